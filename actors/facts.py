@@ -1,0 +1,171 @@
+"""What the actors tell each other about the world: small frozen values, no behaviour.
+
+Times are seconds since the epoch (wall clock), sizes are bytes. Everything here may be stored in
+events, so a change of a field is a change of the journal's schema.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Mode = Literal["completion", "embedding", "reranking"]
+ModelFormat = Literal["gguf", "safetensors", "safetensors-mlx"]
+"""`safetensors-mlx` is safetensors quantised the MLX way, which only mlx can read."""
+
+InstallPolicy = Literal["ask", "auto", "never"]
+WantedBy = Literal["default", "explicit", "request", "repair"]
+"""Why a job runs: a non-deferred backend, a person's command, a request's need, a broken installation."""
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A value that may be stored and sent."""
+
+
+class Failure(Fact, frozen=True, kw_only=True):
+    """Why something did not work, told to the user in one sentence with what to do next."""
+
+    kind: Literal["transient", "permanent", "cancelled"]
+    """Transient failures are retried; permanent ones answer at once. Neither sticks."""
+    code: str
+    """Stable word for programs: `no_space`, `unreachable`, `unsupported_platform`, `hash_mismatch`, …"""
+    message: str
+    """One sentence: what happened."""
+    advice: str = ""
+    """What the user can do now, a command where there is one."""
+    detail: str = ""
+    """Raw tool output (redacted, bounded to 4,000 characters): for the log and for `why`, never for clients."""
+
+    def sentence(self) -> str:
+        """Message and advice as one text."""
+        return f"{self.message} {self.advice}".strip()
+
+
+class Progress(Fact, frozen=True, kw_only=True):
+    """How far a job is. Never stored."""
+
+    job: str
+    phase: str
+    """`resolving`, `downloading`, `unpacking`, `verifying`, `loading`, `waiting_to_retry`, …"""
+    message: str = ""
+    done: int = 0
+    """Bytes."""
+    total: int = 0
+    """Bytes; 0 when unknown."""
+    rate: float = 0.0
+    """Bytes a second, smoothed; 0 when unknown."""
+
+
+class Plan(Fact, frozen=True, kw_only=True):
+    """What an installation would fetch."""
+
+    backend: str
+    version: str
+    packages: tuple[str, ...] = ()
+    """`name==version`."""
+    download_bytes: int = 0
+    """What is not in the cache yet."""
+    total_bytes: int = 0
+    """All files of the plan, cached or not."""
+
+
+class Installation(Fact, frozen=True, kw_only=True):
+    """One version of one backend on disk, complete and verified."""
+
+    id: str
+    """Folder name `<version>-<digest8>.<n>` under `backends/<backend>/`, or `external` for the user's own."""
+    backend: str
+    version: str
+    digest: str = ""
+    """SHA-256 of the lock it was built from."""
+    size: int = 0
+    """Bytes on disk, hard links counted once."""
+    built_at: float = 0.0
+    managed: bool = True
+    """False for an environment or binary the user named in the config: used, never touched."""
+    root: str = ""
+    """Absolute path for unmanaged ones; managed ones lie in the data directory under their id."""
+    broken: str = ""
+    """Why it cannot be used; empty when whole."""
+
+
+class EngineSpec(Fact, frozen=True, kw_only=True):
+    """Everything needed to start one engine; fixed for its life."""
+
+    engine_id: str
+    backend: str
+    installation_id: str
+    model_id: str
+    model_ref: str
+    """The reference the load was asked by, for people."""
+    mode: Mode = "completion"
+    context_size: int = 0
+    """Tokens; 0 lets the model decide."""
+    flags: tuple[str, ...] = ()
+    """User flags, already checked against the backend's allow-list."""
+    memory: int = 0
+    """Bytes promised to it."""
+
+
+class EngineExit(Fact, frozen=True, kw_only=True):
+    """How an engine ended: the capsule's summary."""
+
+    at: float
+    code: int | None = None
+    """Exit code; None when it died of a signal or was never seen to exit."""
+    signal: str = ""
+    """Signal name, such as `SIGKILL`."""
+    summary: str = ""
+    """One sentence for the client."""
+    first_lines: tuple[str, ...] = ()
+    last_lines: tuple[str, ...] = ()
+    memory: int = 0
+    """Bytes resident when last measured."""
+    expected: bool = False
+    """True when we asked it to stop."""
+
+
+EngineState = Literal["starting", "ready", "stopping", "gone"]
+
+
+class Engine(Fact, frozen=True, kw_only=True):
+    """One backend process that serves one model in one mode, as its runner knows it."""
+
+    spec: EngineSpec
+    state: EngineState
+    since: float
+    """When it entered this state."""
+    pid: int = 0
+    started: float = 0.0
+    """Kernel start time of the pid in seconds since boot (psutil's `create_time` where that is all there is)."""
+    endpoint: str = ""
+    """Absolute path of its unix socket, or `http://127.0.0.1:PORT`."""
+    exit: EngineExit | None = None
+    cause: str = ""
+
+
+class Model(Fact, frozen=True, kw_only=True):
+    """A model that lies in the store, whole and verified."""
+
+    id: str
+    """`sha256:<64 hex>`, the digest of its manifest."""
+    tags: tuple[str, ...] = ()
+    """Canonical references, such as `docker.io/ai/smollm2:latest`."""
+    format: ModelFormat = "gguf"
+    size: int = 0
+    """Bytes of its files."""
+    created: float = 0.0
+    architecture: str = ""
+    parameters: str = ""
+    """For people, such as `134.52M`."""
+    parameter_count: int = 0
+    quantization: str = ""
+    context_length: int = 0
+    """Tokens the model was trained for; 0 when unknown."""
+    kv_bytes_per_token: int = 0
+    """Bytes of key/value cache a token of context needs; 0 when unknown."""
+    source: str = ""
+    """Where it came from, redacted."""
+    in_place: str = ""
+    """Absolute path when it is served from where the user keeps it, not from the store."""

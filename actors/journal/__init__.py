@@ -1,0 +1,1 @@
+"""The journal: one port, and the stores behind it."""

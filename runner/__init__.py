@@ -1,0 +1,1 @@
+"""What users meet: backends, installations, engines, models, and the daemon with its HTTP and command line."""

@@ -1,0 +1,1 @@
+"""Diagnosis from the journal: log, replay, why, bundle."""

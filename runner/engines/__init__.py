@@ -1,0 +1,1 @@
+"""Engine processes: keepers, launchers, readiness, capsules."""

@@ -1,0 +1,1 @@
+"""Models: names, where they come from, and the store."""

@@ -35,7 +35,7 @@ class Failure(Fact, frozen=True, kw_only=True):
     advice: str = ""
     """What the user can do now, a command where there is one."""
     detail: str = ""
-    """Raw tool output (redacted, bounded to 4,000 characters): for the log and for `why`, never for clients."""
+    """Raw tool output (redacted, bounded to 4,000 characters): for the log and `why`, not for clients."""
 
     def sentence(self) -> str:
         """Message and advice as one text."""
@@ -138,7 +138,7 @@ class Engine(Fact, frozen=True, kw_only=True):
     """When it entered this state."""
     pid: int = 0
     started: float = 0.0
-    """Kernel start time of the pid in seconds since boot (psutil's `create_time` where that is all there is)."""
+    """Kernel start time of the pid, as `identity` reads it: tells a recycled pid from the real one."""
     endpoint: str = ""
     """Absolute path of its unix socket, or `http://127.0.0.1:PORT`."""
     exit: EngineExit | None = None

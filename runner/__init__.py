@@ -1,1 +1,1 @@
-"""What users meet: backends, installations, engines, models, and the daemon with its HTTP and command line."""
+"""What users meet: backends, installations, engines, models, daemon, HTTP and command line."""

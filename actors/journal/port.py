@@ -20,15 +20,15 @@ class JournalError(Exception):
     """Base of everything a journal raises."""
 
 
-class NotWritten(JournalError):  # noqa: N818 - a state of affairs, read as a sentence in `except NotWritten`
+class NotWritten(JournalError):
     """The batch is known not to be stored; the store is as it was and may take others later."""
 
 
-class JournalFailed(JournalError):  # noqa: N818
+class JournalFailed(JournalError):
     """It is unknown whether the batch is stored. The journal accepts nothing more."""
 
 
-class JournalDamaged(JournalError):  # noqa: N818
+class JournalDamaged(JournalError):
     """A stored row is missing or not what was written."""
 
     def __init__(self, message: str, seq: int) -> None:
@@ -36,11 +36,11 @@ class JournalDamaged(JournalError):  # noqa: N818
         self.seq = seq
 
 
-class JournalTooNew(JournalError):  # noqa: N818
+class JournalTooNew(JournalError):
     """The log format is newer than this program."""
 
 
-class JournalBusy(JournalError):  # noqa: N818
+class JournalBusy(JournalError):
     """Another writer holds the journal."""
 
     def __init__(self, message: str, pid: int) -> None:

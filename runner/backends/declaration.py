@@ -1,0 +1,173 @@
+"""What a backend declares: where it runs, what to install, how to start it, how it speaks.
+
+A declaration is data and two pure functions (`verdict`, `command`). Everything that acts on it lives
+elsewhere: `installations` builds it, `engines` starts it, the front door shapes requests by it.
+"""
+
+from __future__ import annotations
+
+import platform as _platform
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from greenroom.actors.facts import EngineSpec, Mode, ModelFormat
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The machine, as far as a backend cares; a value, so that tests can be on any machine."""
+
+    system: Literal["linux", "darwin", "windows"] | str
+    machine: str
+    """`x86_64` or `arm64`, whatever the system calls them."""
+    python: tuple[int, int]
+    macos: tuple[int, int] | None = None
+    cuda: bool = False
+    """True where an NVIDIA driver answers."""
+
+    @classmethod
+    def here(cls) -> Platform:
+        """The machine this runs on."""
+        machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(
+            _platform.machine().lower(), _platform.machine().lower()
+        )
+        release = _platform.mac_ver()[0]
+        macos = None
+        if release:
+            parts = [*release.split("."), "0"]
+            macos = (int(parts[0]), int(parts[1]))
+        return cls(
+            system=_platform.system().lower(),
+            machine=machine,
+            python=(sys.version_info.major, sys.version_info.minor),
+            macos=macos,
+            cuda=Path("/proc/driver/nvidia/version").exists(),
+        )
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Installed as a Python environment from a hash-locked requirement file that ships with us."""
+
+    distribution: str
+    """The distribution whose version is the installation's version, such as `mlx-lm`."""
+    lock: str
+    """Stem of the requirement file under `runner/installations/locks/`, such as `mlx`."""
+    probe: tuple[str, ...]
+    """Modules that must import in the finished environment."""
+    requirements: tuple[str, ...]
+    """What the lock was resolved from, and what `latest` resolves again."""
+    indexes: tuple[str, ...] = ()
+    """Further package indexes its wheels live on, beside the user's own."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """Installed by unpacking a tree out of an OCI image."""
+
+    reference: str
+    version: str
+    tree: str
+    """Path of the tree inside the image, such as `/vllm-metal`."""
+    executables: tuple[str, ...]
+    """Globs below the tree whose execute bits the image has lost."""
+    prebuilt: Mapping[str, str] = field(default_factory=dict)
+    """Folders below the tree to copy to places under the user's home, where the backend looks for them."""
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """How to tell loading from ready from dead."""
+
+    path: str = "/health"
+    loading: frozenset[int] = frozenset({503})
+    """Statuses that mean: alive and still loading."""
+    dead: frozenset[int] = frozenset()
+    """Statuses that mean: alive as a process, but this load will never succeed."""
+    proof: bool = False
+    """True where 200 proves nothing: a one-token completion must succeed before the engine is ready."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How requests and answers differ from what the client sent and expects."""
+
+    model_name: str | None = None
+    """Sent instead of the client's model name, and replaced by it again in answers."""
+    dropped: frozenset[str] = frozenset()
+    """Request fields the engine must never see, since they would load other weights."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's bytes are, for an engine."""
+
+    path: Path
+    """The GGUF file (first shard), or the folder with safetensors, tokenizer and config."""
+    format: ModelFormat
+    name: str
+    """The reference clients use."""
+    context_length: int = 0
+    mmproj: Path | None = None
+    chat_template: Path | None = None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All that a command line depends on."""
+
+    spec: EngineSpec
+    root: Path
+    """The installation's folder."""
+    python: Path
+    """The installation's own interpreter."""
+    model: ModelFiles
+    socket: Path
+    """Where the engine must listen; at most 100 bytes."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program to start: argv and the variables added to a cleaned environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """One kind of inference software. Subclasses are declarations: class attributes and two functions."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """One line for people."""
+    deferred: ClassVar[bool] = True
+    """Installed only when it is asked for."""
+    formats: ClassVar[tuple[ModelFormat, ...]]
+    modes: ClassVar[tuple[Mode, ...]]
+    preference: ClassVar[int]
+    """Among backends that are installed and can serve a model, the lowest number serves."""
+    install_preference: ClassVar[int]
+    """Among backends that could be installed to serve a model, the lowest number is offered."""
+    source: ClassVar[Environment | Image]
+    readiness: ClassVar[Readiness] = Readiness()
+    dialect: ClassVar[Dialect] = Dialect()
+    allowed_flags: ClassVar[frozenset[str]] = frozenset()
+    """User flags that pass; empty refuses all."""
+    overhead_bytes: ClassVar[int] = 200 * 2**20
+    """Memory an engine needs beyond weights and key/value cache."""
+
+    @abstractmethod
+    def verdict(self, platform: Platform) -> str:
+        """Empty when this platform can run it, else one sentence that says what it would need."""
+
+    @abstractmethod
+    def command(self, launch: Launch) -> Command:
+        """The program that serves this model on this socket, through a launcher of ours where it needs one."""
+
+
+RESERVED_NAMES = frozenset({"v1", "status", "ps", "df", "unload", "requests"})
+"""Path segments under `/engines` that no backend may be called."""

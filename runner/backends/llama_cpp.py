@@ -1,0 +1,49 @@
+"""llama.cpp: the default backend, the only one that is not deferred."""
+
+from __future__ import annotations
+
+from greenroom.runner.backends.declaration import Backend, Command, Environment, Launch, Platform, Readiness
+from greenroom.runner.backends.flags import LLAMA_CPP
+from greenroom.runner.engines.launchers import launcher
+
+
+class LlamaCpp(Backend):
+    """GGUF everywhere, through `xllamacpp`, whose server is the whole llama-server API."""
+
+    name = "llama.cpp"
+    title = "llama.cpp (GGUF, every platform)"
+    deferred = False
+    formats = ("gguf",)
+    modes = ("completion", "embedding", "reranking")
+    preference = 10
+    install_preference = 10
+    source = Environment(
+        distribution="xllamacpp", lock="llama.cpp", probe=("xllamacpp",), requirements=("xllamacpp",)
+    )
+    readiness = Readiness(path="/health", loading=frozenset({503}))
+    allowed_flags = LLAMA_CPP
+    overhead_bytes = 150 * 2**20
+
+    def verdict(self, platform: Platform) -> str:
+        """Linux and macOS; its wheels cover both."""
+        if platform.system not in ("darwin", "linux"):
+            return f"llama.cpp is packaged for Linux and macOS; this is {platform.system}."
+        return ""
+
+    def command(self, launch: Launch) -> Command:
+        """llama-server's own arguments, handed to its server inside our launcher."""
+        spec = launch.spec
+        args = ["--model", str(launch.model.path), "--host", str(launch.socket), "-ngl", "999", "--metrics"]
+        if spec.mode == "embedding":
+            args += ["--embeddings"]
+        elif spec.mode == "reranking":
+            args += ["--embeddings", "--reranking"]
+        elif launch.model.chat_template is not None:
+            args += ["--chat-template-file", str(launch.model.chat_template)]
+        if spec.context_size:
+            args += ["--ctx-size", str(spec.context_size)]
+        args += spec.flags
+        if launch.model.mmproj is not None:
+            args += ["--mmproj", str(launch.model.mmproj)]
+        args += ["--jinja"]
+        return Command(argv=(str(launch.python), "-I", str(launcher("llama_cpp")), *args))

@@ -1,0 +1,59 @@
+"""mlx: Apple's MLX through mlx-lm; on Linux with MLX's CPU build."""
+
+from __future__ import annotations
+
+from greenroom.runner.backends.declaration import (
+    Backend,
+    Command,
+    Dialect,
+    Environment,
+    Launch,
+    Platform,
+    Readiness,
+)
+from greenroom.runner.engines.launchers import launcher
+
+
+class Mlx(Backend):
+    """safetensors, MLX quantised ones too."""
+
+    name = "mlx"
+    title = "MLX through mlx-lm (Apple silicon; CPU on Linux)"
+    formats = ("safetensors-mlx", "safetensors")
+    modes = ("completion",)
+    preference = 30
+    install_preference = 10
+    source = Environment(
+        distribution="mlx-lm",
+        lock="mlx",
+        probe=("mlx.core", "mlx_lm.server"),
+        # Older releases import code out of model folders (CVE-2026-5843).
+        requirements=("mlx-lm>=0.32.0", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"),
+    )
+    # Its server answers 200 while the model loads, 503 once the load has died, and never exits.
+    readiness = Readiness(path="/health", loading=frozenset(), dead=frozenset({503}), proof=True)
+    # `adapters` and `draft_model` would load other weights than the ones that were admitted.
+    dialect = Dialect(model_name="default_model", dropped=frozenset({"adapters", "draft_model"}))
+
+    def verdict(self, platform: Platform) -> str:
+        """macOS on Apple silicon, or Linux."""
+        if platform.system == "darwin" and platform.machine != "arm64":
+            return "mlx needs a Mac with Apple silicon; this Mac has an Intel processor."
+        if platform.system not in ("darwin", "linux"):
+            return f"mlx runs on macOS (Apple silicon) and Linux; this is {platform.system}."
+        return ""
+
+    def command(self, launch: Launch) -> Command:
+        """mlx-lm's server cannot listen on a unix socket by itself; our launcher makes it."""
+        return Command(
+            argv=(
+                str(launch.python),
+                "-I",
+                str(launcher("mlx")),
+                "--model",
+                str(launch.model.path),
+                "--socket",
+                str(launch.socket),
+            ),
+            env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )

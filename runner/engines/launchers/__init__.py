@@ -1,0 +1,10 @@
+"""Programs run by an installation's own Python (`-I`): one file each, standard library and the engine only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def launcher(name: str) -> Path:
+    """The file of a launcher; none is named like a library, or it would shadow it."""
+    return Path(__file__).with_name(f"launch_{name}.py")

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from greenroom.actors.facts import EngineSpec, Mode, ModelFormat
 
@@ -21,7 +21,8 @@ from greenroom.actors.facts import EngineSpec, Mode, ModelFormat
 class Platform:
     """The machine, as far as a backend cares; a value, so that tests can be on any machine."""
 
-    system: Literal["linux", "darwin", "windows"] | str
+    system: str
+    """`linux`, `darwin` or `windows`."""
     machine: str
     """`x86_64` or `arm64`, whatever the system calls them."""
     python: tuple[int, int]
@@ -166,7 +167,7 @@ class Backend(ABC):
 
     @abstractmethod
     def command(self, launch: Launch) -> Command:
-        """The program that serves this model on this socket, through a launcher of ours where it needs one."""
+        """The program that serves this model on this socket, through a launcher of ours if need be."""
 
 
 RESERVED_NAMES = frozenset({"v1", "status", "ps", "df", "unload", "requests"})

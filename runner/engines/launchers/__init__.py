@@ -1,4 +1,4 @@
-"""Programs run by an installation's own Python (`-I`): one file each, standard library and the engine only."""
+"""Programs run by an installation's own Python (`-I`): standard library and the engine only."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class Journal(Protocol):
     """An append-only log with one writer."""
 
-    def append(self, batch: Sequence[Entry]) -> list[Record]:
+    def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
         """Store the batch atomically and durably; return once it is. Callable from any thread.
 
         Raises NotWritten or JournalFailed.

@@ -1,0 +1,157 @@
+"""Time as a port: cores are given a moment, timers are set on a clock."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+_log = logging.getLogger(__name__)
+
+
+class Moment(NamedTuple):
+    """One reading of both clocks."""
+
+    wall: float
+    """Seconds since the epoch; may jump. For what is stored and shown."""
+    monotonic: float
+    """Seconds since some start; never jumps. For deadlines."""
+
+
+class Timer(Protocol):
+    """A call that has not happened yet."""
+
+    def cancel(self) -> None:
+        """Make it not happen. Idempotent; harmless when it has."""
+        ...
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> Moment:
+        """Read both clocks."""
+        ...
+
+    def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
+        """Run `call` once the monotonic clock has reached that second. It must be quick and not raise."""
+        ...
+
+    def close(self) -> None:
+        """Drop all timers. Idempotent."""
+        ...
+
+
+class _Call:
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+
+class SystemClock:
+    """The machine's clocks, with one timer thread that starts with the first timer."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, _Call]] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def now(self) -> Moment:
+        """Read both clocks."""
+        return Moment(time.time(), time.monotonic())
+
+    def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
+        """Run `call` on the timer thread."""
+        entry = _Call(call)
+        with self._changed:
+            if self._closed:
+                return entry
+            heapq.heappush(self._heap, (monotonic, next(self._order), entry))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="greenroom-timers", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return entry
+
+    def close(self) -> None:
+        """End the timer thread."""
+        with self._changed:
+            self._closed = True
+            self._heap.clear()
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (not self._heap or self._heap[0][0] > time.monotonic()):
+                    wait = self._heap[0][0] - time.monotonic() if self._heap else None
+                    self._changed.wait(wait)
+                if self._closed:
+                    return
+                call = heapq.heappop(self._heap)[2].call
+            if call is None:
+                continue
+            try:
+                call()
+            except Exception:  # noqa: BLE001
+                # One bad timer must not stop every other timer of the system.
+                _log.exception("a timer raised")
+
+
+class ManualClock:
+    """A clock that stands still until a test moves it. Timers run in the thread that moves it."""
+
+    def __init__(self, wall: float = 1_700_000_000.0, monotonic: float = 1_000.0) -> None:
+        self._now = Moment(wall, monotonic)
+        self._heap: list[tuple[float, int, _Call]] = []
+        self._order = itertools.count()
+        self._lock = threading.Lock()
+
+    def now(self) -> Moment:
+        """The moment it stands at."""
+        return self._now
+
+    def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
+        """Run `call` when `advance` reaches that second."""
+        entry = _Call(call)
+        with self._lock:
+            heapq.heappush(self._heap, (monotonic, next(self._order), entry))
+        return entry
+
+    def close(self) -> None:
+        """Drop all timers."""
+        with self._lock:
+            self._heap.clear()
+
+    def advance(self, seconds: float) -> None:
+        """Move both clocks and run what falls due, in order, each at its own second."""
+        target = self._now.monotonic + seconds
+        while True:
+            with self._lock:
+                if not self._heap or self._heap[0][0] > target:
+                    break
+                due, _, entry = heapq.heappop(self._heap)
+            self._move_to(max(due, self._now.monotonic))
+            if entry.call is not None:
+                entry.call()
+        self._move_to(target)
+
+    def jump(self, seconds: float) -> None:
+        """Move the wall clock alone, as a correction of the system's time does."""
+        self._now = Moment(self._now.wall + seconds, self._now.monotonic)
+
+    def _move_to(self, monotonic: float) -> None:
+        self._now = Moment(self._now.wall + monotonic - self._now.monotonic, monotonic)

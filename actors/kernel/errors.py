@@ -1,0 +1,75 @@
+"""What asking an actor can raise.
+
+Exception
+└── KernelError
+    ├── Refused         the actor said no; `refusal` says why and what to do
+    ├── ActorStopped    the actor or its system has stopped, or was rebuilt before it could answer
+    ├── AskExpired      the deadline passed first
+    ├── MailboxFull     too many requests wait already
+    ├── UnknownActor    no such address in this system
+    ├── StartFailed     an actor could not start; the system did not
+    └── SystemFailed    the system has stopped itself; the cause says why
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An actor's no, complete enough to show to a person and to answer over HTTP."""
+
+    code: str
+    """Stable word for programs, such as `backend_not_installed`."""
+    message: str
+    """One sentence: what happened."""
+    advice: str = ""
+    """What to do next."""
+    status: int = 400
+    """The HTTP status that fits."""
+    retry_after: float = 0.0
+    """Seconds; 0 when trying again later would not help."""
+    numbers: dict[str, float] = {}
+    """What decided, such as bytes asked, promised and free."""
+    subject: str = ""
+    """Who it is about: a backend or a model."""
+
+    def sentence(self) -> str:
+        """Message and advice as one text."""
+        return f"{self.message} {self.advice}".strip()
+
+
+class KernelError(Exception):
+    """Base of everything the kernel raises."""
+
+
+class Refused(KernelError):
+    """The actor said no."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.sentence())
+        self.refusal = refusal
+
+
+class ActorStopped(KernelError):
+    """No answer will come: the actor stopped or was rebuilt. The question may be asked again."""
+
+
+class AskExpired(KernelError):
+    """The deadline of an ask passed before the answer."""
+
+
+class MailboxFull(KernelError):
+    """The actor has too much to do already."""
+
+
+class UnknownActor(KernelError):
+    """Nobody has that address."""
+
+
+class StartFailed(KernelError):
+    """An actor could not be started, so the system was not."""
+
+
+class SystemFailed(KernelError):
+    """The system stopped itself because going on could have falsified its journal."""

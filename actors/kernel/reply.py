@@ -1,0 +1,75 @@
+"""The future of an ask: Pykka's, but awaiting it does not block the loop.
+
+Pykka's own `await future` yields once and then blocks in `get()` (jodal/pykka, `_future.py`); awaiting a
+job of half a second freezes the event loop for half a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pykka
+
+
+class Reply(pykka.ThreadingFuture[Any]):
+    """A slot for one answer, readable from threads (`get`) and loops (`await`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks_lock = threading.Lock()
+        self._done = False
+
+    def done(self) -> bool:
+        """True once there is an answer or an error."""
+        return self._done
+
+    def set(self, value: Any = None) -> None:
+        """Give the answer. A second answer is ignored: whoever came first has been heard."""
+        # queue.Full is how Pykka says that there is one already; an expiry and the real answer may race.
+        with contextlib.suppress(queue.Full):
+            super().set(value)
+            self._fire()
+
+    def fail(self, error: BaseException) -> None:
+        """Give an error instead of an answer."""
+        with contextlib.suppress(queue.Full):
+            super().set_exception((type(error), error, error.__traceback__))
+            self._fire()
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Call back once, from whichever thread answers, or at once when there is an answer already."""
+        with self._callbacks_lock:
+            if not self._done:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        loop = asyncio.get_running_loop()
+        answered = loop.create_future()
+
+        def settle() -> None:
+            if not answered.done():
+                answered.set_result(None)
+
+        def wake() -> None:
+            # The loop may have been closed while the actor was thinking; nobody waits then.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle)
+
+        self.on_done(wake)
+        yield from answered.__await__()
+        return self.get(timeout=0)
+
+    def _fire(self) -> None:
+        with self._callbacks_lock:
+            self._done = True
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    Later,
+    Recovered,
+    Stored,
+    Tell,
+    refuse,
+)
+from greenroom.actors.testing import RecordingHands, given
+
+
+class Filled(Event, frozen=True, kw_only=True):
+    TAG = "filled"
+    by: int
+    at: float = 0.0
+
+
+class Emptied(Event, frozen=True, kw_only=True):
+    TAG = "emptied"
+
+
+class Unstorable(Event, frozen=True, kw_only=True):
+    TAG = "unstorable"
+    what: Any
+
+
+class Fill(Command, frozen=True, kw_only=True):
+    by: int
+
+
+class Watch(Command, frozen=True, kw_only=True):
+    pass
+
+
+class Pull(Effect, frozen=True, kw_only=True):
+    litres: int
+
+
+class Level(msgspec.Struct, frozen=True):
+    litres: int = 0
+    last: float = 0.0
+
+
+class Cistern:
+    """Flushes itself at ten litres, and five seconds after it was last filled."""
+
+    address = Address("cistern")
+    event_types: Sequence[type[Event]] = (Filled, Emptied, Unstorable)
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+
+    def claims(self, stream: str) -> bool:
+        return stream == "cistern"
+
+    def stream_of(self, event: Event) -> str:
+        return "elsewhere" if self.fault == "stream" else "cistern"
+
+    def initial(self) -> Level:
+        return Level()
+
+    def unseen(self) -> int:
+        return 0
+
+    def decide(self, state: Level, command: Command, now: Moment, seen: int) -> Decision[int]:
+        match command:
+            case Fill(by=by) if self.fault == "random":
+                return Decision(events=(Filled(by=int(random.random() * 1e9)),))
+            case Fill(by=by) if self.fault == "unstorable":
+                return Decision(events=(Unstorable(what=(1, 2)),))
+            case Fill(by=by) if by < 0:
+                return Decision(reply=refuse("negative", "A cistern is not filled by less than nothing."))
+            case Fill(by=by):
+                return Decision(events=(Filled(by=by, at=now.monotonic),), reply=state.litres + by)
+            case Watch():
+                return Decision(reply=Later("flush"), seen=seen + 1)
+            case _:
+                return Decision()
+
+    def apply(self, state: Level, stored: Stored[Any]) -> Level:
+        match stored.event:
+            case Filled(by=by, at=at):
+                return Level(state.litres + by, at)
+            case _:
+                return Level()
+
+    def react(self, state: Level, stored: Stored[Any]) -> Sequence[Effect]:
+        if isinstance(stored.event, Emptied):
+            return [
+                Pull(litres=10),
+                Tell(to=Address("sewer"), command=Fill(by=10)),
+                Answer(key="flush", outcome="flushed"),
+            ]
+        return []
+
+    def settle(self, state: Level, now: Moment, seen: int) -> Decision[int]:
+        if state.litres >= 10 or (state.litres and now.monotonic >= state.last + 5):
+            return Decision(events=(Emptied(),))
+        return Decision(wake_at=state.last + 5 if state.litres else None)
+
+
+def test_a_case_tells_a_life_step_by_step() -> None:
+    case = given(Cistern(), Filled(by=3))
+    assert case.state.litres == 3
+    case.when(Fill(by=4)).then(Filled)
+    assert case.reply == 7
+    assert not case.effects
+    case.when(Fill(by=3)).rest().then(Filled(by=3, at=1_000.0), Emptied())
+    assert case.of(Pull) == [Pull(litres=10)]
+    assert case.told("sewer") == [Fill(by=10)]
+    assert case.answers == {"flush": "flushed"}
+    case.when(Fill(by=-1)).then()
+    assert case.refusal.code == "negative"
+
+
+def test_a_case_waits_as_long_as_the_core_asks_to() -> None:
+    case = given(Cistern()).when(Fill(by=1)).rest()
+    assert case.wake_at == 1_005.0
+    case.advance(4.9).rest().then()
+    case.wake().then(Emptied())
+    assert case.wake_at is None
+    assert case.now.monotonic == 1_005.0
+
+
+def test_a_rebuilt_case_has_its_state_and_has_seen_nothing() -> None:
+    case = given(Cistern(), Filled(by=2), seen=4).when(Watch())
+    assert case.reply == Later("flush")
+    assert case.seen == 5
+    case.rebuild().when(Recovered()).then()
+    assert (case.state.litres, case.seen) == (2, 0)
+
+
+def test_then_names_what_was_expected_and_what_was_got() -> None:
+    with pytest.raises(AssertionError, match=r"expected\s+Emptied[\s\S]*but got\s+Filled"):
+        given(Cistern()).when(Fill(by=1)).then(Emptied())
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("random", "decide is not pure"),
+        ("unstorable", "does not survive the journal"),
+        ("stream", "does not claim"),
+    ],
+)
+def test_a_case_finds_the_faults_of_an_impure_core(fault: str, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        given(Cistern(fault=fault)).when(Fill(by=1))
+
+
+def test_recording_hands_note_effects_and_can_be_waited_for() -> None:
+    heard: list[str] = []
+    hands = RecordingHands({Pull: lambda effect, cause: heard.append(cause)})
+    thread = threading.Thread(target=hands.perform, args=(Pull(litres=1), "cistern/4"))
+    thread.start()
+    assert hands.wait_for(Pull) == [Pull(litres=1)]
+    thread.join()
+    assert heard == ["cistern/4"]
+    with pytest.raises(TimeoutError, match="1 of 2 Pull"):
+        hands.wait_for(Pull, 2, timeout=0.01)

@@ -1,0 +1,387 @@
+"""What is stored. Tags and fields are the journal's format: a change needs a new SCHEMA and an upcaster.
+
+Streams: `install/<backend>` (installer), `runner/<backend>`, `library`, `scheduler`, `daemon`.
+Times are wall-clock seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from greenroom.actors.facts import (
+    EngineExit,
+    EngineSpec,
+    Failure,
+    Installation,
+    Mode,
+    Model,
+    WantedBy,
+)
+from greenroom.actors.kernel.core import Event
+
+# installer
+
+
+class InstallRequested(Event, frozen=True, kw_only=True):
+    """Somebody wants a backend that is not there; the first attempt begins."""
+
+    TAG = "install_requested"
+    job: str
+    backend: str
+    version: str
+    wanted_by: WantedBy
+
+
+class InstallAttemptFailed(Event, frozen=True, kw_only=True):
+    """An attempt failed for a reason that may pass; the next one begins at `retry_at`."""
+
+    TAG = "install_attempt_failed"
+    job: str
+    backend: str
+    attempt: int
+    failure: Failure
+    retry_at: float
+
+
+class InstallationCommitted(Event, frozen=True, kw_only=True):
+    """An installation is complete, verified and in use from now on."""
+
+    TAG = "installation_committed"
+    job: str
+    backend: str
+    installation: Installation
+    seconds: float = 0.0
+
+
+class InstallFailed(Event, frozen=True, kw_only=True):
+    """The job has ended without an installation. The next request may try again."""
+
+    TAG = "install_failed"
+    job: str
+    backend: str
+    failure: Failure
+
+
+class InstallCancelled(Event, frozen=True, kw_only=True):
+    """The job was ended on purpose."""
+
+    TAG = "install_cancelled"
+    job: str
+    backend: str
+    reason: str
+
+
+class InstallationFound(Event, frozen=True, kw_only=True):
+    """A committed installation is on disk that the journal did not know, or that is whole again."""
+
+    TAG = "installation_found"
+    backend: str
+    installation: Installation
+
+
+class InstallationMissing(Event, frozen=True, kw_only=True):
+    """An installation the journal knows is not on disk any more."""
+
+    TAG = "installation_missing"
+    backend: str
+    installation_id: str
+    reason: str
+
+
+class InstallationBroken(Event, frozen=True, kw_only=True):
+    """An installation is on disk, but not as it was committed."""
+
+    TAG = "installation_broken"
+    backend: str
+    installation_id: str
+    reason: str
+
+
+class InstallationActivated(Event, frozen=True, kw_only=True):
+    """This installation is the one new engines start from."""
+
+    TAG = "installation_activated"
+    backend: str
+    installation_id: str
+
+
+class InstallationRetiring(Event, frozen=True, kw_only=True):
+    """It will be removed once no engine uses it; nothing new starts on it."""
+
+    TAG = "installation_retiring"
+    backend: str
+    installation_id: str
+    reason: str
+    unwanted: bool = False
+    """True when the user uninstalled the backend: it stays so until he asks for it again."""
+
+
+class InstallationRemoved(Event, frozen=True, kw_only=True):
+    """Its files are gone."""
+
+    TAG = "installation_removed"
+    URGENT = True
+    backend: str
+    installation_id: str
+    freed: int = 0
+
+
+# runner
+
+
+class EngineStartRequested(Event, frozen=True, kw_only=True):
+    """The intent to start an engine; recovery settles it by looking, never by repeating."""
+
+    TAG = "engine_start_requested"
+    spec: EngineSpec
+
+
+class EngineSpawned(Event, frozen=True, kw_only=True):
+    """Its process runs."""
+
+    TAG = "engine_spawned"
+    engine_id: str
+    pid: int
+    started: float
+    endpoint: str
+
+
+class EngineReady(Event, frozen=True, kw_only=True):
+    """It has proved that it can answer."""
+
+    TAG = "engine_ready"
+    engine_id: str
+    seconds: float = 0.0
+    """From the request to start it."""
+
+
+class EngineStopRequested(Event, frozen=True, kw_only=True):
+    """It was asked to end."""
+
+    TAG = "engine_stop_requested"
+    URGENT = True
+    engine_id: str
+    reason: str
+
+
+class EngineExited(Event, frozen=True, kw_only=True):
+    """Its process has ended."""
+
+    TAG = "engine_exited"
+    URGENT = True
+    engine_id: str
+    exit: EngineExit
+
+
+class EngineAdopted(Event, frozen=True, kw_only=True):
+    """It outlived the daemon that started it and is ours again."""
+
+    TAG = "engine_adopted"
+    engine_id: str
+    pid: int
+    started: float
+    endpoint: str
+
+
+class EngineLost(Event, frozen=True, kw_only=True):
+    """The journal says it runs; nothing on this machine does."""
+
+    TAG = "engine_lost"
+    URGENT = True
+    engine_id: str
+    reason: str
+
+
+# scheduler
+
+
+class BackendChosen(Event, frozen=True, kw_only=True):
+    """Which backend serves a model, and why not another."""
+
+    TAG = "backend_chosen"
+    model_id: str
+    model_ref: str
+    mode: Mode
+    backend: str
+    installation_id: str
+    reasons: tuple[str, ...] = ()
+
+
+class LoadAdmitted(Event, frozen=True, kw_only=True):
+    """A load has its place in memory; its engine will be started."""
+
+    TAG = "load_admitted"
+    spec: EngineSpec
+    promised: int
+    """Bytes promised to all engines, this one included."""
+    budget: int
+    refused_before: int = 0
+    """Requests for it that were refused since the last time it was loaded."""
+
+
+class LoadRefused(Event, frozen=True, kw_only=True):
+    """Requests for a model are refused; stored when the reason first appears or changes."""
+
+    TAG = "load_refused"
+    model_id: str
+    model_ref: str
+    mode: Mode
+    code: str
+    message: str
+    numbers: dict[str, float] = {}
+    count: int = 1
+
+
+class LoadFailed(Event, frozen=True, kw_only=True):
+    """An engine that should run does not."""
+
+    TAG = "load_failed"
+    URGENT = True
+    engine_id: str
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    failure: Failure
+    was_ready: bool = False
+
+
+class EvictionDecided(Event, frozen=True, kw_only=True):
+    """An engine shall end; its place is free once it is gone."""
+
+    TAG = "eviction_decided"
+    URGENT = True
+    engine_id: str
+    model_id: str
+    model_ref: str
+    backend: str
+    reason: str
+    """`idle`, `room`, `unload`, `retiring`, `reconfigured`, `shutdown`."""
+    in_favour_of: str = ""
+    """The model that needs the room."""
+    idle_seconds: float = 0.0
+    memory: int = 0
+    needed: int = 0
+    free: int = 0
+
+
+class BreakerOpened(Event, frozen=True, kw_only=True):
+    """A model keeps dying on an installation; it is left alone for a while."""
+
+    TAG = "breaker_opened"
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    failures: int
+    until: float
+    reason: str
+
+
+class BreakerClosed(Event, frozen=True, kw_only=True):
+    """It may be tried again without restraint."""
+
+    TAG = "breaker_closed"
+    model_id: str
+    backend: str
+    installation_id: str
+    reason: str
+
+
+class ConfigChanged(Event, frozen=True, kw_only=True):
+    """How a model is loaded from now on."""
+
+    TAG = "config_changed"
+    model_id: str
+    model_ref: str
+    mode: Mode
+    context_size: int | None = None
+    flags: tuple[str, ...] | None = None
+    keep_alive: float | None = None
+    """Seconds; negative means for ever."""
+
+
+# library
+
+
+class PullRequested(Event, frozen=True, kw_only=True):
+    """Somebody wants a model that is not here."""
+
+    TAG = "pull_requested"
+    job: str
+    reference: str
+    wanted_by: WantedBy = "explicit"
+
+
+class PullAttemptFailed(Event, frozen=True, kw_only=True):
+    """An attempt failed for a reason that may pass; what has arrived is kept."""
+
+    TAG = "pull_attempt_failed"
+    job: str
+    attempt: int
+    failure: Failure
+    retry_at: float
+
+
+class ModelCommitted(Event, frozen=True, kw_only=True):
+    """A model lies in the store, whole and verified."""
+
+    TAG = "model_committed"
+    job: str
+    model: Model
+    seconds: float = 0.0
+
+
+class PullFailed(Event, frozen=True, kw_only=True):
+    """The pull has ended without a model."""
+
+    TAG = "pull_failed"
+    job: str
+    failure: Failure
+
+
+class PullCancelled(Event, frozen=True, kw_only=True):
+    """The pull was ended on purpose."""
+
+    TAG = "pull_cancelled"
+    job: str
+    reason: str
+
+
+class ModelTagged(Event, frozen=True, kw_only=True):
+    """A model's tags are now these."""
+
+    TAG = "model_tagged"
+    model_id: str
+    tags: tuple[str, ...]
+
+
+class ModelRemoved(Event, frozen=True, kw_only=True):
+    """A model is no longer in the store."""
+
+    TAG = "model_removed"
+    URGENT = True
+    model_id: str
+    reason: str
+    freed: int = 0
+
+
+# daemon
+
+
+class DaemonStarted(Event, frozen=True, kw_only=True):
+    """A daemon has opened this journal."""
+
+    TAG = "daemon_started"
+    pid: int
+    version: str
+    platform: str
+    boot_id: str = ""
+    address: str = ""
+
+
+class DaemonStopped(Event, frozen=True, kw_only=True):
+    """It has stopped in order. Without this before the next start, it was killed."""
+
+    TAG = "daemon_stopped"
+    URGENT = True
+    pid: int
+    reason: str

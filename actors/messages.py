@@ -1,0 +1,459 @@
+"""Commands and replies: what the actors, the front door and hosts say to each other."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from greenroom.actors.facts import (
+    Engine,
+    EngineExit,
+    EngineSpec,
+    Failure,
+    Installation,
+    InstallPolicy,
+    Mode,
+    Model,
+    ModelFormat,
+    Plan,
+    Progress,
+    WantedBy,
+)
+from greenroom.actors.kernel.core import Address, Command
+
+INSTALLER = Address("installer")
+SCHEDULER = Address("scheduler")
+LIBRARY = Address("library")
+DAEMON = Address("daemon")
+
+
+def runner_address(backend: str) -> Address:
+    """Where the runner of a backend is."""
+    return Address(f"runner/{backend}")
+
+
+class Reply(Command, frozen=True, kw_only=True):
+    """An answer."""
+
+
+# what is told upwards: whole lists, never deltas
+
+
+class BackendFacts(Reply, frozen=True, kw_only=True):
+    """What the actors need to know of a backend's declaration."""
+
+    name: str
+    deferred: bool
+    formats: tuple[ModelFormat, ...]
+    modes: tuple[Mode, ...]
+    preference: int
+    install_preference: int
+    verdict: str = ""
+    """Why this platform cannot run it; empty when it can."""
+    overhead: int = 0
+    """Bytes an engine needs beyond weights and key/value cache."""
+    download_bytes: int = 0
+    """What installing it would fetch, where known."""
+
+
+BackendState = Literal[
+    "absent", "installing", "waiting_to_retry", "installed", "broken", "failed", "retiring"
+]
+
+
+class BackendStatus(Reply, frozen=True, kw_only=True):
+    """One backend as the installer sees it."""
+
+    name: str
+    state: BackendState
+    current: Installation | None = None
+    """The whole installation new engines start from."""
+    installations: tuple[Installation, ...] = ()
+    """All that are on disk, broken and retiring ones too."""
+    retiring: tuple[str, ...] = ()
+    """Ids of installations nothing may use any more."""
+    job: str = ""
+    attempt: int = 0
+    retry_at: float = 0.0
+    failure: Failure | None = None
+    """Why the last job or the current installation failed."""
+    wanted: bool = False
+
+
+class InstallationList(Command, frozen=True, kw_only=True):
+    """Installer → scheduler: all backends."""
+
+    backends: tuple[BackendStatus, ...]
+    version: int
+
+
+class EngineList(Command, frozen=True, kw_only=True):
+    """Runner → scheduler and installer: all its engines, and the last that are gone."""
+
+    backend: str
+    engines: tuple[Engine, ...]
+    version: int
+
+
+class ModelList(Command, frozen=True, kw_only=True):
+    """Library → scheduler: all models."""
+
+    models: tuple[Model, ...]
+    version: int
+
+
+class RollCall(Command, frozen=True, kw_only=True):
+    """Scheduler → owners, in a new life: tell me your list again."""
+
+
+# installer
+
+
+class Ensure(Command, frozen=True, kw_only=True):
+    """Have a backend installed. The reply comes when it is, or when the job has ended: `Ensured`."""
+
+    backend: str
+    version: str = ""
+    """Empty means the pinned one."""
+    wanted_by: WantedBy = "explicit"
+    repair: bool = False
+    """Build anew even when the installation looks whole."""
+
+
+class Ensured(Reply, frozen=True, kw_only=True):
+    """The backend is installed."""
+
+    installation: Installation
+    fresh: bool
+    """False when it was installed already."""
+
+
+class Uninstall(Command, frozen=True, kw_only=True):
+    """Remove a backend once its engines have drained: `Uninstalled`."""
+
+    backend: str
+
+
+class Uninstalled(Reply, frozen=True, kw_only=True):
+    """It is gone."""
+
+    freed: int
+    """Bytes, measured."""
+    was_installed: bool
+
+
+class CancelInstall(Command, frozen=True, kw_only=True):
+    """End an installation: `Cancelled`. `leave` ends it only if nobody else waits for it."""
+
+    backend: str
+    reason: str = "cancelled by the user"
+    leave: bool = False
+
+
+class Cancelled(Reply, frozen=True, kw_only=True):
+    """Whether there was something to end."""
+
+    ended: bool
+
+
+class PlanInstall(Command, frozen=True, kw_only=True):
+    """What would an installation fetch? `Plan`."""
+
+    backend: str
+    version: str = ""
+
+
+class InstallCommitted(Command, frozen=True, kw_only=True):
+    """Report: an attempt has built a whole installation."""
+
+    job: str
+    installation: Installation
+
+
+class InstallAttemptEnded(Command, frozen=True, kw_only=True):
+    """Report: an attempt failed or was cancelled."""
+
+    job: str
+    backend: str
+    failure: Failure
+
+
+class InstallationsSeen(Command, frozen=True, kw_only=True):
+    """Report: what lies on disk for a backend."""
+
+    backend: str
+    installations: tuple[Installation, ...]
+
+
+class InstallationGone(Command, frozen=True, kw_only=True):
+    """Report: an installation's files are removed, or could not be."""
+
+    backend: str
+    installation_id: str
+    freed: int = 0
+    failure: Failure | None = None
+
+
+class PlanMade(Command, frozen=True, kw_only=True):
+    """Report: a plan, or why there is none."""
+
+    backend: str
+    version: str
+    plan: Plan | None = None
+    failure: Failure | None = None
+
+
+# runner
+
+
+class StartEngine(Command, frozen=True, kw_only=True):
+    """Scheduler → runner. The same id twice is harmless."""
+
+    spec: EngineSpec
+
+
+class StopEngine(Command, frozen=True, kw_only=True):
+    """Scheduler → runner. Harmless for an engine that is gone."""
+
+    engine_id: str
+    reason: str
+
+
+class SpawnedEngine(Command, frozen=True, kw_only=True):
+    """Report: its process runs."""
+
+    engine_id: str
+    pid: int
+    started: float
+    endpoint: str
+
+
+class EngineIsReady(Command, frozen=True, kw_only=True):
+    """Report: it has proved that it can answer."""
+
+    engine_id: str
+
+
+class EngineEnded(Command, frozen=True, kw_only=True):
+    """Report: its process has ended, or never began."""
+
+    engine_id: str
+    exit: EngineExit
+
+
+class AdoptedEngine(Command, frozen=True, kw_only=True):
+    """Report: it outlived the last daemon."""
+
+    engine_id: str
+    pid: int
+    started: float
+    endpoint: str
+    ready: bool
+
+
+class LostEngine(Command, frozen=True, kw_only=True):
+    """Report: there is no such process."""
+
+    engine_id: str
+    reason: str
+
+
+class EngineMoved(Command, frozen=True, kw_only=True):
+    """Report: it is loading and getting on."""
+
+    engine_id: str
+
+
+# scheduler
+
+
+class Serve(Command, frozen=True, kw_only=True):
+    """Find an engine for a request whose model is known: `Granted`, with a place in its gate."""
+
+    request_id: str
+    """Chosen by the caller, so that it can abandon a request whose grant it has not seen."""
+    model_id: str
+    model_ref: str
+    mode: Mode = "completion"
+    backend: str = ""
+    """Binding: no other serves it."""
+    policy: InstallPolicy | None = None
+    """Overrides the configured one."""
+    keep_alive: float | None = None
+    """Seconds the model stays after its last request; negative means for ever."""
+    caller: str = ""
+    """Whom fairness counts: a key or an address."""
+
+
+class Granted(Reply, frozen=True, kw_only=True):
+    """A place in an engine's gate under the request's id. Whoever has it must leave."""
+
+    engine_id: str
+    backend: str
+    endpoint: str
+
+
+class Abandon(Command, frozen=True, kw_only=True):
+    """The request is gone, granted or not. Valid at any time."""
+
+    request_id: str
+
+
+class Unload(Command, frozen=True, kw_only=True):
+    """End idle engines: `Unloaded`. Engines in use are left alone."""
+
+    all: bool = False
+    backend: str = ""
+    model_ids: tuple[str, ...] = ()
+
+
+class Unloaded(Reply, frozen=True, kw_only=True):
+    """How many engines were told to end."""
+
+    engines: int
+
+
+class Configure(Command, frozen=True, kw_only=True):
+    """Change how a model is loaded; what is None stays as it is. 409 while it is in use."""
+
+    model_id: str
+    model_ref: str
+    mode: Mode = "completion"
+    context_size: int | None = None
+    flags: tuple[str, ...] | None = None
+    keep_alive: float | None = None
+
+
+class Configured(Reply, frozen=True, kw_only=True):
+    """Whether anything changed."""
+
+    changed: bool
+
+
+class Drain(Command, frozen=True, kw_only=True):
+    """The daemon stops: admit nothing more and end all engines (`Unloaded`)."""
+
+
+class GateEmptied(Command, frozen=True, kw_only=True):
+    """Report: the last request has left an engine."""
+
+    engine_id: str
+
+
+# library
+
+
+class Pull(Command, frozen=True, kw_only=True):
+    """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
+
+    reference: str
+    """Canonical."""
+    wanted_by: WantedBy = "explicit"
+    token: str = ""
+    """A bearer token for the source; never stored."""
+
+
+class Pulled(Reply, frozen=True, kw_only=True):
+    """It is here."""
+
+    model: Model
+    fresh: bool
+
+
+class CancelPull(Command, frozen=True, kw_only=True):
+    """End a pull: `Cancelled`."""
+
+    reference: str
+    reason: str = "cancelled by the user"
+    leave: bool = False
+
+
+class RemoveModel(Command, frozen=True, kw_only=True):
+    """Remove a model from the store: `Removed`."""
+
+    model_id: str
+    tag: str = ""
+    """Remove this tag only, and the model when it was the last."""
+    force: bool = False
+
+
+class Removed(Reply, frozen=True, kw_only=True):
+    """What went."""
+
+    untagged: tuple[str, ...]
+    deleted: tuple[str, ...]
+    freed: int = 0
+
+
+class TagModel(Command, frozen=True, kw_only=True):
+    """Give a model another tag, taking it from whichever model had it: `Tagged`."""
+
+    model_id: str
+    tag: str
+
+
+class Tagged(Reply, frozen=True, kw_only=True):
+    """The model's tags."""
+
+    tags: tuple[str, ...]
+
+
+class PullCommitted(Command, frozen=True, kw_only=True):
+    """Report: the model is in the store."""
+
+    job: str
+    model: Model
+
+
+class PullAttemptEnded(Command, frozen=True, kw_only=True):
+    """Report: an attempt failed or was cancelled."""
+
+    job: str
+    failure: Failure
+
+
+class ModelsSeen(Command, frozen=True, kw_only=True):
+    """Report: what lies in the store."""
+
+    models: tuple[Model, ...]
+
+
+class ModelGone(Command, frozen=True, kw_only=True):
+    """Report: a model's files are removed, or could not be."""
+
+    model_id: str
+    freed: int = 0
+    failure: Failure | None = None
+
+
+class TagsWritten(Command, frozen=True, kw_only=True):
+    """Report: the store has these tags for a model now."""
+
+    model_id: str
+    tags: tuple[str, ...]
+    failure: Failure | None = None
+
+
+class JobMoved(Command, frozen=True, kw_only=True):
+    """Report: a job got on. Never stored."""
+
+    progress: Progress
+
+
+# daemon
+
+
+class NoteStarted(Command, frozen=True, kw_only=True):
+    """Store that this daemon runs."""
+
+    pid: int
+    version: str
+    platform: str
+    boot_id: str = ""
+    address: str = ""
+
+
+class NoteStopped(Command, frozen=True, kw_only=True):
+    """Store that this daemon stops in order."""
+
+    pid: int
+    reason: str

@@ -226,7 +226,7 @@ class LoadRefused(Event, frozen=True, kw_only=True):
     mode: Mode
     code: str
     message: str
-    numbers: dict[str, float] = {}
+    numbers: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it for every instance
     count: int = 1
 
 

@@ -67,6 +67,8 @@ class InstallCancelled(Event, frozen=True, kw_only=True):
     job: str
     backend: str
     reason: str
+    unwanted: bool = False
+    """True when the user does not want the backend any more."""
 
 
 class InstallationFound(Event, frozen=True, kw_only=True):

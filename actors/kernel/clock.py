@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ class Moment(NamedTuple):
     """Seconds since the epoch; may jump. For what is stored and shown."""
     monotonic: float
     """Seconds since some start; never jumps. For deadlines."""
+    draw: float = 0.5
+    """A random number in [0, 1) for jitter: cores are pure, so chance is given to them like time."""
 
 
 class Timer(Protocol):
@@ -68,7 +71,7 @@ class SystemClock:
 
     def now(self) -> Moment:
         """Read both clocks."""
-        return Moment(time.time(), time.monotonic())
+        return Moment(time.time(), time.monotonic(), random.random())  # noqa: S311 - jitter, not secrets
 
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
         """Run `call` on the timer thread."""

@@ -1,0 +1,313 @@
+"""The settings of one Greenroom, and where each value comes from.
+
+Flags come before the environment, the environment before `<home>/config.toml` (or the file that
+`GREENROOM_CONFIG` names), that file before the defaults. Nothing is read at import time.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from greenroom.runner.quantities import parse_duration, parse_keep_alive, parse_size
+
+if TYPE_CHECKING:
+    from greenroom.actors.facts import InstallPolicy
+
+DEFAULT_PORT = 12400
+INSTALL_POLICIES = ("ask", "auto", "never")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class BadSetting(Exception):
+    """A setting cannot be used; the text names the file or variable, the key, and what would be right."""
+
+
+@dataclass(frozen=True)
+class ExternalBackend:
+    """An installation of the user's own: used as it is, never touched."""
+
+    binary: Path | None = None
+    """llama.cpp: a `llama-server`."""
+    python: Path | None = None
+    """mlx, vllm: the interpreter of an environment that has it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, complete and checked. Seconds and bytes."""
+
+    home: Path
+    """The data directory."""
+    bind: str = "127.0.0.1"
+    """The address the daemon listens on."""
+    port: int = DEFAULT_PORT
+    """The port the daemon listens on; 0 lets the system choose."""
+    host: str = ""
+    """URL clients talk to; empty means the daemon of this data directory, at `bind` and `port`."""
+    instance: str = ""
+    """Instance id clients believe; empty means the one this data directory has."""
+    install_policy: InstallPolicy = "ask"
+    """Whether a request may install a deferred backend: `ask`, `auto`, `never`."""
+    keep_alive: float = 300.0
+    """How long a model stays after its last request; negative means for ever."""
+    memory_budget: int | None = None
+    """What all engines together may use; None means 90 % of the machine's memory less the headroom."""
+    headroom: int = 512 * 2**20
+    """Memory left to the rest of the machine when the budget is not given."""
+    max_wait: float = 300.0
+    """How long a request may wait for its engine."""
+    progress_after: float = 5.0
+    """After this a streaming client is told what it waits for."""
+    queue_limit: int = 256
+    """Requests that may wait at the same time."""
+    max_body: int = 10 * 2**20
+    """The largest request body."""
+    engine_grace: float = 120.0
+    """How long engines outlive a daemon that was killed."""
+    log_level: str = "info"
+    models: Mapping[str, Any] = field(default_factory=dict)
+    """Short names of the user's own and the sources they stand for, as `[models]` has them."""
+    backends: Mapping[str, ExternalBackend] = field(default_factory=dict)
+    """Installations of the user's own, by backend."""
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where values that are not defaults come from."""
+    config_file: Path | None = field(default=None, compare=False)
+    """The file that was read, if there is one."""
+
+    def origin(self, name: str) -> str:
+        """`flag --port`, `environment GREENROOM_PORT`, the file's path, or `default`."""
+        return self.origins.get(name, "default")
+
+    def changed(self, origin: str, **values: Any) -> Settings:
+        """A copy with other values, whose origin is this."""
+        return replace(self, **values, origins={**self.origins, **dict.fromkeys(values, origin)})
+
+    @property
+    def url(self) -> str:
+        """Where clients look for the daemon."""
+        if self.host:
+            return self.host
+        # A wildcard is an address to listen on, not one to talk to.
+        address = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.bind, self.bind)  # noqa: S104
+        return f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Put the settings together.
+
+    Args:
+        flags: values of command-line flags by setting; None and absent ones were not given.
+        environment: instead of the process's own.
+
+    Raises:
+        BadSetting: a value or a key cannot be used.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    variables = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def take(name: str, raw: Any, origin: str) -> None:
+        try:
+            values[name] = _READERS[name](raw)
+        except (TypeError, ValueError) as error:
+            raise BadSetting(f"{origin}: {name} cannot be used: {error}.") from error
+        origins[name] = origin
+
+    home_flag = given.pop("home", None)
+    if home_flag is not None:
+        take("home", home_flag, "flag --home")
+    elif variables.get("GREENROOM_HOME"):
+        take("home", variables["GREENROOM_HOME"], "environment GREENROOM_HOME")
+    else:
+        values["home"] = _default_home()
+
+    file = _config_file(values["home"], variables)
+    for name, raw, origin in _from_file(file) if file is not None else ():
+        take(name, raw, origin)
+    for name, raw, origin in _from_environment(variables):
+        take(name, raw, origin)
+    for name, raw in given.items():
+        take(name, raw, f"flag --{name.replace('_', '-')}")
+    return Settings(**values, origins=origins, config_file=file)
+
+
+def _default_home() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("greenroom", appauthor=False))
+
+
+def _config_file(home: Path, variables: Mapping[str, str]) -> Path | None:
+    named = variables.get("GREENROOM_CONFIG")
+    if named:
+        file = Path(named).expanduser().absolute()
+        if not file.is_file():
+            raise BadSetting(f"environment GREENROOM_CONFIG: there is no file {file}.")
+        return file
+    file = home / "config.toml"
+    return file if file.is_file() else None
+
+
+def _from_file(file: Path) -> list[tuple[str, Any, str]]:
+    try:
+        content = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSetting(f"{file} cannot be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadSetting(f"{file} is not valid TOML: {error}.") from error
+    known = [name for name in _READERS if name != "home"]
+    for key in content:
+        if key == "home":
+            raise BadSetting(
+                f"{file}: home cannot be set in the data directory itself; set GREENROOM_HOME or use --home."
+            )
+        if key not in known:
+            raise BadSetting(f"{file}: there is no setting {key!r}. {_suggestion(key, known)}")
+    return [(key, value, str(file)) for key, value in content.items()]
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known settings: {', '.join(known)}."
+
+
+def _from_environment(variables: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    found = []
+    for name in _READERS:
+        if name in ("home", "models", "backends"):
+            continue
+        # Docker Model Runner's own names are understood; ours win.
+        for variable in (f"GREENROOM_{name.upper()}", f"MODEL_RUNNER_{name.upper()}"):
+            if variable.startswith("MODEL_RUNNER_") and name not in ("host", "port"):
+                continue
+            text = variables.get(variable, "").strip().strip("\"'")
+            if text:
+                found.append((name, text, f"environment {variable}"))
+                break
+    return found
+
+
+def _path(raw: Any) -> Path:
+    text = str(raw).strip()
+    if not text:
+        raise ValueError("an empty path names nothing")
+    return Path(text).expanduser().absolute()
+
+
+def _address(raw: Any) -> str:
+    text = _text(raw).strip("[]")
+    if not text or "/" in text or any(letter.isspace() for letter in text):
+        raise ValueError(f"{raw!r} is not an address to listen on; write 127.0.0.1")
+    return text
+
+
+def _port(raw: Any) -> int:
+    port = _whole(raw)
+    if port > 65535:
+        raise ValueError(f"{port} is not a port; ports end at 65535")
+    return port
+
+
+def _url(raw: Any) -> str:
+    text = _text(raw)
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{raw!r} has no usable port") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{raw!r} is not an address; write http://127.0.0.1:{DEFAULT_PORT}")
+    if parts.username or parts.query or parts.fragment:
+        raise ValueError("an address is scheme, host, port and at most a path")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = {"http": 80, "https": 443}[parts.scheme] if "://" in text else DEFAULT_PORT
+    return f"{parts.scheme}://{host}:{port or default}{parts.path.rstrip('/')}"
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def read(raw: Any) -> str:
+        text = _text(raw).lower()
+        if text not in words:
+            raise ValueError(f"{raw!r} is none of {', '.join(words)}")
+        return text
+
+    return read
+
+
+def _text(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise TypeError(f"{raw!r} should be text")
+    return raw.strip()
+
+
+def _whole(raw: Any) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, (int, str)) or not str(raw).strip().isdigit():
+        raise ValueError(f"{raw!r} is not a whole number")
+    return int(raw)
+
+
+def _budget(raw: Any) -> int | None:
+    if isinstance(raw, str) and raw.strip().lower() == "auto":
+        return None
+    return parse_size(raw)
+
+
+def _models(raw: Any) -> Mapping[str, Any]:
+    return _table(raw, "[models]")
+
+
+def _backends(raw: Any) -> Mapping[str, ExternalBackend]:
+    known = {each.name for each in fields(ExternalBackend)}
+    found = {}
+    for name, table in _table(raw, "[backends]").items():
+        entries = _table(table, f'[backends."{name}"]')
+        strange = [key for key in entries if key not in known]
+        if strange:
+            raise ValueError(
+                f'[backends."{name}"] has no key {strange[0]!r}, only {" and ".join(sorted(known))}'
+            )
+        found[name] = ExternalBackend(**{key: _path(value) for key, value in entries.items()})
+    return found
+
+
+def _table(raw: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(raw, Mapping):
+        raise TypeError(f"{name} should be a table")
+    return raw
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "home": _path,
+    "host": _url,
+    "instance": _text,
+    "bind": _address,
+    "port": _port,
+    "install_policy": _one_of(*INSTALL_POLICIES),
+    "keep_alive": parse_keep_alive,
+    "memory_budget": _budget,
+    "headroom": parse_size,
+    "max_wait": parse_duration,
+    "progress_after": parse_duration,
+    "queue_limit": _whole,
+    "max_body": parse_size,
+    "engine_grace": parse_duration,
+    "log_level": _one_of(*LOG_LEVELS),
+    "models": _models,
+    "backends": _backends,
+}
+"""How each setting is read, from any source; also the order in which they are shown."""
+
+NAMES = tuple(_READERS)

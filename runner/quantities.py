@@ -1,0 +1,100 @@
+"""Durations and sizes as people write and read them: `5m`, `1h30m`, `10MiB`, `93.2 MB`."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
+_SIZES = {
+    "": 1,
+    "b": 1,
+    **{f"{letter}ib": 2 ** (10 * power) for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}b": 10 ** (3 * power) for power, letter in enumerate("kmgt", 1)},
+    # A bare letter is what people type for memory, where powers of two are meant.
+    **{letter: 2 ** (10 * power) for power, letter in enumerate("kmgt", 1)},
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+FOREVER = -1.0
+"""The keep-alive of a model that stays until it is told to go."""
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds from `90`, `90s`, `5m`, `1h30m`, `500ms`; never negative. Raises ValueError or TypeError."""
+    if isinstance(text, bool) or not isinstance(text, (int, float, str)):
+        raise TypeError(_not_a_duration(text))
+    seconds = _duration_from_text(text.strip()) if isinstance(text, str) else float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(_not_a_duration(text))
+    return seconds
+
+
+def parse_keep_alive(text: str | float) -> float:
+    """Like `parse_duration`; `forever` and anything negative mean FOREVER."""
+    if isinstance(text, str):
+        word = text.strip().lower()
+        if word in ("forever", "inf", "infinite"):
+            return FOREVER
+        if word.startswith("-"):
+            parse_duration(word[1:])
+            return FOREVER
+    elif not isinstance(text, bool) and text < 0:
+        return FOREVER
+    return parse_duration(text)
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from `1048576`, `10MiB`, `10M` (the same), `8GB` (thousands), `1.5 GiB`. Raises ValueError."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        size = text
+    else:
+        match = _SIZE.fullmatch(str(text).strip())
+        unit = _SIZES.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise ValueError(f"{text!r} is not a size; write 512MiB, 8GB or a number of bytes")
+        size = int(float(match[1]) * unit)
+    if size < 0:
+        raise ValueError(f"{text!r} is negative; a size is not")
+    return size
+
+
+def format_duration(seconds: float) -> str:
+    """`forever`, `0.4s`, `42s`, `5m`, `1h30m`, `2d3h`: at most two units."""
+    if seconds < 0:
+        return "forever"
+    if seconds < 10 and seconds != int(seconds):
+        return f"{seconds:.1f}s"
+    rest = round(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count:
+            parts.append(f"{count}{unit}")
+        elif parts:
+            break
+    return "".join(parts[:2]) or "0s"
+
+
+def format_size(size: float) -> str:
+    """`512 B`, `93.2 MB`, `1.61 GB`: powers of ten, three digits."""
+    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= step * 0.9995:
+            value = size / step
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{int(size)} B"
+
+
+def _duration_from_text(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    matches = list(_DURATION.finditer(text))
+    if not matches or "".join(match[0] for match in matches) != text:
+        raise ValueError(_not_a_duration(text))
+    return sum(float(match[1]) * _UNITS[match[2]] for match in matches)
+
+
+def _not_a_duration(text: object) -> str:
+    return f"{text!r} is not a duration; write 90s, 5m, 1h30m or a number of seconds"

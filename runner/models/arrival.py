@@ -1,0 +1,149 @@
+"""A model on its way into the store: its files are hashed here and belong to nobody until the commit.
+
+Everything lies in one folder under `models/incoming/`, on the store's own file system, so that the commit
+only renames. A crash leaves that folder behind, which the next start sweeps; nothing in it is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from typing import Literal
+
+from greenroom.runner.failures import JobCancelled
+from greenroom.runner.models.durable import sync_file
+from greenroom.runner.models.failures import from_os_error, hash_mismatch, not_a_model
+from greenroom.runner.models.manifest import Layer
+from greenroom.runner.models.references import BadReference, relative_name
+
+_CHUNK = 2**20
+
+Count = Callable[[int], None]
+"""Told how many more bytes have been handled."""
+
+
+class Arrival:
+    """Collects one model's files, hashed as they come. Used by one thread."""
+
+    def __init__(self, incoming: Path) -> None:
+        incoming.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(dir=incoming))
+        self.work = self.folder / "work"
+        """For the source's own use, such as a download cache."""
+        self.work.mkdir()
+        self._files = self.folder / "files"
+        self._files.mkdir()
+        self.layers: list[Layer] = []
+        self.origin: dict[str, tuple[int, int]] = {}
+
+    def take(
+        self,
+        path: Path,
+        name: str,
+        *,
+        how: Literal["move", "link"],
+        expected: str = "",
+        cancel: Event,
+        count: Count = lambda _: None,
+    ) -> Layer:
+        """Bring in a file that lies on disk, and hash it.
+
+        `move` is for files that are ours already; `link` leaves the original where it is and shares its
+        bytes where the file system can (else copies them), so the original's size and time are remembered.
+
+        Raises:
+            JobFailed: unreadable, no space, changed while it was read, or not what `expected` pins.
+            JobCancelled: `cancel` was set.
+        """
+        target = self._place(name)
+        try:
+            before = path.stat()
+            if how == "move":
+                shutil.move(path, target)
+            else:
+                self._link(path, target, cancel)
+            digest = _hash(target, cancel, count)
+            after = target.stat()
+            if how == "link" and after.st_ino == before.st_ino:
+                if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                    raise not_a_model(
+                        f"{path.name} was written to while it was read. Try again when it is done."
+                    )
+                self.origin[digest] = (after.st_size, after.st_mtime_ns)
+            else:
+                # Ours alone: no mode or owner of the original matters to engines.
+                target.chmod(0o644)
+            sync_file(target)
+        except OSError as error:
+            raise from_os_error(error, f"bringing in {path.name}") from error
+        if expected and digest != expected:
+            raise hash_mismatch(name, expected, digest)
+        layer = Layer(name=name, digest=digest, size=after.st_size)
+        self.layers.append(layer)
+        return layer
+
+    def path_of(self, layer: Layer) -> Path:
+        """Where a layer's file lies until the commit."""
+        return self._files / layer.name
+
+    def paths(self) -> list[Path]:
+        """All files that have been taken."""
+        return [self.path_of(layer) for layer in self.layers]
+
+    def discard(self) -> None:
+        """Remove what is left; after a commit that is only the source's work."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _place(self, name: str) -> Path:
+        try:
+            relative = relative_name(name)
+        except BadReference as error:
+            raise not_a_model(str(error)) from error
+        target = self._files / relative
+        if target.exists():
+            raise not_a_model(f"The model has two files called {name}.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _link(self, path: Path, target: Path, cancel: Event) -> None:
+        source = path.resolve(strict=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without hard links, or not our file
+            with source.open("rb") as reader, target.open("xb") as writer:
+                while chunk := reader.read(_CHUNK):
+                    _check(cancel)
+                    writer.write(chunk)
+
+
+def hash_file(path: Path, cancel: Event, count: Count = lambda _: None) -> str:
+    """`sha256:<hex>` of a file.
+
+    Raises:
+        JobFailed: unreadable.
+        JobCancelled: `cancel` was set.
+    """
+    try:
+        return _hash(path, cancel, count)
+    except OSError as error:
+        raise from_os_error(error, f"reading {path.name}") from error
+
+
+def _hash(path: Path, cancel: Event, count: Count) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            _check(cancel)
+            digest.update(chunk)
+            count(len(chunk))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _check(cancel: Event) -> None:
+    if cancel.is_set():
+        raise JobCancelled

@@ -1,0 +1,90 @@
+"""A stored model as engines want it: files with proper names in one folder.
+
+`bundles/sha256/<hex>/model/` holds hard links to blobs (links where the file system has none). A bundle is
+derived: it can be made again from the blobs at any time, and is made beside and renamed, so two who need
+it at once both find a whole one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from greenroom.runner.models.gguf import shard_of
+from greenroom.runner.models.manifest import CHAT_TEMPLATE, GGUF, MMPROJ, Manifest, file_names
+from greenroom.runner.models.references import relative_name
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The paths in one bundle."""
+
+    path: Path
+    """The first GGUF shard, or the folder."""
+    mmproj: Path | None = None
+    chat_template: Path | None = None
+
+
+def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -> Bundle:
+    """The bundle in `folder`, made first if it is missing or not whole. `blob` says where a digest lies.
+
+    Raises:
+        BadReference: the manifest names a file outside the bundle.
+        OSError: a blob is missing, or the disk refused.
+    """
+    files = [(layer, relative_name(name)) for layer, name in file_names(manifest)]
+    model = folder / "model"
+    if not all(_same(model / name, blob(layer.digest)) for layer, name in files):
+        _make(folder, {model.relative_to(folder) / name: blob(layer.digest) for layer, name in files})
+    weights = sorted(
+        (str(name) for layer, name in files if layer.media_type == GGUF), key=lambda n: (shard_of(n), n)
+    )
+    kinds = {layer.media_type: model / name for layer, name in files}
+    return Bundle(
+        path=model / weights[0] if weights else model,
+        mmproj=kinds.get(MMPROJ),
+        chat_template=kinds.get(CHAT_TEMPLATE) if weights else None,
+    )
+
+
+def remove_bundle(folder: Path) -> None:
+    """Remove a bundle; the blobs stay."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(folder: Path, files: dict[Path, Path]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+    try:
+        fresh.chmod(0o755)
+        for name, blob in files.items():
+            target = fresh / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(blob, target)
+        if folder.exists():
+            # An engine that has the old files open keeps them; the name is free at once.
+            folder.rename(fresh.with_name(f"{fresh.name}-old"))
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(fresh.with_name(f"{fresh.name}-old"), ignore_errors=True)
+
+
+def _link(blob: Path, target: Path) -> None:
+    try:
+        os.link(blob, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        target.symlink_to(blob)
+
+
+def _same(path: Path, blob: Path) -> bool:
+    try:
+        return path.samefile(blob)
+    except OSError:
+        return False

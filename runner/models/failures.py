@@ -1,0 +1,59 @@
+"""The failures a model's arrival can end in, each one sentence and what to do next."""
+
+from __future__ import annotations
+
+import errno
+
+from greenroom.runner.failures import JobFailed
+
+
+def not_a_model(reason: str) -> JobFailed:
+    """The bytes are no model, or not a whole one; `reason` is a whole sentence."""
+    return JobFailed.permanent("not_a_model", reason)
+
+
+def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
+    """What arrived is not what was pinned."""
+    return JobFailed.permanent(
+        "hash_mismatch",
+        f"{what} does not match its pinned hash (expected {expected[:19]}…, got {found[:19]}…); "
+        "nothing was kept.",
+        advice="The file was changed or damaged where it is published, or on the way.",
+    )
+
+
+def no_space(needed: int, free: int, folder: str) -> JobFailed:
+    """The disk is too small, known before or found while writing; bytes."""
+    return JobFailed.permanent(
+        "no_space",
+        f"The model needs {size_text(needed)} and {folder} has {size_text(free)} free."
+        if needed
+        else f"The disk that holds {folder} is full.",
+        advice="Free some space (greenroom df shows what uses it) and try again.",
+    )
+
+
+def from_os_error(error: OSError, doing: str) -> JobFailed:
+    """A failed system call while `doing` (such as "writing the model")."""
+    where = f" {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_space(0, 0, str(error.filename or "the data directory"))
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return JobFailed.permanent(
+            "not_allowed",
+            f"Permission denied while {doing}:{where}.",
+            advice="Check who owns the file and its folder.",
+        )
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return JobFailed.permanent("not_found", f"There is no such file:{where}.", advice="Check the path.")
+    return JobFailed.transient("io_error", f"The disk failed while {doing}:{where} ({error.strerror}).")
+
+
+def size_text(size: int) -> str:
+    """Bytes for people, in powers of 1024: `93.81MiB`."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.2f}{unit}" if unit != "B" else f"{size}B"
+        value /= 1024
+    return f"{value:.2f}TiB"

@@ -1,0 +1,292 @@
+"""GGUF headers: read what is needed, believe nothing.
+
+Our own reader, for two reasons. The `gguf` library imports numpy (some 30 MiB in a daemon that has 80) and
+materialises every token of the vocabulary; and it trusts counts and lengths, so a file of a hundred bytes
+can make it allocate gigabytes. Here each count is checked against the bytes that are left before anything
+is read, arrays are walked and not kept, and the whole header is bounded, so a hostile file costs at most a
+few seconds and a few MiB. Format: the specification in ggml's `docs/gguf.md`; type sizes: `ggml.c`.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.models.metadata import Metadata
+
+_HEADER_LIMIT = 256 * 2**20
+_KEYS_LIMIT = 65_536
+_TENSORS_LIMIT = 1_000_000
+_ITEMS_LIMIT = 8_000_000
+_TEXT_LIMIT = 2 * 2**20
+_NAME_LIMIT = 65_535
+_KEPT_ITEMS = 4_096
+_RAW_LIMIT = 200
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+# ggml type → (elements in a block, bytes of a block)
+_TYPES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110),
+    22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
+    29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+}  # fmt: skip
+
+# llama.cpp's `llama_ftype`, as `general.file_type` holds it
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
+    19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
+    26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
+    36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
+}  # fmt: skip
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+
+Value = str | int | float | bool | tuple[int | float | bool, ...] | None
+"""Of arrays only short ones of numbers are kept; the others are None."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The keys of one GGUF file and the sums over its tensors."""
+
+    values: dict[str, Value] = field(default_factory=dict)
+    parameters: int = 0
+    tensors: int = 0
+
+
+def read_shards(paths: Sequence[Path]) -> Metadata:
+    """The metadata of one model in one or several GGUF files, in order.
+
+    Raises:
+        JobFailed: permanent, `not_a_model`.
+    """
+    headers = [read_header(path) for path in paths]
+    first = headers[0].values
+    declared = _whole(first.get("split.count"))
+    if declared > 1 and declared != len(paths):
+        raise not_a_model(
+            f"{paths[0].name} is one part of a model in {declared} files, and {len(paths)} of them are here."
+        )
+    architecture = _text(first.get("general.architecture"))
+    if not architecture:
+        raise not_a_model(
+            f"{paths[0].name} is a GGUF file that names no architecture, so nothing can run it."
+        )
+    file_type = first.get("general.file_type")
+    return Metadata(
+        format="gguf",
+        architecture=architecture,
+        parameter_count=sum(header.parameters for header in headers),
+        quantization=_FILE_TYPES.get(_whole(file_type), "") if file_type is not None else "",
+        context_length=_whole(first.get(f"{architecture}.context_length")),
+        kv_bytes_per_token=_kv_bytes(architecture, first),
+        chat_template=bool(first.get("tokenizer.chat_template")),
+        raw={k: _shown(v) for k, v in first.items() if v is not None and len(_shown(v)) <= _RAW_LIMIT},
+    )
+
+
+def shard_of(name: str) -> tuple[str, int, int]:
+    """A shard's common stem, its number and their count; `("", 0, 0)` for a name that is no shard's."""
+    match = _SHARD.search(name)
+    return (name[: match.start()], int(match[1]), int(match[2])) if match else ("", 0, 0)
+
+
+def read_header(path: Path) -> Header:
+    """Read one file's header and check its tensors against the file's size.
+
+    Raises:
+        JobFailed: permanent, `not_a_model`, for anything malformed, truncated or absurd.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Reader(file, path.name, path.stat().st_size).header()
+    except OSError as error:
+        raise from_os_error(error, "reading the model") from error
+
+
+class _Reader:
+    """Reads forward only, and never more than is left of the header's budget."""
+
+    def __init__(self, file: BinaryIO, name: str, size: int) -> None:
+        self._file = file
+        self._name = name
+        self._size = size
+        self._left = min(size, _HEADER_LIMIT)
+        self._items = _ITEMS_LIMIT
+
+    def header(self) -> Header:
+        magic = self._file.read(4)
+        if magic != b"GGUF":
+            raise not_a_model(_what_it_is(self._name, magic))
+        self._left -= 4
+        version = self._number("I")
+        if version & 0xFFFF == 0:
+            raise self._bad("is a big-endian GGUF file, which no backend here can read")
+        if version not in (2, 3):
+            raise self._bad(f"is a GGUF file of version {version}; versions 2 and 3 are known")
+        tensors, keys = self._number("Q"), self._number("Q")
+        # A key takes at least 13 bytes and a tensor 24: counts beyond that are lies, told before any work.
+        if keys > min(_KEYS_LIMIT, self._left // 13) or tensors > min(_TENSORS_LIMIT, self._left // 24):
+            raise self._bad(f"claims {keys} keys and {tensors} tensors, more than fit into it")
+        values: dict[str, Value] = {}
+        for _ in range(keys):
+            key = self._string(_NAME_LIMIT)
+            if key in values:
+                raise self._bad(f"has the key {key[:60]!r} twice")
+            values[key] = self._value(self._number("I"))
+        if not tensors:
+            raise self._bad("holds no weights (it may be a vocabulary only)")
+        alignment = _whole(values.get("general.alignment")) or 32
+        if alignment > 2**20 or alignment & (alignment - 1):
+            raise self._bad(f"has an alignment of {alignment}, which is no sensible power of two")
+        return self._tensors(tensors, alignment, values)
+
+    def _tensors(self, count: int, alignment: int, values: dict[str, Value]) -> Header:
+        spans: list[tuple[int, int]] = []
+        parameters = 0
+        for _ in range(count):
+            self._string(_NAME_LIMIT)
+            dimensions = self._number("I")
+            if dimensions > 8:
+                raise self._bad(f"has a tensor of {dimensions} dimensions")
+            elements = prod(self._number("Q") for _ in range(dimensions))
+            if elements >= 2**63:
+                raise self._bad("has a tensor larger than any memory")
+            kind, offset = self._number("I"), self._number("Q")
+            parameters += elements
+            block, width = _TYPES.get(kind, (0, 0))
+            # Types newer than this table are let through without a size: the engine knows them.
+            spans.append((offset, -(-elements // block) * width if block else 0))
+        start = -(-self._file.tell() // alignment) * alignment
+        end = 0
+        for offset, length in sorted(spans):
+            if offset < end:
+                raise self._bad("has tensors that overlap")
+            end = offset + length
+        if start + end > self._size:
+            raise self._bad(
+                f"is cut short: it is {self._size} bytes long and its weights end at {start + end}"
+            )
+        return Header(values=values, parameters=parameters, tensors=count)
+
+    def _value(self, kind: int) -> Value:
+        if kind in _SCALARS:
+            number: int | float | bool = self._number(_SCALARS[kind])
+            return number
+        if kind == _STRING:
+            return self._string(_TEXT_LIMIT)
+        if kind == _ARRAY:
+            return self._array(1)
+        raise self._bad(f"has a value of the unknown type {kind}")
+
+    def _array(self, depth: int) -> tuple[int | float | bool, ...] | None:
+        kind, count = self._number("I"), self._number("Q")
+        if kind in _SCALARS:
+            code = _SCALARS[kind]
+            length = count * struct.calcsize(code)
+            if count <= _KEPT_ITEMS:
+                return struct.unpack(f"<{count}{code}", self._take(length))
+            self._skip(length)
+            return None
+        self._items -= count
+        if self._items < 0 or count > self._left // 8:
+            raise self._bad(f"has an array of {count} items, more than fit into it")
+        if kind == _STRING:
+            for _ in range(count):
+                self._skip(self._number("Q"))
+        elif kind == _ARRAY and depth < 4:
+            for _ in range(count):
+                self._array(depth + 1)
+        else:
+            raise self._bad("has an array of a type that cannot be")
+        return None
+
+    def _string(self, limit: int) -> str:
+        length = self._number("Q")
+        if length > limit:
+            raise self._bad(f"has a text of {length} bytes where {limit} are allowed")
+        return self._take(length).decode("utf-8", "replace")
+
+    def _number(self, code: str) -> int:
+        (number,) = struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}")))
+        return number  # type: ignore[no-any-return]
+
+    def _take(self, length: int) -> bytes:
+        self._spend(length)
+        data = self._file.read(length)
+        if len(data) != length:
+            raise self._bad("is cut short within its header")
+        return data
+
+    def _skip(self, length: int) -> None:
+        self._spend(length)
+        self._file.seek(length, 1)
+
+    def _spend(self, length: int) -> None:
+        if length > self._left:
+            raise self._bad("is cut short within its header, or its header lies about its length")
+        self._left -= length
+
+    def _bad(self, reason: str) -> JobFailed:
+        return not_a_model(f"{self._name} {reason}.")
+
+
+def _kv_bytes(architecture: str, values: dict[str, Value]) -> int:
+    """Two bytes for each key and value element of each layer that has attention."""
+
+    def of(key: str) -> Value:
+        return values.get(f"{architecture}.{key}")
+
+    layers = _whole(of("block_count"))
+    heads = of("attention.head_count")
+    kv_heads = of("attention.head_count_kv")
+    kv_heads = heads if kv_heads is None else kv_heads
+    # Hybrid models give one number a layer; zero for a layer without attention.
+    total = sum(_whole(n) for n in kv_heads) if isinstance(kv_heads, tuple) else layers * _whole(kv_heads)
+    query_heads = max((_whole(n) for n in heads), default=0) if isinstance(heads, tuple) else _whole(heads)
+    head = _whole(of("embedding_length")) // query_heads if query_heads else 0
+    key = _whole(of("attention.key_length")) or head
+    value = _whole(of("attention.value_length")) or head
+    size = total * (key + value) * 2
+    # A header may claim anything; what no machine could hold is as good as unknown.
+    return size if 0 <= size < 2**40 else 0
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) and len(value) <= 100 else ""
+
+
+def _shown(value: Value) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) if len(value) <= 50 else " " * (_RAW_LIMIT + 1)
+    return str(value)
+
+
+def _what_it_is(name: str, magic: bytes) -> str:
+    known = {
+        b"PK\x03\x04": "a zip archive (perhaps PyTorch weights, which can run code and are not loaded)",
+        b"ggml": "a model of the old GGML format, which llama.cpp dropped in 2023",
+        b"ggjt": "a model of the old GGML format, which llama.cpp dropped in 2023",
+        b"\x7fELF": "a program",
+        b"vers": "a Git LFS pointer, not the file itself; run `git lfs pull` where it was cloned",
+        b"<!DO": "a web page, not a model",
+        b"<htm": "a web page, not a model",
+        b"": "empty",
+    }
+    return f"{name} is {known.get(magic, 'not a model: it is neither GGUF nor safetensors')}."

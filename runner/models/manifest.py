@@ -1,0 +1,185 @@
+"""A model as an OCI artifact: its layers, its configuration, its manifest. Pure.
+
+Media types and annotations are Docker Model Runner's, so that what lies in the store can be pushed to a
+registry as it is, and what comes from one can be stored as it is. A model's id is the SHA-256 of its
+manifest's bytes; nothing that varies between two arrivals of the same files goes into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.gguf import shard_of
+from greenroom.runner.models.metadata import Metadata
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPED = "application/vnd.docker.ai.model.config.v0.1+json"
+"""The layers' media types say what they are (GGUF)."""
+CONFIG_FILES = "application/vnd.docker.ai.model.config.v0.2+json"
+"""A layer a file, each with its path (safetensors)."""
+GGUF = "application/vnd.docker.ai.gguf.v3"
+SAFETENSORS = "application/vnd.docker.ai.safetensors"
+MMPROJ = "application/vnd.docker.ai.mmproj"
+CHAT_TEMPLATE = "application/vnd.docker.ai.chat.template.jinja"
+MODEL_FILE = "application/vnd.docker.ai.model.file"
+
+FILEPATH = "org.cncf.model.filepath"
+_UNTESTED = "org.cncf.model.file.mediatype.untested"
+
+_MANIFEST_LIMIT = 4 * 2**20
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """OCI's pointer to a blob."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """OCI's image manifest, as far as models use it."""
+
+    schema_version: int
+    media_type: str = ""
+    artifact_type: str = ""
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = {}
+
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """All that it refers to, the configuration first."""
+        return (self.config, *self.layers)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file of a model, hashed."""
+
+    name: str
+    """Relative path within the model."""
+    digest: str
+    size: int
+
+    @property
+    def media_type(self) -> str:
+        """What the file is, by its name."""
+        lower = self.name.lower()
+        if lower.endswith(".mmproj") or (lower.endswith(".gguf") and "mmproj" in lower):
+            return MMPROJ
+        if lower.endswith(".gguf"):
+            return GGUF
+        if lower.endswith(".safetensors"):
+            return SAFETENSORS
+        if lower.endswith(".jinja"):
+            return CHAT_TEMPLATE
+        return MODEL_FILE
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model ready to be stored: the bytes of its configuration and manifest."""
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    config_bytes: bytes
+
+    @property
+    def id(self) -> str:
+        """The model's id."""
+        return digest_of(self.manifest_bytes)
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:<hex>` of some bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def build(layers: Sequence[Layer], metadata: Metadata) -> Artifact:
+    """Describe a model's files as an artifact. The same files always make the same one."""
+    # GGUF shards must keep their order; everything else is sorted by name, whatever order it came in.
+    layers = sorted(layers, key=lambda layer: (layer.media_type != GGUF, shard_of(layer.name), layer.name))
+    size = sum(layer.size for layer in layers)
+    weights = "gguf" if metadata.format == "gguf" else "safetensors"
+    config = {
+        "format": weights,
+        "quantization": metadata.quantization,
+        "parameters": metadata.parameters,
+        "architecture": metadata.architecture,
+        "size": size_text(size),
+        weights: dict(sorted(metadata.raw.items())),
+    }
+    config_bytes = msgspec.json.encode(
+        {
+            "config": {key: value for key, value in config.items() if value},
+            "descriptor": {},
+            "rootfs": {"type": "rootfs", "diff_ids": [layer.digest for layer in layers]},
+        }
+    )
+    manifest = Manifest(
+        schema_version=2,
+        media_type=MANIFEST,
+        config=Descriptor(
+            media_type=CONFIG_TYPED if metadata.format == "gguf" else CONFIG_FILES,
+            digest=digest_of(config_bytes),
+            size=len(config_bytes),
+        ),
+        layers=tuple(
+            Descriptor(
+                media_type=layer.media_type,
+                digest=layer.digest,
+                size=layer.size,
+                annotations={FILEPATH: layer.name, _UNTESTED: "false"},
+            )
+            for layer in layers
+        ),
+    )
+    return Artifact(manifest, msgspec.json.encode(manifest), config_bytes)
+
+
+def decode(data: bytes, digest: str) -> Manifest:
+    """Read a manifest, whose bytes must have this digest.
+
+    Raises:
+        ValueError: it is not one, or not this one.
+    """
+    if digest_of(data) != digest:
+        raise ValueError("Its manifest has changed.")
+    if len(data) > _MANIFEST_LIMIT:
+        raise ValueError("The manifest is larger than 4 MiB.")
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"It is no manifest: {error}.") from error
+
+
+def file_names(manifest: Manifest) -> list[tuple[Descriptor, str]]:
+    """Each layer with the name its file has in a bundle; names come from annotations where there are any.
+
+    Layers that are not files (tars, licences) are left out. The names are checked by whoever makes paths.
+    """
+    plain = {GGUF: "model.gguf", MMPROJ: "model.mmproj", CHAT_TEMPLATE: "template.jinja"}
+    counts = {
+        kind: sum(layer.media_type == kind for layer in manifest.layers) for kind in (GGUF, SAFETENSORS)
+    }
+    seen = dict.fromkeys(counts, 0)
+    named: list[tuple[Descriptor, str]] = []
+    for layer in manifest.layers:
+        kind = layer.media_type
+        if kind in seen:
+            seen[kind] += 1
+        suffix = "gguf" if kind == GGUF else "safetensors"
+        if layer.annotations.get(FILEPATH):
+            named.append((layer, layer.annotations[FILEPATH]))
+        elif counts.get(kind, 0) > 1:
+            named.append((layer, f"model-{seen[kind]:05d}-of-{counts[kind]:05d}.{suffix}"))
+        elif kind in counts:
+            named.append((layer, f"model.{suffix}"))
+        elif kind in plain:
+            named.append((layer, plain[kind]))
+    return named

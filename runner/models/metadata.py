@@ -1,0 +1,53 @@
+"""What a model's own files say about it, whatever their format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from greenroom.actors.facts import ModelFormat
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Facts about a model; zero and empty mean: its files do not say."""
+
+    format: ModelFormat
+    architecture: str = ""
+    parameter_count: int = 0
+    quantization: str = ""
+    context_length: int = 0
+    """Tokens it was trained for."""
+    kv_bytes_per_token: int = 0
+    """Bytes of 16-bit key/value cache one token of context needs, all layers together."""
+    chat_template: bool = False
+    """True when it carries a chat template."""
+    raw: Mapping[str, str] = field(default_factory=dict)
+    """Scalar header keys as text, for `inspect`."""
+
+    @property
+    def parameters(self) -> str:
+        """The number of parameters for people: `134.52M`."""
+        return count_text(self.parameter_count) if self.parameter_count else ""
+
+
+def read_metadata(files: Sequence[Path]) -> Metadata:
+    """Read the headers of one model's files: GGUF shards in order, or safetensors with `config.json`.
+
+    Raises:
+        JobFailed: permanent, `not_a_model`: with the reason in one sentence.
+    """
+    from greenroom.runner.models import gguf, safetensors
+
+    if any(path.suffix.lower() == ".gguf" for path in files):
+        return gguf.read_shards([p for p in files if p.suffix.lower() == ".gguf"])
+    return safetensors.read_files(files)
+
+
+def count_text(count: int) -> str:
+    """`134.52M`, `7.24B`."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return str(count)

@@ -1,0 +1,291 @@
+"""The library actor's hands: pulls on threads of their own, and changes of the store one after another.
+
+Nothing here decides anything or keeps anything: each method returns at once, and what came of it is told to
+the listener. A pull is one attempt; whether there is another is the actor's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greenroom.actors.facts import Failure, Model, Progress
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.models.catalogue import Catalogue
+from greenroom.runner.models.failures import from_os_error, no_space, size_text
+from greenroom.runner.models.references import BadReference, Reference
+from greenroom.runner.models.sources import source_for
+from greenroom.runner.models.sources.base import Context, Offer, Pins, Source
+from greenroom.runner.models.store import Store
+
+if TYPE_CHECKING:
+    from greenroom.runner.installations.sources import PackageSources
+
+log = logging.getLogger(__name__)
+
+PULLS_AT_ONCE = 2
+_RESERVE = 64 * 2**20
+"""Bytes a pull leaves free: the journal and the logs need a place too."""
+_REPORT_EVERY = 0.1
+_SMOOTHING = 0.3
+
+
+class PullerListener(Protocol):
+    """Hears what came of the puller's work; called on its threads, one call at a time for one job."""
+
+    def progress(self, progress: Progress) -> None:
+        """A pull got on."""
+
+    def committed(self, job_id: str, model: Model) -> None:
+        """A pull has ended: the model is in the store."""
+
+    def failed(self, job_id: str, failure: Failure) -> None:
+        """A pull's attempt has ended without a model; nothing of it is in the store."""
+
+    def cancelled(self, job_id: str) -> None:
+        """A pull has ended because it was asked to."""
+
+    def seen(self, models: tuple[Model, ...]) -> None:
+        """What lies in the store, whole."""
+
+    def look_failed(self, failure: Failure) -> None:
+        """The store could not be looked at."""
+
+    def removed(self, model_id: str, freed: int) -> None:
+        """A model is gone; bytes that are free now."""
+
+    def remove_failed(self, model_id: str, failure: Failure) -> None:
+        """A model could not be removed."""
+
+    def tagged(self, model_id: str, tags: tuple[str, ...]) -> None:
+        """The store has these tags for a model now."""
+
+    def tag_failed(self, model_id: str, failure: Failure) -> None:
+        """A model's tags could not be changed; they are as before."""
+
+
+class Puller:
+    """Pulls models and changes the store, without blocking whoever asks. Thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        listener: PullerListener,
+        *,
+        catalogue: Catalogue | None = None,
+        packages: PackageSources | None = None,
+        environment: Mapping[str, str] | None = None,
+        at_once: int = PULLS_AT_ONCE,
+    ) -> None:
+        self._store = store
+        self._listener = listener
+        self._catalogue = catalogue or Catalogue.load()
+        self._packages = packages
+        self._environment = dict(environment or {})
+        self._at_once = at_once
+        self._pulls = ThreadPoolExecutor(at_once, thread_name_prefix="pull")
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._lock = threading.Lock()
+        self._running: dict[str, threading.Event] = {}
+        self._closed = False
+
+    def start(self, job_id: str, reference: str, *, token: str = "") -> None:
+        """Begin one attempt at a pull. A job that is running already is left alone.
+
+        Ends with exactly one of `committed`, `failed`, `cancelled`.
+        """
+        with self._lock:
+            if self._closed or job_id in self._running:
+                return
+            waits = len(self._running) >= self._at_once
+            cancel = self._running[job_id] = threading.Event()
+            # Submitted under the lock: `close` must not shut the pool down in between.
+            self._pulls.submit(self._run, job_id, reference, token, cancel)
+        if waits:
+            self._tell(
+                self._listener.progress,
+                Progress(job=job_id, phase="waiting", message="Waiting for other pulls to end"),
+            )
+
+    def cancel(self, job_id: str) -> None:
+        """End a pull; told by `cancelled`, unless it has ended otherwise before."""
+        with self._lock:
+            event = self._running.get(job_id)
+        if event is not None:
+            event.set()
+
+    def look(self) -> None:
+        """Look at the store: `seen`, or `look_failed`."""
+        self._change(lambda: self._listener.seen(self._store.look()), self._listener.look_failed)
+
+    def remove(self, model_id: str) -> None:
+        """Remove a model with all its tags: `removed` or `remove_failed`."""
+        self._change(
+            lambda: self._listener.removed(model_id, self._store.remove(model_id)),
+            lambda failure: self._listener.remove_failed(model_id, failure),
+        )
+
+    def tag(self, model_id: str, tag: str) -> None:
+        """Put a tag on a model, taken from whichever had it: `tagged` for both, or `tag_failed`."""
+
+        def change() -> None:
+            before = next((m for m in self._store.models() if tag in m.tags and m.id != model_id), None)
+            self._listener.tagged(model_id, self._store.tag(model_id, tag).tags)
+            if before is not None:
+                self._listener.tagged(before.id, self._store.model(before.id).tags)
+
+        self._change(change, lambda failure: self._listener.tag_failed(model_id, failure))
+
+    def untag(self, model_id: str, tag: str) -> None:
+        """Take a tag off a model, which stays: `tagged` or `tag_failed`."""
+
+        def change() -> None:
+            if tag in self._store.model(model_id).tags:
+                self._store.untag(tag)
+            self._listener.tagged(model_id, self._store.model(model_id).tags)
+
+        self._change(change, lambda failure: self._listener.tag_failed(model_id, failure))
+
+    def close(self) -> None:
+        """Cancel all pulls and wait until their threads have ended; nothing is begun afterwards."""
+        with self._lock:
+            self._closed = True
+            for event in self._running.values():
+                event.set()
+        self._pulls.shutdown()
+        self._changes.shutdown()
+
+    def _run(self, job_id: str, text: str, token: str, cancel: threading.Event) -> None:
+        attempt = _Attempt(job_id, lambda progress: self._tell(self._listener.progress, progress))
+        outcome: Callable[[], object]
+        try:
+            model = self._pull(Reference.parse(text), token, attempt, cancel)
+        except JobCancelled:
+            outcome = lambda: self._listener.cancelled(job_id)  # noqa: E731
+        except Exception as error:  # noqa: BLE001 - a pull that ends without a word would hang its job
+            failure = _failure(error)
+            outcome = lambda: self._listener.failed(job_id, failure)  # noqa: E731
+        else:
+            outcome = lambda: self._listener.committed(job_id, model)  # noqa: E731
+        finally:
+            attempt.end()
+            with self._lock:
+                self._running.pop(job_id, None)
+        self._tell(outcome)
+
+    def _pull(self, reference: Reference, token: str, attempt: _Attempt, cancel: threading.Event) -> Model:
+        wanted, entry = reference, self._catalogue.find(reference)
+        pins = Pins()
+        if entry is not None:
+            reference = Reference.parse(entry.source)
+            pins = Pins(sha256=entry.sha256, size=entry.size, package_sha256=entry.package_sha256)
+        if cancel.is_set():
+            raise JobCancelled
+        attempt.report("resolving", 0, 0, "")
+        context = Context(self._packages, pins, token, self._environment)
+        try:
+            source = source_for(reference, context)
+            offer = source.describe(reference, cancel)
+        except JobFailed as error:
+            here = self._here(wanted.stored_tag)
+            # Somewhere that does not answer is no reason to refuse what is here already.
+            if error.failure.kind != "transient" or here is None:
+                raise
+            log.info("using the stored %s: %s", wanted, error.failure.message)
+            return here
+        known = self._store.known(offer.fingerprint)
+        if known is not None:
+            attempt.report("cached", known.size, known.size, f"Using cached model: {size_text(known.size)}")
+            return self._named(known, wanted.stored_tag)
+        return self._fetch(source, offer, wanted.stored_tag, attempt, cancel)
+
+    def _fetch(
+        self, source: Source, offer: Offer, tag: str, attempt: _Attempt, cancel: threading.Event
+    ) -> Model:
+        free = self._store.free()
+        if offer.writes and offer.writes + _RESERVE > free:
+            raise no_space(offer.writes, free, str(self._store.root))
+        with self._store.arrival() as arrival:
+            source.fetch(offer, arrival, attempt.report, cancel)
+            if cancel.is_set():
+                raise JobCancelled
+            attempt.report("committing", offer.size, offer.size, "")
+            return self._store.commit(arrival, tag=tag, source=offer.source, fingerprint=offer.fingerprint)
+
+    def _here(self, tag: str) -> Model | None:
+        return next((m for m in self._store.look() if tag and tag in m.tags), None)
+
+    def _named(self, model: Model, tag: str) -> Model:
+        return self._store.tag(model.id, tag) if tag and tag not in model.tags else model
+
+    def _change(self, work: Callable[[], None], failed: Callable[[Failure], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - the actor waits for an answer
+                self._tell(failed, _failure(error))
+
+        with self._lock:
+            if not self._closed:
+                self._changes.submit(run)
+
+    def _tell(self, call: Callable[..., object], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except Exception:
+            log.exception("The listener of a pull failed")
+
+
+class _Attempt:
+    """One pull's progress: not too often, with a smoothed rate, and silent once the pull has ended."""
+
+    def __init__(self, job_id: str, tell: Callable[[Progress], None]) -> None:
+        self._job = job_id
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._ended = False
+        self._last = Progress(job=job_id, phase="")
+        self._at = 0.0
+
+    def report(self, phase: str, done: int, total: int, message: str) -> None:
+        """Sources call this as often as they like, from any of their threads."""
+        with self._lock:
+            now, last = time.monotonic(), self._last
+            moved = phase != last.phase
+            if self._ended or not (moved or now - self._at >= _REPORT_EVERY or (total and done >= total)):
+                return
+            rate = 0.0
+            if not moved and done >= last.done and now > self._at:
+                step = (done - last.done) / (now - self._at)
+                rate = step if not last.rate else last.rate + _SMOOTHING * (step - last.rate)
+            self._last = Progress(
+                job=self._job, phase=phase, message=message, done=done, total=total, rate=round(rate, 1)
+            )
+            self._at = now
+            self._tell(self._last)
+
+    def end(self) -> None:
+        """Nothing is told any more: the outcome is the last word."""
+        with self._lock:
+            self._ended = True
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, JobFailed):
+        return error.failure
+    if isinstance(error, BadReference):
+        return Failure(kind="permanent", code="bad_reference", message=str(error))
+    if isinstance(error, OSError):
+        return from_os_error(error, "pulling the model").failure
+    log.error("A pull failed in a way nobody foresaw", exc_info=error)
+    return Failure(
+        kind="permanent",
+        code="internal",
+        message=f"Greenroom itself failed ({type(error).__name__}).",
+        advice="Please report it; greenroom logs has the details.",
+        detail=repr(error)[-4_000:],
+    )

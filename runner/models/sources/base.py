@@ -1,0 +1,77 @@
+"""The port every source implements: say what it would fetch, then fetch it into an arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import Event
+from typing import TYPE_CHECKING, Protocol
+
+from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.references import Reference
+
+if TYPE_CHECKING:
+    from greenroom.runner.installations.sources import PackageSources
+
+Report = Callable[[str, int, int, str], None]
+"""Told how far it is: phase, bytes done, bytes in all (0 when unknown), message."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a source would fetch, found out before any byte of it moves."""
+
+    reference: Reference
+    source: str
+    """Where it comes from, for people; without credentials."""
+    fingerprint: str
+    """Names this very content as far as the source knows without fetching it: what was fetched under the
+    same fingerprint before is the same."""
+    size: int = 0
+    """Bytes of the model's files; 0 when unknown."""
+    writes: int = 0
+    """Bytes the disk must have room for."""
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What the catalogue promises about a reference; empty leaves it open."""
+
+    sha256: str = ""
+    size: int = 0
+    package_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What sources need beside the reference."""
+
+    packages: PackageSources | None = None
+    """The user's package indexes and transport; found out when needed if None."""
+    pins: Pins = field(default_factory=Pins)
+    token: str = field(default="", repr=False)
+    """A bearer token the caller gave for this pull; never stored."""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class Source(Protocol):
+    """One kind of place models come from. Blocking: runs on a pull's own thread. Never retries by itself."""
+
+    def describe(self, reference: Reference, cancel: Event) -> Offer:
+        """Find out what there is.
+
+        Raises:
+            JobFailed: it is not there, or the source does not answer.
+            JobCancelled: `cancel` was set.
+        """
+        ...
+
+    def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
+        """Bring all files of the offer into the arrival, hashed.
+
+        Raises:
+            JobFailed: with what is to be told; what has come so far is thrown away or kept by the arrival.
+            JobCancelled: `cancel` was set.
+        """
+        ...

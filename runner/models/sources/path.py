@@ -1,0 +1,92 @@
+"""Models the user has on disk: a GGUF file, or a folder with GGUF or safetensors files.
+
+They are imported: linked into the store where the file system can, so that no second copy of the bytes is
+made, else copied. The original may be deleted afterwards. If it is written to in place, the store notices
+(`Entry.origin`) and the model counts as damaged until it is pulled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from threading import Event
+
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.models.metadata import read_metadata
+from greenroom.runner.models.references import Reference
+from greenroom.runner.models.selection import choose_files, with_shards
+from greenroom.runner.models.sources.base import Offer, Report
+
+
+class PathSource:
+    """Imports from the local disk."""
+
+    def describe(self, reference: Reference, cancel: Event) -> Offer:  # noqa: ARG002 - the port's
+        """Look at the files; their headers are read now, so what is no model is refused before any work."""
+        path = Path(reference.path)
+        if not path.is_absolute():
+            raise JobFailed.permanent(
+                "not_absolute",
+                f"{reference.path} is relative, and the daemon runs in another folder than you do.",
+                advice="Name the whole path.",
+            )
+        try:
+            folder, names = _files(path)
+            read_metadata([folder / name for name in names])
+            stamps = [(name, _stamp(folder / name)) for name in names]
+        except OSError as error:
+            raise from_os_error(error, "looking at the model") from error
+        size = sum(stamp[0] for _, stamp in stamps)
+        # Links cost nothing, and whether the store's disk is the same one is seen when linking.
+        return Offer(
+            reference=reference,
+            source=str(path),
+            fingerprint=f"path:{hashlib.sha256(repr((str(folder), stamps)).encode()).hexdigest()}",
+            size=size,
+            files=tuple(names),
+        )
+
+    def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
+        """Link or copy each file, and hash it."""
+        path = Path(offer.reference.path)
+        folder = path if path.is_dir() else path.parent
+        done = 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            report("verifying", done, offer.size, "Importing")
+
+        for name in offer.files:
+            arrival.take(folder / name, name, how="link", cancel=cancel, count=count)
+
+
+def _files(path: Path) -> tuple[Path, list[str]]:
+    if path.is_dir():
+        names = [entry.name for entry in os.scandir(path) if entry.is_file()]
+        return path, choose_files(names, str(path))
+    if not path.exists():
+        raise JobFailed.permanent("not_found", f"There is no file {path}.", advice="Check the path.")
+    if not path.is_file():
+        raise not_a_model(f"{path} is neither a file nor a folder.")
+    if path.suffix.lower() == ".safetensors":
+        raise not_a_model(
+            f"{path.name} holds weights only. Name its folder, which has the tokenizer and config.json too."
+        )
+    if path.suffix.lower() != ".gguf":
+        # Whatever it is called, its first bytes decide; but engines go by the name.
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise not_a_model(
+                    f"{path.name} is not a model: it is neither GGUF nor a folder of safetensors."
+                )
+        raise not_a_model(f"{path.name} is a GGUF file without its ending. Rename it to {path.name}.gguf.")
+    return path.parent, with_shards(path.name, [entry.name for entry in os.scandir(path.parent)])
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino

@@ -13,10 +13,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
-from greenroom.actors.facts import Failure, Installation, WantedBy
+from greenroom.actors.effects import (
+    BuildInstallation,
+    CancelBuild,
+    LookAtInstallations,
+    PlanInstallation,
+    RemoveInstallation,
+)
+from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.installer_state import BackendInstallState, InstallerState, apply
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -46,91 +53,6 @@ _STATUS = {
     "unreachable": 503,
     "cancelled": 409,
 }
-
-
-class BuildInstallation(Effect, frozen=True, kw_only=True):
-    """Begin an attempt. Reports InstallCommitted or InstallAttemptEnded."""
-
-    job: str
-    backend: str
-    version: str
-    attempt: int
-    repair: bool
-
-
-class CancelBuild(Effect, frozen=True, kw_only=True):
-    """End an attempt and remove what it left."""
-
-    job: str
-
-
-class LookAtInstallations(Effect, frozen=True, kw_only=True):
-    """Sweep what has no commit mark, verify the rest. Reports InstallationsSeen for each backend."""
-
-    backends: tuple[str, ...]
-
-
-class RemoveInstallation(Effect, frozen=True, kw_only=True):
-    """Delete its files. Reports InstallationGone."""
-
-    backend: str
-    installation_id: str
-
-
-class PlanInstallation(Effect, frozen=True, kw_only=True):
-    """Find out what would be fetched. Reports PlanMade."""
-
-    backend: str
-    version: str
-
-
-class JobState(msgspec.Struct, frozen=True, kw_only=True):
-    """The one job of a backend."""
-
-    id: str
-    version: str
-    wanted_by: WantedBy
-    requested_at: float
-    cause: str
-    attempt: int = 1
-    retry_at: float = 0.0
-    """0 while an attempt is under way."""
-    failure: Failure | None = None
-
-
-class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the journal says of one backend."""
-
-    installations: Mapping[str, Installation] = msgspec.field(default_factory=dict)
-    current: str = ""
-    retiring: frozenset[str] = frozenset()
-    job: JobState | None = None
-    failure: Failure | None = None
-    wanted: bool | None = None
-    """None until somebody has said so; False once the user has uninstalled it."""
-    jobs: int = 0
-
-    @property
-    def usable(self) -> Installation | None:
-        """The whole installation new engines start from."""
-        installation = self.installations.get(self.current)
-        if installation is None or installation.broken or installation.id in self.retiring:
-            return None
-        return installation
-
-
-class InstallerState(msgspec.Struct, frozen=True, kw_only=True):
-    """All backends, and how many events made it so."""
-
-    backends: Mapping[str, BackendInstallState] = msgspec.field(default_factory=dict)
-    version: int = 0
-
-    def of(self, backend: str) -> BackendInstallState:
-        """A backend's state, also when nothing was ever stored of it."""
-        return self.backends.get(backend) or _NOTHING
-
-
-_NOTHING = BackendInstallState()
 
 
 class InstallerSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,69 +118,9 @@ class Installer:
         """Nothing has been looked at."""
         return InstallerSeen()
 
-    # apply
-
     def apply(self, state: InstallerState, stored: Stored[Any]) -> InstallerState:
         """Fold one event."""
-        event = stored.event
-        old = state.of(event.backend)
-        return InstallerState(
-            backends={**state.backends, event.backend: self._apply_to_backend(old, stored)},
-            version=state.version + 1,
-        )
-
-    def _apply_to_backend(self, old: BackendInstallState, stored: Stored[Any]) -> BackendInstallState:
-        change = msgspec.structs.replace
-        match stored.event:
-            case ev.InstallRequested() as e:
-                job = JobState(
-                    id=e.job,
-                    version=e.version,
-                    wanted_by=e.wanted_by,
-                    requested_at=stored.at,
-                    cause=stored.id,
-                )
-                return change(old, job=job, failure=None, wanted=True, jobs=old.jobs + 1)
-            case ev.InstallAttemptFailed() as e if old.job is not None:
-                job = change(old.job, attempt=e.attempt + 1, retry_at=e.retry_at, failure=e.failure)
-                return change(old, job=job)
-            case ev.InstallationCommitted() as e:
-                kept = {**old.installations, e.installation.id: e.installation}
-                return change(old, installations=kept, current=e.installation.id, job=None, failure=None)
-            case ev.InstallFailed() as e:
-                return change(old, job=None, failure=e.failure)
-            case ev.InstallCancelled() as e:
-                return change(old, job=None, failure=None, wanted=False if e.unwanted else old.wanted)
-            case ev.InstallationFound() as e:
-                kept = {**old.installations, e.installation.id: e.installation}
-                current = old.current if old.usable is not None else e.installation.id
-                wanted = True if old.wanted is None else old.wanted
-                return change(old, installations=kept, current=current, wanted=wanted)
-            case ev.InstallationMissing() as e:
-                return self._apply_without(old, e.installation_id)
-            case ev.InstallationBroken() as e if e.installation_id in old.installations:
-                broken = change(old.installations[e.installation_id], broken=e.reason)
-                return change(old, installations={**old.installations, e.installation_id: broken})
-            case ev.InstallationActivated() as e:
-                return change(old, current=e.installation_id)
-            case ev.InstallationRetiring() as e:
-                current = "" if old.current == e.installation_id else old.current
-                wanted = False if e.unwanted else old.wanted
-                return change(
-                    old, retiring=old.retiring | {e.installation_id}, current=current, wanted=wanted
-                )
-            case ev.InstallationRemoved() as e:
-                return self._apply_without(old, e.installation_id)
-            case _:
-                return old
-
-    def _apply_without(self, old: BackendInstallState, installation_id: str) -> BackendInstallState:
-        return msgspec.structs.replace(
-            old,
-            installations={k: v for k, v in old.installations.items() if k != installation_id},
-            current="" if old.current == installation_id else old.current,
-            retiring=old.retiring - {installation_id},
-        )
+        return apply(state, stored)
 
     # decide
 
@@ -371,8 +233,9 @@ class Installer:
             for one in backend.installations
             if one not in backend.retiring
         ]
+        reply: Any
         if not backend.installations:
-            reply: Any = msg.Uninstalled(freed=0, was_installed=False)
+            reply = msg.Uninstalled(freed=0, was_installed=False)
         else:
             reply = Later(_uninstall_key(ask.backend))
         return Decision(
@@ -471,7 +334,7 @@ class Installer:
         there = {one.id: one for one in report.installations}
         events: list[Event] = []
         job = backend.job
-        orphan = job is not None and not any(begun == job.id for begun, _ in seen.building)
+        orphan = job is not None and all(begun != job.id for begun, _ in seen.building)
         committed = False
         for one in report.installations:
             known = backend.installations.get(one.id)
@@ -542,7 +405,7 @@ class Installer:
 
     # react
 
-    def react(self, state: InstallerState, stored: Stored[Any]) -> Sequence[Effect]:
+    def react(self, _state: InstallerState, stored: Stored[Any]) -> Sequence[Effect]:
         """Answer whoever waits for a job that has ended."""
         match stored.event:
             case ev.InstallationCommitted() as e:
@@ -567,7 +430,7 @@ class Installer:
 
         1. A job whose attempt is due and not begun in this life: begin it.
         2. A default backend that is wanted, absent, and did not fail: a job.
-        3. A broken installation beside a whole current one: retire it.
+        3. A broken installation beside a whole current one, or an older build of the very same: retire it.
         4. A retiring installation no engine uses: remove it.
         5. Nothing retiring is left of an uninstallation: answer.
         6. Whatever changed, or every few seconds: tell the scheduler the whole list.
@@ -601,21 +464,12 @@ class Installer:
                 else:
                     wakes.append(due[key])
             absent = backend.usable is None and job is None
-            if absent and not facts.deferred and not facts.verdict and backend.wanted is not False:  # 2
-                if backend.failure is None:
-                    events.append(
-                        ev.InstallRequested(
-                            job=f"{name}.{backend.jobs + 1}", backend=name, version="", wanted_by="default"
-                        )
-                    )
+            by_default = not facts.deferred and not facts.verdict and backend.wanted is not False
+            if absent and by_default and backend.failure is None:  # 2
+                job_id = f"{name}.{backend.jobs + 1}"
+                events.append(ev.InstallRequested(job=job_id, backend=name, version="", wanted_by="default"))
             if backend.usable is not None:  # 3
-                events += [
-                    ev.InstallationRetiring(
-                        backend=name, installation_id=one.id, reason=f"broken: {one.broken}"
-                    )
-                    for one in backend.installations.values()
-                    if one.broken and one.managed and one.id not in backend.retiring
-                ]
+                events += _superseded(name, backend, backend.usable)
             for one in sorted(backend.retiring):  # 4
                 key = f"{name}/{one}"
                 begun = removing.get(key)
@@ -702,6 +556,21 @@ class Installer:
 
 def _one_more(seen: Seen, job: str) -> Seen:
     return msgspec.structs.replace(seen, waiting={**seen.waiting, job: seen.waiting.get(job, 0) + 1})
+
+
+def _superseded(name: str, backend: BackendInstallState, usable: Installation) -> list[Event]:
+    """What the current installation makes useless; other whole versions stay, to go back to."""
+    reasons = {
+        one.id: f"broken: {one.broken}" if one.broken else f"built anew as {usable.id}"
+        for one in backend.installations.values()
+        if one.managed
+        and one.id not in backend.retiring
+        and (one.broken or (one.digest == usable.digest and one.built_at < usable.built_at))
+    }
+    return [
+        ev.InstallationRetiring(backend=name, installation_id=one, reason=reason)
+        for one, reason in reasons.items()
+    ]
 
 
 def _plan_key(backend: str, version: str) -> str:

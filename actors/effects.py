@@ -1,0 +1,149 @@
+"""What the actors ask of their hands: each begins at once, never blocks, and reports back with a command."""
+
+from __future__ import annotations
+
+from greenroom.actors.facts import Engine, EngineSpec, Mode
+from greenroom.actors.kernel.core import Effect
+
+# installer
+
+
+class BuildInstallation(Effect, frozen=True, kw_only=True):
+    """Begin an attempt. Reports InstallCommitted or InstallAttemptEnded."""
+
+    job: str
+    backend: str
+    version: str
+    attempt: int
+    repair: bool
+
+
+class CancelBuild(Effect, frozen=True, kw_only=True):
+    """End an attempt and remove what it left."""
+
+    job: str
+
+
+class LookAtInstallations(Effect, frozen=True, kw_only=True):
+    """Sweep what has no commit mark, verify the rest. Reports InstallationsSeen for each backend."""
+
+    backends: tuple[str, ...]
+
+
+class RemoveInstallation(Effect, frozen=True, kw_only=True):
+    """Delete its files. Reports InstallationGone."""
+
+    backend: str
+    installation_id: str
+
+
+class PlanInstallation(Effect, frozen=True, kw_only=True):
+    """Find out what would be fetched. Reports PlanMade."""
+
+    backend: str
+    version: str
+
+
+# runner
+
+
+class SpawnEngine(Effect, frozen=True, kw_only=True):
+    """Start an engine. Reports SpawnedEngine, EngineMoved, EngineIsReady, EngineEnded."""
+
+    spec: EngineSpec
+
+
+class EndEngine(Effect, frozen=True, kw_only=True):
+    """End an engine, by ever harder means. Reports EngineEnded."""
+
+    engine_id: str
+    reason: str
+
+
+class RecoverEngines(Effect, frozen=True, kw_only=True):
+    """Settle the journal's claims by looking. Reports AdoptedEngine, EngineEnded or LostEngine for each."""
+
+    backend: str
+    engines: tuple[Engine, ...]
+
+
+# library
+
+
+class FetchModel(Effect, frozen=True, kw_only=True):
+    """Begin an attempt at a pull. Reports PullCommitted or PullAttemptEnded."""
+
+    job: str
+    reference: str
+    token: str = ""
+
+
+class CancelFetch(Effect, frozen=True, kw_only=True):
+    """End an attempt; what has arrived is kept for the next one."""
+
+    job: str
+
+
+class LookAtModels(Effect, frozen=True, kw_only=True):
+    """Reports ModelsSeen."""
+
+
+class DeleteModel(Effect, frozen=True, kw_only=True):
+    """Delete a model's files. Reports ModelGone."""
+
+    model_id: str
+
+
+class WriteTags(Effect, frozen=True, kw_only=True):
+    """Make these the tags of a model in the store. Reports TagsWritten."""
+
+    model_id: str
+    tags: tuple[str, ...]
+
+
+# scheduler
+
+
+class OpenGate(Effect, frozen=True, kw_only=True):
+    """Let requests into an engine."""
+
+    engine_id: str
+    model_id: str
+    mode: Mode
+    backend: str
+    endpoint: str
+
+
+class CloseGate(Effect, frozen=True, kw_only=True):
+    """Let nobody else in."""
+
+    engine_id: str
+
+
+class RemoveGates(Effect, frozen=True, kw_only=True):
+    """Keep the gates of these engines only; the others are gone."""
+
+    keep: tuple[str, ...]
+
+
+class AdmitRequest(Effect, frozen=True, kw_only=True):
+    """Put a request into an engine's gate and answer it; if the gate has closed, `Serve` it again."""
+
+    engine_id: str
+    request_id: str
+
+
+class LeaveGate(Effect, frozen=True, kw_only=True):
+    """An abandoned request leaves whatever gate it may be in."""
+
+    request_id: str
+
+
+class InformRequest(Effect, frozen=True, kw_only=True):
+    """Say on the progress board what a waiting request waits for."""
+
+    request_id: str
+    phase: str
+    message: str
+    follows: str = ""
+    """The board's key of the job it waits for."""

@@ -1,6 +1,6 @@
 """Starts, watches, stops, adopts and settles engine processes, each under a keeper of its own.
 
-The public surface, all of it non-blocking unless it says otherwise, callable from any thread::
+The public surface, non-blocking unless it says otherwise, callable from any thread::
 
     host = EngineHost(home / "engines", prepare=prepare, listener=listener, grace=120.0)
     host.start(spec)                      # -> failed | spawned, progress*, ready -> exited | lost
@@ -13,58 +13,56 @@ The public surface, all of it non-blocking unless it says otherwise, callable fr
 engine cannot be started at all. The listener is called from threads of the host; it must only hand on
 (tell an actor) and return. For every `start` exactly one of `failed`, `exited` and `lost` comes, and
 nothing after it; `stop` of an engine the host does not know answers `lost`.
+
+Threads: one that watches all keepers (and sleeps until one says something), and one for each engine that
+is loading or being settled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, TypeVar
 
 from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure
-from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.runner.engines.capsule import engine_exit, read_end, write_end
+from greenroom.runner.engines.channel import Channel, KeeperGone
+from greenroom.runner.engines.environment import cleaned
+from greenroom.runner.engines.handle import EngineListener, Handle, Prepare, Prepared
+from greenroom.runner.engines.identity import ProcessIdentity, boot_id
+from greenroom.runner.engines.keeper import LADDER
+from greenroom.runner.engines.paths import EngineFolder
+from greenroom.runner.engines.readiness import Health, Patience, Probe, take_pulse
+from greenroom.runner.engines.recovery import (
+    Ended,
+    Missing,
+    Running,
+    distrust,
+    end_processes,
+    engine_of,
+    keeper_of,
+    look,
+    read_claim,
+)
+from greenroom.runner.engines.watch import KeeperWatch
+from greenroom.runner.failures import JobFailed
 
+__all__ = ["EngineHost", "EngineListener", "Prepare", "Prepared"]
 
-@dataclass(frozen=True)
-class Prepared:
-    """One engine's program and how to tell that it is ready."""
+_log = logging.getLogger(__name__)
 
-    command: Command
-    readiness: Readiness
-    model_name: str = ""
-    """What the one-token proof sends as `model`: the dialect's name, or the model's own."""
-    version: str = ""
-    """Version of the installation, for the capsule."""
-
-
-Prepare = Callable[[EngineSpec, Path], Prepared]
-
-
-class EngineListener(Protocol):
-    """Hears what happens to engines; called from threads of the host, one engine's calls in order."""
-
-    def spawned(self, engine_id: str, pid: int, started: float, endpoint: str) -> None:
-        """The process runs; `endpoint` is the absolute path of its unix socket."""
-
-    def progress(self, engine_id: str, phase: str, message: str) -> None:
-        """Still loading; at most about once a second. Never to be stored."""
-
-    def ready(self, engine_id: str) -> None:
-        """It answers."""
-
-    def failed(self, engine_id: str, failure: Failure) -> None:
-        """It could not even be spawned."""
-
-    def exited(self, engine_id: str, exit: EngineExit) -> None:  # noqa: A002
-        """It has ended and is reaped."""
-
-    def adopted(self, engine_id: str, pid: int, started: float, endpoint: str, ready: bool) -> None:
-        """An earlier daemon's engine was identified; when not yet ready, `ready` or an end follows."""
-
-    def lost(self, engine_id: str, reason: str) -> None:
-        """There is no such engine any more, or what was there could not be trusted and was ended."""
+_T = TypeVar("_T")
+_PULSE_SECONDS = 1.0
+_KEPT_FOLDERS = 20
+"""Folders of ended engines that a sweep leaves for `why` and `logs`, newest first."""
 
 
 class EngineHost:
@@ -77,22 +75,374 @@ class EngineHost:
         prepare: Prepare,
         listener: EngineListener,
         grace: float = 120.0,
+        stall_after: float = 60.0,
+        ladder: Sequence[tuple[str, float]] = LADDER,
         spare_keeper: bool = True,
-    ) -> None: ...
+    ) -> None:
+        self._dir = engines_dir
+        self._prepare = prepare
+        self._listener = listener
+        self._grace = grace
+        self._stall_after = stall_after
+        self._ladder = [(name, bound) for name, bound in ladder]
+        self._stop_bound = sum(bound for _, bound in self._ladder) + 5.0
+        self._handles: dict[str, Handle] = {}
+        self._lock = threading.Lock()
+        self._closing = False
+        self._spare: Channel | None = None
+        self._spare_wanted = spare_keeper
+        self._watch = KeeperWatch(self._heard, self._keeper_gone, self._overdue)
+        if spare_keeper:
+            self._thread("keeper-spare", self._refill_spare)
+
+    # -- start -------------------------------------------------------------------------------------
 
     def start(self, spec: EngineSpec) -> None:
-        """Start one engine."""
+        """Start one engine. A second start of the same id is the same start."""
+        handle = Handle(spec, EngineFolder.of(self._dir, spec.engine_id), self._listener)
+        with self._lock:
+            if self._closing or spec.engine_id in self._handles:
+                return
+            self._handles[spec.engine_id] = handle
+        self._thread(f"engine-{spec.engine_id}", partial(self._start, handle))
+
+    def _start(self, handle: Handle) -> None:
+        try:
+            sockets = handle.folder.create()
+            prepared = self._prepare(handle.spec, sockets.engine)
+            if handle.stop_requested:
+                self._never_ran(handle)
+                return
+            handle.endpoint = sockets.engine
+            handle.readiness, handle.model_name = prepared.readiness, prepared.model_name
+            channel = self._take_keeper()
+            channel.send(
+                "start",
+                engine_id=handle.engine_id,
+                folder=str(handle.folder.path.absolute()),
+                keeper_socket=str(sockets.keeper),
+                engine_socket=str(sockets.engine),
+                argv=list(prepared.command.argv),
+                env=cleaned(prepared.command.env),
+                about=handle.about(prepared),
+                grace=None if math.isinf(self._grace) else self._grace,
+            )
+        except JobFailed as problem:
+            self._failed(handle, problem.failure)
+            return
+        except (OSError, KeeperGone) as problem:
+            text = f"The engine's keeper cannot be started: {problem}."
+            self._failed(handle, Failure(kind="transient", code="keeper", message=text))
+            return
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
+            _log.exception("engine %s: its start could not be prepared", handle.engine_id)
+            failure = Failure(kind="permanent", code="internal", message=f"The start failed: {problem!r}.")
+            self._failed(handle, failure)
+            return
+        handle.channel = channel
+        self._watch.add(handle)
+        handle.spawned.wait()
+        self._await_ready(handle)
+
+    def _never_ran(self, handle: Handle) -> None:
+        summary = f"The {handle.spec.backend} engine was stopped before it ran."
+        self._forget(handle)
+        handle.tell_exited(EngineExit(at=time.time(), summary=summary, expected=True))
+
+    def _failed(self, handle: Handle, failure: Failure) -> None:
+        self._forget(handle)
+        handle.tell_failed(failure)
+
+    def _take_keeper(self) -> Channel:
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if self._spare_wanted:
+            self._thread("keeper-spare", self._refill_spare)
+        return spare if spare is not None else Channel.spawn()
+
+    def _refill_spare(self) -> None:
+        """A keeper that waits saves a cold request its start; it costs some megabytes and no time."""
+        try:
+            channel = Channel.spawn()
+        except OSError as problem:
+            _log.warning("no spare keeper: %s", problem)
+            return
+        with self._lock:
+            if self._spare is None and not self._closing:
+                self._spare = channel
+                return
+        channel.close()
+
+    # -- readiness ---------------------------------------------------------------------------------
+
+    def _await_ready(self, handle: Handle) -> None:
+        """Probe until it is ready, dead, or has shown no sign of life for too long."""
+        probe = Probe(handle.endpoint, handle.readiness, model_name=handle.model_name, leader=handle.pid)
+        begun = time.monotonic()
+        patience, next_pulse, said = Patience(self._stall_after, begun), begun + _PULSE_SECONDS, ""
+        while not handle.over.is_set() and not handle.stop_requested and not handle.fault:
+            health = probe.look() if handle.endpoint.exists() else Health.SILENT
+            now = time.monotonic()
+            if health is Health.READY:
+                handle.tell_ready()
+                return
+            if health is Health.DEAD:
+                self._give_up(handle, "it says that its model could not be loaded")
+                return
+            if now >= next_pulse:
+                next_pulse = now + _PULSE_SECONDS
+                if patience.stalled(take_pulse(handle.pid, handle.folder.log_size()), now):
+                    silent = patience.silent_for(now)
+                    self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f} s")
+                    return
+                if (line := handle.folder.last_line()) != said:
+                    said = line
+                    handle.tell_progress("loading", line)
+            # Quick while a small model could be ready any moment, gentle on one that takes minutes.
+            handle.over.wait(0.02 if now - begun < 3.0 else 0.1)
+
+    def _give_up(self, handle: Handle, fault: str) -> None:
+        handle.fault = fault
+        self._send_stop(handle, fault)
+
+    # -- stop --------------------------------------------------------------------------------------
 
     def stop(self, engine_id: str, *, reason: str = "") -> None:
-        """SIGINT, SIGTERM, SIGKILL for the whole process group, with bounds."""
+        """Interrupt, terminate, kill: for the whole process group, with bounds."""
+        with self._lock:
+            handle = self._handles.get(engine_id)
+        if handle is None:
+            self._thread(
+                f"engine-{engine_id}", partial(self._listener.lost, engine_id, "there is no such engine")
+            )
+            return
+        handle.stop_requested, handle.stop_reason = True, reason
+        self._send_stop(handle, reason or "asked to stop")
+
+    def _send_stop(self, handle: Handle, reason: str) -> None:
+        channel = handle.channel
+        if channel is None or handle.stop_sent:
+            return  # not spawned yet: whoever spawns it looks at `stop_requested` afterwards
+        handle.stop_sent = True
+        handle.kill_at = time.monotonic() + self._stop_bound
+        try:
+            channel.send("stop", reason=reason, ladder=self._ladder)
+        except KeeperGone:
+            return  # the watch notices the same, and settles it
+        self._watch.wake()
+
+    def _overdue(self, handle: Handle) -> None:
+        """The keeper has not ended it within all its bounds: go round the keeper."""
+        _log.warning("engine %s: its keeper does not answer; both are killed", handle.engine_id)
+        claim = read_claim(handle.folder)
+        engine_of(claim).send_group(signal.SIGKILL)
+        keeper_of(claim).send(signal.SIGKILL)
+
+    # -- what keepers say --------------------------------------------------------------------------
+
+    def _heard(self, handle: Handle, message: dict[str, Any]) -> None:
+        event = message.get("event")
+        if event == "spawned":
+            handle.pid, handle.started = int(str(message["pid"])), float(str(message["started"]))
+            handle.tell_spawned()
+            if handle.stop_requested:
+                self._send_stop(handle, handle.stop_reason or "asked to stop")
+        elif event == "failed":
+            text = str(message.get("message"))
+            code = "claimed" if message.get("code") == "claimed" else "cannot_start"
+            self._failed(handle, Failure(kind="permanent", code=code, message=text))
+        elif event == "stopping":
+            _log.info("engine %s: %s (%s)", handle.engine_id, message.get("signal"), message.get("reason"))
+        elif event == "exited":
+            self._tell_end(handle, message)
+
+    def _keeper_gone(self, handle: Handle) -> None:
+        """The connection ended. Usually the end was told before; else the keeper itself has died."""
+        if handle.over.is_set():
+            return
+        self._thread(f"engine-{handle.engine_id}", partial(self._settle_without_keeper, handle))
+
+    def _settle_without_keeper(self, handle: Handle) -> None:
+        end = read_end(handle.folder.exit)
+        if end is None:
+            leader = ProcessIdentity(handle.pid, handle.started, boot_id())
+            end_processes(leader if handle.pid else engine_of(read_claim(handle.folder)), handle.folder)
+            end = write_end(handle.folder.exit, handle.engine_id, keeper_died=True)
+        self._tell_end(handle, end)
+
+    def _tell_end(self, handle: Handle, end: dict[str, Any]) -> None:
+        self._forget(handle)
+        if handle.distrust:
+            handle.tell_lost(handle.distrust)
+            return
+        if end.get("failed"):
+            handle.tell_failed(Failure(kind="permanent", code="cannot_start", message=str(end["failed"])))
+            return
+        handle.tell_exited(
+            engine_exit(
+                end,
+                handle.spec,
+                expected=not handle.fault and bool(handle.stop_requested or end.get("stop_reason")),
+                was_ready=handle.was_ready,
+                reason=handle.fault or handle.stop_reason or str(end.get("stop_reason") or ""),
+            )
+        )
+
+    # -- after a restart ---------------------------------------------------------------------------
 
     def recover(self, expected: Sequence[Engine]) -> Future[None]:
-        """Settle what the journal claims: adopt what can be identified, end the rest."""
-        raise NotImplementedError
+        """Settle what the journal claims to run: adopt what can be identified, end the rest.
+
+        Done when each engine has been told `adopted`, `exited` or `lost`.
+        """
+        parts = [
+            self._future(f"engine-{engine.spec.engine_id}", partial(self._recover, engine))
+            for engine in expected
+        ]
+
+        def wait_for_all() -> None:
+            for part in parts:
+                part.result()
+
+        return self._future("engine-recovery", wait_for_all)
+
+    def _recover(self, expected: Engine) -> None:
+        handle = Handle(expected.spec, EngineFolder.of(self._dir, expected.spec.engine_id), self._listener)
+        with self._lock:
+            if self._closing or handle.engine_id in self._handles:
+                return
+            self._handles[handle.engine_id] = handle
+        try:
+            self._settle(handle, expected)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
+            _log.exception("engine %s: it could not be settled", handle.engine_id)
+            self._forget(handle)
+            handle.tell_lost(f"it could not be settled: {problem!r}")
+
+    def _settle(self, handle: Handle, expected: Engine) -> None:
+        handle.was_ready = expected.state in ("ready", "stopping")
+        handle.pid, handle.started = expected.pid, expected.started
+        found = look(handle.folder, None if math.isinf(self._grace) else self._grace)
+        if isinstance(found, Ended):
+            self._tell_end(handle, found.end)
+        elif isinstance(found, Missing):
+            self._forget(handle)
+            handle.tell_lost(found.reason)
+        else:
+            self._take_over(handle, expected, found.channel, found.state)
+
+    def _take_over(self, handle: Handle, expected: Engine, channel: Channel, state: dict[str, Any]) -> None:
+        """Adopt what is what the journal says, end what is not."""
+        handle.channel = channel
+        handle.distrust = distrust(expected, state)
+        if not handle.distrust:
+            try:
+                handle.learn(state["about"])
+            except (KeyError, TypeError, ValueError):
+                handle.distrust = "its claim was written by another version of Greenroom"
+        handle.pid, handle.started = int(state["pid"]), float(state["started"])
+        handle.endpoint = Path(str(state["engine_socket"]))
+        handle.spawned.set()
+        if handle.distrust or expected.state == "stopping" or state.get("stopping"):
+            handle.stop_requested = True
+            handle.stop_reason = str(state.get("stopping") or "")
+            self._watch.add(handle)
+            self._send_stop(handle, handle.distrust or "asked to stop before the restart")
+            handle.over.wait(self._stop_bound + 10.0)
+            return
+        probe = Probe(handle.endpoint, handle.readiness, model_name=handle.model_name, leader=handle.pid)
+        ready = probe.look() is Health.READY
+        handle.tell_adopted(ready)
+        self._watch.add(handle)
+        if not ready:
+            self._thread(f"engine-{handle.engine_id}", partial(self._await_ready, handle))
 
     def sweep(self, known_ids: Collection[str]) -> Future[list[str]]:
-        """End engines nobody knows; remove old folders of ended ones."""
-        raise NotImplementedError
+        """End engines nobody knows, and remove old folders of ended ones; the ids of those ended."""
+        known = set(known_ids)
+        return self._future("engine-sweep", partial(self._sweep, known))
+
+    def _sweep(self, known: set[str]) -> list[str]:
+        ended: list[str] = []
+        kept: list[tuple[float, EngineFolder]] = []
+        if not self._dir.is_dir():
+            return ended
+        for path in sorted(self._dir.iterdir()):
+            with self._lock:
+                ours = path.name in known or path.name in self._handles
+            if ours or not path.is_dir():
+                continue
+            folder = EngineFolder(path)
+            if read_end(folder.exit) is None and self._end_unknown(folder):
+                ended.append(folder.engine_id)
+            kept.append((path.stat().st_mtime, folder))
+        for _, folder in sorted(kept, key=lambda item: item[0], reverse=True)[_KEPT_FOLDERS:]:
+            folder.remove()
+        return ended
+
+    def _end_unknown(self, folder: EngineFolder) -> bool:
+        found = look(folder, self._stop_bound)
+        if not isinstance(found, Running):
+            if read_end(folder.exit) is None:
+                write_end(folder.exit, folder.engine_id, keeper_died=True)
+            return False
+        with contextlib.suppress(KeeperGone):
+            found.channel.send("stop", reason="no daemon knows this engine", ladder=self._ladder)
+            found.channel.await_event("exited", self._stop_bound)
+        found.channel.close()
+        return True
+
+    # -- the host's own end ------------------------------------------------------------------------
 
     def shutdown(self, *, keep: float | None = None) -> None:
-        """Stop all in parallel, bounded; or leave them for `keep` seconds (`math.inf`: for ever)."""
+        """Stop all engines in parallel, bounded; or leave them for `keep` seconds (`math.inf`: for ever).
+
+        Blocks. Engines that are left are told of no more; a next host adopts them.
+        """
+        with self._lock:
+            self._closing = True
+            handles = list(self._handles.values())
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
+        deadline = time.monotonic() + self._stop_bound + 5.0
+        for handle in handles:
+            if keep is None:
+                self.stop(handle.engine_id, reason="the daemon stops")
+            else:
+                self._leave(handle, keep)
+        for handle in handles:
+            handle.over.wait(max(0.0, deadline - time.monotonic()))
+        self._watch.close()
+
+    def _leave(self, handle: Handle, keep: float) -> None:
+        handle.spawned.wait(5.0)  # one that is just being spawned: its keeper must hear of the grace
+        channel = handle.channel
+        if channel is None or handle.over.is_set():
+            return
+        with contextlib.suppress(KeeperGone):
+            channel.send("leave", grace=None if math.isinf(keep) else keep)
+        handle.silence()
+        self._watch.leave(handle)
+
+    # -- threads -----------------------------------------------------------------------------------
+
+    def _forget(self, handle: Handle) -> None:
+        with self._lock:
+            if self._handles.get(handle.engine_id) is handle:
+                del self._handles[handle.engine_id]
+
+    def _thread(self, name: str, run: Callable[[], None]) -> None:
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _future(self, name: str, run: Callable[[], _T]) -> Future[_T]:
+        future: Future[_T] = Future()
+
+        def settle() -> None:
+            try:
+                future.set_result(run())
+            except BaseException as problem:  # noqa: BLE001 - raised where the result is asked for
+                future.set_exception(problem)
+
+        self._thread(name, settle)
+        return future

@@ -1,0 +1,120 @@
+"""What is kept of an engine's end, and the one sentence that says why it ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from greenroom.actors.facts import EngineExit, EngineSpec
+from greenroom.runner.engines.keeper import write_atomically
+
+_MIB = 2**20
+
+# First match wins; searched from the last line back. `{0}` is the matched group.
+_CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), sentence)
+    for pattern, sentence in (
+        (r"unknown model architecture: '?([\w.-]+)", "this version does not know the model architecture {0}"),
+        (
+            r"(?:out of memory|bad_alloc|cudaMalloc failed|OutOfMemoryError|MemoryError)",
+            "it ran out of memory",
+        ),
+        (
+            r"(?:unable|failed) to allocate (?:\w+ )?buffer|insufficient memory",
+            "it could not get the memory it needs",
+        ),
+        (r"invalid magic|not a gguf|failed to read magic", "the file is not a model it can read"),
+        (r"tensor '?[^']*'? data is not within the file bounds", "the model file is cut short"),
+        (r"ModuleNotFoundError: No module named '?([\w.]+)", "its installation lacks the module {0}"),
+        (r"(?:ImportError|OSError): (.*(?:\.so|\.dylib).*)", "a library of its installation fails: {0}"),
+        (r"(?:unknown|invalid|unrecognized) argument[s]?: (.*)", "it does not know the argument {0}"),
+        (r"No space left on device", "the disk is full"),
+        (r"(?:error loading model|failed to load model)[:, ]*(.*)", "it could not load the model {0}"),
+    )
+)
+_ERROR_LINE = re.compile(r"\b(?:error|exception|failed|fatal|abort(?:ed)?|assert)", re.IGNORECASE)
+_LINE_START = re.compile(r"^(?:\d[\d.:\-T ]*\s+)?(?:[EWI]\s+)?")
+
+
+def engine_exit(
+    end: Mapping[str, Any], spec: EngineSpec, *, expected: bool, was_ready: bool, reason: str = ""
+) -> EngineExit:
+    """The fact for the journal, from what the keeper wrote.
+
+    `reason` is why we ended it ourselves (stalled, load dead); "" when it ended of its own accord or was
+    asked to by the user.
+    """
+    first = tuple(str(line) for line in end.get("first_lines", ()))
+    last = tuple(str(line) for line in end.get("last_lines", ()))
+    code = end.get("code")
+    return EngineExit(
+        at=float(end.get("at") or time.time()),
+        code=None if code is None else int(code),
+        signal=str(end.get("signal", "")),
+        summary=_summary(end, (*first, *last), spec, expected, was_ready, reason),
+        first_lines=first,
+        last_lines=last,
+        memory=int(end.get("memory") or end.get("peak_memory") or 0),
+        expected=expected,
+    )
+
+
+def _summary(
+    end: Mapping[str, Any],
+    lines: tuple[str, ...],
+    spec: EngineSpec,
+    expected: bool,
+    was_ready: bool,
+    reason: str,
+) -> str:
+    """Subject, how it ended, when, why."""
+    subject = f"The {spec.backend} engine for {spec.model_ref or spec.model_id}"
+    if expected:
+        return f"{subject} was stopped{f' ({reason})' if reason else ''}."
+    when = "" if was_ready else " while it loaded"
+    if reason:
+        cause = cause_of(lines)
+        return f"{subject} was ended{when}: {reason}{f'; {cause}' if cause else ''}."
+    number, code = str(end.get("signal", "")), end.get("code")
+    how = f"was killed by {number}" if number else "has gone" if code is None else f"exited with code {code}"
+    if end.get("out_of_memory"):
+        peak = int(end.get("peak_memory", 0)) // _MIB
+        return f"{subject} {how}{when}: the system ran out of memory (it had used {peak} MiB)."
+    if end.get("keeper_died"):
+        return f"{subject} was ended{when}: its keeper process had died."
+    cause = cause_of(lines)
+    return f"{subject} {how}{when}{f': {cause}' if cause else ''}."
+
+
+def cause_of(lines: Iterable[str]) -> str:
+    """The likeliest cause in an engine's own words, without a full stop; "" when nothing looks like one."""
+    latest = list(lines)[::-1]
+    for pattern, sentence in _CAUSES:
+        for line in latest:
+            if found := pattern.search(line):
+                groups = [group.strip(" '\".") for group in found.groups()]
+                return sentence.format(*groups).strip()
+    for line in latest:
+        if _ERROR_LINE.search(line):
+            return _LINE_START.sub("", line).strip().rstrip(".")[:300]
+    return ""
+
+
+def read_end(path: Path) -> dict[str, Any] | None:
+    """What a keeper wrote to `exit.json` or `capsule.json`; None when there is none that can be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_end(path: Path, engine_id: str, **fields: Any) -> dict[str, Any]:
+    """Write an end the keeper could not write, since it had died itself."""
+    end = {"at": time.time(), "engine_id": engine_id, "code": None, "signal": "", **fields}
+    write_atomically(str(path), end)
+    return end

@@ -1,0 +1,150 @@
+"""The daemon's end of its connection to one keeper: JSON lines, and the life line itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from greenroom.runner.engines import keeper as keeper_program
+from greenroom.runner.engines.readiness import peer_pid
+
+_RECEIVE_BYTES = 262_144
+_DETACHED: list[subprocess.Popen[bytes]] = []
+"""Keepers we left running; polled now and then so that a long-lived host program collects no zombies."""
+
+
+class KeeperGone(Exception):
+    """The keeper closed the connection or refused it."""
+
+
+class Channel:
+    """One connection to a keeper. Sends from any thread; receives on one."""
+
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        self._socket = sock
+        self._process = process
+        self._sending = threading.Lock()
+        self._received = b""
+        self._closed = False
+
+    @classmethod
+    def spawn(cls) -> Channel:
+        """Start a keeper that waits for its `start`; it ends by itself when we are gone before that."""
+        for left in [process for process in _DETACHED if process.poll() is not None]:
+            _DETACHED.remove(left)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # -S: it imports nothing but the standard library, and is ready some milliseconds sooner.
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(keeper_program.__file__))],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(ours, process)
+
+    @classmethod
+    def connect(cls, path: str, keeper_pid: int) -> Channel:
+        """Connect to a running keeper; raises `KeeperGone` when nobody, or somebody else, is there."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(5.0)
+            sock.connect(path)
+            sock.setblocking(True)
+        except OSError as problem:
+            sock.close()
+            raise KeeperGone(str(problem)) from problem
+        if peer_pid(sock) not in (0, keeper_pid):
+            sock.close()
+            raise KeeperGone("the keeper's socket is served by a stranger")
+        return cls(sock)
+
+    @property
+    def pid(self) -> int:
+        """Of a keeper we spawned; 0 for one we connected to."""
+        return self._process.pid if self._process is not None else 0
+
+    def fileno(self) -> int:
+        """For a selector."""
+        return self._socket.fileno()
+
+    def send(self, op: str, **fields: Any) -> None:
+        """Send one message; raises `KeeperGone`."""
+        data = json.dumps({"op": op, **fields}).encode() + b"\n"
+        with self._sending:
+            try:
+                self._socket.sendall(data)
+            except OSError as problem:
+                raise KeeperGone(str(problem)) from problem
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Whole messages that have come, without waiting; raises `KeeperGone` at the end."""
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except OSError as problem:
+            raise KeeperGone(str(problem)) from problem
+        if not data:
+            raise KeeperGone("the keeper has ended")
+        *lines, self._received = (self._received + data).split(b"\n")
+        return [json.loads(line) for line in lines if line]
+
+    def await_event(self, event: str, seconds: float) -> dict[str, Any]:
+        """Wait for one event before anybody else receives; others that come first are dropped.
+
+        Raises `KeeperGone` when it does not come in time.
+        """
+        waiting: deque[dict[str, Any]] = deque()
+        self._socket.settimeout(seconds)
+        try:
+            while True:
+                while waiting:
+                    message = waiting.popleft()
+                    if message.get("event") == event:
+                        return message
+                data = self._socket.recv(_RECEIVE_BYTES)
+                if not data:
+                    raise KeeperGone("the keeper has ended")
+                *lines, self._received = (self._received + data).split(b"\n")
+                waiting.extend(json.loads(line) for line in lines if line)
+        except OSError as problem:
+            raise KeeperGone(str(problem)) from problem
+        finally:
+            self._socket.setblocking(True)
+
+    def close(self, *, reap: bool = True) -> None:
+        """Let go of the life line; with `reap`, of a keeper that ends now: wait for it, or kill it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._socket.close()
+        if self._process is None:
+            return
+        if not reap:
+            _DETACHED.append(self._process)
+            return
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # our own child, not reaped: its pid cannot be anybody else's
+            self._process.wait(5.0)
+
+    def kill(self) -> None:
+        """Kill a keeper of ours that does not answer any more (its engine dies with it)."""
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self._process.pid, 9)

@@ -1,0 +1,664 @@
+"""The keeper: the small parent process of one engine. Standard library only, run as `python -I -S keeper.py`.
+
+It stands between the daemon and the engine, so that either may die without taking the truth along:
+
+* its first act is to create `claim` exclusively; whoever comes second (a late keeper, or a daemon that
+  settles an unsettled start) gives up;
+* every connection that said `hold` is a life line. When the last one is gone, the grace begins, and when
+  that is over, the engine is ended;
+* its own death ends the engine: parent-death signal on Linux, and everywhere a pipe whose read end the
+  engine inherits (`GREENROOM_KEEPER_FD`) and our launchers watch;
+* it drains the engine's output into a bounded log, reaps, and leaves `capsule.json` and `exit.json`.
+
+Messages are JSON lines, both on standard input (a socket pair, the first life line) and on `keeper.sock`:
+`start`, `hold`, `leave`, `stop` come in; `spawned`, `failed`, `state`, `stopping`, `exited` go out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+SYSTEM: str = sys.platform
+FIRST_LINES = 20
+LAST_LINES = 40
+LINE_LIMIT = 500
+"""Characters of a kept line; the log has it whole."""
+HEAD_BYTES = 256 * 1024
+"""Kept for ever from the start of the output (`log`)."""
+TAIL_BYTES = 512 * 1024
+"""Then a ring of two files of this size (`log.tail`, `log.tail.old`)."""
+MESSAGE_LIMIT = 1024 * 1024
+"""Bytes of one incoming message, beyond which the connection is dropped."""
+DRAIN_SECONDS = 0.2
+"""How long to wait for the end of the output once the whole process group is dead."""
+LADDER = (("SIGINT", 5.0), ("SIGTERM", 5.0), ("SIGKILL", 0.0))
+"""Signals to the process group, each with the seconds before the next rung."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def boot_id() -> str:
+    """Changes with every boot, so that a pid of before can never be taken for one of now; "" if unknown."""
+    if SYSTEM == "linux":
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+        return ""
+    if SYSTEM == "darwin":
+        return _darwin_boot_id()
+    return ""
+
+
+def start_time(pid: int) -> float:
+    """Kernel start time of a process; 0.0 when there is none, or it is a zombie.
+
+    On Linux clock ticks since boot (they do not move when the wall clock is set), on macOS seconds since
+    the epoch. Only ever compared for equality.
+    """
+    if SYSTEM == "linux":
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b") ")[2].split()
+        except OSError:
+            return 0.0
+        return 0.0 if fields[0] in (b"Z", b"X") else float(fields[19])
+    if SYSTEM == "darwin":
+        return _darwin_start_time(pid)
+    return 0.0
+
+
+def _darwin_boot_id() -> str:
+    import ctypes
+
+    buffer = ctypes.create_string_buffer(128)
+    size = ctypes.c_size_t(len(buffer))
+    failed = ctypes.CDLL(None).sysctlbyname(b"kern.bootsessionuuid", buffer, ctypes.byref(size), None, 0)
+    return "" if failed else buffer.value.decode("ascii", "replace")
+
+
+def _darwin_start_time(pid: int) -> float:
+    # proc_pidinfo(PROC_PIDTBSDINFO) fills `struct proc_bsdinfo`: 136 bytes, pbi_status at 4,
+    # pbi_start_tvsec at 120 and pbi_start_tvusec at 128 (bsd/sys/proc_info.h).
+    import ctypes
+    import struct
+
+    size, zombie = 136, 5
+    buffer = ctypes.create_string_buffer(size)
+    if ctypes.CDLL("/usr/lib/libproc.dylib").proc_pidinfo(pid, 3, ctypes.c_uint64(0), buffer, size) != size:
+        return 0.0
+    if struct.unpack_from("=I", buffer, 4)[0] == zombie:
+        return 0.0
+    seconds, micros = struct.unpack_from("=QQ", buffer, 120)
+    return float(seconds) + float(micros) / 1e6
+
+
+def write_atomically(path: str, value: dict[str, Any]) -> None:
+    """Readers see the old file or the new one, never a part."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+    os.replace(temporary, path)
+
+
+def create_claim(path: str, value: dict[str, Any]) -> bool:
+    """Create the claim with its whole content, or find that somebody else has: then False."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    return True
+
+
+class BoundedLog:
+    """The engine's output on disk, head and tail, and its first and last lines in memory."""
+
+    def __init__(self, path: str, head: int = HEAD_BYTES, tail: int = TAIL_BYTES) -> None:
+        self._path = path
+        self._head_left = head
+        self._tail_limit = tail
+        self._tail_left = tail
+        self._file: Any = open(path, "ab", buffering=0)  # noqa: SIM115 - closed in `close`
+        self._partial = b""
+        self.first: list[str] = []
+        self.last: list[str] = []
+
+    def write(self, data: bytes) -> None:
+        """Keep what came. A full disk loses the log, never the engine: draining goes on."""
+        self._keep_lines(data)
+        with contextlib.suppress(OSError):
+            if self._head_left:
+                part, data = data[: self._head_left], data[self._head_left :]
+                self._file.write(part)
+                self._head_left -= len(part)
+            while data:
+                self._roll()
+                part, data = data[: self._tail_left], data[self._tail_left :]
+                self._file.write(part)
+                self._tail_left -= len(part)
+
+    def _roll(self) -> None:
+        """Make room in the tail: its first file begins after the head, the ring turns when it is full."""
+        tail = f"{self._path}.tail"
+        if self._file.name != tail:
+            self._file.close()
+            self._file = open(tail, "ab", buffering=0)  # noqa: SIM115
+        elif self._tail_left <= 0:
+            self._file.close()
+            os.replace(tail, f"{tail}.old")
+            self._file = open(tail, "ab", buffering=0)  # noqa: SIM115
+            self._tail_left = self._tail_limit
+
+    def _keep_lines(self, data: bytes) -> None:
+        # A carriage return redraws a progress bar: what it overwrites is no line worth keeping.
+        *whole, self._partial = (self._partial + data).split(b"\n")
+        self._partial = self._partial[-4 * LINE_LIMIT :]
+        for raw in whole[:FIRST_LINES] + whole[FIRST_LINES:][-LAST_LINES:]:
+            self._keep_line(raw)
+
+    def _keep_line(self, raw: bytes) -> None:
+        line = raw.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace").rstrip()[:LINE_LIMIT]
+        if not line:
+            return
+        if len(self.first) < FIRST_LINES:
+            self.first.append(line)
+        self.last.append(line)
+        del self.last[:-LAST_LINES]
+
+    def close(self) -> None:
+        """Keep an unfinished last line too."""
+        self._keep_line(self._partial)
+        self._partial = b""
+        self._file.close()
+
+
+class Connection:
+    """One connection of a daemon; a life line once it has said so."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.holds = False
+        self._received = b""
+        sock.setblocking(False)
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """Whole messages that have come; None when the other side is gone."""
+        try:
+            data = self.socket.recv(65536)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        *lines, self._received = (self._received + data).split(b"\n")
+        if len(self._received) > MESSAGE_LIMIT:
+            return None
+        messages = [json.loads(line) for line in lines if line.strip()]
+        return [message for message in messages if isinstance(message, dict)]
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Best effort: whoever does not read will find everything on disk."""
+        with contextlib.suppress(OSError):
+            self.socket.settimeout(1.0)
+            self.socket.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
+        with contextlib.suppress(OSError):
+            self.socket.setblocking(False)
+
+
+class Keeper:
+    """Keeps one engine until it has ended."""
+
+    def __init__(self, first: socket.socket) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wakeup, wakeup_write = os.pipe()
+        for fd in (self._wakeup, wakeup_write):
+            os.set_blocking(fd, False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, self._note_signal)
+        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._told_to_end = False
+        self._connections: dict[int, Connection] = {}
+        self._listener: socket.socket | None = None
+        self._grace: float | None = 120.0
+        self._orphaned_at: float | None = None
+        self._pid = 0
+        self._started = 0.0
+        self._status: tuple[int, Any] | None = None
+        self._ladder: list[tuple[str, float]] = []
+        self._next_rung: float | None = None
+        self._stop_reason = ""
+        self._memory = 0
+        self._memory_at = 0.0
+        self._oom_before = 0
+        self._output = -1
+        self._prctl: Any = None
+        self._first = self._connect(first)
+        self._first.holds = True
+        self._early: list[dict[str, Any]] = []
+        """What came together with `start`."""
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """From the first message to the engine's end."""
+        self._import_early()
+        config = self._await_start()
+        if config is None:
+            return 0
+        self._config = config
+        self._folder = str(config["folder"])
+        self._grace = config.get("grace", 120.0)
+        os.chdir(self._folder)
+        claim = {
+            "engine_id": config["engine_id"],
+            "boot_id": boot_id(),
+            "keeper_pid": os.getpid(),
+            "keeper_started": start_time(os.getpid()),
+            "keeper_socket": config["keeper_socket"],
+            "engine_socket": config["engine_socket"],
+            "about": config.get("about", {}),
+            "claimed_at": time.time(),
+        }
+        if not create_claim(self._path("claim"), claim):
+            self._broadcast("failed", code="claimed", message="This start was already settled by another.")
+            return 1
+        self._keep_own_errors()
+        self._log = BoundedLog(
+            self._path("log"), config.get("head_bytes", HEAD_BYTES), config.get("tail_bytes", TAIL_BYTES)
+        )
+        self._listen(str(config["keeper_socket"]))
+        failure = self._spawn(claim)
+        if failure:
+            self._write_end({"failed": failure})
+            self._broadcast("failed", code="spawn", message=failure)
+            self._remove_sockets()
+            return 1
+        self._broadcast("spawned", **self._state())
+        self._obey(self._first, self._early)
+        while self._status is None:
+            self._turn()
+        self._finish()
+        return 0
+
+    def _import_early(self) -> None:
+        """What a spare keeper can have ready before it is needed."""
+        if SYSTEM == "linux":
+            import ctypes
+
+            self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+            # Orphans of the engine become our children: they can be found, ended and reaped.
+            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def _await_start(self) -> dict[str, Any] | None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd == self._wakeup:
+                    self._read_wakeup()
+                    if self._told_to_end:
+                        return None
+                    continue
+                connection = self._connections[key.fd]
+                messages = connection.receive()
+                if messages is None:
+                    return None
+                for index, message in enumerate(messages):
+                    if message.get("op") == "start":
+                        self._early = messages[index + 1 :]
+                        return message
+
+    def _turn(self) -> None:
+        """One round: wait for whatever comes first, then do what is due."""
+        for key, _ in self._selector.select(self._timeout()):
+            if key.fd == self._wakeup:
+                self._read_wakeup()
+            elif key.fd == self._output:
+                self._drain()
+            elif self._listener is not None and key.fd == self._listener.fileno():
+                self._accept()
+            elif key.fd in self._connections:
+                self._serve(self._connections[key.fd])
+        now = time.monotonic()
+        if self._told_to_end:
+            self._told_to_end = False
+            self._begin_stop("the keeper was told to end (SIGTERM)", LADDER)
+        if now >= self._grace_over():
+            self._begin_stop(f"no daemon came back within {self._grace:g} s", LADDER)
+        if self._next_rung is not None and now >= self._next_rung:
+            self._climb()
+        if now - self._memory_at >= 10.0:
+            self._measure()
+
+    def _timeout(self) -> float:
+        now = time.monotonic()
+        rung = self._next_rung if self._next_rung is not None else math.inf
+        return max(0.0, min(now + 10.0, rung, self._grace_over()) - now)
+
+    def _grace_over(self) -> float:
+        if self._orphaned_at is None or self._grace is None or self._stop_reason:
+            return math.inf
+        return self._orphaned_at + self._grace
+
+    # -- the daemon's side -----------------------------------------------------------------------
+
+    def _connect(self, sock: socket.socket) -> Connection:
+        connection = Connection(sock)
+        self._connections[sock.fileno()] = connection
+        self._selector.register(sock, selectors.EVENT_READ)
+        return connection
+
+    def _listen(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen(8)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            self._connect(self._listener.accept()[0])
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            messages = connection.receive()
+        except ValueError:
+            messages = None  # not our protocol: drop it like a lost one
+        if messages is None:
+            self._disconnect(connection)
+        else:
+            self._obey(connection, messages)
+
+    def _obey(self, connection: Connection, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            op = message.get("op")
+            if op == "hold":
+                connection.holds = True
+                self._orphaned_at = None
+                self._grace = message.get("grace", self._grace)
+                connection.send("state", **self._state())
+            elif op == "state":
+                connection.send("state", **self._state())
+            elif op == "leave":
+                # The daemon goes in order and leaves the engine: from now on this grace counts.
+                self._grace = message.get("grace")
+            elif op == "stop":
+                ladder = tuple((str(name), float(bound)) for name, bound in message.get("ladder") or LADDER)
+                self._begin_stop(str(message.get("reason", "")) or "asked to stop", ladder)
+
+    def _disconnect(self, connection: Connection) -> None:
+        self._selector.unregister(connection.socket)
+        del self._connections[connection.socket.fileno()]
+        connection.socket.close()
+        if connection.holds and not any(other.holds for other in self._connections.values()):
+            self._orphaned_at = time.monotonic()
+
+    def _broadcast(self, event: str, **fields: Any) -> None:
+        for connection in self._connections.values():
+            connection.send(event, **fields)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "engine_id": self._config["engine_id"],
+            "keeper_pid": os.getpid(),
+            "pid": self._pid,
+            "started": self._started,
+            "engine_socket": self._config["engine_socket"],
+            "about": self._config.get("about", {}),
+            "stopping": self._stop_reason,
+        }
+
+    # -- the engine's side -----------------------------------------------------------------------
+
+    def _spawn(self, claim: dict[str, Any]) -> str:
+        """Start the engine; empty, or why it could not be started.
+
+        The child waits at a barrier until its pid stands in the claim: whatever happens to us, no engine
+        ever runs whose pid nobody can find.
+        """
+        argv = [str(word) for word in self._config["argv"]]
+        go_read, go_write = os.pipe()
+        error_read, error_write = os.pipe()
+        output_read, output_write = os.pipe()
+        watch_read, watch_write = os.pipe()
+        env = {str(key): str(value) for key, value in self._config["env"].items()}
+        env["GREENROOM_KEEPER_FD"] = str(watch_read)
+        env["GREENROOM_ENGINE_FOLDER"] = self._folder
+        self._oom_before = _oom_kills()
+        keeper = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            os.close(watch_write)
+            os.close(go_write)
+            self._become_engine(keeper, argv, env, go_read, error_write, output_write, watch_read)
+        self._watch_write = watch_write  # never written: its closing is the message
+        for fd in (go_read, error_write, output_write, watch_read):
+            os.close(fd)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # the child does it too; whoever comes first
+        self._pid, self._started = pid, start_time(pid)
+        self._output = output_read
+        try:
+            write_atomically(self._path("claim"), {**claim, "pid": pid, "started": self._started})
+            os.write(go_write, b"!")
+        finally:
+            os.close(go_write)
+        failed = os.read(error_read, 16)
+        os.close(error_read)
+        if failed:
+            os.waitpid(pid, 0)
+            os.close(output_read)
+            self._pid = 0
+            return f"{argv[0]} cannot be started: {os.strerror(int(failed))}."
+        os.set_blocking(output_read, False)
+        self._selector.register(output_read, selectors.EVENT_READ)
+        return ""
+
+    def _become_engine(
+        self, keeper: int, argv: list[str], env: dict[str, str], go: int, error: int, output: int, watch: int
+    ) -> NoReturn:
+        """In the child: never returns, never raises into the parent's code."""
+        try:
+            os.setpgid(0, 0)
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            if self._prctl is not None:
+                self._prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+                if os.getppid() != keeper:  # it died before the line above
+                    os._exit(127)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.set_inheritable(watch, True)
+            if os.read(go, 1) != b"!":
+                os._exit(127)
+            os.execvpe(argv[0], argv, env)  # noqa: S606 - a list, no shell wanted
+        except OSError as problem:
+            os.write(error, str(problem.errno or errno.EINVAL).encode())
+        finally:
+            os._exit(127)
+
+    def _drain(self) -> bool:
+        """Read what there is; False once the output has ended."""
+        try:
+            data = os.read(self._output, 262144)
+        except BlockingIOError:
+            return True
+        if not data:
+            self._selector.unregister(self._output)
+            os.close(self._output)
+            self._output = -1
+            return False
+        self._log.write(data)
+        return True
+
+    def _begin_stop(self, reason: str, ladder: tuple[tuple[str, float], ...]) -> None:
+        if self._stop_reason or self._status is not None:
+            return
+        self._stop_reason = reason
+        self._ladder = list(ladder)
+        self._climb()
+
+    def _climb(self) -> None:
+        """The next rung: a signal to the whole group, and the bound until the one after."""
+        if not self._ladder:
+            self._next_rung = time.monotonic() + 5.0
+            self._ladder = [("SIGKILL", 5.0)]  # uninterruptible in the kernel: knock again, for ever
+            return
+        name, bound = self._ladder.pop(0)
+        self._broadcast("stopping", signal=name, reason=self._stop_reason)
+        # Our own child, not yet reaped: neither its pid nor its group can have been recycled.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, getattr(signal, name))
+        self._next_rung = time.monotonic() + (bound if self._ladder else 5.0)
+
+    def _note_signal(self, number: int, _frame: object) -> None:
+        if number == signal.SIGTERM:
+            self._told_to_end = True
+
+    def _read_wakeup(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wakeup, 4096)
+        self._reap()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._pid:
+                # Its group may outlive it; while a member lives, the number is not reused.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+                self._status = (status, usage)
+
+    def _measure(self) -> None:
+        self._memory_at = time.monotonic()
+        if SYSTEM == "linux" and self._pid:
+            path = f"/proc/{self._pid}/statm"
+            with contextlib.suppress(OSError, IndexError, ValueError), open(path, "rb") as file:
+                self._memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        assert self._status is not None
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._output >= 0 and (left := deadline - time.monotonic()) > 0:
+            self._end_orphans()
+            for key, _ in self._selector.select(left):
+                if key.fd == self._output:
+                    self._drain()
+                elif key.fd == self._wakeup:
+                    self._read_wakeup()
+        self._end_orphans()
+        self._log.close()
+        status, usage = self._status
+        peak = usage.ru_maxrss if SYSTEM == "darwin" else usage.ru_maxrss * 1024
+        killed = os.WIFSIGNALED(status)
+        number = os.WTERMSIG(status) if killed else 0
+        end = {
+            "pid": self._pid,
+            "started": self._started,
+            "code": None if killed else os.WEXITSTATUS(status),
+            "signal": _signal_name(number) if killed else "",
+            "core_dumped": killed and os.WCOREDUMP(status),
+            "stop_reason": self._stop_reason,
+            "memory": self._memory,
+            "peak_memory": peak,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "out_of_memory": number == signal.SIGKILL and _oom_kills() > self._oom_before,
+        }
+        self._write_end(end)
+        self._broadcast("exited", **self._end)
+        self._remove_sockets()
+
+    def _write_end(self, end: dict[str, Any]) -> None:
+        self._end = {
+            "at": time.time(),
+            "engine_id": self._config["engine_id"],
+            **end,
+            "first_lines": self._log.first,
+            "last_lines": self._log.last,
+        }
+        with contextlib.suppress(OSError):  # a full disk: the daemon that listens hears it all the same
+            capsule = {**self._end, "argv": self._config["argv"], "about": self._config.get("about", {})}
+            write_atomically(self._path("capsule.json"), capsule)
+            write_atomically(self._path("exit.json"), self._end)
+
+    def _end_orphans(self) -> None:
+        """Descendants that left the group came to us when their parent died (subreaper): end them."""
+        if SYSTEM != "linux":
+            return
+        path = f"/proc/self/task/{os.getpid()}/children"
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+            for word in file.read().split():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(int(word), signal.SIGKILL)
+        self._reap()
+
+    def _remove_sockets(self) -> None:
+        for name in ("keeper_socket", "engine_socket"):
+            with contextlib.suppress(OSError):
+                os.unlink(str(self._config[name]))
+
+    def _keep_own_errors(self) -> None:
+        fd = os.open(self._path("keeper.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+
+def _oom_kills() -> int:
+    """How often this kernel has killed for want of memory; 0 where it does not say."""
+    if SYSTEM == "linux":
+        with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    return 0
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def main() -> int:
+    """Standard input is the life line, a socket; it moves away from 0, where children look."""
+    os.umask(0o077)
+    first = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    return Keeper(first).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

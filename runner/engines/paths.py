@@ -1,0 +1,151 @@
+"""Where an engine's files lie, and where its sockets lie when that path would be too long."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from greenroom.runner.failures import JobFailed
+
+SOCKET_BYTES = 100
+"""Longest socket path in bytes; the systems' own limits begin at 104 (macOS), with the closing NUL."""
+
+_ENGINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class EngineFolder:
+    """The folder of one engine under `<home>/engines/`, mode 0700."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, engines_dir: Path, engine_id: str) -> EngineFolder:
+        """The folder of this id: the one way in which an id becomes a path."""
+        if not _ENGINE_ID.fullmatch(engine_id):
+            raise ValueError(f"engine id {engine_id!r} cannot name a folder")
+        return cls(engines_dir / engine_id)
+
+    @property
+    def engine_id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def claim(self) -> Path:
+        """Who has claimed this start: keeper, engine, boot."""
+        return self.path / "claim"
+
+    @property
+    def log(self) -> Path:
+        """The head of the engine's output; `log.tail.old` and `log.tail` follow."""
+        return self.path / "log"
+
+    @property
+    def exit(self) -> Path:
+        """How it ended; exists once it has."""
+        return self.path / "exit.json"
+
+    @property
+    def capsule(self) -> Path:
+        """All that is kept about the end: the exit, the command line, what it served."""
+        return self.path / "capsule.json"
+
+    def log_size(self) -> int:
+        """Grows whenever the engine has said something (a ring that turns shrinks it: any change counts)."""
+        size = 0
+        for name in ("log", "log.tail.old", "log.tail"):
+            with contextlib.suppress(OSError):
+                size += (self.path / name).stat().st_size
+        return size
+
+    def read_log(self) -> str:
+        """The kept output, head and tail; what was left out between is said."""
+        parts = []
+        for name in ("log", "log.tail.old", "log.tail"):
+            with contextlib.suppress(OSError):
+                data = (self.path / name).read_bytes()
+                if name == "log.tail.old" and data:
+                    parts.append(b"\n[... older output is not kept ...]\n")
+                parts.append(data)
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def last_line(self) -> str:
+        """The newest whole line the engine has said, at most 300 characters; "" when there is none."""
+        for name in ("log.tail", "log.tail.old", "log"):
+            with contextlib.suppress(OSError), (self.path / name).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 2048))
+                lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
+                said = [line.strip() for line in lines if line.strip()]
+                if said:
+                    return said[-1][:300]
+        return ""
+
+    def create(self) -> Sockets:
+        """Make the folder (private, also when it was there already) and say where its sockets go."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        inside = Sockets(self.path / "keeper.sock", self.path / "engine.sock")
+        if inside.fits():
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.path.absolute())).hexdigest()[:16]
+        short = _private_runtime_dir() / digest
+        short.mkdir(mode=0o700, exist_ok=True)
+        _check_private(short)
+        outside = Sockets(short / "k.sock", short / "e.sock")
+        if not outside.fits():
+            raise JobFailed.permanent(
+                "socket_path",
+                f"The runtime directory {short.parent} has too long a path for a unix socket.",
+                advice="Set XDG_RUNTIME_DIR or TMPDIR to a short path, such as /tmp.",
+            )
+        return outside
+
+    def remove(self) -> None:
+        """Remove the folder and, when they lie elsewhere, its sockets."""
+        digest = hashlib.sha256(os.fsencode(self.path.absolute())).hexdigest()[:16]
+        with contextlib.suppress(JobFailed, OSError):
+            shutil.rmtree(_private_runtime_dir() / digest)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """The keeper's socket and the engine's."""
+
+    keeper: Path
+    engine: Path
+
+    def fits(self) -> bool:
+        """Short enough for every system."""
+        return all(len(os.fsencode(path)) <= SOCKET_BYTES for path in (self.keeper, self.engine))
+
+
+def _private_runtime_dir() -> Path:
+    """A short folder of this user alone."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if base and os.path.isdir(base) and os.access(base, os.W_OK) and len(os.fsencode(base)) <= 60:
+        folder = Path(base) / "greenroom"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"greenroom-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _check_private(folder)
+    return folder
+
+
+def _check_private(folder: Path) -> None:
+    """In a shared temporary directory somebody else may have been first: never trust his folder."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise JobFailed.permanent(
+            "socket_path",
+            f"{folder} is not a private folder of this user, so no engine socket is put there.",
+            advice=f"Remove it, or set XDG_RUNTIME_DIR to a private folder: rm -r {folder}",
+        )

@@ -1,0 +1,176 @@
+"""Whether an engine is loading, ready or dead: one pure judgement, thin I/O, patience while it moves."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from greenroom.runner.backends.declaration import Readiness
+from greenroom.runner.engines.keeper import SYSTEM
+
+PROBE_SECONDS = 1.0
+"""A health answer later than this counts as none; the next probe asks again."""
+PROOF_SECONDS = (2.0, 4.0, 8.0, 16.0, 30.0)
+"""Bounds of successive proofs: a server that queues them while it loads answers one of the first."""
+CPU_SHARE = 0.02
+"""Of one core; less than this is what idle servers use, and no sign of progress."""
+
+
+class Health(Enum):
+    """What one probe has found."""
+
+    SILENT = "silent"
+    """Nobody listens, or no answer in time."""
+    LOADING = "loading"
+    READY = "ready"
+    DEAD = "dead"
+    """The process lives, its load has failed for good."""
+
+
+def judge(readiness: Readiness, status: int | None) -> Health:
+    """What a status of the health path means for this backend; None is no answer."""
+    if status is None:
+        return Health.SILENT
+    if status in readiness.dead:
+        return Health.DEAD
+    if status in readiness.loading:
+        return Health.LOADING
+    return Health.READY if 200 <= status < 300 else Health.LOADING
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """Signs of life of a process that does not answer yet."""
+
+    log_size: int
+    cpu_seconds: float
+    bytes_read: int
+    """From files, where the system counts it: a slow disk uses hardly any CPU."""
+
+
+class Patience:
+    """Waits as long as the engine moves; `stalled` once it has been silent for `stall_after` seconds."""
+
+    def __init__(self, stall_after: float, now: float) -> None:
+        self._stall_after = stall_after
+        self._seen: Pulse | None = None
+        self._seen_at = now
+        self._moved_at = now
+
+    def stalled(self, pulse: Pulse, now: float) -> bool:
+        """Take in what is seen now; True when nothing has moved for too long."""
+        before, elapsed = self._seen, now - self._seen_at
+        self._seen, self._seen_at = pulse, now
+        if (
+            before is None
+            or pulse.log_size != before.log_size
+            or pulse.bytes_read > before.bytes_read
+            or pulse.cpu_seconds - before.cpu_seconds > CPU_SHARE * elapsed
+        ):
+            self._moved_at = now
+        return now - self._moved_at >= self._stall_after
+
+    def silent_for(self, now: float) -> float:
+        """Seconds since it last moved."""
+        return now - self._moved_at
+
+
+def take_pulse(pid: int, log_size: int) -> Pulse:
+    """Of a process and all its descendants; one that is gone has used nothing more."""
+    import psutil
+
+    cpu, read = 0.0, 0
+    with contextlib.suppress(psutil.Error):
+        leader = psutil.Process(pid)
+        for process in (leader, *leader.children(recursive=True)):
+            with contextlib.suppress(psutil.Error, AttributeError):
+                times = process.cpu_times()
+                cpu += times.user + times.system
+                if SYSTEM == "linux":
+                    read += process.io_counters().read_chars
+    return Pulse(log_size=log_size, cpu_seconds=cpu, bytes_read=read)
+
+
+class Probe:
+    """Asks one engine over its unix socket. Every call blocks, bounded; none raises."""
+
+    def __init__(
+        self, endpoint: Path, readiness: Readiness, *, model_name: str = "", leader: int = 0
+    ) -> None:
+        self._endpoint = str(endpoint)
+        self._readiness = readiness
+        self._model_name = model_name
+        self._leader = leader
+        self._proofs = 0
+
+    def look(self) -> Health:
+        """One judgement: the health path, and the proof where health lies."""
+        found = judge(self._readiness, self._request("GET", self._readiness.path, None, PROBE_SECONDS))
+        if found is not Health.READY or not self._readiness.proof:
+            return found
+        return self._prove()
+
+    def _prove(self) -> Health:
+        bound = PROOF_SECONDS[min(self._proofs, len(PROOF_SECONDS) - 1)]
+        self._proofs += 1
+        body = {"model": self._model_name, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+        status = self._request("POST", "/v1/completions", body, bound)
+        return Health.READY if status is not None and 200 <= status < 300 else Health.LOADING
+
+    def _request(self, method: str, path: str, body: dict[str, object] | None, bound: float) -> int | None:
+        connection = _UnixConnection(self._endpoint, bound, self._leader)
+        try:
+            payload = None if body is None else json.dumps(body)
+            connection.request(method, path, payload, {"Content-Type": "application/json"} if payload else {})
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+        return response.status
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket, after a look at who listens there."""
+
+    def __init__(self, endpoint: str, bound: float, leader: int) -> None:
+        super().__init__("localhost", timeout=bound)
+        self._endpoint = endpoint
+        self._leader = leader
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._endpoint)
+        if self._leader and not belongs_to(peer_pid(self.sock), self._leader):
+            raise ConnectionRefusedError("the socket is served by a stranger")
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Pid of the process that listens at the other end of a unix socket; 0 where it cannot be told."""
+    with contextlib.suppress(OSError):
+        if SYSTEM == "linux":
+            size = struct.calcsize("3i")
+            return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
+        if SYSTEM == "darwin":
+            # <sys/un.h>: SOL_LOCAL 0, LOCAL_PEERPID 2
+            return int(struct.unpack("i", sock.getsockopt(0, 2, 4))[0])
+    return 0
+
+
+def belongs_to(pid: int, leader: int) -> bool:
+    """True when a process is the leader or in its group (or nobody can tell who it is)."""
+    if pid in (0, leader):
+        return True
+    try:
+        return os.getpgid(pid) == leader
+    except OSError:
+        return False

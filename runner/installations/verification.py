@@ -1,0 +1,215 @@
+"""Is an installation still what it was when it was committed?"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from greenroom.runner.failures import JobCancelled
+from greenroom.runner.installations.record import ENVIRONMENT, MARK, Record
+
+_IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"
+_IDENTITY_SECONDS = 20.0
+_OUTPUT_LIMIT = 64 * 1024
+
+
+def inventory(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Sizes of all files and targets of all links below a folder, by relative path, without byte code."""
+    files: dict[str, int] = {}
+    links: dict[str, str] = {}
+    for entry in walk(folder):
+        name = os.path.relpath(entry.path, folder)
+        if entry.is_symlink():
+            links[name] = os.readlink(entry.path)
+        elif not name.endswith(".pyc") and name != MARK:
+            files[name] = entry.stat(follow_symlinks=False).st_size
+    return files, links
+
+
+def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Every file and link below a folder; links are not followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(entry.path)
+            else:
+                yield entry
+
+
+def complaint(folder: Path, record: Record, *, run: bool = True) -> str:
+    """Why the installation cannot be used, judged by presence and size of every file; empty when whole.
+
+    Args:
+        run: Also start its Python and see that it is the one the packages were made for.
+    """
+    return missing(folder, record) or (strange_python(folder, record) if run else "")
+
+
+def missing(folder: Path, record: Record) -> str:
+    """The first file or link that is gone or has another size, as a sentence; empty when none is."""
+    root = f"{folder}{os.sep}"
+    regular, lstat = stat.S_IFREG, os.lstat
+    for name, size in record.files.items():
+        try:
+            found = lstat(root + name)
+        except OSError as error:
+            return (
+                f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"
+            )
+        if found.st_size != size or found.st_mode & 0o170000 != regular:
+            return f"{name} has {found.st_size} bytes instead of {size}"
+    for name, target in record.links.items():
+        try:
+            if os.readlink(root + name) != target:
+                return f"{name} points elsewhere"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError:
+            return f"{name} is not a link any more"
+    return ""
+
+
+def strange_python(folder: Path, record: Record) -> str:
+    """Why the installation's Python is not the one its packages were made for; empty when it is.
+
+    Another patch release is the same Python: system updates replace those in place.
+    """
+    python = folder / ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        return f"its Python is gone: {record.python.base} no longer exists"
+    outcome = run_python(python, ["-S", "-c", _IDENTITY], seconds=_IDENTITY_SECONDS)
+    if outcome.code != 0:
+        return f"its Python does not run ({outcome.ending})"
+    tag, _, version = outcome.output.strip().partition(" ")
+    if tag != record.python.tag:
+        return f"its Python is now {version} and was {record.python.version}"
+    return ""
+
+
+def changed(folder: Path, record: Record, cancel: Event | None = None) -> list[str]:
+    """The files whose bytes are not the ones that were installed, each as a sentence; reads everything.
+
+    The sums come from the `RECORD` each wheel brought, and these are themselves under a sum of ours.
+    """
+    first = missing(folder, record)
+    complaints = [first] if first else []
+    sums = dict(record.sums)
+    for name in record.sums:
+        if name.endswith(".dist-info/RECORD"):
+            with suppress(OSError, csv.Error, UnicodeDecodeError):
+                sums |= _recorded(folder, name)
+    for name, expected in sums.items():
+        if cancel is not None and cancel.is_set():
+            raise JobCancelled
+        try:
+            found = sha256(folder / name)
+        except FileNotFoundError:
+            if f"{name} is missing" not in complaints:
+                complaints.append(f"{name} is missing")
+        except OSError as error:
+            complaints.append(f"{name} cannot be read: {error.strerror}")
+        else:
+            if found != expected:
+                complaints.append(f"{name} has changed")
+    return complaints
+
+
+def own_sums(folder: Path, files: Sequence[str]) -> dict[str, str]:
+    """Sums of the files no `RECORD` speaks for, and of the `RECORD`s."""
+    records = [name for name in files if name.endswith(".dist-info/RECORD")]
+    spoken: set[str] = set()
+    for name in records:
+        spoken |= _recorded(folder, name).keys()
+    return {name: sha256(folder / name) for name in files if name not in spoken}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _recorded(folder: Path, name: str) -> dict[str, str]:
+    """What one `RECORD` says, by path below the installation's folder."""
+    base = (folder / name).parent.parent
+    found = {}
+    with (folder / name).open(newline="", encoding="utf-8") as file:
+        for row in csv.reader(file):
+            if len(row) == 3 and row[1].startswith("sha256="):
+                digest = base64.urlsafe_b64decode(row[1].removeprefix("sha256=") + "==").hex()
+                path = os.path.relpath(os.path.normpath(base / row[0]), folder)
+                if not path.startswith("..") and not path.endswith(".pyc"):
+                    found[path] = digest
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a short run of an interpreter ended."""
+
+    code: int | None
+    """None when it was ended for taking too long."""
+    output: str
+    """Standard output, or with `code` other than 0 both streams."""
+
+    @property
+    def ending(self) -> str:
+        """For people."""
+        if self.code is None:
+            return "it did not end in time"
+        if self.code < 0:
+            return f"ended by {signal.Signals(-self.code).name}"
+        return f"exit code {self.code}"
+
+
+def run_python(
+    python: Path, args: Sequence[str], *, seconds: float, cancel: Event | None = None, cwd: Path | None = None
+) -> Outcome:
+    """Run an interpreter isolated from the user's settings (`-I`), in a process group that ends with it.
+
+    Raises:
+        JobCancelled: `cancel` was set.
+    """
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    env |= {"HF_HUB_OFFLINE": "1", "PYTHONNOUSERSITE": "1"}
+    try:
+        process = subprocess.Popen(
+            [str(python), "-I", *args],
+            cwd=cwd or "/",
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Outcome(code=126, output=str(error))
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                out, err = process.communicate(timeout=0.1 if cancel is not None else seconds)
+                break
+            except subprocess.TimeoutExpired:
+                if cancel is not None and cancel.is_set():
+                    raise JobCancelled from None
+                if time.monotonic() >= deadline:
+                    return Outcome(code=None, output="")
+    finally:
+        if process.poll() is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    text = out if process.returncode == 0 else err + out
+    return Outcome(code=process.returncode, output=text[-_OUTPUT_LIMIT:].decode("utf-8", "replace"))

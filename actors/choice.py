@@ -1,0 +1,144 @@
+"""Which backend serves a model: a pure function of formats, platform, and what is installed or may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from greenroom.actors.facts import Installation, InstallPolicy, Mode, Model
+from greenroom.actors.kernel.core import refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.messages import BackendFacts, BackendStatus
+
+
+class Use(msgspec.Struct, frozen=True, kw_only=True):
+    """This installation serves it now."""
+
+    backend: str
+    installation_id: str
+    reasons: tuple[str, ...]
+
+
+class Install(msgspec.Struct, frozen=True, kw_only=True):
+    """This backend serves it once it is installed."""
+
+    backend: str
+    reason: str
+
+
+def choose(
+    model: Model,
+    mode: Mode,
+    binding: str,
+    policy: InstallPolicy,
+    facts: Sequence[BackendFacts],
+    statuses: Mapping[str, BackendStatus],
+) -> Use | Install | Refusal:
+    """Decide on the backend of a load.
+
+    1. A path that names a backend is binding: no other is looked at.
+    2. Only backends that read the format in that mode count; none: refused, with what would.
+    3. Only those this platform can run count; none: refused, with each verdict.
+    4. Of the installed ones the most preferred serves; absent better ones are named as advice.
+    5. One that is being installed already is waited for.
+    6. One that is not deferred and that the user has not uninstalled is installed without asking.
+    7. A deferred one is installed under `auto`; under `ask` and `never` the request is refused with the
+       command that installs it.
+    """
+    named = [one for one in facts if one.name == binding] if binding else list(facts)  # 1
+    if not named:
+        known = ", ".join(one.name for one in facts)
+        return refuse(
+            "backend_not_found",
+            f'There is no backend "{binding}".',
+            advice=f"Known backends: {known}.",
+            status=404,
+            subject=binding,
+        )
+    fitting = [one for one in named if model.format in one.formats and mode in one.modes]  # 2
+    if not fitting:
+        return _unfit(model, mode, binding, facts)
+    runnable = [one for one in fitting if not one.verdict]  # 3
+    if not runnable:
+        return refuse(
+            "unsupported_platform",
+            " ".join(one.verdict for one in fitting),
+            status=412,
+            subject=fitting[0].name,
+        )
+    installed = [one for one in runnable if _current(statuses, one) is not None]  # 4
+    if installed:
+        best = min(installed, key=lambda one: one.preference)
+        current = _current(statuses, best)
+        assert current is not None
+        return Use(
+            backend=best.name,
+            installation_id=current.id,
+            reasons=_reasons(best, fitting, installed, model, binding),
+        )
+    offered = sorted(runnable, key=lambda one: one.install_preference)
+    for one in offered:  # 5
+        if one.name in statuses and statuses[one.name].job:
+            return Install(backend=one.name, reason="it is being installed already")
+    for one in offered:  # 6
+        if not one.deferred and (one.name not in statuses or statuses[one.name].wanted):
+            return Install(backend=one.name, reason="it is a default backend")
+    best = offered[0]
+    if policy == "auto":  # 7
+        return Install(backend=best.name, reason="the install policy is auto")
+    return not_installed(best, statuses.get(best.name))
+
+
+def not_installed(backend: BackendFacts, status: BackendStatus | None) -> Refusal:
+    """The refusal that tells how to install a backend."""
+    broken = (
+        status.failure.message if status is not None and status.state == "broken" and status.failure else ""
+    )
+    return refuse(
+        "backend_not_installed",
+        f'backend "{backend.name}" is not installed; run: greenroom install-runner --backend {backend.name}',
+        advice=f"(What is there is broken: {broken})" if broken else "",
+        status=412,
+        subject=backend.name,
+        numbers={"download_bytes": float(backend.download_bytes)} if backend.download_bytes else {},
+    )
+
+
+def _current(statuses: Mapping[str, BackendStatus], backend: BackendFacts) -> Installation | None:
+    status = statuses.get(backend.name)
+    return status.current if status is not None else None
+
+
+def _reasons(
+    best: BackendFacts,
+    fitting: Sequence[BackendFacts],
+    installed: Sequence[BackendFacts],
+    model: Model,
+    binding: str,
+) -> tuple[str, ...]:
+    if binding:
+        return (f"the request names {binding}",)
+    reasons = [f"{best.name} reads {model.format} and is installed"]
+    for one in fitting:
+        if one.name == best.name:
+            continue
+        if one.verdict:
+            reasons.append(f"not {one.name}: {one.verdict}")
+        elif one in installed:
+            reasons.append(f"not {one.name}: {best.name} is preferred")
+        elif one.preference < best.preference:
+            reasons.append(
+                f"{one.name} would be preferred but is not installed; "
+                f"run: greenroom install-runner --backend {one.name}"
+            )
+    return tuple(reasons)
+
+
+def _unfit(model: Model, mode: Mode, binding: str, facts: Sequence[BackendFacts]) -> Refusal:
+    able = [one for one in facts if model.format in one.formats and mode in one.modes]
+    who = ", ".join(one.name for one in able) or "no backend"
+    if binding:
+        message = f"{binding} cannot serve {model.format} models in {mode} mode; {who} can."
+    else:
+        message = f"No backend serves {model.format} models in {mode} mode."
+    return refuse("unsupported_model", message, status=422, subject=binding)

@@ -1,0 +1,447 @@
+"""The library: which models lie in the store, under which names, and the pulls that bring them.
+
+Pulls are jobs: single flight for each reference, they outlive whoever asked first, and are tried again by
+tenacity's policies. Only the daemon writes the store; what lies in it is looked at in every new life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import CancelFetch, DeleteModel, FetchModel, LookAtModels, WriteTags
+from greenroom.actors.facts import Failure, Model, WantedBy
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    Later,
+    Recovered,
+    Stored,
+    Tell,
+    refuse,
+)
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.retry import PULL_RETRIES, RetryPolicy
+
+_TELL_EVERY = 5.0
+_STATUS = {
+    "not_found": 404,
+    "unauthorized": 401,
+    "bad_reference": 400,
+    "not_a_model": 422,
+    "unsupported_source": 422,
+    "no_space": 507,
+    "unreachable": 503,
+}
+
+
+class PullState(msgspec.Struct, frozen=True, kw_only=True):
+    """One pull under way."""
+
+    job: str
+    reference: str
+    wanted_by: WantedBy
+    requested_at: float
+    cause: str
+    attempt: int = 1
+    retry_at: float = 0.0
+    """0 while an attempt is under way."""
+
+
+class LibraryState(msgspec.Struct, frozen=True, kw_only=True):
+    """Models by id, pulls by reference."""
+
+    models: Mapping[str, Model] = msgspec.field(default_factory=dict)
+    pulls: Mapping[str, PullState] = msgspec.field(default_factory=dict)
+    jobs: int = 0
+    version: int = 0
+
+    def tagged(self, tag: str) -> Model | None:
+        """The model that has this canonical tag."""
+        return next((model for model in self.models.values() if tag in model.tags), None)
+
+    def pull_of(self, job: str) -> PullState | None:
+        """The pull with this job id."""
+        return next((pull for pull in self.pulls.values() if pull.job == job), None)
+
+
+class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What this life knows and the journal does not."""
+
+    looked: bool = False
+    fetching: frozenset[tuple[str, int]] = frozenset()
+    """(job, attempt) begun in this life."""
+    due: Mapping[str, float] = msgspec.field(default_factory=dict)
+    waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
+    tokens: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """job → bearer token; never stored."""
+    removing: frozenset[str] = frozenset()
+    told: int = -1
+    told_at: float = 0.0
+
+
+class Library:
+    """The pure core; see the module's text."""
+
+    address: Address = msg.LIBRARY
+    event_types: Sequence[type[Event]] = (
+        ev.PullRequested,
+        ev.PullAttemptFailed,
+        ev.ModelCommitted,
+        ev.PullFailed,
+        ev.PullCancelled,
+        ev.ModelTagged,
+        ev.ModelRemoved,
+    )
+
+    def __init__(self, retries: RetryPolicy = PULL_RETRIES) -> None:
+        """`retries` says how often a pull is tried again."""
+        self._retries = retries
+
+    def claims(self, stream: str) -> bool:
+        """`library`."""
+        return stream == "library"
+
+    def stream_of(self, _event: Event) -> str:
+        """`library`."""
+        return "library"
+
+    def initial(self) -> LibraryState:
+        """No models."""
+        return LibraryState()
+
+    def unseen(self) -> LibrarySeen:
+        """Nothing seen."""
+        return LibrarySeen()
+
+    def apply(self, state: LibraryState, stored: Stored[Any]) -> LibraryState:
+        """Fold one event."""
+        change = msgspec.structs.replace
+        models, pulls = dict(state.models), dict(state.pulls)
+        jobs = state.jobs
+        match stored.event:
+            case ev.PullRequested() as e:
+                pulls[e.reference] = PullState(
+                    job=e.job,
+                    reference=e.reference,
+                    wanted_by=e.wanted_by,
+                    requested_at=stored.at,
+                    cause=stored.id,
+                )
+                jobs += 1
+            case ev.PullAttemptFailed() as e:
+                pulls = {
+                    reference: change(pull, attempt=e.attempt + 1, retry_at=e.retry_at)
+                    if pull.job == e.job
+                    else pull
+                    for reference, pull in pulls.items()
+                }
+            case ev.ModelCommitted() as e:
+                pulls = {reference: pull for reference, pull in pulls.items() if pull.job != e.job}
+                _apply_tags(models, e.model.tags)
+                models[e.model.id] = e.model
+            case ev.PullFailed() | ev.PullCancelled() as e:
+                pulls = {reference: pull for reference, pull in pulls.items() if pull.job != e.job}
+            case ev.ModelTagged() as e if e.model_id in models:
+                _apply_tags(models, e.tags)
+                models[e.model_id] = change(models[e.model_id], tags=e.tags)
+            case ev.ModelRemoved() as e:
+                models.pop(e.model_id, None)
+        return LibraryState(models=models, pulls=pulls, jobs=jobs, version=state.version + 1)
+
+    # decide
+
+    def decide(
+        self, state: LibraryState, command: Command, now: Moment, seen: LibrarySeen
+    ) -> Decision[LibrarySeen]:
+        """One command."""
+        match command:
+            case msg.Pull():
+                return self._pull(state, command, seen)
+            case msg.CancelPull():
+                return self._cancel(state, command, seen)
+            case msg.RemoveModel():
+                return self._remove(state, command, seen)
+            case msg.TagModel():
+                return self._tag(state, command)
+            case msg.PullCommitted():
+                return self._committed(state, command, now)
+            case msg.PullAttemptEnded():
+                return self._attempt_ended(state, command, now)
+            case msg.ModelsSeen():
+                return self._seen_in_store(state, command, now, seen)
+            case msg.ModelGone():
+                return self._gone(state, command, seen)
+            case msg.TagsWritten():
+                outcome: msg.Tagged | Refusal
+                if command.failure is not None:
+                    outcome = _refusal(command.failure)
+                    events: tuple[Event, ...] = ()
+                else:
+                    outcome = msg.Tagged(tags=command.tags)
+                    events = (ev.ModelTagged(model_id=command.model_id, tags=command.tags),)
+                return Decision(
+                    events=events, effects=(Answer(key=_tag_key(command.model_id), outcome=outcome),)
+                )
+            case msg.RollCall():
+                return Decision(seen=msgspec.structs.replace(seen, told=-1))
+            case Recovered():
+                return Decision(effects=(LookAtModels(),))
+            case _:
+                raise TypeError(f"the library does not know {type(command).__name__}")
+
+    def _pull(self, state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[LibrarySeen]:
+        """Decide on a wish for a model.
+
+        1. It is here: answered at once.
+        2. A pull of the same reference is under way: join it.
+        3. Otherwise a pull begins; `settle` starts its first attempt.
+        """
+        here = state.tagged(ask.reference)
+        if here is not None and here.id not in seen.removing:  # 1
+            return Decision(reply=msg.Pulled(model=here, fresh=False))
+        under_way = state.pulls.get(ask.reference)
+        if under_way is not None:  # 2
+            return Decision(reply=Later(under_way.job), seen=_one_more(seen, under_way.job))
+        job = f"pull.{state.jobs + 1}"  # 3
+        seen = msgspec.structs.replace(seen, tokens={**seen.tokens, job: ask.token})
+        return Decision(
+            events=(ev.PullRequested(job=job, reference=ask.reference, wanted_by=ask.wanted_by),),
+            reply=Later(job),
+            seen=_one_more(seen, job),
+        )
+
+    def _cancel(self, state: LibraryState, ask: msg.CancelPull, seen: LibrarySeen) -> Decision[LibrarySeen]:
+        pull = state.pulls.get(ask.reference)
+        if pull is None:
+            return Decision(reply=msg.Cancelled(ended=False))
+        if ask.leave:
+            others = seen.waiting.get(pull.job, 0) - 1
+            seen = msgspec.structs.replace(seen, waiting={**seen.waiting, pull.job: max(others, 0)})
+            if others > 0:
+                return Decision(reply=msg.Cancelled(ended=False), seen=seen)
+        return Decision(
+            events=(ev.PullCancelled(job=pull.job, reason=ask.reason),),
+            effects=(CancelFetch(job=pull.job),),
+            reply=msg.Cancelled(ended=True),
+            seen=seen,
+        )
+
+    def _remove(self, state: LibraryState, ask: msg.RemoveModel, seen: LibrarySeen) -> Decision[LibrarySeen]:
+        """Remove a tag (answered with `Tagged`), and with the last one the model (`Removed`)."""
+        model = state.models.get(ask.model_id)
+        if model is None:
+            return Decision(reply=refuse("not_found", f"There is no model {ask.model_id}.", status=404))
+        if ask.tag and len(model.tags) > 1:
+            tags = tuple(tag for tag in model.tags if tag != ask.tag)
+            return Decision(
+                effects=(WriteTags(model_id=model.id, tags=tags),),
+                reply=Later(_tag_key(model.id)),
+            )
+        if len(model.tags) > 1 and not ask.force:
+            return Decision(
+                reply=refuse(
+                    "conflict",
+                    f"{model.id[7:19]} has {len(model.tags)} tags: {', '.join(model.tags)}.",
+                    advice="Remove one tag, or all of them with --force.",
+                    status=409,
+                )
+            )
+        return Decision(
+            effects=(DeleteModel(model_id=model.id),),
+            reply=Later(_remove_key(model.id)),
+            seen=msgspec.structs.replace(seen, removing=seen.removing | {model.id}),
+        )
+
+    def _tag(self, state: LibraryState, ask: msg.TagModel) -> Decision[LibrarySeen]:
+        model = state.models.get(ask.model_id)
+        if model is None:
+            return Decision(reply=refuse("not_found", f"There is no model {ask.model_id}.", status=404))
+        if ask.tag in model.tags:
+            return Decision(reply=msg.Tagged(tags=model.tags))
+        return Decision(
+            effects=(WriteTags(model_id=model.id, tags=(*model.tags, ask.tag)),),
+            reply=Later(_tag_key(model.id)),
+        )
+
+    def _committed(
+        self, state: LibraryState, report: msg.PullCommitted, now: Moment
+    ) -> Decision[LibrarySeen]:
+        pull = state.pull_of(report.job)
+        if pull is None and report.model.id in state.models:
+            return Decision()
+        return Decision(
+            events=(
+                ev.ModelCommitted(
+                    job=report.job,
+                    model=report.model,
+                    seconds=max(0.0, now.wall - pull.requested_at) if pull is not None else 0.0,
+                ),
+            ),
+            cause=pull.cause if pull is not None else "",
+        )
+
+    def _attempt_ended(
+        self, state: LibraryState, report: msg.PullAttemptEnded, now: Moment
+    ) -> Decision[LibrarySeen]:
+        pull = state.pull_of(report.job)
+        if pull is None:
+            return Decision()
+        failure = report.failure
+        event: Event
+        retry_at = (
+            self._retries.retry_at(pull.attempt, now.wall, now.draw) if failure.kind == "transient" else None
+        )
+        if failure.kind == "cancelled":
+            event = ev.PullCancelled(job=pull.job, reason=failure.message)
+        elif retry_at is not None:
+            event = ev.PullAttemptFailed(
+                job=pull.job, attempt=pull.attempt, failure=failure, retry_at=retry_at
+            )
+        else:
+            event = ev.PullFailed(job=pull.job, failure=failure)
+        return Decision(events=(event,), cause=pull.cause)
+
+    def _seen_in_store(
+        self, state: LibraryState, report: msg.ModelsSeen, now: Moment, seen: LibrarySeen
+    ) -> Decision[LibrarySeen]:
+        """Settle what the journal says with what lies in the store.
+
+        1. There and not known, or known under other tags: recorded as it is.
+        2. Known and not there: removed.
+        3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it.
+        """
+        there = {model.id: model for model in report.models}
+        events: list[Event] = []
+        fetched = {begun for begun, _ in seen.fetching}
+        for model in report.models:  # 1
+            known = state.models.get(model.id)
+            if known is None:
+                pull = next((state.pulls[tag] for tag in model.tags if tag in state.pulls), None)
+                job = pull.job if pull is not None and pull.job not in fetched else ""
+                events.append(ev.ModelCommitted(job=job, model=model))
+            elif known.tags != model.tags:
+                events.append(ev.ModelTagged(model_id=model.id, tags=model.tags))
+        events += [
+            ev.ModelRemoved(model_id=one, reason="it is not in the store any more")
+            for one in state.models
+            if one not in there
+        ]  # 2
+        done = {event.job for event in events if isinstance(event, ev.ModelCommitted)}
+        for pull in state.pulls.values():  # 3
+            if pull.job in fetched or pull.job in done or pull.retry_at:
+                continue
+            if pull.wanted_by == "request":
+                reason = "the daemon restarted and the request that wanted it is gone"
+                events.append(ev.PullCancelled(job=pull.job, reason=reason))
+            else:
+                failure = Failure(
+                    kind="transient",
+                    code="daemon_restarted",
+                    message="The daemon ended in the middle of the pull.",
+                )
+                events.append(
+                    ev.PullAttemptFailed(
+                        job=pull.job, attempt=pull.attempt, failure=failure, retry_at=now.wall
+                    )
+                )
+        return Decision(events=tuple(events), seen=msgspec.structs.replace(seen, looked=True))
+
+    def _gone(self, state: LibraryState, report: msg.ModelGone, seen: LibrarySeen) -> Decision[LibrarySeen]:
+        seen = msgspec.structs.replace(seen, removing=seen.removing - {report.model_id})
+        key = _remove_key(report.model_id)
+        if report.failure is not None:
+            return Decision(effects=(Answer(key=key, outcome=_refusal(report.failure)),), seen=seen)
+        model = state.models.get(report.model_id)
+        if model is None:
+            return Decision(seen=seen)
+        outcome = msg.Removed(untagged=model.tags, deleted=(model.id,), freed=report.freed)
+        event = ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=report.freed)
+        return Decision(events=(event,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
+
+    def react(self, _state: LibraryState, stored: Stored[Any]) -> Sequence[Effect]:
+        """Answer whoever waits for a pull that has ended."""
+        match stored.event:
+            case ev.ModelCommitted() as e if e.job:
+                return (Answer(key=e.job, outcome=msg.Pulled(model=e.model, fresh=True)),)
+            case ev.PullFailed() as e:
+                return (Answer(key=e.job, outcome=_refusal(e.failure)),)
+            case ev.PullCancelled() as e:
+                outcome = refuse("cancelled", f"The pull was cancelled: {e.reason}.", status=409)
+                return (Answer(key=e.job, outcome=outcome),)
+            case _:
+                return ()
+
+    # settle
+
+    def settle(self, state: LibraryState, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+        """What follows.
+
+        1. A pull whose attempt is due and not begun in this life: begin it.
+        2. Whatever changed, or every few seconds: tell the scheduler the whole list.
+        """
+        effects: list[Effect] = []
+        wakes: list[float] = []
+        fetching, due = set(seen.fetching), dict(seen.due)
+        for pull in state.pulls.values() if seen.looked else ():  # 1
+            if (pull.job, pull.attempt) in fetching:
+                continue
+            key = f"{pull.job}/{pull.attempt}"
+            if key not in due:
+                wait = self._retries.clamp(pull.retry_at, now.wall) - now.wall if pull.retry_at else 0.0
+                due[key] = now.monotonic + max(0.0, wait)
+            if due[key] <= now.monotonic:
+                fetching.add((pull.job, pull.attempt))
+                effects.append(
+                    FetchModel(job=pull.job, reference=pull.reference, token=seen.tokens.get(pull.job, ""))
+                )
+            else:
+                wakes.append(due[key])
+        seen = msgspec.structs.replace(seen, fetching=frozenset(fetching), due=due)
+        if seen.looked and (seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY):  # 2
+            effects.append(Tell(to=msg.SCHEDULER, command=self.list_of(state)))
+            seen = msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic)
+        return Decision(effects=tuple(effects), seen=seen, wake_at=min(wakes) if wakes else None)
+
+    def list_of(self, state: LibraryState) -> msg.ModelList:
+        """All models."""
+        return msg.ModelList(models=tuple(state.models.values()), version=state.version)
+
+
+def _apply_tags(models: dict[str, Model], tags: Sequence[str]) -> None:
+    """A tag is on one model only: whoever gets it takes it from whoever had it."""
+    for one, model in models.items():
+        if set(tags) & set(model.tags):
+            kept = tuple(tag for tag in model.tags if tag not in tags)
+            models[one] = msgspec.structs.replace(model, tags=kept)
+
+
+def _one_more(seen: LibrarySeen, job: str) -> LibrarySeen:
+    return msgspec.structs.replace(seen, waiting={**seen.waiting, job: seen.waiting.get(job, 0) + 1})
+
+
+def _remove_key(model_id: str) -> str:
+    return f"remove/{model_id}"
+
+
+def _tag_key(model_id: str) -> str:
+    return f"tag/{model_id}"
+
+
+def _refusal(failure: Failure) -> Refusal:
+    transient = failure.kind == "transient"
+    return Refusal(
+        code=failure.code,
+        message=failure.message,
+        advice=failure.advice,
+        status=_STATUS.get(failure.code, 503 if transient else 500),
+        retry_after=30.0 if transient else 0.0,
+    )

@@ -1,0 +1,250 @@
+"""A runner: the actor of one backend, which owns its engines.
+
+    starting → ready → stopping → gone
+
+It knows pids, endpoints, readiness and how each engine ended. The scheduler makes the ids, so a command
+that comes twice is harmless. After a restart no claim of the journal is believed: the engines are looked
+for, and each is adopted, has ended, or is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import EndEngine, RecoverEngines, SpawnEngine
+from greenroom.actors.facts import Engine, EngineExit
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Address, Command, Decision, Effect, Event, Recovered, Stored, Tell
+
+_TELL_EVERY = 5.0
+_REMEMBERED = 16
+"""Engines that are gone are told of for a while, so that nobody misses how they ended."""
+SILENT_START = 900.0
+"""Seconds without any sign of progress after which a start is given up here, should its host be silent."""
+SILENT_STOP = 60.0
+"""Seconds after which an engine that was to end counts as lost; its host's own ladder is much shorter."""
+
+
+class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
+    """The engines of one backend."""
+
+    engines: Mapping[str, Engine] = msgspec.field(default_factory=dict)
+    """By id, oldest first; gone ones are kept up to a bound."""
+    version: int = 0
+
+
+class RunnerSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What this life knows and the journal does not."""
+
+    moved: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → monotonic second of its last sign of progress."""
+    unsettled: frozenset[str] = frozenset()
+    """Engines of an earlier life that are still being looked for."""
+    told: int = -1
+    told_at: float = 0.0
+
+
+class Runner:
+    """The pure core; see the module's text."""
+
+    event_types: Sequence[type[Event]] = (
+        ev.EngineStartRequested,
+        ev.EngineSpawned,
+        ev.EngineReady,
+        ev.EngineStopRequested,
+        ev.EngineExited,
+        ev.EngineAdopted,
+        ev.EngineLost,
+    )
+
+    def __init__(self, backend: str) -> None:
+        """`backend` is the name of the one whose engines these are."""
+        self.backend = backend
+        self.address: Address = msg.runner_address(backend)
+        self._stream = str(self.address)
+
+    def claims(self, stream: str) -> bool:
+        """`runner/<backend>`."""
+        return stream == self._stream
+
+    def stream_of(self, _event: Event) -> str:
+        """`runner/<backend>`."""
+        return self._stream
+
+    def initial(self) -> RunnerState:
+        """No engines."""
+        return RunnerState()
+
+    def unseen(self) -> RunnerSeen:
+        """Nothing seen."""
+        return RunnerSeen()
+
+    def apply(self, state: RunnerState, stored: Stored[Any]) -> RunnerState:
+        """Fold one event."""
+        engines = dict(state.engines)
+        change = msgspec.structs.replace
+        event = stored.event
+        if isinstance(event, ev.EngineStartRequested):
+            engines[event.spec.engine_id] = Engine(
+                spec=event.spec, state="starting", since=stored.at, cause=stored.id
+            )
+            return RunnerState(engines=_apply_bound(engines), version=state.version + 1)
+        old = engines.get(event.engine_id)
+        if old is None:
+            return change(state, version=state.version + 1)
+        match event:
+            case ev.EngineSpawned() as e:
+                new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
+            case ev.EngineReady() if old.state == "starting":
+                new = change(old, state="ready", since=stored.at)
+            case ev.EngineAdopted() as e:
+                new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
+            case ev.EngineStopRequested() if old.state != "gone":
+                new = change(old, state="stopping", since=stored.at)
+            case ev.EngineExited() as e:
+                new = change(old, state="gone", since=stored.at, exit=e.exit)
+            case ev.EngineLost() as e:
+                lost = EngineExit(at=stored.at, summary=e.reason, expected=old.state == "stopping")
+                new = change(old, state="gone", since=stored.at, exit=lost)
+            case _:
+                new = old
+        engines[event.engine_id] = new
+        return RunnerState(engines=_apply_bound(engines), version=state.version + 1)
+
+    def decide(
+        self, state: RunnerState, command: Command, now: Moment, seen: RunnerSeen
+    ) -> Decision[RunnerSeen]:
+        """One command. Reports on engines that are gone, or were never ours, are dropped."""
+        match command:
+            case msg.StartEngine(spec=spec):
+                if spec.engine_id in state.engines:
+                    return Decision()
+                return Decision(
+                    events=(ev.EngineStartRequested(spec=spec),), seen=_moved(seen, spec.engine_id, now)
+                )
+            case msg.StopEngine(engine_id=one, reason=reason):
+                engine = state.engines.get(one)
+                if engine is None or engine.state == "gone":
+                    return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                if engine.state == "stopping":
+                    return Decision(effects=(EndEngine(engine_id=one, reason=reason),))
+                return Decision(events=(ev.EngineStopRequested(engine_id=one, reason=reason),))
+            case msg.RollCall():
+                return Decision(seen=msgspec.structs.replace(seen, told=-1))
+            case Recovered():
+                left = tuple(one for one in state.engines.values() if one.state != "gone")
+                return Decision(
+                    effects=(RecoverEngines(backend=self.backend, engines=left),),
+                    seen=msgspec.structs.replace(
+                        seen, unsettled=frozenset(one.spec.engine_id for one in left)
+                    ),
+                )
+            case msg.EngineMoved(engine_id=one):
+                return Decision(seen=_moved(seen, one, now))
+            case _:
+                return self._report(state, command, now, seen)
+
+    def _report(
+        self, state: RunnerState, report: Command, now: Moment, seen: RunnerSeen
+    ) -> Decision[RunnerSeen]:
+        one: str = getattr(report, "engine_id", "")
+        engine = state.engines.get(one)
+        if engine is None or engine.state == "gone":
+            return Decision()
+        events: tuple[Event, ...] = ()
+        seen = _moved(seen, one, now)
+        match report:
+            case msg.SpawnedEngine() as r:
+                events = (ev.EngineSpawned(engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint),)
+            case msg.EngineIsReady() if engine.state == "starting":
+                events = (ev.EngineReady(engine_id=one, seconds=max(0.0, now.wall - engine.since)),)
+            case msg.AdoptedEngine() as r:
+                adopted = ev.EngineAdopted(engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint)
+                events = (adopted,)
+                if r.ready and engine.state == "starting":
+                    events = (adopted, ev.EngineReady(engine_id=one, seconds=0.0))
+                seen = _settled(seen, one)
+            case msg.EngineEnded() as r:
+                events = (ev.EngineExited(engine_id=one, exit=r.exit),)
+                seen = _settled(seen, one)
+            case msg.LostEngine() as r:
+                events = (ev.EngineLost(engine_id=one, reason=r.reason),)
+                seen = _settled(seen, one)
+            case msg.EngineIsReady():
+                pass
+            case _:
+                raise TypeError(f"a runner does not know {type(report).__name__}")
+        return Decision(events=events, cause=engine.cause, seen=seen)
+
+    def react(self, state: RunnerState, stored: Stored[Any]) -> Sequence[Effect]:
+        """Intent is stored: act."""
+        match stored.event:
+            case ev.EngineStartRequested(spec=spec):
+                return (SpawnEngine(spec=spec),)
+            case ev.EngineStopRequested(engine_id=one, reason=reason) if one in state.engines:
+                return (EndEngine(engine_id=one, reason=reason),)
+            case _:
+                return ()
+
+    def settle(self, state: RunnerState, now: Moment, seen: RunnerSeen) -> Decision[RunnerSeen]:
+        """What follows.
+
+        1. A start without any sign of progress for very long: it is asked to end.
+        2. An engine that was to end and of which nothing is heard: it counts as lost.
+        3. The list has changed, or every few seconds: tell it, once everybody of an earlier life is settled.
+        """
+        events: list[Event] = []
+        effects: list[Effect] = []
+        wakes: list[float] = []
+        moved = dict(seen.moved)
+        for one, engine in state.engines.items():
+            if engine.state not in ("starting", "stopping"):
+                continue
+            since = moved.setdefault(one, now.monotonic)
+            limit = SILENT_START if engine.state == "starting" else SILENT_STOP
+            if now.monotonic - since < limit:
+                wakes.append(since + limit)
+            elif engine.state == "starting":  # 1
+                reason = f"no sign of progress for {limit:.0f} s while starting"
+                events.append(ev.EngineStopRequested(engine_id=one, reason=reason))
+                moved[one] = now.monotonic
+            else:  # 2
+                events.append(ev.EngineLost(engine_id=one, reason="it was asked to end and never reported"))
+        moved = {one: at for one, at in moved.items() if one in state.engines}
+        seen = msgspec.structs.replace(seen, moved=moved)
+        stale = seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY
+        if stale and not seen.unsettled and not events:  # 3
+            whole = self.list_of(state)
+            effects += [Tell(to=msg.SCHEDULER, command=whole), Tell(to=msg.INSTALLER, command=whole)]
+            seen = msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic)
+        return Decision(
+            events=tuple(events),
+            effects=tuple(effects),
+            seen=seen,
+            wake_at=min(wakes) if wakes else None,
+        )
+
+    def list_of(self, state: RunnerState) -> msg.EngineList:
+        """All engines, gone ones last heard of included."""
+        return msg.EngineList(
+            backend=self.backend, engines=tuple(state.engines.values()), version=state.version
+        )
+
+
+def _moved(seen: RunnerSeen, engine_id: str, now: Moment) -> RunnerSeen:
+    return msgspec.structs.replace(seen, moved={**seen.moved, engine_id: now.monotonic})
+
+
+def _settled(seen: RunnerSeen, engine_id: str) -> RunnerSeen:
+    return msgspec.structs.replace(seen, unsettled=seen.unsettled - {engine_id})
+
+
+def _apply_bound(engines: dict[str, Engine]) -> dict[str, Engine]:
+    gone = [one for one, engine in engines.items() if engine.state == "gone"]
+    for one in gone[: max(0, len(gone) - _REMEMBERED)]:
+        del engines[one]
+    return engines

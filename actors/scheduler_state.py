@@ -1,0 +1,172 @@
+"""What the journal says of loads, and what the scheduler sees beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors.facts import Engine, EngineSpec, InstallPolicy, Mode, Model
+from greenroom.actors.gates import GateReading
+from greenroom.actors.kernel.core import Stored
+from greenroom.actors.ledger import Memory
+from greenroom.actors.messages import BackendStatus
+
+T = TypeVar("T")
+
+NOT_THE_MODELS_FAULT = frozenset({"engine_lost", "daemon_restarted"})
+"""Failure codes that say nothing about whether the model would run."""
+
+
+class LoadState(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that shall be."""
+
+    spec: EngineSpec
+    admitted_at: float
+    cause: str
+
+
+class ModelConfigState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is loaded; what is None was never set."""
+
+    context_size: int | None = None
+    flags: tuple[str, ...] | None = None
+    keep_alive: float | None = None
+
+
+class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model fared on an installation lately."""
+
+    failures: int = 0
+    until: float = 0.0
+    """Wall clock second until which it is left alone; 0 while it is not."""
+    reason: str = ""
+
+
+class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
+    """The durable state."""
+
+    loads: Mapping[str, LoadState] = msgspec.field(default_factory=dict)
+    """By engine id: every engine that shall run. One that runs and is not here shall end."""
+    configs: Mapping[str, ModelConfigState] = msgspec.field(default_factory=dict)
+    breakers: Mapping[str, BreakerState] = msgspec.field(default_factory=dict)
+    refusals: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """model|mode → code of the last stored refusal."""
+    admitted: int = 0
+    version: int = 0
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that has no engine yet."""
+
+    request_id: str
+    model_id: str
+    model_ref: str
+    mode: Mode
+    backend: str
+    policy: InstallPolicy
+    since: float
+    """Monotonic."""
+    caller: str = ""
+    cause: str = ""
+    follows: str = ""
+    """The board's key of the job it was last told to wait for."""
+
+
+class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What others own, and who waits. Starts empty in every life and is collected again."""
+
+    queue: tuple[Waiting, ...] = ()
+    statuses: Mapping[str, BackendStatus] | None = None
+    statuses_version: int = -1
+    models: Mapping[str, Model] | None = None
+    engines: Mapping[str, Mapping[str, Engine]] = msgspec.field(default_factory=dict)
+    """backend → id → engine; a backend is absent until its runner has told."""
+    met: frozenset[str] = frozenset()
+    """Engines that have been in a runner's list in this life."""
+    begun: frozenset[str] = frozenset()
+    """Engines admitted in this life."""
+    gates: Mapping[str, GateReading] = msgspec.field(default_factory=dict)
+    memory: Memory = Memory(budget=0, available=0)
+    ensured: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """backend → version of the installer's list when it was told to install."""
+    keep_alive: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """model|mode → seconds, as the last request wished."""
+    leaving: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → monotonic second since which it shall end."""
+    stop_told: Mapping[str, float] = msgspec.field(default_factory=dict)
+    start_told: Mapping[str, float] = msgspec.field(default_factory=dict)
+    refused: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """model|mode → refusals since the last load."""
+    draining: bool = False
+
+    def engine(self, engine_id: str) -> Engine | None:
+        """An engine as its runner last told."""
+        return next((one[engine_id] for one in self.engines.values() if engine_id in one), None)
+
+    def alive(self) -> list[Engine]:
+        """All engines that are not gone."""
+        return [e for one in self.engines.values() for e in one.values() if e.state != "gone"]
+
+
+def config_key(model_id: str, mode: str) -> str:
+    """How configurations and refusals are filed."""
+    return f"{model_id}|{mode}"
+
+
+def breaker_key(model_id: str, backend: str, installation_id: str) -> str:
+    """How breakers are filed."""
+    return f"{model_id}|{backend}|{installation_id}"
+
+
+def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
+    """Fold one event."""
+    new = msgspec.structs.replace(state, version=state.version + 1)
+    change = msgspec.structs.replace
+    match stored.event:
+        case ev.LoadAdmitted(spec=spec):
+            load = LoadState(spec=spec, admitted_at=stored.at, cause=stored.id)
+            return change(
+                new,
+                loads={**state.loads, spec.engine_id: load},
+                refusals=_apply_without(state.refusals, config_key(spec.model_id, spec.mode)),
+                admitted=state.admitted + 1,
+            )
+        case ev.LoadRefused() as e:
+            return change(new, refusals={**state.refusals, config_key(e.model_id, e.mode): e.code})
+        case ev.LoadFailed() as e:
+            loads = _apply_without(state.loads, e.engine_id)
+            if e.failure.code in NOT_THE_MODELS_FAULT:
+                return change(new, loads=loads)
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            old = state.breakers.get(key, BreakerState())
+            breaker = change(old, failures=old.failures + 1, reason=e.failure.message)
+            return change(new, loads=loads, breakers={**state.breakers, key: breaker})
+        case ev.EvictionDecided() as e:
+            return change(new, loads=_apply_without(state.loads, e.engine_id))
+        case ev.BreakerOpened() as e:
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            breaker = BreakerState(failures=e.failures, until=e.until, reason=e.reason)
+            return change(new, breakers={**state.breakers, key: breaker})
+        case ev.BreakerClosed() as e:
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            return change(new, breakers=_apply_without(state.breakers, key))
+        case ev.ConfigChanged() as e:
+            key = config_key(e.model_id, e.mode)
+            return change(new, configs={**state.configs, key: _apply_config(state, key, e)})
+        case _:
+            return new
+
+
+def _apply_config(state: SchedulerState, key: str, event: ev.ConfigChanged) -> ModelConfigState:
+    old = state.configs.get(key, ModelConfigState())
+    return ModelConfigState(
+        context_size=old.context_size if event.context_size is None else event.context_size,
+        flags=old.flags if event.flags is None else event.flags,
+        keep_alive=old.keep_alive if event.keep_alive is None else event.keep_alive,
+    )
+
+
+def _apply_without(mapping: Mapping[str, T], key: str) -> dict[str, T]:
+    return {k: v for k, v in mapping.items() if k != key}

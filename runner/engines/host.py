@@ -278,13 +278,15 @@ class EngineHost:
         if end.get("failed"):
             handle.tell_failed(Failure(kind="permanent", code="cannot_start", message=str(end["failed"])))
             return
+        # Without a word from us, a keeper stops its engine when nobody came back, or at a shutdown.
+        own_accord = "" if handle.stop_requested else str(end.get("stop_reason") or "")
         handle.tell_exited(
             engine_exit(
                 end,
                 handle.spec,
-                expected=not handle.fault and bool(handle.stop_requested or end.get("stop_reason")),
+                expected=not handle.fault and bool(handle.stop_requested or own_accord),
                 was_ready=handle.was_ready,
-                reason=handle.fault or handle.stop_reason or str(end.get("stop_reason") or ""),
+                reason=handle.fault or handle.stop_reason or own_accord,
             )
         )
 

@@ -94,7 +94,7 @@ class KeeperWatch:
                 handle.kill_at = now + 5.0
                 self._guarded(partial(self._overdue, handle))
         for handle in list(self._watched):
-            self._drop(handle, reap=False)
+            self._drop(handle, reap=handle.over.is_set())
         self._selector.close()
         self._wakeup.close()
         self._wakeup_write.close()

@@ -1,0 +1,71 @@
+"""For tests of programs that embed Greenroom: a backend that is any program which speaks like an engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from greenroom.actors.facts import Mode, ModelFormat
+from greenroom.runner.backends.declaration import (
+    Backend,
+    Command,
+    Dialect,
+    Environment,
+    Launch,
+    Platform,
+    Readiness,
+)
+
+
+def fake_backend(
+    program: Path,
+    *flags: str,
+    name: str = "fake",
+    formats: Sequence[ModelFormat] = ("gguf",),
+    modes: Sequence[Mode] = ("completion", "embedding"),
+    deferred: bool = False,
+    preference: int = 1,
+    readiness: Readiness | None = None,
+    dialect: Dialect | None = None,
+    allowed_flags: frozenset[str] = frozenset(),
+    verdict: str = "",
+) -> Backend:
+    """A backend whose engines are `program`, a Python file run by this very interpreter.
+
+    It gets `--socket`, `--model`, then `flags`, then the user's flags. It needs no installation: name one
+    with `managed=False` and any root.
+    """
+    chosen_name, chosen_flags, chosen_deferred, chosen_preference = name, flags, deferred, preference
+    chosen_readiness, chosen_dialect, chosen_allowed = readiness, dialect, allowed_flags
+    chosen_formats, chosen_modes, said = tuple(formats), tuple(modes), verdict
+
+    class FakeBackend(Backend):
+        """See `fake_backend`."""
+
+        name = chosen_name
+        title = f"{chosen_name} (a program for tests)"
+        deferred = chosen_deferred
+        formats = chosen_formats
+        modes = chosen_modes
+        preference = chosen_preference
+        install_preference = chosen_preference
+        source = Environment(
+            distribution=f"greenroom-{chosen_name}", lock=chosen_name, probe=(), requirements=()
+        )
+        readiness = chosen_readiness or Readiness()
+        dialect = chosen_dialect or Dialect()
+        allowed_flags = chosen_allowed
+        overhead_bytes = 2**20
+
+        def verdict(self, platform: Platform) -> str:  # noqa: ARG002 - the same everywhere
+            """What was asked for; empty by default."""
+            return said
+
+        def command(self, launch: Launch) -> Command:
+            """The program, told where to listen."""
+            argv = (sys.executable, "-I", str(program), "--socket", str(launch.socket))
+            model = ("--model", str(launch.model.path))
+            return Command(argv=(*argv, *model, *chosen_flags, *launch.spec.flags))
+
+    return FakeBackend()

@@ -1,0 +1,167 @@
+"""Real keepers and real processes; what plays the engine is `tests/programs/fake_engine.py`."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from greenroom.actors.facts import EngineSpec
+from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.runner.engines.host import EngineHost, Prepared
+
+PROGRAMS = Path(__file__).parents[1] / "programs"
+BOUND = 20.0
+
+
+class Heard:
+    """A listener that remembers, and lets a test wait for what it hears."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.at: list[float] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def tell(engine_id: str, *rest: Any) -> None:
+            with self._changed:
+                self.calls.append((name, engine_id, rest))
+                self.at.append(time.monotonic())
+                self._changed.notify_all()
+
+        return tell
+
+    def wait(self, *names: str, engine_id: str | None = None, bound: float = BOUND) -> tuple[Any, ...]:
+        """The arguments of the first call of one of these names."""
+
+        def find() -> tuple[str, str, tuple[Any, ...]] | None:
+            for call in self.calls:
+                if call[0] in names and engine_id in (None, call[1]):
+                    return call
+            return None
+
+        with self._changed:
+            found = self._changed.wait_for(find, bound)
+        assert found, f"none of {names} came within {bound} s; heard: {self.calls}"
+        return found[2]
+
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.calls if name != "progress"]
+
+    def moment(self, name: str) -> float:
+        return self.at[[call[0] for call in self.calls].index(name)]
+
+
+def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
+    """Wait for what nobody tells of (a file, the death of somebody else's child), bounded."""
+    deadline = time.monotonic() + bound
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{condition} did not become true within {bound} s"
+        threading.Event().wait(0.005)
+    return value
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Stage:
+    """One engines folder, its hosts, and everything needed to look at what they do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hosts: list[EngineHost] = []
+        self.readiness = Readiness()
+        self.heard = Heard()
+        self.until, self.alive, self.programs = until, alive, PROGRAMS
+
+    def host(self, *flags: str, heard: Heard | None = None, **options: Any) -> EngineHost:
+        def prepare(spec: EngineSpec, socket: Path) -> Prepared:
+            argv = (sys.executable, "-I", str(PROGRAMS / "fake_engine.py"), "--socket", str(socket))
+            return Prepared(command=Command(argv=(*argv, *flags, *spec.flags)), readiness=self.readiness)
+
+        options = {"spare_keeper": False, "prepare": prepare, "grace": 30.0, **options}
+        host = EngineHost(self.folder, listener=heard or self.heard, **options)
+        self.hosts.append(host)
+        return host
+
+    def spec(self, engine_id: str = "", **fields: Any) -> EngineSpec:
+        fields = {"backend": "fake", "installation_id": "i", "model_id": "m", "model_ref": "m", **fields}
+        return EngineSpec(engine_id=engine_id or f"e-{secrets.token_hex(4)}", **fields)
+
+    def forget(self) -> Heard:
+        """Another listener from now on, as a restarted daemon has one."""
+        self.heard = Heard()
+        return self.heard
+
+    def claim(self, engine_id: str) -> dict[str, Any]:
+        return json.loads((self.folder / engine_id / "claim").read_text())
+
+    def request(self, endpoint: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("localhost", timeout=BOUND)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(BOUND)
+        connection.sock.connect(endpoint)
+        connection.request("POST" if body is not None else "GET", path, body and json.dumps(body))
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        return response.status, json.loads(data)
+
+    def pids(self) -> list[int]:
+        """Every engine process of this folder, and what it has started."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("GREENROOM_ENGINE_FOLDER", "").startswith(str(self.folder)):
+                    found.append(process.pid)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def daemon(self, engine_id: str, *flags: str, grace: float = 30.0, die_after_claim: bool = False) -> Any:
+        """A process that hosts one engine, to be killed."""
+        extra = ["--die-after-claim"] if die_after_claim else []
+        return subprocess.Popen(
+            [
+                *(sys.executable, str(PROGRAMS / "host_process.py"), str(self.folder), engine_id, str(grace)),
+                *(*extra, "--", *flags),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def close(self) -> None:
+        for host in self.hosts:
+            host.shutdown()
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """Everything one test needs; nothing it started outlives it."""
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    made = Stage(folder)
+    yield made
+    made.close()

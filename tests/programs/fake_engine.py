@@ -1,0 +1,274 @@
+"""A program that behaves like an engine, and misbehaves on demand. Standard library only.
+
+Speaks OpenAI's chat completions, completions and embeddings on a unix socket, `/health`, `/v1/models`, and
+`/stats` for tests. `python fake_engine.py --help` lists the faults it can produce.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+STATS = {"requests": 0, "active": 0, "aborted": 0, "tokens": 0}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--model", default="fake")
+    parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--load-quietly", action="store_true", help="no output while loading")
+    parser.add_argument("--load-burning", action="store_true", help="use the processor while loading")
+    parser.add_argument("--load-forever", action="store_true")
+    parser.add_argument("--lie-while-loading", action="store_true", help="health says 200, requests wait")
+    parser.add_argument("--die-in-load", type=int, metavar="CODE", default=None)
+    parser.add_argument("--health-503-when-dead", action="store_true", help="the load fails, 503 for ever")
+    parser.add_argument("--die-after-requests", type=int, default=0)
+    parser.add_argument("--die-after-tokens", type=int, default=0)
+    parser.add_argument("--die-by", default="SIGKILL", help="a signal's name, or an exit code")
+    parser.add_argument(
+        "--healthy-but-dead", action="store_true", help="healthy, but no completion ever ends"
+    )
+    parser.add_argument("--deaf", action="append", default=[], metavar="SIGNAL", help="ignore this signal")
+    parser.add_argument("--deaf-to-sigterm", action="store_true", help="ignore SIGINT and SIGTERM")
+    parser.add_argument("--tokens", type=int, default=5)
+    parser.add_argument("--token-delay", type=float, default=0.0)
+    parser.add_argument("--first-token-delay", type=float, default=0.0)
+    parser.add_argument("--echo", action="store_true", help="answer with the words of the last message")
+    parser.add_argument("--say", action="append", default=[], help="a line for standard error at the start")
+    parser.add_argument("--flood", type=int, default=0, help="bytes of output at the start")
+    parser.add_argument("--child", action="store_true", help="start a child that ignores SIGINT and SIGTERM")
+    parser.add_argument("--child-escapes", action="store_true", help="that child makes a session of its own")
+    parser.add_argument("--ignore-keeper", action="store_true", help="do not watch the keeper's pipe")
+    return parser.parse_known_args(argv)[0]
+
+
+class Engine:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.loaded = asyncio.Event()
+        self.load_failed = False
+
+    async def load(self) -> None:
+        options = self.options
+        end = time.monotonic() + options.load_seconds
+        while options.load_forever or time.monotonic() < end:
+            if not options.load_quietly and not options.load_burning:
+                say("loading ...")
+            if options.load_burning:
+                busy = time.monotonic() + 0.04
+                while time.monotonic() < busy:
+                    sum(range(1000))
+            await asyncio.sleep(0.05)
+        if options.die_in_load is not None:
+            say("error loading model: it was asked to fail")
+            os._exit(options.die_in_load)
+        if options.health_503_when_dead:
+            self.load_failed = True
+            return
+        say("model loaded")
+        self.loaded.set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while await self.one_request(reader, writer):
+                pass
+        with contextlib.suppress(ConnectionError):
+            writer.close()
+
+    async def one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        line = await reader.readline()
+        if not line:
+            return False
+        method, path, _ = line.decode().split(" ", 2)
+        headers = {}
+        while (line := await reader.readline()) not in (b"\r\n", b""):
+            name, _, value = line.decode().partition(":")
+            headers[name.strip().lower()] = value.strip()
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        path = path.partition("?")[0]
+        if path == "/stats":
+            await answer(writer, 200, {**STATS, "pid": os.getpid(), "argv": sys.argv})
+        elif path == "/health":
+            ok = self.loaded.is_set() or (self.options.lie_while_loading and not self.load_failed)
+            await answer(writer, 200 if ok else 503, {"status": "ok" if ok else "loading"})
+        elif path == "/v1/models":
+            await answer(writer, 200, {"object": "list", "data": [{"id": self.options.model}]})
+        elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            if self.options.lie_while_loading:
+                await self.loaded.wait()
+            if not self.loaded.is_set():
+                await answer(writer, 503, {"error": {"message": "Loading model"}})
+            else:
+                await self.complete(reader, writer, path, json.loads(body or b"{}"))
+        else:
+            await answer(writer, 404, {"error": {"message": f"no such path: {path}"}})
+        return headers.get("connection", "").lower() != "close"
+
+    async def complete(self, reader, writer, path: str, request: dict) -> None:
+        STATS["requests"] += 1
+        STATS["active"] += 1
+        try:
+            if self.options.healthy_but_dead:
+                await asyncio.Event().wait()
+            if path == "/v1/embeddings":
+                vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2, 0.3]}
+                usage = {"prompt_tokens": 1, "total_tokens": 1}
+                await answer(writer, 200, {"object": "list", "data": [vector], "usage": usage})
+                return
+            await self.generate(reader, writer, path, request)
+        except (ConnectionError, BrokenPipeError):
+            STATS["aborted"] += 1
+            raise
+        finally:
+            STATS["active"] -= 1
+            if self.options.die_after_requests and STATS["requests"] >= self.options.die_after_requests:
+                await asyncio.sleep(0)
+                die(self.options.die_by)
+
+    async def generate(self, reader, writer, path: str, request: dict) -> None:
+        chat = path == "/v1/chat/completions"
+        words = self.words(request)
+        words = words[: request.get("max_tokens") or request.get("max_completion_tokens") or len(words)]
+        usage = {
+            "prompt_tokens": 3,
+            "completion_tokens": len(words),
+            "total_tokens": 3 + len(words),
+        }
+        common = {
+            "id": "fake-1",
+            "created": int(time.time()),
+            "model": request.get("model", self.options.model),
+        }
+        if not request.get("stream"):
+            for _ in words:
+                await self.token(reader, writer)
+            text = "".join(words)
+            choice = {"index": 0, "finish_reason": "stop"}
+            choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            kind = "chat.completion" if chat else "text_completion"
+            await answer(writer, 200, {**common, "object": kind, "choices": [choice], "usage": usage})
+            return
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head.encode())
+        await asyncio.sleep(self.options.first_token_delay)
+        for index, word in enumerate(words):
+            await self.token(reader, writer)
+            choice = {"index": 0, "finish_reason": None}
+            choice |= (
+                {"delta": {"content": word, **({"role": "assistant"} if index == 0 else {})}}
+                if chat
+                else {"text": word}
+            )
+            await event(writer, {**common, "object": kind, "choices": [choice]})
+        last = {"index": 0, "finish_reason": "stop", **({"delta": {}} if chat else {"text": ""})}
+        await event(writer, {**common, "object": kind, "choices": [last]})
+        if (request.get("stream_options") or {}).get("include_usage"):
+            await event(writer, {**common, "object": kind, "choices": [], "usage": usage})
+        await event(writer, None)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    async def token(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if reader.at_eof() or writer.is_closing():
+            raise ConnectionResetError("the client has gone")
+        if self.options.token_delay:
+            await asyncio.sleep(self.options.token_delay)
+        STATS["tokens"] += 1
+        if self.options.die_after_tokens and STATS["tokens"] > self.options.die_after_tokens:
+            die(self.options.die_by)
+
+    def words(self, request: dict) -> list[str]:
+        if not self.options.echo:
+            return [f"word{index} " for index in range(self.options.tokens)]
+        if "prompt" in request:
+            text = str(request["prompt"])
+        else:
+            text = str((request.get("messages") or [{"content": ""}])[-1]["content"])
+        return [f"{word} " for word in text.split()]
+
+
+async def answer(writer: asyncio.StreamWriter, status: int, body: dict) -> None:
+    data = json.dumps(body).encode()
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    writer.write(head.encode() + data)
+    await writer.drain()
+
+
+async def event(writer: asyncio.StreamWriter, body: dict | None) -> None:
+    data = b"data: " + (b"[DONE]" if body is None else json.dumps(body).encode()) + b"\n\n"
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+    await writer.drain()
+
+
+def say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def die(by: str) -> None:
+    say(f"fatal error: dying by {by}, as asked")
+    if by.isdigit():
+        os._exit(int(by))
+    os.kill(os.getpid(), getattr(signal, by))
+
+
+def watch_keeper() -> None:
+    """End with the keeper, as our launchers do."""
+    fd = int(os.environ.get("GREENROOM_KEEPER_FD", "-1"))
+    if fd < 0:
+        return
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            os.read(fd, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+CHILD = """
+import signal, sys, time, os
+if sys.argv[1] == "escape": os.setsid()
+for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, signal.SIG_IGN)
+sys.stderr.write(f"child {os.getpid()}\\n"); sys.stderr.flush()
+time.sleep(600)
+"""
+
+
+async def main(options: argparse.Namespace) -> None:
+    for name in (*options.deaf, *(("SIGINT", "SIGTERM") if options.deaf_to_sigterm else ())):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if not options.ignore_keeper:
+        watch_keeper()
+    for line in options.say:
+        say(line)
+    for _ in range(options.flood // 100):
+        sys.stdout.write("x" * 99 + "\n")
+    sys.stdout.flush()
+    engine = Engine(options)
+    server = await asyncio.start_unix_server(engine.serve, options.socket, backlog=512)
+    loop = asyncio.get_running_loop()
+    if not options.deaf_to_sigterm:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if number.name not in options.deaf:
+                loop.add_signal_handler(number, os._exit, 0)
+    await engine.load()
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    given = parse(sys.argv[1:])
+    if given.child:
+        subprocess.Popen([sys.executable, "-I", "-c", CHILD, "escape" if given.child_escapes else "stay"])
+    asyncio.run(main(given))

@@ -1,0 +1,54 @@
+"""A stand-in for the daemon: hosts one engine, prints what it hears as JSON lines, waits to be killed.
+
+`python host_process.py ENGINES_DIR ENGINE_ID GRACE [--die-after-claim] -- ENGINE_FLAGS…`; a line `stop` or
+`leave SECONDS` on standard input ends it in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from greenroom.actors.facts import EngineSpec
+from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.runner.engines.host import EngineHost, Prepared
+
+FAKE = Path(__file__).with_name("fake_engine.py")
+
+
+class Printer:
+    def __getattr__(self, name):
+        def tell(engine_id, *rest):
+            print(json.dumps([name, engine_id, *[repr(word) for word in rest]]), flush=True)
+
+        return tell
+
+
+def main() -> None:
+    engines_dir, engine_id, grace = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    flags = sys.argv[sys.argv.index("--") + 1 :]
+
+    def prepare(spec, socket):
+        argv = (sys.executable, "-I", str(FAKE), "--socket", str(socket), *flags)
+        return Prepared(command=Command(argv=argv), readiness=Readiness())
+
+    host = EngineHost(engines_dir, prepare=prepare, listener=Printer(), grace=grace, spare_keeper=False)
+    host.start(
+        EngineSpec(engine_id=engine_id, backend="fake", installation_id="i", model_id="m", model_ref="m")
+    )
+    if "--die-after-claim" in sys.argv:
+        # Without the listener: the process is gone between the spawn and any report of it.
+        while not (engines_dir / engine_id / "claim").exists():
+            os.sched_yield()
+        os.kill(os.getpid(), signal.SIGKILL)
+    for line in sys.stdin:
+        word, _, seconds = line.strip().partition(" ")
+        host.shutdown(keep=float(seconds) if word == "leave" else None)
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The scheduler: which model runs where, who waits for it, and what must make room.
+
+It owns loads, promises, evictions, breakers and configuration; everything else it is told by whoever owns
+it, as whole lists. A request that finds no open gate becomes one more in its queue; what then follows is
+derived from the state, in the numbered steps of `scheduler_turn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import LeaveGate
+from greenroom.actors.facts import InstallPolicy
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    Later,
+    Recovered,
+    Stored,
+    Tell,
+    refuse,
+)
+from greenroom.actors.scheduler_state import (
+    SchedulerSeen,
+    SchedulerState,
+    Waiting,
+    apply,
+    config_key,
+)
+from greenroom.actors.scheduler_turn import Limits, Turn, eviction
+
+_DRAINED = "drained"
+
+
+class Scheduler:
+    """The pure core; see the module's text."""
+
+    address: Address = msg.SCHEDULER
+    event_types: Sequence[type[Event]] = (
+        ev.BackendChosen,
+        ev.LoadAdmitted,
+        ev.LoadRefused,
+        ev.LoadFailed,
+        ev.EvictionDecided,
+        ev.BreakerOpened,
+        ev.BreakerClosed,
+        ev.ConfigChanged,
+    )
+
+    def __init__(
+        self,
+        backends: Sequence[msg.BackendFacts],
+        *,
+        policy: InstallPolicy = "ask",
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+    ) -> None:
+        """`policy` is what a request may cause to be installed; `limits` are the operator's."""
+        self._facts = tuple(backends)
+        self._policy: InstallPolicy = policy
+        self._limits = limits
+
+    def claims(self, stream: str) -> bool:
+        """`scheduler`."""
+        return stream == "scheduler"
+
+    def stream_of(self, _event: Event) -> str:
+        """`scheduler`."""
+        return "scheduler"
+
+    def initial(self) -> SchedulerState:
+        """No loads."""
+        return SchedulerState()
+
+    def unseen(self) -> SchedulerSeen:
+        """Nobody has told anything."""
+        return SchedulerSeen()
+
+    def apply(self, state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
+        """Fold one event."""
+        return apply(state, stored)
+
+    # decide
+
+    def decide(
+        self, state: SchedulerState, command: Command, now: Moment, seen: SchedulerSeen
+    ) -> Decision[SchedulerSeen]:
+        """One command; what it leads to is derived by `settle`."""
+        change = msgspec.structs.replace
+        match command:
+            case msg.Serve():
+                return self._serve(command, now, seen)
+            case msg.Abandon(request_id=gone):
+                queue = tuple(one for one in seen.queue if one.request_id != gone)
+                outcome = refuse("abandoned", "The request was abandoned.", status=499)
+                return Decision(
+                    effects=(LeaveGate(request_id=gone), Answer(key=gone, outcome=outcome)),
+                    seen=change(seen, queue=queue),
+                )
+            case msg.Unload():
+                return self._unload(state, command, now, seen)
+            case msg.Configure():
+                return self._configure(state, command, now, seen)
+            case msg.Drain():
+                return Decision(reply=Later(_DRAINED), seen=change(seen, draining=True))
+            case msg.InstallationList():
+                statuses = {one.name: one for one in command.backends}
+                return Decision(seen=change(seen, statuses=statuses, statuses_version=command.version))
+            case msg.ModelList():
+                return Decision(seen=change(seen, models={one.id: one for one in command.models}))
+            case msg.EngineList():
+                engines = {one.spec.engine_id: one for one in command.engines}
+                return Decision(
+                    seen=change(
+                        seen,
+                        engines={**seen.engines, command.backend: engines},
+                        met=seen.met | frozenset(engines),
+                    )
+                )
+            case msg.GateEmptied():
+                return Decision()
+            case Recovered():
+                owners = [msg.INSTALLER, msg.LIBRARY]
+                owners += [msg.runner_address(one.name) for one in self._facts]
+                return Decision(effects=tuple(Tell(to=to, command=msg.RollCall()) for to in owners))
+            case _:
+                raise TypeError(f"the scheduler does not know {type(command).__name__}")
+
+    def _serve(self, ask: msg.Serve, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+        if len(seen.queue) >= self._limits.queue:
+            return Decision(
+                reply=refuse(
+                    "queue_full",
+                    f"{len(seen.queue)} requests are waiting already.",
+                    advice="Try again later.",
+                    status=429,
+                    retry_after=5.0,
+                )
+            )
+        waiting = Waiting(
+            request_id=ask.request_id,
+            model_id=ask.model_id,
+            model_ref=ask.model_ref,
+            mode=ask.mode,
+            backend=ask.backend,
+            policy=ask.policy or self._policy,
+            since=now.monotonic,
+            caller=ask.caller,
+        )
+        keep_alive = dict(seen.keep_alive)
+        if ask.keep_alive is not None:
+            keep_alive[config_key(ask.model_id, ask.mode)] = ask.keep_alive
+        return Decision(
+            reply=Later(ask.request_id),
+            seen=msgspec.structs.replace(seen, queue=(*seen.queue, waiting), keep_alive=keep_alive),
+        )
+
+    def _unload(
+        self, state: SchedulerState, ask: msg.Unload, now: Moment, seen: SchedulerSeen
+    ) -> Decision[SchedulerSeen]:
+        """End idle engines that match; whoever is in use is left alone."""
+        events: list[Event] = []
+        for load in state.loads.values():
+            spec = load.spec
+            engine = seen.engine(spec.engine_id)
+            wanted = ask.all or spec.model_id in ask.model_ids or (ask.backend and not ask.model_ids)
+            if engine is None or not wanted or ask.backend not in ("", spec.backend):
+                continue
+            reading = seen.gates.get(spec.engine_id)
+            if reading is None or not reading.inside:
+                events.append(eviction(engine, seen, now, "unload"))
+        return Decision(events=tuple(events), reply=msg.Unloaded(engines=len(events)))
+
+    def _configure(
+        self, state: SchedulerState, ask: msg.Configure, now: Moment, seen: SchedulerSeen
+    ) -> Decision[SchedulerSeen]:
+        """Merge a configuration; an idle engine that has another one ends, one in use refuses."""
+        event = ev.ConfigChanged(
+            model_id=ask.model_id,
+            model_ref=ask.model_ref,
+            mode=ask.mode,
+            context_size=ask.context_size,
+            flags=ask.flags,
+            keep_alive=ask.keep_alive,
+        )
+        key = config_key(ask.model_id, ask.mode)
+        old = state.configs.get(key)
+        new = apply(state, Stored(event, "", now.wall, "")).configs[key]
+        if new == old:
+            return Decision(reply=msg.Configured(changed=False))
+        events: list[Event] = [event]
+        reload = old is None or (old.context_size, old.flags) != (new.context_size, new.flags)
+        for load in state.loads.values() if reload else ():
+            spec = load.spec
+            unlike = (spec.context_size, spec.flags) != (new.context_size or 0, new.flags or ())
+            if spec.model_id != ask.model_id or spec.mode != ask.mode or not unlike:
+                continue
+            engine = seen.engine(spec.engine_id)
+            reading = seen.gates.get(spec.engine_id)
+            if engine is None or engine.state == "starting" or (reading is not None and reading.inside):
+                users = reading.inside if reading is not None else 0
+                return Decision(
+                    reply=refuse(
+                        "in_use",
+                        f"{spec.model_ref} is in use on {spec.backend} ({users} requests).",
+                        advice="Wait for them, or unload it first.",
+                        status=409,
+                        subject=spec.model_ref,
+                    )
+                )
+            events.append(eviction(engine, seen, now, "reconfigured"))
+        return Decision(events=tuple(events), reply=msg.Configured(changed=True))
+
+    def react(self, _state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:
+        """A load that has its place is started."""
+        if isinstance(stored.event, ev.LoadAdmitted):
+            spec = stored.event.spec
+            return (Tell(to=msg.runner_address(spec.backend), command=msg.StartEngine(spec=spec)),)
+        return ()
+
+    # settle
+
+    def settle(self, state: SchedulerState, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+        """Nothing before every owner has told its list; then the steps of a `Turn`."""
+        heard = seen.statuses is not None and seen.models is not None
+        if not heard or any(one.name not in seen.engines for one in self._facts):
+            return Decision()
+        decision = Turn(state, now, seen, self._facts, self._limits).take()
+        after = decision.seen if decision.seen is not None else seen
+        if after.draining and not decision.events and not after.alive():
+            drained = Answer(key=_DRAINED, outcome=msg.Unloaded(engines=0))
+            return msgspec.structs.replace(decision, effects=(*decision.effects, drained))
+        return decision

@@ -13,7 +13,9 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Collection, Iterable, Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ from threading import Event
 
 import msgspec
 from greenroom.actors.facts import Installation
+from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.record import ENVIRONMENT, MARK, Record
@@ -40,9 +43,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     job: str
     pid: int = 0
-    """uv's, while it runs."""
+    """uv's, while it runs; start time and boot tell it from a later process of that number."""
     started: float = 0.0
-    """Its start time as the kernel tells it, so that a recycled pid is not taken for it."""
+    boot: str = ""
 
 
 def segment(name: str) -> str:
@@ -81,6 +84,8 @@ class InstallationStore:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.root = home / "backends"
+        self._guard = threading.Lock()
+        self._live: set[Path] = set()
 
     def look(self, backend: str) -> list[Installation]:
         """Committed installations of a backend, oldest first; each whole, or broken with the reason.
@@ -128,34 +133,33 @@ class InstallationStore:
         return changed(folder_of(self.home, installation), self.record(installation), cancel)
 
     def new_folder(self, backend: str, version: str, digest: str, job: str) -> Path:
-        """A folder of its own for one attempt, marked as being built.
+        """A folder of its own for one attempt, marked as being built until `settled`.
 
         Raises:
             JobFailed: It cannot be made.
         """
         stem = f"{segment(re.sub(r'[^0-9A-Za-z._+!-]', '_', version))}-{digest[:8]}"
         place = self.root / segment(backend)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            taken = [
-                int(match["number"])
-                for entry in os.scandir(place)
-                if (match := _ID.fullmatch(entry.name)) and entry.name.startswith(stem)
-            ]
-            number = max(taken, default=0)
-            while True:
-                number += 1
-                folder = place / f"{stem}.{number}"
-                try:
-                    folder.mkdir()
-                except FileExistsError:
-                    continue
+        # Made and marked as live in one step: a sweep in between would take it for a leftover.
+        with self._guard:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                taken = [m for entry in os.scandir(place) if (m := _ID.fullmatch(entry.name))]
+                numbers = [int(m["number"]) for m in taken if f"{m['version']}-{m['digest']}" == stem]
+                folder = place / f"{stem}.{max(numbers, default=0) + 1}"
+                folder.mkdir()
                 write_attempt(folder, Attempt(job=job))
-                return folder
-        except OSError as error:
-            raise os_failure(error, "The installation's folder could not be made") from error
+            except OSError as error:
+                raise os_failure(error, "The installation's folder could not be made") from error
+            self._live.add(folder)
+        return folder
 
-    def sweep(self, live: Collection[Path] = ()) -> list[Path]:
+    def settled(self, folder: Path) -> None:
+        """The attempt is over: the folder has a commit mark, or is nothing."""
+        with self._guard:
+            self._live.discard(folder)
+
+    def sweep(self) -> list[Path]:
         """Remove every folder without a commit mark that nobody of us is building; returns these.
 
         A uv that outlived a killed daemon may still write there: it is ended first.
@@ -163,10 +167,11 @@ class InstallationStore:
         swept = []
         for backend in self.backends():
             for folder in self._folders(backend):
-                if folder in live or (folder / MARK).exists():
-                    continue
-                _end_builder(folder)
-                discard(folder)
+                with self._guard:
+                    if folder in self._live or (folder / MARK).exists():
+                        continue
+                    _end_builder(folder)
+                    discard(folder)
                 swept.append(folder)
         return swept
 
@@ -248,18 +253,11 @@ def _end_builder(folder: Path) -> None:
         attempt = msgspec.json.decode((folder / ATTEMPT).read_bytes(), type=Attempt)
     except (OSError, msgspec.MsgspecError):
         return
-    if not attempt.pid:
-        return
-    import psutil
-
-    try:
-        process = psutil.Process(attempt.pid)
-        if abs(process.create_time() - attempt.started) > 0.01:
-            return
-        os.killpg(attempt.pid, signal.SIGKILL)
-        process.wait(timeout=_END_SECONDS)
-    except (psutil.Error, ProcessLookupError, PermissionError, TimeoutError):
-        return
+    builder = ProcessIdentity(attempt.pid, attempt.started, attempt.boot)
+    builder.send_group(signal.SIGKILL)
+    deadline = time.monotonic() + _END_SECONDS
+    while builder.alive() and time.monotonic() < deadline:
+        time.sleep(0.01)  # a killed process of somebody else's: nothing tells us but looking
 
 
 def freed(before: dict[tuple[int, int], int], after: dict[tuple[int, int], int]) -> int:

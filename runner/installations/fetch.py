@@ -295,24 +295,6 @@ class _Transfer:
         response.close()
 
 
-class Rate:
-    """Bytes a second over the last few seconds, and how long nothing has come."""
-
-    def __init__(self, window: float = 4.0, now: Callable[[], float] = time.monotonic) -> None:
-        self._window = window
-        self._now = now
-        self._marks: deque[tuple[float, int]] = deque()
-
-    def mark(self, done: int) -> float:
-        """Note the bytes that are here; returns the rate."""
-        now = self._now()
-        self._marks.append((now, done))
-        while len(self._marks) > 2 and now - self._marks[0][0] > self._window:
-            self._marks.popleft()
-        (then, before), (last, after) = self._marks[0], self._marks[-1]
-        return (after - before) / (last - then) if last > then else 0.0
-
-
 def _other_bytes(file: LockedFile, detail: str) -> JobFailed:
     return JobFailed.permanent(
         "hash_mismatch",

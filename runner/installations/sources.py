@@ -127,13 +127,13 @@ class PackageSources:
         env = dict(self.secrets)
         if self.no_index is None:
             env["UV_DEFAULT_INDEX"] = self.index.value
-            if self.extra_indexes:
-                env["UV_INDEX"] = " ".join(setting.value for setting in self.extra_indexes)
+            if extra := [s.value for s in self.extra_indexes if _reachable(s.value)]:
+                env["UV_INDEX"] = " ".join(extra)
         # pip's meaning of several indexes, which the user's settings were written for: the best version of
         # all of them. Locked hashes decide what is installed, so this opens no door to look-alikes.
         env["UV_INDEX_STRATEGY"] = "unsafe-best-match"
-        if self.find_links:
-            env["UV_FIND_LINKS"] = ",".join(setting.value for setting in self.find_links)
+        if links := [s.value for s in self.find_links if _reachable(s.value)]:
+            env["UV_FIND_LINKS"] = ",".join(links)
         if self.trusted_hosts:
             env["UV_INSECURE_HOST"] = " ".join(setting.value for setting in self.trusted_hosts)
         if self.ca_bundle is not None:
@@ -195,6 +195,11 @@ def is_local(url: str) -> bool:
 def local_path(url: str) -> Path:
     """The folder a local source names."""
     return Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url).expanduser()
+
+
+def _reachable(url: str) -> bool:
+    """False for a folder that is not there: pip passes over it, uv would end with an error."""
+    return not is_local(url) or local_path(url).exists()
 
 
 def without_credentials(url: str) -> str:

@@ -1,0 +1,338 @@
+"""Builds Python environments: plan, fetch, unpack, probe, commit.
+
+Each attempt builds in a final folder of its own that is never moved, and nothing believes in the folder
+before `installation.json` is written into it, last. So an attempt may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+
+from greenroom.actors.facts import Installation, Plan, Progress
+from greenroom.runner.backends.declaration import Environment, Platform
+from greenroom.runner.engines.identity import ProcessIdentity
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations import record as records
+from greenroom.runner.installations.disk import (
+    ATTEMPT,
+    LOCK,
+    Attempt,
+    InstallationStore,
+    blocks,
+    discard,
+    folder_of,
+    freed,
+    usage,
+    write_attempt,
+)
+from greenroom.runner.installations.fetch import Fetcher, WheelStore
+from greenroom.runner.installations.lock import Lock, LockedFile, shipped
+from greenroom.runner.installations.progress import ProgressReport
+from greenroom.runner.installations.record import ENVIRONMENT, Interpreter, Record, Wheel
+from greenroom.runner.installations.resolution import for_version
+from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.installations.uv import Uv, os_failure
+from greenroom.runner.installations.verification import inventory, own_sums, run_python
+
+_PROBE = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+_PROBE_SECONDS = 300.0
+_UNPACK_SECONDS = 1800.0
+_SPARE = 64 * 2**20
+"""Bytes of the disk we never plan to use: journal, logs, and what else runs here."""
+
+
+class Environments:
+    """Builds and removes the environments of one data directory; safe to use from several threads."""
+
+    def __init__(
+        self,
+        home: Path,
+        sources: PackageSources,
+        *,
+        platform: Platform | None = None,
+        uv_binary: Path | None = None,
+    ) -> None:
+        self.installed = InstallationStore(home)
+        self.wheels = WheelStore(home / "cache" / "wheels")
+        self._cache = home / "cache" / "uv"
+        self._sources = sources
+        self._platform = platform or Platform.here()
+        # What is unpacked lies in the wheel store already: this one needs no source, and none that is set
+        # up wrongly can disturb it.
+        self._unpacker = Uv(self._cache, PackageSources(), uv_binary)
+        self._uv_binary = uv_binary
+        self._guard = threading.Lock()
+        self._wanted: list[frozenset[str]] = []
+        """Wheels of the builds that run now."""
+
+    def lock(self, source: Environment, version: str = "", cancel: Event | None = None) -> Lock:
+        """The shipped lock, or one resolved for a version asked for by hand (which needs an index).
+
+        Raises:
+            JobFailed: There is none for this platform, or the version cannot be resolved.
+        """
+        if version in ("", "pinned"):
+            return shipped(source, self._platform)
+        try:
+            lock = shipped(source, self._platform)
+        except JobFailed:
+            pass
+        else:
+            if lock.version_of(source.distribution) == version:
+                return lock
+        uv = Uv(self._cache, self._sources_of(source), self._uv_binary)
+        return for_version(uv, source, version, records.base_python(), cancel)
+
+    def plan(self, backend: str, source: Environment, version: str = "", cancel: Event | None = None) -> Plan:
+        """What an installation would fetch; without a network for the version this release ships.
+
+        Raises:
+            JobFailed: As `lock`.
+        """
+        lock = self.lock(source, version, cancel)
+        return self._plan(backend, source, lock, lock.files())
+
+    def build(
+        self,
+        backend: str,
+        source: Environment,
+        *,
+        job: str,
+        version: str = "",
+        repair: bool = False,
+        cancel: Event | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Installation:
+        """Build one installation; blocks.
+
+        Args:
+            version: Empty for the one this release was tested with; `latest`, or a version.
+            repair: Something of this backend was found broken: trust nothing that is cached without
+                reading it, since damage in one environment shows in all and in the cache (hard links).
+            cancel: Ends it, and removes what it has built; what was fetched stays for the next attempt.
+            progress: Gets about ten reports a second while something moves.
+
+        Raises:
+            JobFailed: What went wrong; nothing is left but what was fetched.
+            JobCancelled: `cancel` was set.
+        """
+        cancel = cancel or Event()
+        report = ProgressReport(job, progress)
+        if version not in ("", "pinned"):
+            report.phase("resolving", f"Resolving {source.distribution} {version}")
+        lock = self.lock(source, version, cancel)
+        files = lock.files()
+        plan = self._plan(backend, source, lock, files)
+        name = f"{source.distribution} {plan.version}"
+        with self._using(files):
+            if repair:
+                report.phase("verifying", f"Verifying what is cached of {name}")
+                self.wheels.check(files, cancel)
+                self._unpacker.run(["cache", "clean", *(file.project for file in files)], cancel=cancel)
+            report.bytes(f"Downloading {name}", sum(self.wheels.arrived(f) for f in files), plan.total_bytes)
+            self._fetch(source, files, plan, cancel, lambda d, t: report.bytes(f"Downloading {name}", d, t))
+            folder = self.installed.new_folder(backend, plan.version, lock.digest, job)
+            try:
+                found = self._build_in(folder, backend, source, lock, files, cancel, report)
+            except BaseException:
+                discard(folder)
+                raise
+            finally:
+                self.installed.settled(folder)
+        return found
+
+    def remove(self, installation: Installation) -> int:
+        """Remove an installation, and what of the cache nothing else needs; returns the bytes freed.
+
+        Measured: the sizes of all files that have no name left, hard links counted once.
+
+        Raises:
+            JobFailed: Its files cannot be removed.
+        """
+        folder = folder_of(self.installed.home, installation)
+        before = blocks([folder, self.wheels.root, self._cache])
+        gone = {wheel.sha256: wheel.locked() for wheel in self._wheels_of(folder)}
+        try:
+            discard(folder)
+        except OSError as error:
+            raise os_failure(error, f"{installation.backend} could not be removed") from error
+        with self._guard:
+            needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
+            needed = needed.union(*self._wanted)
+            unneeded = [file for sha256, file in gone.items() if sha256 not in needed]
+            for file in unneeded:
+                self.wheels.drop(file)
+        still = {wheel.locked().project for record in self.installed.records() for wheel in record.wheels}
+        if names := sorted({file.project for file in unneeded} - still):
+            self._unpacker.run(["cache", "clean", *names], deadline=180.0)
+        return freed(before, blocks([folder, self.wheels.root, self._cache]))
+
+    def _sources_of(self, source: Environment) -> PackageSources:
+        return self._sources.with_indexes(source.indexes, f"the declaration of {source.distribution}")
+
+    def _plan(self, backend: str, source: Environment, lock: Lock, files: Sequence[LockedFile]) -> Plan:
+        return Plan(
+            backend=backend,
+            version=lock.version_of(source.distribution),
+            packages=tuple(f"{file.project}=={file.version}" for file in files),
+            download_bytes=sum(file.size - self.wheels.arrived(file) for file in files),
+            total_bytes=sum(file.size for file in files),
+        )
+
+    @contextmanager
+    def _using(self, files: Sequence[LockedFile]) -> Iterator[None]:
+        mine = frozenset(file.sha256 for file in files)
+        with self._guard:
+            self._wanted.append(mine)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._wanted.remove(mine)
+
+    def _fetch(
+        self,
+        source: Environment,
+        files: Sequence[LockedFile],
+        plan: Plan,
+        cancel: Event,
+        on_bytes: Callable[[int, int], None],
+    ) -> None:
+        # What is unpacked is never smaller than what is fetched; the exact size is known only afterwards.
+        self._need_space(plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
+        fetcher = Fetcher(self.wheels, self._sources_of(source))
+        fetcher.fetch(files, cancel=cancel, on_bytes=on_bytes)
+
+    def _build_in(
+        self,
+        folder: Path,
+        backend: str,
+        source: Environment,
+        lock: Lock,
+        files: Sequence[LockedFile],
+        cancel: Event,
+        report: ProgressReport,
+    ) -> Installation:
+        report.phase("unpacking", f"Unpacking {len(files)} packages")
+        if not any(record.digest == lock.digest for record in self.installed.records()):
+            self._need_space(self._unpacked_size(files))
+        try:
+            (folder / LOCK).write_text(lock.text, encoding="utf-8")
+            self._unpack(folder, files, cancel)
+            report.phase("verifying", f"Starting {source.distribution} once")
+            self._probe(folder, source, cancel)
+            if cancel.is_set():
+                raise JobCancelled
+            found = self._record(folder, backend, source, lock, files)
+            (folder / ATTEMPT).unlink()
+            records.write(folder, found)
+        except OSError as error:
+            raise os_failure(error, "The installation could not be written") from error
+        return found.installation()
+
+    def _unpack(self, folder: Path, files: Sequence[LockedFile], cancel: Event) -> None:
+        def started(pid: int) -> None:
+            who = ProcessIdentity.of(pid)
+            if who is not None:
+                job = Attempt(job=folder.name, pid=who.pid, started=who.started, boot=who.boot)
+                write_attempt(folder, job)
+
+        env = folder / ENVIRONMENT
+        base = str(records.base_python())
+        self._unpacker.run(
+            ["venv", str(env), "--python", base, "--no-project", "--offline", "--quiet"],
+            cancel=cancel,
+            on_start=started,
+            deadline=120.0,
+        )
+        wanted = folder / "requirements.txt"
+        lines = [
+            f"{file.project} @ {self.wheels.path(file).absolute().as_uri()} --hash=sha256:{file.sha256}"
+            for file in files
+        ]
+        wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        args = ["pip", "install", "--python", str(env / "bin" / "python"), "-r", str(wanted), "--no-deps"]
+        args += ["--require-hashes", "--only-binary", ":all:", "--no-index", "--offline", "--quiet"]
+        try:
+            self._unpacker.run(args, cancel=cancel, on_start=started, deadline=_UNPACK_SECONDS)
+        except JobFailed as failed:
+            # It was whole when it was fetched, so the disk has changed it since: the next attempt fetches it.
+            if failed.failure.code == "hash_mismatch" and (bad := self.wheels.check(files, cancel)):
+                raise JobFailed.transient(
+                    "cache_damaged",
+                    f"The cached file {bad[0].name} was damaged on the disk and has been removed.",
+                    advice="It is fetched again by the next attempt.",
+                    detail=failed.failure.detail,
+                ) from failed
+            raise
+        wanted.unlink()
+
+    def _probe(self, folder: Path, source: Environment, cancel: Event) -> None:
+        python = folder / ENVIRONMENT / "bin" / "python"
+        outcome = run_python(python, ["-c", _PROBE, *source.probe], seconds=_PROBE_SECONDS, cancel=cancel)
+        if outcome.code != 0:
+            reason = outcome.output.strip().splitlines()[-1:] or [outcome.ending]
+            raise JobFailed.permanent(
+                "probe_failed",
+                f"{source.distribution} was installed but does not start here: {reason[0][:200]}.",
+                advice="It may need a newer system or another Python; the rest is in `greenroom why`.",
+                detail=outcome.output,
+            )
+
+    def _record(
+        self, folder: Path, backend: str, source: Environment, lock: Lock, files: Sequence[LockedFile]
+    ) -> Record:
+        sizes, links = inventory(folder)
+        sizes.pop(ATTEMPT, None)
+        return Record(
+            id=folder.name,
+            backend=backend,
+            version=lock.version_of(source.distribution),
+            digest=lock.digest,
+            built_at=time.time(),
+            size=usage([folder]),
+            python=Interpreter.here(),
+            wheels=tuple(Wheel(name=f.name, sha256=f.sha256, size=f.size) for f in files),
+            probed=source.probe,
+            files=sizes,
+            links=links,
+            sums=own_sums(folder, list(sizes)),
+        )
+
+    def _wheels_of(self, folder: Path) -> tuple[Wheel, ...]:
+        try:
+            found = records.read(folder)
+        except ValueError:
+            found = None
+        return found.wheels if found is not None else ()
+
+    def _unpacked_size(self, files: Sequence[LockedFile]) -> int:
+        total = 0
+        for file in files:
+            try:
+                with zipfile.ZipFile(self.wheels.path(file)) as archive:
+                    total += sum(member.file_size for member in archive.infolist())
+            except zipfile.BadZipFile:
+                total += file.size  # uv will say what is wrong with it
+        return total
+
+    def _need_space(self, needed: int) -> None:
+        if not needed:
+            return
+        place = self.installed.home
+        while not place.exists():
+            place = place.parent
+        there = shutil.disk_usage(place).free
+        if there < needed + _SPARE:
+            raise JobFailed.permanent(
+                "no_space",
+                f"Installing needs {needed / 1e6:.0f} MB; the disk of {place} has {there / 1e6:.0f} MB left.",
+                advice="Free some space, or set GREENROOM_HOME to a folder on another disk.",
+            )

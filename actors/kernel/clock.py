@@ -59,12 +59,16 @@ class _Call:
         self.call = None
 
 
+_COMPACT_FROM = 256
+
+
 class SystemClock:
     """The machine's clocks, with one timer thread that starts with the first timer."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, _Call]] = []
         self._order = itertools.count()
+        self._compact_at = _COMPACT_FROM
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -79,11 +83,18 @@ class SystemClock:
         with self._changed:
             if self._closed:
                 return entry
+            if len(self._heap) >= self._compact_at:
+                # Most timers are deadlines that are cancelled long before they fall due.
+                self._heap = [waiting for waiting in self._heap if waiting[2].call is not None]
+                heapq.heapify(self._heap)
+                self._compact_at = max(_COMPACT_FROM, 2 * len(self._heap))
             heapq.heappush(self._heap, (monotonic, next(self._order), entry))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="greenroom-timers", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+                thread = threading.Thread(target=self._run, name="greenroom-timers", daemon=True)
+                thread.start()
+                self._thread = thread
+            elif self._heap[0][2] is entry:
+                self._changed.notify()
         return entry
 
     def close(self) -> None:
@@ -109,8 +120,8 @@ class SystemClock:
                 continue
             try:
                 call()
-            except Exception:  # noqa: BLE001
-                # One bad timer must not stop every other timer of the system.
+            except BaseException:  # noqa: BLE001
+                # One bad timer, be it a SystemExit, must not stop every other timer of the system.
                 _log.exception("a timer raised")
 
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from greenroom.actors.journal.port import JournalTooNew, NotWritten, Record
+from greenroom.actors.journal.port import Entry, JournalDamaged, JournalTooNew, NotWritten, Record
 from greenroom.actors.kernel.core import Event, Stored, Upcasters
+
+
+class CannotEncode(NotWritten):
+    """The event itself is at fault: it will not be stored however often one tries."""
+
+
+class Batch(NamedTuple):
+    """The events of one decision, ready to be stored together."""
+
+    entries: tuple[Entry, ...]
+    stored: tuple[Stored[Event], ...]
+    """The same, as they will be read from the journal."""
+    versions: dict[str, int]
+    """The versions of the actor's streams once they are stored."""
+    urgent: bool
 
 
 class Codec:
@@ -23,27 +38,56 @@ class Codec:
     def register(self, types: Iterable[type[Event]]) -> None:
         """Make types known. The same type twice is harmless; two types with one tag are not."""
         for kind in types:
-            known = self._types.setdefault(kind.TAG, kind)
+            tag = getattr(kind, "TAG", "")
+            if not tag:
+                raise ValueError(f"{kind} has no TAG to be stored under")
+            known = self._types.setdefault(tag, kind)
             if known is not kind:
-                raise ValueError(f"two event types have the tag {kind.TAG!r}: {known} and {kind}")
-            self._decoders[kind.TAG] = msgspec.json.Decoder(kind)
-            self._upcasters[kind.TAG] = getattr(kind, "UPCASTERS", {})
+                raise ValueError(f"two event types have the tag {tag!r}: {known} and {kind}")
+            self._decoders[tag] = msgspec.json.Decoder(kind)
+            upcasters = kind.UPCASTERS
+            missing = [schema for schema in range(1, kind.SCHEMA) if schema not in upcasters]
+            if missing:
+                raise ValueError(f"{tag!r} has schema {kind.SCHEMA} and no upcaster from {missing}")
+            self._upcasters[tag] = upcasters
 
     def retire(self, *tags: str) -> None:
         """Tombstones: events of these tags are still in old journals and mean nothing any more."""
         self._retired.update(tags)
 
     def encode(self, event: Event) -> str:
-        """The event's fields as JSON text. Raises NotWritten when it cannot be encoded."""
-        if type(event).TAG not in self._types:
-            raise NotWritten(f"{type(event).__name__} is not an event type of this actor")
+        """The event's fields as JSON text. Raises CannotEncode."""
+        if self._types.get(type(event).TAG) is not type(event):
+            raise CannotEncode(f"{type(event).__name__} is not an event type of this system")
         try:
             return self._encoder.encode(event).decode()
-        except (TypeError, ValueError, msgspec.MsgspecError) as error:
-            raise NotWritten(f"{type(event).__name__} cannot be encoded: {error}") from error
+        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise CannotEncode(f"{type(event).__name__} cannot be encoded: {error}") from error
+
+    def entry(
+        self, event: Event, *, stream: str, version: int, cause: str, at: float
+    ) -> tuple[Entry, Stored[Event]]:
+        """The event as it will lie in the journal, and as it will be read from there.
+
+        The state is folded from the latter, so that it cannot differ from what a replay makes: a NaN, a
+        list in a tuple's place or an unknown key would be found out only years later. Raises CannotEncode.
+        """
+        kind = type(event)
+        data = self.encode(event)
+        try:
+            read = self._decoders[kind.TAG].decode(data)
+        except msgspec.MsgspecError as error:
+            raise CannotEncode(f"{kind.__name__} could not be read back: {error}") from error
+        entry = Entry(
+            stream=stream, version=version, type=kind.TAG, schema=kind.SCHEMA, cause=cause, data=data, at=at
+        )
+        return entry, Stored(read, f"{stream}/{version}", at, cause)
 
     def decode(self, record: Record) -> Stored[Event] | None:
-        """The stored event, or None for a retired one. Raises JournalTooNew for what is not known here."""
+        """The stored event, or None for a retired one.
+
+        Raises JournalTooNew for what is not known here, JournalDamaged for what cannot be read.
+        """
         kind = self._types.get(record.type)
         if kind is None:
             if record.type in self._retired:
@@ -53,15 +97,22 @@ class Codec:
                 "Greenroom does not know. It was probably written by a newer version: use that one, or "
                 "put the journal aside with `greenroom journal set-aside`."
             )
-        if record.schema == kind.SCHEMA:
-            event = self._decoders[record.type].decode(record.data)
-        elif record.schema > kind.SCHEMA:
+        if record.schema > kind.SCHEMA:
             raise JournalTooNew(
                 f"event {record.seq} ({record.id}, {record.type}) has schema {record.schema}; this version "
                 f"of Greenroom knows up to {kind.SCHEMA}. Use the newer version that wrote it."
             )
-        else:
-            event = self._upcast(kind, record)
+        try:
+            if record.schema == kind.SCHEMA:
+                event = self._decoders[record.type].decode(record.data)
+            else:
+                event = self._upcast(kind, record)
+        except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+            raise JournalDamaged(
+                f"event {record.seq} ({record.id}, {record.type}, schema {record.schema}) cannot be read: "
+                f"{error}. Put the journal aside with `greenroom journal set-aside`.",
+                record.seq,
+            ) from error
         return Stored(event, record.id, record.at, record.cause)
 
     def _upcast(self, kind: type[Event], record: Record) -> Event:

@@ -6,6 +6,8 @@
     settle(state, now, seen) -> Decision              what follows from the state as it stands
 
 The shell's order for each decision: persist its events as one batch, apply them, run the effects, reply.
+(`apply` and `react` are called before the commit, since they are pure and an event that cannot be folded
+must never be stored; the state they make is taken over only after it.)
 After each command, and on a tick, it asks `settle` until that has no more events, so what to do next is
 derived from state and never depends on somebody remembering to call it.
 """
@@ -20,6 +22,17 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.errors import Refusal
 
 
+class Upcast(Protocol):
+    """Turns the raw fields of one schema version into those of the next."""
+
+    def __call__(self, fields: dict[str, Any], /) -> dict[str, Any]:
+        """Return the fields as the next version has them."""
+        ...
+
+
+Upcasters = Mapping[int, Upcast]
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something that has happened. Tag and schema are stored beside it, so both are part of the format."""
 
@@ -27,6 +40,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     SCHEMA: ClassVar[int] = 1
     URGENT: ClassVar[bool] = False
     """True for what must be recorded even on a full disk: that something has stopped."""
+    UPCASTERS: ClassVar[Upcasters] = {}
+    """From each older schema version, how its raw fields become those of the next."""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -170,14 +185,3 @@ class NoHands:
 def refuse(code: str, message: str, *, advice: str = "", status: int = 400, **more: Any) -> Refusal:
     """A refusal, readable at the place where it is decided."""
     return Refusal(code=code, message=message, advice=advice, status=status, **more)
-
-
-Upcasters = Mapping[int, "Upcast"]
-
-
-class Upcast(Protocol):
-    """Turns the raw fields of one schema version into those of the next."""
-
-    def __call__(self, fields: dict[str, Any], /) -> dict[str, Any]:
-        """Return the fields as the next version has them."""
-        ...

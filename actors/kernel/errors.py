@@ -29,7 +29,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The HTTP status that fits."""
     retry_after: float = 0.0
     """Seconds; 0 when trying again later would not help."""
-    numbers: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it for every instance
+    numbers: dict[str, float] = {}
     """What decided, such as bytes asked, promised and free."""
     subject: str = ""
     """Who it is about: a backend or a model."""

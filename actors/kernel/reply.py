@@ -15,6 +15,13 @@ from typing import Any
 
 import pykka
 
+_thread = threading.local()
+
+
+def never_wait_here() -> None:
+    """Declare that the running thread belongs to an actor, which must not wait for another's answer."""
+    _thread.is_actor = True
+
 
 class Reply(pykka.ThreadingFuture[Any]):
     """A slot for one answer, readable from threads (`get`) and loops (`await`)."""
@@ -28,6 +35,17 @@ class Reply(pykka.ThreadingFuture[Any]):
     def done(self) -> bool:
         """True once there is an answer or an error."""
         return self._done
+
+    def get(self, *, timeout: float | None = None) -> Any:
+        """Wait for the answer and return or raise it. Raises pykka.Timeout after `timeout` seconds."""
+        if not self._done and getattr(_thread, "is_actor", False):
+            # Two actors that wait for each other wait for ever; one that waits for itself does at once.
+            raise RuntimeError("an actor must not wait for an answer inside a handler: tell, and be told")
+        return super().get(timeout=timeout)
+
+    def set_get_hook(self, func: Any) -> None:  # noqa: ARG002 - Pykka's signature
+        """Not offered: Pykka's `map` and its kin compute inside `get`, so nobody could await the result."""
+        raise TypeError("map the answer once it is there: `map` and its kin cannot be awaited")
 
     def set(self, value: Any = None) -> None:
         """Give the answer. A second answer is ignored: whoever came first has been heard."""

@@ -12,31 +12,40 @@ What stock Pykka would do, and what we do instead, each with its test:
 from __future__ import annotations
 
 import logging
-import traceback
-from collections import deque
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import pykka
 from greenroom.actors.journal.port import JournalFailed, NotWritten
-from greenroom.actors.kernel.clock import Clock, Moment, Timer
+from greenroom.actors.kernel.clock import Moment, Timer
+from greenroom.actors.kernel.codec import CannotEncode
 from greenroom.actors.kernel.core import (
     Answer,
     Command,
     Core,
     Decision,
     Effect,
-    Event,
     Hands,
     Later,
     Recovered,
-    Stored,
     Tell,
 )
-from greenroom.actors.kernel.errors import ActorStopped, AskExpired, Refusal, Refused, SystemFailed
+from greenroom.actors.kernel.errors import (
+    ActorStopped,
+    AskExpired,
+    KernelError,
+    Refusal,
+    Refused,
+    StartFailed,
+    SystemFailed,
+)
 from greenroom.actors.kernel.inbox import Inbox
-from greenroom.actors.kernel.reply import Reply
+from greenroom.actors.kernel.reply import Reply, never_wait_here
+from greenroom.actors.kernel.supervision import REBUILD_WINDOW, REBUILDS, Intensity, in_one_line
+from greenroom.actors.kernel.surroundings import Surroundings
+from greenroom.actors.kernel.waiting import Waiting, give
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
@@ -47,8 +56,8 @@ TICK = 5.0
 RETRY_AFTER_NOT_WRITTEN = 1.0
 """Seconds after which a report that could not be stored is handled again."""
 _SETTLE_ROUNDS = 200
-_REBUILDS = 5
-_REBUILD_WINDOW = 30.0
+_SHORTEST_WAIT = 0.01
+"""A core that asks to be woken in the past must not keep a processor busy."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,43 +71,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Wake(msgspec.Struct, frozen=True):
-    """Time has passed."""
+    """Time has passed. `number` tells the timer that is set from one that fired as it was cancelled."""
 
-
-class Surroundings(Protocol):
-    """What a shell needs of its system."""
-
-    clock: Clock
-
-    def record(
-        self, core: Core[Any, Any], versions: dict[str, int], events: Sequence[Event], cause: str
-    ) -> list[Stored[Event]]:
-        """Store the events as one batch and return them as stored."""
-        ...
-
-    def replay(self, core: Core[Any, Any]) -> tuple[Any, dict[str, int]]:
-        """The durable state and the stream versions, from the journal."""
-        ...
-
-    def send(self, effect: Tell, cause: str) -> None:
-        """Deliver a command to another actor."""
-        ...
-
-    def park(self, core: Core[Any, Any], command: Command, trace: str) -> None:
-        """Store that this command fails whenever it is handled."""
-        ...
-
-    def failed(self, error: BaseException) -> None:
-        """Stop the system: going on could falsify the journal."""
-        ...
-
-    def sent(self) -> None:
-        """One message is under way."""
-        ...
-
-    def handled(self) -> None:
-        """One message is done."""
-        ...
+    number: int
 
 
 class Shell(pykka.ThreadingActor):
@@ -119,7 +94,9 @@ class Shell(pykka.ThreadingActor):
     ) -> None:
         super().__init__()
         self.started = Reply()
-        self.stopped = Reply()
+        self.stopped = threading.Event()
+        self.thread: threading.Thread | None = None
+        """Set once it runs."""
         self._core = core
         self._hands = hands
         self._system = system
@@ -128,9 +105,12 @@ class Shell(pykka.ThreadingActor):
         self._versions = versions
         self._seen = core.unseen()
         self._sense = sense
-        self._parked: dict[str, list[Asked]] = {}
-        self._wake: Timer | None = None
-        self._rebuilds: deque[float] = deque()
+        self._waiting = Waiting()
+        self._timer: Timer | None = None
+        self._timer_at = 0.0
+        self._timer_number = 0
+        self._intensity = Intensity()
+        self._decided = False
 
     @staticmethod
     def _create_actor_inbox() -> Inbox:
@@ -142,7 +122,17 @@ class Shell(pykka.ThreadingActor):
 
     def begin(self) -> None:
         """Start the thread. Unlike Pykka's `start`, this leaves the process-wide registry alone."""
-        self._start_actor_loop()
+        thread = threading.Thread(
+            target=self._actor_loop, name=f"greenroom-{self._core.address}", daemon=True
+        )
+        thread.start()
+        self.thread = thread
+
+    def leave_behind(self) -> None:
+        """Answer everybody who waits, whatever it is doing; its thread ends when its handler does."""
+        self.actor_stopped.set()
+        self.actor_inbox.close(self._refuse_envelope)
+        self._waiting.fail(self._gone)
 
     @property
     def state(self) -> Any:
@@ -152,31 +142,41 @@ class Shell(pykka.ThreadingActor):
     # Pykka's hooks
 
     def _actor_loop_setup(self) -> None:
+        never_wait_here()
         try:
             self._handle(Asked(command=Recovered(), cause=""))
         except BaseException as error:  # noqa: BLE001 - whatever it is, whoever starts us must hear of it
             self.actor_stopped.set()
-            self.started.fail(error)
+            failure = StartFailed(f"{self._core.address} could not start: {in_one_line(error)}")
+            failure.__cause__ = error
+            self.started.fail(failure)
             return
         self.started.set(None)
 
     def _actor_loop_teardown(self) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self.actor_inbox.close(self._refuse_envelope)
-        self._fail_parked(ActorStopped(f"{self._core.address} has stopped"))
-        self.stopped.set(None)
+        self._waiting.fail(self._gone)
+        self.stopped.set()
 
     def _handle_receive(self, message: Any) -> Any:
         if isinstance(message, _ActorStop):
             return self._stop()
+        asked = message if isinstance(message, Asked) else None
         try:
-            if isinstance(message, _Wake):
+            if self._system.failure is not None:
+                self._refuse(asked)
+            elif asked is not None:
+                self._receive(asked)
+            elif isinstance(message, _Wake):
+                if message.number == self._timer_number:
+                    self._timer = None
                 self._settle(self._clock.now())
-            elif isinstance(message, Asked):
-                self._receive(message)
+        except JournalFailed as error:
+            self._give_up(asked, error)
         except BaseException as error:  # noqa: BLE001 - Pykka would stop every actor of the process
-            self._survive(message if isinstance(message, Asked) else None, error)
+            self._survive(asked, error)
         finally:
             self._system.handled()
         return None
@@ -184,51 +184,70 @@ class Shell(pykka.ThreadingActor):
     # one message
 
     def _receive(self, asked: Asked) -> None:
-        expired = asked.deadline is not None and self._clock.now().monotonic >= asked.deadline
-        if expired and asked.reply is not None:
-            asked.reply.fail(AskExpired(f"{self._core.address} was too busy to answer in time"))
-            return
+        if asked.reply is not None:
+            if asked.deadline is not None and self._clock.now().monotonic >= asked.deadline:
+                asked.reply.fail(AskExpired(f"{self._core.address} was too busy to answer in time"))
+            if asked.reply.done():
+                return
         self._handle(asked)
 
     def _handle(self, asked: Asked) -> None:
         now = self._clock.now()
+        self._decided = False
         decision = self._core.decide(self._state, asked.command, now, self._look())
         try:
-            self._carry_out(decision, asked.cause)
+            effects = self._take(decision, asked.cause)
         except NotWritten as error:
             self._not_written(asked, error)
             return
-        self._answer(asked, decision.reply)
+        later = decision.reply if isinstance(decision.reply, Later) else None
+        if later is not None and asked.reply is not None:
+            # Before the effects, since one of them may be the very answer.
+            self._waiting.add(later.key, asked.reply)
+        self._perform(effects)
+        if later is None and asked.reply is not None:
+            give(asked.reply, decision.reply)
         self._settle(now)
 
-    def _carry_out(self, decision: Decision[Any], cause: str) -> None:
-        """Persist, apply, effects, in this order. Raises NotWritten with nothing changed."""
+    def _take(self, decision: Decision[Any], cause: str) -> list[tuple[Effect, str]]:
+        """Persist and apply; return the effects. Raises NotWritten with nothing changed."""
         cause = decision.cause or cause
-        stored = (
-            self._system.record(self._core, self._versions, decision.events, cause) if decision.events else []
-        )
+        state = self._state
         effects: list[tuple[Effect, str]] = []
-        for one in stored:
-            self._state = self._core.apply(self._state, one)
-            effects += [(effect, one.id) for effect in self._core.react(self._state, one)]
+        if decision.events:
+            batch = self._system.prepare(self._core, self._versions, decision.events, cause)
+            # Folded before the commit: an event that apply cannot take must never get into the journal,
+            # where it would fail every start from now on.
+            for one in batch.stored:
+                state = self._core.apply(state, one)
+                effects += [(effect, one.id) for effect in self._core.react(state, one)]
+            self._decided = True
+            self._system.commit(batch)
+            self._versions = batch.versions
+            cause = batch.stored[-1].id
+        self._decided = True
+        self._state = state
         if decision.seen is not None:
             self._seen = decision.seen
-        last = stored[-1].id if stored else cause
-        effects += [(effect, last) for effect in decision.effects]
-        for effect, why in effects:
+        return effects + [(effect, cause) for effect in decision.effects]
+
+    def _perform(self, effects: Sequence[tuple[Effect, str]]) -> None:
+        for effect, cause in effects:
             if isinstance(effect, Tell):
-                self._system.send(effect, why)
+                self._system.send(effect, cause)
             elif isinstance(effect, Answer):
-                self._answer_parked(effect)
+                self._waiting.answer(effect.key, effect.outcome)
             else:
-                self._hands.perform(effect, why)
+                self._hands.perform(effect, cause)
 
     def _settle(self, now: Moment) -> None:
         wake_at = now.monotonic + TICK
         for _ in range(_SETTLE_ROUNDS):
             decision = self._core.settle(self._state, now, self._look())
             try:
-                self._carry_out(decision, "")
+                self._perform(self._take(decision, ""))
+            except CannotEncode:
+                raise
             except NotWritten as error:
                 _log.warning("%s waits, its journal takes nothing: %s", self._core.address, error)
                 wake_at = now.monotonic + RETRY_AFTER_NOT_WRITTEN
@@ -239,133 +258,129 @@ class Shell(pykka.ThreadingActor):
                 break
         else:
             raise RuntimeError(f"{self._core.address} does not come to rest")
-        self._wake_at(wake_at)
+        self._wake_at(max(wake_at, now.monotonic + _SHORTEST_WAIT))
 
     def _look(self) -> Any:
         return self._seen if self._sense is None else self._sense(self._seen)
 
     def _wake_at(self, monotonic: float) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
-        self._wake = self._clock.call_at(monotonic, self._woken)
+        # A timer that fires too early costs one look at the state; to set one on each message costs more.
+        if self._timer is not None:
+            if self._timer_at <= monotonic:
+                return
+            self._timer.cancel()
+        self._timer_number += 1
+        self._timer_at = monotonic
+        wake = _Wake(self._timer_number)
+        self._timer = self._clock.call_at(monotonic, lambda: self._put(wake))
 
-    def _woken(self) -> None:
+    def _put(self, message: Asked | _Wake) -> None:
         self._system.sent()
-        self.actor_inbox.put(Envelope(_Wake()))
+        self.actor_inbox.put(Envelope(message))
 
-    # answers
+    # no answer
 
-    def _answer(self, asked: Asked, outcome: Any) -> None:
-        if asked.reply is None:
-            return
-        if isinstance(outcome, Later):
-            self._parked.setdefault(outcome.key, []).append(asked)
-            if asked.deadline is not None:
-                reply = asked.reply
-                self._clock.call_at(
-                    asked.deadline,
-                    lambda: reply.fail(AskExpired(f"{self._core.address} did not answer in time")),
-                )
-            return
-        _give(asked.reply, outcome)
+    def _gone(self) -> KernelError:
+        if self._system.failure is not None:
+            error = SystemFailed(f"the system has stopped: {in_one_line(self._system.failure)}")
+            error.__cause__ = self._system.failure
+            return error
+        return ActorStopped(f"{self._core.address} has stopped")
 
-    def _answer_parked(self, answer: Answer) -> None:
-        for asked in self._parked.pop(answer.key, []):
-            assert asked.reply is not None
-            _give(asked.reply, answer.outcome)
-
-    def _fail_parked(self, error: Exception) -> None:
-        parked, self._parked = self._parked, {}
-        for waiting in parked.values():
-            for asked in waiting:
-                assert asked.reply is not None
-                asked.reply.fail(error)
+    def _refuse(self, asked: Asked | None) -> None:
+        if asked is not None and asked.reply is not None:
+            asked.reply.fail(self._gone())
 
     def _refuse_envelope(self, envelope: Any) -> None:
         message = envelope.message
-        if isinstance(message, Asked) and message.reply is not None:
-            message.reply.fail(ActorStopped(f"{self._core.address} has stopped"))
+        if isinstance(message, Asked):
+            self._refuse(message)
         if not isinstance(message, _ActorStop):
             self._system.handled()
-        elif envelope.reply_to is not None:
-            envelope.reply_to.set(None)
 
     # trouble
 
     def _not_written(self, asked: Asked, error: NotWritten) -> None:
         if asked.reply is not None:
+            # What cannot be encoded is our fault, and room on the disk would not help.
+            ours = isinstance(error, CannotEncode)
             refusal = Refusal(
-                code="journal_full",
-                message=f"The journal cannot take this now: {error}.",
-                advice="Make room on the disk and try again.",
+                code="not_storable" if ours else "journal_full",
+                message=f"The journal cannot take this: {error}.",
+                advice="This is a bug; please report it." if ours else "Make room on the disk and try again.",
                 status=507,
             )
             asked.reply.fail(Refused(refusal))
             return
+        if isinstance(error, CannotEncode):
+            raise error
         # A report tells what has happened; it must not be lost because the disk is full for a while.
         _log.warning("%s: will be handled again, the journal takes nothing: %s", self._core.address, error)
-        again = Envelope(asked)
-        self._clock.call_at(
-            self._clock.now().monotonic + RETRY_AFTER_NOT_WRITTEN, lambda: self._put_again(again)
-        )
-
-    def _put_again(self, envelope: Any) -> None:
-        self._system.sent()
-        self.actor_inbox.put(envelope)
+        self._clock.call_at(self._clock.now().monotonic + RETRY_AFTER_NOT_WRITTEN, lambda: self._put(asked))
 
     def _survive(self, asked: Asked | None, error: BaseException) -> None:
-        """A handler raised: rebuild from the journal, try the command once more, then park it."""
-        if isinstance(error, JournalFailed | SystemFailed):
-            self._system.failed(error)
-            if asked is not None and asked.reply is not None:
-                asked.reply.fail(error)
-            return
-        _log.error("%s failed and is rebuilt", self._core.address, exc_info=error)
+        """A handler raised: rebuild the actor; if nothing was decided yet, try once more, then park.
+
+        Once a decision has been taken its command is never repeated: its events are stored, and what they
+        make necessary is found by looking, which is what `Recovered` is for.
+        """
+        _log.error("%s failed", self._core.address, exc_info=error)
         try:
-            self._rebuild()
-            if asked is None:
+            if asked is not None and not self._decided:
+                self._try_again(asked, error)
                 return
+            self._rebuild()
+        except BaseException as fatal:  # noqa: BLE001 - it cannot be rebuilt: the system must not go on
+            self._give_up(asked, fatal)
+            return
+        if asked is not None and asked.reply is not None:
+            asked.reply.fail(ActorStopped(f"{self._core.address} failed on this and was rebuilt; ask again"))
+
+    def _give_up(self, asked: Asked | None, error: BaseException) -> None:
+        self._system.failed(error)
+        self._refuse(asked)
+
+    def _try_again(self, asked: Asked, error: BaseException) -> None:
+        # Deciding is pure, so nothing has happened yet. Whoever sends what fails again and again gets no
+        # more rebuilds than the limit allows, and cannot bring the system down.
+        if self._intensity.allows(self._clock.now().monotonic):
+            self._recover()
             try:
                 self._handle(asked)
             except (JournalFailed, SystemFailed):
                 raise
-            except BaseException as again:  # noqa: BLE001 - a command that kills twice is parked
+            except BaseException as again:  # noqa: BLE001 - whatever it is, it is parked
+                error = again
+            else:
+                return
+            if self._decided:
                 self._rebuild()
-                trace = "".join(traceback.format_exception(again))
-                self._system.park(self._core, asked.command, trace)
-                if asked.reply is not None:
-                    asked.reply.fail(
-                        Refused(
-                            Refusal(
-                                code="internal_error",
-                                message=f"{self._core.address} failed on this twice ({again}).",
-                                advice="`greenroom log --kind command_parked` shows where.",
-                                status=500,
-                            )
-                        )
-                    )
-        except BaseException as fatal:  # noqa: BLE001 - it cannot be rebuilt: the system must not go on
-            if asked is not None and asked.reply is not None:
-                asked.reply.fail(ActorStopped(f"{self._core.address} could not be rebuilt: {fatal}"))
-            self._system.failed(fatal)
+        self._system.park(self._core, asked.command, asked.cause, error)
+        if asked.reply is not None:
+            refusal = Refusal(
+                code="internal_error",
+                message=f"{self._core.address} failed on this twice ({in_one_line(error)}).",
+                advice="`greenroom log --kind command_parked` shows where.",
+                status=500,
+            )
+            asked.reply.fail(Refused(refusal))
 
     def _rebuild(self) -> None:
-        now = self._clock.now().monotonic
-        self._rebuilds.append(now)
-        while self._rebuilds and self._rebuilds[0] < now - _REBUILD_WINDOW:
-            self._rebuilds.popleft()
-        if len(self._rebuilds) > _REBUILDS:
+        """Raises SystemFailed when it happens too often."""
+        if not self._intensity.allows(self._clock.now().monotonic):
             raise SystemFailed(
-                f"{self._core.address} was rebuilt {_REBUILDS} times in {_REBUILD_WINDOW:.0f} seconds"
+                f"{self._core.address} fails still after {REBUILDS} rebuilds in {REBUILD_WINDOW:.0f} seconds"
             )
-        self._fail_parked(ActorStopped(f"{self._core.address} was rebuilt; ask again"))
+        self._recover()
+
+    def _recover(self) -> None:
+        self._waiting.fail(lambda: ActorStopped(f"{self._core.address} was rebuilt; ask again"))
         self._state, self._versions = self._system.replay(self._core)
         self._seen = self._core.unseen()
-        self._handle(Asked(command=Recovered(), cause=""))
-
-
-def _give(reply: Reply, outcome: Any) -> None:
-    if isinstance(outcome, Refusal):
-        reply.fail(Refused(outcome))
-    else:
-        reply.set(outcome)
+        try:
+            self._handle(Asked(command=Recovered(), cause=""))
+        except (JournalFailed, SystemFailed):
+            raise
+        except BaseException as error:  # noqa: BLE001 - another look may go better, within the limit
+            _log.error("%s failed as it was rebuilt", self._core.address, exc_info=error)
+            self._rebuild()

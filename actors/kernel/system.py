@@ -5,39 +5,34 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import msgspec
-from greenroom.actors.journal.port import Entry, Journal, Record
+import pykka
+from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
 from greenroom.actors.kernel.clock import Clock, SystemClock
-from greenroom.actors.kernel.codec import Codec
+from greenroom.actors.kernel.codec import Batch, Codec
 from greenroom.actors.kernel.core import Address, Command, Core, Event, Hands, NoHands, Stored, Tell
 from greenroom.actors.kernel.errors import (
     ActorStopped,
+    AskExpired,
+    KernelError,
     MailboxFull,
     StartFailed,
     SystemFailed,
     UnknownActor,
 )
+from greenroom.actors.kernel.replay import PARKED, Replayed, replay
 from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.shell import Asked, Shell
+from greenroom.actors.kernel.supervision import CommandParked, Complaints, as_text, in_one_line
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
 _log = logging.getLogger(__name__)
-
-
-class CommandParked(Event, frozen=True, kw_only=True):
-    """A command failed twice, each time in a freshly rebuilt actor; it was put aside."""
-
-    TAG = "command_parked"
-    actor: str
-    command: str
-    fields: str
-    """The command as JSON, for whoever looks into it."""
-    traceback: str
 
 
 class _Registered(msgspec.Struct):
@@ -59,10 +54,12 @@ class ActorSystem:
         *,
         clock: Clock | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
+        redact: Callable[[str], str] = str,
     ) -> None:
         """Make a system that owns `journal` (it closes it) and, unless one is given, its clock.
 
-        `on_failure` hears once, from any thread, that the system has stopped itself.
+        `on_failure` hears once, from any thread, that the system has stopped itself. `redact` takes
+        secrets out of what is stored of a command that failed.
         """
         self.journal = journal
         self.clock: Clock = clock if clock is not None else SystemClock()
@@ -71,12 +68,16 @@ class ActorSystem:
         self.codec.register([CommandParked])
         self.failure: BaseException | None = None
         self._on_failure = on_failure
+        self._redact = redact
         self._registered: dict[Address, _Registered] = {}
         self._shells: dict[Address, Shell] = {}
-        self._parked_version: dict[str, int] = {}
+        self._dormant: dict[str, int] = {}
+        self._complaints = Complaints()
         self._in_flight = 0
         self._rest = threading.Condition()
+        self._ending = threading.Lock()
         self._stopping = False
+        self._closed = False
         self._listeners: list[Callable[[Record], None]] = []
 
     # making
@@ -104,44 +105,59 @@ class ActorSystem:
     def start(self, timeout: float = 60.0) -> None:
         """Replay the journal, start every actor, and wait until each has had its first look at the world.
 
-        Raises JournalError when the journal cannot be trusted, StartFailed when an actor cannot start.
+        Raises JournalError when the journal cannot be trusted, StartFailed when an actor cannot start; the
+        system has stopped then. A system is started once.
         """
-        states, versions = self._replay_all()
-        for address, registered in self._registered.items():
-            self._shells[address] = Shell(
-                registered.core,
-                registered.hands,
-                self,
-                states[address],
-                versions[address],
-                registered.sense,
-            )
+        if self._shells or self._stopping:
+            raise StartFailed("a system is started once; make another")
+        try:
+            self._start(timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, timeout: float) -> None:
+        cores = [one.core for one in self._registered.values()]
+        replayed, self._dormant = replay(self.journal.read(), self.codec, cores)
+        for address, one in self._registered.items():
+            state, versions = replayed[address]
+            self._shells[address] = Shell(one.core, one.hands, self, state, versions, one.sense)
         for shell in self._shells.values():
             shell.begin()
         deadline = time.monotonic() + timeout
         for address, shell in self._shells.items():
             try:
                 shell.started.get(timeout=max(0.0, deadline - time.monotonic()))
-            except BaseException as error:
-                self.stop()
-                raise StartFailed(f"{address} could not start: {error}") from error
+            except pykka.Timeout as late:
+                raise StartFailed(f"{address} did not start within {timeout:g} seconds") from late
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Let every actor finish what it has in hand, then close the journal. Idempotent, bounded."""
-        if not self._stopping:
-            self._stopping = True
-            for shell in self._shells.values():
-                if not shell.actor_stopped.is_set():
-                    shell.actor_inbox.put(Envelope(_ActorStop()))
+        """Let every actor finish what it has in hand, then close the journal. Idempotent, bounded.
+
+        An actor that does not end within `timeout` seconds is left behind; it can store nothing any more.
+        """
+        self._stop_actors()
         deadline = time.monotonic() + timeout
         for address, shell in self._shells.items():
-            try:
-                shell.stopped.get(timeout=max(0.05, deadline - time.monotonic()))
-            except Exception as error:  # noqa: BLE001 - one actor that hangs must not keep the rest from ending
-                _log.error("%s did not stop in time: %r", address, error)
+            # An actor that stops the system, from `on_failure` say, cannot wait for itself.
+            if shell.thread is threading.current_thread():
+                continue
+            if shell.thread is None or not shell.stopped.wait(max(0.05, deadline - time.monotonic())):
+                if shell.thread is not None:
+                    _log.error("%s did not stop within %g seconds and is left behind", address, timeout)
+                shell.leave_behind()
+        self._closed = True
         if self._owns_clock:
             self.clock.close()
         self.journal.close()
+
+    def _stop_actors(self) -> None:
+        with self._ending:
+            if self._stopping:
+                return
+            self._stopping = True
+        for shell in self._shells.values():
+            shell.actor_inbox.put(Envelope(_ActorStop()))
 
     def __enter__(self) -> Self:
         self.start()
@@ -155,7 +171,14 @@ class ActorSystem:
     async def __aenter__(self) -> Self:
         import asyncio
 
-        await asyncio.to_thread(self.start)
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread that starts cannot be cancelled; it would leave a system that nobody stops.
+            await asyncio.wait([starting])
+            await asyncio.to_thread(self.stop)
+            raise
         return self
 
     async def __aexit__(
@@ -176,16 +199,21 @@ class ActorSystem:
         SystemFailed. Abandoning it does not undo the command.
         """
         reply = Reply()
-        deadline = None if timeout is None else self.clock.now().monotonic + timeout
         address = Address(to) if isinstance(to, str) else to
         shell = self._shells.get(address)
         if self.failure is not None:
             reply.fail(SystemFailed(f"the system has stopped: {self.failure}"))
         elif shell is None:
             reply.fail(self._nobody(address))
-        elif shell.actor_inbox.qsize() >= self._registered[address].mailbox:
-            reply.fail(MailboxFull(f"{address} has {shell.actor_inbox.qsize()} requests waiting"))
+        elif (waiting := shell.actor_inbox.qsize()) >= self._registered[address].mailbox:
+            reply.fail(MailboxFull(f"{address} has {waiting} requests waiting; try again later"))
         else:
+            deadline = None
+            if timeout is not None:
+                deadline = self.clock.now().monotonic + timeout
+                late = f"{address} did not answer within {timeout:g} seconds"
+                timer = self.clock.call_at(deadline, lambda: reply.fail(AskExpired(late)))
+                reply.on_done(timer.cancel)
             self._put(shell, Asked(command=command, cause=cause, reply=reply, deadline=deadline))
         return reply
 
@@ -225,86 +253,96 @@ class ActorSystem:
 
     # what shells need (`Surroundings`)
 
-    def record(
+    def prepare(
         self, core: Core[Any, Any], versions: dict[str, int], events: Sequence[Event], cause: str
-    ) -> list[Stored[Event]]:
-        """Store the events of one decision as one batch; on success `versions` has moved on."""
+    ) -> Batch:
+        """Make the events of one decision ready to be stored. Raises CannotEncode."""
         at = self.clock.now().wall
         ahead = dict(versions)
-        entries = []
+        entries: list[Entry] = []
+        stored: list[Stored[Event]] = []
         for event in events:
             stream = core.stream_of(event)
+            if not core.claims(stream):
+                # A replay would not find it again.
+                raise ValueError(f"{core.address} does not claim the stream {stream!r} of {event!r}")
             ahead[stream] = ahead.get(stream, 0) + 1
-            entries.append(
-                Entry(
-                    stream=stream,
-                    version=ahead[stream],
-                    type=type(event).TAG,
-                    schema=type(event).SCHEMA,
-                    cause=cause,
-                    data=self.codec.encode(event),
-                    at=at,
-                )
-            )
-        records = self._append(entries, urgent=any(type(event).URGENT for event in events))
-        versions.update(ahead)
-        return [
-            Stored(event, record.id, record.at, record.cause)
-            for event, record in zip(events, records, strict=True)
-        ]
+            entry, as_read = self.codec.entry(event, stream=stream, version=ahead[stream], cause=cause, at=at)
+            entries.append(entry)
+            stored.append(as_read)
+        return Batch(tuple(entries), tuple(stored), ahead, any(type(event).URGENT for event in events))
 
-    def replay(self, core: Core[Any, Any]) -> tuple[Any, dict[str, int]]:
+    def commit(self, batch: Batch) -> None:
+        """Store a batch, all or none. Raises NotWritten or JournalFailed."""
+        try:
+            records = self.journal.append(batch.entries, urgent=batch.urgent)
+        except (NotWritten, JournalFailed):
+            raise
+        except BaseException as error:
+            # A store that raises what its port does not name has not said that nothing is written.
+            raise JournalFailed(f"the journal raised {in_one_line(error)}") from error
+        for record in records:
+            for listener in self._listeners:
+                try:
+                    listener(record)
+                except Exception:  # noqa: BLE001
+                    # It is stored: whoever fails to hear of it must not make it look otherwise.
+                    _log.exception("a listener failed on %s", record.id)
+
+    def replay(self, core: Core[Any, Any]) -> Replayed:
         """The durable state of one actor and the versions of its streams, from the journal alone."""
-        state = core.initial()
-        versions: dict[str, int] = {}
-        for record in self.journal.read():
-            if core.claims(record.stream):
-                versions[record.stream] = record.version
-                stored = self.codec.decode(record)
-                if stored is not None:
-                    state = _fold(core, state, stored, record)
-        return state, versions
+        replayed, _ = replay(self.journal.read(), self.codec, [core])
+        return replayed[core.address]
 
     def send(self, effect: Tell, cause: str) -> None:
         """Deliver a command to another actor of this system."""
-        self.tell(effect.to, effect.command, cause=cause)
+        try:
+            self.tell(effect.to, effect.command, cause=cause)
+        except KernelError as error:
+            # The sender is right whatever its host has put together: to fail here would fail it for ever.
+            _log.error("undelivered %s, caused by %s: %s", type(effect.command).__name__, cause, error)
 
-    def park(self, core: Core[Any, Any], command: Command, trace: str) -> None:
-        """Store that this command fails whenever it is handled."""
-        stream = f"parked/{core.address}"
-        version = self._parked_version.get(stream, 0) + 1
+    def park(self, core: Core[Any, Any], command: Command, cause: str, error: BaseException) -> None:
+        """Store that this command fails whenever it is handled; of what fails often, only how often."""
+        count, worth_storing = self._complaints.count(str(core.address), command, error)
+        if not worth_storing:
+            return
+        stream = f"{PARKED}{core.address}"
+        version = self._dormant.get(stream, 0) + 1
         event = CommandParked(
             actor=str(core.address),
             command=type(command).__name__,
-            fields=msgspec.json.encode(command, enc_hook=repr).decode()[:4_000],
-            traceback=trace[-8_000:],
+            fields=self._redact(as_text(command))[:4_000],
+            traceback=self._redact("".join(traceback.format_exception(error)))[-8_000:],
+            count=count,
         )
-        self._append(
-            [
-                Entry(
-                    stream=stream,
-                    version=version,
-                    type=event.TAG,
-                    schema=event.SCHEMA,
-                    cause="",
-                    data=self.codec.encode(event),
-                    at=self.clock.now().wall,
-                )
-            ]
-        )
-        self._parked_version[stream] = version
+        try:
+            entry, stored = self.codec.entry(
+                event, stream=stream, version=version, cause=cause, at=self.clock.now().wall
+            )
+            self.commit(Batch((entry,), (stored,), {}, False))
+        except NotWritten as full:
+            _log.error("%s is put aside, and the journal takes no note of it: %s", event.command, full)
+            return
+        self._dormant[stream] = version
 
     def failed(self, error: BaseException) -> None:
         """Stop the system once and for all."""
-        if self.failure is not None:
+        with self._ending:
+            if self.failure is not None:
+                return
+            self.failure = error
+        if self._closed:
+            # An actor that was left behind has found its journal closed; nobody has to be told.
             return
-        self.failure = error
-        _log.critical("the actor system stops itself: %s", error)
-        self._stopping = True
-        for shell in self._shells.values():
-            shell.actor_inbox.put(Envelope(_ActorStop()))
+        _log.critical("the actor system stops itself: %s", in_one_line(error))
+        self._stop_actors()
         if self._on_failure is not None:
-            self._on_failure(error)
+            try:
+                self._on_failure(error)
+            except BaseException:  # noqa: BLE001
+                # A host may well call `sys.exit` here; raised in this thread it would only do damage.
+                _log.exception("on_failure raised")
 
     def handled(self) -> None:
         """One message is done."""
@@ -324,43 +362,8 @@ class ActorSystem:
         with self._rest:
             self._in_flight += 1
 
-    def _append(self, entries: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
-        records = self.journal.append(entries, urgent=urgent)
-        for record in records:
-            for listener in self._listeners:
-                listener(record)
-        return records
-
-    def _replay_all(self) -> tuple[dict[Address, Any], dict[Address, dict[str, int]]]:
-        cores = [one.core for one in self._registered.values()]
-        states = {core.address: core.initial() for core in cores}
-        versions: dict[Address, dict[str, int]] = {core.address: {} for core in cores}
-        owners: dict[str, Core[Any, Any] | None] = {}
-        for record in self.journal.read():
-            if record.stream not in owners:
-                owners[record.stream] = next((core for core in cores if core.claims(record.stream)), None)
-            owner = owners[record.stream]
-            if owner is None:
-                # A stream no running actor claims is dormant: a host's or a plug-in's that is gone.
-                if record.type == CommandParked.TAG:
-                    self._parked_version[record.stream] = record.version
-                continue
-            versions[owner.address][record.stream] = record.version
-            stored = self.codec.decode(record)
-            if stored is not None:
-                states[owner.address] = _fold(owner, states[owner.address], stored, record)
-        return states, versions
-
     def _nobody(self, address: Address) -> UnknownActor | ActorStopped:
         if address in self._registered:
             return ActorStopped(f"{address} is not running")
         known = ", ".join(sorted(map(str, self._registered))) or "none"
         return UnknownActor(f"no actor {str(address)!r} in this system (there are: {known})")
-
-
-def _fold(core: Core[Any, Any], state: Any, stored: Stored[Event], record: Record) -> Any:
-    try:
-        return core.apply(state, stored)
-    except Exception as error:
-        # apply is total: if it raises, the state after this event is unknown, and so is all after it.
-        raise StartFailed(f"event {record.seq} ({record.id}) cannot be replayed: {error!r}") from error

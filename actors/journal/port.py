@@ -1,11 +1,13 @@
 """The journal's port: what a store of events must do, whoever keeps it.
 
 JournalError
-├── NotWritten        known not written (disk full, refused, cannot be encoded): nothing changed
+├── NotWritten        known not written (refused, cannot be encoded, closed): nothing changed
+│   └── JournalFull   … because there is no space; goes on when there is some
 ├── JournalFailed     unknown whether written (fsync or I/O error): never retried, the system stops
 ├── JournalDamaged    what is stored is not what was written; `seq` is the first bad row
 ├── JournalTooNew     written by a newer Greenroom
-└── JournalBusy       another process writes to it; `pid` is that process
+├── JournalBusy       another process writes to it; `pid` is that process
+└── NotAJournal       the file is something else, and was not touched
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ class NotWritten(JournalError):
     """The batch is known not to be stored; the store is as it was and may take others later."""
 
 
+class JournalFull(NotWritten):
+    """There is no space for the batch. Urgent batches may still be taken; all are when space is back."""
+
+
 class JournalFailed(JournalError):
     """It is unknown whether the batch is stored. The journal accepts nothing more."""
 
 
 class JournalDamaged(JournalError):
-    """A stored row is missing or not what was written."""
+    """A stored row is missing or not what was written; `seq` is the first such row; those before are good."""
 
     def __init__(self, message: str, seq: int) -> None:
         super().__init__(message)
@@ -41,30 +47,35 @@ class JournalTooNew(JournalError):
 
 
 class JournalBusy(JournalError):
-    """Another writer holds the journal."""
+    """Another writer holds the journal; `pid` is 0 when it did not say."""
 
     def __init__(self, message: str, pid: int) -> None:
         super().__init__(message)
         self.pid = pid
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class NotAJournal(JournalError):
+    """There is a file of that name, but no journal of ours."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One event to be stored."""
 
     stream: str
+    """Whose event it is, such as `runner/mlx`; no control characters."""
     version: int
     """1 for the first event of its stream; the store refuses a version that is there or leaves a gap."""
     type: str
     schema: int
     cause: str
     data: str
-    """JSON text."""
+    """JSON text on one line."""
     at: float
     """Wall clock, seconds."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One stored event."""
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One stored event. Fields stand in the order of the columns, since replay makes them by the million."""
 
     seq: int
     at: float
@@ -94,10 +105,11 @@ class Journal(Protocol):
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
         """Every record with `seq > after` in order, checked; with `stream` only those of that stream.
 
-        Raises JournalDamaged or JournalTooNew.
+        What was appended before the call is included; what is appended meanwhile may be.
+        Raises JournalDamaged, after the records before the damage.
         """
         ...
 
     def close(self) -> None:
-        """Finish what was accepted and let go of the files. Idempotent."""
+        """Finish what was accepted and let go of the files. Idempotent; what comes later is NotWritten."""
         ...

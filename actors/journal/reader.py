@@ -1,0 +1,305 @@
+"""Reading a journal without ever changing it, whether or not somebody is writing to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from greenroom.actors.journal import schema
+from greenroom.actors.journal.chain import Row, broken_link, checksum, intact, records
+from greenroom.actors.journal.files import JournalFiles, size
+from greenroom.actors.journal.port import JournalDamaged, JournalError, NotAJournal, Record
+from greenroom.actors.journal.tail import Tail, read_tail
+
+CHUNK = 256
+"""Rows a query. Each query is a transaction of its own, so a slow reader never holds up a checkpoint; and
+beyond this, rows fall out of the processor's cache before they are used."""
+
+_NEXT = f"SELECT {schema.COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+_NEXT_OF_STREAM = f"""
+SELECT {schema.COLUMNS}, (SELECT p.crc FROM events p WHERE p.seq = e.seq - 1) FROM events e
+WHERE stream = ? AND version > ? ORDER BY version LIMIT ?
+"""  # noqa: S608
+_CRC_AT = "SELECT crc FROM events WHERE seq = ?"
+_LAST = "SELECT seq FROM events ORDER BY seq DESC LIMIT 1"
+
+# A log with a header and nothing else says nothing; a reader leaves an empty one behind.
+_WAL_HEADER = 32
+_BUSY_SECONDS = 5.0
+
+
+def read_journal(path: str | os.PathLike[str], *, after: int = 0) -> Iterator[Record]:
+    """Every record of the journal at `path`, checked, as `JournalReader.read` gives them."""
+    with JournalReader(path) as reader:
+        yield from reader.read(after=after)
+
+
+class JournalReader:
+    """A journal opened for reading only: by the diagnosis commands, beside a live writer, from a copy.
+
+    One thread at a time. Works in folders that cannot be written to.
+    """
+
+    id: str
+    """Tells this journal from every other."""
+    notices: tuple[str, ...]
+    """What whoever opened it should be told, in sentences: things that are odd and lose no event."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises FileNotFoundError, NotAJournal, JournalTooNew, JournalDamaged or JournalError."""
+        self.files = JournalFiles.at(path)
+        self._name = str(self.files.db)
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        # The tail before the rows: a live writer moves it only after a commit we shall then see.
+        tail = read_tail(self.files.tail)
+        wal_size = size(self.files.wal) or 0
+        self._snapshot: tuple[int, ...] | None = None
+        self._connection = self._connect()
+        try:
+            self._inode = os.stat(self.files.db).st_ino
+            self._meta = schema.read_meta(self._connection, self._name)
+        except BaseException:
+            self.close()
+            raise
+        self.id = self._meta.id
+        self.created = self._meta.created
+        self._tail = tail if tail is not None and tail.journal == self.id else None
+        self._is_lone = bool(self._meta.in_use) and wal_size <= _WAL_HEADER
+        self.notices = self._odd_things(tail)
+
+    def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
+        """Every record with `seq > after` in order; with `stream` only those of that stream.
+
+        Each is checked against its CRC, and the end of the journal against its tail, so what comes is
+        what was written, in full, or JournalDamaged is raised after the last good record.
+        """
+        for rows in self.chunks(after=after):
+            if stream is not None:
+                rows = [row for row in rows if row[2] == stream]  # noqa: PLW2901
+            yield from records(rows)
+
+    def read_stream(self, stream: str, *, after: int = 0, head: int) -> Iterator[Record]:
+        """The records of one stream by its index, which must reach version `head` at least.
+
+        Quicker than `read` where the stream is a small part; needs somebody who knows the head, because
+        a damaged index can leave out events without a trace.
+        """
+        version = 0
+        while rows := self._query(_NEXT_OF_STREAM, (stream, version, CHUNK), after + 1):
+            for row in rows:
+                version += 1
+                seq = row[0]
+                previous = row[9] if seq > 1 else 0
+                if row[3] != version or previous is None or checksum(row, previous) != row[8]:
+                    raise JournalDamaged(
+                        f"{self._name} is damaged: event {stream}/{version} is not whole", seq
+                    )
+                if seq > after:
+                    yield Record(*row[:8])
+        if version < head:
+            raise JournalDamaged(
+                f"{self._name} is damaged: stream {stream} ends at {version}, but {head} were written",
+                self.last_seq() + 1,
+            )
+
+    def follow(
+        self, *, after: int = 0, stop: threading.Event | None = None, interval: float = 0.1
+    ) -> Iterator[Record]:
+        """Every record with `seq > after`, and then each new one as it is committed, until `stop` is set.
+
+        Looks every `interval` seconds. Raises JournalError when the journal is replaced by another.
+        """
+        stop = stop or threading.Event()
+        seq = after
+        while not stop.is_set():
+            for rows in self._raw_chunks(seq):
+                seq = rows[-1][0]
+                yield from records(rows)
+                if stop.is_set():
+                    return
+            stop.wait(interval)
+            self._keep_up()
+
+    def last_seq(self) -> int:
+        """The last record's number; 0 when there is none."""
+        rows = self._query(_LAST, (), 1)
+        return int(rows[0][0]) if rows else 0
+
+    def chunks(self, *, after: int = 0) -> Iterator[list[Row]]:
+        """The rows as `read` gives records, CRC included, some at a time."""
+        yield from self._raw_chunks(after)
+        self._check_end(self.last_seq())
+
+    def close(self) -> None:
+        """Let go of the files. Idempotent."""
+        self._connection.close()
+        if self._copy is not None:
+            self._copy.cleanup()
+            self._copy = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _raw_chunks(self, after: int) -> Iterator[list[Row]]:
+        seq, crc = after, self._crc_at(after)
+        while True:
+            try:
+                rows = self._query(_NEXT, (seq, CHUNK), seq + 1)
+            except JournalDamaged:
+                # One of these cannot be read: give those before it, then say which one it is.
+                rows = self._query(_NEXT, (seq, 1), seq + 1)
+            if not rows:
+                if seq >= self.last_seq():
+                    return
+                # Either they have come since, or the way to them is broken.
+                rows = self._query(_NEXT, (seq, CHUNK), seq + 1)
+                if not rows:
+                    raise broken_link(None, seq + 1)
+            good = intact(rows, seq, crc)
+            if good:
+                yield rows[:good]
+                seq, crc = rows[good - 1][0], rows[good - 1][8]
+            if good < len(rows):
+                raise broken_link(rows[good], seq + 1)
+
+    def _crc_at(self, seq: int) -> int:
+        if seq == 0:
+            return 0
+        rows = self._query(_CRC_AT, (seq,), seq)
+        if rows:
+            return int(rows[0][0])
+        if seq < self.last_seq():
+            raise broken_link(None, seq)
+        # There is nothing after it whose CRC could depend on this.
+        return 0
+
+    def _check_end(self, last: int) -> None:
+        tail = self._tail
+        if tail is not None and tail.seq > last:
+            raise JournalDamaged(
+                f"{self._name} ends at event {last}, but {tail.seq} were written: "
+                f"{tail.seq - last} are missing{self._whereabouts()}. If this is an older copy put back on "
+                f"purpose, remove {self.files.tail.name} and start again; else set the journal aside: "
+                "greenroom journal set-aside",
+                last + 1,
+            )
+        if tail is not None and tail.seq and self._crc_at(tail.seq) != tail.crc:
+            raise JournalDamaged(
+                f"{self._name} is damaged: event {tail.seq} is not what was written", tail.seq
+            )
+        if self._is_lone and tail is None:
+            raise JournalDamaged(
+                f"{self._name} was in use when it was copied, but {self.files.wal.name} was not copied: "
+                f"what came after event {last} is missing. Copy both, or make copies with "
+                "greenroom journal backup",
+                last + 1,
+            )
+
+    def _whereabouts(self) -> str:
+        wal = self.files.wal.name
+        return (
+            f" ({wal}, which held them, is gone)" if self._is_lone else f" ({wal} is damaged or was cut off)"
+        )
+
+    def _odd_things(self, tail: Tail | None) -> tuple[str, ...]:
+        said = []
+        if self._is_lone and self._tail is not None:
+            said.append(
+                f"{self.files.wal.name} is missing although {self.files.db.name} was not closed in order."
+            )
+        if tail is None and size(self.files.tail) is not None:
+            said.append(f"{self.files.tail.name} cannot be read, so a missing end would go unnoticed.")
+        elif tail is not None and self._tail is None:
+            said.append(f"{self.files.tail.name} belongs to another journal and was not considered.")
+        return tuple(said)
+
+    def _query(self, sql: str, parameters: tuple[object, ...], seq: int) -> list[Any]:
+        """Rows, or the error for someone who was about to read event `seq`."""
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise schema.unreadable(error, self._name, seq) from error
+        except (MemoryError, OverflowError) as error:
+            # A damaged length makes SQLite ask for gigabytes.
+            raise JournalDamaged(f"{self._name} is damaged: event {seq} cannot be read", seq) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        db = self.files.db
+        held = size(db)
+        if held is None:
+            raise FileNotFoundError(f"there is no journal at {self._name}")
+        if held == 0:
+            raise NotAJournal(f"{self._name} is empty")
+        try:
+            return _open(db, "mode=ro")
+        except sqlite3.Error as error:
+            if schema.is_damage(error):
+                # It opened: what is wrong with it is said by whoever reads it next.
+                return _open(db, "mode=ro", probe=False)
+            if not os.access(db, os.R_OK):
+                raise JournalError(f"{self._name} cannot be opened for reading: {error}") from error
+        # The folder cannot be written to, so SQLite cannot make its index of the log there.
+        self._snapshot = self._state_of_files()
+        try:
+            if (size(self.files.wal) or 0) <= _WAL_HEADER:
+                return _open(db, "mode=ro&immutable=1", probe=False)
+            self._copy = tempfile.TemporaryDirectory(prefix="greenroom-journal-")
+            copy = JournalFiles.at(Path(self._copy.name) / db.name)
+            shutil.copyfile(db, copy.db)
+            shutil.copyfile(self.files.wal, copy.wal)
+            return _open(copy.db, "mode=ro", probe=False)
+        except (OSError, sqlite3.Error) as error:
+            raise JournalError(f"{self._name} cannot be opened for reading: {error}") from error
+
+    def _state_of_files(self) -> tuple[int, ...]:
+        state: list[int] = []
+        for path in (self.files.db, self.files.wal):
+            if path.exists():
+                stat = path.stat()
+                state += (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return tuple(state)
+
+    def _keep_up(self) -> None:
+        """Between two looks of `follow`: is it still this file, and can its news be seen?"""
+        try:
+            same = os.stat(self.files.db).st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise JournalError(f"{self._name} was removed or replaced by another journal")
+        if self._snapshot is not None and self._snapshot != self._state_of_files():
+            self.close()
+            self._connection = self._connect()
+
+
+def _open(path: Path, how: str, *, probe: bool = True) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"file:{quote(str(path))}?{how}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=_BUSY_SECONDS,
+    )
+    try:
+        connection.execute("PRAGMA query_only=1")
+        connection.execute("PRAGMA cell_size_check=1")
+        connection.execute("PRAGMA trusted_schema=0")
+        if probe:
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,149 @@
+"""The database: its tables, how one is made, and how one is recognised."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import uuid
+
+import msgspec
+from greenroom.actors.journal.files import Clock, JournalFiles, sync_folder
+from greenroom.actors.journal.port import JournalDamaged, JournalError, JournalTooNew, NotAJournal
+
+APPLICATION_ID = 0x47524A4C
+"""`GRJL` in the file's header: how `file` and we tell it from any other SQLite database."""
+FORMAT = 1
+"""Log format, kept as SQLite's `user_version`. Raised when an older program could not read a newer file."""
+
+COLUMNS = "seq, at, stream, version, type, schema, cause, data, crc"
+
+_TABLES = f"""
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE events(
+  seq INTEGER PRIMARY KEY,
+  at REAL NOT NULL,
+  stream TEXT NOT NULL,
+  version INTEGER NOT NULL,
+  type TEXT NOT NULL,
+  schema INTEGER NOT NULL,
+  cause TEXT NOT NULL,
+  data TEXT NOT NULL,
+  crc INTEGER NOT NULL,
+  UNIQUE(stream, version)
+) STRICT;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {FORMAT};
+"""
+_OLDEST_SQLITE = (3, 37, 0)
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """What a journal says about itself."""
+
+    id: str
+    """Made with the journal; tells it from every other."""
+    created: float
+    in_use: str
+    """Who has it open for writing (`pid since`); empty once it was closed in order."""
+
+
+def create(files: JournalFiles, clock: Clock) -> None:
+    """Make an empty journal; it has its name only once it is whole and durable."""
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        oldest = ".".join(map(str, _OLDEST_SQLITE))
+        raise JournalError(
+            f"the journal needs SQLite {oldest} or newer; this Python has {sqlite3.sqlite_version}"
+        )
+    discard_draft(files)
+    draft = files.draft
+    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        make_database(draft, journal_id=uuid.uuid4().hex, created=clock())
+        os.rename(draft, files.db)
+        sync_folder(files.folder)
+    except BaseException:
+        discard_draft(files)
+        raise
+
+
+def make_database(path: os.PathLike[str], *, journal_id: str, created: float) -> None:
+    """Put empty tables into a file nobody else knows of yet."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(f"BEGIN; {_TABLES} COMMIT;")
+        connection.executemany(
+            "INSERT INTO meta(key, value) VALUES (?, ?)",
+            [("id", journal_id), ("created", repr(created)), ("in_use", "")],
+        )
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise JournalError(
+                f"the file system of {os.fspath(path)} cannot hold a journal (SQLite's WAL mode is refused); "
+                "choose a local disk with GREENROOM_HOME"
+            )
+    finally:
+        connection.close()
+
+
+def discard_draft(files: JournalFiles) -> None:
+    """Remove what a creation that was cut short has left."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        files.draft.with_name(files.draft.name + suffix).unlink(missing_ok=True)
+
+
+def read_meta(connection: sqlite3.Connection, name: str) -> Meta:
+    """Recognise the database; raises NotAJournal, JournalTooNew or JournalDamaged."""
+    try:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION_ID:
+            raise NotAJournal(
+                f"{name} is an SQLite database, but not a journal of Greenroom; it was not touched"
+            )
+        if version > FORMAT:
+            raise JournalTooNew(
+                f"{name} was written by a newer Greenroom (log format {version}, this one knows {FORMAT}); "
+                "install that one again, or set the journal aside: greenroom journal set-aside"
+            )
+        if version < 1:
+            raise JournalDamaged(f"{name} is damaged: its log format cannot be {version}", 1)
+        values = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        return Meta(values["id"], float(values["created"]), values["in_use"])
+    except sqlite3.Error as error:
+        if _code(error) == sqlite3.SQLITE_NOTADB:
+            raise NotAJournal(f"{name} is not an SQLite database; it was not touched") from error
+        raise unreadable(error, name, 1) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise JournalDamaged(f"{name} is damaged: what it says about itself cannot be read", 1) from error
+
+
+def unreadable(error: sqlite3.Error, name: str, seq: int) -> JournalError:
+    """What an error of SQLite means to who was reading event `seq`: damage, or circumstances."""
+    if not is_damage(error):
+        return JournalError(f"{name} cannot be read: {error}")
+    return JournalDamaged(f"{name} is damaged: event {seq} cannot be read ({error})", seq)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """False when trying elsewhere, or later, might work."""
+    return _code(error) not in _CIRCUMSTANCES
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 when Python's own module raised."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+_CIRCUMSTANCES = frozenset(
+    (
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    )
+)

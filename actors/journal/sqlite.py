@@ -1,0 +1,447 @@
+"""The journal in one SQLite file.
+
+All writing, checkpoints included, is done by one thread on one connection. It takes whatever has been
+queued since its last commit and commits that as one transaction: while the disk syncs one group the
+next gathers by itself, so nobody waits for company. Keeping checkpoints there too is more than order:
+SQLite before 3.51.3 can corrupt a database when two connections write and checkpoint at the same
+moment (sqlite.org/wal.html#walresetbug).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from greenroom.actors.journal import schema
+from greenroom.actors.journal.chain import Chain, Draft, Row, checked, records
+from greenroom.actors.journal.files import Clock, JournalFiles, size
+from greenroom.actors.journal.lock import WriterLock
+from greenroom.actors.journal.port import (
+    Entry,
+    JournalDamaged,
+    JournalError,
+    JournalFailed,
+    JournalFull,
+    NotWritten,
+    Record,
+)
+from greenroom.actors.journal.reader import JournalReader
+from greenroom.actors.journal.reserve import Reserve
+from greenroom.actors.journal.tail import Tail, TailWriter, read_tail
+
+RESERVE = 256 * 1024
+"""Bytes kept back for urgent batches: some dozens of them, committed one by one."""
+
+_INSERT = f"INSERT INTO events({schema.COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_LAST = "SELECT seq, crc FROM events ORDER BY seq DESC LIMIT 1"
+
+# A small log bounds what one damaged frame can take with it, and leaves urgent batches room below a limit
+# on file sizes. A checkpoint costs about as much as two commits.
+_CHECKPOINT_PAGES = 192
+_PAGE = 4096
+_WAL_KEPT = 4 * 1024 * 1024
+# Left alone for this long, the log is brought into the database.
+_IDLE_SECONDS = 1.0
+_BUSY_SECONDS = 5.0
+
+_log = logging.getLogger("greenroom.journal")
+
+
+class SqliteJournal:
+    """The only writer of a journal file. Reading goes through connections of its own."""
+
+    notices: tuple[str, ...]
+    """What was odd when it was opened, in sentences, for the log; no event was lost by it."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        lock: bool = True,
+        clock: Clock = time.time,
+        reserve: int = RESERVE,
+    ) -> None:
+        """Open the journal, made when there is none, and check all of it.
+
+        `lock=False` is for a host that makes sure of a single writer itself; `reserve` is in bytes.
+        Raises JournalBusy, NotAJournal, JournalTooNew, JournalDamaged or NotWritten; the files are then
+        as they were.
+        """
+        self.files = JournalFiles.at(path)
+        self._chain = Chain()
+        self._reserve = Reserve(self.files.reserve, reserve)
+        # True from when there was no space until the reserve is laid in and the log is in the database.
+        self._starved = False
+        self._logged_pages = 0
+        self._failure = ""
+        self._closed = False
+        self._queue: list[_Job] = []
+        self._wake = threading.Condition()
+        self._lock = WriterLock(self.files.lock) if lock else None
+        try:
+            leftovers = self._settle_leftovers(clock)
+            self._sentinel = JournalReader(self.files.db)
+            try:
+                for rows in self._sentinel.chunks():
+                    self._chain.follow(rows)
+                self._id = self._sentinel.id
+                self.notices = leftovers + self._sentinel.notices
+                self._start_writing(clock)
+            except BaseException:
+                self._sentinel.close()
+                raise
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+        self._thread = threading.Thread(target=self._run, name="greenroom-journal", daemon=True)
+        self._thread.start()
+
+    def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
+        """See `Journal.append`."""
+        job = _Job(checked(batch), urgent)
+        with self._wake:
+            if self._failure:
+                raise JournalFailed(self._failure)
+            if self._closed:
+                raise NotWritten("the journal is closed")
+            if not job.batch:
+                return []
+            self._queue.append(job)
+            self._wake.notify()
+        return job.outcome()
+
+    def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
+        """See `Journal.read`."""
+        head = self._chain.heads.get(stream, 0) if stream is not None else 0
+        with JournalReader(self.files.db) as reader:
+            if stream is None:
+                yield from reader.read(after=after)
+            else:
+                yield from reader.read_stream(stream, after=after, head=head)
+
+    def close(self) -> None:
+        """See `Journal.close`."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    # -- opening ------------------------------------------------------------------------------------
+
+    def _settle_leftovers(self, clock: Clock) -> tuple[str, ...]:
+        """Make the journal if there is none, minding what an earlier one may have left.
+
+        SQLite itself would delete a log without a database.
+        """
+        held = size(self.files.db)
+        if held:
+            schema.discard_draft(self.files)
+            return ()
+        wal = size(self.files.wal) or 0
+        tail = read_tail(self.files.tail)
+        written = tail.seq if tail is not None else 0
+        if held == 0 and (wal or written):
+            raise JournalDamaged(
+                f"{self.files.db} is empty, but it held {written or 'an unknown number of'} events", 1
+            )
+        said = []
+        if wal:
+            aside = self.files.aside(clock)
+            os.rename(self.files.wal, aside.wal)
+            said.append(
+                f"{self.files.wal.name} was left without {self.files.db.name} and is now {aside.wal.name}."
+            )
+        if written:
+            said.append(
+                f"{self.files.db.name}, which held {written} events, is gone; a new journal begins, and what "
+                "is installed is found again on disk."
+            )
+        self.files.tail.unlink(missing_ok=True)
+        self.files.shm.unlink(missing_ok=True)
+        schema.create(self.files, clock)
+        return tuple(said)
+
+    def _start_writing(self, clock: Clock) -> None:
+        self._connection = self._connect()
+        try:
+            mark = f"{os.getpid()} {clock()!r}"
+            try:
+                self._mark_in_use(mark)
+            except JournalFull:
+                self._reserve.give_up()
+                self._mark_in_use(mark)
+            self._in_use = self._files_in_use()
+            self._tail = TailWriter(self.files.tail, Tail(self._id, self._chain.seq, self._chain.crc))
+        except BaseException:
+            # The sentinel is still open, so this is not the last connection and changes nothing.
+            self._connection.close()
+            raise
+        try:
+            self._reserve.lay_in()
+        except OSError as error:
+            _log.warning("no space to keep back for a full disk beside %s: %s", self.files.db, error)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.files.db, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
+        )
+        try:
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "fullfsync=1",
+                "checkpoint_fullfsync=1",
+                "wal_autocheckpoint=0",
+                f"journal_size_limit={_WAL_KEPT}",
+                "cell_size_check=1",
+                "trusted_schema=0",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+        except sqlite3.Error as error:
+            connection.close()
+            raise JournalError(f"{self.files.db} cannot be opened for writing: {error}") from error
+        return connection
+
+    def _mark_in_use(self, mark: str) -> None:
+        """Say in the database itself whether somebody writes: so a copy of it alone gives itself away."""
+        try:
+            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'in_use'", (mark,))
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            if _is_full(error):
+                raise JournalFull(f"there is no space for {self.files.db} to be written to") from error
+            raise JournalError(f"{self.files.db} cannot be written to: {error}") from error
+
+    # -- the writer's thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._write_until_closed()
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+            self._fail(error)
+            # Not the last connection: the sentinel is open. So this does not write the log into the
+            # database, which would be to retry what has failed.
+            self._connection.close()
+            self._sentinel.close()
+        else:
+            self._end_in_order()
+        finally:
+            self._tail.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _write_until_closed(self) -> None:
+        while True:
+            with self._wake:
+                if not self._queue and not self._closed:
+                    self._wake.wait(_IDLE_SECONDS if self._logged_pages else None)
+                jobs, self._queue = self._queue, []
+                is_closing = self._closed
+            if jobs:
+                self._commit(jobs)
+                if self._logged_pages >= _CHECKPOINT_PAGES:
+                    self._checkpoint()
+            elif is_closing:
+                return
+            elif self._logged_pages:
+                self._checkpoint()
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        """Store the jobs or refuse them; whatever else happens is for `_run`, and ends the journal.
+
+        1. Short of space since an earlier commit, and still so: only what is urgent.
+        2. Store them all.
+        3. No space: bring the log into the database, so that it starts again from its beginning; retry.
+        4. No space: give up the reserve; store what is urgent and refuse the rest.
+        """
+        try:
+            if self._starved and not self._space_is_back():  # 1
+                jobs = self._refuse_what_can_wait(jobs)
+            if self._store(jobs):  # 2
+                return
+            if self._checkpoint() and self._store(jobs):  # 3
+                return
+            self._starved = True  # 4
+            jobs = self._refuse_what_can_wait(jobs)
+            self._reserve.give_up()
+            if not self._store(jobs):
+                for job in jobs:
+                    job.refuse(self._full())
+        except BaseException as error:
+            for job in jobs:
+                job.refuse(JournalFailed(_failure(self.files, error)))
+            raise
+
+    def _store(self, jobs: list[_Job]) -> bool:
+        """One transaction for all jobs whose versions follow; False when there is no space for it."""
+        draft = Draft(self._chain)
+        drafted = []
+        for job in jobs:
+            if job.has_ended:
+                continue
+            try:
+                drafted.append((job, draft.add(job.batch)))
+            except NotWritten as refusal:
+                job.refuse(refusal)
+        if not drafted:
+            return True
+        self._expect_files_in_place()
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany(_INSERT, draft.rows)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            is_full = _is_full(error)
+            if not (is_full or _is_busy(error)) or not self._is_rolled_back():
+                raise
+            if is_full:
+                return False
+            for job, _ in drafted:
+                job.refuse(NotWritten(f"another program has locked {self.files.db}; close it and try again"))
+            return True
+        self._tail.move(draft.seq, draft.crc)
+        draft.accept()
+        self._logged_pages += _pages(draft.rows)
+        for job, rows in drafted:
+            job.done(records(rows))
+        return True
+
+    def _is_rolled_back(self) -> bool:
+        """Proof that a failed transaction is not stored: the journal ends where it did."""
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            last = self._connection.execute(_LAST).fetchone() or (0, 0)
+        except sqlite3.Error:
+            return False
+        return bool(last == (self._chain.seq, self._chain.crc))
+
+    def _expect_files_in_place(self) -> None:
+        """Whoever removes an open file leaves us writing to nothing: nobody would ever read it."""
+        if self._files_in_use() != self._in_use:
+            raise JournalFailed(f"{self.files.db} or its log was removed or replaced while it was in use")
+
+    def _files_in_use(self) -> tuple[int, int]:
+        try:
+            return os.stat(self.files.db).st_ino, os.stat(self.files.wal).st_ino
+        except FileNotFoundError:
+            return 0, 0
+
+    def _checkpoint(self) -> bool:
+        """Bring what is logged into the database; False, and only urgent batches, when it has no space."""
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            if _is_full(error):
+                self._starved = True
+                return False
+            if _is_busy(error):
+                return False
+            raise
+        self._logged_pages = 0
+        return True
+
+    def _space_is_back(self) -> bool:
+        try:
+            self._reserve.lay_in()
+        except OSError:
+            return False
+        self._starved = not self._checkpoint()
+        return not self._starved
+
+    def _refuse_what_can_wait(self, jobs: list[_Job]) -> list[_Job]:
+        for job in jobs:
+            if not job.is_urgent:
+                job.refuse(self._full())
+        return [job for job in jobs if job.is_urgent]
+
+    def _full(self) -> JournalFull:
+        return JournalFull(f"there is no space for {self.files.db} to grow; free some and try again")
+
+    def _fail(self, error: BaseException) -> None:
+        with self._wake:
+            self._failure = _failure(self.files, error)
+            jobs, self._queue = self._queue, []
+        _log.error("%s", self._failure, exc_info=error)
+        for job in jobs:
+            job.refuse(JournalFailed(self._failure))
+
+    def _end_in_order(self) -> None:
+        """Leave one file that is whole by itself; if that does not work, the two that are."""
+        try:
+            self._mark_in_use("")
+        except JournalError as error:
+            _log.warning("%s: closed with what is left in %s: %s", self.files.db, self.files.wal.name, error)
+            self._connection.close()
+            self._sentinel.close()
+        else:
+            self._sentinel.close()
+            self._connection.close()
+
+
+class _Job:
+    """A batch on its way through the writer's thread, and who waits for it."""
+
+    __slots__ = ("_error", "_finished", "_records", "batch", "has_ended", "is_urgent")
+
+    def __init__(self, batch: tuple[Entry, ...], urgent: bool) -> None:
+        self.batch = batch
+        self.is_urgent = urgent
+        self.has_ended = False
+        self._records: list[Record] = []
+        self._error: JournalError | None = None
+        # A bare lock in place of an Event: it is made and waited for once an append.
+        self._finished = threading.Lock()
+        self._finished.acquire()
+
+    def outcome(self) -> list[Record]:
+        """Wait for the end."""
+        self._finished.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._records
+
+    def done(self, stored: list[Record]) -> None:
+        self._records = stored
+        self.has_ended = True
+        self._finished.release()
+
+    def refuse(self, error: JournalError) -> None:
+        """End with this error, unless it has ended already."""
+        if not self.has_ended:
+            self._error = error
+            self.has_ended = True
+            self._finished.release()
+
+
+def _pages(rows: Sequence[Row]) -> int:
+    """About how many pages a commit of these rows logs: the table's last, and each stream's in the index."""
+    return 2 + len({row[2] for row in rows}) + sum(len(row[7]) for row in rows) // _PAGE
+
+
+def _failure(files: JournalFiles, error: BaseException) -> str:
+    if isinstance(error, JournalFailed):
+        return str(error)
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return (
+        f"writing to {files.db} failed ({name}: {error}), and what of it is on disk is not known; "
+        "check the disk, then start again"
+    )
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    """No space, or a limit on the file's size, met before the commit was whole in the log.
+
+    Not an error of a sync, which may also name a lack of space: by then it was.
+    """
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

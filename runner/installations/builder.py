@@ -1,0 +1,287 @@
+"""The installer's hands: begins jobs on threads of their own and reports how they go.
+
+Nothing here decides: whether to try again, and what is wanted, is the installer's. No method but `plan`
+and `close` waits for anything, and each job ends with exactly one of `committed`, `failed`, `cancelled`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Protocol
+
+from greenroom.actors.facts import Failure, Installation, Plan, Progress
+from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.declaration import Backend, Environment, Platform
+from greenroom.runner.config import ExternalBackend
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations import external
+from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.installations.uv import os_failure
+
+_log = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 10.0
+
+
+class BuilderListener(Protocol):
+    """Who is told; called on the threads of the jobs, so it must be quick and safe to call from any."""
+
+    def progress(self, progress: Progress) -> None:
+        """A job is that far."""
+
+    def committed(self, job_id: str, installation: Installation) -> None:
+        """The installation is complete, verified and on the disk."""
+
+    def failed(self, job_id: str, failure: Failure) -> None:
+        """The attempt ended; nothing of it is left but what may be used again."""
+
+    def cancelled(self, job_id: str) -> None:
+        """The job was ended on request; nothing of it is left but what may be used again."""
+
+    def seen(self, backend: str, installations: tuple[Installation, ...]) -> None:
+        """All installations of a backend, as they are on the disk now."""
+
+    def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
+        """An installation is gone, and so many bytes of the disk are free again."""
+
+    def remove_failed(self, backend: str, installation_id: str, failure: Failure) -> None:
+        """An installation could not be removed; it is not usable any more."""
+
+
+@dataclass
+class _Job:
+    cancel: Event = field(default_factory=Event)
+    thread: threading.Thread | None = None
+
+
+class Builder:
+    """Builds, looks at and removes the installations of one data directory."""
+
+    def __init__(
+        self,
+        home: Path,
+        listener: BuilderListener,
+        *,
+        backends: Mapping[str, Backend] = BACKENDS,
+        platform: Platform | None = None,
+        sources: PackageSources | None = None,
+        external: Mapping[str, ExternalBackend] | None = None,
+        uv_binary: Path | None = None,
+    ) -> None:
+        """Touch nothing yet.
+
+        Args:
+            sources: Where packages come from; the user's pip and uv settings when not given.
+            external: The user's own installations, by backend.
+            uv_binary: A uv to use instead of the one we depend on.
+        """
+        self._home = home
+        self._listener = listener
+        self._backends = backends
+        self._platform = platform or Platform.here()
+        self._sources = sources
+        self._external = external or {}
+        self._uv_binary = uv_binary
+        self._guard = threading.Lock()
+        self._jobs: dict[str, _Job] = {}
+        self._made: Environments | None = None
+
+    def start(
+        self, job_id: str, backend: str, *, version: str = "", attempt: int = 1, repair: bool = False
+    ) -> None:
+        """Begin an attempt; a job that runs already is left alone.
+
+        Args:
+            version: Empty for the one this release was tested with; `latest`, or a version.
+            attempt: Counted by the caller; for the log.
+            repair: Read everything that is cached before it is used again.
+        """
+        job = _Job()
+        with self._guard:
+            if job_id in self._jobs:
+                return
+            self._jobs[job_id] = job
+            job.thread = threading.Thread(
+                target=self._install,
+                args=(job_id, job, backend, version, attempt, repair),
+                name=f"install-{backend}",
+                daemon=True,
+            )
+            job.thread.start()
+
+    def cancel(self, job_id: str) -> None:
+        """End a job; it reports `cancelled` unless it was done already. Unknown jobs are passed over."""
+        with self._guard:
+            job = self._jobs.get(job_id)
+        if job is not None:
+            job.cancel.set()
+
+    def look(self, backends: Iterable[str] | None = None) -> None:
+        """Sweep what has no commit mark and report, for each backend, what is there: `seen`."""
+        names = tuple(self._backends if backends is None else backends)
+        self._aside("look-at-installations", lambda: self._look(names))
+
+    def remove(self, backend: str, installation_id: str) -> None:
+        """Remove an installation: `removed` or `remove_failed`. The user's own is not touched."""
+        self._aside(f"remove-{backend}", lambda: self._remove(backend, installation_id))
+
+    def plan(self, backend: str, version: str = "", cancel: Event | None = None) -> Plan:
+        """What an installation would fetch.
+
+        Blocks: some milliseconds for the version this release was tested with, which needs no network;
+        as long as the index takes for any other.
+
+        Raises:
+            JobFailed: The backend cannot be installed here, or the version cannot be resolved.
+        """
+        source = self._source(backend)
+        return self._environments().plan(backend, source, version, cancel)
+
+    def verify(self, backend: str, installation_id: str, cancel: Event | None = None) -> list[str]:
+        """Every file of an installation whose bytes have changed, by hash; blocks for about a second.
+
+        Raises:
+            JobFailed: There is no such installation.
+        """
+        named = Installation(id=installation_id, backend=backend, version="")
+        return self._environments().installed.verify(named, cancel)
+
+    def close(self) -> None:
+        """Cancel every job and wait, for a bounded time, until their processes are gone."""
+        with self._guard:
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel.set()
+        for job in jobs:
+            if job.thread is not None and job.thread is not threading.current_thread():
+                job.thread.join(_CLOSE_SECONDS)
+
+    def _install(
+        self, job_id: str, job: _Job, backend: str, version: str, attempt: int, repair: bool
+    ) -> None:
+        _log.info("%s: attempt %d to install %s %s begins", job_id, attempt, backend, version or "(pinned)")
+        tell = self._attempt(job_id, job, backend, version, repair)
+        # The job is forgotten before its end is told: whoever hears of it may start it again at once.
+        with self._guard:
+            self._jobs.pop(job_id, None)
+        tell()
+
+    def _attempt(
+        self, job_id: str, job: _Job, backend: str, version: str, repair: bool
+    ) -> Callable[[], None]:
+        """Do the work; returns how it ended, ready to be told."""
+        try:
+            found = self._environments().build(
+                backend,
+                self._source(backend),
+                job=job_id,
+                version=version,
+                repair=repair,
+                cancel=job.cancel,
+                progress=self._listener.progress,
+            )
+        except JobCancelled:
+            return partial(self._listener.cancelled, job_id)
+        except JobFailed as failed:
+            return partial(self._listener.failed, job_id, failed.failure)
+        except OSError as error:
+            failure = os_failure(error, f"{backend} could not be installed").failure
+            return partial(self._listener.failed, job_id, failure)
+        except Exception as error:  # noqa: BLE001 - a job without an end would be waited for for ever
+            return partial(self._listener.failed, job_id, _fault(error, f"Installing {backend}"))
+        return partial(self._listener.committed, job_id, found)
+
+    def _source(self, backend: str) -> Environment:
+        declared = self._backends.get(backend)
+        if declared is None:
+            raise JobFailed.permanent(
+                "unknown_backend",
+                f"There is no backend {backend!r}.",
+                advice=f"Known ones: {', '.join(self._backends)}.",
+            )
+        if sentence := declared.verdict(self._platform):
+            raise JobFailed.permanent("unsupported_platform", sentence)
+        if not isinstance(declared.source, Environment):
+            raise JobFailed.permanent(
+                "unsupported_source",
+                f"This release of Greenroom cannot unpack the image that {backend} comes in.",
+                advice="Use another backend for this model: see `greenroom backends`.",
+            )
+        return declared.source
+
+    def _look(self, names: tuple[str, ...]) -> None:
+        environments = self._environments()
+        try:
+            for folder in environments.installed.sweep():
+                _log.info("removed %s: its installation was never finished", folder)
+        except OSError as error:
+            # It has no commit mark, so nobody believes in it; the next look tries again.
+            _log.warning("what an unfinished installation left could not be removed: %s", error)
+        for name in names:
+            try:
+                found = self._there(environments, name)
+            except (OSError, JobFailed) as error:
+                _log.warning("the installations of %s could not be looked at: %s", name, error)
+                found = []
+            self._listener.seen(name, tuple(found))
+
+    def _there(self, environments: Environments, name: str) -> list[Installation]:
+        found = environments.installed.look(name)
+        named, declared = self._external.get(name), self._backends.get(name)
+        if named is not None and declared is not None:
+            if named.binary is not None:
+                found.append(external.binary(declared, named.binary))
+            elif named.python is not None:
+                found.append(external.environment(declared, named.python))
+        return found
+
+    def _remove(self, backend: str, installation_id: str) -> None:
+        try:
+            freed = self._freed(backend, installation_id)
+        except JobFailed as failed:
+            self._listener.remove_failed(backend, installation_id, failed.failure)
+        except Exception as error:  # noqa: BLE001 - an uninstallation without an end is waited for for ever
+            self._listener.remove_failed(backend, installation_id, _fault(error, f"Removing {backend}"))
+        else:
+            self._listener.removed(backend, installation_id, freed)
+
+    def _freed(self, backend: str, installation_id: str) -> int:
+        if installation_id == external.EXTERNAL:
+            raise JobFailed.permanent(
+                "not_ours",
+                f"The installation of {backend} is your own and is not touched.",
+                advice="Take it out of the config to have Greenroom stop using it.",
+            )
+        return self._environments().remove(Installation(id=installation_id, backend=backend, version=""))
+
+    def _environments(self) -> Environments:
+        # Made on first use: reading the user's settings and loading what fetching needs costs a start.
+        with self._guard:
+            if self._made is None:
+                self._made = Environments(
+                    self._home,
+                    self._sources or PackageSources.discover(),
+                    platform=self._platform,
+                    uv_binary=self._uv_binary,
+                )
+            return self._made
+
+    def _aside(self, name: str, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, name=name, daemon=True).start()
+
+
+def _fault(error: Exception, what: str) -> Failure:
+    _log.exception("%s failed by a fault of ours", what)
+    return JobFailed.permanent(
+        "fault",
+        f"{what} failed by a fault of Greenroom's own.",
+        advice="Please report it with the output of `greenroom bundle`.",
+        detail=f"{type(error).__name__}: {error}",
+    ).failure

@@ -94,6 +94,8 @@ def distrust(expected: Engine, state: dict[str, Any]) -> str:
     if state.get("engine_id") != expected.spec.engine_id:
         return "its keeper keeps another engine"
     if expected.pid and (pid, started) != (expected.pid, expected.started):
+        if pid == expected.pid:
+            return f"process {pid} is another one than the recorded, with the same number"
         return f"its process is {pid}, not the recorded {expected.pid}"
     if state.get("about", {}).get("spec") != msgspec.to_builtins(expected.spec):
         return "it was started for another model or configuration"

@@ -1,0 +1,194 @@
+"""The keeper: claims, life lines, its own death, the bounded log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+from greenroom.runner.engines import keeper
+from greenroom.runner.engines.channel import Channel, KeeperGone
+from greenroom.runner.engines.paths import EngineFolder
+
+
+def start_keeper(stage, engine_id: str, *flags: str, **fields) -> Channel:
+    """A keeper driven by hand, without a host."""
+    folder = EngineFolder.of(stage.folder, engine_id)
+    sockets = folder.create()
+    program = str(stage.programs / "fake_engine.py")
+    channel = Channel.spawn()
+    channel.send(
+        "start",
+        **{
+            "engine_id": engine_id,
+            "folder": str(folder.path),
+            "keeper_socket": str(sockets.keeper),
+            "engine_socket": str(sockets.engine),
+            "argv": [sys.executable, "-I", program, "--socket", str(sockets.engine), *flags],
+            "env": dict(os.environ),
+            "grace": 30.0,
+            **fields,
+        },
+    )
+    return channel
+
+
+def test_a_keeper_is_up_and_has_spawned_within_a_moment(stage):
+    begun = time.monotonic()
+    channel = start_keeper(stage, "e-1")
+    state = channel.await_event("spawned", 5.0)
+    took = time.monotonic() - begun
+    assert state["pid"] > 0
+    assert took < 0.5, f"{took:.3f} s"
+    channel.send("stop")
+    channel.await_event("exited", 5.0)
+    channel.close()
+
+
+def test_the_second_keeper_to_claim_an_engine_gives_up(stage):
+    first = start_keeper(stage, "e-1")
+    pid = first.await_event("spawned", 5.0)["pid"]
+    second = start_keeper(stage, "e-1")
+    assert second.await_event("failed", 5.0)["code"] == "claimed"
+    second.close()
+    assert stage.pids() == [pid]
+    first.send("stop")
+    first.await_event("exited", 5.0)
+    first.close()
+
+
+def test_a_late_keeper_gives_up_when_recovery_has_claimed_the_start(stage):
+    folder = EngineFolder.of(stage.folder, "e-1")
+    folder.create()
+    assert keeper.create_claim(str(folder.claim), {"settled_by": 1})
+    channel = start_keeper(stage, "e-1")
+    assert channel.await_event("failed", 5.0)["code"] == "claimed"
+    channel.close()
+    assert not stage.pids()
+
+
+def test_a_keeper_whose_daemon_dies_before_the_start_message_ends(stage):
+    channel = Channel.spawn()
+    pid = channel.pid
+    channel.close(reap=False)
+    stage.until(lambda: not stage.alive(pid))
+
+
+def test_the_death_of_the_keeper_ends_the_engine(stage):
+    host, spec = stage.host(), stage.spec()
+    host.start(spec)
+    pid, *_ = stage.heard.wait("spawned")
+    stage.heard.wait("ready")
+    os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGKILL)
+    (end,) = stage.heard.wait("exited")
+    assert not stage.alive(pid)
+    assert not end.expected
+    assert end.summary == "The fake engine for m was ended: its keeper process had died."
+    assert json.loads((stage.folder / spec.engine_id / "exit.json").read_text())["keeper_died"]
+
+
+def test_a_deaf_engine_with_a_child_does_not_outlive_its_keeper_either(stage):
+    host, spec = stage.host("--deaf-to-sigterm", "--ignore-keeper", "--child"), stage.spec()
+    host.start(spec)
+    stage.heard.wait("ready")
+    stage.until(lambda: len(stage.pids()) == 2)
+    os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGKILL)
+    stage.heard.wait("exited")
+    assert not stage.pids()
+
+
+def test_a_keeper_that_hangs_is_gone_round(stage):
+    host = stage.host(ladder=[("SIGINT", 0.1), ("SIGTERM", 0.1), ("SIGKILL", 0)])
+    host._stop_bound = 0.5
+    spec = stage.spec()
+    host.start(spec)
+    pid, *_ = stage.heard.wait("spawned")
+    stage.heard.wait("ready")
+    os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGSTOP)
+    host.stop(spec.engine_id)
+    stage.heard.wait("exited")
+    assert not stage.alive(pid)
+
+
+def test_when_the_life_line_is_lost_the_engine_ends_after_the_grace(stage):
+    channel = start_keeper(stage, "e-1", grace=0.5)
+    pid = channel.await_event("spawned", 5.0)["pid"]
+    begun = time.monotonic()
+    channel.close(reap=False)
+    stage.until(lambda: not stage.alive(pid))
+    assert time.monotonic() - begun >= 0.4
+    end = stage.until(lambda: _read(stage.folder / "e-1" / "exit.json"))
+    assert end["stop_reason"] == "no daemon came back within 0.5 s"
+
+
+def test_a_new_life_line_within_the_grace_keeps_the_engine(stage):
+    first = start_keeper(stage, "e-1", grace=1.0)
+    pid = first.await_event("spawned", 5.0)["pid"]
+    claim = stage.claim("e-1")
+    first.close(reap=False)
+    second = Channel.connect(claim["keeper_socket"], claim["keeper_pid"])
+    second.send("hold", grace=1.0)
+    assert second.await_event("state", 5.0)["pid"] == pid
+    with pytest.raises(KeeperGone, match="timed out"):
+        second.await_event("stopping", 1.5)  # past the first grace: nothing happens
+    assert stage.alive(pid)
+    second.send("stop", reason="enough")
+    assert second.await_event("exited", 5.0)["stop_reason"] == "enough"
+    second.close()
+
+
+def test_the_engine_is_never_run_with_its_pid_missing_from_the_claim(stage):
+    channel = start_keeper(stage, "e-1")
+    state = channel.await_event("spawned", 5.0)
+    claim = stage.claim("e-1")
+    assert (claim["pid"], claim["started"]) == (state["pid"], state["started"])
+    assert claim["boot_id"] == keeper.boot_id()
+    channel.send("stop")
+    channel.await_event("exited", 5.0)
+    channel.close()
+
+
+def test_sigterm_to_the_keeper_ends_the_engine_in_order(stage):
+    host, spec = stage.host(), stage.spec()
+    host.start(spec)
+    stage.heard.wait("ready")
+    os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGTERM)
+    (end,) = stage.heard.wait("exited")
+    assert end.code == 0
+    assert "told to end" in end.summary
+
+
+def test_output_is_kept_at_head_and_tail_and_bounded_between(stage):
+    host, spec = stage.host("--say", "the very first line", "--flood", "4000000"), stage.spec()
+    host.start(spec)
+    stage.heard.wait("ready")
+    host.stop(spec.engine_id)
+    (end,) = stage.heard.wait("exited")
+    folder = EngineFolder.of(stage.folder, spec.engine_id)
+    assert folder.log_size() <= keeper.HEAD_BYTES + 2 * keeper.TAIL_BYTES
+    text = folder.read_log()
+    assert text.startswith("the very first line\n")
+    assert text.endswith("model loaded\n")
+    assert "older output is not kept" in text
+    assert end.first_lines[0] == "the very first line"
+    assert end.last_lines[-1] == "model loaded"
+
+
+def test_a_bounded_log_keeps_the_first_bytes_and_the_last(tmp_path):
+    log = keeper.BoundedLog(str(tmp_path / "log"), head=100, tail=50)
+    for index in range(1000):
+        log.write(f"line {index}\r\n".encode())
+    log.write(b"10%\r50%\r100%")
+    log.close()
+    assert (tmp_path / "log").stat().st_size == 100
+    assert sum((tmp_path / name).stat().st_size for name in ("log.tail", "log.tail.old")) <= 100
+    assert log.first[0] == "line 0"
+    assert len(log.first) == keeper.FIRST_LINES
+    assert log.last[-2:] == ["line 999", "100%"]
+
+
+def _read(path):
+    return json.loads(path.read_text()) if path.exists() else None

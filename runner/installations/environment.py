@@ -32,20 +32,22 @@ from greenroom.runner.installations.disk import (
     usage,
     write_attempt,
 )
-from greenroom.runner.installations.fetch import Fetcher, WheelStore
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
 from greenroom.runner.installations.progress import ProgressReport
 from greenroom.runner.installations.record import ENVIRONMENT, Interpreter, Record, Wheel
-from greenroom.runner.installations.resolution import for_version
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import Uv, os_failure
 from greenroom.runner.installations.verification import inventory, own_sums, run_python
+from greenroom.runner.installations.wheels import WheelStore
 
 _PROBE = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
 _PROBE_SECONDS = 300.0
 _UNPACK_SECONDS = 1800.0
 _SPARE = 64 * 2**20
 """Bytes of the disk we never plan to use: journal, logs, and what else runs here."""
+
+_FETCHED_STAYS = 7 * 86400.0
+"""Seconds for which files of an installation that did not come about are kept."""
 
 
 class Environments:
@@ -87,6 +89,8 @@ class Environments:
         else:
             if lock.version_of(source.distribution) == version:
                 return lock
+        from greenroom.runner.installations.resolution import for_version
+
         uv = Uv(self._cache, self._sources_of(source), self._uv_binary)
         return for_version(uv, source, version, records.base_python(), cancel)
 
@@ -174,6 +178,17 @@ class Environments:
             self._unpacker.run(["cache", "clean", *names], deadline=180.0)
         return freed(before, blocks([folder, self.wheels.root, self._cache]))
 
+    def sweep(self) -> list[Path]:
+        """Remove what unfinished attempts left; returns their folders.
+
+        What was fetched for them stays a while: the next attempt goes on with it.
+        """
+        swept = self.installed.sweep()
+        with self._guard:
+            needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
+            self.wheels.sweep(needed.union(*self._wanted), time.time() - _FETCHED_STAYS)
+        return swept
+
     def _sources_of(self, source: Environment) -> PackageSources:
         return self._sources.with_indexes(source.indexes, f"the declaration of {source.distribution}")
 
@@ -207,6 +222,9 @@ class Environments:
     ) -> None:
         # What is unpacked is never smaller than what is fetched; the exact size is known only afterwards.
         self._need_space(plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
+        # Loaded when something is fetched: a daemon whose backends are installed never needs it.
+        from greenroom.runner.installations.fetch import Fetcher
+
         fetcher = Fetcher(self.wheels, self._sources_of(source))
         fetcher.fetch(files, cancel=cancel, on_bytes=on_bytes)
 

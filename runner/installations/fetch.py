@@ -2,9 +2,6 @@
 
 uv could fetch them as well, but prints no byte counts without a terminal and begins a broken file again
 from zero. A file enters the store only when its hash is the locked one, so whatever lies there is whole.
-
-    <store>/<sha256>/<file name>      whole
-    <store>/<sha256>.part             what has come so far
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -26,6 +23,7 @@ from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.web import NOT_HERE, Web
+from greenroom.runner.installations.wheels import WheelStore, file_sha256
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
@@ -37,75 +35,6 @@ _RESUMES = 3
 
 OnBytes = Callable[[int, int], None]
 """Gets the bytes that are here and the bytes of all files asked for."""
-
-
-class WheelStore:
-    """Whole files by hash, and the parts of those that are on their way."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._guard = threading.Lock()
-        self._busy: dict[str, threading.Lock] = {}
-
-    def path(self, file: LockedFile) -> Path:
-        """Where the file lies, or would."""
-        return self.root / file.sha256 / file.name
-
-    def part(self, file: LockedFile) -> Path:
-        """Where what has come so far lies."""
-        return self.root / f"{file.sha256}.part"
-
-    def has(self, file: LockedFile) -> bool:
-        """True when it is here, judged by its size."""
-        try:
-            size = self.path(file).stat().st_size
-        except OSError:
-            return False
-        return size == file.size or not file.size
-
-    def arrived(self, file: LockedFile) -> int:
-        """Bytes of the file that need not be fetched any more."""
-        if self.has(file):
-            return file.size
-        try:
-            return min(self.part(file).stat().st_size, file.size)
-        except OSError:
-            return 0
-
-    def missing(self, files: Iterable[LockedFile]) -> list[LockedFile]:
-        """Those that are not here, the largest first."""
-        return sorted((f for f in files if not self.has(f)), key=lambda f: (-f.size, f.name))
-
-    def check(self, files: Iterable[LockedFile], cancel: Event | None = None) -> list[LockedFile]:
-        """Read every file that is here and drop those whose bytes are not the locked ones; returns these."""
-        dropped = []
-        for file in files:
-            if cancel is not None and cancel.is_set():
-                raise JobCancelled
-            if self.has(file) and _sha256(self.path(file)).hexdigest() != file.sha256:
-                self.drop(file)
-                dropped.append(file)
-        return dropped
-
-    def drop(self, file: LockedFile) -> None:
-        """Remove a file, whole or in part."""
-        shutil.rmtree(self.root / file.sha256, ignore_errors=True)
-        self.part(file).unlink(missing_ok=True)
-
-    def keep_only(self, files: Iterable[LockedFile]) -> None:
-        """Remove every whole file that is not among these, and every part: nothing is on its way now."""
-        kept = {file.sha256 for file in files}
-        with suppress(FileNotFoundError):
-            for entry in list(os.scandir(self.root)):
-                if entry.name.endswith(".part"):
-                    Path(entry.path).unlink(missing_ok=True)
-                elif entry.name not in kept:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-
-    def only_one(self, file: LockedFile) -> threading.Lock:
-        """Held by whoever fetches the file: two backends may share one."""
-        with self._guard:
-            return self._busy.setdefault(file.sha256, threading.Lock())
 
 
 class Fetcher:
@@ -228,7 +157,7 @@ class _Transfer:
         part.parent.mkdir(parents=True, exist_ok=True)
         if url.startswith("file:") or is_local(url):
             shutil.copyfile(local_path(url), part)
-            digest = _sha256(part)
+            digest = file_sha256(part)
         else:
             digest = self._download(file, url, part)
         if self._stop.is_set():
@@ -242,7 +171,7 @@ class _Transfer:
 
     def _download(self, file: LockedFile, url: str, part: Path) -> hashlib._Hash:
         """Bring the rest of the file; goes on where the connection broke while each try brings new bytes."""
-        digest = _sha256(part) if part.exists() else hashlib.sha256()
+        digest = file_sha256(part) if part.exists() else hashlib.sha256()
         resumes = 0
         with part.open("a+b") as out:
             size = out.seek(0, os.SEEK_END)
@@ -302,11 +231,3 @@ def _other_bytes(file: LockedFile, detail: str) -> JobFailed:
         advice="Check the package index or proxy that served it; it may rewrite or rebuild packages.",
         detail=detail,
     )
-
-
-def _sha256(path: Path) -> hashlib._Hash:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest

@@ -159,7 +159,8 @@ def normalized(name: str) -> str:
 def shipped(source: Environment, platform: Platform) -> Lock:
     """The lock this release ships for a backend on this platform.
 
-    One file for all platforms where it resolves, else one per platform and Python.
+    One file for all platforms where it resolves, else one per platform and Python. A backend of another
+    distribution brings its own: its declaration then gives the stem as an absolute path.
 
     Raises:
         JobFailed: There is none.

@@ -161,7 +161,7 @@ class PackageSources:
             said = float(self.timeout.value) if self.timeout else 0.0
         except ValueError:
             said = 0.0
-        return min(max(said, 5.0), 600.0) if said else 60.0
+        return min(max(said, 1.0), 600.0) if said else 60.0
 
     def redact(self, text: str) -> str:
         """The text without any credential these settings hold."""

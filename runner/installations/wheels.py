@@ -1,0 +1,101 @@
+"""The wheel store: whole files by hash, and the parts of those that are on their way.
+
+<store>/<sha256>/<file name>      whole
+<store>/<sha256>.part             what has come so far
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Container, Iterable
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+
+from greenroom.runner.failures import JobCancelled
+from greenroom.runner.installations.lock import LockedFile
+
+_CHUNK = 1 << 20
+
+
+class WheelStore:
+    """Whole files by hash, and the parts of those that are on their way."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._guard = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+
+    def path(self, file: LockedFile) -> Path:
+        """Where the file lies, or would."""
+        return self.root / file.sha256 / file.name
+
+    def part(self, file: LockedFile) -> Path:
+        """Where what has come so far lies."""
+        return self.root / f"{file.sha256}.part"
+
+    def has(self, file: LockedFile) -> bool:
+        """True when it is here, judged by its size."""
+        try:
+            size = self.path(file).stat().st_size
+        except OSError:
+            return False
+        return size == file.size or not file.size
+
+    def arrived(self, file: LockedFile) -> int:
+        """Bytes of the file that need not be fetched any more."""
+        if self.has(file):
+            return file.size
+        try:
+            return min(self.part(file).stat().st_size, file.size)
+        except OSError:
+            return 0
+
+    def missing(self, files: Iterable[LockedFile]) -> list[LockedFile]:
+        """Those that are not here, the largest first."""
+        return sorted((f for f in files if not self.has(f)), key=lambda f: (-f.size, f.name))
+
+    def check(self, files: Iterable[LockedFile], cancel: Event | None = None) -> list[LockedFile]:
+        """Read every file that is here and drop those whose bytes are not the locked ones; returns these."""
+        dropped = []
+        for file in files:
+            if cancel is not None and cancel.is_set():
+                raise JobCancelled
+            if self.has(file) and file_sha256(self.path(file)).hexdigest() != file.sha256:
+                self.drop(file)
+                dropped.append(file)
+        return dropped
+
+    def drop(self, file: LockedFile) -> None:
+        """Remove a file, whole or in part."""
+        shutil.rmtree(self.root / file.sha256, ignore_errors=True)
+        self.part(file).unlink(missing_ok=True)
+
+    def sweep(self, needed: Container[str], older_than: float) -> None:
+        """Remove whole and partial files that no hash in `needed` names, last touched before a wall time."""
+        with suppress(FileNotFoundError):
+            for entry in list(os.scandir(self.root)):
+                with suppress(FileNotFoundError):
+                    if entry.name.removesuffix(".part") in needed or entry.stat().st_mtime >= older_than:
+                        continue
+                    if entry.is_dir():
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        Path(entry.path).unlink(missing_ok=True)
+
+    def only_one(self, file: LockedFile) -> threading.Lock:
+        """Held by whoever fetches the file: two backends may share one."""
+        with self._guard:
+            return self._busy.setdefault(file.sha256, threading.Lock())
+
+
+def file_sha256(path: Path) -> hashlib._Hash:
+    """The running SHA-256 over all of a file, ready to take what follows."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest

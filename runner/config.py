@@ -207,6 +207,13 @@ def _path(raw: Any) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def _absolute_path(raw: Any) -> Path:
+    path = Path(_text(raw)).expanduser()
+    if not path.is_absolute():
+        raise ValueError(f"{raw!r} is not an absolute path")
+    return path
+
+
 def _address(raw: Any) -> str:
     text = _text(raw).strip("[]")
     if not text or "/" in text or any(letter.isspace() for letter in text):
@@ -279,7 +286,7 @@ def _backends(raw: Any) -> Mapping[str, ExternalBackend]:
             raise ValueError(
                 f'[backends."{name}"] has no key {strange[0]!r}, only {" and ".join(sorted(known))}'
             )
-        found[name] = ExternalBackend(**{key: _path(value) for key, value in entries.items()})
+        found[name] = ExternalBackend(**{key: _absolute_path(value) for key, value in entries.items()})
     return found
 
 

@@ -1,0 +1,186 @@
+"""Talks HTTP to one daemon: JSON, and lines of JSON or of events as they come.
+
+On the standard library's client: urllib3 alone takes longer to import than `greenroom ps` may take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.problem import Problem
+
+_TIMEOUT = 30.0
+"""Seconds for answers that need no waiting; what may take long is asked with a longer one, or none."""
+
+
+class Refused(Problem):
+    """The daemon said no. `fields` is its error object, for whoever can do something about it."""
+
+    def __init__(self, status: int, fields: Mapping[str, Any], message: str, advice: str = "") -> None:
+        code = str(fields.get("code") or "")
+        super().__init__(
+            message,
+            advice,
+            code=exit_codes.NOT_INSTALLED if code == "backend_not_installed" else exit_codes.FAILED,
+        )
+        self.status = status
+        self.code = code
+        self.fields = fields
+
+
+class Gone(Problem):
+    """There is no daemon at the address any more, or it broke off."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"The Greenroom daemon at {url} {reason}.",
+            "See what it wrote last: greenroom logs",
+            code=exit_codes.NOT_RUNNING,
+        )
+
+
+class Answer:
+    """An answer that is still being read."""
+
+    def __init__(self, url: str, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self._url = url
+        self._response = response
+
+    def lines(self) -> Iterator[str]:
+        """Each line as it comes, without its end, empty ones too."""
+        while True:
+            try:
+                line = self._response.readline()
+            except (http.client.HTTPException, OSError) as error:
+                raise Gone(self._url, f"broke off in the middle of its answer ({_reason(error)})") from error
+            if not line:
+                return
+            yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+    def objects(self) -> Iterator[dict[str, Any]]:
+        """Each line that is a JSON object."""
+        for line in self.lines():
+            if line.strip():
+                with contextlib.suppress(ValueError):
+                    value = json.loads(line)
+                    if isinstance(value, dict):
+                        yield value
+
+    def read(self) -> bytes:
+        """All of it."""
+        try:
+            return self._response.read()
+        except (http.client.HTTPException, OSError) as error:
+            raise Gone(self._url, f"broke off in the middle of its answer ({_reason(error)})") from error
+
+
+class Client:
+    """One daemon's address. Each request has a connection of its own, so threads may share a client."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        parts = urlsplit(url)
+        self._secure = parts.scheme == "https"
+        self._host = parts.hostname or ""
+        self._port = parts.port
+        self._base = parts.path.rstrip("/")
+
+    def get(self, path: str, *, timeout: float | None = _TIMEOUT) -> Any:
+        """The JSON at a path. Raises Refused or Gone."""
+        with self.open("GET", path, timeout=timeout) as answer:
+            return self._json(path, answer)
+
+    def post(self, path: str, body: Any = None, *, timeout: float | None = _TIMEOUT) -> Any:
+        """Send JSON; the JSON that comes back, None when nothing does. Raises Refused or Gone."""
+        with self.open("POST", path, body, timeout=timeout) as answer:
+            return self._json(path, answer)
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        accept: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """Ask, and read the answer as it comes; leaving ends the connection, and with it the request.
+
+        Args:
+            method: the HTTP method.
+            path: with a leading slash, quoted where needed.
+            body: sent as JSON, unless None.
+            accept: the kind of answer that is wanted.
+            headers: further ones.
+            timeout: seconds of silence that are borne; None bears any.
+
+        Raises:
+            Refused: the status is none of 2xx.
+            Gone: nobody answers, or the answer broke off.
+        """
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=timeout)
+        sent = {"Accept": accept, "User-Agent": "greenroom-cli", **(headers or {})}
+        payload = None
+        if body is not None:
+            payload = json.dumps(body).encode()
+            sent["Content-Type"] = "application/json"
+        try:
+            try:
+                connection.request(method, self._base + path, payload, sent)
+                response = connection.getresponse()
+            except TimeoutError as error:
+                raise Gone(
+                    self.url, f"has not answered {method} {path} within {timeout:g} seconds"
+                ) from error
+            except (http.client.HTTPException, OSError) as error:
+                raise Gone(self.url, f"does not answer ({_reason(error)})") from error
+            answer = Answer(self.url, response)
+            if not 200 <= response.status < 300:
+                raise _refused(response.status, answer.read())
+            yield answer
+        finally:
+            connection.close()
+
+    def _json(self, path: str, answer: Answer) -> Any:
+        content = answer.read()
+        if not content.strip():
+            return None
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise Gone(self.url, f"answered {path} with something that is not JSON") from error
+
+
+def path_of(*parts: str) -> str:
+    """A path out of segments; slashes inside model names stay, as the routes want them."""
+    return "/" + "/".join(quote(part, safe="/:@") for part in parts)
+
+
+def _refused(status: int, content: bytes) -> Refused:
+    text = content.decode("utf-8", "replace").strip()
+    try:
+        fields = json.loads(text)["error"]
+        message = str(fields["message"])
+        return Refused(status, fields, message, str(fields.get("advice") or ""))
+    except (ValueError, TypeError, KeyError):
+        # The verbs under /engines and /models answer in plain text, as the contract has it.
+        return Refused(
+            status, {}, text or f"The daemon answered {status} ({http.client.responses.get(status)})."
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,169 @@
+"""Shows how far jobs are: bars on a terminal, now and then a line elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+
+from greenroom.runner.quantities import format_size
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+_LINE_EVERY = 2.0
+"""Seconds between two lines about the same phase of a job."""
+
+_PHASES = {
+    "resolving": "looking up",
+    "downloading": "downloading",
+    "unpacking": "unpacking",
+    "installing": "installing",
+    "verifying": "verifying",
+    "loading": "loading",
+    "queued": "waiting for its turn",
+    "waiting_to_retry": "waiting to try again",
+}
+
+
+class Display(Protocol):
+    """Shows jobs. A context manager, so that the terminal is whole again afterwards."""
+
+    def update(self, job: Mapping[str, Any]) -> None:
+        """A job is this far; the fields are those of a `Progress`."""
+
+    def finish(self, job: str) -> None:
+        """A job has ended, one way or another."""
+
+    def note(self, text: str) -> None:
+        """Say something that is no progress, above whatever is shown."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Clear up."""
+
+
+def display(stream: TextIO | None = None) -> Display:
+    """The display that suits a stream (stderr)."""
+    stream = stream or sys.stderr
+    return Bars(stream) if stream.isatty() else Lines(stream)
+
+
+def title_of(job: str) -> str:
+    """`install/mlx` is `mlx`, `pull/docker.io/ai/smollm2:latest` is `smollm2`, `load/…` is `model`."""
+    kind, _, subject = job.partition("/")
+    if kind in ("load", "request"):
+        return "model"
+    if kind == "pull":
+        from greenroom.runner.models.references import familiar
+
+        return familiar(subject)
+    return subject or job
+
+
+def describe(job: Mapping[str, Any]) -> str:
+    """One line: `downloading 45.1 MB of 93.2 MB (48 %), 12.3 MB/s`."""
+    phase = str(job.get("phase") or "")
+    done, total, rate = (float(job.get(name) or 0) for name in ("done", "total", "rate"))
+    words = [_PHASES.get(phase, phase.replace("_", " "))]
+    if total:
+        words.append(f"{format_size(done)} of {format_size(total)} ({100 * min(done, total) / total:.0f} %)")
+    elif done:
+        words.append(format_size(done))
+    text = " ".join(word for word in words if word)
+    if rate and done < (total or done + 1):
+        text += f", {format_size(rate)}/s"
+    message = str(job.get("message") or "")
+    return f"{text}: {message}" if message and text else message or text
+
+
+class Lines:
+    """For pipes and logs: a line when the phase changes, and every few seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown: dict[str, tuple[str, float, str]] = {}
+
+    def update(self, job: Mapping[str, Any]) -> None:
+        """Print it, unless the last line about it is recent."""
+        name, phase, now = str(job.get("job", "")), str(job.get("phase", "")), time.monotonic()
+        text = describe(job)
+        last_phase, at, last_text = self._shown.get(name, ("", 0.0, ""))
+        if text == last_text or (phase == last_phase and now - at < _LINE_EVERY):
+            return
+        self._shown[name] = (phase, now, text)
+        self.note(f"  {title_of(name)}: {text}")
+
+    def finish(self, job: str) -> None:
+        """Nothing to take away."""
+        self._shown.pop(job, None)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        print(text, file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shown.clear()
+
+
+class Bars:
+    """For terminals; the bars go when their jobs end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._console = Console(file=stream, highlight=False)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[title]}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.description}", markup=False),
+            console=self._console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def update(self, job: Mapping[str, Any]) -> None:
+        """Move its bar."""
+        name = str(job.get("job", ""))
+        # Without a total the bar pulses: something goes on, and nobody knows how long it will take.
+        total, done = int(job.get("total") or 0) or None, int(job.get("done") or 0)
+        text = describe(job)
+        task = self._tasks.get(name)
+        if task is None:
+            self._tasks[name] = self._progress.add_task(
+                text, total=total, completed=done, title=title_of(name)
+            )
+        else:
+            self._progress.update(task, description=text, total=total, completed=done)
+
+    def finish(self, job: str) -> None:
+        """Take its bar away."""
+        task = self._tasks.pop(job, None)
+        if task is not None:
+            self._progress.remove_task(task)
+
+    def note(self, text: str) -> None:
+        """Print it above the bars."""
+        self._progress.console.print(text, markup=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()

@@ -1,0 +1,230 @@
+"""Who answers at an address: our daemon, another Greenroom, a stranger, or nobody.
+
+A daemon proves that it is ours by the instance id of this data directory. An address on another machine
+that the user named cannot have it; there, any Greenroom is believed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.client import Client
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.config import Settings
+
+_PATIENCE = 3.0
+"""Seconds for a probe. A daemon answers `/livez` within milliseconds, whatever its actors do."""
+
+_LOOPBACK = ("localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A Greenroom daemon that answers."""
+
+    url: str
+    instance_id: str
+    pid: int
+    version: str
+    home: str
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Something else answers."""
+
+    url: str
+    description: str
+
+
+def probe(url: str, *, patience: float = _PATIENCE) -> Daemon | Stranger | None:
+    """Who answers at this address; None when nobody does."""
+    parts = urlsplit(url)
+    connection = (http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection)(
+        parts.hostname or "", parts.port, timeout=patience
+    )
+    try:
+        try:
+            connection.connect()
+        except TimeoutError:
+            return None
+        except OSError:
+            return None
+        try:
+            connection.request(
+                "GET", f"{parts.path.rstrip('/')}/livez", headers={"Accept": "application/json"}
+            )
+            response = connection.getresponse()
+            content = response.read(65_536)
+        except TimeoutError:
+            return Stranger(url, "something that accepts connections and does not answer them")
+        except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected):
+            # A daemon that is just stopping does this, and so do programs that speak something else.
+            return Stranger(url, "something that closes connections without an answer")
+        except (http.client.HTTPException, OSError):
+            return Stranger(url, "a program that does not speak HTTP")
+    finally:
+        connection.close()
+    return _daemon(url, content) or Stranger(url, _describe(response, content))
+
+
+def find(settings: Settings) -> Daemon | None:
+    """The daemon these settings mean, wherever it listens; None when it does not run.
+
+    Raises:
+        Problem: somebody else answers at its address.
+    """
+    addresses = [settings.url]
+    if not settings.host and (noted := noted_url(settings.home)) is not None and noted not in addresses:
+        # It was started with another port; the note in the data directory knows.
+        addresses.insert(0, noted)
+    found = None
+    for url in addresses:
+        found = probe(url)
+        if isinstance(found, Daemon) and is_ours(settings, found):
+            return found
+    if found is not None:
+        raise taken(settings, found)
+    return None
+
+
+def is_ours(settings: Settings, daemon: Daemon) -> bool:
+    """Whether a daemon proves to be the one these settings mean."""
+    expected = settings.instance or own_instance(settings.home)
+    if settings.host and not settings.instance and not is_on_this_machine(settings.host):
+        return True
+    return bool(expected) and daemon.instance_id == expected
+
+
+def is_on_this_machine(url: str) -> bool:
+    """Whether an address is a loopback one."""
+    host = urlsplit(url).hostname or ""
+    return host in _LOOPBACK or host.startswith("127.")
+
+
+def own_instance(home: Path) -> str:
+    """The instance id of a data directory; empty when no daemon has ever used it."""
+    try:
+        return (home / "instance").read_text("utf-8").strip()
+    except OSError:
+        return ""
+
+
+def noted_url(home: Path) -> str | None:
+    """Where the daemon of a data directory says it listens; stale when it was killed."""
+    url = note(home).get("url")
+    return url.rstrip("/") if isinstance(url, str) and urlsplit(url).hostname else None
+
+
+def note(home: Path) -> dict[str, Any]:
+    """What the daemon of a data directory has written down about itself; empty when it has not."""
+    try:
+        fields = json.loads((home / "daemon.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
+    """What to tell somebody whose address is somebody else's."""
+    where = urlsplit(found.url).netloc
+    if isinstance(found, Daemon):
+        advice = f"Use it with GREENROOM_HOME={found.home}" if found.home else f"Set {_wanted(found)}"
+        if settings.host:
+            advice += (
+                f" or GREENROOM_INSTANCE={found.instance_id}, or set GREENROOM_HOST to the right address."
+            )
+        else:
+            advice += ", or give this data directory a port of its own: GREENROOM_PORT=12401."
+        return Problem(
+            f"At {where} answers the Greenroom daemon of another data directory "
+            f"({found.home or 'unknown'}, pid {found.pid}), not the one of {settings.home}.",
+            advice,
+            code=exit_codes.PORT_TAKEN,
+        )
+    holder = holder_of(found.url)
+    return Problem(
+        f"At {where} answers {found.description}{f' ({holder})' if holder else ''}, not Greenroom.",
+        "Set GREENROOM_HOST to the right address."
+        if settings.host
+        else "Stop it, or give Greenroom another port: GREENROOM_PORT=12401.",
+        code=exit_codes.PORT_TAKEN,
+    )
+
+
+def holder_of(url: str) -> str:
+    """Name and pid of the process that listens at a local address; empty when the system does not say."""
+    if not is_on_this_machine(url):
+        return ""
+    import psutil
+
+    port = urlsplit(url).port
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and tuple(connection.laddr)[1:2] == (port,)
+                and connection.pid
+            ):
+                return f"{psutil.Process(connection.pid).name()}, pid {connection.pid}"
+    except (psutil.Error, OSError):
+        # macOS tells root only.
+        return ""
+    return ""
+
+
+def client_for(settings: Settings) -> Client:
+    """A client of the daemon these settings mean. Raises Problem when there is none."""
+    daemon = find(settings)
+    if daemon is None:
+        raise not_running(settings)
+    return Client(daemon.url)
+
+
+def not_running(settings: Settings) -> Problem:
+    """What to tell somebody whose daemon does not run."""
+    if settings.host:
+        return Problem(
+            f"No Greenroom daemon answers at {settings.host}.",
+            "Start it there, or unset GREENROOM_HOST to use one on this machine.",
+            code=exit_codes.NOT_RUNNING,
+        )
+    return Problem(
+        f"Greenroom is not running (nobody answers at {settings.url}).",
+        "Start it: greenroom serve, or let greenroom run start it.",
+        code=exit_codes.NOT_RUNNING,
+    )
+
+
+def _wanted(found: Daemon) -> str:
+    return f"GREENROOM_INSTANCE={found.instance_id}"
+
+
+def _daemon(url: str, content: bytes) -> Daemon | None:
+    try:
+        fields = json.loads(content)
+        return Daemon(
+            url=url,
+            instance_id=str(fields["instance_id"]),
+            pid=int(fields["pid"]),
+            version=str(fields["version"]),
+            home=str(fields.get("home", "")),
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _describe(response: http.client.HTTPResponse, content: bytes) -> str:
+    server = (response.getheader("Server") or "").strip()
+    text = " ".join(content.decode("utf-8", "replace").split())
+    if "<" in text or not text.isprintable():
+        text = ""
+    parts = [f"calling itself {server[:60]!r}"] if server else []
+    parts.append(f"saying {text[:60]!r}" if text else f"with status {response.status}")
+    return f"a web server {', '.join(parts)}"

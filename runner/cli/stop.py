@@ -1,0 +1,90 @@
+"""`greenroom stop`: end the daemon, and its engines unless they shall stay."""
+
+from __future__ import annotations
+
+import time
+
+import click
+from greenroom.runner.cli.client import Client, Gone, Refused
+from greenroom.runner.cli.identity import Daemon, find, probe
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.quantities import format_duration, parse_duration
+
+_STOP_SECONDS = 60.0
+_LOOK_EVERY = 0.05
+_CONFIGURED = "configured"
+
+
+@click.command("stop")
+@click.option(
+    "--keep-engines",
+    is_flag=False,
+    flag_value=_CONFIGURED,
+    metavar="[DURATION]",
+    help="Leave the engines running, so that the next daemon takes them over; for at most this long.",
+)
+@click.pass_context
+def command(ctx: click.Context, keep_engines: str | None) -> None:
+    """Stop the daemon in order: no new requests, engines ended, the journal closed.
+
+    Stopping what does not run is no error.
+    """
+    settings = settings_of(ctx)
+    seconds = None
+    if keep_engines is not None:
+        try:
+            seconds = settings.engine_grace if keep_engines == _CONFIGURED else parse_duration(keep_engines)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.", param_hint="--keep-engines") from error
+    daemon = find(settings)
+    if daemon is None:
+        click.echo(f"Greenroom is not running (nobody answers at {settings.url}).")
+        return
+    Client(daemon.url).post("/daemon/stop", {"keep_engines": seconds})
+    _wait(daemon)
+    if seconds is None:
+        click.echo(f"Stopped the Greenroom daemon (pid {daemon.pid}).")
+    else:
+        click.echo(
+            f"Stopped the Greenroom daemon (pid {daemon.pid}); "
+            f"its engines stay for {format_duration(seconds)}."
+        )
+
+
+def _wait(daemon: Daemon) -> None:
+    """Until its process has gone, or until nobody answers when it runs on another machine."""
+    give_up = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < give_up:
+        if not _is_there(daemon):
+            return
+        time.sleep(_LOOK_EVERY)  # waiting on another process, bounded
+    raise Problem(
+        f"The Greenroom daemon (pid {daemon.pid}) has been told to stop but is still there after "
+        f"{_STOP_SECONDS:g} seconds.",
+        f"What it waits for: greenroom logs. To end it at once: kill -9 {daemon.pid}",
+    )
+
+
+def _is_there(daemon: Daemon) -> bool:
+    from greenroom.runner.cli.identity import is_on_this_machine
+
+    if is_on_this_machine(daemon.url):
+        return _runs(daemon.pid)
+    try:
+        found = probe(daemon.url)
+    except (Refused, Gone):
+        return False
+    return isinstance(found, Daemon) and found.instance_id == daemon.instance_id and found.pid == daemon.pid
+
+
+def _runs(pid: int) -> bool:
+    import psutil
+
+    try:
+        # A zombie has ended; it only waits for whoever started it.
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True

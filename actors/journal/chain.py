@@ -151,7 +151,8 @@ def _is_time(value: object) -> bool:
 
 
 def _is_json_line(value: object) -> bool:
-    if not isinstance(value, str) or "\n" in value or "\r" in value:
+    # Exports hold it as it is, one event a line: so what stands around it must not get lost.
+    if not isinstance(value, str) or "\n" in value or "\r" in value or value != value.strip():
         return False
     try:
         _scan_json(value)
@@ -167,6 +168,6 @@ _RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("type", _is_name, f"1 to {_NAME_LIMIT} printable characters"),
     ("schema", _is_schema, "a whole number from 0"),
     ("cause", _is_text, f"at most {_NAME_LIMIT} printable characters"),
-    ("data", _is_json_line, "JSON text on one line"),
+    ("data", _is_json_line, "JSON text on one line, without spaces around it"),
     ("at", _is_time, "a finite number of seconds"),
 )

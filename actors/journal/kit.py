@@ -181,6 +181,7 @@ class JournalKit(ABC):
             ("data", "{"),
             ("data", "{} {}"),
             ("data", '{\n"a": 1}'),
+            ("data", " {}"),
             ("data", '"\ud800"'),
             ("data", b"{}"),
         ],

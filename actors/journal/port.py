@@ -69,7 +69,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     schema: int
     cause: str
     data: str
-    """JSON text on one line."""
+    """JSON text on one line, without spaces around it."""
     at: float
     """Wall clock, seconds."""
 

@@ -60,7 +60,6 @@ class JournalReader:
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         # The tail before the rows: a live writer moves it only after a commit we shall then see.
         tail = read_tail(self.files.tail)
-        wal_size = size(self.files.wal) or 0
         self._snapshot: tuple[int, ...] | None = None
         self._connection = self._connect()
         try:
@@ -72,7 +71,9 @@ class JournalReader:
         self.id = self._meta.id
         self.created = self._meta.created
         self._tail = tail if tail is not None and tail.journal == self.id else None
-        self._is_lone = bool(self._meta.in_use) and wal_size <= _WAL_HEADER
+        # Looked at after the mark: a writer makes its log before it sets the mark, and cannot remove
+        # the log while we are connected.
+        self._is_lone = bool(self._meta.in_use) and (size(self.files.wal) or 0) <= _WAL_HEADER
         self.notices = self._odd_things(tail)
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
@@ -137,6 +138,26 @@ class JournalReader:
         """The rows as `read` gives records, CRC included, some at a time."""
         yield from self._raw_chunks(after)
         self._check_end(self.last_seq())
+
+    def flaws(self) -> list[str]:
+        """What SQLite itself finds wrong with the database, its indexes included; slow."""
+        found = [str(row[0]) for row in self._query("PRAGMA integrity_check(20)", (), 1)]
+        return [] if found == ["ok"] else found
+
+    def copy_to(self, target: Path) -> None:
+        """Copy the database as it is now, with what is still in the log, to a file that is not there yet."""
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.close(descriptor)
+        copy = sqlite3.connect(target, isolation_level=None)
+        try:
+            self._connection.backup(copy)
+            # One file, whole by itself, which can be read where nothing can be written.
+            copy.execute("PRAGMA journal_mode=DELETE").fetchall()
+            copy.execute("UPDATE meta SET value = '' WHERE key = 'in_use'")
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._name} cannot be copied to {target}: {error}") from error
+        finally:
+            copy.close()
 
     def close(self) -> None:
         """Let go of the files. Idempotent."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import msgspec
+from greenroom.actors.journal.chain import Row
 from greenroom.actors.journal.files import Clock, JournalFiles, sync_folder
 from greenroom.actors.journal.port import JournalDamaged, JournalError, JournalTooNew, NotAJournal
 
@@ -16,6 +19,7 @@ FORMAT = 1
 """Log format, kept as SQLite's `user_version`. Raised when an older program could not read a newer file."""
 
 COLUMNS = "seq, at, stream, version, type, schema, cause, data, crc"
+INSERT = f"INSERT INTO events({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 
 _TABLES = f"""
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -49,6 +53,15 @@ class Meta(msgspec.Struct, frozen=True):
 
 def create(files: JournalFiles, clock: Clock) -> None:
     """Make an empty journal; it has its name only once it is whole and durable."""
+    with new_database(files, journal_id=uuid.uuid4().hex, created=clock(), rows=()):
+        pass
+
+
+@contextmanager
+def new_database(
+    files: JournalFiles, *, journal_id: str, created: float, rows: Iterable[Row]
+) -> Iterator[None]:
+    """Make a journal of these rows beside `files`; it takes its place when the block ends well."""
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         oldest = ".".join(map(str, _OLDEST_SQLITE))
         raise JournalError(
@@ -58,7 +71,8 @@ def create(files: JournalFiles, clock: Clock) -> None:
     draft = files.draft
     os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        make_database(draft, journal_id=uuid.uuid4().hex, created=clock())
+        _fill(draft, journal_id, created, rows)
+        yield
         os.rename(draft, files.db)
         sync_folder(files.folder)
     except BaseException:
@@ -66,16 +80,17 @@ def create(files: JournalFiles, clock: Clock) -> None:
         raise
 
 
-def make_database(path: os.PathLike[str], *, journal_id: str, created: float) -> None:
-    """Put empty tables into a file nobody else knows of yet."""
+def _fill(path: os.PathLike[str], journal_id: str, created: float, rows: Iterable[Row]) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(f"BEGIN; {_TABLES} COMMIT;")
+        connection.executescript(f"BEGIN; {_TABLES}")
+        connection.executemany(INSERT, rows)
         connection.executemany(
             "INSERT INTO meta(key, value) VALUES (?, ?)",
             [("id", journal_id), ("created", repr(created)), ("in_use", "")],
         )
+        connection.execute("COMMIT")
         mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
             raise JournalError(

@@ -36,7 +36,6 @@ from greenroom.actors.journal.tail import Tail, TailWriter, read_tail
 RESERVE = 256 * 1024
 """Bytes kept back for urgent batches: some dozens of them, committed one by one."""
 
-_INSERT = f"INSERT INTO events({schema.COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _LAST = "SELECT seq, crc FROM events ORDER BY seq DESC LIMIT 1"
 
 # A small log bounds what one damaged frame can take with it, and leaves urgent batches room below a limit
@@ -293,7 +292,7 @@ class SqliteJournal:
         self._expect_files_in_place()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(_INSERT, draft.rows)
+            self._connection.executemany(schema.INSERT, draft.rows)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             is_full = _is_full(error)

@@ -94,11 +94,18 @@ class DeleteModel(Effect, frozen=True, kw_only=True):
     model_id: str
 
 
-class WriteTags(Effect, frozen=True, kw_only=True):
-    """Make these the tags of a model in the store. Reports TagsWritten."""
+class AddTag(Effect, frozen=True, kw_only=True):
+    """Put a tag on a model, taken from whichever had it. Reports TagsWritten for both."""
 
     model_id: str
-    tags: tuple[str, ...]
+    tag: str
+
+
+class RemoveTag(Effect, frozen=True, kw_only=True):
+    """Take a tag off a model, which stays. Reports TagsWritten."""
+
+    model_id: str
+    tag: str
 
 
 # scheduler

@@ -55,6 +55,8 @@ class Progress(Fact, frozen=True, kw_only=True):
     """Bytes; 0 when unknown."""
     rate: float = 0.0
     """Bytes a second, smoothed; 0 when unknown."""
+    follows: str = ""
+    """The board's key of another job that this one waits for: its progress says more."""
 
 
 class Plan(Fact, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
-from greenroom.actors.effects import CancelFetch, DeleteModel, FetchModel, LookAtModels, WriteTags
+from greenroom.actors.effects import AddTag, CancelFetch, DeleteModel, FetchModel, LookAtModels, RemoveTag
 from greenroom.actors.facts import Failure, Model, WantedBy
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -241,9 +241,8 @@ class Library:
         if model is None:
             return Decision(reply=refuse("not_found", f"There is no model {ask.model_id}.", status=404))
         if ask.tag and len(model.tags) > 1:
-            tags = tuple(tag for tag in model.tags if tag != ask.tag)
             return Decision(
-                effects=(WriteTags(model_id=model.id, tags=tags),),
+                effects=(RemoveTag(model_id=model.id, tag=ask.tag),),
                 reply=Later(_tag_key(model.id)),
             )
         if len(model.tags) > 1 and not ask.force:
@@ -268,7 +267,7 @@ class Library:
         if ask.tag in model.tags:
             return Decision(reply=msg.Tagged(tags=model.tags))
         return Decision(
-            effects=(WriteTags(model_id=model.id, tags=(*model.tags, ask.tag)),),
+            effects=(AddTag(model_id=model.id, tag=ask.tag),),
             reply=Later(_tag_key(model.id)),
         )
 
@@ -319,6 +318,9 @@ class Library:
         2. Known and not there: removed.
         3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it.
         """
+        if report.failure is not None:
+            # Not being able to look is no reason to believe that everything is gone.
+            return Decision(seen=msgspec.structs.replace(seen, looked=True))
         there = {model.id: model for model in report.models}
         events: list[Event] = []
         fetched = {begun for begun, _ in seen.fetching}

@@ -412,9 +412,10 @@ class PullAttemptEnded(Command, frozen=True, kw_only=True):
 
 
 class ModelsSeen(Command, frozen=True, kw_only=True):
-    """Report: what lies in the store."""
+    """Report: what lies in the store, or why that cannot be said."""
 
     models: tuple[Model, ...]
+    failure: Failure | None = None
 
 
 class ModelGone(Command, frozen=True, kw_only=True):

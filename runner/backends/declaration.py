@@ -129,6 +129,8 @@ class Launch:
     model: ModelFiles
     socket: Path
     """Where the engine must listen; at most 100 bytes."""
+    binary: Path | None = None
+    """A program of the user's own that is run instead of ours."""
 
 
 @dataclass(frozen=True)

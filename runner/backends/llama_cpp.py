@@ -46,4 +46,6 @@ class LlamaCpp(Backend):
         if launch.model.mmproj is not None:
             args += ["--mmproj", str(launch.model.mmproj)]
         args += ["--jinja"]
+        if launch.binary is not None:
+            return Command(argv=(str(launch.binary), *args))
         return Command(argv=(str(launch.python), "-I", str(launcher("llama_cpp")), *args))

@@ -1,0 +1,80 @@
+"""The daemon's own stream: when it started and whether it stopped in order or was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Address, Command, Decision, Effect, Event, Recovered, Stored
+
+
+class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal says of the daemon."""
+
+    starts: int = 0
+    running_pid: int = 0
+    """The pid of the daemon that has not said that it stopped; another than ours was killed."""
+
+
+class DaemonSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing beside the journal."""
+
+
+class DaemonLog:
+    """The pure core."""
+
+    address: Address = msg.DAEMON
+    event_types: Sequence[type[Event]] = (ev.DaemonStarted, ev.DaemonStopped)
+
+    def claims(self, stream: str) -> bool:
+        """`daemon`."""
+        return stream == "daemon"
+
+    def stream_of(self, _event: Event) -> str:
+        """`daemon`."""
+        return "daemon"
+
+    def initial(self) -> DaemonState:
+        """It never ran."""
+        return DaemonState()
+
+    def unseen(self) -> DaemonSeen:
+        """Nothing."""
+        return DaemonSeen()
+
+    def apply(self, state: DaemonState, stored: Stored[Any]) -> DaemonState:
+        """Fold one event."""
+        match stored.event:
+            case ev.DaemonStarted(pid=pid):
+                return DaemonState(starts=state.starts + 1, running_pid=pid)
+            case _:
+                return DaemonState(starts=state.starts, running_pid=0)
+
+    def decide(
+        self, _state: DaemonState, command: Command, _now: Moment, _seen: DaemonSeen
+    ) -> Decision[DaemonSeen]:
+        """One command."""
+        match command:
+            case msg.NoteStarted() as c:
+                started = ev.DaemonStarted(
+                    pid=c.pid, version=c.version, platform=c.platform, boot_id=c.boot_id, address=c.address
+                )
+                return Decision(events=(started,))
+            case msg.NoteStopped() as c:
+                return Decision(events=(ev.DaemonStopped(pid=c.pid, reason=c.reason),))
+            case Recovered():
+                return Decision()
+            case _:
+                raise TypeError(f"the daemon's log does not know {type(command).__name__}")
+
+    def react(self, _state: DaemonState, _stored: Stored[Any]) -> Sequence[Effect]:
+        """Nothing follows."""
+        return ()
+
+    def settle(self, _state: DaemonState, _now: Moment, _seen: DaemonSeen) -> Decision[DaemonSeen]:
+        """Nothing follows."""
+        return Decision()

@@ -1,0 +1,349 @@
+"""The whole runner without HTTP: it wires actors, hands, journal and data directory together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import psutil
+from greenroom.actors import messages as msg
+from greenroom.actors.daemon_log import DaemonLog
+from greenroom.actors.facts import Engine, EngineSpec, Model
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.installer import Installer
+from greenroom.actors.installer_state import InstallerState
+from greenroom.actors.journal.port import Journal
+from greenroom.actors.journal.sqlite import SqliteJournal
+from greenroom.actors.kernel.clock import Clock, SystemClock
+from greenroom.actors.kernel.core import Address, Command
+from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.ledger import Memory
+from greenroom.actors.library import Library, LibraryState
+from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.runner import Runner, RunnerState
+from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.scheduler_state import SchedulerSeen
+from greenroom.actors.scheduler_turn import Limits
+from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.declaration import Backend, Launch, Platform
+from greenroom.runner.config import Settings
+from greenroom.runner.daemon_lock import DaemonLock
+from greenroom.runner.engines.host import EngineHost, Prepared
+from greenroom.runner.engines.identity import boot_id
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
+from greenroom.runner.installations.builder import Builder
+from greenroom.runner.installations.disk import folder_of, python_of
+from greenroom.runner.models.catalogue import Catalogue
+from greenroom.runner.models.puller import Puller
+from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
+from greenroom.runner.models.store import Store
+
+_log = logging.getLogger(__name__)
+
+STOP_BOUND = 60.0
+"""Seconds after which a stop goes on without what has not ended."""
+
+
+def greenroom_version() -> str:
+    """The version of this Greenroom, `dev` when it is not installed as a distribution."""
+    try:
+        return version("greenroom")
+    except PackageNotFoundError:
+        return "dev"
+
+
+class Greenroom:
+    """Everything but HTTP. A context manager, plain and asynchronous.
+
+    It keeps nothing global: no signal handlers, no atexit, no logging set-up. Two of them live side by side
+    in one process as long as their data directories differ.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        journal: Journal | None = None,
+        clock: Clock | None = None,
+        backends: Mapping[str, Backend] = BACKENDS,
+        here: Platform | None = None,
+    ) -> None:
+        """Wire everything; nothing is started and nothing is written before `start`.
+
+        `journal` replaces the SQLite file; `here` is the machine that verdicts are about.
+        """
+        self.settings = settings
+        self.home = settings.home
+        self.backends = backends
+        self.gates = GateBoard()
+        self.board = ProgressBoard()
+        self._platform = here or Platform.here()
+        self._journal = journal
+        self._clock = clock
+        self._lock: DaemonLock | None = None
+        self._system: ActorSystem | None = None
+        self._host: EngineHost | None = None
+        self._builder: Builder | None = None
+        self._puller: Puller | None = None
+        self._store = Store(self.home / "models")
+        self.failure: BaseException | None = None
+        """Why the system has stopped itself, if it has."""
+        self.facts = tuple(facts_of(backend, self._platform) for backend in backends.values())
+        self.instance_id = ""
+
+    # life
+
+    def start(self) -> None:
+        """Lock, open and verify the journal, replay, start the actors, look, settle.
+
+        Raises HomeLocked, JournalError, StartFailed, OSError; after any of them nothing is left running.
+        """
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = DaemonLock(self.home)
+        try:
+            self.instance_id = _instance_id(self.home)
+            self._start()
+        except BaseException:
+            self._end_hands(keep_engines=None)
+            self._lock.release()
+            raise
+
+    def _start(self) -> None:
+        clock = self._clock or SystemClock()
+        journal = self._journal or SqliteJournal(self.home / "journal.db")
+        system = ActorSystem(journal, clock=clock, on_failure=self._failed)
+        self._system = system
+        tell = self._tell
+        installer, runner = InstallerHands(tell, self.board), RunnerHands(tell, self.board)
+        library = LibraryHands(tell, self.board)
+        installer.builder = self._builder = Builder(
+            self.home,
+            installer,
+            backends=self.backends,
+            platform=self._platform,
+            external=self.settings.backends,
+        )
+        runner.host = self._host = EngineHost(
+            self.home / "engines", prepare=self._prepare, listener=runner, grace=self.settings.engine_grace
+        )
+        library.puller = self._puller = Puller(
+            self._store,
+            library,
+            catalogue=Catalogue.load(self.settings.models),
+        )
+        limits = Limits(
+            keep_alive=self.settings.keep_alive,
+            max_wait=self.settings.max_wait,
+            queue=self.settings.queue_limit,
+        )
+        system.register(DaemonLog())
+        system.register(Installer(self.facts), hands=installer)
+        for name in self.backends:
+            system.register(Runner(name), hands=runner)
+        system.register(Library(), hands=library)
+        system.register(
+            Scheduler(self.facts, policy=self.settings.install_policy, limits=limits),
+            hands=SchedulerHands(self.gates, self.board),
+            sense=self._sense,
+        )
+        self.gates.on_empty = lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one))
+        try:
+            system.start()
+        except BaseException:
+            system.stop()
+            raise
+        self._host.sweep([engine.spec.engine_id for engine in self.engines()])
+        started = msg.NoteStarted(
+            pid=os.getpid(),
+            version=greenroom_version(),
+            platform=platform.platform(),
+            boot_id=boot_id(),
+            address=self.settings.url,
+        )
+        system.ask(msg.DAEMON, started).get(timeout=10)
+
+    def stop(self, keep_engines: float | None = None, *, reason: str = "asked to stop") -> None:
+        """End in order: engines, jobs, actors, journal. Idempotent, bounded.
+
+        `keep_engines` leaves the engines running for so many seconds (`math.inf`: for ever), for the next
+        daemon to adopt; None ends them.
+        """
+        system, self._system = self._system, None
+        if system is None:
+            return
+        if keep_engines is None and system.failure is None:
+            with contextlib.suppress(Exception):
+                # A scheduler that does not answer in time is overruled by the host below.
+                system.ask(msg.SCHEDULER, msg.Drain()).get(timeout=STOP_BOUND / 2)
+        self._end_hands(keep_engines)
+        if system.failure is None:
+            with contextlib.suppress(KernelError, TimeoutError):
+                stopped = msg.NoteStopped(pid=os.getpid(), reason=reason)
+                system.ask(msg.DAEMON, stopped).get(timeout=5)
+        system.stop()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        import asyncio
+
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.stop)
+
+    # reading
+
+    @property
+    def system(self) -> ActorSystem:
+        """The actors. Raises RuntimeError before the start and after the stop."""
+        if self._system is None:
+            raise RuntimeError("this Greenroom is not running: start it, or use it as a context manager")
+        return self._system
+
+    @property
+    def store(self) -> Store:
+        """The models on disk, for reading."""
+        return self._store
+
+    @property
+    def builder(self) -> Builder:
+        """The installations on disk, for reading and verifying."""
+        assert self._builder is not None, "not running"
+        return self._builder
+
+    def models(self) -> tuple[Model, ...]:
+        """All models that are here."""
+        state: LibraryState = self.system.state(msg.LIBRARY)
+        return tuple(state.models.values())
+
+    def find_model(self, text: str) -> Model | None:
+        """The model people call by this name. Raises BadReference, AmbiguousName."""
+        return find_model(text, self.models())
+
+    def engines(self) -> tuple[Engine, ...]:
+        """All engines of all runners, and the last that are gone."""
+        found: list[Engine] = []
+        for name in self.backends:
+            state: RunnerState = self.system.state(msg.runner_address(name))
+            found += state.engines.values()
+        return tuple(found)
+
+    def statuses(self) -> tuple[msg.BackendStatus, ...]:
+        """All backends as the installer sees them."""
+        core = self.system.addresses[msg.INSTALLER]
+        assert isinstance(core, Installer)
+        state: InstallerState = self.system.state(msg.INSTALLER)
+        return core.list_of(state).backends
+
+    # inside
+
+    def _tell(self, to: Address, command: Command) -> None:
+        system = self._system
+        if system is None:
+            _log.debug("%s came after the stop", type(command).__name__)
+            return
+        system.tell(to, command)
+
+    def _sense(self, seen: SchedulerSeen) -> SchedulerSeen:
+        """What the scheduler cannot be told but must look at: gates and memory."""
+        memory = psutil.virtual_memory()
+        budget = self.settings.memory_budget
+        if budget is None:
+            budget = int(memory.total * 0.9) - self.settings.headroom
+        available = max(0, memory.available - self.settings.headroom)
+        return msgspec.structs.replace(
+            seen, gates=self.gates.readings(), memory=Memory(budget=budget, available=available)
+        )
+
+    def _prepare(self, spec: EngineSpec, socket: Path) -> Prepared:
+        """The command line of one engine, from what is on disk now."""
+        backend = self.backends[spec.backend]
+        state: InstallerState = self.system.state(msg.INSTALLER)
+        installation = state.of(spec.backend).installations.get(spec.installation_id)
+        if installation is None:
+            raise JobFailed.permanent(
+                "backend_not_installed", f"The installation {spec.installation_id} of {spec.backend} is gone."
+            )
+        external = self.settings.backends.get(spec.backend)
+        files = self._store.open_model(spec.model_id, name=spec.model_ref)
+        launch = Launch(
+            spec=spec,
+            root=folder_of(self.home, installation),
+            python=python_of(self.home, installation),
+            model=files,
+            socket=socket,
+            binary=external.binary if external is not None and not installation.managed else None,
+        )
+        return Prepared(
+            command=backend.command(launch),
+            readiness=backend.readiness,
+            model_name=backend.dialect.model_name or files.name,
+            version=installation.version,
+        )
+
+    def _failed(self, error: BaseException) -> None:
+        self.failure = error
+
+    def _end_hands(self, keep_engines: float | None) -> None:
+        if self._host is not None:
+            self._host.shutdown(keep=keep_engines)
+        if self._builder is not None:
+            self._builder.close()
+        if self._puller is not None:
+            self._puller.close()
+
+
+def facts_of(backend: Backend, here: Platform) -> msg.BackendFacts:
+    """What the actors need to know of a declaration on this machine."""
+    return msg.BackendFacts(
+        name=backend.name,
+        deferred=backend.deferred,
+        formats=backend.formats,
+        modes=backend.modes,
+        preference=backend.preference,
+        install_preference=backend.install_preference,
+        verdict=backend.verdict(here),
+        overhead=backend.overhead_bytes,
+    )
+
+
+def _instance_id(home: Path) -> str:
+    """What clients know this data directory by; made once, stays with the folder."""
+    file = home / "instance"
+    try:
+        text = file.read_text().strip()
+    except FileNotFoundError:
+        text = ""
+    if not text:
+        text = uuid.uuid4().hex
+        file.write_text(text + "\n")
+    return text
+
+
+__all__ = ["AmbiguousName", "BadReference", "Greenroom", "facts_of", "greenroom_version"]

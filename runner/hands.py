@@ -1,0 +1,324 @@
+"""The actors' hands: what carries out their effects, and reports back with commands.
+
+Each begins and returns; the work is done on threads of the builder, the engine host and the puller.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from greenroom.actors import effects as fx
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import EngineExit, Failure, Installation, Model, Progress
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.kernel.core import Address, Command, Effect
+from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, request_job
+from greenroom.runner.engines.host import EngineHost
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations.builder import Builder
+from greenroom.runner.models.puller import Puller
+
+_log = logging.getLogger(__name__)
+
+TellActor = Callable[[Address, Command], None]
+"""Sends a command; must not raise when the system is stopping."""
+
+_CANCELLED = Failure(kind="cancelled", code="cancelled", message="cancelled")
+
+
+class InstallerHands:
+    """Builds, looks at and removes installations; hears the builder."""
+
+    def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
+        self._tell = tell
+        self._board = board
+        self.builder: Builder | None = None
+        """Set once, before the system starts: the builder needs us as its listener."""
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin."""
+        builder = self.builder
+        assert builder is not None
+        match effect:
+            case fx.BuildInstallation() as e:
+                builder.start(e.job, e.backend, version=e.version, attempt=e.attempt, repair=e.repair)
+            case fx.CancelBuild(job=job):
+                builder.cancel(job)
+            case fx.LookAtInstallations(backends=backends):
+                builder.look(backends)
+            case fx.RemoveInstallation(backend=backend, installation_id=one):
+                builder.remove(backend, one)
+            case fx.PlanInstallation(backend=backend, version=version):
+                threading.Thread(
+                    target=self._plan, args=(builder, backend, version), name="plan", daemon=True
+                ).start()
+            case _:
+                raise TypeError(f"the installer's hands do not know {type(effect).__name__} ({cause})")
+
+    def _plan(self, builder: Builder, backend: str, version: str) -> None:
+        try:
+            plan = builder.plan(backend, version)
+        except JobFailed as failed:
+            made = msg.PlanMade(backend=backend, version=version, failure=failed.failure)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
+            _log.exception("planning %s failed", backend)
+            failure = Failure(kind="permanent", code="fault", message=f"Planning failed: {error!r}.")
+            made = msg.PlanMade(backend=backend, version=version, failure=failure)
+        else:
+            made = msg.PlanMade(backend=backend, version=version, plan=plan)
+        self._tell(msg.INSTALLER, made)
+
+    # BuilderListener
+
+    def progress(self, progress: Progress) -> None:
+        """On the board under the backend's key: whoever waits knows the backend, not the job."""
+        key = install_job(_backend_of(progress.job))
+        self._board.publish(_renamed(progress, key))
+
+    def committed(self, job_id: str, installation: Installation) -> None:
+        """An attempt has succeeded."""
+        self._board.clear(install_job(installation.backend))
+        self._tell(msg.INSTALLER, msg.InstallCommitted(job=job_id, installation=installation))
+
+    def failed(self, job_id: str, failure: Failure) -> None:
+        """An attempt has failed."""
+        self._ended(job_id, failure)
+
+    def cancelled(self, job_id: str) -> None:
+        """An attempt was ended."""
+        self._ended(job_id, _CANCELLED)
+
+    def _ended(self, job_id: str, failure: Failure) -> None:
+        backend = _backend_of(job_id)
+        self._board.clear(install_job(backend))
+        self._tell(msg.INSTALLER, msg.InstallAttemptEnded(job=job_id, backend=backend, failure=failure))
+
+    def seen(self, backend: str, installations: tuple[Installation, ...]) -> None:
+        """What lies on disk."""
+        self._tell(msg.INSTALLER, msg.InstallationsSeen(backend=backend, installations=installations))
+
+    def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
+        """Its files are gone."""
+        self._tell(
+            msg.INSTALLER,
+            msg.InstallationGone(backend=backend, installation_id=installation_id, freed=freed_bytes),
+        )
+
+    def remove_failed(self, backend: str, installation_id: str, failure: Failure) -> None:
+        """Its files are not gone."""
+        self._tell(
+            msg.INSTALLER,
+            msg.InstallationGone(backend=backend, installation_id=installation_id, failure=failure),
+        )
+
+
+class RunnerHands:
+    """Starts and ends engines of all backends; hears the engine host."""
+
+    def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
+        self._tell = tell
+        self._board = board
+        self._backends: dict[str, str] = {}
+        self.host: EngineHost | None = None
+        """Set once, before the system starts: the host needs us as its listener."""
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin."""
+        host = self.host
+        assert host is not None
+        match effect:
+            case fx.SpawnEngine(spec=spec):
+                self._backends[spec.engine_id] = spec.backend
+                host.start(spec)
+            case fx.EndEngine(engine_id=one, reason=reason):
+                host.stop(one, reason=reason)
+            case fx.RecoverEngines(engines=engines):
+                for engine in engines:
+                    self._backends[engine.spec.engine_id] = engine.spec.backend
+                host.recover(engines)
+            case _:
+                raise TypeError(f"a runner's hands do not know {type(effect).__name__} ({cause})")
+
+    def _report(self, engine_id: str, report: Command) -> None:
+        backend = self._backends.get(engine_id)
+        if backend is None:
+            _log.warning("engine %s is nobody's: %s", engine_id, type(report).__name__)
+            return
+        self._tell(msg.runner_address(backend), report)
+
+    # EngineListener
+
+    def spawned(self, engine_id: str, pid: int, started: float, endpoint: str) -> None:
+        """Its process runs."""
+        self._report(
+            engine_id, msg.SpawnedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint)
+        )
+
+    def progress(self, engine_id: str, phase: str, message: str) -> None:
+        """It is getting on."""
+        self._board.publish(Progress(job=load_job(engine_id), phase=phase, message=message))
+        self._report(engine_id, msg.EngineMoved(engine_id=engine_id))
+
+    def ready(self, engine_id: str) -> None:
+        """It answers."""
+        self._board.clear(load_job(engine_id))
+        self._report(engine_id, msg.EngineIsReady(engine_id=engine_id))
+
+    def failed(self, engine_id: str, failure: Failure) -> None:
+        """It could not be spawned."""
+        end = EngineExit(
+            at=0.0, summary=failure.sentence(), last_lines=tuple(failure.detail.splitlines()[-20:])
+        )
+        self.exited(engine_id, end)
+
+    def exited(self, engine_id: str, exit: EngineExit) -> None:  # noqa: A002 - the listener's word
+        """It has ended."""
+        self._board.clear(load_job(engine_id))
+        self._report(engine_id, msg.EngineEnded(engine_id=engine_id, exit=exit))
+
+    def adopted(self, engine_id: str, pid: int, started: float, endpoint: str, ready: bool) -> None:
+        """It outlived the last daemon."""
+        self._report(
+            engine_id,
+            msg.AdoptedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint, ready=ready),
+        )
+
+    def lost(self, engine_id: str, reason: str) -> None:
+        """There is no such process."""
+        self._board.clear(load_job(engine_id))
+        self._report(engine_id, msg.LostEngine(engine_id=engine_id, reason=reason))
+
+
+class LibraryHands:
+    """Pulls models and changes the store; hears the puller."""
+
+    def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
+        self._tell = tell
+        self._board = board
+        self._references: dict[str, str] = {}
+        self.puller: Puller | None = None
+        """Set once, before the system starts: the puller needs us as its listener."""
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin."""
+        puller = self.puller
+        assert puller is not None
+        match effect:
+            case fx.FetchModel(job=job, reference=reference, token=token):
+                self._references[job] = reference
+                puller.start(job, reference, token=token)
+            case fx.CancelFetch(job=job):
+                puller.cancel(job)
+            case fx.LookAtModels():
+                puller.look()
+            case fx.DeleteModel(model_id=one):
+                puller.remove(one)
+            case fx.AddTag(model_id=one, tag=tag):
+                puller.tag(one, tag)
+            case fx.RemoveTag(model_id=one, tag=tag):
+                puller.untag(one, tag)
+            case _:
+                raise TypeError(f"the library's hands do not know {type(effect).__name__} ({cause})")
+
+    # PullerListener
+
+    def progress(self, progress: Progress) -> None:
+        """On the board under the reference's key."""
+        reference = self._references.get(progress.job)
+        if reference is not None:
+            self._board.publish(_renamed(progress, pull_job(reference)))
+
+    def committed(self, job_id: str, model: Model) -> None:
+        """The model is in the store."""
+        self._end(job_id)
+        self._tell(msg.LIBRARY, msg.PullCommitted(job=job_id, model=model))
+
+    def failed(self, job_id: str, failure: Failure) -> None:
+        """An attempt has failed."""
+        self._end(job_id)
+        self._tell(msg.LIBRARY, msg.PullAttemptEnded(job=job_id, failure=failure))
+
+    def cancelled(self, job_id: str) -> None:
+        """An attempt was ended."""
+        self._end(job_id)
+        self._tell(msg.LIBRARY, msg.PullAttemptEnded(job=job_id, failure=_CANCELLED))
+
+    def _end(self, job_id: str) -> None:
+        reference = self._references.pop(job_id, None)
+        if reference is not None:
+            self._board.clear(pull_job(reference))
+
+    def seen(self, models: tuple[Model, ...]) -> None:
+        """What lies in the store."""
+        self._tell(msg.LIBRARY, msg.ModelsSeen(models=models))
+
+    def look_failed(self, failure: Failure) -> None:
+        """The store cannot be read: nothing in it can be served, and everything else goes on."""
+        _log.error("the model store cannot be read: %s %s", failure.sentence(), failure.detail)
+        self._tell(msg.LIBRARY, msg.ModelsSeen(models=(), failure=failure))
+
+    def removed(self, model_id: str, freed: int) -> None:
+        """A model is gone."""
+        self._tell(msg.LIBRARY, msg.ModelGone(model_id=model_id, freed=freed))
+
+    def remove_failed(self, model_id: str, failure: Failure) -> None:
+        """A model is not gone."""
+        self._tell(msg.LIBRARY, msg.ModelGone(model_id=model_id, failure=failure))
+
+    def tagged(self, model_id: str, tags: tuple[str, ...]) -> None:
+        """The store has these tags for a model."""
+        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tags=tags))
+
+    def tag_failed(self, model_id: str, failure: Failure) -> None:
+        """The store's tags are as they were."""
+        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tags=(), failure=failure))
+
+
+class SchedulerHands:
+    """Opens and closes gates, puts granted requests inside, and tells waiting ones what goes on."""
+
+    def __init__(self, gates: GateBoard, board: ProgressBoard) -> None:
+        self._gates = gates
+        self._board = board
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Done at once: nothing here waits."""
+        match effect:
+            case fx.OpenGate() as e:
+                self._gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint)
+            case fx.CloseGate(engine_id=one):
+                self._gates.close(one)
+            case fx.RemoveGates(keep=keep):
+                self._gates.keep(keep)
+            case fx.AdmitRequest(engine_id=one, request_id=request):
+                self._gates.reserve(one, request)
+                self._board.clear(request_job(request))
+            case fx.LeaveGate(request_id=request):
+                self._gates.leave(request)
+                self._board.clear(request_job(request))
+            case fx.InformRequest() as e:
+                self._board.publish(
+                    Progress(
+                        job=request_job(e.request_id), phase=e.phase, message=e.message, follows=e.follows
+                    )
+                )
+            case _:
+                raise TypeError(f"the scheduler's hands do not know {type(effect).__name__} ({cause})")
+
+
+def _backend_of(job: str) -> str:
+    """Install jobs are called `<backend>.<n>`."""
+    return job.rpartition(".")[0]
+
+
+def _renamed(progress: Progress, key: str) -> Progress:
+    return Progress(
+        job=key,
+        phase=progress.phase,
+        message=progress.message,
+        done=progress.done,
+        total=progress.total,
+        rate=progress.rate,
+    )

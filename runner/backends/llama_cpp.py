@@ -34,6 +34,7 @@ class LlamaCpp(Backend):
         """llama-server's own arguments, handed to its server inside our launcher."""
         spec = launch.spec
         args = ["--model", str(launch.model.path), "--host", str(launch.socket), "-ngl", "999", "--metrics"]
+        args += ["--alias", launch.model.name]
         if spec.mode == "embedding":
             args += ["--embeddings"]
         elif spec.mode == "reranking":

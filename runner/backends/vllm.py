@@ -12,6 +12,7 @@ from greenroom.runner.backends.declaration import (
     Readiness,
 )
 from greenroom.runner.backends.flags import VLLM
+from greenroom.runner.engines.launchers import launcher
 
 _MIN_MACOS = 15
 
@@ -57,7 +58,7 @@ class Vllm(Backend):
             argv=(
                 str(launch.python),
                 "-I",
-                "-m",
+                str(launcher("vllm")),
                 "vllm.entrypoints.cli.main",
                 "serve",
                 str(launch.model.path),
@@ -103,7 +104,7 @@ class VllmMetal(Backend):
             argv=(
                 str(launch.python),
                 "-I",
-                "-m",
+                str(launcher("vllm")),
                 "vllm.entrypoints.openai.api_server",
                 "--model",
                 str(launch.model.path),

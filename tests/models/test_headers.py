@@ -1,0 +1,272 @@
+"""Headers: what is read from good ones, and that hostile ones are refused quickly and cheaply."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.metadata import count_text, read_metadata
+
+Make = Callable[..., bytes]
+
+
+def array(kind: int, count: int, content: bytes = b"") -> bytes:
+    return struct.pack("<IIQ", 9, kind, count) + content
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(JobFailed) as caught:
+        read_metadata([path])
+    failure = caught.value.failure
+    assert (failure.kind, failure.code) == ("permanent", "not_a_model")
+    assert failure.message.endswith(".")
+    assert "\n" not in failure.message
+    return failure.message
+
+
+def written(tmp_path: Path, data: bytes, name: str = "x.gguf") -> Path:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+def test_a_gguf_header_is_read(tmp_path: Path, gguf: Make) -> None:
+    metadata = read_metadata([written(tmp_path, gguf({"tokenizer.chat_template": "{{ x }}"}))])
+    assert (metadata.architecture, metadata.quantization, metadata.context_length) == ("llama", "F16", 512)
+    assert metadata.parameter_count == 1024
+    assert metadata.kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
+    assert metadata.chat_template
+    assert metadata.raw["llama.block_count"] == "2"
+
+
+def test_layers_without_attention_need_no_cache(tmp_path: Path, gguf: Make) -> None:
+    heads = array(4, 3, struct.pack("<3I", 2, 0, 2))
+    keys = {"llama.attention.head_count_kv": heads, "llama.attention.key_length": 8}
+    metadata = read_metadata([written(tmp_path, gguf(keys))])
+    assert metadata.kv_bytes_per_token == 4 * (8 + 16) * 2
+
+
+def test_a_model_without_a_vocabulary_of_heads_is_no_reason_to_fail(tmp_path: Path, gguf: Make) -> None:
+    keys = {"llama.attention.head_count": None, "llama.attention.head_count_kv": None}
+    assert read_metadata([written(tmp_path, gguf(keys))]).kv_bytes_per_token == 0
+
+
+def test_shards_are_one_model(tmp_path: Path, gguf: Make) -> None:
+    split = {"split.count": 2}
+    paths = [written(tmp_path, gguf(split), f"m-0000{n}-of-00002.gguf") for n in (1, 2)]
+    assert read_metadata(paths).parameter_count == 2048
+    assert "2 files, and 1 of them" in refusal(paths[0])
+
+
+def _with_twin(make: Make) -> bytes:
+    data: bytes = make({"twin.a": 1, "twin.b": 1})
+    return data.replace(b"twin.b", b"twin.a")
+
+
+HOSTILE: dict[str, tuple[Callable[[Make], bytes], str]] = {
+    "empty": (lambda _: b"", "empty"),
+    "text": (lambda _: b"hello, I am a text", "not a model"),
+    "zip": (lambda _: b"PK\x03\x04" + b"\0" * 100, "zip archive"),
+    "git lfs pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    "web page": (lambda _: b"<!DOCTYPE html><html>", "web page"),
+    "magic only": (lambda _: b"GGUF", "cut short"),
+    "version 1": (lambda g: g()[:4] + struct.pack("<I", 1) + g()[8:], "version 1"),
+    "big endian": (lambda g: g()[:4] + struct.pack(">I", 3) + g()[8:], "big-endian"),
+    "billions of keys": (lambda _: b"GGUF" + struct.pack("<IQQ", 3, 1, 2**63), "more than fit"),
+    "billions of tensors": (
+        lambda _: b"GGUF" + struct.pack("<IQQ", 3, 2**62, 1) + b"\0" * 999,
+        "more than fit",
+    ),
+    "a key as long as the sky": (
+        lambda _: b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<Q", 2**60) + b"\0" * 99,
+        "allowed",
+    ),
+    "an array of everything": (lambda g: g({"a": array(0, 2**62)}), "length"),
+    "an array of strings without end": (lambda g: g({"a": array(8, 2**40)}), "more than fit"),
+    "a string that is longer than the file": (
+        lambda g: g({"a": array(8, 1, struct.pack("<Q", 2**50))}),
+        "cut short",
+    ),
+    "arrays in arrays in arrays": (
+        lambda g: g({"a": array(9, 1, struct.pack("<IQ", 9, 1) * 50 + struct.pack("<IQ", 0, 0))}),
+        "cannot be",
+    ),
+    "an unknown type": (lambda g: g({"a": struct.pack("<I", 77)}), "unknown type 77"),
+    "a key twice": (_with_twin, "twice"),
+    "no architecture": (lambda g: g({"general.architecture": None}), "names no architecture"),
+    "no weights": (lambda g: g(tensors=[]), "no weights"),
+    "odd alignment": (lambda g: g({"general.alignment": 31}), "alignment"),
+    "huge alignment": (lambda g: g({"general.alignment": 2**30}), "alignment"),
+    "many dimensions": (lambda g: g(tensors=[("t", (1,) * 9, 0, 0)]), "9 dimensions"),
+    "a tensor larger than memory": (lambda g: g(tensors=[("t", (2**40, 2**40), 0, 0)]), "larger than any"),
+    "overlapping tensors": (
+        lambda g: g(tensors=[("a", (64, 8), 1, 0), ("b", (64, 8), 1, 32)]),
+        "overlap",
+    ),
+    "weights cut short": (lambda g: g()[:-1], "cut short"),
+    "a tensor far away": (lambda g: g(tensors=[("t", (1,), 0, 2**60)]), "cut short"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_gguf_is_refused_with_a_sentence(name: str, tmp_path: Path, gguf: Make) -> None:
+    make, reason = HOSTILE[name]
+    path = written(tmp_path, make(gguf))
+    began = time.perf_counter()
+    assert reason in refusal(path)
+    assert time.perf_counter() - began < 1.0
+
+
+def test_hostile_headers_are_read_in_bounded_memory(tmp_path: Path, gguf: Make, safetensors: Make) -> None:
+    """All of them again, and two large ones, in a process that may have 200 MiB."""
+    for name, (make, _) in HOSTILE.items():
+        written(tmp_path, make(gguf), f"{name.replace(' ', '-')}.gguf")
+    # A million empty strings, and a header of sixteen MiB that is nothing but small objects.
+    written(tmp_path, gguf({"a": array(8, 1_000_000, struct.pack("<Q", 0) * 1_000_000)}), "strings.gguf")
+    many = b'{"":{},' * 2_300_000 + b'"x":{}' + b"}" * 3
+    (tmp_path / "deep.safetensors").write_bytes(struct.pack("<Q", len(many)) + many)
+    deep = b'{"a":' * 190_000 + b"1" + b"}" * 190_000
+    (tmp_path / "nested.safetensors").write_bytes(struct.pack("<Q", len(deep)) + deep)
+    (tmp_path / "config.json").write_text("{}")
+    program = """
+import resource, sys, pathlib
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.metadata import read_metadata
+from greenroom.runner.models import gguf, safetensors
+limit = 200 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+folder = pathlib.Path(sys.argv[1])
+for path in sorted(folder.glob("*.gguf")) + sorted(folder.glob("*.safetensors")):
+    try:
+        read_metadata([path, folder / "config.json"])
+    except JobFailed as error:
+        print(path.name, error.failure.message)
+    else:
+        print(path.name, "is fine")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "strings.gguf is fine" in done.stdout
+    assert done.stdout.count("\n") == len(HOSTILE) + 3
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime < 60
+
+
+def test_damaged_headers_never_end_in_anything_but_a_sentence(tmp_path: Path, gguf: Make) -> None:
+    good = gguf({"a.list": array(8, 3, (struct.pack("<Q", 2) + b"hi") * 3)})
+    rng = random.Random(20240607)
+    for _ in range(600):
+        data = bytearray(good[: rng.choice([len(good), rng.randrange(len(good))])])
+        for _ in range(rng.randrange(1, 4)):
+            if data:
+                data[rng.randrange(min(len(data), 500))] = rng.choice([0, 1, 255, rng.randrange(256)])
+        path = written(tmp_path, bytes(data))
+        with contextlib.suppress(JobFailed):
+            read_metadata([path])
+
+
+def test_a_safetensors_folder_is_read(tmp_path: Path, model_folder: Callable[..., Path]) -> None:
+    metadata = read_metadata(sorted(model_folder(tmp_path / "m").iterdir()))
+    assert metadata.format == "safetensors"
+    assert (metadata.architecture, metadata.quantization) == ("llama", "F16")
+    assert (metadata.context_length, metadata.parameter_count) == (512, 1024)
+    assert metadata.kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
+    assert metadata.chat_template
+
+
+def test_mlx_quantisation_counts_what_the_words_stand_for(
+    tmp_path: Path, model_folder: Callable[..., Path], safetensors: Make
+) -> None:
+    folder = model_folder(tmp_path / "m", quantization={"group_size": 32, "bits": 4})
+    packed = {
+        "a.weight": ("U32", [8, 16], 512),
+        "a.scales": ("F16", [8, 4], 64),
+        "a.biases": ("F16", [8, 4], 64),
+        "norm.weight": ("F16", [128], 256),
+    }
+    (folder / "model.safetensors").write_bytes(safetensors(packed))
+    metadata = read_metadata(sorted(folder.iterdir()))
+    assert (metadata.format, metadata.quantization) == ("safetensors-mlx", "4bit")
+    assert metadata.parameter_count == 8 * 128 + 128
+
+
+def test_other_quantisations_are_not_taken_for_mlx(tmp_path: Path, model_folder: Callable[..., Path]) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    metadata = read_metadata(sorted(model_folder(tmp_path / "m", quantization_config=settings).iterdir()))
+    assert (metadata.format, metadata.quantization) == ("safetensors", "gptq-4bit")
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"", "cut short"),
+        (b"\x01\x02", "cut short"),
+        (struct.pack("<Q", 2**63), "not a safetensors file"),
+        (struct.pack("<Q", 4) + b"nope", "no sensible JSON"),
+        (struct.pack("<Q", 2) + b"{}", "no weights"),
+        (struct.pack("<Q", 8) + b'{"a":[1]', "not a safetensors file"),
+        (struct.pack("<Q", 7) + b'{"a":1}', "not a safetensors file"),
+    ],
+)
+def test_a_hostile_safetensors_file_is_refused_with_a_sentence(
+    head: bytes, reason: str, tmp_path: Path, model_folder: Callable[..., Path]
+) -> None:
+    folder = model_folder(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(head)
+    with pytest.raises(JobFailed, match=reason):
+        read_metadata(sorted(folder.iterdir()))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"dtype":"F16","shape":[16,64],"data_offsets":[0,2047]}',
+        '{"dtype":"F16","shape":[16,64],"data_offsets":[2048,0]}',
+        '{"dtype":"F16","shape":[-16,-64],"data_offsets":[0,2048]}',
+        '{"dtype":"F16","shape":[16,64],"data_offsets":[0,2048]},"b":{"dtype":"U8","shape":[8],"data_offsets":[8,16]}',
+        '{"dtype":"F16","shape":[99999999999,99999999999],"data_offsets":[0,2048]}',
+    ],
+)
+def test_tensors_that_lie_about_their_place_are_refused(
+    entry: str, tmp_path: Path, model_folder: Callable[..., Path]
+) -> None:
+    folder = model_folder(tmp_path / "m")
+    header = f'{{"a":{entry}}}'.encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 2048)
+    with pytest.raises(JobFailed, match="damaged"):
+        read_metadata(sorted(folder.iterdir()))
+
+
+@pytest.mark.parametrize("config", [None, "[]", "{", "\x00", '{"text_config": 7, "num_hidden_layers": "x"}'])
+def test_any_config_is_read_or_refused(
+    config: str | None, tmp_path: Path, model_folder: Callable[..., Path]
+) -> None:
+    folder = model_folder(tmp_path / "m")
+    (folder / "config.json").unlink()
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    if config is not None and config.startswith('{"'):
+        assert read_metadata(sorted(folder.iterdir())).kv_bytes_per_token == 0
+        return
+    with pytest.raises(JobFailed, match=r"config\.json"):
+        read_metadata(sorted(folder.iterdir()))
+
+
+def test_counts_are_told_as_people_say_them() -> None:
+    assert [count_text(n) for n in (7, 1_500, 134_515_008, 7_240_000_000, 10**12)] == [
+        "7",
+        "1.50K",
+        "134.52M",
+        "7.24B",
+        "1.00T",
+    ]

@@ -27,6 +27,10 @@ class DaemonSeen(msgspec.Struct, frozen=True, kw_only=True):
 class DaemonLog:
     """The pure core."""
 
+    def __init__(self, started: ev.DaemonStarted) -> None:
+        """`started` is stored at the beginning of this daemon's life."""
+        self._started = started
+
     address: Address = msg.DAEMON
     event_types: Sequence[type[Event]] = (ev.DaemonStarted, ev.DaemonStopped)
 
@@ -55,19 +59,16 @@ class DaemonLog:
                 return DaemonState(starts=state.starts, running_pid=0)
 
     def decide(
-        self, _state: DaemonState, command: Command, _now: Moment, _seen: DaemonSeen
+        self, state: DaemonState, command: Command, _now: Moment, _seen: DaemonSeen
     ) -> Decision[DaemonSeen]:
         """One command."""
         match command:
-            case msg.NoteStarted() as c:
-                started = ev.DaemonStarted(
-                    pid=c.pid, version=c.version, platform=c.platform, boot_id=c.boot_id, address=c.address
-                )
-                return Decision(events=(started,))
             case msg.NoteStopped() as c:
                 return Decision(events=(ev.DaemonStopped(pid=c.pid, reason=c.reason),))
             case Recovered():
-                return Decision()
+                # A rebuild of this actor is not another start of the daemon.
+                known = state.running_pid == self._started.pid
+                return Decision(events=() if known else (self._started,))
             case _:
                 raise TypeError(f"the daemon's log does not know {type(command).__name__}")
 

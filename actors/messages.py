@@ -443,16 +443,6 @@ class JobMoved(Command, frozen=True, kw_only=True):
 # daemon
 
 
-class NoteStarted(Command, frozen=True, kw_only=True):
-    """Store that this daemon runs."""
-
-    pid: int
-    version: str
-    platform: str
-    boot_id: str = ""
-    address: str = ""
-
-
 class NoteStopped(Command, frozen=True, kw_only=True):
     """Store that this daemon stops in order."""
 

@@ -15,6 +15,8 @@ from greenroom.actors.messages import BackendStatus
 
 T = TypeVar("T")
 
+_ENDED_REMEMBERED = 31
+
 NOT_THE_MODELS_FAULT = frozenset({"engine_lost", "daemon_restarted"})
 """Failure codes that say nothing about whether the model would run."""
 
@@ -53,6 +55,8 @@ class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
     breakers: Mapping[str, BreakerState] = msgspec.field(default_factory=dict)
     refusals: Mapping[str, str] = msgspec.field(default_factory=dict)
     """model|mode → code of the last stored refusal."""
+    ended: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """engine → id of the event by which it shall end; the last ones only."""
     admitted: int = 0
     version: int = 0
 
@@ -137,6 +141,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             return change(new, refusals={**state.refusals, config_key(e.model_id, e.mode): e.code})
         case ev.LoadFailed() as e:
             loads = _apply_without(state.loads, e.engine_id)
+            new = change(new, ended=_apply_ended(state, e.engine_id, stored.id))
             if e.failure.code in NOT_THE_MODELS_FAULT:
                 return change(new, loads=loads)
             key = breaker_key(e.model_id, e.backend, e.installation_id)
@@ -144,7 +149,11 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             breaker = change(old, failures=old.failures + 1, reason=e.failure.message)
             return change(new, loads=loads, breakers={**state.breakers, key: breaker})
         case ev.EvictionDecided() as e:
-            return change(new, loads=_apply_without(state.loads, e.engine_id))
+            return change(
+                new,
+                loads=_apply_without(state.loads, e.engine_id),
+                ended=_apply_ended(state, e.engine_id, stored.id),
+            )
         case ev.BreakerOpened() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             breaker = BreakerState(failures=e.failures, until=e.until, reason=e.reason)
@@ -157,6 +166,11 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             return change(new, configs={**state.configs, key: _apply_config(state, key, e)})
         case _:
             return new
+
+
+def _apply_ended(state: SchedulerState, engine_id: str, event_id: str) -> dict[str, str]:
+    kept = dict(list(state.ended.items())[-_ENDED_REMEMBERED:])
+    return {**kept, engine_id: event_id}
 
 
 def _apply_config(state: SchedulerState, key: str, event: ev.ConfigChanged) -> ModelConfigState:

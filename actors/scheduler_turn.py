@@ -78,6 +78,8 @@ class Turn:
         self._events: list[Event] = []
         self._effects: list[Effect] = []
         self._wakes: list[float] = []
+        self._cause = ""
+        """The request or event this turn's events go back to."""
 
     def take(self) -> Decision[SchedulerSeen]:
         """Go through the steps."""
@@ -97,6 +99,7 @@ class Turn:
             events=tuple(self._events),
             effects=tuple(self._effects),
             seen=self._seen,
+            cause=self._cause,
             wake_at=min(self._wakes) if self._wakes else None,
         )
 
@@ -129,6 +132,7 @@ class Turn:
 
     def _fail(self, load: LoadState, failure: Failure, *, was_ready: bool) -> None:
         spec = load.spec
+        self._cause = load.cause
         self._events.append(
             ev.LoadFailed(
                 engine_id=spec.engine_id,
@@ -199,6 +203,7 @@ class Turn:
         for waiting in list(self._queue):
             if self._events:
                 return
+            self._cause = waiting.request_id
             self._serve(waiting)
 
     def _serve(self, waiting: Waiting) -> None:
@@ -507,6 +512,7 @@ class Turn:
                     Tell(
                         to=msg.runner_address(engine.spec.backend),
                         command=msg.StopEngine(engine_id=one, reason=reason),
+                        cause=self._state.ended.get(one, ""),
                     )
                 )
                 stop_told[one] = self._now.monotonic

@@ -17,6 +17,7 @@ import msgspec
 import psutil
 from greenroom.actors import messages as msg
 from greenroom.actors.daemon_log import DaemonLog
+from greenroom.actors.events import DaemonStarted
 from greenroom.actors.facts import Engine, EngineSpec, Model
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer import Installer
@@ -147,7 +148,8 @@ class Greenroom:
             max_wait=self.settings.max_wait,
             queue=self.settings.queue_limit,
         )
-        system.register(DaemonLog())
+        # First, so that what follows a start stands behind it in the journal.
+        system.register(DaemonLog(self._started()))
         system.register(Installer(self.facts), hands=installer)
         for name in self.backends:
             system.register(Runner(name), hands=runner)
@@ -164,14 +166,15 @@ class Greenroom:
             system.stop()
             raise
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
-        started = msg.NoteStarted(
+
+    def _started(self) -> DaemonStarted:
+        return DaemonStarted(
             pid=os.getpid(),
             version=greenroom_version(),
             platform=platform.platform(),
             boot_id=boot_id(),
             address=self.settings.url,
         )
-        system.ask(msg.DAEMON, started).get(timeout=10)
 
     def stop(self, keep_engines: float | None = None, *, reason: str = "asked to stop") -> None:
         """End in order: engines, jobs, actors, journal. Idempotent, bounded.
@@ -179,7 +182,7 @@ class Greenroom:
         `keep_engines` leaves the engines running for so many seconds (`math.inf`: for ever), for the next
         daemon to adopt; None ends them.
         """
-        system, self._system = self._system, None
+        system = self._system
         if system is None:
             return
         if keep_engines is None and system.failure is None:
@@ -192,6 +195,7 @@ class Greenroom:
                 stopped = msg.NoteStopped(pid=os.getpid(), reason=reason)
                 system.ask(msg.DAEMON, stopped).get(timeout=5)
         system.stop()
+        self._system = None
         if self._lock is not None:
             self._lock.release()
 

@@ -83,6 +83,8 @@ class Tell(Effect, frozen=True, kw_only=True):
 
     to: Address
     command: Command
+    cause: str = ""
+    """Overrides what made the effect necessary, when the reason is an event of an earlier decision."""
 
 
 class Answer(Effect, frozen=True, kw_only=True):

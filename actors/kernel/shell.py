@@ -234,7 +234,7 @@ class Shell(pykka.ThreadingActor):
     def _perform(self, effects: Sequence[tuple[Effect, str]]) -> None:
         for effect, cause in effects:
             if isinstance(effect, Tell):
-                self._system.send(effect, cause)
+                self._system.send(effect, effect.cause or cause)
             elif isinstance(effect, Answer):
                 self._waiting.answer(effect.key, effect.outcome)
             else:

@@ -113,7 +113,7 @@ class ActorSystem:
         try:
             self._start(timeout)
         except BaseException:
-            self.stop()
+            self.stop(min(timeout, 10.0))
             raise
 
     def _start(self, timeout: float) -> None:
@@ -122,10 +122,10 @@ class ActorSystem:
         for address, one in self._registered.items():
             state, versions = replayed[address]
             self._shells[address] = Shell(one.core, one.hands, self, state, versions, one.sense)
-        for shell in self._shells.values():
-            shell.begin()
         deadline = time.monotonic() + timeout
         for address, shell in self._shells.items():
+            # One after the other, so that what the first looks store stands in the order of registration.
+            shell.begin()
             try:
                 shell.started.get(timeout=max(0.0, deadline - time.monotonic()))
             except pykka.Timeout as late:

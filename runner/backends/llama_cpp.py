@@ -34,6 +34,8 @@ class LlamaCpp(Backend):
         """llama-server's own arguments, handed to its server inside our launcher."""
         spec = launch.spec
         args = ["--model", str(launch.model.path), "--host", str(launch.socket), "-ngl", "999", "--metrics"]
+        # Without an alias its answers would name the file on this machine.
+        args += ["--alias", launch.model.name]
         args += ["--alias", launch.model.name]
         if spec.mode == "embedding":
             args += ["--embeddings"]

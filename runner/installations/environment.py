@@ -281,8 +281,9 @@ class Environments:
         try:
             self._unpacker.run(args, cancel=cancel, on_start=started, deadline=_UNPACK_SECONDS)
         except JobFailed as failed:
-            # It was whole when it was fetched, so the disk has changed it since: the next attempt fetches it.
-            if failed.failure.code == "hash_mismatch" and (bad := self.wheels.check(files, cancel)):
+            # All were whole when they were fetched. If the disk has changed one since, that is the reason,
+            # however uv may put it, and the next attempt fetches it again.
+            if bad := self.wheels.check(files, cancel):
                 raise JobFailed.transient(
                     "cache_damaged",
                     f"The cached file {bad[0].name} was damaged on the disk and has been removed.",

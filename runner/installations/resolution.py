@@ -86,7 +86,9 @@ def write_lock(backend: str, source: Environment) -> Path:
     """Resolve a backend's declaration for all platforms and write the lock that ships."""
     from platformdirs import user_cache_path
 
-    sources = PackageSources.discover().with_indexes(source.indexes, f"the declaration of {backend}")
+    # One whole index: what lies beside it in a folder of somebody's own may lack other platforms' files.
+    sources = replace(PackageSources.discover(), extra_indexes=(), find_links=())
+    sources = sources.with_indexes(source.indexes, f"the declaration of {backend}")
     uv = Uv(user_cache_path("greenroom") / "uv", sources)
     header = [
         f"The packages of the backend {backend}, for Python >= {_PYTHON} on Linux and macOS.",

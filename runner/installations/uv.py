@@ -309,6 +309,13 @@ _FAILURES = (
         "Switch the network on, or name a folder with the packages in PIP_FIND_LINKS.",
     ),
     _known(
+        r"status client error \((?:401|403)|unauthorized|forbidden",
+        "permanent",
+        "unauthorized",
+        "The package index refused our credentials.",
+        "Check the user and password of the index in pip's or uv's settings, or in ~/.netrc.",
+    ),
+    _known(
         r"timed? ?out|connection (?:reset|refused|closed|aborted|error)|connect error|error sending request"
         r"|dns error|name resolution|unreachable|broken pipe|incomplete message|unexpected eof|end of file"
         r"|failed to fetch.*\b(?:429|5\d\d)\b|status (?:server|client) error \((?:429|5\d\d)"
@@ -317,13 +324,6 @@ _FAILURES = (
         "unreachable",
         "The package index could not be reached.",
         "Check the network and the proxy settings; pip's and uv's own settings are used.",
-    ),
-    _known(
-        r"status client error \((?:401|403)|unauthorized|forbidden",
-        "permanent",
-        "unauthorized",
-        "The package index refused our credentials.",
-        "Check the user and password of the index in pip's or uv's settings, or in ~/.netrc.",
     ),
     _known(
         r"no wheels with a matching|no (?:compatible|matching) wheel|doesn't have a (?:source|wheel)"

@@ -1,0 +1,283 @@
+import dataclasses
+import os
+import shutil
+import threading
+from types import SimpleNamespace
+
+import pytest
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations import environment as module
+from greenroom.runner.installations.disk import discard, folder_of, python_of
+from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.sources import PackageSources, Setting
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def environments(home, index):
+    return Environments(home, index.sources)
+
+
+@pytest.fixture
+def offline(home):
+    """The same data directory on a machine without a network."""
+    return Environments(home, PackageSources(index=Setting("http://127.0.0.1:9/simple", "test")))
+
+
+def build(environments, toy, **kwargs):
+    return environments.build(toy.source.distribution, toy.source, job="install-1", **kwargs)
+
+
+def left_behind(home):
+    return [path for backend in (home / "backends").glob("*") for path in backend.iterdir()]
+
+
+def test_an_installation_is_built_verified_and_found_again(environments, toy, home):
+    built = build(environments, toy)
+    assert (built.version, built.broken, built.managed) == ("1.0", "", True)
+    assert built.id == f"1.0-{built.digest[:8]}.1"
+    assert environments.installed.look("toy") == [built]
+    assert Environments(home, PackageSources()).installed.look("toy") == [built]
+    assert python_of(home, built).exists()
+    assert environments.installed.verify(built) == []
+
+
+def test_the_plan_is_known_before_anything_is_fetched_and_without_a_network(offline, toy, index):
+    plan = offline.plan("toy", toy.source)
+    assert plan.packages == ("toy==1.0", "companion==2.0")
+    assert plan.download_bytes == plan.total_bytes == sum(file.size for file in toy.files)
+    assert index.requests == []
+
+
+def test_a_plan_leaves_out_what_is_here_already(environments, toy):
+    build(environments, toy)
+    plan = environments.plan("toy", toy.source)
+    assert plan.download_bytes == 0
+    assert plan.total_bytes > 0
+
+
+def test_progress_goes_through_its_phases_and_ends_at_its_total(environments, toy):
+    reports = []
+    build(environments, toy, progress=reports.append)
+    phases = list(dict.fromkeys(report.phase for report in reports))
+    assert phases == ["downloading", "unpacking", "verifying"]
+    assert {report.total for report in reports} == {sum(file.size for file in toy.files)}
+    counts = [report.done for report in reports]
+    assert counts == sorted(counts)
+    assert counts[-1] == reports[-1].total
+    assert {report.job for report in reports} == {"install-1"}
+
+
+def test_a_second_build_needs_no_network_and_a_folder_of_its_own(environments, offline, toy):
+    first = build(environments, toy)
+    second = build(offline, toy)
+    assert (first.id[-2:], second.id[-2:]) == (".1", ".2")
+    assert [found.broken for found in offline.installed.look("toy")] == ["", ""]
+
+
+def test_without_a_network_and_with_nothing_here_it_fails_and_leaves_nothing(offline, toy, home):
+    with pytest.raises(JobFailed) as caught:
+        build(offline, toy)
+    assert caught.value.failure.kind == "transient"
+    assert left_behind(home) == []
+
+
+def test_a_missing_file_is_named(environments, toy, home):
+    built = build(environments, toy)
+    path = next(folder_of(home, built).glob("env/lib/*/site-packages/companion.py"))
+    path.unlink()
+    [found] = environments.installed.look("toy")
+    assert found.broken == f"{path.relative_to(folder_of(home, built))} is missing"
+
+
+def test_a_file_of_another_size_is_named(environments, toy, home):
+    built = build(environments, toy)
+    path = next(folder_of(home, built).glob("env/lib/*/site-packages/toy/weights.bin"))
+    path.unlink()
+    path.write_bytes(b"short")
+    [found] = environments.installed.look("toy")
+    assert "weights.bin has 5 bytes instead of 200000" in found.broken
+
+
+def test_byte_code_that_python_writes_is_no_damage(environments, toy, home):
+    built = build(environments, toy)
+    site = next(folder_of(home, built).glob("env/lib/*/site-packages"))
+    (site / "__pycache__").mkdir(exist_ok=True)
+    (site / "__pycache__" / "companion.cpython-399.pyc").write_bytes(b"x")
+    shutil.rmtree(site / "toy" / "__pycache__")
+    assert environments.installed.look("toy") == [built]
+
+
+def test_one_flipped_byte_is_found_by_verify_and_healed_by_a_repair(environments, toy, home):
+    first = build(environments, toy)
+    path = next(folder_of(home, first).glob("env/lib/*/site-packages/toy/weights.bin"))
+    with path.open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+    assert environments.installed.look("toy") == [first], "the size tells nothing"
+    [complaint] = environments.installed.verify(first)
+    assert complaint.endswith("toy/weights.bin has changed")
+    # Hard links share the damage with uv's cache: an installation that is no repair inherits it.
+    repaired = build(environments, toy, repair=True)
+    later = build(environments, toy)
+    assert environments.installed.verify(repaired) == []
+    assert environments.installed.verify(later) == []
+
+
+def test_a_repair_fetches_again_what_is_damaged_in_the_cache(environments, toy, index):
+    build(environments, toy)
+    wheel = environments.wheels.path(toy.files[0])
+    wheel.write_bytes(b"y" * toy.files[0].size)
+    index.requests.clear()
+    repaired = build(environments, toy, repair=True)
+    assert environments.installed.verify(repaired) == []
+    assert [path for path in index.paths() if path.startswith("/files/")] == [f"/files/{toy.files[0].name}"]
+
+
+def test_a_wheel_damaged_on_the_disk_is_thrown_away_and_worth_another_attempt(environments, toy, index):
+    built = build(environments, toy)
+    discard(folder_of(environments.installed.home, built))
+    shutil.rmtree(environments.installed.home / "cache" / "uv")
+    environments.wheels.path(toy.files[0]).write_bytes(b"y" * toy.files[0].size)
+    with pytest.raises(JobFailed) as caught:
+        build(environments, toy)
+    assert (caught.value.failure.kind, caught.value.failure.code) == ("transient", "cache_damaged")
+    assert build(environments, toy).broken == ""
+
+
+def test_a_backend_whose_import_fails_is_not_installed(environments, make_toy, home):
+    toy = make_toy("bad", body=b"raise ImportError('libmissing.so.7: cannot open shared object file')\n")
+    with pytest.raises(JobFailed, match="does not start here: ImportError: libmissing") as caught:
+        build(environments, toy)
+    assert caught.value.failure.code == "probe_failed"
+    assert "Traceback" in caught.value.failure.detail
+    assert left_behind(home) == []
+
+
+def test_wrong_bytes_are_permanent_and_leave_nothing(environments, toy, index, misbehave, home):
+    index.wrong[toy.files[0].name] = misbehave(body=b"x" * toy.files[0].size)
+    with pytest.raises(JobFailed) as caught:
+        build(environments, toy)
+    assert caught.value.failure.code == "hash_mismatch"
+    assert left_behind(home) == []
+
+
+def test_too_little_space_is_said_before_anything_is_fetched(environments, toy, index, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(JobFailed, match=r"Installing needs .* MB; the disk of .* has 1 MB left") as caught:
+        build(environments, toy)
+    assert caught.value.failure.code == "no_space"
+    assert index.requests == []
+
+
+def test_a_disk_that_fills_up_while_unpacking_is_a_sentence_and_leaves_nothing(home, index, toy, program):
+    full = program("uv", "#!/bin/sh\necho 'cause: No space left on device (os error 28)' >&2\nexit 2\n")
+    with pytest.raises(JobFailed, match="The disk is full") as caught:
+        build(Environments(home, index.sources, uv_binary=full), toy)
+    assert caught.value.failure.kind == "permanent"
+    assert left_behind(home) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_data_directory_that_cannot_be_written_is_a_sentence(environments, toy, home):
+    home.mkdir()
+    home.chmod(0o500)
+    with pytest.raises(JobFailed, match="permission denied"):
+        build(environments, toy)
+    home.chmod(0o700)
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_sentence(environments, toy, home):
+    home.mkdir()
+    (home / "backends").write_text("")
+    with pytest.raises(JobFailed, match="could not be made"):
+        build(environments, toy)
+
+
+@pytest.mark.parametrize("phase", ["downloading", "unpacking", "verifying"])
+def test_cancelling_in_any_phase_leaves_nothing(environments, toy, home, phase):
+    cancel = threading.Event()
+
+    def watch(progress):
+        if progress.phase == phase:
+            cancel.set()
+
+    with pytest.raises(JobCancelled):
+        build(environments, toy, cancel=cancel, progress=watch)
+    assert left_behind(home) == []
+    assert environments.installed.look("toy") == []
+    assert build(environments, toy).broken == ""
+
+
+def test_another_version_is_resolved_locked_and_lies_beside_the_first(environments, toy, index, home):
+    first = build(environments, toy)
+    index.add("toy", "2.0", {"toy/__init__.py": b"VALUE = 2\n"})
+    plan = environments.plan("toy", toy.source, "2.0")
+    assert (plan.version, plan.packages) == ("2.0", ("toy==2.0",))
+    assert plan.total_bytes == len(index.wheels["toy"]["toy-2.0-py3-none-any.whl"])
+    second = build(environments, toy, version="2.0")
+    latest = build(environments, toy, version="latest")
+    assert (second.version, latest.version) == ("2.0", "2.0")
+    assert "toy==2.0" in (folder_of(home, second) / "lock.txt").read_text()
+    assert [found.version for found in environments.installed.look("toy")] == ["1.0", "2.0", "2.0"]
+    assert first.digest != second.digest
+
+
+def test_a_version_that_does_not_exist_is_permanent(environments, toy):
+    for version in ("99.0", "-r /etc/passwd"):
+        with pytest.raises(JobFailed) as caught:
+            build(environments, toy, version=version)
+        assert (caught.value.failure.kind, caught.value.failure.code) == ("permanent", "no_such_version")
+
+
+def test_removing_frees_the_measured_bytes_and_only_what_nothing_else_needs(environments, make_toy, index):
+    toy, other = make_toy("toy", size=3_000_000), make_toy("other", size=1_000_000)
+    build(environments, toy)
+    kept = build(environments, other)
+    [installed] = environments.installed.look("toy")
+    freed = environments.remove(installed)
+    # The wheel and what was unpacked of it, which lies in the cache and in the environment under one inode.
+    assert 6_000_000 < freed < 7_000_000
+    assert environments.installed.look("toy") == []
+    assert environments.installed.look("other") == [kept]
+    assert environments.wheels.missing(other.files) == []
+    assert environments.wheels.has(toy.files[1]), "the companion is needed by the other backend"
+    assert not environments.wheels.has(toy.files[0])
+
+
+def test_removing_one_of_two_equal_installations_frees_what_is_its_own(environments, make_toy):
+    toy = make_toy("toy", size=3_000_000)
+    build(environments, toy)
+    second = build(environments, toy)
+    freed = environments.remove(environments.installed.look("toy")[0])
+    assert freed < 1_000_000
+    assert environments.installed.look("toy") == [second]
+
+
+def test_a_find_links_folder_alone_is_enough(home, index, toy, tmp_path):
+    folder = tmp_path / "links"
+    folder.mkdir()
+    for wheels in index.wheels.values():
+        for name, data in wheels.items():
+            (folder / name).write_bytes(data)
+    sources = PackageSources(
+        find_links=(Setting(str(folder), "test"),), no_index=Setting("1", "test"), index=Setting("x:", "test")
+    )
+    environments = Environments(home, sources)
+    assert build(environments, toy).version == "1.0"
+    assert build(environments, toy, version="latest").version == "1.0"
+    assert index.requests == []
+
+
+def test_further_indexes_of_a_declaration_are_asked_too(home, index, make_index, make_toy):
+    wheels_elsewhere = make_index()
+    toy = make_toy("toy", on=wheels_elsewhere)
+    source = dataclasses.replace(toy.source, indexes=(f"{wheels_elsewhere.url}/simple",))
+    built = Environments(home, index.sources).build("toy", source, job="x")
+    assert built.version == "1.0"

@@ -1,0 +1,162 @@
+import os
+import sys
+import threading
+import time
+
+import pytest
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations.sources import PackageSources, Setting
+from greenroom.runner.installations.uv import Uv, classify
+
+
+@pytest.fixture
+def uv(tmp_path):
+    return lambda binary=None, sources=None: Uv(tmp_path / "cache", sources or PackageSources(), binary)
+
+
+def test_it_runs_with_a_cleaned_environment_in_an_empty_folder(uv, program, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/evil")
+    monkeypatch.setenv("UV_LINK_MODE", "symlink")
+    monkeypatch.setenv("PIP_CONSTRAINT", "/c.txt")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fake = program("uv", '#!/bin/sh\nenv\necho "HERE=$(ls -A | wc -l) $*"\n')
+    printed = uv(fake).run(["version"]).stdout
+    assert "HERE=0 version --no-config" in printed.replace("       ", "")
+    for absent in ("PYTHONPATH", "UV_LINK_MODE", "PIP_CONSTRAINT", "hf_secret"):
+        assert absent not in printed
+    assert "UV_NO_CONFIG=1" in printed
+
+
+def test_a_hostile_uv_file_in_the_working_directory_changes_nothing(uv, tmp_path, index, monkeypatch):
+    index.add("thing", "1.0", {"thing.py": b""})
+    (tmp_path / "uv.toml").write_text('index-url = "http://127.0.0.1:9/simple"\nno-index = true\n')
+    monkeypatch.chdir(tmp_path)
+    runner = uv(sources=index.sources)
+    target = tmp_path / "target"
+    args = ["pip", "install", "--target", str(target), "--python", sys.executable, "thing"]
+    runner.run(args, cwd=tmp_path)
+    assert (target / "thing.py").exists()
+
+
+def test_cancelling_ends_the_whole_process_group(uv, program, tmp_path, eventually):
+    fake = program(
+        "uv", f"#!/bin/sh\ntrap '' TERM\nsleep 100 &\necho $! > {tmp_path}/child\necho started >&2\nwait\n"
+    )
+    cancel, lines, ended = threading.Event(), [], []
+
+    def run():
+        try:
+            uv(fake).run(["x"], cancel=cancel, on_output=lines.append)
+        except JobCancelled:
+            ended.append(time.monotonic())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    eventually(lambda: lines == ["started"] and (tmp_path / "child").read_text().strip())
+    child = int((tmp_path / "child").read_text())
+    cancel.set()
+    thread.join(10)
+    assert ended
+    eventually(lambda: not _alive(child))
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_run_that_shows_no_sign_of_life_is_ended(uv, program):
+    fake = program("uv", "#!/bin/sh\nexec sleep 100\n")
+    with pytest.raises(JobFailed) as caught:
+        uv(fake).run(["x"], idle=0.3)
+    assert caught.value.failure.code == "timed_out"
+    assert caught.value.failure.kind == "transient"
+
+
+def test_activity_that_can_be_seen_from_outside_is_a_sign_of_life(uv, program):
+    fake = program("uv", "#!/bin/sh\nsleep 2.2\n")
+    uv(fake).run(["x"], idle=1.5, activity=time.monotonic)
+
+
+def test_what_it_prints_is_redacted_line_by_line(uv, program):
+    sources = PackageSources(index=Setting("https://me:s3cret@mirror.example/simple", "test"))
+    fake = program("uv", '#!/bin/sh\necho "fetching $UV_DEFAULT_INDEX" >&2\necho done >&2\n')
+    lines = []
+    result = uv(fake, sources).run(["x"], on_output=lines.append)
+    assert lines == ["fetching https://***@mirror.example/simple", "done"]
+    assert "s3cret" not in result.stderr
+
+
+def test_the_program_can_be_replaced_by_a_variable(uv, program, monkeypatch):
+    monkeypatch.setenv("GREENROOM_UV", str(program("other", "#!/bin/sh\necho it is me\n")))
+    assert "it is me" in uv().run([]).stdout
+
+
+def test_a_program_that_is_missing_is_a_sentence(uv, tmp_path):
+    with pytest.raises(JobFailed, match="could not be started"):
+        uv(tmp_path / "nothing").run([])
+
+
+REFUSED = """error: Request failed after 2 retries in 2.6s
+  cause: Failed to fetch: http://127.0.0.1:9/simple/x/
+  cause: tcp connect error
+  cause: Connection refused (os error 111)"""
+OVERLOADED = """error: Failed to fetch: `https://x.example/simple/y/`
+  Caused by: HTTP status server error (503 Service Unavailable) for url (https://x.example/simple/y/)"""
+NOT_ALLOWED = """error: Failed to fetch: `https://x.example/503/y/`
+  Caused by: HTTP status client error (401 Unauthorized) for url (https://x.example/503/y/)"""
+NO_VERSION = """error: No solution found when resolving dependencies
+  cause: Because there is no version of xllamacpp==99 and you require xllamacpp==99, we can conclude that your
+  requirements are unsatisfiable."""
+NO_WHEEL = """error: No solution found when resolving dependencies
+  cause: Because vllm-metal==0.1.0 has no wheels with a matching Python implementation tag (e.g., `cp311`)"""
+OTHER_BYTES = """error: Hash mismatch for `click==8.5.1`
+
+Expected: sha256:00
+Computed: sha256:11"""
+FULL = """error: Failed to copy
+  cause: No space left on device (os error 28)"""
+READ_ONLY = """error: failed to create directory
+  cause: Read-only file system (os error 30)"""
+OFFLINE = "hint: Packages were unavailable because the network was disabled."
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "kind"),
+    [
+        (REFUSED, "unreachable", "transient"),
+        (OVERLOADED, "unreachable", "transient"),
+        (NOT_ALLOWED, "unauthorized", "permanent"),
+        (NO_VERSION, "no_such_version", "permanent"),
+        (NO_WHEEL, "unsupported_platform", "permanent"),
+        (OTHER_BYTES, "hash_mismatch", "permanent"),
+        (FULL, "no_space", "permanent"),
+        (READ_ONLY, "read_only", "permanent"),
+        (OFFLINE, "offline", "transient"),
+        ("error: something never seen before", "uv_failed", "permanent"),
+    ],
+)
+def test_what_uv_says_becomes_a_code(output, code, kind):
+    failure = classify(output, 2).failure
+    assert (failure.code, failure.kind) == (code, kind)
+    assert output in failure.detail
+    assert "http" not in failure.message
+
+
+def test_being_killed_is_worth_another_attempt():
+    failure = classify("", -9).failure
+    assert failure.kind == "transient"
+    assert "SIGKILL" in failure.message
+
+
+def test_real_uv_and_an_index_that_refuses_connections_are_done_within_seconds(uv, tmp_path):
+    nowhere = PackageSources(index=Setting("http://127.0.0.1:9/simple", "test"))
+    began = time.monotonic()
+    with pytest.raises(JobFailed) as caught:
+        uv(sources=nowhere).run(["pip", "install", "--target", str(tmp_path / "t"), "thing"])
+    assert caught.value.failure.code == "unreachable"
+    assert time.monotonic() - began < 15

@@ -9,6 +9,7 @@ moment (sqlite.org/wal.html#walresetbug).
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -67,8 +68,8 @@ class SqliteJournal:
         """Open the journal, made when there is none, and check all of it.
 
         `lock=False` is for a host that makes sure of a single writer itself; `reserve` is in bytes.
-        Raises JournalBusy, NotAJournal, JournalTooNew, JournalDamaged or NotWritten; the files are then
-        as they were.
+        Raises JournalBusy, NotAJournal, JournalTooNew or JournalDamaged, and the files are as they were;
+        JournalFull; JournalError when it cannot be opened at all.
         """
         self.files = JournalFiles.at(path)
         self._chain = Chain()
@@ -80,8 +81,10 @@ class SqliteJournal:
         self._closed = False
         self._queue: list[_Job] = []
         self._wake = threading.Condition()
-        self._lock = WriterLock(self.files.lock) if lock else None
+        self._lock: WriterLock | None = None
         try:
+            if lock:
+                self._lock = WriterLock(self.files.lock)
             leftovers = self._settle_leftovers(clock)
             self._sentinel = JournalReader(self.files.db)
             try:
@@ -93,9 +96,12 @@ class SqliteJournal:
             except BaseException:
                 self._sentinel.close()
                 raise
-        except BaseException:
+        except BaseException as error:
             if self._lock is not None:
                 self._lock.release()
+            if isinstance(error, (OSError, sqlite3.Error)):
+                kind = JournalFull if _is_full(error) else JournalError
+                raise kind(f"{self.files.db} cannot be opened for writing: {error}") from error
             raise
         self._thread = threading.Thread(target=self._run, name="greenroom-journal", daemon=True)
         self._thread.start()
@@ -171,7 +177,9 @@ class SqliteJournal:
             mark = f"{os.getpid()} {clock()!r}"
             try:
                 self._mark_in_use(mark)
-            except JournalFull:
+            except sqlite3.Error as error:
+                if not _is_full(error):
+                    raise
                 self._reserve.give_up()
                 self._mark_in_use(mark)
             self._in_use = self._files_in_use()
@@ -201,20 +209,15 @@ class SqliteJournal:
                 "trusted_schema=0",
             ):
                 connection.execute(f"PRAGMA {pragma}")
-        except sqlite3.Error as error:
+        except BaseException:
             connection.close()
-            raise JournalError(f"{self.files.db} cannot be opened for writing: {error}") from error
+            raise
         return connection
 
     def _mark_in_use(self, mark: str) -> None:
         """Say in the database itself whether somebody writes: so a copy of it alone gives itself away."""
-        try:
-            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'in_use'", (mark,))
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            if _is_full(error):
-                raise JournalFull(f"there is no space for {self.files.db} to be written to") from error
-            raise JournalError(f"{self.files.db} cannot be written to: {error}") from error
+        self._connection.execute("UPDATE meta SET value = ? WHERE key = 'in_use'", (mark,))
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # -- the writer's thread ------------------------------------------------------------------------
 
@@ -374,7 +377,7 @@ class SqliteJournal:
         """Leave one file that is whole by itself; if that does not work, the two that are."""
         try:
             self._mark_in_use("")
-        except JournalError as error:
+        except sqlite3.Error as error:
             _log.warning("%s: closed with what is left in %s: %s", self.files.db, self.files.wal.name, error)
             self._connection.close()
             self._sentinel.close()
@@ -433,11 +436,13 @@ def _failure(files: JournalFiles, error: BaseException) -> str:
     )
 
 
-def _is_full(error: sqlite3.Error) -> bool:
+def _is_full(error: sqlite3.Error | OSError) -> bool:
     """No space, or a limit on the file's size, met before the commit was whole in the log.
 
     Not an error of a sync, which may also name a lack of space: by then it was.
     """
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     code = getattr(error, "sqlite_errorcode", 0)
     return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 

@@ -1,0 +1,102 @@
+"""One journal's life, again and again, each time with another fault (see faults.c; Linux, LD_PRELOAD).
+
+Reads lines of JSON, `{"folder": …, "kill_at": n, "tear": 0|1, "fail_sync_at": n}`; lives each in a child
+of its own and answers with what came of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from greenroom.actors.journal.kit import entry
+from greenroom.actors.journal.port import Entry, JournalError, JournalFailed
+from greenroom.actors.journal.sqlite import SqliteJournal
+
+shim = ctypes.CDLL(None)
+
+
+def batches(first: int) -> list[list[Entry]]:
+    """What is appended, in order; batches of two, one of them long, all in two streams."""
+    data = '{"note":"' + "x" * 300 + '"}'
+    long = '{"log":"' + "y" * 9_000 + '"}'
+    return [
+        [
+            entry("runner/mlx", version, data=long if version == first + 3 else data),
+            entry("scheduler", version),
+        ]
+        for version in range(first, first + 8)
+    ]
+
+
+def live(folder: Path, tell: int) -> None:
+    """Open, append, close, twice; say what was acknowledged as soon as it was."""
+    version = 1
+    for _ in range(2):
+        try:
+            journal = SqliteJournal(folder / "journal.db", reserve=8192)
+        except JournalError as error:
+            say(tell, {"not_opened": str(error)})
+            return
+        for number, batch in enumerate(batches(version)):
+            try:
+                records = journal.append(batch)
+            except JournalFailed as error:
+                say(tell, {"failed": str(error)})
+                refuses_for_ever(journal, batch)
+                journal.close()
+                return
+            say(tell, {"acknowledged": [record.id for record in records]})
+            if number == 3:
+                # So that what follows begins in a log that starts again.
+                journal._logged_pages = 10_000
+        journal.close()
+        version += 8
+
+
+def refuses_for_ever(journal: SqliteJournal, batch: list[Entry]) -> None:
+    for attempt in (batch, [entry("another", 1)]):
+        try:
+            journal.append(attempt)
+        except JournalFailed:
+            continue
+        raise AssertionError("a journal that had failed took another batch")
+
+
+def say(tell: int, what: object) -> None:
+    os.write(tell, json.dumps(what).encode() + b"\n")
+
+
+def main() -> None:
+    for line in sys.stdin:
+        order = json.loads(line)
+        hear, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(hear)
+            code = 1
+            try:
+                shim.faults_arm(
+                    order["kill_at"], order["tear"], order["fail_sync_at"], order["folder"].encode()
+                )
+                live(Path(order["folder"]), tell)
+                say(tell, {"steps": shim.faults_steps(), "syncs": shim.faults_syncs()})
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(tell)
+        with os.fdopen(hear) as said:
+            heard = [json.loads(text) for text in said]
+        _, status = os.waitpid(child, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        print(
+            json.dumps({"heard": heard, "killed": killed, "code": os.waitstatus_to_exitcode(status)}),
+            flush=True,
+        )
+
+
+main()

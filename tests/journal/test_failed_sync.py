@@ -1,0 +1,35 @@
+"""A sync that fails: what is on disk is unknown, so the journal ends there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from greenroom.actors.journal.reader import JournalReader
+
+
+def test_whichever_sync_fails_the_journal_ends_and_nothing_acknowledged_is_lost(live, folder: Path) -> None:
+    undisturbed = live(folder / "undisturbed")
+    syncs = undisturbed["heard"][-1]["syncs"]
+    everything = acknowledged(undisturbed)
+    assert syncs > 30
+    failed = 0
+    for sync in range(1, syncs + 1):
+        home = folder / f"failed-{sync}"
+        came = live(home, fail_sync_at=sync)
+        # life.py itself makes sure that a journal that has failed takes nothing more.
+        assert came["code"] == 0, came
+        failed += any("failed" in said or "not_opened" in said for said in came["heard"])
+        told = acknowledged(came)
+        try:
+            with JournalReader(home / "journal.db") as reader:
+                stored = [record.id for record in reader.read()]
+        except FileNotFoundError:
+            stored = []
+        assert stored == everything[: len(stored)]
+        assert len(stored) >= len(told)
+    # All but those at the close, when nobody is left to be told.
+    assert failed > syncs * 0.8
+
+
+def acknowledged(came: dict) -> list[str]:
+    return [id_ for said in came["heard"] for id_ in said.get("acknowledged", ())]

@@ -7,7 +7,6 @@ Flags come before the environment, the environment before `<home>/config.toml` (
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -160,6 +159,8 @@ def _config_file(home: Path, variables: Mapping[str, str]) -> Path | None:
 
 
 def _from_file(file: Path) -> list[tuple[str, Any, str]]:
+    import tomllib
+
     try:
         content = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:

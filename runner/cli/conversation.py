@@ -190,7 +190,7 @@ class Conversation:
                     if name.startswith("install/") and name not in installing:
                         installing.add(name)
                         shown.note(f"Installing {name.removeprefix('install/')} backend...")
-                    shown.update(job)
+                    shown.update({**job, "job": name})
                 seen = set(running)
                 self._tell_installed(shown, installing - running.keys())
                 installing &= running.keys()
@@ -206,19 +206,18 @@ class Conversation:
                     shown.note(f"{name} backend installed successfully")
 
     def _jobs(self) -> dict[str, dict[str, Any]]:
-        """The daemon's jobs this request may wait for: the default backend's install, and loads."""
-        from greenroom.runner.backends.catalog import BACKENDS
-
+        """The jobs that waiting requests wait for; ours is among these."""
         try:
-            jobs = self._client.get("/jobs") or []
+            jobs = {str(job["job"]): job for job in self._client.get("/jobs") or ()}
         except (Refused, Gone):
             return {}
-        wanted = {f"install/{name}" for name, backend in BACKENDS.items() if not backend.deferred}
-        return {
-            str(job["job"]): job
-            for job in jobs
-            if job.get("job") in wanted or str(job.get("job", "")).startswith("load/")
-        }
+        found = {}
+        for name, job in jobs.items():
+            if name.startswith("request/"):
+                # Without a job to follow it waits for its turn, which is worth a line too.
+                followed = str(job.get("follows") or name)
+                found[followed] = jobs.get(followed, job)
+        return found
 
 
 def anchored(model: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 from greenroom.runner.cli.conversation import announce
 from greenroom.runner.cli.launch import ensure_daemon
@@ -17,11 +15,9 @@ from greenroom.runner.quantities import format_size
 def command(ctx: click.Context, backend: str) -> None:
     """Remove a backend once its engines have answered what they were asked; it stays removed."""
     client = ensure_daemon(settings_of(ctx), announce)
-    with client.open("POST", "/engines/uninstall-backend", {"backend": backend}) as answer:
-        content = answer.read()
-    try:
-        freed = float(json.loads(content)["freed"])
-    except (ValueError, TypeError, KeyError):
-        # The contract's answer is empty.
-        freed = 0.0
+    answer = client.post("/engines/uninstall-backend", {"backend": backend}, timeout=None) or {}
+    if answer.get("was_installed") is False:
+        click.echo(f"{backend} backend is not installed")
+        return
+    freed = float(answer.get("freed") or 0)
     click.echo(f"Uninstalled {backend} backend{f', {format_size(freed)} freed' if freed else ''}")

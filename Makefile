@@ -1,0 +1,70 @@
+# make run     install Greenroom into .venv and ask a model something
+# make test    set up and run the tests
+# make help    everything else
+
+PYTHON ?= python3
+MODEL ?= smollm2
+PROMPT ?= Write one sentence about the sea.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# As typed: a dollar sign in a prompt is a dollar sign.
+run: export MODEL_NAME := $(value MODEL)
+run: export PROMPT_TEXT := $(value PROMPT)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow check format bench clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
+
+run: $(VENV)/.installed ## ask a model something: make run MODEL=… PROMPT=…  (PROMPT= begins a chat)
+	@if [ -n "$$PROMPT_TEXT" ]; then \
+	  $(BIN)/greenroom run "$$MODEL_NAME" -- "$$PROMPT_TEXT" </dev/null; \
+	else \
+	  $(BIN)/greenroom run "$$MODEL_NAME"; \
+	fi
+
+test: $(VENV)/.installed-dev ## set up and run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed-dev ## lint, format, strict types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p greenroom.actors -p greenroom.runner
+
+format: $(VENV)/.installed-dev ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-dev ## measure, beside the bare engine; JSON on standard output
+	$(BIN)/python -m bench
+
+clean: ## remove what was built; models and backends in the data directory stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Greenroom needs Python 3.11 or newer; try: make PYTHON=python3.12 run" if sys.version_info < (3, 11) else 0)'
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# Installed once and again when the requirements change; the sources are used where they lie.
+$(VENV)/.installed: $(BIN)/python pyproject.toml
+	@echo "Installing Greenroom into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+# Type checkers follow folders, not the mapping in pyproject.toml, so the packages get a folder that has them.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what tests and checks need into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@mkdir -p $(VENV)/types/greenroom
+	@ln -sfn ../../../actors $(VENV)/types/greenroom/actors
+	@ln -sfn ../../../runner $(VENV)/types/greenroom/runner
+	@touch $@

@@ -1,0 +1,118 @@
+"""How one request comes to a place in an engine's gate, and how it gives it back.
+
+The place is given back exactly once, whatever happened: `leave` is called in a `finally`, is idempotent,
+and does not wait. As long as no grant has been seen there may be one on its way, so leaving also abandons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from greenroom.actors.facts import Mode, Model
+from greenroom.actors.gates import Place
+from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refused
+from greenroom.actors.messages import SCHEDULER, Abandon, Granted, Serve
+from greenroom.actors.progress import request_job
+from greenroom.runner.http.backstage import Backstage
+from greenroom.runner.http.request_ids import RequestIds
+
+_GRACE = 15.0
+"""Seconds beyond `max_wait` after which a scheduler that has not answered is given up."""
+_REBUILDS = 5
+"""How often a request survives a rebuild of the scheduler."""
+
+
+class Admission:
+    """One request's way in and out."""
+
+    def __init__(
+        self,
+        backstage: Backstage,
+        ids: RequestIds,
+        model: Model,
+        *,
+        asked_as: str,
+        mode: Mode,
+        backend: str = "",
+        caller: str = "",
+        request_id: str = "",
+    ) -> None:
+        """`asked_as` is the model's name as the client wrote it; `backend`, unless empty, is binding.
+
+        `request_id` is used the first time; every further attempt has an id of its own.
+        """
+        self._backstage = backstage
+        self._ids = ids
+        self._model = model
+        self._asked_as = asked_as
+        self._mode: Mode = mode
+        self._backend = backend
+        self._caller = caller
+        self._first_id = request_id
+        self._asked = False
+        self._grant_due = False
+        self.request_id = ""
+        """What the place is held under; empty while there is none and none is wanted."""
+
+    async def enter(self, *, afresh: bool = False) -> Place:
+        """Wait for a place. Raises Refused and the kernel's other errors.
+
+        With `afresh` the scheduler is asked in any case: the gate that is open may be that of an engine
+        which has just died.
+        """
+        assert not self.request_id
+        self.request_id, self._first_id = self._first_id or self._ids.next(), ""
+        if not afresh:
+            place = self._backstage.gates.enter(self._model.id, self._mode, self._backend, self.request_id)
+            if place is not None:
+                return place
+        for rebuilds in range(_REBUILDS + 1):
+            try:
+                return await self._ask()
+            except ActorStopped:
+                # A scheduler that is rebuilt has forgotten who waits, and remembers everything else.
+                if rebuilds == _REBUILDS or self._backstage.system.failure is not None:
+                    raise
+            self.leave()
+            await asyncio.sleep(0.05 * (rebuilds + 1))
+            self.request_id = self._ids.next()
+        raise AssertionError("the last round returns or raises")
+
+    def leave(self) -> None:
+        """Give the place back, or stop wanting one."""
+        request_id, self.request_id = self.request_id, ""
+        if not request_id:
+            return
+        self._backstage.gates.leave(request_id)
+        if self._asked:
+            self._asked = False
+            self._backstage.board.clear(request_job(request_id))
+        if self._grant_due:
+            self._grant_due = False
+            # Without a scheduler there is nobody who could still grant anything.
+            with contextlib.suppress(KernelError):
+                self._backstage.system.tell(SCHEDULER, Abandon(request_id=request_id), cause=request_id)
+
+    async def _ask(self) -> Place:
+        serve = Serve(
+            request_id=self.request_id,
+            model_id=self._model.id,
+            model_ref=self._asked_as,
+            mode=self._mode,
+            backend=self._backend,
+            caller=self._caller,
+        )
+        self._asked = self._grant_due = True
+        try:
+            granted: Granted = await self._backstage.system.ask(
+                SCHEDULER,
+                serve,
+                cause=self.request_id,
+                timeout=self._backstage.settings.max_wait + _GRACE,
+            )
+        except Refused:
+            self._grant_due = False
+            raise
+        self._grant_due = False
+        return Place(granted.engine_id, granted.backend, granted.endpoint)

@@ -1,0 +1,88 @@
+"""What the front door needs of a `Greenroom`: anything else of this shape may stand behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from greenroom.actors.facts import Engine, Model
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.messages import BackendStatus
+from greenroom.actors.progress import ProgressBoard
+from greenroom.runner.backends.declaration import Backend
+
+
+class DoorSettings(Protocol):
+    """The settings the front door reads."""
+
+    @property
+    def max_wait(self) -> float:
+        """Seconds a request may wait for an engine."""
+        ...
+
+    @property
+    def progress_after(self) -> float:
+        """Seconds after which a waiting streaming client is told what is going on."""
+        ...
+
+    @property
+    def max_body(self) -> int:
+        """Bytes a request's body may have."""
+        ...
+
+
+class Backstage(Protocol):
+    """The runner behind the front door."""
+
+    @property
+    def settings(self) -> DoorSettings:
+        """How it is configured."""
+        ...
+
+    @property
+    def home(self) -> Path:
+        """The data directory."""
+        ...
+
+    @property
+    def instance_id(self) -> str:
+        """What a client knows this data directory by."""
+        ...
+
+    @property
+    def system(self) -> ActorSystem:
+        """Where the actors are."""
+        ...
+
+    @property
+    def gates(self) -> GateBoard:
+        """Who is inside which engine."""
+        ...
+
+    @property
+    def board(self) -> ProgressBoard:
+        """How far jobs are."""
+        ...
+
+    @property
+    def backends(self) -> Mapping[str, Backend]:
+        """The declarations, by name."""
+        ...
+
+    def find_model(self, text: str) -> Model | None:
+        """The model people call by this name, if it is here."""
+        ...
+
+    def models(self) -> tuple[Model, ...]:
+        """All models that are here."""
+        ...
+
+    def engines(self) -> tuple[Engine, ...]:
+        """All engines of all runners, and the last that are gone."""
+        ...
+
+    def statuses(self) -> tuple[BackendStatus, ...]:
+        """All backends as the installer sees them."""
+        ...

@@ -1,0 +1,91 @@
+"""What all routes of one front door share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from greenroom.actors.facts import Mode, Model
+from greenroom.actors.kernel.errors import KernelError
+from greenroom.runner.backends.declaration import Platform
+from greenroom.runner.http.admission import Admission
+from greenroom.runner.http.backstage import Backstage
+from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.request_ids import RequestIds
+from greenroom.runner.http.upstreams import Upstreams
+from greenroom.runner.http.visitors import Visitors
+from greenroom.runner.models.references import AmbiguousName, BadReference, shown
+
+_log = logging.getLogger(__name__)
+
+Stop = Callable[[float | None], None]
+"""Stops the daemon in order; the argument is for how many seconds its engines are kept (None: not)."""
+
+
+class Door:
+    """One front door: who is inside, the ways to the engines, and what lies behind."""
+
+    def __init__(self, backstage: Backstage, stop: Stop | None = None) -> None:
+        """`stop` is what `POST /daemon/stop` calls; without it that route says that it is the host's."""
+        self.backstage = backstage
+        self.stop = stop
+        self.visitors = Visitors()
+        self.ids = RequestIds()
+        self.upstreams = Upstreams(self._live_endpoints)
+        self.platform = Platform.here()
+        self._preloads: set[asyncio.Task[None]] = set()
+
+    def model(self, name: str, param: str = "model") -> Model:
+        """The model of that name. Raises HttpRefusal: 404 when it is not here, 400 when it is no name."""
+        try:
+            model = self.backstage.find_model(name)
+        except (BadReference, AmbiguousName) as error:
+            raise HttpRefusal(400, "bad_model_name", str(error), param=param) from None
+        if model is None:
+            name = shown(name.strip())
+            raise HttpRefusal(
+                404,
+                "model_not_found",
+                f'model "{name}" is not here; run: greenroom pull {name}',
+                param=param,
+            )
+        return model
+
+    def backend(self, name: str) -> str:
+        """The name of a backend there is. Raises HttpRefusal: 404."""
+        if name not in self.backstage.backends:
+            known = ", ".join(self.backstage.backends)
+            raise HttpRefusal(404, "backend_not_found", f"backend not found; there are: {known}.")
+        return name
+
+    def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
+        """Have a model loaded in the background; what comes of it is in the journal."""
+        admission = Admission(
+            self.backstage, self.ids, model, asked_as=asked_as, mode=mode, backend=backend, caller="preload"
+        )
+        task = asyncio.get_running_loop().create_task(_preload(admission))
+        # A loop keeps only weak references to its tasks.
+        self._preloads.add(task)
+        task.add_done_callback(self._preloads.discard)
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        for task in self._preloads:
+            task.cancel()
+        if self._preloads:
+            await asyncio.wait(self._preloads)
+        self.visitors.close()
+        await self.upstreams.close()
+
+    def _live_endpoints(self) -> set[str]:
+        return {engine.endpoint for engine in self.backstage.engines() if engine.state != "gone"}
+
+
+async def _preload(admission: Admission) -> None:
+    try:
+        await admission.enter()
+    except KernelError as error:
+        _log.info("a preload was refused: %s", error)
+    finally:
+        admission.leave()

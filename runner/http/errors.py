@@ -1,0 +1,135 @@
+"""What a client is told when something did not work.
+
+Two families, as Docker Model Runner has them: inference routes speak OpenAI's error object, the verbs
+under `/engines` and `/models` speak one line of text (or the same object, to a client that accepts JSON).
+Both carry the same sentence. Never a traceback, never raw tool output.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import web
+from greenroom.actors.kernel.errors import (
+    ActorStopped,
+    AskExpired,
+    KernelError,
+    MailboxFull,
+    Refusal,
+    Refused,
+    SystemFailed,
+)
+
+Family = Literal["openai", "text"]
+
+_log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+JSON = "application/json"
+DONE = b"data: [DONE]\n\n"
+DOCKER_CLI = "docker-model-cli/"
+
+
+class HttpRefusal(Exception):
+    """A no of the front door itself, told like an actor's."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, **more: Any
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.refusal = Refusal(code=code, message=message, status=status, **more)
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """The refusal an exception stands for; what nobody foresaw is logged, and told without details."""
+    if isinstance(error, Refused | HttpRefusal):
+        return error.refusal
+    if isinstance(error, SystemFailed):
+        return Refusal(
+            code="stopped",
+            message=f"Greenroom has stopped itself: {error}.",
+            advice="Start it again with greenroom serve; greenroom log says what happened.",
+            status=503,
+        )
+    if isinstance(error, MailboxFull):
+        return Refusal(code="busy", message="Too many requests wait already.", status=429, retry_after=1.0)
+    if isinstance(error, AskExpired):
+        return Refusal(
+            code="not_in_time", message="There was no answer in time.", status=503, retry_after=5.0
+        )
+    if isinstance(error, ActorStopped | KernelError):
+        return Refusal(code="stopping", message="Greenroom is stopping.", status=503, retry_after=2.0)
+    _log.error("a request failed in a way nobody foresaw", exc_info=error)
+    return Refusal(
+        code="internal_error",
+        message="Greenroom failed on this request.",
+        advice="Its log (greenroom logs) says why.",
+        status=500,
+    )
+
+
+def error_object(refusal: Refusal, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object, with what programs may want to know beside it."""
+    error: dict[str, Any] = {
+        "message": refusal.sentence(),
+        "type": _type_of(refusal.status),
+        "code": refusal.code,
+        "param": param,
+    }
+    if refusal.subject and refusal.code.startswith("backend"):
+        error["backend"] = refusal.subject
+    if refusal.retry_after:
+        error["retry_after"] = refusal.retry_after
+    for name, number in refusal.numbers.items():
+        error[name] = int(number) if number.is_integer() else number
+    return {"error": error}
+
+
+def frame(refusal: Refusal, param: str | None = None) -> bytes:
+    """The refusal as the last thing in a stream of server-sent events."""
+    return b"data: " + _encode(error_object(refusal, param)) + b"\n\n" + DONE
+
+
+def status_for(request: web.BaseRequest, refusal: Refusal) -> int:
+    """The status this client can make sense of.
+
+    Docker's CLI takes every 503 for "the runner is not running" and throws the sentence away.
+    """
+    if refusal.status == 503 and DOCKER_CLI in request.headers.get("User-Agent", ""):
+        return 500
+    return refusal.status
+
+
+def answer(
+    request: web.BaseRequest, refusal: Refusal, family: Family, param: str | None = None
+) -> web.Response:
+    """The refusal as a response of its own."""
+    headers = {"X-Content-Type-Options": "nosniff"}
+    if refusal.retry_after > 0:
+        headers["Retry-After"] = str(max(1, round(refusal.retry_after)))
+    status = status_for(request, refusal)
+    if family == "openai" or wants_json(request):
+        return web.Response(
+            status=status, body=_encode(error_object(refusal, param)), content_type=JSON, headers=headers
+        )
+    return web.Response(status=status, text=refusal.sentence() + "\n", headers=headers)
+
+
+def answer_error(request: web.BaseRequest, error: BaseException, family: Family) -> web.Response:
+    """The response for an exception."""
+    return answer(request, refusal_of(error), family, getattr(error, "param", None))
+
+
+def wants_json(request: web.BaseRequest) -> bool:
+    """True for a client that asks for JSON in any of its forms."""
+    accepted = request.headers.get("Accept", "")
+    return JSON in accepted or "ndjson" in accepted
+
+
+def _type_of(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"

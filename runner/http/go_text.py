@@ -1,0 +1,38 @@
+"""Durations as Go writes them: `5m0s`, `1h30m0s`, `-1` for ever. They are part of the wire contract."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
+def parse_go_duration(text: str) -> float:
+    """Seconds; -1 for every negative one, which means for ever. Raises ValueError."""
+    if text == "0":
+        return 0.0
+    if text == "-1":
+        return -1.0
+    body = text[1:] if text[:1] in ("-", "+") else text
+    parts = list(_PART.finditer(body))
+    if not parts or "".join(part.group() for part in parts) != body:
+        raise ValueError(f'"{text[:40]}" is not a duration; write 5m, 1h30m, 0, or -1 for ever')
+    if text.startswith("-"):
+        return -1.0
+    return sum(float(part[1]) * _UNITS[part[2]] for part in parts)
+
+
+def go_duration(seconds: float) -> str:
+    """As Go prints it; `-1` for ever."""
+    if seconds < 0:
+        return "-1"
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms" if seconds else "0s"
+    whole, fraction = divmod(round(seconds, 3), 1)
+    hours, rest = divmod(int(whole), 3600)
+    minutes, rest = divmod(rest, 60)
+    last = f"{rest + fraction:.3f}".rstrip("0").rstrip(".")
+    if hours:
+        return f"{hours}h{minutes}m{last}s"
+    return f"{minutes}m{last}s" if minutes else f"{last}s"

@@ -1,0 +1,46 @@
+"""Which headers pass between a client and an engine."""
+
+from __future__ import annotations
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+REQUEST_ID = "X-Request-Id"
+
+_HOP_BY_HOP = frozenset(
+    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
+    " transfer-encoding upgrade".split()
+)
+_NOT_FORWARDED = _HOP_BY_HOP | frozenset(
+    # What concerns us and not the engine, what is the client's secret, what would change the bytes.
+    "accept-encoding authorization content-encoding content-length cookie expect forwarded host origin"
+    " referer x-api-key x-forwarded-for x-forwarded-host x-forwarded-proto x-preload-only"
+    " x-request-id".split()
+)
+_NOT_RETURNED = _HOP_BY_HOP | frozenset(
+    "content-length date server set-cookie access-control-allow-origin access-control-allow-credentials"
+    " access-control-allow-headers access-control-allow-methods x-request-id".split()
+)
+
+
+def request_id_of(request: web.Request) -> str:
+    """The id this request was given at the door."""
+    request_id: str = request.get(REQUEST_ID, "")
+    return request_id
+
+
+def forwarded(request: web.Request) -> CIMultiDict[str]:
+    """A request's headers, as the engine gets them."""
+    headers = CIMultiDict(
+        [(name, value) for name, value in request.headers.items() if name.lower() not in _NOT_FORWARDED]
+    )
+    headers.setdefault("Content-Type", "application/json")
+    return headers
+
+
+def returned(answer: aiohttp.ClientResponse) -> CIMultiDict[str]:
+    """An answer's headers, as the client gets them."""
+    return CIMultiDict(
+        [(name, value) for name, value in answer.headers.items() if name.lower() not in _NOT_RETURNED]
+    )

@@ -1,0 +1,90 @@
+"""Is it alive, is it ready, what is it doing, and stop it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from greenroom.actors.kernel.errors import ActorStopped, KernelError
+from greenroom.actors.messages import SCHEDULER, Abandon
+from greenroom.runner.daemon import greenroom_version
+from greenroom.runner.http.bodies import read_json
+from greenroom.runner.http.door import Door
+from greenroom.runner.http.errors import HttpRefusal, refusal_of
+
+_READY_WITHIN = 2.0
+"""Seconds within which the scheduler must answer."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class StopBody(msgspec.Struct):
+    """`POST /daemon/stop`."""
+
+    keep_engines: float | None = None
+
+
+class Health:
+    """The handlers."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    def routes(self) -> Iterator[web.RouteDef]:
+        """All of them."""
+        yield web.get("/", self.root)
+        yield web.get("/version", self.version)
+        yield web.get("/livez", self.livez)
+        yield web.get("/readyz", self.readyz)
+        yield web.get("/jobs", self.jobs)
+        yield web.post("/daemon/stop", self.stop)
+
+    async def root(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+        """A line for whoever looks with a browser."""
+        return web.Response(text="Greenroom is running")
+
+    async def version(self, request: web.Request) -> web.Response:  # noqa: ARG002
+        """Which Greenroom this is."""
+        return web.json_response({"version": greenroom_version()})
+
+    async def livez(self, request: web.Request) -> web.Response:  # noqa: ARG002
+        """Says who it is, by which a client knows its own daemon. Asks no actor."""
+        backstage = self._door.backstage
+        return web.json_response(
+            {
+                "status": "ok",
+                "instance_id": backstage.instance_id,
+                "pid": os.getpid(),
+                "version": greenroom_version(),
+                "home": str(backstage.home),
+            }
+        )
+
+    async def readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002
+        """Green while the scheduler answers, which it first does once it has been started."""
+        # Abandoning a request nobody has made changes nothing, and has to wait its turn like any other.
+        nobody = Abandon(request_id="readyz")
+        try:
+            await self._door.backstage.system.ask(SCHEDULER, nobody, timeout=_READY_WITHIN)
+        except (KernelError, RuntimeError) as error:
+            # A Greenroom that does not run has no system to ask, which it says by a RuntimeError.
+            refusal = refusal_of(error if isinstance(error, KernelError) else ActorStopped())
+            body = {"status": "not ready", "error": {"message": refusal.sentence(), "code": refusal.code}}
+            return web.json_response(body, status=503, headers={"Retry-After": "1"})
+        return web.json_response({"status": "ok"})
+
+    async def jobs(self, request: web.Request) -> web.Response:  # noqa: ARG002
+        """The latest progress of every job that runs."""
+        running: list[Any] = list(self._door.backstage.board.running().values())
+        return web.Response(body=_encode(running), content_type="application/json")
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """Begin an orderly stop."""
+        body = await read_json(request, 2**16, StopBody)
+        if self._door.stop is None:
+            raise HttpRefusal(409, "not_a_daemon", "This Greenroom is part of another program.")
+        self._door.stop(body.keep_engines)
+        return web.json_response({"status": "stopping"}, status=202)

@@ -1,0 +1,168 @@
+"""Installing and uninstalling backends over HTTP.
+
+Without a wish for progress the answer is the contract's: nothing until it is finished, then 200 and an
+empty body. `Accept: application/x-ndjson` or `text/event-stream` brings the progress. A client that leaves
+ends nothing; `/engines/cancel-install` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from greenroom.actors.facts import Progress
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.messages import INSTALLER, CancelInstall, Ensure, Ensured, PlanInstall, Uninstall
+from greenroom.actors.progress import install_job
+from greenroom.runner.http.bodies import read_json
+from greenroom.runner.http.door import Door
+from greenroom.runner.http.errors import HttpRefusal, wants_json
+from greenroom.runner.http.progress_stream import stream_job
+from greenroom.runner.http.waiting import EVENT_STREAM
+
+NDJSON = "application/x-ndjson"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class InstallBody(msgspec.Struct):
+    """`POST /engines/install-backend`."""
+
+    backend: str = ""
+    version: str = ""
+    reinstall: bool = False
+    dry_run: bool = False
+
+
+class CancelBody(msgspec.Struct):
+    """`POST /engines/cancel-install`."""
+
+    backend: str = ""
+    leave: bool = False
+    """Only if nobody else waits for it."""
+
+
+class ObjectLines:
+    """A JSON object a line."""
+
+    content_type = NDJSON
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+
+    def progress(self, progress: Progress) -> bytes:
+        """`{"type": "progress", …}`."""
+        return self.encode({"type": "progress"} | msgspec.to_builtins(progress))
+
+    def heartbeat(self) -> bytes:
+        """An empty line."""
+        return b"\n"
+
+    def success(self, result: Ensured) -> bytes:
+        """`{"type": "success", …}`."""
+        word = "installed successfully" if result.fresh else "is already installed"
+        return self.encode(
+            {
+                "type": "success",
+                "message": f"{self._backend} backend {word}",
+                "already": not result.fresh,
+                "installation": result.installation,
+            }
+        )
+
+    def error(self, refusal: Refusal) -> bytes:
+        """`{"type": "error", …}`."""
+        return self.encode(
+            {"type": "error", "message": refusal.message, "advice": refusal.advice, "code": refusal.code}
+        )
+
+    def encode(self, line: dict[str, Any]) -> bytes:
+        """The object as this content type has it."""
+        return _encode(line) + b"\n"
+
+
+class EventLines(ObjectLines):
+    """The same objects as server-sent events; an error is an event of that name."""
+
+    content_type = EVENT_STREAM
+
+    def heartbeat(self) -> bytes:
+        """A comment."""
+        return b":\n\n"
+
+    def encode(self, line: dict[str, Any]) -> bytes:
+        """One event."""
+        name = b"event: error\n" if line["type"] == "error" else b""
+        return name + b"data: " + _encode(line) + b"\n\n"
+
+
+class Installs:
+    """The handlers."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    def routes(self) -> Iterator[web.RouteDef]:
+        """All of them."""
+        yield web.post("/engines/install-backend", self.install)
+        yield web.post("/engines/uninstall-backend", self.uninstall)
+        yield web.post("/engines/cancel-install", self.cancel)
+
+    async def install(self, request: web.Request) -> web.StreamResponse:
+        """Have a backend installed."""
+        body = await self._body(request, InstallBody)
+        backend = self._door.backend(body.backend)
+        backstage = self._door.backstage
+
+        async def plan() -> web.StreamResponse:
+            found = await backstage.system.ask(INSTALLER, PlanInstall(backend=backend, version=body.version))
+            return web.Response(body=_encode(found), content_type="application/json")
+
+        async def install() -> web.StreamResponse:
+            ensure = Ensure(
+                backend=backend, version=body.version, wanted_by="explicit", repair=body.reinstall
+            )
+            reply = backstage.system.ask(INSTALLER, ensure)
+            lines = _lines(request, backend)
+            if lines is None:
+                await reply
+                return web.Response()
+            return await stream_job(request, backstage.board, install_job(backend), reply, lines)
+
+        return await self._door.visitors.attend(request, plan if body.dry_run else install)
+
+    async def uninstall(self, request: web.Request) -> web.StreamResponse:
+        """Remove a backend once its engines have drained."""
+        body = await self._body(request, InstallBody)
+        backend = self._door.backend(body.backend)
+
+        async def uninstall() -> web.StreamResponse:
+            gone = await self._door.backstage.system.ask(INSTALLER, Uninstall(backend=backend))
+            if wants_json(request):
+                return web.Response(body=_encode(gone), content_type="application/json")
+            return web.Response()
+
+        return await self._door.visitors.attend(request, uninstall)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """End an installation."""
+        body = await self._body(request, CancelBody)
+        cancel = CancelInstall(backend=self._door.backend(body.backend), leave=body.leave)
+        cancelled = await self._door.backstage.system.ask(INSTALLER, cancel)
+        return web.json_response({"ended": cancelled.ended})
+
+    async def _body(self, request: web.Request, kind: type[Any]) -> Any:
+        limit = self._door.backstage.settings.max_body
+        body = await read_json(request, limit, kind, what="backend is required")
+        if not body.backend:
+            raise HttpRefusal(400, "invalid_request", "invalid request: backend is required")
+        return body
+
+
+def _lines(request: web.Request, backend: str) -> ObjectLines | None:
+    accepted = request.headers.get("Accept", "")
+    if EVENT_STREAM in accepted:
+        return EventLines(backend)
+    return ObjectLines(backend) if "ndjson" in accepted else None

@@ -1,0 +1,83 @@
+"""The routes OpenAI's clients use, under every prefix Docker Model Runner has for them.
+
+A path that names a backend (`/engines/mlx/v1/…`) is binding: no other serves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+
+from aiohttp import web
+from greenroom.actors.facts import Model
+from greenroom.runner.http.door import Door
+from greenroom.runner.http.proxy import Exchange, Kind
+
+_KINDS = {
+    "/v1/chat/completions": Kind("completion", "/v1/chat/completions", done=True),
+    "/v1/completions": Kind("completion", "/v1/completions", done=True),
+    "/v1/embeddings": Kind("embedding", "/v1/embeddings"),
+    "/v1/messages": Kind("completion", "/v1/messages"),
+    "/v1/messages/count_tokens": Kind("completion", "/v1/messages/count_tokens"),
+    "/rerank": Kind("reranking", "/rerank"),
+    "/score": Kind("reranking", "/score"),
+}
+"""What may follow a prefix, and what it asks of an engine (which has them all at its root)."""
+_PREFIXES = ("", "/engines", "/engines/{backend}")
+
+
+def routes(door: Door) -> Iterator[web.RouteDef]:
+    """All of them."""
+    for path, kind in _KINDS.items():
+        handler = _inference(door, kind)
+        for prefix in _PREFIXES:
+            yield web.post(prefix + path, handler)
+    listing = Listing(door)
+    for prefix in _PREFIXES:
+        yield web.get(f"{prefix}/v1/models", listing.all)
+        yield web.get(prefix + "/v1/models/{name:.+}", listing.one)
+
+
+def _inference(door: Door, kind: Kind) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        backend = request.match_info.get("backend", "")
+        if backend:
+            door.backend(backend)
+        exchange = Exchange(door, request, kind, backend)
+        return await door.visitors.attend(request, exchange.serve, exchange.farewell)
+
+    return serve
+
+
+class Listing:
+    """The models, as OpenAI's clients list them."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def all(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+        """Every model that is here, once, by its first name."""
+        return web.json_response(
+            {"object": "list", "data": [_entry(model) for model in self._door.backstage.models()]}
+        )
+
+    async def one(self, request: web.Request) -> web.Response:
+        """One model, by any of its names."""
+        return web.json_response(_entry(self._door.model(request.match_info["name"])))
+
+
+def _entry(model: Model) -> dict[str, object]:
+    about = {
+        "context_window": model.context_length,
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "quantization": model.quantization,
+        "size": f"{model.size / 2**20:.2f} MiB" if model.size else "",
+    }
+    entry: dict[str, object] = {
+        "id": model.tags[0] if model.tags else model.id,
+        "object": "model",
+        "created": int(model.created),
+        "owned_by": "docker",
+    }
+    known = {name: value for name, value in about.items() if value}
+    return {**entry, "dmr": known} if known else entry

@@ -51,7 +51,7 @@ def parse_size(text: str | int) -> int:
     else:
         match = _SIZE.fullmatch(str(text).strip())
         unit = _SIZES.get(match[2].lower()) if match else None
-        if match is None or unit is None:
+        if match is None or unit is None or (unit == 1 and "." in match[1]):
             raise ValueError(f"{text!r} is not a size; write 512MiB, 8GB or a number of bytes")
         size = int(float(match[1]) * unit)
     if size < 0:

@@ -75,6 +75,8 @@ class Narrator:
         spec = fields.get("spec")
         if isinstance(spec, dict) and "engine_id" in spec:
             self._engines[str(spec["engine_id"])] = spec
+        if fields.get("model_ref"):
+            self._models[str(fields.get("model_id"))] = short(str(fields["model_ref"]))
         model = fields.get("model")
         if isinstance(model, dict):
             tags = model.get("tags") or ()
@@ -93,7 +95,7 @@ class Narrator:
     def _model(self, fields: Fields) -> str:
         reference = fields.get("model_ref")
         one = str(fields.get("model_id", ""))
-        return short(str(reference)) if reference else self._models.get(one, one[7:19] or "a model")
+        return short(str(reference)) if reference else self._models.get(one, f"Model {one[7:19] or one}")
 
     # installer
 

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from greenroom.actors import events
+from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors.journal.port import Record
+from greenroom.actors.kernel.core import Event
+from greenroom.actors.kernel.supervision import CommandParked
+from greenroom.runner.diagnosis.sentences import TOLD, Narrator
+
+EVENT_TYPES = [
+    value
+    for value in vars(events).values()
+    if isinstance(value, type) and issubclass(value, Event) and value is not Event
+] + [CommandParked]
+
+SPEC = EngineSpec(
+    engine_id="e1",
+    backend="llama.cpp",
+    installation_id="1.0-ab.1",
+    model_id="sha256:" + "a" * 64,
+    model_ref="docker.io/ai/smollm2:latest",
+    memory=312_000_000,
+)
+INSTALLATION = Installation(id="1.0-ab.1", backend="mlx", version="1.0", size=421_000_000)
+FAILURE = Failure(kind="transient", code="unreachable", message="The index did not answer.", advice="Wait.")
+
+
+def tell(narrator: Narrator, event: Event) -> str:
+    return narrator.tell(record_of(type(event).TAG, msgspec.json.encode(event).decode()))
+
+
+def record_of(tag: str, data: str) -> Record:
+    return Record(seq=1, at=0.0, stream="s", version=1, type=tag, schema=1, cause="", data=data)
+
+
+def test_every_event_has_a_sentence_and_no_sentence_lacks_an_event() -> None:
+    assert {kind.TAG for kind in EVENT_TYPES} == TOLD
+
+
+def example(kind: type[Event]) -> Event:
+    """An event of this type with something in every field that has no default."""
+    values = {
+        "spec": SPEC,
+        "installation": INSTALLATION,
+        "failure": FAILURE,
+        "exit": EngineExit(at=1.0, code=1, summary="It ran out of memory"),
+        "model": Model(id=SPEC.model_id, tags=(SPEC.model_ref,)),
+        "mode": "completion",
+        "wanted_by": "request",
+    }
+    filled = {}
+    for each in msgspec.structs.fields(kind):
+        if each.required:
+            default = {int: 7, float: 7.0, str: "x", tuple[str, ...]: ("x",)}.get(each.type, "x")
+            filled[each.name] = values.get(each.name, default)
+    return kind(**filled)
+
+
+@pytest.mark.parametrize("kind", EVENT_TYPES, ids=lambda kind: kind.TAG)
+def test_a_sentence_is_a_sentence(kind: type[Event]) -> None:
+    sentence = tell(Narrator(), example(kind))
+
+    assert not sentence.startswith(f"{kind.TAG}: "), "it fell back to raw fields"
+    assert sentence[0].isupper() or sentence.startswith(("x", "smollm2", "llama.cpp", "mlx"))
+    assert sentence.endswith(".")
+    assert ".." not in sentence
+    assert "None" not in sentence
+
+
+def test_what_names_only_a_job_is_told_with_what_the_job_is_about() -> None:
+    narrator = Narrator()
+    tell(narrator, events.PullRequested(job="pull-1", reference="docker.io/ai/smollm2:latest"))
+
+    sentence = tell(narrator, events.PullFailed(job="pull-1", failure=FAILURE))
+
+    assert sentence == "smollm2 could not be fetched: The index did not answer. Wait."
+
+
+def test_what_names_only_an_engine_is_told_with_its_model_and_backend() -> None:
+    narrator = Narrator()
+    tell(narrator, events.EngineStartRequested(spec=SPEC))
+
+    sentence = tell(narrator, events.EngineReady(engine_id="e1", seconds=0.84))
+
+    assert sentence == "Engine e1 (smollm2 on llama.cpp) is ready after 0.8s."
+
+
+def test_a_start_without_a_stop_before_it_says_that_the_daemon_was_killed() -> None:
+    narrator = Narrator()
+    start = events.DaemonStarted(pid=11, version="0.1", platform="Linux")
+    assert "killed" not in tell(narrator, start)
+
+    assert "(process 11) was killed" in tell(narrator, msgspec.structs.replace(start, pid=12))
+
+    tell(narrator, events.DaemonStopped(pid=12, reason="asked to stop"))
+    assert "killed" not in tell(narrator, msgspec.structs.replace(start, pid=13))
+
+
+def test_an_eviction_says_what_decided() -> None:
+    event = events.EvictionDecided(
+        engine_id="e1",
+        model_id=SPEC.model_id,
+        model_ref=SPEC.model_ref,
+        backend="llama.cpp",
+        reason="room",
+        in_favour_of="docker.io/ai/gemma3:latest",
+        memory=312_000_000,
+        needed=2_000_000_000,
+        free=1_900_000_000,
+    )
+
+    assert tell(Narrator(), event) == (
+        "Engine e1 (smollm2 on llama.cpp) is to end: gemma3 needs the room "
+        "(2.00 GB needed, 1.90 GB free, it holds 312 MB)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("tag", "data"),
+    [
+        ("never_heard_of", '{"a":1}'),
+        ("engine_ready", "{}"),
+        ("engine_ready", "[]"),
+        ("engine_ready", "not JSON"),
+    ],
+)
+def test_what_cannot_be_told_is_shown_as_it_is(tag: str, data: str) -> None:
+    assert Narrator().tell(record_of(tag, data)) == f"{tag}: {data}"

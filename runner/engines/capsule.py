@@ -37,6 +37,8 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 _ERROR_LINE = re.compile(r"\b(?:error|exception|failed|fatal|abort(?:ed)?|assert)", re.IGNORECASE)
+_EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b")
+"""The last line of a Python traceback: better than a log line that only mentions an error."""
 _LINE_START = re.compile(r"^(?:\d[\d.:\-T ]*\s+)?(?:[EWI]\s+)?")
 
 
@@ -98,9 +100,10 @@ def cause_of(lines: Iterable[str]) -> str:
             if found := pattern.search(line):
                 groups = [group.strip(" '\".") for group in found.groups()]
                 return sentence.format(*groups).strip()
-    for line in latest:
-        if _ERROR_LINE.search(line):
-            return _LINE_START.sub("", line).strip().rstrip(".")[:300]
+    for telling in (_EXCEPTION_LINE, _ERROR_LINE):
+        for line in latest:
+            if telling.search(line):
+                return _LINE_START.sub("", line).strip().rstrip(".")[:300]
     return ""
 
 

@@ -131,7 +131,7 @@ class Sockets:
 def _private_runtime_dir() -> Path:
     """A short folder of this user alone."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if base and os.path.isdir(base) and os.access(base, os.W_OK) and len(os.fsencode(base)) <= 60:
+    if base and os.path.isdir(base) and os.access(base, os.W_OK) and len(os.fsencode(base)) <= 64:
         folder = Path(base) / "greenroom"
     else:
         folder = Path(tempfile.gettempdir()) / f"greenroom-{os.getuid()}"

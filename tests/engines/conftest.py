@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -165,3 +166,21 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(folder)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_python(test_cache: Path) -> Path:
+    """The interpreter of an environment with xllamacpp."""
+    from uv import find_uv_bin
+
+    environment = test_cache / "llama-cpp-env"
+    python, mark = environment / "bin" / "python", environment / "whole"
+    if not mark.exists():
+        shutil.rmtree(environment, ignore_errors=True)
+        for words in (
+            ["venv", "--quiet", "--python", sys.executable, str(environment)],
+            ["pip", "install", "--quiet", "--python", str(python), "xllamacpp"],
+        ):
+            subprocess.run([find_uv_bin(), *words], check=True, timeout=600)
+        mark.touch()
+    return python

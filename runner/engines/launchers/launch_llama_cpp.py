@@ -158,7 +158,7 @@ _SWITCHES = """
 --no-mmproj --no-mmproj-auto : no_mmproj true
 --mmproj-auto : no_mmproj false
 --lora-init-without-apply : lora_init_without_apply true
---backend-sampling : sampling.backend_sampling true
+--backend-sampling -bs : sampling.backend_sampling true
 --ignore-eos : sampling.ignore_eos true
 --spec-draft-backend-sampling : speculative.draft.backend_sampling true
 --no-spec-draft-backend-sampling : speculative.draft.backend_sampling false

@@ -58,7 +58,7 @@ def main() -> None:
 
 def _exit_after(generation: threading.Thread) -> None:
     generation.join()
-    sys.stderr.write("error: mlx-lm's generation thread has ended\n")
+    sys.stderr.write("mlx-lm's generation thread has ended\n")
     sys.stderr.flush()
     os._exit(1)
 

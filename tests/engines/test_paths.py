@@ -1,0 +1,80 @@
+"""Folders, sockets and the environment of engines."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from greenroom.runner.engines.environment import cleaned
+from greenroom.runner.engines.paths import SOCKET_BYTES, EngineFolder
+from greenroom.runner.failures import JobFailed
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    """A runtime folder with a short path, as systems have them."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("engine_id", ["", ".", "..", "a/b", "/a", "a\0b", "-a", "a" * 65, "a.b"])
+def test_only_plain_ids_become_folders(tmp_path, engine_id):
+    with pytest.raises(ValueError, match="cannot name a folder"):
+        EngineFolder.of(tmp_path, engine_id)
+
+
+def test_sockets_lie_in_the_engines_folder_where_they_fit(tmp_path):
+    folder = EngineFolder.of(tmp_path, "e-1")
+    sockets = folder.create()
+    assert sockets.engine == folder.path / "engine.sock"
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_long_path_gets_short_sockets_in_a_private_runtime_folder(tmp_path, runtime):
+    folder = EngineFolder.of(tmp_path / ("x" * 80), "e-1")
+    sockets = folder.create()
+    assert len(os.fsencode(sockets.keeper)) <= SOCKET_BYTES
+    assert sockets.engine.parent.parent == runtime / "greenroom"
+    assert sockets.engine.parent.stat().st_mode & 0o777 == 0o700
+    assert folder.create() == sockets
+    folder.remove()
+    assert not sockets.engine.parent.exists()
+    assert not folder.path.exists()
+
+
+def test_a_runtime_folder_others_can_reach_is_refused(tmp_path, runtime):
+    (runtime / "greenroom").mkdir()
+    (runtime / "greenroom").chmod(0o777)
+    with pytest.raises(JobFailed, match="not a private folder"):
+        EngineFolder.of(tmp_path / ("x" * 80), "e-1").create()
+
+
+def test_a_runtime_folder_that_is_a_link_is_refused(tmp_path, runtime):
+    (runtime / "elsewhere").mkdir(mode=0o700)
+    (runtime / "greenroom").symlink_to(runtime / "elsewhere")
+    with pytest.raises(JobFailed, match="not a private folder"):
+        EngineFolder.of(tmp_path / ("x" * 80), "e-1").create()
+
+
+def test_an_engine_sees_what_it_needs_and_no_secret():
+    ours = {
+        "PATH": "/bin",
+        "HOME": "/home/me",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "LC_ALL": "C",
+        "HF_TOKEN": "hf_secret",
+        "OPENAI_API_KEY": "sk",
+        "VLLM_API_KEY": "sk",
+        "PYTHONPATH": "/evil",
+        "LD_PRELOAD": "/evil.so",
+    }
+    assert cleaned({"HF_HUB_OFFLINE": "1"}, ours) == {
+        "PATH": "/bin",
+        "HOME": "/home/me",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "LC_ALL": "C",
+        "HF_HUB_OFFLINE": "1",
+    }

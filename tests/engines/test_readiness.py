@@ -1,0 +1,96 @@
+"""Loading, ready, dead; and patience."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from greenroom.runner.backends.declaration import Readiness
+from greenroom.runner.backends.llama_cpp import LlamaCpp
+from greenroom.runner.backends.mlx import Mlx
+from greenroom.runner.engines.readiness import (
+    Health,
+    Patience,
+    Probe,
+    Pulse,
+    belongs_to,
+    judge,
+    peer_pid,
+    take_pulse,
+)
+
+
+@pytest.mark.parametrize(
+    ("backend", "status", "health"),
+    [
+        (LlamaCpp, None, Health.SILENT),
+        (LlamaCpp, 503, Health.LOADING),
+        (LlamaCpp, 200, Health.READY),
+        (LlamaCpp, 404, Health.LOADING),
+        (Mlx, 200, Health.READY),
+        (Mlx, 503, Health.DEAD),
+    ],
+)
+def test_the_same_status_means_different_things_to_different_backends(backend, status, health):
+    assert judge(backend.readiness, status) is health
+
+
+def pulse(log=0, cpu=0.0, read=0) -> Pulse:
+    return Pulse(log_size=log, cpu_seconds=cpu, bytes_read=read)
+
+
+@pytest.mark.parametrize("moved", [{"log": 1}, {"cpu": 0.5}, {"read": 1}])
+def test_any_sign_of_life_begins_the_wait_anew(moved):
+    patience = Patience(stall_after=10, now=0)
+    assert not patience.stalled(pulse(), 0)
+    assert not patience.stalled(pulse(), 9)
+    assert not patience.stalled(pulse(**moved), 10)
+    assert not patience.stalled(pulse(**moved), 19)
+    assert patience.stalled(pulse(**moved), 20)
+
+
+def test_the_processor_time_of_an_idle_server_is_no_sign_of_life():
+    patience = Patience(stall_after=10, now=0)
+    assert [patience.stalled(pulse(cpu=now * 0.01), now) for now in (0, 5, 9, 10)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_the_pulse_counts_descendants_and_survives_the_death_of_the_process():
+    busy = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\n"
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {busy + 'input()'!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        for _ in range(2000):
+            if take_pulse(process.pid, 0).cpu_seconds >= 0.2:
+                break
+            os.sched_yield()
+        else:
+            pytest.fail("the child's processor time was not seen")
+    finally:
+        process.communicate(b"\n")
+    assert take_pulse(process.pid, 5) == pulse(log=5)
+
+
+def test_a_stranger_on_the_socket_is_never_taken_for_the_engine(tmp_path):
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        stranger = Probe(path, Readiness(), leader=1)
+        assert stranger.look() is Health.SILENT
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert peer_pid(client) == os.getpid()
+    assert belongs_to(os.getpid(), os.getpgid(0))
+    assert not belongs_to(os.getpid(), 1)
+
+
+def test_nobody_on_the_socket_is_silence(tmp_path):
+    assert Probe(tmp_path / "none", Readiness()).look() is Health.SILENT

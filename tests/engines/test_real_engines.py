@@ -1,0 +1,211 @@
+"""llama.cpp and mlx themselves, through our launchers, with the real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from greenroom.actors.facts import Engine
+from greenroom.runner.backends.declaration import Launch, ModelFiles
+from greenroom.runner.backends.flags import LLAMA_CPP
+from greenroom.runner.backends.llama_cpp import LlamaCpp
+from greenroom.runner.backends.mlx import Mlx
+from greenroom.runner.engines.host import Prepared
+from greenroom.runner.engines.launchers import launcher
+
+pytestmark = pytest.mark.real
+
+CHAT = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 5}
+# What xllamacpp has no parameter for: places that only llama-server's own parser can set.
+NOT_OFFERED = {
+    *("--cpu-mask", "--cpu-mask-batch", "--cpu-range", "--cpu-range-batch", "-C", "-Cb", "-Cr", "-Crb"),
+    *("--cpu-mask-draft", "--cpu-mask-batch-draft", "--cpu-range-draft", "-Cd", "-Cbd", "-Crd"),
+    *("--cpu-strict-draft", "--cpu-strict-batch-draft", "--poll-draft", "--poll-batch-draft"),
+    *("--prio-draft", "--prio-batch-draft", "--spec-draft-cpu-mask", "--spec-draft-cpu-mask-batch"),
+    *("--spec-draft-cpu-range", "--spec-draft-cpu-strict", "--spec-draft-cpu-strict-batch"),
+    *("--spec-draft-poll", "--spec-draft-poll-batch", "--spec-draft-prio", "--spec-draft-prio-batch"),
+    *("--device", "-dev", "--device-draft", "-devd", "--spec-draft-device", "--spm-infill", "--top-nsigma"),
+    *("--cpu-moe-draft", "-cmoed", "--n-cpu-moe-draft", "-ncmoed", "--spec-draft-cpu-moe"),
+    *("--spec-draft-n-cpu-moe", "--spec-draft-ncmoe", "--ctx-size-draft", "-cd"),
+    *("--override-tensor-draft", "-otd", "--spec-draft-override-tensor"),
+}
+
+
+@pytest.fixture
+def llama(stage, llama_cpp_python, smollm2_gguf):
+    """A stage on which llama.cpp plays."""
+
+    def prepare(spec, socket: Path) -> Prepared:
+        model = ModelFiles(path=smollm2_gguf, format="gguf", name="ai/smollm2")
+        launch = Launch(spec=spec, root=Path("/"), python=llama_cpp_python, model=model, socket=socket)
+        return Prepared(LlamaCpp().command(launch), LlamaCpp.readiness)
+
+    stage.options = {"prepare": prepare}
+    return stage
+
+
+def test_llama_cpp_loads_answers_streams_and_stops(llama):
+    host, spec = llama.host(**llama.options), llama.spec(backend="llama.cpp", context_size=2048)
+    host.start(spec)
+    pid, _, endpoint = llama.heard.wait("spawned")
+    llama.heard.wait("ready", bound=60)
+    status, reply = llama.request(endpoint, "/v1/chat/completions", CHAT)
+    assert status == 200
+    assert reply["model"] == "ai/smollm2"
+    assert reply["usage"]["completion_tokens"] == 5
+    assert llama.request(endpoint, "/props")[1]["default_generation_settings"]["n_ctx"] == 2048
+    host.stop(spec.engine_id)
+    (end,) = llama.heard.wait("exited")
+    assert (end.code, end.expected) == (0, True)
+    assert not llama.alive(pid)
+
+
+def test_llama_cpp_serves_embeddings(llama):
+    host, spec = (
+        llama.host(**llama.options),
+        llama.spec(backend="llama.cpp", mode="embedding", flags=("--pooling", "mean")),
+    )
+    host.start(spec)
+    _, _, endpoint = llama.heard.wait("spawned")
+    llama.heard.wait("ready", bound=60)
+    status, reply = llama.request(endpoint, "/v1/embeddings", {"input": "the sea"})
+    assert status == 200
+    assert len(reply["data"][0]["embedding"]) == 576
+
+
+def test_llama_cpp_that_is_killed_says_so_and_one_stopped_while_loading_ends_at_once(llama):
+    host, spec = llama.host(**llama.options), llama.spec(backend="llama.cpp")
+    host.start(spec)
+    pid, *_ = llama.heard.wait("spawned")
+    llama.heard.wait("ready", bound=60)
+    os.kill(pid, signal.SIGKILL)
+    (end,) = llama.heard.wait("exited")
+    assert end.summary == "The llama.cpp engine for m was killed by SIGKILL."
+    heard = llama.forget()
+    host = llama.host(heard=heard, **llama.options)
+    host.start(other := llama.spec(backend="llama.cpp"))
+    heard.wait("spawned")
+    host.stop(other.engine_id)
+    heard.wait("exited")
+    assert heard.moment("exited") - heard.moment("spawned") < 2.0
+
+
+def test_a_llama_cpp_adopted_by_the_next_host_has_not_loaded_again(llama):
+    host, spec = llama.host(**llama.options), llama.spec(backend="llama.cpp")
+    host.start(spec)
+    pid, started, endpoint = llama.heard.wait("spawned")
+    llama.heard.wait("ready", bound=60)
+    host.shutdown(keep=60)
+    heard = llama.forget()
+    expected = Engine(spec=spec, state="ready", since=0.0, pid=pid, started=started)
+    llama.host(heard=heard, **llama.options).recover([expected]).result(10)
+    assert heard.wait("adopted") == (pid, started, endpoint, True)
+    assert llama.request(endpoint, "/v1/chat/completions", CHAT)[0] == 200
+
+
+def test_a_file_that_is_no_model_ends_with_a_sentence(llama, tmp_path, llama_cpp_python):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"this is not a model" * 100)
+
+    def prepare(spec, socket):
+        model = ModelFiles(path=broken, format="gguf", name="broken")
+        launch = Launch(spec=spec, root=Path("/"), python=llama_cpp_python, model=model, socket=socket)
+        return Prepared(LlamaCpp().command(launch), LlamaCpp.readiness)
+
+    llama.host(prepare=prepare).start(llama.spec(backend="llama.cpp", model_ref="broken"))
+    (end,) = llama.heard.wait("exited", bound=60)
+    assert end.code == 1
+    assert end.summary == (
+        "The llama.cpp engine for broken exited with code 1 while it loaded: "
+        "the file is not a model it can read."
+    )
+
+
+def test_a_flag_xllamacpp_cannot_follow_is_refused_not_ignored(llama):
+    llama.host(**llama.options).start(llama.spec(backend="llama.cpp", flags=("--device", "none")))
+    (end,) = llama.heard.wait("exited", bound=60)
+    assert end.code == 2
+    assert "--device is not offered by xllamacpp" in end.summary
+
+
+def test_every_allowed_flag_is_followed_or_known_to_be_out_of_reach(llama_cpp_python, programs):
+    done = subprocess.run(
+        [str(llama_cpp_python), str(programs / "llama_flags.py"), str(launcher("llama_cpp"))],
+        input=json.dumps(sorted(LLAMA_CPP)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    refused = json.loads(done.stdout)
+    assert set(refused) == NOT_OFFERED & LLAMA_CPP, refused
+
+
+def test_mlx_loads_answers_and_stops_on_a_unix_socket(stage, mlx_python, smollm2_mlx):
+    def prepare(spec, socket):
+        model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
+        launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
+        return Prepared(Mlx().command(launch), Mlx.readiness, model_name="default_model")
+
+    host, spec = stage.host(prepare=prepare), stage.spec(backend="mlx")
+    host.start(spec)
+    pid, _, endpoint = stage.heard.wait("spawned")
+    stage.heard.wait("ready", bound=100)
+    status, reply = stage.request(endpoint, "/v1/chat/completions", {**CHAT, "model": "default_model"})
+    assert status == 200
+    assert reply["choices"][0]["message"]["content"]
+    host.stop(spec.engine_id)
+    (end,) = stage.heard.wait("exited")
+    assert end.expected
+    assert not stage.alive(pid)
+
+
+def test_mlx_whose_load_dies_ends_with_the_reason(stage, mlx_python, tmp_path):
+    def prepare(spec, socket):
+        (tmp_path / "empty").mkdir()
+        model = ModelFiles(path=tmp_path / "empty", format="safetensors-mlx", name="empty")
+        launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
+        return Prepared(Mlx().command(launch), Mlx.readiness, model_name="default_model")
+
+    stage.host(prepare=prepare).start(stage.spec(backend="mlx"))
+    (end,) = stage.heard.wait("exited", bound=100)
+    assert not end.expected
+    assert "config.json" in end.summary
+
+
+def test_the_vllm_launcher_becomes_the_module_it_is_given(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-I", str(launcher("vllm")), "json.tool", "--compact"],
+        input='{"a": 1}',
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.stdout, done.returncode) == ('{"a":1}\n', 0)
+
+
+def test_where_the_kernel_does_not_a_child_ends_an_engine_that_holds_pythons_lock():
+    """The way of macOS, tried here: the main thread never gives up the interpreter lock."""
+    code = (
+        "import sys, re; sys.path.insert(0, sys.argv[1]); from keeper_watch import end_with_keeper;"
+        "end_with_keeper(by_child=True); print('on', flush=True); re.match('(a+)+b', 'a' * 60)"
+    )
+    watch, keeper = os.pipe()
+    os.set_inheritable(watch, True)
+    engine = subprocess.Popen(
+        [sys.executable, "-I", "-c", code, str(launcher("mlx").parent)],
+        env={**os.environ, "GREENROOM_KEEPER_FD": str(watch)},
+        pass_fds=[watch],
+        stdout=subprocess.PIPE,
+    )
+    os.close(watch)
+    assert engine.stdout.readline() == b"on\n"
+    assert engine.poll() is None
+    os.close(keeper)
+    assert engine.wait(10) == -signal.SIGKILL
+    engine.stdout.close()

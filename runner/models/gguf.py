@@ -35,11 +35,12 @@ _STRING, _ARRAY = 8, 9
 
 # ggml type → (elements in a block, bytes of a block)
 _TYPES = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
     16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110),
     22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
-    29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+    29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36),
+    41: (128, 18),
 }  # fmt: skip
 
 # llama.cpp's `llama_ftype`, as `general.file_type` holds it
@@ -48,8 +49,11 @@ _FILE_TYPES = {
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
     19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
     26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
-    36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
+    36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0",
 }  # fmt: skip
+
+_GUESSED = 1024
+"""llama.cpp's mark on a file type that was not stored but derived."""
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 
@@ -89,7 +93,7 @@ def read_shards(paths: Sequence[Path]) -> Metadata:
         format="gguf",
         architecture=architecture,
         parameter_count=sum(header.parameters for header in headers),
-        quantization=_FILE_TYPES.get(_whole(file_type), "") if file_type is not None else "",
+        quantization=_FILE_TYPES.get(_whole(file_type) & ~_GUESSED, "") if file_type is not None else "",
         context_length=_whole(first.get(f"{architecture}.context_length")),
         kv_bytes_per_token=_kv_bytes(architecture, first),
         chat_template=bool(first.get("tokenizer.chat_template")),

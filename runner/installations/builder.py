@@ -227,8 +227,8 @@ class Builder:
         for name in names:
             try:
                 found = self._there(environments, name)
-            except (OSError, JobFailed) as error:
-                _log.warning("the installations of %s could not be looked at: %s", name, error)
+            except Exception:  # noqa: BLE001 - the installer does nothing before it has heard of every backend
+                _log.exception("the installations of %s could not be looked at", name)
                 found = []
             self._listener.seen(name, tuple(found))
 

@@ -1,8 +1,8 @@
-import os
 import sys
 import threading
 import time
 
+import psutil
 import pytest
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting
@@ -62,11 +62,9 @@ def test_cancelling_ends_the_whole_process_group(uv, program, tmp_path, eventual
 
 def _alive(pid):
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_run_that_shows_no_sign_of_life_is_ended(uv, program):

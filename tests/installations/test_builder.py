@@ -1,0 +1,273 @@
+import queue
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from greenroom.actors.facts import Installation
+from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.declaration import Platform
+from greenroom.runner.config import ExternalBackend
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations.builder import Builder
+
+
+class Heard:
+    """Keeps what a builder reports."""
+
+    def __init__(self):
+        self.reports = queue.Queue()
+        self.progressed = []
+        self.at_phase = {}
+
+    def progress(self, progress):
+        self.progressed.append(progress)
+        if progress.phase in self.at_phase:
+            self.at_phase[progress.phase]()
+
+    def committed(self, job_id, installation):
+        self.reports.put(("committed", job_id, installation))
+
+    def failed(self, job_id, failure):
+        self.reports.put(("failed", job_id, failure))
+
+    def cancelled(self, job_id):
+        self.reports.put(("cancelled", job_id))
+
+    def seen(self, backend, installations):
+        self.reports.put(("seen", backend, installations))
+
+    def removed(self, backend, installation_id, freed_bytes):
+        self.reports.put(("removed", backend, installation_id, freed_bytes))
+
+    def remove_failed(self, backend, installation_id, failure):
+        self.reports.put(("remove_failed", backend, installation_id, failure))
+
+    def next(self):
+        return self.reports.get(timeout=30)
+
+    def silent(self):
+        return self.reports.empty()
+
+
+@pytest.fixture
+def heard():
+    return Heard()
+
+
+@pytest.fixture
+def make_builder(tmp_path, heard, index):
+    made = []
+
+    def make(*toys, **kwargs):
+        backends = {toy.backend.name: toy.backend for toy in toys}
+        builder = Builder(
+            tmp_path / "home",
+            heard,
+            **{"backends": backends, "sources": index.sources, **kwargs},
+        )
+        made.append(builder)
+        return builder
+
+    yield make
+    for builder in made:
+        builder.close()
+
+
+def test_a_job_ends_with_exactly_one_report(make_builder, heard, toy):
+    builder = make_builder(toy)
+    builder.start("j1", "toy")
+    kind, job, installation = heard.next()
+    assert (kind, job, installation.version) == ("committed", "j1", "1.0")
+    builder.close()
+    assert heard.silent()
+
+
+def test_a_job_started_twice_runs_once(make_builder, heard, toy, index, misbehave):
+    gate = threading.Event()
+    index.wrong["toy"] = misbehave(hang=gate)
+    builder = make_builder(toy)
+    for _ in range(20):
+        builder.start("j1", "toy")
+    gate.set()
+    assert heard.next()[0] == "committed"
+    builder.close()
+    assert heard.silent()
+
+
+def test_after_a_failure_the_same_job_may_begin_another_attempt(make_builder, heard, toy, index, misbehave):
+    index.wrong["toy"] = misbehave(status=500)
+    builder = make_builder(toy)
+    builder.start("j1", "toy", attempt=1)
+    kind, _, failure = heard.next()
+    assert (kind, failure.kind) == ("failed", "transient")
+    index.wrong.clear()
+    builder.start("j1", "toy", attempt=2)
+    assert heard.next()[0] == "committed"
+
+
+def test_cancelling_reports_and_a_new_start_works(make_builder, heard, toy, index, misbehave, eventually):
+    index.wrong["toy"] = misbehave(hang=threading.Event())
+    builder = make_builder(toy)
+    builder.start("j1", "toy")
+    eventually(lambda: index.requests)
+    builder.cancel("j1")
+    assert heard.next() == ("cancelled", "j1")
+    index.wrong.pop("toy").hang.set()
+    builder.start("j1", "toy")
+    assert heard.next()[0] == "committed"
+
+
+def test_cancelling_a_job_nobody_knows_is_passed_over(make_builder, heard, toy):
+    make_builder(toy).cancel("never")
+    assert heard.silent()
+
+
+def test_backends_are_installed_side_by_side(make_builder, heard, make_toy):
+    one, two = make_toy("one"), make_toy("two")
+    both = threading.Barrier(2, timeout=20)
+    # Each job stands still before it unpacks until the other is there as well.
+    heard.at_phase["unpacking"] = both.wait
+    builder = make_builder(one, two)
+    builder.start("j1", "one")
+    builder.start("j2", "two")
+    assert {heard.next()[:2], heard.next()[:2]} == {("committed", "j1"), ("committed", "j2")}
+
+
+def test_looking_reports_every_backend_and_sweeps_what_was_left(make_builder, heard, make_toy, tmp_path):
+    one, two = make_toy("one"), make_toy("two")
+    builder = make_builder(one, two)
+    builder.start("j1", "one")
+    installation = heard.next()[2]
+    leftover = tmp_path / "home" / "backends" / "two" / "1.0-aaaaaaaa.1"
+    (leftover / "env").mkdir(parents=True)
+    builder.look()
+    assert heard.next() == ("seen", "one", (installation,))
+    assert heard.next() == ("seen", "two", ())
+    assert not leftover.exists()
+
+
+def test_removing_reports_the_bytes(make_builder, heard, toy):
+    builder = make_builder(toy)
+    builder.start("j1", "toy")
+    installation = heard.next()[2]
+    builder.remove("toy", installation.id)
+    kind, backend, installation_id, freed = heard.next()
+    assert (kind, backend, installation_id) == ("removed", "toy", installation.id)
+    assert freed > 200_000
+    builder.look(["toy"])
+    assert heard.next() == ("seen", "toy", ())
+
+
+def test_removing_under_a_name_that_could_mean_another_place_fails(make_builder, heard, toy):
+    make_builder(toy).remove("toy", "../../../etc")
+    kind, _, _, failure = heard.next()
+    assert (kind, failure.code) == ("remove_failed", "bad_name")
+
+
+def test_an_unknown_backend_names_the_known_ones(make_builder, heard, toy):
+    builder = make_builder(toy)
+    builder.start("j1", "nothing")
+    kind, _, failure = heard.next()
+    assert kind == "failed"
+    assert "Known ones: toy" in failure.sentence()
+    with pytest.raises(JobFailed):
+        builder.plan("nothing")
+
+
+def test_a_platform_that_cannot_run_it_is_told_so_without_trying(make_builder, heard, index):
+    linux = Platform(system="linux", machine="x86_64", python=(3, 11))
+    builder = make_builder(backends=BACKENDS, platform=linux)
+    builder.start("j1", "vllm-metal")
+    _, _, failure = heard.next()
+    assert failure.code == "unsupported_platform"
+    assert "macOS 15 or newer" in failure.message
+    assert index.requests == []
+
+
+def test_a_fault_of_ours_still_ends_the_job(make_builder, heard, toy, monkeypatch, caplog):
+    builder = make_builder(toy)
+    monkeypatch.setattr("greenroom.runner.installations.environment.inventory", lambda _: 1 / 0)
+    builder.start("j1", "toy")
+    kind, _, failure = heard.next()
+    assert (kind, failure.code) == ("failed", "fault")
+    assert "ZeroDivisionError" in failure.detail
+    assert "Traceback" in caplog.text
+
+
+def test_a_fault_of_ours_while_looking_does_not_leave_the_installer_waiting(
+    make_builder, heard, toy, monkeypatch
+):
+    builder = make_builder(toy)
+    monkeypatch.setattr("greenroom.runner.installations.disk.InstallationStore.look", lambda *_: 1 / 0)
+    builder.look()
+    assert heard.next() == ("seen", "toy", ())
+
+
+def test_the_plan_of_a_real_backend_is_known_offline(make_builder, index):
+    builder = make_builder(backends=BACKENDS)
+    plan = builder.plan("llama.cpp")
+    assert plan.packages[0].startswith("xllamacpp==")
+    assert plan.total_bytes > 5_000_000
+    assert index.requests == []
+
+
+def test_verifying_by_hash_names_what_has_changed(make_builder, heard, toy, tmp_path):
+    builder = make_builder(toy)
+    builder.start("j1", "toy")
+    installation = heard.next()[2]
+    assert builder.verify("toy", installation.id) == []
+    cfg = tmp_path / "home" / "backends" / "toy" / installation.id / "env" / "pyvenv.cfg"
+    cfg.write_bytes(cfg.read_bytes().swapcase())
+    assert builder.verify("toy", installation.id) == ["env/pyvenv.cfg has changed"]
+    with pytest.raises(JobFailed, match="no installation"):
+        builder.verify("toy", "9.9-aaaaaaaa.1")
+
+
+def test_the_users_own_environment_is_seen_and_never_removed(make_builder, heard, toy, tmp_path):
+    maker = make_builder(toy)
+    maker.start("j1", "toy")
+    theirs = tmp_path / "home" / "backends" / "toy" / heard.next()[2].id / "env" / "bin" / "python"
+    builder = make_builder(toy, external={"toy": ExternalBackend(python=theirs)})
+    builder.look()
+    _, _, (managed, external) = heard.next()
+    assert managed.managed
+    assert external == Installation(
+        id="external", backend="toy", version="1.0", managed=False, root=str(theirs)
+    )
+    builder.remove("toy", "external")
+    kind, _, _, failure = heard.next()
+    assert (kind, failure.code) == ("remove_failed", "not_ours")
+    assert theirs.exists()
+
+
+def test_an_environment_of_the_users_that_lacks_the_backend_is_broken_with_the_reason(
+    make_builder, heard, toy, tmp_path
+):
+    for python, reason in [
+        (Path(sys.executable), "it has no toy"),
+        (tmp_path / "nowhere" / "python", "is not a Python interpreter"),
+    ]:
+        make_builder(toy, external={"toy": ExternalBackend(python=python)}).look()
+        _, _, (external,) = heard.next()
+        assert reason in external.broken
+
+
+def test_a_program_of_the_users_tells_its_version(make_builder, heard, toy, program):
+    good = program("llama-server", "#!/bin/sh\necho 'version: 9879 (abcdef)' >&2\n")
+    bad = program("other-server", "#!/bin/sh\necho 'libgomp.so.1: cannot open' >&2\nexit 127\n")
+    make_builder(toy, external={"toy": ExternalBackend(binary=good)}).look()
+    _, _, (external,) = heard.next()
+    assert (external.version, external.broken, external.root) == ("9879", "", str(good))
+    make_builder(toy, external={"toy": ExternalBackend(binary=bad)}).look()
+    _, _, (external,) = heard.next()
+    assert "libgomp.so.1" in external.broken
+
+
+def test_closing_ends_what_runs(make_builder, heard, toy, index, misbehave, eventually):
+    index.wrong["toy"] = misbehave(hang=threading.Event())
+    builder = make_builder(toy)
+    builder.start("j1", "toy")
+    eventually(lambda: index.requests)
+    builder.close()
+    assert heard.next() == ("cancelled", "j1")

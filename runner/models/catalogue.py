@@ -65,7 +65,8 @@ class Catalogue:
 
     def find(self, reference: Reference) -> CatalogueEntry | None:
         """The entry a name stands for; None for names that are not in the list."""
-        if reference.scheme != "oci" or reference.explicit_registry or reference.digest:
+        # The registry may be written out: a stored tag always has it, and one name means one model.
+        if reference.scheme != "oci" or reference.digest:
             return None
         found = self._entries.get(str(reference))
         return found[1] if found else None

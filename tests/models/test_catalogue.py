@@ -9,7 +9,9 @@ from greenroom.runner.models.catalogue import BadCatalogue, Catalogue
 from greenroom.runner.models.references import Reference
 
 
-@pytest.mark.parametrize("name", ["smollm2", "ai/smollm2", "smollm2:latest", "SmolLM2", " ai/smollm2 "])
+@pytest.mark.parametrize(
+    "name", ["smollm2", "ai/smollm2", "smollm2:latest", "SmolLM2", " ai/smollm2 ", "docker.io/ai/smollm2"]
+)
 def test_the_first_model_is_known_by_all_its_names_and_pinned(name: str) -> None:
     entry = Catalogue.load().find(Reference.parse(name))
     assert entry is not None
@@ -19,9 +21,9 @@ def test_the_first_model_is_known_by_all_its_names_and_pinned(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["docker.io/ai/smollm2", "org/smollm2", "smollm2:v2", f"smollm2@sha256:{'a' * 64}", "./smollm2"]
+    "name", ["ghcr.io/ai/smollm2", "org/smollm2", "smollm2:v2", f"smollm2@sha256:{'a' * 64}", "./smollm2"]
 )
-def test_who_names_a_registry_or_a_version_does_not_mean_the_catalogue(name: str) -> None:
+def test_who_names_another_registry_or_a_version_does_not_mean_the_catalogue(name: str) -> None:
     assert Catalogue.load().find(Reference.parse(name)) is None
 
 

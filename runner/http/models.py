@@ -15,7 +15,7 @@ from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import JSON, HttpRefusal, wants_json
 from greenroom.runner.http.progress_stream import megabytes, stream_job
-from greenroom.runner.models.references import BadReference, Reference, is_id
+from greenroom.runner.models.references import BadReference, Reference, is_id, normalise
 
 _LIMIT = 2**20
 """Bytes of a body that only names things."""
@@ -107,7 +107,7 @@ class Models:
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Have a model in the store, and tell how far it is."""
         body = await read_json(request, _LIMIT, CreateBody, what="it is no JSON object with a from")
-        reference = _canonical(body.reference)
+        reference = _wanted(body.reference)
         backstage = self._door.backstage
 
         async def pull() -> web.StreamResponse:
@@ -120,7 +120,7 @@ class Models:
     async def cancel(self, request: web.Request) -> web.Response:
         """End a pull."""
         body = await read_json(request, _LIMIT, CancelBody, what="it is no JSON object with a from")
-        cancel = CancelPull(reference=_canonical(body.reference), leave=body.leave)
+        cancel = CancelPull(reference=_wanted(body.reference), leave=body.leave)
         cancelled = await self._door.backstage.system.ask(LIBRARY, cancel)
         return web.json_response({"ended": cancelled.ended})
 
@@ -155,6 +155,15 @@ class Models:
             return web.json_response([{"Untagged": remove.tag}])
         gone = [{"Untagged": tag} for tag in removed.untagged]
         return web.json_response(gone + [{"Deleted": model_id} for model_id in removed.deleted])
+
+
+def _wanted(text: str) -> str:
+    """One form for all ways to write a name that still tells whether a registry was typed.
+
+    `smollm2` may come from the catalogue, `docker.io/ai/smollm2` from that registry alone.
+    """
+    _canonical(text)
+    return normalise(text)
 
 
 def _canonical(text: str) -> str:

@@ -1,0 +1,137 @@
+"""`greenroom serve`: the daemon."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+from typing import TYPE_CHECKING
+
+import click
+from greenroom.actors.journal.port import (
+    JournalBusy,
+    JournalDamaged,
+    JournalError,
+    JournalTooNew,
+    NotAJournal,
+)
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.identity import Daemon, is_ours, probe, taken
+from greenroom.runner.cli.launch import log_of
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.config import INSTALL_POLICIES, LOG_LEVELS, Settings
+
+if TYPE_CHECKING:
+    from greenroom.runner.http.server import PortTaken
+
+_LOG_BYTES = 4 * 2**20
+"""Of `daemon.log`; as many are kept in `daemon.log.1`."""
+
+
+@click.command("serve")
+@click.option("--bind", metavar="ADDRESS", help="Listen on this address (127.0.0.1).")
+@click.option("--port", metavar="PORT", help="Listen on this port (12400; 0 takes a free one).")
+@click.option("--install-policy", type=click.Choice(INSTALL_POLICIES), help="May requests install backends?")
+@click.option("--keep-alive", metavar="DURATION", help="How long models stay after their last request (5m).")
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="How much is logged (info).")
+@click.option("--detached", is_flag=True, hidden=True, help="Log to daemon.log alone.")
+@click.pass_context
+def command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
+    """Run the daemon in the foreground, until Ctrl-C or `greenroom stop`. It logs here and to daemon.log.
+
+    A second Ctrl-C ends it at once.
+    """
+    settings = settings_of(ctx, **flags)
+    _set_up_logging(settings, detached)
+    from greenroom.runner.daemon import Greenroom
+    from greenroom.runner.http.server import BadBind, HomeLocked, PortTaken, SystemStopped, run
+    from greenroom.runner.models.catalogue import BadCatalogue
+
+    def opened(url: str) -> None:
+        if not detached:
+            click.echo(
+                f"Greenroom listens on {url} (data directory {settings.home}). Ctrl-C stops it.", err=True
+            )
+
+    try:
+        run(Greenroom(settings), opened=opened)
+    except HomeLocked as error:
+        raise Problem(str(error), code=exit_codes.ALREADY_RUNNING) from error
+    except PortTaken as error:
+        raise _port_taken(settings, error) from error
+    except BadBind as error:
+        raise Problem(str(error), code=exit_codes.USAGE) from error
+    except BadCatalogue as error:
+        raise Problem(f"{settings.config_file}: {error}", code=exit_codes.USAGE) from error
+    except JournalError as error:
+        raise _journal(settings, error) from error
+    except SystemStopped as error:
+        raise Problem(
+            f"Greenroom has stopped itself: {error}.",
+            "Nothing that was stored is lost. When the cause is mended, start it again: greenroom serve",
+        ) from error
+    except OSError as error:
+        raise Problem(
+            f"Greenroom cannot use {error.filename or settings.home}: {error.strerror or error}.",
+            "Set GREENROOM_HOME to a folder you may write to, on a disk with room.",
+            code=exit_codes.NOT_RUNNING,
+        ) from error
+
+
+def _set_up_logging(settings: Settings, detached: bool) -> None:
+    try:
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(
+            f"The data directory {settings.home} cannot be used: {error.strerror}.",
+            "Set GREENROOM_HOME to a folder you may write to.",
+            code=exit_codes.NOT_RUNNING,
+        ) from error
+    # Opened with the first line: a daemon that may not run here leaves the other one's log alone.
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(
+            log_of(settings.home), maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
+        )
+    ]
+    if not detached:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        handlers=handlers,
+    )
+    logging.getLogger("greenroom").setLevel(settings.log_level.upper())
+
+
+def _port_taken(settings: Settings, error: PortTaken) -> Problem:
+    """Say who has the port, where he can be asked."""
+    at = settings.changed("here", host="").url
+    found = probe(at)
+    if found is None:
+        return Problem(str(error), code=exit_codes.PORT_TAKEN)
+    if not isinstance(found, Daemon) or not is_ours(settings, found):
+        return taken(settings.changed("here", host=""), found)
+    return Problem(
+        f"Greenroom runs already, as process {found.pid} at {found.url}.",
+        "Stop it first: greenroom stop",
+        code=exit_codes.ALREADY_RUNNING,
+    )
+
+
+def _journal(settings: Settings, error: JournalError) -> Problem:
+    text = str(error)
+    text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    if isinstance(error, JournalBusy):
+        return Problem(text, code=exit_codes.ALREADY_RUNNING)
+    if isinstance(error, JournalDamaged):
+        return Problem(
+            text,
+            "What can still be read: greenroom log. Backends and models on disk are found again without it: "
+            f"move {settings.home / 'journal.db'}* aside and start again.",
+            code=exit_codes.JOURNAL,
+        )
+    if isinstance(error, JournalTooNew | NotAJournal):
+        return Problem(text, code=exit_codes.JOURNAL)
+    return Problem(text, code=exit_codes.NOT_RUNNING)

@@ -29,7 +29,7 @@ def no_space(needed: int, free: int, folder: str) -> JobFailed:
         f"The model needs {size_text(needed)} and {folder} has {size_text(free)} free."
         if needed
         else f"The disk that holds {folder} is full.",
-        advice="Free some space (greenroom df shows what uses it) and try again.",
+        advice="Free some space and try again.",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -78,14 +78,12 @@ class Puller:
         *,
         catalogue: Catalogue | None = None,
         packages: PackageSources | None = None,
-        environment: Mapping[str, str] | None = None,
         at_once: int = PULLS_AT_ONCE,
     ) -> None:
         self._store = store
         self._listener = listener
         self._catalogue = catalogue or Catalogue.load()
         self._packages = packages
-        self._environment = dict(environment or {})
         self._at_once = at_once
         self._pulls = ThreadPoolExecutor(at_once, thread_name_prefix="pull")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -103,13 +101,14 @@ class Puller:
                 return
             waits = len(self._running) >= self._at_once
             cancel = self._running[job_id] = threading.Event()
-            # Submitted under the lock: `close` must not shut the pool down in between.
-            self._pulls.submit(self._run, job_id, reference, token, cancel)
         if waits:
-            self._tell(
-                self._listener.progress,
-                Progress(job=job_id, phase="waiting", message="Waiting for other pulls to end"),
-            )
+            # Told before it can begin, so that it never comes after the job's own words.
+            waiting = Progress(job=job_id, phase="waiting", message="Waiting for other pulls to end")
+            self._tell(self._listener.progress, waiting)
+        try:
+            self._pulls.submit(self._run, job_id, reference, token, cancel)
+        except RuntimeError:  # closed in between
+            self._tell(self._listener.cancelled, job_id)
 
     def cancel(self, job_id: str) -> None:
         """End a pull; told by `cancelled`, unless it has ended otherwise before."""
@@ -186,7 +185,7 @@ class Puller:
         if cancel.is_set():
             raise JobCancelled
         attempt.report("resolving", 0, 0, "")
-        context = Context(self._packages, pins, token, self._environment)
+        context = Context(self._store.root, self._packages, pins, token)
         try:
             source = source_for(reference, context)
             offer = source.describe(reference, cancel)

@@ -16,7 +16,7 @@ def source_for(reference: Reference, context: Context) -> Source:
     if reference.scheme == "path":
         from greenroom.runner.models.sources.path import PathSource
 
-        return PathSource()
+        return PathSource(context.store)
     if reference.scheme == "pypi":
         from greenroom.runner.models.sources.pypi import PypiSource
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,12 +48,13 @@ class Pins:
 class Context:
     """What sources need beside the reference."""
 
+    store: Path
+    """The store's folder: what comes to its own disk can be linked."""
     packages: PackageSources | None = None
     """The user's package indexes and transport; found out when needed if None."""
     pins: Pins = field(default_factory=Pins)
     token: str = field(default="", repr=False)
     """A bearer token the caller gave for this pull; never stored."""
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Source(Protocol):

@@ -24,6 +24,9 @@ from greenroom.runner.models.sources.base import Offer, Report
 class PathSource:
     """Imports from the local disk."""
 
+    def __init__(self, store: Path) -> None:
+        self._store = store
+
     def describe(self, reference: Reference, cancel: Event) -> Offer:  # noqa: ARG002 - the port's
         """Look at the files; their headers are read now, so what is no model is refused before any work."""
         path = Path(reference.path)
@@ -40,12 +43,13 @@ class PathSource:
         except OSError as error:
             raise from_os_error(error, "looking at the model") from error
         size = sum(stamp[0] for _, stamp in stamps)
-        # Links cost nothing, and whether the store's disk is the same one is seen when linking.
         return Offer(
             reference=reference,
             source=str(path),
             fingerprint=f"path:{hashlib.sha256(repr((str(folder), stamps)).encode()).hexdigest()}",
             size=size,
+            # On the store's own disk a link takes no room.
+            writes=0 if path.stat().st_dev == self._store.stat().st_dev else size,
             files=tuple(names),
         )
 

@@ -121,6 +121,7 @@ class Greenroom:
             raise
 
     def _start(self) -> None:
+        self._store.prepare()
         clock = self._clock or SystemClock()
         journal = self._journal or SqliteJournal(self.home / "journal.db")
         system = ActorSystem(journal, clock=clock, on_failure=self._failed)

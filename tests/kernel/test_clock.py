@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import pytest
+from greenroom.actors.kernel.clock import ManualClock, SystemClock
+
+
+@pytest.fixture
+def clock():
+    clock = SystemClock()
+    yield clock
+    clock.close()
+
+
+def test_timers_fire_in_the_order_they_are_due(clock) -> None:
+    fired: list[str] = []
+    done = threading.Event()
+    now = clock.now().monotonic
+    clock.call_at(now + 0.03, done.set)
+    clock.call_at(now + 0.02, lambda: fired.append("second"))
+    clock.call_at(now + 0.01, lambda: fired.append("first"))
+    assert done.wait(5)
+    assert fired == ["first", "second"]
+
+
+def test_a_timer_that_comes_first_is_not_kept_waiting_by_a_later_one(clock) -> None:
+    done = threading.Event()
+    clock.call_at(clock.now().monotonic + 3_600, lambda: None)
+    clock.call_at(clock.now().monotonic, done.set)
+    assert done.wait(5)
+
+
+def test_a_cancelled_timer_does_not_fire(clock) -> None:
+    fired: list[str] = []
+    done = threading.Event()
+    now = clock.now().monotonic
+    timer = clock.call_at(now + 0.01, lambda: fired.append("cancelled"))
+    clock.call_at(now + 0.02, done.set)
+    timer.cancel()
+    timer.cancel()
+    assert done.wait(5)
+    timer.cancel()
+    assert fired == []
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_timer_that_raises_stops_no_other(clock, error) -> None:
+    done = threading.Event()
+
+    def leave() -> None:
+        raise error
+
+    clock.call_at(clock.now().monotonic, leave)
+    clock.call_at(clock.now().monotonic + 0.01, done.set)
+    assert done.wait(5)
+
+
+def test_cancelled_deadlines_do_not_pile_up(clock) -> None:
+    far = clock.now().monotonic + 3_600
+    kept = [clock.call_at(far, lambda: None) for _ in range(10)]
+    for _ in range(10_000):
+        clock.call_at(far, lambda: None).cancel()
+    assert len(clock._heap) < 1_000
+    assert sum(one[2].call is not None for one in clock._heap) == len(kept)
+
+
+def test_a_closed_clock_takes_timers_and_forgets_them() -> None:
+    clock = SystemClock()
+    clock.call_at(clock.now().monotonic + 3_600, lambda: None)
+    thread = clock._thread
+    clock.close()
+    clock.close()
+    assert not thread.is_alive()
+    clock.call_at(clock.now().monotonic, sys.exit).cancel()
+
+
+def test_a_clock_that_is_never_used_has_no_thread() -> None:
+    clock = SystemClock()
+    assert abs(clock.now().wall - time.time()) < 5
+    assert clock._thread is None
+    clock.close()
+
+
+def test_a_manual_clock_stands_still_until_it_is_moved() -> None:
+    clock = ManualClock()
+    at: list[float] = []
+    clock.call_at(1_010, lambda: at.append(clock.now().monotonic))
+    clock.call_at(1_005, lambda: clock.call_at(1_007, lambda: at.append(clock.now().monotonic)))
+    clock.advance(9)
+    assert at == [1_007]
+    clock.advance(1)
+    assert at == [1_007, 1_010]
+    assert clock.now().wall == 1_700_000_010
+
+
+def test_a_wall_clock_that_jumps_moves_no_deadline() -> None:
+    clock = ManualClock()
+    fired: list[str] = []
+    clock.call_at(1_010, lambda: fired.append("due"))
+    clock.jump(86_400)
+    assert fired == []
+    assert clock.now()[:2] == (1_700_086_400, 1_000)

@@ -1,0 +1,147 @@
+"""What stock Pykka would do to us and to a host, each held by the remedy named in `shell.py`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import pykka
+import pytest
+from counting import COUNTER, Add, Counter, Done, Run, Total, Turnstile
+from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.port import JournalFailed
+from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed
+from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.testing import FaultyJournal, RecordingHands
+
+
+class HostActor(pykka.ThreadingActor):
+    """An actor of the host program's own, on stock Pykka."""
+
+    def on_receive(self, message: object) -> object:
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+
+@pytest.fixture
+def host_actor():
+    actor = HostActor.start()
+    yield actor
+    if actor.is_alive():
+        actor.stop()
+
+
+@pytest.fixture
+def eager_switching():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def race(rounds: int, asks: int) -> None:
+    """Stop a system while several threads ask it; every ask must end, answered or refused."""
+    threads = 4
+    for _ in range(rounds):
+        system = ActorSystem(MemoryJournal())
+        system.register(Counter(), hands=RecordingHands(), mailbox=10**9)
+        system.start()
+        replies: list[list[object]] = [[] for _ in range(threads)]
+        ready = threading.Barrier(threads + 1)
+
+        def ask(mine: list[object], system: ActorSystem = system, ready: threading.Barrier = ready) -> None:
+            ready.wait()
+            mine.extend(system.ask(COUNTER, Total()) for _ in range(asks // threads))
+
+        askers = [threading.Thread(target=ask, args=(mine,)) for mine in replies]
+        for asker in askers:
+            asker.start()
+        ready.wait()
+        system.stop()
+        for asker in askers:
+            asker.join()
+        deadline = time.monotonic() + 20
+        for reply in (one for mine in replies for one in mine):
+            try:
+                assert reply.get(timeout=max(0.0, deadline - time.monotonic())) == 0
+            except ActorStopped:
+                continue
+
+
+def test_an_ask_that_races_with_stop_is_always_answered(eager_switching) -> None:
+    race(rounds=60, asks=100)
+
+
+@pytest.mark.slow
+def test_sixty_thousand_asks_that_race_with_stop_are_all_answered(eager_switching) -> None:
+    race(rounds=600, asks=100)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_exiting_in_our_handler_leaves_the_hosts_actors_alive(bench, host_actor, error) -> None:
+    def leave() -> None:
+        raise error
+
+    with pytest.raises(Refused, match="failed on this twice"):
+        bench.system.ask(COUNTER, Run(what=leave)).get(timeout=5)
+    assert host_actor.is_alive()
+    assert host_actor.ask("still here?", timeout=5) == "still here?"
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+
+
+def test_exiting_in_our_hands_leaves_the_hosts_actors_alive(bench, host_actor) -> None:
+    def leave(effect: object, cause: str) -> None:
+        del bench.hands.on[Done]
+        raise SystemExit(3)
+
+    bench.hands.on[Done] = leave
+    with pytest.raises(ActorStopped, match="was rebuilt"):
+        bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+    assert host_actor.is_alive()
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 1
+
+
+def test_exiting_in_on_failure_leaves_the_hosts_actors_alive(host_actor) -> None:
+    journal = FaultyJournal(MemoryJournal())
+    system = ActorSystem(journal, on_failure=lambda error: sys.exit(4))
+    system.register(Counter(), hands=RecordingHands())
+    with system:
+        journal.fault = JournalFailed("the disk is gone")
+        system.ask(COUNTER, Add(by=1)).on_done(lambda: None)
+    assert host_actor.is_alive()
+
+
+def test_a_host_that_stops_all_its_actors_leaves_ours_alive(bench, host_actor) -> None:
+    pykka.ActorRegistry.stop_all(timeout=5)
+    assert not host_actor.is_alive()
+    assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
+
+
+def test_a_hosts_actor_that_exits_leaves_ours_alive(bench, host_actor) -> None:
+    host_actor.tell(SystemExit(1))
+    host_actor.actor_stopped.wait(5)
+    assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
+
+
+def test_we_are_never_in_the_registry_of_the_process(bench) -> None:
+    assert pykka.ActorRegistry.get_all() == []
+
+
+@pytest.mark.parametrize("error", [ValueError("no such backend"), SystemExit(1)])
+def test_a_failing_start_is_an_error_to_whoever_starts(make_bench, error) -> None:
+    bench = make_bench()
+    bench.counter.faults["decide"] = [error]
+    with pytest.raises(StartFailed, match=f"counter could not start: {type(error).__name__}"):
+        bench.system.start()
+    with pytest.raises(ActorStopped):
+        bench.system.ask(COUNTER, Total()).get(timeout=5)
+
+
+def test_a_start_that_hangs_is_an_error_within_its_bound(make_bench) -> None:
+    bench, held = make_bench(), Turnstile()
+    bench.counter.on_settle = lambda *_: held() and None
+    with pytest.raises(StartFailed, match=r"counter did not start within 0\.05 seconds"):
+        bench.system.start(timeout=0.05)
+    held.open.set()

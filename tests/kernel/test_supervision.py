@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import pytest
+from counting import COUNTER, Add, Await, Counted, Counter, Done, Run, Sum, Total, Turnstile
+from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.port import NotWritten
+from greenroom.actors.kernel.core import Decision
+from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed, SystemFailed
+from greenroom.actors.kernel.supervision import REBUILD_WINDOW, REBUILDS, CommandParked, Complaints, Intensity
+from greenroom.actors.testing import FaultyJournal
+
+
+def fail(message: str = "broken") -> None:
+    raise ValueError(message)
+
+
+def parked(bench) -> list[CommandParked]:
+    return [
+        bench.system.codec.decode(one).event for one in bench.journal.read() if one.type == "command_parked"
+    ]
+
+
+def test_an_actor_that_fails_once_is_rebuilt_and_the_command_succeeds(bench) -> None:
+    bench.system.ask(COUNTER, Add(by=4)).get(timeout=5)
+    bench.counter.faults["decide"] = [ValueError("once")]
+    assert bench.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 5
+    assert bench.system.state(COUNTER) == Sum(5, 2)
+    assert bench.counter.calls.count("decide Recovered") == 2
+    assert parked(bench) == []
+
+
+def test_what_was_volatile_is_lost_in_a_rebuild(bench) -> None:
+    seen: list[int] = []
+    bench.counter.on_settle = lambda state, now, volatile: seen.append(volatile)
+    bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+    bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+    bench.counter.faults["decide"] = [ValueError("once")]
+    bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+    bench.system.rest()
+    assert seen == [1, 2, 0, 1]
+
+
+def test_a_command_that_fails_twice_is_parked_with_its_traceback_and_the_rest_goes_on(bench) -> None:
+    held = Turnstile()
+    bench.system.tell(COUNTER, Run(what=held))
+    assert held.came.wait(5)
+    bad = bench.system.ask(COUNTER, Run(what=fail), cause="request/9")
+    good = bench.system.ask(COUNTER, Add(by=2))
+    held.open.set()
+    with pytest.raises(Refused, match="counter failed on this twice \\(ValueError: broken\\)") as caught:
+        bad.get(timeout=5)
+    assert caught.value.refusal.status == 500
+    assert good.get(timeout=5) == 2
+    [event] = parked(bench)
+    assert (event.actor, event.command, event.count) == ("counter", "Run", 1)
+    assert "fail" in event.fields
+    assert "in fail" in event.traceback
+    [record] = [one for one in bench.journal.read() if one.type == "command_parked"]
+    assert (record.id, record.cause) == ("parked/counter/1", "request/9")
+
+
+def test_a_report_that_fails_twice_is_parked_too(bench) -> None:
+    bench.system.tell(COUNTER, Run(what=fail))
+    bench.system.rest()
+    assert [event.command for event in parked(bench)] == ["Run"]
+
+
+def test_those_who_wait_get_an_error_when_the_actor_is_rebuilt(bench) -> None:
+    waiting = bench.system.ask(COUNTER, Await(key="never"))
+    bench.system.rest()
+    bench.counter.faults["decide"] = [ValueError("once")]
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    with pytest.raises(ActorStopped, match="was rebuilt; ask again"):
+        waiting.get(timeout=5)
+
+
+def test_a_command_is_never_repeated_once_it_was_decided(bench) -> None:
+    def refuse(effect: object, cause: str) -> None:
+        del bench.hands.on[Done]
+        raise OSError("no such program")
+
+    bench.hands.on[Done] = refuse
+    with pytest.raises(ActorStopped, match="failed on this and was rebuilt"):
+        bench.system.ask(COUNTER, Add(by=3)).get(timeout=5)
+    assert bench.stored() == ["counted"]
+    assert bench.system.state(COUNTER) == Sum(3, 1)
+    assert bench.counter.calls.count("decide Add") == 1
+
+
+def test_a_failure_to_settle_does_not_repeat_the_command_before_it(bench) -> None:
+    bench.counter.faults["settle"] = [ValueError("once")]
+    assert bench.system.ask(COUNTER, Add(by=3)).get(timeout=5) == 3
+    bench.system.rest()
+    assert bench.stored() == ["counted"]
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 3
+
+
+@pytest.mark.parametrize("function", ["apply", "react"])
+def test_an_event_that_cannot_be_folded_is_never_stored(bench, function) -> None:
+    bench.counter.faults[function] = [ValueError("not total"), ValueError("not total")]
+    with pytest.raises(Refused, match="not total"):
+        bench.system.ask(COUNTER, Add(by=3)).get(timeout=5)
+    assert bench.stored() == ["command_parked"]
+    assert bench.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 1
+
+
+def test_an_event_for_a_stream_the_actor_does_not_claim_is_never_stored(bench) -> None:
+    bench.counter.stream_of = lambda event: "elsewhere"
+    with pytest.raises(Refused, match="does not claim the stream 'elsewhere'"):
+        bench.system.ask(COUNTER, Add(by=3)).get(timeout=5)
+    assert bench.stored() == ["command_parked"]
+
+
+def test_a_rebuild_may_itself_fail_and_be_tried_again(bench) -> None:
+    bench.counter.faults["decide"] = [ValueError("the command"), ValueError("the look"), ValueError("again")]
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    assert bench.failures == []
+
+
+def test_an_actor_that_keeps_failing_stops_the_system(bench) -> None:
+    bench.counter.on_settle = lambda state, now, seen: fail() if state.total else None
+    reply = bench.system.ask(COUNTER, Add(by=1))
+    reply.get(timeout=5)
+    with pytest.raises(SystemFailed, match=f"fails still after {REBUILDS} rebuilds"):
+        bench.system.ask(COUNTER, Total()).get(timeout=5)
+    bench.system.stop()
+    assert [type(failure) for failure in bench.failures] == [SystemFailed]
+
+
+def test_a_core_that_never_comes_to_rest_is_stopped(make_bench) -> None:
+    bench = make_bench()
+    bench.counter.on_settle = lambda state, now, seen: Decision(events=(Counted(by=1),))
+    with pytest.raises(StartFailed, match="does not come to rest"):
+        bench.system.start()
+
+
+def test_rebuilds_are_forgiven_after_a_while(bench) -> None:
+    for _ in range(3 * REBUILDS):
+        bench.counter.faults["settle"] = [ValueError("now and then")]
+        assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+        bench.system.rest()
+        bench.clock.advance(REBUILD_WINDOW / REBUILDS)
+        bench.system.rest()
+    assert bench.failures == []
+
+
+def test_whoever_repeats_a_poisonous_command_neither_stops_the_system_nor_grows_the_journal(bench) -> None:
+    for _ in range(150):
+        with pytest.raises(Refused, match="broken"):
+            bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
+    assert bench.failures == []
+    assert [event.count for event in parked(bench)] == [1, 10, 100]
+    assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
+
+
+def test_a_parked_command_is_put_aside_even_on_a_full_disk(make_bench) -> None:
+    bench = make_bench(FaultyJournal(MemoryJournal())).start()
+    bench.journal.fault = NotWritten("no space left on device")
+    with pytest.raises(Refused, match="broken"):
+        bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
+    bench.journal.fault = None
+    assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
+
+
+def test_parked_commands_are_numbered_on_after_a_restart(bench, make_bench) -> None:
+    with pytest.raises(Refused):
+        bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
+    again = make_bench(MemoryJournal(bench.journal.records)).start()
+    with pytest.raises(Refused):
+        again.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
+    assert [record.id for record in again.journal.read()] == ["parked/counter/1", "parked/counter/2"]
+
+
+def test_secrets_are_taken_out_of_what_is_parked(make_bench) -> None:
+    bench = make_bench()
+    bench.system._redact = lambda text: text.replace("hf_secret", "***")
+    bench.start()
+    with pytest.raises(Refused):
+        bench.system.ask(COUNTER, Run(what=lambda: fail("token hf_secret"))).get(timeout=5)
+    assert "hf_secret" not in "".join(record.data for record in bench.journal.read())
+
+
+def test_an_error_that_cannot_even_be_printed_is_survived(bench) -> None:
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    def raise_it() -> None:
+        raise Unprintable
+
+    with pytest.raises(Refused, match="Unprintable"):
+        bench.system.ask(COUNTER, Run(what=raise_it)).get(timeout=5)
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+
+
+def test_one_actors_failure_does_not_touch_another(make_bench) -> None:
+    bench = make_bench()
+    other = Counter("other")
+    bench.system.register(other)
+    bench.start()
+    waiting = bench.system.ask("other", Await(key="never"))
+    with pytest.raises(Refused):
+        bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
+    assert not waiting.done()
+    assert other.calls.count("decide Recovered") == 1
+
+
+def test_an_address_outlives_a_rebuild(bench) -> None:
+    shell = bench.system._shells[COUNTER]
+    with pytest.raises(Refused):
+        bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
+    assert bench.system._shells[COUNTER] is shell
+    assert shell.thread.is_alive()
+
+
+def test_intensity_counts_over_a_sliding_window() -> None:
+    intensity = Intensity(limit=2, window=10)
+    assert [intensity.allows(now) for now in (0, 1, 9.9, 10, 10.5, 11)] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_complaints_tell_one_failure_from_another() -> None:
+    complaints = Complaints()
+
+    def caught(function) -> BaseException:
+        try:
+            function()
+        except ValueError as error:
+            return error
+        raise AssertionError
+
+    here, there = caught(fail), caught(lambda: int("x"))
+    assert complaints.count("a", Total(), here) == (1, True)
+    assert complaints.count("a", Total(), there) == (1, True)
+    assert complaints.count("a", Total(), here) == (2, False)
+    assert complaints.count("b", Total(), here) == (1, True)

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+
+import pytest
+from counting import COUNTER, Add, Await, Counter, Done, Forward, Release, Run, Total, Turnstile
+from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.kernel.clock import SystemClock
+from greenroom.actors.kernel.errors import (
+    ActorStopped,
+    AskExpired,
+    MailboxFull,
+    StartFailed,
+    UnknownActor,
+)
+from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.testing import RecordingHands
+
+
+def made(journal: MemoryJournal | None = None, **options: object) -> ActorSystem:
+    system = ActorSystem(journal if journal is not None else MemoryJournal(), **options)  # type: ignore[arg-type]
+    system.register(Counter(), hands=RecordingHands())
+    return system
+
+
+# starting and stopping
+
+
+def test_a_system_is_a_context_manager_in_a_script() -> None:
+    with made() as system:
+        assert system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
+    with pytest.raises(ActorStopped):
+        system.ask(COUNTER, Total()).get(timeout=5)
+
+
+async def test_a_system_is_a_context_manager_in_a_coroutine() -> None:
+    async with made() as system:
+        assert await system.ask(COUNTER, Add(by=2)) == 2
+    with pytest.raises(ActorStopped):
+        await system.ask(COUNTER, Total())
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_running() -> None:
+    held, counter = Turnstile(), Counter()
+    counter.on_settle = lambda *_: held() and None
+    system = ActorSystem(MemoryJournal())
+    system.register(counter)
+
+    async def enter() -> None:
+        async with system:
+            raise AssertionError("it must not come here")
+
+    entering = asyncio.ensure_future(enter())
+    await asyncio.to_thread(held.came.wait, 5)
+    entering.cancel()
+    held.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert not system._shells[COUNTER].thread.is_alive()
+
+
+def test_a_system_leaves_nothing_behind_in_its_process() -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = set(threading.enumerate())
+    level, root = logging.getLogger("greenroom").level, list(logging.getLogger().handlers)
+    with made() as system:
+        system.ask(COUNTER, Add(by=2), timeout=5).get(timeout=5)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    assert (logging.getLogger("greenroom").level, logging.getLogger().handlers) == (level, root)
+    assert set(threading.enumerate()) <= threads
+
+
+def test_a_stop_lets_everyone_finish_what_is_in_hand() -> None:
+    journal = MemoryJournal()
+    system = made(journal)
+    system.start()
+    held = Turnstile()
+    system.tell(COUNTER, Run(what=held))
+    replies = [system.ask(COUNTER, Add(by=1)) for _ in range(50)]
+    stopping = threading.Thread(target=system.stop)
+    stopping.start()
+    held.open.set()
+    stopping.join(10)
+    assert [reply.get(timeout=0) for reply in replies] == list(range(1, 51))
+    assert len(journal.records) == 50
+
+
+def test_a_stop_is_bounded_whatever_an_actor_does(make_bench, caplog) -> None:
+    bench, held = make_bench(), Turnstile()
+    bench.start()
+    inside = bench.system.ask(COUNTER, Run(what=held))
+    assert held.came.wait(5)
+    waiting = bench.system.ask(COUNTER, Total())
+    began = time.monotonic()
+    bench.system.stop(timeout=0.1)
+    assert time.monotonic() - began < 2
+    assert "did not stop within 0.1 seconds" in caplog.text
+    with pytest.raises(ActorStopped):
+        waiting.get(timeout=1)
+    with pytest.raises(ActorStopped):
+        bench.system.ask(COUNTER, Total()).get(timeout=1)
+    held.open.set()
+    bench.system._shells[COUNTER].thread.join(5)
+    assert not bench.system._shells[COUNTER].thread.is_alive()
+    assert inside.get(timeout=1) == "through"
+    assert bench.failures == []
+
+
+def test_an_actor_left_behind_stores_nothing_any_more_and_says_nothing(make_bench) -> None:
+    bench, held = make_bench(), Turnstile()
+    bench.start()
+    bench.hands.on[Done] = lambda effect, cause: held()
+    bench.system.tell(COUNTER, Add(by=1))
+    assert held.came.wait(5)
+    bench.system.stop(timeout=0.05)
+    held.open.set()
+    bench.system._shells[COUNTER].thread.join(5)
+    assert bench.stored() == ["counted"]
+    assert bench.failures == []
+
+
+def test_those_who_wait_for_an_answer_get_an_error_when_it_stops(bench) -> None:
+    waiting = bench.system.ask(COUNTER, Await(key="never"))
+    bench.system.stop()
+    with pytest.raises(ActorStopped, match="counter has stopped"):
+        waiting.get(timeout=1)
+
+
+def test_stopping_twice_and_from_two_threads_is_one_stop(bench) -> None:
+    threads = [threading.Thread(target=bench.system.stop) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    bench.system.stop()
+    assert not bench.system._shells[COUNTER].thread.is_alive()
+
+
+def test_a_system_is_started_once(bench) -> None:
+    with pytest.raises(StartFailed, match="started once"):
+        bench.system.start()
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    bench.system.stop()
+    with pytest.raises(StartFailed, match="started once"):
+        bench.system.start()
+
+
+def test_a_failing_start_closes_the_journal_and_stops_the_others(make_bench) -> None:
+    bench = make_bench()
+    broken = Counter("broken")
+    broken.faults["settle"] = [ValueError("no")]
+    bench.system.register(broken)
+    with pytest.raises(StartFailed, match="broken could not start"):
+        bench.system.start()
+    assert bench.journal._closed
+    assert not bench.system._shells[COUNTER].thread.is_alive()
+
+
+def test_actors_may_talk_to_each_other_in_their_first_breath(make_bench) -> None:
+    bench = make_bench()
+    early = Counter("early")
+    early.on_settle = lambda state, now, seen: (
+        bench.system.tell(COUNTER, Add(by=1)) if early.calls.count("settle") == 1 else None
+    )
+    bench.system.register(early)
+    bench.start()
+    bench.system.rest()
+    assert bench.system.state(COUNTER).total == 1
+
+
+# addresses
+
+
+def test_an_unknown_address_is_an_error_that_names_the_known_ones(bench) -> None:
+    with pytest.raises(UnknownActor, match=r"no actor 'couter' in this system \(there are: counter\)"):
+        bench.system.ask("couter", Total()).get(timeout=1)
+    with pytest.raises(UnknownActor):
+        bench.system.tell("couter", Total())
+    with pytest.raises(UnknownActor):
+        bench.system.state("couter")
+
+
+def test_an_address_is_had_once(bench, make_bench) -> None:
+    with pytest.raises(StartFailed, match="before the system starts"):
+        bench.system.register(Counter("late"))
+    with pytest.raises(StartFailed, match="an actor counter already"):
+        make_bench().system.register(Counter())
+
+
+def test_an_ask_before_the_start_is_refused(make_bench) -> None:
+    with pytest.raises(ActorStopped, match="not running"):
+        make_bench().system.ask(COUNTER, Total()).get(timeout=1)
+
+
+def test_a_tell_to_a_stopped_actor_goes_nowhere(bench) -> None:
+    bench.system.stop()
+    bench.system.tell(COUNTER, Add(by=1))
+    bench.system.rest()
+    assert bench.stored() == []
+
+
+def test_two_systems_in_one_process_have_two_journals(make_bench) -> None:
+    one, two = make_bench().start(), make_bench().start()
+    one.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+    two.system.ask(COUNTER, Add(by=2)).get(timeout=5)
+    one.system.stop()
+    two.system.ask(COUNTER, Add(by=3)).get(timeout=5)
+    assert (len(one.stored()), len(two.stored())) == (1, 2)
+    assert (one.system.state(COUNTER).total, two.system.state(COUNTER).total) == (1, 5)
+
+
+# mailbox and deadlines
+
+
+def test_more_asks_than_the_mailbox_holds_are_refused_and_tells_are_not(make_bench) -> None:
+    bench, held = make_bench(mailbox=3), Turnstile()
+    bench.start()
+    bench.system.tell(COUNTER, Run(what=held))
+    assert held.came.wait(5)
+    taken = [bench.system.ask(COUNTER, Total()) for _ in range(3)]
+    with pytest.raises(MailboxFull, match="counter has 3 requests waiting"):
+        bench.system.ask(COUNTER, Total()).get(timeout=1)
+    bench.system.tell(COUNTER, Add(by=1))
+    held.open.set()
+    assert [reply.get(timeout=5) for reply in taken] == [0, 0, 0]
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 1
+
+
+def test_an_ask_expires_at_its_deadline_even_while_the_actor_is_busy(make_bench) -> None:
+    bench, held = make_bench(), Turnstile()
+    bench.start()
+    bench.system.tell(COUNTER, Run(what=held))
+    assert held.came.wait(5)
+    reply = bench.system.ask(COUNTER, Add(by=1), timeout=30)
+    bench.clock.advance(29.9)
+    assert not reply.done()
+    bench.clock.advance(0.1)
+    with pytest.raises(AskExpired, match="counter did not answer within 30 seconds"):
+        reply.get(timeout=0)
+    held.open.set()
+    # Nobody waits for it any more, so it is not done behind the asker's back.
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+
+
+def test_an_ask_that_was_told_later_expires_too(bench) -> None:
+    reply = bench.system.ask(COUNTER, Await(key="door"), timeout=10)
+    bench.system.rest()
+    bench.clock.advance(10)
+    with pytest.raises(AskExpired):
+        reply.get(timeout=0)
+    bench.system.ask(COUNTER, Release(key="door", outcome=1)).get(timeout=5)
+    with pytest.raises(AskExpired):
+        reply.get(timeout=0)
+
+
+def test_expired_asks_leave_no_trail(bench) -> None:
+    for _ in range(300):
+        bench.system.ask(COUNTER, Await(key="door"), timeout=1)
+        bench.system.rest()
+        bench.clock.advance(1)
+    assert len(bench.system._shells[COUNTER]._waiting) <= 1
+
+
+def test_deadlines_run_on_the_real_clock_too() -> None:
+    with made(clock=SystemClock()) as system:
+        with pytest.raises(AskExpired):
+            system.ask(COUNTER, Await(key="door"), timeout=0.02).get(timeout=5)
+        system.clock.close()
+
+
+# what listeners hear, and what rest means
+
+
+def test_listeners_hear_every_stored_event_and_cannot_undo_it(bench, caplog) -> None:
+    heard: list[str] = []
+
+    def listen(record: object) -> None:
+        heard.append(record.id)
+        raise ValueError("deaf")
+
+    bench.system.on_record(listen)
+    assert bench.system.ask(COUNTER, Add(by=1, times=2)).get(timeout=5) == 2
+    assert heard == ["counter/1", "counter/2"]
+    assert "a listener failed on counter/1" in caplog.text
+
+
+def test_rest_waits_for_a_whole_conversation(make_bench) -> None:
+    bench = make_bench()
+    for number in range(5):
+        bench.system.register(Counter(f"relay-{number}"))
+    bench.start()
+    command: object = Add(by=1)
+    for hop in ["counter", *(f"relay-{number}" for number in range(4))]:
+        command = Forward(to=hop, command=command)
+    bench.system.tell("relay-4", command)
+    bench.system.rest()
+    assert bench.system.state(COUNTER).total == 1
+
+
+def test_rest_says_when_it_does_not_come(make_bench) -> None:
+    bench, held = make_bench(), Turnstile()
+    bench.start()
+    bench.system.tell(COUNTER, Run(what=held))
+    with pytest.raises(TimeoutError, match="1 messages are still in flight"):
+        bench.system.rest(timeout=0.02)
+    held.open.set()
+    bench.system.rest()

@@ -6,7 +6,6 @@ import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -16,7 +15,7 @@ from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.door import Door, Stop
 from greenroom.runner.http.engines import Engines
 from greenroom.runner.http.errors import Family, HttpRefusal, answer_error
-from greenroom.runner.http.headers import REQUEST_ID, request_id_of
+from greenroom.runner.http.headers import ID, REQUEST_ID, request_id_of
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.installs import Installs
 from greenroom.runner.http.models import Models
@@ -25,7 +24,7 @@ _access = logging.getLogger("greenroom.access")
 
 DOOR: web.AppKey[Door] = web.AppKey("greenroom.door", Door)
 
-_CORS = "greenroom.cors"
+_CORS: web.RequestKey[dict[str, str]] = web.RequestKey("greenroom.cors", dict)
 _METHODS = "GET, POST, DELETE"
 _CHARS = 100
 """Characters of a client's own text that are repeated to it."""
@@ -68,7 +67,7 @@ def _journal(door: Door) -> Middleware:
 
     @web.middleware
     async def journal(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request[REQUEST_ID] = door.ids.next()
+        request_id = request[ID] = door.ids.next()
         began = time.perf_counter()
         status = 500
         try:
@@ -165,7 +164,7 @@ def _is_loopback(name: str) -> bool:
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers[REQUEST_ID] = request_id_of(request)
-    cors: dict[str, Any] | None = request.get(_CORS)
+    cors = request.get(_CORS)
     if cors is not None:
         response.headers.update(cors)
 

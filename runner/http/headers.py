@@ -7,6 +7,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 REQUEST_ID = "X-Request-Id"
+ID: web.RequestKey[str] = web.RequestKey("greenroom.id", str)
 
 _HOP_BY_HOP = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
@@ -26,8 +27,7 @@ _NOT_RETURNED = _HOP_BY_HOP | frozenset(
 
 def request_id_of(request: web.Request) -> str:
     """The id this request was given at the door."""
-    request_id: str = request.get(REQUEST_ID, "")
-    return request_id
+    return request.get(ID, "")
 
 
 def forwarded(request: web.Request) -> CIMultiDict[str]:

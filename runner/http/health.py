@@ -15,6 +15,7 @@ from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, refusal_of
 
+VERSION = greenroom_version()
 _READY_WITHIN = 2.0
 """Seconds within which the scheduler must answer."""
 
@@ -48,7 +49,7 @@ class Health:
 
     async def version(self, request: web.Request) -> web.Response:  # noqa: ARG002
         """Which Greenroom this is."""
-        return web.json_response({"version": greenroom_version()})
+        return web.json_response({"version": VERSION})
 
     async def livez(self, request: web.Request) -> web.Response:  # noqa: ARG002
         """Says who it is, by which a client knows its own daemon. Asks no actor."""
@@ -58,7 +59,7 @@ class Health:
                 "status": "ok",
                 "instance_id": backstage.instance_id,
                 "pid": os.getpid(),
-                "version": greenroom_version(),
+                "version": VERSION,
                 "home": str(backstage.home),
             }
         )

@@ -1,0 +1,210 @@
+"""A real Greenroom with engines that misbehave on demand, behind a front door of its own or mounted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from blockbuster import blockbuster_ctx
+from greenroom.actors.facts import Engine, Model
+from greenroom.actors.gates import GateReading
+from greenroom.actors.messages import LIBRARY, SCHEDULER, Pull
+from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.http.app import DOOR, front_door
+from greenroom.runner.testing import fake_backend
+
+BOUND = 15.0
+
+
+def tiny_gguf(path: Path, name: str = "tiny") -> Path:
+    """A whole GGUF file with one tensor of four numbers."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    keys = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    keys += text("general.name") + struct.pack("<I", 8) + text(name)
+    tensor = text("weights") + struct.pack("<IQIQ", 1, 4, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + tensor
+    path.write_bytes(head + b"\0" * (-len(head) % 32) + struct.pack("<4f", 1, 2, 3, 4) + b"\0" * 16)
+    return path
+
+
+async def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
+    """Wait for a condition that threads and processes make true."""
+    end = time.monotonic() + bound
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to pass in time"
+        await asyncio.sleep(0.01)
+    return found
+
+
+class House:
+    """A front door that is open, what lies behind it, and a client before it."""
+
+    def __init__(self, greenroom: Greenroom, app: web.Application, base: str, root: str) -> None:
+        self.greenroom = greenroom
+        self.app = app
+        self.base = base
+        """The front door's own root, with the prefix it is mounted under."""
+        self.root = root
+        self.session = aiohttp.ClientSession()
+
+    # asking
+
+    def post(self, path: str, body: Any = None, **more: Any) -> Any:
+        return self.session.post(self.base + path, json=body, **more)
+
+    def get(self, path: str, **more: Any) -> Any:
+        return self.session.get(self.base + path, **more)
+
+    def chat(self, **fields: Any) -> Any:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **fields}
+        return self.post("/v1/chat/completions", body)
+
+    async def error(self, asked: Any) -> tuple[int, dict[str, Any]]:
+        """Status and error object of a request that is refused."""
+        async with asked as response:
+            return response.status, (await response.json())["error"]
+
+    async def stream(self, **fields: Any) -> tuple[int, list[str]]:
+        """Status and all lines of a streamed chat."""
+        async with self.chat(stream=True, **fields) as response:
+            return response.status, (await response.text()).splitlines()
+
+    # looking
+
+    def engines(self, *states: str) -> list[Engine]:
+        return [one for one in self.greenroom.engines() if one.state in (states or ("starting", "ready"))]
+
+    def inside(self) -> int:
+        readings: dict[str, GateReading] = self.greenroom.gates.readings()
+        return sum(one.inside for one in readings.values())
+
+    def waiting(self) -> int:
+        return len(self.greenroom.system._shells[SCHEDULER]._seen.queue)
+
+    async def stats(self) -> dict[str, Any]:
+        """What the one ready engine has counted."""
+        (engine,) = self.engines("ready")
+        connector = aiohttp.UnixConnector(engine.endpoint)
+        async with aiohttp.ClientSession(connector=connector) as session, session.get("http://e/stats") as r:
+            return dict(await r.json())
+
+    async def nothing_is_held(self) -> None:
+        """Nobody is inside a gate, nobody waits, no engine generates for nobody."""
+        await until(lambda: self.inside() == 0 and self.waiting() == 0 and not len(self.app[DOOR].visitors))
+        for _ in range(200):
+            # An engine may have died a moment ago: then it generates for nobody either.
+            with contextlib.suppress(aiohttp.ClientError):
+                if self.engines("ready") and (await self.stats())["active"]:
+                    await asyncio.sleep(0.01)
+                    continue
+            break
+        else:
+            raise AssertionError("an engine still generates")
+        assert not [job for job in self.greenroom.board.running() if job.startswith("request/")]
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Sockets lie in it, and their paths are bounded."""
+    folder = Path(tempfile.mkdtemp(prefix="gr-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+OpenHouse = Callable[..., Awaitable[House]]
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Where the front door is mounted in a host's application; empty means it stands alone."""
+    return ""
+
+
+@pytest.fixture
+async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIterator[OpenHouse]:
+    """Makes a house: `await open_house("--tokens", "3", max_wait=10.0)`; flags are the fake engine's."""
+    stack = contextlib.AsyncExitStack()
+    number = 0
+
+    async def make(
+        *flags: str, door: dict[str, Any] | None = None, backend: dict[str, Any] | None = None, **settings: Any
+    ) -> House:
+        nonlocal number
+        number += 1
+        home = short_path / f"h{number}"
+        fake = fake_backend(programs / "fake_engine.py", *flags, **(backend or {}))
+        absent = fake_backend(programs / "fake_engine.py", name="absent", deferred=True, preference=9)
+        binary = {"fake": ExternalBackend(binary=Path(sys.executable))}
+        greenroom = Greenroom(
+            Settings(home=home, backends=binary, **settings), backends={"fake": fake, "absent": absent}
+        )
+        stack.callback(greenroom.stop)
+        await asyncio.to_thread(greenroom.start)
+        file = tiny_gguf(short_path / f"tiny{number}.gguf")
+        pulled = await greenroom.system.ask(LIBRARY, Pull(reference=f"file:{file}"))
+        model: Model = pulled.model
+        await _tag(greenroom, model)
+        app = served = front_door(greenroom, **(door or {}))
+        if prefix:
+            served = web.Application()
+            served.add_subapp(prefix, app)
+        runner = web.AppRunner(served, access_log=None, shutdown_timeout=2.0)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        root = site._server.sockets[0].getsockname()
+        house = House(greenroom, app, f"http://127.0.0.1:{root[1]}{prefix}", f"127.0.0.1:{root[1]}")
+        stack.push_async_callback(house.session.close)
+        await until(lambda: any(s.state == "installed" for s in greenroom.statuses()))
+        return house
+
+    yield make
+    # The Greenroom's stop waits for processes; the loop must go on meanwhile, as in the daemon.
+    await asyncio.shield(stack.aclose())
+
+
+async def _tag(greenroom: Greenroom, model: Model) -> None:
+    from greenroom.actors.messages import TagModel
+
+    await greenroom.system.ask(LIBRARY, TagModel(model_id=model.id, tag="docker.io/ai/tiny:latest"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks() -> Iterator[None]:
+    """Whatever of ours blocks the loop raises."""
+    with blockbuster_ctx("greenroom"):
+        yield
+
+
+def _frames(lines: list[str]) -> list[Any]:
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    return [one if one == "[DONE]" else json.loads(one) for one in data]
+
+
+@pytest.fixture
+def frames() -> Callable[[list[str]], list[Any]]:
+    """Makes of a stream's lines the data of its events, decoded; `[DONE]` as it is."""
+    return _frames
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Awaitable[Any]]:
+    """Waits for a condition that threads and processes make true."""
+    return until

@@ -1,0 +1,220 @@
+"""A client that leaves, at any moment, leaves nothing held and takes nobody with it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import aiohttp
+import pytest
+from greenroom.runner.http.app import DOOR
+
+
+@pytest.fixture(params=["", "/llm"], ids=["alone", "mounted"])
+def prefix(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+CHAT = (
+    b'{"model": "tiny", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
+)
+
+
+async def _dial(house: Any, body: bytes = CHAT) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request of which the client keeps the connection in his own hands."""
+    host, port = house.root.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    path = house.base.partition(house.root)[2] + "/v1/chat/completions"
+    head = f"POST {path} HTTP/1.1\r\nHost: {house.root}\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await writer.drain()
+    return reader, writer
+
+
+async def test_a_client_that_leaves_before_the_grant_leaves_nothing_and_the_load_goes_on(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--load-seconds", "0.6")
+    _, writer = await _dial(house)
+    await wait_until(lambda: house.engines("starting"))
+    assert house.waiting() == 1
+    writer.transport.abort()
+    await house.nothing_is_held()
+    await wait_until(lambda: house.engines("ready"))
+    assert (await house.stats())["requests"] == 0
+
+
+async def test_the_first_of_two_who_wait_for_a_load_leaves_and_the_second_is_served(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--load-seconds", "0.6")
+    _, writer = await _dial(house)
+    await wait_until(lambda: house.waiting() == 1)
+    second = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.waiting() == 2)
+    writer.transport.abort()
+    status, lines = await second
+    assert status == 200
+    assert lines[-2] == "data: [DONE]"
+    assert len(house.greenroom.engines()) == 1
+    await house.nothing_is_held()
+
+
+async def test_a_client_that_leaves_in_the_stream_ends_its_generation_within_a_tenth_of_a_second(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--tokens", "10000", "--token-delay", "0.005")
+    reader, writer = await _dial(house)
+    await reader.readuntil(b"word3 ")
+    assert house.inside() == 1
+    writer.transport.abort()
+    left = time.monotonic()
+    await wait_until(lambda: house.inside() == 0)
+    assert time.monotonic() - left < 0.1
+    await house.nothing_is_held()
+    assert (await house.stats())["aborted"] == 1
+
+
+async def test_a_client_that_leaves_before_the_first_token_ends_its_generation_too(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--first-token-delay", "0.4", "--token-delay", "0.005", "--tokens", "10000")
+    async with house.session.head(f"{house.base}/livez"):
+        pass
+    _, writer = await _dial(house)
+    await wait_until(lambda: house.inside() == 1)
+    writer.transport.abort()
+    left = time.monotonic()
+    await wait_until(lambda: house.inside() == 0)
+    assert time.monotonic() - left < 0.1
+    await house.nothing_is_held()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house()
+    host, port = house.root.split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    path = house.base.partition(house.root)[2] + "/v1/chat/completions"
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x.localhost\r\nContent-Length: 500\r\n\r\n{{".encode())
+    await wait_until(lambda: len(house.app[DOOR].visitors) == 1)
+    writer.transport.abort()
+    await house.nothing_is_held()
+    assert house.greenroom.engines() == ()
+
+
+async def test_whoever_leaves_whenever_nothing_is_held_and_the_next_one_is_served(open_house: Any) -> None:
+    house = await open_house("--tokens", "20", "--token-delay", "0.003", "--load-seconds", "0.3")
+    chance = random.Random(11)
+
+    async def visit() -> None:
+        await asyncio.sleep(chance.uniform(0, 0.3))
+        _, writer = await _dial(house)
+        await asyncio.sleep(chance.uniform(0, 0.4))
+        writer.transport.abort()
+
+    await asyncio.gather(*(visit() for _ in range(60)))
+    await house.nothing_is_held()
+    status, lines = await house.stream()
+    assert (status, lines[-2]) == (200, "data: [DONE]")
+    assert len(house.greenroom.engines()) == 1
+
+
+async def test_a_host_that_cancels_handlers_by_itself_changes_nothing(open_house: Any) -> None:
+    house = await open_house("--load-seconds", "0.4")
+    (task,) = [asyncio.create_task(house.stream())]
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await house.nothing_is_held()
+
+
+async def test_an_engine_is_never_stopped_under_a_request(open_house: Any, wait_until: Any) -> None:
+    # The model's keep-alive is over long before its stream, and it is told to unload in the middle of it.
+    house = await open_house("--tokens", "40", "--token-delay", "0.02", keep_alive=0.1)
+    task = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.inside() == 1)
+    async with house.post("/engines/unload", {"all": True}) as response:
+        assert await response.json() == {"unloaded_runners": 0}
+    status, lines = await task
+    assert status == 200
+    assert lines[-2] == "data: [DONE]"
+    assert sum("word" in line for line in lines) == 40
+    await wait_until(lambda: house.engines("gone"))
+    (engine,) = house.greenroom.engines()
+    assert engine.exit.expected
+
+
+async def test_an_idle_engine_is_unloaded_at_once(open_house: Any, wait_until: Any) -> None:
+    house = await open_house()
+    await house.stream()
+    async with house.post("/engines/unload", {"models": ["tiny"]}) as response:
+        assert await response.json() == {"unloaded_runners": 1}
+    await wait_until(lambda: not house.engines("starting", "ready", "stopping"))
+
+
+async def test_fifty_streams_go_on_when_one_client_leaves(open_house: Any, wait_until: Any) -> None:
+    house = await open_house("--tokens", "30", "--token-delay", "0.01")
+    await house.stream(max_tokens=1)
+    streams = [asyncio.create_task(house.stream()) for _ in range(50)]
+    _, writer = await _dial(house)
+    await wait_until(lambda: house.inside() == 51)
+    writer.transport.abort()
+    for status, lines in await asyncio.gather(*streams):
+        assert status == 200
+        assert sum("word" in line for line in lines) == 30
+    await house.nothing_is_held()
+
+
+async def test_a_client_that_stops_reading_holds_only_its_own_stream(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--tokens", "200000")
+    reader, writer = await _dial(house)
+    await reader.readuntil(b"word3 ")
+    writer.transport.pause_reading()
+    status, _ = await house.stream(max_tokens=3)
+    assert status == 200
+    writer.transport.abort()
+    await house.nothing_is_held()
+
+
+async def test_when_the_front_door_closes_streams_end_with_a_sentence(
+    open_house: Any, frames: Any, wait_until: Any
+) -> None:
+    house = await open_house("--tokens", "10000", "--token-delay", "0.01")
+    task = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.inside() == 1)
+    await asyncio.sleep(0.1)
+    house.app[DOOR].visitors.dismiss()
+    status, lines = await task
+    *_, error, done = frames(lines)
+    assert status == 200
+    assert error["error"]["code"] == "stopping"
+    assert done == "[DONE]"
+    await house.nothing_is_held()
+
+
+async def test_when_the_front_door_closes_whoever_waits_is_told(open_house: Any, wait_until: Any) -> None:
+    house = await open_house("--load-forever")
+    task = asyncio.create_task(house.error(house.chat()))
+    await wait_until(lambda: house.waiting() == 1)
+    house.app[DOOR].visitors.dismiss()
+    status, error = await task
+    assert (status, error["code"]) == (503, "stopping")
+    await house.nothing_is_held()
+
+
+async def test_a_connection_that_is_lost_by_the_client_library_counts_as_leaving(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--tokens", "10000", "--token-delay", "0.005")
+    async with aiohttp.ClientSession() as session:
+        async with session.post(f"{house.base}/v1/chat/completions", data=CHAT) as response:
+            await response.content.readany()
+            assert house.inside() == 1
+            response.close()
+    await house.nothing_is_held()

@@ -1,0 +1,198 @@
+"""Requests that are refused get their right status and a sentence, and leave no engine behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from typing import Any
+
+import pytest
+
+BAD_BODIES = {
+    "nothing": (b"", "model is required"),
+    "broken": (b'{"model": "tiny", "messages": [', "invalid request"),
+    "no object": (b"[1, 2]", "invalid request"),
+    "no JSON at all": (b"\xff\xfe\x00", "invalid request"),
+    "model is a number": (b'{"model": 7}', "invalid request"),
+    "model is missing": (b'{"messages": []}', "model is required"),
+    "model is empty": (b'{"model": "  "}', "model is required"),
+    "model is no name": (b'{"model": "http://a/b"}', "not a model name"),
+}
+
+
+@pytest.mark.parametrize(("body", "said"), BAD_BODIES.values(), ids=BAD_BODIES)
+async def test_a_bad_body_is_400_with_a_sentence(open_house: Any, body: bytes, said: str) -> None:
+    house = await open_house()
+    for path in ("/v1/chat/completions", "/engines/v1/completions", "/engines/fake/v1/embeddings"):
+        status, error = await house.error(house.session.post(house.base + path, data=body))
+        assert status == 400
+        assert said in error["message"]
+        assert error["type"] == "invalid_request_error"
+        assert "Traceback" not in error["message"]
+    assert house.greenroom.engines() == ()
+
+
+async def test_a_model_that_is_not_here_is_404_and_says_how_to_get_it(open_house: Any) -> None:
+    house = await open_house()
+    status, error = await house.error(house.chat(model="gemma3"))
+    assert status == 404
+    assert error == {
+        "message": 'model "gemma3" is not here; run: greenroom pull gemma3',
+        "type": "invalid_request_error",
+        "code": "model_not_found",
+        "param": "model",
+    }
+    assert house.greenroom.engines() == ()
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "in chunks"])
+async def test_a_body_of_twenty_megabytes_is_413(open_house: Any, chunked: bool) -> None:
+    house = await open_house()
+    body = b'{"model": "tiny", "prompt": "' + b"x" * (20 * 2**20) + b'"}'
+
+    async def pieces() -> Any:
+        for start in range(0, len(body), 2**16):
+            yield body[start : start + 2**16]
+
+    data = pieces() if chunked else body
+    status, error = await house.error(house.session.post(f"{house.base}/v1/chat/completions", data=data))
+    assert status == 413
+    assert "10 MiB" in error["message"]
+    await house.nothing_is_held()
+    assert house.greenroom.engines() == ()
+
+
+async def test_a_body_that_unpacks_to_too_much_is_413(open_house: Any) -> None:
+    house = await open_house()
+    body = gzip.compress(b'{"model": "tiny", "prompt": "' + b"x" * (20 * 2**20) + b'"}')
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    asked = house.session.post(f"{house.base}/v1/chat/completions", data=body, headers=headers)
+    status, _ = await house.error(asked)
+    assert status == 413
+
+
+async def test_a_packed_body_is_unpacked(open_house: Any) -> None:
+    house = await open_house()
+    body = gzip.compress(b'{"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}')
+    asked = house.session.post(
+        f"{house.base}/v1/chat/completions", data=body, headers={"Content-Encoding": "gzip"}
+    )
+    async with asked as response:
+        assert response.status == 200
+
+
+async def test_a_body_of_megabytes_reaches_the_engine_whole(open_house: Any) -> None:
+    house = await open_house("--echo")
+    word = "x" * (5 * 2**20)
+    async with house.chat(messages=[{"role": "user", "content": word}]) as response:
+        body = await response.json()
+    assert body["choices"][0]["message"]["content"].strip() == word
+
+
+async def test_every_prefix_serves(open_house: Any) -> None:
+    house = await open_house()
+    for prefix in ("", "/engines", "/engines/fake"):
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            body = {"model": "ai/tiny:latest", "prompt": "x", "input": "x", "messages": []}
+            async with house.post(prefix + path, body) as response:
+                assert response.status == 200, (prefix, path)
+    assert {one.spec.mode for one in house.engines()} == {"completion", "embedding"}
+
+
+async def test_a_path_that_names_a_backend_is_binding(open_house: Any) -> None:
+    house = await open_house()
+    path = "/engines/absent/v1/chat/completions"
+    status, error = await house.error(house.post(path, {"model": "tiny", "messages": []}))
+    assert status == 412
+    assert error["message"] == (
+        'backend "absent" is not installed; run: greenroom install-runner --backend absent'
+    )
+    assert error["code"] == "backend_not_installed"
+    assert error["backend"] == "absent"
+    assert house.greenroom.engines() == ()
+
+
+async def test_a_backend_nobody_knows_is_404_and_the_known_ones_are_named(open_house: Any) -> None:
+    house = await open_house()
+    path = "/engines/nonsense/v1/chat/completions"
+    status, error = await house.error(house.post(path, {"model": "tiny"}))
+    assert status == 404
+    assert "backend not found" in error["message"]
+    assert "fake" in error["message"]
+
+
+async def test_a_mode_no_backend_has_is_refused(open_house: Any) -> None:
+    house = await open_house()
+    status, error = await house.error(house.post("/rerank", {"model": "tiny"}))
+    assert 400 <= status < 500
+    assert error["message"]
+
+
+async def test_unknown_paths_and_wrong_methods_are_sentences(open_house: Any) -> None:
+    house = await open_house()
+    status, error = await house.error(house.post("/v1/nonsense", {}))
+    assert (status, error["code"]) == (404, "no_such_path")
+    status, error = await house.error(house.get("/v1/chat/completions"))
+    assert (status, error["code"]) == (405, "wrong_method")
+    async with house.get("/engines/nonsense/x") as response:
+        assert response.status == 404
+        assert (await response.text()).startswith("There is nothing at ")
+
+
+async def test_preloading_loads_and_sends_nothing(open_house: Any) -> None:
+    house = await open_house()
+    headers = {"X-Preload-Only": "true"}
+    asked = house.post("/v1/chat/completions", {"model": "tiny", "messages": []}, headers=headers)
+    async with asked as response:
+        assert (response.status, await response.read()) == (200, b"")
+    assert house.engines("ready")
+    assert (await house.stats())["requests"] == 0
+    await house.nothing_is_held()
+
+
+async def test_docker_cli_gets_500_where_others_get_503(open_house: Any) -> None:
+    house = await open_house("--load-forever", max_wait=0.2)
+    status, error = await house.error(house.chat())
+    assert status == 503
+    assert error["message"]
+    headers = {"User-Agent": "docker-model-cli/v1"}
+    status, error = await house.error(house.post("/v1/completions", {"model": "tiny"}, headers=headers))
+    assert status == 500
+    await house.nothing_is_held()
+
+
+async def test_a_503_says_when_to_come_again(open_house: Any) -> None:
+    house = await open_house("--load-forever", max_wait=0.2)
+    async with house.chat() as response:
+        assert response.status == 503
+        assert int(response.headers["Retry-After"]) > 0
+
+
+async def test_a_request_has_an_id_under_which_the_journal_knows_it(open_house: Any) -> None:
+    house = await open_house()
+    async with house.chat() as response:
+        request_id = response.headers["X-Request-Id"]
+    records = house.greenroom.system.journal.read()
+    causes = await asyncio.to_thread(lambda: [(record.type, record.cause) for record in records])
+    assert ("load_admitted", request_id) in causes or any(cause == request_id for _, cause in causes)
+
+
+async def test_fields_the_engine_must_not_see_are_dropped_and_the_name_is_translated(
+    open_house: Any, frames: Any
+) -> None:
+    from greenroom.runner.backends.declaration import Dialect
+
+    dialect = Dialect(model_name="default_model", dropped=frozenset({"draft_model"}))
+    house = await open_house("--echo", backend={"dialect": dialect})
+    async with house.chat(draft_model="evil") as response:
+        body = await response.json()
+        assert body["model"] == "tiny"
+        assert int(response.headers["Content-Length"]) == len(await response.read())
+    status, lines = await house.stream(
+        messages=[{"role": "user", "content": '"model": "default_model"'}], draft_model="evil"
+    )
+    *chunks, done = frames(lines)
+    assert (status, done) == (200, "[DONE]")
+    assert {chunk["model"] for chunk in chunks} == {"tiny"}
+    said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert said.strip() == '"model": "default_model"'

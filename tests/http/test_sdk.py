@@ -1,0 +1,76 @@
+"""OpenAI's own SDK against the front door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+
+
+@pytest.fixture
+async def client(open_house: Any) -> Any:
+    house = await open_house("--tokens", "4", "--die-after-tokens", "40", "--token-delay", "0.002")
+    client = openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none", max_retries=0)
+    client.house = house  # type: ignore[attr-defined]
+    yield client
+    await client.close()
+
+
+HELLO: Any = [{"role": "user", "content": "hi"}]
+
+
+async def test_the_sdk_chats(client: Any) -> None:
+    answer = await client.chat.completions.create(model="tiny", messages=HELLO)
+    assert answer.choices[0].message.content == "word0 word1 word2 word3 "
+    assert answer.usage.completion_tokens == 4
+
+
+async def test_the_sdk_streams(client: Any) -> None:
+    stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+    words = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "".join(words) == "word0 word1 word2 word3 "
+
+
+async def test_the_sdk_streams_past_comments(open_house: Any) -> None:
+    house = await open_house("--load-seconds", "0.8", progress_after=0.1)
+    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
+        stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+        assert len([chunk async for chunk in stream]) == 6
+
+
+async def test_the_sdk_completes_and_embeds(client: Any) -> None:
+    answer = await client.completions.create(model="tiny", prompt="x")
+    assert answer.choices[0].text == "word0 word1 word2 word3 "
+    vectors = await client.embeddings.create(model="tiny", input="x", encoding_format="float")
+    assert vectors.data[0].embedding == [0.1, 0.2, 0.3]
+
+
+async def test_the_sdk_lists_models(client: Any) -> None:
+    (model,) = [model async for model in client.models.list()]
+    assert model.id == "docker.io/ai/tiny:latest"
+    assert (await client.models.retrieve("tiny")).id == model.id
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("nobody")
+
+
+async def test_the_sdk_raises_what_is_refused(client: Any) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.chat.completions.create(model="gemma3", messages=HELLO)
+    assert caught.value.code == "model_not_found"
+    assert "greenroom pull gemma3" in caught.value.message
+    bound = openai.AsyncOpenAI(base_url=f"{client.house.base}/engines/absent/v1", api_key="x", max_retries=0)
+    async with bound:
+        with pytest.raises(openai.APIStatusError) as refused:
+            await bound.chat.completions.create(model="tiny", messages=HELLO)
+    assert refused.value.status_code == 412
+    assert refused.value.code == "backend_not_installed"
+
+
+async def test_the_sdk_raises_what_ends_a_stream(open_house: Any) -> None:
+    house = await open_house("--tokens", "9", "--die-after-tokens", "3", "--token-delay", "0.01")
+    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none", max_retries=0) as client:
+        stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+        with pytest.raises(openai.APIError) as caught:
+            [chunk async for chunk in stream]
+    assert "SIGKILL" in str(caught.value)

@@ -1,0 +1,164 @@
+"""Streams: unbuffered, and with an end that says what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+
+async def test_the_first_token_is_not_held_back(open_house: Any) -> None:
+    house = await open_house("--tokens", "3", "--token-delay", "0.3")
+    await house.stream(max_tokens=1)
+    async with house.chat(stream=True) as response:
+        assert response.content_type == "text/event-stream"
+        began = time.monotonic()
+        await response.content.readuntil(b"word0 ")
+        assert time.monotonic() - began < 0.55
+        await response.read()
+        assert time.monotonic() - began > 0.6
+
+
+async def test_a_stream_passes_byte_for_byte(open_house: Any, frames: Any) -> None:
+    house = await open_house("--echo")
+    text = 'é ünï "quotes" \\n data: [DONE] {"model": "x"}'
+    status, lines = await house.stream(
+        messages=[{"role": "user", "content": text}], stream_options={"include_usage": True}
+    )
+    *chunks, usage, done = frames(lines)
+    words = [c["choices"][0]["delta"].get("content", "") for c in chunks]
+    assert status == 200
+    assert "".join(words).split() == text.split()
+    assert chunks[0]["model"] == "tiny"
+    assert usage["usage"]["completion_tokens"] == len(text.split())
+    assert done == "[DONE]"
+
+
+async def test_whoever_waits_for_a_load_is_told_by_comments(open_house: Any, frames: Any) -> None:
+    house = await open_house("--load-seconds", "1.0", progress_after=0.2)
+    status, lines = await house.stream()
+    comments = [line for line in lines if line.startswith(":")]
+    assert status == 200
+    assert len(comments) >= 2
+    assert "tiny" in comments[0]
+    assert frames(lines)[-1] == "[DONE]"
+    # Comments come before the answer and never between its tokens.
+    first = next(index for index, line in enumerate(lines) if line.startswith("data:"))
+    assert not any(line.startswith(":") for line in lines[first:])
+
+
+async def test_whoever_waits_for_the_first_token_is_told_too(open_house: Any, frames: Any) -> None:
+    house = await open_house("--first-token-delay", "0.7", progress_after=0.2)
+    await house.stream(max_tokens=1)
+    _, lines = await house.stream()
+    assert [line for line in lines if line.startswith(":")]
+    assert frames(lines)[-1] == "[DONE]"
+
+
+async def test_nothing_is_said_to_a_client_who_does_not_stream(open_house: Any) -> None:
+    house = await open_house("--load-seconds", "0.6", progress_after=0.1)
+    async with house.chat() as response:
+        assert response.status == 200
+        assert (await response.json())["object"] == "chat.completion"
+
+
+async def test_a_load_that_fails_at_once_is_refused_with_its_status(open_house: Any) -> None:
+    house = await open_house("--die-in-load", "3")
+    status, error = await house.error(house.chat(stream=True))
+    assert status >= 500
+    assert error["message"]
+    assert "Traceback" not in error["message"]
+    await house.nothing_is_held()
+
+
+async def test_a_load_that_fails_after_comments_is_one_error_frame(open_house: Any, frames: Any) -> None:
+    house = await open_house("--die-in-load", "3", "--load-seconds", "0.8", progress_after=0.2)
+    status, lines = await house.stream()
+    assert status == 200
+    assert lines[0].startswith(": ")
+    error, done = frames(lines)
+    assert error["error"]["message"]
+    assert done == "[DONE]"
+    await house.nothing_is_held()
+
+
+async def test_an_engine_that_dies_in_mid_stream_is_one_error_frame_with_the_reason(
+    open_house: Any, frames: Any
+) -> None:
+    house = await open_house("--tokens", "8", "--token-delay", "0.01", "--die-after-tokens", "4")
+    status, lines = await house.stream()
+    *chunks, error, done = frames(lines)
+    assert status == 200
+    assert len(chunks) == 4
+    assert error["error"]["code"] == "engine_died"
+    assert "SIGKILL" in error["error"]["message"]
+    assert "in mid-stream" in error["error"]["message"]
+    assert done == "[DONE]"
+    await house.nothing_is_held()
+
+
+async def test_after_an_engine_has_died_the_next_request_is_served_by_a_fresh_one(
+    open_house: Any, frames: Any
+) -> None:
+    house = await open_house("--tokens", "3", "--die-after-requests", "1")
+    for _ in range(3):
+        status, lines = await house.stream()
+        assert status == 200, lines
+        assert frames(lines)[-1] == "[DONE]"
+        assert "error" not in "".join(lines)
+    assert len({engine.spec.engine_id for engine in house.greenroom.engines()}) == 3
+    await house.nothing_is_held()
+
+
+async def test_an_engine_that_dies_before_its_first_byte_is_replaced_and_the_client_notices_nothing(
+    open_house: Any, frames: Any, wait_until: Any
+) -> None:
+    house = await open_house("--first-token-delay", "0.5", "--tokens", "2")
+    await house.stream(max_tokens=1)
+    task = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.inside() == 1)
+    (engine,) = house.engines("ready")
+    os.kill(engine.pid, signal.SIGKILL)
+    status, lines = await task
+    assert status == 200
+    assert len(frames(lines)) == 4
+    assert "error" not in "".join(lines)
+    assert len(house.greenroom.engines()) == 2
+    await house.nothing_is_held()
+
+
+async def test_a_whole_answer_is_tried_again_too(open_house: Any, wait_until: Any) -> None:
+    house = await open_house("--tokens", "5", "--token-delay", "0.1")
+    await house.stream(max_tokens=1)
+
+    async def ask() -> Any:
+        async with house.chat() as response:
+            return response.status, await response.json()
+
+    task = asyncio.create_task(ask())
+    await wait_until(lambda: house.inside() == 1)
+    (engine,) = house.engines("ready")
+    os.kill(engine.pid, signal.SIGKILL)
+    status, body = await task
+    assert status == 200
+    assert body["choices"][0]["message"]["content"]
+
+
+async def test_engines_that_die_twice_before_their_first_byte_are_an_error_with_the_reason(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--first-token-delay", "30")
+    task = asyncio.create_task(house.error(house.chat(stream=True)))
+    killed: set[int] = set()
+    for _ in range(2):
+        (engine,) = await wait_until(
+            lambda: [e for e in house.engines("ready") if e.pid not in killed and house.inside() == 1]
+        )
+        killed.add(engine.pid)
+        os.kill(engine.pid, signal.SIGKILL)
+    status, error = await task
+    assert (status, error["code"]) == (502, "engine_died")
+    assert "SIGKILL" in error["message"]
+    await house.nothing_is_held()

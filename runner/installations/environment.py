@@ -17,32 +17,29 @@ from threading import Event
 
 from greenroom.actors.facts import Installation, Plan, Progress
 from greenroom.runner.backends.declaration import Environment, Platform
-from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.disk import (
     ATTEMPT,
     LOCK,
-    Attempt,
     InstallationStore,
     blocks,
     discard,
     folder_of,
     freed,
     usage,
-    write_attempt,
 )
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
 from greenroom.runner.installations.progress import ProgressReport
 from greenroom.runner.installations.record import ENVIRONMENT, Interpreter, Record, Wheel
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.installations.unpacking import Unpacking
 from greenroom.runner.installations.uv import Uv, os_failure
 from greenroom.runner.installations.verification import inventory, own_sums, run_python
 from greenroom.runner.installations.wheels import WheelStore
 
 _PROBE = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
 _PROBE_SECONDS = 300.0
-_UNPACK_SECONDS = 1800.0
 _SPARE = 64 * 2**20
 """Bytes of the disk we never plan to use: journal, logs, and what else runs here."""
 
@@ -141,16 +138,26 @@ class Environments:
                 self.wheels.check(files, cancel)
                 self._unpacker.run(["cache", "clean", *(file.project for file in files)], cancel=cancel)
             report.bytes(f"Downloading {name}", sum(self.wheels.arrived(f) for f in files), plan.total_bytes)
-            self._fetch(source, files, plan, cancel, lambda d, t: report.bytes(f"Downloading {name}", d, t))
+            # What is unpacked is never smaller than what is fetched; its exact size shows when it is here.
+            self._need_space(plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
             folder = self.installed.new_folder(backend, plan.version, lock.digest, job)
             try:
-                found = self._build_in(folder, backend, source, lock, files, cancel, report)
+                self._fill(folder, source, lock, files, cancel, report)
+                report.phase("verifying", f"Starting {source.distribution} once")
+                self._probe(folder, source, cancel)
+                _unless(cancel)
+                found = self._record(folder, backend, source, lock, files)
+                (folder / ATTEMPT).unlink()
+                records.write(folder, found)
+            except OSError as error:
+                discard(folder)
+                raise os_failure(error, "The installation could not be written") from error
             except BaseException:
                 discard(folder)
                 raise
             finally:
                 self.installed.settled(folder)
-        return found
+        return found.installation()
 
     def remove(self, installation: Installation) -> int:
         """Remove an installation, and what of the cache nothing else needs; returns the bytes freed.
@@ -212,86 +219,44 @@ class Environments:
             with self._guard:
                 self._wanted.remove(mine)
 
-    def _fetch(
-        self,
-        source: Environment,
-        files: Sequence[LockedFile],
-        plan: Plan,
-        cancel: Event,
-        on_bytes: Callable[[int, int], None],
-    ) -> None:
-        # What is unpacked is never smaller than what is fetched; the exact size is known only afterwards.
-        self._need_space(plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
-        # Loaded when something is fetched: a daemon whose backends are installed never needs it.
-        from greenroom.runner.installations.fetch import Fetcher
-
-        fetcher = Fetcher(self.wheels, self._sources_of(source))
-        fetcher.fetch(files, cancel=cancel, on_bytes=on_bytes)
-
-    def _build_in(
+    def _fill(
         self,
         folder: Path,
-        backend: str,
         source: Environment,
         lock: Lock,
         files: Sequence[LockedFile],
         cancel: Event,
         report: ProgressReport,
-    ) -> Installation:
-        report.phase("unpacking", f"Unpacking {len(files)} packages")
-        if not any(record.digest == lock.digest for record in self.installed.records()):
-            self._need_space(self._unpacked_size(files))
-        try:
-            (folder / LOCK).write_text(lock.text, encoding="utf-8")
-            self._unpack(folder, files, cancel)
-            report.phase("verifying", f"Starting {source.distribution} once")
-            self._probe(folder, source, cancel)
-            if cancel.is_set():
-                raise JobCancelled
-            found = self._record(folder, backend, source, lock, files)
-            (folder / ATTEMPT).unlink()
-            records.write(folder, found)
-        except OSError as error:
-            raise os_failure(error, "The installation could not be written") from error
-        return found.installation()
+    ) -> None:
+        """Fetch and unpack, both at once."""
+        # Loaded when something is installed: a daemon whose backends are there never needs it.
+        from greenroom.runner.installations.fetch import AnyOf, Fetcher
 
-    def _unpack(self, folder: Path, files: Sequence[LockedFile], cancel: Event) -> None:
-        def started(pid: int) -> None:
-            who = ProcessIdentity.of(pid)
-            if who is not None:
-                job = Attempt(job=folder.name, pid=who.pid, started=who.started, boot=who.boot)
-                write_attempt(folder, job)
+        (folder / LOCK).write_text(lock.text, encoding="utf-8")
+        # With a whole installation of the same lock here, unpacking only makes hard links.
+        linked = any(record.digest == lock.digest for record in self.installed.records())
 
-        env = folder / ENVIRONMENT
-        base = str(records.base_python())
-        self._unpacker.run(
-            ["venv", str(env), "--python", base, "--no-project", "--offline", "--quiet"],
-            cancel=cancel,
-            on_start=started,
-            deadline=120.0,
-        )
-        wanted = folder / "requirements.txt"
-        lines = [
-            f"{file.project} @ {self.wheels.path(file).absolute().as_uri()} --hash=sha256:{file.sha256}"
-            for file in files
-        ]
-        wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        args = ["pip", "install", "--python", str(env / "bin" / "python"), "-r", str(wanted), "--no-deps"]
-        args += ["--require-hashes", "--only-binary", ":all:", "--no-index", "--offline", "--quiet"]
+        def before(batch: list[LockedFile]) -> None:
+            if not linked:
+                self._need_space(self._unpacked_size(batch))
+
+        name = f"{source.distribution} {lock.version_of(source.distribution)}"
+        unpacking = Unpacking(self._unpacker, self.wheels, folder, report.job, before)
         try:
-            self._unpacker.run(args, cancel=cancel, on_start=started, deadline=_UNPACK_SECONDS)
-        except JobFailed as failed:
-            # All were whole when they were fetched. If the disk has changed one since, that is the reason,
-            # however uv may put it, and the next attempt fetches it again.
-            if bad := self.wheels.check(files, cancel):
-                raise JobFailed.transient(
-                    "cache_damaged",
-                    f"The cached file {bad[0].name} was damaged on the disk and has been removed.",
-                    advice="It is fetched again by the next attempt.",
-                    detail=failed.failure.detail,
-                ) from failed
+            Fetcher(self.wheels, self._sources_of(source)).fetch(
+                files,
+                cancel=AnyOf(cancel, unpacking),
+                on_bytes=lambda done, total: report.bytes(f"Downloading {name}", done, total),
+                on_file=unpacking.add,
+            )
+            report.phase("unpacking", f"Unpacking {len(files)} packages")
+            unpacking.finish(cancel)
+        except JobCancelled:
+            if unpacking.is_set() and not cancel.is_set():
+                unpacking.finish(cancel)  # fetching was only ended because this failed
             raise
-        wanted.unlink()
+        finally:
+            unpacking.stop()
 
     def _probe(self, folder: Path, source: Environment, cancel: Event) -> None:
         python = folder / ENVIRONMENT / "bin" / "python"
@@ -355,3 +320,9 @@ class Environments:
                 f"Installing needs {needed / 1e6:.0f} MB; the disk of {place} has {there / 1e6:.0f} MB left.",
                 advice="Free some space, or set GREENROOM_HOME to a folder on another disk.",
             )
+
+
+def _unless(cancel: Event) -> None:
+    """The last moment at which cancelling leaves nothing: next comes the commit."""
+    if cancel.is_set():
+        raise JobCancelled

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
+from typing import Protocol
 
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations.index import Finder
@@ -28,13 +29,31 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
 _CHUNK = 256 * 1024
-_WORKERS = 6
+_WORKERS = 8
 _TICK = 0.1
 _RESUMES = 3
 """How often one attempt goes on with a file whose connection broke, as long as each brings new bytes."""
 
 OnBytes = Callable[[int, int], None]
 """Gets the bytes that are here and the bytes of all files asked for."""
+
+
+class Flag(Protocol):
+    """What tells a transfer to end; an `Event` is one."""
+
+    def is_set(self) -> bool:
+        """True when it should."""
+
+
+class AnyOf:
+    """Set when any of its flags is."""
+
+    def __init__(self, *flags: Flag) -> None:
+        self._flags = flags
+
+    def is_set(self) -> bool:
+        """True when one is."""
+        return any(flag.is_set() for flag in self._flags)
 
 
 class Fetcher:
@@ -46,7 +65,12 @@ class Fetcher:
         self._web = Web(sources)
 
     def fetch(
-        self, files: Sequence[LockedFile], *, cancel: Event | None = None, on_bytes: OnBytes | None = None
+        self,
+        files: Sequence[LockedFile],
+        *,
+        cancel: Flag | None = None,
+        on_bytes: OnBytes | None = None,
+        on_file: Callable[[LockedFile], None] | None = None,
     ) -> None:
         """Have all files in the store; blocks.
 
@@ -54,27 +78,39 @@ class Fetcher:
             cancel: When set, transfers are ended at once; what has come stays for the next attempt.
             on_bytes: Called at the beginning, at the end, about ten times a second while bytes come, and once
                 a second while none do.
+            on_file: Called for each file that is in the store, at once or when it has arrived, on any thread.
 
         Raises:
             JobFailed: The first failure of any file; what has come so far stays for the next attempt.
             JobCancelled: `cancel` was set.
         """
-        transfer = _Transfer(self.store, Finder(self._sources, self._web), self._web, files)
+        finder = Finder(self._sources, self._web)
+        transfer = _Transfer(self.store, finder, self._web, files, on_file or _unheard)
         transfer.run(cancel or Event(), on_bytes or _unheard)
 
 
-def _unheard(_done: int, _total: int) -> None:
+def _unheard(*_: object) -> None:
     """For callers who do not wait for progress."""
 
 
 class _Transfer:
     """One call of `fetch`: a few threads that take file after file, and the caller who watches them."""
 
-    def __init__(self, store: WheelStore, finder: Finder, web: Web, files: Sequence[LockedFile]) -> None:
+    def __init__(
+        self,
+        store: WheelStore,
+        finder: Finder,
+        web: Web,
+        files: Sequence[LockedFile],
+        on_file: Callable[[LockedFile], None],
+    ) -> None:
         self._store = store
         self._finder = finder
         self._web = web
-        self._queue = deque(store.missing(files))
+        self._on_file = on_file
+        missing = store.missing(files)
+        self._queue = deque(missing)
+        self._present = [file for file in files if file not in missing]
         self._total = sum(file.size for file in files)
         self._here = {file.sha256: store.arrived(file) for file in files}
         self._stop = Event()
@@ -84,11 +120,13 @@ class _Transfer:
         self._failed: list[JobFailed] = []
         self._surprise: list[BaseException] = []
 
-    def run(self, cancel: Event, on_bytes: OnBytes) -> None:
+    def run(self, cancel: Flag, on_bytes: OnBytes) -> None:
         if cancel.is_set():
             raise JobCancelled
         said, said_at = sum(self._here.values()), time.monotonic()
         on_bytes(said, self._total)
+        for file in self._present:
+            self._on_file(file)
         workers = min(_WORKERS, len(self._queue))
         for number in range(workers):
             # Daemon threads: a connection attempt cannot be interrupted, and must not hold up the end.
@@ -148,6 +186,8 @@ class _Transfer:
             if not self._store.has(file):
                 self._bring(file)
             self._here[file.sha256] = file.size
+            if self._store.has(file):
+                self._on_file(file)
         finally:
             lock.release()
 

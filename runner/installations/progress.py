@@ -21,7 +21,7 @@ class ProgressReport:
         listener: Callable[[Progress], None] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._job = job
+        self.job = job
         self._listener = listener
         self._now = now
         self._done = 0
@@ -53,7 +53,7 @@ class ProgressReport:
         if self._listener is not None:
             self._listener(
                 Progress(
-                    job=self._job,
+                    job=self.job,
                     phase=phase,
                     message=message,
                     done=self._done,

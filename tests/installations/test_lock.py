@@ -12,7 +12,7 @@ SHIPPED = sorted(LOCKS.glob("*.txt"))
 
 
 def linux(machine):
-    return [f"manylinux_2_{minor}_{machine}" for minor in range(39, 16, -1)] + [f"manylinux2014_{machine}"]
+    return [f"manylinux_2_{minor}_{machine}" for minor in range(39, 4, -1)] + [f"manylinux2014_{machine}"]
 
 
 MACHINES = {
@@ -42,7 +42,7 @@ def test_a_shipped_lock_names_no_index_and_every_file_has_a_hash_and_a_size(file
 
 @pytest.mark.parametrize("backend", ["llama.cpp", "mlx"])
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("minor", [11, 12, 13])
+@pytest.mark.parametrize("minor", [11, 12, 13, 14])
 def test_shipped_locks_have_a_wheel_for_every_supported_machine(backend, machine, minor):
     platforms, variables = MACHINES[machine]
     tags = [
@@ -56,6 +56,21 @@ def test_shipped_locks_have_a_wheel_for_every_supported_machine(backend, machine
     assert len(projects) == len(set(projects))
     assert ("mlx-metal" in projects) == (backend == "mlx" and machine == "macos-arm64")
     assert "colorama" not in projects
+
+
+@pytest.mark.parametrize("machine", ["linux-x86_64", "linux-arm64"])
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_the_lock_of_vllm_has_a_wheel_for_every_linux(machine, minor):
+    platforms, variables = MACHINES[machine]
+    tags = [
+        *cpython_tags((3, minor), platforms=platforms),
+        *compatible_tags((3, minor), f"cp3{minor}", platforms),
+    ]
+    version = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.5", "extra": ""}
+    files = Lock((LOCKS / "vllm.txt").read_text()).files(
+        tags, {**default_environment(), **variables, **version}
+    )
+    assert {"vllm", "torch"} <= {file.project for file in files}
 
 
 def test_the_lock_satisfies_what_the_declaration_asks_for():

@@ -63,21 +63,19 @@ class Chain:
         self.heads: dict[str, int] = {}
 
     def follow(self, rows: Sequence[Row]) -> None:
-        """Take in stored rows; raises JournalDamaged at the first that does not follow."""
-        good = intact(rows, self.seq, self.crc)
+        """Take in the next stored rows, already found `intact`; JournalDamaged where a version is wrong."""
         heads = self.heads
-        for row in rows[:good]:
-            if row[3] != heads.get(row[2], 0) + 1:
+        for row in rows:
+            stream, version = row[2], row[3]
+            if version != heads.get(stream, 0) + 1:
                 # Well checksummed and yet out of order: written by something that is not our writer.
                 raise JournalDamaged(
-                    f"the journal is damaged: event {row[0]} is number {row[3]} of stream {row[2]!r}, "
-                    f"which had {heads.get(row[2], 0)}",
+                    f"the journal is damaged: event {row[0]} is number {version} of stream {stream!r}, "
+                    f"which had {heads.get(stream, 0)}",
                     row[0],
                 )
-            heads[row[2]] = row[3]
+            heads[stream] = version
             self.seq, self.crc = row[0], row[8]
-        if good < len(rows):
-            raise broken_link(rows[good], self.seq + 1)
 
 
 class Draft:

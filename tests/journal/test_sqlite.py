@@ -1,0 +1,170 @@
+"""What the SQLite journal promises beyond the kit."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from greenroom.actors.journal import sqlite as module
+from greenroom.actors.journal.kit import entries, entry, ids
+from greenroom.actors.journal.port import JournalFailed, NotWritten
+from greenroom.actors.journal.sqlite import SqliteJournal
+
+
+@pytest.fixture
+def path(folder: Path) -> Path:
+    return folder / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[SqliteJournal]:
+    journal = SqliteJournal(path)
+    yield journal
+    journal.close()
+
+
+def test_callers_that_wait_together_are_committed_together(journal: SqliteJournal) -> None:
+    """While one group syncs, the next gathers: held up here by a lock on the database."""
+    commits: list[int] = []
+    started = threading.Event()
+    go_on = threading.Event()
+    store = journal._store
+
+    def counting(jobs: list) -> bool:
+        commits.append(len(jobs))
+        started.set()
+        assert go_on.wait(10)
+        return store(jobs)
+
+    journal._store = counting  # type: ignore[method-assign]
+    threads = [threading.Thread(target=journal.append, args=([entry(f"s{n}", 1)],)) for n in range(9)]
+    threads[0].start()
+    assert started.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    with journal._wake:
+        assert journal._wake.wait_for(lambda: len(journal._queue) == 8, 10) or len(journal._queue) == 8
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert commits == [1, 8]
+    assert len(list(journal.read())) == 9
+
+
+def test_a_database_locked_by_another_program_refuses_and_then_goes_on(
+    monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.05)
+    journal = SqliteJournal(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(NotWritten, match="another program has locked"):
+        journal.append([entry("a", 1)])
+    other.execute("ROLLBACK")
+    other.close()
+    journal.append([entry("a", 1)])
+    assert ids(journal.read()) == ["a/1"]
+    journal.close()
+
+
+def test_rows_written_by_another_program_end_the_journal(journal: SqliteJournal, path: Path) -> None:
+    journal.append([entry("a", 1)])
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("INSERT INTO events VALUES (2, 1.0, 'b', 1, 't', 1, '', '{}', 0)")
+    other.close()
+    with pytest.raises(JournalFailed, match=r"UNIQUE|PRIMARYKEY"):
+        journal.append([entry("a", 2)])
+    with pytest.raises(JournalFailed):
+        journal.append([entry("a", 2)])
+
+
+def test_an_error_nobody_thought_of_reaches_everybody_who_waits(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(module, "Draft", break_down)
+    with pytest.raises(JournalFailed, match="a bug"):
+        journal.append([entry("a", 1)])
+    with pytest.raises(JournalFailed, match="a bug"):
+        journal.append([entry("a", 1)])
+
+
+def test_what_failed_is_not_brought_into_the_database_by_closing(journal: SqliteJournal, path: Path) -> None:
+    journal.append([entry("a", 1)])
+    before = path.read_bytes()
+    journal._in_use = (0, 0)
+    with pytest.raises(JournalFailed):
+        journal.append([entry("a", 2)])
+    journal.close()
+    assert path.read_bytes() == before
+    assert path.with_name("journal.db-wal").stat().st_size > 0
+    again = SqliteJournal(path)
+    assert ids(again.read()) == ["a/1"]
+    again.close()
+
+
+def test_the_log_is_brought_in_when_it_has_grown_and_stays_small(path: Path) -> None:
+    journal = SqliteJournal(path)
+    for first in range(1, 20_000, 1_000):
+        journal.append(entries("a", first, first + 999))
+    assert path.with_name("journal.db-wal").stat().st_size < 8 << 20
+    journal.close()
+    assert not path.with_name("journal.db-wal").exists()
+
+
+def test_left_alone_the_log_is_brought_into_the_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 0.01)
+    journal = SqliteJournal(path)
+    checkpointed = threading.Event()
+    checkpoint = journal._checkpoint
+
+    def noticed() -> bool:
+        done = checkpoint()
+        checkpointed.set()
+        return done
+
+    journal._checkpoint = noticed  # type: ignore[method-assign]
+    journal.append([entry("a", 1)])
+    assert checkpointed.wait(10)
+    connection = sqlite3.connect(f"file:{path}?immutable=1", uri=True)
+    assert connection.execute("SELECT count(*) FROM events").fetchone() == (1,)
+    connection.close()
+    journal.close()
+
+
+def test_nobody_else_can_read_the_files(journal: SqliteJournal, path: Path) -> None:
+    journal.append([entry("a", 1)])
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_without_its_lock_a_host_keeps_order_itself(path: Path) -> None:
+    journal = SqliteJournal(path, lock=False)
+    assert not path.with_name("journal.db-lock").exists()
+    journal.append([entry("a", 1)])
+    journal.close()
+
+
+def test_two_journals_live_side_by_side_in_one_folder(folder: Path) -> None:
+    one, two = SqliteJournal(folder / "one.db"), SqliteJournal(folder / "two.db")
+    one.append([entry("a", 1)])
+    two.append([entry("b", 1)])
+    assert ids(one.read()) == ["a/1"]
+    assert ids(two.read()) == ["b/1"]
+    one.close()
+    two.close()
+
+
+def test_a_path_with_odd_characters_is_no_trouble(folder: Path) -> None:
+    odd = folder / "a ?b#c%20d"
+    odd.mkdir()
+    journal = SqliteJournal(odd / "journal.db")
+    journal.append([entry("a", 1)])
+    assert ids(journal.read()) == ["a/1"]
+    journal.close()

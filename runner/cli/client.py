@@ -1,18 +1,15 @@
-"""Talks HTTP to one daemon: JSON, and lines of JSON or of events as they come.
-
-On the standard library's client: urllib3 alone takes longer to import than `greenroom ps` may take.
-"""
+"""Talks to one daemon: JSON, and lines of JSON or of events as they come."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp
 from greenroom.runner.cli.problem import Problem
 
 _TIMEOUT = 30.0
@@ -48,19 +45,18 @@ class Gone(Problem):
 class Answer:
     """An answer that is still being read."""
 
-    def __init__(self, url: str, response: http.client.HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = response.headers
+    def __init__(self, url: str, exchange: Exchange) -> None:
+        self.status = exchange.status
         self._url = url
-        self._response = response
+        self._exchange = exchange
 
     def lines(self) -> Iterator[str]:
         """Each line as it comes, without its end, empty ones too."""
         while True:
             try:
-                line = self._response.readline()
-            except (http.client.HTTPException, OSError) as error:
-                raise Gone(self._url, f"broke off in the middle of its answer ({_reason(error)})") from error
+                line = self._exchange.readline()
+            except (BrokenOff, OSError) as error:
+                raise Gone(self._url, f"broke off in the middle of its answer ({error})") from error
             if not line:
                 return
             yield line.decode("utf-8", "replace").rstrip("\r\n")
@@ -77,9 +73,9 @@ class Answer:
     def read(self) -> bytes:
         """All of it."""
         try:
-            return self._response.read()
-        except (http.client.HTTPException, OSError) as error:
-            raise Gone(self._url, f"broke off in the middle of its answer ({_reason(error)})") from error
+            return self._exchange.read()
+        except (BrokenOff, OSError) as error:
+            raise Gone(self._url, f"broke off in the middle of its answer ({error})") from error
 
 
 class Client:
@@ -87,11 +83,6 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        parts = urlsplit(url)
-        self._secure = parts.scheme == "https"
-        self._host = parts.hostname or ""
-        self._port = parts.port
-        self._base = parts.path.rstrip("/")
 
     def get(self, path: str, *, timeout: float | None = _TIMEOUT) -> Any:
         """The JSON at a path. Raises Refused or Gone."""
@@ -128,29 +119,22 @@ class Client:
             Refused: the status is none of 2xx.
             Gone: nobody answers, or the answer broke off.
         """
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=timeout)
         sent = {"Accept": accept, "User-Agent": "greenroom-cli", **(headers or {})}
         payload = None
         if body is not None:
             payload = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"
         try:
-            try:
-                connection.request(method, self._base + path, payload, sent)
-                response = connection.getresponse()
-            except TimeoutError as error:
-                raise Gone(
-                    self.url, f"has not answered {method} {path} within {timeout:g} seconds"
-                ) from error
-            except (http.client.HTTPException, OSError) as error:
-                raise Gone(self.url, f"does not answer ({_reason(error)})") from error
-            answer = Answer(self.url, response)
-            if not 200 <= response.status < 300:
-                raise _refused(response.status, answer.read())
+            exchange = Exchange(self.url, method, path, headers=sent, body=payload, timeout=timeout)
+        except TimeoutError as error:
+            raise Gone(self.url, f"has not answered {method} {path} within {timeout:g} seconds") from error
+        except (NobodyThere, NotHttp, BrokenOff, OSError) as error:
+            raise Gone(self.url, f"does not answer ({error})") from error
+        with contextlib.closing(exchange):
+            answer = Answer(self.url, exchange)
+            if not 200 <= exchange.status < 300:
+                raise _refused(exchange, answer.read())
             yield answer
-        finally:
-            connection.close()
 
     def _json(self, path: str, answer: Answer) -> Any:
         content = answer.read()
@@ -167,7 +151,8 @@ def path_of(*parts: str) -> str:
     return "/" + "/".join(quote(part, safe="/:@") for part in parts)
 
 
-def _refused(status: int, content: bytes) -> Refused:
+def _refused(exchange: Exchange, content: bytes) -> Refused:
+    status = exchange.status
     text = content.decode("utf-8", "replace").strip()
     try:
         fields = json.loads(text)["error"]
@@ -175,12 +160,4 @@ def _refused(status: int, content: bytes) -> Refused:
         return Refused(status, fields, message, str(fields.get("advice") or ""))
     except (ValueError, TypeError, KeyError):
         # The verbs under /engines and /models answer in plain text, as the contract has it.
-        return Refused(
-            status, {}, text or f"The daemon answered {status} ({http.client.responses.get(status)})."
-        )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return Refused(status, {}, text or f"The daemon answered {status} {exchange.reason}.")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,11 +15,7 @@ from greenroom.runner.cli.client import Client, Gone, Refused, path_of
 from greenroom.runner.cli.display import Display, display
 from greenroom.runner.cli.jobs import install, pull
 from greenroom.runner.cli.problem import Problem
-
-_LOOK_EVERY = 0.15
-"""Seconds between two looks at the daemon's jobs while we wait for a model."""
-_QUIET = 0.3
-"""Seconds of waiting about which nothing is said."""
+from greenroom.runner.cli.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -80,26 +74,30 @@ class Conversation:
         Raises:
             Problem: it cannot be, or may not be.
         """
-        done: set[str] = set()
-        while True:
-            try:
-                self._preload()
-            except Refused as refused:
-                backend = str(refused.fields.get("backend") or "")
-                if refused.code == "model_not_found" and "model" not in done:
-                    done.add("model")
-                    self._say(f"{self._shown} is not here yet; fetching it.")
-                    self._say(pull(self._client, self._model, token=self._token))
-                elif refused.code == "backend_not_installed" and backend and backend not in done:
-                    done.add(backend)
-                    if not self._may_install:
-                        raise
-                    installed = install(self._client, backend, announce=self._say)
-                    self._say(installed.message)
+        with display() as shown, Watch(self._client, shown) as watch:
+            done: set[str] = set()
+            while True:
+                try:
+                    self._preload()
+                except Refused as refused:
+                    self._mend(refused, done, shown, watch)
                 else:
-                    raise
-            else:
-                return
+                    return
+
+    def _mend(self, refused: Refused, done: set[str], shown: Display, watch: Watch) -> None:
+        """Do what a refusal asks for, once; raise it again when that is not for us to do."""
+        backend = str(refused.fields.get("backend") or "")
+        if refused.code == "model_not_found" and "model" not in done:
+            done.add("model")
+            shown.note(f"{self._shown} is not here yet; fetching it.")
+            shown.note(pull(self._client, self._model, token=self._token, shown=shown))
+        elif refused.code == "backend_not_installed" and backend not in done | {""} and self._may_install:
+            done.add(backend)
+            watch.own.add(f"install/{backend}")
+            installed = install(self._client, backend, announce=shown.note, shown=shown)
+            shown.note(installed.message)
+        else:
+            raise refused
 
     def ask(self, prompt: str) -> Iterator[Piece]:
         """Say something and yield the answer as it comes; it is remembered if it ends in order.
@@ -153,71 +151,10 @@ class Conversation:
         raise Gone(self._client.url, "broke off in the middle of its answer")
 
     def _preload(self) -> None:
-        """Ask for the model without a prompt, and show what the daemon does about it meanwhile."""
-        problems: list[Problem] = []
-        over = threading.Event()
-
-        def ask() -> None:
-            try:
-                with self._client.open(
-                    "POST",
-                    self._path,
-                    {"model": self._model, "messages": [], "stream": False},
-                    headers={"X-Preload-Only": "true"},
-                ) as answer:
-                    answer.read()
-            except Problem as problem:
-                problems.append(problem)
-            finally:
-                over.set()
-
-        # A daemon thread: on Ctrl-C the process ends, and with it the connection and the request.
-        threading.Thread(target=ask, daemon=True).start()
-        if not over.wait(_QUIET):
-            self._watch(over)
-        if problems:
-            raise problems[0]
-
-    def _watch(self, over: threading.Event) -> None:
-        with display() as shown:
-            installing: set[str] = set()
-            seen: set[str] = set()
-            while not over.wait(_LOOK_EVERY):
-                running = self._jobs()
-                for name in seen - running.keys():
-                    shown.finish(name)
-                for name, job in running.items():
-                    if name.startswith("install/") and name not in installing:
-                        installing.add(name)
-                        shown.note(f"Installing {name.removeprefix('install/')} backend...")
-                    shown.update({**job, "job": name})
-                seen = set(running)
-                self._tell_installed(shown, installing - running.keys())
-                installing &= running.keys()
-            self._tell_installed(shown, installing)
-
-    def _tell_installed(self, shown: Display, ended: set[str]) -> None:
-        if not ended:
-            return
-        with contextlib.suppress(Refused, Gone):
-            states = self._client.get("/engines/status")
-            for name in (job.removeprefix("install/") for job in ended):
-                if str(states.get(name, "")).startswith("Running"):
-                    shown.note(f"{name} backend installed successfully")
-
-    def _jobs(self) -> dict[str, dict[str, Any]]:
-        """The jobs that waiting requests wait for; ours is among these."""
-        try:
-            jobs = {str(job["job"]): job for job in self._client.get("/jobs") or ()}
-        except (Refused, Gone):
-            return {}
-        found = {}
-        for name, job in jobs.items():
-            if name.startswith("request/"):
-                # Without a job to follow it waits for its turn, which is worth a line too.
-                followed = str(job.get("follows") or name)
-                found[followed] = jobs.get(followed, job)
-        return found
+        """Ask for the model without a prompt: the answer comes when its engine is ready."""
+        body = {"model": self._model, "messages": [], "stream": False}
+        with self._client.open("POST", self._path, body, headers={"X-Preload-Only": "true"}) as answer:
+            answer.read()
 
 
 def anchored(model: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 from greenroom.runner.quantities import format_size
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
 _LINE_EVERY = 2.0
 """Seconds between two lines about the same phase of a job."""
@@ -56,10 +56,11 @@ def display(stream: TextIO | None = None) -> Display:
 
 
 def title_of(job: str) -> str:
-    """`install/mlx` is `mlx`, `pull/docker.io/ai/smollm2:latest` is `smollm2`, `load/…` is `model`."""
+    """`install/mlx` is `mlx`, `pull/docker.io/ai/smollm2:latest` is `smollm2`, `load/…` is nothing."""
     kind, _, subject = job.partition("/")
     if kind in ("load", "request"):
-        return "model"
+        # Their message names the model already.
+        return ""
     if kind == "pull":
         from greenroom.runner.models.references import familiar
 
@@ -70,17 +71,18 @@ def title_of(job: str) -> str:
 def describe(job: Mapping[str, Any]) -> str:
     """One line: `downloading 45.1 MB of 93.2 MB (48 %), 12.3 MB/s`."""
     phase = str(job.get("phase") or "")
+    word, message = _PHASES.get(phase, phase.replace("_", " ")), str(job.get("message") or "")
+    if message.lower().startswith(word):
+        # It says the phase itself, and more.
+        word, message = message, ""
     done, total, rate = (float(job.get(name) or 0) for name in ("done", "total", "rate"))
-    words = [_PHASES.get(phase, phase.replace("_", " "))]
     if total:
-        words.append(f"{format_size(done)} of {format_size(total)} ({100 * min(done, total) / total:.0f} %)")
+        word += f" {format_size(done)} of {format_size(total)} ({100 * min(done, total) / total:.0f} %)"
     elif done:
-        words.append(format_size(done))
-    text = " ".join(word for word in words if word)
+        word += f" {format_size(done)}"
     if rate and done < (total or done + 1):
-        text += f", {format_size(rate)}/s"
-    message = str(job.get("message") or "")
-    return f"{text}: {message}" if message and text else message or text
+        word += f", {format_size(rate)}/s"
+    return f"{word}: {message}" if message else word
 
 
 class Lines:
@@ -98,7 +100,8 @@ class Lines:
         if text == last_text or (phase == last_phase and now - at < _LINE_EVERY):
             return
         self._shown[name] = (phase, now, text)
-        self.note(f"  {title_of(name)}: {text}")
+        title = title_of(name)
+        self.note(f"  {title}: {text}" if title else f"  {text}")
 
     def finish(self, job: str) -> None:
         """Nothing to take away."""
@@ -118,52 +121,62 @@ class Lines:
 
 
 class Bars:
-    """For terminals; the bars go when their jobs end."""
+    """For terminals; the bars go when their jobs end. Nothing is drawn or imported before the first job."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-        self._console = Console(file=stream, highlight=False)
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.fields[title]}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.description}", markup=False),
-            console=self._console,
-            transient=True,
-        )
+        self._stream = stream
+        self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def update(self, job: Mapping[str, Any]) -> None:
         """Move its bar."""
+        progress = self._progress = self._progress or _progress(self._stream)
         name = str(job.get("job", ""))
         # Without a total the bar pulses: something goes on, and nobody knows how long it will take.
         total, done = int(job.get("total") or 0) or None, int(job.get("done") or 0)
         text = describe(job)
         task = self._tasks.get(name)
         if task is None:
-            self._tasks[name] = self._progress.add_task(
-                text, total=total, completed=done, title=title_of(name)
-            )
+            self._tasks[name] = progress.add_task(text, total=total, completed=done, title=title_of(name))
         else:
-            self._progress.update(task, description=text, total=total, completed=done)
+            progress.update(task, description=text, total=total, completed=done)
 
     def finish(self, job: str) -> None:
         """Take its bar away."""
         task = self._tasks.pop(job, None)
-        if task is not None:
+        if task is not None and self._progress is not None:
             self._progress.remove_task(task)
 
     def note(self, text: str) -> None:
         """Print it above the bars."""
-        self._progress.console.print(text, markup=False)
+        if self._progress is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._progress.console.print(text, markup=False)
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        self._tasks.clear()
+
+
+def _progress(stream: TextIO) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.fields[title]}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.description}", markup=False),
+        console=Console(file=stream, highlight=False),
+        transient=True,
+    )
+    progress.start()
+    return progress

@@ -6,8 +6,9 @@ that the user named cannot have it; there, any Greenroom is believed.
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from urllib.parse import urlsplit
 
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client
+from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import Settings
 
 _PATIENCE = 3.0
 """Seconds for a probe. A daemon answers `/livez` within milliseconds, whatever its actors do."""
+
+_LIVEZ_LIMIT = 65_536
 
 _LOOPBACK = ("localhost", "::1")
 
@@ -41,43 +45,44 @@ class Stranger:
 
     url: str
     description: str
+    silent: bool = False
+    """True for one that has accepted the connection and says nothing, as a daemon does while it starts."""
+
+
+class Unresponsive(Problem):
+    """Our daemon is there and says nothing: it has only just been started, or it is stuck."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"The Greenroom daemon (process {pid}) does not answer: it is starting, or stuck.",
+            f"What it wrote last: greenroom logs. To end it at once: kill -9 {pid}",
+            code=exit_codes.NOT_RUNNING,
+        )
 
 
 def probe(url: str, *, patience: float = _PATIENCE) -> Daemon | Stranger | None:
     """Who answers at this address; None when nobody does."""
-    parts = urlsplit(url)
-    connection = (http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection)(
-        parts.hostname or "", parts.port, timeout=patience
-    )
     try:
-        try:
-            connection.connect()
-        except TimeoutError:
-            return None
-        except OSError:
-            return None
-        try:
-            connection.request(
-                "GET", f"{parts.path.rstrip('/')}/livez", headers={"Accept": "application/json"}
-            )
-            response = connection.getresponse()
-            content = response.read(65_536)
-        except TimeoutError:
-            return Stranger(url, "something that accepts connections and does not answer them")
-        except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected):
-            # A daemon that is just stopping does this, and so do programs that speak something else.
-            return Stranger(url, "something that closes connections without an answer")
-        except (http.client.HTTPException, OSError):
-            return Stranger(url, "a program that does not speak HTTP")
-    finally:
-        connection.close()
-    return _daemon(url, content) or Stranger(url, _describe(response, content))
+        exchange = Exchange(url, "GET", "/livez", headers={"Accept": "application/json"}, timeout=patience)
+        with contextlib.closing(exchange):
+            content = exchange.read(_LIVEZ_LIMIT)
+    except NobodyThere:
+        return None
+    except TimeoutError:
+        return Stranger(url, "something that accepts connections and does not answer them", silent=True)
+    except NotHttp:
+        return Stranger(url, "a program that does not speak HTTP")
+    except (BrokenOff, OSError) as error:
+        # A daemon that is just ending does this too, but not for long.
+        return Stranger(url, f"something that closes connections without an answer ({error})")
+    return _daemon(url, content) or Stranger(url, _describe(exchange, content))
 
 
 def find(settings: Settings) -> Daemon | None:
     """The daemon these settings mean, wherever it listens; None when it does not run.
 
     Raises:
+        Unresponsive: it has the address and does not answer.
         Problem: somebody else answers at its address.
     """
     addresses = [settings.url]
@@ -89,6 +94,8 @@ def find(settings: Settings) -> Daemon | None:
         found = probe(url)
         if isinstance(found, Daemon) and is_ours(settings, found):
             return found
+    if isinstance(found, Stranger) and found.silent and (pid := _holder(settings.home)):
+        raise Unresponsive(pid)
     if found is not None:
         raise taken(settings, found)
     return None
@@ -129,6 +136,16 @@ def note(home: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return fields if isinstance(fields, dict) else {}
+
+
+def _holder(home: Path) -> int:
+    """The process that holds a data directory, as far as can be told without disturbing it; else 0."""
+    try:
+        pid = int((home / "daemon.lock").read_text("utf-8").strip())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return 0
+    return pid
 
 
 def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
@@ -220,11 +237,11 @@ def _daemon(url: str, content: bytes) -> Daemon | None:
         return None
 
 
-def _describe(response: http.client.HTTPResponse, content: bytes) -> str:
-    server = (response.getheader("Server") or "").strip()
+def _describe(exchange: Exchange, content: bytes) -> str:
+    server = exchange.headers.get("server", "")
     text = " ".join(content.decode("utf-8", "replace").split())
     if "<" in text or not text.isprintable():
         text = ""
     parts = [f"calling itself {server[:60]!r}"] if server else []
-    parts.append(f"saying {text[:60]!r}" if text else f"with status {response.status}")
+    parts.append(f"saying {text[:60]!r}" if text else f"with status {exchange.status}")
     return f"a web server {', '.join(parts)}"

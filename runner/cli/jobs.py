@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ def install(
     version: str = "",
     reinstall: bool = False,
     announce: Callable[[str], None],
+    shown: Display | None = None,
 ) -> Installed:
     """Have a backend installed and show how far it is; Ctrl-C ends the job if nobody else waits for it.
 
@@ -40,6 +42,7 @@ def install(
         version: another than the pinned one.
         reinstall: build it anew even when it looks whole.
         announce: told `Installing X backend...` once it is certain that there is something to do.
+        shown: where progress goes, when that is shared.
 
     Raises:
         Problem: it was refused or failed.
@@ -54,13 +57,14 @@ def install(
     try:
         with (
             client.open("POST", "/engines/install-backend", body, accept=NDJSON) as answer,
-            display() as shown,
+            _shared(shown) as bars,
         ):
             for event in answer.objects():
                 kind = event.get("type")
                 if kind == "error":
                     raise _failure(event, f"{backend} could not be installed.")
                 if kind == "success":
+                    bars.finish(job)
                     installation = event.get("installation") or {}
                     if not said and not event.get("already"):
                         announce(f"Installing {backend} backend...")
@@ -73,14 +77,14 @@ def install(
                     said = True
                     announce(f"Installing {backend} backend...")
                 if kind == "progress":
-                    shown.update({"job": job, **event})
+                    bars.update({**event, "job": job})
     except KeyboardInterrupt:
         _leave(client, "/engines/cancel-install", {"backend": backend})
         raise
     raise Gone(client.url, f"broke off while installing {backend}")
 
 
-def pull(client: Client, reference: str, *, token: str = "") -> str:
+def pull(client: Client, reference: str, *, token: str = "", shown: Display | None = None) -> str:
     """Have a model fetched and show how far it is; Ctrl-C ends the job if nobody else waits for it.
 
     Returns what the daemon says in the end. Raises Problem when it was refused or failed.
@@ -89,12 +93,22 @@ def pull(client: Client, reference: str, *, token: str = "") -> str:
     try:
         with (
             client.open("POST", "/models/create", body, accept="application/json") as answer,
-            display() as shown,
+            _shared(shown) as bars,
         ):
-            return _follow_pull(client, reference, answer, shown)
+            return _follow_pull(client, reference, answer, bars)
     except KeyboardInterrupt:
         _leave(client, "/models/cancel", {"from": reference})
         raise
+
+
+@contextlib.contextmanager
+def _shared(shown: Display | None) -> Iterator[Display]:
+    """A display that is shared, or one of our own."""
+    if shown is not None:
+        yield shown
+        return
+    with display() as own:
+        yield own
 
 
 def _follow_pull(client: Client, reference: str, answer: Answer, shown: Display) -> str:
@@ -104,6 +118,7 @@ def _follow_pull(client: Client, reference: str, answer: Answer, shown: Display)
         if kind == "error":
             raise _failure(event, f"{reference} could not be fetched.")
         if kind == "success":
+            shown.finish(f"pull/{reference}")
             return message
         if kind == "warning":
             shown.note(f"Warning: {message}")

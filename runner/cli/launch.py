@@ -12,12 +12,13 @@ from pathlib import Path
 
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, Gone, Refused
-from greenroom.runner.cli.identity import Daemon, find, is_on_this_machine, not_running, note
+from greenroom.runner.cli.identity import Daemon, Unresponsive, find, is_on_this_machine, not_running, note
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import Settings
 
 _START_SECONDS = 60.0
 _READY_SECONDS = 30.0
+_PORT_PATIENCE = 3.0
 _LOOK_EVERY = 0.03
 _TRY_AGAIN_EVERY = 1.0
 _LOG_LINES = 15
@@ -33,7 +34,10 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
     Raises:
         Problem: somebody else is at its address, or it could not be started.
     """
-    daemon = find(settings)
+    try:
+        daemon = find(settings)
+    except Unresponsive:
+        daemon = _await(settings)
     if daemon is None:
         if settings.host and not is_on_this_machine(settings.host):
             raise not_running(settings)
@@ -47,6 +51,17 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
 def log_of(home: Path) -> Path:
     """The daemon's log."""
     return home / "daemon.log"
+
+
+def _await(settings: Settings) -> Daemon | None:
+    """Another client has just started it, perhaps; it answers soon, it ends, or it is stuck."""
+    give_up = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return find(settings)
+        except Unresponsive:
+            if time.monotonic() > give_up:
+                raise
 
 
 def _start(settings: Settings) -> Daemon:
@@ -72,7 +87,9 @@ def _start(settings: Settings) -> Daemon:
                 daemon = find(settings)
                 if daemon is not None:
                     return daemon
-            if code is not None and code != exit_codes.ALREADY_RUNNING:
+            # Of two daemons that start at once, one finds the port taken before the other answers there.
+            perhaps_ours = code == exit_codes.PORT_TAKEN and time.monotonic() - tried < _PORT_PATIENCE
+            if code is not None and code != exit_codes.ALREADY_RUNNING and not perhaps_ours:
                 raise _failed(settings, code, began)
             if code is not None and time.monotonic() - tried > _TRY_AGAIN_EVERY:
                 # Another client was quicker, or the last daemon is just stopping: it answers soon, or it

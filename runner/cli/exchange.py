@@ -1,0 +1,190 @@
+"""One HTTP/1.1 request and its answer, read as it comes.
+
+The standard library's client brings the whole of `email` and `ssl` along, which costs a fifth of what
+`greenroom ps` may take; all we speak to is one daemon that answers by the book. What does not is reported as
+such, which is how strangers on our port are recognised.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+_LINE_LIMIT = 65_536
+_HEADER_LIMIT = 100
+
+
+class NobodyThere(Exception):
+    """No connection could be made."""
+
+
+class NotHttp(Exception):
+    """Somebody answers, but not in HTTP."""
+
+
+class BrokenOff(Exception):
+    """The connection ended before the answer did."""
+
+
+class Exchange:
+    """A request that was sent and whose answer has begun: its head is here, its body can be read.
+
+    One request a connection: closing in the middle of an answer is how a request is called off.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Send the request and wait for the answer's head.
+
+        `timeout` is how many seconds of silence are borne, while connecting too; None bears any.
+        Raises NobodyThere, NotHttp, BrokenOff, and TimeoutError for somebody who says nothing.
+        """
+        self.status = 0
+        self.reason = ""
+        self.headers: Mapping[str, str] = {}
+        """By lower-case name."""
+        self._left: int | None = None
+        """Bytes of the body, or of its current chunk, that are still to come; None means until the end."""
+        self._chunked = False
+        self._over = False
+        self._socket = _connect(url, timeout)
+        self._reader = self._socket.makefile("rb")
+        try:
+            try:
+                self._socket.sendall(_request(url, method, path, headers, body))
+                self._read_head()
+            except ConnectionError as error:
+                raise BrokenOff(_reason(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the connection. Idempotent."""
+        self._reader.close()
+        self._socket.close()
+
+    def readline(self) -> bytes:
+        """The next line with its end; what is left at the end of the body; empty after that."""
+        found: list[bytes] = []
+        while self._is_more():
+            part = self._reader.readline(-1 if self._left is None else self._left)
+            self._account(part)
+            found.append(part)
+            if part.endswith(b"\n"):
+                break
+        return b"".join(found)
+
+    def read(self, limit: int = 2**28) -> bytes:
+        """The rest of the body, or its beginning when that is longer than the limit."""
+        found: list[bytes] = []
+        while limit > 0 and self._is_more():
+            part = self._reader.read(limit if self._left is None else min(limit, self._left))
+            self._account(part)
+            limit -= len(part)
+            found.append(part)
+        return b"".join(found)
+
+    def _account(self, part: bytes) -> None:
+        if not part:
+            if self._left is not None:
+                raise BrokenOff("the connection was closed")
+            self._over = True
+        elif self._left is not None:
+            self._left -= len(part)
+            if self._left == 0 and not self._chunked:
+                self._over = True
+
+    def _is_more(self) -> bool:
+        """Whether the body goes on; in a chunked one, go on to the next chunk when this one is used up."""
+        if self._over or not self._chunked or self._left:
+            return not self._over
+        if self._left == 0:
+            self._line()
+        size = self._line().partition(b";")[0].strip()
+        try:
+            self._left = int(size, 16)
+        except ValueError:
+            raise BrokenOff("a chunk has no size") from None
+        self._over = self._left == 0
+        return not self._over
+
+    def _read_head(self) -> None:
+        while True:
+            version, _, rest = self._line(NotHttp).decode("latin-1").partition(" ")
+            code, _, self.reason = rest.partition(" ")
+            if not version.startswith("HTTP/1.") or not code.isdigit():
+                raise NotHttp(f"it says {version[:40]!r}")
+            self.status = int(code)
+            self.headers = self._headers()
+            if self.status != 100:
+                break
+        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        length = self.headers.get("content-length", "")
+        if not self._chunked and length.isdigit():
+            self._left = int(length)
+        self._over = self.status in (204, 304) or (self._left == 0 and not self._chunked)
+
+    def _headers(self) -> Mapping[str, str]:
+        headers: dict[str, str] = {}
+        for _ in range(_HEADER_LIMIT):
+            line = self._line().decode("latin-1")
+            if not line:
+                return headers
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        raise NotHttp("its head has no end")
+
+    def _line(self, otherwise: type[Exception] = BrokenOff) -> bytes:
+        line = self._reader.readline(_LINE_LIMIT)
+        if not line:
+            raise BrokenOff("the connection was closed")
+        if not line.endswith(b"\n"):
+            raise otherwise("a line has no end")
+        return line.rstrip(b"\r\n")
+
+
+def _connect(url: str, timeout: float | None) -> socket.socket:
+    parts = urlsplit(url)
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    # As bytes, or the codec for international names is imported for 127.0.0.1.
+    name: Any = host.encode("ascii") if host.isascii() else host
+    try:
+        connection = socket.create_connection((name, parts.port or (443 if secure else 80)), timeout)
+        if not secure:
+            return connection
+        import ssl
+
+        try:
+            return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+        except BaseException:
+            connection.close()
+            raise
+    except OSError as error:
+        raise NobodyThere(_reason(error)) from error
+
+
+def _request(url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    parts = urlsplit(url)
+    lines = [f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1", f"Host: {parts.netloc}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    lines += ["Connection: close", "", ""]
+    return "\r\n".join(lines).encode("latin-1", "replace") + (body or b"")
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return error.strerror or str(error) or type(error).__name__

@@ -56,7 +56,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
 def routing_of(body: bytes) -> Routing:
     """What routing needs. Raises HttpRefusal: 400 for broken JSON or a missing model."""
     try:
-        routing = _decode_routing(body)
+        routing = _decode_routing(body or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_understood(error) from None
     if not routing.model.strip():

@@ -82,6 +82,14 @@ class Door:
         return {engine.endpoint for engine in self.backstage.engines() if engine.state != "gone"}
 
 
+def shown_name(model: Model) -> str:
+    """The name a model is listed by: a tag like a registry's where it has one, else any tag, else its id."""
+    for tag in model.tags:
+        if not tag.startswith(("file:", "pypi:")):
+            return tag
+    return model.tags[0] if model.tags else model.id
+
+
 async def _preload(admission: Admission) -> None:
     try:
         await admission.enter()

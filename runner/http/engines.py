@@ -21,7 +21,7 @@ from greenroom.actors.progress import install_job
 from greenroom.actors.scheduler_state import ModelConfigState, SchedulerState, config_key
 from greenroom.runner.backends.flags import refusal
 from greenroom.runner.http.bodies import read_json
-from greenroom.runner.http.door import Door
+from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.go_text import go_duration, parse_go_duration
 from greenroom.runner.http.progress_stream import sentence_of
@@ -162,7 +162,7 @@ class Engines:
                     entries.append(
                         {
                             "Backend": request.match_info.get("backend", _DEFAULT_BACKEND),
-                            "Model": model.tags[0] if model.tags else model.id,
+                            "Model": shown_name(model),
                             "ModelID": model.id,
                             "Mode": mode,
                             "Config": _config(config),

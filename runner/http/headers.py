@@ -27,7 +27,8 @@ _NOT_RETURNED = _HOP_BY_HOP | frozenset(
 
 def request_id_of(request: web.Request) -> str:
     """The id this request was given at the door."""
-    return request.get(ID, "")
+    request_id: str = request.get(ID, "")
+    return request_id
 
 
 def forwarded(request: web.Request) -> CIMultiDict[str]:

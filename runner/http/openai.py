@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
 from greenroom.actors.facts import Model
-from greenroom.runner.http.door import Door
+from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.proxy import Exchange, Kind
 
 _KINDS = {
@@ -74,7 +74,7 @@ def _entry(model: Model) -> dict[str, object]:
         "size": f"{model.size / 2**20:.2f} MiB" if model.size else "",
     }
     entry: dict[str, object] = {
-        "id": model.tags[0] if model.tags else model.id,
+        "id": shown_name(model),
         "object": "model",
         "created": int(model.created),
         "owned_by": "docker",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, MutableMapping
 
 import aiohttp
 from yarl import URL
@@ -13,6 +13,8 @@ _KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: less than any engine keeps it, so that none is found closed."""
 _CROWDED = 10.0
 """Seconds to go on knocking at an engine whose queue of new connections is full."""
+_PIECE = 256 * 1024
+"""Bytes that are written to an engine at once."""
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
 
 
@@ -63,17 +65,19 @@ class Upstreams:
         self._live = live
 
     async def post(
-        self, endpoint: str, path: str, body: bytes, headers: Mapping[str, str]
+        self, endpoint: str, path: str, body: bytes, headers: MutableMapping[str, str]
     ) -> aiohttp.ClientResponse:
         """Send a request and wait for the head of the answer. Raises Unreached or Lost."""
         pool = self._pools.get(endpoint)
         if pool is None:
             pool = await self._open(endpoint)
+        # Said in any case: some engines cannot read a body that comes in chunks.
+        headers["Content-Length"] = str(len(body))
         delay, waited = 0.005, 0.0
         while True:
             try:
                 return await pool.session.request(
-                    "POST", pool.url(path), data=body, headers=headers, allow_redirects=False
+                    "POST", pool.url(path), data=_data(body), headers=headers, allow_redirects=False
                 )
             except aiohttp.ClientConnectorError as error:
                 # A unix socket says EAGAIN when its backlog is full, and some engines have room for five.
@@ -97,3 +101,13 @@ class Upstreams:
         for old in [known for known in self._pools if known not in live]:
             await self._pools.pop(old).session.close()
         return self._pools.setdefault(endpoint, _Pool(endpoint))
+
+
+def _data(body: bytes) -> bytes | AsyncIterator[bytes]:
+    return body if len(body) <= _PIECE else _pieces(body)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    # Megabytes written at once would hold up every other stream.
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]

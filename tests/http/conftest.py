@@ -143,7 +143,10 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
     number = 0
 
     async def make(
-        *flags: str, door: dict[str, Any] | None = None, backend: dict[str, Any] | None = None, **settings: Any
+        *flags: str,
+        door: dict[str, Any] | None = None,
+        backend: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> House:
         nonlocal number
         number += 1

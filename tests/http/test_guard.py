@@ -8,7 +8,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "localhost:12400", "127.0.0.1:1", "127.1.2.3", "[::1]:80", "a.localhost", "LOCALHOST."]
+    "host",
+    ["localhost", "localhost:12400", "127.0.0.1:1", "127.1.2.3", "[::1]:80", "a.localhost", "LOCALHOST."],
 )
 async def test_loopback_names_are_ours(open_house: Any, host: str) -> None:
     house = await open_house()
@@ -17,7 +18,8 @@ async def test_loopback_names_are_ours(open_house: Any, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:12400", "localhost.evil.example", "192.168.1.5", "", "[", "@localhost@x"]
+    "host",
+    ["evil.example", "evil.example:12400", "localhost.evil.example", "192.168.1.5", "", "[", "@localhost@x"],
 )
 async def test_other_names_are_refused_on_every_route(open_house: Any, host: str) -> None:
     house = await open_house()
@@ -42,14 +44,20 @@ async def test_pages_from_this_machine_may_call(open_house: Any, origin: str) ->
         assert response.status == 200
         assert response.headers["Access-Control-Allow-Origin"] == origin
         assert response.headers["Vary"] == "Origin"
-    asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "x-a",
+    }
     async with house.session.options(f"{house.base}/v1/chat/completions", headers=asked) as response:
         assert response.status == 204
         assert response.headers["Access-Control-Allow-Methods"] == "GET, POST, DELETE"
         assert response.headers["Access-Control-Allow-Headers"] == "x-a"
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "file://"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost.evil.example", "file://"]
+)
 async def test_pages_from_elsewhere_may_not_whatever_the_method(open_house: Any, origin: str) -> None:
     house = await open_house()
     headers = {"Origin": origin}

@@ -17,9 +17,7 @@ def prefix(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-CHAT = (
-    b'{"model": "tiny", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
-)
+CHAT = b'{"model": "tiny", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
 
 
 async def _dial(house: Any, body: bytes = CHAT) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,6 +20,11 @@ BAD_BODIES = {
     "model is empty": (b'{"model": "  "}', "model is required"),
     "model is no name": (b'{"model": "http://a/b"}', "not a model name"),
 }
+
+
+async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 2**16):
+        yield body[start : start + 2**16]
 
 
 @pytest.mark.parametrize(("body", "said"), BAD_BODIES.values(), ids=BAD_BODIES)
@@ -50,12 +57,9 @@ async def test_a_body_of_twenty_megabytes_is_413(open_house: Any, chunked: bool)
     house = await open_house()
     body = b'{"model": "tiny", "prompt": "' + b"x" * (20 * 2**20) + b'"}'
 
-    async def pieces() -> Any:
-        for start in range(0, len(body), 2**16):
-            yield body[start : start + 2**16]
-
-    data = pieces() if chunked else body
-    status, error = await house.error(house.session.post(f"{house.base}/v1/chat/completions", data=data))
+    headers = {} if chunked else {"Content-Length": str(len(body))}
+    asked = house.session.post(f"{house.base}/v1/chat/completions", data=in_pieces(body), headers=headers)
+    status, error = await house.error(asked)
     assert status == 413
     assert "10 MiB" in error["message"]
     await house.nothing_is_held()
@@ -84,7 +88,8 @@ async def test_a_packed_body_is_unpacked(open_house: Any) -> None:
 async def test_a_body_of_megabytes_reaches_the_engine_whole(open_house: Any) -> None:
     house = await open_house("--echo")
     word = "x" * (5 * 2**20)
-    async with house.chat(messages=[{"role": "user", "content": word}]) as response:
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": word}]}).encode()
+    async with house.session.post(f"{house.base}/v1/chat/completions", data=in_pieces(body)) as response:
         body = await response.json()
     assert body["choices"][0]["message"]["content"].strip() == word
 

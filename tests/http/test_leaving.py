@@ -210,9 +210,9 @@ async def test_a_connection_that_is_lost_by_the_client_library_counts_as_leaving
     open_house: Any, wait_until: Any
 ) -> None:
     house = await open_house("--tokens", "10000", "--token-delay", "0.005")
-    async with aiohttp.ClientSession() as session:
-        async with session.post(f"{house.base}/v1/chat/completions", data=CHAT) as response:
-            await response.content.readany()
-            assert house.inside() == 1
-            response.close()
+    url = f"{house.base}/v1/chat/completions"
+    async with aiohttp.ClientSession() as session, session.post(url, data=CHAT) as response:
+        await response.content.readany()
+        assert house.inside() == 1
+        response.close()
     await house.nothing_is_held()

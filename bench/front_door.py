@@ -1,0 +1,256 @@
+"""What the front door costs, beside the bare engine in one run, as ratios. JSON on standard output.
+
+    python bench/front_door.py [--requests 400] [--streams 64,256] [--pace 20] [--seconds 5]
+
+A daemon of its own with the fake engine program: the same engine is asked directly on its socket and
+through the front door, by turns, by one lean client. `passed` says whether the budgets hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ENGINE = REPOSITORY / "tests" / "programs" / "fake_engine.py"
+ADDED_MS = 0.4
+THROUGHPUT = 0.98
+
+
+class Client(asyncio.Protocol):
+    """One connection that asks for a stream and notes when its bytes come."""
+
+    def __init__(self, host: str, path: str) -> None:
+        self._head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        self._transport: Any = None
+        self._done: asyncio.Future[None] | None = None
+        self._rest = b""
+        self.first = 0.0
+        self.tokens = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if not self.first and (b"data: " in data or b"data: " in self._rest + data):
+            self.first = time.perf_counter()
+        self.tokens += data.count(b'"content"')
+        ending = (self._rest + data)[-64:]
+        self._rest = ending
+        if ending.endswith(b"0\r\n\r\n") and self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(error or ConnectionResetError("the connection was closed"))
+
+    async def ask(self, tokens: int) -> float:
+        """Seconds to the first token."""
+        body = json.dumps(
+            {
+                "model": "tiny",
+                "stream": True,
+                "max_tokens": tokens,
+                "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
+            }
+        )
+        self._done = asyncio.get_running_loop().create_future()
+        self.first, self.tokens, self._rest = 0.0, 0, b""
+        began = time.perf_counter()
+        self._transport.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        await self._done
+        return self.first - began
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class Way:
+    """One way to the engine."""
+
+    def __init__(self, name: str, url: str = "", socket: str = "") -> None:
+        self.name = name
+        self._socket = socket
+        self._host, self._port = [*url.removeprefix("http://").split(":"), "0"][:2]
+
+    async def connect(self) -> Client:
+        loop = asyncio.get_running_loop()
+        if self._socket:
+            client = Client("localhost", "/v1/chat/completions")
+            await loop.create_unix_connection(lambda: client, self._socket)
+        else:
+            client = Client(f"{self._host}:{self._port}", "/v1/chat/completions")
+            await loop.create_connection(lambda: client, self._host, int(self._port))
+        return client
+
+    async def tokens_a_second(self, streams: int, tokens: int) -> float:
+        clients = [await self.connect() for _ in range(streams)]
+        began = time.perf_counter()
+        await asyncio.gather(*(client.ask(tokens) for client in clients))
+        took = time.perf_counter() - began
+        total = sum(client.tokens for client in clients)
+        for client in clients:
+            client.close()
+        return total / took
+
+
+async def first_tokens(ways: list[Way], requests: int) -> dict[str, list[float]]:
+    """Milliseconds to the first token, by turns, so that both ways see the same machine."""
+    clients = {way.name: await way.connect() for way in ways}
+    for client in clients.values():
+        for _ in range(20):
+            await client.ask(1)
+    found: dict[str, list[float]] = {way.name: [] for way in ways}
+    for _ in range(requests):
+        for name, client in clients.items():
+            found[name].append(await client.ask(1) * 1000)
+    for client in clients.values():
+        client.close()
+    return found
+
+
+def tiny_gguf(path: Path) -> None:
+    """A whole GGUF file with one tensor of four numbers."""
+    word = lambda text: struct.pack("<Q", len(text)) + text  # noqa: E731
+    key = word(b"general.architecture") + struct.pack("<I", 8) + word(b"llama")
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + word(b"w") + struct.pack("<IQIQ", 1, 4, 0, 0)
+    path.write_bytes(head + b"\0" * (-len(head) % 32) + bytes(32))
+
+
+def serve(home: Path, flags: list[str]) -> None:
+    """The daemon under test, in a process of its own."""
+    from greenroom.runner.config import ExternalBackend, Settings
+    from greenroom.runner.daemon import Greenroom
+    from greenroom.runner.http.server import run
+    from greenroom.runner.testing import fake_backend
+
+    settings = Settings(home=home, port=0, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
+    run(Greenroom(settings, backends={"fake": fake_backend(ENGINE, *flags)}))
+
+
+def call(url: str, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url + path, data, {"Accept": "application/json"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        content = answer.read()
+    return json.loads(content.splitlines()[-1]) if content.strip() else None
+
+
+class Daemon:
+    """A daemon with one engine that is loaded."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.home = folder
+        folder.mkdir()
+        tiny_gguf(folder / "tiny.gguf")
+        self.process = subprocess.Popen([sys.executable, __file__, "--serve", str(folder), *flags])
+        note = folder / "daemon.json"
+        end = time.monotonic() + 30
+        while not note.exists():
+            assert time.monotonic() < end, "the daemon did not start"
+            time.sleep(0.05)
+        self.url = json.loads(note.read_text())["url"]
+        call(self.url, "/models/create", {"from": f"file:{folder / 'tiny.gguf'}"})
+        call(self.url, f"/models/file:{folder / 'tiny.gguf'}/tag?repo=tiny&tag=latest", {})
+        call(self.url, "/v1/chat/completions", {"model": "tiny", "max_tokens": 1, "messages": []})
+        (engine,) = call(self.url, "/engines/ps")
+        self.socket = str(folder / "engines" / engine["engine_id"] / "engine.sock")
+        if not os.path.exists(self.socket):
+            connections = psutil.Process(engine["pid"]).net_connections("unix")
+            self.socket = next(c.laddr for c in connections if str(c.laddr).endswith(".sock"))
+
+    def ways(self) -> list[Way]:
+        return [Way("bare", socket=self.socket), Way("front door", url=self.url)]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    daemon = Daemon(folder / "quick")
+    try:
+        firsts = await first_tokens(daemon.ways(), options.requests)
+    finally:
+        daemon.stop()
+    p50 = {name: statistics.median(times) for name, times in firsts.items()}
+    p99 = {name: statistics.quantiles(times, n=100)[98] for name, times in firsts.items()}
+    added = p50["front door"] - p50["bare"]
+    result: dict[str, Any] = {
+        "first_token_ms": {
+            "p50": {name: round(value, 3) for name, value in p50.items()},
+            "p99": {name: round(value, 3) for name, value in p99.items()},
+            "added_p50": round(added, 3),
+            "budget": ADDED_MS,
+            "passed": added < ADDED_MS,
+        },
+        "throughput": [],
+    }
+    tokens = round(options.pace * options.seconds)
+    daemon = Daemon(folder / "paced", "--tokens", str(tokens), "--token-delay", str(1 / options.pace))
+    try:
+        process = psutil.Process(daemon.process.pid)
+        for streams in options.streams:
+            rates, used = {}, 0.0
+            for way in daemon.ways():
+                before = sum(process.cpu_times()[:2])
+                rates[way.name] = await way.tokens_a_second(streams, tokens)
+                used = sum(process.cpu_times()[:2]) - before
+            ratio = rates["front door"] / rates["bare"]
+            result["throughput"].append(
+                {
+                    "streams": streams,
+                    "tokens_a_second": {name: round(rate, 1) for name, rate in rates.items()},
+                    "front_door_cpu_us_a_token": round(used / (streams * tokens) * 1e6, 1),
+                    "ratio": round(ratio, 4),
+                    "budget": THROUGHPUT,
+                    "passed": ratio >= THROUGHPUT,
+                }
+            )
+        result["memory_mib"] = round(process.memory_info().rss / 2**20, 1)
+    finally:
+        daemon.stop()
+    result["passed"] = result["first_token_ms"]["passed"] and all(
+        one["passed"] for one in result["throughput"]
+    )
+    return result
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--serve"]:
+        serve(Path(sys.argv[2]), sys.argv[3:])
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--streams", type=lambda text: [int(n) for n in text.split(",")], default=[64, 256])
+    parser.add_argument("--pace", type=float, default=20.0, help="tokens a second of one stream")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    options = parser.parse_args()
+    import uvloop
+
+    folder = Path(tempfile.mkdtemp(prefix="gr-bench-"))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            result = runner.run(measure(options, folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps({"cores": os.cpu_count(), **result}, indent=2))
+    return 0 if result["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -78,6 +77,10 @@ class Channel:
         """Of a keeper we spawned; 0 for one we connected to."""
         return self._process.pid if self._process is not None else 0
 
+    def alive(self) -> bool:
+        """Whether a keeper we spawned still runs."""
+        return self._process is not None and self._process.poll() is None
+
     def fileno(self) -> int:
         """For a selector."""
         return self._socket.fileno()
@@ -143,8 +146,3 @@ class Channel:
         except subprocess.TimeoutExpired:
             self._process.kill()  # our own child, not reaped: its pid cannot be anybody else's
             self._process.wait(5.0)
-
-    def kill(self) -> None:
-        """Kill a keeper of ours that does not answer any more (its engine dies with it)."""
-        if self._process is not None and self._process.poll() is None:
-            os.kill(self._process.pid, 9)

@@ -38,13 +38,14 @@ from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.handle import EngineListener, Handle, Prepare, Prepared
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id
-from greenroom.runner.engines.keeper import LADDER
+from greenroom.runner.engines.keeper import FIRST_LINES, LADDER, LAST_LINES
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.readiness import Health, Patience, Probe, take_pulse
 from greenroom.runner.engines.recovery import (
     Ended,
     Missing,
     Running,
+    claim_for_daemon,
     distrust,
     end_processes,
     engine_of,
@@ -79,7 +80,7 @@ class EngineHost:
         ladder: Sequence[tuple[str, float]] = LADDER,
         spare_keeper: bool = True,
     ) -> None:
-        self._dir = engines_dir
+        self._dir = engines_dir.resolve()
         self._prepare = prepare
         self._listener = listener
         self._grace = grace
@@ -115,9 +116,7 @@ class EngineHost:
                 return
             handle.endpoint = sockets.engine
             handle.readiness, handle.model_name = prepared.readiness, prepared.model_name
-            channel = self._take_keeper()
-            channel.send(
-                "start",
+            handle.channel = self._begin(
                 engine_id=handle.engine_id,
                 folder=str(handle.folder.path.absolute()),
                 keeper_socket=str(sockets.keeper),
@@ -139,7 +138,6 @@ class EngineHost:
             failure = Failure(kind="permanent", code="internal", message=f"The start failed: {problem!r}.")
             self._failed(handle, failure)
             return
-        handle.channel = channel
         self._watch.add(handle)
         handle.spawned.wait()
         self._await_ready(handle)
@@ -153,12 +151,25 @@ class EngineHost:
         self._forget(handle)
         handle.tell_failed(failure)
 
-    def _take_keeper(self) -> Channel:
+    def _begin(self, **config: Any) -> Channel:
+        """Give the start to the spare keeper, or to a new one when there is none or it has died."""
         with self._lock:
             spare, self._spare = self._spare, None
         if self._spare_wanted:
             self._thread("keeper-spare", self._refill_spare)
-        return spare if spare is not None else Channel.spawn()
+        if spare is not None and spare.alive():
+            with contextlib.suppress(KeeperGone):
+                spare.send("start", **config)
+                return spare
+        if spare is not None:
+            spare.close()
+        channel = Channel.spawn()
+        try:
+            channel.send("start", **config)
+        except KeeperGone:
+            channel.close()
+            raise
+        return channel
 
     def _refill_spare(self) -> None:
         """A keeper that waits saves a cold request its start; it costs some megabytes and no time."""
@@ -179,7 +190,7 @@ class EngineHost:
         """Probe until it is ready, dead, or has shown no sign of life for too long."""
         probe = Probe(handle.endpoint, handle.readiness, model_name=handle.model_name, leader=handle.pid)
         begun = time.monotonic()
-        patience, next_pulse, said = Patience(self._stall_after, begun), begun + _PULSE_SECONDS, ""
+        patience, next_pulse = Patience(begun), begun + _PULSE_SECONDS
         while not handle.over.is_set() and not handle.stop_requested and not handle.fault:
             health = probe.look() if handle.endpoint.exists() else Health.SILENT
             now = time.monotonic()
@@ -191,13 +202,12 @@ class EngineHost:
                 return
             if now >= next_pulse:
                 next_pulse = now + _PULSE_SECONDS
-                if patience.stalled(take_pulse(handle.pid, handle.folder.log_size()), now):
+                if patience.moved(take_pulse(handle.pid, handle.folder.log_size()), now):
+                    handle.tell_progress("loading", handle.folder.last_line())
+                elif patience.silent_for(now) >= self._stall_after:
                     silent = patience.silent_for(now)
                     self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f} s")
                     return
-                if (line := handle.folder.last_line()) != said:
-                    said = line
-                    handle.tell_progress("loading", line)
             # Quick while a small model could be ready any moment, gentle on one that takes minutes.
             handle.over.wait(0.02 if now - begun < 3.0 else 0.1)
 
@@ -264,10 +274,23 @@ class EngineHost:
 
     def _settle_without_keeper(self, handle: Handle) -> None:
         end = read_end(handle.folder.exit)
+        if end is None and not handle.pid and claim_for_daemon(handle.folder):
+            said = handle.folder.keeper_said()
+            text = "The engine's keeper ended before it had started the engine."
+            self._failed(handle, Failure(kind="transient", code="keeper", message=text, detail=said))
+            return
         if end is None:
             leader = ProcessIdentity(handle.pid, handle.started, boot_id())
             end_processes(leader if handle.pid else engine_of(read_claim(handle.folder)), handle.folder)
-            end = write_end(handle.folder.exit, handle.engine_id, keeper_died=True)
+            lines = handle.folder.read_log().splitlines()
+            end = write_end(
+                handle.folder.exit,
+                handle.engine_id,
+                keeper_died=True,
+                keeper_said=handle.folder.keeper_said(),
+                first_lines=lines[:FIRST_LINES],
+                last_lines=lines[-LAST_LINES:],
+            )
         self._tell_end(handle, end)
 
     def _tell_end(self, handle: Handle, end: dict[str, Any]) -> None:
@@ -345,9 +368,10 @@ class EngineHost:
         handle.pid, handle.started = int(state["pid"]), float(state["started"])
         handle.endpoint = Path(str(state["engine_socket"]))
         handle.spawned.set()
-        if handle.distrust or expected.state == "stopping" or state.get("stopping"):
+        stopping = handle.stop_requested or expected.state == "stopping" or state.get("stopping")
+        if handle.distrust or stopping:
             handle.stop_requested = True
-            handle.stop_reason = str(state.get("stopping") or "")
+            handle.stop_reason = handle.stop_reason or str(state.get("stopping") or "")
             self._watch.add(handle)
             self._send_stop(handle, handle.distrust or "asked to stop before the restart")
             handle.over.wait(self._stop_bound + 10.0)

@@ -16,6 +16,7 @@ Messages are JSON lines, both on standard input (a socket pair, the first life l
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import errno
 import json
@@ -44,62 +45,49 @@ DRAIN_SECONDS = 0.2
 LADDER = (("SIGINT", 5.0), ("SIGTERM", 5.0), ("SIGKILL", 0.0))
 """Signals to the process group, each with the seconds before the next rung."""
 
+_SIGNALS = {int(one): one.name for one in signal.Signals}
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def boot_id() -> str:
     """Changes with every boot, so that a pid of before can never be taken for one of now; "" if unknown."""
-    if SYSTEM == "linux":
-        with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-        return ""
-    if SYSTEM == "darwin":
-        return _darwin_boot_id()
+    if SYSTEM != "linux":
+        return _output_of("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
     return ""
 
 
 def start_time(pid: int) -> float:
-    """Kernel start time of a process; 0.0 when there is none, or it is a zombie.
+    """Kernel start time of a process; 0.0 when there is none, or it is a zombie. Only compared for equality.
 
-    On Linux clock ticks since boot (they do not move when the wall clock is set), on macOS seconds since
-    the epoch. Only ever compared for equality.
+    On Linux clock ticks since boot (they do not move when the wall clock is set), elsewhere seconds since
+    the epoch.
     """
-    if SYSTEM == "linux":
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b") ")[2].split()
-        except OSError:
-            return 0.0
-        return 0.0 if fields[0] in (b"Z", b"X") else float(fields[19])
-    if SYSTEM == "darwin":
-        return _darwin_start_time(pid)
-    return 0.0
-
-
-def _darwin_boot_id() -> str:
-    import ctypes
-
-    buffer = ctypes.create_string_buffer(128)
-    size = ctypes.c_size_t(len(buffer))
-    failed = ctypes.CDLL(None).sysctlbyname(b"kern.bootsessionuuid", buffer, ctypes.byref(size), None, 0)
-    return "" if failed else buffer.value.decode("ascii", "replace")
-
-
-def _darwin_start_time(pid: int) -> float:
-    # proc_pidinfo(PROC_PIDTBSDINFO) fills `struct proc_bsdinfo`: 136 bytes, pbi_status at 4,
-    # pbi_start_tvsec at 120 and pbi_start_tvusec at 128 (bsd/sys/proc_info.h).
-    import ctypes
-    import struct
-
-    size, zombie = 136, 5
-    buffer = ctypes.create_string_buffer(size)
-    if ctypes.CDLL("/usr/lib/libproc.dylib").proc_pidinfo(pid, 3, ctypes.c_uint64(0), buffer, size) != size:
+    if SYSTEM != "linux":
+        return start_time_by_ps(pid)
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+    except OSError:
         return 0.0
-    if struct.unpack_from("=I", buffer, 4)[0] == zombie:
+    return 0.0 if fields[0] in (b"Z", b"X") else float(fields[19])
+
+
+def start_time_by_ps(pid: int) -> float:
+    """The same to the second, from `ps`, for systems without /proc."""
+    state, _, started = _output_of("/bin/ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)).partition(" ")
+    if not started or state.startswith("Z"):
         return 0.0
-    seconds, micros = struct.unpack_from("=QQ", buffer, 120)
-    return float(seconds) + float(micros) / 1e6
+    return float(calendar.timegm(time.strptime(started.strip(), "%a %b %d %H:%M:%S %Y")))
+
+
+def _output_of(*argv: str) -> str:
+    import subprocess
+
+    done = subprocess.run(argv, capture_output=True, check=False, env={"LC_ALL": "C", "TZ": "UTC"})
+    return done.stdout.decode("ascii", "replace").strip()
 
 
 def write_atomically(path: str, value: dict[str, Any]) -> None:
@@ -208,8 +196,10 @@ class Connection:
         *lines, self._received = (self._received + data).split(b"\n")
         if len(self._received) > MESSAGE_LIMIT:
             return None
-        messages = [json.loads(line) for line in lines if line.strip()]
-        return [message for message in messages if isinstance(message, dict)]
+        try:
+            return [dict(json.loads(line)) for line in lines if line.strip()]
+        except (ValueError, TypeError):
+            return None  # not our protocol: as good as gone
 
     def send(self, event: str, **fields: Any) -> None:
         """Best effort: whoever does not read will find everything on disk."""
@@ -234,7 +224,7 @@ class Keeper:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._told_to_end = False
         self._connections: dict[int, Connection] = {}
-        self._listener: socket.socket | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._grace: float | None = 120.0
         self._orphaned_at: float | None = None
         self._pid = 0
@@ -248,23 +238,28 @@ class Keeper:
         self._oom_before = 0
         self._output = -1
         self._prctl: Any = None
-        self._first = self._connect(first)
-        self._first.holds = True
-        self._early: list[dict[str, Any]] = []
-        """What came together with `start`."""
-
-    # -- life ------------------------------------------------------------------------------------
+        self._given_up = False
+        self._connect(first).holds = True
 
     def run(self) -> int:
         """From the first message to the engine's end."""
-        self._import_early()
-        config = self._await_start()
-        if config is None:
-            return 0
+        if SYSTEM == "linux":
+            import ctypes  # now, so that a spare keeper has it ready
+
+            self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+            # Orphans of the engine become our children: they can be found, ended and reaped.
+            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        while self._status is None and not self._given_up:
+            self._turn()
+        if self._status is not None:
+            self._finish(*self._status)
+        return 1 if self._given_up else 0
+
+    def _start(self, config: dict[str, Any]) -> None:
+        """Claim, then spawn; or give up."""
         self._config = config
-        self._folder = str(config["folder"])
-        self._grace = config.get("grace", 120.0)
-        os.chdir(self._folder)
+        self._grace = config["grace"]
+        os.chdir(config["folder"])
         claim = {
             "engine_id": config["engine_id"],
             "boot_id": boot_id(),
@@ -273,54 +268,21 @@ class Keeper:
             "keeper_socket": config["keeper_socket"],
             "engine_socket": config["engine_socket"],
             "about": config.get("about", {}),
-            "claimed_at": time.time(),
         }
-        if not create_claim(self._path("claim"), claim):
+        if not create_claim("claim", claim):
+            self._given_up = True
             self._broadcast("failed", code="claimed", message="This start was already settled by another.")
-            return 1
-        self._keep_own_errors()
-        self._log = BoundedLog(
-            self._path("log"), config.get("head_bytes", HEAD_BYTES), config.get("tail_bytes", TAIL_BYTES)
-        )
-        self._listen(str(config["keeper_socket"]))
-        failure = self._spawn(claim)
-        if failure:
+            return
+        sys.stderr = open("keeper.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - for good
+        self._log = BoundedLog("log")
+        self._listen(config["keeper_socket"])
+        if failure := self._spawn(claim):
+            self._given_up = True
             self._write_end({"failed": failure})
             self._broadcast("failed", code="spawn", message=failure)
             self._remove_sockets()
-            return 1
-        self._broadcast("spawned", **self._state())
-        self._obey(self._first, self._early)
-        while self._status is None:
-            self._turn()
-        self._finish()
-        return 0
-
-    def _import_early(self) -> None:
-        """What a spare keeper can have ready before it is needed."""
-        if SYSTEM == "linux":
-            import ctypes
-
-            self._prctl = ctypes.CDLL(None, use_errno=True).prctl
-            # Orphans of the engine become our children: they can be found, ended and reaped.
-            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-    def _await_start(self) -> dict[str, Any] | None:
-        while True:
-            for key, _ in self._selector.select():
-                if key.fd == self._wakeup:
-                    self._read_wakeup()
-                    if self._told_to_end:
-                        return None
-                    continue
-                connection = self._connections[key.fd]
-                messages = connection.receive()
-                if messages is None:
-                    return None
-                for index, message in enumerate(messages):
-                    if message.get("op") == "start":
-                        self._early = messages[index + 1 :]
-                        return message
+        else:
+            self._broadcast("spawned", **self._state())
 
     def _turn(self) -> None:
         """One round: wait for whatever comes first, then do what is due."""
@@ -329,8 +291,9 @@ class Keeper:
                 self._read_wakeup()
             elif key.fd == self._output:
                 self._drain()
-            elif self._listener is not None and key.fd == self._listener.fileno():
-                self._accept()
+            elif key.fileobj is self._listener:
+                with contextlib.suppress(OSError):
+                    self._connect(self._listener.accept()[0])
             elif key.fd in self._connections:
                 self._serve(self._connections[key.fd])
         now = time.monotonic()
@@ -354,8 +317,6 @@ class Keeper:
             return math.inf
         return self._orphaned_at + self._grace
 
-    # -- the daemon's side -----------------------------------------------------------------------
-
     def _connect(self, sock: socket.socket) -> Connection:
         connection = Connection(sock)
         self._connections[sock.fileno()] = connection
@@ -365,36 +326,26 @@ class Keeper:
     def _listen(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
         self._listener.listen(8)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        with contextlib.suppress(OSError):
-            self._connect(self._listener.accept()[0])
-
     def _serve(self, connection: Connection) -> None:
-        try:
-            messages = connection.receive()
-        except ValueError:
-            messages = None  # not our protocol: drop it like a lost one
+        messages = connection.receive()
         if messages is None:
             self._disconnect(connection)
-        else:
-            self._obey(connection, messages)
+        self._obey(connection, messages or [])
 
     def _obey(self, connection: Connection, messages: list[dict[str, Any]]) -> None:
         for message in messages:
             op = message.get("op")
-            if op == "hold":
+            if op == "start":
+                self._start(message)
+            elif op == "hold":
                 connection.holds = True
                 self._orphaned_at = None
                 self._grace = message.get("grace", self._grace)
-                connection.send("state", **self._state())
-            elif op == "state":
                 connection.send("state", **self._state())
             elif op == "leave":
                 # The daemon goes in order and leaves the engine: from now on this grace counts.
@@ -409,6 +360,7 @@ class Keeper:
         connection.socket.close()
         if connection.holds and not any(other.holds for other in self._connections.values()):
             self._orphaned_at = time.monotonic()
+            self._given_up = not self._pid  # a spare keeper whose daemon has gone
 
     def _broadcast(self, event: str, **fields: Any) -> None:
         for connection in self._connections.values():
@@ -425,8 +377,6 @@ class Keeper:
             "stopping": self._stop_reason,
         }
 
-    # -- the engine's side -----------------------------------------------------------------------
-
     def _spawn(self, claim: dict[str, Any]) -> str:
         """Start the engine; empty, or why it could not be started.
 
@@ -440,7 +390,7 @@ class Keeper:
         watch_read, watch_write = os.pipe()
         env = {str(key): str(value) for key, value in self._config["env"].items()}
         env["GREENROOM_KEEPER_FD"] = str(watch_read)
-        env["GREENROOM_ENGINE_FOLDER"] = self._folder
+        env["GREENROOM_ENGINE_FOLDER"] = self._config["folder"]
         self._oom_before = _oom_kills()
         keeper = os.getpid()
         pid = os.fork()
@@ -456,7 +406,7 @@ class Keeper:
         self._pid, self._started = pid, start_time(pid)
         self._output = output_read
         try:
-            write_atomically(self._path("claim"), {**claim, "pid": pid, "started": self._started})
+            write_atomically("claim", {**claim, "pid": pid, "started": self._started})
             os.write(go_write, b"!")
         finally:
             os.close(go_write)
@@ -498,22 +448,22 @@ class Keeper:
         finally:
             os._exit(127)
 
-    def _drain(self) -> bool:
-        """Read what there is; False once the output has ended."""
+    def _drain(self) -> None:
         try:
             data = os.read(self._output, 262144)
         except BlockingIOError:
-            return True
-        if not data:
+            return
+        if data:
+            self._log.write(data)
+        else:
             self._selector.unregister(self._output)
             os.close(self._output)
             self._output = -1
-            return False
-        self._log.write(data)
-        return True
 
     def _begin_stop(self, reason: str, ladder: tuple[tuple[str, float], ...]) -> None:
-        if self._stop_reason or self._status is not None:
+        if not self._pid:
+            self._given_up = True
+        if self._stop_reason or not self._pid or self._status is not None:
             return
         self._stop_reason = reason
         self._ladder = list(ladder)
@@ -521,11 +471,8 @@ class Keeper:
 
     def _climb(self) -> None:
         """The next rung: a signal to the whole group, and the bound until the one after."""
-        if not self._ladder:
-            self._next_rung = time.monotonic() + 5.0
-            self._ladder = [("SIGKILL", 5.0)]  # uninterruptible in the kernel: knock again, for ever
-            return
-        name, bound = self._ladder.pop(0)
+        # Past the last one the process is stuck in the kernel: knock again, for ever.
+        name, bound = self._ladder.pop(0) if self._ladder else ("SIGKILL", 5.0)
         self._broadcast("stopping", signal=name, reason=self._stop_reason)
         # Our own child, not yet reaped: neither its pid nor its group can have been recycled.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -544,16 +491,26 @@ class Keeper:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                pid = self._next_dead()
+                if pid == 0:
+                    return
+                if pid == self._pid:
+                    # Whom it leaves in its group dies with it. Still a zombie, it holds the group's number.
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(pid, signal.SIGKILL)
+                _, status, usage = os.wait4(pid, 0)
             except ChildProcessError:
                 return
-            if pid == 0:
-                return
             if pid == self._pid:
-                # Its group may outlive it; while a member lives, the number is not reused.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
                 self._status = (status, usage)
+
+    def _next_dead(self) -> int:
+        """Pid of a child that is dead and not yet reaped; 0 when there is none."""
+        if hasattr(os, "waitid"):
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            return 0 if found is None else found.si_pid
+        # Before Python 3.13 macOS has no look without reaping; and no subreaper: one child is all there is.
+        return self._pid if self._pid and not start_time(self._pid) else 0
 
     def _measure(self) -> None:
         self._memory_at = time.monotonic()
@@ -562,10 +519,7 @@ class Keeper:
             with contextlib.suppress(OSError, IndexError, ValueError), open(path, "rb") as file:
                 self._memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    # -- the end ---------------------------------------------------------------------------------
-
-    def _finish(self) -> None:
-        assert self._status is not None
+    def _finish(self, status: int, usage: Any) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._output >= 0 and (left := deadline - time.monotonic()) > 0:
             self._end_orphans()
@@ -576,23 +530,21 @@ class Keeper:
                     self._read_wakeup()
         self._end_orphans()
         self._log.close()
-        status, usage = self._status
         peak = usage.ru_maxrss if SYSTEM == "darwin" else usage.ru_maxrss * 1024
         killed = os.WIFSIGNALED(status)
         number = os.WTERMSIG(status) if killed else 0
-        end = {
-            "pid": self._pid,
-            "started": self._started,
-            "code": None if killed else os.WEXITSTATUS(status),
-            "signal": _signal_name(number) if killed else "",
-            "core_dumped": killed and os.WCOREDUMP(status),
-            "stop_reason": self._stop_reason,
-            "memory": self._memory,
-            "peak_memory": peak,
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
-            "out_of_memory": number == signal.SIGKILL and _oom_kills() > self._oom_before,
-        }
-        self._write_end(end)
+        self._write_end(
+            {
+                "pid": self._pid,
+                "started": self._started,
+                "code": None if killed else os.WEXITSTATUS(status),
+                "signal": _SIGNALS.get(number, f"signal {number}") if killed else "",
+                "stop_reason": self._stop_reason,
+                "memory": self._memory,
+                "peak_memory": peak,
+                "out_of_memory": number == signal.SIGKILL and _oom_kills() > self._oom_before,
+            }
+        )
         self._broadcast("exited", **self._end)
         self._remove_sockets()
 
@@ -606,8 +558,8 @@ class Keeper:
         }
         with contextlib.suppress(OSError):  # a full disk: the daemon that listens hears it all the same
             capsule = {**self._end, "argv": self._config["argv"], "about": self._config.get("about", {})}
-            write_atomically(self._path("capsule.json"), capsule)
-            write_atomically(self._path("exit.json"), self._end)
+            write_atomically("capsule.json", capsule)
+            write_atomically("exit.json", self._end)
 
     def _end_orphans(self) -> None:
         """Descendants that left the group came to us when their parent died (subreaper): end them."""
@@ -625,30 +577,12 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.unlink(str(self._config[name]))
 
-    def _keep_own_errors(self) -> None:
-        fd = os.open(self._path("keeper.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(fd, 2)
-        os.close(fd)
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._folder, name)
-
 
 def _oom_kills() -> int:
     """How often this kernel has killed for want of memory; 0 where it does not say."""
-    if SYSTEM == "linux":
-        with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1])
+    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/vmstat", "rb") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(b"oom_kill "))
     return 0
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def main() -> int:

@@ -77,6 +77,12 @@ class EngineFolder:
                 parts.append(data)
         return b"".join(parts).decode("utf-8", "replace")
 
+    def keeper_said(self) -> str:
+        """What the keeper itself complained of, such as a traceback; usually nothing."""
+        with contextlib.suppress(OSError):
+            return (self.path / "keeper.log").read_text("utf-8", "replace")[-4000:]
+        return ""
+
     def last_line(self) -> str:
         """The newest whole line the engine has said, at most 300 characters; "" when there is none."""
         for name in ("log.tail", "log.tail.old", "log"):

@@ -56,26 +56,26 @@ class Pulse:
 
 
 class Patience:
-    """Waits as long as the engine moves; `stalled` once it has been silent for `stall_after` seconds."""
+    """Waits as long as the engine moves, and knows for how long it has not."""
 
-    def __init__(self, stall_after: float, now: float) -> None:
-        self._stall_after = stall_after
+    def __init__(self, now: float) -> None:
         self._seen: Pulse | None = None
         self._seen_at = now
         self._moved_at = now
 
-    def stalled(self, pulse: Pulse, now: float) -> bool:
-        """Take in what is seen now; True when nothing has moved for too long."""
+    def moved(self, pulse: Pulse, now: float) -> bool:
+        """Take in what is seen now; True when there is any sign of life since the last look."""
         before, elapsed = self._seen, now - self._seen_at
         self._seen, self._seen_at = pulse, now
-        if (
+        moved = (
             before is None
             or pulse.log_size != before.log_size
             or pulse.bytes_read > before.bytes_read
             or pulse.cpu_seconds - before.cpu_seconds > CPU_SHARE * elapsed
-        ):
+        )
+        if moved:
             self._moved_at = now
-        return now - self._moved_at >= self._stall_after
+        return moved
 
     def silent_for(self, now: float) -> float:
         """Seconds since it last moved."""

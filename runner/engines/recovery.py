@@ -53,8 +53,7 @@ def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running
     if (end := read_end(folder.exit)) is not None:
         return Ended(end)
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mine = {"engine_id": folder.engine_id, "boot_id": boot_id(), "settled_by": os.getpid()}
-    if create_claim(str(folder.claim), mine):
+    if claim_for_daemon(folder):
         return Missing("it had not been started before the daemon ended")
     claim = read_claim(folder)
     if "keeper_pid" not in claim:
@@ -78,14 +77,20 @@ def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running
             return Running(channel, channel.await_event("state", _KEEPER_SECONDS))
         except KeeperGone as problem:
             channel.close()
-            reason = f"its keeper did not answer ({problem})"
             if time.monotonic() > deadline:
                 keeper_of(claim).send(signal.SIGKILL)
+                reason = f"its keeper did not answer ({problem})"
                 break
     if (end := read_end(folder.exit)) is not None:
         return Ended(end)
     end_processes(engine_of(read_claim(folder)), folder)
     return Missing(reason)
+
+
+def claim_for_daemon(folder: EngineFolder) -> bool:
+    """Claim a start that nobody has claimed: no keeper will ever carry it out. False when one has."""
+    mine = {"engine_id": folder.engine_id, "boot_id": boot_id(), "settled_by": os.getpid()}
+    return create_claim(str(folder.claim), mine)
 
 
 def distrust(expected: Engine, state: dict[str, Any]) -> str:

@@ -211,6 +211,29 @@ def test_no_zombie_and_no_socket_is_left_behind(stage):
     assert not list((stage.folder / spec.engine_id).glob("*.sock"))
 
 
+def test_many_engines_come_and_go_and_nothing_is_left(stage):
+    import threading
+
+    import psutil
+
+    host = stage.host(spare_keeper=True)
+    here = psutil.Process()
+    stage.until(lambda: host._spare)
+    threads, descriptors = threading.active_count(), here.num_fds()
+    specs = [stage.spec() for _ in range(12)]
+    for spec in specs:
+        host.start(spec)
+    stage.until(lambda: stage.heard.names().count("ready") == len(specs), bound=60)
+    for spec in specs[:6]:
+        host.stop(spec.engine_id)
+    for spec in specs[6:]:
+        os.kill(stage.claim(spec.engine_id)["pid"], signal.SIGKILL)
+    stage.until(lambda: stage.heard.names().count("exited") == len(specs))
+    stage.until(lambda: host._spare and len(here.children()) == 1)
+    stage.until(lambda: (threading.active_count(), here.num_fds()) == (threads, descriptors))
+    assert not host._handles
+
+
 def test_an_id_that_would_leave_the_folder_is_refused(stage):
     with pytest.raises(ValueError, match="cannot name a folder"):
         stage.host().start(stage.spec("../evil"))

@@ -77,6 +77,36 @@ def test_a_keeper_whose_daemon_dies_before_the_start_message_ends(stage):
     stage.until(lambda: not stage.alive(pid))
 
 
+def test_a_spare_keeper_that_has_died_is_replaced(stage):
+    host, spec = stage.host(spare_keeper=True), stage.spec()
+    spare = stage.until(lambda: host._spare)
+    os.kill(spare.pid, signal.SIGKILL)
+    stage.until(lambda: not spare.alive())
+    host.start(spec)
+    stage.heard.wait("ready")
+    assert stage.claim(spec.engine_id)["keeper_pid"] != spare.pid
+
+
+def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failure(stage):
+    host, spec = stage.host(spare_keeper=True), stage.spec()
+    spare = stage.until(lambda: host._spare)
+    os.kill(spare.pid, signal.SIGSTOP)
+    host.start(spec)
+    stage.until(lambda: host._handles[spec.engine_id].channel)
+    os.kill(spare.pid, signal.SIGKILL)
+    (failure,) = stage.heard.wait("failed")
+    assert (failure.kind, failure.code) == ("transient", "keeper")
+    assert not stage.pids()
+    assert stage.claim(spec.engine_id)["settled_by"] == os.getpid()
+
+
+def test_start_times_by_ps_agree_with_the_kernel_to_the_second():
+    import psutil
+
+    assert abs(keeper.start_time_by_ps(os.getpid()) - psutil.Process().create_time()) < 2
+    assert keeper.start_time_by_ps(2**22 + 1) == 0.0
+
+
 def test_the_death_of_the_keeper_ends_the_engine(stage):
     host, spec = stage.host(), stage.spec()
     host.start(spec)
@@ -87,6 +117,7 @@ def test_the_death_of_the_keeper_ends_the_engine(stage):
     assert not stage.alive(pid)
     assert not end.expected
     assert end.summary == "The fake engine for m was ended: its keeper process had died."
+    assert end.last_lines == ("model loaded",)
     assert json.loads((stage.folder / spec.engine_id / "exit.json").read_text())["keeper_died"]
 
 

@@ -42,23 +42,24 @@ def pulse(log=0, cpu=0.0, read=0) -> Pulse:
     return Pulse(log_size=log, cpu_seconds=cpu, bytes_read=read)
 
 
-@pytest.mark.parametrize("moved", [{"log": 1}, {"cpu": 0.5}, {"read": 1}])
-def test_any_sign_of_life_begins_the_wait_anew(moved):
-    patience = Patience(stall_after=10, now=0)
-    assert not patience.stalled(pulse(), 0)
-    assert not patience.stalled(pulse(), 9)
-    assert not patience.stalled(pulse(**moved), 10)
-    assert not patience.stalled(pulse(**moved), 19)
-    assert patience.stalled(pulse(**moved), 20)
+@pytest.mark.parametrize("life", [{"log": 1}, {"cpu": 0.5}, {"read": 1}])
+def test_any_sign_of_life_begins_the_wait_anew(life):
+    patience = Patience(now=0)
+    assert patience.moved(pulse(), 0)
+    assert not patience.moved(pulse(), 9)
+    assert patience.silent_for(9) == 9
+    assert patience.moved(pulse(**life), 10)
+    assert not patience.moved(pulse(**life), 19)
+    assert patience.silent_for(20) == 10
 
 
 def test_the_processor_time_of_an_idle_server_is_no_sign_of_life():
-    patience = Patience(stall_after=10, now=0)
-    assert [patience.stalled(pulse(cpu=now * 0.01), now) for now in (0, 5, 9, 10)] == [
-        False,
-        False,
-        False,
+    patience = Patience(now=0)
+    assert [patience.moved(pulse(cpu=now * 0.01), now) for now in (0, 5, 9, 10)] == [
         True,
+        False,
+        False,
+        False,
     ]
 
 

@@ -265,9 +265,12 @@ class Builder:
         # Made on first use: reading the user's settings and loading what fetching needs costs a start.
         with self._guard:
             if self._made is None:
+                sources = self._sources or PackageSources.discover()
+                for problem in sources.problems:
+                    _log.warning("%s", problem)
                 self._made = Environments(
                     self._home,
-                    self._sources or PackageSources.discover(),
+                    sources,
                     platform=self._platform,
                     uv_binary=self._uv_binary,
                 )

@@ -57,6 +57,22 @@ class Web:
         Raises:
             JobFailed: No answer, or one that says why not (401, 403, 407, 429, 5xx).
         """
+        response = self.send(url, headers=headers, method=method)
+        if response.status in NOT_HERE or response.status < 400 or response.status == 416:
+            return response
+        response.close()
+        raise _refused(without_credentials(url), response.status)
+
+    def send(
+        self, url: str, *, headers: Mapping[str, str] | None = None, method: str = "GET"
+    ) -> BaseHTTPResponse:
+        """Send a request and return the answer unread, whatever its status.
+
+        Redirects are followed; credentials do not go along to another host.
+
+        Raises:
+            JobFailed: No answer.
+        """
         sent = {
             "User-Agent": _AGENT,
             "Accept-Encoding": "identity",
@@ -65,15 +81,11 @@ class Web:
         }
         bare = without_credentials(url)
         try:
-            response = self._pool(bare).request(
+            return self._pool(bare).request(
                 method, bare, headers=sent, preload_content=False, retries=_ONCE, timeout=self._timeout()
             )
         except (HTTPError, OSError, ValueError) as error:
             raise self.failure(url, error) from error
-        if response.status in NOT_HERE or response.status < 400 or response.status == 416:
-            return response
-        response.close()
-        raise _refused(bare, response.status)
 
     def read(self, url: str, *, accept: str) -> tuple[str, str, str] | None:
         """Text, media type and final URL of a page; None where there is no such page."""

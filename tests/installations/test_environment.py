@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import shutil
 import threading
@@ -10,6 +11,7 @@ from greenroom.runner.installations import environment as module
 from greenroom.runner.installations.disk import discard, folder_of, python_of
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.sources import PackageSources, Setting
+from greenroom.runner.installations.uv import os_failure
 
 
 @pytest.fixture
@@ -184,13 +186,28 @@ def test_a_disk_that_fills_up_while_unpacking_is_a_sentence_and_leaves_nothing(h
     assert left_behind(home) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_data_directory_that_cannot_be_written_is_a_sentence(environments, toy, home):
-    home.mkdir()
-    home.chmod(0o500)
-    with pytest.raises(JobFailed, match="permission denied"):
-        build(environments, toy)
-    home.chmod(0o700)
+def test_a_uv_that_fails_ends_the_fetching_too(home, index, toy, program, misbehave):
+    index.wrong[toy.files[0].name] = misbehave(hang=threading.Event())
+    broken = program("uv", "#!/bin/sh\necho 'cause: Read-only file system (os error 30)' >&2\nexit 2\n")
+    with pytest.raises(JobFailed, match="data directory cannot be written to") as caught:
+        build(Environments(home, index.sources, uv_binary=broken), toy)
+    assert caught.value.failure.code == "read_only"
+    assert left_behind(home) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "sentence"),
+    [
+        (errno.ENOSPC, "no_space", "The disk is full."),
+        (errno.EDQUOT, "no_space", "The disk is full."),
+        (errno.EROFS, "read_only", "The data directory cannot be written to."),
+        (errno.EACCES, "no_permission", "It could not be made: permission denied (/data)."),
+        (errno.EIO, "os_error", "It could not be made: Input/output error."),
+    ],
+)
+def test_what_the_system_refuses_becomes_a_sentence(number, code, sentence):
+    failure = os_failure(OSError(number, os.strerror(number), "/data"), "It could not be made").failure
+    assert (failure.kind, failure.code, failure.message) == ("permanent", code, sentence)
 
 
 def test_a_file_in_the_place_of_the_folder_is_a_sentence(environments, toy, home):

@@ -1,0 +1,307 @@
+"""The rules of the source's shape: who may import whom, who makes durable state, who appends."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("actors/**/*.py"), *ROOT.glob("runner/**/*.py")])
+
+# Each layer may import itself and those before it; the first name that fits counts.
+LAYERS = (
+    ("actors.journal",),
+    ("actors.kernel",),
+    ("actors",),
+    ("runner.failures", "runner.quantities", "runner.config"),
+    ("runner.backends", "runner.installations", "runner.engines", "runner.models"),
+    ("runner.hands", "runner.testing", "runner.diagnosis"),
+    ("runner.daemon", "runner.daemon_lock"),
+    ("runner.http",),
+    ("runner.cli",),
+    ("runner",),
+)
+
+# Threads, timers and live readings for the others: the only modules of `actors/` that are not pure.
+NOT_PURE = {"actors.gates", "actors.progress", "actors.testing"}
+KERNEL_PROTOCOLS = {"actors.kernel.core", "actors.kernel.clock", "actors.kernel.errors"}
+IMPURE_LIBRARIES = set(
+    "asyncio datetime io logging os pathlib pykka random secrets shutil signal socket sqlite3 subprocess "
+    "sys tempfile threading time uuid".split()
+)
+HOMES = {"pykka": ("actors.kernel",), "sqlite3": ("actors.journal",), "tenacity": ("actors.retry",)}
+
+MAKERS = ("apply", "_apply", "initial")
+"""How the functions that may make durable state are named."""
+
+
+class Module(typing.NamedTuple):
+    name: str
+    path: Path
+    tree: ast.Module
+
+    def imports(self) -> Iterator[str]:
+        """Dotted names, without our own distribution's `greenroom.`."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.removeprefix("greenroom.") for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{self.name} imports relatively"
+                source = (node.module or "").removeprefix("greenroom.")
+                yield source
+                # `from greenroom.actors import events` names a module; `… import Event` a thing in one.
+                yield from (
+                    f"{source}.{alias.name}" for alias in node.names if f"{source}.{alias.name}" in NAMES
+                )
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path) for path in FILES}
+MODULES = [Module(name_of(path), path, ast.parse(path.read_text(), str(path))) for path in FILES]
+
+
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def layer_of(name: str) -> int:
+    return next(rank for rank, packages in enumerate(LAYERS) if any(is_in(name, one) for one in packages))
+
+
+PURE = [
+    module
+    for module in MODULES
+    if is_in(module.name, "actors")
+    and not is_in(module.name, "actors.kernel")
+    and not is_in(module.name, "actors.journal")
+    and module.name not in NOT_PURE
+]
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{module.name} lies below {name}"
+        for module in MODULES
+        for name in module.imports()
+        if name in NAMES and layer_of(name) > layer_of(module.name)
+    ]
+    assert not wrong
+
+
+def test_the_kernel_knows_the_journals_port_and_nothing_else_of_ours() -> None:
+    for module in MODULES:
+        if is_in(module.name, "actors.kernel"):
+            ours = {name for name in module.imports() if name in NAMES and not is_in(name, "actors.kernel")}
+            assert ours <= {"actors.journal.port"}, f"{module.name} imports {ours}"
+
+
+def test_cores_are_pure_and_import_only_the_kernels_protocols() -> None:
+    for module in PURE:
+        names = set(module.imports())
+        kernel = {name for name in names if is_in(name, "actors.kernel") or is_in(name, "actors.journal")}
+        assert kernel <= KERNEL_PROTOCOLS, f"{module.name} imports {kernel - KERNEL_PROTOCOLS}"
+        impure = {name.partition(".")[0] for name in names} & IMPURE_LIBRARIES
+        assert not impure, f"{module.name} is pure and imports {impure}"
+
+
+@pytest.mark.parametrize(("library", "homes"), HOMES.items())
+def test_a_library_is_used_in_one_place(library: str, homes: tuple[str, ...]) -> None:
+    users = {
+        module.name for module in MODULES if library in {name.partition(".")[0] for name in module.imports()}
+    }
+    assert users
+    assert all(any(is_in(user, home) for home in homes) for user in users), users
+
+
+def test_what_runs_in_an_installations_own_python_imports_nothing_of_ours() -> None:
+    alone = [one for one in MODULES if ".launch_" in one.name or one.name == "runner.engines.keeper"]
+    assert len(alone) >= 4
+    for module in alone:
+        assert not [name for name in module.imports() if name in NAMES], module.name
+
+
+# only `apply` makes durable state
+
+
+def durable_types() -> set[type]:
+    """What the cores' `initial` return, and every struct inside that is no fact others know too."""
+    found: set[type] = set()
+    for module in PURE:
+        loaded = importlib.import_module(f"greenroom.{module.name}")
+        for _, core in inspect.getmembers(loaded, inspect.isclass):
+            if core.__module__ == loaded.__name__ and {"initial", "apply", "decide"} <= set(vars(core)):
+                found |= inside(typing.get_type_hints(core.initial)["return"])
+    return found
+
+
+def inside(annotation: Any) -> set[type]:
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        if annotation.__module__ in ("greenroom.actors.facts", "greenroom.actors.messages"):
+            return set()
+        found = {annotation}
+        for hint in typing.get_type_hints(annotation).values():
+            found |= inside(hint)
+        return found
+    return {one for part in typing.get_args(annotation) for one in inside(part)}
+
+
+DURABLE = durable_types()
+DURABLE_NAMES = {kind.__name__ for kind in DURABLE}
+
+
+def functions(tree: ast.Module) -> Iterator[tuple[str, list[ast.arg], ast.AST]]:
+    """Each function and method of a module with its parameters; the module itself comes last."""
+    nested: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node not in nested:
+            nested |= {one for one in ast.walk(node) if one is not node}
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            yield node.name, arguments, node
+
+
+def called(node: ast.Call) -> str:
+    return ast.unparse(node.func).rpartition(".")[2]
+
+
+def root(node: ast.expr) -> str:
+    """The variable an expression starts from: `state` in `state.of(x).job`."""
+    while True:
+        match node:
+            case ast.Attribute(value=ast.Name(id="self"), attr="_state"):
+                return "state"
+            case ast.Attribute(value=inner) | ast.Subscript(value=inner):
+                node = inner
+            case ast.Call(func=inner):
+                node = inner
+            case ast.Name(id=name):
+                return name
+            case _:
+                return ""
+
+
+def from_state(function: ast.AST, arguments: list[ast.arg]) -> set[str]:
+    """The variables of a function that hold durable state or a part of it."""
+    held = {
+        one.arg
+        for one in arguments
+        if one.annotation is not None
+        and {part.id for part in ast.walk(one.annotation) if isinstance(part, ast.Name)} & DURABLE_NAMES
+    } | {"state"}
+    for _ in range(3):  # a variable of a variable of a variable
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and root(node.value) in held:
+                held |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return held
+
+
+def makers_of_state(source: ast.Module) -> Iterator[str]:
+    """Where a module makes durable state outside `apply`."""
+    for name, arguments, function in functions(source):
+        if name.startswith(MAKERS):
+            continue
+        held = from_state(function, arguments)
+        replaces = {"replace", "force_setattr", "__setattr__"} | {
+            target.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).endswith(".replace")
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(function):
+            if not isinstance(node, ast.Call):
+                continue
+            if called(node) in DURABLE_NAMES and (node.args or node.keywords):  # without, it is a default
+                yield f"{name} makes a {called(node)} (line {node.lineno})"
+            elif called(node) in replaces and node.args and root(node.args[0]) in held:
+                yield f"{name} changes durable state: {ast.unparse(node)[:60]} (line {node.lineno})"
+
+
+def test_the_durable_types_of_all_actors_are_known() -> None:
+    assert {"InstallerState", "JobState", "SchedulerState", "RunnerState", "LibraryState"} <= DURABLE_NAMES
+    assert all(kind.__struct_config__.frozen for kind in DURABLE)
+
+
+def test_only_apply_makes_durable_state() -> None:
+    for module in MODULES:
+        if is_in(module.name, "actors"):
+            assert not list(makers_of_state(module.tree)), module.name
+
+
+@pytest.mark.parametrize(
+    "breach",
+    [
+        "def decide(self, state): return InstallerState(version=2)",
+        "def _turn(self): return replace(self._state.loads['x'], admitted_at=0)",
+        "def _ensure(self, state): return msgspec.structs.replace(state, version=1)",
+        "def _ensure(self, state):\n  change = msgspec.structs.replace\n  return change(state.of(1), jobs=2)",
+        "def _ensure(self, s: InstallerState):\n  job = s.of('mlx').job\n  return replace(job, attempt=2)",
+    ],
+)
+def test_a_breach_of_that_rule_would_be_found(breach: str) -> None:
+    assert list(makers_of_state(ast.parse(breach)))
+
+
+def test_a_shell_takes_its_state_from_apply_and_replay_alone() -> None:
+    shell = next(module for module in MODULES if module.name == "actors.kernel.shell")
+    places = {
+        name
+        for name, _, function in functions(shell.tree)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr == "_state" and isinstance(node.ctx, ast.Store)
+    }
+    assert places == {"__init__", "_take", "_recover"}
+
+
+# only the kernel appends
+
+
+def appends(source: ast.Module) -> Iterator[str]:
+    """Where a module stores something: nothing can be appended but an `Entry` of the journal's port."""
+    for node in ast.walk(source):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("greenroom.actors.journal"):
+            yield from (f"imports {one.name}" for one in node.names if one.name in ("Entry", "as_entry"))
+        elif (
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append"
+        ):
+            on = ast.unparse(node.func.value)
+            if "journal" in on.lower() or any(word.arg == "urgent" for word in node.keywords):
+                yield f"calls {on}.append (line {node.lineno})"
+
+
+def test_only_the_kernel_appends_to_a_journal() -> None:
+    for module in MODULES:
+        if is_in(module.name, "actors.kernel") or is_in(module.name, "actors.journal"):
+            continue
+        if module.name == "actors.testing":  # its `FaultyJournal` is a journal
+            continue
+        assert not list(appends(module.tree)), module.name
+
+
+@pytest.mark.parametrize(
+    "breach",
+    [
+        "self.journal.append([entry])",
+        "log.append(batch, urgent=True)",
+        "from greenroom.actors.journal.port import Entry, Record",
+    ],
+)
+def test_a_breach_of_that_rule_too_would_be_found(breach: str) -> None:
+    assert list(appends(ast.parse(breach)))
+
+
+def test_modules_are_of_a_readable_size() -> None:
+    long = {
+        module.name: lines for module in MODULES if (lines := len(module.path.read_text().splitlines())) > 600
+    }
+    assert not long

@@ -30,8 +30,8 @@ class JournalFiles(msgspec.Struct, frozen=True):
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> JournalFiles:
-        """The files of the journal whose events are in `path`."""
-        return cls(Path(path).absolute())
+        """The files of the journal whose events are in `path`; SQLite, too, follows links to the database."""
+        return cls(Path(path).resolve())
 
     @property
     def folder(self) -> Path:

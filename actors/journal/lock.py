@@ -27,7 +27,7 @@ class WriterLock:
             os.close(descriptor)
             holder = f"process {pid}" if pid else "another process"
             raise JournalBusy(
-                f"{holder} is writing to the journal in {path.parent}; stop it first (greenroom stop)", pid
+                f"{holder} is writing to the journal in {path.parent}; stop it first", pid
             ) from None
         except BaseException:
             os.close(descriptor)

@@ -213,8 +213,7 @@ class JournalReader:
             raise JournalDamaged(
                 f"{self._name} ends at event {last}, but {tail.seq} were written: "
                 f"{tail.seq - last} are missing{self._whereabouts()}. If this is an older copy put back on "
-                f"purpose, remove {self.files.tail.name} and start again; else set the journal aside: "
-                "greenroom journal set-aside",
+                f"purpose, remove {self.files.tail.name} and start again",
                 last + 1,
             )
         if tail is not None and tail.seq and self._crc_at(tail.seq) != tail.crc:
@@ -224,8 +223,7 @@ class JournalReader:
         if self._is_lone and tail is None:
             raise JournalDamaged(
                 f"{self._name} was in use when it was copied, but {self.files.wal.name} was not copied: "
-                f"what came after event {last} is missing. Copy both, or make copies with "
-                "greenroom journal backup",
+                f"what came after event {last} is missing. Copy both, or copy after it was closed",
                 last + 1,
             )
 

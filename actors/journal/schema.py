@@ -119,7 +119,7 @@ def read_meta(connection: sqlite3.Connection, name: str) -> Meta:
         if version > FORMAT:
             raise JournalTooNew(
                 f"{name} was written by a newer Greenroom (log format {version}, this one knows {FORMAT}); "
-                "install that one again, or set the journal aside: greenroom journal set-aside"
+                f"install that one again, or move {name}* aside to begin a new journal"
             )
         if version < 1:
             raise JournalDamaged(f"{name} is damaged: its log format cannot be {version}", 1)

@@ -124,7 +124,11 @@ class SqliteJournal:
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
         """See `Journal.read`."""
         head = self._chain.heads.get(stream, 0) if stream is not None else 0
-        with JournalReader(self.files.db) as reader:
+        try:
+            reader = JournalReader(self.files.db)
+        except FileNotFoundError as error:
+            raise JournalError(f"{self.files.db} was removed while it was in use") from error
+        with reader:
             if stream is None:
                 yield from reader.read(after=after)
             else:
@@ -193,6 +197,8 @@ class SqliteJournal:
                 self._reserve.give_up()
                 self._mark_in_use(mark)
             self._in_use = self._files_in_use()
+            # So that the sentinel, too, has the log open, if there was none before.
+            self._sentinel.last_seq()
             self._tail = TailWriter(self.files.tail, Tail(self._id, self._chain.seq, self._chain.crc))
         except BaseException:
             # The sentinel is still open, so this is not the last connection and changes nothing.
@@ -208,8 +214,8 @@ class SqliteJournal:
             self.files.db, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
         )
         try:
+            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
             for pragma in (
-                "journal_mode=WAL",
                 "synchronous=FULL",
                 "fullfsync=1",
                 "checkpoint_fullfsync=1",
@@ -222,6 +228,9 @@ class SqliteJournal:
         except BaseException:
             connection.close()
             raise
+        if mode != "wal":
+            connection.close()
+            raise JournalError(f"{self.files.db} cannot be opened for writing: SQLite's WAL mode is refused")
         return connection
 
     def _mark_in_use(self, mark: str) -> None:

@@ -11,9 +11,16 @@ from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.journal.sqlite import SqliteJournal
 
 
-@pytest.mark.parametrize("tear", [False, True], ids=["between_steps", "in_the_middle_of_a_write"])
+@pytest.mark.parametrize(
+    ("tear", "every"),
+    [
+        pytest.param(False, 1, id="between_steps"),
+        pytest.param(True, 4, id="in_the_middle_of_some_writes"),
+        pytest.param(True, 1, id="in_the_middle_of_every_write", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_step_nothing_acknowledged_is_lost_and_no_batch_is_half_there(
-    live, folder: Path, tear: bool
+    live, folder: Path, tear: bool, every: int
 ) -> None:
     undisturbed = live(folder / "undisturbed")
     steps = undisturbed["heard"][-1]["steps"]
@@ -21,7 +28,7 @@ def test_killed_at_any_step_nothing_acknowledged_is_lost_and_no_batch_is_half_th
     assert len(everything) == 32
     assert steps > 100
     kills = 0
-    for step in range(1, steps + 1):
+    for step in range(1, steps + 1, every):
         home = folder / f"killed-{step}"
         came = live(home, kill_at=step, tear=tear)
         assert came["killed"], f"not killed at step {step} of {steps}: {came}"
@@ -36,7 +43,7 @@ def test_killed_at_any_step_nothing_acknowledged_is_lost_and_no_batch_is_half_th
         journal.close()
         assert not (home / "journal.db-wal").exists()
         assert verify(home / "journal.db").is_sound
-    assert kills == steps
+    assert kills == len(range(0, steps, every))
 
 
 def acknowledged(came: dict) -> list[str]:

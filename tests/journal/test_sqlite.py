@@ -12,6 +12,7 @@ import pytest
 from greenroom.actors.journal import sqlite as module
 from greenroom.actors.journal.kit import entries, entry, ids
 from greenroom.actors.journal.port import JournalFailed, NotWritten
+from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 
 
@@ -159,6 +160,19 @@ def test_two_journals_live_side_by_side_in_one_folder(folder: Path) -> None:
     assert ids(two.read()) == ["b/1"]
     one.close()
     two.close()
+
+
+def test_a_link_to_the_database_is_the_database(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "link.db").symlink_to(folder / "elsewhere" / "journal.db")
+    journal = SqliteJournal(folder / "link.db")
+    journal.append([entry("a", 1)])
+    assert (folder / "elsewhere" / "journal.db-wal").exists()
+    assert ids(read_journal(folder / "link.db")) == ["a/1"]
+    (folder / "elsewhere" / "journal.db-wal").unlink()
+    with pytest.raises(JournalFailed):
+        journal.append([entry("a", 2)])
+    journal.close()
 
 
 def test_a_path_with_odd_characters_is_no_trouble(folder: Path) -> None:

@@ -78,7 +78,7 @@ def probe(url: str, *, patience: float = _PATIENCE) -> Daemon | Stranger | None:
     return _daemon(url, content) or Stranger(url, _describe(exchange, content))
 
 
-def find(settings: Settings) -> Daemon | None:
+def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
     """The daemon these settings mean, wherever it listens; None when it does not run.
 
     Raises:
@@ -91,7 +91,7 @@ def find(settings: Settings) -> Daemon | None:
         addresses.insert(0, noted)
     found = None
     for url in addresses:
-        found = probe(url)
+        found = probe(url, patience=patience)
         if isinstance(found, Daemon) and is_ours(settings, found):
             return found
     if isinstance(found, Stranger) and found.silent and (pid := _holder(settings.home)):

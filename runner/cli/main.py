@@ -102,7 +102,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str] | None = None) -> int:
     """Like `main`, but gives the exit code."""
     try:
-        code = greenroom.main(arguments, prog_name="greenroom", standalone_mode=False)
+        if "_GREENROOM_COMPLETE" in os.environ:
+            greenroom.main(arguments, prog_name="greenroom")
+        # Not click's `main`, which ends with 1 when whoever reads our output has had enough.
+        with greenroom.make_context("greenroom", sys.argv[1:] if arguments is None else arguments) as ctx:
+            code = greenroom.invoke(ctx)
         _flush()
         return code if isinstance(code, int) else exit_codes.OK
     except click.exceptions.Exit as exit_:
@@ -116,7 +120,7 @@ def run(arguments: list[str] | None = None) -> int:
         if problem.detail:
             click.echo(problem.detail.rstrip(), err=True)
         return _fail(str(problem), problem.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, EOFError, click.Abort):
         click.echo(err=True)
         return exit_codes.INTERRUPTED
     except BrokenPipeError:

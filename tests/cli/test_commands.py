@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STATUS = {
+    "mlx": "Not Installed",
+    "llama.cpp": "Running: llama.cpp 1.0",
+    "vllm": "Error: it broke",
+    "vllm-metal": "Not Installed: needs a Mac",
+}
+
+
+def progress(phase: str, done: int = 0, total: int = 0) -> str:
+    return json.dumps({"type": "progress", "phase": phase, "done": done, "total": total})
+
+
+def test_the_help_lists_every_command_and_each_has_help(greenroom: Any) -> None:
+    from greenroom.runner.cli.main import _COMMANDS
+
+    listed = greenroom("--help").out
+    for name in _COMMANDS:
+        assert f"  {name} " in listed
+        assert greenroom(name, "--help").code == 0
+
+
+def test_an_unknown_command_is_a_usage_error_with_a_suggestion(greenroom: Any) -> None:
+    outcome = greenroom("instal-runner")
+
+    assert outcome.code == 2
+    assert "There is no command 'instal-runner'. Did you mean 'install-runner'?" in outcome.err
+
+
+def test_a_bad_setting_is_a_usage_error_that_names_it(greenroom: Any, home: Path) -> None:
+    (home / "config.toml").write_text("prot = 1")
+
+    outcome = greenroom("ps")
+
+    assert outcome.code == 2
+    assert f"{home}/config.toml: there is no setting 'prot'" in outcome.err
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_file(
+    greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import greenroom.runner.cli.ps as ps
+
+    monkeypatch.setattr(ps, "client_for", lambda settings: 1 / 0)
+
+    outcome = greenroom("ps")
+
+    assert outcome.code == 1
+    assert outcome.err.count("\n") == 1
+    assert f"ZeroDivisionError: division by zero). The details are in {home}/cli-errors.log" in outcome.err
+    assert "Traceback" in (home / "cli-errors.log").read_text()
+
+
+@pytest.mark.parametrize("command", [["ps"], ["status"], ["list"], ["unload", "--all"]])
+def test_without_a_daemon_a_command_says_how_to_start_it(
+    greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int, command: list[str]
+) -> None:
+    monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
+
+    outcome = greenroom(*command)
+
+    assert outcome.code == 3
+    assert outcome.out == ""
+    assert "Greenroom is not running" in outcome.err
+    assert "greenroom serve" in outcome.err
+
+
+def test_stopping_what_does_not_run_is_no_error(
+    greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
+
+    outcome = greenroom("stop")
+
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "Greenroom is not running" in outcome.out
+
+
+def test_ps_shows_what_runs_and_for_how_long(greenroom: Any, our_daemon: Any) -> None:
+    row = {"backend_name": "llama.cpp", "mode": "completion", "last_used": "0001-01-01T00:00:00Z"}
+    our_daemon.routes["GET /engines/ps"] = [
+        row
+        | {"model_name": "docker.io/ai/smollm2:latest", "in_use": True, "pid": 7, "state": "ready"}
+        | {"memory": 444_000_000, "engine_id": "e1"},
+        row | {"model_name": "ai/big", "loading": True, "state": "starting"},
+        row | {"model_name": "ai/kept", "keep_alive": "-1", "state": "ready"},
+        row | {"model_name": "ai/old", "last_used": "2020-01-01T00:00:00.123456789Z", "state": "ready"},
+    ]
+
+    lines = greenroom("ps").out.splitlines()
+
+    assert lines[0].split("  ")[0] == "MODEL NAME"
+    cells = {line.split()[0]: line for line in lines[1:]}
+    assert cells["smollm2"].split() == [
+        "smollm2", "llama.cpp", "completion", "ready", "7", "444", "MB", "e1", "5m", "from", "now",
+    ]  # fmt: skip
+    assert cells["big"].endswith("Loading...")
+    assert cells["kept"].endswith("Forever")
+    assert cells["old"].endswith("Expiring")
+
+
+def test_status_shows_usable_backends_first(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["GET /engines/status"] = STATUS
+
+    lines = greenroom("status").out.splitlines()
+
+    assert lines[0].startswith(f"Greenroom is running at {our_daemon.url} (pid ")
+    assert [line.split()[0] for line in lines[-4:]] == ["llama.cpp", "vllm", "mlx", "vllm-metal"]
+    assert lines[-1].split(maxsplit=3) == ["vllm-metal", "Not", "Installed", "needs a Mac"]
+
+
+def test_status_says_why_the_daemon_is_not_ready_and_what_it_does(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["GET /engines/status"] = STATUS
+    our_daemon.routes["GET /readyz"] = (503, {"error": {"message": "It looks around.", "code": "starting"}})
+    our_daemon.routes["GET /jobs"] = [
+        {"job": "install/mlx", "phase": "downloading", "done": 5_000_000, "total": 10_000_000}
+    ]
+
+    out = greenroom("status").out
+
+    assert "It is not ready: It looks around." in out
+    assert "mlx: downloading 5.00 MB of 10.0 MB (50 %)" in out
+
+
+def test_status_as_json_says_that_nothing_runs_without_failing(
+    greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
+
+    outcome = greenroom("status", "--json")
+
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["running"] is False
+
+
+def test_list_has_a_row_for_each_tag(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["GET /models"] = [
+        {
+            "id": "sha256:" + "ab" * 32,
+            "tags": ["docker.io/ai/smollm2:latest", "docker.io/ai/small:1"],
+            "created": 0,
+            "config": {"parameters": "134.52M", "quantization": "Q4_1", "context_size": 2048},
+        },
+        {"id": "sha256:" + "cd" * 32, "created": 1, "config": {}},
+    ]
+
+    lines = greenroom("list").out.splitlines()
+
+    assert [line.split()[0] for line in lines[1:]] == ["<none>", "small:1", "smollm2"]
+    assert greenroom("list", "-q").out.split() == ["abababababab", "cdcdcdcdcdcd"]
+    assert len(greenroom("list", "smollm2").out.splitlines()) == 3
+
+
+def test_an_empty_list_says_how_to_fill_it(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["GET /models"] = []
+
+    assert "greenroom pull smollm2" in greenroom("list").err
+
+
+def test_unload_says_how_many(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/unload"] = {"unloaded_runners": 2}
+    assert greenroom("unload", "smollm2", "--backend", "mlx").out == "Unloaded 2 model(s).\n"
+    assert our_daemon.bodies("/engines/unload") == [{"all": False, "backend": "mlx", "models": ["smollm2"]}]
+
+    our_daemon.routes["POST /engines/unload"] = {"unloaded_runners": 0}
+    assert greenroom("unload", "--all").out == "No models are running.\n"
+    assert greenroom("unload", "x").out == "No such model(s) running.\n"
+    assert greenroom("unload").code == 2
+
+
+def test_installing_announces_shows_progress_and_says_that_it_is_done(
+    greenroom: Any, our_daemon: Any
+) -> None:
+    our_daemon.routes["POST /engines/install-backend"] = [
+        progress("resolving"),
+        "",
+        progress("downloading", 5, 10),
+        json.dumps({"type": "success", "message": "mlx backend installed successfully", "already": False}),
+    ]
+
+    outcome = greenroom("install-runner", "--backend", "mlx")
+
+    assert outcome.code == 0
+    assert outcome.out == "Installing mlx backend...\nmlx backend installed successfully\n"
+    assert "  mlx: looking up\n  mlx: downloading 5 B of 10 B (50 %)\n" in outcome.err
+    assert our_daemon.seen[-1].headers["Accept"] == "application/x-ndjson"
+
+
+def test_installing_what_is_installed_says_so(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/install-backend"] = [
+        json.dumps(
+            {"type": "success", "message": "m", "already": True, "installation": {"version": "0.32.2"}}
+        )
+    ]
+
+    outcome = greenroom("install-runner", "--backend", "mlx")
+
+    assert (outcome.code, outcome.out) == (0, "mlx backend is already installed (version 0.32.2)\n")
+
+
+def test_an_installation_that_fails_says_why_and_what_to_do(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/install-backend"] = [
+        progress("downloading"),
+        json.dumps({"type": "error", "message": "The disk is full.", "advice": "Free 1 GB.", "code": "x"}),
+    ]
+
+    outcome = greenroom("install-runner", "--backend", "mlx")
+
+    assert outcome.code == 1
+    assert outcome.err.endswith("Error: The disk is full. Free 1 GB.\n")
+
+
+def test_an_unknown_backend_is_told_in_the_daemons_words(greenroom: Any, our_daemon: Any) -> None:
+    sentence = "backend not found: there are llama.cpp, mlx"
+    our_daemon.routes["POST /engines/install-backend"] = (404, sentence)
+
+    outcome = greenroom("install-runner", "--backend", "mxl")
+
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", f"Error: {sentence}\n")
+
+
+def test_a_daemon_that_dies_while_installing_is_noticed(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/install-backend"] = [progress("downloading")]
+
+    outcome = greenroom("install-runner", "--backend", "mlx")
+
+    assert outcome.code == 3
+    assert "broke off while installing mlx" in outcome.err
+
+
+def test_a_dry_run_says_what_would_be_fetched(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/install-backend"] = {
+        "backend": "mlx",
+        "version": "0.32.2",
+        "packages": ["mlx==0.32.0", "mlx-lm==0.32.2"],
+        "download_bytes": 1_000_000,
+        "total_bytes": 50_000_000,
+    }
+
+    outcome = greenroom("install-runner", "--backend", "mlx", "--dry-run")
+
+    assert outcome.out.splitlines() == [
+        "mlx 0.32.2: 2 packages, 50.0 MB",
+        "  mlx==0.32.0",
+        "  mlx-lm==0.32.2",
+        "Would fetch 1.00 MB; the rest is in the cache.",
+    ]
+    assert our_daemon.bodies("/engines/install-backend") == [{"backend": "mlx", "dry_run": True}]
+
+
+def test_reinstalling_asks_for_a_new_build(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/install-backend"] = [
+        json.dumps({"type": "success", "message": "mlx backend installed successfully", "already": False})
+    ]
+
+    greenroom("reinstall-runner", "--backend", "mlx")
+
+    assert our_daemon.bodies("/engines/install-backend") == [{"backend": "mlx", "reinstall": True}]
+
+
+def test_uninstalling_says_what_it_freed(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/uninstall-backend"] = {"freed": 93_200_000, "was_installed": True}
+    assert greenroom("uninstall-runner", "--backend", "mlx").out == (
+        "Uninstalled mlx backend, 93.2 MB freed\n"
+    )
+
+    our_daemon.routes["POST /engines/uninstall-backend"] = {"freed": 0, "was_installed": False}
+    assert greenroom("uninstall-runner", "--backend", "mlx").out == "mlx backend is not installed\n"
+    assert greenroom("uninstall-runner").code == 2
+
+
+def test_pulling_shows_progress_and_the_daemons_last_word(greenroom: Any, our_daemon: Any) -> None:
+    layer = {"id": "sha256:1", "size": 10, "current": 4}
+    our_daemon.routes["POST /models/create"] = [
+        json.dumps({"type": "progress", "message": "Downloaded", "total": 10, "layer": layer}),
+        json.dumps({"type": "warning", "message": "slow"}),
+        json.dumps({"type": "success", "message": "Model pulled successfully"}),
+    ]
+
+    outcome = greenroom("pull", "smollm2")
+
+    assert outcome.out == "Model pulled successfully\n"
+    assert "smollm2: downloading 4 B of 10 B (40 %)" in outcome.err
+    assert "Warning: slow" in outcome.err
+    assert our_daemon.bodies("/models/create") == [{"from": "smollm2"}]
+
+
+def test_a_path_is_made_absolute_before_it_is_sent(
+    greenroom: Any, our_daemon: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    our_daemon.routes["POST /models/create"] = [json.dumps({"type": "success", "message": "ok"})]
+    monkeypatch.chdir(tmp_path)
+
+    greenroom("pull", "./x.gguf")
+
+    assert our_daemon.bodies("/models/create") == [{"from": f"file:{tmp_path}/x.gguf"}]
+
+
+def test_a_pull_that_fails_says_why(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /models/create"] = [json.dumps({"type": "error", "message": "Error: No room."})]
+
+    outcome = greenroom("pull", "smollm2")
+
+    assert (outcome.code, outcome.err) == (1, "Error: No room.\n")
+
+
+def test_what_cannot_name_a_model_is_not_even_sent(greenroom: Any, our_daemon: Any) -> None:
+    outcome = greenroom("pull", "https://example.org/x")
+
+    assert outcome.code == 2
+    assert "is a URL, not a model name" in outcome.err
+    assert our_daemon.seen == []
+
+
+def test_config_shows_values_and_origins(greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "config.toml").write_text('keep_alive = "90s"\n[models]\nmine = "file:/x.gguf"\n')
+    monkeypatch.setenv("GREENROOM_BIND", "127.0.0.2")
+
+    lines = [line.split(maxsplit=1) for line in greenroom("--port", "1234", "config").out.splitlines()]
+    shown = dict(lines)
+
+    assert shown["port"].split() == ["1234", "flag", "--port"]
+    assert shown["bind"].split() == ["127.0.0.2", "environment", "GREENROOM_BIND"]
+    assert shown["keep_alive"].split() == ["1m30s", f"{home}/config.toml"]
+    assert shown["max_body"].split() == ["10", "MiB", "default"]
+    assert shown["models.mine"].split() == ["file:/x.gguf", f"{home}/config.toml"]
+    assert json.loads(greenroom("config", "--json").out)["keep_alive"] == {
+        "value": 90.0,
+        "origin": f"{home}/config.toml",
+    }
+
+
+def test_version_never_fails(greenroom: Any, our_daemon: Any) -> None:
+    assert " Version:  9.9\n" in greenroom("version").out
+
+    del our_daemon.routes["GET /livez"]
+    outcome = greenroom("version")
+    assert outcome.code == 0
+    assert "answers a web server" in outcome.out
+
+
+def test_backends_are_listed_without_a_daemon(
+    greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
+
+    lines = greenroom("backends").out.splitlines()
+
+    assert [line.split()[0] for line in lines[1:]] == ["llama.cpp", "mlx", "vllm", "vllm-metal"]
+
+
+def test_logs_without_a_log_say_so(greenroom: Any, home: Path) -> None:
+    outcome = greenroom("logs")
+
+    assert outcome.code == 1
+    assert "no daemon has run on this data directory yet" in outcome.err
+
+
+def test_logs_show_the_daemons_last_lines_and_an_engines(greenroom: Any, home: Path) -> None:
+    (home / "daemon.log.1").write_text("one\n")
+    (home / "daemon.log").write_text("two\nthree\n")
+    engine = home / "engines" / "e1"
+    engine.mkdir(parents=True)
+    (engine / "log").write_text("loading\n")
+    (engine / "capsule.json").write_text(
+        json.dumps({"spec": {"backend": "llama.cpp", "model_ref": "docker.io/ai/smollm2:latest"}})
+    )
+
+    assert greenroom("logs").out == "one\ntwo\nthree\n"
+    assert greenroom("logs", "-n", "1").out == "three\n"
+    for name in ("e1", "llama.cpp", "smollm2"):
+        assert greenroom("logs", name).out == "loading\n"
+    assert "Engines with a log: e1" in greenroom("logs", "gemma3").err
+
+
+def test_a_log_of_nothing_says_how_to_begin(greenroom: Any, home: Path) -> None:
+    outcome = greenroom("log")
+
+    assert outcome.code == 1
+    assert "nothing has happened here yet" in outcome.err

@@ -1,0 +1,281 @@
+"""Real daemons, started and ended as people do. None of them may fetch anything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+
+GREENROOM = [sys.executable, "-m", "greenroom.runner.cli"]
+BOUND = 30.0
+
+
+@pytest.fixture
+def place(home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int) -> Iterator[Path]:
+    """A data directory and a port; whoever has it in the end is ended. There is no package index."""
+    monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
+    for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    yield home
+    for process in psutil.process_iter(["pid", "environ", "cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            ours = (process.info["environ"] or {}).get("GREENROOM_HOME") == str(home)
+            if ours and "serve" in (process.info["cmdline"] or []):
+                process.kill()
+                process.wait(BOUND)
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """The condition's value once it is true."""
+    give_up = time.monotonic() + BOUND
+    while time.monotonic() < give_up:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited {BOUND:g} s in vain: {what}")
+
+
+def note(home: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads((home / "daemon.json").read_text()))
+    return {}
+
+
+@contextlib.contextmanager
+def serving(home: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """A daemon in the foreground, up and listening."""
+    process = subprocess.Popen([*GREENROOM, "serve", *flags], stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            wait_for(lambda: note(home).get("pid") == process.pid or process.poll(), "the daemon's note")
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_daemon_says_where_it_listens_stops_on_ctrl_c_and_exits_zero(place: Path) -> None:
+    with serving(place) as daemon:
+        daemon.send_signal(signal.SIGINT)
+        _, err = daemon.communicate(timeout=BOUND)
+
+    assert daemon.returncode == 0
+    assert f"Greenroom listens on http://127.0.0.1:{os.environ['GREENROOM_PORT']} " in err
+    assert not (place / "daemon.json").exists()
+    assert "stopping: SIGINT" in (place / "daemon.log").read_text()
+
+
+def test_a_second_daemon_on_the_same_data_directory_names_the_first(
+    place: Path, greenroom_process: Any, unused_port: int
+) -> None:
+    with serving(place) as first:
+        same_port = greenroom_process("serve")
+        other_port = greenroom_process("serve", "--port", "0")
+
+    for second in (same_port, other_port):
+        assert second.returncode == 4
+        assert f"process {first.pid}" in second.stderr
+        assert "Traceback" not in second.stderr
+
+
+def test_a_daemon_that_was_killed_leaves_nothing_in_the_way_of_the_next(
+    place: Path, greenroom_process: Any
+) -> None:
+    with serving(place) as first:
+        first.kill()
+        first.wait(BOUND)
+    assert (place / "daemon.json").exists()
+
+    started = greenroom_process("start-runner", "--backend", "nonesuch")
+
+    assert "Starting the Greenroom daemon…" in started.stderr
+    assert started.returncode == 1
+    assert "backend not found" in started.stderr
+    log = greenroom_process("log").stdout
+    assert f"(process {first.pid}) was killed" in log
+    assert greenroom_process("stop").returncode == 0
+
+
+def test_two_clients_that_start_a_daemon_at_once_end_with_one_and_both_work(place: Path) -> None:
+    argv = [*GREENROOM, "install-runner", "--backend", "mlx", "--dry-run"]
+    clients = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    endings = [client.communicate(timeout=2 * BOUND) for client in clients]
+
+    # Without an index there is no plan; that each was told so by a daemon is what counts.
+    for client, (_, err) in zip(clients, endings, strict=True):
+        assert client.returncode in (0, 1), err
+    log = [json.loads(line) for line in run_json("log", "--json")]
+    started = [one["data"]["pid"] for one in log if one["type"] == "daemon_started"]
+    assert started == [note(place)["pid"]]
+
+
+def run_json(*arguments: str) -> list[str]:
+    return subprocess.run(
+        [*GREENROOM, *arguments], capture_output=True, text=True, timeout=60
+    ).stdout.splitlines()
+
+
+def test_a_background_start_that_fails_says_why_with_its_log(place: Path, greenroom_process: Any) -> None:
+    (place / "config.toml").write_text('[models]\nmine = "https://not/a/model"\n')
+
+    outcome = greenroom_process("pull", "smollm2")
+
+    assert outcome.returncode == 2
+    last = outcome.stderr.splitlines()[-1]
+    assert last.startswith("Error: The Greenroom daemon could not be started: ")
+    assert "mine" in last
+    assert last.endswith(f"Its log: {place}/daemon.log")
+
+
+def test_a_damaged_journal_is_said_with_its_exit_code_by_serve_and_by_clients(
+    place: Path, greenroom_process: Any
+) -> None:
+    (place / "journal.db").write_bytes(b"this was a journal once" * 100)
+
+    for command in (["serve"], ["log"], ["pull", "smollm2"]):
+        outcome = greenroom_process(*command)
+        assert outcome.returncode == 6, outcome.stderr
+        assert "journal.db" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+
+
+def test_a_port_somebody_else_has_is_said_with_who_it_is(place: Path, greenroom_process: Any) -> None:
+    with stranger(int(os.environ["GREENROOM_PORT"])):
+        for command in (["serve"], ["pull", "smollm2"], ["ps"]):
+            outcome = greenroom_process(*command)
+            assert outcome.returncode == 5, outcome.stderr
+            assert "calling itself 'Somebody/1'" in outcome.stderr
+            assert f"pid {os.getpid()}" in outcome.stderr
+    assert not (place / "daemon.log").exists()
+
+
+@contextlib.contextmanager
+def stranger(port: int) -> Iterator[None]:
+    class Handler(BaseHTTPRequestHandler):
+        server_version = "Somebody/1"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", port), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_address_others_can_reach_is_refused(place: Path, greenroom_process: Any) -> None:
+    outcome = greenroom_process("serve", "--bind", "0.0.0.0")
+
+    assert outcome.returncode == 2
+    assert "other machines" in outcome.stderr
+
+
+def test_a_data_directory_that_cannot_be_written_is_said(
+    place: Path, greenroom_process: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+
+    outcome = greenroom_process("--home", str(tmp_path / "file" / "home"), "serve")
+
+    assert outcome.returncode == 3
+    assert "Set GREENROOM_HOME" in outcome.stderr
+
+
+def test_stop_ends_the_daemon_and_restarting_it_replays_the_log(place: Path, greenroom_process: Any) -> None:
+    with serving(place) as first:
+        stopped = greenroom_process("stop")
+        assert stopped.stdout == f"Stopped the Greenroom daemon (pid {first.pid}).\n"
+        assert first.wait(BOUND) == 0
+    with serving(place, "--log-level", "debug"):
+        pass
+
+    lines = greenroom_process("log", "--stream", "daemon").stdout.splitlines()
+    assert re.search(r"daemon/1 +Greenroom .* started at http://127.0.0.1:\d+ ", lines[1])
+    assert f"daemon/2                Greenroom stopped in order (process {first.pid})" in lines[2]
+    assert "daemon/3" in lines[3]
+
+
+def test_the_log_can_be_followed(place: Path) -> None:
+    with serving(place) as first:
+        follower = subprocess.Popen([*GREENROOM, "log", "-f", "--json"], stdout=subprocess.PIPE, text=True)
+        with follower:
+            try:
+                assert follower.stdout is not None
+                assert json.loads(follower.stdout.readline())["type"] == "daemon_started"
+                first.send_signal(signal.SIGTERM)
+                types = (json.loads(line)["type"] for line in follower.stdout)
+                assert "daemon_stopped" in types
+            finally:
+                follower.kill()
+
+
+def test_a_daemon_on_a_free_port_is_found_by_its_data_directory(place: Path, greenroom_process: Any) -> None:
+    with serving(place, "--port", "0"):
+        outcome = greenroom_process("status")
+
+    assert outcome.returncode == 0
+    assert f"Greenroom is running at {note(place).get('url', 'http://127.0.0.1')}" in outcome.stdout
+
+
+def test_ctrl_c_ends_a_command_that_waits(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", int(os.environ["GREENROOM_PORT"]))) as silent:
+        client = subprocess.Popen([*GREENROOM, "ps"], stderr=subprocess.PIPE, text=True)
+        connection, _ = silent.accept()
+        with connection:
+            client.send_signal(signal.SIGINT)
+            _, err = client.communicate(timeout=BOUND)
+
+    assert client.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_a_reader_who_leaves_early_is_no_error(place: Path) -> None:
+    with serving(place):
+        pass
+    process = subprocess.Popen([*GREENROOM, "log"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_command_against_a_live_daemon_is_quick(place: Path, greenroom_process: Any) -> None:
+    """The budget of 150 ms, on a machine that has nothing else to do."""
+    with serving(place):
+        greenroom_process("ps")
+        times = []
+        for _ in range(9):
+            began = time.perf_counter()
+            assert greenroom_process("ps").returncode == 0
+            times.append(time.perf_counter() - began)
+    # The quickest of them: what else the machine does is not ours to measure.
+    assert min(times) < 0.150

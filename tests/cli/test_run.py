@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from greenroom.runner.cli.exchange import Exchange
+
+CHAT = "POST /v1/chat/completions"
+
+
+def answer(*words: str, **more: Any) -> list[str]:
+    """A stream of server-sent events."""
+    lines = [": waiting", ""]
+    for word in words:
+        lines += ["data: " + json.dumps({"choices": [{"delta": {"content": word}}]}), ""]
+    usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": len(words)}}
+    return [*lines, "data: " + json.dumps(usage | more), "", "data: [DONE]", ""]
+
+
+def refusal(status: int, code: str, message: str, **more: Any) -> tuple[int, Any]:
+    return status, {"error": {"message": message, "code": code, "type": "x", "param": None} | more}
+
+
+class Chat:
+    """What the fake daemon answers: a preload succeeds once nothing is missing, then words come."""
+
+    def __init__(self, *missing: tuple[int, Any], words: list[str]) -> None:
+        self.missing = list(missing)
+        self.words = words
+
+    def __call__(self, seen: Any) -> Any:
+        if self.missing:
+            return self.missing.pop(0)
+        if seen.headers.get("X-Preload-Only") == "true":
+            return ""
+        return self.words
+
+
+def test_only_the_answer_goes_to_standard_output(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("The ", "sea."))
+
+    outcome = greenroom("run", "smollm2", "Write", "one sentence.")
+
+    assert (outcome.code, outcome.out) == (0, "The sea.\n")
+    assert outcome.err == "waiting\n"
+    preload, asked = our_daemon.bodies("/v1/chat/completions")
+    assert preload == {"model": "smollm2", "messages": [], "stream": False}
+    assert asked["messages"] == [{"role": "user", "content": "Write one sentence."}]
+
+
+def test_the_prompt_may_come_from_a_pipe(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("Yes."))
+
+    outcome = greenroom("run", "smollm2", "--system", "Be brief.", "--max-tokens", "9", stdin="Really?\n")
+
+    assert outcome.out == "Yes.\n"
+    asked = our_daemon.bodies("/v1/chat/completions")[-1]
+    assert asked["max_tokens"] == 9
+    assert asked["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Really?"},
+    ]
+
+
+def test_an_empty_pipe_is_a_usage_error(greenroom: Any, our_daemon: Any) -> None:
+    outcome = greenroom("run", "smollm2", stdin="")
+
+    assert outcome.code == 2
+    assert our_daemon.seen == []
+
+
+def test_a_model_that_is_not_here_is_fetched_first(greenroom: Any, our_daemon: Any) -> None:
+    missing = refusal(404, "model_not_found", 'model "smollm2" is not here; run: greenroom pull smollm2')
+    our_daemon.routes[CHAT] = Chat(missing, words=answer("Hi."))
+    our_daemon.routes["POST /models/create"] = [
+        json.dumps({"type": "success", "message": "Model pulled successfully"})
+    ]
+
+    outcome = greenroom("run", "smollm2", "Hi")
+
+    assert outcome.out == "Hi.\n"
+    assert outcome.err == "smollm2 is not here yet; fetching it.\nModel pulled successfully\nwaiting\n"
+
+
+def test_a_model_that_is_not_here_even_after_fetching_is_an_error(greenroom: Any, our_daemon: Any) -> None:
+    missing = refusal(404, "model_not_found", 'model "x" is not here; run: greenroom pull x')
+    our_daemon.routes[CHAT] = Chat(missing, missing, words=[])
+    our_daemon.routes["POST /models/create"] = [json.dumps({"type": "success", "message": "ok"})]
+
+    outcome = greenroom("run", "x", "Hi")
+
+    assert outcome.code == 1
+    assert outcome.err.endswith('Error: model "x" is not here; run: greenroom pull x\n')
+
+
+MLX_MISSING = refusal(
+    412,
+    "backend_not_installed",
+    'backend "mlx" is not installed; run: greenroom install-runner --backend mlx',
+    backend="mlx",
+)
+
+
+def test_a_backend_that_is_not_installed_is_announced_and_installed(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes[CHAT] = Chat(MLX_MISSING, words=answer("Hi."))
+    our_daemon.routes["POST /engines/install-backend"] = [
+        json.dumps({"type": "progress", "phase": "downloading"}),
+        json.dumps({"type": "success", "message": "mlx backend installed successfully"}),
+    ]
+
+    outcome = greenroom("run", "smollm2", "Hi")
+
+    assert outcome.out == "Hi.\n"
+    assert outcome.err.splitlines() == [
+        "Installing mlx backend...",
+        "  mlx: downloading",
+        "mlx backend installed successfully",
+        "waiting",
+    ]
+
+
+def test_under_the_policy_never_nothing_is_installed(
+    greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    our_daemon.routes[CHAT] = Chat(MLX_MISSING, words=[])
+    monkeypatch.setenv("GREENROOM_INSTALL_POLICY", "never")
+
+    outcome = greenroom("run", "smollm2", "Hi")
+
+    assert outcome.code == 7
+    assert "greenroom install-runner --backend mlx" in outcome.err
+    assert our_daemon.bodies("/engines/install-backend") == []
+
+
+def test_a_named_backend_is_in_the_path(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/mlx/v1/chat/completions"] = Chat(words=answer("Hi."))
+
+    assert greenroom("run", "--backend", "mlx", "smollm2", "Hi").out == "Hi.\n"
+
+
+def test_detached_only_loads(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes[CHAT] = Chat(words=[])
+
+    assert greenroom("run", "-d", "smollm2").code == 0
+    assert len(our_daemon.bodies("/v1/chat/completions")) == 1
+
+
+def test_an_error_in_the_stream_is_told_after_what_has_come(greenroom: Any, our_daemon: Any) -> None:
+    words = answer("The ")[:-4]
+    words += ["data: " + json.dumps({"error": {"message": "The engine has died."}}), "", "data: [DONE]", ""]
+    our_daemon.routes[CHAT] = Chat(words=words)
+
+    outcome = greenroom("run", "smollm2", "Hi")
+
+    assert outcome.code == 1
+    assert outcome.out.startswith("The ")
+    assert outcome.err.endswith("Error: The engine has died.\n")
+
+
+def test_a_stream_without_an_end_is_an_error(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("The ")[:-2])
+
+    outcome = greenroom("run", "smollm2", "Hi")
+
+    assert outcome.code == 3
+    assert "broke off in the middle of its answer" in outcome.err
+
+
+def test_reasoning_is_set_apart(greenroom: Any, our_daemon: Any) -> None:
+    thought = "data: " + json.dumps({"choices": [{"delta": {"reasoning_content": "Hm."}}]})
+    our_daemon.routes[CHAT] = Chat(words=[thought, "", *answer("Yes.")])
+
+    out = greenroom("run", "smollm2", "Hi").out
+
+    assert "Thinking:" in out
+    assert "Hm." in out
+    assert out.endswith("\n\n--\n\nYes.\n")
+
+
+def test_statistics_are_told_when_asked_for(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes[CHAT] = Chat(words=answer("a", "b"))
+
+    assert "2 tokens in " in greenroom("run", "--stats", "smollm2", "Hi").err
+
+
+def test_a_chat_remembers_obeys_and_leaves(our_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["Hi", "/system Be kind.", '"""Two', 'lines"""', "/what", "/stats", "/bye"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    our_daemon.routes[CHAT] = Chat(words=answer("Hello."))
+    from greenroom.runner.cli.chat import chat
+    from greenroom.runner.cli.client import Client
+    from greenroom.runner.cli.conversation import Conversation
+
+    said: list[str] = []
+    conversation = Conversation(Client(our_daemon.url), "smollm2", say=said.append)
+    chat(conversation, "smollm2")
+
+    bodies = our_daemon.bodies("/v1/chat/completions")
+    assert bodies[0]["messages"] == [{"role": "user", "content": "Hi"}]
+    assert bodies[1]["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Two\nlines"},
+    ]
+    assert conversation.messages[-1] == {"role": "assistant", "content": "Hello."}
+
+
+def test_a_request_that_is_left_closes_its_connection(our_daemon: Any) -> None:
+    exchange = Exchange(our_daemon.url, "GET", "/livez", headers={})
+    assert exchange.status == 200
+    exchange.close()
+    exchange.close()

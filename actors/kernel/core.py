@@ -120,6 +120,9 @@ class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
     """Overrides the message's own cause: a report belongs to the intent it fulfils."""
     wake_at: float | None = None
     """Monotonic second at which time alone changes what follows. Read from `settle` only."""
+    otherwise: Decision[V] | None = None
+    """What holds instead, without events, when these cannot be stored. Read from `settle` only: nobody is
+    there to be refused, but there may be somebody who waits."""
 
 
 class Core(Protocol[S, V]):

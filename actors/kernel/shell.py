@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 import pykka
-from greenroom.actors.journal.port import JournalFailed, NotWritten
+from greenroom.actors.journal.port import JournalFailed, JournalFull, NotWritten
 from greenroom.actors.kernel.clock import Moment, Timer
 from greenroom.actors.kernel.codec import CannotEncode
 from greenroom.actors.kernel.core import (
@@ -56,6 +56,8 @@ TICK = 5.0
 RETRY_AFTER_NOT_WRITTEN = 1.0
 """Seconds after which a report that could not be stored is handled again."""
 _SETTLE_ROUNDS = 200
+_TRIES = 30
+"""How often a report is handled again when the journal refuses it for another reason than space."""
 _SHORTEST_WAIT = 0.01
 """A core that asks to be woken in the past must not keep a processor busy."""
 
@@ -68,6 +70,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     reply: Reply | None = None
     deadline: float | None = None
     """Monotonic second after which nobody waits any more."""
+    tries: int = 0
+    """How often the journal has refused what it made."""
 
 
 class _Wake(msgspec.Struct, frozen=True):
@@ -221,7 +225,6 @@ class Shell(pykka.ThreadingActor):
             for one in batch.stored:
                 state = self._core.apply(state, one)
                 effects += [(effect, one.id) for effect in self._core.react(state, one)]
-            self._decided = True
             self._system.commit(batch)
             self._versions = batch.versions
             cause = batch.stored[-1].id
@@ -250,6 +253,7 @@ class Shell(pykka.ThreadingActor):
                 raise
             except NotWritten as error:
                 _log.warning("%s waits, its journal takes nothing: %s", self._core.address, error)
+                self._settle_unstored(decision)
                 wake_at = now.monotonic + RETRY_AFTER_NOT_WRITTEN
                 break
             if decision.wake_at is not None:
@@ -259,6 +263,13 @@ class Shell(pykka.ThreadingActor):
         else:
             raise RuntimeError(f"{self._core.address} does not come to rest")
         self._wake_at(max(wake_at, now.monotonic + _SHORTEST_WAIT))
+
+    def _settle_unstored(self, decision: Decision[Any]) -> None:
+        """Do what needs no event: those who wait hear that nothing can be stored, ready engines serve on."""
+        if decision.otherwise is not None:
+            if decision.otherwise.events:
+                raise ValueError(f"{self._core.address} offers events in place of events")
+            self._perform(self._take(decision.otherwise, ""))
 
     def _look(self) -> Any:
         return self._seen if self._sense is None else self._sense(self._seen)
@@ -302,21 +313,14 @@ class Shell(pykka.ThreadingActor):
 
     def _not_written(self, asked: Asked, error: NotWritten) -> None:
         if asked.reply is not None:
-            # What cannot be encoded is our fault, and room on the disk would not help.
-            ours = isinstance(error, CannotEncode)
-            refusal = Refusal(
-                code="not_storable" if ours else "journal_full",
-                message=f"The journal cannot take this: {error}.",
-                advice="This is a bug; please report it." if ours else "Make room on the disk and try again.",
-                status=507,
-            )
-            asked.reply.fail(Refused(refusal))
+            asked.reply.fail(Refused(_refusal(error)))
             return
-        if isinstance(error, CannotEncode):
+        if isinstance(error, CannotEncode) or (not isinstance(error, JournalFull) and asked.tries >= _TRIES):
             raise error
         # A report tells what has happened; it must not be lost because the disk is full for a while.
         _log.warning("%s: will be handled again, the journal takes nothing: %s", self._core.address, error)
-        self._clock.call_at(self._clock.now().monotonic + RETRY_AFTER_NOT_WRITTEN, lambda: self._put(asked))
+        again = msgspec.structs.replace(asked, tries=asked.tries + 1)
+        self._clock.call_at(self._clock.now().monotonic + RETRY_AFTER_NOT_WRITTEN, lambda: self._put(again))
 
     def _survive(self, asked: Asked | None, error: BaseException) -> None:
         """A handler raised: rebuild the actor; if nothing was decided yet, try once more, then park.
@@ -384,3 +388,12 @@ class Shell(pykka.ThreadingActor):
         except BaseException as error:  # noqa: BLE001 - another look may go better, within the limit
             _log.error("%s failed as it was rebuilt", self._core.address, exc_info=error)
             self._rebuild()
+
+
+def _refusal(error: NotWritten) -> Refusal:
+    code, advice = "journal_refused", "Try again; if it stays so, `greenroom journal verify` says more."
+    if isinstance(error, JournalFull):
+        code, advice = "journal_full", "Engines that are ready go on serving meanwhile."
+    elif isinstance(error, CannotEncode):
+        code, advice = "not_storable", "This is a bug; please report it."
+    return Refusal(code=code, message=f"The journal cannot take this: {error}.", advice=advice, status=507)

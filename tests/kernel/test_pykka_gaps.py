@@ -11,7 +11,7 @@ import pytest
 from counting import COUNTER, Add, Counter, Done, Run, Total, Turnstile
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed
-from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed
+from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed, SystemFailed
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.testing import FaultyJournal, RecordingHands
 
@@ -109,7 +109,8 @@ def test_exiting_in_on_failure_leaves_the_hosts_actors_alive(host_actor) -> None
     system.register(Counter(), hands=RecordingHands())
     with system:
         journal.fault = JournalFailed("the disk is gone")
-        system.ask(COUNTER, Add(by=1)).on_done(lambda: None)
+        with pytest.raises(SystemFailed):
+            system.ask(COUNTER, Add(by=1)).get(timeout=5)
     assert host_actor.is_alive()
 
 

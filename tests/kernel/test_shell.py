@@ -23,7 +23,7 @@ from counting import (
     Turnstile,
 )
 from greenroom.actors.journal.memory import MemoryJournal
-from greenroom.actors.journal.port import JournalFailed, NotWritten
+from greenroom.actors.journal.port import JournalFailed, JournalFull, NotWritten
 from greenroom.actors.kernel.core import Answer, Decision, Event
 from greenroom.actors.kernel.errors import Refused, SystemFailed
 from greenroom.actors.kernel.shell import RETRY_AFTER_NOT_WRITTEN, TICK
@@ -128,7 +128,7 @@ def test_what_the_live_state_is_folded_from_is_what_a_replay_will_read(make_benc
 
 
 def test_what_is_known_not_written_is_refused_with_507_and_changes_nothing(disk) -> None:
-    disk.journal.fault = NotWritten("no space left on device")
+    disk.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused, match="no space left on device") as caught:
         disk.system.ask(COUNTER, Add(by=1)).get(timeout=5)
     assert (caught.value.refusal.status, caught.value.refusal.code) == (507, "journal_full")
@@ -140,13 +140,13 @@ def test_what_is_known_not_written_is_refused_with_507_and_changes_nothing(disk)
 
 
 def test_stops_are_recorded_on_a_full_disk(disk) -> None:
-    disk.journal.fault = NotWritten("no space left on device")
+    disk.journal.fault = JournalFull("no space left on device")
     assert disk.system.ask(COUNTER, End()).get(timeout=5) == "ended"
     assert disk.system.state(COUNTER).ended
 
 
 def test_a_report_is_handled_again_until_it_can_be_stored(disk) -> None:
-    disk.journal.fault = NotWritten("no space left on device")
+    disk.journal.fault = JournalFull("no space left on device")
     disk.system.tell(COUNTER, Add(by=7))
     disk.system.rest()
     for _ in range(3):
@@ -163,6 +163,22 @@ def test_a_report_is_handled_again_until_it_can_be_stored(disk) -> None:
     assert disk.system.state(COUNTER).total == 7
 
 
+def test_a_report_the_journal_refuses_for_another_reason_is_parked_in_the_end(disk) -> None:
+    def refuse(batch: object) -> None:
+        if batch[0].type == "counted":
+            raise NotWritten("the versions do not follow")
+
+    disk.journal.inside = MemoryJournal(before_append=refuse)
+    disk.system.tell(COUNTER, Add(by=7))
+    for _ in range(100):
+        disk.system.rest()
+        disk.clock.advance(RETRY_AFTER_NOT_WRITTEN)
+    assert disk.stored() == ["command_parked"]
+    with pytest.raises(Refused, match="the versions do not follow") as caught:
+        disk.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+    assert (caught.value.refusal.status, caught.value.refusal.code) == (507, "journal_refused")
+
+
 def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
     disk.counter.on_settle = lambda state, now, seen: (
         Decision(events=(Ended(),)) if state.total and not state.ended else None
@@ -173,7 +189,7 @@ def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
 
         def refuse_ended(batch: object) -> None:
             if refusing[0] and any(entry.type == "ended" for entry in batch):
-                raise NotWritten("no space left on device")
+                raise JournalFull("no space left on device")
 
         disk.journal.inside = MemoryJournal(before_append=refuse_ended)
         assert disk.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 1
@@ -189,7 +205,7 @@ def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
 
 def test_an_actor_starts_on_a_full_disk(make_bench) -> None:
     bench = make_bench(FaultyJournal(MemoryJournal()))
-    bench.journal.fault = NotWritten("no space left on device")
+    bench.journal.fault = JournalFull("no space left on device")
     bench.counter.on_settle = lambda state, now, seen: (
         Decision(events=(Counted(by=1),)) if not state.total else None
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from counting import COUNTER, Add, Await, Counted, Counter, Done, Run, Sum, Total, Turnstile
 from greenroom.actors.journal.memory import MemoryJournal
-from greenroom.actors.journal.port import NotWritten
+from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.core import Decision
 from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed, SystemFailed
 from greenroom.actors.kernel.supervision import REBUILD_WINDOW, REBUILDS, CommandParked, Complaints, Intensity
@@ -155,7 +155,7 @@ def test_whoever_repeats_a_poisonous_command_neither_stops_the_system_nor_grows_
 
 def test_a_parked_command_is_put_aside_even_on_a_full_disk(make_bench) -> None:
     bench = make_bench(FaultyJournal(MemoryJournal())).start()
-    bench.journal.fault = NotWritten("no space left on device")
+    bench.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused, match="broken"):
         bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
     bench.journal.fault = None

@@ -1,0 +1,255 @@
+"""A real daemon: `greenroom serve` in a process of its own, on a data directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greenroom.actors.journal.port import Record
+from greenroom.actors.journal.reader import read_journal
+
+BOUND = 60.0
+"""Seconds anything may take before a test gives up on it."""
+
+
+@dataclass
+class Answer:
+    """What came back over HTTP."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+@dataclass
+class Daemon:
+    """One data directory, and the daemon that runs on it at the moment."""
+
+    home: Path
+    env: dict[str, str]
+    wrapper: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    url: str = ""
+    began: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, **env: str) -> Daemon:
+        """Start it and wait until it is ready."""
+        (self.home / "daemon.json").unlink(missing_ok=True)
+        log = (self.home.parent / "serve.log").open("ab")
+        self.process = subprocess.Popen(
+            [*self.wrapper, sys.executable, "-m", "greenroom.runner.cli", "serve", "--port", "0"],
+            env={**self.env, **env},
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+        self.began.append(self.process)
+        log.close()
+
+        def answers() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, (self.home.parent / "serve.log").read_text()
+            file = self.home / "daemon.json"
+            if not file.exists():
+                return False
+            self.url = json.loads(file.read_text())["url"]
+            return self.wrapper != () or self.get("/readyz").status == 200
+
+        until(answers)
+        return self
+
+    def stop(self) -> None:
+        """End it in order."""
+        assert self.process is not None
+        self.process.terminate()
+        assert self.process.wait(BOUND) == 0
+
+    def kill(self) -> None:
+        """End it without a word."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(BOUND)
+
+    def restart(self, **env: str) -> Daemon:
+        """Stop it in order and start it again."""
+        self.stop()
+        return self.start(**env)
+
+    def get(self, path: str) -> Answer:
+        """GET."""
+        return self.ask("GET", path)
+
+    def post(self, path: str, body: Any = None, **headers: str) -> Answer:
+        """POST JSON."""
+        return self.ask("POST", path, body, **headers)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """One request over TCP."""
+        request = urllib.request.Request(
+            self.url + path,
+            method=method,
+            data=json.dumps(body).encode() if body is not None else None,
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=BOUND) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+        except (urllib.error.URLError, ConnectionError) as error:
+            return Answer(0, {}, str(error).encode())
+
+    def pull(self, reference: str) -> None:
+        """Have a model here."""
+        answer = self.post("/models/create", {"from": reference}, Accept="application/json")
+        lines = [json.loads(line) for line in answer.body.splitlines() if line.strip()]
+        assert lines[-1]["type"] == "success", answer.body
+
+    def chat(self, model: str, text: str = "Name a colour.", **more: Any) -> Answer:
+        """One chat completion."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 16, **more}
+        return self.post("/v1/chat/completions", body)
+
+    def engines(self) -> list[Any]:
+        """`ps`."""
+        found: list[Any] = self.get("/engines/ps").json
+        return found
+
+    def events(self, *types: str) -> list[tuple[Record, dict[str, Any]]]:
+        """The journal, read beside the daemon."""
+        return [
+            (record, json.loads(record.data))
+            for record in read_journal(self.home / "journal.db")
+            if not types or record.type in types
+        ]
+
+    def run(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """The command line, as a user of this data directory."""
+        return subprocess.run(
+            [sys.executable, "-m", "greenroom.runner.cli", *arguments],
+            env={**self.env, "GREENROOM_HOST": self.url, **env},
+            capture_output=True,
+            text=True,
+            timeout=BOUND * 2,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
+    """Wait for something outside this process, which cannot be awaited; looks every few ms."""
+    deadline = time.monotonic() + bound
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {bound:.0f} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    """`until`, for tests."""
+    return until
+
+
+def _environment(home: Path, **more: str) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("GREENROOM_", "MODEL_RUNNER_"))}
+    return {**env, "GREENROOM_HOME": str(home), **more}
+
+
+def _end(daemon: Daemon) -> None:
+    for process in daemon.began:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(BOUND)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(BOUND)
+    # A killed daemon leaves its engines to the next one; here there is none.
+    for claim in daemon.home.glob("engines/*/claim"):
+        for pid in {int(word) for word in _pids(claim)}:
+            _kill_ours(pid, str(daemon.home))
+
+
+def _pids(claim: Path) -> list[int]:
+    fields = json.loads(claim.read_text())
+    return [value["pid"] for value in fields.values() if isinstance(value, dict) and "pid" in value]
+
+
+def _kill_ours(pid: int, home: str) -> None:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return
+    if home in command or "keeper" in command:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Daemons on fresh data directories, or on a copy of one; they and their engines end with the test."""
+    made: list[Daemon] = []
+
+    def make(like: Path | None = None, wrapper: tuple[str, ...] = (), **env: str) -> Daemon:
+        home = tmp_path / f"home{len(made)}"
+        if like is None:
+            home.mkdir()
+        else:
+            copy_home(like, home)
+        made.append(Daemon(home, _environment(home, **env), wrapper))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        _end(daemon)
+
+
+def copy_home(source: Path, target: Path) -> None:
+    """A data directory copied from elsewhere; what nobody writes to is linked, so it takes no time."""
+    shutil.copytree(
+        source,
+        target,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("engines", "daemon.*", "cache", "instance"),
+        copy_function=lambda a, b: (
+            os.link(a, b) if "/backends/" in a or "/blobs/" in a else shutil.copy2(a, b)
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, smollm2_mlx: Path) -> Path:
+    """A data directory with llama.cpp, mlx and the real model in both formats. Copy it, do not use it."""
+    home = tmp_path_factory.mktemp("furnished") / "home"
+    home.mkdir()
+    daemon = Daemon(home, _environment(home))
+    try:
+        daemon.start()
+        for backend in ("llama.cpp", "mlx"):
+            answer = daemon.post("/engines/install-backend", {"backend": backend})
+            assert answer.status == 200, answer.body
+        daemon.pull(str(smollm2_gguf))
+        daemon.pull(str(smollm2_mlx))
+        daemon.stop()
+    finally:
+        _end(daemon)
+    return home

@@ -1,0 +1,133 @@
+"""The main job on real engines: install because it is needed, load, stream, adopt, survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+
+def test_llama_cpp_streams_through_the_openai_sdk(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
+) -> None:
+    daemon = make_daemon(furnished).start()
+    client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
+    stream = client.chat.completions.create(
+        model=str(smollm2_gguf),
+        messages=[{"role": "user", "content": "Name a colour."}],
+        stream=True,
+        max_tokens=24,
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(pieces) > 3
+    assert "".join(pieces).strip()
+    client.close()
+
+
+def test_mlx_is_installed_by_the_request_under_auto_and_serves_the_same_model(
+    make_daemon: Callable[..., Any], smollm2_mlx: Path
+) -> None:
+    daemon = make_daemon(GREENROOM_INSTALL_POLICY="auto", GREENROOM_PROGRESS_AFTER="0.5").start()
+    daemon.pull(str(smollm2_mlx))
+    answer = daemon.chat(str(smollm2_mlx), stream=True)
+    assert answer.status == 200
+    lines = answer.body.decode().splitlines()
+    assert any(line.startswith(":") and "mlx" in line for line in lines), lines[:5]
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    said = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    assert said.strip()
+    assert {chunk["model"] for chunk in chunks} == {str(smollm2_mlx)}
+    assert lines[-1] == "data: [DONE]" or lines[-2] == "data: [DONE]"
+    committed = [
+        fields for _, fields in daemon.events("installation_committed") if fields["backend"] == "mlx"
+    ]
+    assert len(committed) == 1
+    requested = [fields for _, fields in daemon.events("install_requested") if fields["backend"] == "mlx"]
+    assert requested[0]["wanted_by"] == "request"
+
+
+@pytest.mark.parametrize("policy", ["ask", "never"])
+def test_a_model_only_mlx_can_serve_is_refused_with_the_command_that_installs_it(
+    make_daemon: Callable[..., Any], smollm2_mlx: Path, policy: str
+) -> None:
+    daemon = make_daemon(GREENROOM_INSTALL_POLICY=policy).start()
+    daemon.pull(str(smollm2_mlx))
+    answer = daemon.chat(str(smollm2_mlx))
+    assert answer.status == 412
+    error = answer.json["error"]
+    assert error["message"] == 'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'
+    assert error["download_bytes"] > 10_000_000
+    assert not [1 for _, fields in daemon.events("install_requested") if fields["backend"] == "mlx"]
+
+
+def test_an_engine_killed_in_mid_stream_is_one_error_frame_and_the_next_request_is_served(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
+) -> None:
+    daemon = make_daemon(furnished).start()
+    assert daemon.chat(str(smollm2_gguf)).status == 200
+    (engine,) = daemon.engines()
+    body = {
+        "model": str(smollm2_gguf),
+        "messages": [{"role": "user", "content": "Count from one to a thousand."}],
+        "stream": True,
+        "max_tokens": 4000,
+        "ignore_eos": True,
+    }
+    request = urllib.request.Request(f"{daemon.url}/v1/chat/completions", data=json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=60) as stream:
+        while not stream.readline().startswith(b"data: "):
+            pass
+        os.kill(engine["pid"], signal.SIGKILL)
+        rest = [line for line in stream.read().decode().splitlines() if line.startswith("data: ")]
+    assert rest[-1] == "data: [DONE]"
+    error = json.loads(rest[-2].removeprefix("data: "))["error"]
+    assert "SIGKILL" in error["message"]
+    assert sum('"error"' in line for line in rest) == 1
+    assert daemon.chat(str(smollm2_gguf)).status == 200
+    (again,) = daemon.engines()
+    assert again["pid"] != engine["pid"]
+
+
+def test_a_killed_daemon_leaves_its_engine_to_the_next_one_which_serves_without_a_reload(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
+) -> None:
+    daemon = make_daemon(furnished).start()
+    assert daemon.chat(str(smollm2_gguf)).status == 200
+    (engine,) = daemon.engines()
+    daemon.kill()
+    daemon.start()
+    assert daemon.chat(str(smollm2_gguf)).status == 200
+    (adopted,) = daemon.engines()
+    assert adopted["pid"] == engine["pid"]
+    assert len(daemon.events("engine_spawned")) == 1
+    assert len(daemon.events("engine_adopted")) == 1
+
+
+def test_fifty_simultaneous_requests_for_an_absent_backend_make_one_installation(
+    make_daemon: Callable[..., Any],
+) -> None:
+    daemon = make_daemon().start()
+    answers: list[int] = []
+    threads = [
+        threading.Thread(
+            target=lambda: answers.append(daemon.post("/engines/install-backend", {"backend": "mlx"}).status)
+        )
+        for _ in range(50)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 50
+    assert sum(fields["backend"] == "mlx" for _, fields in daemon.events("installation_committed")) == 1
+    assert sum(fields["backend"] == "mlx" for _, fields in daemon.events("install_requested")) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -241,7 +240,7 @@ def set_aside(path: Target, *, keep: bool = False, clock: Clock = time.time) -> 
         found = _Good(files)
         if keep:
             rows = found.rows()
-            with schema.new_database(files, journal_id=uuid.uuid4().hex, created=clock(), rows=rows):
+            with schema.new_database(files, journal_id=schema.new_id(), created=clock(), rows=rows):
                 _rename(files, aside)
         else:
             for _ in found.rows():

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Self
 
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.chain import Row, broken_link, checksum, intact, records
@@ -22,6 +19,9 @@ from greenroom.actors.journal.tail import Tail, read_tail
 CHUNK = 256
 """Rows a query. Each query is a transaction of its own, so a slow reader never holds up a checkpoint; and
 beyond this, rows fall out of the processor's cache before they are used."""
+
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
 
 _NEXT = f"SELECT {schema.COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
 _NEXT_OF_STREAM = f"""
@@ -34,6 +34,8 @@ _LAST = "SELECT seq FROM events ORDER BY seq DESC LIMIT 1"
 # A log with a header and nothing else says nothing; a reader leaves an empty one behind.
 _WAL_HEADER = 32
 _BUSY_SECONDS = 5.0
+# What means something in SQLite's URIs (sqlite.org/uri.html).
+_ESCAPES = str.maketrans({"%": "%25", "?": "%3f", "#": "%23"})
 
 
 def read_journal(path: str | os.PathLike[str], *, after: int = 0) -> Iterator[Record]:
@@ -57,7 +59,7 @@ class JournalReader:
         """Raises FileNotFoundError, NotAJournal, JournalTooNew, JournalDamaged or JournalError."""
         self.files = JournalFiles.at(path)
         self._name = str(self.files.db)
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._copy: TemporaryDirectory[str] | None = None
         # The tail before the rows: a live writer moves it only after a commit we shall then see.
         tail = read_tail(self.files.tail)
         self._snapshot: tuple[int, ...] | None = None
@@ -275,7 +277,11 @@ class JournalReader:
         try:
             if (size(self.files.wal) or 0) <= _WAL_HEADER:
                 return _open(db, "mode=ro&immutable=1", probe=False)
-            self._copy = tempfile.TemporaryDirectory(prefix="greenroom-journal-")
+            # Rarely needed, and not quick to import.
+            import shutil
+            from tempfile import TemporaryDirectory
+
+            self._copy = TemporaryDirectory(prefix="greenroom-journal-")
             copy = JournalFiles.at(Path(self._copy.name) / db.name)
             shutil.copyfile(db, copy.db)
             shutil.copyfile(self.files.wal, copy.wal)
@@ -306,7 +312,7 @@ class JournalReader:
 
 def _open(path: Path, how: str, *, probe: bool = True) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        f"file:{quote(str(path))}?{how}",
+        f"file:{str(path).translate(_ESCAPES)}?{how}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -53,8 +52,13 @@ class Meta(msgspec.Struct, frozen=True):
 
 def create(files: JournalFiles, clock: Clock) -> None:
     """Make an empty journal; it has its name only once it is whole and durable."""
-    with new_database(files, journal_id=uuid.uuid4().hex, created=clock(), rows=()):
+    with new_database(files, journal_id=new_id(), created=clock(), rows=()):
         pass
+
+
+def new_id() -> str:
+    """A name for a journal that no other has."""
+    return os.urandom(16).hex()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from greenroom.runner.failures import JobCancelled
 from greenroom.runner.models.durable import sync_file
 from greenroom.runner.models.failures import from_os_error, hash_mismatch, not_a_model
 from greenroom.runner.models.manifest import Layer
-from greenroom.runner.models.references import BadReference, relative_name
+from greenroom.runner.models.references import BadReference, blob_name, relative_name
 
 _CHUNK = 2**20
 
@@ -30,8 +30,10 @@ Count = Callable[[int], None]
 class Arrival:
     """Collects one model's files, hashed as they come. Used by one thread."""
 
-    def __init__(self, incoming: Path) -> None:
+    def __init__(self, incoming: Path, partial: Path, stored: Callable[[str, int], Path | None]) -> None:
         incoming.mkdir(parents=True, exist_ok=True)
+        self._partial = partial
+        self._stored = stored
         self.folder = Path(tempfile.mkdtemp(dir=incoming))
         self.work = self.folder / "work"
         """For the source's own use, such as a download cache."""
@@ -83,9 +85,38 @@ class Arrival:
             raise from_os_error(error, f"bringing in {path.name}") from error
         if expected and digest != expected:
             raise hash_mismatch(name, expected, digest)
-        layer = Layer(name=name, digest=digest, size=after.st_size)
-        self.layers.append(layer)
-        return layer
+        return self._add(Layer(name=name, digest=digest, size=after.st_size))
+
+    def reuse(self, digest: str, size: int, name: str) -> Layer | None:
+        """Take a file that another stored model has too; None when there is none."""
+        blob = self._stored(digest, size)
+        if blob is None:
+            return None
+        target = self._place(name)
+        try:
+            os.link(blob, target)
+        except OSError:  # gone in between, or no hard links here
+            return None
+        return self._add(Layer(name=name, digest=digest, size=size))
+
+    def adopt(self, path: Path, name: str, digest: str) -> Layer:
+        """Take a file of ours whose bytes have been hashed on their way to the disk.
+
+        Raises:
+            JobFailed: the disk refused.
+        """
+        target = self._place(name)
+        try:
+            sync_file(path)
+            path.replace(target)
+            return self._add(Layer(name=name, digest=digest, size=target.stat().st_size))
+        except OSError as error:
+            raise from_os_error(error, f"bringing in {name}") from error
+
+    def partial(self, digest: str) -> Path:
+        """Where a download lies until it is whole; what broke off there before is gone on with."""
+        self._partial.mkdir(parents=True, exist_ok=True)
+        return self._partial / blob_name(digest)
 
     def path_of(self, layer: Layer) -> Path:
         """Where a layer's file lies until the commit."""
@@ -98,6 +129,10 @@ class Arrival:
     def discard(self) -> None:
         """Remove what is left; after a commit that is only the source's work."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _add(self, layer: Layer) -> Layer:
+        self.layers.append(layer)
+        return layer
 
     def _place(self, name: str) -> Path:
         try:

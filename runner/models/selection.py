@@ -5,13 +5,20 @@ Weights that can carry code (pickles) and code itself are never taken, so nothin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.failures import not_a_model
 from greenroom.runner.models.gguf import shard_of
 
 _COMPANIONS = {".json", ".jinja", ".txt", ".model", ".vocab", ".tiktoken", ".md"}
+_QUANTISATION = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d[A-Z0-9_]*|TQ\d_\d|BF16|F16|F32|MXFP4[A-Z0-9_]*|NVFP4))"
+    r"(?:-\d{5}-of-\d{5})?\.gguf$",
+    re.IGNORECASE,
+)
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -60,6 +67,73 @@ def with_shards(name: str, names: Sequence[str]) -> list[str]:
     return [found[number] for number in range(1, count + 1)]
 
 
+def choose_from_repository(names: Sequence[str], quantisation: str, where: str) -> list[str]:
+    """The paths in a published repository that belong to one quantisation (empty: the usual one).
+
+    GGUF repositories hold one model in many quantisations, some in folders of their own. A name must be met
+    whole: `Q4_K` is not `Q4_K_M`, and `f16` is not `bf16`. What is not there is never replaced by another.
+
+    Raises:
+        JobFailed: permanent; `no_such_quantisation` lists what there is.
+    """
+    models = [n for n in names if _suffix(n) == ".gguf" and "mmproj" not in PurePosixPath(n).name.lower()]
+    if not models:
+        if quantisation:
+            raise JobFailed.permanent(
+                "no_such_quantisation",
+                f"{where} has no GGUF files, so there is no {quantisation} of it.",
+                advice=f"Leave the tag out: hf.co/{where}.",
+            )
+        return _safetensors(names, where)
+    groups: dict[str, list[str]] = {}
+    for name in sorted(models):
+        groups.setdefault(quantisation_of(name), []).append(name)
+    chosen = _group(groups, quantisation)
+    if chosen is None:
+        raise JobFailed.permanent(
+            "no_such_quantisation",
+            f"{where} has no quantisation {quantisation}.",
+            advice=f"It has: {', '.join(sorted(filter(None, groups)))}.",
+        )
+    files = groups[chosen]
+    # Several files of one quantisation are the parts of one model, or several models.
+    whole = with_shards(files[0], files)
+    if len(whole) != len(files):
+        raise not_a_model(f"{where} holds several models of that quantisation: {', '.join(files[:8])}.")
+    projectors = [n for n in names if _suffix(n) == ".gguf" and n not in models]
+    projectors.sort(key=_projector_order)
+    return [*whole, *projectors[:1]]
+
+
+def quantisation_of(name: str) -> str:
+    """What a GGUF file's name says of its quantisation, in capitals: `Q4_K_M`, `BF16`; empty if nothing."""
+    match = _QUANTISATION.search(PurePosixPath(name).name)
+    return match[1].upper() if match else ""
+
+
+def _group(groups: dict[str, list[str]], quantisation: str) -> str | None:
+    wanted = quantisation.upper()
+    if not wanted:
+        return "Q4_K_M" if "Q4_K_M" in groups else next(iter(groups))
+    if wanted in groups:
+        return wanted
+    # Unsloth's dynamic ones are asked for without their prefix too, where no other has the name.
+    return next((group for group in groups if group == f"UD-{wanted}"), None)
+
+
+def _safetensors(names: Sequence[str], where: str) -> list[str]:
+    chosen = choose_files([name for name in names if "/" not in name], where)
+    # Mistral publishes the same weights a second time in one file.
+    if any(not name.startswith("consolidated") for name in chosen if _suffix(name) == ".safetensors"):
+        chosen = [name for name in chosen if not name.startswith("consolidated")]
+    return chosen
+
+
+def _projector_order(name: str) -> tuple[bool, str]:
+    """Of several projectors the 16-bit one is what everybody publishes first."""
+    return ("f16" not in name.lower().replace("bf16", ""), name)
+
+
 def _one_gguf(ggufs: list[str], where: str) -> list[str]:
     projectors = [name for name in ggufs if "mmproj" in name.lower()]
     models = [name for name in ggufs if name not in projectors]
@@ -68,8 +142,7 @@ def _one_gguf(ggufs: list[str], where: str) -> list[str]:
     chosen = with_shards(models[0], models)
     if len(chosen) != len(models):
         raise not_a_model(f"{where} holds several models: {', '.join(models[:8])}. Name one of these files.")
-    # Of several projectors the 16-bit one is what everybody publishes first.
-    projectors.sort(key=lambda name: ("f16" not in name.lower().replace("bf16", ""), name))
+    projectors.sort(key=_projector_order)
     return [*chosen, *projectors[:1]]
 
 

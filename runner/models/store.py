@@ -5,6 +5,7 @@ oci-layout   index.json   index.previous.json   lock
 blobs/sha256/<hex>                 layers, configurations, manifests
 bundles/sha256/<hex>/model/…       a model's files under their names, linked to blobs
 incoming/<random>/                 arrivals; swept at start
+partial/<hex>                      downloads that broke off, for the next attempt; a week
 ```
 
 Only the daemon writes; anybody may read, at any time. A model is here from the moment the index names it:
@@ -41,6 +42,9 @@ from greenroom.runner.models.references import BadReference, blob_name, familiar
 
 log = logging.getLogger(__name__)
 
+_PARTIAL_KEPT = 7 * 86_400.0
+"""Seconds that a download which broke off is kept for another attempt."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -61,6 +65,7 @@ class Store:
         self._blobs = root / "blobs" / "sha256"
         self._bundles = root / "bundles" / "sha256"
         self._incoming = root / "incoming"
+        self._partial = root / "partial"
         self._index_file = root / "index.json"
         self._previous_file = root / "index.previous.json"
         self._lock = threading.Lock()
@@ -168,7 +173,7 @@ class Store:
     @contextmanager
     def arrival(self) -> Iterator[Arrival]:
         """A place for a model's files to arrive in; removed at the end, whatever happened."""
-        arrival = Arrival(self._incoming)
+        arrival = Arrival(self._incoming, self._partial, self._whole_blob)
         self._arrivals.add(arrival.folder)
         try:
             yield arrival
@@ -278,6 +283,9 @@ class Store:
                     shutil.rmtree(folder, ignore_errors=True)
             for path in _children(self.root):
                 if path.name.startswith(TEMPORARY):
+                    freed += _unlink(path)
+            for path in _children(self._partial):
+                if self._clock() - path.stat().st_mtime > _PARTIAL_KEPT:
                     freed += _unlink(path)
             if self._read()[1]:
                 return freed  # The index is an older one: what it does not name may be wanted.
@@ -424,6 +432,13 @@ class Store:
         except JobFailed:
             return {entry.id}
         return {entry.id, *(layer.digest for layer in manifest.blobs())}
+
+    def _whole_blob(self, digest: str, size: int) -> Path | None:
+        """A blob that is here and fit to be part of another model."""
+        blob = self._blob(digest)
+        index = self._read()[0]
+        named = any(digest in self._digests(entry) for entry in index.entries)
+        return blob if named and _has_size(blob, size) and not self._written_to(index, digest) else None
 
     def _blob(self, digest: str) -> Path:
         return self._blobs / blob_name(digest)

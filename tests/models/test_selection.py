@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 from greenroom.runner.failures import JobFailed
-from greenroom.runner.models.selection import choose_files, with_shards
+from greenroom.runner.models.selection import (
+    choose_files,
+    choose_from_repository,
+    quantisation_of,
+    with_shards,
+)
 
 SHARDS = [f"m-Q4-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
 
@@ -49,3 +54,43 @@ def test_a_folder_that_is_not_clear_is_refused_with_the_reason(names: list[str],
 def test_one_shard_brings_the_others_in_their_order() -> None:
     assert with_shards(SHARDS[1], [SHARDS[2], "x.gguf", SHARDS[0], SHARDS[1]]) == SHARDS
     assert with_shards("x.gguf", ["x.gguf", *SHARDS]) == ["x.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "quantisation"),
+    [
+        ("model-q4_k_m.gguf", "Q4_K_M"),
+        ("model.Q4_K_M.gguf", "Q4_K_M"),
+        ("model_Q4_K_M.gguf", "Q4_K_M"),
+        ("model-Q4_K_M-00001-of-00003.gguf", "Q4_K_M"),
+        ("Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0"),
+        ("m-UD-Q4_K_XL.gguf", "UD-Q4_K_XL"),
+        ("m-IQ2_XXS.gguf", "IQ2_XXS"),
+        ("m-bf16.gguf", "BF16"),
+        ("m-MXFP4.gguf", "MXFP4"),
+        ("model.gguf", ""),
+        ("Qwen2.5-7B.gguf", ""),
+    ],
+)
+def test_a_files_name_tells_its_quantisation(name: str, quantisation: str) -> None:
+    assert quantisation_of(name) == quantisation
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "chosen"),
+    [
+        (["m-Q2_K.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf"], "", "m-Q4_K_M.gguf"),
+        (["m-Q2_K.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf"], "Q8_0", "m-Q8_0.gguf"),
+        (["m-Q2_K.gguf", "m-Q8_0.gguf"], "", "m-Q2_K.gguf"),
+        (["m-UD-Q4_K_XL.gguf", "m-Q4_K_M.gguf"], "q4_k_xl", "m-UD-Q4_K_XL.gguf"),
+        (["m.gguf", "README.md", "model.safetensors"], "", "m.gguf"),
+        (["a-Q4_0.gguf", "mmproj-f16.gguf"], "", "a-Q4_0.gguf"),
+    ],
+)
+def test_the_wanted_quantisation_is_chosen(names: list[str], wanted: str, chosen: str) -> None:
+    assert choose_from_repository(names, wanted, "org/m")[0] == chosen
+
+
+def test_two_models_of_one_quantisation_are_not_taken_for_parts_of_one() -> None:
+    with pytest.raises(JobFailed, match="several models"):
+        choose_from_repository(["a-Q8_0.gguf", "b-Q8_0.gguf"], "Q8_0", "org/m")

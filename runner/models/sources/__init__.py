@@ -21,11 +21,11 @@ def source_for(reference: Reference, context: Context) -> Source:
         from greenroom.runner.models.sources.pypi import PypiSource
 
         return PypiSource(context.packages, context.pins)
-    what = {
-        "huggingface": "Hugging Face",
-        "oci": f"The registry {reference.registry}",
-    }.get(reference.scheme)
-    if what is None:
+    if reference.scheme == "huggingface":
+        from greenroom.runner.models.sources.huggingface import HuggingFaceSource
+
+        return HuggingFaceSource(context)
+    if reference.scheme == "id":
         raise JobFailed.permanent(
             "no_such_model",
             f"No model with the id {shown(reference.text)} is here, and an id does not say where to get it.",
@@ -33,7 +33,7 @@ def source_for(reference: Reference, context: Context) -> Source:
         )
     raise JobFailed.permanent(
         "unknown_source",
-        f"{what} is not among the sources of this version, so {shown(reference.text)} cannot be pulled.",
-        advice="Models come from the catalogue (smollm2), from pypi:PACKAGE==VERSION/FILE, and from files "
-        "and folders (./model.gguf).",
+        f"Registries are not among the sources of this version, so {shown(reference.text)} cannot be pulled.",
+        advice="Models come from the catalogue (smollm2), from hf.co/ORGANISATION/MODEL, from "
+        "pypi:PACKAGE==VERSION/FILE, and from files and folders (./model.gguf).",
     )

@@ -112,6 +112,7 @@ def test_the_death_of_the_keeper_ends_the_engine(stage):
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
     stage.heard.wait("ready")
+    stage.until(lambda: EngineFolder.of(stage.folder, spec.engine_id).last_line() == "model loaded")
     os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGKILL)
     (end,) = stage.heard.wait("exited")
     assert not stage.alive(pid)

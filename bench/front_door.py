@@ -49,9 +49,9 @@ class Client(asyncio.Protocol):
         if not self.first and (b"data: " in data or b"data: " in self._rest + data):
             self.first = time.perf_counter()
         self.tokens += data.count(b'"content"')
-        ending = (self._rest + data)[-64:]
-        self._rest = ending
-        if ending.endswith(b"0\r\n\r\n") and self._done is not None and not self._done.done():
+        ending = self._rest = (self._rest + data)[-64:]
+        # A head, too, may end in a nought and an empty line.
+        if ending.endswith(b"\r\n0\r\n\r\n") and b"[DONE]" in ending and self._done is not None and not self._done.done():
             self._done.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:

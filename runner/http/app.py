@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -145,6 +146,7 @@ def _family(request: web.Request) -> Family:
     return "openai" if inference and "/models/" not in path.partition("/v1/")[0] else "text"
 
 
+@lru_cache(maxsize=256)
 def _name_of(url: str) -> str:
     """The host of a URL, without brackets and port; empty when it has none."""
     try:
@@ -153,6 +155,7 @@ def _name_of(url: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=256)
 def _is_loopback(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -34,8 +34,12 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     content = request.content
-    if content.at_eof():
-        return b""
+    if content.is_eof():
+        # The usual case: it has come together with the head.
+        body = content.read_nowait()
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
     chunks: list[bytes] = []
     size = 0
     try:

@@ -17,6 +17,9 @@ from greenroom.runner.http.upstreams import Upstreams
 from greenroom.runner.http.visitors import Visitors
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 
+_NAMES = 10_000
+"""Names that are remembered: clients use few, and hostile ones shall not fill the memory."""
+
 _log = logging.getLogger(__name__)
 
 Stop = Callable[[float | None], None]
@@ -34,10 +37,19 @@ class Door:
         self.ids = RequestIds()
         self.upstreams = Upstreams(self._live_endpoints)
         self.platform = Platform.here()
+        self._models: tuple[Model, ...] = ()
+        self._named: dict[str, Model] = {}
+        """What names stood for while the models were these."""
         self._preloads: set[asyncio.Task[None]] = set()
 
     def model(self, name: str, param: str = "model") -> Model:
         """The model of that name. Raises HttpRefusal: 404 when it is not here, 400 when it is no name."""
+        models = self.backstage.models()
+        if models != self._models:
+            self._models, self._named = models, {}
+        known = self._named.get(name)
+        if known is not None:
+            return known
         try:
             model = self.backstage.find_model(name)
         except (BadReference, AmbiguousName) as error:
@@ -50,6 +62,8 @@ class Door:
                 f'model "{name}" is not here; run: greenroom pull {name}',
                 param=param,
             )
+        if len(self._named) < _NAMES:
+            self._named[name] = model
         return model
 
     def backend(self, name: str) -> str:
@@ -76,7 +90,7 @@ class Door:
         if self._preloads:
             await asyncio.wait(self._preloads)
         self.visitors.close()
-        await self.upstreams.close()
+        self.upstreams.close()
 
     def _live_endpoints(self) -> set[str]:
         return {engine.endpoint for engine in self.backstage.engines() if engine.state != "gone"}

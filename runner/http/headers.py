@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import aiohttp
 from aiohttp import web
+from greenroom.runner.http.wire import Answer
 from multidict import CIMultiDict
 
 REQUEST_ID = "X-Request-Id"
@@ -40,7 +40,7 @@ def forwarded(request: web.Request) -> CIMultiDict[str]:
     return headers
 
 
-def returned(answer: aiohttp.ClientResponse) -> CIMultiDict[str]:
+def returned(answer: Answer) -> CIMultiDict[str]:
     """An answer's headers, as the client gets them."""
     return CIMultiDict(
         [(name, value) for name, value in answer.headers.items() if name.lower() not in _NOT_RETURNED]

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-import aiohttp
 import msgspec
 from aiohttp import web
 from greenroom.actors.facts import Mode, Model
@@ -28,7 +27,7 @@ from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.headers import forwarded, request_id_of, returned
 from greenroom.runner.http.progress_stream import sentence_of
-from greenroom.runner.http.upstreams import Lost, Unreached
+from greenroom.runner.http.upstreams import Answer, Lost, Unreached
 from greenroom.runner.http.waiting import EVENT_STREAM, Waiting
 
 _REACH_FOR = 5.0
@@ -65,7 +64,7 @@ class Exchange:
         self._asked_as = ""
         self._admission: Admission | None = None
         self._waiting: Waiting | None = None
-        self._upstream: aiohttp.ClientResponse | None = None
+        self._upstream: Answer | None = None
         self._response: web.StreamResponse | None = None
 
     async def serve(self) -> web.StreamResponse:
@@ -133,7 +132,7 @@ class Exchange:
 
     async def _first_byte(
         self, admission: Admission, model: Model, body: bytes
-    ) -> tuple[Place, aiohttp.ClientResponse, bytes]:
+    ) -> tuple[Place, Answer, bytes]:
         """Send the request until an engine has begun to answer it."""
         loop = asyncio.get_running_loop()
         path = self._kind.path
@@ -172,7 +171,7 @@ class Exchange:
     # to the client
 
     async def _pass_on(
-        self, place: Place, model: Model, upstream: aiohttp.ClientResponse, chunk: bytes
+        self, place: Place, model: Model, upstream: Answer, chunk: bytes
     ) -> web.StreamResponse:
         response = await self._waiting.end() if self._waiting is not None else None
         spoken = spoken_name(self._door.backstage.backends[place.backend].dialect, model.id)
@@ -186,18 +185,18 @@ class Exchange:
             return await self._last_words(response, await _told_by(upstream, chunk))
         if rename is not None:
             return await self._renamed(place, upstream, chunk, rename)
-        response = await self._begin(upstream, upstream.content_length)
+        response = await self._begin(upstream, upstream.length)
         while chunk:
             await response.write(chunk)
             try:
-                chunk = await upstream.content.readany()
-            except (aiohttp.ClientError, OSError):
+                chunk = await upstream.read()
+            except Lost:
                 # The head promised a whole answer. Cutting the connection is the only way to take it back.
                 self._hang_up()
         await response.write_eof()
         return response
 
-    async def _begin(self, upstream: aiohttp.ClientResponse, length: int | None = None) -> web.StreamResponse:
+    async def _begin(self, upstream: Answer, length: int | None = None) -> web.StreamResponse:
         response = web.StreamResponse(status=upstream.status, headers=returned(upstream))
         if length is not None:
             response.content_length = length
@@ -209,7 +208,7 @@ class Exchange:
         self,
         response: web.StreamResponse,
         place: Place,
-        upstream: aiohttp.ClientResponse,
+        upstream: Answer,
         chunk: bytes,
         lines: Lines,
     ) -> web.StreamResponse:
@@ -220,8 +219,8 @@ class Exchange:
                 await response.write(sent)
             tail = (tail + chunk)[-_TAIL:]
             try:
-                chunk = await upstream.content.readany()
-            except (aiohttp.ClientError, OSError):
+                chunk = await upstream.read()
+            except Lost:
                 return await self._broken_off(response, place)
         if self._kind.done and b"data: [DONE]" not in tail:
             if b'"error"' not in tail:
@@ -234,11 +233,11 @@ class Exchange:
         return response
 
     async def _renamed(
-        self, place: Place, upstream: aiohttp.ClientResponse, chunk: bytes, rename: Renaming
+        self, place: Place, upstream: Answer, chunk: bytes, rename: Renaming
     ) -> web.StreamResponse:
         try:
-            body = rename(chunk + await upstream.content.read())
-        except (aiohttp.ClientError, OSError):
+            body = rename(chunk + await upstream.rest())
+        except Lost:
             raise Refused(await self._obituary(place, "before it had answered")) from None
         return web.Response(status=upstream.status, headers=returned(upstream), body=body)
 
@@ -297,22 +296,19 @@ class Exchange:
         return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
 
 
-async def _first_chunk(upstream: aiohttp.ClientResponse) -> bytes:
-    try:
-        first = await upstream.content.readany()
-    except (aiohttp.ClientError, OSError) as error:
-        raise Lost(str(error)) from error
-    if not first and upstream.status == 200 and upstream.content_length != 0:
+async def _first_chunk(upstream: Answer) -> bytes:
+    first = await upstream.read()
+    if not first and upstream.status == 200 and upstream.length != 0:
         # An answer that is delimited by the end of the connection ends the same way when its engine dies.
         raise Lost("the engine closed the connection")
     return first
 
 
-async def _told_by(upstream: aiohttp.ClientResponse, chunk: bytes) -> Refusal:
+async def _told_by(upstream: Answer, chunk: bytes) -> Refusal:
     """What an engine answered instead of a stream, as a refusal."""
     try:
-        body = chunk + await upstream.content.read(_TOLD)
-    except (aiohttp.ClientError, OSError):
+        body = chunk + await upstream.rest(_TOLD)
+    except Lost:
         body = chunk
     told: object = None
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):

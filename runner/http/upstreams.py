@@ -4,56 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, Mapping
+from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
+from greenroom.runner.http.wire import Answer, Connection, Lost
+
+__all__ = ["Answer", "Lost", "Unreached", "Upstreams"]
 
 _KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: less than any engine keeps it, so that none is found closed."""
 _CROWDED = 10.0
 """Seconds to go on knocking at an engine whose queue of new connections is full."""
-_PIECE = 256 * 1024
-"""Bytes that are written to an engine at once."""
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
 
 
 class Unreached(Exception):
     """The engine could not be connected to; it has seen nothing of the request."""
-
-
-class Lost(Exception):
-    """The engine broke off before it had answered anything."""
-
-
-class _Pool:
-    __slots__ = ("base", "session", "urls")
-
-    def __init__(self, endpoint: str) -> None:
-        connector: aiohttp.BaseConnector
-        if endpoint.startswith("http://"):
-            self.base = endpoint.rstrip("/")
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
-        else:
-            self.base = "http://localhost"
-            connector = aiohttp.UnixConnector(path=endpoint, limit=0, keepalive_timeout=_KEEP_ALIVE)
-        self.session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=_TIMEOUT,
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
-        )
-        self.urls: dict[str, URL] = {}
-
-    def url(self, path: str) -> URL:
-        url = self.urls.get(path)
-        if url is None:
-            url = URL(self.base + path, encoded=True)
-            if "?" not in path:
-                self.urls[path] = url
-        return url
 
 
 class Upstreams:
@@ -64,50 +29,86 @@ class Upstreams:
         self._pools: dict[str, _Pool] = {}
         self._live = live
 
-    async def post(
-        self, endpoint: str, path: str, body: bytes, headers: MutableMapping[str, str]
-    ) -> aiohttp.ClientResponse:
+    async def post(self, endpoint: str, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Send a request and wait for the head of the answer. Raises Unreached or Lost."""
         pool = self._pools.get(endpoint)
         if pool is None:
-            pool = await self._open(endpoint)
-        # Said in any case: some engines cannot read a body that comes in chunks.
-        headers["Content-Length"] = str(len(body))
-        delay, waited = 0.005, 0.0
+            # An endpoint is an engine's own and never comes again, so its pool would stay for ever.
+            live = set(self._live())
+            for gone in [known for known in self._pools if known not in live]:
+                self._pools.pop(gone).close()
+            pool = self._pools[endpoint] = _Pool(endpoint)
+        connection = pool.take() or await pool.connect()
+        return await connection.send(path, headers, body)
+
+    def close(self) -> None:
+        """Close every idle connection; those in use end with their answers."""
+        for pool in self._pools.values():
+            pool.close()
+        self._pools = {}
+
+
+class _Pool:
+    """The connections to one engine. The last one freed is the first one used again."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[Connection] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def take(self) -> Connection | None:
+        fresh_since = self._loop.time() - _KEEP_ALIVE
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.idle_since >= fresh_since:
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self) -> Connection:
+        delay, waited = 0.002, 0.0
         while True:
             try:
-                return await pool.session.request(
-                    "POST", pool.url(path), data=_data(body), headers=headers, allow_redirects=False
-                )
-            except aiohttp.ClientConnectorError as error:
+                return await self._connect()
+            except OSError as error:
                 # A unix socket says EAGAIN when its backlog is full, and some engines have room for five.
-                if error.os_error.errno != errno.EAGAIN or waited >= _CROWDED:
+                if error.errno != errno.EAGAIN or waited >= _CROWDED:
                     raise Unreached(str(error)) from error
-            except (aiohttp.ClientError, OSError) as error:
-                raise Lost(str(error) or type(error).__name__) from error
             await asyncio.sleep(delay)
             waited += delay
-            delay = min(delay * 2, 0.1)
+            delay = min(delay * 2, 0.05)
 
-    async def close(self) -> None:
-        """Close every pool."""
-        pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            await pool.session.close()
+    def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in self._idle:
+            connection.abort()
+        self._idle = []
 
-    async def _open(self, endpoint: str) -> _Pool:
-        # An endpoint is an engine's own and never comes again, so its pool would stay for ever.
-        live = set(self._live())
-        for old in [known for known in self._pools if known not in live]:
-            await self._pools.pop(old).session.close()
-        return self._pools.setdefault(endpoint, _Pool(endpoint))
+    async def _connect(self) -> Connection:
+        connection = Connection(self._free)
+        if self._endpoint.startswith("http://"):
+            address = urlsplit(self._endpoint)
+            await self._loop.create_connection(lambda: connection, address.hostname or "", address.port or 80)
+        else:
+            await self._loop.create_unix_connection(lambda: connection, self._endpoint)
+        return connection
 
+    def _free(self, connection: Connection) -> None:
+        if self._closed:
+            connection.abort()
+            return
+        self._idle.append(connection)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_KEEP_ALIVE, self._sweep)
 
-def _data(body: bytes) -> bytes | AsyncIterator[bytes]:
-    return body if len(body) <= _PIECE else _pieces(body)
-
-
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    # Megabytes written at once would hold up every other stream.
-    for start in range(0, len(body), _PIECE):
-        yield body[start : start + _PIECE]
+    def _sweep(self) -> None:
+        fresh_since = self._loop.time() - _KEEP_ALIVE
+        for connection in self._idle:
+            if connection.idle_since < fresh_since:
+                connection.abort()
+        self._idle = [one for one in self._idle if one.usable]
+        self._timer = self._loop.call_later(_KEEP_ALIVE, self._sweep) if self._idle else None

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import struct
 import sys
 import tempfile
 import time
@@ -24,23 +23,9 @@ from greenroom.actors.messages import LIBRARY, SCHEDULER, Pull
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.app import DOOR, front_door
-from greenroom.runner.testing import fake_backend
+from greenroom.runner.testing import fake_backend, tiny_gguf
 
 BOUND = 15.0
-
-
-def tiny_gguf(path: Path, name: str = "tiny") -> Path:
-    """A whole GGUF file with one tensor of four numbers."""
-
-    def text(value: str) -> bytes:
-        return struct.pack("<Q", len(value)) + value.encode()
-
-    keys = text("general.architecture") + struct.pack("<I", 8) + text("llama")
-    keys += text("general.name") + struct.pack("<I", 8) + text(name)
-    tensor = text("weights") + struct.pack("<IQIQ", 1, 4, 0, 0)
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + tensor
-    path.write_bytes(head + b"\0" * (-len(head) % 32) + struct.pack("<4f", 1, 2, 3, 4) + b"\0" * 16)
-    return path
 
 
 async def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:

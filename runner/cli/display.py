@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -29,7 +30,7 @@ _PHASES = {
 
 
 class Display(Protocol):
-    """Shows jobs. A context manager, so that the terminal is whole again afterwards."""
+    """Shows jobs. Thread-safe. A context manager, so that the terminal is whole again afterwards."""
 
     def update(self, job: Mapping[str, Any]) -> None:
         """A job is this far; the fields are those of a `Progress`."""
@@ -127,32 +128,37 @@ class Bars:
         self._stream = stream
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        # A job of our own is shown from the main thread, the daemon's other jobs from the watching one.
+        self._lock = threading.Lock()
 
     def update(self, job: Mapping[str, Any]) -> None:
         """Move its bar."""
-        progress = self._progress = self._progress or _progress(self._stream)
         name = str(job.get("job", ""))
         # Without a total the bar pulses: something goes on, and nobody knows how long it will take.
         total, done = int(job.get("total") or 0) or None, int(job.get("done") or 0)
         text = describe(job)
-        task = self._tasks.get(name)
-        if task is None:
-            self._tasks[name] = progress.add_task(text, total=total, completed=done, title=title_of(name))
-        else:
-            progress.update(task, description=text, total=total, completed=done)
+        with self._lock:
+            progress = self._progress = self._progress or _progress(self._stream)
+            task = self._tasks.get(name)
+            if task is None:
+                self._tasks[name] = progress.add_task(text, total=total, completed=done, title=title_of(name))
+            else:
+                progress.update(task, description=text, total=total, completed=done)
 
     def finish(self, job: str) -> None:
         """Take its bar away."""
-        task = self._tasks.pop(job, None)
-        if task is not None and self._progress is not None:
-            self._progress.remove_task(task)
+        with self._lock:
+            task = self._tasks.pop(job, None)
+            if task is not None and self._progress is not None:
+                self._progress.remove_task(task)
 
     def note(self, text: str) -> None:
         """Print it above the bars."""
-        if self._progress is None:
-            print(text, file=self._stream, flush=True)
-        else:
-            self._progress.console.print(text, markup=False)
+        with self._lock:
+            if self._progress is None:
+                print(text, file=self._stream, flush=True)
+            else:
+                self._progress.console.print(text, markup=False)
 
     def __enter__(self) -> Self:
         return self
@@ -160,10 +166,11 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        with self._lock:
+            if self._progress is not None:
+                self._progress.stop()
             self._progress = None
-        self._tasks.clear()
+            self._tasks.clear()
 
 
 def _progress(stream: TextIO) -> Progress:
@@ -173,9 +180,9 @@ def _progress(stream: TextIO) -> Progress:
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.fields[title]}", markup=False),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=20),
         TextColumn("{task.description}", markup=False),
-        console=Console(file=stream, highlight=False),
+        console=Console(file=stream, highlight=False, soft_wrap=True),
         transient=True,
     )
     progress.start()

@@ -21,7 +21,7 @@ _WANTED_BY = {
     "default": "it is a default backend",
     "explicit": "somebody asked for it",
     "request": "a request needs it",
-    "repair": "what is installed is broken",
+    "repair": "what is installed is to be built anew",
 }
 _EVICTED = {
     "idle": "nobody has used it for {idle}",
@@ -267,7 +267,7 @@ class Narrator:
     def _model_removed(self, fields: Fields) -> str:
         freed = int(fields.get("freed") or 0)
         space = f" {format_size(freed)} are free again." if freed else ""
-        return f"{self._model(fields)} is not in the store any more: {fields['reason']}.{space}"
+        return f"{self._model(fields)} is gone: {fields['reason']}.{space}"
 
     # daemon
 
@@ -279,7 +279,7 @@ class Narrator:
             f"Greenroom {fields['version']} started{address} (process {fields['pid']}, {fields['platform']})."
         )
         if killed:
-            text += f" The daemon before it (process {killed}) was killed: it never said that it stopped."
+            text += f" The one before it (process {killed}) did not stop in order: it was killed, or failed."
         return text
 
     def _daemon_stopped(self, fields: Fields) -> str:

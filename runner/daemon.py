@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import psutil
@@ -25,11 +25,12 @@ from greenroom.actors.installer_state import InstallerState
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Clock, SystemClock
-from greenroom.actors.kernel.core import Address, Command
-from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.kernel.core import Address, Command, Core, Hands
+from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.ledger import Memory
-from greenroom.actors.library import Library, LibraryState
+from greenroom.actors.library import Library
+from greenroom.actors.library_state import LibraryState
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.runner import Runner, RunnerState
 from greenroom.actors.scheduler import Scheduler
@@ -39,6 +40,7 @@ from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Backend, Launch, Platform
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import DaemonLock
+from greenroom.runner.emptied import Emptied
 from greenroom.runner.engines.host import EngineHost, Prepared
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.failures import JobFailed
@@ -98,12 +100,22 @@ class Greenroom:
         self._builder: Builder | None = None
         self._puller: Puller | None = None
         self._store = Store(self.home / "models")
+        self._guests: list[tuple[Core[Any, Any], Hands | None]] = []
         self.failure: BaseException | None = None
         """Why the system has stopped itself, if it has."""
         self.facts = tuple(facts_of(backend, self._platform) for backend in backends.values())
         self.instance_id = ""
 
     # life
+
+    def register(self, core: Core[Any, Any], *, hands: Hands | None = None) -> None:
+        """Add an actor of the host's own before the start; its events share the journal.
+
+        Raises StartFailed once it is running.
+        """
+        if self._system is not None:
+            raise StartFailed("actors are registered before the start")
+        self._guests.append((core, hands))
 
     def start(self) -> None:
         """Lock, open and verify the journal, replay, start the actors, look, settle.
@@ -160,7 +172,11 @@ class Greenroom:
             hands=SchedulerHands(self.gates, self.board),
             sense=self._sense,
         )
-        self.gates.on_empty = lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one))
+        for core, hands in self._guests:
+            system.register(core, hands=hands)
+        self.gates.on_empty = Emptied(
+            clock, lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one))
+        )
         try:
             system.start()
         except BaseException:
@@ -210,17 +226,17 @@ class Greenroom:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        import asyncio
+        from greenroom.actors.kernel.embedding import start_in_thread
 
-        await asyncio.to_thread(self.start)
+        await start_in_thread(self.start, self.stop)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import asyncio
+        from greenroom.actors.kernel.embedding import stop_in_thread
 
-        await asyncio.to_thread(self.stop)
+        await stop_in_thread(self.stop)
 
     # reading
 

@@ -1,7 +1,11 @@
-"""For tests of programs that embed Greenroom: a backend that is any program which speaks like an engine."""
+"""For tests of programs that embed Greenroom: a backend that is any program which speaks like an engine.
+
+And a model it can be given: a whole GGUF file of a few hundred bytes.
+"""
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,3 +73,17 @@ def fake_backend(
             return Command(argv=(*argv, *model, *chosen_flags, *launch.spec.flags))
 
     return FakeBackend()
+
+
+def tiny_gguf(path: Path, name: str = "tiny") -> Path:
+    """Write a whole GGUF file with one tensor of four numbers, and return its path."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    keys = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    keys += text("general.name") + struct.pack("<I", 8) + text(name)
+    tensor = text("weights") + struct.pack("<IQIQ", 1, 4, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + tensor
+    path.write_bytes(head + b"\0" * (-len(head) % 32) + struct.pack("<4f", 1, 2, 3, 4) + b"\0" * 16)
+    return path

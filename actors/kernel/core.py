@@ -171,6 +171,36 @@ class Core(Protocol[S, V]):
         ...
 
 
+class SingleStream(Generic[S]):
+    """A start for a small core: its events lie in one stream named like its address, and nothing follows.
+
+    Say `address`, `event_types`, `initial`, `decide` and `apply`; the rest can be said when it is needed.
+    """
+
+    address: Address
+    event_types: Sequence[type[Event]] = ()
+
+    def claims(self, stream: str) -> bool:
+        """The stream of its name."""
+        return stream == self.address.name
+
+    def stream_of(self, event: Event) -> str:  # noqa: ARG002 - all lie in one
+        """The stream of its name."""
+        return self.address.name
+
+    def unseen(self) -> None:
+        """There is nothing beside the durable state."""
+        return
+
+    def react(self, state: S, stored: Stored[Any]) -> Sequence[Effect]:  # noqa: ARG002
+        """Nothing."""
+        return ()
+
+    def settle(self, state: S, now: Moment, seen: None) -> Decision[None]:  # noqa: ARG002
+        """Nothing."""
+        return Decision()
+
+
 class Hands(Protocol):
     """Whatever carries out an actor's own effects. Must not block: long work goes to a thread of its own."""
 

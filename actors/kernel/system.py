@@ -169,24 +169,17 @@ class ActorSystem:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        import asyncio
+        from greenroom.actors.kernel.embedding import start_in_thread
 
-        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # The thread that starts cannot be cancelled; it would leave a system that nobody stops.
-            await asyncio.wait([starting])
-            await asyncio.to_thread(self.stop)
-            raise
+        await start_in_thread(self.start, self.stop)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import asyncio
+        from greenroom.actors.kernel.embedding import stop_in_thread
 
-        await asyncio.to_thread(self.stop)
+        await stop_in_thread(self.stop)
 
     # using
 

@@ -134,7 +134,7 @@ class RemoveGates(Effect, frozen=True, kw_only=True):
 
 
 class AdmitRequest(Effect, frozen=True, kw_only=True):
-    """Put a request into an engine's gate and answer it; if the gate has closed, `Serve` it again."""
+    """Put a request into an engine's gate, which is open: only the scheduler closes it, in a later turn."""
 
     engine_id: str
     request_id: str

@@ -21,7 +21,10 @@ from greenroom.actors.kernel.core import Event
 
 
 class InstallRequested(Event, frozen=True, kw_only=True):
-    """Somebody wants a backend that is not there; the first attempt begins."""
+    """Somebody wants a backend that is not there; the first attempt begins.
+
+    Of a job that is under way already it says that somebody wants it for a stronger reason.
+    """
 
     TAG = "install_requested"
     job: str
@@ -162,6 +165,8 @@ class EngineStopRequested(Event, frozen=True, kw_only=True):
     URGENT = True
     engine_id: str
     reason: str
+    fault: bool = False
+    """True when its runner gives it up, False when it is not wanted any more."""
 
 
 class EngineExited(Event, frozen=True, kw_only=True):
@@ -181,6 +186,8 @@ class EngineAdopted(Event, frozen=True, kw_only=True):
     pid: int
     started: float
     endpoint: str
+    ready: bool = True
+    """Whether it answered when it was looked at; the journal's claim counts for nothing."""
 
 
 class EngineLost(Event, frozen=True, kw_only=True):
@@ -305,7 +312,7 @@ class ConfigChanged(Event, frozen=True, kw_only=True):
 
 
 class PullRequested(Event, frozen=True, kw_only=True):
-    """Somebody wants a model that is not here."""
+    """Somebody wants a model that is not here; of a pull under way, for a stronger reason than before."""
 
     TAG = "pull_requested"
     job: str

@@ -126,6 +126,8 @@ class EngineExit(Fact, frozen=True, kw_only=True):
     """Bytes resident when last measured."""
     expected: bool = False
     """True when we asked it to stop."""
+    lost: bool = False
+    """True when nobody saw it end: then it says nothing about whether the model would run."""
 
 
 EngineState = Literal["starting", "ready", "stopping", "gone"]
@@ -145,6 +147,8 @@ class Engine(Fact, frozen=True, kw_only=True):
     """Absolute path of its unix socket, or `http://127.0.0.1:PORT`."""
     exit: EngineExit | None = None
     cause: str = ""
+    fault: str = ""
+    """Why its runner gave it up; empty when it did not."""
 
 
 class Model(Fact, frozen=True, kw_only=True):

@@ -85,7 +85,9 @@ class GateBoard:
     def keep(self, engine_ids: Iterable[str]) -> None:
         """Remove the gates of all engines but these."""
         wanted = set(engine_ids)
-        for engine_id in [known for known in self._gates if known not in wanted]:
+        with self._lock:
+            gone = [known for known in self._gates if known not in wanted]
+        for engine_id in gone:
             self.remove(engine_id)
 
     def reserve(self, engine_id: str, request_id: str) -> bool:
@@ -138,5 +140,9 @@ class GateBoard:
             return frozenset(gate.inside) if gate is not None else frozenset()
 
     def _put_inside(self, gate: _Gate, engine_id: str, request_id: str) -> None:
+        # A request has one place: were it in two, leaving would free only one of them.
+        other = self._gates.get(self._places.get(request_id, engine_id))
+        if other is not None and other is not gate:
+            other.inside.discard(request_id)
         gate.inside.add(request_id)
         self._places[request_id] = engine_id

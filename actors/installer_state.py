@@ -1,4 +1,4 @@
-"""What the journal says of installations: the installer's durable state and how events make it."""
+"""What the journal says of installations, how events make it, and what the installer sees beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors.facts import Failure, Installation, WantedBy
 from greenroom.actors.kernel.core import Stored
+from greenroom.actors.messages import Ensure
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +22,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     attempt: int = 1
     retry_at: float = 0.0
-    """0 while an attempt is under way."""
+    """When this attempt may begin; 0 for the first one, which begins at once."""
     failure: Failure | None = None
 
 
@@ -36,6 +37,11 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
     wanted: bool | None = None
     """None until somebody has said so; False once the user has uninstalled it."""
     jobs: int = 0
+
+    @property
+    def theirs(self) -> Installation | None:
+        """The user's own installation, named in the config: where there is one, we make none."""
+        return next((one for one in self.installations.values() if not one.managed), None)
 
     @property
     def usable(self) -> Installation | None:
@@ -60,6 +66,39 @@ class InstallerState(msgspec.Struct, frozen=True, kw_only=True):
 _NOTHING = BackendInstallState()
 
 
+class InstallerSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What this life knows and the journal does not. All of it is bounded by the number of backends."""
+
+    looked: frozenset[str] = frozenset()
+    """Backends whose disk has been looked at."""
+    looking_since: float = 0.0
+    """Monotonic second of the last wish to look."""
+    pending: Mapping[str, Ensure] = msgspec.field(default_factory=dict)
+    """backend → what is asked of it until its disk has been looked at."""
+    building: frozenset[tuple[str, int]] = frozenset()
+    """(job, attempt) begun in this life."""
+    due: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """job/attempt → monotonic second of the next attempt; immune to a wall clock that jumps."""
+    waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """backend → how many asked for the job under way."""
+    heard: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """backend → token of the last wish decided on."""
+    defaulted: frozenset[str] = frozenset()
+    """Default backends whose installation was begun, or seen not to be needed, in this life."""
+    in_use: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
+    """backend → installations its engines run from; absent until its runner has told."""
+    acted_on: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """backend → version of our list that the scheduler had acted on when that runner last told."""
+    retired: Mapping[str, tuple[int, float]] = msgspec.field(default_factory=dict)
+    """backend/installation → our version and the monotonic second when it was first seen to retire."""
+    removing: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """backend/installation → monotonic second at which its removal began."""
+    freed: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """backend → bytes freed by the uninstallation under way."""
+    told: int = -1
+    told_at: float = 0.0
+
+
 def apply(state: InstallerState, stored: Stored[Any]) -> InstallerState:
     """Fold one event."""
     event = stored.event
@@ -73,6 +112,8 @@ def apply(state: InstallerState, stored: Stored[Any]) -> InstallerState:
 def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendInstallState:
     change = msgspec.structs.replace
     match stored.event:
+        case ev.InstallRequested() as e if old.job is not None and old.job.id == e.job:
+            return change(old, job=change(old.job, wanted_by=e.wanted_by), wanted=True)
         case ev.InstallRequested() as e:
             job = JobState(
                 id=e.job,
@@ -84,7 +125,7 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
             return change(old, job=job, failure=None, wanted=True, jobs=old.jobs + 1)
         case ev.InstallAttemptFailed() as e if old.job is not None:
             job = change(old.job, attempt=e.attempt + 1, retry_at=e.retry_at, failure=e.failure)
-            return change(old, job=job)
+            return change(old, job=job if old.job.id == e.job else old.job)
         case ev.InstallationCommitted() as e:
             kept = {**old.installations, e.installation.id: e.installation}
             return change(old, installations=kept, current=e.installation.id, job=None, failure=None)

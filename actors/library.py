@@ -6,14 +6,14 @@ tenacity's policies. Only the daemon writes the store; what lies in it is looked
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import AddTag, CancelFetch, DeleteModel, FetchModel, LookAtModels, RemoveTag
-from greenroom.actors.facts import Failure, Model, WantedBy
+from greenroom.actors.facts import Failure
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -29,9 +29,11 @@ from greenroom.actors.kernel.core import (
     refuse,
 )
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.library_state import LibrarySeen, LibraryState, apply
 from greenroom.actors.retry import PULL_RETRIES, RetryPolicy
 
 _TELL_EVERY = 5.0
+_LOOK_AGAIN_AFTER = 30.0
 _STATUS = {
     "not_found": 404,
     "unauthorized": 401,
@@ -41,51 +43,6 @@ _STATUS = {
     "no_space": 507,
     "unreachable": 503,
 }
-
-
-class PullState(msgspec.Struct, frozen=True, kw_only=True):
-    """One pull under way."""
-
-    job: str
-    reference: str
-    wanted_by: WantedBy
-    requested_at: float
-    cause: str
-    attempt: int = 1
-    retry_at: float = 0.0
-    """0 while an attempt is under way."""
-
-
-class LibraryState(msgspec.Struct, frozen=True, kw_only=True):
-    """Models by id, pulls by reference."""
-
-    models: Mapping[str, Model] = msgspec.field(default_factory=dict)
-    pulls: Mapping[str, PullState] = msgspec.field(default_factory=dict)
-    jobs: int = 0
-    version: int = 0
-
-    def tagged(self, tag: str) -> Model | None:
-        """The model that has this canonical tag."""
-        return next((model for model in self.models.values() if tag in model.tags), None)
-
-    def pull_of(self, job: str) -> PullState | None:
-        """The pull with this job id."""
-        return next((pull for pull in self.pulls.values() if pull.job == job), None)
-
-
-class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
-    """What this life knows and the journal does not."""
-
-    looked: bool = False
-    fetching: frozenset[tuple[str, int]] = frozenset()
-    """(job, attempt) begun in this life."""
-    due: Mapping[str, float] = msgspec.field(default_factory=dict)
-    waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
-    tokens: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """job → bearer token; never stored."""
-    removing: frozenset[str] = frozenset()
-    told: int = -1
-    told_at: float = 0.0
 
 
 class Library:
@@ -124,38 +81,7 @@ class Library:
 
     def apply(self, state: LibraryState, stored: Stored[Any]) -> LibraryState:
         """Fold one event."""
-        change = msgspec.structs.replace
-        models, pulls = dict(state.models), dict(state.pulls)
-        jobs = state.jobs
-        match stored.event:
-            case ev.PullRequested() as e:
-                pulls[e.reference] = PullState(
-                    job=e.job,
-                    reference=e.reference,
-                    wanted_by=e.wanted_by,
-                    requested_at=stored.at,
-                    cause=stored.id,
-                )
-                jobs += 1
-            case ev.PullAttemptFailed() as e:
-                pulls = {
-                    reference: change(pull, attempt=e.attempt + 1, retry_at=e.retry_at)
-                    if pull.job == e.job
-                    else pull
-                    for reference, pull in pulls.items()
-                }
-            case ev.ModelCommitted() as e:
-                pulls = {reference: pull for reference, pull in pulls.items() if pull.job != e.job}
-                _apply_tags(models, e.model.tags)
-                models[e.model.id] = e.model
-            case ev.PullFailed() | ev.PullCancelled() as e:
-                pulls = {reference: pull for reference, pull in pulls.items() if pull.job != e.job}
-            case ev.ModelTagged() as e if e.model_id in models:
-                _apply_tags(models, e.tags)
-                models[e.model_id] = change(models[e.model_id], tags=e.tags)
-            case ev.ModelRemoved() as e:
-                models.pop(e.model_id, None)
-        return LibraryState(models=models, pulls=pulls, jobs=jobs, version=state.version + 1)
+        return apply(state, stored)
 
     # decide
 
@@ -194,43 +120,58 @@ class Library:
             case msg.RollCall():
                 return Decision(seen=msgspec.structs.replace(seen, told=-1))
             case Recovered():
-                return Decision(effects=(LookAtModels(),))
+                seen = msgspec.structs.replace(seen, looking_since=now.monotonic)
+                return Decision(effects=(LookAtModels(),), seen=seen)
             case _:
                 raise TypeError(f"the library does not know {type(command).__name__}")
 
     def _pull(self, state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[LibrarySeen]:
         """Decide on a wish for a model.
 
-        1. It is here: answered at once.
-        2. A pull of the same reference is under way: join it.
-        3. Otherwise a pull begins; `settle` starts its first attempt.
+        1. The store has not been looked at in this life: the look comes first, it is a matter of ms.
+        2. It is here: answered at once.
+        3. A pull of the same reference is under way: join it; what a person typed goes on even when the
+           request that began it is gone.
+        4. Otherwise a pull begins; `settle` starts its first attempt.
         """
+        key = _pull_key(ask.reference)
+        if not seen.looked:  # 1
+            first = seen.pending.get(ask.reference, ask)
+            typed = ask if ask.wanted_by == "explicit" else first
+            seen = msgspec.structs.replace(seen, pending={**seen.pending, ask.reference: typed})
+            return Decision(reply=Later(key), seen=_one_more(seen, ask.reference))
         here = state.tagged(ask.reference)
-        if here is not None and here.id not in seen.removing:  # 1
+        if here is not None and here.id not in seen.removing:  # 2
             return Decision(reply=msg.Pulled(model=here, fresh=False))
+        events: tuple[Event, ...] = ()
         under_way = state.pulls.get(ask.reference)
-        if under_way is not None:  # 2
-            return Decision(reply=Later(under_way.job), seen=_one_more(seen, under_way.job))
-        job = f"pull.{state.jobs + 1}"  # 3
-        seen = msgspec.structs.replace(seen, tokens={**seen.tokens, job: ask.token})
-        return Decision(
-            events=(ev.PullRequested(job=job, reference=ask.reference, wanted_by=ask.wanted_by),),
-            reply=Later(job),
-            seen=_one_more(seen, job),
-        )
+        if under_way is None:  # 4
+            job = f"pull.{state.jobs + 1}"
+            seen = msgspec.structs.replace(seen, tokens={**seen.tokens, job: ask.token})
+            events = (ev.PullRequested(job=job, reference=ask.reference, wanted_by=ask.wanted_by),)
+        elif under_way.wanted_by == "request" and ask.wanted_by == "explicit":  # 3
+            again = ev.PullRequested(job=under_way.job, reference=ask.reference, wanted_by=ask.wanted_by)
+            events = (again,)
+        return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask.reference))
 
     def _cancel(self, state: LibraryState, ask: msg.CancelPull, seen: LibrarySeen) -> Decision[LibrarySeen]:
+        """End a pull; with `leave`, only when nobody else wants it."""
         pull = state.pulls.get(ask.reference)
-        if pull is None:
+        if pull is None and ask.reference not in seen.pending:
             return Decision(reply=msg.Cancelled(ended=False))
         if ask.leave:
-            others = seen.waiting.get(pull.job, 0) - 1
-            seen = msgspec.structs.replace(seen, waiting={**seen.waiting, pull.job: max(others, 0)})
-            if others > 0:
+            others = max(seen.waiting.get(ask.reference, 0) - 1, 0)
+            seen = msgspec.structs.replace(seen, waiting={**seen.waiting, ask.reference: others})
+            if others:
                 return Decision(reply=msg.Cancelled(ended=False), seen=seen)
+        pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
+        seen = msgspec.structs.replace(seen, pending=pending)
+        answer = Answer(key=_pull_key(ask.reference), outcome=_cancelled(ask.reason))
+        if pull is None:
+            return Decision(effects=(answer,), reply=msg.Cancelled(ended=True), seen=seen)
         return Decision(
             events=(ev.PullCancelled(job=pull.job, reason=ask.reason),),
-            effects=(CancelFetch(job=pull.job),),
+            effects=(CancelFetch(job=pull.job), answer),
             reply=msg.Cancelled(ended=True),
             seen=seen,
         )
@@ -240,6 +181,11 @@ class Library:
         model = state.models.get(ask.model_id)
         if model is None:
             return Decision(reply=refuse("not_found", f"There is no model {ask.model_id}.", status=404))
+        if ask.tag and ask.tag not in model.tags:
+            message = f"{model.id[7:19]} has no tag {ask.tag}."
+            return Decision(reply=refuse("not_found", message, status=404))
+        if model.id in seen.removing:
+            return Decision(reply=Later(_remove_key(model.id)))
         if ask.tag and len(model.tags) > 1:
             return Decision(
                 effects=(RemoveTag(model_id=model.id, tag=ask.tag),),
@@ -277,7 +223,14 @@ class Library:
         pull = state.pull_of(report.job)
         if pull is None and report.model.id in state.models:
             return Decision()
+        # Of a pull that was cancelled a moment before its last step, the model is there all the same.
+        effects: tuple[Effect, ...] = ()
+        if pull is not None:
+            effects = (
+                Answer(key=_pull_key(pull.reference), outcome=msg.Pulled(model=report.model, fresh=True)),
+            )
         return Decision(
+            effects=effects,
             events=(
                 ev.ModelCommitted(
                     job=report.job,
@@ -299,15 +252,21 @@ class Library:
         retry_at = (
             self._retries.retry_at(pull.attempt, now.wall, now.draw) if failure.kind == "transient" else None
         )
+        outcome: Refusal | None = None
         if failure.kind == "cancelled":
             event = ev.PullCancelled(job=pull.job, reason=failure.message)
+            outcome = _cancelled(failure.message)
         elif retry_at is not None:
             event = ev.PullAttemptFailed(
                 job=pull.job, attempt=pull.attempt, failure=failure, retry_at=retry_at
             )
         else:
             event = ev.PullFailed(job=pull.job, failure=failure)
-        return Decision(events=(event,), cause=pull.cause)
+            outcome = _refusal(failure)
+        effects: tuple[Effect, ...] = ()
+        if outcome is not None:
+            effects = (Answer(key=_pull_key(pull.reference), outcome=outcome),)
+        return Decision(events=(event,), effects=effects, cause=pull.cause)
 
     def _seen_in_store(
         self, state: LibraryState, report: msg.ModelsSeen, now: Moment, seen: LibrarySeen
@@ -318,6 +277,9 @@ class Library:
         2. Known and not there: removed.
         3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it.
         """
+        if seen.looked:
+            # This look may have begun before what has been committed since.
+            return Decision()
         if report.failure is not None:
             # Not being able to look is no reason to believe that everything is gone.
             return Decision(seen=msgspec.structs.replace(seen, looked=True))
@@ -339,12 +301,12 @@ class Library:
         ]  # 2
         done = {event.job for event in events if isinstance(event, ev.ModelCommitted)}
         for pull in state.pulls.values():  # 3
-            if pull.job in fetched or pull.job in done or pull.retry_at:
+            if pull.job in fetched or pull.job in done:
                 continue
             if pull.wanted_by == "request":
                 reason = "the daemon restarted and the request that wanted it is gone"
                 events.append(ev.PullCancelled(job=pull.job, reason=reason))
-            else:
+            elif pull.retry_at <= now.wall:
                 failure = Failure(
                     kind="transient",
                     code="daemon_restarted",
@@ -369,31 +331,40 @@ class Library:
         event = ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=report.freed)
         return Decision(events=(event,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
 
-    def react(self, _state: LibraryState, stored: Stored[Any]) -> Sequence[Effect]:
-        """Answer whoever waits for a pull that has ended."""
-        match stored.event:
-            case ev.ModelCommitted() as e if e.job:
-                return (Answer(key=e.job, outcome=msg.Pulled(model=e.model, fresh=True)),)
-            case ev.PullFailed() as e:
-                return (Answer(key=e.job, outcome=_refusal(e.failure)),)
-            case ev.PullCancelled() as e:
-                outcome = refuse("cancelled", f"The pull was cancelled: {e.reason}.", status=409)
-                return (Answer(key=e.job, outcome=outcome),)
-            case _:
-                return ()
+    def react(self, _state: LibraryState, _stored: Stored[Any]) -> Sequence[Effect]:
+        """Nothing: who waits for a pull is answered by what decides on its end."""
+        return ()
 
     # settle
 
     def settle(self, state: LibraryState, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
         """What follows.
 
-        1. A pull whose attempt is due and not begun in this life: begin it.
-        2. Whatever changed, or every few seconds: tell the scheduler the whole list.
+        1. The store has not been looked at: nothing yet; if that takes too long, another look.
+        2. A wish that waited for the look is decided on.
+        3. A pull whose attempt is due and not begun in this life: begin it.
+        4. Whatever changed, or every few seconds: tell the scheduler the whole list.
         """
+        seen = self._pruned(state, seen)
+        if not seen.looked:  # 1
+            if now.monotonic - seen.looking_since < _LOOK_AGAIN_AFTER:
+                return Decision(seen=seen)
+            seen = msgspec.structs.replace(seen, looking_since=now.monotonic)
+            return Decision(effects=(LookAtModels(),), seen=seen)
         effects: list[Effect] = []
+        for ask in seen.pending.values():  # 2
+            waiting = seen.waiting
+            pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
+            decision = self._pull(state, ask, msgspec.structs.replace(seen, pending=pending))
+            # It has been counted already, when it came.
+            seen = msgspec.structs.replace(decision.seen or seen, pending=pending, waiting=waiting)
+            if decision.events:
+                return msgspec.structs.replace(decision, seen=seen, effects=tuple(effects), reply=None)
+            if not isinstance(decision.reply, Later):
+                effects.append(Answer(key=_pull_key(ask.reference), outcome=decision.reply))
         wakes: list[float] = []
         fetching, due = set(seen.fetching), dict(seen.due)
-        for pull in state.pulls.values() if seen.looked else ():  # 1
+        for pull in state.pulls.values():  # 3
             if (pull.job, pull.attempt) in fetching:
                 continue
             key = f"{pull.job}/{pull.attempt}"
@@ -408,26 +379,39 @@ class Library:
             else:
                 wakes.append(due[key])
         seen = msgspec.structs.replace(seen, fetching=frozenset(fetching), due=due)
-        if seen.looked and (seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY):  # 2
+        if seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY:  # 4
             effects.append(Tell(to=msg.SCHEDULER, command=self.list_of(state)))
             seen = msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic)
-        return Decision(effects=tuple(effects), seen=seen, wake_at=min(wakes) if wakes else None)
+        return Decision(effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None))
+
+    def _pruned(self, state: LibraryState, seen: LibrarySeen) -> LibrarySeen:
+        """Forget what belongs to pulls that are over, their tokens above all."""
+        jobs = {pull.job for pull in state.pulls.values()}
+        wanted = state.pulls.keys() | seen.pending.keys()
+        return msgspec.structs.replace(
+            seen,
+            fetching=frozenset(one for one in seen.fetching if one[0] in jobs),
+            due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
+            waiting={one: count for one, count in seen.waiting.items() if one in wanted},
+            tokens={job: token for job, token in seen.tokens.items() if job in jobs},
+        )
 
     def list_of(self, state: LibraryState) -> msg.ModelList:
         """All models."""
         return msg.ModelList(models=tuple(state.models.values()), version=state.version)
 
 
-def _apply_tags(models: dict[str, Model], tags: Sequence[str]) -> None:
-    """A tag is on one model only: whoever gets it takes it from whoever had it."""
-    for one, model in models.items():
-        if set(tags) & set(model.tags):
-            kept = tuple(tag for tag in model.tags if tag not in tags)
-            models[one] = msgspec.structs.replace(model, tags=kept)
+def _one_more(seen: LibrarySeen, reference: str) -> LibrarySeen:
+    count = seen.waiting.get(reference, 0) + 1
+    return msgspec.structs.replace(seen, waiting={**seen.waiting, reference: count})
 
 
-def _one_more(seen: LibrarySeen, job: str) -> LibrarySeen:
-    return msgspec.structs.replace(seen, waiting={**seen.waiting, job: seen.waiting.get(job, 0) + 1})
+def _pull_key(reference: str) -> str:
+    return f"pull/{reference}"
+
+
+def _cancelled(reason: str) -> Refusal:
+    return refuse("cancelled", f"The pull was cancelled: {reason}.", status=409)
 
 
 def _remove_key(model_id: str) -> str:
@@ -447,3 +431,6 @@ def _refusal(failure: Failure) -> Refusal:
         status=_STATUS.get(failure.code, 503 if transient else 500),
         retry_after=30.0 if transient else 0.0,
     )
+
+
+__all__ = ["Library", "LibraryState"]

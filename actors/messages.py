@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from greenroom.actors.facts import (
@@ -84,6 +85,8 @@ class InstallationList(Command, frozen=True, kw_only=True):
 
     backends: tuple[BackendStatus, ...]
     version: int
+    heard: Mapping[str, str] = {}
+    """backend → token of the last `Ensure` that was decided on: what became of it is in this list."""
 
 
 class EngineList(Command, frozen=True, kw_only=True):
@@ -92,6 +95,8 @@ class EngineList(Command, frozen=True, kw_only=True):
     backend: str
     engines: tuple[Engine, ...]
     version: int
+    installations: int = -1
+    """Version of the installer's list that the scheduler had acted on when it last called the roll."""
 
 
 class ModelList(Command, frozen=True, kw_only=True):
@@ -103,6 +108,10 @@ class ModelList(Command, frozen=True, kw_only=True):
 
 class RollCall(Command, frozen=True, kw_only=True):
     """Scheduler → owners, in a new life: tell me your list again."""
+
+    installations: int = -1
+    """Version of the installer's list that the sender has acted on. Whatever it starts afterwards runs on
+    nothing that is retiring there, and what it started before has reached the runner before this."""
 
 
 # installer
@@ -117,6 +126,8 @@ class Ensure(Command, frozen=True, kw_only=True):
     wanted_by: WantedBy = "explicit"
     repair: bool = False
     """Build anew even when the installation looks whole."""
+    token: str = ""
+    """For those who do not wait for the reply: comes back in the installer's list once this is decided."""
 
 
 class Ensured(Reply, frozen=True, kw_only=True):

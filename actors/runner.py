@@ -27,6 +27,8 @@ SILENT_START = 900.0
 """Seconds without any sign of progress after which a start is given up here, should its host be silent."""
 SILENT_STOP = 60.0
 """Seconds after which an engine that was to end counts as lost; its host's own ladder is much shorter."""
+SILENT_RECOVERY = 120.0
+"""Seconds after which an engine of an earlier life that is still being looked for counts as lost."""
 
 
 class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,10 @@ class RunnerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """engine → monotonic second of its last sign of progress."""
     unsettled: frozenset[str] = frozenset()
     """Engines of an earlier life that are still being looked for."""
+    early: frozenset[str] = frozenset()
+    """Engines that were ready before their start could be stored, as on a full disk."""
+    installations: int = -1
+    """Version of the installer's list that the scheduler had acted on when it last called the roll."""
     told: int = -1
     told_at: float = 0.0
 
@@ -103,12 +109,15 @@ class Runner:
                 new = change(old, state="ready", since=stored.at)
             case ev.EngineAdopted() as e:
                 new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
-            case ev.EngineStopRequested() if old.state != "gone":
-                new = change(old, state="stopping", since=stored.at)
+                if old.state == "ready" and not e.ready:
+                    new = change(new, state="starting", since=stored.at)
+            case ev.EngineStopRequested() as e if old.state != "gone":
+                fault = e.reason if e.fault else ""
+                new = change(old, state="stopping", since=stored.at, fault=fault)
             case ev.EngineExited() as e:
                 new = change(old, state="gone", since=stored.at, exit=e.exit)
             case ev.EngineLost() as e:
-                lost = EngineExit(at=stored.at, summary=e.reason, expected=old.state == "stopping")
+                lost = EngineExit(at=stored.at, summary=e.reason, expected=old.state == "stopping", lost=True)
                 new = change(old, state="gone", since=stored.at, exit=lost)
             case _:
                 new = old
@@ -118,7 +127,11 @@ class Runner:
     def decide(
         self, state: RunnerState, command: Command, now: Moment, seen: RunnerSeen
     ) -> Decision[RunnerSeen]:
-        """One command. Reports on engines that are gone, or were never ours, are dropped."""
+        """One command.
+
+        Reports on engines that are gone, or were never ours, are dropped; but a process that turns out to run
+        without an intent is ended.
+        """
         match command:
             case msg.StartEngine(spec=spec):
                 if spec.engine_id in state.engines:
@@ -132,15 +145,20 @@ class Runner:
                     return Decision(seen=msgspec.structs.replace(seen, told=-1))
                 if engine.state == "stopping":
                     return Decision(effects=(EndEngine(engine_id=one, reason=reason),))
-                return Decision(events=(ev.EngineStopRequested(engine_id=one, reason=reason),))
-            case msg.RollCall():
-                return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                return Decision(
+                    events=(ev.EngineStopRequested(engine_id=one, reason=reason),),
+                    seen=_moved(seen, one, now),
+                )
+            case msg.RollCall(installations=acted_on):
+                version = max(seen.installations, acted_on)
+                return Decision(seen=msgspec.structs.replace(seen, told=-1, installations=version))
             case Recovered():
                 left = tuple(one for one in state.engines.values() if one.state != "gone")
+                ids = frozenset(one.spec.engine_id for one in left)
                 return Decision(
                     effects=(RecoverEngines(backend=self.backend, engines=left),),
                     seen=msgspec.structs.replace(
-                        seen, unsettled=frozenset(one.spec.engine_id for one in left)
+                        seen, unsettled=ids, moved=dict.fromkeys(ids, now.monotonic)
                     ),
                 )
             case msg.EngineMoved(engine_id=one):
@@ -154,22 +172,36 @@ class Runner:
         one: str = getattr(report, "engine_id", "")
         engine = state.engines.get(one)
         if engine is None or engine.state == "gone":
+            if isinstance(report, (msg.SpawnedEngine, msg.AdoptedEngine, msg.EngineIsReady)):
+                return Decision(effects=(EndEngine(engine_id=one, reason="nobody wants it any more"),))
             return Decision()
         events: tuple[Event, ...] = ()
         seen = _moved(seen, one, now)
         match report:
             case msg.SpawnedEngine() as r:
                 events = (ev.EngineSpawned(engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint),)
+                if one in seen.early and engine.state == "starting":
+                    events = (*events, _ready(engine, now))
+            case msg.EngineIsReady() if engine.state == "starting" and engine.endpoint:
+                events = (_ready(engine, now),)
             case msg.EngineIsReady() if engine.state == "starting":
-                events = (ev.EngineReady(engine_id=one, seconds=max(0.0, now.wall - engine.since)),)
+                # On a full disk reports are handled again later, so they may come in another order. Without
+                # an endpoint nobody can be let in.
+                seen = msgspec.structs.replace(seen, early=seen.early | {one})
             case msg.AdoptedEngine() as r:
-                adopted = ev.EngineAdopted(engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint)
+                adopted = ev.EngineAdopted(
+                    engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint, ready=r.ready
+                )
                 events = (adopted,)
                 if r.ready and engine.state == "starting":
                     events = (adopted, ev.EngineReady(engine_id=one, seconds=0.0))
                 seen = _settled(seen, one)
             case msg.EngineEnded() as r:
-                events = (ev.EngineExited(engine_id=one, exit=r.exit),)
+                end = r.exit
+                if engine.fault:
+                    # We asked it to end, but only since it did not work.
+                    end = msgspec.structs.replace(end, expected=False, summary=_sentence(engine.fault))
+                events = (ev.EngineExited(engine_id=one, exit=end),)
                 seen = _settled(seen, one)
             case msg.LostEngine() as r:
                 events = (ev.EngineLost(engine_id=one, reason=r.reason),)
@@ -194,45 +226,65 @@ class Runner:
         """What follows.
 
         1. A start without any sign of progress for very long: it is asked to end.
-        2. An engine that was to end and of which nothing is heard: it counts as lost.
+        2. An engine that was to end, or of an earlier life, and of which nothing is heard: it counts as lost.
         3. The list has changed, or every few seconds: tell it, once everybody of an earlier life is settled.
         """
         events: list[Event] = []
-        effects: list[Effect] = []
         wakes: list[float] = []
         moved = dict(seen.moved)
+        before = seen.unsettled & {one for one, engine in state.engines.items() if engine.state != "gone"}
+        unsettled = set(before)
         for one, engine in state.engines.items():
-            if engine.state not in ("starting", "stopping"):
+            if engine.state == "gone" or (engine.state == "ready" and one not in unsettled):
                 continue
             since = moved.setdefault(one, now.monotonic)
-            limit = SILENT_START if engine.state == "starting" else SILENT_STOP
+            if one in unsettled:
+                limit = SILENT_RECOVERY
+            else:
+                limit = SILENT_START if engine.state == "starting" else SILENT_STOP
             if now.monotonic - since < limit:
                 wakes.append(since + limit)
-            elif engine.state == "starting":  # 1
+            elif engine.state == "starting" and one not in unsettled:  # 1
                 reason = f"no sign of progress for {limit:.0f} s while starting"
-                events.append(ev.EngineStopRequested(engine_id=one, reason=reason))
+                events.append(ev.EngineStopRequested(engine_id=one, reason=reason, fault=True))
                 moved[one] = now.monotonic
             else:  # 2
-                events.append(ev.EngineLost(engine_id=one, reason="it was asked to end and never reported"))
-        moved = {one: at for one, at in moved.items() if one in state.engines}
-        seen = msgspec.structs.replace(seen, moved=moved)
-        stale = seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY
-        if stale and not seen.unsettled and not events:  # 3
-            whole = self.list_of(state)
-            effects += [Tell(to=msg.SCHEDULER, command=whole), Tell(to=msg.INSTALLER, command=whole)]
-            seen = msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic)
-        return Decision(
-            events=tuple(events),
-            effects=tuple(effects),
-            seen=seen,
-            wake_at=min(wakes) if wakes else None,
+                reason = "it was looked for and nothing was heard of it" if one in unsettled else ""
+                lost = reason or "it was asked to end and never reported"
+                events.append(ev.EngineLost(engine_id=one, reason=lost))
+                unsettled.discard(one)
+        changing = {one for one, engine in state.engines.items() if engine.state in ("starting", "stopping")}
+        seen = msgspec.structs.replace(
+            seen,
+            moved={one: at for one, at in moved.items() if one in changing | unsettled},
+            early=seen.early & changing,
+            unsettled=frozenset(unsettled),
         )
+        decision = Decision(events=tuple(events), seen=seen, wake_at=min(wakes, default=None))
+        stale = seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY
+        if not stale or before:
+            return decision
+        whole = msgspec.structs.replace(self.list_of(state), installations=seen.installations)  # 3
+        telling = Decision(
+            effects=(Tell(to=msg.SCHEDULER, command=whole), Tell(to=msg.INSTALLER, command=whole)),
+            seen=msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic),
+            wake_at=decision.wake_at,
+        )
+        return msgspec.structs.replace(decision, otherwise=telling) if events else telling
 
     def list_of(self, state: RunnerState) -> msg.EngineList:
         """All engines, gone ones last heard of included."""
         return msg.EngineList(
             backend=self.backend, engines=tuple(state.engines.values()), version=state.version
         )
+
+
+def _ready(engine: Engine, now: Moment) -> ev.EngineReady:
+    return ev.EngineReady(engine_id=engine.spec.engine_id, seconds=max(0.0, now.wall - engine.since))
+
+
+def _sentence(fault: str) -> str:
+    return f"The engine was given up: {fault}."
 
 
 def _moved(seen: RunnerSeen, engine_id: str, now: Moment) -> RunnerSeen:

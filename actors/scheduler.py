@@ -14,7 +14,7 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import LeaveGate
-from greenroom.actors.facts import InstallPolicy
+from greenroom.actors.facts import EngineSpec, InstallPolicy
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -29,6 +29,8 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
+from greenroom.actors.scheduler_context import Limits, eviction
+from greenroom.actors.scheduler_queue import fits
 from greenroom.actors.scheduler_state import (
     SchedulerSeen,
     SchedulerState,
@@ -36,9 +38,7 @@ from greenroom.actors.scheduler_state import (
     apply,
     config_key,
 )
-from greenroom.actors.scheduler_turn import Limits, Turn, eviction
-
-_DRAINED = "drained"
+from greenroom.actors.scheduler_turn import DRAINED, take_turn
 
 
 class Scheduler:
@@ -110,10 +110,14 @@ class Scheduler:
             case msg.Configure():
                 return self._configure(state, command, now, seen)
             case msg.Drain():
-                return Decision(reply=Later(_DRAINED), seen=change(seen, draining=True))
+                return Decision(reply=Later(DRAINED), seen=change(seen, draining=True))
             case msg.InstallationList():
                 statuses = {one.name: one for one in command.backends}
-                return Decision(seen=change(seen, statuses=statuses, statuses_version=command.version))
+                return Decision(
+                    seen=change(
+                        seen, statuses=statuses, statuses_version=command.version, heard=command.heard
+                    )
+                )
             case msg.ModelList():
                 return Decision(seen=change(seen, models={one.id: one for one in command.models}))
             case msg.EngineList():
@@ -135,6 +139,8 @@ class Scheduler:
                 raise TypeError(f"the scheduler does not know {type(command).__name__}")
 
     def _serve(self, ask: msg.Serve, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+        if any(one.request_id == ask.request_id for one in seen.queue):
+            return Decision(reply=Later(ask.request_id))
         if len(seen.queue) >= self._limits.queue:
             return Decision(
                 reply=refuse(
@@ -170,12 +176,11 @@ class Scheduler:
         events: list[Event] = []
         for load in state.loads.values():
             spec = load.spec
-            engine = seen.engine(spec.engine_id)
             wanted = ask.all or spec.model_id in ask.model_ids or (ask.backend and not ask.model_ids)
-            if engine is None or not wanted or ask.backend not in ("", spec.backend):
+            if not wanted or ask.backend not in ("", spec.backend):
                 continue
-            reading = seen.gates.get(spec.engine_id)
-            if reading is None or not reading.inside:
+            engine = seen.engine(spec.engine_id)
+            if engine is not None and not _users(spec, seen):
                 events.append(eviction(engine, seen, now, "unload"))
         return Decision(events=tuple(events), reply=msg.Unloaded(engines=len(events)))
 
@@ -204,13 +209,13 @@ class Scheduler:
             if spec.model_id != ask.model_id or spec.mode != ask.mode or not unlike:
                 continue
             engine = seen.engine(spec.engine_id)
-            reading = seen.gates.get(spec.engine_id)
-            if engine is None or engine.state == "starting" or (reading is not None and reading.inside):
-                users = reading.inside if reading is not None else 0
+            users = _users(spec, seen)
+            if engine is None or engine.state == "starting" or users:
+                how = f"is in use on {spec.backend} ({users} requests)" if users else "is being loaded"
                 return Decision(
                     reply=refuse(
                         "in_use",
-                        f"{spec.model_ref} is in use on {spec.backend} ({users} requests).",
+                        f"{spec.model_ref} {how}.",
                         advice="Wait for them, or unload it first.",
                         status=409,
                         subject=spec.model_ref,
@@ -229,13 +234,12 @@ class Scheduler:
     # settle
 
     def settle(self, state: SchedulerState, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
-        """Nothing before every owner has told its list; then the steps of a `Turn`."""
-        heard = seen.statuses is not None and seen.models is not None
-        if not heard or any(one.name not in seen.engines for one in self._facts):
-            return Decision()
-        decision = Turn(state, now, seen, self._facts, self._limits).take()
-        after = decision.seen if decision.seen is not None else seen
-        if after.draining and not decision.events and not after.alive():
-            drained = Answer(key=_DRAINED, outcome=msg.Unloaded(engines=0))
-            return msgspec.structs.replace(decision, effects=(*decision.effects, drained))
-        return decision
+        """The steps of a `Turn`."""
+        return take_turn(state, now, seen, self._facts, self._limits)
+
+
+def _users(spec: EngineSpec, seen: SchedulerSeen) -> int:
+    """Requests inside an engine or waiting for it."""
+    reading = seen.gates.get(spec.engine_id)
+    inside = reading.inside if reading is not None else 0
+    return inside + sum(fits(spec, waiting) for waiting in seen.queue)

@@ -2,38 +2,105 @@
 
 from __future__ import annotations
 
-from greenroom.actors.facts import Engine, Failure
+from greenroom.actors.facts import Engine, EngineSpec, Failure
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.ledger import Account
+from greenroom.actors.scheduler_state import BreakerState, Waiting
+
+_INSTALL_STATUS = {"unsupported_platform": 412, "no_such_version": 404, "no_space": 507}
 
 
 def failure_of(engine: Engine) -> Failure:
     """Why an engine that should run does not, from how it ended."""
     end = engine.exit
     summary = end.summary if end is not None and end.summary else "The engine ended without a word."
-    asked = end is not None and end.expected
+    code = "engine_failed"
+    if end is not None and end.lost:
+        code, summary = "engine_lost", f"The engine of {engine.spec.model_ref} is gone: {summary}."
+    elif end is not None and end.expected:
+        code = "engine_ended"
     return Failure(
-        kind="transient" if asked else "permanent",
-        code="engine_ended" if asked else "engine_failed",
+        kind="permanent" if code == "engine_failed" else "transient",
+        code=code,
         message=summary,
         advice=f"`greenroom logs {engine.spec.engine_id}` shows its last words.",
         detail="\n".join(end.last_lines) if end is not None else "",
     )
 
 
-def not_installable(backend: str, failure: Failure | None) -> Refusal:
+def never_started(spec: EngineSpec) -> Failure:
+    """An engine whose runner has not taken it, or that nobody knows any more."""
+    return Failure(
+        kind="transient",
+        code="engine_lost",
+        message=f"The engine of {spec.model_ref} is gone; nobody saw how it ended.",
+    )
+
+
+def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0) -> Refusal:
     """What whoever waited for an installation hears when its job has ended without one."""
+    again = f" It is tried again in {again_in:.0f} s." if again_in else ""
     if failure is None:
-        message = f"The installation of {backend} has ended without one."
-        return refuse("backend_not_installed", message, status=503, retry_after=10.0, subject=backend)
+        message = f"The installation of {backend} has ended without one.{again}"
+        return refuse(
+            "backend_not_installed", message, status=503, retry_after=again_in or 10.0, subject=backend
+        )
+    passing = failure.kind == "transient" or again_in > 0
     return Refusal(
         code=failure.code,
-        message=f"{backend} could not be installed: {failure.message}",
+        message=f"{backend} could not be installed: {failure.message}{again}",
         advice=failure.advice,
-        status=503 if failure.kind == "transient" else 500,
-        retry_after=30.0 if failure.kind == "transient" else 0.0,
+        status=_INSTALL_STATUS.get(failure.code, 503 if passing else 500),
+        retry_after=again_in or (30.0 if passing else 0.0),
         subject=backend,
+    )
+
+
+def breaker_open(waiting: Waiting, backend: str, breaker: BreakerState, left: float) -> Refusal:
+    """A model that keeps dying and is left alone for a while."""
+    return refuse(
+        "breaker_open",
+        f"{waiting.model_ref} has failed {breaker.failures} times on {backend}; it is tried again in "
+        f"{left:.0f} s. The last failure: {breaker.reason}",
+        status=503,
+        retry_after=left,
+        subject=waiting.model_ref,
+    )
+
+
+def not_stored() -> Refusal:
+    """A request that would need an event while the journal takes none."""
+    return refuse(
+        "journal_full",
+        "Nothing new can be loaded: the journal cannot be written. What is loaded goes on serving.",
+        advice="Make room on the disk that holds Greenroom's data directory, and ask again.",
+        status=507,
+    )
+
+
+def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
+    """Whoever has waited as long as anybody may; what it waited for goes on."""
+    return refuse(
+        "not_ready_yet",
+        f"{waiting.model_ref} is not ready after {waited:.0f} s; it is still {text}.",
+        advice="That goes on; ask again.",
+        status=503,
+        retry_after=10.0,
+        subject=waiting.model_ref,
+    )
+
+
+def pinned(waiting: Waiting, need: int, held: int, account: Account) -> Refusal:
+    """A model that would fit if pinned ones did not hold the room."""
+    return refuse(
+        "no_room",
+        f"{waiting.model_ref} needs {gib(need)} of memory; pinned models hold {gib(held)} of the "
+        f"{gib(account.memory.budget)} that engines may use.",
+        advice="Unload a pinned model, or give it a keep_alive that ends.",
+        status=507,
+        numbers={"needed": float(need), "budget": float(account.memory.budget), "pinned": float(held)},
+        subject=waiting.model_ref,
     )
 
 
@@ -41,8 +108,7 @@ def never_fits(model_ref: str, need: int, account: Account) -> Refusal:
     """A model that needs more than engines may ever use, with the numbers."""
     return refuse(
         "does_not_fit",
-        f"{model_ref} needs {need / 2**30:.1f} GiB of memory; engines may use "
-        f"{account.memory.budget / 2**30:.1f} GiB in all.",
+        f"{model_ref} needs {gib(need)} of memory; engines may use {gib(account.memory.budget)} in all.",
         advice="Configure a smaller context, choose a smaller model, or raise memory_budget.",
         status=507,
         numbers={
@@ -52,3 +118,8 @@ def never_fits(model_ref: str, need: int, account: Account) -> Refusal:
         },
         subject=model_ref,
     )
+
+
+def gib(size: int) -> str:
+    """Bytes for people; with enough digits that small models do not all look alike."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _ENDED_REMEMBERED = 31
 
-NOT_THE_MODELS_FAULT = frozenset({"engine_lost", "daemon_restarted"})
+NOT_THE_MODELS_FAULT = frozenset({"engine_lost", "engine_ended", "daemon_restarted"})
 """Failure codes that say nothing about whether the model would run."""
 
 
@@ -53,8 +53,8 @@ class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
     """By engine id: every engine that shall run. One that runs and is not here shall end."""
     configs: Mapping[str, ModelConfigState] = msgspec.field(default_factory=dict)
     breakers: Mapping[str, BreakerState] = msgspec.field(default_factory=dict)
-    refusals: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """model|mode → code of the last stored refusal."""
+    refusals: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """model|mode → codes of the refusals stored since it was last loaded."""
     ended: Mapping[str, str] = msgspec.field(default_factory=dict)
     """engine → id of the event by which it shall end; the last ones only."""
     admitted: int = 0
@@ -76,6 +76,30 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     cause: str = ""
     follows: str = ""
     """The board's key of the job it was last told to wait for."""
+    said: str = ""
+    """What it was last told."""
+    token: str = ""
+    """Of the wish for an installation that it waits for."""
+    job: str = ""
+    """The installer's job that it waits for."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """That the installer was told to install a backend."""
+
+    token: str
+    told_at: float
+    """Monotonic."""
+
+
+class FailedInstalls(msgspec.Struct, frozen=True, kw_only=True):
+    """How requests for an installation fared lately."""
+
+    count: int
+    last: str
+    """The last job, or the token of a wish that came to none."""
+    until: float
+    """Monotonic second until which no request begins another; what people type does."""
 
 
 class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,12 +113,21 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """backend → id → engine; a backend is absent until its runner has told."""
     met: frozenset[str] = frozenset()
     """Engines that have been in a runner's list in this life."""
-    begun: frozenset[str] = frozenset()
-    """Engines admitted in this life."""
+    begun: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """Engines admitted in this life → monotonic second."""
     gates: Mapping[str, GateReading] = msgspec.field(default_factory=dict)
     memory: Memory = Memory(budget=0, available=0)
-    ensured: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """backend → version of the installer's list when it was told to install."""
+    wishes: Mapping[str, Wish] = msgspec.field(default_factory=dict)
+    """backend → what the installer was told and has not yet decided on."""
+    heard: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """backend → token of the last wish that the installer's list has answered."""
+    failed_installs: Mapping[str, FailedInstalls] = msgspec.field(default_factory=dict)
+    cooling: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """breaker@until → monotonic second until which it is open; immune to a wall clock that jumps."""
+    served: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """caller → when its turn was last, counted in grants; the last few callers only."""
+    acted_on: tuple[int, float] = (-1, 0.0)
+    """Version of the installer's list that runners were last told we have acted on, and when."""
     keep_alive: Mapping[str, float] = msgspec.field(default_factory=dict)
     """model|mode → seconds, as the last request wished."""
     leaving: Mapping[str, float] = msgspec.field(default_factory=dict)
@@ -138,7 +171,9 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 admitted=state.admitted + 1,
             )
         case ev.LoadRefused() as e:
-            return change(new, refusals={**state.refusals, config_key(e.model_id, e.mode): e.code})
+            key = config_key(e.model_id, e.mode)
+            codes = (*state.refusals.get(key, ()), e.code)
+            return change(new, refusals={**state.refusals, key: codes})
         case ev.LoadFailed() as e:
             loads = _apply_without(state.loads, e.engine_id)
             new = change(new, ended=_apply_ended(state, e.engine_id, stored.id))

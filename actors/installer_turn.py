@@ -1,0 +1,232 @@
+"""What follows from the installer's state at one moment: the numbered steps of `settle`.
+
+1. A wish that waited for the look at the disk is decided on.
+2. Nothing usable is current, but another whole installation is there: it comes into use.
+3. A job whose attempt is due and not begun in this life: begin it.
+4. A default backend that is wanted and absent: a job, once in each life.
+5. A broken installation beside a whole current one, or an older build of the very same: retire it.
+6. A retiring installation no engine uses, nor will use: remove it.
+7. Nothing retiring is left of an uninstallation: answer.
+8. Whatever changed, or every few seconds: tell the scheduler the whole list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import BuildInstallation, LookAtInstallations, RemoveInstallation
+from greenroom.actors.facts import Installation
+from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell
+from greenroom.actors.retry import RetryPolicy
+
+_TELL_EVERY = 5.0
+_REMOVE_AGAIN_AFTER = 30.0
+_LOOK_AGAIN_AFTER = 30.0
+_PATIENCE = 90.0
+"""Seconds after which a removal no longer waits for the scheduler's word that nothing more is started."""
+
+Ensure = Callable[[InstallerState, msg.Ensure, InstallerSeen], Decision[InstallerSeen]]
+ListOf = Callable[[InstallerState, float], msg.InstallationList]
+
+
+def ensure_key(backend: str) -> str:
+    """Under which whoever wants a backend waits: it has one job at a time."""
+    return f"install/{backend}"
+
+
+def uninstall_key(backend: str) -> str:
+    """Under which whoever wants a backend gone waits."""
+    return f"uninstall/{backend}"
+
+
+class InstallerTurn:
+    """One settle. Mutable and short-lived: it collects a Decision and nothing outside sees it."""
+
+    def __init__(
+        self,
+        state: InstallerState,
+        now: Moment,
+        seen: InstallerSeen,
+        facts: Mapping[str, msg.BackendFacts],
+        retries: RetryPolicy,
+    ) -> None:
+        self._state = state
+        self._now = now
+        self._facts = facts
+        self._retries = retries
+        self._events: list[Event] = []
+        self._effects: list[Effect] = []
+        self._wakes: list[float] = []
+        self._seen = self._pruned(seen)
+
+    def take(self, ensure: Ensure, list_of: ListOf) -> Decision[InstallerSeen]:
+        """Go through the steps."""
+        unlooked = tuple(name for name in self._facts if name not in self._seen.looked)
+        for name, facts in self._facts.items():
+            if name in unlooked:
+                continue
+            backend = self._state.of(name)
+            if name in self._seen.pending:
+                self._decide_pending(name, ensure)
+                if self._events:
+                    # The state is about to be another one; the next round goes on with it.
+                    continue
+            self._activate(name, backend)
+            self._build(name, backend)
+            self._install_default(name, backend, facts)
+            self._retire(name, backend)
+            self._remove(name, backend)
+            self._answer(name, backend)
+        if unlooked and self._now.monotonic - self._seen.looking_since >= _LOOK_AGAIN_AFTER:
+            self._effects.append(LookAtInstallations(backends=unlooked))
+            self._update(looking_since=self._now.monotonic)
+        events = tuple(self._events)
+        decision = Decision(
+            events=events,
+            effects=tuple(self._effects),
+            seen=self._seen,
+            wake_at=min(self._wakes, default=None),
+        )
+        stale = self._seen.told != self._state.version or self._now.monotonic >= self._tell_at()
+        if unlooked or not stale:
+            return decision
+        telling = self._telling(decision, list_of)  # 8
+        # The next round sees these events applied: it tells then, unless they cannot be stored.
+        return msgspec.structs.replace(decision, otherwise=telling) if events else telling
+
+    def _tell_at(self) -> float:
+        return self._seen.told_at + _TELL_EVERY
+
+    def _telling(self, decision: Decision[InstallerSeen], list_of: ListOf) -> Decision[InstallerSeen]:
+        whole = msgspec.structs.replace(list_of(self._state, self._now.wall), heard=self._seen.heard)
+        return Decision(
+            effects=(*decision.effects, Tell(to=msg.SCHEDULER, command=whole)),
+            seen=msgspec.structs.replace(self._seen, told=self._state.version, told_at=self._now.monotonic),
+            wake_at=decision.wake_at,
+        )
+
+    # the steps
+
+    def _decide_pending(self, name: str, ensure: Ensure) -> None:  # 1
+        ask = self._seen.pending[name]
+        waiting = self._seen.waiting
+        self._update(pending={k: v for k, v in self._seen.pending.items() if k != name})
+        decision = ensure(self._state, ask, self._seen)
+        self._events += decision.events
+        if decision.seen is not None:
+            # It has been counted already, when it came.
+            self._seen = msgspec.structs.replace(decision.seen, waiting=waiting)
+        if not isinstance(decision.reply, Later):
+            self._effects.append(Answer(key=ensure_key(name), outcome=decision.reply))
+
+    def _activate(self, name: str, backend: BackendInstallState) -> None:  # 2
+        if backend.usable is not None:
+            return
+        whole = [
+            one for one in backend.installations.values() if not one.broken and one.id not in backend.retiring
+        ]
+        if whole:
+            best = max(whole, key=lambda one: one.built_at)
+            self._events.append(ev.InstallationActivated(backend=name, installation_id=best.id))
+
+    def _build(self, name: str, backend: BackendInstallState) -> None:  # 3
+        job = backend.job
+        if job is None or (job.id, job.attempt) in self._seen.building:
+            return
+        key = f"{job.id}/{job.attempt}"
+        due = self._seen.due.get(key)
+        if due is None:
+            wait = self._retries.clamp(job.retry_at, self._now.wall) - self._now.wall if job.retry_at else 0.0
+            due = self._now.monotonic + max(0.0, wait)
+            self._update(due={**self._seen.due, key: due})
+        if due > self._now.monotonic:
+            self._wakes.append(due)
+            return
+        self._update(building=self._seen.building | {(job.id, job.attempt)})
+        # What is broken shares its files with the cache it came from.
+        broken = any(one.broken and one.managed for one in backend.installations.values())
+        self._effects.append(
+            BuildInstallation(
+                job=job.id,
+                backend=name,
+                version=job.version,
+                attempt=job.attempt,
+                repair=job.wanted_by == "repair" or broken,
+            )
+        )
+
+    def _install_default(self, name: str, backend: BackendInstallState, facts: msg.BackendFacts) -> None:  # 4
+        if facts.deferred or facts.verdict or name in self._seen.defaulted:
+            return
+        here = backend.usable is not None or backend.job is not None
+        if here or backend.wanted is False or backend.theirs is not None:
+            self._update(defaulted=self._seen.defaulted | {name})
+        elif not any(isinstance(one, ev.InstallationActivated) for one in self._events):
+            job = f"{name}.{backend.jobs + 1}"
+            self._events.append(ev.InstallRequested(job=job, backend=name, version="", wanted_by="default"))
+
+    def _retire(self, name: str, backend: BackendInstallState) -> None:  # 5
+        usable = backend.usable
+        if usable is None:
+            return
+        self._events += [
+            ev.InstallationRetiring(backend=name, installation_id=one.id, reason=_why_useless(one, usable))
+            for one in backend.installations.values()
+            if one.managed and one.id not in backend.retiring and _why_useless(one, usable)
+        ]
+
+    def _remove(self, name: str, backend: BackendInstallState) -> None:  # 6
+        now = self._now.monotonic
+        for one in sorted(backend.retiring):
+            key = f"{name}/{one}"
+            version, since = self._seen.retired.get(key, (self._state.version, now))
+            self._update(retired={**self._seen.retired, key: (version, since)})
+            # The runner's list counts once the scheduler, knowing that this one retires, has sent the runner
+            # all it had for it: a start may have been under way.
+            known = self._seen.acted_on.get(name, -1) >= version or now - since >= _PATIENCE
+            if not known or name not in self._seen.in_use or one in self._seen.in_use[name]:
+                continue
+            begun = self._seen.removing.get(key)
+            if begun is None or now - begun >= _REMOVE_AGAIN_AFTER:
+                self._update(removing={**self._seen.removing, key: now})
+                self._effects.append(RemoveInstallation(backend=name, installation_id=one))
+
+    def _answer(self, name: str, backend: BackendInstallState) -> None:  # 7
+        freed = self._seen.freed.get(name)
+        if freed is not None and not backend.retiring:
+            outcome = msg.Uninstalled(freed=freed, was_installed=True)
+            self._effects.append(Answer(key=uninstall_key(name), outcome=outcome))
+            self._update(freed={k: v for k, v in self._seen.freed.items() if k != name})
+
+    # inside
+
+    def _pruned(self, seen: InstallerSeen) -> InstallerSeen:
+        """Forget what belongs to jobs and installations that are no more."""
+        backends = self._state.backends
+        jobs = {one.job.id for one in backends.values() if one.job is not None}
+        busy = {name for name, one in backends.items() if one.job is not None} | set(seen.pending)
+        retiring = {f"{name}/{one}" for name, backend in backends.items() for one in backend.retiring}
+        return msgspec.structs.replace(
+            seen,
+            building=frozenset(one for one in seen.building if one[0] in jobs),
+            due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
+            waiting={name: count for name, count in seen.waiting.items() if name in busy},
+            retired={key: since for key, since in seen.retired.items() if key in retiring},
+            removing={key: at for key, at in seen.removing.items() if key in retiring},
+        )
+
+    def _update(self, **changes: object) -> None:
+        self._seen = msgspec.structs.replace(self._seen, **changes)
+
+
+def _why_useless(one: Installation, usable: Installation) -> str:
+    """Why the current installation makes this one useless; other whole versions stay, to go back to."""
+    if one.broken:
+        return f"broken: {one.broken}"
+    same = one.id != usable.id and one.digest == usable.digest
+    return f"built anew as {usable.id}" if same and one.built_at < usable.built_at else ""

@@ -1,0 +1,109 @@
+"""What the journal says of models and pulls, how events make it, and what the library sees beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Model, WantedBy
+from greenroom.actors.kernel.core import Stored
+
+
+class PullState(msgspec.Struct, frozen=True, kw_only=True):
+    """One pull under way."""
+
+    job: str
+    reference: str
+    wanted_by: WantedBy
+    requested_at: float
+    cause: str
+    attempt: int = 1
+    retry_at: float = 0.0
+    """When this attempt may begin; 0 for the first one, which begins at once."""
+
+
+class LibraryState(msgspec.Struct, frozen=True, kw_only=True):
+    """Models by id, pulls by reference."""
+
+    models: Mapping[str, Model] = msgspec.field(default_factory=dict)
+    pulls: Mapping[str, PullState] = msgspec.field(default_factory=dict)
+    jobs: int = 0
+    version: int = 0
+
+    def tagged(self, tag: str) -> Model | None:
+        """The model that has this canonical tag."""
+        return next((model for model in self.models.values() if tag in model.tags), None)
+
+    def pull_of(self, job: str) -> PullState | None:
+        """The pull with this job id."""
+        return next((pull for pull in self.pulls.values() if pull.job == job), None)
+
+
+class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What this life knows and the journal does not."""
+
+    looked: bool = False
+    looking_since: float = 0.0
+    """Monotonic second of the last wish to look."""
+    pending: Mapping[str, msg.Pull] = msgspec.field(default_factory=dict)
+    """reference → what is asked of it until the store has been looked at."""
+    fetching: frozenset[tuple[str, int]] = frozenset()
+    """(job, attempt) begun in this life."""
+    due: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """job/attempt → monotonic second of the next attempt; immune to a wall clock that jumps."""
+    waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """reference → how many asked for the pull under way."""
+    tokens: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """job → bearer token; never stored."""
+    removing: frozenset[str] = frozenset()
+    told: int = -1
+    told_at: float = 0.0
+
+
+def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
+    """Fold one event."""
+    change = msgspec.structs.replace
+    models, pulls = dict(state.models), dict(state.pulls)
+    jobs = state.jobs
+    match stored.event:
+        case ev.PullRequested() as e if e.reference in pulls and pulls[e.reference].job == e.job:
+            pulls[e.reference] = change(pulls[e.reference], wanted_by=e.wanted_by)
+        case ev.PullRequested() as e:
+            pulls[e.reference] = PullState(
+                job=e.job,
+                reference=e.reference,
+                wanted_by=e.wanted_by,
+                requested_at=stored.at,
+                cause=stored.id,
+            )
+            jobs += 1
+        case ev.PullAttemptFailed() as e:
+            pulls = {
+                reference: change(pull, attempt=e.attempt + 1, retry_at=e.retry_at)
+                if pull.job == e.job
+                else pull
+                for reference, pull in pulls.items()
+            }
+        case ev.ModelCommitted() as e:
+            pulls = {reference: pull for reference, pull in pulls.items() if pull.job != e.job}
+            _apply_tags(models, e.model.tags)
+            models[e.model.id] = e.model
+        case ev.PullFailed() | ev.PullCancelled() as e:
+            pulls = {reference: pull for reference, pull in pulls.items() if pull.job != e.job}
+        case ev.ModelTagged() as e if e.model_id in models:
+            _apply_tags(models, e.tags)
+            models[e.model_id] = change(models[e.model_id], tags=e.tags)
+        case ev.ModelRemoved() as e:
+            models.pop(e.model_id, None)
+    return LibraryState(models=models, pulls=pulls, jobs=jobs, version=state.version + 1)
+
+
+def _apply_tags(models: dict[str, Model], tags: Sequence[str]) -> None:
+    """A tag is on one model only: whoever gets it takes it from whoever had it."""
+    for one, model in models.items():
+        if set(tags) & set(model.tags):
+            kept = tuple(tag for tag in model.tags if tag not in tags)
+            models[one] = msgspec.structs.replace(model, tags=kept)

@@ -1,0 +1,186 @@
+"""What the steps of one scheduler turn share: the state they read and the decision they collect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Engine, Mode
+from greenroom.actors.gates import GateReading
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event
+from greenroom.actors.ledger import Account
+from greenroom.actors.scheduler_state import (
+    ModelConfigState,
+    SchedulerSeen,
+    SchedulerState,
+    Waiting,
+    config_key,
+)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator has set, in seconds and requests."""
+
+    keep_alive: float = 300.0
+    max_wait: float = 300.0
+    drain: float = 600.0
+    """How long an engine that shall end may go on with the requests inside it."""
+    queue: int = 256
+
+
+class TurnContext:
+    """One settle. Mutable and short-lived: it collects a Decision and nothing outside sees it."""
+
+    def __init__(
+        self,
+        state: SchedulerState,
+        now: Moment,
+        seen: SchedulerSeen,
+        facts: Sequence[msg.BackendFacts],
+        limits: Limits,
+        *,
+        storing: bool = True,
+    ) -> None:
+        """Without `storing` the steps do only what needs no event."""
+        self.state = state
+        self.now = now
+        self.seen = pruned(state, seen)
+        self.facts = facts
+        self.limits = limits
+        self.storing = storing
+        self.queue = list(seen.queue)
+        self.events: list[Event] = []
+        self.effects: list[Effect] = []
+        self.wakes: list[float] = []
+        self.granted: set[str] = set()
+        """Engines that were given a request in this turn; the gates' readings do not show it yet."""
+        self.cause = ""
+        """The request or event this turn's events go back to."""
+
+    def decision(self) -> Decision[SchedulerSeen]:
+        """What has been collected."""
+        return Decision(
+            events=tuple(self.events),
+            effects=tuple(self.effects),
+            seen=msgspec.structs.replace(self.seen, queue=tuple(self.queue)),
+            cause=self.cause if self.events else "",
+            wake_at=min(self.wakes, default=None),
+        )
+
+    # writing
+
+    def record(self, *events: Event, cause: str) -> None:
+        """Have events stored; a turn with events ends with the step that has them."""
+        if self.storing:
+            self.events += events
+            self.cause = cause
+
+    def update(self, **changes: object) -> None:
+        """Change what is seen."""
+        self.seen = msgspec.structs.replace(self.seen, **changes)
+
+    def answer(self, waiting: Waiting, outcome: object) -> None:
+        """A request waits no longer."""
+        self.queue.remove(waiting)
+        self.effects.append(Answer(key=waiting.request_id, outcome=outcome))
+
+    def change(self, waiting: Waiting, **changes: object) -> Waiting:
+        """Note something of a request, which keeps its place."""
+        changed = msgspec.structs.replace(waiting, **changes)
+        self.queue[self.queue.index(waiting)] = changed
+        return changed
+
+    # reading
+
+    @property
+    def silent(self) -> list[str]:
+        """Backends whose runner has not told its engines in this life: what they hold is not known."""
+        return [one.name for one in self.facts if one.name not in self.seen.engines]
+
+    def serving(self) -> Iterator[Engine]:
+        """Engines that shall be and are ready."""
+        for engine_id in self.state.loads:
+            engine = self.seen.engine(engine_id)
+            if engine is not None and engine.state == "ready":
+                yield engine
+
+    def empty(self) -> Iterator[tuple[Engine, GateReading]]:
+        """Of those, the ones nobody is inside."""
+        for engine in self.serving():
+            reading = self.seen.gates.get(engine.spec.engine_id)
+            if reading is not None and not reading.inside and engine.spec.engine_id not in self.granted:
+                yield engine, reading
+
+    def keep_alive(self, model_id: str, mode: Mode) -> float:
+        """Seconds a model stays after its last request: the request's wish, the configured, the default."""
+        key = config_key(model_id, mode)
+        wished = self.seen.keep_alive.get(key)
+        if wished is not None:
+            return wished
+        configured = self.state.configs.get(key, ModelConfigState()).keep_alive
+        return configured if configured is not None else self.limits.keep_alive
+
+    def account(self) -> Account:
+        """The ledger now: loads in flight, engines that run, and engines that have not let go yet."""
+        by_id = {load.spec.engine_id: load.spec for load in self.state.loads.values()}
+        alive = {engine.spec.engine_id: engine for engine in self.seen.alive()}
+        loading = sum(
+            spec.memory for one, spec in by_id.items() if one not in alive or alive[one].state == "starting"
+        )
+        for one, engine in alive.items():
+            by_id.setdefault(one, engine.spec)
+        return Account(
+            memory=self.seen.memory,
+            promised=sum(spec.memory for spec in by_id.values()),
+            unclaimed=loading,
+        )
+
+
+def eviction(
+    engine: Engine,
+    seen: SchedulerSeen,
+    now: Moment,
+    reason: str,
+    *,
+    in_favour_of: str = "",
+    needed: int = 0,
+    free: int = 0,
+) -> ev.EvictionDecided:
+    """The event that ends an engine, with the numbers that decided."""
+    reading = seen.gates.get(engine.spec.engine_id)
+    idle = now.monotonic - reading.idle_since if reading is not None and not reading.inside else 0.0
+    return ev.EvictionDecided(
+        engine_id=engine.spec.engine_id,
+        model_id=engine.spec.model_id,
+        model_ref=engine.spec.model_ref,
+        backend=engine.spec.backend,
+        reason=reason,
+        in_favour_of=in_favour_of,
+        idle_seconds=round(idle, 3),
+        memory=engine.spec.memory,
+        needed=needed,
+        free=free,
+    )
+
+
+def pruned(state: SchedulerState, seen: SchedulerSeen) -> SchedulerSeen:
+    """Forget what belongs to engines that need no longer be, so that nothing grows over weeks."""
+    loads = state.loads.keys()
+    alive = {one.spec.engine_id for one in seen.alive()}
+    wanted = {config_key(load.spec.model_id, load.spec.mode) for load in state.loads.values()}
+    wanted |= {config_key(one.model_id, one.mode) for one in seen.queue}
+    cooling = {f"{key}@{breaker.until}" for key, breaker in state.breakers.items()}
+    return msgspec.structs.replace(
+        seen,
+        met=seen.met & loads,
+        begun={one: at for one, at in seen.begun.items() if one in loads},
+        start_told={one: at for one, at in seen.start_told.items() if one in loads},
+        leaving={one: at for one, at in seen.leaving.items() if one in alive},
+        stop_told={one: at for one, at in seen.stop_told.items() if one in alive},
+        # A wish for keep-alive is about the engine that served it, not about the next one.
+        keep_alive={key: seconds for key, seconds in seen.keep_alive.items() if key in wanted},
+        cooling={name: at for name, at in seen.cooling.items() if name in cooling},
+    )

@@ -1,0 +1,373 @@
+"""The requests that wait, first come first served and fair between callers: step 3 of a scheduler turn."""
+
+from __future__ import annotations
+
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.choice import Install, Use, choose
+from greenroom.actors.effects import AdmitRequest, InformRequest
+from greenroom.actors.facts import Engine, EngineSpec, Model
+from greenroom.actors.kernel.core import Tell, refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.ledger import Account, Holding, fewest_victims, memory_needed
+from greenroom.actors.progress import install_job, load_job
+from greenroom.actors.scheduler_context import TurnContext, eviction
+from greenroom.actors.scheduler_refusals import (
+    breaker_open,
+    gib,
+    never_fits,
+    not_installable,
+    not_ready_yet,
+    not_stored,
+    pinned,
+)
+from greenroom.actors.scheduler_state import (
+    BreakerState,
+    FailedInstalls,
+    ModelConfigState,
+    Waiting,
+    Wish,
+    breaker_key,
+    config_key,
+)
+
+AGAIN = 5.0
+"""Seconds after which a command to another actor is told again: it is harmless, and may have been lost."""
+FAILURES_TO_OPEN = 3
+_FIRST_COOL_DOWN = 10.0
+LONGEST_COOL_DOWN = 300.0
+_CALLERS_REMEMBERED = 64
+_UNSTORED = frozenset({"stopping", "model_not_found", "journal_full"})
+"""Refusals that say nothing about a model that is here."""
+
+
+def cool_down(failures: int) -> float:
+    """Seconds for which something that keeps failing is left alone: doubling, bounded."""
+    return min(LONGEST_COOL_DOWN, _FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
+
+
+class QueueStep:
+    """Decides on every waiting request, until one of them has events."""
+
+    def __init__(self, context: TurnContext) -> None:
+        self._turn = context
+        self._behind: Waiting | None = None
+        """The first request that waits for memory which is going to be free: nobody overtakes it."""
+
+    def take(self) -> None:
+        """Go through the queue in turn."""
+        self._forget_wishes()
+        for waiting in self._in_turn():
+            if self._turn.events:
+                return
+            self._serve(waiting)
+
+    def _in_turn(self) -> list[Waiting]:
+        """Of each caller one after the other, first the one whose turn was longest ago."""
+        ranks: dict[str, int] = {}
+        keyed: list[tuple[int, int, int, Waiting]] = []
+        for position, waiting in enumerate(self._turn.queue):
+            rank = ranks[waiting.caller] = ranks.get(waiting.caller, -1) + 1
+            last = self._turn.seen.served.get(waiting.caller, -1)
+            keyed.append((rank, last, position, waiting))
+        return [waiting for *_, waiting in sorted(keyed, key=lambda one: one[:3])]
+
+    def _serve(self, waiting: Waiting) -> None:
+        """Decide on one waiting request.
+
+        a. The daemon stops, or the model is not here: refused.
+        b. A ready engine serves it: a place in its gate, and the answer.
+        c. A load it can use is in flight: it waits for that one.
+        d. Not everybody has told what is there and what runs: it waits, since memory is not known.
+        e. A backend is chosen; one that must be installed first is waited for, or refused by policy.
+        f. The breaker of this model on this installation is open: refused, with when to come back.
+        g. It can never fit: refused with the numbers. It fits: a load. It does not fit now: the least
+           recently used idle engines end, or it waits for room, and nobody overtakes it.
+        h. Whoever has waited too long is refused; the load or installation goes on.
+        """
+        turn, seen = self._turn, self._turn.seen
+        if seen.draining:  # a
+            self._refuse(waiting, refuse("stopping", "Greenroom is stopping.", status=503, retry_after=5.0))
+            return
+        model = seen.models.get(waiting.model_id) if seen.models is not None else None
+        if seen.models is not None and model is None:
+            name = waiting.model_ref
+            missing = f'model "{name}" is not here; run: greenroom pull {name}'
+            self._refuse(waiting, refuse("model_not_found", missing, status=404, subject=name))
+            return
+        serving = next((e for e in turn.serving() if fits(e.spec, waiting)), None)  # b
+        if serving is not None:
+            self._grant(waiting, serving)
+            return
+        load = next((one for one in turn.state.loads.values() if fits(one.spec, waiting)), None)  # c
+        if load is not None:
+            text = f"loading {waiting.model_ref} on {load.spec.backend}"
+            self._wait(waiting, "loading", text, load_job(load.spec.engine_id))
+            return
+        if model is None or seen.statuses is None or turn.silent:  # d
+            silent = ", ".join(turn.silent) or "what is installed"
+            self._wait(waiting, "starting", f"finding out what runs already ({silent})")
+            return
+        choice = choose(  # e
+            model, waiting.mode, waiting.backend, waiting.policy, turn.facts, seen.statuses
+        )
+        if isinstance(choice, Refusal):
+            self._refuse(waiting, choice)
+        elif isinstance(choice, Install):
+            self._install(waiting, choice)
+        else:
+            self._load(waiting, model, choice)
+
+    # b
+
+    def _grant(self, waiting: Waiting, engine: Engine) -> None:
+        spec = engine.spec
+        self._turn.effects.append(AdmitRequest(engine_id=spec.engine_id, request_id=waiting.request_id))
+        self._turn.answer(
+            waiting, msg.Granted(engine_id=spec.engine_id, backend=spec.backend, endpoint=engine.endpoint)
+        )
+        self._turn.granted.add(spec.engine_id)
+        served = dict(self._turn.seen.served)
+        now = max(served.values(), default=-1) + 1
+        served.pop(waiting.caller, None)
+        kept = dict(list(served.items())[-(_CALLERS_REMEMBERED - 1) :])
+        self._turn.update(served={**kept, waiting.caller: now})
+
+    # e
+
+    def _forget_wishes(self) -> None:
+        """Wishes the installer has decided on, and failures of what is installed by now."""
+        statuses = self._turn.seen.statuses or {}
+        settled = {
+            name
+            for name, wish in self._turn.seen.wishes.items()
+            if self._turn.seen.heard.get(name) == wish.token
+            or (name in statuses and (statuses[name].job or statuses[name].current is not None))
+        }
+        here = {name for name, status in statuses.items() if status.current is not None}
+        wishes = {name: wish for name, wish in self._turn.seen.wishes.items() if name not in settled}
+        failed = {name: one for name, one in self._turn.seen.failed_installs.items() if name not in here}
+        self._turn.update(wishes=wishes, failed_installs=failed)
+
+    def _install(self, waiting: Waiting, choice: Install) -> None:
+        """Wait for an installation.
+
+        1. The installer has a job: that is the one to wait for.
+        2. The job waited for is over, or the wish came to none: refused with the reason.
+        3. Requests for it failed again and again lately: refused with the reason and when to come back.
+        4. The installer was told by somebody: wait for its list; tell it again if that does not come.
+        5. Otherwise tell it.
+        """
+        turn, backend = self._turn, choice.backend
+        status = (turn.seen.statuses or {}).get(backend)
+        failure = status.failure if status is not None else None
+        wish = turn.seen.wishes.get(backend)
+        failed = turn.seen.failed_installs.get(backend)
+        now = turn.now.monotonic
+        if status is not None and status.job:  # 1
+            if waiting.job != status.job:
+                waiting = turn.change(waiting, job=status.job)
+        elif waiting.job or (waiting.token and (wish is None or wish.token != waiting.token)):  # 2
+            self._note_failed_install(backend, waiting.job or waiting.token)
+            self._refuse(waiting, not_installable(backend, failure))
+            return
+        elif failed is not None and failed.until > now:  # 3
+            self._refuse(waiting, not_installable(backend, failure, failed.until - now))
+            return
+        else:
+            if wish is None or now - wish.told_at >= AGAIN:  # 4, 5
+                token = wish.token if wish is not None else waiting.request_id
+                ensure = msg.Ensure(backend=backend, wanted_by="request", token=token)
+                turn.effects.append(Tell(to=msg.INSTALLER, command=ensure, cause=waiting.request_id))
+                wish = Wish(token=token, told_at=now)
+                turn.update(wishes={**turn.seen.wishes, backend: wish})
+            if waiting.token != wish.token:
+                waiting = turn.change(waiting, token=wish.token)
+        text = f"installing {backend}, since {choice.reason}"
+        self._wait(waiting, "installing", text, install_job(backend))
+
+    def _note_failed_install(self, backend: str, last: str) -> None:
+        """Once for each job, however many waited for it."""
+        old = self._turn.seen.failed_installs.get(backend)
+        if old is not None and old.last == last:
+            return
+        count = (old.count if old is not None else 0) + 1
+        until = self._turn.now.monotonic + cool_down(count) if count >= FAILURES_TO_OPEN else 0.0
+        failed = FailedInstalls(count=count, last=last, until=until)
+        self._turn.update(failed_installs={**self._turn.seen.failed_installs, backend: failed})
+
+    # f, g
+
+    def _load(self, waiting: Waiting, model: Model, choice: Use) -> None:
+        turn = self._turn
+        key = breaker_key(model.id, choice.backend, choice.installation_id)
+        breaker = turn.state.breakers.get(key)
+        if breaker is not None and (left := self._cooling(key, breaker)) > 0:  # f
+            self._refuse(waiting, breaker_open(waiting, choice.backend, breaker, left))
+            return
+        config = turn.state.configs.get(config_key(model.id, waiting.mode), ModelConfigState())
+        overhead = next(one.overhead for one in turn.facts if one.name == choice.backend)
+        need = memory_needed(model, config.context_size or 0, overhead)
+        account = turn.account()
+        held = sum(
+            load.spec.memory
+            for load in turn.state.loads.values()
+            if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
+        )
+        if need > account.memory.budget:  # g
+            self._refuse(waiting, never_fits(waiting.model_ref, need, account))
+        elif need > account.memory.budget - held:
+            self._refuse(waiting, pinned(waiting, need, held, account))
+        elif self._behind is not None:
+            text = f"waiting for memory, behind {self._behind.model_ref}"
+            self._wait(waiting, "waiting_for_memory", text)
+        elif need > account.free:
+            self._make_room(waiting, need, account)
+        elif not turn.storing:
+            self._refuse(waiting, not_stored())
+        else:
+            self._admit(waiting, model, choice, config, need, account)
+
+    def _cooling(self, key: str, breaker: BreakerState) -> float:
+        """Seconds until the breaker may be tried again."""
+        if not breaker.until:
+            return 0.0
+        turn, name = self._turn, f"{key}@{breaker.until}"
+        until = turn.seen.cooling.get(name)
+        if until is None:
+            left = min(max(0.0, breaker.until - turn.now.wall), LONGEST_COOL_DOWN)
+            until = turn.now.monotonic + left
+            turn.update(cooling={**turn.seen.cooling, name: until})
+        return until - turn.now.monotonic
+
+    def _admit(
+        self,
+        waiting: Waiting,
+        model: Model,
+        choice: Use,
+        config: ModelConfigState,
+        need: int,
+        account: Account,
+    ) -> None:
+        turn = self._turn
+        engine_id = f"{int(turn.now.wall * 1000):x}-{turn.state.admitted + 1}"
+        spec = EngineSpec(
+            engine_id=engine_id,
+            backend=choice.backend,
+            installation_id=choice.installation_id,
+            model_id=model.id,
+            model_ref=waiting.model_ref,
+            mode=waiting.mode,
+            context_size=config.context_size or 0,
+            flags=config.flags or (),
+            memory=need,
+        )
+        chosen = ev.BackendChosen(
+            model_id=model.id,
+            model_ref=waiting.model_ref,
+            mode=waiting.mode,
+            backend=choice.backend,
+            installation_id=choice.installation_id,
+            reasons=choice.reasons,
+        )
+        key = config_key(model.id, waiting.mode)
+        admitted = ev.LoadAdmitted(
+            spec=spec,
+            promised=account.promised + need,
+            budget=account.memory.budget,
+            refused_before=turn.seen.refused.get(key, 0),
+        )
+        turn.record(chosen, admitted, cause=waiting.request_id)
+        turn.update(
+            begun={**turn.seen.begun, engine_id: turn.now.monotonic},
+            refused={k: v for k, v in turn.seen.refused.items() if k != key},
+        )
+
+    def _make_room(self, waiting: Waiting, need: int, account: Account) -> None:
+        turn = self._turn
+        alive = turn.seen.alive()
+        coming = sum(one.spec.memory for one in alive if one.spec.engine_id not in turn.state.loads)
+        victims = fewest_victims(need - account.free - coming, self._idle())
+        if victims and not turn.storing:
+            self._refuse(waiting, not_stored())
+            return
+        for victim in victims:
+            engine = turn.seen.engine(victim.engine_id)
+            assert engine is not None
+            turn.record(
+                eviction(
+                    engine,
+                    turn.seen,
+                    turn.now,
+                    "room",
+                    in_favour_of=waiting.model_ref,
+                    needed=need,
+                    free=account.free,
+                ),
+                cause=waiting.request_id,
+            )
+        # Memory that others on this machine use may never come back: nobody has to wait behind that.
+        yielding = sum(
+            one.spec.memory
+            for one in alive
+            if one.spec.engine_id not in turn.state.loads
+            or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
+        )
+        if account.memory.available + yielding >= need:
+            self._behind = waiting
+        text = f"waiting for memory: it needs {gib(need)}, {gib(account.free)} are free"
+        self._wait(waiting, "waiting_for_memory", text)
+
+    def _idle(self) -> list[Holding]:
+        """Engines that may be ended for others: ready, empty, not pinned, not waited for."""
+        return [
+            Holding(engine_id=one.spec.engine_id, memory=one.spec.memory, idle_since=reading.idle_since)
+            for one, reading in self._turn.empty()
+            if self._turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
+            and not any(fits(one.spec, waiting) for waiting in self._turn.queue)
+        ]
+
+    # h, and whoever is refused
+
+    def _wait(self, waiting: Waiting, phase: str, text: str, follows: str = "") -> None:
+        turn = self._turn
+        waited = turn.now.monotonic - waiting.since
+        if waited >= turn.limits.max_wait:  # h
+            self._refuse(waiting, not_ready_yet(waiting, waited, text))
+            return
+        turn.wakes.append(waiting.since + turn.limits.max_wait)
+        if (waiting.follows, waiting.said) != (follows, text):
+            turn.change(waiting, follows=follows, said=text)
+            turn.effects.append(
+                InformRequest(request_id=waiting.request_id, phase=phase, message=text, follows=follows)
+            )
+
+    def _refuse(self, waiting: Waiting, refusal: Refusal) -> None:
+        """Answer no, and store the reason when it is a new one for this model since its last load."""
+        turn = self._turn
+        turn.answer(waiting, refusal)
+        if refusal.code in _UNSTORED:
+            return
+        key = config_key(waiting.model_id, waiting.mode)
+        count = turn.seen.refused.get(key, 0) + 1
+        turn.update(refused={**turn.seen.refused, key: count})
+        if refusal.code not in turn.state.refusals.get(key, ()):
+            refused = ev.LoadRefused(
+                model_id=waiting.model_id,
+                model_ref=waiting.model_ref,
+                mode=waiting.mode,
+                code=refusal.code,
+                message=refusal.message,
+                numbers=refusal.numbers,
+                count=count,
+            )
+            turn.record(refused, cause=waiting.request_id)
+
+
+def fits(spec: EngineSpec, waiting: Waiting) -> bool:
+    """Whether this engine could serve that request."""
+    same = spec.model_id == waiting.model_id and spec.mode == waiting.mode
+    return same and waiting.backend in ("", spec.backend)
+
+
+__all__ = ["AGAIN", "FAILURES_TO_OPEN", "LONGEST_COOL_DOWN", "QueueStep", "cool_down", "fits"]

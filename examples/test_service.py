@@ -1,6 +1,6 @@
 """Testing a service that has Greenroom inside: a fixture that gives a test a whole one, with a fake engine.
 
-    cd examples && python -m pytest test_service.py
+It finds `service.py` when it is run in its folder: `cd examples && python -m pytest test_service.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from greenroom.actors.messages import LIBRARY, Pull
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.testing import fake_backend, tiny_gguf
-from service import make_app  # examples/service.py
+from service import make_app
 
 ENGINE = Path(__file__).parent / "echo_engine.py"
 

@@ -180,7 +180,7 @@ class Greenroom:
         try:
             system.start()
         except BaseException:
-            system.stop()
+            self._stop_system(system)
             raise
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
 
@@ -211,7 +211,7 @@ class Greenroom:
             with contextlib.suppress(KernelError, TimeoutError):
                 stopped = msg.NoteStopped(pid=os.getpid(), reason=reason)
                 system.ask(msg.DAEMON, stopped).get(timeout=5)
-        system.stop()
+        self._stop_system(system)
         self._system = None
         if self._lock is not None:
             self._lock.release()
@@ -330,6 +330,12 @@ class Greenroom:
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
+
+    def _stop_system(self, system: ActorSystem) -> None:
+        system.stop()
+        if self._clock is None:
+            # The system ends only a clock of its own, and this one is ours.
+            system.clock.close()
 
     def _end_hands(self, keep_engines: float | None) -> None:
         if self._host is not None:

@@ -1,0 +1,97 @@
+"""Greenroom inside another program: without HTTP, beside the program's own actors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import blockbuster_ctx
+from counting import COUNTER, Add, Counter, Total
+from greenroom.actors.journal.reader import JournalReader
+from greenroom.actors.kernel.errors import StartFailed
+from greenroom.actors.messages import LIBRARY, Pull
+from greenroom.actors.testing import RecordingHands
+from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.testing import fake_backend, tiny_gguf
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short path: sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="gr-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def made(home: Path, programs: Path) -> Greenroom:
+    settings = Settings(home=home, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
+    return Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")})
+
+
+def types(home: Path) -> list[str]:
+    with JournalReader(home / "journal.db") as reader:
+        return [record.type for record in reader.read()]
+
+
+def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path, programs: Path) -> None:
+    for expected in (2, 4):
+        greenroom = made(home, programs)
+        greenroom.register(Counter(), hands=RecordingHands())
+        with greenroom:
+            assert greenroom.system.ask(COUNTER, Add(by=2)).get(timeout=5) == expected
+    assert types(home).count("counted") == 2
+    assert types(home).count("daemon_started") == 2
+    with made(home, programs) as without:
+        # Its stream is dormant now, and harms nobody.
+        assert without.models() == ()
+    greenroom = made(home, programs)
+    greenroom.register(Counter(), hands=RecordingHands())
+    with greenroom:
+        assert greenroom.system.ask(COUNTER, Total()).get(timeout=5) == 4
+        with pytest.raises(StartFailed, match="before the start"):
+            greenroom.register(Counter("late"))
+
+
+async def test_two_greenrooms_live_in_one_asyncio_program(home: Path, programs: Path, tmp_path: Path) -> None:
+    with blockbuster_ctx("greenroom"):
+        async with made(home / "one", programs) as one, made(home / "two", programs) as two:
+            model = await asyncio.to_thread(tiny_gguf, tmp_path / "tiny.gguf")
+            pulled = await one.system.ask(LIBRARY, Pull(reference=f"file:{model}"))
+            assert [model.id for model in one.models()] == [pulled.model.id]
+            assert two.models() == ()
+            assert one.instance_id != two.instance_id
+    assert "model_committed" in types(home / "one")
+    assert "model_committed" not in types(home / "two")
+
+
+def test_it_leaves_nothing_behind_in_its_host(home: Path, programs: Path) -> None:
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
+    threads, handlers = set(threading.enumerate()), list(logging.getLogger().handlers)
+    with made(home, programs) as greenroom:
+        assert greenroom.statuses()
+    assert {number: signal.getsignal(number) for number in signals} == signals
+    assert logging.getLogger().handlers == handlers
+    left = set(threading.enumerate()) - threads
+    for thread in left:
+        thread.join(5)
+    assert not [thread.name for thread in left if thread.is_alive()]
+
+
+async def test_a_start_that_is_cancelled_leaves_the_data_directory_free(home: Path, programs: Path) -> None:
+    greenroom = made(home, programs)
+    entering = asyncio.ensure_future(greenroom.__aenter__())
+    await asyncio.sleep(0)
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    async with made(home, programs) as another:
+        assert another.statuses()

@@ -43,7 +43,7 @@ format: $(VENV)/.installed-dev ## mend what ruff can mend
 	$(BIN)/ruff format
 
 bench: $(VENV)/.installed-dev ## measure, beside the bare engine; JSON on standard output
-	$(BIN)/python -m bench
+	@for program in bench/*.py; do $(BIN)/python $$program || exit 1; done
 
 clean: ## remove what was built; models and backends in the data directory stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

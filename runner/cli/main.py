@@ -157,7 +157,7 @@ def _unexpected(error: Exception) -> str:
     except (OSError, BadSetting):
         where = Path(error.__traceback__.tb_frame.f_code.co_filename).name if error.__traceback__ else "?"
         return f"Something unexpected went wrong ({kind}: {error}; in {where})."
-    return f"Something unexpected went wrong ({kind}: {error}). The details are in {log}"
+    return f"Something unexpected went wrong ({kind}: {error}). The details are in {log}."
 
 
 def _without_prompts(arguments: list[str]) -> list[str]:

@@ -54,7 +54,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_file(
 
     assert outcome.code == 1
     assert outcome.err.count("\n") == 1
-    assert f"ZeroDivisionError: division by zero). The details are in {home}/cli-errors.log" in outcome.err
+    assert f"ZeroDivisionError: division by zero). The details are in {home}/cli-errors.log." in outcome.err
     assert "Traceback" in (home / "cli-errors.log").read_text()
 
 

@@ -1,0 +1,110 @@
+"""What README, CI and the container promise is one and the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def commands() -> list[str]:
+    """The README's commands, in the order in which it has them."""
+    return re.findall(r"^```sh\n(make \w+)\n```$", read("README.md"), re.MULTILINE)
+
+
+def test_the_readme_has_two_commands_one_to_run_and_one_to_test() -> None:
+    assert commands() == ["make run", "make test"]
+
+
+def test_ci_and_the_container_run_the_readmes_test_command() -> None:
+    test = commands()[1]
+
+    assert re.search(rf"^{test}\b", read(".ci/run"), re.MULTILINE)
+    assert read("Dockerfile.test").splitlines()[-1] == f"RUN {test}"
+
+
+def test_the_container_is_a_base_image_make_a_copy_and_the_test_command_and_nothing_else() -> None:
+    lines = read("Dockerfile.test").splitlines()
+
+    assert [line.split()[0] for line in lines] == ["FROM", "RUN", "COPY", "WORKDIR", "RUN"]
+    assert re.fullmatch(r"RUN apt-get update && apt-get install --yes --no-install-recommends make", lines[1])
+
+
+def test_ci_checks_before_it_tests_and_needs_no_terminal() -> None:
+    script = read(".ci/run")
+
+    assert script.index("\nmake check\n") < script.index("\nmake test ")
+    assert "exec </dev/null" in script
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_what_the_readme_links_to_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", read("README.md")):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ([], ["run", "smollm2", "--", "Write one sentence about the sea."]),
+        (['PROMPT=It\'s $5 "now"', "MODEL=ai/gemma3"], ["run", "ai/gemma3", "--", 'It\'s $5 "now"']),
+        (["PROMPT=--help"], ["run", "smollm2", "--", "--help"]),
+        (["PROMPT="], ["run", "smollm2"]),
+    ],
+)
+def test_make_run_asks_exactly_what_was_typed(tmp_path: Path, arguments: list[str], asked: list[str]) -> None:
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    for name, text in (
+        ("python", "#!/bin/sh\n"),
+        ("greenroom", f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n"),
+    ):
+        (venv / "bin" / name).write_text(text)
+        (venv / "bin" / name).chmod(0o755)
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    for _ in range(2):
+        made = subprocess.run(
+            ["make", "run", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+        assert made.returncode == 0, made.stderr
+        assert made.stdout.splitlines()[-1] == str(asked)
+    assert len(made.stdout.splitlines()) == 1, "the second time nothing is installed"
+
+
+def test_every_setting_is_documented() -> None:
+    from greenroom.runner.config import NAMES
+
+    documented = re.findall(r"^\| `(\w+)` \|", read("docs/configuration.md"), re.MULTILINE)
+
+    assert set(documented) == set(NAMES) - {"models", "backends"}
+
+
+def test_every_command_and_exit_code_is_documented() -> None:
+    from greenroom.runner.cli import exit_codes
+    from greenroom.runner.cli.main import _COMMANDS
+
+    text = read("docs/cli.md")
+
+    for command in _COMMANDS:
+        assert re.search(rf"^\| `{command}[` ]", text, re.MULTILINE), command
+    codes = {str(value) for name, value in vars(exit_codes).items() if name.isupper()}
+    assert set(re.findall(r"^\| (\d+) \|", text, re.MULTILINE)) == codes

@@ -356,6 +356,7 @@ class GateEmptied(Command, frozen=True, kw_only=True):
 class Pull(Command, frozen=True, kw_only=True):
     """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
 
+    SECRETS = ("token",)
     reference: str
     """Canonical."""
     wanted_by: WantedBy = "explicit"

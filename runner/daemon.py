@@ -47,6 +47,7 @@ from greenroom.runner.failures import JobFailed
 from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.disk import folder_of, python_of
+from greenroom.runner.installations.sources import redact
 from greenroom.runner.models.catalogue import Catalogue
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
@@ -136,7 +137,7 @@ class Greenroom:
         self._store.prepare()
         clock = self._clock or SystemClock()
         journal = self._journal or SqliteJournal(self.home / "journal.db")
-        system = ActorSystem(journal, clock=clock, on_failure=self._failed)
+        system = ActorSystem(journal, clock=clock, on_failure=self._failed, redact=redact)
         self._system = system
         tell = self._tell
         installer, runner = InstallerHands(tell, self.board), RunnerHands(tell, self.board)
@@ -174,9 +175,7 @@ class Greenroom:
         )
         for core, hands in self._guests:
             system.register(core, hands=hands)
-        self.gates.on_empty = Emptied(
-            clock, lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one))
-        )
+        self.gates.on_empty = Emptied(clock, lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one)))
         try:
             system.start()
         except BaseException:

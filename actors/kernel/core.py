@@ -47,6 +47,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something that is asked or reported."""
 
+    SECRETS: ClassVar[tuple[str, ...]] = ()
+    """Text fields, such as a token, that must never be stored, not even of a command that failed."""
+
 
 class Recovered(Command, frozen=True, kw_only=True):
     """The first command of every life: the state is replayed, now look at the world."""

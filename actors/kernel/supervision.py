@@ -75,3 +75,12 @@ def as_text(command: Command) -> str:
         return msgspec.json.encode(command, enc_hook=repr).decode()
     except Exception:  # noqa: BLE001 - a command nobody can encode may be why it failed
         return object.__repr__(command)
+
+
+def without_secrets(command: Command, text: str) -> str:
+    """The text with every secret of this command taken out."""
+    for name in type(command).SECRETS:
+        secret = str(getattr(command, name))
+        if secret:
+            text = text.replace(secret, "***")
+    return text

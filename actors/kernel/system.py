@@ -28,7 +28,13 @@ from greenroom.actors.kernel.errors import (
 from greenroom.actors.kernel.replay import PARKED, Replayed, replay
 from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.shell import Asked, Shell
-from greenroom.actors.kernel.supervision import CommandParked, Complaints, as_text, in_one_line
+from greenroom.actors.kernel.supervision import (
+    CommandParked,
+    Complaints,
+    as_text,
+    in_one_line,
+    without_secrets,
+)
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
@@ -59,7 +65,7 @@ class ActorSystem:
         """Make a system that owns `journal` (it closes it) and, unless one is given, its clock.
 
         `on_failure` hears once, from any thread, that the system has stopped itself. `redact` takes
-        secrets out of what is stored of a command that failed.
+        secrets out of what is stored of a command that failed, beside those the command names itself.
         """
         self.journal = journal
         self.clock: Clock = clock if clock is not None else SystemClock()
@@ -305,8 +311,8 @@ class ActorSystem:
         event = CommandParked(
             actor=str(core.address),
             command=type(command).__name__,
-            fields=self._redact(as_text(command))[:4_000],
-            traceback=self._redact("".join(traceback.format_exception(error)))[-8_000:],
+            fields=self._clean(command, as_text(command))[:4_000],
+            traceback=self._clean(command, "".join(traceback.format_exception(error)))[-8_000:],
             count=count,
         )
         try:
@@ -354,6 +360,9 @@ class ActorSystem:
         """One message is under way."""
         with self._rest:
             self._in_flight += 1
+
+    def _clean(self, command: Command, text: str) -> str:
+        return self._redact(without_secrets(command, text))
 
     def _nobody(self, address: Address) -> UnknownActor | ActorStopped:
         if address in self._registered:

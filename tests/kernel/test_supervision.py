@@ -172,12 +172,20 @@ def test_parked_commands_are_numbered_on_after_a_restart(bench, make_bench) -> N
 
 
 def test_secrets_are_taken_out_of_what_is_parked(make_bench) -> None:
+    class Login(Run, frozen=True, kw_only=True):
+        SECRETS = ("token",)
+        token: str
+
     bench = make_bench()
-    bench.system._redact = lambda text: text.replace("hf_secret", "***")
+    bench.system._redact = lambda text: text.replace("alice:pass@", "***@")
     bench.start()
+    what = lambda: fail("hf_secret was not accepted by https://alice:pass@example.org")  # noqa: E731
     with pytest.raises(Refused):
-        bench.system.ask(COUNTER, Run(what=lambda: fail("token hf_secret"))).get(timeout=5)
-    assert "hf_secret" not in "".join(record.data for record in bench.journal.read())
+        bench.system.ask(COUNTER, Login(what=what, token="hf_secret")).get(timeout=5)
+    [event] = parked(bench)
+    assert "hf_secret" not in event.fields + event.traceback
+    assert "alice" not in event.traceback
+    assert "*** was not accepted by https://***@example.org" in event.traceback
 
 
 def test_an_error_that_cannot_even_be_printed_is_survived(bench) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,7 +37,7 @@ class FakeDaemon:
     """Answers routes with what a test says, and remembers what it was asked.
 
     A route's answer is a value (sent as JSON), a text, a `(status, value)`, a list of lines, or a function of
-    the request that gives one of these.
+    the request that gives one of these, or an iterator of lines that are sent as they come.
     """
 
     url: str = ""
@@ -68,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
         answer = self.daemon.routes.get(f"{self.command} {self.path}", (404, "404 page not found"))
         if callable(answer):
             answer = answer(seen)
+        if isinstance(answer, Iterator):
+            self._stream(answer)
+            return
         status, value = answer if isinstance(answer, tuple) else (200, answer)
         if isinstance(value, list) and all(isinstance(line, str) for line in value) and value:
             content = "".join(f"{line}\n" for line in value).encode()
@@ -77,6 +80,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def _stream(self, lines: Iterator[str]) -> None:
+        self.send_response(200)
+        self.end_headers()
+        # A client that leaves in the middle is what some tests are about.
+        with suppress(ConnectionError):
+            for line in lines:
+                self.wfile.write(f"{line}\n".encode())
 
     def log_message(self, *args: Any) -> None:
         """Tests read what they asked for, not a log."""

@@ -64,7 +64,12 @@ class Web:
         raise _refused(without_credentials(url), response.status)
 
     def send(
-        self, url: str, *, headers: Mapping[str, str] | None = None, method: str = "GET"
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        method: str = "GET",
+        body: bytes | None = None,
     ) -> BaseHTTPResponse:
         """Send a request and return the answer unread, whatever its status.
 
@@ -82,7 +87,13 @@ class Web:
         bare = without_credentials(url)
         try:
             return self._pool(bare).request(
-                method, bare, headers=sent, preload_content=False, retries=_ONCE, timeout=self._timeout()
+                method,
+                bare,
+                body=body,
+                headers=sent,
+                preload_content=False,
+                retries=_ONCE,
+                timeout=self._timeout(),
             )
         except (HTTPError, OSError, ValueError) as error:
             raise self.failure(url, error) from error

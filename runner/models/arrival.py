@@ -18,7 +18,7 @@ from typing import Literal
 from greenroom.runner.failures import JobCancelled
 from greenroom.runner.models.durable import sync_file
 from greenroom.runner.models.failures import from_os_error, hash_mismatch, not_a_model
-from greenroom.runner.models.manifest import Layer
+from greenroom.runner.models.manifest import Artifact, Layer
 from greenroom.runner.models.references import BadReference, blob_name, relative_name
 
 _CHUNK = 2**20
@@ -41,6 +41,10 @@ class Arrival:
         self._files = self.folder / "files"
         self._files.mkdir()
         self.layers: list[Layer] = []
+        self.artifact: Artifact | None = None
+        """The manifest it was published with, for sources that have one: it keeps its id."""
+        self.extras: list[Path] = []
+        """Files out of archives among the layers: read for metadata, not stored."""
         self.origin: dict[str, tuple[int, int]] = {}
 
     def take(

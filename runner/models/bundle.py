@@ -15,8 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greenroom.runner.models.gguf import shard_of
-from greenroom.runner.models.manifest import CHAT_TEMPLATE, GGUF, MMPROJ, Manifest, file_names
+from greenroom.runner.models.manifest import (
+    ARCHIVES,
+    CHAT_TEMPLATE,
+    GGUF,
+    MMPROJ,
+    Manifest,
+    file_names,
+    kind_of,
+)
 from greenroom.runner.models.references import relative_name
+from greenroom.runner.models.unpacking import unpack
 
 
 @dataclass(frozen=True)
@@ -34,16 +43,19 @@ def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -
 
     Raises:
         BadReference: the manifest names a file outside the bundle.
+        JobFailed: permanent, `not_a_model`: an archive in the model is hostile.
         OSError: a blob is missing, or the disk refused.
     """
     files = [(layer, relative_name(name)) for layer, name in file_names(manifest)]
     model = folder / "model"
-    if not all(_same(model / name, blob(layer.digest)) for layer, name in files):
-        _make(folder, {model.relative_to(folder) / name: blob(layer.digest) for layer, name in files})
+    archives = [blob(layer.digest) for layer in manifest.layers if kind_of(layer) in ARCHIVES]
+    if not model.is_dir() or not all(_same(model / name, blob(layer.digest)) for layer, name in files):
+        names = {model.relative_to(folder) / name: blob(layer.digest) for layer, name in files}
+        _make(folder, names, archives)
     weights = sorted(
-        (str(name) for layer, name in files if layer.media_type == GGUF), key=lambda n: (shard_of(n), n)
+        (str(name) for layer, name in files if kind_of(layer) == GGUF), key=lambda n: (shard_of(n), n)
     )
-    kinds = {layer.media_type: model / name for layer, name in files}
+    kinds = {kind_of(layer): model / name for layer, name in files}
     return Bundle(
         path=model / weights[0] if weights else model,
         mmproj=kinds.get(MMPROJ),
@@ -56,7 +68,7 @@ def remove_bundle(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make(folder: Path, files: dict[Path, Path]) -> None:
+def _make(folder: Path, files: dict[Path, Path], archives: list[Path]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     try:
@@ -65,6 +77,8 @@ def _make(folder: Path, files: dict[Path, Path]) -> None:
             target = fresh / name
             target.parent.mkdir(parents=True, exist_ok=True)
             _link(blob, target)
+        for archive in archives:
+            unpack(archive, fresh / "model")
         if folder.exists():
             # An engine that has the old files open keeps them; the name is free at once.
             folder.rename(fresh.with_name(f"{fresh.name}-old"))

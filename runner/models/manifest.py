@@ -27,6 +27,19 @@ MMPROJ = "application/vnd.docker.ai.mmproj"
 CHAT_TEMPLATE = "application/vnd.docker.ai.chat.template.jinja"
 MODEL_FILE = "application/vnd.docker.ai.model.file"
 
+ARCHIVES = frozenset({"application/vnd.docker.ai.vllm.config.tar", "application/vnd.docker.ai.dir.tar"})
+"""Layers that are tars of small files, in older artifacts."""
+CONFIGS = (CONFIG_TYPED, CONFIG_FILES, "application/vnd.cncf.model.config.v1+json")
+"""The configurations of models; what has another is something else."""
+
+_SYNONYMS = {
+    "application/vnd.cncf.model.weight.v1.raw": MODEL_FILE,
+    "application/vnd.cncf.model.weight.config.v1.raw": MODEL_FILE,
+    "application/vnd.cncf.model.doc.v1.raw": MODEL_FILE,
+    "application/vnd.cncf.model.weight.v1.gguf": GGUF,
+    "application/vnd.cncf.model.weight.v1.safetensors": SAFETENSORS,
+}
+
 FILEPATH = "org.cncf.model.filepath"
 _UNTESTED = "org.cncf.model.file.mediatype.untested"
 
@@ -158,27 +171,38 @@ def decode(data: bytes, digest: str) -> Manifest:
         raise ValueError(f"It is no manifest: {error}.") from error
 
 
+def kind_of(layer: Descriptor) -> str:
+    """What a layer is, as one of our media types; its own media type if it is none of them.
+
+    The CNCF's types and Docker's newer ones say only that it is a file: then its name says what it is.
+    """
+    kind = _SYNONYMS.get(layer.media_type, layer.media_type)
+    name = layer.annotations.get(FILEPATH, "")
+    if name and kind in (MODEL_FILE, GGUF):
+        return Layer(name, layer.digest, layer.size).media_type
+    return kind
+
+
 def file_names(manifest: Manifest) -> list[tuple[Descriptor, str]]:
     """Each layer with the name its file has in a bundle; names come from annotations where there are any.
 
     Layers that are not files (tars, licences) are left out. The names are checked by whoever makes paths.
     """
     plain = {GGUF: "model.gguf", MMPROJ: "model.mmproj", CHAT_TEMPLATE: "template.jinja"}
-    counts = {
-        kind: sum(layer.media_type == kind for layer in manifest.layers) for kind in (GGUF, SAFETENSORS)
-    }
-    seen = dict.fromkeys(counts, 0)
+    kinds = [kind_of(layer) for layer in manifest.layers]
+    seen = dict.fromkeys((GGUF, SAFETENSORS), 0)
     named: list[tuple[Descriptor, str]] = []
-    for layer in manifest.layers:
-        kind = layer.media_type
+    for layer, kind in zip(manifest.layers, kinds, strict=True):
         if kind in seen:
             seen[kind] += 1
         suffix = "gguf" if kind == GGUF else "safetensors"
+        if kind in ARCHIVES:
+            continue
         if layer.annotations.get(FILEPATH):
             named.append((layer, layer.annotations[FILEPATH]))
-        elif counts.get(kind, 0) > 1:
-            named.append((layer, f"model-{seen[kind]:05d}-of-{counts[kind]:05d}.{suffix}"))
-        elif kind in counts:
+        elif kind in seen and kinds.count(kind) > 1:
+            named.append((layer, f"model-{seen[kind]:05d}-of-{kinds.count(kind):05d}.{suffix}"))
+        elif kind in seen:
             named.append((layer, f"model.{suffix}"))
         elif kind in plain:
             named.append((layer, plain[kind]))

@@ -40,9 +40,8 @@ def read_metadata(files: Sequence[Path]) -> Metadata:
     """
     from greenroom.runner.models import gguf, safetensors
 
-    if any(path.suffix.lower() == ".gguf" for path in files):
-        return gguf.read_shards([p for p in files if p.suffix.lower() == ".gguf"])
-    return safetensors.read_files(files)
+    ggufs = [path for path in files if path.suffix.lower() == ".gguf" and "mmproj" not in path.name.lower()]
+    return gguf.read_shards(ggufs) if ggufs else safetensors.read_files(files)
 
 
 def count_text(count: int) -> str:

@@ -37,7 +37,7 @@ from greenroom.runner.models.durable import TEMPORARY, sync_folder, write_atomic
 from greenroom.runner.models.failures import from_os_error
 from greenroom.runner.models.layout import LAYOUT_VERSION, Entry, Index, IndexDamaged
 from greenroom.runner.models.manifest import Manifest
-from greenroom.runner.models.metadata import Metadata, read_metadata
+from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import BadReference, blob_name, familiar
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,6 @@ class Store:
         tag: str = "",
         source: str = "",
         fingerprint: str = "",
-        metadata: Metadata | None = None,
     ) -> Model:
         """Take an arrival's files into the store under their digests, and name the model in the index.
 
@@ -197,8 +196,8 @@ class Store:
         Raises:
             JobFailed: its files are no model, or the disk refused; the store is as before.
         """
-        metadata = metadata or read_metadata(arrival.paths())
-        artifact = artifacts.build(arrival.layers, metadata)
+        metadata = read_metadata([*arrival.paths(), *arrival.extras])
+        artifact = arrival.artifact or artifacts.build(arrival.layers, metadata)
         model = Model(
             id=artifact.id,
             tags=(tag,) if tag else (),

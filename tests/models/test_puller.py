@@ -252,7 +252,6 @@ def test_a_folder_of_safetensors_is_imported_through_links(
         ("/dev/null", "not_a_model", "neither a file nor a folder"),
         ("/etc/hostname", "not_a_model", "not a model"),
         ("/usr", "not_a_model", "holds no model"),
-        ("ai/gemma3", "unknown_source", "ai/gemma3"),
         ("0123456789ab", "no_such_model", "id"),
     ],
 )

@@ -11,7 +11,7 @@ def source_for(reference: Reference, context: Context) -> Source:
     """The source that can fetch this reference.
 
     Raises:
-        JobFailed: permanent, `unknown_source`, when none can.
+        JobFailed: permanent, `no_such_model`: an id says nothing about where the model is.
     """
     if reference.scheme == "path":
         from greenroom.runner.models.sources.path import PathSource
@@ -31,9 +31,6 @@ def source_for(reference: Reference, context: Context) -> Source:
             f"No model with the id {shown(reference.text)} is here, and an id does not say where to get it.",
             advice="Name the model instead; greenroom list shows what is here.",
         )
-    raise JobFailed.permanent(
-        "unknown_source",
-        f"Registries are not among the sources of this version, so {shown(reference.text)} cannot be pulled.",
-        advice="Models come from the catalogue (smollm2), from hf.co/ORGANISATION/MODEL, from "
-        "pypi:PACKAGE==VERSION/FILE, and from files and folders (./model.gguf).",
-    )
+    from greenroom.runner.models.sources.oci import OciSource
+
+    return OciSource(context)

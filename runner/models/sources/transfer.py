@@ -47,6 +47,8 @@ class Piece:
     git_oid: str = ""
     """SHA-1 by which git knows the file, where there is no digest."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    renewed: Callable[[], Mapping[str, str]] | None = field(default=None, repr=False)
+    """Fresh headers after a 401: tokens of registries live for minutes, downloads for hours."""
 
 
 class Transfer:
@@ -185,8 +187,11 @@ class Transfer:
         return size, sums
 
     def _begin(self, piece: Piece, offset: int) -> BaseHTTPResponse:
-        headers = dict(piece.headers) | ({"Range": f"bytes={offset}-"} if offset else {})
-        response = self._web.send(piece.url, headers=headers)
+        wanted = {"Range": f"bytes={offset}-"} if offset else {}
+        response = self._web.send(piece.url, headers={**piece.headers, **wanted})
+        if response.status == 401 and piece.renewed is not None:
+            response.close()
+            response = self._web.send(piece.url, headers={**piece.renewed(), **wanted})
         with self._lock:
             self._open.add(response)
         if response.status == 206 and offset:

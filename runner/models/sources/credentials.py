@@ -1,0 +1,116 @@
+"""Who we are to a registry: Docker's own configuration and credential helpers, read and never written."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+DOCKER_HUB = "https://index.docker.io/v1/"
+"""The name under which Docker's configuration keeps the Hub."""
+_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SECONDS = 20.0
+_LIMIT = 2**20
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A user's name and password, or an identity token that stands for both."""
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.identity_token or (self.user and self.password))
+
+    def basic(self) -> str:
+        """The value of an `Authorization` header."""
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+
+
+def credentials_for(registry: str, environment: Mapping[str, str] | None = None) -> Credentials:
+    """What Docker would use for this registry (`host[:port]`): `credHelpers`, `credsStore`, `auths`.
+
+    Each only ever gets its own: a name that does not match exactly gets none.
+    """
+    environment = os.environ if environment is None else environment
+    config = _config(environment)
+    names = [DOCKER_HUB, "index.docker.io", "docker.io"] if registry == "docker.io" else [registry]
+    helpers, auths = _table(config, "credHelpers"), _table(config, "auths")
+    for name in names:
+        helper = helpers.get(name) or config.get("credsStore")
+        if isinstance(helper, str) and (found := _ask_helper(helper, name, environment)):
+            return found
+    for known, entry in auths.items():
+        if _host(known) in {_host(name) for name in names} and isinstance(entry, dict):
+            return _decoded(entry)
+    return Credentials()
+
+
+def _config(environment: Mapping[str, str]) -> dict[str, Any]:
+    folder = environment.get("DOCKER_CONFIG") or Path(environment.get("HOME") or "~").expanduser() / ".docker"
+    file = Path(folder, "config.json")
+    try:
+        if file.stat().st_size > _LIMIT:
+            return {}
+        config = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, so registries are asked without credentials: %s", file, error)
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _table(config: dict[str, Any], name: str) -> dict[str, Any]:
+    table = config.get(name)
+    return table if isinstance(table, dict) else {}
+
+
+def _host(name: str) -> str:
+    return re.sub(r"^https?://", "", name).partition("/")[0]
+
+
+def _decoded(entry: dict[str, Any]) -> Credentials:
+    token = entry.get("identitytoken")
+    if isinstance(token, str) and token:
+        return Credentials(identity_token=token)
+    try:
+        text = base64.b64decode(str(entry.get("auth", "")), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        text = ""
+    user, _, password = text.partition(":")
+    return Credentials(user or str(entry.get("username", "")), password or str(entry.get("password", "")))
+
+
+def _ask_helper(helper: str, name: str, environment: Mapping[str, str]) -> Credentials:
+    if not _HELPER.fullmatch(helper):
+        return Credentials()
+    program = f"docker-credential-{helper}"
+    try:
+        done = subprocess.run(
+            [program, "get"],
+            input=name.encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            env=dict(environment),
+            check=False,
+        )
+        answer = json.loads(done.stdout) if done.returncode == 0 else {}
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        log.warning("%s was no help: %s", program, type(error).__name__)
+        return Credentials()
+    user, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
+    # Docker's convention: this user means that the secret is an identity token.
+    return Credentials(identity_token=secret) if user == "<token>" else Credentials(user, secret)

@@ -1,0 +1,497 @@
+"""Pulls from a real registry (Debian's docker-registry), with credentials, tokens and cut connections."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import http.server
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from greenroom.runner.models.puller import Puller
+from greenroom.runner.models.sources.credentials import credentials_for
+from greenroom.runner.models.store import Store
+
+NewPuller = Callable[..., Puller]
+Make = Callable[..., bytes]
+
+needs_registry = pytest.mark.skipif(
+    shutil.which("docker-registry") is None,
+    reason="needs the system package docker-registry: apt-get install docker-registry",
+)
+
+GGUF = "application/vnd.docker.ai.gguf.v3"
+SAFETENSORS = "application/vnd.docker.ai.safetensors"
+CONFIG = "application/vnd.docker.ai.model.config.v0.1+json"
+CONFIG_TAR = "application/vnd.docker.ai.vllm.config.tar"
+FILEPATH = "org.cncf.model.filepath"
+# "me" with the password "secret", as htpasswd -B writes it
+HTPASSWD = "me:$2b$04$p1fXshsTGLnJrGQRDT5rouWvsJ60SNJB9qdl15BV4.zgAWPRQVs6u\n"
+BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+class RealRegistry:
+    """docker-registry on a free port of 127.0.0.1."""
+
+    def __init__(self, folder: Path, *, htpasswd: str = "") -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.host = f"127.0.0.1:{port}"
+        self._authorization = BASIC if htpasswd else ""
+        config: dict[str, Any] = {
+            "version": 0.1,
+            "log": {"level": "error"},
+            "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+            "http": {"addr": self.host},
+        }
+        if htpasswd:
+            (folder / "htpasswd").write_text(htpasswd)
+            config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
+        (folder / "config.json").write_text(json.dumps(config))  # JSON is YAML
+        self._process = subprocess.Popen(
+            ["docker-registry", "serve", str(folder / "config.json")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.request("GET", "/v2/")
+            except OSError:
+                assert time.monotonic() < deadline, "docker-registry did not start"
+                assert self._process.poll() is None, "docker-registry has died"
+                threading.Event().wait(0.02)
+            else:
+                break
+
+    def request(self, method: str, path: str, body: bytes = b"", kind: str = "") -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self.host, timeout=10)
+        headers = {"Content-Type": kind or "application/octet-stream"}
+        if self._authorization:
+            headers["Authorization"] = self._authorization
+        connection.request(method, path, body=body, headers=headers)
+        with connection.getresponse() as response:
+            response.read()
+            return response.status, response.headers.get("Location", "")
+
+    def push(
+        self,
+        name: str,
+        layers: list[tuple[str, bytes, dict[str, str]]],
+        *,
+        tag: str = "latest",
+        config_type: str = CONFIG,
+    ) -> str:
+        """Publish an artifact; returns its digest."""
+        config = json.dumps({"config": {"format": "gguf"}, "rootfs": {"diff_ids": []}}).encode()
+        for data in [config, *(data for _, data, _ in layers)]:
+            status, place = self.request("POST", f"/v2/{name}/blobs/uploads/")
+            assert status == 202
+            parts = urlsplit(place)
+            path = f"{parts.path}?{parts.query}&digest={digest(data)}"
+            assert self.request("PUT", path, data)[0] == 201
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": config_type, "digest": digest(config), "size": len(config)},
+            "layers": [
+                {"mediaType": kind, "digest": digest(data), "size": len(data), "annotations": annotations}
+                for kind, data, annotations in layers
+            ],
+        }
+        body = json.dumps(manifest, indent=3).encode()
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        assert self.request("PUT", f"/v2/{name}/manifests/{tag}", body, kind)[0] == 201
+        return digest(body)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
+    registry = RealRegistry(tmp_path_factory.mktemp("registry"))
+    yield registry
+    registry.close()
+
+
+@pytest.fixture(scope="module")
+def locked_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
+    registry = RealRegistry(tmp_path_factory.mktemp("locked"), htpasswd=HTPASSWD)
+    yield registry
+    registry.close()
+
+
+@pytest.fixture(autouse=True)
+def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No credentials of whoever runs the tests."""
+    folder = tmp_path / "docker"
+    folder.mkdir()
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+    return folder / "config.json"
+
+
+class Gate:
+    """Stands before a registry: asks for a token, and breaks off blobs."""
+
+    def __init__(self, registry: RealRegistry) -> None:
+        self.cut_after: int | None = None
+        self.token = "t0k3n"
+        self.valid = True
+        self.expires = False
+        """The token runs out when the first blob is asked for."""
+        self.told: list[tuple[str, str, str]] = []
+        """(path, range, authorization)"""
+        gate = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                authorization = self.headers.get("Authorization", "")
+                gate.told.append((self.path, self.headers.get("Range", ""), authorization))
+                if self.path.startswith("/token"):
+                    if "scope=repository%3A" not in self.path or authorization not in ("", BASIC):
+                        return self._send(401, b"")
+                    gate.valid = True
+                    return self._send(200, json.dumps({"token": gate.token}).encode())
+                if gate.expires and "/blobs/" in self.path:
+                    gate.expires, gate.valid = False, False
+                if authorization != f"Bearer {gate.token}" or not gate.valid:
+                    realm = f'Bearer realm="http://{gate.host}/token",service="test",scope="x"'
+                    return self._send(401, b"{}", {"WWW-Authenticate": realm})
+                return self._forward()
+
+            def _forward(self) -> None:
+                connection = http.client.HTTPConnection(registry.host, timeout=10)
+                wanted = {k: v for k, v in self.headers.items() if k in ("Range", "Accept")}
+                connection.request("GET", self.path, headers=wanted)
+                with connection.getresponse() as response:
+                    body = response.read()
+                names = ("Content-Range", "Docker-Content-Digest", "Content-Type")
+                headers = {k: v for k, v in response.headers.items() if k in names}
+                cut = gate.cut_after if "/blobs/" in self.path and len(body) > 10_000 else None
+                self._send(response.status, body, headers, cut)
+
+            def _send(
+                self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None
+            ) -> None:
+                self.send_response(status)
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[:cut])
+                self.close_connection = self.close_connection or cut is not None
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
+        self.host = f"127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def gate(registry: RealRegistry) -> Iterator[Gate]:
+    gate = Gate(registry)
+    yield gate
+    gate.close()
+
+
+def pull(new_puller: NewPuller, recorder: Any, reference: str, **options: Any) -> tuple[str, Any]:
+    job = f"job-{len(recorder.told)}"
+    new_puller().start(job, reference, **options)
+    outcome: tuple[str, Any] = recorder.outcome(job)
+    return outcome
+
+
+@needs_registry
+def test_a_model_keeps_the_id_it_was_published_with(
+    registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    published = registry.push(
+        "ai/tiny", [(GGUF, gguf(), {}), ("application/vnd.docker.ai.license", b"MIT", {})]
+    )
+    what, model = pull(new_puller, recorder, f"{registry.host}/ai/tiny")
+    assert what == "committed", model
+    assert model.id == published
+    assert model.tags == (f"{registry.host}/ai/tiny:latest",)
+    assert (model.format, model.architecture) == ("gguf", "llama")
+    assert store.open_model(model.id).path.name == "model.gguf"
+    assert store.verify(model.id) == ()
+    store.prepare()
+    assert store.verify(model.id) == ()
+    assert pull(new_puller, recorder, f"{registry.host}/ai/tiny") == ("committed", model)
+    assert recorder.told[-2][1][0].phase == "cached"
+
+
+@needs_registry
+def test_a_digest_pins_and_moves_no_tag(
+    registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    old = registry.push("org/pinned", [(GGUF, gguf(filler=b"\x01"), {})])
+    new = registry.push("org/pinned", [(GGUF, gguf(filler=b"\x02"), {})])
+    assert pull(new_puller, recorder, f"{registry.host}/org/pinned")[1].id == new
+    what, model = pull(new_puller, recorder, f"{registry.host}/org/pinned@{old}")
+    assert (what, model.id, model.tags) == ("committed", old, ())
+    what, model = pull(new_puller, recorder, f"{registry.host}/org/pinned:v1@{old}")
+    assert (model.id, model.tags) == (old, (f"{registry.host}/org/pinned:v1",))
+    absent = f"sha256:{'0' * 64}"
+    assert pull(new_puller, recorder, f"{registry.host}/org/pinned:latest@{absent}")[1].code == "not_found"
+
+
+@needs_registry
+def test_a_file_that_another_model_has_is_not_fetched_again(
+    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    shared = gguf(filler=b"\x09")
+    registry.push("org/one", [(GGUF, shared, {})])
+    registry.push("org/two", [(GGUF, shared, {FILEPATH: "two.gguf"})])
+    one = pull(new_puller, recorder, f"{gate.host}/org/one")[1]
+    two = pull(new_puller, recorder, f"{gate.host}/org/two")[1]
+    assert one.id != two.id
+    asked = [path for path, _, _ in gate.told if path.endswith(digest(shared))]
+    assert len(asked) == 1
+    assert store.open_model(one.id).path.samefile(store.open_model(two.id).path)
+
+
+@needs_registry
+def test_safetensors_with_their_configuration_in_a_tar_are_one_folder(
+    registry: RealRegistry,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: Store,
+    tmp_path: Path,
+    model_folder: Callable[..., Path],
+) -> None:
+    folder = model_folder(tmp_path / "m")
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            tar.add(folder / name, name)
+    weights = (folder / "model.safetensors").read_bytes()
+    registry.push("org/st", [(SAFETENSORS, weights, {}), (CONFIG_TAR, out.getvalue(), {})])
+    what, model = pull(new_puller, recorder, f"{registry.host}/org/st")
+    assert what == "committed", model
+    assert (model.format, model.context_length) == ("safetensors", 512)
+    files = store.open_model(model.id)
+    assert {path.name for path in files.path.iterdir()} == {path.name for path in folder.iterdir()}
+
+
+@needs_registry
+def test_newer_artifacts_name_each_file(
+    registry: RealRegistry,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: Store,
+    tmp_path: Path,
+    model_folder: Callable[..., Path],
+) -> None:
+    folder = model_folder(tmp_path / "m")
+    kind = "application/vnd.cncf.model.weight.v1.raw"
+    layers = [(kind, path.read_bytes(), {FILEPATH: path.name}) for path in sorted(folder.iterdir())]
+    registry.push("org/cncf", layers, config_type="application/vnd.cncf.model.config.v1+json")
+    what, model = pull(new_puller, recorder, f"{registry.host}/org/cncf:latest")
+    assert what == "committed", model
+    assert {p.name for p in store.open_model(model.id).path.iterdir()} == {p.name for p in folder.iterdir()}
+
+
+def _tar(member: tarfile.TarInfo, data: bytes = b"") -> bytes:
+    out = io.BytesIO()
+    member.size = len(data)
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def _link(kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo("config.json")
+    member.type, member.linkname = kind, "/etc/passwd"
+    return member
+
+
+@needs_registry
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param((CONFIG_TAR, _tar(tarfile.TarInfo("../../outside"), b"x"), {}), id="dots"),
+        pytest.param((CONFIG_TAR, _tar(tarfile.TarInfo("/tmp/absolute"), b"x"), {}), id="absolute"),
+        pytest.param((CONFIG_TAR, _tar(_link(tarfile.SYMTYPE)), {}), id="symlink"),
+        pytest.param((CONFIG_TAR, _tar(_link(tarfile.LNKTYPE)), {}), id="hardlink"),
+        pytest.param((CONFIG_TAR, _tar(_link(tarfile.CHRTYPE)), {}), id="device"),
+        pytest.param((CONFIG_TAR, b"not a tar" * 200, {}), id="nonsense"),
+        pytest.param((SAFETENSORS, b"x", {FILEPATH: "../../outside.safetensors"}), id="annotation"),
+        pytest.param((SAFETENSORS, b"y", {FILEPATH: "/etc/outside"}), id="absolute annotation"),
+    ],
+)
+def test_nothing_leaves_its_folder(
+    layer: tuple[str, bytes, dict[str, str]],
+    registry: RealRegistry,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: Store,
+    safetensors: Make,
+) -> None:
+    registry.push("org/evil", [(SAFETENSORS, safetensors(), {}), layer])
+    before = {str(p) for p in store.root.parent.parent.rglob("*") if "partial" not in str(p)}
+    what, failure = pull(new_puller, recorder, f"{registry.host}/org/evil")
+    assert (what, failure.kind, failure.code) == ("failed", "permanent", "not_a_model"), failure
+    assert store.models() == ()
+    after = {str(p) for p in store.root.parent.parent.rglob("*") if "partial" not in str(p)}
+    assert after == before
+    assert not Path("/tmp/absolute").exists()
+
+
+@needs_registry
+def test_what_is_no_model_is_refused_before_anything_is_fetched(
+    gate: Gate, registry: RealRegistry, new_puller: NewPuller, recorder: Any
+) -> None:
+    kind = "application/vnd.oci.image.config.v1+json"
+    registry.push("org/container", [("application/vnd.oci.image.layer.v1.tar", b"x", {})], config_type=kind)
+    what, failure = pull(new_puller, recorder, f"{gate.host}/org/container")
+    assert (what, failure.code) == ("failed", "unsupported_artifact")
+    assert f'config type "{kind}" is not supported' in failure.message
+    assert not [path for path, _, _ in gate.told if "/blobs/" in path]
+
+
+@needs_registry
+def test_a_layer_that_broke_off_is_gone_on_with_and_the_others_are_not_fetched_twice(
+    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    shape = (1024, 512)
+    big = gguf(tensors=[("t", shape, 1, 0)], data=os.urandom(2**20))
+    registry.push("org/big", [(GGUF, big, {}), ("application/vnd.docker.ai.license", b"MIT " * 99, {})])
+    gate.cut_after = 600_000
+    what, failure = pull(new_puller, recorder, f"{gate.host}/org/big")
+    assert (what, failure.kind, failure.code) == ("failed", "transient", "unreachable")
+    gate.cut_after = None
+    licence = store.root / "partial" / hashlib.sha256(b"MIT " * 99).hexdigest()
+    licence.write_bytes(b"MIT " * 99)  # come whole, whichever of the two was first before
+    before = len(gate.told)
+    what, model = pull(new_puller, recorder, f"{gate.host}/org/big")
+    assert what == "committed", model
+    blobs = [(path.rpartition("/")[2], asked) for path, asked, _ in gate.told[before:] if "/blobs/" in path]
+    assert (digest(big), "bytes=600000-") in blobs
+    assert digest(b"MIT " * 99) not in [name for name, _ in blobs]
+    assert store.verify(model.id) == ()
+
+
+@needs_registry
+def test_a_token_is_got_and_renewed_when_it_has_run_out(
+    gate: Gate,
+    registry: RealRegistry,
+    gguf: Make,
+    new_puller: NewPuller,
+    recorder: Any,
+    docker_config: Path,
+) -> None:
+    docker_config.write_text(json.dumps({"auths": {gate.host: {"auth": BASIC.removeprefix("Basic ")}}}))
+    registry.push("org/token", [(GGUF, gguf(filler=b"\x21"), {})])
+    what, model = pull(new_puller, recorder, f"{gate.host}/org/token")
+    assert what == "committed", model
+    asked = [(path, authorization) for path, _, authorization in gate.told if path.startswith("/token")]
+    assert asked == [("/token?service=test&scope=repository%3Aorg%2Ftoken%3Apull", BASIC)]
+    registry.push("org/token", [(GGUF, gguf(filler=b"\x22"), {})])
+    gate.expires = True
+    assert pull(new_puller, recorder, f"{gate.host}/org/token")[0] == "committed"
+    assert not gate.expires
+    assert all(a in ("", f"Bearer {gate.token}") for p, _, a in gate.told if not p.startswith("/token"))
+
+
+@needs_registry
+def test_credentials_come_from_dockers_configuration_and_helpers(
+    locked_registry: RealRegistry,
+    gguf: Make,
+    new_puller: NewPuller,
+    recorder: Any,
+    docker_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    locked_registry.push("org/private", [(GGUF, gguf(), {})])
+    reference = f"{locked_registry.host}/org/private"
+    what, failure = pull(new_puller, recorder, reference)
+    assert (what, failure.kind, failure.code) == ("failed", "permanent", "unauthorized")
+    assert f"docker login {locked_registry.host}" in failure.advice
+    docker_config.write_text(
+        json.dumps({"auths": {f"http://{locked_registry.host}/v2/": {"auth": BASIC.removeprefix("Basic ")}}})
+    )
+    assert pull(new_puller, recorder, reference)[0] == "committed"
+
+    helper = tmp_path / "bin" / "docker-credential-test"
+    helper.parent.mkdir()
+    answer = '{"Username": "me", "Secret": "secret"}'
+    helper.write_text(f"#!/bin/sh\n[ \"$(cat)\" = {locked_registry.host} ] && echo '{answer}'\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    docker_config.write_text(json.dumps({"credHelpers": {locked_registry.host: "test"}}))
+    locked_registry.push("org/private", [(GGUF, gguf(filler=b"\x33"), {})], tag="v2")
+    assert pull(new_puller, recorder, f"{reference}:v2")[0] == "committed"
+
+
+@pytest.mark.parametrize(
+    ("registry_name", "user"),
+    [
+        ("reg.example", "a"),
+        ("reg.example:5000", "b"),
+        ("docker.io", "hub"),
+        ("evil.reg.example", ""),
+        ("example", ""),
+    ],
+)
+def test_each_registry_gets_only_its_own_credentials(
+    registry_name: str, user: str, docker_config: Path
+) -> None:
+    def auth(name: str) -> dict[str, str]:
+        return {"auth": base64.b64encode(f"{name}:p".encode()).decode()}
+
+    auths = {
+        "https://reg.example": auth("a"),
+        "reg.example:5000": auth("b"),
+        "https://index.docker.io/v1/": auth("hub"),
+    }
+    docker_config.write_text(json.dumps({"auths": auths}))
+    assert credentials_for(registry_name).user == user
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"auths": 7}', '{"auths": {"r": 1}, "credHelpers": {"r": "../x"}}']
+)
+def test_a_configuration_that_makes_no_sense_gives_no_credentials(content: str, docker_config: Path) -> None:
+    docker_config.write_text(content)
+    assert not credentials_for("r")
+
+
+def test_a_registry_that_is_not_there_is_worth_another_attempt(new_puller: NewPuller, recorder: Any) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    what, failure = pull(new_puller, recorder, f"127.0.0.1:{port}/org/m")
+    assert (what, failure.kind, failure.code) == ("failed", "transient", "unreachable")

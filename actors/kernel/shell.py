@@ -113,7 +113,8 @@ class Shell(pykka.ThreadingActor):
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._timer_number = 0
-        self._intensity = Intensity()
+        self._rebuilds = Intensity()
+        self._second_tries = Intensity()
         self._decided = False
 
     @staticmethod
@@ -332,13 +333,20 @@ class Shell(pykka.ThreadingActor):
         try:
             if asked is not None and not self._decided:
                 self._try_again(asked, error)
-                return
-            self._rebuild()
+            else:
+                self._rebuild_after(asked)
         except BaseException as fatal:  # noqa: BLE001 - it cannot be rebuilt: the system must not go on
             self._give_up(asked, fatal)
-            return
+
+    def _rebuild_after(self, asked: Asked | None) -> None:
+        self._rebuild()
         if asked is not None and asked.reply is not None:
-            asked.reply.fail(ActorStopped(f"{self._core.address} failed on this and was rebuilt; ask again"))
+            # Not a refusal: what was decided has happened.
+            asked.reply.fail(
+                ActorStopped(
+                    f"{self._core.address} failed on this and was rebuilt; see what came of it before asking again"
+                )
+            )
 
     def _give_up(self, asked: Asked | None, error: BaseException) -> None:
         self._system.failed(error)
@@ -346,19 +354,20 @@ class Shell(pykka.ThreadingActor):
 
     def _try_again(self, asked: Asked, error: BaseException) -> None:
         # Deciding is pure, so nothing has happened yet. Whoever sends what fails again and again gets no
-        # more rebuilds than the limit allows, and cannot bring the system down.
-        if self._intensity.allows(self._clock.now().monotonic):
+        # more rebuilds than the limit allows, and cannot bring the system down: these are counted apart.
+        if self._second_tries.allows(self._clock.now().monotonic):
             self._recover()
             try:
                 self._handle(asked)
             except (JournalFailed, SystemFailed):
                 raise
             except BaseException as again:  # noqa: BLE001 - whatever it is, it is parked
+                if self._decided:
+                    self._rebuild_after(asked)
+                    return
                 error = again
             else:
                 return
-            if self._decided:
-                self._rebuild()
         self._system.park(self._core, asked.command, asked.cause, error)
         if asked.reply is not None:
             refusal = Refusal(
@@ -371,7 +380,7 @@ class Shell(pykka.ThreadingActor):
 
     def _rebuild(self) -> None:
         """Raises SystemFailed when it happens too often."""
-        if not self._intensity.allows(self._clock.now().monotonic):
+        if not self._rebuilds.allows(self._clock.now().monotonic):
             raise SystemFailed(
                 f"{self._core.address} fails still after {REBUILDS} rebuilds in {REBUILD_WINDOW:.0f} seconds"
             )

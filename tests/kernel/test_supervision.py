@@ -87,6 +87,18 @@ def test_a_command_is_never_repeated_once_it_was_decided(bench) -> None:
     assert bench.counter.calls.count("decide Add") == 1
 
 
+def test_a_second_try_that_is_decided_and_fails_then_is_no_refusal(bench) -> None:
+    def refuse(effect: object, cause: str) -> None:
+        del bench.hands.on[Done]
+        raise OSError("no such program")
+
+    bench.hands.on[Done] = refuse
+    bench.counter.faults["decide"] = [ValueError("once")]
+    with pytest.raises(ActorStopped, match="failed on this and was rebuilt"):
+        bench.system.ask(COUNTER, Add(by=3)).get(timeout=5)
+    assert bench.stored() == ["counted"]
+
+
 def test_a_failure_to_settle_does_not_repeat_the_command_before_it(bench) -> None:
     bench.counter.faults["settle"] = [ValueError("once")]
     assert bench.system.ask(COUNTER, Add(by=3)).get(timeout=5) == 3
@@ -148,6 +160,9 @@ def test_whoever_repeats_a_poisonous_command_neither_stops_the_system_nor_grows_
     for _ in range(150):
         with pytest.raises(Refused, match="broken"):
             bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
+    bench.counter.faults["settle"] = [ValueError("now and then")]
+    bench.system.ask(COUNTER, Total()).get(timeout=5)
+    bench.system.rest()
     assert bench.failures == []
     assert [event.count for event in parked(bench)] == [1, 10, 100]
     assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2

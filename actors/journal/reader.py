@@ -155,7 +155,7 @@ class JournalReader:
             self._connection.backup(copy)
             # One file, whole by itself, which can be read where nothing can be written.
             copy.execute("PRAGMA journal_mode=DELETE").fetchall()
-            copy.execute("UPDATE meta SET value = '' WHERE key = 'in_use'")
+            copy.execute("UPDATE meta SET in_use = ''")
         except sqlite3.Error as error:
             raise JournalError(f"{self._name} cannot be copied to {target}: {error}") from error
         finally:

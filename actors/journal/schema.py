@@ -20,8 +20,14 @@ FORMAT = 1
 COLUMNS = "seq, at, stream, version, type, schema, cause, data, crc"
 INSERT = f"INSERT INTO events({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 
+# `meta` is one row without an index: through a damaged one, the writer would change the wrong row.
 _TABLES = f"""
-CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE meta(
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  id TEXT NOT NULL,
+  created REAL NOT NULL,
+  in_use TEXT NOT NULL
+) STRICT;
 CREATE TABLE events(
   seq INTEGER PRIMARY KEY,
   at REAL NOT NULL,
@@ -40,7 +46,7 @@ PRAGMA user_version = {FORMAT};
 _OLDEST_SQLITE = (3, 37, 0)
 
 
-class Meta(msgspec.Struct, frozen=True):
+class Meta(msgspec.Struct, frozen=True, array_like=True):
     """What a journal says about itself."""
 
     id: str
@@ -90,10 +96,7 @@ def _fill(path: os.PathLike[str], journal_id: str, created: float, rows: Iterabl
         connection.execute("PRAGMA synchronous=FULL")
         connection.executescript(f"BEGIN; {_TABLES}")
         connection.executemany(INSERT, rows)
-        connection.executemany(
-            "INSERT INTO meta(key, value) VALUES (?, ?)",
-            [("id", journal_id), ("created", repr(created)), ("in_use", "")],
-        )
+        connection.execute("INSERT INTO meta VALUES (1, ?, ?, '')", (journal_id, created))
         connection.execute("COMMIT")
         mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
@@ -127,13 +130,13 @@ def read_meta(connection: sqlite3.Connection, name: str) -> Meta:
             )
         if version < 1:
             raise JournalDamaged(f"{name} is damaged: its log format cannot be {version}", 1)
-        values = dict(connection.execute("SELECT key, value FROM meta").fetchall())
-        return Meta(values["id"], float(values["created"]), values["in_use"])
+        (row,) = connection.execute("SELECT id, created, in_use FROM meta").fetchall()
+        return msgspec.convert(row, Meta)
     except sqlite3.Error as error:
         if _code(error) == sqlite3.SQLITE_NOTADB:
             raise NotAJournal(f"{name} is not an SQLite database; it was not touched") from error
         raise unreadable(error, name, 1) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise JournalDamaged(f"{name} is damaged: what it says about itself cannot be read", 1) from error
 
 

@@ -235,7 +235,7 @@ class SqliteJournal:
 
     def _mark_in_use(self, mark: str) -> None:
         """Say in the database itself whether somebody writes: so a copy of it alone gives itself away."""
-        self._connection.execute("UPDATE meta SET value = ? WHERE key = 'in_use'", (mark,))
+        self._connection.execute("UPDATE meta SET in_use = ?", (mark,))
         self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # -- the writer's thread ------------------------------------------------------------------------

@@ -51,7 +51,8 @@ class Client(asyncio.Protocol):
         self.tokens += data.count(b'"content"')
         ending = self._rest = (self._rest + data)[-64:]
         # A head, too, may end in a nought and an empty line.
-        if ending.endswith(b"\r\n0\r\n\r\n") and b"[DONE]" in ending and self._done is not None and not self._done.done():
+        whole = ending.endswith(b"\r\n0\r\n\r\n") and b"[DONE]" in ending
+        if whole and self._done is not None and not self._done.done():
             self._done.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:

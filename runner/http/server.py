@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 NOTE = "daemon.json"
 
 _BACKLOG = 1024
-_DRAIN = 5.0
-"""Seconds that requests under way have to end by themselves when the daemon stops."""
+_CLOSE = 3.0
+"""Seconds for the last words to reach their clients."""
 _LOOK = 0.25
 """Seconds between two looks at whether the system has stopped itself."""
 _KEEP_ALIVE = 75.0
@@ -63,17 +63,19 @@ def run(
     allowed_hosts: Collection[str] = (),
     allowed_origins: Collection[str] = (),
     opened: Callable[[str], None] | None = None,
+    drain: float = 5.0,
 ) -> None:
     """Serve until SIGINT, SIGTERM or `POST /daemon/stop`; a second signal ends at once.
 
     `greenroom` is not started yet; it is started and stopped here. `opened` is told the URL once the front
-    door is open.
+    door is open. `drain` are the seconds that requests under way have to end by themselves at a stop; then
+    they are ended with a sentence.
 
     Raises BadBind, PortTaken, HomeLocked (all before anything has changed), what `Greenroom.start` raises,
     and SystemStopped.
     """
     listener = _bind(greenroom)
-    serving = _Serving(greenroom, listener, allowed_hosts, allowed_origins, opened)
+    serving = _Serving(greenroom, listener, allowed_hosts, allowed_origins, opened, drain)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serving.serve())
 
@@ -88,8 +90,10 @@ class _Serving:
         hosts: Collection[str],
         origins: Collection[str],
         opened: Callable[[str], None] | None,
+        drain: float,
     ) -> None:
         self._greenroom = greenroom
+        self._drain = drain
         self._listener = listener
         self._hosts = hosts
         self._origins = origins
@@ -116,7 +120,7 @@ class _Serving:
             greenroom, allowed_hosts=self._hosts, allowed_origins=self._origins, stop=self._asked_to_stop
         )
         runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_DRAIN, handle_signals=False
+            app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_CLOSE, handle_signals=False
         )
         await runner.setup()
         note = greenroom.home / NOTE
@@ -130,7 +134,7 @@ class _Serving:
                 self._opened(url)
             await self._until_the_end()
             await site.stop()
-            await app[DOOR].visitors.empty(_DRAIN)
+            await app[DOOR].visitors.empty(self._drain)
         finally:
             await asyncio.to_thread(note.unlink, missing_ok=True)
             await runner.cleanup()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
@@ -46,6 +47,19 @@ class Upstreams:
         for pool in self._pools.values():
             pool.close()
         self._pools = {}
+
+
+def _dial(path: str) -> socket.socket:
+    # Connecting to a unix socket never waits: it is done or refused at once. asyncio takes EAGAIN for "soon"
+    # and hands out a socket that is not connected, so we do it ourselves.
+    dialled = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        dialled.setblocking(False)
+        dialled.connect(path)
+    except BaseException:
+        dialled.close()
+        raise
+    return dialled
 
 
 class _Pool:
@@ -94,7 +108,7 @@ class _Pool:
             address = urlsplit(self._endpoint)
             await self._loop.create_connection(lambda: connection, address.hostname or "", address.port or 80)
         else:
-            await self._loop.create_unix_connection(lambda: connection, self._endpoint)
+            await self._loop.create_unix_connection(lambda: connection, sock=_dial(self._endpoint))
         return connection
 
     def _free(self, connection: Connection) -> None:

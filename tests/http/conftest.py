@@ -28,6 +28,12 @@ from greenroom.runner.testing import fake_backend, tiny_gguf
 BOUND = 15.0
 
 
+@pytest.fixture
+def make_gguf() -> Callable[[Path], Path]:
+    """Writes a whole GGUF file with one tensor of four numbers."""
+    return tiny_gguf
+
+
 async def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
     """Wait for a condition that threads and processes make true."""
     end = time.monotonic() + bound

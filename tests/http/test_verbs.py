@@ -1,0 +1,399 @@
+"""The verbs under `/engines` and `/models`, and what says how the daemon is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from typing import Any
+
+import pytest
+from greenroom.actors.facts import Failure, Progress
+from greenroom.actors.messages import INSTALLER, Ensured
+from greenroom.actors.progress import install_job
+from greenroom.runner.failures import JobFailed
+
+ABSENT = {"backend": "absent"}
+
+
+async def test_livez_says_who_it_is(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/livez") as response:
+        body = await response.json()
+    assert body["status"] == "ok"
+    assert body["pid"] == os.getpid()
+    assert body["instance_id"] == house.greenroom.instance_id != ""
+    assert body["home"] == str(house.greenroom.home)
+    assert body["version"]
+
+
+async def test_readyz_is_green_only_while_the_scheduler_answers(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/readyz") as response:
+        assert response.status == 200
+    await asyncio.to_thread(house.greenroom.stop)
+    async with house.get("/readyz") as response:
+        assert response.status == 503
+        assert (await response.json())["error"]["code"] == "stopping"
+    async with house.get("/livez") as response:
+        assert response.status == 200
+
+
+async def test_status_has_the_contracts_words(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/engines/status") as response:
+        body = await response.json()
+    assert body["fake"].startswith("Running: ")
+    assert body["absent"] == "Not Installed"
+
+
+async def test_ps_shows_what_runs(open_house: Any, wait_until: Any) -> None:
+    house = await open_house("--tokens", "1000", "--token-delay", "0.01")
+    async with house.get("/engines/ps") as response:
+        assert await response.json() == []
+    async with house.chat(stream=True) as stream:
+        await stream.content.readany()
+        async with house.get("/engines/ps") as response:
+            (row,) = await response.json()
+    assert row["backend_name"] == "fake"
+    assert row["model_name"] == "tiny"
+    assert row["mode"] == "completion"
+    assert row["in_use"] is True
+    assert "loading" not in row
+    assert row["last_used"] == "0001-01-01T00:00:00Z"
+    assert row["state"] == "ready"
+    assert row["pid"] == house.engines("ready")[0].pid
+    assert row["engine_id"] == house.engines("ready")[0].spec.engine_id
+    await wait_until(lambda: house.inside() == 0)
+    async with house.get("/engines/ps") as response:
+        (row,) = await response.json()
+    assert "in_use" not in row
+    assert row["last_used"].startswith("20")
+    assert row["last_used"].endswith("Z")
+
+
+async def test_ps_says_what_is_loading(open_house: Any, wait_until: Any) -> None:
+    house = await open_house("--load-forever")
+    task = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.engines("starting"))
+    async with house.get("/engines/ps") as response:
+        (row,) = await response.json()
+    assert row["loading"] is True
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_df_counts_bytes(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/engines/df") as response:
+        body = await response.json()
+    assert body["models_disk_usage"] > 0
+    assert body["default_backend_disk_usage"] == 0
+
+
+async def test_unloading_what_is_not_there_is_no_error(open_house: Any) -> None:
+    house = await open_house()
+    for body in ({"models": ["nobody", "://"]}, {"all": True}, {"backend": "fake"}):
+        async with house.post("/engines/unload", body) as response:
+            assert await response.json() == {"unloaded_runners": 0}
+    await house.stream()
+    async with house.post("/engines/unload", {"models": ["nobody"], "backend": "fake"}) as response:
+        assert await response.json() == {"unloaded_runners": 0}
+    assert house.engines("ready")
+
+
+async def test_unknown_backends_are_404_in_text_with_the_known_ones(open_house: Any) -> None:
+    house = await open_house()
+    for verb in ("install-backend", "uninstall-backend", "cancel-install"):
+        async with house.post(f"/engines/{verb}", {"backend": "nonsense"}) as response:
+            assert response.status == 404
+            text = await response.text()
+            assert text.startswith("backend not found")
+            assert "absent" in text
+        async with house.post(f"/engines/{verb}", {}) as response:
+            assert response.status == 400
+            assert await response.text() == "invalid request: backend is required\n"
+
+
+class Builds:
+    """Stands in for the builder of a house: each build waits for what the test lets come of it."""
+
+    def __init__(self, house: Any) -> None:
+        self.greenroom = house.greenroom
+        self.count = 0
+        self.outcome: Any = None
+        self.go = threading.Event()
+        self.started = threading.Event()
+        builder = self.greenroom._builder
+        builder.start = self.start
+
+    def start(self, job: str, backend: str, **_: Any) -> None:
+        self.count += 1
+        self.started.set()
+        threading.Thread(target=self._build, args=(job, backend), daemon=True).start()
+
+    def _build(self, job: str, backend: str) -> None:
+        listener = self.greenroom._builder._listener
+        for done in range(11):
+            listener.progress(
+                Progress(job=job, phase="downloading", message="fetching wheels", done=done * 10, total=100)
+            )
+        self.go.wait(20)
+        if isinstance(self.outcome, Failure):
+            listener.failed(job, self.outcome)
+        else:
+            listener.committed(job, self.outcome)
+
+
+@pytest.fixture
+def permanent() -> Failure:
+    return JobFailed.permanent("no_space", "The disk is full.", advice="Make room.").failure
+
+
+async def test_an_install_that_fails_is_told_by_its_status_without_a_wish_for_progress(
+    open_house: Any, permanent: Failure
+) -> None:
+    house = await open_house()
+    builds = Builds(house)
+    builds.outcome = permanent
+    builds.go.set()
+    async with house.post("/engines/install-backend", ABSENT) as response:
+        assert response.status >= 500
+        text = await response.text()
+    assert "The disk is full." in text
+    assert "Make room." in text
+
+
+async def test_progress_comes_as_lines_of_json(open_house: Any, permanent: Failure) -> None:
+    house = await open_house()
+    builds = Builds(house)
+    builds.outcome = permanent
+    headers = {"Accept": "application/x-ndjson"}
+    async with house.post("/engines/install-backend", ABSENT, headers=headers) as response:
+        assert response.status == 200
+        assert response.content_type == "application/x-ndjson"
+        first = json.loads(await response.content.readline())
+        builds.go.set()
+        rest = [json.loads(line) async for line in response.content if line.strip()]
+    assert first["type"] == "progress"
+    assert first["phase"] == "downloading"
+    assert first["total"] == 100
+    assert rest[-1] == {
+        "type": "error",
+        "message": rest[-1]["message"],
+        "advice": "Make room.",
+        "code": "no_space",
+    }
+
+
+async def test_progress_comes_as_events(open_house: Any, permanent: Failure) -> None:
+    house = await open_house()
+    builds = Builds(house)
+    builds.outcome = permanent
+    headers = {"Accept": "text/event-stream"}
+    async with house.post("/engines/install-backend", ABSENT, headers=headers) as response:
+        assert response.content_type == "text/event-stream"
+        await response.content.readline()
+        builds.go.set()
+        text = (await response.read()).decode()
+    assert "\nevent: error\ndata: " in text
+
+
+async def test_fifty_who_ask_for_one_absent_backend_share_one_installation(
+    open_house: Any, permanent: Failure, wait_until: Any
+) -> None:
+    house = await open_house()
+    builds = Builds(house)
+    builds.outcome = permanent
+
+    async def ask() -> int:
+        async with house.post("/engines/install-backend", ABSENT) as response:
+            return int(response.status)
+
+    tasks = [asyncio.create_task(ask()) for _ in range(50)]
+    await asyncio.to_thread(builds.started.wait, 10)
+    from greenroom.runner.http.app import DOOR
+
+    await wait_until(lambda: len(house.app[DOOR].visitors) == 50)
+    builds.go.set()
+    assert len(set(await asyncio.gather(*tasks))) == 1
+    assert builds.count == 1
+
+
+async def test_a_client_that_leaves_cancels_no_installation(
+    open_house: Any, permanent: Failure, wait_until: Any
+) -> None:
+    house = await open_house()
+    builds = Builds(house)
+    builds.outcome = permanent
+    headers = {"Accept": "application/x-ndjson"}
+    async with house.post("/engines/install-backend", ABSENT, headers=headers) as response:
+        await response.content.readline()
+        response.close()
+    from greenroom.runner.http.app import DOOR
+
+    await wait_until(lambda: not len(house.app[DOOR].visitors))
+    async with house.get("/engines/status") as response:
+        words = (await response.json())["absent"]
+    assert words.startswith("Installing: fetching wheels")
+    async with house.get("/jobs") as response:
+        (job,) = await response.json()
+    assert job["job"] == install_job("absent")
+    builds.go.set()
+
+
+async def test_what_is_installed_already_is_said(open_house: Any) -> None:
+    house = await open_house()
+    headers = {"Accept": "application/x-ndjson"}
+    async with house.post("/engines/install-backend", {"backend": "fake"}, headers=headers) as response:
+        (line,) = [json.loads(line) async for line in response.content]
+    assert line["type"] == "success"
+    assert line["already"] is True
+    assert line["installation"]["backend"] == "fake"
+    async with house.post("/engines/install-backend", {"backend": "fake"}) as response:
+        assert (response.status, await response.read()) == (200, b"")
+
+
+async def test_cancelling_nothing_says_so(open_house: Any) -> None:
+    house = await open_house()
+    async with house.post("/engines/cancel-install", ABSENT) as response:
+        assert await response.json() == {"ended": False}
+    async with house.post("/models/cancel", {"from": "smollm2"}) as response:
+        assert await response.json() == {"ended": False}
+
+
+async def test_configuring_loads_with_the_configuration(open_house: Any, wait_until: Any) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+    body = {"model": "tiny", "context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h"}
+    async with house.post("/engines/_configure", body) as response:
+        assert (response.status, await response.read()) == (202, b"")
+    await wait_until(lambda: house.engines("ready"))
+    assert house.engines()[0].spec.context_size == 512
+    async with house.get("/engines/_configure", params={"model": "tiny"}) as response:
+        (entry,) = await response.json()
+    assert entry["Model"] == "docker.io/ai/tiny:latest"
+    assert entry["Config"] == {
+        "context-size": 512,
+        "runtime-flags": ["--tokens", "2"],
+        "keep_alive": "1h0m0s",
+    }
+    async with house.get("/engines/ps") as response:
+        assert (await response.json())[0]["keep_alive"] == "1h0m0s"
+    async with house.chat() as response:
+        assert (await response.json())["usage"]["completion_tokens"] == 2
+
+
+async def test_flags_that_are_not_allowed_are_refused(open_house: Any) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+    for flags in (["--socket", "x"], ["--tokens", "/etc/passwd"]):
+        async with house.post("/engines/_configure", {"model": "tiny", "runtime-flags": flags}) as response:
+            assert response.status == 500
+            assert "flag" in await response.text()
+    assert house.greenroom.engines() == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model": "nobody"}, 404),
+        ({}, 400),
+        ({"model": "tiny", "mode": "dreaming"}, 400),
+        ({"model": "tiny", "keep_alive": "5 minutes"}, 400),
+        ({"model": "tiny", "raw-runtime-flags": "'"}, 500),
+    ],
+)
+async def test_a_bad_configuration_is_refused(open_house: Any, body: Any, status: int) -> None:
+    house = await open_house()
+    async with house.post("/engines/_configure", body) as response:
+        assert response.status == status
+
+
+async def test_a_model_in_use_is_not_reconfigured(open_house: Any, wait_until: Any) -> None:
+    house = await open_house("--tokens", "1000", "--token-delay", "0.01")
+    async with house.chat(stream=True) as stream:
+        await stream.content.readany()
+        async with house.post("/engines/_configure", {"model": "tiny", "context-size": 64}) as response:
+            assert response.status == 409
+        stream.close()
+
+
+async def test_pulling_tells_progress_in_the_contracts_lines(open_house: Any, short_path: Any) -> None:
+    house = await open_house()
+    file = next(short_path.glob("*.gguf"))
+    body = {"from": f"file:{file}"}
+    async with house.post("/models/create", body, headers={"Accept": "application/json"}) as response:
+        assert response.content_type == "application/json"
+        *_, last = [json.loads(line) async for line in response.content]
+    assert last["type"] == "success"
+    assert last["message"].startswith("Using cached model: ")
+    assert last["mode"] == "pull"
+    assert last["layer"] == {"size": 0, "current": 0}
+    async with house.post("/models/create", body) as response:
+        assert response.content_type == "text/plain"
+        assert "&#34;type&#34;:&#34;success&#34;" in await response.text()
+
+
+async def test_a_file_that_is_no_model_is_refused_with_a_sentence(open_house: Any, short_path: Any) -> None:
+    house = await open_house()
+    file = short_path / "letter.gguf"
+    file.write_text("Dear Sir or Madam")
+    async with house.post("/models/create", {"from": str(file)}) as response:
+        text = await response.text()
+    assert response.status in (200, 422)
+    assert "letter.gguf" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", ["", "http://a/b", "./x.gguf", "A B"])
+async def test_pulling_what_is_no_name_is_400(open_house: Any, name: str) -> None:
+    house = await open_house()
+    async with house.post("/models/create", {"from": name}) as response:
+        assert response.status == 400
+        assert len((await response.text()).splitlines()) == 1
+
+
+async def test_models_are_listed_inspected_tagged_and_removed(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/models") as response:
+        (model,) = await response.json()
+    assert model["id"].startswith("sha256:")
+    assert "docker.io/ai/tiny:latest" in model["tags"]
+    assert model["config"]["format"] == "gguf"
+    for name in ("tiny", "ai/tiny:latest", model["id"], model["id"][7:19], "docker.io%2Fai%2Ftiny"):
+        async with house.get(f"/models/{name}") as response:
+            assert (await response.json())["id"] == model["id"]
+    async with house.post("/models/tiny/tag?repo=me/mine&tag=v1") as response:
+        assert response.status == 201
+        assert (await response.json())["target"] == "me/mine:v1"
+    async with house.post("/models/tiny/tag?repo=me/mine") as response:
+        assert response.status == 400
+    async with house.session.delete(f"{house.base}/models/me/mine:v1") as response:
+        assert await response.json() == [{"Untagged": "docker.io/me/mine:v1"}]
+    async with house.session.delete(f"{house.base}/models/{model['id']}") as response:
+        assert response.status == 409
+    async with house.session.delete(f"{house.base}/models/{model['id']}?force=true") as response:
+        gone = await response.json()
+    assert gone[-1] == {"Deleted": model["id"]}
+    async with house.get("/models/tiny") as response:
+        assert response.status == 404
+
+
+async def test_only_a_daemon_can_be_told_to_stop(open_house: Any) -> None:
+    told: list[float | None] = []
+    house = await open_house(door={"stop": told.append})
+    async with house.post("/daemon/stop", {"keep_engines": 30}) as response:
+        assert response.status == 202
+    assert told == [30.0]
+    house = await open_house()
+    async with house.post("/daemon/stop") as response:
+        assert response.status == 409
+
+
+async def test_a_host_that_answers_itself_is_heard(open_house: Any) -> None:
+    # The actors are the same ones the routes use.
+    house = await open_house()
+    from greenroom.actors.messages import Ensure
+
+    ensured = await house.greenroom.system.ask(INSTALLER, Ensure(backend="fake"))
+    assert isinstance(ensured, Ensured)

@@ -1,0 +1,265 @@
+"""What goes over the wire to an engine and comes back, however it is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greenroom.runner.http.upstreams import Unreached, Upstreams
+from greenroom.runner.http.wire import Lost
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5\r\nhello\r\n7;x=y\r\n, world\r\n0\r\nT: t\r\n\r\n"
+)
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\nContent-Type: text/plain; q=1\r\n\r\nhello, world"
+CLOSED = b"HTTP/1.0 200 OK\r\nServer: old\r\n\r\nhello, world"
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + LENGTH
+
+
+class Engine:
+    """Answers each request with the next script: pieces of bytes, and whether it closes then."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.scripts: list[tuple[list[bytes], bool]] = []
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self.cut = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                self.requests.append(head + await reader.readexactly(length))
+                pieces, closes = self.scripts.pop(0)
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                if closes:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.cut.set()
+        writer.close()
+
+
+@pytest.fixture
+async def engine(short_path: Path) -> AsyncIterator[Engine]:
+    engine = Engine(str(short_path / "e.sock"))
+    async with await asyncio.start_unix_server(engine.serve, engine.path):
+        yield engine
+
+
+@pytest.fixture
+def upstreams(engine: Engine) -> Any:
+    return Upstreams(lambda: {engine.path})
+
+
+async def _ask(upstreams: Upstreams, engine: Engine, body: bytes = b"{}") -> bytes:
+    answer = await upstreams.post(engine.path, "/v1/x", body, {"Accept": "a"})
+    try:
+        return await answer.rest()
+    finally:
+        answer.close()
+
+
+@pytest.mark.parametrize(
+    "whole", [CHUNKED, LENGTH, CLOSED, EARLY], ids=["chunks", "length", "closed", "hints"]
+)
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+async def test_an_answer_is_read_however_it_is_cut(
+    engine: Engine, upstreams: Upstreams, whole: bytes, size: int
+) -> None:
+    engine.scripts = [([whole[i : i + size] for i in range(0, len(whole), size)], whole is CLOSED)]
+    assert await _ask(upstreams, engine) == b"hello, world"
+
+
+async def test_a_request_says_its_length_and_what_it_was_given(engine: Engine, upstreams: Upstreams) -> None:
+    engine.scripts = [([LENGTH], False)]
+    await _ask(upstreams, engine, b'{"a": 1}')
+    assert engine.requests == [
+        b'POST /v1/x HTTP/1.1\r\nHost: localhost\r\nAccept: a\r\nContent-Length: 8\r\n\r\n{"a": 1}'
+    ]
+
+
+async def test_a_connection_is_used_again(engine: Engine, upstreams: Upstreams) -> None:
+    engine.scripts = [([CHUNKED], False), ([LENGTH], False), ([EARLY], False)]
+    for _ in range(3):
+        assert await _ask(upstreams, engine) == b"hello, world"
+    assert engine.connections == 1
+
+
+async def test_one_that_closes_is_not_used_again(engine: Engine, upstreams: Upstreams) -> None:
+    closing = LENGTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+    engine.scripts = [([closing], False), ([CLOSED], True), ([LENGTH], False)]
+    for _ in range(3):
+        assert await _ask(upstreams, engine) == b"hello, world"
+    assert engine.connections == 3
+
+
+@pytest.mark.parametrize("whole", [CHUNKED, LENGTH], ids=["chunks", "length"])
+async def test_an_answer_that_breaks_off_is_lost(engine: Engine, upstreams: Upstreams, whole: bytes) -> None:
+    for cut in range(len(whole) - 2):
+        engine.scripts = [([whole[:cut]], True)]
+        with pytest.raises(Lost):
+            await _ask(upstreams, engine)
+
+
+async def test_what_is_not_http_is_lost(engine: Engine, upstreams: Upstreams) -> None:
+    for nonsense in (b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"\0" * 100):
+        engine.scripts = [([nonsense], False)]
+        with pytest.raises(Lost):
+            await _ask(upstreams, engine)
+
+
+async def test_letting_go_early_cuts_the_connection(engine: Engine, upstreams: Upstreams) -> None:
+    engine.scripts = [([LENGTH[:-3]], False)]
+    answer = await upstreams.post(engine.path, "/", b"", {})
+    assert await answer.read()
+    answer.close()
+    await asyncio.wait_for(engine.cut.wait(), 5)
+
+
+async def test_giving_up_before_the_head_cuts_the_connection(
+    engine: Engine, upstreams: Upstreams, wait_until: Any
+) -> None:
+    engine.scripts = [([], False)]
+    task = asyncio.create_task(upstreams.post(engine.path, "/", b"", {}))
+    await wait_until(lambda: engine.requests)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.wait_for(engine.cut.wait(), 5)
+
+
+async def test_nobody_there_is_unreached(short_path: Path) -> None:
+    path = str(short_path / "nobody.sock")
+    with pytest.raises(Unreached):
+        await Upstreams(lambda: {path}).post(path, "/", b"", {})
+    with pytest.raises(Unreached):
+        await Upstreams(set).post("http://127.0.0.1:1", "/", b"", {})
+
+
+async def test_a_crowd_before_an_engine_with_little_room_is_let_in(short_path: Path) -> None:
+    engine = Engine(str(short_path / "narrow.sock"))
+    engine.scripts = [([LENGTH], True) for _ in range(60)]
+    upstreams = Upstreams(lambda: {engine.path})
+    # Nobody accepts yet, and the queue is short.
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(engine.path)
+    listener.listen(1)
+    asked = [asyncio.create_task(_ask(upstreams, engine)) for _ in range(60)]
+    await asyncio.sleep(0.05)
+    async with await asyncio.start_unix_server(engine.serve, sock=listener, backlog=1):
+        assert set(await asyncio.gather(*asked)) == {b"hello, world"}
+
+
+async def test_an_engine_that_does_not_read_makes_the_sender_wait(short_path: Path) -> None:
+    engine = Engine(str(short_path / "slow.sock"))
+    engine.scripts = [([LENGTH], False)]
+    body = bytes(8 * 2**20)
+    async with await asyncio.start_unix_server(engine.serve, engine.path, limit=2**16):
+        assert await _ask(Upstreams(lambda: {engine.path}), engine, body) == b"hello, world"
+    assert engine.requests[0].endswith(body)
+
+
+async def test_an_answer_of_megabytes_is_not_read_ahead_of_its_reader(
+    engine: Engine, upstreams: Upstreams
+) -> None:
+    size = 16 * 2**20
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode()
+    engine.scripts = [([head, *[bytes(2**16)] * (size // 2**16)], False)]
+    answer = await upstreams.post(engine.path, "/", b"", {})
+    await asyncio.sleep(0.1)
+    assert answer._connection._size < 2**20
+    assert len(await answer.rest()) == size
+    answer.close()
+
+
+async def test_idle_connections_are_let_go_of(
+    engine: Engine, upstreams: Upstreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenroom.runner.http.upstreams._KEEP_ALIVE", 0.05)
+    engine.scripts = [([LENGTH], False)]
+    await _ask(upstreams, engine)
+    await asyncio.wait_for(engine.cut.wait(), 5)
+    upstreams.close()
+
+
+TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(TEXT, max_size=6), cuts=st.lists(st.integers(0, 400), max_size=6))
+def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
+    import msgspec
+    from greenroom.runner.http.dialects import Lines, Renaming
+
+    events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]
+    data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events)
+    lines = Lines(Renaming("default_model", 'a "b" é'))
+    bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    pieces = [lines.feed(data[a:b]) for a, b in pairwise(bounds)]
+    assert all(piece == b"" or piece.endswith(b"\n") for piece in pieces)
+    whole = b"".join(pieces) + lines.flush()
+    back = [msgspec.json.decode(line[6:]) for line in whole.split(b"\n") if line]
+    assert back == [{**event, "model": 'a "b" é'} for event in events]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("-1", -1),
+        ("-5m", -1),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("0s", 0),
+        ("1.5s", 1.5),
+        ("300ms", 0.3),
+    ],
+)
+def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
+    from greenroom.runner.http.go_text import parse_go_duration
+
+    assert parse_go_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "5 minutes", "forever", "s", "1h 2m", "--5m"])
+def test_other_durations_are_refused(text: str) -> None:
+    from greenroom.runner.http.go_text import parse_go_duration
+
+    with pytest.raises(ValueError, match="not a duration"):
+        parse_go_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "-1"), (0, "0s"), (0.5, "500ms"), (30, "30s"), (300, "5m0s"), (5400, "1h30m0s"), (61.5, "1m1.5s")],
+)
+def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> None:
+    from greenroom.runner.http.go_text import go_duration
+
+    assert go_duration(seconds) == text
+
+
+def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
+    import msgspec
+    from greenroom.runner.backends.declaration import Dialect
+    from greenroom.runner.http.dialects import spoken_name, translate
+
+    dialect = Dialect(model_name="{model_id}", dropped=frozenset({"adapters"}))
+    body = b'{"\\u0061dapters": 1, "adapters": 2, "model": "x", "model": "y", "keep": 1.50}'
+    name = spoken_name(dialect, "sha256:1")
+    assert translate(body, dialect, name) == b'{"model":"sha256:1","keep":1.50}'
+    assert translate(body, Dialect(), None) is body
+    assert msgspec.json.decode(translate(b'{"model": 1}', dialect, name)) == {"model": "sha256:1"}

@@ -342,11 +342,8 @@ class Shell(pykka.ThreadingActor):
         self._rebuild()
         if asked is not None and asked.reply is not None:
             # Not a refusal: what was decided has happened.
-            asked.reply.fail(
-                ActorStopped(
-                    f"{self._core.address} failed on this and was rebuilt; see what came of it before asking again"
-                )
-            )
+            failed = f"{self._core.address} failed on this and was rebuilt"
+            asked.reply.fail(ActorStopped(f"{failed}; see what came of it before you ask again"))
 
     def _give_up(self, asked: Asked | None, error: BaseException) -> None:
         self._system.failed(error)

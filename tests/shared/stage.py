@@ -1,0 +1,261 @@
+"""The scheduler on a stage: its core with real gates, a manual clock, and owners that tell what a test says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar
+
+import msgspec
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import AdmitRequest, CloseGate, InformRequest, LeaveGate, OpenGate, RemoveGates
+from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.kernel.core import Answer, Command, Decision, Effect, Recovered, Tell
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.ledger import Memory
+from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.testing import Case
+
+C = TypeVar("C", bound=Command)
+
+GIB = 2**30
+
+LLAMA = msg.BackendFacts(
+    name="llama.cpp",
+    deferred=False,
+    formats=("gguf",),
+    modes=("completion", "embedding"),
+    preference=10,
+    install_preference=10,
+)
+MLX = msg.BackendFacts(
+    name="mlx",
+    deferred=True,
+    formats=("safetensors", "safetensors-mlx"),
+    modes=("completion",),
+    preference=30,
+    install_preference=10,
+    download_bytes=350_000_000,
+)
+VLLM = msg.BackendFacts(
+    name="vllm",
+    deferred=True,
+    formats=("safetensors",),
+    modes=("completion", "embedding"),
+    preference=10,
+    install_preference=20,
+)
+METAL = msg.BackendFacts(
+    name="vllm-metal",
+    deferred=True,
+    formats=("safetensors",),
+    modes=("completion",),
+    preference=20,
+    install_preference=20,
+    verdict="vllm-metal needs macOS 15 or newer on Apple silicon only.",
+)
+FACTS = (LLAMA, MLX, VLLM, METAL)
+
+
+def model(name: str, size: int = GIB, **more: Any) -> Model:
+    return Model(id=f"sha256:{name}", tags=(name,), size=size, **more)
+
+
+def installation(backend: str, version: str = "1", **more: Any) -> Installation:
+    return Installation(id=f"{version}-aaaa.1", backend=backend, version=version, digest="aaaa", **more)
+
+
+def installed(backend: str, **more: Any) -> msg.BackendStatus:
+    one = installation(backend)
+    return msg.BackendStatus(
+        name=backend, state="installed", current=one, installations=(one,), wanted=True, **more
+    )
+
+
+def absent(backend: str, **more: Any) -> msg.BackendStatus:
+    return msg.BackendStatus(name=backend, state="absent", **more)
+
+
+def exited(at: float = 0.0, **more: Any) -> EngineExit:
+    return EngineExit(at=at, **({"code": 1, "summary": "It died."} | more))
+
+
+class Stage(Case[Any, Any]):
+    """A scheduler and what it is told. `gates` are real ones; the effects on them are carried out."""
+
+    def __init__(
+        self,
+        *,
+        facts: Sequence[msg.BackendFacts] = FACTS,
+        policy: Any = "ask",
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        memory: Memory = Memory(budget=8 * GIB, available=8 * GIB),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__(Scheduler(facts, policy=policy, limits=limits))
+        self.facts = facts
+        self.memory = memory
+        self.gates = GateBoard(monotonic=lambda: self.clock.now().monotonic)
+        self.disk_full = False
+        self.outcomes: dict[str, Any] = {}
+        """What each request was answered."""
+        self.informed: dict[str, InformRequest] = {}
+        self.performed: list[Effect] = []
+        """Every effect of all lives."""
+        self.statuses = {one.name: absent(one.name) for one in facts}
+        self.models: dict[str, Model] = {}
+        self.engines: dict[str, dict[str, Engine]] = {one.name: {} for one in facts}
+        self._version = 0
+
+    # what others tell
+
+    def begin(self, *models: Model, installed_ones: Sequence[str] = ("llama.cpp",)) -> Self:
+        """A new life in which everybody has told his list."""
+        self.when(Recovered()).rest()
+        for name in installed_ones:
+            self.statuses[name] = installed(name)
+        self.models |= {one.id: one for one in models}
+        self.hear_installer()
+        self.hear_library()
+        for name in self.engines:
+            self.hear_runner(name)
+        return self
+
+    def rebuild(self) -> Self:
+        """Lose what is volatile; the gates stay."""
+        super().rebuild()
+        return self.begin(installed_ones=())
+
+    def hear_installer(self, *changed: msg.BackendStatus, heard: dict[str, str] | None = None) -> Self:
+        self.statuses |= {one.name: one for one in changed}
+        self._version += 1
+        told = msg.InstallationList(
+            backends=tuple(self.statuses.values()), version=self._version, heard=heard or {}
+        )
+        return self.when(told).rest()
+
+    def hear_library(self, *models: Model) -> Self:
+        self.models |= {one.id: one for one in models}
+        return self.when(msg.ModelList(models=tuple(self.models.values()), version=1)).rest()
+
+    def hear_runner(self, backend: str = "llama.cpp", *engines: Engine) -> Self:
+        self.engines[backend] |= {one.spec.engine_id: one for one in engines}
+        told = msg.EngineList(backend=backend, engines=tuple(self.engines[backend].values()), version=1)
+        return self.when(told).rest()
+
+    # what engines do
+
+    @property
+    def loads(self) -> list[EngineSpec]:
+        """Engines that shall run, oldest first."""
+        return [load.spec for load in self.state.loads.values()]
+
+    def spec_of(self, name: str) -> EngineSpec:
+        return next(spec for spec in self.loads if spec.model_id == f"sha256:{name}")
+
+    def engine_is(self, spec: EngineSpec, state: Any, **more: Any) -> Self:
+        """The runner tells that an engine has come to this state."""
+        engine = Engine(
+            spec=spec, state=state, since=self.now.wall, endpoint=f"/run/{spec.engine_id}.sock", **more
+        )
+        return self.hear_runner(spec.backend, engine)
+
+    def dies(self, spec: EngineSpec, **more: Any) -> Self:
+        return self.engine_is(spec, "gone", exit=exited(self.now.wall, **more))
+
+    # what clients do
+
+    def serve(self, request_id: str, name: str, **more: Any) -> Self:
+        ask = msg.Serve(request_id=request_id, model_id=f"sha256:{name}", model_ref=name, **more)
+        self.when(ask)
+        if isinstance(self.reply, Refusal):
+            self.outcomes[request_id] = self.reply
+        return self.rest()
+
+    def loaded(self, name: str, request_id: str = "", **more: Any) -> EngineSpec:
+        """Have a model loaded and nobody inside."""
+        request = request_id or f"load-{name}"
+        self.serve(request, name, **more)
+        spec = self.spec_of(name)
+        self.engine_is(spec, "starting").engine_is(spec, "ready")
+        assert isinstance(self.outcomes[request], msg.Granted), self.outcomes[request]
+        self.leave(request)
+        return spec
+
+    def leave(self, request_id: str) -> Self:
+        inside = [one for one in self.gates.readings() if request_id in self.gates.inside(one)]
+        self.gates.leave(request_id)
+        for one in inside:
+            self.when(msg.GateEmptied(engine_id=one)).rest()
+        return self
+
+    def pass_time(self, seconds: float) -> Self:
+        return self.advance(seconds).rest()
+
+    def refused(self, request_id: str) -> Refusal:
+        outcome = self.outcomes[request_id]
+        assert isinstance(outcome, Refusal), outcome
+        return outcome
+
+    def granted(self, request_id: str) -> msg.Granted:
+        outcome = self.outcomes[request_id]
+        assert isinstance(outcome, msg.Granted), outcome
+        return outcome
+
+    # as the shell does it
+
+    def when(self, command: Command, **more: Any) -> Self:
+        self._sense()
+        return super().when(command, **more)
+
+    def settle(self) -> Self:
+        self._sense()
+        return super().settle()
+
+    def sent(self, kind: type[C], to: str = "runner/llama.cpp") -> list[C]:
+        """All commands of one kind that were ever sent to an actor."""
+        return [
+            effect.command
+            for effect in self.performed
+            if isinstance(effect, Tell) and str(effect.to) == to and isinstance(effect.command, kind)
+        ]
+
+    def stored(self, kind: type[Any]) -> list[Any]:
+        """All events of one kind in this life."""
+        return [one.event for one in self.history if isinstance(one.event, kind)]
+
+    def _sense(self) -> None:
+        self.seen = msgspec.structs.replace(self.seen, gates=self.gates.readings(), memory=self.memory)
+
+    def _carry_out(self, decision: Decision[Any], cause: str) -> None:
+        urgent = any(type(event).URGENT for event in decision.events)
+        if self.disk_full and decision.events and not urgent:
+            decision = decision.otherwise or Decision()
+        before = len(self.effects)
+        super()._carry_out(decision, cause)
+        for effect in self.effects[before:]:
+            self.performed.append(effect)
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case OpenGate() as e:
+                self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint)
+            case CloseGate(engine_id=one):
+                self.gates.close(one)
+            case RemoveGates(keep=keep):
+                self.gates.keep(keep)
+            case AdmitRequest(engine_id=one, request_id=request):
+                assert self.gates.reserve(one, request), f"{request} was granted a closed gate"
+            case LeaveGate(request_id=request):
+                self.gates.leave(request)
+            case InformRequest(request_id=request):
+                self.informed[request] = effect
+            case Answer(key=key, outcome=outcome):
+                self.outcomes.setdefault(key, outcome)
+            case _:
+                pass
+
+
+NO_SPACE = Failure(kind="permanent", code="no_space", message="There is no room on the disk.")
+OFFLINE = Failure(kind="transient", code="unreachable", message="The index does not answer.")

@@ -61,7 +61,8 @@ class Conversation:
         self._may_install = may_install
         self._token = token
         self.messages: list[dict[str, str]] = []
-        self.usage = Usage()
+        self.usage: Usage | None = None
+        """Of the last answer; None when it did not end in order."""
         self.system(system)
 
     def system(self, text: str) -> None:
@@ -111,18 +112,20 @@ class Conversation:
             body["max_tokens"] = self._max_tokens
         whole: list[str] = []
         began = time.monotonic()
-        self.usage = Usage()
+        self.usage = None
+        usage = Usage()
         with self._client.open("POST", self._path, body, accept="text/event-stream") as answer:
             for event in self._events(answer.lines()):
-                usage = event.get("usage") or {}
-                self.usage.prompt_tokens = int(usage.get("prompt_tokens") or self.usage.prompt_tokens)
-                self.usage.answer_tokens = int(usage.get("completion_tokens") or self.usage.answer_tokens)
+                counted = event.get("usage") or {}
+                usage.prompt_tokens = int(counted.get("prompt_tokens") or usage.prompt_tokens)
+                usage.answer_tokens = int(counted.get("completion_tokens") or usage.answer_tokens)
                 for piece in _pieces(event):
-                    if not self.usage.first_token_after:
-                        self.usage.first_token_after = time.monotonic() - began
+                    if not usage.first_token_after:
+                        usage.first_token_after = time.monotonic() - began
                     whole.append(piece.text)
                     yield piece
-        self.usage.seconds = time.monotonic() - began
+        usage.seconds = time.monotonic() - began
+        self.usage = usage
         self.messages = [*said, {"role": "assistant", "content": "".join(whole)}]
 
     def _events(self, lines: Iterator[str]) -> Iterator[dict[str, Any]]:

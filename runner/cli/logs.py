@@ -67,14 +67,13 @@ def _fits(folder: Path, wanted: str) -> bool:
 
 
 def _spec(folder: Path) -> dict[str, Any]:
-    """What the engine was to be, as its folder has it."""
-    for name in ("capsule.json", "spec.json", "claim"):
+    """What the engine was to be, as its folder has it: in the claim while it runs, then in its capsule."""
+    for name in ("capsule.json", "claim"):
         with contextlib.suppress(OSError, ValueError):
             fields = json.loads((folder / name).read_text("utf-8"))
-            if isinstance(fields, dict):
-                inner = fields.get("spec", fields)
-                if isinstance(inner, dict) and "backend" in inner:
-                    return inner
+            for holder in (fields, fields.get("about") or {}):
+                if isinstance(holder.get("spec"), dict):
+                    return dict(holder["spec"])
     return {}
 
 

@@ -97,6 +97,8 @@ def tell(conversation: Conversation, question: str) -> None:
 def statistics(conversation: Conversation) -> str:
     """`27 tokens in 0.6s, the first after 0.12s; 45.0 tokens/s; prompt 38 tokens`."""
     usage = conversation.usage
+    if usage is None:
+        return "There is no whole answer to count."
     pace = usage.answer_tokens / max(usage.seconds - usage.first_token_after, 1e-3)
     return (
         f"{usage.answer_tokens} tokens in {usage.seconds:.2f}s, the first after "

@@ -369,14 +369,14 @@ def test_logs_show_the_daemons_last_lines_and_an_engines(greenroom: Any, home: P
     engine = home / "engines" / "e1"
     engine.mkdir(parents=True)
     (engine / "log").write_text("loading\n")
-    (engine / "capsule.json").write_text(
-        json.dumps({"spec": {"backend": "llama.cpp", "model_ref": "docker.io/ai/smollm2:latest"}})
-    )
+    spec = {"backend": "llama.cpp", "model_ref": "docker.io/ai/smollm2:latest"}
 
     assert greenroom("logs").out == "one\ntwo\nthree\n"
     assert greenroom("logs", "-n", "1").out == "three\n"
-    for name in ("e1", "llama.cpp", "smollm2"):
-        assert greenroom("logs", name).out == "loading\n"
+    for file, content in (("claim", {"about": {"spec": spec}}), ("capsule.json", {"spec": spec})):
+        (engine / file).write_text(json.dumps(content))
+        for name in ("e1", "llama.cpp", "smollm2"):
+            assert greenroom("logs", name).out == "loading\n"
     assert "Engines with a log: e1" in greenroom("logs", "gemma3").err
 
 

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import io
+import threading
+from typing import Any
+
+import pytest
+from greenroom.runner.cli.display import Bars, Lines, describe, display, title_of
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def job(**fields: Any) -> dict[str, Any]:
+    return {"job": "install/mlx", "phase": "downloading"} | fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "downloading"),
+        ({"done": 5_000_000}, "downloading 5.00 MB"),
+        ({"done": 5_000_000, "total": 10_000_000}, "downloading 5.00 MB of 10.0 MB (50 %)"),
+        (
+            {"done": 5_000_000, "total": 10_000_000, "rate": 2e6},
+            "downloading 5.00 MB of 10.0 MB (50 %), 2.00 MB/s",
+        ),
+        ({"done": 10, "total": 10, "rate": 2e6}, "downloading 10 B of 10 B (100 %)"),
+        ({"message": "mlx-lm"}, "downloading: mlx-lm"),
+        ({"message": "Downloading mlx-lm", "done": 3}, "Downloading mlx-lm 3 B"),
+        ({"phase": "waiting_to_retry", "message": "no index"}, "waiting to try again: no index"),
+        ({"phase": "never_heard_of"}, "never heard of"),
+        ({"phase": "", "message": "hm"}, "hm"),
+    ],
+)
+def test_progress_is_one_line(fields: dict[str, Any], text: str) -> None:
+    assert describe(job(**fields)) == text
+
+
+def test_a_job_is_called_by_what_it_is_about() -> None:
+    assert title_of("install/llama.cpp") == "llama.cpp"
+    assert title_of("pull/docker.io/ai/smollm2:latest") == "smollm2"
+    assert title_of("pull/file:/a/b.gguf") == "file:/a/b.gguf"
+    assert title_of("load/e1") == title_of("request/r-1") == ""
+
+
+def test_a_pipe_gets_a_line_for_a_phase_not_one_for_each_step() -> None:
+    stream = io.StringIO()
+    shown = display(stream)
+    assert isinstance(shown, Lines)
+
+    with shown:
+        for done in range(0, 100, 10):
+            shown.update(job(done=done, total=100))
+        shown.update(job(phase="verifying"))
+        shown.update(job(phase="verifying"))
+        shown.finish("install/mlx")
+        shown.note("Done.")
+
+    assert stream.getvalue().splitlines() == [
+        "  mlx: downloading 0 B of 100 B (0 %)",
+        "  mlx: verifying",
+        "Done.",
+    ]
+
+
+def test_a_terminal_gets_bars_that_go_and_notes_that_stay() -> None:
+    stream = Terminal()
+    shown = display(stream)
+    assert isinstance(shown, Bars)
+
+    with shown:
+        shown.note("before")
+        assert stream.getvalue() == "before\n", "nothing is drawn before there is something to draw"
+        shown.update(job(done=1, total=2))
+        shown.update(job(done=2, total=2))
+        shown.note("[between]")
+        shown.finish("install/mlx")
+        shown.finish("install/mlx")
+
+    assert "[between]" in stream.getvalue()
+    assert "\x1b[?25h" in stream.getvalue(), "the cursor is back"
+
+
+def test_bars_may_be_moved_from_two_threads() -> None:
+    shown = Bars(Terminal())
+    failures: list[BaseException] = []
+
+    def work(name: str) -> None:
+        try:
+            for done in range(200):
+                shown.update(job(job=name, done=done, total=200))
+                if done % 20 == 0:
+                    shown.finish(name)
+        except BaseException as error:  # noqa: BLE001 - told to the main thread
+            failures.append(error)
+
+    with shown:
+        threads = [threading.Thread(target=work, args=(f"install/{n}",)) for n in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert failures == []

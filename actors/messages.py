@@ -303,6 +303,14 @@ class Granted(Reply, frozen=True, kw_only=True):
     endpoint: str
 
 
+class AwaitReady(Command, frozen=True, kw_only=True):
+    """Has everybody told what he owns? `Ready`, once the scheduler has heard all owners in this life."""
+
+
+class Ready(Reply, frozen=True, kw_only=True):
+    """What was installed, runs and lies in the store has been looked at."""
+
+
 class Abandon(Command, frozen=True, kw_only=True):
     """The request is gone, granted or not. Valid at any time."""
 

@@ -38,7 +38,7 @@ from greenroom.actors.scheduler_state import (
     apply,
     config_key,
 )
-from greenroom.actors.scheduler_turn import DRAINED, take_turn
+from greenroom.actors.scheduler_turn import DRAINED, READY, take_turn
 
 
 class Scheduler:
@@ -109,6 +109,8 @@ class Scheduler:
                 return self._unload(state, command, now, seen)
             case msg.Configure():
                 return self._configure(state, command, now, seen)
+            case msg.AwaitReady():
+                return Decision(reply=Later(READY))
             case msg.Drain():
                 return Decision(reply=Later(DRAINED), seen=change(seen, draining=True))
             case msg.InstallationList():

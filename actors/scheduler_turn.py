@@ -10,6 +10,7 @@
 6. Breakers of models that serve again are closed.
 7. Runners are told of the installer's list that has been acted on, so that what retires can be removed.
 8. A daemon that stops and has no engines left is told so.
+9. Whoever waits for the daemon to be ready is told once every owner has told his list.
 
 A step that has events ends the turn: the next one sees them applied. Should they not be storable, the same
 steps are gone through without events, so that ready engines go on serving and whoever waits hears why.
@@ -42,6 +43,8 @@ from greenroom.actors.scheduler_state import (
 
 DRAINED = "drained"
 """Under which whoever stops the daemon waits."""
+READY = "ready"
+"""Under which whoever starts the daemon waits."""
 _NEVER_TAKEN_AFTER = 60.0
 """Seconds after which a start that its runner has never told of is given up."""
 _PROVEN_AFTER = 30.0
@@ -80,6 +83,7 @@ class Turn:
             self._close_breakers,
             self._call_the_roll,
             self._report_drained,
+            self._report_ready,
         ):
             step()
             if self._turn.events:
@@ -274,6 +278,12 @@ class Turn:
         turn.update(acted_on=(turn.seen.statuses_version, now))
 
     # 8
+
+    def _report_ready(self) -> None:
+        turn, seen = self._turn, self._turn.seen
+        heard = seen.statuses is not None and seen.models is not None
+        if heard and all(one.name in seen.engines for one in turn.facts):
+            turn.effects.append(Answer(key=READY, outcome=msg.Ready()))
 
     def _report_drained(self) -> None:
         turn = self._turn

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import msgspec
 import psutil
+import pykka
 from greenroom.actors import messages as msg
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.events import DaemonStarted
@@ -55,6 +56,8 @@ from greenroom.runner.models.store import Store
 
 _log = logging.getLogger(__name__)
 
+_LOOK_BOUND = 120.0
+"""Seconds a start waits for the first look at disk and processes."""
 STOP_BOUND = 60.0
 """Seconds after which a stop goes on without what has not ended."""
 
@@ -136,7 +139,7 @@ class Greenroom:
     def _start(self) -> None:
         self._store.prepare()
         clock = self._clock or SystemClock()
-        journal = self._journal or SqliteJournal(self.home / "journal.db")
+        journal = self._journal or self._open_journal()
         system = ActorSystem(journal, clock=clock, on_failure=self._failed, redact=redact)
         self._system = system
         tell = self._tell
@@ -181,7 +184,18 @@ class Greenroom:
         except BaseException:
             self._stop_system(system)
             raise
+        # Green only once everybody has looked: what is installed, what runs, what lies in the store.
+        try:
+            system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=_LOOK_BOUND)
+        except pykka.Timeout:
+            _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
+
+    def _open_journal(self) -> Journal:
+        journal = SqliteJournal(self.home / "journal.db")
+        for notice in journal.notices:
+            _log.warning("%s", notice)
+        return journal
 
     def _started(self) -> DaemonStarted:
         return DaemonStarted(

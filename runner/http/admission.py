@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 
-from greenroom.actors.facts import Mode, Model
+import msgspec
+from greenroom.actors.facts import Mode, Model, Plan
 from greenroom.actors.gates import Place
-from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refused
-from greenroom.actors.messages import SCHEDULER, Abandon, Granted, Serve
+from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
+from greenroom.actors.messages import INSTALLER, SCHEDULER, Abandon, Granted, PlanInstall, Serve
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.request_ids import RequestIds
 
+_log = logging.getLogger(__name__)
+
+_PLAN_WITHIN = 2.0
+"""Seconds a refusal waits to hear how much would be fetched."""
 _GRACE = 15.0
 """Seconds beyond `max_wait` after which a scheduler that has not answered is given up."""
 _REBUILDS = 5
@@ -111,8 +117,22 @@ class Admission:
                 cause=self.request_id,
                 timeout=self._backstage.settings.max_wait + _GRACE,
             )
-        except Refused:
+        except Refused as refused:
             self._grant_due = False
-            raise
+            raise Refused(await self._sized(refused.refusal)) from None
         self._grant_due = False
         return Place(granted.engine_id, granted.backend, granted.endpoint)
+
+    async def _sized(self, refusal: Refusal) -> Refusal:
+        """A refusal for want of a backend, with how much installing it would fetch."""
+        if refusal.code != "backend_not_installed" or refusal.numbers:
+            return refusal
+        try:
+            plan: Plan = await self._backstage.system.ask(
+                INSTALLER, PlanInstall(backend=refusal.subject), timeout=_PLAN_WITHIN
+            )
+        except KernelError as error:
+            # The size is a courtesy: without it the answer is still the right one.
+            _log.info("no size for %s: %s", refusal.subject, error)
+            return refusal
+        return msgspec.structs.replace(refusal, numbers={"download_bytes": float(plan.download_bytes)})

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 from greenroom.actors.kernel.errors import ActorStopped, KernelError
-from greenroom.actors.messages import SCHEDULER, Abandon
+from greenroom.actors.messages import SCHEDULER, AwaitReady
 from greenroom.runner.daemon import greenroom_version
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
@@ -65,11 +65,9 @@ class Health:
         )
 
     async def readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002
-        """Green while the scheduler answers, which it first does once it has been started."""
-        # Abandoning a request nobody has made changes nothing, and has to wait its turn like any other.
-        nobody = Abandon(request_id="readyz")
+        """Green once everybody has looked at what he owns, and only while the scheduler answers."""
         try:
-            await self._door.backstage.system.ask(SCHEDULER, nobody, timeout=_READY_WITHIN)
+            await self._door.backstage.system.ask(SCHEDULER, AwaitReady(), timeout=_READY_WITHIN)
         except (KernelError, RuntimeError) as error:
             # A Greenroom that does not run has no system to ask, which it says by a RuntimeError.
             refusal = refusal_of(error if isinstance(error, KernelError) else ActorStopped())

@@ -27,6 +27,8 @@ DOOR: web.AppKey[Door] = web.AppKey("greenroom.door", Door)
 
 _CORS: web.RequestKey[dict[str, str]] = web.RequestKey("greenroom.cors", dict)
 _METHODS = "GET, POST, DELETE"
+_POLLED = frozenset({"/livez", "/readyz", "/jobs"})
+"""Asked several times a second by whoever waits for something; they would fill the log."""
 _CHARS = 100
 """Characters of a client's own text that are repeated to it."""
 
@@ -76,9 +78,12 @@ def _journal(door: Door) -> Middleware:
             status = response.status
             return response
         finally:
-            if _access.isEnabledFor(logging.INFO):
+            level = logging.DEBUG if request.path in _POLLED else logging.INFO
+            if _access.isEnabledFor(level):
                 took = (time.perf_counter() - began) * 1000
-                _access.info("%s %s %d %.1f ms %s", request.method, request.path, status, took, request_id)
+                _access.log(
+                    level, "%s %s %d %.1f ms %s", request.method, request.path, status, took, request_id
+                )
 
     return journal
 

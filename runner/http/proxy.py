@@ -22,11 +22,12 @@ from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.bodies import read_body, routing_of
-from greenroom.runner.http.dialects import Lines, Renaming, spoken_name, translate
+from greenroom.runner.http.dialects import Renaming, spoken_name, translate
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.headers import forwarded, request_id_of, returned
 from greenroom.runner.http.progress_stream import sentence_of
+from greenroom.runner.http.stream import Stream
 from greenroom.runner.http.upstreams import Answer, Lost, Unreached
 from greenroom.runner.http.waiting import EVENT_STREAM, Waiting
 
@@ -35,8 +36,6 @@ _REACH_FOR = 5.0
 _REACH_PAUSE = 0.025
 _OBITUARY = 1.0
 """Seconds to wait for the reason of an engine's death."""
-_TAIL = 1024
-"""Bytes of a stream's end that are looked at to see whether it is whole."""
 _TOLD = 64 * 1024
 """Bytes of an engine's error that are read when it must be put into a frame."""
 
@@ -179,7 +178,7 @@ class Exchange:
         if upstream.content_type == EVENT_STREAM and upstream.status == 200:
             if response is None:
                 response = await self._begin(upstream)
-            return await self._stream(response, place, upstream, chunk, Lines(rename))
+            return await self._stream(response, place, upstream, chunk, rename)
         if response is not None:
             # The stream has begun with comments; what the engine says instead of one is its end.
             return await self._last_words(response, await _told_by(upstream, chunk))
@@ -210,26 +209,15 @@ class Exchange:
         place: Place,
         upstream: Answer,
         chunk: bytes,
-        lines: Lines,
+        rename: Renaming | None,
     ) -> web.StreamResponse:
-        tail = b""
-        while chunk:
-            sent = lines.feed(chunk)
-            if sent:
-                await response.write(sent)
-            tail = (tail + chunk)[-_TAIL:]
-            try:
-                chunk = await upstream.read()
-            except Lost:
-                return await self._broken_off(response, place)
-        if self._kind.done and b"data: [DONE]" not in tail:
-            if b'"error"' not in tail:
-                return await self._broken_off(response, place)
-            # llama-server ends a stream that failed with an error frame alone; clients wait for the end.
-            await response.write(lines.flush() + b"\n\ndata: [DONE]\n\n")
-        elif rest := lines.flush():
-            await response.write(rest)
-        await response.write_eof()
+        stream = Stream(self._request, response, rename)
+        try:
+            await stream.pass_on(upstream, chunk)
+        except Lost:
+            return await self._broken_off(response, place)
+        if not await stream.end(done=self._kind.done):
+            return await self._broken_off(response, place)
         return response
 
     async def _renamed(

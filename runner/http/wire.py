@@ -21,6 +21,10 @@ _PIECE = 256 * 1024
 _INFORMATIONAL = 200
 
 
+Push = Callable[[bytes], bool]
+"""Takes a piece of an answer at once, or declines it."""
+
+
 class Lost(Exception):
     """The engine broke off: before it had answered, or before its answer was whole."""
 
@@ -36,9 +40,12 @@ class Answer:
         length = headers.get("Content-Length", "")
         self.length = int(length) if length.isdigit() else None
 
-    async def read(self) -> bytes:
-        """What has come since; empty bytes at the end. Raises Lost when it was cut off."""
-        return await self._connection.read()
+    async def read(self, push: Push | None = None) -> bytes:
+        """What has come since; empty bytes at the end. Raises Lost when it was cut off.
+
+        `push` is offered each piece that comes while we wait; we go on waiting as long as it takes them.
+        """
+        return await self._connection.read(push)
 
     async def rest(self, limit: int | None = None) -> bytes:
         """All that is left, or the first `limit` bytes of it. Raises Lost."""
@@ -63,6 +70,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._news: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        self._push: Push | None = None
         self._paused = False
         self._begin()
         self._busy = False
@@ -99,10 +107,14 @@ class Connection(asyncio.Protocol):
             raise
         return Answer(self, self._parser.get_status_code(), self._headers)
 
-    async def read(self) -> bytes:
+    async def read(self, push: Push | None = None) -> bytes:
         """See `Answer.read`."""
-        while not self._pieces and not self._complete:
-            await self._wait()
+        self._push = push
+        try:
+            while not self._pieces and not self._complete:
+                await self._wait()
+        finally:
+            self._push = None
         pieces = self._pieces
         if not pieces:
             return b""
@@ -183,7 +195,8 @@ class Connection(asyncio.Protocol):
         if self._size > _READ_AHEAD and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._push is None or self._pieces or self._complete or self._broken is not None:
+            self._wake()
 
     def eof_received(self) -> None:
         """The engine has said all; the transport closes itself."""
@@ -226,6 +239,9 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
+        # Once a piece lies here the next ones must queue behind it.
+        if self._push is not None and not self._pieces and self._push(data):
+            return
         self._pieces.append(data)
         self._size += len(data)
 

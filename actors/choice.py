@@ -41,8 +41,11 @@ def choose(
     3. Only those this platform can run count; none: refused, with each verdict.
     4. Of the installed ones the most preferred serves; absent better ones are named as advice.
     5. One that is being installed already is waited for.
-    6. One that is not deferred and that the user has not uninstalled is installed without asking.
-    7. A deferred one is installed under `auto`; under `ask` and `never` the request is refused with the
+    6. Where the user has named an installation of his own, ours is not put beside it; if that leaves none,
+       refused with what is wrong with his.
+    7. One that is not deferred and that the user has not uninstalled is installed without asking, unless
+       the policy is `never`.
+    8. A deferred one is installed under `auto`; under `ask` and `never` the request is refused with the
        command that installs it.
     """
     named = [one for one in facts if one.name == binding] if binding else list(facts)  # 1
@@ -80,11 +83,15 @@ def choose(
     for one in offered:  # 5
         if one.name in statuses and statuses[one.name].job:
             return Install(backend=one.name, reason="it is being installed already")
-    for one in offered:  # 6
-        if not one.deferred and (one.name not in statuses or statuses[one.name].wanted):
+    ours = [one for one in offered if _theirs(statuses, one) is None]  # 6
+    if not ours:
+        return _theirs_is_broken(offered[0], statuses)
+    for one in ours:  # 7
+        wanted = one.name not in statuses or statuses[one.name].wanted
+        if not one.deferred and wanted and policy != "never":
             return Install(backend=one.name, reason="it is a default backend")
-    best = offered[0]
-    if policy == "auto":  # 7
+    best = ours[0]
+    if policy == "auto":  # 8
         return Install(backend=best.name, reason="the install policy is auto")
     return not_installed(best, statuses.get(best.name))
 
@@ -107,6 +114,23 @@ def not_installed(backend: BackendFacts, status: BackendStatus | None) -> Refusa
 def _current(statuses: Mapping[str, BackendStatus], backend: BackendFacts) -> Installation | None:
     status = statuses.get(backend.name)
     return status.current if status is not None else None
+
+
+def _theirs(statuses: Mapping[str, BackendStatus], backend: BackendFacts) -> Installation | None:
+    status = statuses.get(backend.name)
+    return next((one for one in status.installations if not one.managed), None) if status else None
+
+
+def _theirs_is_broken(backend: BackendFacts, statuses: Mapping[str, BackendStatus]) -> Refusal:
+    theirs = _theirs(statuses, backend)
+    why = (theirs.broken if theirs is not None else "") or "it is not in use"
+    return refuse(
+        "backend_broken",
+        f"The {backend.name} that is named in your configuration cannot be used: {why}.",
+        advice=f'Repair it, or remove [backends."{backend.name}"] from config.toml.',
+        status=412,
+        subject=backend.name,
+    )
 
 
 def _reasons(

@@ -1,4 +1,4 @@
-"""The scheduler on a stage: its core with real gates, a manual clock, and owners that tell what a test says."""
+"""The scheduler on a stage: its core with real gates, a manual clock, and owners told by a test."""
 
 from __future__ import annotations
 

@@ -1,0 +1,32 @@
+"""The daemon's own stream: started, stopped in order, or killed."""
+
+from __future__ import annotations
+
+from greenroom.actors import messages as msg
+from greenroom.actors.daemon_log import DaemonLog
+from greenroom.actors.events import DaemonStarted, DaemonStopped
+from greenroom.actors.kernel.core import Recovered
+from greenroom.actors.testing import given
+
+STARTED = DaemonStarted(pid=42, version="0.1", platform="test")
+
+
+def test_a_start_is_stored_first() -> None:
+    given(DaemonLog(STARTED)).when(Recovered()).then(STARTED)
+
+
+def test_a_rebuilt_actor_is_not_another_start() -> None:
+    given(DaemonLog(STARTED), STARTED).when(Recovered()).then()
+
+
+def test_a_stop_in_order_is_told_apart_from_a_killed_daemon() -> None:
+    case = given(DaemonLog(STARTED), STARTED)
+    assert case.state.running_pid == 42
+    case.when(msg.NoteStopped(pid=42, reason="asked to stop")).then(DaemonStopped)
+    assert case.state.running_pid == 0
+
+
+def test_a_daemon_after_one_that_was_killed_has_started_too() -> None:
+    killed = DaemonStarted(pid=7, version="0.1", platform="test")
+    case = given(DaemonLog(STARTED), killed).when(Recovered()).then(STARTED)
+    assert case.state.starts == 2

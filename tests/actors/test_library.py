@@ -1,0 +1,308 @@
+"""The library: models, their names, and the pulls that bring them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import AddTag, CancelFetch, DeleteModel, FetchModel, LookAtModels, RemoveTag
+from greenroom.actors.facts import Failure, Model
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Later, Recovered
+from greenroom.actors.library import Library
+from greenroom.actors.testing import Case, given
+from stage import NO_SPACE, OFFLINE
+
+NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
+REF = "docker.io/ai/smollm2:latest"
+KEY = f"pull/{REF}"
+SMOL = Model(id="sha256:smol", tags=(REF,), size=98)
+
+
+def new_life(*history: Any, store: tuple[Model, ...] = (), looked: bool = True) -> Case[Any, Any]:
+    case = given(Library(), *history, now=NOW)
+    case.when(Recovered()).rest()
+    return case.when(msg.ModelsSeen(models=store)).rest() if looked else case
+
+
+def pull(case: Case[Any, Any], **more: Any) -> Any:
+    case.when(msg.Pull(**({"reference": REF} | more)))
+    reply = case.reply
+    case.rest()
+    return reply
+
+
+def requested(**more: Any) -> ev.PullRequested:
+    return ev.PullRequested(**({"job": "pull.1", "reference": REF} | more))
+
+
+def fails(case: Case[Any, Any], failure: Failure, job: str = "pull.1") -> Case[Any, Any]:
+    return case.when(msg.PullAttemptEnded(job=job, failure=failure)).rest()
+
+
+class TestAPull:
+    def test_of_what_is_not_here_fetches_it(self) -> None:
+        case = new_life()
+        assert pull(case, token="secret") == Later(KEY)
+        case.then(requested())
+        assert case.of(FetchModel) == [FetchModel(job="pull.1", reference=REF, token="secret")]
+        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest().then(ev.ModelCommitted)
+        assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=True)}
+        assert case.told("scheduler")
+
+    def test_never_stores_a_token_and_forgets_it_with_the_pull(self) -> None:
+        case = new_life()
+        pull(case, token="secret")
+        assert not any("secret" in repr(one) for one in case.history)
+        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest()
+        assert "secret" not in repr(case.seen)
+
+    def test_of_fifty_at_once_fetches_once(self) -> None:
+        case = new_life()
+        fetches = 0
+        for _ in range(50):
+            pull(case)
+            fetches += len(case.of(FetchModel))
+        assert fetches == 1
+        assert len(case.history) == 1
+
+    def test_of_what_is_here_is_answered_at_once(self) -> None:
+        case = new_life(store=(SMOL,))
+        assert pull(case) == msg.Pulled(model=SMOL, fresh=False)
+        case.then()
+
+    def test_of_what_the_journal_claims_waits_for_the_look(self) -> None:
+        claim = ev.ModelCommitted(job="", model=SMOL)
+        case = new_life(claim, looked=False)
+        assert pull(case) == Later(KEY)
+        case.when(msg.ModelsSeen(models=())).rest()
+        case.then(ev.ModelRemoved, requested())
+        assert case.of(FetchModel)
+
+    def test_that_waited_for_the_look_is_answered_by_it(self) -> None:
+        case = new_life(looked=False)
+        pull(case)
+        case.when(msg.ModelsSeen(models=(SMOL,))).rest()
+        assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=False)}
+
+    def test_that_waits_for_the_look_can_be_cancelled(self) -> None:
+        case = new_life(looked=False)
+        pull(case)
+        case.when(msg.CancelPull(reference=REF))
+        assert case.answers[KEY].code == "cancelled"
+        case.when(msg.ModelsSeen(models=())).rest().then()
+
+    def test_that_fails_for_a_while_is_tried_again(self) -> None:
+        case = new_life()
+        pull(case)
+        fails(case, OFFLINE).then(ev.PullAttemptFailed)
+        assert not case.of(FetchModel)
+        case.clock.jump(-86_400)
+        case.wake()
+        assert case.of(FetchModel)
+
+    def test_that_fails_for_good_says_why_and_the_next_one_may_try_again(self) -> None:
+        case = new_life()
+        pull(case)
+        fails(case, NO_SPACE).then(ev.PullFailed)
+        assert (case.answers[KEY].status, case.answers[KEY].code) == (507, "no_space")
+        assert pull(case) == Later(KEY)
+        case.then(requested(job="pull.2"))
+
+    def test_is_given_up_after_six_attempts(self) -> None:
+        case = new_life()
+        pull(case)
+        for _ in range(5):
+            fails(case, OFFLINE).then(ev.PullAttemptFailed)
+            case.wake()
+        fails(case, OFFLINE).then(ev.PullFailed)
+        assert not any((case.seen.fetching, case.seen.due, case.seen.waiting))
+
+    def test_that_is_cancelled_ends(self) -> None:
+        case = new_life()
+        pull(case)
+        case.when(msg.CancelPull(reference=REF))
+        assert case.reply == msg.Cancelled(ended=True)
+        assert case.of(CancelFetch)
+        assert case.answers[KEY].message == "The pull was cancelled: cancelled by the user."
+
+    def test_that_somebody_leaves_goes_on_while_another_waits(self) -> None:
+        case = new_life()
+        pull(case)
+        pull(case)
+        case.when(msg.CancelPull(reference=REF, leave=True)).then()
+        assert case.reply == msg.Cancelled(ended=False)
+        case.when(msg.CancelPull(reference=REF, leave=True)).then(ev.PullCancelled)
+
+    def test_that_does_not_exist_cannot_be_cancelled(self) -> None:
+        assert new_life().when(msg.CancelPull(reference=REF)).reply == msg.Cancelled(ended=False)
+
+    def test_that_was_cancelled_a_moment_before_its_last_step_has_brought_the_model(self) -> None:
+        case = new_life()
+        pull(case)
+        case.when(msg.CancelPull(reference=REF)).rest()
+        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest().then(ev.ModelCommitted)
+        assert case.state.models == {SMOL.id: SMOL}
+
+    def test_that_is_reported_twice_counts_once(self) -> None:
+        case = new_life()
+        pull(case)
+        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest()
+        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest().then()
+        fails(case, OFFLINE).then()
+
+
+class TestAnEarlierLife:
+    def test_whose_pull_somebody_typed_goes_on_with_it(self) -> None:
+        case = new_life(requested())
+        case.then(ev.PullAttemptFailed)
+        (fetch,) = case.of(FetchModel)
+        assert fetch.job == "pull.1"
+
+    def test_whose_pull_only_a_request_wanted_ends_it(self) -> None:
+        case = new_life(requested(wanted_by="request"))
+        case.then(ev.PullCancelled)
+        assert not case.state.pulls
+
+    def test_whose_pull_only_a_request_wanted_ends_it_also_while_it_waits_to_be_retried(self) -> None:
+        waits = ev.PullAttemptFailed(job="pull.1", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 50)
+        new_life(requested(wanted_by="request"), waits).then(ev.PullCancelled)
+
+    def test_whose_pull_a_person_joined_goes_on_with_it(self) -> None:
+        case = new_life()
+        pull(case, wanted_by="request")
+        pull(case)
+        case.then(requested())
+        case.rebuild().when(Recovered()).rest()
+        case.when(msg.ModelsSeen(models=())).rest()
+        assert REF in case.state.pulls
+
+    def test_whose_pull_had_come_to_its_end_commits_it(self) -> None:
+        case = new_life(requested(), store=(SMOL,)).then(ev.ModelCommitted)
+        assert not case.state.pulls
+
+    def test_waits_at_most_the_bound_of_the_policy_for_a_retry(self) -> None:
+        far = ev.PullAttemptFailed(job="pull.1", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 86_400)
+        case = new_life(requested(), far).wake()
+        assert case.now.monotonic - NOW.monotonic == pytest.approx(90.0)
+        assert case.of(FetchModel)
+
+
+class TestTheStore:
+    def test_is_looked_at_again_when_nothing_is_heard_of_it(self) -> None:
+        case = new_life(looked=False)
+        assert not case.told("scheduler")
+        assert case.advance(30).rest().of(LookAtModels)
+
+    def test_with_a_model_nobody_knew_is_believed(self) -> None:
+        new_life(store=(SMOL,)).then(ev.ModelCommitted(job="", model=SMOL))
+
+    def test_without_a_model_the_journal_knows_is_believed(self) -> None:
+        case = new_life(ev.ModelCommitted(job="", model=SMOL)).then(ev.ModelRemoved)
+        assert not case.state.models
+
+    def test_that_cannot_be_looked_at_changes_nothing(self) -> None:
+        case = new_life(ev.ModelCommitted(job="", model=SMOL), looked=False)
+        case.when(msg.ModelsSeen(models=(), failure=OFFLINE)).rest().then()
+        assert case.state.models == {SMOL.id: SMOL}
+
+    def test_with_other_tags_is_believed(self) -> None:
+        other = Model(id=SMOL.id, tags=("mine:latest",), size=98)
+        case = new_life(ev.ModelCommitted(job="", model=SMOL), store=(other,)).then(ev.ModelTagged)
+        assert case.state.models[SMOL.id].tags == ("mine:latest",)
+
+    def test_seen_before_a_commit_does_not_undo_it(self) -> None:
+        case = new_life()
+        pull(case)
+        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest()
+        case.when(msg.ModelsSeen(models=())).rest().then()
+
+
+class TestTags:
+    def tagged(self, *tags: str) -> Case[Any, Any]:
+        return new_life(store=(Model(id=SMOL.id, tags=tags, size=98),))
+
+    def test_are_written_before_they_are_recorded(self) -> None:
+        case = self.tagged("a")
+        case.when(msg.TagModel(model_id=SMOL.id, tag="b")).then()
+        assert case.of(AddTag) == [AddTag(model_id=SMOL.id, tag="b")]
+        case.when(msg.TagsWritten(model_id=SMOL.id, tags=("a", "b"))).then(ev.ModelTagged)
+        assert case.answers == {f"tag/{SMOL.id}": msg.Tagged(tags=("a", "b"))}
+
+    def test_that_are_there_already_change_nothing(self) -> None:
+        case = self.tagged("a").when(msg.TagModel(model_id=SMOL.id, tag="a")).then()
+        assert case.reply == msg.Tagged(tags=("a",))
+
+    def test_of_a_model_that_is_not_here_are_refused(self) -> None:
+        assert new_life().when(msg.TagModel(model_id="x", tag="a")).refusal.status == 404
+
+    def test_are_taken_from_the_model_that_had_them(self) -> None:
+        other = Model(id="sha256:other", tags=("a",), size=1)
+        case = self.tagged("a")
+        case.when(msg.PullCommitted(job="pull.9", model=other)).rest()
+        assert case.state.models[SMOL.id].tags == ()
+
+    def test_that_cannot_be_written_say_why(self) -> None:
+        case = self.tagged("a").when(msg.TagModel(model_id=SMOL.id, tag="b"))
+        case.when(msg.TagsWritten(model_id=SMOL.id, tags=(), failure=NO_SPACE)).then()
+        assert case.answers[f"tag/{SMOL.id}"].code == "no_space"
+
+    def test_are_removed_one_by_one_and_the_model_with_the_last(self) -> None:
+        case = self.tagged("a", "b")
+        case.when(msg.RemoveModel(model_id=SMOL.id, tag="b"))
+        assert case.of(RemoveTag) == [RemoveTag(model_id=SMOL.id, tag="b")]
+        case.when(msg.TagsWritten(model_id=SMOL.id, tags=("a",)))
+        case.when(msg.RemoveModel(model_id=SMOL.id, tag="a"))
+        assert case.of(DeleteModel) == [DeleteModel(model_id=SMOL.id)]
+
+    def test_that_a_model_does_not_have_cannot_be_removed(self) -> None:
+        refusal = self.tagged("a").when(msg.RemoveModel(model_id=SMOL.id, tag="b")).refusal
+        assert refusal.status == 404
+
+
+class TestRemoving:
+    def test_is_recorded_when_the_files_are_gone(self) -> None:
+        case = new_life(store=(SMOL,))
+        case.when(msg.RemoveModel(model_id=SMOL.id)).then()
+        assert case.reply == Later(f"remove/{SMOL.id}")
+        case.when(msg.ModelGone(model_id=SMOL.id, freed=98)).then(ev.ModelRemoved)
+        removed = msg.Removed(untagged=(REF,), deleted=(SMOL.id,), freed=98)
+        assert case.answers == {f"remove/{SMOL.id}": removed}
+
+    def test_asked_twice_is_done_once(self) -> None:
+        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
+        case.when(msg.RemoveModel(model_id=SMOL.id))
+        assert case.reply == Later(f"remove/{SMOL.id}")
+        assert not case.of(DeleteModel)
+
+    def test_of_a_model_with_several_tags_needs_force(self) -> None:
+        case = new_life(store=(Model(id=SMOL.id, tags=("a", "b"), size=98),))
+        assert case.when(msg.RemoveModel(model_id=SMOL.id)).refusal.status == 409
+        assert case.when(msg.RemoveModel(model_id=SMOL.id, force=True)).of(DeleteModel)
+
+    def test_of_a_model_that_is_not_here_is_refused(self) -> None:
+        assert new_life().when(msg.RemoveModel(model_id="x")).refusal.status == 404
+
+    def test_that_fails_leaves_the_model(self) -> None:
+        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
+        case.when(msg.ModelGone(model_id=SMOL.id, failure=NO_SPACE)).then()
+        assert case.answers[f"remove/{SMOL.id}"].code == "no_space"
+        assert pull(case) == msg.Pulled(model=SMOL, fresh=False)
+
+    def test_of_a_model_that_is_pulled_again_meanwhile_fetches_it(self) -> None:
+        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
+        assert pull(case) == Later(KEY)
+        assert case.of(FetchModel)
+
+
+class TestTheList:
+    def test_is_told_when_something_changes_when_asked_and_every_few_seconds(self) -> None:
+        case = new_life(store=(SMOL,))
+        (told,) = case.told("scheduler")
+        assert isinstance(told, msg.ModelList)
+        assert told.models == (SMOL,)
+        assert not case.advance(4).rest().told("scheduler")
+        assert case.advance(1).rest().told("scheduler")
+        assert case.when(msg.RollCall()).rest().told("scheduler")

@@ -1,0 +1,257 @@
+"""A runner: its engines from the intent to start them to how they ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import EndEngine, RecoverEngines, SpawnEngine
+from greenroom.actors.facts import EngineExit, EngineSpec
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Recovered
+from greenroom.actors.runner import SILENT_RECOVERY, SILENT_START, SILENT_STOP, Runner
+from greenroom.actors.testing import Case, given
+
+NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
+ENDED = EngineExit(at=NOW.wall, code=0, expected=True)
+
+
+def spec(one: str = "e1") -> EngineSpec:
+    return EngineSpec(
+        engine_id=one, backend="mlx", installation_id="1-a.1", model_id="m", model_ref="smollm2"
+    )
+
+
+def runner(*history: Any) -> Case[Any, Any]:
+    case = given(Runner("mlx"), *history, now=NOW)
+    return case.when(Recovered()).rest()
+
+
+def started(one: str = "e1") -> Case[Any, Any]:
+    return runner().when(msg.StartEngine(spec=spec(one))).rest()
+
+
+def spawned(case: Case[Any, Any], one: str = "e1") -> Case[Any, Any]:
+    report = msg.SpawnedEngine(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock")
+    return case.when(report).rest()
+
+
+def ready(case: Case[Any, Any], one: str = "e1") -> Case[Any, Any]:
+    return spawned(case, one).when(msg.EngineIsReady(engine_id=one)).rest()
+
+
+def past(one: str = "e1", *, up_to: str = "ready") -> tuple[Any, ...]:
+    """What an earlier life stored of an engine."""
+    events = (
+        ev.EngineStartRequested(spec=spec(one)),
+        ev.EngineSpawned(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock"),
+        ev.EngineReady(engine_id=one),
+    )
+    return events[: ("requested", "spawned", "ready").index(up_to) + 1]
+
+
+def adopted(one: str = "e1", *, answers: bool = True) -> msg.AdoptedEngine:
+    return msg.AdoptedEngine(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock", ready=answers)
+
+
+def state(case: Case[Any, Any], one: str = "e1") -> str:
+    return str(case.state.engines[one].state)
+
+
+def lists(case: Case[Any, Any]) -> list[msg.EngineList]:
+    return [one for one in case.told("scheduler") if isinstance(one, msg.EngineList)]
+
+
+class TestAStart:
+    def test_is_an_intent_before_it_is_a_process(self) -> None:
+        case = started().then(ev.EngineStartRequested(spec=spec()))
+        assert case.of(SpawnEngine) == [SpawnEngine(spec=spec())]
+        assert state(case) == "starting"
+
+    def test_that_comes_twice_is_harmless(self) -> None:
+        case = started().when(msg.StartEngine(spec=spec())).then()
+        assert not case.of(SpawnEngine)
+
+    def test_of_an_engine_that_is_gone_is_not_repeated(self) -> None:
+        case = ready(started())
+        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest()
+        case.when(msg.StartEngine(spec=spec())).then()
+
+    def test_leads_to_an_engine_that_has_proved_it_can_answer(self) -> None:
+        case = spawned(started()).then(ev.EngineSpawned)
+        case.advance(2.5).when(msg.EngineIsReady(engine_id="e1")).rest()
+        case.then(ev.EngineReady(engine_id="e1", seconds=2.5))
+        (told,) = lists(case)
+        assert (told.engines[0].state, told.engines[0].pid) == ("ready", 42)
+
+    def test_that_is_reported_ready_before_its_spawn_is_ready_with_its_endpoint(self) -> None:
+        case = started().when(msg.EngineIsReady(engine_id="e1")).rest().then()
+        assert state(case) == "starting"
+        spawned(case).then(ev.EngineSpawned, ev.EngineReady)
+        assert case.state.engines["e1"].endpoint == "/run/e1.sock"
+
+    def test_that_fails_says_how(self) -> None:
+        case = spawned(started())
+        exit_ = EngineExit(at=NOW.wall, signal="SIGSEGV", summary="It crashed (SIGSEGV).")
+        case.when(msg.EngineEnded(engine_id="e1", exit=exit_)).rest().then(ev.EngineExited)
+        assert lists(case)[-1].engines[0].exit == exit_
+
+    def test_that_makes_no_progress_for_long_is_given_up_and_that_is_its_fault(self) -> None:
+        case = spawned(started())
+        case.wake()
+        assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START)
+        case.then(ev.EngineStopRequested)
+        assert case.of(EndEngine)
+        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest()
+        end = case.state.engines["e1"].exit
+        assert not end.expected
+        assert end.summary == "The engine was given up: no sign of progress for 900 s while starting."
+
+    def test_that_gets_on_is_given_all_the_time_it_needs(self) -> None:
+        case = spawned(started())
+        for _ in range(10):
+            case.advance(SILENT_START - 1).when(msg.EngineMoved(engine_id="e1")).rest().then()
+
+
+class TestAStop:
+    def test_is_an_intent_before_it_is_a_signal(self) -> None:
+        case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
+        case.then(ev.EngineStopRequested(engine_id="e1", reason="idle"))
+        assert case.of(EndEngine) == [EndEngine(engine_id="e1", reason="idle")]
+        assert state(case) == "stopping"
+
+    def test_that_is_told_again_is_passed_on_again_without_an_event(self) -> None:
+        case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
+        case.when(msg.StopEngine(engine_id="e1", reason="idle")).then()
+        assert case.of(EndEngine)
+
+    def test_of_an_engine_that_is_gone_tells_the_list_again(self) -> None:
+        case = ready(started()).when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest()
+        case.when(msg.StopEngine(engine_id="e1", reason="idle")).rest().then()
+        assert lists(case)
+
+    def test_that_is_never_answered_makes_the_engine_lost(self) -> None:
+        case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
+        case.advance(SILENT_STOP - 1).rest().then()
+        case.advance(1).rest().then(ev.EngineLost)
+        end = case.state.engines["e1"].exit
+        assert (end.lost, end.expected) == (True, True)
+
+    def test_of_an_engine_that_ran_for_hours_is_given_its_time(self) -> None:
+        case = ready(started()).advance(7200).rest()
+        case.when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
+        case.then(ev.EngineStopRequested)
+        assert state(case) == "stopping"
+
+
+class TestReports:
+    @pytest.mark.parametrize(
+        "report",
+        [
+            msg.SpawnedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x"),
+            msg.EngineIsReady(engine_id="e9"),
+            msg.AdoptedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x", ready=True),
+        ],
+    )
+    def test_of_a_process_nobody_wants_end_it(self, report: Any) -> None:
+        case = runner().when(report).rest().then()
+        assert [one.engine_id for one in case.of(EndEngine)] == ["e9"]
+
+    def test_of_an_end_of_an_engine_that_was_never_ours_are_dropped(self) -> None:
+        case = runner().when(msg.EngineEnded(engine_id="e9", exit=ENDED)).rest().then()
+        assert not case.effects
+
+    def test_of_an_end_count_once(self) -> None:
+        case = ready(started())
+        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest().then(ev.EngineExited)
+        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest().then()
+
+    def test_carry_the_intent_they_belong_to(self) -> None:
+        case = spawned(started())
+        assert case.history[-1].cause == case.history[0].id
+
+
+class TestAnEarlierLife:
+    def test_is_looked_for_before_anything_is_told(self) -> None:
+        case = runner(*past())
+        assert not lists(case)
+        case.when(adopted()).rest()
+        assert lists(case)[-1].engines[0].state == "ready"
+
+    def test_looks_for_every_engine_that_is_not_gone(self) -> None:
+        gone = ev.EngineExited(engine_id="e1", exit=ENDED)
+        case = given(Runner("mlx"), *past("e1"), gone, *past("e2"), now=NOW).when(Recovered())
+        (recover,) = case.of(RecoverEngines)
+        assert [one.spec.engine_id for one in recover.engines] == ["e2"]
+
+    def test_whose_engine_still_runs_goes_on_with_it(self) -> None:
+        case = runner(*past()).when(adopted()).rest().then(ev.EngineAdopted)
+        assert state(case) == "ready"
+        assert not case.of(SpawnEngine)
+
+    def test_whose_engine_became_ready_meanwhile_says_so(self) -> None:
+        case = runner(*past(up_to="spawned")).when(adopted()).rest()
+        case.then(ev.EngineAdopted, ev.EngineReady)
+
+    def test_whose_engine_does_not_answer_now_does_not_believe_the_journal(self) -> None:
+        case = runner(*past()).when(adopted(answers=False)).rest()
+        assert state(case) == "starting"
+        case.when(msg.EngineIsReady(engine_id="e1")).rest().then(ev.EngineReady)
+
+    def test_whose_intent_came_to_nothing_does_not_repeat_it(self) -> None:
+        case = runner(*past(up_to="requested"))
+        case.when(msg.LostEngine(engine_id="e1", reason="it was never spawned")).rest()
+        case.then(ev.EngineLost)
+        assert not case.of(SpawnEngine)
+        assert lists(case)[-1].engines[0].exit.lost  # type: ignore[union-attr]
+
+    def test_whose_engine_is_never_heard_of_comes_to_an_end(self) -> None:
+        case = runner(*past())
+        case.advance(SILENT_RECOVERY - 1).rest().then()
+        assert not lists(case)
+        case.advance(1).rest().then(ev.EngineLost)
+        assert lists(case)
+        # Should it turn up after all, it is ended.
+        case.when(adopted()).rest().then()
+        assert case.of(EndEngine)
+
+    def test_whose_engine_was_to_end_is_not_taken_for_a_working_one(self) -> None:
+        stop = ev.EngineStopRequested(engine_id="e1", reason="idle")
+        case = runner(*past(), stop).when(adopted()).rest()
+        assert state(case) == "stopping"
+
+
+class TestTheList:
+    def test_goes_to_scheduler_and_installer_when_something_changes_and_every_few_seconds(self) -> None:
+        case = started()
+        assert lists(case)
+        assert case.told("installer") == lists(case)
+        assert not lists(case.advance(4).rest())
+        assert lists(case.advance(1).rest())
+
+    def test_tells_what_the_scheduler_had_acted_on_behind_every_start_it_sent(self) -> None:
+        case = runner().when(msg.StartEngine(spec=spec())).when(msg.RollCall(installations=7)).rest()
+        (told,) = lists(case)
+        assert told.installations == 7
+        assert [one.spec.engine_id for one in told.engines] == ["e1"]
+        case.when(msg.RollCall()).rest()
+        assert lists(case)[-1].installations == 7
+
+    def test_tells_of_engines_that_are_gone_for_a_while_and_not_for_ever(self) -> None:
+        case = runner()
+        for number in range(40):
+            one = f"e{number}"
+            case.when(msg.StartEngine(spec=spec(one))).rest()
+            case.when(msg.EngineEnded(engine_id=one, exit=ENDED)).rest()
+        assert list(case.state.engines) == [f"e{number}" for number in range(24, 40)]
+        assert not case.seen.moved
+
+    def test_is_told_although_nothing_can_be_stored(self) -> None:
+        case = spawned(started()).advance(SILENT_START).settle()
+        assert case.decision.events
+        otherwise = case.decision.otherwise
+        assert otherwise is not None
+        assert not otherwise.events
+        assert len(otherwise.effects) == 2

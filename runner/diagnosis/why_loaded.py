@@ -1,0 +1,128 @@
+"""Why a model is loaded where it is, or is still being loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from greenroom.actors.events import BackendChosen
+from greenroom.actors.scheduler_state import LoadState
+from greenroom.runner.diagnosis import endings
+from greenroom.runner.diagnosis.explanation import Remedy
+from greenroom.runner.diagnosis.finding import Finding
+from greenroom.runner.diagnosis.lives import Life, usual_seconds
+from greenroom.runner.diagnosis.story import Story
+from greenroom.runner.diagnosis.times import clock, moment
+from greenroom.runner.quantities import format_duration
+
+_SLOW = 3.0
+"""A load that takes so many times what earlier ones took is slow."""
+
+
+def why_loaded(story: Story, loads: Sequence[LoadState]) -> Finding:
+    """Of several loads, which are of several modes, the latest one is told of."""
+    load = max(loads, key=lambda one: one.admitted_at)
+    spec = load.spec
+    life = story.life(spec.engine_id) or Life(engine_id=spec.engine_id, admitted_at=load.admitted_at)
+    life.spec = life.spec or spec
+    also = [
+        f"It is loaded in {one.spec.mode} mode too, as engine {one.spec.engine_id}."
+        for one in loads
+        if one is not load
+    ]
+    finding = _ready(story, life) if life.state == "ready" else _loading(story, life)
+    finding.also = [*also, *why_backend_of(life.chosen), *finding.also]
+    finding.steps = [*finding.steps, *life.happenings, *story.done_for(life)]
+    finding.numbers["memory"] = float(spec.memory)
+    if life.admitted is not None:
+        finding.numbers["promised"] = float(life.admitted.promised)
+        finding.numbers["budget"] = float(life.admitted.budget)
+    return finding
+
+
+def why_backend_of(chosen: BackendChosen | None, *, was: bool = False) -> list[str]:
+    """Why this backend and no other, as a sentence."""
+    if chosen is None or not chosen.reasons:
+        return []
+    return [f"It {'ran' if was else 'runs'} on {chosen.backend} because: {'; '.join(chosen.reasons)}."]
+
+
+def preferred_absent(chosen: BackendChosen | None) -> str:
+    """The backend that would have been preferred, were it installed; it is named in the reasons only."""
+    for reason in chosen.reasons if chosen is not None else ():
+        name, words, _ = reason.partition(" would be preferred but is not installed")
+        if words:
+            return name
+    return ""
+
+
+def _ready(story: Story, life: Life) -> Finding:
+    assert life.spec is not None
+    now, backend = story.now, life.spec.backend
+    since = moment(life.ready_at or life.began, now)
+    finding = Finding(
+        state="loaded",
+        cause="asked_for",
+        answer=f"{story.name} is loaded: engine {life.engine_id} serves it on {backend} since {since}.",
+        numbers={},
+        remedies=[Remedy(aim="To unload it", command=f"greenroom unload {story.name}")],
+    )
+    if life.ready is not None and life.ready.seconds:
+        finding.numbers["load_seconds"] = life.ready.seconds
+    if life.adopted_at:
+        finding.cause = "adopted"
+        finding.answer += (
+            " It has outlived the daemon that started it and was taken over by the next one at "
+            f"{clock(life.adopted_at, now)}."
+        )
+        finding.steps = story.daemons(life.began, life.adopted_at)
+    if story.history.daemon.running_pid == 0:
+        finding.also = ["Greenroom itself does not run: it stopped in order and left its engines running."]
+    better = preferred_absent(life.chosen)
+    if better:
+        remedy = Remedy(aim=f"To have it on {better} from its next load on", command=endings.install(better))
+        finding.remedies = [remedy, *finding.remedies]
+    return finding
+
+
+def _loading(story: Story, life: Life) -> Finding:
+    assert life.spec is not None
+    now = story.now
+    elapsed = max(0.0, now - life.began)
+    doing = {
+        "waiting": "its engine is about to be started",
+        "starting": "its engine is being started",
+        "loading": f"its process runs since {clock(life.spawned_at, now)} and reads the model",
+        "stopping": f"it is being given up, {life.stop.reason if life.stop is not None else ''}",
+    }.get(life.state, "its engine has just ended")
+    finding = Finding(
+        state="loading",
+        cause="loading",
+        answer=(
+            f"{story.name} is being loaded on {life.spec.backend} since {moment(life.began, now)}: {doing}."
+        ),
+        numbers={"elapsed": round(elapsed, 3)},
+        remedies=[
+            Remedy(aim="What its engine says", command=f"greenroom logs -f {life.engine_id}"),
+            Remedy(aim="How far it is", command="greenroom status"),
+        ],
+    )
+    usual = usual_seconds(story.lives, life.spec)
+    if usual:
+        typical = finding.numbers["usual_seconds"] = median(usual)
+        many = (
+            f"{len(usual)} earlier loads on this installation took"
+            if len(usual) > 1
+            else "The load before took"
+        )
+        finding.answer += f" {many} {format_duration(typical)}"
+        finding.answer += f"{' in the middle' if len(usual) > 2 else ''}."
+        if elapsed > _SLOW * typical:
+            finding.cause = "slow"
+            finding.answer += f" This one takes {elapsed / typical:.0f} times as long so far."
+    else:
+        finding.answer += " It is the first on this installation, so nothing is known of how long it takes."
+    if story.history.daemon.running_pid == 0:
+        finding.cause = "not_running"
+        finding.also = ["Greenroom itself does not run: it stopped in order while the engine was loading."]
+    return finding

@@ -251,6 +251,8 @@ class LoadFailed(Event, frozen=True, kw_only=True):
     installation_id: str
     failure: Failure
     was_ready: bool = False
+    footprint: int = 0
+    """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
 
 
 class EvictionDecided(Event, frozen=True, kw_only=True):
@@ -268,8 +270,11 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     """The model that needs the room."""
     idle_seconds: float = 0.0
     memory: int = 0
+    """Bytes it was reckoned to hold."""
     needed: int = 0
     free: int = 0
+    footprint: int = 0
+    """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
 
 
 class BreakerOpened(Event, frozen=True, kw_only=True):

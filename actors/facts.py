@@ -151,6 +151,14 @@ class Engine(Fact, frozen=True, kw_only=True):
     """Why its runner gave it up; empty when it did not."""
 
 
+class Measured(Fact, frozen=True, kw_only=True):
+    """Memory that an engine's processes use together, in bytes. Never stored."""
+
+    now: int
+    peak: int
+    """The most that was seen in this life of the daemon."""
+
+
 class Model(Fact, frozen=True, kw_only=True):
     """A model that lies in the store, whole and verified."""
 

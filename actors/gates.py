@@ -22,6 +22,18 @@ class Place(NamedTuple):
     endpoint: str
 
 
+class LastByte:
+    """When an engine last sent anything, on the monotonic clock.
+
+    Whoever reads an engine's answers writes `at` for every piece, without a lock: that must cost nothing.
+    """
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: float = 0.0) -> None:
+        self.at = at
+
+
 class GateReading(NamedTuple):
     """One gate at one moment."""
 
@@ -31,10 +43,12 @@ class GateReading(NamedTuple):
     """Monotonic second since which nobody has been inside; meaningless while somebody is."""
     served: int
     """Requests that have left it."""
+    quiet_since: float = 0.0
+    """Monotonic second of the last byte that came out, or of the first entry if that was later."""
 
 
 class _Gate:
-    __slots__ = ("backend", "endpoint", "idle_since", "inside", "key", "open", "served")
+    __slots__ = ("backend", "endpoint", "idle_since", "inside", "key", "last_byte", "open", "served")
 
     def __init__(self, key: tuple[str, Mode], backend: str, endpoint: str, now: float) -> None:
         self.key = key
@@ -44,6 +58,7 @@ class _Gate:
         self.inside: set[str] = set()
         self.idle_since = now
         self.served = 0
+        self.last_byte = LastByte(now)
 
 
 class GateBoard:
@@ -103,7 +118,9 @@ class GateBoard:
         """All gates at this moment."""
         with self._lock:
             return {
-                engine_id: GateReading(gate.open, len(gate.inside), gate.idle_since, gate.served)
+                engine_id: GateReading(
+                    gate.open, len(gate.inside), gate.idle_since, gate.served, gate.last_byte.at
+                )
                 for engine_id, gate in self._gates.items()
             }
 
@@ -133,6 +150,11 @@ class GateBoard:
         if empty and self.on_empty is not None:
             self.on_empty(engine_id)
 
+    def last_byte(self, engine_id: str) -> LastByte:
+        """The clock to be set for every piece of an answer this engine sends."""
+        gate = self._gates.get(engine_id)
+        return gate.last_byte if gate is not None else LastByte()
+
     def inside(self, engine_id: str) -> frozenset[str]:
         """The ids of the requests inside an engine."""
         with self._lock:
@@ -144,5 +166,8 @@ class GateBoard:
         other = self._gates.get(self._places.get(request_id, engine_id))
         if other is not None and other is not gate:
             other.inside.discard(request_id)
+        if not gate.inside:
+            # Silence counts from the question on.
+            gate.last_byte.at = self._monotonic()
         gate.inside.add(request_id)
         self._places[request_id] = engine_id

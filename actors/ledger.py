@@ -11,6 +11,10 @@ DEFAULT_CONTEXT = 8_192
 """Tokens of key/value cache reckoned with when neither the user nor the model says how many."""
 
 
+PROVEN_BY = 3
+"""Requests an engine must have served before its measured peak may be less than what it was promised."""
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """What the machine has, in bytes."""
 
@@ -45,8 +49,36 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 def memory_needed(model: Model, context_size: int, overhead: int) -> int:
     """Weights, key/value cache at the configured context, and the backend's own overhead, in bytes."""
-    context = context_size or min(model.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    trained_for = model.context_length or DEFAULT_CONTEXT
+    context = context_size or min(trained_for, DEFAULT_CONTEXT)
+    # Less than none is as much as the model can take.
+    context = trained_for if context < 0 else context
     return model.size + context * model.kv_bytes_per_token + overhead
+
+
+def reckoned(promise: int, least: int, peak: int, served: int) -> int:
+    """What an engine is reckoned to hold, in bytes.
+
+    A measured peak above its promise counts at once. One below it counts only once the engine has served
+    several requests, and never less than `least`, its weights and cache: those it may claim at any time.
+    """
+    if not peak or (peak < promise and served < PROVEN_BY):
+        return promise
+    return max(peak, min(least, promise))
+
+
+def expected(estimate: int, least: int, footprint: int, account: Account) -> int:
+    """What a load is reckoned to need, in bytes, when engines like it were measured at `footprint` (or 0).
+
+    Experience may keep others out, but never the model itself: where the estimate would let it in and
+    nobody else has a promise, it is let in.
+    """
+    if not footprint:
+        return estimate
+    need = max(least, footprint)
+    if not account.promised:
+        need = min(need, max(estimate, account.free))
+    return min(need, max(estimate, account.memory.budget))
 
 
 def fewest_victims(needed: int, idle: Sequence[Holding]) -> tuple[Holding, ...]:

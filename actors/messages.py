@@ -12,6 +12,7 @@ from greenroom.actors.facts import (
     Failure,
     Installation,
     InstallPolicy,
+    Measured,
     Mode,
     Model,
     ModelFormat,
@@ -97,6 +98,10 @@ class EngineList(Command, frozen=True, kw_only=True):
     version: int
     installations: int = -1
     """Version of the installer's list that the scheduler had acted on when it last called the roll."""
+    token: str = ""
+    """Of the last roll call that named one: whatever was sent before that call is in this list."""
+    measured: Mapping[str, Measured] = {}
+    """engine → memory, as far as it could be measured."""
 
 
 class ModelList(Command, frozen=True, kw_only=True):
@@ -112,6 +117,8 @@ class RollCall(Command, frozen=True, kw_only=True):
     installations: int = -1
     """Version of the installer's list that the sender has acted on. Whatever it starts afterwards runs on
     nothing that is retiring there, and what it started before has reached the runner before this."""
+    token: str = ""
+    """Comes back in the list that answers this call."""
 
 
 # installer
@@ -272,6 +279,19 @@ class EngineMoved(Command, frozen=True, kw_only=True):
     """Report: it is loading and getting on."""
 
     engine_id: str
+
+
+class EngineStalled(Command, frozen=True, kw_only=True):
+    """Report: it is ready and does nothing for those inside; it shall be ended."""
+
+    engine_id: str
+    reason: str
+
+
+class EnginesMeasured(Command, frozen=True, kw_only=True):
+    """Report: the memory of engines. Never stored."""
+
+    measured: Mapping[str, Measured]
 
 
 # scheduler

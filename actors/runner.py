@@ -16,11 +16,13 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import EndEngine, RecoverEngines, SpawnEngine
-from greenroom.actors.facts import Engine, EngineExit
+from greenroom.actors.facts import Engine, EngineExit, Measured
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Address, Command, Decision, Effect, Event, Recovered, Stored, Tell
 
 _TELL_EVERY = 5.0
+_GROWN = 32 * 2**20
+"""Bytes by which an engine's peak must have grown to be told at once and not with the next list."""
 _REMEMBERED = 16
 """Engines that are gone are told of for a while, so that nobody misses how they ended."""
 SILENT_START = 900.0
@@ -50,6 +52,10 @@ class RunnerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Engines that were ready before their start could be stored, as on a full disk."""
     installations: int = -1
     """Version of the installer's list that the scheduler had acted on when it last called the roll."""
+    token: str = ""
+    """Of the last roll call that named one."""
+    measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
+    """engine → its memory."""
     told: int = -1
     told_at: float = 0.0
 
@@ -149,9 +155,15 @@ class Runner:
                     events=(ev.EngineStopRequested(engine_id=one, reason=reason),),
                     seen=_moved(seen, one, now),
                 )
-            case msg.RollCall(installations=acted_on):
-                version = max(seen.installations, acted_on)
-                return Decision(seen=msgspec.structs.replace(seen, told=-1, installations=version))
+            case msg.RollCall() as call:
+                return Decision(
+                    seen=msgspec.structs.replace(
+                        seen,
+                        told=-1,
+                        installations=max(seen.installations, call.installations),
+                        token=call.token or seen.token,
+                    )
+                )
             case Recovered():
                 left = tuple(one for one in state.engines.values() if one.state != "gone")
                 ids = frozenset(one.spec.engine_id for one in left)
@@ -163,6 +175,14 @@ class Runner:
                 )
             case msg.EngineMoved(engine_id=one):
                 return Decision(seen=_moved(seen, one, now))
+            case msg.EngineStalled(engine_id=one, reason=reason):
+                engine = state.engines.get(one)
+                if engine is None or engine.state != "ready":
+                    return Decision()
+                stalled = ev.EngineStopRequested(engine_id=one, reason=reason, fault=True)
+                return Decision(events=(stalled,), cause=engine.cause, seen=_moved(seen, one, now))
+            case msg.EnginesMeasured(measured=measured):
+                return Decision(seen=_measured(seen, measured))
             case _:
                 return self._report(state, command, now, seen)
 
@@ -259,12 +279,16 @@ class Runner:
             moved={one: at for one, at in moved.items() if one in changing | unsettled},
             early=seen.early & changing,
             unsettled=frozenset(unsettled),
+            measured={one: size for one, size in seen.measured.items() if _is_alive(state, one)},
         )
         decision = Decision(events=tuple(events), seen=seen, wake_at=min(wakes, default=None))
         stale = seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY
         if not stale or before:
             return decision
-        whole = msgspec.structs.replace(self.list_of(state), installations=seen.installations)  # 3
+        whole = msgspec.structs.replace(  # 3
+            self.list_of(state), installations=seen.installations, measured=seen.measured
+        )
+        whole = msgspec.structs.replace(whole, token=seen.token)
         telling = Decision(
             effects=(Tell(to=msg.SCHEDULER, command=whole), Tell(to=msg.INSTALLER, command=whole)),
             seen=msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic),
@@ -285,6 +309,19 @@ def _ready(engine: Engine, now: Moment) -> ev.EngineReady:
 
 def _sentence(fault: str) -> str:
     return f"The engine was given up: {fault}."
+
+
+def _is_alive(state: RunnerState, engine_id: str) -> bool:
+    engine = state.engines.get(engine_id)
+    return engine is not None and engine.state != "gone"
+
+
+def _measured(seen: RunnerSeen, measured: Mapping[str, Measured]) -> RunnerSeen:
+    """Take in what was measured; a peak that has grown a good deal does not wait for the next list."""
+    before = {one: seen.measured[one].peak if one in seen.measured else 0 for one in measured}
+    grown = any(size.peak - before[one] >= _GROWN for one, size in measured.items())
+    told = -1 if grown else seen.told
+    return msgspec.structs.replace(seen, measured={**seen.measured, **measured}, told=told)
 
 
 def _moved(seen: RunnerSeen, engine_id: str, now: Moment) -> RunnerSeen:

@@ -30,7 +30,7 @@ from greenroom.actors.kernel.core import (
     refuse,
 )
 from greenroom.actors.scheduler_context import Limits, eviction
-from greenroom.actors.scheduler_queue import fits
+from greenroom.actors.scheduler_queue import AGAIN, fits
 from greenroom.actors.scheduler_state import (
     SchedulerSeen,
     SchedulerState,
@@ -123,20 +123,25 @@ class Scheduler:
             case msg.ModelList():
                 return Decision(seen=change(seen, models={one.id: one for one in command.models}))
             case msg.EngineList():
+                if command.backend not in seen.engines and command.token != seen.life:
+                    # It was on its way before this life, and may lack what has been started since.
+                    return Decision()
                 engines = {one.spec.engine_id: one for one in command.engines}
                 return Decision(
                     seen=change(
                         seen,
                         engines={**seen.engines, command.backend: engines},
+                        answered={**seen.answered, command.backend: command.token},
+                        measured={**seen.measured, **command.measured},
                         met=seen.met | frozenset(engines),
                     )
                 )
             case msg.GateEmptied():
                 return Decision()
             case Recovered():
-                owners = [msg.INSTALLER, msg.LIBRARY]
-                owners += [msg.runner_address(one.name) for one in self._facts]
-                return Decision(effects=tuple(Tell(to=to, command=msg.RollCall()) for to in owners))
+                # The roll is called by the turn that follows.
+                life = f"{now.monotonic}/{now.draw}"
+                return Decision(seen=change(seen, life=life, called_at=now.monotonic - AGAIN))
             case _:
                 raise TypeError(f"the scheduler does not know {type(command).__name__}")
 

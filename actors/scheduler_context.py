@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
-from greenroom.actors.facts import Engine, Mode
+from greenroom.actors.facts import Engine, EngineSpec, Mode
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event
-from greenroom.actors.ledger import Account
+from greenroom.actors.ledger import PROVEN_BY, Account, memory_needed, reckoned
 from greenroom.actors.scheduler_state import (
     ModelConfigState,
     SchedulerSeen,
@@ -134,9 +134,35 @@ class TurnContext:
             by_id.setdefault(one, engine.spec)
         return Account(
             memory=self.seen.memory,
-            promised=sum(spec.memory for spec in by_id.values()),
+            promised=sum(holding(spec, self.seen) for spec in by_id.values()),
             unclaimed=loading,
         )
+
+
+def holding(spec: EngineSpec, seen: SchedulerSeen) -> int:
+    """Bytes an engine or a load in flight is reckoned to hold: promised, and measured as far as it is."""
+    measured = seen.measured.get(spec.engine_id)
+    if measured is None:
+        return spec.memory
+    reading = seen.gates.get(spec.engine_id)
+    return reckoned(
+        spec.memory, least(spec, seen), measured.peak, reading.served if reading is not None else 0
+    )
+
+
+def least(spec: EngineSpec, seen: SchedulerSeen) -> int:
+    """Weights and cache, in bytes; the whole promise while the model is not known."""
+    model = (seen.models or {}).get(spec.model_id)
+    return spec.memory if model is None else memory_needed(model, spec.context_size, 0)
+
+
+def footprint(spec: EngineSpec, seen: SchedulerSeen) -> int:
+    """What its end tells about the next engine of this kind, in bytes; 0 when that is nothing."""
+    measured, reading = seen.measured.get(spec.engine_id), seen.gates.get(spec.engine_id)
+    if measured is None:
+        return 0
+    proven = reading is not None and reading.served >= PROVEN_BY
+    return holding(spec, seen) if proven or measured.peak > spec.memory else 0
 
 
 def eviction(
@@ -160,9 +186,10 @@ def eviction(
         reason=reason,
         in_favour_of=in_favour_of,
         idle_seconds=round(idle, 3),
-        memory=engine.spec.memory,
+        memory=holding(engine.spec, seen),
         needed=needed,
         free=free,
+        footprint=footprint(engine.spec, seen),
     )
 
 
@@ -176,6 +203,7 @@ def pruned(state: SchedulerState, seen: SchedulerSeen) -> SchedulerSeen:
     return msgspec.structs.replace(
         seen,
         met=seen.met & loads,
+        measured={one: size for one, size in seen.measured.items() if one in alive},
         begun={one: at for one, at in seen.begun.items() if one in loads},
         start_told={one: at for one, at in seen.start_told.items() if one in loads},
         leaving={one: at for one, at in seen.leaving.items() if one in alive},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.choice import Install, Use, choose
@@ -9,9 +10,9 @@ from greenroom.actors.effects import AdmitRequest, InformRequest
 from greenroom.actors.facts import Engine, EngineSpec, Model
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import Account, Holding, fewest_victims, memory_needed
+from greenroom.actors.ledger import Account, Holding, expected, fewest_victims, memory_needed
 from greenroom.actors.progress import install_job, load_job
-from greenroom.actors.scheduler_context import TurnContext, eviction
+from greenroom.actors.scheduler_context import TurnContext, eviction, holding
 from greenroom.actors.scheduler_refusals import (
     breaker_open,
     gib,
@@ -29,6 +30,7 @@ from greenroom.actors.scheduler_state import (
     Wish,
     breaker_key,
     config_key,
+    footprint_key,
 )
 
 AGAIN = 5.0
@@ -199,18 +201,19 @@ class QueueStep:
     # f, g
 
     def _load(self, waiting: Waiting, model: Model, choice: Use) -> None:
-        turn = self._turn
+        turn, seen = self._turn, self._turn.seen
         key = breaker_key(model.id, choice.backend, choice.installation_id)
         breaker = turn.state.breakers.get(key)
         if breaker is not None and (left := self._cooling(key, breaker)) > 0:  # f
             self._refuse(waiting, breaker_open(waiting, choice.backend, breaker, left))
             return
         config = turn.state.configs.get(config_key(model.id, waiting.mode), ModelConfigState())
-        overhead = next(one.overhead for one in turn.facts if one.name == choice.backend)
-        need = memory_needed(model, config.context_size or 0, overhead)
+        spec = self._spec(waiting, model, choice, config)
         account = turn.account()
+        measured = turn.state.footprints.get(footprint_key(spec), 0)
+        need = expected(spec.memory, memory_needed(model, spec.context_size, 0), measured, account)
         held = sum(
-            load.spec.memory
+            holding(load.spec, seen)
             for load in turn.state.loads.values()
             if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
         )
@@ -226,7 +229,8 @@ class QueueStep:
         elif not turn.storing:
             self._refuse(waiting, not_stored())
         else:
-            self._admit(waiting, model, choice, config, need, account)
+            spec = msgspec.structs.replace(spec, memory=need)
+            self._admit(waiting, spec, choice.reasons, account)
 
     def _cooling(self, key: str, breaker: BreakerState) -> float:
         """Seconds until the breaker may be tried again."""
@@ -240,53 +244,52 @@ class QueueStep:
             turn.update(cooling={**turn.seen.cooling, name: until})
         return until - turn.now.monotonic
 
-    def _admit(
-        self,
-        waiting: Waiting,
-        model: Model,
-        choice: Use,
-        config: ModelConfigState,
-        need: int,
-        account: Account,
-    ) -> None:
+    def _spec(self, waiting: Waiting, model: Model, choice: Use, config: ModelConfigState) -> EngineSpec:
+        """The engine that would serve it, with its memory by the model's own numbers."""
         turn = self._turn
-        engine_id = f"{int(turn.now.wall * 1000):x}-{turn.state.admitted + 1}"
-        spec = EngineSpec(
-            engine_id=engine_id,
+        context_size = config.context_size or 0
+        overhead = next(one.overhead for one in turn.facts if one.name == choice.backend)
+        return EngineSpec(
+            engine_id=f"{int(turn.now.wall * 1000):x}-{turn.state.admitted + 1}",
             backend=choice.backend,
             installation_id=choice.installation_id,
             model_id=model.id,
             model_ref=waiting.model_ref,
             mode=waiting.mode,
-            context_size=config.context_size or 0,
+            context_size=context_size,
             flags=config.flags or (),
-            memory=need,
+            memory=memory_needed(model, context_size, overhead),
         )
+
+    def _admit(self, waiting: Waiting, spec: EngineSpec, reasons: tuple[str, ...], account: Account) -> None:
+        turn = self._turn
         chosen = ev.BackendChosen(
-            model_id=model.id,
-            model_ref=waiting.model_ref,
-            mode=waiting.mode,
-            backend=choice.backend,
-            installation_id=choice.installation_id,
-            reasons=choice.reasons,
+            model_id=spec.model_id,
+            model_ref=spec.model_ref,
+            mode=spec.mode,
+            backend=spec.backend,
+            installation_id=spec.installation_id,
+            reasons=reasons,
         )
-        key = config_key(model.id, waiting.mode)
+        key = config_key(spec.model_id, spec.mode)
         admitted = ev.LoadAdmitted(
             spec=spec,
-            promised=account.promised + need,
+            promised=account.promised + spec.memory,
             budget=account.memory.budget,
             refused_before=turn.seen.refused.get(key, 0),
         )
         turn.record(chosen, admitted, cause=waiting.request_id)
         turn.update(
-            begun={**turn.seen.begun, engine_id: turn.now.monotonic},
+            begun={**turn.seen.begun, spec.engine_id: turn.now.monotonic},
             refused={k: v for k, v in turn.seen.refused.items() if k != key},
         )
 
     def _make_room(self, waiting: Waiting, need: int, account: Account) -> None:
         turn = self._turn
         alive = turn.seen.alive()
-        coming = sum(one.spec.memory for one in alive if one.spec.engine_id not in turn.state.loads)
+        coming = sum(
+            holding(one.spec, turn.seen) for one in alive if one.spec.engine_id not in turn.state.loads
+        )
         victims = fewest_victims(need - account.free - coming, self._idle())
         if victims and not turn.storing:
             self._refuse(waiting, not_stored())
@@ -308,7 +311,7 @@ class QueueStep:
             )
         # Memory that others on this machine use may never come back: nobody has to wait behind that.
         yielding = sum(
-            one.spec.memory
+            holding(one.spec, turn.seen)
             for one in alive
             if one.spec.engine_id not in turn.state.loads
             or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
@@ -321,7 +324,11 @@ class QueueStep:
     def _idle(self) -> list[Holding]:
         """Engines that may be ended for others: ready, empty, not pinned, not waited for."""
         return [
-            Holding(engine_id=one.spec.engine_id, memory=one.spec.memory, idle_since=reading.idle_since)
+            Holding(
+                engine_id=one.spec.engine_id,
+                memory=holding(one.spec, self._turn.seen),
+                idle_since=reading.idle_since,
+            )
             for one, reading in self._turn.empty()
             if self._turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
             and not any(fits(one.spec, waiting) for waiting in self._turn.queue)

@@ -14,6 +14,14 @@ _INSTALL_STATUS = {"unsupported_platform": 412, "no_such_version": 404, "no_spac
 def failure_of(engine: Engine) -> Failure:
     """Why an engine that should run does not, from how it ended."""
     end = engine.exit
+    if end is None and engine.fault:
+        spec = engine.spec
+        return Failure(
+            kind="permanent",
+            code="engine_stalled",
+            message=f"The {spec.backend} engine of {spec.model_ref} was given up: {engine.fault}.",
+            advice=f"`greenroom logs {spec.engine_id}` shows its last words.",
+        )
     summary = end.summary if end is not None and end.summary else "The engine ended without a word."
     code = "engine_failed"
     if end is not None and end.lost:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from greenroom.actors import events as ev
-from greenroom.actors.facts import Engine, EngineSpec, InstallPolicy, Mode, Model
+from greenroom.actors.facts import Engine, EngineSpec, InstallPolicy, Measured, Mode, Model
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.ledger import Memory
@@ -16,6 +16,7 @@ from greenroom.actors.messages import BackendStatus
 T = TypeVar("T")
 
 _ENDED_REMEMBERED = 31
+_FOOTPRINTS_REMEMBERED = 255
 
 NOT_THE_MODELS_FAULT = frozenset({"engine_lost", "engine_ended", "daemon_restarted"})
 """Failure codes that say nothing about whether the model would run."""
@@ -57,6 +58,8 @@ class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
     """model|mode → codes of the refusals stored since it was last loaded."""
     ended: Mapping[str, str] = msgspec.field(default_factory=dict)
     """engine → id of the event by which it shall end; the last ones only."""
+    footprints: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """What engines of a kind were measured to hold, in bytes; the last ones only."""
     admitted: int = 0
     version: int = 0
 
@@ -110,9 +113,17 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     statuses_version: int = -1
     models: Mapping[str, Model] | None = None
     engines: Mapping[str, Mapping[str, Engine]] = msgspec.field(default_factory=dict)
-    """backend → id → engine; a backend is absent until its runner has told."""
+    """backend → id → engine; a backend is absent until its runner has answered this life's roll call."""
+    life: str = ""
+    """Token of this life's first roll call: a list that was on its way before says nothing."""
+    called_at: float = 0.0
+    """Monotonic second of the last call to those who have not answered."""
+    answered: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """backend → token of the last roll call that its runner has answered."""
     met: frozenset[str] = frozenset()
     """Engines that have been in a runner's list in this life."""
+    measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
+    """engine → memory its processes use."""
     begun: Mapping[str, float] = msgspec.field(default_factory=dict)
     """Engines admitted in this life → monotonic second."""
     gates: Mapping[str, GateReading] = msgspec.field(default_factory=dict)
@@ -133,7 +144,8 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     leaving: Mapping[str, float] = msgspec.field(default_factory=dict)
     """engine → monotonic second since which it shall end."""
     stop_told: Mapping[str, float] = msgspec.field(default_factory=dict)
-    start_told: Mapping[str, float] = msgspec.field(default_factory=dict)
+    start_told: Mapping[str, tuple[float, str]] = msgspec.field(default_factory=dict)
+    """engine → when its start was told again, and the token of the roll call behind that."""
     refused: Mapping[str, int] = msgspec.field(default_factory=dict)
     """model|mode → refusals since the last load."""
     draining: bool = False
@@ -157,6 +169,11 @@ def breaker_key(model_id: str, backend: str, installation_id: str) -> str:
     return f"{model_id}|{backend}|{installation_id}"
 
 
+def footprint_key(spec: EngineSpec) -> str:
+    """How measurements are filed: by all that decides about an engine's memory."""
+    return "|".join((spec.model_id, spec.mode, spec.backend, str(spec.context_size), *spec.flags))
+
+
 def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
     """Fold one event."""
     new = msgspec.structs.replace(state, version=state.version + 1)
@@ -176,7 +193,11 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             return change(new, refusals={**state.refusals, key: codes})
         case ev.LoadFailed() as e:
             loads = _apply_without(state.loads, e.engine_id)
-            new = change(new, ended=_apply_ended(state, e.engine_id, stored.id))
+            new = change(
+                new,
+                ended=_apply_ended(state, e.engine_id, stored.id),
+                footprints=_apply_footprint(state, e.engine_id, e.footprint),
+            )
             if e.failure.code in NOT_THE_MODELS_FAULT:
                 return change(new, loads=loads)
             key = breaker_key(e.model_id, e.backend, e.installation_id)
@@ -188,6 +209,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 new,
                 loads=_apply_without(state.loads, e.engine_id),
                 ended=_apply_ended(state, e.engine_id, stored.id),
+                footprints=_apply_footprint(state, e.engine_id, e.footprint),
             )
         case ev.BreakerOpened() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
@@ -206,6 +228,15 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
 def _apply_ended(state: SchedulerState, engine_id: str, event_id: str) -> dict[str, str]:
     kept = dict(list(state.ended.items())[-_ENDED_REMEMBERED:])
     return {**kept, engine_id: event_id}
+
+
+def _apply_footprint(state: SchedulerState, engine_id: str, footprint: int) -> Mapping[str, int]:
+    load = state.loads.get(engine_id)
+    if load is None or not footprint:
+        return state.footprints
+    key = footprint_key(load.spec)
+    kept = list(_apply_without(state.footprints, key).items())[-_FOOTPRINTS_REMEMBERED:]
+    return {**dict(kept), key: footprint}
 
 
 def _apply_config(state: SchedulerState, key: str, event: ev.ConfigChanged) -> ModelConfigState:

@@ -1,6 +1,6 @@
 """What follows from the scheduler's state at one moment: the numbered steps of `settle`.
 
-1. Loads whose engines have ended, or were never heard of again, have failed.
+1. Loads whose engines have ended, were given up, or were never heard of again, have failed.
 2. Engines that are ready get an open gate; gates of engines that are gone are removed.
 3. Each waiting request: a ready engine, a load to wait for, a new load, an installation to wait for, or a
    refusal that says why. See `scheduler_queue`.
@@ -8,7 +8,8 @@
    keep-alive shall end.
 5. Engines that shall end and have drained are told to.
 6. Breakers of models that serve again are closed.
-7. Runners are told of the installer's list that has been acted on, so that what retires can be removed.
+7. Owners who have not told their list in this life are asked for it; runners are told of the installer's
+   list that has been acted on, so that what retires can be removed.
 8. A daemon that stops and has no engines left is told so.
 9. Whoever waits for the daemon to be ready is told once every owner has told his list.
 
@@ -29,7 +30,7 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import load_job
-from greenroom.actors.scheduler_context import Limits, TurnContext, eviction
+from greenroom.actors.scheduler_context import Limits, TurnContext, eviction, footprint
 from greenroom.actors.scheduler_queue import AGAIN, FAILURES_TO_OPEN, QueueStep, cool_down, fits
 from greenroom.actors.scheduler_refusals import failure_of, never_started
 from greenroom.actors.scheduler_state import (
@@ -96,13 +97,13 @@ class Turn:
         seen = self._turn.seen
         for engine_id, load in self._turn.state.loads.items():
             engine = seen.engine(engine_id)
-            if load.spec.backend not in seen.engines or (engine is not None and engine.state != "gone"):
+            given_up = engine is not None and engine.state == "stopping" and engine.fault
+            running = engine is not None and engine.state != "gone" and not given_up
+            if load.spec.backend not in seen.engines or running:
                 continue
             if engine is not None:
                 self._fail(load, failure_of(engine))
-            elif engine_id in seen.begun and engine_id not in seen.met and self._tell_to_start(load):
-                continue
-            else:
+            elif engine_id not in seen.begun or engine_id in seen.met or not self._tell_to_start(load):
                 self._fail(load, never_started(load.spec))
             if self._turn.events:
                 return
@@ -111,13 +112,19 @@ class Turn:
         """Tell a runner that has not told of this engine yet; False when that has gone on for too long."""
         turn, one = self._turn, load.spec.engine_id
         now, begun = turn.now.monotonic, turn.seen.begun[one]
-        if now - begun >= _NEVER_TAKEN_AFTER:
+        told, token = turn.seen.start_told.get(one, (begun, ""))
+        answered = token != "" and turn.seen.answered.get(load.spec.backend) == token
+        if now - begun >= _NEVER_TAKEN_AFTER and answered:
+            # Its runner has handled what it was told, and has not taken it. Before that answer the start may
+            # still be on its way, and its memory remains promised.
             return False
-        told = turn.seen.start_told.get(one, begun)
         if now - told >= AGAIN:
-            to = msg.runner_address(load.spec.backend)
-            turn.effects.append(Tell(to=to, command=msg.StartEngine(spec=load.spec), cause=load.cause))
-            turn.update(start_told={**turn.seen.start_told, one: now})
+            to, token = msg.runner_address(load.spec.backend), f"{one}/{now}"
+            turn.effects += [
+                Tell(to=to, command=msg.StartEngine(spec=load.spec), cause=load.cause),
+                Tell(to=to, command=msg.RollCall(token=token)),
+            ]
+            turn.update(start_told={**turn.seen.start_told, one: (now, token)})
         return True
 
     def _fail(self, load: LoadState, failure: Failure) -> None:
@@ -130,6 +137,7 @@ class Turn:
             installation_id=spec.installation_id,
             failure=failure,
             was_ready=spec.engine_id in turn.seen.gates,
+            footprint=footprint(spec, turn.seen),
         )
         turn.record(failed, cause=load.cause)
         follows = load_job(spec.engine_id)
@@ -263,6 +271,13 @@ class Turn:
 
     def _call_the_roll(self) -> None:
         turn, now = self._turn, self._turn.now.monotonic
+        missing = [msg.runner_address(name) for name in turn.silent]
+        missing += [msg.INSTALLER] if turn.seen.statuses is None else []
+        missing += [msg.LIBRARY] if turn.seen.models is None else []
+        if missing and now - turn.seen.called_at >= AGAIN:
+            call = msg.RollCall(token=turn.seen.life)
+            turn.effects += [Tell(to=to, command=call) for to in missing]
+            turn.update(called_at=now)
         retiring = {name: one.retiring for name, one in (turn.seen.statuses or {}).items() if one.retiring}
         if not retiring:
             return

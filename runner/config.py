@@ -35,6 +35,18 @@ class ExternalBackend:
     """llama.cpp: a `llama-server`."""
     python: Path | None = None
     """mlx, vllm: the interpreter of an environment that has it."""
+    image: str = ""
+    """vllm-metal: the image to install it from instead of the vendor's; that one is ours to look after."""
+
+
+@dataclass(frozen=True)
+class RegistrySettings:
+    """How a container registry is reached."""
+
+    mirrors: tuple[str, ...] = ()
+    """`[scheme://]host[:port][/path]`, asked before the registry itself, in this order."""
+    insecure: bool = False
+    """It speaks plain HTTP. Registries on this machine do anyway."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,8 @@ class Settings:
     """Short names of the user's own and the sources they stand for, as `[models]` has them."""
     backends: Mapping[str, ExternalBackend] = field(default_factory=dict)
     """Installations of the user's own, by backend."""
+    registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    """How container registries are reached, by `host[:port]`; Docker Hub is `docker.io`."""
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where values that are not defaults come from."""
     config_file: Path | None = field(default=None, compare=False)
@@ -188,7 +202,7 @@ def _suggestion(key: str, known: list[str]) -> str:
 def _from_environment(variables: Mapping[str, str]) -> list[tuple[str, str, str]]:
     found = []
     for name in _READERS:
-        if name in ("home", "models", "backends"):
+        if name in ("home", "models", "backends", "registries"):
             continue
         # Docker Model Runner's own names are understood; ours win.
         for variable in (f"GREENROOM_{name.upper()}", f"MODEL_RUNNER_{name.upper()}"):
@@ -285,9 +299,38 @@ def _backends(raw: Any) -> Mapping[str, ExternalBackend]:
         strange = [key for key in entries if key not in known]
         if strange:
             raise ValueError(
-                f'[backends."{name}"] has no key {strange[0]!r}, only {" and ".join(sorted(known))}'
+                f'[backends."{name}"] has no key {strange[0]!r}, only {", ".join(sorted(known))}'
             )
-        found[name] = ExternalBackend(**{key: _absolute_path(value) for key, value in entries.items()})
+        values: dict[str, Any] = {
+            key: _text(value) if key == "image" else _absolute_path(value) for key, value in entries.items()
+        }
+        found[name] = ExternalBackend(**values)
+    return found
+
+
+def _registries(raw: Any) -> Mapping[str, RegistrySettings]:
+    found = {}
+    for name, table in _table(raw, "[registries]").items():
+        entries = dict(_table(table, f'[registries."{name}"]'))
+        mirrors, insecure = entries.pop("mirrors", []), entries.pop("insecure", False)
+        if entries:
+            raise ValueError(
+                f'[registries."{name}"] has no key {next(iter(entries))!r}, only mirrors and insecure'
+            )
+        if "/" in name or not isinstance(insecure, bool) or not isinstance(mirrors, list):
+            raise ValueError(
+                f'[registries."{name}"] is named by host[:port], mirrors is a list, insecure is true or false'
+            )
+        for mirror in mirrors:
+            parts = urlsplit(mirror if "://" in _text(mirror) else f"//{mirror}")
+            if (
+                parts.scheme not in ("", "http", "https")
+                or not parts.hostname
+                or parts.username
+                or parts.query
+            ):
+                raise ValueError(f"{mirror!r} is not a mirror; write host:port or https://host/path")
+        found[name] = RegistrySettings(mirrors=tuple(mirrors), insecure=insecure)
     return found
 
 
@@ -315,6 +358,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "log_level": _one_of(*LOG_LEVELS),
     "models": _models,
     "backends": _backends,
+    "registries": _registries,
 }
 """How each setting is read, from any source; also the order in which they are shown."""
 

@@ -159,6 +159,7 @@ class Greenroom:
             self._store,
             library,
             catalogue=Catalogue.load(self.settings.models),
+            registries=self.settings.registries,
         )
         limits = Limits(
             keep_alive=self.settings.keep_alive,

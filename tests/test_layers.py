@@ -22,7 +22,7 @@ LAYERS = (
     ("actors.kernel",),
     ("actors",),
     ("runner.failures", "runner.quantities", "runner.config"),
-    ("runner.backends", "runner.installations", "runner.engines", "runner.models"),
+    ("runner.backends", "runner.installations", "runner.engines", "runner.models", "runner.registry"),
     ("runner",),
     ("runner.daemon", "runner.daemon_lock"),
     ("runner.http",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import is_dataclass
 from typing import Any
 
 import click
@@ -44,8 +45,22 @@ def _rows(settings: Settings, name: str) -> list[tuple[str, str, str]]:
         return [
             (f"backends.{key}.{kind}", str(path), origin)
             for key, external in value.items()
-            for kind, path in (("binary", external.binary), ("python", external.python))
-            if path is not None
+            for kind, path in (
+                ("binary", external.binary),
+                ("python", external.python),
+                ("image", external.image),
+            )
+            if path
+        ]
+    if name == "registries":
+        return [
+            (f"registries.{key}.{kind}", text, origin)
+            for key, registry in value.items()
+            for kind, text in (
+                ("mirrors", ", ".join(registry.mirrors)),
+                ("insecure", "true" if registry.insecure else ""),
+            )
+            if text
         ]
     if name == "host" and not value:
         return [(name, f"{settings.url} (this data directory's daemon)", origin)]
@@ -81,6 +96,8 @@ def _plain(value: Any) -> Any:
         return value
     if hasattr(value, "items"):
         return {key: _plain(inner) for key, inner in value.items()}
-    if hasattr(value, "binary"):
-        return {kind: str(path) for kind, path in vars(value).items() if path is not None}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    if is_dataclass(value):
+        return {kind: _plain(inner) for kind, inner in vars(value).items() if inner not in (None, "", ())}
     return str(value)

@@ -70,10 +70,14 @@ class Web:
         headers: Mapping[str, str] | None = None,
         method: str = "GET",
         body: bytes | None = None,
+        anonymous: bool = False,
     ) -> BaseHTTPResponse:
         """Send a request and return the answer unread, whatever its status.
 
         Redirects are followed; credentials do not go along to another host.
+
+        Args:
+            anonymous: Leave out what the package settings and ~/.netrc hold for this host.
 
         Raises:
             JobFailed: No answer.
@@ -81,7 +85,7 @@ class Web:
         sent = {
             "User-Agent": _AGENT,
             "Accept-Encoding": "identity",
-            **self._credentials(url),
+            **({} if anonymous else self._credentials(url)),
             **(headers or {}),
         }
         bare = without_credentials(url)

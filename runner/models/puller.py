@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenroom.actors.facts import Failure, Model, Progress
+from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.catalogue import Catalogue
 from greenroom.runner.models.failures import from_os_error, no_space, size_text
@@ -78,12 +79,14 @@ class Puller:
         *,
         catalogue: Catalogue | None = None,
         packages: PackageSources | None = None,
+        registries: Mapping[str, RegistrySettings] | None = None,
         at_once: int = PULLS_AT_ONCE,
     ) -> None:
         self._store = store
         self._listener = listener
         self._catalogue = catalogue or Catalogue.load()
         self._packages = packages
+        self._registries = registries or {}
         self._at_once = at_once
         self._pulls = ThreadPoolExecutor(at_once, thread_name_prefix="pull")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -185,7 +188,7 @@ class Puller:
         if cancel.is_set():
             raise JobCancelled
         attempt.report("resolving", 0, 0, "")
-        context = Context(self._store.root, self._packages, pins, token)
+        context = Context(self._store.root, self._packages, pins, token, self._registries)
         try:
             source = source_for(reference, context)
             offer = source.describe(reference, cancel)

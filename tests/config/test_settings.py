@@ -97,9 +97,12 @@ def test_clients_of_a_daemon_that_listens_everywhere_talk_to_loopback(environmen
         ("max_body = 'big'", "max_body cannot be used: 'big' is not a size"),
         ("home = '/x'", "home cannot be set in the data directory itself"),
         ("models = 3", "[models] should be a table"),
-        ("[backends.mlx]\npyhton = '/x'", "has no key 'pyhton', only binary and python"),
+        ("[backends.mlx]\npyhton = '/x'", "has no key 'pyhton', only binary, image, python"),
         ("[backends.mlx]\npython = 'bin/python'", "'bin/python' is not an absolute path"),
         ("port = ", "is not valid TOML"),
+        ("[registries.'r']\nmirror = ['x']", "has no key 'mirror', only mirrors and insecure"),
+        ("[registries.'r']\nmirrors = ['ftp://x']", "'ftp://x' is not a mirror"),
+        ("[registries.'r']\ninsecure = 'yes'", "insecure is true or false"),
     ],
 )
 def test_a_wrong_file_is_a_sentence_that_names_the_file_and_the_key(
@@ -160,3 +163,23 @@ def test_a_changed_copy_knows_its_origin(environment: dict[str, str]) -> None:
 
 def test_settings_can_be_made_with_a_home_alone(tmp_path: Path) -> None:
     assert Settings(home=tmp_path).url == "http://127.0.0.1:12400"
+
+
+def test_registries_have_mirrors_and_backends_may_come_from_another_image(
+    environment: dict[str, str],
+) -> None:
+    written(
+        environment,
+        """
+        [backends."vllm-metal"]
+        image = "mirror.example:5000/vllm-metal:v1"
+        [registries."docker.io"]
+        mirrors = ["https://mirror.example/hub", "127.0.0.1:5000"]
+        [registries."mirror.example:5000"]
+        insecure = true
+        """,
+    )
+    settings = load(environment=environment)
+    assert settings.backends["vllm-metal"].image == "mirror.example:5000/vllm-metal:v1"
+    assert settings.registries["docker.io"].mirrors == ("https://mirror.example/hub", "127.0.0.1:5000")
+    assert settings.registries["mirror.example:5000"].insecure

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from greenroom.runner.models.puller import Puller
-from greenroom.runner.models.sources.credentials import credentials_for
 from greenroom.runner.models.store import Store
+from greenroom.runner.registry.credentials import credentials_for
 
 NewPuller = Callable[..., Puller]
 Make = Callable[..., bytes]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
+from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.references import Reference
 
@@ -55,6 +56,8 @@ class Context:
     pins: Pins = field(default_factory=Pins)
     token: str = field(default="", repr=False)
     """A bearer token the caller gave for this pull; never stored."""
+    registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    """The user's mirrors and insecure registries."""
 
 
 class Source(Protocol):

@@ -15,9 +15,9 @@ from greenroom.runner.models.failures import not_a_model
 from greenroom.runner.models.manifest import ARCHIVES, CONFIGS, Artifact, Manifest, digest_of
 from greenroom.runner.models.references import DEFAULT_TAG, BadReference, Reference, blob_name
 from greenroom.runner.models.sources.base import Context, Offer, Report
-from greenroom.runner.models.sources.registry import Registry
 from greenroom.runner.models.sources.transfer import Piece, Transfer
 from greenroom.runner.models.unpacking import unpack
+from greenroom.runner.registry.client import Registry
 
 _CONFIG_LIMIT = 16 * 2**20
 
@@ -30,13 +30,16 @@ class OciSource:
         from greenroom.runner.installations.web import Web
 
         self._token = context.token
+        self._settings = context.registries
         self._web = Web(context.packages or PackageSources.discover())
         self._registry: Registry | None = None
         self._manifest_bytes = b""
 
     def describe(self, reference: Reference, cancel: Event) -> Offer:  # noqa: ARG002 - one bounded request
         """Read the manifest: it says what there is, and how large."""
-        self._registry = registry = Registry(self._web, reference, token=self._token, environment=os.environ)
+        self._registry = registry = Registry(
+            self._web, reference, token=self._token, settings=self._settings, environment=os.environ
+        )
         data = registry.manifest(reference.digest or reference.tag or DEFAULT_TAG)
         manifest = _checked(data, str(reference))
         self._manifest_bytes = data

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
+from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.ledger import Memory
 from greenroom.actors.scheduler_context import Limits
 from stage import (
@@ -131,7 +132,7 @@ class TestTheFirstMoments:
         stage = begun(QWEN, PHI)
         spec = stage.loaded("qwen")
         stage.when(msg.Drain())  # volatile, lost with the rest
-        super(Stage, stage).rebuild()
+        super(Stage, stage).rebuild().when(Recovered()).rest()
         stage.when(msg.ModelList(models=(QWEN, PHI), version=1)).rest()
         stage.hear_installer()
         stage.engine_is(spec, "ready")
@@ -146,7 +147,7 @@ class TestTheFirstMoments:
         stage = begun(QWEN)
         spec = stage.loaded("qwen")
         stage.serve("r1", "qwen")
-        super(Stage, stage).rebuild()
+        super(Stage, stage).rebuild().when(Recovered()).rest()
         stage.hear_library().hear_installer().hear_runner("mlx")
         assert stage.gates.inside(spec.engine_id) == {"r1"}
 
@@ -205,20 +206,31 @@ class TestEnds:
         stage = begun(QWEN).serve("r1", "qwen")
         spec = stage.spec_of("qwen")
         stage.pass_time(2)
-        assert not stage.told("runner/llama.cpp")
+        assert stage.sent(msg.StartEngine) == [msg.StartEngine(spec=spec)]
         stage.pass_time(3)
-        assert stage.told("runner/llama.cpp") == [msg.StartEngine(spec=spec)]
+        assert stage.sent(msg.StartEngine) == [msg.StartEngine(spec=spec)] * 2
         stage.engine_is(spec, "starting").pass_time(20)
-        assert not stage.told("runner/llama.cpp")
+        assert len(stage.sent(msg.StartEngine)) == 2
 
     def test_a_start_that_is_never_taken_is_given_up_and_its_memory_with_it(self) -> None:
         stage = begun(QWEN, limits=Limits(max_wait=50)).serve("r1", "qwen")
-        for _ in range(12):
-            stage.pass_time(5)
+        for _ in range(13):
+            stage.pass_time(5).hear_runner()
         (failed,) = stage.stored(ev.LoadFailed)
         assert failed.failure.code == "engine_lost"
         assert not stage.loads
         assert stage.refused("r1").code == "not_ready_yet"
+
+    def test_a_start_that_may_still_be_on_its_way_keeps_its_memory(self) -> None:
+        stage = begun(QWEN, PHI, memory=room_for(1), limits=Limits(max_wait=50)).serve("r1", "qwen")
+        stage.answering = False
+        for _ in range(100):
+            stage.pass_time(5).hear_runner()
+        assert stage.loads
+        assert stage.refused("r1").code == "not_ready_yet"
+        stage.answering = True
+        stage.hear_runner()
+        assert not stage.loads
 
     def test_an_engine_that_was_met_and_is_not_told_of_any_more_is_not_started_again(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
@@ -232,6 +244,28 @@ class TestEnds:
 
 
 class TestARestart:
+    def test_a_list_that_was_on_its_way_before_says_nothing(self) -> None:
+        stage = begun(QWEN).serve("r1", "qwen")
+        spec = stage.spec_of("qwen")
+        super(Stage, stage).rebuild().when(Recovered()).rest()
+        stage.hear_library().hear_installer()
+        stage.answering = False
+        # Sent before the start had reached the runner, heard after the scheduler was rebuilt.
+        stage.hear_runner()
+        assert stage.loads == [spec]
+        stage.answering = True
+        stage.engine_is(spec, "starting")
+        assert stage.loads == [spec]
+        assert not stage.stored(ev.LoadFailed)
+
+    def test_owners_who_say_nothing_are_asked_again(self) -> None:
+        stage = Stage().when(Recovered()).rest()
+        for owner in ("installer", "library", "runner/llama.cpp", "runner/mlx"):
+            assert len(stage.sent(msg.RollCall, owner)) == 1
+        stage.hear_installer().hear_runner("mlx").pass_time(5)
+        counts = [len(stage.sent(msg.RollCall, one)) for one in ("installer", "library", "runner/mlx")]
+        assert counts == [1, 2, 1]
+
     def test_an_engine_that_is_still_ready_serves_again_without_a_new_start(self) -> None:
         stage = begun(QWEN)
         spec = stage.loaded("qwen")

@@ -97,6 +97,8 @@ class Stage(Case[Any, Any]):
         self.memory = memory
         self.gates = GateBoard(monotonic=lambda: self.clock.now().monotonic)
         self.disk_full = False
+        self.answering = True
+        """Whether runners have handled the roll calls that were sent to them."""
         self.outcomes: dict[str, Any] = {}
         """What each request was answered."""
         self.informed: dict[str, InformRequest] = {}
@@ -140,7 +142,13 @@ class Stage(Case[Any, Any]):
 
     def hear_runner(self, backend: str = "llama.cpp", *engines: Engine) -> Self:
         self.engines[backend] |= {one.spec.engine_id: one for one in engines}
-        told = msg.EngineList(backend=backend, engines=tuple(self.engines[backend].values()), version=1)
+        calls = [one.token for one in self.sent(msg.RollCall, f"runner/{backend}") if one.token]
+        told = msg.EngineList(
+            backend=backend,
+            engines=tuple(self.engines[backend].values()),
+            version=1,
+            token=calls[-1] if self.answering and calls else "",
+        )
         return self.when(told).rest()
 
     # what engines do

@@ -137,6 +137,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         *flags: str,
         door: dict[str, Any] | None = None,
         backend: dict[str, Any] | None = None,
+        host: dict[str, Any] | None = None,
         **settings: Any,
     ) -> House:
         nonlocal number
@@ -158,7 +159,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         if prefix:
             served = web.Application()
             served.add_subapp(prefix, app)
-        runner = web.AppRunner(served, access_log=None, shutdown_timeout=2.0)
+        runner = web.AppRunner(served, access_log=None, shutdown_timeout=0.3, **(host or {}))
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -27,15 +27,15 @@ async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + 2**16]
 
 
-@pytest.mark.parametrize(("body", "said"), BAD_BODIES.values(), ids=BAD_BODIES)
-async def test_a_bad_body_is_400_with_a_sentence(open_house: Any, body: bytes, said: str) -> None:
+async def test_a_bad_body_is_400_with_a_sentence(open_house: Any) -> None:
     house = await open_house()
-    for path in ("/v1/chat/completions", "/engines/v1/completions", "/engines/fake/v1/embeddings"):
-        status, error = await house.error(house.session.post(house.base + path, data=body))
-        assert status == 400
-        assert said in error["message"]
-        assert error["type"] == "invalid_request_error"
-        assert "Traceback" not in error["message"]
+    for name, (body, said) in BAD_BODIES.items():
+        for path in ("/v1/chat/completions", "/engines/v1/completions", "/engines/fake/v1/embeddings"):
+            status, error = await house.error(house.session.post(house.base + path, data=body))
+            assert status == 400, name
+            assert said in error["message"], name
+            assert error["type"] == "invalid_request_error"
+            assert "Traceback" not in error["message"]
     assert house.greenroom.engines() == ()
 
 

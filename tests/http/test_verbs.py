@@ -293,20 +293,18 @@ async def test_flags_that_are_not_allowed_are_refused(open_house: Any) -> None:
     assert house.greenroom.engines() == ()
 
 
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
+async def test_a_bad_configuration_is_refused(open_house: Any) -> None:
+    house = await open_house()
+    bad: list[tuple[dict[str, str], int]] = [
         ({"model": "nobody"}, 404),
         ({}, 400),
         ({"model": "tiny", "mode": "dreaming"}, 400),
         ({"model": "tiny", "keep_alive": "5 minutes"}, 400),
         ({"model": "tiny", "raw-runtime-flags": "'"}, 500),
-    ],
-)
-async def test_a_bad_configuration_is_refused(open_house: Any, body: Any, status: int) -> None:
-    house = await open_house()
-    async with house.post("/engines/_configure", body) as response:
-        assert response.status == status
+    ]
+    for body, status in bad:
+        async with house.post("/engines/_configure", body) as response:
+            assert response.status == status, body
 
 
 async def test_a_model_in_use_is_not_reconfigured(open_house: Any, wait_until: Any) -> None:
@@ -345,12 +343,12 @@ async def test_a_file_that_is_no_model_is_refused_with_a_sentence(open_house: An
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize("name", ["", "http://a/b", "./x.gguf", "A B"])
-async def test_pulling_what_is_no_name_is_400(open_house: Any, name: str) -> None:
+async def test_pulling_what_is_no_name_is_400(open_house: Any) -> None:
     house = await open_house()
-    async with house.post("/models/create", {"from": name}) as response:
-        assert response.status == 400
-        assert len((await response.text()).splitlines()) == 1
+    for name in ("", "http://a/b", "./x.gguf", "A B"):
+        async with house.post("/models/create", {"from": name}) as response:
+            assert response.status == 400
+            assert len((await response.text()).splitlines()) == 1
 
 
 async def test_models_are_listed_inspected_tagged_and_removed(open_house: Any) -> None:

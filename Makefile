@@ -5,6 +5,8 @@
 PYTHON ?= python3
 MODEL ?= smollm2
 PROMPT ?= Write one sentence about the sea.
+# Small models sometimes do not know when to stop.
+MAX_TOKENS ?= 512
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ help: ## what can be made
 
 run: $(VENV)/.installed ## ask a model something: make run MODEL=… PROMPT=…  (PROMPT= begins a chat)
 	@if [ -n "$$PROMPT_TEXT" ]; then \
-	  $(BIN)/greenroom run "$$MODEL_NAME" -- "$$PROMPT_TEXT" </dev/null; \
+	  $(BIN)/greenroom run --max-tokens $(MAX_TOKENS) "$$MODEL_NAME" -- "$$PROMPT_TEXT" </dev/null; \
 	else \
 	  $(BIN)/greenroom run "$$MODEL_NAME"; \
 	fi

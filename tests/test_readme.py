@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+LIMIT = ["--max-tokens", "512"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -56,9 +57,9 @@ def test_what_the_readme_links_to_exists() -> None:
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
-        ([], ["run", "smollm2", "--", "Write one sentence about the sea."]),
-        (['PROMPT=It\'s $5 "now"', "MODEL=ai/gemma3"], ["run", "ai/gemma3", "--", 'It\'s $5 "now"']),
-        (["PROMPT=--help"], ["run", "smollm2", "--", "--help"]),
+        ([], ["run", *LIMIT, "smollm2", "--", "Write one sentence about the sea."]),
+        (['PROMPT=It\'s $5 "now"', "MODEL=ai/gemma3"], ["run", *LIMIT, "ai/gemma3", "--", 'It\'s $5 "now"']),
+        (["PROMPT=--help"], ["run", *LIMIT, "smollm2", "--", "--help"]),
         (["PROMPT="], ["run", "smollm2"]),
     ],
 )

@@ -12,7 +12,7 @@ from greenroom.runner.cli.table import table
 from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.quantities import format_duration, format_size
 
-_DURATIONS = ("keep_alive", "max_wait", "progress_after", "engine_grace")
+_DURATIONS = ("keep_alive", "max_wait", "progress_after", "engine_grace", "stall_after")
 _SIZES = ("memory_budget", "headroom", "max_body")
 
 
@@ -80,6 +80,8 @@ def _readable(name: str, value: Any) -> str:
         return format_duration(value)
     if name in _SIZES:
         return _size(value)
+    if isinstance(value, tuple):
+        return ", ".join(value)
     return str(value)
 
 

@@ -63,6 +63,8 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         self.usage: Usage | None = None
         """Of the last answer; None when it did not end in order."""
+        self.cut_off = False
+        """Whether the last answer ended for want of tokens."""
         self.system(system)
 
     def system(self, text: str) -> None:
@@ -113,12 +115,15 @@ class Conversation:
         whole: list[str] = []
         began = time.monotonic()
         self.usage = None
+        self.cut_off = False
         usage = Usage()
         with self._client.open("POST", self._path, body, accept="text/event-stream") as answer:
             for event in self._events(answer.lines()):
                 counted = event.get("usage") or {}
                 usage.prompt_tokens = int(counted.get("prompt_tokens") or usage.prompt_tokens)
                 usage.answer_tokens = int(counted.get("completion_tokens") or usage.answer_tokens)
+                if any(choice.get("finish_reason") == "length" for choice in event.get("choices") or ()):
+                    self.cut_off = True
                 for piece in _pieces(event):
                     if not usage.first_token_after:
                         usage.first_token_after = time.monotonic() - began

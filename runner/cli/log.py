@@ -7,65 +7,85 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import click
-from greenroom.actors.journal.port import JournalDamaged, JournalError, JournalTooNew, NotAJournal, Record
-from greenroom.actors.journal.reader import JournalReader
-from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.problem import Problem
+from greenroom.actors.journal.port import Record
+from greenroom.runner.cli import journal_file
+from greenroom.runner.diagnosis.filters import Filter, unknown_kinds
 from greenroom.runner.diagnosis.sentences import Narrator
+from greenroom.runner.diagnosis.times import parse_time
 
 
 @click.command("log")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each event, as it is stored.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
 @click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="Only the last N events.")
-@click.option("--kind", metavar="TYPE", help="Only events of this type, such as install_failed.")
-@click.option("--stream", metavar="NAME", help="Only this stream, such as install/mlx.")
+@click.option("--model", default="", metavar="NAME", help="Only what is about this model.")
+@click.option("--backend", default="", metavar="NAME", help="Only what is about this backend.")
+@click.option("--engine", default="", metavar="ID", help="Only what is about this engine.")
+@click.option(
+    "--kind", multiple=True, metavar="TYPE", help="Only events of this type, such as install_failed; load_*."
+)
+@click.option("--stream", default="", metavar="NAME", help="Only this stream, such as install/mlx.")
+@click.option("--cause", default="", metavar="ID", help="Only what this event or request led to.")
+@click.option("--since", metavar="TIME", help="Not what was before: 10m (ago), 14:03, 2026-11-22T10:00.")
+@click.option("--until", metavar="TIME", help="Not what was after.")
+@journal_file.option
 @click.pass_context
 def command(
-    ctx: click.Context, as_json: bool, follow: bool, last: int | None, kind: str | None, stream: str | None
+    ctx: click.Context,
+    /,
+    as_json: bool,
+    follow: bool,
+    last: int | None,
+    journal: Path | None,
+    since: str | None,
+    until: str | None,
+    kind: tuple[str, ...],
+    **filters: str,
 ) -> None:
     """Show what has happened, from the beginning: an event a line, with its time, its id and its cause.
 
     A cause is the id of another event (`install/mlx/1`), or that of a request (`r-…`).
     """
-    path = settings_of(ctx).home / "journal.db"
     narrator, printer = Narrator(), Printer(sys.stdout.isatty())
-
-    def wanted(record: Record) -> bool:
-        return kind in (None, record.type) and stream in (None, record.stream)
-
-    seq = 0
+    wanted = Filter(
+        kinds=kind, since=time_option("--since", since), until=time_option("--until", until), **filters
+    )
+    seq = shown = 0
 
     def told(records: Iterable[Record]) -> Iterator[str]:
-        nonlocal seq
+        nonlocal seq, shown
         # The narrator hears all of it: events that are not shown name what later ones are about.
         for record in records:
             seq = record.seq
             sentence = "" if as_json else narrator.tell(record)
-            if wanted(record):
+            if wanted.takes(record):
+                shown += 1
                 yield _json(record) if as_json else printer.line(record, sentence)
 
-    try:
-        with JournalReader(path) as reader:
-            for notice in reader.notices:
-                click.echo(f"Note: {notice}", err=True)
-            for line in _tail(told(reader.read()), last):
+    with journal_file.reading(journal_file.path_of(ctx, journal), ours=journal is None) as reader:
+        for line in _tail(told(reader.read()), last):
+            click.echo(line)
+        if not shown:
+            for sentence in unknown_kinds(kind):
+                click.echo(sentence, err=True)
+        if follow:
+            for line in told(reader.follow(after=seq)):
                 click.echo(line)
-            if follow:
-                for line in told(reader.follow(after=seq)):
-                    click.echo(line)
-                    sys.stdout.flush()
-    except FileNotFoundError as error:
-        raise Problem(
-            f"There is no journal at {path}: nothing has happened here yet.", "Begin: greenroom run smollm2"
-        ) from error
-    except (JournalDamaged, JournalTooNew, NotAJournal) as error:
-        raise Problem(_sentence(error), code=exit_codes.JOURNAL) from error
-    except JournalError as error:
-        raise Problem(_sentence(error)) from error
+                sys.stdout.flush()
+
+
+def time_option(name: str, text: str | None) -> float | None:
+    """The wall-clock second an option means. Raises click.BadParameter."""
+    if text is None:
+        return None
+    try:
+        return parse_time(text, time.time())
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", param_hint=name) from error
 
 
 class Printer:
@@ -94,7 +114,7 @@ def _tail(lines: Iterator[str], last: int | None) -> Iterable[str]:
 
 
 def _json(record: Record) -> str:
-    fields = {
+    fields: dict[str, Any] = {
         "seq": record.seq,
         "at": record.at,
         "id": record.id,
@@ -103,8 +123,3 @@ def _json(record: Record) -> str:
         "cause": record.cause,
     }
     return json.dumps(fields | {"data": json.loads(record.data)}, ensure_ascii=False)
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

@@ -92,6 +92,8 @@ def tell(conversation: Conversation, question: str) -> None:
             last = piece.text
     if not last.endswith("\n"):
         click.echo()
+    if conversation.cut_off:
+        announce("(The answer was cut off: it reached the limit of --max-tokens, or of the model's context.)")
 
 
 def statistics(conversation: Conversation) -> str:

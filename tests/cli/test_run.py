@@ -184,6 +184,16 @@ def test_statistics_are_told_when_asked_for(greenroom: Any, our_daemon: Any) -> 
     assert "2 tokens in " in greenroom("run", "--stats", "smollm2", "Hi").err
 
 
+def test_an_answer_that_is_cut_off_is_said_to_be(greenroom: Any, our_daemon: Any) -> None:
+    cut = "data: " + json.dumps({"choices": [{"delta": {}, "finish_reason": "length"}]})
+    our_daemon.routes[CHAT] = Chat(words=[*answer("The ")[:-4], cut, "", "data: [DONE]", ""])
+
+    outcome = greenroom("run", "smollm2", "Hi")
+
+    assert (outcome.code, outcome.out) == (0, "The \n")
+    assert "The answer was cut off" in outcome.err
+
+
 def test_a_chat_remembers_obeys_and_leaves(our_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = iter(["Hi", "/system Be kind.", '"""Two', 'lines"""', "/what", "/stats", "/bye"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))

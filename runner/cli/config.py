@@ -62,6 +62,13 @@ def _rows(settings: Settings, name: str) -> list[tuple[str, str, str]]:
             )
             if text
         ]
+    if name == "registries":
+        return [
+            (f"registries.{key}.{kind}", ", ".join(entry) if isinstance(entry, tuple) else "true", origin)
+            for key, registry in value.items()
+            for kind, entry in (("mirrors", registry.mirrors), ("insecure", registry.insecure))
+            if entry
+        ]
     if name == "host" and not value:
         return [(name, f"{settings.url} (this data directory's daemon)", origin)]
     if name == "instance" and not value:
@@ -74,6 +81,8 @@ def _source(entry: Any) -> str:
 
 
 def _readable(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value) or "(none)"
     if name == "memory_budget" and value is None:
         return "auto (90 % of memory, less the headroom)"
     if name in _DURATIONS:
@@ -96,6 +105,8 @@ def _size(value: int) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, (str, int, float)) or value is None:
         return value
+    if isinstance(value, tuple):
+        return list(value)
     if hasattr(value, "items"):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from greenroom.runner.quantities import parse_duration, parse_keep_alive, parse_size
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 12400
 INSTALL_POLICIES = ("ask", "auto", "never")
+RESTORE = ("pinned", "all", "never")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -81,6 +82,12 @@ class Settings:
     """The largest request body."""
     engine_grace: float = 120.0
     """How long engines outlive a daemon that was killed."""
+    stall_after: float = 60.0
+    """How long an engine may show no sign of life before it is suspected to be dead."""
+    warm: tuple[str, ...] = ()
+    """Models that are loaded whenever the daemon starts."""
+    restore: Literal["pinned", "all", "never"] = "pinned"
+    """Which models that were loaded when the daemon ended are loaded again at once when it starts."""
     log_level: str = "info"
     models: Mapping[str, Any] = field(default_factory=dict)
     """Short names of the user's own and the sources they stand for, as `[models]` has them."""
@@ -281,6 +288,20 @@ def _whole(raw: Any) -> int:
     return int(raw)
 
 
+def _names(raw: Any) -> tuple[str, ...]:
+    words = raw.split(",") if isinstance(raw, str) else raw
+    if not isinstance(words, (list, tuple)):
+        raise TypeError(f"{raw!r} should be a list of names")
+    return tuple(name for name in (_text(word) for word in words) if name)
+
+
+def _stall(raw: Any) -> float:
+    seconds = parse_duration(raw)
+    if seconds < 1:
+        raise ValueError(f"{raw!r} is too short; an engine may well think for a second")
+    return seconds
+
+
 def _budget(raw: Any) -> int | None:
     if isinstance(raw, str) and raw.strip().lower() == "auto":
         return None
@@ -355,6 +376,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "queue_limit": _whole,
     "max_body": parse_size,
     "engine_grace": parse_duration,
+    "stall_after": _stall,
+    "warm": _names,
+    "restore": _one_of(*RESTORE),
     "log_level": _one_of(*LOG_LEVELS),
     "models": _models,
     "backends": _backends,

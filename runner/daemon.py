@@ -62,6 +62,10 @@ STOP_BOUND = 60.0
 """Seconds after which a stop goes on without what has not ended."""
 
 
+class NotRunning(RuntimeError):
+    """This Greenroom has not been started, or has been stopped."""
+
+
 def greenroom_version() -> str:
     """The version of this Greenroom, `dev` when it is not installed as a distribution."""
     try:
@@ -153,7 +157,12 @@ class Greenroom:
             external=self.settings.backends,
         )
         runner.host = self._host = EngineHost(
-            self.home / "engines", prepare=self._prepare, listener=runner, grace=self.settings.engine_grace
+            self.home / "engines",
+            prepare=self._prepare,
+            listener=runner,
+            grace=self.settings.engine_grace,
+            stall_after=self.settings.stall_after,
+            readings=self.gates.readings,
         )
         library.puller = self._puller = Puller(
             self._store,
@@ -256,9 +265,9 @@ class Greenroom:
 
     @property
     def system(self) -> ActorSystem:
-        """The actors. Raises RuntimeError before the start and after the stop."""
+        """The actors. Raises NotRunning before the start and after the stop."""
         if self._system is None:
-            raise RuntimeError("this Greenroom is not running: start it, or use it as a context manager")
+            raise NotRunning("this Greenroom is not running: start it, or use it as a context manager")
         return self._system
 
     @property

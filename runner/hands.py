@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from greenroom.actors import effects as fx
 from greenroom.actors import messages as msg
-from greenroom.actors.facts import EngineExit, Failure, Installation, Model, Progress
+from greenroom.actors.facts import EngineExit, Failure, Installation, Measured, Model, Progress
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.kernel.core import Address, Command, Effect
-from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, request_job
+from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, push_job, request_job
 from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.builder import Builder
@@ -190,6 +190,20 @@ class RunnerHands:
         self._board.clear(load_job(engine_id))
         self._report(engine_id, msg.LostEngine(engine_id=engine_id, reason=reason))
 
+    def stalled(self, engine_id: str, reason: str) -> None:
+        """It is ready and does nothing."""
+        self._report(engine_id, msg.EngineStalled(engine_id=engine_id, reason=reason))
+
+    def measured(self, measured: Mapping[str, Measured]) -> None:
+        """Each runner hears of its own engines."""
+        shares: dict[str, dict[str, Measured]] = {}
+        for engine_id, size in measured.items():
+            backend = self._backends.get(engine_id)
+            if backend is not None:
+                shares.setdefault(backend, {})[engine_id] = size
+        for backend, share in shares.items():
+            self._tell(msg.runner_address(backend), msg.EnginesMeasured(measured=share))
+
 
 class LibraryHands:
     """Pulls models and changes the store; hears the puller."""
@@ -206,11 +220,13 @@ class LibraryHands:
         puller = self.puller
         assert puller is not None
         match effect:
-            case fx.FetchModel(job=job, reference=reference, token=token):
-                self._references[job] = reference
-                puller.start(job, reference, token=token)
+            case fx.FetchModel() as e:
+                self._references[e.job] = e.reference
+                puller.start(e.job, e.reference, token=e.token, force=e.force)
             case fx.CancelFetch(job=job):
                 puller.cancel(job)
+            case fx.InformPull() as e:
+                self._inform(e)
             case fx.LookAtModels():
                 puller.look()
             case fx.DeleteModel(model_id=one):
@@ -219,26 +235,45 @@ class LibraryHands:
                 puller.tag(one, tag)
             case fx.RemoveTag(model_id=one, tag=tag):
                 puller.untag(one, tag)
+            case fx.StoreAgain() as e:
+                puller.repackage(e.model_id, e.tag, e.context_size)
+            case fx.SweepStore():
+                puller.prune()
+            case fx.SendModel() as e:
+                puller.push(e.model_id, e.reference, token=e.token)
+            case fx.CancelSend(reference=reference):
+                puller.cancel_push(reference)
             case _:
                 raise TypeError(f"the library's hands do not know {type(effect).__name__} ({cause})")
+
+    def _inform(self, inform: fx.InformPull) -> None:
+        """Between two attempts the pull has a line of its own; an attempt that runs speaks for itself."""
+        key = pull_job(inform.reference)
+        if inform.phase:
+            self._board.publish(Progress(job=key, phase=inform.phase, message=inform.message))
+        elif inform.reference not in self._references.values():
+            self._board.clear(key)
 
     # PullerListener
 
     def progress(self, progress: Progress) -> None:
-        """On the board under the reference's key."""
+        """On the board under the reference's key; of a push under its own."""
         reference = self._references.get(progress.job)
         if reference is not None:
             self._board.publish(_renamed(progress, pull_job(reference)))
+        elif progress.job.startswith("push/"):
+            self._board.publish(progress)
 
-    def committed(self, job_id: str, model: Model) -> None:
+    def committed(self, job_id: str, model: Model, *, fresh: bool) -> None:
         """The model is in the store."""
         self._end(job_id)
-        self._tell(msg.LIBRARY, msg.PullCommitted(job=job_id, model=model))
+        self._tell(msg.LIBRARY, msg.PullCommitted(job=job_id, model=model, fresh=fresh))
 
-    def failed(self, job_id: str, failure: Failure) -> None:
+    def failed(self, job_id: str, failure: Failure, *, reached: bool, moved: int) -> None:
         """An attempt has failed."""
         self._end(job_id)
-        self._tell(msg.LIBRARY, msg.PullAttemptEnded(job=job_id, failure=failure))
+        ended = msg.PullAttemptEnded(job=job_id, failure=failure, reached=reached, moved=moved)
+        self._tell(msg.LIBRARY, ended)
 
     def cancelled(self, job_id: str) -> None:
         """An attempt was ended."""
@@ -274,6 +309,33 @@ class LibraryHands:
     def tag_failed(self, model_id: str, failure: Failure) -> None:
         """The store's tags are as they were."""
         self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tags=(), failure=failure))
+
+    def repackaged(self, source_id: str, tag: str, model: Model) -> None:
+        """A model is in the store with another configuration."""
+        self._tell(msg.LIBRARY, msg.ModelRepackaged(source_id=source_id, tag=tag, model=model))
+
+    def repackage_failed(self, source_id: str, tag: str, failure: Failure) -> None:
+        """It is not."""
+        self._tell(msg.LIBRARY, msg.ModelRepackaged(source_id=source_id, tag=tag, failure=failure))
+
+    def pruned(self, freed: int) -> None:
+        """What no model needs is gone."""
+        self._tell(msg.LIBRARY, msg.StoreSwept(freed=freed))
+
+    def prune_failed(self, failure: Failure) -> None:
+        """It is not."""
+        self._tell(msg.LIBRARY, msg.StoreSwept(failure=failure))
+
+    def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
+        """A model is published."""
+        self._board.clear(push_job(reference))
+        report = msg.PushEnded(reference=reference, model_id=model_id, sent=sent, seconds=seconds)
+        self._tell(msg.LIBRARY, report)
+
+    def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
+        """It is not."""
+        self._board.clear(push_job(reference))
+        self._tell(msg.LIBRARY, msg.PushEnded(reference=reference, model_id=model_id, failure=failure))
 
 
 class SchedulerHands:

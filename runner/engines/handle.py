@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-from greenroom.actors.facts import EngineExit, EngineSpec, Failure
+from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Measured
 from greenroom.runner.backends.declaration import Command, Readiness
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.paths import EngineFolder
@@ -57,6 +57,12 @@ class EngineListener(Protocol):
     def lost(self, engine_id: str, reason: str) -> None:
         """There is no such engine any more, or what was there could not be trusted and was ended."""
 
+    def stalled(self, engine_id: str, reason: str) -> None:
+        """It was ready and does nothing any more. It is not ended for that: whoever hears it decides."""
+
+    def measured(self, measured: Mapping[str, Measured]) -> None:
+        """The memory of engines has changed. Never to be stored."""
+
 
 class Handle:
     """One engine. Its lock orders what the listener hears: after an end comes nothing."""
@@ -76,6 +82,8 @@ class Handle:
         self.readiness = Readiness()
         self.model_name = ""
         self.was_ready = False
+        self.answers = False
+        """It was seen to answer in this life of the host."""
         self.stop_requested = False
         self.stop_sent = False
         self.stop_reason = ""
@@ -91,6 +99,11 @@ class Handle:
     def engine_id(self) -> str:
         """Its id."""
         return self.spec.engine_id
+
+    @property
+    def serves(self) -> bool:
+        """It answers, and nobody has asked it to end."""
+        return self.answers and not (self.stop_requested or self.fault or self.over.is_set())
 
     def about(self, prepared: Prepared) -> dict[str, Any]:
         """What the claim remembers, so that the next daemon can adopt without asking anybody."""
@@ -133,14 +146,19 @@ class Handle:
         with self._lock:
             if self.stop_requested or self.fault:
                 return
-            self.was_ready = True
+            self.was_ready = self.answers = True
             self._tell(lambda: self._listener.ready(self.engine_id))
 
     def tell_adopted(self, ready: bool) -> None:
         """It was identified."""
         self.was_ready = self.was_ready or ready
+        self.answers = ready
         endpoint = str(self.endpoint)
         self._tell(lambda: self._listener.adopted(self.engine_id, self.pid, self.started, endpoint, ready))
+
+    def tell_stalled(self, reason: str) -> None:
+        """It does nothing any more."""
+        self._tell(lambda: self._listener.stalled(self.engine_id, reason))
 
     def tell_failed(self, failure: Failure) -> None:
         """It could not be spawned: an end."""

@@ -9,13 +9,16 @@ The public surface, non-blocking unless it says otherwise, callable from any thr
     host.sweep(known_ids).result()        # ends and removes what nobody knows
     host.shutdown(keep=None)              # blocks, bounded: stops all; keep=seconds leaves them running
 
+Of engines that run it also tells `measured` and, when one is ready and does nothing for those inside,
+`stalled`; neither ends anything.
+
 `prepare(spec, socket)` runs on a thread of the host, may read the disk, and raises `JobFailed` when the
 engine cannot be started at all. The listener is called from threads of the host; it must only hand on
 (tell an actor) and return. For every `start` exactly one of `failed`, `exited` and `lost` comes, and
 nothing after it; `stop` of an engine the host does not know answers `lost`.
 
-Threads: one that watches all keepers (and sleeps until one says something), and one for each engine that
-is loading or being settled.
+Threads: one that watches all keepers (and sleeps until one says something), one that looks after the vital
+signs of all engines, and one for each engine that is loading or being settled.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ from greenroom.runner.engines.recovery import (
     look,
     read_claim,
 )
+from greenroom.runner.engines.vitals import Readings, Vitals
 from greenroom.runner.engines.watch import KeeperWatch
 from greenroom.runner.failures import JobFailed
 
@@ -79,7 +83,13 @@ class EngineHost:
         stall_after: float = 60.0,
         ladder: Sequence[tuple[str, float]] = LADDER,
         spare_keeper: bool = True,
+        readings: Readings = dict,
     ) -> None:
+        """`readings` tells who is inside which engine; without it, none is watched for doing nothing.
+
+        `stall_after` are the seconds without any sign of life after which an engine that loads, or that
+        somebody is inside, is suspected to be dead.
+        """
         self._dir = engines_dir.resolve()
         self._prepare = prepare
         self._listener = listener
@@ -93,8 +103,13 @@ class EngineHost:
         self._spare: Channel | None = None
         self._spare_wanted = spare_keeper
         self._watch = KeeperWatch(self._heard, self._keeper_gone, self._overdue)
+        self._vitals = Vitals(self._living, listener, readings, stall_after=stall_after)
         if spare_keeper:
             self._thread("keeper-spare", self._refill_spare)
+
+    def _living(self) -> list[Handle]:
+        with self._lock:
+            return list(self._handles.values())
 
     # -- start -------------------------------------------------------------------------------------
 
@@ -105,6 +120,7 @@ class EngineHost:
             if self._closing or spec.engine_id in self._handles:
                 return
             self._handles[spec.engine_id] = handle
+        self._vitals.wake()
         self._thread(f"engine-{spec.engine_id}", partial(self._start, handle))
 
     def _start(self, handle: Handle) -> None:
@@ -188,7 +204,7 @@ class EngineHost:
 
     def _await_ready(self, handle: Handle) -> None:
         """Probe until it is ready, dead, or has shown no sign of life for too long."""
-        probe = Probe(handle.endpoint, handle.readiness, model_name=handle.model_name, leader=handle.pid)
+        probe = _probe(handle)
         begun = time.monotonic()
         patience, next_pulse = Patience(begun), begun + _PULSE_SECONDS
         while not handle.over.is_set() and not handle.stop_requested and not handle.fault:
@@ -337,6 +353,7 @@ class EngineHost:
             if self._closing or handle.engine_id in self._handles:
                 return
             self._handles[handle.engine_id] = handle
+        self._vitals.wake()
         try:
             self._settle(handle, expected)
         except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
@@ -376,7 +393,7 @@ class EngineHost:
             self._send_stop(handle, handle.distrust or "asked to stop before the restart")
             handle.over.wait(self._stop_bound + 10.0)
             return
-        probe = Probe(handle.endpoint, handle.readiness, model_name=handle.model_name, leader=handle.pid)
+        probe = _probe(handle)
         ready = probe.look() is Health.READY
         handle.tell_adopted(ready)
         self._watch.add(handle)
@@ -439,6 +456,7 @@ class EngineHost:
                 self._leave(handle, keep)
         for handle in handles:
             handle.over.wait(max(0.0, deadline - time.monotonic()))
+        self._vitals.close()
         self._watch.close()
 
     def _leave(self, handle: Handle, keep: float) -> None:
@@ -472,3 +490,13 @@ class EngineHost:
 
         self._thread(name, settle)
         return future
+
+
+def _probe(handle: Handle) -> Probe:
+    return Probe(
+        handle.endpoint,
+        handle.readiness,
+        model_name=handle.model_name,
+        leader=handle.pid,
+        mode=handle.spec.mode,
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from greenroom.actors.facts import Mode
 from greenroom.runner.backends.declaration import Readiness
 from greenroom.runner.engines.keeper import SYSTEM
 
@@ -19,6 +20,12 @@ PROBE_SECONDS = 1.0
 """A health answer later than this counts as none; the next probe asks again."""
 PROOF_SECONDS = (2.0, 4.0, 8.0, 16.0, 30.0)
 """Bounds of successive proofs: a server that queues them while it loads answers one of the first."""
+_SMALLEST: dict[Mode, tuple[str, dict[str, object]]] = {
+    "completion": ("/v1/completions", {"prompt": "Hello", "max_tokens": 1, "temperature": 0}),
+    "embedding": ("/v1/embeddings", {"input": "Hello"}),
+    "reranking": ("/rerank", {"query": "Hello", "documents": ["Hello"]}),
+}
+"""The least one can ask of an engine that shows that it computes."""
 CPU_SHARE = 0.02
 """Of one core; less than this is what idle servers use, and no sign of progress."""
 
@@ -102,12 +109,19 @@ class Probe:
     """Asks one engine over its unix socket. Every call blocks, bounded; none raises."""
 
     def __init__(
-        self, endpoint: Path, readiness: Readiness, *, model_name: str = "", leader: int = 0
+        self,
+        endpoint: Path,
+        readiness: Readiness,
+        *,
+        model_name: str = "",
+        leader: int = 0,
+        mode: Mode = "completion",
     ) -> None:
         self._endpoint = str(endpoint)
         self._readiness = readiness
         self._model_name = model_name
         self._leader = leader
+        self._mode: Mode = mode
         self._proofs = 0
 
     def look(self) -> Health:
@@ -117,12 +131,24 @@ class Probe:
             return found
         return self._prove()
 
+    def canary(self, bound: float) -> bool:
+        """Whether it still computes: false when it says that it is dead, fails, or is silent for `bound`."""
+        health = self._request("GET", self._readiness.path, None, PROBE_SECONDS)
+        if judge(self._readiness, health) is Health.DEAD:
+            return False
+        status = self._compute(bound)
+        # A refusal may be about our question, and somebody has thought about it.
+        return status is not None and status < 500
+
     def _prove(self) -> Health:
         bound = PROOF_SECONDS[min(self._proofs, len(PROOF_SECONDS) - 1)]
         self._proofs += 1
-        body = {"model": self._model_name, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
-        status = self._request("POST", "/v1/completions", body, bound)
+        status = self._compute(bound)
         return Health.READY if status is not None and 200 <= status < 300 else Health.LOADING
+
+    def _compute(self, bound: float) -> int | None:
+        path, body = _SMALLEST[self._mode]
+        return self._request("POST", path, {"model": self._model_name, **body}, bound)
 
     def _request(self, method: str, path: str, body: dict[str, object] | None, bound: float) -> int | None:
         connection = _UnixConnection(self._endpoint, bound, self._leader)

@@ -143,8 +143,11 @@ class Exchange:
             place = await admission.enter(afresh=give_up > 0 or losses > 0)
             dialect = self._door.backstage.backends[place.backend].dialect
             translated = translate(body, dialect, spoken_name(dialect, model.id))
+            last_byte = self._door.backstage.gates.last_byte(place.engine_id)
             try:
-                upstream = await self._door.upstreams.post(place.endpoint, path, translated, headers)
+                upstream = await self._door.upstreams.post(
+                    place.endpoint, path, translated, headers, last_byte
+                )
                 self._upstream = upstream
                 return place, upstream, await _first_chunk(upstream)
             except Unreached:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
+from greenroom.actors.gates import LastByte
 from greenroom.runner.http.wire import Answer, Connection, Lost
 
 __all__ = ["Answer", "Lost", "Unreached", "Upstreams"]
@@ -30,15 +31,25 @@ class Upstreams:
         self._pools: dict[str, _Pool] = {}
         self._live = live
 
-    async def post(self, endpoint: str, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Send a request and wait for the head of the answer. Raises Unreached or Lost."""
+    async def post(
+        self,
+        endpoint: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        last_byte: LastByte | None = None,
+    ) -> Answer:
+        """Send a request and wait for the head of the answer. Raises Unreached or Lost.
+
+        `last_byte` is the clock of the engine there: set whenever it sends anything.
+        """
         pool = self._pools.get(endpoint)
         if pool is None:
             # An endpoint is an engine's own and never comes again, so its pool would stay for ever.
             live = set(self._live())
             for gone in [known for known in self._pools if known not in live]:
                 self._pools.pop(gone).close()
-            pool = self._pools[endpoint] = _Pool(endpoint)
+            pool = self._pools[endpoint] = _Pool(endpoint, last_byte or LastByte())
         connection = pool.take() or await pool.connect()
         return await connection.send(path, headers, body)
 
@@ -65,8 +76,9 @@ def _dial(path: str) -> socket.socket:
 class _Pool:
     """The connections to one engine. The last one freed is the first one used again."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, last_byte: LastByte) -> None:
         self._endpoint = endpoint
+        self._last_byte = last_byte
         self._loop = asyncio.get_running_loop()
         self._idle: list[Connection] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -103,7 +115,7 @@ class _Pool:
         self._idle = []
 
     async def _connect(self) -> Connection:
-        connection = Connection(self._free)
+        connection = Connection(self._free, self._last_byte)
         if self._endpoint.startswith("http://"):
             address = urlsplit(self._endpoint)
             await self._loop.create_connection(lambda: connection, address.hostname or "", address.port or 80)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import cast
 
 import httptools
+from greenroom.actors.gates import LastByte
 from multidict import CIMultiDict
 
 _READ_AHEAD = 256 * 1024
@@ -63,8 +65,10 @@ class Answer:
 class Connection(asyncio.Protocol):
     """One socket. Made by a pool, which hears by `on_free` when it may be used again."""
 
-    def __init__(self, on_free: Callable[[Connection], None]) -> None:
+    def __init__(self, on_free: Callable[[Connection], None], last_byte: LastByte) -> None:
+        """`last_byte` is set whenever something comes."""
         self._on_free = on_free
+        self._last_byte = last_byte
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -184,6 +188,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
+        self._last_byte.at = monotonic()
         if not self._busy:
             self.abort()  # nobody has asked
             return

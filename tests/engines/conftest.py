@@ -62,7 +62,7 @@ class Heard:
         return found[2]
 
     def names(self) -> list[str]:
-        return [name for name, _, _ in self.calls if name != "progress"]
+        return [name for name, _, _ in self.calls if name not in ("progress", "measured")]
 
     def moment(self, name: str) -> float:
         return self.at[[call[0] for call in self.calls].index(name)]

@@ -3,7 +3,8 @@
     python bench/front_door.py [--requests 400] [--streams 64,256] [--pace 20] [--seconds 5]
 
 A daemon of its own with the fake engine program: the same engine is asked directly on its socket and
-through the front door, by turns, by one lean client. `passed` says whether the budgets hold.
+through the front door, by turns, by one lean client. `passed` says whether the budgets hold. As a control, on
+machines that are busy with other things, there is the simplest proxy that can be written with aiohttp.
 """
 
 from __future__ import annotations
@@ -143,6 +144,39 @@ def serve(home: Path, flags: list[str]) -> None:
     run(Greenroom(settings, backends={"fake": fake_backend(ENGINE, *flags)}))
 
 
+def control(socket: str) -> None:
+    """The simplest proxy: reads, forwards, passes on; in a process of its own."""
+    import aiohttp
+    import uvloop
+    from aiohttp import web
+
+    async def main() -> None:
+        connector = aiohttp.UnixConnector(socket, limit=0)
+        session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+
+        async def forward(request: web.Request) -> web.StreamResponse:
+            body = await request.read()
+            async with session.post(f"http://localhost{request.path}", data=body) as answer:
+                response = web.StreamResponse(headers={"Content-Type": answer.content_type})
+                await response.prepare(request)
+                async for piece in answer.content.iter_any():
+                    await response.write(piece)
+                await response.write_eof()
+                return response
+
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", forward)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
+        await asyncio.Event().wait()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
 def call(url: str, path: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     asked = urllib.request.Request(url + path, data, {"Accept": "application/json"})
@@ -174,10 +208,22 @@ class Daemon:
             connections = psutil.Process(engine["pid"]).net_connections("unix")
             self.socket = next(c.laddr for c in connections if str(c.laddr).endswith(".sock"))
 
+        self.control = subprocess.Popen(
+            [sys.executable, __file__, "--control", self.socket], stdout=subprocess.PIPE, text=True
+        )
+        assert self.control.stdout is not None
+        self.control_url = self.control.stdout.readline().strip()
+
     def ways(self) -> list[Way]:
-        return [Way("bare", socket=self.socket), Way("front door", url=self.url)]
+        return [
+            Way("bare", socket=self.socket),
+            Way("front door", url=self.url),
+            Way("control", url=self.control_url),
+        ]
 
     def stop(self) -> None:
+        self.control.kill()
+        self.control.communicate()
         self.process.terminate()
         self.process.wait(30)
 
@@ -196,6 +242,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "p50": {name: round(value, 3) for name, value in p50.items()},
             "p99": {name: round(value, 3) for name, value in p99.items()},
             "added_p50": round(added, 3),
+            "control_added_p50": round(p50["control"] - p50["bare"], 3),
             "budget": ADDED_MS,
             "passed": added < ADDED_MS,
         },
@@ -206,11 +253,11 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     try:
         process = psutil.Process(daemon.process.pid)
         for streams in options.streams:
-            rates, used = {}, 0.0
+            rates = {}
+            used = sum(process.cpu_times()[:2])
             for way in daemon.ways():
-                before = sum(process.cpu_times()[:2])
                 rates[way.name] = await way.tokens_a_second(streams, tokens)
-                used = sum(process.cpu_times()[:2]) - before
+            used = sum(process.cpu_times()[:2]) - used
             ratio = rates["front door"] / rates["bare"]
             result["throughput"].append(
                 {
@@ -234,6 +281,9 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> int:
     if sys.argv[1:2] == ["--serve"]:
         serve(Path(sys.argv[2]), sys.argv[3:])
+        return 0
+    if sys.argv[1:2] == ["--control"]:
+        control(sys.argv[2])
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--requests", type=int, default=400)

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 from greenroom.actors.kernel.errors import (
-    ActorStopped,
     AskExpired,
     KernelError,
     MailboxFull,
@@ -21,6 +20,7 @@ from greenroom.actors.kernel.errors import (
     Refused,
     SystemFailed,
 )
+from greenroom.runner.daemon import NotRunning
 
 Family = Literal["openai", "text"]
 
@@ -60,7 +60,7 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(
             code="not_in_time", message="There was no answer in time.", status=503, retry_after=5.0
         )
-    if isinstance(error, ActorStopped | KernelError):
+    if isinstance(error, KernelError | NotRunning):
         return Refusal(code="stopping", message="Greenroom is stopping.", status=503, retry_after=2.0)
     _log.error("a request failed in a way nobody foresaw", exc_info=error)
     return Refusal(

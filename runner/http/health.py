@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from greenroom.actors.kernel.errors import ActorStopped, KernelError
+from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.messages import SCHEDULER, AwaitReady
-from greenroom.runner.daemon import greenroom_version
+from greenroom.runner.daemon import NotRunning, greenroom_version
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, refusal_of
@@ -68,9 +68,8 @@ class Health:
         """Green once everybody has looked at what he owns, and only while the scheduler answers."""
         try:
             await self._door.backstage.system.ask(SCHEDULER, AwaitReady(), timeout=_READY_WITHIN)
-        except (KernelError, RuntimeError) as error:
-            # A Greenroom that does not run has no system to ask, which it says by a RuntimeError.
-            refusal = refusal_of(error if isinstance(error, KernelError) else ActorStopped())
+        except (KernelError, NotRunning) as error:
+            refusal = refusal_of(error)
             body = {"status": "not ready", "error": {"message": refusal.sentence(), "code": refusal.code}}
             return web.json_response(body, status=503, headers={"Retry-After": "1"})
         return web.json_response({"status": "ok"})

@@ -38,6 +38,10 @@ async def test_readyz_is_green_only_while_the_scheduler_answers(open_house: Any)
         assert (await response.json())["error"]["code"] == "stopping"
     async with house.get("/livez") as response:
         assert response.status == 200
+    status, error = await house.error(house.chat())
+    assert (status, error["code"]) == (503, "stopping")
+    async with house.get("/engines/status") as response:
+        assert (response.status, await response.text()) == (503, "Greenroom is stopping.\n")
 
 
 async def test_status_has_the_contracts_words(open_house: Any) -> None:

@@ -164,7 +164,7 @@ class Text(io.StringIO):
 
 
 @pytest.fixture
-def greenroom(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def greenroom(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Run a command in this process."""
 
     def run(*arguments: str, stdin: str = "") -> Outcome:

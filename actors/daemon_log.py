@@ -18,6 +18,10 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     starts: int = 0
     running_pid: int = 0
     """The pid of the daemon that has not said that it stopped; another than ours was killed."""
+    started_at: float = 0.0
+    """When the last one started."""
+    started_before: float = 0.0
+    """When the one before it did."""
 
 
 class DaemonSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,9 +58,14 @@ class DaemonLog:
         """Fold one event."""
         match stored.event:
             case ev.DaemonStarted(pid=pid):
-                return DaemonState(starts=state.starts + 1, running_pid=pid)
+                return DaemonState(
+                    starts=state.starts + 1,
+                    running_pid=pid,
+                    started_at=stored.at,
+                    started_before=state.started_at,
+                )
             case _:
-                return DaemonState(starts=state.starts, running_pid=0)
+                return msgspec.structs.replace(state, running_pid=0)
 
     def decide(
         self, state: DaemonState, command: Command, _now: Moment, _seen: DaemonSeen

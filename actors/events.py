@@ -300,6 +300,17 @@ class BreakerClosed(Event, frozen=True, kw_only=True):
     reason: str
 
 
+class KeepAliveWished(Event, frozen=True, kw_only=True):
+    """A request wished that a model stays for ever, or no longer does; other wishes are not stored."""
+
+    TAG = "keep_alive_wished"
+    engine_id: str
+    model_id: str
+    model_ref: str
+    keep_alive: float
+    """Seconds; negative means for ever."""
+
+
 class ConfigChanged(Event, frozen=True, kw_only=True):
     """How a model is loaded from now on."""
 

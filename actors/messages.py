@@ -368,6 +368,54 @@ class Configured(Reply, frozen=True, kw_only=True):
     changed: bool
 
 
+class Keep(Command, frozen=True, kw_only=True):
+    """How long a model stays after its last request, as a request wished that needed no engine found."""
+
+    model_id: str
+    keep_alive: float
+    """Seconds; negative means for ever."""
+    mode: Mode = "completion"
+
+
+class ReadLedger(Command, frozen=True, kw_only=True):
+    """Who holds what memory, for whom and until when: `LedgerReading`."""
+
+
+class EngineAccount(Reply, frozen=True, kw_only=True):
+    """One engine that shall run, as the scheduler reckons with it. Bytes and seconds."""
+
+    engine_id: str
+    promised: int
+    measured: int | None
+    """Memory its processes use now; None where it could not be measured."""
+    peak: int | None
+    inside: int
+    """Requests it is answering."""
+    served: int
+    queue: int
+    """Requests that wait for it."""
+    keep_alive: float
+    """Negative means for ever."""
+    idle_seconds: float | None
+    """None while it is in use or loads."""
+    expires_in: float | None
+    """None while it is in use or loads, and when it stays for ever."""
+    cause: str
+    """Id of the event that admitted it."""
+
+
+class LedgerReading(Reply, frozen=True, kw_only=True):
+    """The ledger at one moment, in bytes."""
+
+    budget: int
+    available: int
+    promised: int
+    free: int
+    waiting: int
+    """Requests that have no engine yet."""
+    engines: tuple[EngineAccount, ...]
+
+
 class Drain(Command, frozen=True, kw_only=True):
     """The daemon stops: admit nothing more and end all engines (`Unloaded`)."""
 

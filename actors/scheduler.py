@@ -31,6 +31,7 @@ from greenroom.actors.kernel.core import (
 )
 from greenroom.actors.scheduler_context import Limits, eviction
 from greenroom.actors.scheduler_queue import AGAIN, fits
+from greenroom.actors.scheduler_report import ledger_reading
 from greenroom.actors.scheduler_state import (
     SchedulerSeen,
     SchedulerState,
@@ -54,6 +55,7 @@ class Scheduler:
         ev.BreakerOpened,
         ev.BreakerClosed,
         ev.ConfigChanged,
+        ev.KeepAliveWished,
     )
 
     def __init__(
@@ -109,6 +111,11 @@ class Scheduler:
                 return self._unload(state, command, now, seen)
             case msg.Configure():
                 return self._configure(state, command, now, seen)
+            case msg.Keep(model_id=one, mode=mode, keep_alive=seconds):
+                wished = {**seen.keep_alive, config_key(one, mode): seconds}
+                return Decision(seen=change(seen, keep_alive=wished))
+            case msg.ReadLedger():
+                return Decision(reply=ledger_reading(state, now, seen, self._facts, self._limits))
             case msg.AwaitReady():
                 return Decision(reply=Later(READY))
             case msg.Drain():

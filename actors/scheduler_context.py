@@ -115,11 +115,16 @@ class TurnContext:
                 yield engine, reading
 
     def keep_alive(self, model_id: str, mode: Mode) -> float:
-        """Seconds a model stays after its last request: the request's wish, the configured, the default."""
+        """Seconds a model stays after its last request: the last wish, the configured, the default."""
         key = config_key(model_id, mode)
         wished = self.seen.keep_alive.get(key)
         if wished is not None:
             return wished
+        if any(
+            load.kept and config_key(load.spec.model_id, load.spec.mode) == key
+            for load in self.state.loads.values()
+        ):
+            return -1.0
         configured = self.state.configs.get(key, ModelConfigState()).keep_alive
         return configured if configured is not None else self.limits.keep_alive
 

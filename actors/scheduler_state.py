@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 _ENDED_REMEMBERED = 31
 _FOOTPRINTS_REMEMBERED = 255
+_INTERRUPTED_REMEMBERED = 63
 
 NOT_THE_MODELS_FAULT = frozenset({"engine_lost", "engine_ended", "daemon_restarted"})
 """Failure codes that say nothing about whether the model would run."""
@@ -28,6 +29,19 @@ class LoadState(msgspec.Struct, frozen=True, kw_only=True):
     spec: EngineSpec
     admitted_at: float
     cause: str
+    kept: bool = False
+    """A request has wished that it stays for ever."""
+    wishes: int = 0
+    """How often that has changed."""
+
+
+class Interrupted(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that was loaded when the daemon ended, and has not been loaded since."""
+
+    spec: EngineSpec
+    """Of the engine it had."""
+    at: float
+    kept: bool
 
 
 class ModelConfigState(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +74,8 @@ class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
     """engine → id of the event by which it shall end; the last ones only."""
     footprints: Mapping[str, int] = msgspec.field(default_factory=dict)
     """What engines of a kind were measured to hold, in bytes; the last ones only."""
+    interrupted: Mapping[str, Interrupted] = msgspec.field(default_factory=dict)
+    """model|mode → what ended only because the daemon did; the last ones only."""
     admitted: int = 0
     version: int = 0
 
@@ -185,6 +201,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 new,
                 loads={**state.loads, spec.engine_id: load},
                 refusals=_apply_without(state.refusals, config_key(spec.model_id, spec.mode)),
+                interrupted=_apply_without(state.interrupted, config_key(spec.model_id, spec.mode)),
                 admitted=state.admitted + 1,
             )
         case ev.LoadRefused() as e:
@@ -199,18 +216,26 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 footprints=_apply_footprint(state, e.engine_id, e.footprint),
             )
             if e.failure.code in NOT_THE_MODELS_FAULT:
-                return change(new, loads=loads)
+                return change(new, loads=loads, interrupted=_apply_interrupted(state, e.engine_id, stored.at))
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             old = state.breakers.get(key, BreakerState())
             breaker = change(old, failures=old.failures + 1, reason=e.failure.message)
             return change(new, loads=loads, breakers={**state.breakers, key: breaker})
         case ev.EvictionDecided() as e:
+            interrupted = state.interrupted
+            if e.reason == "shutdown":
+                interrupted = _apply_interrupted(state, e.engine_id, stored.at)
             return change(
                 new,
                 loads=_apply_without(state.loads, e.engine_id),
                 ended=_apply_ended(state, e.engine_id, stored.id),
                 footprints=_apply_footprint(state, e.engine_id, e.footprint),
+                interrupted=interrupted,
             )
+        case ev.KeepAliveWished(engine_id=one) as e if one in state.loads:
+            load = state.loads[one]
+            load = change(load, kept=e.keep_alive < 0, wishes=load.wishes + 1)
+            return change(new, loads={**state.loads, one: load})
         case ev.BreakerOpened() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             breaker = BreakerState(failures=e.failures, until=e.until, reason=e.reason)
@@ -237,6 +262,15 @@ def _apply_footprint(state: SchedulerState, engine_id: str, footprint: int) -> M
     key = footprint_key(load.spec)
     kept = list(_apply_without(state.footprints, key).items())[-_FOOTPRINTS_REMEMBERED:]
     return {**dict(kept), key: footprint}
+
+
+def _apply_interrupted(state: SchedulerState, engine_id: str, at: float) -> Mapping[str, Interrupted]:
+    load = state.loads.get(engine_id)
+    if load is None:
+        return state.interrupted
+    key = config_key(load.spec.model_id, load.spec.mode)
+    kept = list(_apply_without(state.interrupted, key).items())[-_INTERRUPTED_REMEMBERED:]
+    return {**dict(kept), key: Interrupted(spec=load.spec, at=at, kept=load.kept)}
 
 
 def _apply_config(state: SchedulerState, key: str, event: ev.ConfigChanged) -> ModelConfigState:

@@ -12,6 +12,7 @@
    list that has been acted on, so that what retires can be removed.
 8. A daemon that stops and has no engines left is told so.
 9. Whoever waits for the daemon to be ready is told once every owner has told his list.
+10. A request's wish that makes a model stay for ever, or ends that, is stored: a restart keeps to it.
 
 A step that has events ends the turn: the next one sees them applied. Should they not be storable, the same
 steps are gone through without events, so that ready engines go on serving and whoever waits hears why.
@@ -40,6 +41,7 @@ from greenroom.actors.scheduler_state import (
     SchedulerSeen,
     SchedulerState,
     breaker_key,
+    config_key,
 )
 
 DRAINED = "drained"
@@ -48,6 +50,8 @@ READY = "ready"
 """Under which whoever starts the daemon waits."""
 _NEVER_TAKEN_AFTER = 60.0
 """Seconds after which a start that its runner has never told of is given up."""
+_WISHES_STORED = 16
+"""Changes stored for one engine: a client that keeps changing its mind must not fill the journal."""
 _PROVEN_AFTER = 30.0
 """Seconds of being ready after which a model counts as running well, even without a request."""
 
@@ -85,6 +89,7 @@ class Turn:
             self._call_the_roll,
             self._report_drained,
             self._report_ready,
+            self._store_wishes,
         ):
             step()
             if self._turn.events:
@@ -304,6 +309,21 @@ class Turn:
         turn = self._turn
         if turn.seen.draining and not (turn.state.loads or turn.seen.alive() or turn.silent):
             turn.effects.append(Answer(key=DRAINED, outcome=msg.Unloaded(engines=0)))
+
+    # 10
+
+    def _store_wishes(self) -> None:
+        turn = self._turn
+        for engine_id, load in turn.state.loads.items():
+            spec = load.spec
+            wished = turn.seen.keep_alive.get(config_key(spec.model_id, spec.mode))
+            if wished is None or (wished < 0) == load.kept or load.wishes >= _WISHES_STORED:
+                continue
+            event = ev.KeepAliveWished(
+                engine_id=engine_id, model_id=spec.model_id, model_ref=spec.model_ref, keep_alive=wished
+            )
+            turn.record(event, cause=load.cause)
+            return
 
 
 __all__ = ["DRAINED", "Limits", "Turn", "eviction", "take_turn"]

@@ -28,6 +28,7 @@ _EVICTED = {
     "room": "{favoured} needs the room ({needed} needed, {free} free, it holds {memory})",
     "unload": "somebody asked for it",
     "retiring": "its installation is being removed",
+    "removed": "its model is being removed",
     "reconfigured": "its model is configured differently now",
     "shutdown": "Greenroom stops",
 }
@@ -232,6 +233,11 @@ class Narrator:
             f"{self._model(fields)} ({fields['mode']}) is configured: {', '.join(parts) or 'as by default'}."
         )
 
+    def _keep_alive_wished(self, fields: Fields) -> str:
+        if float(fields["keep_alive"]) < 0:
+            return f"{self._model(fields)} stays for ever: a request wished so."
+        return f"{self._model(fields)} does not stay for ever any more: a request wished so."
+
     # library
 
     def _pull_requested(self, fields: Fields) -> str:
@@ -252,7 +258,18 @@ class Narrator:
         seconds = float(fields.get("seconds") or 0)
         took = f" after {format_duration(seconds)}" if seconds else ""
         name = self._models[str(model["id"])]
+        if not fields.get("fresh", True):
+            return f"{name} is here already, as it is where it comes from: nothing had to be fetched."
         return f"{name} is here, whole and verified{took} ({', '.join(facts)})."
+
+    def _model_pushed(self, fields: Fields) -> str:
+        sent = int(fields.get("sent") or 0)
+        how = f"{format_size(sent)} were sent" if sent else "the registry had all of it"
+        return f"{self._model(fields)} is published as {short(str(fields['reference']))} ({how})."
+
+    def _push_failed(self, fields: Fields) -> str:
+        name = short(str(fields["reference"]))
+        return f"{self._model(fields)} could not be published as {name}: {_failure(fields)}"
 
     def _pull_failed(self, fields: Fields) -> str:
         return f"{self._job(fields, 'A model')} could not be fetched: {_failure(fields)}"

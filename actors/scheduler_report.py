@@ -1,0 +1,55 @@
+"""The ledger as people read it: which engine holds what, for whom, until when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from greenroom.actors import messages as msg
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.scheduler_context import Limits, TurnContext, holding
+from greenroom.actors.scheduler_queue import fits
+from greenroom.actors.scheduler_state import LoadState, SchedulerSeen, SchedulerState
+
+
+def ledger_reading(
+    state: SchedulerState,
+    now: Moment,
+    seen: SchedulerSeen,
+    facts: Sequence[msg.BackendFacts],
+    limits: Limits,
+) -> msg.LedgerReading:
+    """Everything at this moment."""
+    turn = TurnContext(state, now, seen, facts, limits, storing=False)
+    account = turn.account()
+    return msg.LedgerReading(
+        budget=account.memory.budget,
+        available=account.memory.available,
+        promised=account.promised,
+        free=account.free,
+        waiting=len(turn.queue),
+        engines=tuple(_engine(turn, load) for load in state.loads.values()),
+    )
+
+
+def _engine(turn: TurnContext, load: LoadState) -> msg.EngineAccount:
+    spec = load.spec
+    reading = turn.seen.gates.get(spec.engine_id)
+    engine = turn.seen.engine(spec.engine_id)
+    measured = turn.seen.measured.get(spec.engine_id)
+    keep = turn.keep_alive(spec.model_id, spec.mode)
+    ready = engine is not None and engine.state == "ready"
+    idle = ready and reading is not None and not reading.inside
+    idle_for = max(0.0, turn.now.monotonic - reading.idle_since) if idle and reading is not None else None
+    return msg.EngineAccount(
+        engine_id=spec.engine_id,
+        promised=holding(spec, turn.seen),
+        measured=measured.now if measured is not None else None,
+        peak=measured.peak if measured is not None else None,
+        inside=reading.inside if reading is not None else 0,
+        served=reading.served if reading is not None else 0,
+        queue=sum(fits(spec, waiting) for waiting in turn.queue),
+        keep_alive=keep,
+        idle_seconds=round(idle_for, 3) if idle_for is not None else None,
+        expires_in=round(max(0.0, keep - idle_for), 3) if idle_for is not None and keep >= 0 else None,
+        cause=load.cause,
+    )

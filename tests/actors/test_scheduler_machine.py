@@ -1,0 +1,245 @@
+"""Whatever happens, and in whatever order: memory is never promised twice, nobody waits for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.scheduler_context import Limits
+from hypothesis import HealthCheck, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from stage import model
+from world import NO_SPACE, OFFLINE, World
+
+UNIT = 2**30
+LIMITS = Limits(keep_alive=60, max_wait=120, drain=90, queue=8)
+MODELS = {
+    "small": model("small", UNIT),
+    "large": model("large", 3 * UNIT),
+    "safe": model("safe", 2 * UNIT, format="safetensors"),
+    "huge": model("huge", 9 * UNIT),
+}
+NAMES = st.sampled_from([*MODELS, "missing"])
+
+
+class Greenroom(RuleBasedStateMachine):
+    """A world with room for four gibibytes, and everything that may happen in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
+        self.world.read_mail()
+
+    # clients
+
+    @rule(name=NAMES, caller=st.sampled_from(["a", "b"]), keep=st.sampled_from([None, None, 0.0, 5.0, -1.0]))
+    def a_request_comes(self, name: str, caller: str, keep: float | None) -> None:
+        self.world.request(name, caller=caller, keep_alive=keep)
+
+    @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
+    def a_request_names_its_backend(self, backend: str) -> None:
+        self.world.request("safe", backend=backend)
+
+    @precondition(lambda self: self.here())
+    @rule(data=st.data())
+    def a_client_leaves(self, data: Any) -> None:
+        client = data.draw(st.sampled_from(self.here()))
+        self.world.leave(client)
+
+    def here(self) -> list[Any]:
+        return [one for one in self.world.clients.values() if one.inside or one.waits]
+
+    # people
+
+    @rule(which=st.sampled_from([{"all": True}, {"backend": "mlx"}, {"model_ids": ("sha256:small",)}]))
+    def somebody_unloads(self, which: dict[str, Any]) -> None:
+        self.world.tell(msg.SCHEDULER, msg.Unload(**which))
+
+    @rule(name=st.sampled_from([*MODELS]), size=st.sampled_from([0, 2048]), keep=st.sampled_from([-1.0, 9.0]))
+    def somebody_configures(self, name: str, size: int, keep: float) -> None:
+        configure = msg.Configure(
+            model_id=f"sha256:{name}", model_ref=name, context_size=size, keep_alive=keep
+        )
+        self.world.tell(msg.SCHEDULER, configure)
+
+    @rule(backend=st.sampled_from(["llama.cpp", "mlx"]), repair=st.booleans())
+    def somebody_installs(self, backend: str, repair: bool) -> None:
+        self.world.tell(msg.INSTALLER, msg.Ensure(backend=backend, repair=repair))
+
+    @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
+    def somebody_uninstalls(self, backend: str) -> None:
+        self.world.tell(msg.INSTALLER, msg.Uninstall(backend=backend))
+
+    @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
+    def somebody_cancels(self, backend: str) -> None:
+        self.world.tell(msg.INSTALLER, msg.CancelInstall(backend=backend))
+
+    # engines
+
+    def processes(self, *states: str) -> list[str]:
+        return [one for one, process in self.world.processes.items() if process.state in states]
+
+    @precondition(lambda self: self.processes("starting"))
+    @rule(data=st.data())
+    def a_process_begins(self, data: Any) -> None:
+        self.world.spawned(data.draw(st.sampled_from(self.processes("starting"))))
+
+    @precondition(lambda self: self.processes("running"))
+    @rule(data=st.data())
+    def an_engine_becomes_ready(self, data: Any) -> None:
+        self.world.becomes_ready(data.draw(st.sampled_from(self.processes("running"))))
+
+    @precondition(lambda self: self.processes("starting", "running", "ready"))
+    @rule(data=st.data(), expected=st.booleans())
+    def an_engine_ends(self, data: Any, expected: bool) -> None:
+        one = data.draw(st.sampled_from(self.processes("starting", "running", "ready")))
+        self.world.ends(one, expected=expected)
+
+    # installations
+
+    @precondition(lambda self: self.world.builds)
+    @rule(data=st.data(), failure=st.sampled_from([None, None, OFFLINE, NO_SPACE]))
+    def a_build_ends(self, data: Any, failure: Any) -> None:
+        self.world.build_ends(data.draw(st.sampled_from(sorted(self.world.builds))), failure)
+
+    @precondition(lambda self: self.world.chores)
+    @rule(data=st.data())
+    def somebody_has_looked(self, data: Any) -> None:
+        chores = [effect for _, effect in self.world.chores]
+        self.world.do_chore(chores[data.draw(st.integers(0, len(chores) - 1))])
+
+    # messages, time and disasters
+
+    @precondition(lambda self: self.readers())
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def an_actor_reads(self, data: Any, count: int) -> None:
+        shell = self.world.shells[data.draw(st.sampled_from(self.readers()))]
+        for _ in range(min(count, len(shell.mail))):
+            shell.deliver()
+
+    def readers(self) -> list[Any]:
+        return [address for address, shell in self.world.shells.items() if shell.mail]
+
+    @rule()
+    def everybody_reads(self) -> None:
+        self.world.read_mail()
+
+    @rule(seconds=st.sampled_from([0.05, 1.0, 6.0, 31.0, 65.0, 130.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 65.0]))
+    def time_passes_while_everybody_is_busy(self, seconds: float) -> None:
+        self.world.pass_time(seconds, busy=True)
+
+    @rule(seconds=st.sampled_from([-86_400.0, -30.0, 30.0, 86_400.0]))
+    def the_wall_clock_jumps(self, seconds: float) -> None:
+        self.world.wall += seconds
+
+    @rule(used=st.sampled_from([0, UNIT, 6 * UNIT]))
+    def other_programs_use_memory(self, used: int) -> None:
+        self.world.outside = used
+
+    @rule(full=st.booleans())
+    def the_disk_is_full(self, full: bool) -> None:
+        self.world.disk_full = full
+
+    @rule(data=st.data())
+    def an_actor_is_rebuilt(self, data: Any) -> None:
+        # The installer's and the library's hands do not survive what their actors forget, so they are left
+        # out here; the daemon's restart rebuilds them too.
+        names = [one for one in self.world.shells if one not in (msg.INSTALLER, msg.LIBRARY)]
+        self.world.rebuild(data.draw(st.sampled_from(names)))
+
+    @rule(engines_survive=st.booleans())
+    def the_daemon_is_killed(self, engines_survive: bool) -> None:
+        if not self.world.disk_full:
+            self.world.restart(engines_survive=engines_survive)
+
+    # what must hold
+
+    @invariant()
+    def nothing_is_broken(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        """From every state time alone leads to progress, or to a refusal that says why."""
+        world = self.world
+        note(f"--- time alone, from {world.monotonic}")
+        world.disk_full, world.outside = False, 0
+        for _ in range(30):
+            world.pass_time(5)
+            self.everything_goes_well()
+        world.check()
+        for client in world.clients.values():
+            assert client.left or client.answers, f"{client.request_id} waits for ever"
+            if client.inside:
+                world.leave(client)
+        world.pass_time(30)
+        world.check()
+        scheduler = world.shells[msg.SCHEDULER]
+        assert not scheduler.seen.queue
+        wanted = set(scheduler.state.loads)
+        alive = {one for one, process in world.processes.items() if process.alive}
+        assert alive == wanted, "engines without an intent, or intents without an engine"
+        assert not any(reading.inside for reading in world.gates.readings().values())
+        open_gates = {one for one, reading in world.gates.readings().items() if reading.open}
+        assert open_gates == wanted
+        installer = world.shells[msg.INSTALLER]
+        for name, backend in installer.state.backends.items():
+            assert not backend.retiring, f"{name} retires for ever"
+            assert backend.job is None, f"{name} is installed for ever"
+            assert set(backend.installations) == set(world.disk[name])
+        # Whoever comes now is served, or told why not.
+        for name in ("small", "safe"):
+            client = world.request(name)
+            for _ in range(35):
+                world.pass_time(4)
+                self.everything_goes_well()
+                if client.answers:
+                    break
+            assert client.answers, f"{name} gets no answer"
+            world.leave(client)
+
+    def everything_goes_well(self) -> None:
+        """Whatever was begun comes to its good end."""
+        for one in self.processes("starting"):
+            self.world.spawned(one)
+        for one in self.processes("running"):
+            self.world.becomes_ready(one)
+        for job in list(self.world.builds):
+            self.world.build_ends(job, None)
+        self.world.read_mail()
+
+
+RULES = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+TestNormally = Greenroom.TestCase
+TestNormally.settings = settings(RULES, max_examples=25, stateful_step_count=30)
+
+
+class Longer(Greenroom):
+    """The same, for much longer."""
+
+
+TestForLonger = pytest.mark.timeout(3600)(pytest.mark.slow(Longer.TestCase))
+TestForLonger.settings = settings(RULES, max_examples=3000, stateful_step_count=80)
+
+
+def test_the_world_itself_works() -> None:
+    world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
+    world.pass_time(30)
+    (job,) = world.builds
+    world.build_ends(job, None)
+    client = world.request("small")
+    world.read_mail()
+    (one,) = world.processes
+    world.spawned(one)
+    world.becomes_ready(one)
+    world.read_mail()
+    assert client.inside
+    assert world.stored(ev.LoadAdmitted)
+    world.check()

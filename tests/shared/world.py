@@ -1,0 +1,523 @@
+"""All actors of a Greenroom in one thread, on a clock, a disk and a machine that a test is the master of.
+
+The cores are the real ones, and so are the gates. The shells, mailboxes, engine processes and builds are
+plain data: nothing runs by itself, so a test decides what happens next and in which order, within what the
+kernel promises (a mailbox keeps its order, a command is decided, stored, applied and carried out as one).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from greenroom.actors import effects as fx
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.installer import Installer
+from greenroom.actors.journal.port import Record
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.codec import Codec
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Decision,
+    Effect,
+    Later,
+    Recovered,
+    Stored,
+    Tell,
+)
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.ledger import Memory
+from greenroom.actors.library import Library
+from greenroom.actors.runner import Runner
+from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.scheduler_context import Limits
+from stage import LLAMA, MLX, NO_SPACE, OFFLINE
+
+TICK = 5.0
+LADDER = 15.0
+"""Seconds within which an engine host ends what it was asked to end."""
+GONE = Refusal(code="rebuilt", message="The actor was rebuilt or has stopped.", status=503)
+FULL = Refusal(code="journal_full", message="The journal takes nothing.", status=507)
+
+
+@dataclass
+class Process:
+    """An engine's process, from the moment its start is under way."""
+
+    spec: EngineSpec
+    state: str = "starting"
+    """`starting`, `running` (spawned), `ready`, `dead`."""
+    dies_at: float | None = None
+    asked: bool = False
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ("running", "ready")
+
+
+@dataclass
+class Client:
+    """One request, as its front door sees it."""
+
+    request_id: str
+    model_id: str
+    answers: list[Any] = field(default_factory=list)
+    left: bool = False
+
+    @property
+    def inside(self) -> bool:
+        return not self.left and any(isinstance(one, msg.Granted) for one in self.answers)
+
+    @property
+    def waits(self) -> bool:
+        return not self.left and not self.answers
+
+
+class Shell:
+    """What the kernel's shell does, one step at a time."""
+
+    def __init__(self, world: World, core: Any) -> None:
+        self.world = world
+        self.core = core
+        self.mail: deque[tuple[Command, Client | None, str]] = deque()
+        self.state = core.initial()
+        self.seen = core.unseen()
+        self.versions: dict[str, int] = {}
+        self.waiting: dict[str, list[Client]] = {}
+        self.wake_at = 0.0
+
+    def begin(self) -> None:
+        """A new life: fold the journal, forget everything else, look."""
+        self.state, self.versions = self.world.replay(self.core)
+        self.seen = self.core.unseen()
+        for clients in self.waiting.values():
+            for client in clients:
+                client.answers.append(GONE)
+        self.waiting = {}
+        self.handle(Recovered(), None, "")
+
+    def deliver(self) -> None:
+        """Handle the next message."""
+        self.handle(*self.mail.popleft())
+
+    def handle(self, command: Command, client: Client | None, cause: str) -> None:
+        decision = self.core.decide(self.state, command, self.world.now, self.look())
+        if not self.storable(decision):
+            if client is not None:
+                client.answers.append(FULL)
+            else:
+                self.world.later(1.0, self, command, cause)
+            return
+        effects = self.take(decision, cause)
+        if isinstance(decision.reply, Later) and client is not None:
+            self.waiting.setdefault(decision.reply.key, []).append(client)
+        self.perform(effects)
+        if client is not None and not isinstance(decision.reply, Later):
+            client.answers.append(decision.reply)
+        self.settle()
+
+    def settle(self) -> None:
+        self.wake_at = self.world.monotonic + TICK
+        for _ in range(200):
+            decision = self.core.settle(self.state, self.world.now, self.look())
+            if not self.storable(decision):
+                if decision.otherwise is not None:
+                    assert not decision.otherwise.events
+                    self.perform(self.take(decision.otherwise, ""))
+                self.wake_at = self.world.monotonic + 1.0
+                return
+            self.perform(self.take(decision, ""))
+            if decision.wake_at is not None:
+                self.wake_at = min(self.wake_at, max(decision.wake_at, self.world.monotonic + 0.01))
+            if not decision.events:
+                return
+        raise AssertionError(f"{self.core.address} does not come to rest")
+
+    def storable(self, decision: Decision[Any]) -> bool:
+        urgent = any(type(event).URGENT for event in decision.events)
+        return not decision.events or urgent or not self.world.disk_full
+
+    def take(self, decision: Decision[Any], cause: str) -> list[tuple[Effect, str]]:
+        cause = decision.cause or cause
+        effects: list[tuple[Effect, str]] = []
+        for event in decision.events:
+            stored = self.world.store(self, event, cause)
+            self.state = self.core.apply(self.state, stored)
+            effects += [(effect, stored.id) for effect in self.core.react(self.state, stored)]
+            cause = cause or stored.id
+        if decision.seen is not None:
+            self.seen = decision.seen
+        return effects + [(effect, cause) for effect in decision.effects]
+
+    def perform(self, effects: Sequence[tuple[Effect, str]]) -> None:
+        for effect, cause in effects:
+            if isinstance(effect, Tell):
+                self.world.tell(effect.to, effect.command, effect.cause or cause)
+            elif isinstance(effect, Answer):
+                for client in self.waiting.pop(effect.key, ()):
+                    client.answers.append(effect.outcome)
+            else:
+                self.world.perform(self, effect)
+
+    def look(self) -> Any:
+        if not isinstance(self.core, Scheduler):
+            return self.seen
+        memory = Memory(budget=self.world.budget, available=self.world.available)
+        self.seen = msgspec.structs.replace(self.seen, gates=self.world.gates.readings(), memory=memory)
+        return self.seen
+
+
+class World:
+    """Scheduler, installer, library and two runners, with everything around them."""
+
+    def __init__(
+        self, models: Sequence[Model], *, budget: int, policy: Any = "auto", limits: Limits | None = None
+    ) -> None:
+        self.wall, self.monotonic = 1_700_000_000.0, 1_000.0
+        self.budget = budget
+        self.outside = 0
+        """Bytes that other programs use."""
+        self.disk_full = False
+        self.models = {model.id: model for model in models}
+        self.gates = GateBoard(monotonic=lambda: self.monotonic)
+        self.processes: dict[str, Process] = {}
+        self.spawns: dict[str, int] = {}
+        self.disk: dict[str, dict[str, Installation]] = {"llama.cpp": {}, "mlx": {}}
+        self.builds: dict[str, fx.BuildInstallation] = {}
+        self.chores: list[tuple[float, Effect]] = []
+        """What hands have still to do, and by when at the latest."""
+        self.delayed: list[tuple[float, Shell, Command, str]] = []
+        self.clients: dict[str, Client] = {}
+        self.journal: list[tuple[Record, Stored[Any]]] = []
+        self.codec = Codec()
+        self._built = 0
+        facts = (LLAMA, MLX)
+        cores: list[Any] = [Installer(facts), Runner("llama.cpp"), Runner("mlx"), Library()]
+        cores.append(Scheduler(facts, policy=policy, limits=limits or Limits()))
+        self.shells = {core.address: Shell(self, core) for core in cores}
+        for core in cores:
+            self.codec.register(core.event_types)
+        for shell in self.shells.values():
+            shell.begin()
+
+    # time
+
+    @property
+    def now(self) -> Moment:
+        return Moment(self.wall, self.monotonic, 0.5)
+
+    @property
+    def available(self) -> int:
+        used = sum(one.spec.memory for one in self.processes.values() if one.alive)
+        return max(0, self.budget + self.budget // 2 - used - self.outside)
+
+    def pass_time(self, seconds: float, *, busy: bool = False) -> None:
+        """Let time pass. Unless everybody is too busy, what is due is done on the way and mail is read."""
+        target = self.monotonic + seconds
+        for _ in range(10_000):
+            if not busy:
+                self.read_mail()
+            due = min([*self._due(), target])
+            self._move_to(max(due, self.monotonic))
+            self._do_due(busy)
+            if self.monotonic >= target:
+                return
+        raise AssertionError("time does not pass")
+
+    def _due(self) -> list[float]:
+        ends = [one.dies_at for one in self.processes.values() if one.dies_at is not None]
+        chores = [by for by, _ in self.chores]
+        return (
+            [shell.wake_at for shell in self.shells.values()] + ends + chores + [d[0] for d in self.delayed]
+        )
+
+    def _do_due(self, busy: bool) -> None:
+        for one in list(self.processes.values()):
+            if one.dies_at is not None and one.dies_at <= self.monotonic:
+                self.ends(one.spec.engine_id)
+        for by, effect in list(self.chores):
+            if by <= self.monotonic:
+                self.do_chore(effect)
+        for item in list(self.delayed):
+            if item[0] <= self.monotonic:
+                self.delayed.remove(item)
+                item[1].mail.append((item[2], None, item[3]))
+        for shell in self.shells.values():
+            if shell.wake_at <= self.monotonic:
+                shell.settle()
+        if not busy:
+            self.read_mail()
+
+    def _move_to(self, monotonic: float) -> None:
+        self.wall += monotonic - self.monotonic
+        self.monotonic = monotonic
+
+    def later(self, seconds: float, shell: Shell, command: Command, cause: str) -> None:
+        self.delayed.append((self.monotonic + seconds, shell, command, cause))
+
+    # mail
+
+    def tell(self, to: Address, command: Command, cause: str = "") -> None:
+        self.shells[to].mail.append((command, None, cause))
+
+    def ask(self, client: Client, to: Address, command: Command) -> None:
+        self.shells[to].mail.append((command, client, client.request_id))
+
+    def read_mail(self) -> None:
+        """Everybody reads everything there is."""
+        for _ in range(10_000):
+            full = [shell for shell in self.shells.values() if shell.mail]
+            if not full:
+                return
+            for shell in full:
+                shell.deliver()
+        raise AssertionError("they talk without end")
+
+    # journal
+
+    def store(self, shell: Shell, event: Any, cause: str) -> Stored[Any]:
+        stream = shell.core.stream_of(event)
+        version = shell.versions[stream] = shell.versions.get(stream, 0) + 1
+        record = Record(
+            seq=len(self.journal) + 1,
+            at=self.wall,
+            stream=stream,
+            version=version,
+            type=type(event).TAG,
+            schema=type(event).SCHEMA,
+            cause=cause,
+            data=self.codec.encode(event),
+        )
+        stored = self.codec.decode(record)
+        assert stored is not None
+        assert stored.event == event
+        self.journal.append((record, stored))
+        return stored
+
+    def replay(self, core: Any) -> tuple[Any, dict[str, int]]:
+        state, versions = core.initial(), {}
+        for record, stored in self.journal:
+            if core.claims(record.stream):
+                state = core.apply(state, stored)
+                versions[record.stream] = record.version
+        return state, versions
+
+    def stored(self, kind: type[Any]) -> list[Any]:
+        return [stored.event for _, stored in self.journal if isinstance(stored.event, kind)]
+
+    # hands
+
+    def perform(self, shell: Shell, effect: Effect) -> None:
+        match effect:
+            case fx.OpenGate() as e:
+                self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint)
+            case fx.CloseGate(engine_id=one):
+                self.gates.close(one)
+            case fx.RemoveGates(keep=keep):
+                self.gates.keep(keep)
+            case fx.AdmitRequest(engine_id=one, request_id=request):
+                assert self.gates.reserve(one, request), f"{request} was granted a gate that is not open"
+            case fx.LeaveGate(request_id=request):
+                self.leave_gate(request)
+            case fx.InformRequest():
+                pass
+            case fx.SpawnEngine(spec=spec):
+                self.spawns[spec.engine_id] = self.spawns.get(spec.engine_id, 0) + 1
+                assert self.spawns[spec.engine_id] == 1, f"{spec.engine_id} is started twice"
+                here = spec.installation_id in self.disk[spec.backend]
+                assert here, f"{spec.engine_id} is started on an installation that is removed"
+                self.processes[spec.engine_id] = Process(spec)
+            case fx.EndEngine(engine_id=one, reason=reason):
+                self._end_engine(shell, one, reason)
+            case fx.BuildInstallation(job=job):
+                assert all(build.backend != effect.backend for build in self.builds.values()), "two builds"
+                self.builds[job] = effect
+            case fx.CancelBuild(job=job):
+                self.builds.pop(job, None)
+            case fx.LookAtInstallations() | fx.LookAtModels():
+                self.chores.append((self.monotonic + 20.0, effect))
+            case fx.RecoverEngines() | fx.RemoveInstallation():
+                self.chores.append((self.monotonic + 20.0, effect))
+            case _:
+                raise AssertionError(f"nobody does {effect!r}")
+
+    def _end_engine(self, shell: Shell, one: str, reason: str) -> None:
+        process = self.processes.get(one)
+        if process is None or process.state == "dead":
+            self._report(shell.core.backend, msg.LostEngine(engine_id=one, reason="there is no such engine"))
+            return
+        willing = reason.startswith(("its requests did not end in time", "no sign", "nobody wants"))
+        reading = self.gates.readings().get(one)
+        if not willing and reading is not None:
+            assert not reading.open, f"{one} is ended with an open gate"
+            assert not reading.inside, f"{one} is ended under a request"
+        if not process.asked:
+            process.asked, process.dies_at = True, self.monotonic + LADDER
+
+    def _report(self, backend: str, report: Command) -> None:
+        self.tell(msg.runner_address(backend), report)
+
+    def do_chore(self, effect: Effect) -> None:
+        """Carry out one of `chores` and report."""
+        self.chores = [item for item in self.chores if item[1] is not effect]
+        match effect:
+            case fx.LookAtInstallations(backends=backends):
+                for name in backends:
+                    found = tuple(self.disk[name].values())
+                    self.tell(msg.INSTALLER, msg.InstallationsSeen(backend=name, installations=found))
+            case fx.LookAtModels():
+                self.tell(msg.LIBRARY, msg.ModelsSeen(models=tuple(self.models.values())))
+            case fx.RemoveInstallation(backend=backend, installation_id=one):
+                specs = [p.spec for p in self.processes.values() if p.alive and p.spec.backend == backend]
+                assert not any(spec.installation_id == one for spec in specs), f"{one} is still in use"
+                self.disk[backend].pop(one, None)
+                gone = msg.InstallationGone(backend=backend, installation_id=one, freed=1)
+                self.tell(msg.INSTALLER, gone)
+            case fx.RecoverEngines(backend=backend, engines=engines):
+                for engine in engines:
+                    self._recover(backend, engine.spec, stopping=engine.state == "stopping")
+
+    def _recover(self, backend: str, spec: EngineSpec, *, stopping: bool) -> None:
+        one = spec.engine_id
+        process = self.processes.get(one)
+        if process is None or not process.alive:
+            if process is not None:
+                process.state = "dead"
+            self._report(backend, msg.LostEngine(engine_id=one, reason="there is no such process"))
+            return
+        adopted = msg.AdoptedEngine(
+            engine_id=one, pid=7, started=1.0, endpoint=f"/run/{one}", ready=process.state == "ready"
+        )
+        self._report(backend, adopted)
+        if stopping and process.dies_at is None:
+            process.dies_at = self.monotonic + LADDER
+
+    # what may happen to engines and builds
+
+    def spawned(self, one: str) -> None:
+        process = self.processes[one]
+        process.state = "running"
+        spawned = msg.SpawnedEngine(engine_id=one, pid=7, started=1.0, endpoint=f"/run/{one}")
+        self._report(process.spec.backend, spawned)
+
+    def becomes_ready(self, one: str) -> None:
+        self.processes[one].state = "ready"
+        self._report(self.processes[one].spec.backend, msg.EngineIsReady(engine_id=one))
+
+    def ends(self, one: str, *, expected: bool | None = None) -> None:
+        process = self.processes[one]
+        process.state, process.dies_at = "dead", None
+        asked = process.asked if expected is None else expected
+        end = EngineExit(at=self.wall, code=0 if asked else 1, summary="It ended.", expected=asked)
+        self._report(process.spec.backend, msg.EngineEnded(engine_id=one, exit=end))
+        for client in self.clients.values():
+            # Its front door sees the stream break, and leaves.
+            if client.inside and self.place_of(client) == one:
+                self.leave(client)
+
+    def build_ends(self, job: str, failure: Failure | None) -> None:
+        build = self.builds.pop(job)
+        if failure is not None:
+            ended = msg.InstallAttemptEnded(job=job, backend=build.backend, failure=failure)
+            self.tell(msg.INSTALLER, ended)
+            return
+        self._built += 1
+        one = Installation(
+            id=f"1-aaaa.{self._built}",
+            backend=build.backend,
+            version="1",
+            digest="aaaa",
+            built_at=self.wall + self._built / 1000,
+        )
+        self.disk[build.backend][one.id] = one
+        self.tell(msg.INSTALLER, msg.InstallCommitted(job=job, installation=one))
+
+    # clients
+
+    def request(self, name: str, **more: Any) -> Client:
+        """A request comes: through an open gate, or by asking the scheduler."""
+        client = Client(f"r{len(self.clients) + 1}", f"sha256:{name}")
+        self.clients[client.request_id] = client
+        place = self.gates.enter(client.model_id, "completion", more.get("backend", ""), client.request_id)
+        if place is not None:
+            client.answers.append(
+                msg.Granted(engine_id=place.engine_id, backend=place.backend, endpoint=place.endpoint)
+            )
+        else:
+            ask = msg.Serve(request_id=client.request_id, model_id=client.model_id, model_ref=name, **more)
+            self.ask(client, msg.SCHEDULER, ask)
+        return client
+
+    def leave(self, client: Client) -> None:
+        """The client is done, or gone: as the front door does it."""
+        waited = client.waits
+        client.left = True
+        self.leave_gate(client.request_id)
+        if waited:
+            self.tell(msg.SCHEDULER, msg.Abandon(request_id=client.request_id))
+
+    def leave_gate(self, request_id: str) -> None:
+        before = {one for one in self.gates.readings() if request_id in self.gates.inside(one)}
+        self.gates.leave(request_id)
+        for one in before:
+            if not self.gates.inside(one):
+                self.tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one))
+
+    def place_of(self, client: Client) -> str:
+        return next((one.engine_id for one in client.answers if isinstance(one, msg.Granted)), "")
+
+    # disasters
+
+    def rebuild(self, address: Address) -> None:
+        """A bug in an actor: it is folded anew, and its mail is still there."""
+        self.shells[address].begin()
+
+    def restart(self, *, engines_survive: bool) -> None:
+        """The daemon is killed and started again. Engines live on, or end with it."""
+        for client in self.clients.values():
+            if not client.left:
+                if client.waits:
+                    client.answers.append(GONE)
+                client.left = True
+        self.gates = GateBoard(monotonic=lambda: self.monotonic)
+        self.builds, self.chores, self.delayed = {}, [], []
+        for process in self.processes.values():
+            if process.state == "starting" or not engines_survive:
+                process.state, process.dies_at = "dead", None
+        for shell in self.shells.values():
+            shell.mail.clear()
+            shell.waiting = {}
+        for shell in self.shells.values():
+            shell.begin()
+
+    # what must always hold
+
+    def check(self) -> None:
+        for shell in self.shells.values():
+            state, versions = self.replay(shell.core)
+            assert state == shell.state, f"the replayed state of {shell.core.address} is not the live one"
+            assert versions == shell.versions
+        alive = [one for one in self.processes.values() if one.alive]
+        held = sum(one.spec.memory for one in alive)
+        assert held <= self.budget, f"{held} of {self.budget} are held"
+        for one in alive:
+            intents = [e for e in self.stored(ev.EngineStartRequested) if e.spec == one.spec]
+            assert len(intents) == 1, f"{one.spec.engine_id} has no intent"
+        for client in self.clients.values():
+            assert len(client.answers) <= 1, f"{client.request_id} was answered {client.answers}"
+        for engine_id in self.gates.readings():
+            for request in self.gates.inside(engine_id):
+                client = self.clients[request]
+                gone = client.left and not self.shells[msg.SCHEDULER].mail
+                assert not gone, f"{request} is gone and still held in {engine_id}"
+
+
+__all__ = ["NO_SPACE", "OFFLINE", "Client", "World"]

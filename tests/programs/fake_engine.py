@@ -47,6 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--flood", type=int, default=0, help="bytes of output at the start")
     parser.add_argument("--child", action="store_true", help="start a child that ignores SIGINT and SIGTERM")
     parser.add_argument("--child-escapes", action="store_true", help="that child makes a session of its own")
+    parser.add_argument("--note", default="", metavar="FILE", help="write down there that it was started")
     parser.add_argument("--ignore-keeper", action="store_true", help="do not watch the keeper's pipe")
     return parser.parse_known_args(argv)[0]
 
@@ -269,6 +270,9 @@ async def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     given = parse(sys.argv[1:])
+    if given.note:
+        with open(given.note, "a") as notes:
+            notes.write(f"{os.getpid()} {given.socket}\n")
     if given.child:
         subprocess.Popen([sys.executable, "-I", "-c", CHILD, "escape" if given.child_escapes else "stay"])
     asyncio.run(main(given))

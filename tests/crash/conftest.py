@@ -1,0 +1,37 @@
+"""A place for lives: short, since sockets lie in it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from crashing import Daemons, Life, make_wheel, write_models
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a wheel of a backend and two models, in which lives are lived."""
+    folder = Path(tempfile.mkdtemp(prefix="gr-"))
+    make_wheel(folder / "wheels")
+    write_models(folder / "m")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def begin_life(place: Path) -> Iterator[Callable[[], Life]]:
+    """Lives that a test leads step by step; they and their engines end with it."""
+    daemons = Daemons(place / "wheels")
+    lives: list[Life] = []
+
+    def begin() -> Life:
+        lives.append(Life(daemons, place / f"h{len(lives)}", place / "m"))
+        return lives[-1]
+
+    yield begin
+    for life in lives:
+        life.end()
+    daemons.close()

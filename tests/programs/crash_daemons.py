@@ -1,0 +1,281 @@
+"""Daemons that die at a chosen point of one event's life.
+
+Reads lines of JSON and answers each with one. `{"home": …, "kill": null | {"event": id, "point": …}}` forks
+a daemon and gives its pid; `{"wait": pid}` waits for its end and gives its status as Python's `returncode`.
+Forked from one process that has imported everything, a daemon is there in a fraction of the time.
+
+Points:
+
+    before    the batch with the event has reached the journal, nothing of it is written
+    after     it is written; nobody has been told, no effect has begun
+    effect    what it made necessary is done: told, answered, and where work in the world was begun (a
+              build, a process, a deletion) that has ended too, but nobody has heard of it
+    outcome   the next event of its stream, or one it has caused, is written; else the journal closes
+
+What is committed, and that the point was reached, is written to `<home>.notes` at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from greenroom.actors import effects as fx
+from greenroom.actors import messages as msg
+from greenroom.actors.journal.port import Entry, Journal, Record
+from greenroom.actors.journal.sqlite import SqliteJournal
+from greenroom.actors.kernel.core import Address, Command, Effect, Hands
+from greenroom.actors.kernel.shell import Shell
+from greenroom.actors.kernel.system import ActorSystem
+from greenroom.runner.backends.declaration import Backend, Environment, Launch
+from greenroom.runner.backends.declaration import Command as Program
+from greenroom.runner.config import Settings
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.http.server import run
+from greenroom.runner.testing import fake_backend
+
+ENGINE = Path(__file__).with_name("fake_engine.py")
+
+# Work outside this process, which ends with a report; gates, answers and messages are done at once.
+WORLD = (
+    fx.BuildInstallation,
+    fx.CancelBuild,
+    fx.RemoveInstallation,
+    fx.SpawnEngine,
+    fx.EndEngine,
+    fx.FetchModel,
+    fx.DeleteModel,
+    fx.AddTag,
+    fx.RemoveTag,
+)
+NO_END = (msg.EngineMoved, msg.GateEmptied, msg.JobMoved)
+"""Reports that say nothing about how an effect ended."""
+
+
+class Boundary:
+    """Watches one event's life and ends this process at one point of it."""
+
+    def __init__(self, event: str, point: str, notes: int) -> None:
+        self._event = event
+        self._point = point
+        self._notes = notes
+        self._stream = event.rpartition("/")[0]
+        self._thread: int | None = None
+        """Whose handler committed the event, until that handler is done."""
+        self._is_stored = False
+        self._awaited: set[str] = set()
+        """What the effects that are under way are about."""
+
+    def note(self, text: str) -> None:
+        os.write(self._notes, f"{text}\n".encode())
+
+    def resume(self, journal: Journal) -> None:
+        """An earlier daemon of this life may have stored the event already; what follows it is to come."""
+        self._is_stored = any(record.id == self._event for record in journal.read(stream=self._stream))
+
+    def arriving(self, batch: Sequence[Entry]) -> None:
+        """A batch has come to the journal."""
+        if self._point == "before":
+            self._die_if_among(batch)
+
+    def stored(self, batch: Sequence[Entry]) -> None:
+        """A batch is written."""
+        if self._point == "after":
+            self._die_if_among(batch)
+        if self._is_stored:
+            if self._point == "outcome" and any(
+                one.stream == self._stream or one.cause == self._event for one in batch
+            ):
+                self._die(batch[0].type)
+        elif self._event in ids(batch):
+            self._is_stored = True
+            self._thread = threading.get_ident()
+
+    def begun(self, effect: Effect) -> None:
+        """The hands have begun an effect."""
+        if self._thread == threading.get_ident() and isinstance(effect, WORLD):
+            self._awaited |= subjects(effect)
+
+    def settled(self) -> None:
+        """A handler is done, with all that followed."""
+        if self._thread == threading.get_ident():
+            self._thread = None
+            if self._point == "effect" and not self._awaited:
+                self._die("everything is told")
+
+    def reported(self, report: Command) -> None:
+        """The hands are about to tell how something ended."""
+        if self._point == "effect" and not isinstance(report, NO_END) and self._awaited & subjects(report):
+            self._die(type(report).__name__)
+
+    def closing(self) -> None:
+        """The journal closes."""
+        if self._is_stored and self._point in ("outcome", "effect"):
+            self._die("the end")
+
+    def _die_if_among(self, batch: Sequence[Entry]) -> None:
+        if self._event in ids(batch):
+            self._die(next(one.type for one in batch if f"{one.stream}/{one.version}" == self._event))
+
+    def _die(self, at: str) -> None:
+        self.note(f"! {self._event} {self._point} {at}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ids(batch: Sequence[Entry]) -> list[str]:
+    return [f"{one.stream}/{one.version}" for one in batch]
+
+
+def subjects(value: Effect | Command) -> set[str]:
+    """The ids of what an effect or a report is about."""
+    spec, installation = getattr(value, "spec", None), getattr(value, "installation", None)
+    found = {getattr(value, name, "") for name in ("job", "engine_id", "installation_id", "model_id")}
+    found |= {getattr(spec, "engine_id", ""), getattr(installation, "id", "")}
+    return found - {""}
+
+
+class WatchedJournal:
+    """A journal at whose boundaries the process may end."""
+
+    def __init__(self, inner: Journal, boundary: Boundary) -> None:
+        self._inner = inner
+        self._boundary = boundary
+
+    def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
+        self._boundary.arriving(batch)
+        records = self._inner.append(batch, urgent=urgent)
+        for record in records:
+            self._boundary.note(f"{record.id} {record.type}")
+        self._boundary.stored(batch)
+        return records
+
+    def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
+        return self._inner.read(after=after, stream=stream)
+
+    def close(self) -> None:
+        self._boundary.closing()
+        self._inner.close()
+
+
+class WatchedHands:
+    """Hands whose effects are noticed."""
+
+    def __init__(self, inner: Hands, boundary: Boundary) -> None:
+        self._inner = inner
+        self._boundary = boundary
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        # Noticed first: its report may come before `perform` returns.
+        self._boundary.begun(effect)
+        self._inner.perform(effect, cause)
+
+
+class WatchedGreenroom(Greenroom):
+    """Reports pass by the boundary; at the end, what was replayed must be what was lived."""
+
+    boundary: Boundary
+
+    def _tell(self, to: Address, command: Command) -> None:
+        self.boundary.reported(command)
+        super()._tell(to, command)
+
+    def _stop_system(self, system: ActorSystem) -> None:
+        # Actors act on as long as they run: what differs once may have moved between the two looks.
+        for address, core in system.addresses.items():
+            for _ in range(20):
+                if system.replay(core).state == system.state(address):
+                    break
+            else:
+                self.boundary.note(f"! replay of {address} differs")
+        super()._stop_system(system)
+
+
+def watch(boundary: Boundary) -> None:
+    """Put the boundary where the kernel has no port: around hands, and at the end of each handler."""
+    register, settle = ActorSystem.register, Shell._settle
+
+    @functools.wraps(register)
+    def registered(self: ActorSystem, core: Any, *, hands: Hands | None = None, **more: Any) -> None:
+        register(self, core, hands=hands and WatchedHands(hands, boundary), **more)
+
+    @functools.wraps(settle)
+    def settled(self: Shell, now: Any) -> None:
+        settle(self, now)
+        boundary.settled()
+
+    ActorSystem.register = registered  # type: ignore[method-assign]
+    Shell._settle = settled  # type: ignore[method-assign]
+
+
+def toy(home: Path) -> Backend:
+    """A backend that is really installed, from a wheel in a folder, and runs the fake engine program."""
+    fake = fake_backend(ENGINE, "--note", f"{home}.starts", name="toy", deferred=True)
+
+    class Toy(type(fake)):  # type: ignore[misc]
+        source = Environment(
+            distribution="toy", lock=str(home.parent / "toy"), probe=("toy",), requirements=("toy",)
+        )
+
+        def command(self, launch: Launch) -> Program:
+            return Program(argv=(str(launch.python), *super().command(launch).argv[1:]))
+
+    made: Backend = Toy()
+    return made
+
+
+def live(home: Path, kill: dict[str, str] | None) -> int:
+    """One daemon, from its start to its end."""
+    notes = os.open(f"{home}.notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    boundary = Boundary(kill["event"], kill["point"], notes) if kill else Boundary("", "", notes)
+    watch(boundary)
+    home.mkdir(exist_ok=True)
+    settings = Settings(home=home, port=0, engine_grace=60.0, memory_budget=2**20 + 2**19)
+    store = SqliteJournal(home / "journal.db")
+    boundary.resume(store)
+    journal = WatchedJournal(store, boundary)
+    greenroom = WatchedGreenroom(settings, journal=journal, backends={"toy": toy(home)})
+    greenroom.boundary = boundary
+    run(greenroom, drain=1.0)
+    return 0
+
+
+def child(order: dict[str, Any]) -> None:
+    home = Path(order["home"])
+    log = os.open(f"{home}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 70
+    try:
+        code = live(home, order["kill"])
+    except BaseException:  # noqa: BLE001 - nothing of this process may go on as the server
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            _, status = os.waitpid(order["wait"], 0)
+            answer = {"status": os.waitstatus_to_exitcode(status)}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                child(order)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,485 @@
+"""A scripted life of a real daemon that is killed at one boundary of it, started again, and looked at.
+
+The driver knows only what a client knows: what it has asked, and what was acknowledged. Each step says how
+the world shall be, so that a step the kill interrupted is simply done again.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import io
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from greenroom.actors.journal import maintenance
+from greenroom.actors.journal.reader import read_journal
+from greenroom.runner.installations.disk import InstallationStore
+from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
+from greenroom.runner.testing import tiny_gguf
+
+BOUND = 30.0
+"""Seconds anything may take."""
+POINTS = ("before", "after", "effect", "outcome")
+DAEMONS = Path(__file__).parents[1] / "programs" / "crash_daemons.py"
+
+
+class Died(Exception):
+    """The daemon has gone while it was asked."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One boundary."""
+
+    event: str
+    type: str
+    point: str
+
+    def __str__(self) -> str:
+        return f"{self.point} {self.event} ({self.type})"
+
+
+class Daemons:
+    """The program that forks daemons."""
+
+    def __init__(self, wheels: Path) -> None:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("GREENROOM_", "PIP_", "UV_"))}
+        env |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+        self._process = subprocess.Popen(
+            [sys.executable, str(DAEMONS)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **order: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        assert self._process.wait(BOUND) == 0
+
+
+def make_wheel(folder: Path) -> None:
+    """`toy` as a wheel in a folder, and beside the folder its lock."""
+    info = "toy-1.0.dist-info"
+    contents = {
+        "toy/__init__.py": b"VALUE = 1\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    lines = []
+    for path, data in contents.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        lines.append(f"{path},sha256={digest},{len(data)}\n")
+    contents[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for path, data in contents.items():
+            archive.writestr(path, data)
+    name, data = "toy-1.0-py3-none-any.whl", out.getvalue()
+    folder.mkdir()
+    (folder / name).write_bytes(data)
+    file = LockedFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    text = render([LockedPackage("toy", "1.0", "", (file,))], ["toy for tests"])
+    (folder.parent / "toy.txt").write_text(text)
+
+
+@dataclass
+class Life:
+    """One life, from an empty data directory to an orderly stop. `kill` happens somewhere on the way."""
+
+    daemons: Daemons
+    home: Path
+    models: Path
+    """Where `one.gguf` and `two.gguf` lie."""
+    kill: Kill | None = None
+    killed: str = ""
+    """What the daemon wrote down as it died."""
+    acknowledged: dict[str, bool] = field(default_factory=dict)
+    """Fact → whether it is so, by the last answer about it."""
+    in_doubt: set[str] = field(default_factory=set)
+    """Facts that were being changed when the daemon died."""
+    deaths: int = 0
+    _pid: int = 0
+    _pidfd: int = -1
+    _address: tuple[str, int] = ("", 0)
+
+    def live(self) -> None:
+        """All of it, with every check on the way."""
+        try:
+            for step in (
+                self.start,
+                self.install,
+                lambda: self.pull("one"),
+                lambda: self.pull("two"),
+                lambda: self.tag("one"),
+                lambda: self.tag("two"),
+                self.configure,
+                lambda: self.chat("one"),
+                lambda: self.chat("one"),
+                lambda: self.chat("two"),
+                self.crash_engine(),
+                lambda: self.chat("two"),
+                self.lose_daemon(),
+                lambda: self.chat("two"),
+                self.unload,
+                lambda: self.untag("one"),
+                lambda: self.remove("one"),
+                lambda: self.chat("two"),
+                self.uninstall,
+                self.stop,
+            ):
+                self._until_done(step)
+            self._look_at_the_end()
+        finally:
+            self.end()
+
+    def _until_done(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Died:
+            self._bury()
+            self._start(None)
+            self.look()
+            self.in_doubt.clear()
+            step()
+
+    # the steps: each says how the world shall be
+
+    def start(self) -> None:
+        if not self._pid:
+            self._start(self.kill)
+
+    def install(self) -> None:
+        with self._changing("installed", True):
+            assert self._post("/engines/install-backend", {"backend": "toy"}) == (200, None)
+
+    def pull(self, name: str) -> None:
+        with self._changing(f"model {name}", True):
+            status, line = self._post("/models/create", {"from": f"file:{self.models / name}.gguf"})
+            assert (status, line.get("type")) == (200, "success"), (line, self._log())
+
+    def tag(self, name: str) -> None:
+        with self._changing(f"tag {name}", True):
+            path = f"/models/file:{self.models / name}.gguf/tag?repo={name}&tag=latest"
+            status, _ = self._post(path, {})
+            assert status == 201
+
+    def configure(self) -> None:
+        with self._changing("configured", True):
+            status, answer = self._post("/engines/_configure", {"model": "one", "keep_alive": "30m"})
+            assert status in (200, 202), answer
+        # The contract loads what was configured: that is the first load.
+        self._until(lambda: [one["state"] for one in self._engines()] == ["ready"])
+
+    def chat(self, model: str) -> None:
+        body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+        status, answer = self._post("/v1/chat/completions", body)
+        assert status == 200, (model, answer)
+
+    def crash_engine(self) -> Callable[[], None]:
+        """The engine dies, once."""
+        crashed: list[int] = []
+
+        def step() -> None:
+            if not crashed:
+                (engine,) = self._engines()
+                crashed.append(engine["pid"])
+                os.kill(engine["pid"], signal.SIGKILL)
+            self._until(lambda: not any(one["pid"] in crashed for one in self._engines()))
+            self._until(lambda: "load_failed" in self._types())
+
+        return step
+
+    def lose_daemon(self) -> Callable[[], None]:
+        """The daemon is killed from outside, once, with an engine that is ready."""
+        lost: list[int] = []
+
+        def step() -> None:
+            if not lost:
+                lost.append(self._pid)
+                self.kill_daemon()
+                self._start(self.kill if not self.killed else None)
+
+        return step
+
+    def kill_daemon(self) -> None:
+        """From outside."""
+        os.kill(self._pid, signal.SIGKILL)
+        self._buried()
+
+    def forget_history(self) -> None:
+        """What daemons have noted of their events counts only as far as the journal still has it."""
+        kept = read_journal(self.home / "journal.db") if (self.home / "journal.db").exists() else ()
+        Path(f"{self.home}.notes").write_text("".join(f"{one.id} {one.type}\n" for one in kept))
+
+    def is_refused(self) -> str:
+        """A daemon that does not start, and says why: the end of its log."""
+        try:
+            self._start(None)
+        except Died:
+            status = self._buried()
+            assert status > 0, status
+            return self._log()
+        raise AssertionError("the daemon has started")
+
+    def unload(self) -> None:
+        status, _ = self._post("/engines/unload", {"all": True})
+        assert status == 200
+        self._until(lambda: self._engines() == [])
+
+    def untag(self, name: str) -> None:
+        with self._changing(f"tag {name}", False):
+            status, answer = self._ask("DELETE", f"/models/{name}")
+            assert status == 200 or (status == 404 and self.killed), answer
+
+    def remove(self, name: str) -> None:
+        # What is configured for a model that is gone is nobody's concern.
+        self.acknowledged.pop("configured", None)
+        with self._changing(f"model {name}", False):
+            status, answer = self._ask("DELETE", f"/models/file:{self.models / name}.gguf")
+            # Whoever asks again after a kill may find that it has happened.
+            assert status == 200 or (status == 404 and self.killed), answer
+
+    def uninstall(self) -> None:
+        with self._changing("installed", False):
+            status, answer = self._post("/engines/uninstall-backend", {"backend": "toy"})
+            assert status == 200, answer
+
+    def stop(self) -> None:
+        """In order; a daemon that is killed as it stops is started and stopped again."""
+        os.kill(self._pid, signal.SIGTERM)
+        status = self._buried()
+        if status == -signal.SIGKILL:
+            self._pid = -1
+            raise Died
+        assert status == 0, (status, self._log())
+        self._pid = 0
+
+    # looking
+
+    def look(self) -> None:
+        """After a restart: what was acknowledged holds, nothing is believed by halves, nothing runs twice."""
+        self._until(lambda: self._get("/readyz")[0] == 200)
+        self._until(self._is_at_rest)
+        status = self._get("/engines/status")[1]["toy"]
+        self._holds("installed", status.startswith("Running"), status)
+        tags = {tag for model in self._get("/models")[1] for tag in model.get("tags", ())}
+        for name in ("one", "two"):
+            self._holds(f"model {name}", any(tag.endswith(f"/{name}.gguf") for tag in tags), tags)
+            self._holds(f"tag {name}", any(tag.endswith(f"{name}:latest") for tag in tags), tags)
+        configured = self._get("/engines/_configure")[1] or []
+        self._holds("configured", bool(configured), configured)
+        self._look_at_disk(status.startswith("Running"))
+        self._look_at_journal()
+
+    def _holds(self, fact: str, is_so: bool, seen: object) -> None:
+        if fact in self.acknowledged and fact not in self.in_doubt:
+            assert self.acknowledged[fact] == is_so, f"{fact} was acknowledged; after {self.kill}: {seen}"
+
+    def _is_at_rest(self) -> bool:
+        """Every engine is ready and every process of this home is one of theirs, or a keeper's."""
+        engines = self._engines()
+        if any(one["state"] != "ready" for one in engines):
+            return False
+        if self._get("/engines/status")[1]["toy"].startswith("Installing"):
+            return False
+        return {one["pid"] for one in engines} == set(self._processes("fake_engine.py"))
+
+    def _look_at_disk(self, is_running: bool) -> None:
+        store = InstallationStore(self.home)
+        folders = [*self.home.glob("backends/toy/*")]
+        for folder in folders:
+            assert (folder / "installation.json").exists(), f"{folder} has no commit mark"
+        found = store.look("toy")
+        assert len(found) == len(folders)
+        for one in found:
+            assert not one.broken
+            assert store.verify(one) == []
+        assert bool(found) == is_running
+        for blob in self.home.glob("models/blobs/sha256/*"):
+            assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+
+    def _look_at_journal(self) -> None:
+        found = maintenance.verify(self.home / "journal.db")
+        assert found.is_sound, found.problems
+        there = [f"{one.id} {one.type}" for one in read_journal(self.home / "journal.db")]
+        noted = [line for line in self._notes() if not line.startswith("!")]
+        assert [line for line in there if line in set(noted)] == noted, "an acknowledged event is lost"
+        # What was written but not yet told is at most one batch a death.
+        assert len(there) - len(noted) <= 3 * self.deaths, set(there) - set(noted)
+
+    def _look_at_the_end(self) -> None:
+        starts = [line.split()[1] for line in Path(f"{self.home}.starts").read_text().splitlines()]
+        assert len(starts) == len(set(starts)), "an engine was started twice"
+        until(lambda: not self._processes(""))
+        assert not [line for line in self._notes() if line.startswith("! replay")], self._notes()
+        self._look_at_journal()
+        assert [*self.home.glob("backends/toy/*")] == []
+        assert len([*self.home.glob("models/blobs/sha256/*")]) == 3  # file, config, manifest of `two`
+        assert self.kill is None or self.killed, f"{self.kill} was never reached"
+
+    # asking
+
+    @contextlib.contextmanager
+    def _changing(self, fact: str, to: bool) -> Iterator[None]:
+        """Between the question and the answer either may hold."""
+        self.in_doubt.add(fact)
+        yield
+        self.in_doubt.discard(fact)
+        self.acknowledged[fact] = to
+
+    def _get(self, path: str) -> tuple[int, Any]:
+        return self._ask("GET", path)
+
+    def _post(self, path: str, body: Any) -> tuple[int, Any]:
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and the last line as JSON; Died when the daemon is gone."""
+        if self._pid <= 0:
+            raise Died
+        connection = http.client.HTTPConnection(*self._address, timeout=BOUND)
+        try:
+            data = None if body is None else json.dumps(body)
+            connection.request(method, path, data, {"Accept": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+        except TimeoutError:
+            raise AssertionError(f"{method} {path} got no answer; {self.kill}\n{self._log()}") from None
+        except (OSError, http.client.HTTPException):
+            raise Died from None
+        finally:
+            connection.close()
+        lines = content.strip().splitlines()
+        if not lines:
+            return answer.status, None
+        try:
+            return answer.status, json.loads(lines[-1])
+        except ValueError:
+            return answer.status, content.decode()
+
+    def _engines(self) -> list[Any]:
+        found: list[Any] = self._get("/engines/ps")[1]
+        return found
+
+    def _types(self) -> set[str]:
+        return {record.type for record in read_journal(self.home / "journal.db")}
+
+    def _notes(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return Path(f"{self.home}.notes").read_text().splitlines()
+        return []
+
+    def _log(self) -> str:
+        return Path(f"{self.home}.log").read_text()[-6000:]
+
+    def _processes(self, program: str) -> list[int]:
+        """Living processes that daemons of this home have started and that run this program."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                state = (entry / "stat").read_text().rpartition(") ")[2][:1]
+                about = command + (entry / "environ").read_bytes() + os.readlink(entry / "cwd").encode()
+                is_ours = int(entry.name) not in (os.getpid(), self._pid) and state != "Z"
+                if is_ours and f"{self.home}/".encode() in about and program.encode() in command:
+                    found.append(int(entry.name))
+        return found
+
+    def _until(self, condition: Callable[[], Any]) -> None:
+        end = time.monotonic() + BOUND
+        while not condition():
+            about = f"{self.kill}: {self._engines()} {self._processes('')}\n{self._log()}"
+            assert time.monotonic() < end, about
+            time.sleep(0.01)
+
+    # the daemon
+
+    def _start(self, kill: Kill | None) -> None:
+        (self.home / "daemon.json").unlink(missing_ok=True)
+        order = {"event": kill.event, "point": kill.point} if kill is not None else None
+        self._pid = self.daemons.ask(home=str(self.home), kill=order)["pid"]
+        self._pidfd = os.pidfd_open(self._pid)
+        end = time.monotonic() + BOUND
+        note = self.home / "daemon.json"
+        while not note.exists():
+            if select.select([self._pidfd], [], [], 0.005)[0]:
+                raise Died
+            assert time.monotonic() < end, self._log()
+        host, port = json.loads(note.read_text())["url"].removeprefix("http://").split(":")
+        self._address = (host, int(port))
+
+    def _bury(self) -> None:
+        """The daemon has died: at the boundary, and nowhere else, and once."""
+        if self._pid > 0:
+            status = self._buried()
+            assert status == -signal.SIGKILL, f"status {status} at {self.kill}\n{self._log()}"
+        marks = [line for line in self._notes() if line.startswith("! ") and "replay" not in line]
+        assert len(marks) == 1, f"{marks} {self.kill}\n{self._log()}"
+        assert not self.killed, f"the daemon died again after {self.killed}"
+        self.killed = marks[0]
+
+    def _buried(self) -> int:
+        """Wait for the daemon's end."""
+        assert select.select([self._pidfd], [], [], BOUND)[0], f"the daemon does not end; {self.kill}"
+        os.close(self._pidfd)
+        status: int = self.daemons.ask(wait=self._pid)["status"]
+        if status == -signal.SIGKILL:
+            self.deaths += 1
+        self._pid = 0
+        return status
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever went wrong."""
+        if self._pid > 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self._buried()
+        for pid in self._processes(""):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for the operating system."""
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+
+
+def boundaries(home: Path) -> list[Kill]:
+    """All of a life: every event of its journal at each point."""
+    return [
+        Kill(record.id, record.type, point)
+        for record in read_journal(home / "journal.db")
+        for point in POINTS
+    ]
+
+
+def write_models(folder: Path) -> None:
+    """`one.gguf` and `two.gguf`."""
+    folder.mkdir()
+    for name in ("one", "two"):
+        tiny_gguf(folder / f"{name}.gguf", name)

@@ -17,6 +17,9 @@ APPLICATION_ID = 0x47524A4C
 FORMAT = 1
 """Log format, kept as SQLite's `user_version`. Raised when an older program could not read a newer file."""
 
+SQLITE_VERSION = sqlite3.sqlite_version
+"""For bug reports."""
+
 COLUMNS = "seq, at, stream, version, type, schema, cause, data, crc"
 INSERT = f"INSERT INTO events({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 

@@ -28,6 +28,7 @@ _COMMANDS = {
     "why": "Say why a model, backend, engine or request is as it is.",
     "replay": "Show what every actor knew at any time, from the journal alone.",
     "bundle": "Make one file to attach to a bug report, without secrets and prompts.",
+    "journal": "Verify, count, copy, hand over or put away the journal.",
     "backends": "List the backends and what each can do here.",
     "install-runner": "Install a backend.",
     "start-runner": "Start the daemon and make sure that a backend is installed.",

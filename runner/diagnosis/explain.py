@@ -38,7 +38,11 @@ def explain(
     Raises:
         UnknownName: with names that are near.
     """
-    history = History(name.strip()).read(records)
+    return answer(History(name.strip()).read(records), name, now, backends=backends)
+
+
+def answer(history: History, name: str, now: float, *, backends: Mapping[str, str] = _NONE) -> Explanation:
+    """Like `explain`, of a history that is read already; an engine must be what it was read for."""
     meaning = meaning_of(name, history, backends)
     found = _find(meaning, history, now, backends)
     steps, left_out = tell(found.steps, history)

@@ -20,7 +20,7 @@ from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library import LibraryState
 from greenroom.actors.runner import RunnerState
 from greenroom.actors.scheduler_state import SchedulerState
-from greenroom.runner.diagnosis.replay import Replay
+from greenroom.runner.diagnosis.replay import Replay, Snapshot
 from greenroom.runner.diagnosis.subjects import About, Subjects
 
 E = TypeVar("E", bound=Event)
@@ -88,6 +88,11 @@ class History:
         return self
 
     # the state it leads to
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Of all actors."""
+        return self._replay.snapshot
 
     @property
     def installer(self) -> InstallerState:

@@ -134,8 +134,7 @@ class Walk:
         self.here: Snapshot = Replay().snapshot
         """Where the walk stands."""
         self._start_over()
-        while self.here.seq < start and self.forwards() is not None:
-            pass
+        self.go_to(start)
 
     def forwards(self) -> Snapshot | None:
         """One event on; None at the end."""
@@ -162,6 +161,14 @@ class Walk:
         self.here = self._behind.pop()
         return self.here
 
+    def go_to(self, seq: int) -> Snapshot:
+        """To the event with this number, or the nearest there is."""
+        while self.here.seq < seq and self.forwards() is not None:
+            pass
+        while self.here.seq > seq and self.back() is not None:
+            pass
+        return self.here
+
     def before(self) -> Snapshot:
         """The snapshot one event back, without going there."""
         if not self._behind and self.here.seq > 0:
@@ -178,8 +185,7 @@ class Walk:
 
     def _go_again_to(self, seq: int) -> None:
         self._start_over()
-        while self.here.seq < seq and self.forwards() is not None:
-            pass
+        self.go_to(seq)
 
 
 def as_builtins(snapshot: Snapshot) -> dict[str, Any]:
@@ -198,26 +204,30 @@ def as_builtins(snapshot: Snapshot) -> dict[str, Any]:
 def changes(before: Snapshot, after: Snapshot) -> dict[str, tuple[Any, Any]]:
     """What differs between two snapshots: path → (old, new); None where there was or is nothing.
 
-    Counters of events say nothing and are left out.
+    What came or went as a whole is one entry. Counters of events say nothing and are left out.
     """
-    old: dict[str, Any] = {}
-    new: dict[str, Any] = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for address in {**before.states, **after.states}:
-        first, second = before.states.get(address), after.states.get(address)
-        if first is second:
-            continue
-        _flatten(str(address), msgspec.to_builtins(first), old)
-        _flatten(str(address), msgspec.to_builtins(second), new)
-    return {
-        path: (old.get(path), new.get(path))
-        for path in {**old, **new}
-        if old.get(path) != new.get(path) and not path.endswith(" version")
-    }
+        old, new = before.states.get(address), after.states.get(address)
+        if old is not new:
+            _compare(str(address), _plain(old), _plain(new), found)
+    return found
 
 
-def _flatten(path: str, value: Any, into: dict[str, Any]) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _flatten(f"{path} {key}", inner, into)
-    elif value is not None:
-        into[path] = value
+def _plain(state: Any) -> dict[str, Any]:
+    return {} if state is None else {k: v for k, v in msgspec.to_builtins(state).items() if k != "version"}
+
+
+def _compare(path: str, old: Any, new: Any, found: dict[str, tuple[Any, Any]]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            _compare(f"{path} {key}", old.get(key), new.get(key), found)
+    elif old != new and (old or new):
+        found[path] = (_worth_saying(old), _worth_saying(new))
+
+
+def _worth_saying(value: Any) -> Any:
+    """Without what is empty: a new state has many fields that are not set yet."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _worth_saying(one) for key, one in value.items() if one not in (None, "", [], {}, 0)}

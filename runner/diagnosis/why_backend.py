@@ -104,8 +104,8 @@ class WhyBackend:
             asked = latest(self._episode(born.event.job), InstallRequested)
             finding.cause = asked[1].wanted_by if asked is not None else "explicit"
             finding.numbers["seconds"] = born.event.seconds
-            took = f", which took {format_duration(born.event.seconds)}" if born.event.seconds else ""
-            finding.answer += f" It was installed because {_WANTED_BY[finding.cause]}{took}."
+            took = f" in {format_duration(born.event.seconds)}" if born.event.seconds else ""
+            finding.answer += f" It was installed{took} because {_WANTED_BY[finding.cause]}."
             finding.steps = self._episode(born.event.job)
         else:
             finding.answer += " It was found on disk, complete and verified."
@@ -310,7 +310,7 @@ class WhyBackend:
         return Finding(
             state="absent",
             cause="never_asked",
-            answer=f"{name} is not installed: nobody has asked for it, and only then it is installed.",
+            answer=f"{name} is not installed: nobody has asked for it yet.",
             also=self._who_wants_it(),
             steps=self._refusals()[-4:],
             remedies=[Remedy(aim="To install it", command=install(name))],

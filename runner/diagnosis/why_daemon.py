@@ -28,10 +28,9 @@ def why_daemon(history: History, now: float) -> Finding:
         remedies=[Remedy(aim="To start it", command="greenroom serve")],
     )
     if history.faults:
-        finding.also = [
-            f"{len(history.faults)} commands failed in Greenroom itself and were put aside "
-            "(greenroom log --kind command_parked). Please report it: greenroom bundle."
-        ]
+        count = len(history.faults)
+        faults = f"{count} commands" if count > 1 else "One command"
+        finding.also = [f"{faults} failed in Greenroom itself. Please report it: greenroom bundle."]
     if started is None:
         return finding
     if stopped is not None and stopped[0].record.seq > started[0].record.seq:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from greenroom.actors.events import LoadAdmitted
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.explanation import Remedy
-from greenroom.runner.diagnosis.finding import Finding
+from greenroom.runner.diagnosis.finding import Finding, ended
 from greenroom.runner.diagnosis.history import Happening, History
 from greenroom.runner.diagnosis.lives import Life, lives_in
 from greenroom.runner.diagnosis.names import shown_model
@@ -82,7 +82,7 @@ def _tell_state(finding: Finding, life: Life, name: str, now: float) -> None:
         reason = (
             life.exit.summary if life.exit is not None else life.lost.reason if life.lost is not None else ""
         )
-        finding.answer += f" It ended at {moment(life.ended_at, now)}: {reason or 'it was asked to.'}"
+        finding.answer += f" It ended at {moment(life.ended_at, now)}: {ended(reason or 'it was asked to')}"
     else:
         finding.cause = "loading" if life.state != "stopping" else "stopping"
         finding.numbers["elapsed"] = round(now - life.began, 3)

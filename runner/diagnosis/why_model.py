@@ -182,7 +182,8 @@ def _episode(story: Story, decisive: Happening) -> list[Happening]:
     if isinstance(decisive.event, LoadRefused) and decisive.event.code != "breaker_open":
         life = None
     begin = life.happenings[0].record.seq if life is not None else decisive.record.seq
-    return [one for one in story.own if one.record.seq >= begin]
+    daemons = story.daemons(life.began, life.adopted_at) if life is not None and life.adopted_at else []
+    return [*daemons, *(one for one in story.own if one.record.seq >= begin)]
 
 
 def _on_its_way(story: Story, model: Model) -> list[str]:

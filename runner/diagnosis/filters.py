@@ -1,0 +1,103 @@
+"""Which events of a journal somebody wants to see."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+
+from greenroom.actors.journal.port import Record
+from greenroom.runner.diagnosis.sentences import TOLD
+from greenroom.runner.diagnosis.subjects import About, Subjects
+from greenroom.runner.models.references import BadReference, Reference, is_id
+
+
+class Filter:
+    """Takes the records of one journal from its beginning, and says of each whether it is wanted.
+
+    Of several kinds any counts; everything else must hold together. An event that names only an engine or a
+    job is about the model and the backend of that.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: str = "",
+        model: str = "",
+        engine: str = "",
+        stream: str = "",
+        kinds: Collection[str] = (),
+        cause: str = "",
+        since: float | None = None,
+        until: float | None = None,
+    ) -> None:
+        """What is empty does not matter.
+
+        Args:
+            backend: its name.
+            model: any of its names, or its id.
+            engine: its id or the beginning of it.
+            stream: such as `install/mlx`.
+            kinds: types of events; `install_*` takes all that begin so.
+            cause: the id of an event or of a request: whatever it led to, directly or not, and itself.
+            since: wall-clock second of the first that counts.
+            until: wall-clock second of the last that counts.
+        """
+        self._backend = backend
+        self._engine = engine
+        self._stream = stream
+        self._kinds = tuple(kinds)
+        self._since = since
+        self._until = until
+        self._cause = cause
+        self._led_to = {cause}
+        self._model = model
+        self._references = _references(model) if model else frozenset()
+        self._subjects = Subjects()
+
+    def takes(self, record: Record) -> bool:
+        """Whether the next record is wanted."""
+        about = self._subjects.of(record)
+        caused = record.cause in self._led_to or record.id == self._cause
+        if self._cause and caused:
+            self._led_to.add(record.id)
+        return (
+            (caused or not self._cause)
+            and self._backend in ("", *about.backends)
+            and about.engine.startswith(self._engine)
+            and self._stream in ("", record.stream)
+            and (not self._kinds or any(fnmatchcase(record.type, kind) for kind in self._kinds))
+            and (self._since is None or record.at >= self._since)
+            and (self._until is None or record.at <= self._until)
+            and (not self._model or self._is_about_model(about))
+        )
+
+    def _is_about_model(self, about: About) -> bool:
+        if self._references.intersection(about.references):
+            return True
+        if is_id(self._model):
+            wanted = f"sha256:{self._model.removeprefix('sha256:')}"
+            return any(one.startswith(wanted) for one in about.models)
+        known = {self._subjects.names.get(one) for one in self._references}
+        return any(one in known for one in about.models)
+
+
+def unknown_kinds(kinds: Collection[str]) -> list[str]:
+    """A sentence for each kind that no event of ours has; a host's own events may still have it."""
+    said = []
+    for kind in kinds:
+        if any(fnmatchcase(tag, kind) for tag in TOLD):
+            continue
+        near = difflib.get_close_matches(kind, sorted(TOLD), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        said.append(f"Greenroom itself stores no events of the type {kind}.{hint}")
+    return said
+
+
+def _references(name: str) -> frozenset[str]:
+    """The canonical forms a name may be stored in."""
+    try:
+        reference = Reference.parse(name)
+    except BadReference:
+        return frozenset({name})
+    return frozenset({name, str(reference), reference.stored_tag} - {""})

@@ -64,7 +64,13 @@ def serving(home: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen([*GREENROOM, "serve", *flags], stderr=subprocess.PIPE, text=True)
     with process:
         try:
-            wait_for(lambda: note(home).get("pid") == process.pid or process.poll(), "the daemon's note")
+            wait_for(
+                lambda: note(home).get("pid") == process.pid or process.poll() is not None,
+                "the daemon's note",
+            )
+            if process.poll() is not None:
+                assert process.stderr is not None
+                raise AssertionError(f"the daemon ended with {process.returncode}: {process.stderr.read()}")
             yield process
         finally:
             process.kill()

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,8 @@ from typing import Any, Self
 
 import msgspec
 import psutil
-import pykka
 from greenroom.actors import messages as msg
-from greenroom.actors.daemon_log import DaemonLog
+from greenroom.actors.daemon_log import DaemonLog, DaemonState
 from greenroom.actors.events import DaemonStarted
 from greenroom.actors.facts import Engine, EngineSpec, Model
 from greenroom.actors.gates import GateBoard
@@ -35,7 +34,7 @@ from greenroom.actors.library_state import LibraryState
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.runner import Runner, RunnerState
 from greenroom.actors.scheduler import Scheduler
-from greenroom.actors.scheduler_state import SchedulerSeen
+from greenroom.actors.scheduler_state import SchedulerSeen, SchedulerState
 from greenroom.actors.scheduler_turn import Limits
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Backend, Launch, Platform
@@ -54,6 +53,7 @@ from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
 from greenroom.runner.models.store import Store
 
+from greenroom.runner.warming import Wanted, Warming, interrupted
 _log = logging.getLogger(__name__)
 
 _LOOK_BOUND = 120.0
@@ -156,6 +156,7 @@ class Greenroom:
             platform=self._platform,
             external=self.settings.backends,
         )
+            registries=self.settings.registries,
         runner.host = self._host = EngineHost(
             self.home / "engines",
             prepare=self._prepare,
@@ -197,11 +198,33 @@ class Greenroom:
         # Green only once everybody has looked: what is installed, what runs, what lies in the store.
         try:
             system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=_LOOK_BOUND)
-        except pykka.Timeout:
+        except TimeoutError:
             _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
 
     def _open_journal(self) -> Journal:
+        Warming(system, self.settings.max_wait).start(self._wanted())
+
+    def _wanted(self) -> Iterator[Wanted]:
+        """Models to load at once."""
+        daemon: DaemonState = self.system.state(msg.DAEMON)
+        state: SchedulerState = self.system.state(msg.SCHEDULER)
+        yield from interrupted(
+            state,
+            self.settings.restore,
+            since=daemon.started_before,
+            keep_alive=self.settings.keep_alive,
+        )
+        for name in self.settings.warm:
+            try:
+                model = self.find_model(name)
+            except (BadReference, AmbiguousName) as problem:
+                _log.warning("a model that should be warm has no usable name: %s", problem)
+                continue
+            if model is None:
+                _log.warning("%s should be warm and is not here; run: greenroom pull %s", name, name)
+            else:
+                yield Wanted(model.id, name)
         journal = SqliteJournal(self.home / "journal.db")
         for notice in journal.notices:
             _log.warning("%s", notice)
@@ -316,14 +339,9 @@ class Greenroom:
 
     def _sense(self, seen: SchedulerSeen) -> SchedulerSeen:
         """What the scheduler cannot be told but must look at: gates and memory."""
-        memory = psutil.virtual_memory()
-        budget = self.settings.memory_budget
-        if budget is None:
-            budget = int(memory.total * 0.9) - self.settings.headroom
-        available = max(0, memory.available - self.settings.headroom)
-        return msgspec.structs.replace(
-            seen, gates=self.gates.readings(), memory=Memory(budget=budget, available=available)
-        )
+        available = max(0, psutil.virtual_memory().available - self.settings.headroom)
+        memory = Memory(budget=self.memory_budget, available=available)
+        return msgspec.structs.replace(seen, gates=self.gates.readings(), memory=memory)
 
     def _prepare(self, spec: EngineSpec, socket: Path) -> Prepared:
         """The command line of one engine, from what is on disk now."""
@@ -348,6 +366,7 @@ class Greenroom:
             command=backend.command(launch),
             readiness=backend.readiness,
             model_name=backend.dialect.model_name or files.name,
+        self.builder.prepare(installation)
             version=installation.version,
         )
 

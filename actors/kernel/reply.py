@@ -23,6 +23,10 @@ def never_wait_here() -> None:
     _thread.is_actor = True
 
 
+class NoAnswerYet(pykka.Timeout, TimeoutError):
+    """Whoever waited in a thread has waited long enough; the answer may still come."""
+
+
 class Reply(pykka.ThreadingFuture[Any]):
     """A slot for one answer, readable from threads (`get`) and loops (`await`)."""
 
@@ -37,11 +41,14 @@ class Reply(pykka.ThreadingFuture[Any]):
         return self._done
 
     def get(self, *, timeout: float | None = None) -> Any:
-        """Wait for the answer and return or raise it. Raises pykka.Timeout after `timeout` seconds."""
+        """Wait for the answer and return or raise it. Raises NoAnswerYet after `timeout` seconds."""
         if not self._done and getattr(_thread, "is_actor", False):
             # Two actors that wait for each other wait for ever; one that waits for itself does at once.
             raise RuntimeError("an actor must not wait for an answer inside a handler: tell, and be told")
-        return super().get(timeout=timeout)
+        try:
+            return super().get(timeout=timeout)
+        except pykka.Timeout:
+            raise NoAnswerYet(f"no answer within {timeout:g} seconds") from None
 
     def set_get_hook(self, func: Any) -> None:  # noqa: ARG002 - Pykka's signature
         """Not offered: Pykka's `map` and its kin compute inside `get`, so nobody could await the result."""

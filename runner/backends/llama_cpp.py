@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from greenroom.actors.ledger import DEFAULT_CONTEXT
 from greenroom.runner.backends.declaration import Backend, Command, Environment, Launch, Platform, Readiness
 from greenroom.runner.backends.flags import LLAMA_CPP
 from greenroom.runner.engines.launchers import launcher
@@ -43,8 +44,7 @@ class LlamaCpp(Backend):
             args += ["--embeddings", "--reranking"]
         elif launch.model.chat_template is not None:
             args += ["--chat-template-file", str(launch.model.chat_template)]
-        if spec.context_size:
-            args += ["--ctx-size", str(spec.context_size)]
+        args += ["--ctx-size", str(_context(launch))]
         args += spec.flags
         if launch.model.mmproj is not None:
             args += ["--mmproj", str(launch.model.mmproj)]
@@ -52,3 +52,14 @@ class LlamaCpp(Backend):
         if launch.binary is not None:
             return Command(argv=(str(launch.binary), *args))
         return Command(argv=(str(launch.python), "-I", str(launcher("llama_cpp")), *args))
+
+
+def _context(launch: Launch) -> int:
+    """Tokens of context, the very number that memory was promised for; 0 is all that the model can take.
+
+    Left to itself llama.cpp would take all, which of a model for 128,000 tokens is gigabytes of cache.
+    """
+    asked = launch.spec.context_size
+    if asked:
+        return max(0, asked)
+    return min(launch.model.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)

@@ -25,7 +25,7 @@ def _serve_arguments(launch: Launch) -> list[str]:
         args += ["--chat-template", str(launch.model.chat_template)]
     if spec.mode == "embedding":
         args += ["--runner", "pooling"]
-    if spec.context_size:
+    if spec.context_size > 0:
         args += ["--max-model-len", str(spec.context_size)]
     return [*args, *spec.flags]
 

@@ -14,7 +14,7 @@ import msgspec
 from greenroom.actors.facts import Mode, Model, Plan
 from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
-from greenroom.actors.messages import INSTALLER, SCHEDULER, Abandon, Granted, PlanInstall, Serve
+from greenroom.actors.messages import INSTALLER, SCHEDULER, Abandon, Granted, Keep, PlanInstall, Serve
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.request_ids import RequestIds
@@ -43,9 +43,11 @@ class Admission:
         backend: str = "",
         caller: str = "",
         request_id: str = "",
+        keep_alive: float | None = None,
     ) -> None:
         """`asked_as` is the model's name as the client wrote it; `backend`, unless empty, is binding.
 
+        `keep_alive` are the seconds the model shall stay after this request; negative means for ever.
         `request_id` is used the first time; every further attempt has an id of its own.
         """
         self._backstage = backstage
@@ -56,6 +58,7 @@ class Admission:
         self._backend = backend
         self._caller = caller
         self._first_id = request_id
+        self._keep_alive = keep_alive
         self._asked = False
         self._grant_due = False
         self.request_id = ""
@@ -72,6 +75,7 @@ class Admission:
         if not afresh:
             place = self._backstage.gates.enter(self._model.id, self._mode, self._backend, self.request_id)
             if place is not None:
+                self._wish()
                 return place
         for rebuilds in range(_REBUILDS + 1):
             try:
@@ -108,6 +112,7 @@ class Admission:
             mode=self._mode,
             backend=self._backend,
             caller=self._caller,
+            keep_alive=self._keep_alive,
         )
         self._asked = self._grant_due = True
         try:
@@ -136,3 +141,12 @@ class Admission:
             _log.info("no size for %s: %s", refusal.subject, error)
             return refusal
         return msgspec.structs.replace(refusal, numbers={"download_bytes": float(plan.download_bytes)})
+
+    def _wish(self) -> None:
+        """Tell how long the model shall stay, which nobody has heard of a request that had to ask nobody."""
+        if self._keep_alive is None:
+            return
+        keep = Keep(model_id=self._model.id, mode=self._mode, keep_alive=self._keep_alive)
+        # A wish is worth no error: it is about the time after this request.
+        with contextlib.suppress(KernelError):
+            self._backstage.system.tell(SCHEDULER, keep, cause=self.request_id)

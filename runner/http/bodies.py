@@ -20,6 +20,8 @@ class Routing(msgspec.Struct, frozen=True, gc=False):
 
     model: str = ""
     stream: bool | None = False
+    keep_alive: str | float | None = None
+    """How long the model shall stay: a duration, or a number of seconds; negative means for ever."""
 
 
 _decode_routing = msgspec.json.Decoder(Routing).decode

@@ -22,12 +22,13 @@ def spoken_name(dialect: Dialect, model_id: str) -> str | None:
     return None if dialect.model_name is None else dialect.model_name.replace("{model_id}", model_id)
 
 
-def translate(body: bytes, dialect: Dialect, name: str | None) -> bytes:
-    """The body as the engine may see it. `name` is what it calls the model."""
-    if name is None and not dialect.dropped:
+def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[str] = frozenset()) -> bytes:
+    """The body as the engine may see it, without what is `ours`; `name` is what it calls the model."""
+    dropped = dialect.dropped | ours if ours else dialect.dropped
+    if name is None and not dropped:
         return body
     fields = _fields.decode(body)
-    for field in dialect.dropped:
+    for field in dropped:
         fields.pop(field, None)
     if name is not None:
         fields["model"] = msgspec.Raw(msgspec.json.encode(name))

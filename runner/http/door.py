@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.messages import SCHEDULER
+from greenroom.actors.scheduler_state import ModelConfigState, SchedulerState
 from greenroom.runner.backends.declaration import Platform
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.backstage import Backstage
@@ -72,6 +74,14 @@ class Door:
             known = ", ".join(self.backstage.backends)
             raise HttpRefusal(404, "backend_not_found", f"backend not found; there are: {known}.")
         return name
+
+    def configs(self) -> Mapping[str, ModelConfigState]:
+        """How models are configured, by `config_key`; empty while the scheduler cannot tell."""
+        try:
+            state: SchedulerState = self.backstage.system.state(SCHEDULER)
+        except KernelError:
+            return {}
+        return state.configs
 
     def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
         """Have a model loaded in the background; what comes of it is in the journal."""

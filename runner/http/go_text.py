@@ -23,6 +23,13 @@ def parse_go_duration(text: str) -> float:
     return sum(float(part[1]) * _UNITS[part[2]] for part in parts)
 
 
+def keep_alive_of(wish: str | float) -> float:
+    """Seconds of a request's wish: a number is seconds, a text a duration; -1 for ever. Raises ValueError."""
+    if isinstance(wish, str):
+        return parse_go_duration(wish)
+    return float(wish) if wish >= 0 else -1.0
+
+
 def go_duration(seconds: float) -> str:
     """As Go prints it; `-1` for ever."""
     if seconds < 0:

@@ -21,10 +21,11 @@ from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.bodies import read_body, routing_of
+from greenroom.runner.http.bodies import Routing, read_body, routing_of
 from greenroom.runner.http.dialects import Renaming, spoken_name, translate
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, frame, refusal_of
+from greenroom.runner.http.go_text import keep_alive_of
 from greenroom.runner.http.headers import forwarded, request_id_of, returned
 from greenroom.runner.http.progress_stream import sentence_of
 from greenroom.runner.http.stream import Stream
@@ -34,6 +35,8 @@ from greenroom.runner.http.waiting import EVENT_STREAM, Waiting
 _REACH_FOR = 5.0
 """Seconds to go on asking for an engine that can be reached: an exit is noticed in hundredths of one."""
 _REACH_PAUSE = 0.025
+_OURS = frozenset({"keep_alive"})
+"""Fields that are for us and that an engine might refuse."""
 _OBITUARY = 1.0
 """Seconds to wait for the reason of an engine's death."""
 _TOLD = 64 * 1024
@@ -61,6 +64,7 @@ class Exchange:
         self._kind = kind
         self._backend = backend
         self._asked_as = ""
+        self._ours: frozenset[str] = frozenset()
         self._admission: Admission | None = None
         self._waiting: Waiting | None = None
         self._upstream: Answer | None = None
@@ -112,7 +116,9 @@ class Exchange:
             backend=self._backend,
             caller=request.remote or "",
             request_id=request_id_of(request),
+            keep_alive=_keep_alive(routing),
         )
+        self._ours = _OURS if routing.keep_alive is not None else frozenset()
         if request.headers.get("X-Preload-Only", "").lower() == "true":
             await admission.enter()
             return web.Response()
@@ -142,7 +148,7 @@ class Exchange:
         while True:
             place = await admission.enter(afresh=give_up > 0 or losses > 0)
             dialect = self._door.backstage.backends[place.backend].dialect
-            translated = translate(body, dialect, spoken_name(dialect, model.id))
+            translated = translate(body, dialect, spoken_name(dialect, model.id), self._ours)
             last_byte = self._door.backstage.gates.last_byte(place.engine_id)
             try:
                 upstream = await self._door.upstreams.post(
@@ -285,6 +291,15 @@ class Exchange:
         if progress is None:
             return f"waiting for {self._asked_as}"
         return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
+
+
+def _keep_alive(routing: Routing) -> float | None:
+    if routing.keep_alive is None:
+        return None
+    try:
+        return keep_alive_of(routing.keep_alive)
+    except ValueError as error:
+        raise HttpRefusal(400, "invalid_request", f"keep_alive: {error}.", param="keep_alive") from None
 
 
 async def _first_chunk(upstream: Answer) -> bytes:

@@ -1,0 +1,120 @@
+"""`GET /engines/ps` and `/engines/ledger`: what runs, what it holds, who waits for it, how long it stays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from greenroom.actors.facts import Engine
+from greenroom.actors.gates import GateReading
+from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.messages import SCHEDULER, EngineAccount, LedgerReading, ReadLedger
+from greenroom.actors.scheduler_state import ModelConfigState, config_key
+from greenroom.runner.http.door import Door
+from greenroom.runner.http.errors import refusal_of
+from greenroom.runner.http.go_text import go_duration
+
+_NEVER = "0001-01-01T00:00:00Z"
+"""Go's zero time: what `last_used` is while an engine is in use or loading."""
+_ANSWER_WITHIN = 2.0
+"""Seconds after which `ps` tells what it knows without the scheduler."""
+
+
+class Running:
+    """The handlers."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def ps(self, request: web.Request) -> web.Response:
+        """Every engine that is not gone; with `?all=true` the last that are gone too, and how they ended."""
+        backstage = self._door.backstage
+        everything = request.query.get("all", "").lower() in ("1", "true")
+        readings = backstage.gates.readings()
+        configs = self._door.configs()
+        try:
+            ledger = await self._ledger()
+            accounts = {one.engine_id: one for one in ledger.engines}
+        except KernelError:
+            # What is known without the scheduler is worth the more while it does not answer.
+            accounts = {}
+        return web.json_response(
+            [
+                _row(engine, readings.get(engine.spec.engine_id), configs, accounts)
+                for engine in backstage.engines()
+                if everything or engine.state != "gone"
+            ]
+        )
+
+    async def ledger(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+        """What memory there is, what is promised to whom, and how many wait."""
+        try:
+            ledger = await self._ledger()
+        except KernelError as error:
+            refusal = refusal_of(error)
+            body = {"error": {"message": refusal.sentence(), "code": refusal.code}}
+            return web.json_response(body, status=503, headers={"Retry-After": "1"})
+        return web.json_response(msgspec.to_builtins(ledger))
+
+    async def _ledger(self) -> LedgerReading:
+        reading: LedgerReading = await self._door.backstage.system.ask(
+            SCHEDULER, ReadLedger(), timeout=_ANSWER_WITHIN
+        )
+        return reading
+
+
+def _row(
+    engine: Engine,
+    reading: GateReading | None,
+    configs: Mapping[str, ModelConfigState],
+    accounts: Mapping[str, EngineAccount],
+) -> dict[str, Any]:
+    """The contract's fields, then ours."""
+    spec = engine.spec
+    inside = reading.inside if reading is not None else 0
+    loading = engine.state == "starting"
+    row: dict[str, Any] = {
+        "backend_name": spec.backend,
+        "model_name": spec.model_ref,
+        "mode": spec.mode,
+        "last_used": _NEVER if inside or loading or reading is None else _wall(reading.idle_since),
+    }
+    if inside:
+        row["in_use"] = True
+    if loading:
+        row["loading"] = True
+    config = configs.get(config_key(spec.model_id, spec.mode))
+    if config is not None and config.keep_alive is not None:
+        row["keep_alive"] = go_duration(config.keep_alive)
+    account = accounts.get(spec.engine_id)
+    row |= {
+        "pid": engine.pid,
+        "state": engine.state,
+        "since": engine.since,
+        "engine_id": spec.engine_id,
+        "memory": account.promised if account is not None else spec.memory,
+        "measured": account.measured if account is not None else None,
+        "peak": account.peak if account is not None else None,
+        "inside": inside,
+        "queue": account.queue if account is not None else 0,
+        "served": reading.served if reading is not None else 0,
+        "idle_seconds": account.idle_seconds if account is not None else None,
+        "expires_in": account.expires_in if account is not None else None,
+        "stays": go_duration(account.keep_alive) if account is not None else None,
+        "installation": spec.installation_id,
+        "cause": account.cause if account is not None else engine.cause,
+    }
+    if engine.fault:
+        row["fault"] = engine.fault
+    if engine.exit is not None:
+        row["exit"] = msgspec.to_builtins(engine.exit)
+    return row
+
+
+def _wall(monotonic: float) -> str:
+    moment = time.time() - max(0.0, time.monotonic() - monotonic)
+    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")

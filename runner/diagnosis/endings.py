@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
-from greenroom.actors.events import ConfigChanged, EvictionDecided, InstallationRetiring, LoadRefused
+from greenroom.actors.events import (
+    ConfigChanged,
+    EvictionDecided,
+    InstallationRetiring,
+    LoadAdmitted,
+    LoadRefused,
+)
 from greenroom.actors.facts import EngineExit
 from greenroom.runner.diagnosis.explanation import Remedy, Words
 from greenroom.runner.diagnosis.finding import ended
@@ -63,15 +70,9 @@ def of_eviction(event: EvictionDecided, at: float, history: History, now: float)
                     f"It held {format_size(event.memory)} and nobody had used it for {format_duration(idle)}."
                 ),
                 numbers={**numbers, "needed": float(event.needed), "free": float(event.free)},
-                also=_still_held(event.in_favour_of, history),
+                also=(*_still_held(event.in_favour_of, history), *_machine_was_short(event, steps)),
                 steps=steps,
-                remedies=(
-                    again,
-                    Remedy(
-                        aim="To have room for both",
-                        command="GREENROOM_MEMORY_BUDGET=SIZE greenroom serve   (see: greenroom config)",
-                    ),
-                ),
+                remedies=(again, *_room_for_both(event, steps)),
             )
         case "idle":
             return Ending(
@@ -164,8 +165,8 @@ def of_refusal(event: LoadRefused, at: float, name: str, now: float) -> Ending:
         case "does_not_fit" | "no_room":
             remedies = [
                 Remedy(
-                    aim="To give engines more memory",
-                    command="GREENROOM_MEMORY_BUDGET=SIZE greenroom serve   (see: greenroom config)",
+                    aim="To let engines use more memory",
+                    command=_budget(numbers.get("needed", 0) + numbers.get("pinned", 0)),
                 )
             ]
             if event.code == "no_room":
@@ -209,6 +210,29 @@ def _for_the_winner(event: EvictionDecided, at: float, history: History) -> tupl
             break
         chosen.append(one)
     return tuple(chosen)
+
+
+def _budget(size: float) -> str:
+    """The command that starts a daemon which may promise so many bytes."""
+    return f"GREENROOM_MEMORY_BUDGET={math.ceil(size / 1e9)}GB greenroom serve"
+
+
+def _machine_lacked_it(event: EvictionDecided, steps: Sequence[Happening]) -> bool:
+    """Whether the machine's memory was short, and not the budget that was set for engines."""
+    admitted = [one.event for one in steps if isinstance(one.event, LoadAdmitted)]
+    return bool(admitted) and admitted[0].budget - admitted[0].promised >= event.memory
+
+
+def _machine_was_short(event: EvictionDecided, steps: Sequence[Happening]) -> tuple[str, ...]:
+    if not _machine_lacked_it(event, steps):
+        return ()
+    return ("The budget for engines would have done for both; the machine's memory was used otherwise.",)
+
+
+def _room_for_both(event: EvictionDecided, steps: Sequence[Happening]) -> tuple[Remedy, ...]:
+    if _machine_lacked_it(event, steps):
+        return ()
+    return (Remedy(aim="To have room for both", command=_budget(event.needed + event.memory)),)
 
 
 def _still_held(reference: str, history: History) -> tuple[str, ...]:

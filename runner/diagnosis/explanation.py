@@ -80,7 +80,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         parts = ["\n".join(_wrapped(self.answer))]
         if self.also:
             parts.append("\n".join(line for one in self.also for line in _wrapped(one)))
-        if self.steps:
+        # A single one says what the answer says.
+        if len(self.steps) > 1:
             parts.append("\n".join(["How it came about:", *self._told_steps(now)]))
         parts += ["\n".join(_told_words(one)) for one in self.words]
         if self.notices:

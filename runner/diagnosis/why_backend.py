@@ -30,11 +30,12 @@ from greenroom.runner.diagnosis.why_loaded import preferred_absent
 from greenroom.runner.quantities import format_duration, format_size
 
 _WANTED_BY = {
-    "default": "it is a default backend",
-    "explicit": "somebody asked for it",
-    "request": "a request needed it",
-    "repair": "what was installed was broken",
+    "default": ("it is a default backend", "it is a default backend"),
+    "explicit": ("somebody has asked for it", "somebody asked for it"),
+    "request": ("a request needs it", "a request needed it"),
+    "repair": ("what is installed is broken", "what was installed was broken"),
 }
+"""Why a job runs, and why one has run."""
 _GONE = (InstallationRemoved, InstallationMissing, InstallCancelled)
 
 
@@ -105,7 +106,7 @@ class WhyBackend:
             finding.cause = asked[1].wanted_by if asked is not None else "explicit"
             finding.numbers["seconds"] = born.event.seconds
             took = f" in {format_duration(born.event.seconds)}" if born.event.seconds else ""
-            finding.answer += f" It was installed{took} because {_WANTED_BY[finding.cause]}."
+            finding.answer += f" It was installed{took} because {_WANTED_BY[finding.cause][1]}."
             finding.steps = self._episode(born.event.job)
         else:
             finding.answer += " It was found on disk, complete and verified."
@@ -156,7 +157,7 @@ class WhyBackend:
             cause=job.wanted_by,
             answer=(
                 f"{name} is being installed since {moment(job.requested_at, now)}, because "
-                f"{_WANTED_BY.get(job.wanted_by, job.wanted_by)}."
+                f"{_WANTED_BY[job.wanted_by][0]}."
             ),
             numbers={
                 "attempt": float(job.attempt),

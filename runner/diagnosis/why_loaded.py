@@ -110,13 +110,8 @@ def _loading(story: Story, life: Life) -> Finding:
     usual = usual_seconds(story.lives, life.spec)
     if usual:
         typical = finding.numbers["usual_seconds"] = median(usual)
-        many = (
-            f"{len(usual)} earlier loads on this installation took"
-            if len(usual) > 1
-            else "The load before took"
-        )
-        finding.answer += f" {many} {format_duration(typical)}"
-        finding.answer += f"{' in the middle' if len(usual) > 2 else ''}."
+        some = f"{len(usual)} earlier loads on this installation" if len(usual) > 1 else "The load before it"
+        finding.answer += f" {some} took {format_duration(typical)}{' (median)' if len(usual) > 2 else ''}."
         if elapsed > _SLOW * typical:
             finding.cause = "slow"
             finding.answer += f" This one takes {elapsed / typical:.0f} times as long so far."

@@ -160,7 +160,8 @@ def _never_asked(story: Story, model: Model) -> Finding:
     if here:
         also = f"{' or '.join(here)} can serve it and is installed."
     else:
-        also = f"It needs {' or '.join(able)}; none of them is installed."
+        which = "which is not installed" if len(able) == 1 else "of which none is installed"
+        also = f"It needs {' or '.join(able)}, {which}."
         if possible:
             remedies.insert(0, Remedy(aim=f"To install {possible[0]}", command=endings.install(possible[0])))
     return Finding(

@@ -49,11 +49,12 @@ from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.disk import folder_of, python_of
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.models.catalogue import Catalogue
+from greenroom.runner.models.fitness import Machine, Reader
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
 from greenroom.runner.models.store import Store
-
 from greenroom.runner.warming import Wanted, Warming, interrupted
+
 _log = logging.getLogger(__name__)
 
 _LOOK_BOUND = 120.0
@@ -155,8 +156,8 @@ class Greenroom:
             backends=self.backends,
             platform=self._platform,
             external=self.settings.backends,
-        )
             registries=self.settings.registries,
+        )
         runner.host = self._host = EngineHost(
             self.home / "engines",
             prepare=self._prepare,
@@ -170,6 +171,7 @@ class Greenroom:
             library,
             catalogue=Catalogue.load(self.settings.models),
             registries=self.settings.registries,
+            machine=self.machine,
         )
         limits = Limits(
             keep_alive=self.settings.keep_alive,
@@ -201,8 +203,6 @@ class Greenroom:
         except TimeoutError:
             _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
         self._host.sweep([engine.spec.engine_id for engine in self.engines()])
-
-    def _open_journal(self) -> Journal:
         Warming(system, self.settings.max_wait).start(self._wanted())
 
     def _wanted(self) -> Iterator[Wanted]:
@@ -225,6 +225,8 @@ class Greenroom:
                 _log.warning("%s should be warm and is not here; run: greenroom pull %s", name, name)
             else:
                 yield Wanted(model.id, name)
+
+    def _open_journal(self) -> Journal:
         journal = SqliteJournal(self.home / "journal.db")
         for notice in journal.notices:
             _log.warning("%s", notice)
@@ -304,6 +306,18 @@ class Greenroom:
         assert self._builder is not None, "not running"
         return self._builder
 
+    @property
+    def memory_budget(self) -> int:
+        """Bytes that engines may use in all."""
+        if self.settings.memory_budget is not None:
+            return self.settings.memory_budget
+        return int(psutil.virtual_memory().total * 0.9) - self.settings.headroom
+
+    def machine(self) -> Machine:
+        """What a model must fit to be of use here."""
+        readers = [Reader(one.name, one.formats, one.overhead, one.verdict) for one in self.facts]
+        return Machine(memory=self.memory_budget, readers=tuple(readers))
+
     def models(self) -> tuple[Model, ...]:
         """All models that are here."""
         state: LibraryState = self.system.state(msg.LIBRARY)
@@ -352,6 +366,7 @@ class Greenroom:
             raise JobFailed.permanent(
                 "backend_not_installed", f"The installation {spec.installation_id} of {spec.backend} is gone."
             )
+        self.builder.prepare(installation)
         external = self.settings.backends.get(spec.backend)
         files = self._store.open_model(spec.model_id, name=spec.model_ref)
         launch = Launch(
@@ -366,7 +381,6 @@ class Greenroom:
             command=backend.command(launch),
             readiness=backend.readiness,
             model_name=backend.dialect.model_name or files.name,
-        self.builder.prepare(installation)
             version=installation.version,
         )
 

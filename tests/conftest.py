@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from real_registry import Doorway, RealRegistry
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMOLLM2_WHEEL = (
@@ -117,3 +118,27 @@ def _fresh_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
+    """A real registry, shared by all tests: each uses names of its own."""
+    if shutil.which("docker-registry") is None:
+        pytest.skip("docker-registry is missing: apt-get install docker-registry")
+    registry = RealRegistry(tmp_path_factory.mktemp("registry"))
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def make_doorway(docker_registry: RealRegistry) -> Iterator[Callable[[], Doorway]]:
+    """Makes servers before the registry that misbehave when they are told to."""
+    made: list[Doorway] = []
+
+    def make() -> Doorway:
+        made.append(Doorway(docker_registry))
+        return made[-1]
+
+    yield make
+    for doorway in made:
+        doorway.close()

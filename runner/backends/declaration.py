@@ -71,11 +71,17 @@ class Image:
     """Installed by unpacking a tree out of an OCI image."""
 
     reference: str
+    """Name and tag, or name and digest."""
     version: str
+    """What the reference's tag stands for."""
     tree: str
-    """Path of the tree inside the image, such as `/vllm-metal`."""
+    """Path of the tree inside the image, such as `/vllm-metal`. It must have a `bin/python3`."""
     executables: tuple[str, ...]
     """Globs below the tree whose execute bits the image has lost."""
+    probe: tuple[str, ...] = ()
+    """Modules that must import in the finished tree."""
+    tags: str = "{version}"
+    """How the tag of any version is made from it, such as `vllm-metal-v{version}`."""
     prebuilt: Mapping[str, str] = field(default_factory=dict)
     """Folders below the tree to copy to places under the user's home, where the backend looks for them."""
 

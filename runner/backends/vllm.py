@@ -82,6 +82,8 @@ class VllmMetal(Backend):
         version="0.2.0-20260420-142150",
         tree="/vllm-metal",
         executables=("bin/*",),
+        probe=("vllm_metal",),
+        tags="vllm-metal-v{version}",
         prebuilt={"prebuilt": ".cache/vllm-metal"},
     )
     readiness = Readiness(path="/health", loading=frozenset({503}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -17,11 +17,13 @@ from typing import Protocol
 
 from greenroom.actors.facts import Failure, Installation, Plan, Progress
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Backend, Environment, Platform
-from greenroom.runner.config import ExternalBackend
+from greenroom.runner.backends.declaration import Backend, Environment, Image, Platform
+from greenroom.runner.config import ExternalBackend, RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations import external
+from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
 
@@ -61,6 +63,32 @@ class _Job:
     thread: threading.Thread | None = None
 
 
+class _Makers:
+    """What builds each kind of installation, all in one data directory."""
+
+    def __init__(
+        self,
+        home: Path,
+        sources: PackageSources,
+        platform: Platform,
+        registries: Mapping[str, RegistrySettings],
+        uv_binary: Path | None,
+        user_home: Path | None,
+    ) -> None:
+        self.installed = InstallationStore(home)
+        self.environments = Environments(
+            home, sources, installed=self.installed, platform=platform, uv_binary=uv_binary
+        )
+        self.images = Images(
+            home,
+            sources,
+            installed=self.installed,
+            platform=platform,
+            registries=registries,
+            user_home=user_home,
+        )
+
+
 class Builder:
     """Builds, looks at and removes the installations of one data directory."""
 
@@ -73,14 +101,18 @@ class Builder:
         platform: Platform | None = None,
         sources: PackageSources | None = None,
         external: Mapping[str, ExternalBackend] | None = None,
+        registries: Mapping[str, RegistrySettings] | None = None,
         uv_binary: Path | None = None,
+        user_home: Path | None = None,
     ) -> None:
         """Touch nothing yet.
 
         Args:
             sources: Where packages come from; the user's pip and uv settings when not given.
-            external: The user's own installations, by backend.
+            external: The user's own installations, by backend, and images to use instead of the vendors'.
+            registries: Mirrors and insecure registries.
             uv_binary: A uv to use instead of the one we depend on.
+            user_home: Where backends look for what is prebuilt; the user's when not given.
         """
         self._home = home
         self._listener = listener
@@ -88,10 +120,12 @@ class Builder:
         self._platform = platform or Platform.here()
         self._sources = sources
         self._external = external or {}
+        self._registries = registries or {}
         self._uv_binary = uv_binary
+        self._user_home = user_home
         self._guard = threading.Lock()
         self._jobs: dict[str, _Job] = {}
-        self._made: Environments | None = None
+        self._made: _Makers | None = None
 
     def start(
         self, job_id: str, backend: str, *, version: str = "", attempt: int = 1, repair: bool = False
@@ -135,14 +169,16 @@ class Builder:
     def plan(self, backend: str, version: str = "", cancel: Event | None = None) -> Plan:
         """What an installation would fetch.
 
-        Blocks: some milliseconds for the version this release was tested with, which needs no network;
-        as long as the index takes for any other.
+        Blocks: some milliseconds for an environment of the version this release was tested with, which needs
+        no network; as long as the index or the registry takes for any other, and for images.
 
         Raises:
             JobFailed: The backend cannot be installed here, or the version cannot be resolved.
         """
-        source = self._source(backend)
-        return self._environments().plan(backend, source, version, cancel)
+        source, makers = self._source(backend), self._makers()
+        if isinstance(source, Image):
+            return makers.images.plan(backend, source, version, cancel)
+        return makers.environments.plan(backend, source, version, cancel)
 
     def verify(self, backend: str, installation_id: str, cancel: Event | None = None) -> list[str]:
         """Every file of an installation whose bytes have changed, by hash; blocks for about a second.
@@ -151,7 +187,17 @@ class Builder:
             JobFailed: There is no such installation.
         """
         named = Installation(id=installation_id, backend=backend, version="")
-        return self._environments().installed.verify(named, cancel)
+        return self._makers().installed.verify(named, cancel)
+
+    def prepare(self, installation: Installation) -> None:
+        """See that all an engine needs outside of its installation is there; for just before it starts.
+
+        Raises:
+            JobFailed: It cannot be put there.
+        """
+        if installation.managed and isinstance(self._backends[installation.backend].source, Image):
+            for file in self._makers().images.place(installation):
+                _log.info("%s is there again for %s", file, installation.backend)
 
     def close(self) -> None:
         """Cancel every job and wait, for a bounded time, until their processes are gone."""
@@ -178,15 +224,7 @@ class Builder:
     ) -> Callable[[], None]:
         """Do the work; returns how it ended, ready to be told."""
         try:
-            found = self._environments().build(
-                backend,
-                self._source(backend),
-                job=job_id,
-                version=version,
-                repair=repair,
-                cancel=job.cancel,
-                progress=self._listener.progress,
-            )
+            found = self._build(job_id, job, backend, version, repair=repair)
         except JobCancelled:
             return partial(self._listener.cancelled, job_id)
         except JobFailed as failed:
@@ -198,7 +236,23 @@ class Builder:
             return partial(self._listener.failed, job_id, _fault(error, f"Installing {backend}"))
         return partial(self._listener.committed, job_id, found)
 
-    def _source(self, backend: str) -> Environment:
+    def _build(self, job_id: str, job: _Job, backend: str, version: str, *, repair: bool) -> Installation:
+        source, makers, tell = self._source(backend), self._makers(), self._listener.progress
+        if isinstance(source, Image):
+            return makers.images.build(
+                backend,
+                source,
+                job=job_id,
+                version=version,
+                repair=repair,
+                cancel=job.cancel,
+                progress=tell,
+            )
+        return makers.environments.build(
+            backend, source, job=job_id, version=version, repair=repair, cancel=job.cancel, progress=tell
+        )
+
+    def _source(self, backend: str) -> Environment | Image:
         declared = self._backends.get(backend)
         if declared is None:
             raise JobFailed.permanent(
@@ -208,32 +262,31 @@ class Builder:
             )
         if sentence := declared.verdict(self._platform):
             raise JobFailed.permanent("unsupported_platform", sentence)
-        if not isinstance(declared.source, Environment):
-            raise JobFailed.permanent(
-                "unsupported_source",
-                f"This release of Greenroom cannot unpack the image that {backend} comes in.",
-                advice="Use another backend for this model: see `greenroom backends`.",
-            )
+        named = self._external.get(backend)
+        if isinstance(declared.source, Image) and named is not None and named.image:
+            return replace(declared.source, reference=named.image)
         return declared.source
 
     def _look(self, names: tuple[str, ...]) -> None:
-        environments = self._environments()
+        makers = self._makers()
         try:
-            for folder in environments.sweep():
+            swept = makers.environments.sweep()
+            makers.images.sweep()
+            for folder in swept:
                 _log.info("removed %s: its installation was never finished", folder)
         except OSError as error:
             # It has no commit mark, so nobody believes in it; the next look tries again.
             _log.warning("what an unfinished installation left could not be removed: %s", error)
         for name in names:
             try:
-                found = self._there(environments, name)
+                found = self._there(makers.installed, name)
             except Exception:  # noqa: BLE001 - the installer does nothing before it has heard of every backend
                 _log.exception("the installations of %s could not be looked at", name)
                 found = []
             self._listener.seen(name, tuple(found))
 
-    def _there(self, environments: Environments, name: str) -> list[Installation]:
-        found = environments.installed.look(name)
+    def _there(self, installed: InstallationStore, name: str) -> list[Installation]:
+        found = installed.look(name)
         named, declared = self._external.get(name), self._backends.get(name)
         if named is not None and declared is not None:
             if named.binary is not None:
@@ -259,20 +312,21 @@ class Builder:
                 f"The installation of {backend} is your own and is not touched.",
                 advice="Take it out of the config to have Greenroom stop using it.",
             )
-        return self._environments().remove(Installation(id=installation_id, backend=backend, version=""))
+        makers, named = self._makers(), Installation(id=installation_id, backend=backend, version="")
+        # By what it is, not by what is declared today: another release may have installed it otherwise.
+        if makers.installed.is_image(named):
+            return makers.images.remove(named)
+        return makers.environments.remove(named)
 
-    def _environments(self) -> Environments:
+    def _makers(self) -> _Makers:
         # Made on first use: reading the user's settings and loading what fetching needs costs a start.
         with self._guard:
             if self._made is None:
                 sources = self._sources or PackageSources.discover()
                 for problem in sources.problems:
                     _log.warning("%s", problem)
-                self._made = Environments(
-                    self._home,
-                    sources,
-                    platform=self._platform,
-                    uv_binary=self._uv_binary,
+                self._made = _Makers(
+                    self._home, sources, self._platform, self._registries, self._uv_binary, self._user_home
                 )
             return self._made
 

@@ -2,8 +2,8 @@
 
 <home>/backends/<backend>/<version>-<digest8>.<n>/
     attempt.json         while it is being built: who builds it
-    env/                 the Python environment
-    lock.txt             the lock it was built from
+    env/                 the Python environment, or the tree out of an image
+    lock.txt             the lock it was built from, of an environment
     installation.json    written last: the commit mark
 """
 
@@ -26,7 +26,7 @@ from greenroom.actors.facts import Installation
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations import record as records
-from greenroom.runner.installations.record import ENVIRONMENT, MARK, Record
+from greenroom.runner.installations.record import MARK, Record
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import changed, complaint, walk
 
@@ -36,6 +36,8 @@ LOCK = "lock.txt"
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<version>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 _END_SECONDS = 2.0
+_SPARE = 64 * 2**20
+"""Bytes of the disk we never plan to use: journal, logs, and what else runs here."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +76,7 @@ def python_of(home: Path, installation: Installation) -> Path:
     """The interpreter an installation runs with; for a program the user named, that program."""
     folder = folder_of(home, installation)
     if installation.managed:
-        return folder / ENVIRONMENT / "bin" / "python"
+        return records.interpreter(folder)
     return folder / "bin" / "python" if folder.is_dir() else folder
 
 
@@ -119,6 +121,17 @@ class InstallationStore:
                 "not_installed", f"{installation.backend} has no installation {installation.id}."
             )
         return found
+
+    def is_image(self, installation: Installation) -> bool:
+        """True for a tree out of an image; False for an environment, and where no record says so.
+
+        Raises:
+            JobFailed: It is not a name an installation can have.
+        """
+        with suppress(ValueError):
+            found = records.read(folder_of(self.home, installation))
+            return found is not None and found.image is not None
+        return False
 
     def records(self) -> Iterator[Record]:
         """The records of all committed installations of all backends that can be read."""
@@ -202,6 +215,26 @@ def discard(folder: Path) -> None:
         if not folder.exists():
             return
     shutil.rmtree(folder)
+
+
+def need_space(home: Path, needed: int) -> None:
+    """See that the data directory's disk has room.
+
+    Raises:
+        JobFailed: Permanent, `no_space`, with what is needed and what is there.
+    """
+    if not needed:
+        return
+    place = home
+    while not place.exists():
+        place = place.parent
+    there = shutil.disk_usage(place).free
+    if there < needed + _SPARE:
+        raise JobFailed.permanent(
+            "no_space",
+            f"Installing needs {needed / 1e6:.0f} MB; the disk of {place} has {there / 1e6:.0f} MB left.",
+            advice="Free some space, or set GREENROOM_HOME to a folder on another disk.",
+        )
 
 
 def usage(places: Iterable[Path]) -> int:

@@ -6,12 +6,9 @@ before `installation.json` is written into it, last. So an attempt may be killed
 
 from __future__ import annotations
 
-import shutil
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 
@@ -27,21 +24,17 @@ from greenroom.runner.installations.disk import (
     discard,
     folder_of,
     freed,
+    need_space,
     usage,
 )
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
 from greenroom.runner.installations.progress import ProgressReport
-from greenroom.runner.installations.record import ENVIRONMENT, Interpreter, Record, Wheel
+from greenroom.runner.installations.record import Interpreter, Record, Wheel
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.unpacking import Unpacking
 from greenroom.runner.installations.uv import Uv, os_failure
-from greenroom.runner.installations.verification import inventory, own_sums, run_python
+from greenroom.runner.installations.verification import inventory, own_sums, probe
 from greenroom.runner.installations.wheels import WheelStore
-
-_PROBE = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
-_PROBE_SECONDS = 300.0
-_SPARE = 64 * 2**20
-"""Bytes of the disk we never plan to use: journal, logs, and what else runs here."""
 
 _FETCHED_STAYS = 7 * 86400.0
 """Seconds for which files of an installation that did not come about are kept."""
@@ -55,10 +48,12 @@ class Environments:
         home: Path,
         sources: PackageSources,
         *,
+        installed: InstallationStore | None = None,
         platform: Platform | None = None,
         uv_binary: Path | None = None,
     ) -> None:
-        self.installed = InstallationStore(home)
+        """`installed` is shared with whoever else builds in this data directory."""
+        self.installed = installed or InstallationStore(home)
         self.wheels = WheelStore(home / "cache" / "wheels")
         self._cache = home / "cache" / "uv"
         self._sources = sources
@@ -67,9 +62,6 @@ class Environments:
         # up wrongly can disturb it.
         self._unpacker = Uv(self._cache, PackageSources(), uv_binary)
         self._uv_binary = uv_binary
-        self._guard = threading.Lock()
-        self._wanted: list[frozenset[str]] = []
-        """Wheels of the builds that run now."""
 
     def lock(self, source: Environment, version: str = "", cancel: Event | None = None) -> Lock:
         """The shipped lock, or one resolved for a version asked for by hand (which needs an index).
@@ -132,7 +124,7 @@ class Environments:
         files = lock.files()
         plan = self._plan(backend, source, lock, files)
         name = f"{source.distribution} {plan.version}"
-        with self._using(files):
+        with self.wheels.using(files):
             if repair:
                 report.phase("verifying", f"Verifying what is cached of {name}")
                 self.wheels.check(files, cancel)
@@ -174,12 +166,8 @@ class Environments:
             discard(folder)
         except OSError as error:
             raise os_failure(error, f"{installation.backend} could not be removed") from error
-        with self._guard:
-            needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
-            needed = needed.union(*self._wanted)
-            unneeded = [file for sha256, file in gone.items() if sha256 not in needed]
-            for file in unneeded:
-                self.wheels.drop(file)
+        needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
+        unneeded = self.wheels.release(gone.values(), needed)
         still = {wheel.locked().project for record in self.installed.records() for wheel in record.wheels}
         if names := sorted({file.project for file in unneeded} - still):
             self._unpacker.run(["cache", "clean", *names], deadline=180.0)
@@ -191,9 +179,8 @@ class Environments:
         What was fetched for them stays a while: the next attempt goes on with it.
         """
         swept = self.installed.sweep()
-        with self._guard:
-            needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
-            self.wheels.sweep(needed.union(*self._wanted), time.time() - _FETCHED_STAYS)
+        needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
+        self.wheels.sweep(needed, time.time() - _FETCHED_STAYS)
         return swept
 
     def _sources_of(self, source: Environment) -> PackageSources:
@@ -207,17 +194,6 @@ class Environments:
             download_bytes=sum(file.size - self.wheels.arrived(file) for file in files),
             total_bytes=sum(file.size for file in files),
         )
-
-    @contextmanager
-    def _using(self, files: Sequence[LockedFile]) -> Iterator[None]:
-        mine = frozenset(file.sha256 for file in files)
-        with self._guard:
-            self._wanted.append(mine)
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._wanted.remove(mine)
 
     def _fill(
         self,
@@ -259,16 +235,7 @@ class Environments:
             unpacking.stop()
 
     def _probe(self, folder: Path, source: Environment, cancel: Event) -> None:
-        python = folder / ENVIRONMENT / "bin" / "python"
-        outcome = run_python(python, ["-c", _PROBE, *source.probe], seconds=_PROBE_SECONDS, cancel=cancel)
-        if outcome.code != 0:
-            reason = outcome.output.strip().splitlines()[-1:] or [outcome.ending]
-            raise JobFailed.permanent(
-                "probe_failed",
-                f"{source.distribution} was installed but does not start here: {reason[0][:200]}.",
-                advice="It may need a newer system or another Python; the rest is in `greenroom why`.",
-                detail=outcome.output,
-            )
+        probe(folder, source.distribution, source.probe, cancel)
 
     def _record(
         self, folder: Path, backend: str, source: Environment, lock: Lock, files: Sequence[LockedFile]
@@ -308,18 +275,7 @@ class Environments:
         return total
 
     def _need_space(self, needed: int) -> None:
-        if not needed:
-            return
-        place = self.installed.home
-        while not place.exists():
-            place = place.parent
-        there = shutil.disk_usage(place).free
-        if there < needed + _SPARE:
-            raise JobFailed.permanent(
-                "no_space",
-                f"Installing needs {needed / 1e6:.0f} MB; the disk of {place} has {there / 1e6:.0f} MB left.",
-                advice="Free some space, or set GREENROOM_HOME to a folder on another disk.",
-            )
+        need_space(self.installed.home, needed)
 
 
 def _unless(cancel: Event) -> None:

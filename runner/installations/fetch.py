@@ -1,7 +1,8 @@
-"""Fetches locked files into the wheel store: by hash, in parallel, resumed where they broke off.
+"""Fetches files into a store: by hash, in parallel, resumed where they broke off.
 
-uv could fetch them as well, but prints no byte counts without a terminal and begins a broken file again
-from zero. A file enters the store only when its hash is the locked one, so whatever lies there is whole.
+uv could fetch wheels as well, but prints no byte counts without a terminal and begins a broken file again
+from zero; the layers of images come the same way. A file enters the store only when its hash is the one it
+was asked for by, so whatever lies there is whole.
 """
 
 from __future__ import annotations
@@ -56,13 +57,40 @@ class AnyOf:
         return any(flag.is_set() for flag in self._flags)
 
 
-class Fetcher:
-    """Brings files from the user's package sources into a store."""
+class Origin(Protocol):
+    """Where the files of one fetch come from; asked on several threads at once."""
 
-    def __init__(self, store: WheelStore, sources: PackageSources) -> None:
+    def local(self, file: LockedFile) -> Path | None:
+        """The file, when it lies on this machine.
+
+        Raises:
+            JobFailed: Nobody has it.
+        """
+
+    def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+        """Its bytes from an offset on, unread: status 200 (from the beginning), 206, or 416 (no more there).
+
+        Raises:
+            JobFailed: They are not to be had.
+        """
+        ...
+
+    def broken(self, file: LockedFile, error: Exception) -> JobFailed:
+        """What a transfer that broke means for the user."""
+        ...
+
+    def strange(self, file: LockedFile, detail: str) -> JobFailed:
+        """What other bytes than the ones asked for mean for the user."""
+        ...
+
+
+class Fetcher:
+    """Brings files into a store."""
+
+    def __init__(self, store: WheelStore, origin: Origin | PackageSources) -> None:
+        """`PackageSources` are the origin of wheels."""
         self.store = store
-        self._sources = sources
-        self._web = Web(sources)
+        self._origin: Origin = PackageOrigin(origin) if isinstance(origin, PackageSources) else origin
 
     def fetch(
         self,
@@ -84,9 +112,48 @@ class Fetcher:
             JobFailed: The first failure of any file; what has come so far stays for the next attempt.
             JobCancelled: `cancel` was set.
         """
-        finder = Finder(self._sources, self._web)
-        transfer = _Transfer(self.store, finder, self._web, files, on_file or _unheard)
+        transfer = _Transfer(self.store, self._origin, files, on_file or _unheard)
         transfer.run(cancel or Event(), on_bytes or _unheard)
+
+
+class PackageOrigin:
+    """The user's package indexes and folders of wheels."""
+
+    def __init__(self, sources: PackageSources) -> None:
+        self._web = Web(sources)
+        self._finder = Finder(sources, self._web)
+        self._urls: dict[str, str] = {}
+
+    def local(self, file: LockedFile) -> Path | None:
+        """As `Origin`; where the file is, is found out here."""
+        url = self._urls[file.sha256] = self._finder.find(file)
+        return local_path(url) if url.startswith("file:") or is_local(url) else None
+
+    def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+        """As `Origin`."""
+        url = self._urls[file.sha256]
+        response = self._web.open(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+        if response.status in NOT_HERE:
+            response.close()
+            raise JobFailed.permanent(
+                "not_on_index",
+                f"The package index lists {file.name}, but does not have it (HTTP status {response.status}).",
+                advice="Check the index or mirror in pip's or uv's settings.",
+            )
+        return response
+
+    def broken(self, file: LockedFile, error: Exception) -> JobFailed:
+        """As `Origin`."""
+        return self._web.failure(self._urls[file.sha256], error)
+
+    def strange(self, file: LockedFile, detail: str) -> JobFailed:
+        """As `Origin`."""
+        return JobFailed.permanent(
+            "hash_mismatch",
+            f"The bytes of {file.name} are not the ones this release of Greenroom was tested with.",
+            advice="Check the package index or proxy that served it; it may rewrite or rebuild packages.",
+            detail=detail,
+        )
 
 
 def _unheard(*_: object) -> None:
@@ -99,14 +166,12 @@ class _Transfer:
     def __init__(
         self,
         store: WheelStore,
-        finder: Finder,
-        web: Web,
+        origin: Origin,
         files: Sequence[LockedFile],
         on_file: Callable[[LockedFile], None],
     ) -> None:
         self._store = store
-        self._finder = finder
-        self._web = web
+        self._origin = origin
         self._on_file = on_file
         missing = store.missing(files)
         self._queue = deque(missing)
@@ -192,36 +257,47 @@ class _Transfer:
             lock.release()
 
     def _bring(self, file: LockedFile) -> None:
-        url = self._finder.find(file)
         part = self._store.part(file)
         part.parent.mkdir(parents=True, exist_ok=True)
-        if url.startswith("file:") or is_local(url):
-            shutil.copyfile(local_path(url), part)
+        resumed = False
+        if (here := self._origin.local(file)) is not None:
+            shutil.copyfile(here, part)
             digest = file_sha256(part)
         else:
-            digest = self._download(file, url, part)
+            digest, resumed = self._download(file, part)
         if self._stop.is_set():
             return
         if digest.hexdigest() != file.sha256:
             part.unlink(missing_ok=True)
-            raise _other_bytes(file, f"expected sha256 {file.sha256}, got {digest.hexdigest()}")
+            if resumed:
+                # What an earlier attempt left was never flushed, so it may be anything: from zero, next time.
+                raise JobFailed.transient(
+                    "cache_damaged",
+                    f"What an earlier attempt had fetched of {file.name} was damaged and has been removed.",
+                    advice="It is fetched again by the next attempt.",
+                )
+            raise self._origin.strange(file, f"expected sha256 {file.sha256}, got {digest.hexdigest()}")
         target = self._store.path(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
 
-    def _download(self, file: LockedFile, url: str, part: Path) -> hashlib._Hash:
-        """Bring the rest of the file; goes on where the connection broke while each try brings new bytes."""
+    def _download(self, file: LockedFile, part: Path) -> tuple[hashlib._Hash, bool]:
+        """Bring the rest of the file; goes on where the connection broke while each try brings new bytes.
+
+        Returns the hash, and whether some of the bytes are of an earlier attempt.
+        """
         digest = file_sha256(part) if part.exists() else hashlib.sha256()
         resumes = 0
         with part.open("a+b") as out:
             size = out.seek(0, os.SEEK_END)
+            resumed = size > 0
             while not self._stop.is_set() and (size < file.size or not file.size):
                 began, broken = size, HTTPError("the answer ended early")
-                response = self._begin(file, url, size)
+                response = self._begin(file, size)
                 try:
                     if size and response.status != 206:
                         # The server cannot resume: from zero.
-                        digest, size = hashlib.sha256(), out.truncate(0)
+                        digest, size, resumed = hashlib.sha256(), out.truncate(0), False
                     while not self._stop.is_set() and (chunk := response.read1(_CHUNK)):
                         out.write(chunk)
                         digest.update(chunk)
@@ -236,24 +312,17 @@ class _Transfer:
                     self._close(response)
                 resumes += 1
                 if size < file.size and (resumes > _RESUMES or size <= began) and not self._stop.is_set():
-                    raise self._web.failure(url, broken)
-        return digest
+                    raise self._origin.broken(file, broken)
+        return digest, resumed
 
-    def _begin(self, file: LockedFile, url: str, offset: int) -> BaseHTTPResponse:
-        response = self._web.open(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+    def _begin(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+        response = self._origin.open(file, offset)
         length = response.headers.get("Content-Length", "")
         expected = file.size - (offset if response.status == 206 else 0)
-        if response.status in NOT_HERE:
-            response.close()
-            raise JobFailed.permanent(
-                "not_on_index",
-                f"The package index lists {file.name}, but does not have it (HTTP status {response.status}).",
-                advice="Check the index or mirror in pip's or uv's settings.",
-            )
         if response.status == 416 or (file.size and length.isdigit() and int(length) != expected):
             response.close()
             self._store.part(file).unlink(missing_ok=True)
-            raise _other_bytes(file, f"{length or 'fewer'} bytes where {expected} are locked")
+            raise self._origin.strange(file, f"{length or 'fewer'} bytes where {expected} are expected")
         with self._guard:
             self._open.add(response)
         return response
@@ -262,12 +331,3 @@ class _Transfer:
         with self._guard:
             self._open.discard(response)
         response.close()
-
-
-def _other_bytes(file: LockedFile, detail: str) -> JobFailed:
-    return JobFailed.permanent(
-        "hash_mismatch",
-        f"The bytes of {file.name} are not the ones this release of Greenroom was tested with.",
-        advice="Check the package index or proxy that served it; it may rewrite or rebuild packages.",
-        detail=detail,
-    )

@@ -16,7 +16,7 @@ from greenroom.runner.installations.lock import LockedFile
 
 MARK = "installation.json"
 ENVIRONMENT = "env"
-"""The Python environment's folder inside an installation's."""
+"""The folder inside an installation's that holds its Python: an environment, or a tree out of an image."""
 SCHEMA = 1
 
 
@@ -41,7 +41,7 @@ class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wheel(msgspec.Struct, frozen=True, kw_only=True):
-    """A locked file the environment was made from."""
+    """A fetched file the installation was made from: a wheel, or a part of an image."""
 
     name: str
     sha256: str
@@ -52,6 +52,17 @@ class Wheel(msgspec.Struct, frozen=True, kw_only=True):
         return LockedFile(name=self.name, sha256=self.sha256, size=self.size)
 
 
+class ImageOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """The image a tree was unpacked from."""
+
+    name: str
+    """The reference it was asked for by, such as `docker.io/docker/model-runner:TAG`."""
+    digest: str
+    """Of its manifest, for its platform: what is installed under this name and version again is this."""
+    prebuilt: dict[str, str] = {}
+    """Folders in the tree, and where below the user's home the backend looks for what is in them."""
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of `installation.json`."""
 
@@ -60,7 +71,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     version: str
     digest: str
-    """SHA-256 of the lock."""
+    """SHA-256 of the lock, or of the image's manifest."""
     built_at: float
     size: int
     """Bytes of all files, hard links counted once."""
@@ -73,7 +84,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     links: dict[str, str]
     """Target by path."""
     sums: dict[str, str]
-    """SHA-256 of the files that no `RECORD` speaks for, the `RECORD`s themselves among them."""
+    """SHA-256 of the files that no `RECORD` speaks for, the `RECORD`s themselves among them; of all files of
+    an image."""
+    image: ImageOrigin | None = None
+    """None for an environment."""
 
     def installation(self, broken: str = "") -> Installation:
         """The fact others see."""
@@ -86,6 +100,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             built_at=self.built_at,
             broken=broken,
         )
+
+
+def interpreter(folder: Path) -> Path:
+    """The Python of an installation's folder: trees out of images have a `python3` at least."""
+    programs = folder / ENVIRONMENT / "bin"
+    found = programs / "python"
+    return found if os.path.lexists(found) else programs / "python3"
 
 
 def base_python() -> Path:

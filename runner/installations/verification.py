@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from greenroom.runner.failures import JobCancelled
-from greenroom.runner.installations.record import ENVIRONMENT, MARK, Record
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations.record import MARK, Record, interpreter
 
 _IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"
 _IDENTITY_SECONDS = 20.0
+_PROBE = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+_PROBE_SECONDS = 300.0
 _OUTPUT_LIMIT = 64 * 1024
 
 
@@ -85,28 +87,65 @@ def strange_python(folder: Path, record: Record) -> str:
 
     Another patch release is the same Python: system updates replace those in place.
     """
-    python = folder / ENVIRONMENT / "bin" / "python"
+    python = interpreter(folder)
     if not python.exists():
         return f"its Python is gone: {record.python.base} no longer exists"
-    outcome = run_python(python, ["-S", "-c", _IDENTITY], seconds=_IDENTITY_SECONDS)
-    if outcome.code != 0:
-        return f"its Python does not run ({outcome.ending})"
-    tag, _, version = outcome.output.strip().partition(" ")
+    try:
+        tag, version = identity(python)
+    except NotRunning as error:
+        return f"its Python does not run ({error})"
     if tag != record.python.tag:
         return f"its Python is now {version} and was {record.python.version}"
     return ""
 
 
+class NotRunning(Exception):
+    """An interpreter does not run; the text says how it ended."""
+
+
+def identity(python: Path) -> tuple[str, str]:
+    """Tag and version of an interpreter, such as `cpython-312` and `3.12.9`.
+
+    Raises:
+        NotRunning: It does not run.
+    """
+    outcome = run_python(python, ["-S", "-c", _IDENTITY], seconds=_IDENTITY_SECONDS)
+    if outcome.code != 0:
+        raise NotRunning(outcome.ending)
+    tag, _, version = outcome.output.strip().partition(" ")
+    return tag, version
+
+
+def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> None:
+    """See that an installation's modules import in it, each in turn.
+
+    Raises:
+        JobFailed: Permanent, `probe_failed`, with the last thing Python said.
+        JobCancelled: `cancel` was set.
+    """
+    python = interpreter(folder)
+    outcome = run_python(python, ["-c", _PROBE, *modules], seconds=_PROBE_SECONDS, cancel=cancel)
+    if outcome.code != 0:
+        reason = outcome.output.strip().splitlines()[-1:] or [outcome.ending]
+        raise JobFailed.permanent(
+            "probe_failed",
+            f"{name} was installed but does not start here: {reason[0][:200]}.",
+            advice="It may need a newer system or another Python; the rest is in `greenroom why`.",
+            detail=outcome.output,
+        )
+
+
 def changed(folder: Path, record: Record, cancel: Event | None = None) -> list[str]:
     """The files whose bytes are not the ones that were installed, each as a sentence; reads everything.
 
-    The sums come from the `RECORD` each wheel brought, and these are themselves under a sum of ours.
+    The sums come from the `RECORD` each wheel brought, and these are themselves under a sum of ours. Of an
+    image all sums are ours: whoever made it may have changed files after they were installed.
     """
     first = missing(folder, record)
     complaints = [first] if first else []
     sums = dict(record.sums)
     for name in record.sums:
-        if name.endswith(".dist-info/RECORD"):
+        if record.image is None and name.endswith(".dist-info/RECORD"):
             with suppress(OSError, csv.Error, UnicodeDecodeError):
                 sums |= _recorded(folder, name)
     for name, expected in sums.items():

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 import urllib3
@@ -28,6 +29,7 @@ from urllib3.util import Retry, Timeout
 
 _CONNECT_SECONDS = 10.0
 _AGENT = "greenroom (package installer)"
+_ADVICE = "Check the network; pip's and uv's own index and proxy settings are used."
 # One attempt is one attempt: who asked decides about another, where it is seen and counted.
 _ONCE = Retry(total=None, connect=0, read=0, status=0, other=0, redirect=8, raise_on_status=False)
 
@@ -38,8 +40,10 @@ NOT_HERE = frozenset({404, 410})
 class Web:
     """GET and HEAD with the transport of `PackageSources`; safe to use from several threads."""
 
-    def __init__(self, sources: PackageSources) -> None:
+    def __init__(self, sources: PackageSources, *, advice: str = _ADVICE) -> None:
+        """`advice` is for servers that do not answer."""
         self._sources = sources
+        self._advice = advice
         self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._guard = Lock()
         self._netrc: _netrc.netrc | None = None
@@ -69,7 +73,7 @@ class Web:
         *,
         headers: Mapping[str, str] | None = None,
         method: str = "GET",
-        body: bytes | None = None,
+        body: bytes | IO[bytes] | None = None,
         anonymous: bool = False,
     ) -> BaseHTTPResponse:
         """Send a request and return the answer unread, whatever its status.
@@ -155,7 +159,7 @@ class Web:
         return JobFailed.transient(
             "unreachable",
             sentence,
-            advice="Check the network; pip's and uv's own index and proxy settings are used.",
+            advice=self._advice,
             detail=detail,
         )
 

@@ -1,4 +1,4 @@
-"""The wheel store: whole files by hash, and the parts of those that are on their way.
+"""The store of fetched files, wheels and layers of images: whole ones by hash, and parts on their way.
 
 <store>/<sha256>/<file name>      whole
 <store>/<sha256>.part             what has come so far
@@ -10,8 +10,8 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Container, Iterable
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
@@ -28,6 +28,8 @@ class WheelStore:
         self.root = root
         self._guard = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
+        self._wanted: list[frozenset[str]] = []
+        """Files of the builds that run now."""
 
     def path(self, file: LockedFile) -> Path:
         """Where the file lies, or would."""
@@ -69,22 +71,50 @@ class WheelStore:
                 dropped.append(file)
         return dropped
 
+    @contextmanager
+    def using(self, files: Sequence[LockedFile]) -> Iterator[None]:
+        """Meanwhile `release` and `sweep` leave these files alone."""
+        mine = frozenset(file.sha256 for file in files)
+        with self._guard:
+            self._wanted.append(mine)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._wanted.remove(mine)
+
+    def release(self, files: Iterable[LockedFile], needed: Container[str]) -> list[LockedFile]:
+        """Drop those that no hash in `needed` and no build that runs now names; returns them."""
+        with self._guard:
+            gone = [file for file in files if file.sha256 not in needed and not self._in_use(file.sha256)]
+            for file in gone:
+                self.drop(file)
+        return gone
+
     def drop(self, file: LockedFile) -> None:
         """Remove a file, whole or in part."""
         shutil.rmtree(self.root / file.sha256, ignore_errors=True)
         self.part(file).unlink(missing_ok=True)
 
     def sweep(self, needed: Container[str], older_than: float) -> None:
-        """Remove whole and partial files that no hash in `needed` names, last touched before a wall time."""
-        with suppress(FileNotFoundError):
+        """Remove whole and partial files last touched before a wall time, but those in `needed` or in use."""
+        with self._guard, suppress(FileNotFoundError):
             for entry in list(os.scandir(self.root)):
+                sha256 = entry.name.removesuffix(".part")
                 with suppress(FileNotFoundError):
-                    if entry.name.removesuffix(".part") in needed or entry.stat().st_mtime >= older_than:
+                    if (
+                        sha256 in needed
+                        or self._in_use(sha256)
+                        or entry.stat(follow_symlinks=False).st_mtime >= older_than
+                    ):
                         continue
                     if entry.is_dir():
                         shutil.rmtree(entry.path, ignore_errors=True)
                     else:
                         Path(entry.path).unlink(missing_ok=True)
+
+    def _in_use(self, sha256: str) -> bool:
+        return any(sha256 in files for files in self._wanted)
 
     def only_one(self, file: LockedFile) -> threading.Lock:
         """Held by whoever fetches the file: two backends may share one."""

@@ -65,6 +65,7 @@ class Registry:
         settings: Mapping[str, RegistrySettings] | None = None,
         environment: Mapping[str, str] | None = None,
         thing: str = "model",
+        actions: str = "pull",
     ) -> None:
         """Touch nothing yet.
 
@@ -73,6 +74,7 @@ class Registry:
             settings: Mirrors and insecure registries.
             environment: Instead of the process's own.
             thing: What is looked for, for sentences.
+            actions: What tokens are asked for, such as `pull,push`.
         """
         environment = os.environ if environment is None else environment
         self.host = reference.registry
@@ -82,6 +84,7 @@ class Registry:
         self._given = token
         self._environment = environment
         self._thing = thing
+        self._actions = actions
         self._lock = threading.RLock()
         self._now = 0
         """The endpoint that has answered: what it has begun it goes on with."""
@@ -251,7 +254,8 @@ class Registry:
 
     def _token(self, endpoint: Endpoint, details: Mapping[str, str], known: Credentials, given: str) -> str:
         realm = details["realm"]
-        query = {"service": details.get("service", ""), "scope": f"repository:{self._scope(endpoint)}:pull"}
+        scope = f"repository:{self._scope(endpoint)}:{self._actions}"
+        query = {"service": details.get("service", ""), "scope": scope}
         if known.identity_token:
             # In the body: URLs end up in logs.
             form = query | {

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 from greenroom.runner.failures import JobCancelled, JobFailed
-from greenroom.runner.installations import environment as module
 from greenroom.runner.installations.disk import discard, folder_of, python_of
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.sources import PackageSources, Setting
@@ -171,7 +170,7 @@ def test_wrong_bytes_are_permanent_and_leave_nothing(environments, toy, index, m
 
 
 def test_too_little_space_is_said_before_anything_is_fetched(environments, toy, index, monkeypatch):
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
     with pytest.raises(JobFailed, match=r"Installing needs .* MB; the disk of .* has 1 MB left") as caught:
         build(environments, toy)
     assert caught.value.failure.code == "no_space"

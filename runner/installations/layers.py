@@ -1,0 +1,443 @@
+"""Lays the layers of an image over one another, as far as they belong to one tree inside it.
+
+The bytes come from whoever made the image, so nothing in them may choose where it is written: names with
+`..`, links that lead out of the tree, devices, and anything below a link refuse the whole image. Each path
+is walked from the tree's own folder, one component after the other, without following links, so a link that
+an earlier entry made leads nowhere. What a layer unpacks to is bounded by its size.
+
+OCI image specification 1.1, `layer`: whiteouts hide what lower layers hold, never what their own does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import posixpath
+import shutil
+import stat
+import sys
+import tarfile
+import zlib
+from contextlib import closing
+from pathlib import Path
+from threading import Event
+from typing import Any, Protocol, Self
+
+from greenroom.runner.failures import JobCancelled, JobFailed
+
+_WHITEOUT = ".wh."
+_OPAQUE = ".wh..wh..opq"
+_CHUNK = 1 << 20
+_ENTRIES = 1_000_000
+_DEPTH = 64
+_PATH = 4_096
+_LONG_HEADER = 1 << 20
+"""Bytes of one extended header: those are read whole into memory."""
+_RATIO = 250
+_FREE = 64 * 2**20
+"""A layer may unpack to this much whatever its size, and beyond it to `_RATIO` times its size."""
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+Parts = tuple[str, ...]
+
+
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def close(self) -> object: ...
+
+
+class Tree:
+    """A folder into which the layers of one image are laid, the lowest first. For one thread."""
+
+    def __init__(self, folder: Path, inside: str, name: str, cancel: Event) -> None:
+        """Make the folder.
+
+        Args:
+            inside: Path of the tree in the image, such as `/vllm-metal`.
+            name: The image's, for sentences.
+            cancel: When set, ends whatever is going on.
+        """
+        self.sums: dict[str, str] = {}
+        """SHA-256 of every regular file, by path in the tree."""
+        self._folder = folder
+        self._inside: Parts = tuple(part for part in inside.split("/") if part)
+        self._name = name
+        self._cancel = cancel
+        self._entries = 0
+        self._links: dict[str, str] = {}
+        self._fresh: set[str] = set()
+        """What the present layer has brought."""
+        folder.mkdir()
+        self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._root)
+
+    def lay(self, blob: Path, diff_id: str) -> None:
+        """Unpack one layer.
+
+        Args:
+            diff_id: The digest of the unpacked layer, by the image's configuration.
+
+        Raises:
+            JobFailed: Permanent: it is damaged, or would do what no layer may.
+            JobCancelled: It was asked to end.
+            OSError: The disk refused.
+        """
+        self._fresh = set()
+        try:
+            with closing(_opened(blob)) as raw:
+                stream = _Stream(raw, _FREE + _RATIO * blob.stat().st_size, self._bomb)
+                with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK, tarinfo=_Member) as tar:  # type: ignore[call-overload]
+                    for member in tar:
+                        self._take(tar, member)
+                # What follows the archive's end belongs to the layer as well.
+                while stream.read(_CHUNK):
+                    self._go_on()
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
+            raise self._unsafe("damaged_layer", f"one of its layers is no archive: {error}") from error
+        if stream.digest() != diff_id:
+            raise self._unsafe("hash_mismatch", "one of its layers is not the one its configuration names")
+
+    def finish(self, executables: tuple[str, ...]) -> None:
+        """Check every link once more, as the system sees it now, and restore execute bits.
+
+        Raises:
+            JobFailed: A link leads out of the tree.
+        """
+        root = os.path.realpath(self._folder)
+        for path, target in self._links.items():
+            real = os.path.realpath(os.path.join(root, path))
+            if os.path.islink(os.path.join(root, path)) and not _is_below(real, root):
+                raise self._unsafe("unsafe_image", f"its link {path} leads out of the tree, to {target}")
+        for pattern in executables:
+            for file in self._folder.glob(pattern):
+                if file.is_file() and not file.is_symlink():
+                    file.chmod(0o755)
+
+    def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        self._go_on()
+        self._entries += 1
+        if self._entries > _ENTRIES:
+            raise self._bomb()
+        parts = self._parts(member.name)
+        name = parts[-1] if parts else ""
+        if name.startswith(_WHITEOUT):
+            self._whiteout(parts)
+        elif parts[: len(self._inside)] == self._inside:
+            below = parts[len(self._inside) :]
+            if below:
+                self._place(tar, member, below)
+            elif not member.isdir():
+                raise self._unsafe("unsafe_image", f"its {'/'.join(self._inside)} is not a folder")
+
+    def _place(self, tar: tarfile.TarFile, member: tarfile.TarInfo, parts: Parts) -> None:
+        path = "/".join(parts)
+        with _Folder(self._parent(parts, make=True)) as folder:
+            name = parts[-1]
+            if member.isdir():
+                if not _is_folder(folder, name):
+                    self._remove(folder, name, path)
+                    os.mkdir(name, 0o755, dir_fd=folder)
+            elif member.isreg() and not member.issparse():
+                self._remove(folder, name, path)
+                self.sums[path] = self._write(tar, member, folder, name)
+            elif member.issym():
+                self._remove(folder, name, path)
+                os.symlink(self._target(member.linkname, parts), name, dir_fd=folder)
+                self._links[path] = member.linkname
+            elif member.islnk():
+                self._link(member, folder, name, path)
+            else:
+                raise self._unsafe("unsafe_image", f"its {path} is neither file, folder nor link")
+        self._fresh.add(path)
+
+    def _write(self, tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, name: str) -> str:
+        # Whose it was and who else may write to it is of no concern here.
+        mode = 0o755 if member.mode & 0o100 else 0o644
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        digest = hashlib.sha256()
+        content = tar.extractfile(member)
+        assert content is not None, "a regular file has content"
+        with content, os.fdopen(os.open(name, flags, mode, dir_fd=folder), "wb") as out:
+            os.fchmod(out.fileno(), mode)
+            while chunk := content.read(_CHUNK):
+                self._go_on()
+                digest.update(chunk)
+                out.write(chunk)
+        return digest.hexdigest()
+
+    def _link(self, member: tarfile.TarInfo, folder: int, name: str, path: str) -> None:
+        parts = self._parts(member.linkname)
+        below = parts[len(self._inside) :]
+        if parts[: len(self._inside)] != self._inside or not below:
+            raise self._unsafe("unsafe_image", f"its {path} is a link to {member.linkname}, outside the tree")
+        source = "/".join(below)
+        if source == path:
+            raise self._unsafe("unsafe_image", f"its {path} is a link to itself")
+        if source not in self.sums:
+            raise self._unsafe("unsafe_image", f"its {path} is a link to {source}, which is no file in it")
+        with _Folder(self._parent(below, make=False)) as place:
+            self._remove(folder, name, path)
+            os.link(below[-1], name, src_dir_fd=place, dst_dir_fd=folder, follow_symlinks=False)
+        self.sums[path] = self.sums[source]
+
+    def _target(self, text: str, parts: Parts) -> str:
+        """What a link may say: a path that, from where the link is, stays in the tree."""
+        if len(text) > _PATH or not _plain(text):
+            raise self._leads_out(parts, text)
+        steps = [step for step in text.split("/") if step not in ("", ".")]
+        if text.startswith("/"):
+            if tuple(steps[: len(self._inside)]) != self._inside or ".." in steps:
+                raise self._leads_out(parts, text)
+            there = "/".join(steps[len(self._inside) :]) or "."
+            return posixpath.relpath(f"/{there}", "/" + "/".join(parts[:-1]))
+        depth = len(parts) - 1
+        for step in steps:
+            depth += -1 if step == ".." else 1
+            if depth < 0:
+                raise self._leads_out(parts, text)
+        return "/".join(steps) or "."
+
+    def _whiteout(self, parts: Parts) -> None:
+        """Hide what lower layers have brought, in the tree or all of it."""
+        hidden = parts[:-1] if parts[-1] == _OPAQUE else (*parts[:-1], parts[-1].removeprefix(_WHITEOUT))
+        if hidden[-1:] in (("",), (".",), ("..",)):
+            raise self._unsafe("unsafe_image", f"it hides {'/'.join(parts)}")
+        below = hidden[len(self._inside) :]
+        if hidden == self._inside[: len(hidden)] and (parts[-1] == _OPAQUE or hidden):
+            for name in os.listdir(self._root):
+                self._hide(self._root, name, name)
+        elif hidden[: len(self._inside)] == self._inside and below:
+            self._hide_below(below, opaque=parts[-1] == _OPAQUE)
+
+    def _hide_below(self, parts: Parts, *, opaque: bool) -> None:
+        try:
+            place = self._parent(parts, make=False)
+        except (FileNotFoundError, JobFailed):
+            return  # nothing is there, or only a link's other end, which is hidden under its own name
+        path = "/".join(parts)
+        with _Folder(place) as folder:
+            if not opaque:
+                self._hide(folder, parts[-1], path)
+            elif _is_folder(folder, parts[-1]):
+                with _Folder(_entered(folder, parts[-1])) as inner:
+                    for name in os.listdir(inner):
+                        self._hide(inner, name, f"{path}/{name}")
+
+    def _hide(self, folder: int, name: str, path: str) -> None:
+        if not _exists(folder, name):
+            return
+        if not _is_folder(folder, name):
+            if path not in self._fresh:
+                self._remove(folder, name, path)
+            return
+        with _Folder(_entered(folder, name)) as inner:
+            for child in os.listdir(inner):
+                self._hide(inner, child, f"{path}/{child}")
+            empty = not os.listdir(inner)
+        if empty and path not in self._fresh:
+            os.rmdir(name, dir_fd=folder)
+
+    def _remove(self, folder: int, name: str, path: str) -> None:
+        """Take away what has this name, whatever it is."""
+        if not _exists(folder, name):
+            return
+        if _is_folder(folder, name):
+            shutil.rmtree(name, dir_fd=folder)
+            for known in (self.sums, self._links):
+                for below in [one for one in known if one.startswith(f"{path}/")]:
+                    del known[below]
+        else:
+            os.unlink(name, dir_fd=folder)
+            self.sums.pop(path, None)
+            self._links.pop(path, None)
+
+    def _parent(self, parts: Parts, *, make: bool) -> int:
+        """The folder in which the last part is, opened; no component of the way may be a link."""
+        here = os.dup(self._root)
+        for number, part in enumerate(parts[:-1], 1):
+            try:
+                try:
+                    inner = _entered(here, part)
+                except FileNotFoundError:
+                    if not make:
+                        raise
+                    os.mkdir(part, 0o755, dir_fd=here)
+                    self._fresh.add("/".join(parts[:number]))
+                    inner = _entered(here, part)
+            except NotADirectoryError:
+                raise self._unsafe(
+                    "unsafe_image", f"its {'/'.join(parts)} lies below a file or a link"
+                ) from None
+            finally:
+                os.close(here)
+            here = inner
+        return here
+
+    def _parts(self, name: str) -> Parts:
+        parts = tuple(part for part in name.split("/") if part not in ("", "."))
+        if ".." in parts:
+            raise self._unsafe("unsafe_image", f"it has an entry called {name[:200]!r}")
+        if len(parts) > _DEPTH or len(name) > _PATH or any(not _plain(part) for part in parts):
+            raise self._unsafe("unsafe_image", f"it has an entry called {name[:80]!r}")
+        return parts
+
+    def _go_on(self) -> None:
+        if self._cancel.is_set():
+            raise JobCancelled
+
+    def _leads_out(self, parts: Parts, text: str) -> JobFailed:
+        return self._unsafe(
+            "unsafe_image", f"its link {'/'.join(parts)} leads out of the tree, to {text[:200]!r}"
+        )
+
+    def _bomb(self) -> JobFailed:
+        return self._unsafe("unsafe_image", "one of its layers unpacks to far more than any program needs")
+
+    def _unsafe(self, code: str, clause: str) -> JobFailed:
+        return JobFailed.permanent(
+            code,
+            f"The image {self._name} cannot be used: {clause}.",
+            advice="Nothing of it was kept. Report it to whoever publishes the image.",
+        )
+
+
+class _Folder:
+    """A descriptor that is closed at the end."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __enter__(self) -> int:
+        return self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+class _Stream:
+    """Counts and hashes what a layer unpacks to; `tarfile` reads from it."""
+
+    def __init__(self, raw: _Readable, limit: int, too_much: Any) -> None:
+        self._raw = raw
+        self._left = limit
+        self._too_much = too_much
+        self._sum = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._raw.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise self._too_much()
+        self._sum.update(data)
+        return data
+
+    def digest(self) -> str:
+        return f"sha256:{self._sum.hexdigest()}"
+
+
+class _Member(tarfile.TarInfo):
+    """An entry whose extended headers are bounded before they are read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        long = (
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        )
+        if member.type in long and member.size > _LONG_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
+
+
+def unpacked_size(blob: Path) -> int:
+    """About how many bytes a layer unpacks to: for knowing beforehand whether there is room.
+
+    A gzip file ends with its size modulo 4 GiB; of others, the size packed is all that is known.
+    """
+    size = blob.stat().st_size
+    with blob.open("rb") as file:
+        if file.read(2) != _GZIP or size < 20:
+            return size
+        file.seek(-4, os.SEEK_END)
+        return max(size, int.from_bytes(file.read(4), "little"))
+
+
+def _opened(blob: Path) -> _Readable:
+    """By what the file is, whatever its media type says."""
+    with blob.open("rb") as file:
+        begin = file.read(4)
+    if begin.startswith(_GZIP):
+        return gzip.open(blob, "rb")
+    if begin == _ZSTD:
+        return _Zstd(blob)
+    return blob.open("rb")
+
+
+class _Zstd:
+    """A zstd file whose damage is told as any archive's."""
+
+    def __init__(self, blob: Path) -> None:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        self._damaged = zstd.ZstdError
+        self._file = zstd.ZstdFile(blob, "rb")
+
+    def read(self, size: int = -1, /) -> bytes:
+        try:
+            return self._file.read(size)
+        except self._damaged as error:
+            raise tarfile.ReadError(str(error)) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _entered(folder: int, name: str) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        import errno
+
+        # A link is ELOOP to some systems and ENOTDIR to others.
+        if error.errno == errno.ELOOP:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name) from error
+        raise
+
+
+def _exists(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_folder(folder: int, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root + os.sep)
+
+
+def _plain(part: str) -> bool:
+    """Text that can be stored and shown: UTF-8 without control characters."""
+    return not any(
+        ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) <= 0xDFFF for letter in part
+    )

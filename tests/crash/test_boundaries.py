@@ -82,6 +82,16 @@ def test_lives_killed_at_some_boundaries_come_to_the_same_end(place: Path) -> No
     assert kills == len(every[1::stride])
 
 
+def test_an_event_that_is_told_before_it_is_stored_is_found_out(place: Path) -> None:
+    daemons = Daemons(place / "wheels")
+    kill = Kill("library/2", "model_committed", "after")
+    try:
+        with pytest.raises(AssertionError, match="acknowledged"):
+            Life(daemons, place / "h", place / "m", kill, late="model_committed").live()
+    finally:
+        daemons.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_lives_killed_at_every_boundary_come_to_the_same_end(

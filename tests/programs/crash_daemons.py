@@ -1,8 +1,9 @@
 """Daemons that die at a chosen point of one event's life.
 
-Reads lines of JSON and answers each with one. `{"home": …, "kill": null | {"event": id, "point": …}}` forks
-a daemon and gives its pid; `{"wait": pid}` waits for its end and gives its status as Python's `returncode`.
-Forked from one process that has imported everything, a daemon is there in a fraction of the time.
+Reads lines of JSON and answers each with one. `{"home": …, "kill": null | {"event": id, "point": …},
+"late": type}` forks a daemon and gives its pid; `{"wait": pid}` waits for its end and gives its status as
+Python's `returncode`. Forked from one process that has imported everything, a daemon is there in a
+fraction of the time.
 
 Points:
 
@@ -145,13 +146,22 @@ def subjects(value: Effect | Command) -> set[str]:
 class WatchedJournal:
     """A journal at whose boundaries the process may end."""
 
-    def __init__(self, inner: Journal, boundary: Boundary) -> None:
+    def __init__(self, inner: Journal, boundary: Boundary, late: str) -> None:
         self._inner = inner
         self._boundary = boundary
+        self._late = late
+        self._held: list[Entry] = []
 
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
         self._boundary.arriving(batch)
-        records = self._inner.append(batch, urgent=urgent)
+        if batch[0].type == self._late:
+            # The fault that whoever watches must notice: said to be stored, and stored only later.
+            self._held += batch
+            fields = ("at", "stream", "version", "type", "schema", "cause", "data")
+            records = [Record(0, *(getattr(one, name) for name in fields)) for one in batch]
+        else:
+            held, self._held = self._held, []
+            records = self._inner.append([*held, *batch], urgent=urgent)[len(held) :]
         for record in records:
             self._boundary.note(f"{record.id} {record.type}")
         self._boundary.stored(batch)
@@ -231,7 +241,7 @@ def toy(home: Path) -> Backend:
     return made
 
 
-def live(home: Path, kill: dict[str, str] | None) -> int:
+def live(home: Path, kill: dict[str, str] | None, late: str) -> int:
     """One daemon, from its start to its end."""
     notes = os.open(f"{home}.notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     boundary = Boundary(kill["event"], kill["point"], notes) if kill else Boundary("", "", notes)
@@ -240,7 +250,7 @@ def live(home: Path, kill: dict[str, str] | None) -> int:
     settings = Settings(home=home, port=0, engine_grace=60.0, memory_budget=2**20 + 2**19)
     store = SqliteJournal(home / "journal.db")
     boundary.resume(store)
-    journal = WatchedJournal(store, boundary)
+    journal = WatchedJournal(store, boundary, late)
     greenroom = WatchedGreenroom(settings, journal=journal, backends={"toy": toy(home)})
     greenroom.boundary = boundary
     run(greenroom, drain=1.0)
@@ -255,7 +265,7 @@ def child(order: dict[str, Any]) -> None:
     os.dup2(log, 2)
     code = 70
     try:
-        code = live(home, order["kill"])
+        code = live(home, order["kill"], order["late"])
     except BaseException:  # noqa: BLE001 - nothing of this process may go on as the server
         traceback.print_exc()
     finally:

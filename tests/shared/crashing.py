@@ -111,6 +111,8 @@ class Life:
     models: Path
     """Where `one.gguf` and `two.gguf` lie."""
     kill: Kill | None = None
+    late: str = ""
+    """A type of event that is acknowledged before it is stored: the fault this harness must find."""
     killed: str = ""
     """What the daemon wrote down as it died."""
     acknowledged: dict[str, bool] = field(default_factory=dict)
@@ -300,7 +302,8 @@ class Life:
         engines = self._engines()
         if any(one["state"] != "ready" for one in engines):
             return False
-        if self._get("/engines/status")[1]["toy"].startswith("Installing"):
+        status = self._get("/engines/status")[1]["toy"]
+        if status.startswith("Installing") or status.endswith("being removed"):
             return False
         return {one["pid"] for one in engines} == set(self._processes("fake_engine.py"))
 
@@ -419,7 +422,7 @@ class Life:
     def _start(self, kill: Kill | None) -> None:
         (self.home / "daemon.json").unlink(missing_ok=True)
         order = {"event": kill.event, "point": kill.point} if kill is not None else None
-        self._pid = self.daemons.ask(home=str(self.home), kill=order)["pid"]
+        self._pid = self.daemons.ask(home=str(self.home), kill=order, late=self.late)["pid"]
         self._pidfd = os.pidfd_open(self._pid)
         end = time.monotonic() + BOUND
         note = self.home / "daemon.json"

@@ -96,6 +96,13 @@ def of_eviction(event: EvictionDecided, at: float, history: History, now: float)
                 numbers=numbers,
                 remedies=(again,),
             )
+        case "removed":
+            return Ending(
+                cause="removed",
+                at=at,
+                sentence=f"it was unloaded at {when} because it was being removed from the store.",
+                numbers=numbers,
+            )
         case "retiring":
             return _of_retiring(event, at, history, now, numbers)
         case "reconfigured":
@@ -137,6 +144,8 @@ def of_failure(life: Life, name: str, now: float) -> Ending:
         cause, sentence = "out_of_memory", f"its engine ended at {when}. {summary}"
     elif failed.was_ready:
         cause, sentence = "crashed", f"its engine ended at {when} while it was in use. {summary}"
+    elif failed.failure.code == "engine_stalled":
+        cause, sentence = "stalled", f"its engine was given up at {when}. {summary}"
     else:
         cause, sentence = "load_failed", f"it could not be loaded at {when}. {summary}"
     if cause in ("crashed", "load_failed") and end.signal:

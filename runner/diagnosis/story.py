@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from greenroom.actors.events import EvictionDecided, LoadAdmitted
-from greenroom.actors.scheduler_state import BreakerState, breaker_key
+from greenroom.actors.scheduler_state import BreakerState, LoadState, breaker_key, config_key
 from greenroom.runner.diagnosis.history import Happening, History, of_type
 from greenroom.runner.diagnosis.lives import Life, lives_in
 from greenroom.runner.diagnosis.names import shown_model
@@ -47,6 +47,14 @@ class Story:
         breakers = self.history.scheduler.breakers
         mine = [one for key, one in breakers.items() if key.startswith(f"{self.id}|") and one.until]
         return max(mine, key=lambda one: one.until, default=None)
+
+    def stays(self, load: LoadState) -> str:
+        """Why a load stays until it is told to go; empty when it does not."""
+        config = self.history.scheduler.configs.get(config_key(load.spec.model_id, load.spec.mode))
+        if load.kept:
+            return "a request wished so"
+        pinned = config is not None and config.keep_alive is not None and config.keep_alive < 0
+        return "it is configured so" if pinned else ""
 
     def daemons(self, since: float, until: float) -> list[Happening]:
         """Starts and stops of the daemon in between."""

@@ -336,9 +336,8 @@ class WhyBackend:
         """Requests that were refused for want of it, the last for each model."""
         found = []
         for events in self._history.models.values():
-            last = latest(events, LoadRefused)
-            if last is not None and named_backend(last[1].message) == self._name:
-                found.append(last[0])
+            mine = [one for one, e in of_type(events, LoadRefused) if named_backend(e.message) == self._name]
+            found += mine[-1:]
         return sorted(found, key=lambda one: one.record.seq)
 
     def _who_wants_it(self) -> list[str]:

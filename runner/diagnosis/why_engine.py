@@ -10,6 +10,7 @@ from greenroom.runner.diagnosis.history import Happening, History
 from greenroom.runner.diagnosis.lives import Life, lives_in
 from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.times import clock, moment
+from greenroom.runner.diagnosis.why_loaded import who_wanted
 from greenroom.runner.quantities import format_duration
 
 
@@ -18,20 +19,18 @@ def why_engine(engine_id: str, history: History, now: float) -> Finding:
     model = history.subjects.engine(engine_id)[0]
     life = _life(engine_id, model, history)
     name = shown_model(model, history) if model else "a model"
-    admitted = next((one for one in life.happenings if isinstance(one.event, LoadAdmitted)), None)
-    who = f"request {admitted.record.cause}" if admitted is not None and admitted.record.cause else "somebody"
+    cause, because = who_wanted(life, name)
+    on = f" on {life.spec.backend}" if life.spec is not None else ""
     finding = Finding(
         state=life.state,
-        cause="asked_for",
-        answer=f"Engine {engine_id} was started at {moment(life.began, now)} because {who} wanted {name}",
+        cause=cause,
+        answer=f"Engine {engine_id} was started{on} at {moment(life.began, now)} because {because}.",
         numbers={},
         steps=list(life.happenings),
         remedies=[Remedy(aim="All it has said", command=f"greenroom logs {engine_id}")],
     )
     if life.spec is not None:
-        finding.answer += f" on {life.spec.backend}"
         finding.numbers["memory"] = float(life.spec.memory)
-    finding.answer += "."
     if life.admitted is not None:
         finding.numbers["promised"] = float(life.admitted.promised)
         finding.numbers["budget"] = float(life.admitted.budget)

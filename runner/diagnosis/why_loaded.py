@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from greenroom.actors.events import BackendChosen
+from greenroom.actors.events import BackendChosen, LoadAdmitted
 from greenroom.actors.scheduler_state import LoadState
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.explanation import Remedy
@@ -31,6 +31,9 @@ def why_loaded(story: Story, loads: Sequence[LoadState]) -> Finding:
         if one is not load
     ]
     finding = _ready(story, life) if life.state == "ready" else _loading(story, life)
+    stays = story.stays(load)
+    if stays:
+        also.append(f"It stays until somebody unloads it: {stays}.")
     finding.also = [*also, *why_backend_of(life.chosen), *finding.also]
     finding.steps = [*finding.steps, *life.happenings, *story.done_for(life)]
     finding.numbers["memory"] = float(spec.memory)
@@ -47,6 +50,17 @@ def why_backend_of(chosen: BackendChosen | None, *, was: bool = False) -> list[s
     return [f"It {'ran' if was else 'runs'} on {chosen.backend} because: {'; '.join(chosen.reasons)}."]
 
 
+def who_wanted(life: Life, name: str) -> tuple[str, str]:
+    """Who an engine was started for: in a word, and as the end of `because …`."""
+    admitted = next((one for one in life.happenings if isinstance(one.event, LoadAdmitted)), None)
+    cause = admitted.record.cause if admitted is not None else ""
+    if cause.startswith("warm-"):
+        return "warm", f"the settings want {name} to be warm"
+    if cause.startswith("restore-"):
+        return "restored", f"{name} was loaded when the daemon before ended"
+    return "asked_for", f"request {cause} wanted {name}" if cause else f"somebody wanted {name}"
+
+
 def preferred_absent(chosen: BackendChosen | None) -> str:
     """The backend that would have been preferred, were it installed; it is named in the reasons only."""
     for reason in chosen.reasons if chosen is not None else ():
@@ -60,10 +74,14 @@ def _ready(story: Story, life: Life) -> Finding:
     assert life.spec is not None
     now, backend = story.now, life.spec.backend
     since = moment(life.ready_at or life.began, now)
+    cause, because = who_wanted(life, story.name)
     finding = Finding(
         state="loaded",
-        cause="asked_for",
-        answer=f"{story.name} is loaded: engine {life.engine_id} serves it on {backend} since {since}.",
+        cause=cause,
+        answer=(
+            f"{story.name} is loaded: engine {life.engine_id} serves it on {backend} since {since}, "
+            f"because {because}."
+        ),
         numbers={},
         remedies=[Remedy(aim="To unload it", command=f"greenroom unload {story.name}")],
     )

@@ -12,7 +12,7 @@ from greenroom.actors.events import (
     ModelCommitted,
 )
 from greenroom.actors.facts import Model
-from greenroom.actors.scheduler_state import BreakerState
+from greenroom.actors.scheduler_state import NOT_THE_MODELS_FAULT, BreakerState
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.endings import Ending
@@ -20,6 +20,7 @@ from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding, tool_words
 from greenroom.runner.diagnosis.history import Happening, latest
 from greenroom.runner.diagnosis.lives import Life
+from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.story import Story
 from greenroom.runner.diagnosis.times import moment
 from greenroom.runner.diagnosis.why_loaded import why_backend_of, why_loaded
@@ -82,7 +83,8 @@ def _of_failure(story: Story, failed: Life | None) -> Ending:
     """It did not come up or stopped working, once or a few times."""
     assert failed is not None
     ending = endings.of_failure(failed, story.name, story.now)
-    if ending.cause == "engine_lost":
+    assert failed.failed is not None
+    if failed.failed.failure.code in NOT_THE_MODELS_FAULT:
         # It says nothing of the model: what happened to the daemon says more.
         return msgspec.structs.replace(ending, steps=tuple(story.daemons(failed.began, failed.failed_at)))
     count = story.failures(failed)
@@ -127,6 +129,8 @@ def _of_breaker(story: Story, breaker: BreakerState) -> Ending:
 def _of_refusal(story: Story, refused: LoadRefused, at: float) -> Ending:
     """With how the backend it names has been since."""
     ending = endings.of_refusal(refused, at, story.name, story.now)
+    if refused.code == "no_room":
+        return msgspec.structs.replace(ending, also=(*ending.also, *_pinned(story)))
     backend = endings.named_backend(refused.message)
     if not backend:
         return ending
@@ -147,6 +151,16 @@ def _of_refusal(story: Story, refused: LoadRefused, at: float) -> Ending:
     return msgspec.structs.replace(
         ending, numbers=numbers, also=tuple(also), steps=tuple(about[-6:]), words=words, remedies=remedies
     )
+
+
+def _pinned(story: Story) -> list[str]:
+    """Who holds memory and stays until told to go."""
+    return [
+        f"{shown_model(load.spec.model_id, story.history)} holds {format_size(load.spec.memory)} "
+        f"and stays: {why}."
+        for load in story.history.scheduler.loads.values()
+        if (why := story.stays(load))
+    ]
 
 
 def _never_asked(story: Story, model: Model) -> Finding:

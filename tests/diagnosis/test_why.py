@@ -345,6 +345,22 @@ def test_a_daemon_that_was_killed_and_whose_engine_was_adopted(script: Any) -> N
     assert script.why(engine).cause == "adopted"
 
 
+@pytest.mark.parametrize(
+    ("request_id", "cause", "because"),
+    [
+        ("warm-0a1b2c3d4e5f", "warm", "because the settings want smollm2 to be warm."),
+        ("restore-0a1b2c3d4e5f", "restored", "because smollm2 was loaded when the daemon before ended."),
+        ("r-0a1b2c3d-4", "asked_for", "because request r-0a1b2c3d-4 wanted smollm2."),
+    ],
+)
+def test_who_a_model_is_loaded_for(script: Any, request_id: str, cause: str, because: str) -> None:
+    engine = script.load(request=request_id)
+
+    for name in ("smollm2", engine):
+        assert script.why(name).cause == cause
+        assert because in script.why(name).answer
+
+
 def test_why_it_runs_on_this_backend_and_not_on_that_one(script: Any) -> None:
     script.model("qwen3", kind="safetensors")
     mlx = script.install("mlx", "0.32", wanted_by="explicit")
@@ -441,6 +457,12 @@ def test_a_model_that_does_not_fit(script: Any) -> None:
 
 
 def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
+    gemma3 = script.model("gemma3")
+    pinned = script.load("gemma3", memory=6 * GB)
+    wish = ev.KeepAliveWished(
+        engine_id=pinned, model_id=gemma3, model_ref="docker.io/ai/gemma3:latest", keep_alive=-1.0
+    )
+    script.add(wish, cause="r-0a1b2c3d-1")
     message = (
         "smollm2 needs 3.0 GiB of memory; of the 8.0 GiB that engines may use, pinned models hold 6.0 GiB."
     )
@@ -450,7 +472,9 @@ def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
 
     assert (found.state, found.cause) == ("refused", "no_room")
     assert found.numbers == {"needed": 3.0, "budget": 8.0, "pinned": 6.0}
+    assert found.also == ("gemma3 holds 6.00 GB and stays: a request wished so.",)
     assert commands(found)[0] == "greenroom ps"
+    assert "It stays until somebody unloads it: a request wished so." in script.why("gemma3").also
 
 
 ABSENT = 'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'
@@ -759,7 +783,7 @@ def test_an_engine_tells_from_its_request_to_its_last_words(script: Any) -> None
     found = script.why(engine)
 
     assert (found.kind, found.state, found.cause) == ("engine", "gone", "crashed")
-    assert f"because request {request} wanted smollm2 on llama.cpp." in found.answer
+    assert f"because request {request} wanted smollm2." in found.answer
     assert found.numbers["load_seconds"] == 0.8
     assert found.words[0].lines == ("segfault",)
     assert types(found)[0] == "backend_chosen"

@@ -34,11 +34,12 @@ def fake_backend(
     dialect: Dialect | None = None,
     allowed_flags: frozenset[str] = frozenset(),
     verdict: str = "",
+    overhead: int = 2**20,
 ) -> Backend:
     """A backend whose engines are `program`, a Python file run by this very interpreter.
 
     It gets `--socket`, `--model`, then `flags`, then the user's flags. It needs no installation: name one
-    with `managed=False` and any root.
+    with `managed=False` and any root. `overhead` is the memory an engine is promised beside its model.
     """
     chosen_name, chosen_flags, chosen_deferred, chosen_preference = name, flags, deferred, preference
     chosen_readiness, chosen_dialect, chosen_allowed = readiness, dialect, allowed_flags
@@ -60,7 +61,7 @@ def fake_backend(
         readiness = chosen_readiness or Readiness()
         dialect = chosen_dialect or Dialect()
         allowed_flags = chosen_allowed
-        overhead_bytes = 2**20
+        overhead_bytes = overhead
 
         def verdict(self, platform: Platform) -> str:  # noqa: ARG002 - the same everywhere
             """What was asked for; empty by default."""

@@ -37,6 +37,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--healthy-but-dead", action="store_true", help="healthy, but no completion ever ends"
     )
+    parser.add_argument("--freeze-after-requests", type=int, default=0, metavar="N", help="then as above")
+    parser.add_argument("--freeze-after-tokens", type=int, default=0, metavar="N")
+    parser.add_argument("--burn-before-first-token", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--deaf", action="append", default=[], metavar="SIGNAL", help="ignore this signal")
     parser.add_argument("--deaf-to-sigterm", action="store_true", help="ignore SIGINT and SIGTERM")
     parser.add_argument("--tokens", type=int, default=5)
@@ -49,7 +52,27 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--child-escapes", action="store_true", help="that child makes a session of its own")
     parser.add_argument("--note", default="", metavar="FILE", help="write down there that it was started")
     parser.add_argument("--ignore-keeper", action="store_true", help="do not watch the keeper's pipe")
-    return parser.parse_known_args(argv)[0]
+    parser.add_argument(
+        "--for",
+        dest="special",
+        action="append",
+        default=[],
+        metavar="NAME=FLAG[,VALUE]...",
+        help="these too, when the model's file has this name in its head",
+    )
+    given = parser.parse_known_args(argv)[0]
+    more = [
+        words.split(",")
+        for name, _, words in (one.partition("=") for one in given.special)
+        if is_in(name, given.model)
+    ]
+    return parser.parse_known_args([*argv, *(word for words in more for word in words)])[0] if more else given
+
+
+def is_in(name: str, model: str) -> bool:
+    with contextlib.suppress(OSError), open(model, "rb") as file:
+        return name.encode() in file.read(1000)
+    return False
 
 
 class Engine:
@@ -118,8 +141,10 @@ class Engine:
         STATS["requests"] += 1
         STATS["active"] += 1
         try:
-            if self.options.healthy_but_dead:
+            frozen = self.options.freeze_after_requests
+            if self.options.healthy_but_dead or (frozen and STATS["requests"] > frozen):
                 await asyncio.Event().wait()
+            await self.burn(self.options.burn_before_first_token)
             if path == "/v1/embeddings":
                 vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2, 0.3]}
                 usage = {"prompt_tokens": 1, "total_tokens": 1}
@@ -134,6 +159,12 @@ class Engine:
             if self.options.die_after_requests and STATS["requests"] >= self.options.die_after_requests:
                 await asyncio.sleep(0)
                 die(self.options.die_by)
+
+    async def burn(self, seconds: float) -> None:
+        """A prefill: nothing comes out, and a processor is busy. Nobody else is served meanwhile."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            sum(range(100_000))
 
     async def generate(self, reader, writer, path: str, request: dict) -> None:
         chat = path == "/v1/chat/completions"
@@ -185,6 +216,8 @@ class Engine:
         if self.options.token_delay:
             await asyncio.sleep(self.options.token_delay)
         STATS["tokens"] += 1
+        if self.options.freeze_after_tokens and STATS["tokens"] > self.options.freeze_after_tokens:
+            await asyncio.Event().wait()
         if self.options.die_after_tokens and STATS["tokens"] > self.options.die_after_tokens:
             die(self.options.die_by)
 

@@ -1,0 +1,120 @@
+"""The daemon with the fake engine as its backend, as settings from the environment have it.
+
+    serve_wedge.py HOME [--port N] [--toy] [-- ENGINE FLAGS]
+
+Any of the fake engine's flags may be configured for a model. With `--toy` there is a second, deferred backend
+that is really installed, from the wheels and the lock beside the data directory. Beside it, a file
+`available` says how many bytes of memory are free on this machine, for tests about memory.
+
+`GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
+before or after it is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from greenroom.actors.journal.port import Entry, Journal, Record
+from greenroom.actors.journal.sqlite import SqliteJournal
+from greenroom.runner.backends.declaration import Backend, Command, Environment, Launch
+from greenroom.runner.config import ExternalBackend, load
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.http.server import run
+from greenroom.runner.testing import fake_backend
+
+ENGINE = Path(__file__).with_name("fake_engine.py")
+FLAGS = frozenset(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', ENGINE.read_text()))
+OVERHEAD = 64 * 2**20
+"""More than the program really needs, so that what is promised is what tests reckon with."""
+
+
+class Killing:
+    """A journal under which the daemon dies."""
+
+    def __init__(self, inside: Journal, type_: str, when: str) -> None:
+        self.inside = inside
+        self.type = type_
+        self.when = when
+
+    def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
+        due = any(entry.type == self.type for entry in batch)
+        if due and self.when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        records = self.inside.append(batch, urgent=urgent)
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return records
+
+    def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
+        return self.inside.read(after=after, stream=stream)
+
+    def close(self) -> None:
+        self.inside.close()
+
+
+def toy(home: Path, flags: Sequence[str]) -> Backend:
+    """Installed from a wheel; its engines are the fake program under the environment's own Python."""
+    fake = fake_backend(ENGINE, *flags, name="toy", deferred=True, formats=("safetensors", "gguf"))
+
+    class Toy(type(fake)):  # type: ignore[misc]
+        overhead_bytes = OVERHEAD
+        allowed_flags = FLAGS
+        source = Environment(
+            distribution="toy", lock=str(home.parent / "toy"), probe=("toy",), requirements=("toy",)
+        )
+
+        def command(self, launch: Launch) -> Command:
+            return Command(argv=(str(launch.python), *super().command(launch).argv[1:]))
+
+    made: Backend = Toy()
+    return made
+
+
+def pretend(file: Path) -> None:
+    """Have as much free memory as the file says, while there is one."""
+    real = psutil.virtual_memory
+
+    def virtual_memory() -> Any:
+        found = real()
+        try:
+            return found._replace(available=int(file.read_text()))
+        except (OSError, ValueError):
+            return found
+
+    psutil.virtual_memory = virtual_memory
+
+
+def main() -> None:
+    own, flags = sys.argv[1:], []
+    if "--" in own:
+        own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("home", type=Path)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--toy", action="store_true")
+    given = parser.parse_args(own)
+    pretend(given.home.parent / "available")
+    settings = load({"home": str(given.home), "port": given.port})
+    fake = fake_backend(ENGINE, *flags, allowed_flags=FLAGS, overhead=OVERHEAD)
+    backends: dict[str, Backend] = {"fake": fake}
+    if given.toy:
+        backends = {"toy": toy(given.home, flags)}
+    else:
+        settings = settings.changed("test", backends={"fake": ExternalBackend(binary=Path(sys.executable))})
+    journal: Journal | None = None
+    if kill := os.environ.get("GREENROOM_TEST_KILL"):
+        given.home.mkdir(exist_ok=True)
+        journal = Killing(SqliteJournal(given.home / "journal.db"), *kill.split(":"))
+    run(Greenroom(settings, journal=journal, backends=backends), drain=1.0)
+
+
+if __name__ == "__main__":
+    main()

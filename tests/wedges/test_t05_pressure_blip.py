@@ -1,0 +1,47 @@
+"""T5: memory pressure that appears and clears within one tick (oMLX: a latch that never clears)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from wedge import MIB, until
+
+
+async def test_pressure_that_passes_leaves_nothing_behind(make_daemon: Any) -> None:
+    daemon = await make_daemon(progress_after="0.2")
+    await daemon.add("ready", "waiting")
+    assert (await daemon.chat("ready")).status == 200
+    file = daemon.home.parent / "available"
+    file.write_text(str(600 * MIB - 40 * MIB))  # less the head-room: not enough for another engine
+    ask = asyncio.create_task(daemon.chat("waiting", stream=True))
+    await until(lambda: _waits(daemon))
+    # What is loaded goes on serving, and is neither evicted for pressure from outside nor closed.
+    assert (await daemon.chat("ready")).status == 200
+    file.unlink()
+    answer = await ask
+    assert answer.status == 200
+    assert b": waiting for waiting: waiting for memory" in answer.body
+    assert answer.frames[-1] == "[DONE]"
+    assert (await daemon.chat("ready")).status == 200
+    assert daemon.events("load_refused", "load_failed") == []
+    ledger = (await daemon.get("/engines/ledger")).json
+    assert ledger["waiting"] == 0
+    assert ledger["free"] > 64 * MIB
+
+
+async def test_pressure_that_stays_is_a_refusal_with_the_numbers_and_passes_too(make_daemon: Any) -> None:
+    daemon = await make_daemon(max_wait="1")
+    await daemon.add("tiny")
+    file = daemon.home.parent / "available"
+    file.write_text(str(540 * MIB))
+    answer = await daemon.chat("tiny")
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert "64 MiB" in answer.error["message"]
+    file.unlink()
+    assert (await daemon.chat("tiny")).status == 200
+
+
+async def _waits(daemon: Any) -> bool:
+    return bool((await daemon.get("/engines/ledger")).json["waiting"])

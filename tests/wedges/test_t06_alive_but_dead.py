@@ -1,0 +1,77 @@
+"""T6: the engine's HTTP is alive and its generation is dead (mlx-lm: completions hang for hours)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from wedge import until
+
+
+async def test_it_is_found_out_ended_and_replaced_and_whoever_waited_is_served(make_daemon: Any) -> None:
+    daemon = await make_daemon("--freeze-after-requests", "2", stall_after="2")
+    await daemon.add("tiny")
+    assert (await daemon.chat("tiny")).status == 200
+    assert (await daemon.chat("tiny")).status == 200
+    first = await daemon.engine("tiny")
+    # The third request is never answered by that engine, whose health path is green all the while.
+    answer = await daemon.chat("tiny")
+    assert answer.status == 200, answer.body
+    second = await daemon.engine("tiny")
+    assert second["pid"] != first["pid"]
+    (stop,) = [one for one in daemon.events("engine_stop_requested") if one.get("fault")]
+    assert stop["engine_id"] == first["engine_id"]
+    assert "did not answer a request for one token" in stop["reason"]
+    (failed,) = daemon.events("load_failed")
+    assert (failed["failure"]["code"], failed["was_ready"]) == ("engine_stalled", True)
+    assert first["pid"] not in daemon.engine_pids()
+
+
+async def test_a_stream_that_falls_silent_for_good_is_one_error_frame_with_the_reason(
+    make_daemon: Any,
+) -> None:
+    daemon = await make_daemon("--tokens", "50", "--freeze-after-tokens", "3", stall_after="2")
+    await daemon.add("tiny")
+    answer = await daemon.chat("tiny", stream=True)
+    assert answer.frames[-1] == "[DONE]"
+    assert "given up" in answer.frames[-2]["error"]["message"]
+    assert [one for one in daemon.events("engine_stop_requested") if one.get("fault")]
+
+
+async def test_a_prefill_that_burns_a_processor_is_never_killed(make_daemon: Any) -> None:
+    daemon = await make_daemon("--burn-before-first-token", "7", stall_after="1.5")
+    await daemon.add("tiny")
+    answer = await daemon.chat("tiny")
+    assert answer.status == 200
+    assert answer.seconds > 6.9
+    assert len(daemon.spawned("tiny")) == 1
+    assert daemon.events("engine_stop_requested") == []
+
+
+async def test_an_engine_that_computes_elsewhere_but_answers_one_token_is_left_alone(
+    make_daemon: Any,
+) -> None:
+    # No byte and no processor time, as where a graphics processor does it all; but others are answered.
+    daemon = await make_daemon("--first-token-delay", "6", stall_after="1.5")
+    await daemon.add("tiny")
+    answer = await daemon.chat("tiny", stream=True)
+    assert answer.status == 200
+    assert answer.frames[-1] == "[DONE]"
+    assert "error" not in answer.body.decode()
+    assert daemon.events("engine_stop_requested") == []
+
+
+async def test_nobody_inside_means_nothing_to_find_out(make_daemon: Any) -> None:
+    daemon = await make_daemon("--freeze-after-requests", "1", stall_after="1")
+    await daemon.add("tiny")
+    assert (await daemon.chat("tiny")).status == 200
+    ask = asyncio.create_task(daemon.chat("tiny"))
+    await until(lambda: _inside(daemon))
+    ask.cancel()
+    await daemon.at_rest()
+    await asyncio.sleep(2.5)  # what must not happen has no event
+    assert daemon.events("engine_stop_requested") == []
+
+
+async def _inside(daemon: Any) -> bool:
+    return any(row["inside"] for row in await daemon.engines())

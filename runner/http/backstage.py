@@ -9,7 +9,7 @@ from typing import Protocol
 from greenroom.actors.facts import Engine, Model
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.messages import BackendStatus
+from greenroom.actors.messages import BackendFacts, BackendStatus
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.backends.declaration import Backend
 
@@ -69,6 +69,11 @@ class Backstage(Protocol):
     @property
     def backends(self) -> Mapping[str, Backend]:
         """The declarations, by name."""
+        ...
+
+    @property
+    def facts(self) -> tuple[BackendFacts, ...]:
+        """What the actors know of the declarations on this machine."""
         ...
 
     def find_model(self, text: str) -> Model | None:

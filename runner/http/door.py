@@ -10,7 +10,6 @@ from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.messages import SCHEDULER
 from greenroom.actors.scheduler_state import ModelConfigState, SchedulerState
-from greenroom.runner.backends.declaration import Platform
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.errors import HttpRefusal
@@ -38,7 +37,8 @@ class Door:
         self.visitors = Visitors()
         self.ids = RequestIds()
         self.upstreams = Upstreams(self._live_endpoints)
-        self.platform = Platform.here()
+        self.verdicts = {one.name: one.verdict for one in backstage.facts}
+        """Why this machine cannot run a backend; empty for those it can."""
         self._models: tuple[Model, ...] = ()
         self._named: dict[str, Model] = {}
         """What names stood for while the models were these."""

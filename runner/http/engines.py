@@ -97,6 +97,5 @@ class Engines:
                 return f"Error: {status.failure.message}" if status.failure is not None else "Error"
             case "retiring":
                 return "Not Installed: being removed"
-        backend = self._door.backstage.backends.get(status.name)
-        verdict = backend.verdict(self._door.platform) if backend is not None else ""
+        verdict = self._door.verdicts.get(status.name, "")
         return f"Not Installed: {verdict}" if verdict else "Not Installed"

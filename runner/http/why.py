@@ -31,9 +31,7 @@ class Why:
 
         backstage = self._door.backstage
         name = request.match_info["name"]
-        known = {
-            backend.name: backend.verdict(self._door.platform) for backend in backstage.backends.values()
-        }
+        known = self._door.verdicts
 
         def read() -> Explanation:
             # In a thread: the whole journal is read, which takes a second for a million events.

@@ -1,1 +1,222 @@
-"""The event-sourced actor system: kernel, journal, and the four actors of a model runner."""
+"""The event-sourced actor system: kernel, journal, and the four actors of a model runner.
+
+What is public is said here and described in docs/embedding.md; a name is imported when it is first used, so
+that to import one module does not import all. Everything else may change in any version.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from greenroom.actors.facts import (
+        Engine,
+        EngineExit,
+        EngineSpec,
+        Failure,
+        Installation,
+        Model,
+        Plan,
+        Progress,
+    )
+    from greenroom.actors.journal.memory import MemoryJournal
+    from greenroom.actors.journal.port import (
+        Entry,
+        Journal,
+        JournalBusy,
+        JournalDamaged,
+        JournalError,
+        JournalFailed,
+        JournalFull,
+        JournalTooNew,
+        NotAJournal,
+        NotWritten,
+        Record,
+    )
+    from greenroom.actors.journal.reader import JournalReader, read_journal
+    from greenroom.actors.journal.sqlite import SqliteJournal
+    from greenroom.actors.kernel.clock import Clock, ManualClock, Moment, SystemClock, Timer
+    from greenroom.actors.kernel.core import (
+        Address,
+        Answer,
+        Command,
+        Core,
+        Decision,
+        Effect,
+        Event,
+        Hands,
+        Later,
+        Recovered,
+        SingleStream,
+        Stored,
+        Tell,
+        refuse,
+    )
+    from greenroom.actors.kernel.errors import (
+        ActorStopped,
+        AskExpired,
+        KernelError,
+        MailboxFull,
+        Refusal,
+        Refused,
+        StartFailed,
+        SystemFailed,
+        UnknownActor,
+    )
+    from greenroom.actors.kernel.reply import NoAnswerYet, Reply
+    from greenroom.actors.kernel.system import ActorSystem
+    from greenroom.actors.messages import (
+        INSTALLER,
+        LIBRARY,
+        SCHEDULER,
+        Abandon,
+        CancelInstall,
+        Cancelled,
+        CancelPull,
+        Configure,
+        Configured,
+        Ensure,
+        Ensured,
+        Granted,
+        PlanInstall,
+        Pull,
+        Pulled,
+        Removed,
+        RemoveModel,
+        Serve,
+        Tagged,
+        TagModel,
+        Uninstall,
+        Uninstalled,
+        Unload,
+        Unloaded,
+    )
+    from greenroom.actors.testing import Case, FaultyJournal, RecordingHands, given
+
+_PLACES = {
+    "facts": "Engine EngineExit EngineSpec Failure Installation Model Plan Progress",
+    "journal.memory": "MemoryJournal",
+    "journal.port": (
+        "Entry Journal JournalBusy JournalDamaged JournalError JournalFailed JournalFull "
+        "JournalTooNew NotAJournal NotWritten Record"
+    ),
+    "journal.reader": "JournalReader read_journal",
+    "journal.sqlite": "SqliteJournal",
+    "kernel.clock": "Clock ManualClock Moment SystemClock Timer",
+    "kernel.core": (
+        "Address Answer Command Core Decision Effect Event Hands Later Recovered SingleStream Stored "
+        "Tell refuse"
+    ),
+    "kernel.errors": (
+        "ActorStopped AskExpired KernelError MailboxFull Refusal Refused StartFailed SystemFailed "
+        "UnknownActor"
+    ),
+    "kernel.reply": "NoAnswerYet Reply",
+    "kernel.system": "ActorSystem",
+    "messages": (
+        "Abandon CancelInstall CancelPull Cancelled Configure Configured Ensure Ensured Granted "
+        "INSTALLER LIBRARY PlanInstall Pull Pulled RemoveModel Removed SCHEDULER Serve TagModel "
+        "Tagged Uninstall Uninstalled Unload Unloaded"
+    ),
+    "testing": "Case FaultyJournal RecordingHands given",
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names.split()}
+
+__all__ = [
+    "INSTALLER",
+    "LIBRARY",
+    "SCHEDULER",
+    "Abandon",
+    "ActorStopped",
+    "ActorSystem",
+    "Address",
+    "Answer",
+    "AskExpired",
+    "CancelInstall",
+    "CancelPull",
+    "Cancelled",
+    "Case",
+    "Clock",
+    "Command",
+    "Configure",
+    "Configured",
+    "Core",
+    "Decision",
+    "Effect",
+    "Engine",
+    "EngineExit",
+    "EngineSpec",
+    "Ensure",
+    "Ensured",
+    "Entry",
+    "Event",
+    "Failure",
+    "FaultyJournal",
+    "Granted",
+    "Hands",
+    "Installation",
+    "Journal",
+    "JournalBusy",
+    "JournalDamaged",
+    "JournalError",
+    "JournalFailed",
+    "JournalFull",
+    "JournalReader",
+    "JournalTooNew",
+    "KernelError",
+    "Later",
+    "MailboxFull",
+    "ManualClock",
+    "MemoryJournal",
+    "Model",
+    "Moment",
+    "NoAnswerYet",
+    "NotAJournal",
+    "NotWritten",
+    "Plan",
+    "PlanInstall",
+    "Progress",
+    "Pull",
+    "Pulled",
+    "Record",
+    "RecordingHands",
+    "Recovered",
+    "Refusal",
+    "Refused",
+    "RemoveModel",
+    "Removed",
+    "Reply",
+    "Serve",
+    "SingleStream",
+    "SqliteJournal",
+    "StartFailed",
+    "Stored",
+    "SystemClock",
+    "SystemFailed",
+    "TagModel",
+    "Tagged",
+    "Tell",
+    "Timer",
+    "Uninstall",
+    "Uninstalled",
+    "UnknownActor",
+    "Unload",
+    "Unloaded",
+    "given",
+    "read_journal",
+    "refuse",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    place = _PLACE_OF.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{place}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted([*ROOT.glob("actors/**/*.py"), *ROOT.glob("runner/**/*.py")])
+# The two packages themselves are no layer: they say what is public, and import it when it is used.
+LISTS = {ROOT / "actors" / "__init__.py", ROOT / "runner" / "__init__.py"}
+FILES = sorted({*ROOT.glob("actors/**/*.py"), *ROOT.glob("runner/**/*.py")} - LISTS)
 
 # Each layer may import itself and those before it; the longest name that fits counts.
 LAYERS = (

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from crashing import Daemons, Life, make_wheel, write_models
+from crashing import Daemons, Life, write_models
+from toy import make_wheel
 
 
 @pytest.fixture

@@ -36,14 +36,12 @@ from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.core import Address, Command, Effect, Hands
 from greenroom.actors.kernel.shell import Shell
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.runner.backends.declaration import Backend, Environment, Launch
-from greenroom.runner.backends.declaration import Command as Program
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
-from greenroom.runner.testing import fake_backend
 
-ENGINE = Path(__file__).with_name("fake_engine.py")
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from toy import toy_backend
 
 # Work outside this process, which ends with a report; gates, answers and messages are done at once.
 WORLD = (
@@ -225,22 +223,6 @@ def watch(boundary: Boundary) -> None:
     Shell._settle = settled  # type: ignore[method-assign]
 
 
-def toy(home: Path) -> Backend:
-    """A backend that is really installed, from a wheel in a folder, and runs the fake engine program."""
-    fake = fake_backend(ENGINE, "--note", f"{home}.starts", name="toy", deferred=True)
-
-    class Toy(type(fake)):  # type: ignore[misc]
-        source = Environment(
-            distribution="toy", lock=str(home.parent / "toy"), probe=("toy",), requirements=("toy",)
-        )
-
-        def command(self, launch: Launch) -> Program:
-            return Program(argv=(str(launch.python), *super().command(launch).argv[1:]))
-
-    made: Backend = Toy()
-    return made
-
-
 def live(home: Path, kill: dict[str, str] | None, late: str) -> int:
     """One daemon, from its start to its end."""
     notes = os.open(f"{home}.notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -251,7 +233,8 @@ def live(home: Path, kill: dict[str, str] | None, late: str) -> int:
     store = SqliteJournal(home / "journal.db")
     boundary.resume(store)
     journal = WatchedJournal(store, boundary, late)
-    greenroom = WatchedGreenroom(settings, journal=journal, backends={"toy": toy(home)})
+    backend = toy_backend(home.parent, "--note", f"{home}.starts")
+    greenroom = WatchedGreenroom(settings, journal=journal, backends={"toy": backend})
     greenroom.boundary = boundary
     run(greenroom, drain=1.0)
     return 0

@@ -6,11 +6,9 @@ the world shall be, so that a step the kill interrupted is simply done again.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import http.client
-import io
 import json
 import os
 import select
@@ -18,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +24,8 @@ from typing import Any
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.installations.disk import InstallationStore
-from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
 from greenroom.runner.testing import tiny_gguf
+from toy import sources
 
 BOUND = 30.0
 """Seconds anything may take."""
@@ -57,9 +54,12 @@ class Daemons:
 
     def __init__(self, wheels: Path) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("GREENROOM_", "PIP_", "UV_"))}
-        env |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
         self._process = subprocess.Popen(
-            [sys.executable, str(DAEMONS)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(DAEMONS)],
+            env=env | sources(wheels),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, **order: Any) -> Any:
@@ -75,31 +75,6 @@ class Daemons:
         self._process.stdin.close()
         self._process.stdout.close()
         assert self._process.wait(BOUND) == 0
-
-
-def make_wheel(folder: Path) -> None:
-    """`toy` as a wheel in a folder, and beside the folder its lock."""
-    info = "toy-1.0.dist-info"
-    contents = {
-        "toy/__init__.py": b"VALUE = 1\n",
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n",
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    lines = []
-    for path, data in contents.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        lines.append(f"{path},sha256={digest},{len(data)}\n")
-    contents[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for path, data in contents.items():
-            archive.writestr(path, data)
-    name, data = "toy-1.0-py3-none-any.whl", out.getvalue()
-    folder.mkdir()
-    (folder / name).write_bytes(data)
-    file = LockedFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-    text = render([LockedPackage("toy", "1.0", "", (file,))], ["toy for tests"])
-    (folder.parent / "toy.txt").write_text(text)
 
 
 @dataclass

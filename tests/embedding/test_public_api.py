@@ -1,0 +1,112 @@
+"""What is public is a list: said by the packages, described in docs/embedding.md, cheap to import."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("greenroom.actors", "greenroom.runner")
+PAGE = (ROOT / "docs" / "embedding.md").read_text()
+LISTS = PAGE.partition("## What is public")[2]
+
+
+@pytest.fixture(params=PACKAGES)
+def package(request: pytest.FixtureRequest) -> ModuleType:
+    return importlib.import_module(request.param)
+
+
+def section(package: str) -> str:
+    return LISTS.partition(f"### {package}\n")[2].partition("\n### ")[0]
+
+
+def test_the_page_lists_exactly_what_the_package_says_is_public(package: ModuleType) -> None:
+    rows = [line for line in section(package.__name__).splitlines() if line.startswith("| ")]
+    described = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(described) == len(set(described))
+    assert sorted(described) == sorted(package.__all__)
+
+
+def test_type_checkers_see_the_same_names(package: ModuleType) -> None:
+    assert package.__file__ is not None
+    tree = ast.parse(Path(package.__file__).read_text())
+    (guard,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname or alias.name: node.module
+        for node in guard.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    places = {name: f"{package.__name__}.{place}" for name, place in package._PLACE_OF.items()}
+    assert seen == places
+    assert sorted(seen) == sorted(package.__all__)
+
+
+def test_every_public_name_is_there_and_explains_itself(package: ModuleType) -> None:
+    for name in package.__all__:
+        value = getattr(package, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name
+
+
+def test_every_public_module_is_there(package: ModuleType) -> None:
+    text = section(package.__name__).partition("Modules:")[2]
+    modules = re.findall(r"`(greenroom[\w.]+)`", text)
+    assert modules
+    for name in modules:
+        assert importlib.import_module(name).__doc__
+
+
+def test_what_is_not_public_is_not_found(package: ModuleType) -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Manager'"):
+        _ = package.Manager
+
+
+def test_the_page_names_nothing_that_is_not_there() -> None:
+    """Its programs import only what is public."""
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        for source, names in re.findall(r"from (greenroom\.\w+) import ([\w, ]+)", block):
+            assert set(names.replace(" ", "").split(",")) <= set(importlib.import_module(source).__all__)
+
+
+def python(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_a_package_imports_nothing_else() -> None:
+    program = "import sys, json, greenroom.actors, greenroom.runner; print(json.dumps(list(sys.modules)))"
+    loaded = set(json.loads(python(program)))
+    ours = {name for name in loaded if name.startswith("greenroom.")}
+    assert ours == set(PACKAGES)
+    assert not loaded & {"msgspec", "pykka", "aiohttp", "sqlite3"}
+
+
+def test_importing_everything_public_starts_and_sets_up_nothing() -> None:
+    program = """
+import logging, signal, threading, greenroom.actors, greenroom.runner
+before = [signal.getsignal(number) for number in signal.valid_signals()]
+for package in (greenroom.actors, greenroom.runner):
+    for name in package.__all__:
+        getattr(package, name)
+assert [signal.getsignal(number) for number in signal.valid_signals()] == before
+assert threading.enumerate() == [threading.main_thread()]
+assert not logging.getLogger().handlers
+"""
+    python(program)
+
+
+def test_the_first_program_of_the_page_runs_as_it_stands(tmp_path: Path) -> None:
+    first = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+    program = first.replace('"allowance.db"', repr(str(tmp_path / "allowance.db")))
+    assert [python(program).strip() for _ in range(2)] == ["60", "20"]

@@ -1,0 +1,63 @@
+"""A backend that is really installed, in a fraction of a second: its wheel lies in a folder."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+
+from greenroom.runner.backends.declaration import Backend, Environment, Launch
+from greenroom.runner.backends.declaration import Command as Program
+from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
+from greenroom.runner.testing import fake_backend
+
+ENGINE = Path(__file__).parents[1] / "programs" / "fake_engine.py"
+
+
+def make_wheel(folder: Path) -> None:
+    """`toy` as a wheel in a folder, and beside the folder its lock, `toy.txt`."""
+    info = "toy-1.0.dist-info"
+    contents = {
+        "toy/__init__.py": b"VALUE = 1\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    lines = []
+    for path, data in contents.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        lines.append(f"{path},sha256={digest},{len(data)}\n")
+    contents[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for path, data in contents.items():
+            archive.writestr(path, data)
+    name, data = "toy-1.0-py3-none-any.whl", out.getvalue()
+    folder.mkdir()
+    (folder / name).write_bytes(data)
+    file = LockedFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    text = render([LockedPackage("toy", "1.0", "", (file,))], ["toy for tests"])
+    (folder.parent / "toy.txt").write_text(text)
+
+
+def sources(wheels: Path) -> dict[str, str]:
+    """The environment in which packages come from that folder and from nowhere else."""
+    return {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+
+
+def toy_backend(folder: Path, *flags: str) -> Backend:
+    """The backend whose lock is in `folder`. Its engines are the fake one, run by the installed Python."""
+    fake = fake_backend(ENGINE, *flags, name="toy", deferred=True)
+
+    class Toy(type(fake)):  # type: ignore[misc]
+        source = Environment(
+            distribution="toy", lock=str(folder / "toy"), probe=("toy",), requirements=("toy",)
+        )
+
+        def command(self, launch: Launch) -> Program:
+            return Program(argv=(str(launch.python), *super().command(launch).argv[1:]))
+
+    made: Backend = Toy()
+    return made

@@ -84,8 +84,8 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
 class _Shape(msgspec.Struct, frozen=True):
     """Enough to tell one kind of manifest from another."""
 
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
+    manifests: object = None
+    layers: object = None
 
 
 class NotAnImage(Exception):

@@ -139,7 +139,12 @@ class RealRegistry:
         try:
             connection.request(method, path, body=body, headers=dict(headers or {}))
             with connection.getresponse() as response:
-                return response.status, response.read(), response.headers
+                try:
+                    body = response.read()
+                except http.client.IncompleteRead as error:
+                    # Its answers with 416 say that they have the length of the blob.
+                    body = error.partial
+                return response.status, body, response.headers
         finally:
             connection.close()
 

@@ -1,0 +1,27 @@
+"""Installs vllm-metal from an image, as on a Mac, and tells how many bytes are here: to be killed meanwhile.
+
+`install_image_process.py HOME USER_HOME REFERENCE`
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.declaration import Image, Platform
+from greenroom.runner.installations.image import Images
+from greenroom.runner.installations.sources import PackageSources
+
+home, user_home, reference = sys.argv[1:]
+source = BACKENDS["vllm-metal"].source
+assert isinstance(source, Image)
+mac = Platform(system="darwin", machine="arm64", python=(3, 12), macos=(15, 1))
+images = Images(Path(home), PackageSources(), platform=mac, user_home=Path(user_home))
+images.build(
+    "vllm-metal",
+    replace(source, reference=reference, version="0.2.0"),
+    job="j1",
+    progress=lambda progress: print(progress.done, flush=True),
+)

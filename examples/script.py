@@ -9,12 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Address, Command, Decision, Event, SingleStream, Stored, refuse
-from greenroom.actors.kernel.errors import Refused
-from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors import (
+    ActorSystem,
+    Address,
+    Command,
+    Decision,
+    Event,
+    Moment,
+    Refused,
+    SingleStream,
+    SqliteJournal,
+    Stored,
+    refuse,
+)
 
 
 class Spend(Command, frozen=True, kw_only=True):
@@ -26,28 +33,24 @@ class Spent(Event, frozen=True, kw_only=True):
     tokens: int
 
 
-class Balance(msgspec.Struct, frozen=True):
-    left: int = 100
-
-
-class Allowance(SingleStream[Balance]):
+class Allowance(SingleStream[int]):
     address = Address("allowance")
     event_types = (Spent,)
 
-    def initial(self) -> Balance:
-        return Balance()
+    def initial(self) -> int:
+        return 100
 
-    def decide(self, state: Balance, command: Command, _now: Moment, _seen: None) -> Decision[None]:
+    def decide(self, left: int, command: Command, _now: Moment, _seen: None) -> Decision[None]:
         match command:
-            case Spend(tokens=tokens) if tokens > state.left:
-                return Decision(reply=refuse("spent", f"Only {state.left} tokens are left.", status=429))
+            case Spend(tokens=tokens) if tokens > left:
+                return Decision(reply=refuse("spent", f"Only {left} tokens are left.", status=429))
             case Spend(tokens=tokens):
-                return Decision(events=(Spent(tokens=tokens),), reply=state.left - tokens)
+                return Decision(events=(Spent(tokens=tokens),), reply=left - tokens)
             case _:
                 return Decision()
 
-    def apply(self, state: Balance, stored: Stored[Any]) -> Balance:
-        return Balance(state.left - stored.event.tokens)
+    def apply(self, left: int, stored: Stored[Any]) -> int:
+        return left - stored.event.tokens
 
 
 def main(journal: Path, tokens: int) -> None:

@@ -12,9 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 
 from aiohttp import web
-from greenroom.runner import config
-from greenroom.runner.daemon import Greenroom
-from greenroom.runner.http.app import front_door
+from greenroom.runner import Greenroom, front_door, load
 
 GREENROOM = web.AppKey("greenroom", Greenroom)
 
@@ -40,4 +38,4 @@ def make_app(greenroom: Greenroom) -> web.Application:
 
 if __name__ == "__main__":
     # The settings are the daemon's: GREENROOM_HOME, GREENROOM_INSTALL_POLICY, config.toml, …
-    web.run_app(make_app(Greenroom(config.load())), host="127.0.0.1", port=int(sys.argv[1]))
+    web.run_app(make_app(Greenroom(load())), host="127.0.0.1", port=int(sys.argv[1]))

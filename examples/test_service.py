@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from greenroom.actors.messages import LIBRARY, Pull
-from greenroom.runner.config import ExternalBackend, Settings
-from greenroom.runner.daemon import Greenroom
-from greenroom.runner.testing import fake_backend, tiny_gguf
+from greenroom.actors import LIBRARY, Pull
+from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
 from service import make_app
 
 ENGINE = Path(__file__).parent / "echo_engine.py"

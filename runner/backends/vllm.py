@@ -95,8 +95,8 @@ class VllmMetal(Backend):
         old_mac = platform.macos is not None and platform.macos[0] < _MIN_MACOS
         if platform.system != "darwin" or platform.machine != "arm64" or old_mac:
             return (
-                f"vllm-metal needs macOS {_MIN_MACOS} or newer on Apple silicon only; "
-                f"this is {_named(platform)}."
+                f"vllm-metal needs macOS {_MIN_MACOS} or newer on Apple silicon only, and brings its own "
+                f"Python 3.12; this is {_named(platform)}."
             )
         return ""
 
@@ -121,5 +121,7 @@ class VllmMetal(Backend):
 
 def _named(platform: Platform) -> str:
     if platform.macos is not None:
-        return f"macOS {platform.macos[0]}.{platform.macos[1]} on {platform.machine}"
+        # To a Python under Rosetta an Apple silicon Mac looks like this as well.
+        emulated = " (or a Python for Intel on Apple silicon)" if platform.machine == "x86_64" else ""
+        return f"macOS {platform.macos[0]}.{platform.macos[1]} on {platform.machine}{emulated}"
     return f"{platform.system} on {platform.machine}"

@@ -54,7 +54,7 @@ class QueueStep:
     def __init__(self, context: TurnContext) -> None:
         self._turn = context
         self._behind: Waiting | None = None
-        """The first request that waits for memory which is going to be free: nobody overtakes it."""
+        """A request that waits for memory which is going to be free: nobody else may take that."""
 
     def take(self) -> None:
         """Go through the queue in turn."""
@@ -84,7 +84,7 @@ class QueueStep:
         e. A backend is chosen; one that must be installed first is waited for, or refused by policy.
         f. The breaker of this model on this installation is open: refused, with when to come back.
         g. It can never fit: refused with the numbers. It fits: a load. It does not fit now: the least
-           recently used idle engines end, or it waits for room, and nobody overtakes it.
+           recently used idle engines end, or it waits for room, and nobody takes what is made for it.
         h. Whoever has waited too long is refused; the load or installation goes on.
         """
         turn, seen = self._turn, self._turn.seen
@@ -309,14 +309,17 @@ class QueueStep:
                 ),
                 cause=waiting.request_id,
             )
-        # Memory that others on this machine use may never come back: nobody has to wait behind that.
+        # Nobody takes away room that is being made. As long as engines are in use, what fits overtakes, since
+        # that may last; but not for ever, unless it is other programs whose memory is waited for.
+        made = account.free + coming + sum(victim.memory for victim in victims)
+        patient = turn.now.monotonic - waiting.since >= turn.limits.max_wait / 2
         yielding = sum(
             holding(one.spec, turn.seen)
             for one in alive
             if one.spec.engine_id not in turn.state.loads
             or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
         )
-        if account.memory.available + yielding >= need:
+        if made >= need or (patient and account.memory.available + yielding >= need):
             self._behind = waiting
         text = f"waiting for memory: it needs {gib(need)}, {gib(account.free)} are free"
         self._wait(waiting, "waiting_for_memory", text)

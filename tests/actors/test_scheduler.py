@@ -685,14 +685,30 @@ class TestMemory:
         stage.serve("r1", "qwen").wake()
         assert "it is still waiting for memory: it needs 1.0 GiB" in stage.refused("r1").message
 
-    def test_nobody_overtakes_who_waits_for_our_own_engines_to_go(self) -> None:
+    def test_nobody_takes_the_room_that_is_made_for_another(self) -> None:
+        stage = begun(QWEN, PHI, model("big", 2 * GIB), memory=room_for(2))
+        spec = stage.loaded("qwen")
+        stage.serve("r1", "big").serve("r2", "phi")
+        assert [one.model_ref for one in stage.stored(ev.EvictionDecided)] == ["qwen"]
+        assert stage.informed["r2"].message == "waiting for memory, behind big"
+        stage.dies(spec, expected=True)
+        assert stage.spec_of("big")
+
+    def test_what_fits_overtakes_who_waits_for_an_engine_in_use(self) -> None:
         stage = begun(QWEN, PHI, model("big", 2 * GIB), memory=room_for(2))
         stage.loaded("qwen")
         stage.serve("busy", "qwen").serve("r1", "big").serve("r2", "phi")
+        assert stage.spec_of("phi")
+
+    def test_in_the_end_nobody_overtakes_who_waits_for_an_engine_in_use(self) -> None:
+        limits = Limits(max_wait=100)
+        stage = begun(QWEN, PHI, model("big", 2 * GIB), memory=room_for(2), limits=limits)
+        stage.loaded("qwen")
+        stage.serve("busy", "qwen").serve("r1", "big").pass_time(50).serve("r2", "phi")
         assert stage.informed["r2"].message == "waiting for memory, behind big"
-        stage.leave("busy")
-        stage.dies(stage.engines["llama.cpp"][stage.stored(ev.EvictionDecided)[0].engine_id].spec)
-        assert stage.spec_of("big")
+        stage.pass_time(50)
+        assert stage.refused("r1").code == "not_ready_yet"
+        assert stage.spec_of("phi")
 
     def test_what_waits_for_other_programs_memory_is_overtaken(self) -> None:
         stage = begun(QWEN, model("big", 4 * GIB), memory=Memory(budget=8 * GIB, available=2 * GIB))

@@ -10,7 +10,7 @@ from greenroom.actors import messages as msg
 from greenroom.actors.scheduler_context import Limits
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from stage import model
 from world import NO_SPACE, OFFLINE, World
 
@@ -33,13 +33,34 @@ class Greenroom(RuleBasedStateMachine):
         self.world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
         self.world.read_mail()
 
+    @initialize(installed=st.sets(st.sampled_from(["llama.cpp", "mlx"])))
+    def some_backends_are_installed(self, installed: set[str]) -> None:
+        for backend in sorted(installed):
+            self.world.tell(msg.INSTALLER, msg.Ensure(backend=backend))
+        for _ in range(3):
+            self.world.pass_time(10)
+            for job, build in list(self.world.builds.items()):
+                if build.backend in installed:
+                    self.world.build_ends(job, None)
+
     # clients
+
+    @rule(name=st.sampled_from(["small", "large", "safe"]), stays=st.booleans())
+    def a_model_is_loaded_and_all_goes_well(self, name: str, stays: bool) -> None:
+        client = self.world.request(name)
+        for _ in range(8):
+            self.world.pass_time(0.1)
+            self.everything_goes_well()
+            if client.answers:
+                break
+        if not stays:
+            self.world.leave(client)
 
     @rule(name=NAMES, caller=st.sampled_from(["a", "b"]), keep=st.sampled_from([None, None, 0.0, 5.0, -1.0]))
     def a_request_comes(self, name: str, caller: str, keep: float | None) -> None:
         self.world.request(name, caller=caller, keep_alive=keep)
 
-    @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
+    @rule(backend=st.sampled_from(["mlx", "mlx", "llama.cpp"]))
     def a_request_names_its_backend(self, backend: str) -> None:
         self.world.request("safe", backend=backend)
 

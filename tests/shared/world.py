@@ -505,12 +505,14 @@ class World:
             state, versions = self.replay(shell.core)
             assert state == shell.state, f"the replayed state of {shell.core.address} is not the live one"
             assert versions == shell.versions
-        alive = [one for one in self.processes.values() if one.alive]
-        held = sum(one.spec.memory for one in alive)
-        assert held <= self.budget, f"{held} of {self.budget} are held"
-        for one in alive:
-            intents = [e for e in self.stored(ev.EngineStartRequested) if e.spec == one.spec]
-            assert len(intents) == 1, f"{one.spec.engine_id} has no intent"
+        held = {one: process.spec for one, process in self.processes.items() if process.state != "dead"}
+        intents = {event.spec.engine_id: event.spec for event in self.stored(ev.EngineStartRequested)}
+        for one, spec in held.items():
+            assert intents.get(one) == spec, f"{one} has no intent"
+        held |= {one: load.spec for one, load in self.shells[msg.SCHEDULER].state.loads.items()}
+        held |= {spec.engine_id: spec for spec in self._starts_in_the_mail() if spec.engine_id not in intents}
+        total = sum(spec.memory for spec in held.values())
+        assert total <= self.budget, f"{total} of {self.budget} are held by {sorted(held)}"
         for client in self.clients.values():
             assert len(client.answers) <= 1, f"{client.request_id} was answered {client.answers}"
         for engine_id in self.gates.readings():
@@ -518,6 +520,11 @@ class World:
                 client = self.clients[request]
                 gone = client.left and not self.shells[msg.SCHEDULER].mail
                 assert not gone, f"{request} is gone and still held in {engine_id}"
+
+    def _starts_in_the_mail(self) -> list[EngineSpec]:
+        mail = [command for shell in self.shells.values() for command, *_ in shell.mail]
+        mail += [command for _, _, command, _ in self.delayed]
+        return [command.spec for command in mail if isinstance(command, msg.StartEngine)]
 
 
 __all__ = ["NO_SPACE", "OFFLINE", "Client", "World"]

@@ -76,12 +76,21 @@ class FetchModel(Effect, frozen=True, kw_only=True):
     job: str
     reference: str
     token: str = ""
+    force: bool = False
 
 
 class CancelFetch(Effect, frozen=True, kw_only=True):
     """End an attempt; what has arrived is kept for the next one."""
 
     job: str
+
+
+class InformPull(Effect, frozen=True, kw_only=True):
+    """Say on the progress board what a pull waits for; without a phase, that it is over."""
+
+    reference: str
+    phase: str = ""
+    message: str = ""
 
 
 class LookAtModels(Effect, frozen=True, kw_only=True):
@@ -106,6 +115,32 @@ class RemoveTag(Effect, frozen=True, kw_only=True):
 
     model_id: str
     tag: str
+
+
+class StoreAgain(Effect, frozen=True, kw_only=True):
+    """Store a model with another configuration. Reports ModelRepackaged."""
+
+    model_id: str
+    tag: str
+    context_size: int | None
+
+
+class SweepStore(Effect, frozen=True, kw_only=True):
+    """Remove what no model needs. Reports StoreSwept."""
+
+
+class SendModel(Effect, frozen=True, kw_only=True):
+    """Begin to publish a model. Reports PushEnded."""
+
+    model_id: str
+    reference: str
+    token: str = ""
+
+
+class CancelSend(Effect, frozen=True, kw_only=True):
+    """End a push."""
+
+    reference: str
 
 
 # scheduler

@@ -265,7 +265,7 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     model_ref: str
     backend: str
     reason: str
-    """`idle`, `room`, `unload`, `retiring`, `reconfigured`, `shutdown`."""
+    """`idle`, `room`, `unload`, `retiring`, `reconfigured`, `removed`, `shutdown`."""
     in_favour_of: str = ""
     """The model that needs the room."""
     idle_seconds: float = 0.0
@@ -334,6 +334,8 @@ class PullRequested(Event, frozen=True, kw_only=True):
     job: str
     reference: str
     wanted_by: WantedBy = "explicit"
+    force: bool = False
+    """Also when it cannot fit on the disk or run on this machine."""
 
 
 class PullAttemptFailed(Event, frozen=True, kw_only=True):
@@ -344,6 +346,10 @@ class PullAttemptFailed(Event, frozen=True, kw_only=True):
     attempt: int
     failure: Failure
     retry_at: float
+    streak: int = 0
+    """Attempts in a row that have brought nothing, this one included; 0 when it has."""
+    reached: bool = True
+    """Whether the source has answered in any attempt so far."""
 
 
 class ModelCommitted(Event, frozen=True, kw_only=True):
@@ -353,6 +359,8 @@ class ModelCommitted(Event, frozen=True, kw_only=True):
     job: str
     model: Model
     seconds: float = 0.0
+    fresh: bool = True
+    """False when a pull found that it was here already."""
 
 
 class PullFailed(Event, frozen=True, kw_only=True):
@@ -369,6 +377,26 @@ class PullCancelled(Event, frozen=True, kw_only=True):
     TAG = "pull_cancelled"
     job: str
     reason: str
+
+
+class ModelPushed(Event, frozen=True, kw_only=True):
+    """A model is published under this reference."""
+
+    TAG = "model_pushed"
+    model_id: str
+    reference: str
+    sent: int = 0
+    """Bytes; the registry had the others."""
+    seconds: float = 0.0
+
+
+class PushFailed(Event, frozen=True, kw_only=True):
+    """A model could not be published."""
+
+    TAG = "push_failed"
+    model_id: str
+    reference: str
+    failure: Failure
 
 
 class ModelTagged(Event, frozen=True, kw_only=True):

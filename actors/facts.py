@@ -177,6 +177,8 @@ class Model(Fact, frozen=True, kw_only=True):
     quantization: str = ""
     context_length: int = 0
     """Tokens the model was trained for; 0 when unknown."""
+    context_size: int = 0
+    """Tokens whoever published or repackaged it wants it loaded with; 0 leaves that open."""
     kv_bytes_per_token: int = 0
     """Bytes of key/value cache a token of context needs; 0 when unknown."""
     source: str = ""

@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 from greenroom.actors import events as ev
+from greenroom.actors import library_changes as changes
+from greenroom.actors import library_pulls as pulls
 from greenroom.actors import messages as msg
-from greenroom.actors.effects import AddTag, CancelFetch, DeleteModel, FetchModel, LookAtModels, RemoveTag
+from greenroom.actors.effects import FetchModel, LookAtModels
 from greenroom.actors.facts import Failure
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -26,23 +28,12 @@ from greenroom.actors.kernel.core import (
     Recovered,
     Stored,
     Tell,
-    refuse,
 )
-from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library_state import LibrarySeen, LibraryState, apply
-from greenroom.actors.retry import PULL_RETRIES, RetryPolicy
+from greenroom.actors.retry import CONTACT_RETRIES, PULL_RETRIES, RetryPolicy
 
 _TELL_EVERY = 5.0
 _LOOK_AGAIN_AFTER = 30.0
-_STATUS = {
-    "not_found": 404,
-    "unauthorized": 401,
-    "bad_reference": 400,
-    "not_a_model": 422,
-    "unsupported_source": 422,
-    "no_space": 507,
-    "unreachable": 503,
-}
 
 
 class Library:
@@ -55,13 +46,15 @@ class Library:
         ev.ModelCommitted,
         ev.PullFailed,
         ev.PullCancelled,
+        ev.ModelPushed,
+        ev.PushFailed,
         ev.ModelTagged,
         ev.ModelRemoved,
     )
 
-    def __init__(self, retries: RetryPolicy = PULL_RETRIES) -> None:
-        """`retries` says how often a pull is tried again."""
-        self._retries = retries
+    def __init__(self, retries: RetryPolicy = PULL_RETRIES, contact: RetryPolicy = CONTACT_RETRIES) -> None:
+        """How often a pull is tried again; `contact` for a source that has not answered at all."""
+        self._policies = (retries, contact)
 
     def claims(self, stream: str) -> bool:
         """`library`."""
@@ -91,182 +84,57 @@ class Library:
         """One command."""
         match command:
             case msg.Pull():
-                return self._pull(state, command, seen)
+                return pulls.pull(state, command, seen)
             case msg.CancelPull():
-                return self._cancel(state, command, seen)
+                return pulls.cancel(state, command, seen)
             case msg.RemoveModel():
-                return self._remove(state, command, seen)
+                return changes.remove(state, command, now, seen)
+            case msg.Released():
+                return changes.released(state, command, seen)
             case msg.TagModel():
-                return self._tag(state, command)
-            case msg.PullCommitted():
-                return self._committed(state, command, now)
-            case msg.PullAttemptEnded():
-                return self._attempt_ended(state, command, now)
-            case msg.ModelsSeen():
-                return self._seen_in_store(state, command, now, seen)
-            case msg.ModelGone():
-                return self._gone(state, command, seen)
-            case msg.TagsWritten():
-                outcome: msg.Tagged | Refusal
-                if command.failure is not None:
-                    outcome = _refusal(command.failure)
-                    events: tuple[Event, ...] = ()
-                else:
-                    outcome = msg.Tagged(tags=command.tags)
-                    events = (ev.ModelTagged(model_id=command.model_id, tags=command.tags),)
-                return Decision(
-                    events=events, effects=(Answer(key=_tag_key(command.model_id), outcome=outcome),)
-                )
+                return changes.tag(state, command)
+            case msg.RepackageModel():
+                return changes.repackage(state, command)
+            case msg.NoteModel(model=model):
+                return changes.note(state, model)
+            case msg.NoteDamage():
+                return changes.note_damage(state, command)
+            case msg.Prune():
+                return changes.prune()
+            case msg.Push():
+                return changes.push(state, command, seen)
+            case msg.CancelPush():
+                return changes.cancel_push(command, seen)
             case msg.RollCall():
                 return Decision(seen=msgspec.structs.replace(seen, told=-1))
             case Recovered():
                 seen = msgspec.structs.replace(seen, looking_since=now.monotonic)
                 return Decision(effects=(LookAtModels(),), seen=seen)
             case _:
-                raise TypeError(f"the library does not know {type(command).__name__}")
+                return self._report(state, command, now, seen)
 
-    def _pull(self, state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[LibrarySeen]:
-        """Decide on a wish for a model.
-
-        1. The store has not been looked at in this life: the look comes first, it is a matter of ms.
-        2. It is here: answered at once.
-        3. A pull of the same reference is under way: join it; what a person typed goes on even when the
-           request that began it is gone.
-        4. Otherwise a pull begins; `settle` starts its first attempt.
-        """
-        key = _pull_key(ask.reference)
-        if not seen.looked:  # 1
-            first = seen.pending.get(ask.reference, ask)
-            typed = ask if ask.wanted_by == "explicit" else first
-            seen = msgspec.structs.replace(seen, pending={**seen.pending, ask.reference: typed})
-            return Decision(reply=Later(key), seen=_one_more(seen, ask.reference))
-        here = state.tagged(ask.reference)
-        if here is not None and here.id not in seen.removing:  # 2
-            return Decision(reply=msg.Pulled(model=here, fresh=False))
-        events: tuple[Event, ...] = ()
-        under_way = state.pulls.get(ask.reference)
-        if under_way is None:  # 4
-            job = f"pull.{state.jobs + 1}"
-            seen = msgspec.structs.replace(seen, tokens={**seen.tokens, job: ask.token})
-            events = (ev.PullRequested(job=job, reference=ask.reference, wanted_by=ask.wanted_by),)
-        elif under_way.wanted_by == "request" and ask.wanted_by == "explicit":  # 3
-            again = ev.PullRequested(job=under_way.job, reference=ask.reference, wanted_by=ask.wanted_by)
-            events = (again,)
-        return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask.reference))
-
-    def _cancel(self, state: LibraryState, ask: msg.CancelPull, seen: LibrarySeen) -> Decision[LibrarySeen]:
-        """End a pull; with `leave`, only when nobody else wants it."""
-        pull = state.pulls.get(ask.reference)
-        if pull is None and ask.reference not in seen.pending:
-            return Decision(reply=msg.Cancelled(ended=False))
-        if ask.leave:
-            others = max(seen.waiting.get(ask.reference, 0) - 1, 0)
-            seen = msgspec.structs.replace(seen, waiting={**seen.waiting, ask.reference: others})
-            if others:
-                return Decision(reply=msg.Cancelled(ended=False), seen=seen)
-        pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
-        seen = msgspec.structs.replace(seen, pending=pending)
-        answer = Answer(key=_pull_key(ask.reference), outcome=_cancelled(ask.reason))
-        if pull is None:
-            return Decision(effects=(answer,), reply=msg.Cancelled(ended=True), seen=seen)
-        return Decision(
-            events=(ev.PullCancelled(job=pull.job, reason=ask.reason),),
-            effects=(CancelFetch(job=pull.job), answer),
-            reply=msg.Cancelled(ended=True),
-            seen=seen,
-        )
-
-    def _remove(self, state: LibraryState, ask: msg.RemoveModel, seen: LibrarySeen) -> Decision[LibrarySeen]:
-        """Remove a tag (answered with `Tagged`), and with the last one the model (`Removed`)."""
-        model = state.models.get(ask.model_id)
-        if model is None:
-            return Decision(reply=refuse("not_found", f"There is no model {ask.model_id}.", status=404))
-        if ask.tag and ask.tag not in model.tags:
-            message = f"{model.id[7:19]} has no tag {ask.tag}."
-            return Decision(reply=refuse("not_found", message, status=404))
-        if model.id in seen.removing:
-            return Decision(reply=Later(_remove_key(model.id)))
-        if ask.tag and len(model.tags) > 1:
-            return Decision(
-                effects=(RemoveTag(model_id=model.id, tag=ask.tag),),
-                reply=Later(_tag_key(model.id)),
-            )
-        if len(model.tags) > 1 and not ask.force:
-            return Decision(
-                reply=refuse(
-                    "conflict",
-                    f"{model.id[7:19]} has {len(model.tags)} tags: {', '.join(model.tags)}.",
-                    advice="Remove one tag, or all of them with --force.",
-                    status=409,
-                )
-            )
-        return Decision(
-            effects=(DeleteModel(model_id=model.id),),
-            reply=Later(_remove_key(model.id)),
-            seen=msgspec.structs.replace(seen, removing=seen.removing | {model.id}),
-        )
-
-    def _tag(self, state: LibraryState, ask: msg.TagModel) -> Decision[LibrarySeen]:
-        model = state.models.get(ask.model_id)
-        if model is None:
-            return Decision(reply=refuse("not_found", f"There is no model {ask.model_id}.", status=404))
-        if ask.tag in model.tags:
-            return Decision(reply=msg.Tagged(tags=model.tags))
-        return Decision(
-            effects=(AddTag(model_id=model.id, tag=ask.tag),),
-            reply=Later(_tag_key(model.id)),
-        )
-
-    def _committed(
-        self, state: LibraryState, report: msg.PullCommitted, now: Moment
+    def _report(
+        self, state: LibraryState, report: Command, now: Moment, seen: LibrarySeen
     ) -> Decision[LibrarySeen]:
-        pull = state.pull_of(report.job)
-        if pull is None and report.model.id in state.models:
-            return Decision()
-        # Of a pull that was cancelled a moment before its last step, the model is there all the same.
-        effects: tuple[Effect, ...] = ()
-        if pull is not None:
-            effects = (
-                Answer(key=_pull_key(pull.reference), outcome=msg.Pulled(model=report.model, fresh=True)),
-            )
-        return Decision(
-            effects=effects,
-            events=(
-                ev.ModelCommitted(
-                    job=report.job,
-                    model=report.model,
-                    seconds=max(0.0, now.wall - pull.requested_at) if pull is not None else 0.0,
-                ),
-            ),
-            cause=pull.cause if pull is not None else "",
-        )
-
-    def _attempt_ended(
-        self, state: LibraryState, report: msg.PullAttemptEnded, now: Moment
-    ) -> Decision[LibrarySeen]:
-        pull = state.pull_of(report.job)
-        if pull is None:
-            return Decision()
-        failure = report.failure
-        event: Event
-        retry_at = (
-            self._retries.retry_at(pull.attempt, now.wall, now.draw) if failure.kind == "transient" else None
-        )
-        outcome: Refusal | None = None
-        if failure.kind == "cancelled":
-            event = ev.PullCancelled(job=pull.job, reason=failure.message)
-            outcome = _cancelled(failure.message)
-        elif retry_at is not None:
-            event = ev.PullAttemptFailed(
-                job=pull.job, attempt=pull.attempt, failure=failure, retry_at=retry_at
-            )
-        else:
-            event = ev.PullFailed(job=pull.job, failure=failure)
-            outcome = _refusal(failure)
-        effects: tuple[Effect, ...] = ()
-        if outcome is not None:
-            effects = (Answer(key=_pull_key(pull.reference), outcome=outcome),)
-        return Decision(events=(event,), effects=effects, cause=pull.cause)
+        match report:
+            case msg.PullCommitted():
+                return pulls.committed(state, report, now)
+            case msg.PullAttemptEnded():
+                return pulls.attempt_ended(state, report, now, seen, self._policies)
+            case msg.ModelsSeen():
+                return self._seen_in_store(state, report, now, seen)
+            case msg.ModelGone():
+                return changes.gone(state, report, seen)
+            case msg.TagsWritten():
+                return changes.tags_written(report)
+            case msg.ModelRepackaged():
+                return changes.repackaged(state, report)
+            case msg.StoreSwept():
+                return changes.swept(report)
+            case msg.PushEnded():
+                return changes.push_ended(report, seen)
+            case _:
+                raise TypeError(f"the library does not know {type(report).__name__}")
 
     def _seen_in_store(
         self, state: LibraryState, report: msg.ModelsSeen, now: Moment, seen: LibrarySeen
@@ -314,22 +182,15 @@ class Library:
                 )
                 events.append(
                     ev.PullAttemptFailed(
-                        job=pull.job, attempt=pull.attempt, failure=failure, retry_at=now.wall
+                        job=pull.job,
+                        attempt=pull.attempt,
+                        failure=failure,
+                        retry_at=now.wall,
+                        streak=pull.streak,
+                        reached=pull.reached,
                     )
                 )
         return Decision(events=tuple(events), seen=msgspec.structs.replace(seen, looked=True))
-
-    def _gone(self, state: LibraryState, report: msg.ModelGone, seen: LibrarySeen) -> Decision[LibrarySeen]:
-        seen = msgspec.structs.replace(seen, removing=seen.removing - {report.model_id})
-        key = _remove_key(report.model_id)
-        if report.failure is not None:
-            return Decision(effects=(Answer(key=key, outcome=_refusal(report.failure)),), seen=seen)
-        model = state.models.get(report.model_id)
-        if model is None:
-            return Decision(seen=seen)
-        outcome = msg.Removed(untagged=model.tags, deleted=(model.id,), freed=report.freed)
-        event = ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=report.freed)
-        return Decision(events=(event,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
 
     def react(self, _state: LibraryState, _stored: Stored[Any]) -> Sequence[Effect]:
         """Nothing: who waits for a pull is answered by what decides on its end."""
@@ -343,7 +204,8 @@ class Library:
         1. The store has not been looked at: nothing yet; if that takes too long, another look.
         2. A wish that waited for the look is decided on.
         3. A pull whose attempt is due and not begun in this life: begin it.
-        4. Whatever changed, or every few seconds: tell the scheduler the whole list.
+        4. A model that is being removed and that the scheduler has not let go of: ask again.
+        5. Whatever changed, or every few seconds: tell the scheduler the whole list.
         """
         seen = self._pruned(state, seen)
         if not seen.looked:  # 1
@@ -355,13 +217,13 @@ class Library:
         for ask in seen.pending.values():  # 2
             waiting = seen.waiting
             pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
-            decision = self._pull(state, ask, msgspec.structs.replace(seen, pending=pending))
+            decision = pulls.pull(state, ask, msgspec.structs.replace(seen, pending=pending))
             # It has been counted already, when it came.
             seen = msgspec.structs.replace(decision.seen or seen, pending=pending, waiting=waiting)
             if decision.events:
                 return msgspec.structs.replace(decision, seen=seen, effects=tuple(effects), reply=None)
             if not isinstance(decision.reply, Later):
-                effects.append(Answer(key=_pull_key(ask.reference), outcome=decision.reply))
+                effects.append(Answer(key=pulls.pull_key(ask.reference), outcome=decision.reply))
         wakes: list[float] = []
         fetching, due = set(seen.fetching), dict(seen.due)
         for pull in state.pulls.values():  # 3
@@ -369,18 +231,26 @@ class Library:
                 continue
             key = f"{pull.job}/{pull.attempt}"
             if key not in due:
-                wait = self._retries.clamp(pull.retry_at, now.wall) - now.wall if pull.retry_at else 0.0
+                wait = self._policies[0].clamp(pull.retry_at, now.wall) - now.wall if pull.retry_at else 0.0
                 due[key] = now.monotonic + max(0.0, wait)
             if due[key] <= now.monotonic:
                 fetching.add((pull.job, pull.attempt))
                 effects.append(
-                    FetchModel(job=pull.job, reference=pull.reference, token=seen.tokens.get(pull.job, ""))
+                    FetchModel(
+                        job=pull.job,
+                        reference=pull.reference,
+                        token=seen.tokens.get(pull.job, ""),
+                        force=pull.force,
+                    )
                 )
             else:
                 wakes.append(due[key])
         seen = msgspec.structs.replace(seen, fetching=frozenset(fetching), due=due)
-        if seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY:  # 4
-            effects.append(Tell(to=msg.SCHEDULER, command=self.list_of(state)))
+        seen, again, later = changes.ask_again(now, seen)  # 4
+        effects += again
+        wakes += later
+        if seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY:  # 5
+            effects.append(Tell(to=msg.SCHEDULER, command=self.list_of(state, seen)))
             seen = msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic)
         return Decision(effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None))
 
@@ -396,41 +266,11 @@ class Library:
             tokens={job: token for job, token in seen.tokens.items() if job in jobs},
         )
 
-    def list_of(self, state: LibraryState) -> msg.ModelList:
-        """All models."""
-        return msg.ModelList(models=tuple(state.models.values()), version=state.version)
-
-
-def _one_more(seen: LibrarySeen, reference: str) -> LibrarySeen:
-    count = seen.waiting.get(reference, 0) + 1
-    return msgspec.structs.replace(seen, waiting={**seen.waiting, reference: count})
-
-
-def _pull_key(reference: str) -> str:
-    return f"pull/{reference}"
-
-
-def _cancelled(reason: str) -> Refusal:
-    return refuse("cancelled", f"The pull was cancelled: {reason}.", status=409)
-
-
-def _remove_key(model_id: str) -> str:
-    return f"remove/{model_id}"
-
-
-def _tag_key(model_id: str) -> str:
-    return f"tag/{model_id}"
-
-
-def _refusal(failure: Failure) -> Refusal:
-    transient = failure.kind == "transient"
-    return Refusal(
-        code=failure.code,
-        message=failure.message,
-        advice=failure.advice,
-        status=_STATUS.get(failure.code, 503 if transient else 500),
-        retry_after=30.0 if transient else 0.0,
-    )
+    def list_of(self, state: LibraryState, seen: LibrarySeen) -> msg.ModelList:
+        """All models but those whose files are being deleted."""
+        leaving = {model_id for model_id, removal in seen.removing.items() if removal.released}
+        models = tuple(model for model in state.models.values() if model.id not in leaving)
+        return msg.ModelList(models=models, version=state.version)
 
 
 __all__ = ["Library", "LibraryState"]

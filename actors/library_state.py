@@ -23,6 +23,11 @@ class PullState(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     retry_at: float = 0.0
     """When this attempt may begin; 0 for the first one, which begins at once."""
+    streak: int = 0
+    """Attempts in a row that have brought nothing."""
+    reached: bool = False
+    """The source has answered in an attempt."""
+    force: bool = False
 
 
 class LibraryState(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +47,16 @@ class LibraryState(msgspec.Struct, frozen=True, kw_only=True):
         return next((pull for pull in self.pulls.values() if pull.job == job), None)
 
 
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is being removed."""
+
+    force: bool
+    asked_at: float
+    """Monotonic second at which the scheduler was last asked to let go of it."""
+    released: bool = False
+    """The scheduler has; its files are being deleted."""
+
+
 class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
     """What this life knows and the journal does not."""
 
@@ -58,7 +73,10 @@ class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
     """reference → how many asked for the pull under way."""
     tokens: Mapping[str, str] = msgspec.field(default_factory=dict)
     """job → bearer token; never stored."""
-    removing: frozenset[str] = frozenset()
+    removing: Mapping[str, Removal] = msgspec.field(default_factory=dict)
+    """By model id."""
+    sending: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """reference → how many wait for the push to it."""
     told: int = -1
     told_at: float = 0.0
 
@@ -70,7 +88,7 @@ def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
     jobs = state.jobs
     match stored.event:
         case ev.PullRequested() as e if e.reference in pulls and pulls[e.reference].job == e.job:
-            pulls[e.reference] = change(pulls[e.reference], wanted_by=e.wanted_by)
+            pulls[e.reference] = change(pulls[e.reference], wanted_by=e.wanted_by, force=e.force)
         case ev.PullRequested() as e:
             pulls[e.reference] = PullState(
                 job=e.job,
@@ -78,11 +96,14 @@ def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
                 wanted_by=e.wanted_by,
                 requested_at=stored.at,
                 cause=stored.id,
+                force=e.force,
             )
             jobs += 1
         case ev.PullAttemptFailed() as e:
             pulls = {
-                reference: change(pull, attempt=e.attempt + 1, retry_at=e.retry_at)
+                reference: change(
+                    pull, attempt=e.attempt + 1, retry_at=e.retry_at, streak=e.streak, reached=e.reached
+                )
                 if pull.job == e.job
                 else pull
                 for reference, pull in pulls.items()

@@ -21,6 +21,34 @@ from greenroom.actors.facts import (
     WantedBy,
 )
 from greenroom.actors.kernel.core import Address, Command
+from greenroom.actors.library_messages import (
+    CancelPull,
+    CancelPush,
+    ModelGone,
+    ModelNoted,
+    ModelRepackaged,
+    ModelsSeen,
+    NoteDamage,
+    NoteModel,
+    Prune,
+    Pruned,
+    Pull,
+    PullAttemptEnded,
+    PullCommitted,
+    Pulled,
+    Push,
+    Pushed,
+    PushEnded,
+    Release,
+    Released,
+    Removed,
+    RemoveModel,
+    RepackageModel,
+    StoreSwept,
+    Tagged,
+    TagModel,
+    TagsWritten,
+)
 
 INSTALLER = Address("installer")
 SCHEDULER = Address("scheduler")
@@ -53,6 +81,8 @@ class BackendFacts(Reply, frozen=True, kw_only=True):
     """Why this platform cannot run it; empty when it can."""
     overhead: int = 0
     """Bytes an engine needs beyond weights and key/value cache."""
+    version: str = ""
+    """What is installed when no version is named, where known."""
     download_bytes: int = 0
     """What installing it would fetch, where known."""
 
@@ -74,8 +104,12 @@ class BackendStatus(Reply, frozen=True, kw_only=True):
     retiring: tuple[str, ...] = ()
     """Ids of installations nothing may use any more."""
     job: str = ""
+    queue: tuple[str, ...] = ()
+    """Jobs of other versions that wait for it."""
     attempt: int = 0
     retry_at: float = 0.0
+    forced: bool = False
+    """Engines on what retires end without waiting for those inside."""
     failure: Failure | None = None
     """Why the last job or the current installation failed."""
     wanted: bool = False
@@ -146,9 +180,11 @@ class Ensured(Reply, frozen=True, kw_only=True):
 
 
 class Uninstall(Command, frozen=True, kw_only=True):
-    """Remove a backend once its engines have drained: `Uninstalled`."""
+    """Remove all of a backend once its engines have drained: `Uninstalled`."""
 
     backend: str
+    force: bool = False
+    """Do not wait for those inside its engines."""
 
 
 class Uninstalled(Reply, frozen=True, kw_only=True):
@@ -163,6 +199,10 @@ class CancelInstall(Command, frozen=True, kw_only=True):
     """End an installation: `Cancelled`. `leave` ends it only if nobody else waits for it."""
 
     backend: str
+    version: str = ""
+    """What was asked for; empty means whichever is under way."""
+    job: str = ""
+    """This one and no other."""
     reason: str = "cancelled by the user"
     leave: bool = False
 
@@ -426,102 +466,6 @@ class GateEmptied(Command, frozen=True, kw_only=True):
     engine_id: str
 
 
-# library
-
-
-class Pull(Command, frozen=True, kw_only=True):
-    """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
-
-    SECRETS = ("token",)
-    reference: str
-    """Canonical."""
-    wanted_by: WantedBy = "explicit"
-    token: str = ""
-    """A bearer token for the source; never stored."""
-
-
-class Pulled(Reply, frozen=True, kw_only=True):
-    """It is here."""
-
-    model: Model
-    fresh: bool
-
-
-class CancelPull(Command, frozen=True, kw_only=True):
-    """End a pull: `Cancelled`."""
-
-    reference: str
-    reason: str = "cancelled by the user"
-    leave: bool = False
-
-
-class RemoveModel(Command, frozen=True, kw_only=True):
-    """Remove a model from the store: `Removed`."""
-
-    model_id: str
-    tag: str = ""
-    """Remove this tag only, and the model when it was the last."""
-    force: bool = False
-
-
-class Removed(Reply, frozen=True, kw_only=True):
-    """What went."""
-
-    untagged: tuple[str, ...]
-    deleted: tuple[str, ...]
-    freed: int = 0
-
-
-class TagModel(Command, frozen=True, kw_only=True):
-    """Give a model another tag, taking it from whichever model had it: `Tagged`."""
-
-    model_id: str
-    tag: str
-
-
-class Tagged(Reply, frozen=True, kw_only=True):
-    """The model's tags."""
-
-    tags: tuple[str, ...]
-
-
-class PullCommitted(Command, frozen=True, kw_only=True):
-    """Report: the model is in the store."""
-
-    job: str
-    model: Model
-
-
-class PullAttemptEnded(Command, frozen=True, kw_only=True):
-    """Report: an attempt failed or was cancelled."""
-
-    job: str
-    failure: Failure
-
-
-class ModelsSeen(Command, frozen=True, kw_only=True):
-    """Report: what lies in the store, or why that cannot be said."""
-
-    models: tuple[Model, ...]
-    failure: Failure | None = None
-
-
-class ModelGone(Command, frozen=True, kw_only=True):
-    """Report: a model's files are removed, or could not be."""
-
-    model_id: str
-    freed: int = 0
-    failure: Failure | None = None
-
-
-class TagsWritten(Command, frozen=True, kw_only=True):
-    """Report: the store has these tags for a model now."""
-
-    model_id: str
-    tags: tuple[str, ...]
-    failure: Failure | None = None
-
-
 class JobMoved(Command, frozen=True, kw_only=True):
     """Report: a job got on. Never stored."""
 
@@ -536,3 +480,34 @@ class NoteStopped(Command, frozen=True, kw_only=True):
 
     pid: int
     reason: str
+
+
+# The library's, so that whoever talks to actors needs one module.
+__all__ = [
+    "CancelPull",
+    "CancelPush",
+    "ModelGone",
+    "ModelNoted",
+    "ModelRepackaged",
+    "ModelsSeen",
+    "NoteDamage",
+    "NoteModel",
+    "Prune",
+    "Pruned",
+    "Pull",
+    "PullAttemptEnded",
+    "PullCommitted",
+    "Pulled",
+    "Push",
+    "PushEnded",
+    "Pushed",
+    "Release",
+    "Released",
+    "RemoveModel",
+    "Removed",
+    "RepackageModel",
+    "StoreSwept",
+    "TagModel",
+    "Tagged",
+    "TagsWritten",
+]

@@ -21,6 +21,11 @@ def pull_job(reference: str) -> str:
     return f"pull/{reference}"
 
 
+def push_job(reference: str) -> str:
+    """The board's key for a push to a reference."""
+    return f"push/{reference}"
+
+
 def load_job(engine_id: str) -> str:
     """The board's key for the start of an engine."""
     return f"load/{engine_id}"

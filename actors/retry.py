@@ -34,3 +34,8 @@ class RetryPolicy:
 
 INSTALL_RETRIES = RetryPolicy(stop_after_attempt(5), wait_exponential(multiplier=1, max=30), longest=45.0)
 PULL_RETRIES = RetryPolicy(stop_after_attempt(6), wait_exponential(multiplier=1, max=60), longest=90.0)
+"""Attempts are counted from the last one that has brought anything."""
+CONTACT_RETRIES = RetryPolicy(stop_after_attempt(3), wait_exponential(multiplier=0.5, max=60), longest=90.0)
+"""For a source that has not even said what it has: without a network the answer comes within seconds."""
+PUSH_RETRIES = RetryPolicy(stop_after_attempt(4), wait_exponential(multiplier=0.5, max=20), longest=30.0)
+"""Attempts are counted from the last one that got on."""

@@ -111,6 +111,8 @@ class Scheduler:
                 return self._unload(state, command, now, seen)
             case msg.Configure():
                 return self._configure(state, command, now, seen)
+            case msg.Release():
+                return self._release(state, command, now, seen)
             case msg.Keep(model_id=one, mode=mode, keep_alive=seconds):
                 wished = {**seen.keep_alive, config_key(one, mode): seconds}
                 return Decision(seen=change(seen, keep_alive=wished))
@@ -197,6 +199,41 @@ class Scheduler:
             if engine is not None and not _users(spec, seen):
                 events.append(eviction(engine, seen, now, "unload"))
         return Decision(events=tuple(events), reply=msg.Unloaded(engines=len(events)))
+
+    def _release(
+        self, state: SchedulerState, ask: msg.Release, now: Moment, seen: SchedulerSeen
+    ) -> Decision[SchedulerSeen]:
+        """Let go of a model that is to be removed: its idle engines end, and nothing is loaded from it.
+
+        One that is in use or being loaded refuses, unless it is forced; then whoever is inside is served to
+        the end.
+        """
+        events: list[Event] = []
+        for load in state.loads.values():
+            spec = load.spec
+            if spec.model_id != ask.model_id:
+                continue
+            engine = seen.engine(spec.engine_id)
+            users = _users(spec, seen)
+            if not ask.force and (engine is None or engine.state == "starting" or users):
+                how = f"is in use on {spec.backend} ({users} requests)" if users else "is being loaded"
+                refusal = refuse(
+                    "in_use",
+                    f"{spec.model_ref} {how}.",
+                    advice="Wait for them, or remove it with --force.",
+                    status=409,
+                    subject=spec.model_ref,
+                )
+                released = msg.Released(model_id=ask.model_id, refusal=refusal)
+                return Decision(effects=(Tell(to=msg.LIBRARY, command=released),))
+            if engine is not None:
+                events.append(eviction(engine, seen, now, "removed"))
+        models = {one: model for one, model in (seen.models or {}).items() if one != ask.model_id}
+        return Decision(
+            events=tuple(events),
+            effects=(Tell(to=msg.LIBRARY, command=msg.Released(model_id=ask.model_id)),),
+            seen=msgspec.structs.replace(seen, models=None if seen.models is None else models),
+        )
 
     def _configure(
         self, state: SchedulerState, ask: msg.Configure, now: Moment, seen: SchedulerSeen

@@ -247,7 +247,7 @@ class QueueStep:
     def _spec(self, waiting: Waiting, model: Model, choice: Use, config: ModelConfigState) -> EngineSpec:
         """The engine that would serve it, with its memory by the model's own numbers."""
         turn = self._turn
-        context_size = config.context_size or 0
+        context_size = model.context_size if config.context_size is None else config.context_size
         overhead = next(one.overhead for one in turn.facts if one.name == choice.backend)
         return EngineSpec(
             engine_id=f"{int(turn.now.wall * 1000):x}-{turn.state.admitted + 1}",

@@ -13,6 +13,7 @@ from greenroom.actors import effects as fx
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import EngineExit, Failure, Installation, Measured, Model, Progress
 from greenroom.actors.gates import GateBoard
+from greenroom.actors.installer_messages import BackendVerified, VerifyInstallations
 from greenroom.actors.kernel.core import Address, Command, Effect
 from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, push_job, request_job
 from greenroom.runner.engines.host import EngineHost
@@ -50,6 +51,10 @@ class InstallerHands:
                 builder.look(backends)
             case fx.RemoveInstallation(backend=backend, installation_id=one):
                 builder.remove(backend, one)
+            case VerifyInstallations(backend=backend, installations=those):
+                threading.Thread(
+                    target=self._verify, args=(builder, backend, those), name="verify", daemon=True
+                ).start()
             case fx.PlanInstallation(backend=backend, version=version):
                 threading.Thread(
                     target=self._plan, args=(builder, backend, version), name="plan", daemon=True
@@ -69,6 +74,20 @@ class InstallerHands:
         else:
             made = msg.PlanMade(backend=backend, version=version, plan=plan)
         self._tell(msg.INSTALLER, made)
+
+    def _verify(self, builder: Builder, backend: str, installations: tuple[str, ...]) -> None:
+        try:
+            damaged = {one: tuple(builder.verify(backend, one)) for one in installations}
+        except JobFailed as failed:
+            report = BackendVerified(backend=backend, failure=failed.failure)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
+            _log.exception("verifying %s failed", backend)
+            failure = Failure(kind="permanent", code="fault", message=f"Verifying failed: {error!r}.")
+            report = BackendVerified(backend=backend, failure=failure)
+        else:
+            found = {one: complaints for one, complaints in damaged.items() if complaints}
+            report = BackendVerified(backend=backend, checked=installations, damaged=found)
+        self._tell(msg.INSTALLER, report)
 
     # BuilderListener
 

@@ -41,12 +41,16 @@ def resolve(
     python: str | None = None,
     cancel: Event | None = None,
     universal: bool = False,
+    dependencies: bool = True,
+    deadline: float = 900.0,
 ) -> Lock:
     """Ask the indexes for the newest set of wheels that satisfies all requirements.
 
     Args:
         python: Path or version of the interpreter to resolve for.
         universal: For every supported platform and all Pythons from `python` on, not just for this one.
+        dependencies: Also what they need.
+        deadline: Seconds it may take.
 
     Raises:
         JobFailed: No such version, no wheels for this platform, or no index answered.
@@ -57,8 +61,9 @@ def resolve(
         args = ["pip", "compile", str(wanted), "--format", "pylock.toml", "--output-file", str(found)]
         args += ["--only-binary", ":all:", "--no-annotate", "--no-header", "--quiet"]
         args += ["--universal"] if universal else []
+        args += [] if dependencies else ["--no-deps"]
         args += ["--python-version" if universal else "--python", python] if python else []
-        uv.run([*args, *uv.sources.uv_arguments()], cwd=Path(folder), cancel=cancel, deadline=900.0)
+        uv.run([*args, *uv.sources.uv_arguments()], cwd=Path(folder), cancel=cancel, deadline=deadline)
         table = tomllib.loads(found.read_text(encoding="utf-8"))
     return Lock(render(_packages(table, uv.sources, universal=universal), header))
 
@@ -160,7 +165,11 @@ def _with_sizes(packages: list[LockedPackage], sources: PackageSources) -> list[
             return replace(file, url="")
         if is_local(file.url):
             return replace(file, size=local_path(file.url).stat().st_size, url="")
-        return replace(file, size=web.size(file.url), url="")
+        try:
+            return replace(file, size=web.size(file.url), url="")
+        except JobFailed:
+            # Some mirrors answer GET only; then its size is known once it comes.
+            return replace(file, url="")
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         return [replace(package, files=tuple(pool.map(sized, package.files))) for package in packages]

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import errno
+import logging
 
+from greenroom.actors.facts import Failure
 from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.references import BadReference
+
+log = logging.getLogger(__name__)
+
+
+def failure_of(error: Exception, doing: str) -> Failure:
+    """What an exception of a job means for the user; what nobody foresaw is logged."""
+    if isinstance(error, JobFailed):
+        return error.failure
+    if isinstance(error, BadReference):
+        return Failure(kind="permanent", code="bad_reference", message=str(error))
+    if isinstance(error, OSError):
+        return from_os_error(error, doing).failure
+    log.error("A job of the model store failed in a way nobody foresaw", exc_info=error)
+    return Failure(
+        kind="permanent",
+        code="internal",
+        message=f"Greenroom itself failed ({type(error).__name__}).",
+        advice="Please report it; greenroom logs has the details.",
+        detail=repr(error)[-4_000:],
+    )
 
 
 def not_a_model(reason: str) -> JobFailed:

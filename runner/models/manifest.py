@@ -44,6 +44,8 @@ FILEPATH = "org.cncf.model.filepath"
 _UNTESTED = "org.cncf.model.file.mediatype.untested"
 
 _MANIFEST_LIMIT = 4 * 2**20
+LARGEST_CONTEXT = 2**31 - 1
+"""Tokens; other programs read it as a 32-bit number."""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
@@ -153,6 +155,33 @@ def build(layers: Sequence[Layer], metadata: Metadata) -> Artifact:
         ),
     )
     return Artifact(manifest, msgspec.json.encode(manifest), config_bytes)
+
+
+def context_size(config_bytes: bytes) -> int:
+    """Tokens its publisher wants a model loaded with; 0 when its configuration leaves that open."""
+    try:
+        size = msgspec.json.decode(config_bytes)["config"]["context_size"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+        return 0
+    return size if isinstance(size, int) and 0 < size <= LARGEST_CONTEXT else 0
+
+
+def reconfigured(manifest_bytes: bytes, config_bytes: bytes, *, context_size: int | None) -> Artifact:
+    """The same files with another configuration; everything else stays as it was published.
+
+    Raises:
+        ValueError: they are no manifest and configuration.
+    """
+    try:
+        manifest, config = msgspec.json.decode(manifest_bytes), msgspec.json.decode(config_bytes)
+        if context_size is not None:
+            config["config"]["context_size"] = context_size
+        new_config = msgspec.json.encode(config)
+        manifest["config"] |= {"digest": digest_of(new_config), "size": len(new_config)}
+        new_manifest = msgspec.json.encode(manifest)
+        return Artifact(msgspec.convert(manifest, Manifest), new_manifest, new_config)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
+        raise ValueError(f"It is no manifest: {error}.") from error
 
 
 def decode(data: bytes, digest: str) -> Manifest:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from greenroom.actors.facts import Failure, Model, Progress
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.models.attempt import Attempt
 from greenroom.runner.models.catalogue import Catalogue
-from greenroom.runner.models.failures import from_os_error, no_space, size_text
-from greenroom.runner.models.references import BadReference, Reference
+from greenroom.runner.models.failures import failure_of, size_text
+from greenroom.runner.models.fitness import Machine, check_disk, check_machine
+from greenroom.runner.models.pusher import Pusher
+from greenroom.runner.models.references import Reference
 from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Context, Offer, Pins, Source
 from greenroom.runner.models.store import Store
@@ -29,10 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PULLS_AT_ONCE = 2
-_RESERVE = 64 * 2**20
-"""Bytes a pull leaves free: the journal and the logs need a place too."""
-_REPORT_EVERY = 0.1
-_SMOOTHING = 0.3
 
 
 class PullerListener(Protocol):
@@ -41,11 +39,14 @@ class PullerListener(Protocol):
     def progress(self, progress: Progress) -> None:
         """A pull got on."""
 
-    def committed(self, job_id: str, model: Model) -> None:
-        """A pull has ended: the model is in the store."""
+    def committed(self, job_id: str, model: Model, *, fresh: bool) -> None:
+        """A pull has ended: the model is in the store; not `fresh` when it was there before."""
 
-    def failed(self, job_id: str, failure: Failure) -> None:
-        """A pull's attempt has ended without a model; nothing of it is in the store."""
+    def failed(self, job_id: str, failure: Failure, *, reached: bool, moved: int) -> None:
+        """A pull's attempt has ended without a model; nothing of it is in the store.
+
+        `reached`: the source has said what it has; `moved`: bytes that have come, kept for the next attempt.
+        """
 
     def cancelled(self, job_id: str) -> None:
         """A pull has ended because it was asked to."""
@@ -68,6 +69,24 @@ class PullerListener(Protocol):
     def tag_failed(self, model_id: str, failure: Failure) -> None:
         """A model's tags could not be changed; they are as before."""
 
+    def repackaged(self, source_id: str, tag: str, model: Model) -> None:
+        """A model is in the store with another configuration, under this tag."""
+
+    def repackage_failed(self, source_id: str, tag: str, failure: Failure) -> None:
+        """It is not."""
+
+    def pruned(self, freed: int) -> None:
+        """What no model needs is gone; bytes that are free now."""
+
+    def prune_failed(self, failure: Failure) -> None:
+        """It is not, or not all of it."""
+
+    def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
+        """A model is published; bytes that had to be sent."""
+
+    def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
+        """It is not."""
+
 
 class Puller:
     """Pulls models and changes the store, without blocking whoever asks. Thread-safe."""
@@ -80,24 +99,30 @@ class Puller:
         catalogue: Catalogue | None = None,
         packages: PackageSources | None = None,
         registries: Mapping[str, RegistrySettings] | None = None,
+        machine: Callable[[], Machine] = Machine,
         at_once: int = PULLS_AT_ONCE,
     ) -> None:
+        """`machine` says what models have to fit; asked anew for each pull."""
         self._store = store
         self._listener = listener
         self._catalogue = catalogue or Catalogue.load()
         self._packages = packages
         self._registries = registries or {}
+        self._machine = machine
         self._at_once = at_once
         self._pulls = ThreadPoolExecutor(at_once, thread_name_prefix="pull")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._lock = threading.Lock()
         self._running: dict[str, threading.Event] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._pusher = Pusher(store, listener, packages=packages, registries=self._registries)
         self._closed = False
 
-    def start(self, job_id: str, reference: str, *, token: str = "") -> None:
+    def start(self, job_id: str, reference: str, *, token: str = "", force: bool = False) -> None:
         """Begin one attempt at a pull. A job that is running already is left alone.
 
-        Ends with exactly one of `committed`, `failed`, `cancelled`.
+        With `force` also what cannot fit or run here. Ends with exactly one of `committed`, `failed`,
+        `cancelled`.
         """
         with self._lock:
             if self._closed or job_id in self._running:
@@ -109,7 +134,7 @@ class Puller:
             waiting = Progress(job=job_id, phase="waiting", message="Waiting for other pulls to end")
             self._tell(self._listener.progress, waiting)
         try:
-            self._pulls.submit(self._run, job_id, reference, token, cancel)
+            self._pulls.submit(self._run, job_id, reference, token, force, cancel)
         except RuntimeError:  # closed in between
             self._tell(self._listener.cancelled, job_id)
 
@@ -152,8 +177,40 @@ class Puller:
 
         self._change(change, lambda failure: self._listener.tag_failed(model_id, failure))
 
+    def repackage(self, source_id: str, tag: str, context_size: int | None) -> None:
+        """Store a model with another configuration, under a tag: `repackaged` or `repackage_failed`."""
+
+        def change() -> None:
+            before = next((m for m in self._store.models() if tag in m.tags), None)
+            model = self._store.repackage(source_id, tag=tag, context_size=context_size)
+            self._listener.repackaged(source_id, tag, model)
+            if before is not None and before.id != model.id:
+                self._listener.tagged(before.id, self._store.model(before.id).tags)
+
+        self._change(change, lambda failure: self._listener.repackage_failed(source_id, tag, failure))
+
+    def prune(self) -> None:
+        """Remove what no model needs, broken-off downloads too: `pruned` or `prune_failed`."""
+
+        def change() -> None:
+            with self._lock:
+                blobs = [blob for one in self._attempts.values() for blob in one.blobs]
+            busy = {digest.removeprefix("sha256:") for digest, _ in blobs}
+            self._listener.pruned(self._store.sweep(partial_kept=0.0, busy=busy))
+
+        self._change(change, self._listener.prune_failed)
+
+    def push(self, model_id: str, reference: str, *, token: str = "") -> None:
+        """Publish a model: `pushed` or `push_failed`."""
+        self._pusher.start(model_id, reference, token=token)
+
+    def cancel_push(self, reference: str) -> None:
+        """End a push; told by `push_failed`, unless it has ended otherwise before."""
+        self._pusher.cancel(reference)
+
     def close(self) -> None:
         """Cancel all pulls and wait until their threads have ended; nothing is begun afterwards."""
+        self._pusher.close()
         with self._lock:
             self._closed = True
             for event in self._running.values():
@@ -161,25 +218,32 @@ class Puller:
         self._pulls.shutdown()
         self._changes.shutdown()
 
-    def _run(self, job_id: str, text: str, token: str, cancel: threading.Event) -> None:
-        attempt = _Attempt(job_id, lambda progress: self._tell(self._listener.progress, progress))
+    def _run(self, job_id: str, text: str, token: str, force: bool, cancel: threading.Event) -> None:
+        attempt = Attempt(job_id, lambda progress: self._tell(self._listener.progress, progress))
+        with self._lock:
+            self._attempts[job_id] = attempt
         outcome: Callable[[], object]
         try:
-            model = self._pull(Reference.parse(text), token, attempt, cancel)
+            model, fresh = self._pull(Reference.parse(text), token, force, attempt, cancel)
         except JobCancelled:
             outcome = lambda: self._listener.cancelled(job_id)  # noqa: E731
         except Exception as error:  # noqa: BLE001 - a pull that ends without a word would hang its job
-            failure = _failure(error)
-            outcome = lambda: self._listener.failed(job_id, failure)  # noqa: E731
+            failure, reached = failure_of(error, "pulling the model"), attempt.reached
+            moved = max(0, self._store.present(attempt.blobs) - attempt.had)
+            outcome = lambda: self._listener.failed(job_id, failure, reached=reached, moved=moved)  # noqa: E731
         else:
-            outcome = lambda: self._listener.committed(job_id, model)  # noqa: E731
+            outcome = lambda: self._listener.committed(job_id, model, fresh=fresh)  # noqa: E731
         finally:
             attempt.end()
             with self._lock:
                 self._running.pop(job_id, None)
+                self._attempts.pop(job_id, None)
         self._tell(outcome)
 
-    def _pull(self, reference: Reference, token: str, attempt: _Attempt, cancel: threading.Event) -> Model:
+    def _pull(
+        self, reference: Reference, token: str, force: bool, attempt: Attempt, cancel: threading.Event
+    ) -> tuple[Model, bool]:
+        """The model, and whether anything of it had to be fetched."""
         wanted, entry = reference, self._catalogue.find(reference)
         pins = Pins()
         if entry is not None:
@@ -192,31 +256,47 @@ class Puller:
         try:
             source = source_for(reference, context)
             offer = source.describe(reference, cancel)
+            known = self._store.known(offer.fingerprint)
+            if known is None:
+                offer = source.measure(offer, cancel)
         except JobFailed as error:
             here = self._here(wanted.stored_tag)
             # Somewhere that does not answer is no reason to refuse what is here already.
             if error.failure.kind != "transient" or here is None:
                 raise
             log.info("using the stored %s: %s", wanted, error.failure.message)
-            return here
-        known = self._store.known(offer.fingerprint)
+            return here, False
+        attempt.reached = True
         if known is not None:
             attempt.report("cached", known.size, known.size, f"Using cached model: {size_text(known.size)}")
-            return self._named(known, wanted.stored_tag)
-        return self._fetch(source, offer, wanted.stored_tag, attempt, cancel)
+            return self._named(known, wanted.stored_tag), False
+        return self._fetch(source, offer, wanted.stored_tag, force, attempt, cancel), True
 
     def _fetch(
-        self, source: Source, offer: Offer, tag: str, attempt: _Attempt, cancel: threading.Event
+        self,
+        source: Source,
+        offer: Offer,
+        tag: str,
+        force: bool,
+        attempt: Attempt,
+        cancel: threading.Event,
     ) -> Model:
-        free = self._store.free()
-        if offer.writes and offer.writes + _RESERVE > free:
-            raise no_space(offer.writes, free, str(self._store.root))
+        attempt.blobs, attempt.had = offer.blobs, self._store.present(offer.blobs)
+        if not force:
+            check_machine(offer, self._machine())
+            check_disk(offer, attempt.had, self._free_beside(attempt), str(self._store.root))
         with self._store.arrival() as arrival:
             source.fetch(offer, arrival, attempt.report, cancel)
             if cancel.is_set():
                 raise JobCancelled
             attempt.report("committing", offer.size, offer.size, "")
             return self._store.commit(arrival, tag=tag, source=offer.source, fingerprint=offer.fingerprint)
+
+    def _free_beside(self, attempt: Attempt) -> int:
+        """Bytes free on the disk, less what the other pulls still have to bring."""
+        with self._lock:
+            others = [one.last for one in self._attempts.values() if one is not attempt]
+        return self._store.free() - sum(max(0, one.total - one.done) for one in others)
 
     def _here(self, tag: str) -> Model | None:
         return next((m for m in self._store.look() if tag and tag in m.tags), None)
@@ -229,7 +309,7 @@ class Puller:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - the actor waits for an answer
-                self._tell(failed, _failure(error))
+                self._tell(failed, failure_of(error, "changing the model store"))
 
         with self._lock:
             if not self._closed:
@@ -240,54 +320,3 @@ class Puller:
             call(*arguments)
         except Exception:
             log.exception("The listener of a pull failed")
-
-
-class _Attempt:
-    """One pull's progress: not too often, with a smoothed rate, and silent once the pull has ended."""
-
-    def __init__(self, job_id: str, tell: Callable[[Progress], None]) -> None:
-        self._job = job_id
-        self._tell = tell
-        self._lock = threading.Lock()
-        self._ended = False
-        self._last = Progress(job=job_id, phase="")
-        self._at = 0.0
-
-    def report(self, phase: str, done: int, total: int, message: str) -> None:
-        """Sources call this as often as they like, from any of their threads."""
-        with self._lock:
-            now, last = time.monotonic(), self._last
-            moved = phase != last.phase
-            if self._ended or not (moved or now - self._at >= _REPORT_EVERY or (total and done >= total)):
-                return
-            rate = 0.0
-            if not moved and done >= last.done and now > self._at:
-                step = (done - last.done) / (now - self._at)
-                rate = step if not last.rate else last.rate + _SMOOTHING * (step - last.rate)
-            self._last = Progress(
-                job=self._job, phase=phase, message=message, done=done, total=total, rate=round(rate, 1)
-            )
-            self._at = now
-            self._tell(self._last)
-
-    def end(self) -> None:
-        """Nothing is told any more: the outcome is the last word."""
-        with self._lock:
-            self._ended = True
-
-
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, JobFailed):
-        return error.failure
-    if isinstance(error, BadReference):
-        return Failure(kind="permanent", code="bad_reference", message=str(error))
-    if isinstance(error, OSError):
-        return from_os_error(error, "pulling the model").failure
-    log.error("A pull failed in a way nobody foresaw", exc_info=error)
-    return Failure(
-        kind="permanent",
-        code="internal",
-        message=f"Greenroom itself failed ({type(error).__name__}).",
-        advice="Please report it; greenroom logs has the details.",
-        detail=repr(error)[-4_000:],
-    )

@@ -6,7 +6,7 @@ Weights that can carry code (pickles) and code itself are never taken, so nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from greenroom.runner.failures import JobFailed
@@ -109,6 +109,17 @@ def quantisation_of(name: str) -> str:
     """What a GGUF file's name says of its quantisation, in capitals: `Q4_K_M`, `BF16`; empty if nothing."""
     match = _QUANTISATION.search(PurePosixPath(name).name)
     return match[1].upper() if match else ""
+
+
+def quantisations_of(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The quantisations among published files, each with the bytes of its files."""
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        if _suffix(name) == ".gguf" and "mmproj" not in PurePosixPath(name).name.lower():
+            quantisation = quantisation_of(name)
+            if quantisation:
+                found[quantisation] = found.get(quantisation, 0) + size
+    return found
 
 
 def _group(groups: dict[str, list[str]], quantisation: str) -> str | None:

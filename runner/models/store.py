@@ -21,8 +21,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from greenroom.runner.models.failures import from_os_error
 from greenroom.runner.models.layout import LAYOUT_VERSION, Entry, Index, IndexDamaged
 from greenroom.runner.models.manifest import Manifest
 from greenroom.runner.models.metadata import read_metadata
+from greenroom.runner.models.partial import sweep_partial
 from greenroom.runner.models.references import BadReference, blob_name, familiar
 
 log = logging.getLogger(__name__)
@@ -151,6 +152,26 @@ class Store:
         named = _size(kept, seen)
         return Usage(models=named, other=_size(_walk(self.root), seen))
 
+    def blob(self, digest: str) -> Path:
+        """Where a blob lies, for reading.
+
+        Raises:
+            BadReference: not a digest.
+        """
+        return self._blob(digest)
+
+    def present(self, blobs: Iterable[tuple[str, int]]) -> int:
+        """Bytes of these blobs (digest, size) that need not be fetched: stored, or left of an earlier try."""
+        return sum(self._present(digest, size) for digest, size in blobs)
+
+    def _present(self, digest: str, size: int) -> int:
+        name = blob_name(digest)
+        wheel = self._partial / "wheels" / f"{name}.part"
+        for place in (self._blob(digest), self._partial / name, wheel):
+            with suppress(OSError):
+                return min(place.stat().st_size, size)
+        return size if wheel.with_name(name).is_dir() else 0
+
     def free(self) -> int:
         """Bytes that may still be written to the store's disk."""
         folder = next(p for p in (self.root, *self.root.parents) if p.exists())
@@ -205,6 +226,7 @@ class Store:
             size=sum(layer.size for layer in arrival.layers),
             created=self._clock(),
             architecture=metadata.architecture,
+            context_size=artifacts.context_size(artifact.config_bytes),
             parameters=metadata.parameters,
             parameter_count=metadata.parameter_count,
             quantization=metadata.quantization,
@@ -272,8 +294,39 @@ class Store:
             shared = {digest for other in rest.entries for digest in self._digests(other)}
             return sum(_unlink(self._blob(digest)) for digest in mine - shared)
 
-    def sweep(self) -> int:
-        """Remove what no index names: dead arrivals, blobs, bundles. Returns the bytes freed."""
+    def repackage(self, model_id: str, *, tag: str, context_size: int | None) -> Model:
+        """Store a model once more with another configuration, under a tag. Its files are shared.
+
+        Raises:
+            JobFailed: permanent, `no_such_model` or `model_damaged`; the store is as before.
+        """
+        with self._changing("storing the model") as index:
+            entry = self._entry(model_id)
+            config = self._blob(self._manifest(model_id).config.digest)
+            try:
+                artifact = artifacts.reconfigured(
+                    self._blob(model_id).read_bytes(), config.read_bytes(), context_size=context_size
+                )
+            except ValueError as error:
+                raise _damaged(entry.model, str(error)) from error
+            for data in (artifact.config_bytes, artifact.manifest_bytes):
+                write_atomically(self._blob(artifacts.digest_of(data)), data)
+            sync_folder(self._blobs)
+            open_bundle(self._bundle(artifact.id), artifact.manifest, self._blob)
+            size = context_size if context_size is not None else entry.model.context_size
+            model = msgspec.structs.replace(
+                entry.model, id=artifact.id, tags=(tag,), created=self._clock(), context_size=size
+            )
+            fresh = Entry(model, len(artifact.manifest_bytes), entry.origin)
+            self._write(index.with_model(fresh))
+        return self.model(model.id)
+
+    def sweep(self, *, partial_kept: float = _PARTIAL_KEPT, busy: Container[str] = ()) -> int:
+        """Remove what no index names: dead arrivals, blobs, bundles, and downloads that broke off.
+
+        These only if they have not been gone on with for `partial_kept` seconds and are not (in hex) `busy`.
+        Returns the bytes freed.
+        """
         with self._changing("sweeping the model store") as index:
             freed = 0
             for folder in _children(self._incoming):
@@ -283,9 +336,7 @@ class Store:
             for path in _children(self.root):
                 if path.name.startswith(TEMPORARY):
                     freed += _unlink(path)
-            for path in _children(self._partial):
-                if self._clock() - path.stat().st_mtime > _PARTIAL_KEPT:
-                    freed += _unlink(path)
+            freed += sweep_partial(self._partial, self._clock() - partial_kept, busy)
             if self._read()[1]:
                 return freed  # The index is an older one: what it does not name may be wanted.
             for folder in _children(self._bundles):

@@ -7,10 +7,22 @@ from typing import Any
 import pytest
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
-from greenroom.actors.effects import AddTag, CancelFetch, DeleteModel, FetchModel, LookAtModels, RemoveTag
+from greenroom.actors.effects import (
+    AddTag,
+    CancelFetch,
+    CancelSend,
+    DeleteModel,
+    FetchModel,
+    InformPull,
+    LookAtModels,
+    RemoveTag,
+    SendModel,
+    StoreAgain,
+    SweepStore,
+)
 from greenroom.actors.facts import Failure, Model
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Later, Recovered
+from greenroom.actors.kernel.core import Later, Recovered, refuse
 from greenroom.actors.library import Library
 from greenroom.actors.testing import Case, given
 from stage import NO_SPACE, OFFLINE
@@ -68,10 +80,18 @@ class TestAPull:
         assert fetches == 1
         assert len(case.history) == 1
 
-    def test_of_what_is_here_is_answered_at_once(self) -> None:
+    def test_of_what_is_here_is_answered_at_once_if_only_a_request_wants_it(self) -> None:
         case = new_life(store=(SMOL,))
-        assert pull(case) == msg.Pulled(model=SMOL, fresh=False)
+        assert pull(case, wanted_by="request") == msg.Pulled(model=SMOL, fresh=False)
         case.then()
+
+    def test_of_what_is_here_asks_the_source_whether_it_has_changed(self) -> None:
+        case = new_life(store=(SMOL,))
+        assert pull(case) == Later(KEY)
+        assert case.of(FetchModel)
+        case.when(msg.PullCommitted(job="pull.1", model=SMOL, fresh=False)).rest()
+        case.then(ev.ModelCommitted(job="pull.1", model=SMOL, fresh=False))
+        assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=False)}
 
     def test_of_what_the_journal_claims_waits_for_the_look(self) -> None:
         claim = ev.ModelCommitted(job="", model=SMOL)
@@ -83,7 +103,7 @@ class TestAPull:
 
     def test_that_waited_for_the_look_is_answered_by_it(self) -> None:
         case = new_life(looked=False)
-        pull(case)
+        pull(case, wanted_by="request")
         case.when(msg.ModelsSeen(models=(SMOL,))).rest()
         assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=False)}
 
@@ -119,6 +139,59 @@ class TestAPull:
             case.wake()
         fails(case, OFFLINE).then(ev.PullFailed)
         assert not any((case.seen.fetching, case.seen.due, case.seen.waiting))
+
+    def test_goes_on_for_as_long_as_each_attempt_brings_something(self) -> None:
+        case = new_life()
+        pull(case)
+        for _ in range(30):
+            case.when(msg.PullAttemptEnded(job="pull.1", failure=OFFLINE, moved=1)).rest()
+            case.then(ev.PullAttemptFailed)
+            assert case.wake_at is not None
+            assert case.wake_at - case.now.monotonic <= 2.0
+            case.wake()
+
+    def test_of_what_a_source_that_never_answers_should_have_is_refused_within_seconds(self) -> None:
+        case = new_life()
+        pull(case)
+        silent = msg.PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)
+        for _ in range(2):
+            case.when(silent).rest().then(ev.PullAttemptFailed)
+            case.wake()
+        case.when(silent).rest().then(ev.PullFailed)
+        assert case.answers[KEY].status == 503
+        assert case.now.monotonic - NOW.monotonic < 5.0
+
+    def test_of_what_a_source_is_slow_not_to_answer_is_refused_after_the_first_attempt(self) -> None:
+        case = new_life()
+        pull(case)
+        case.advance(10.0)
+        case.when(msg.PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)).rest()
+        case.then(ev.PullFailed)
+
+    def test_for_which_nobody_waits_any_more_is_patient_with_its_source(self) -> None:
+        case = new_life(requested())
+        case.advance(10.0)
+        case.when(msg.PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)).rest()
+        case.then(ev.PullAttemptFailed)
+
+    def test_says_on_the_board_what_it_waits_for(self) -> None:
+        case = new_life()
+        pull(case)
+        fails(case, OFFLINE)
+        (inform,) = case.of(InformPull)
+        assert (inform.reference, inform.phase) == (REF, "waiting_to_retry")
+        assert OFFLINE.message in inform.message
+        case.when(msg.CancelPull(reference=REF))
+        assert case.of(InformPull) == [InformPull(reference=REF)]
+
+    def test_is_forced_by_whoever_joins_it_with_force(self) -> None:
+        case = new_life()
+        pull(case)
+        pull(case, force=True)
+        case.then(requested(force=True))
+        fails(case, OFFLINE)
+        case.wake()
+        assert [one.force for one in case.of(FetchModel)] == [True]
 
     def test_that_is_cancelled_ends(self) -> None:
         case = new_life()
@@ -255,7 +328,7 @@ class TestTags:
         assert case.of(RemoveTag) == [RemoveTag(model_id=SMOL.id, tag="b")]
         case.when(msg.TagsWritten(model_id=SMOL.id, tags=("a",)))
         case.when(msg.RemoveModel(model_id=SMOL.id, tag="a"))
-        assert case.of(DeleteModel) == [DeleteModel(model_id=SMOL.id)]
+        assert case.told("scheduler") == [msg.Release(model_id=SMOL.id)]
 
     def test_that_a_model_does_not_have_cannot_be_removed(self) -> None:
         refusal = self.tagged("a").when(msg.RemoveModel(model_id=SMOL.id, tag="b")).refusal
@@ -263,10 +336,15 @@ class TestTags:
 
 
 class TestRemoving:
-    def test_is_recorded_when_the_files_are_gone(self) -> None:
+    def test_is_recorded_when_the_scheduler_has_let_go_and_the_files_are_gone(self) -> None:
         case = new_life(store=(SMOL,))
         case.when(msg.RemoveModel(model_id=SMOL.id)).then()
         assert case.reply == Later(f"remove/{SMOL.id}")
+        assert case.told("scheduler") == [msg.Release(model_id=SMOL.id)]
+        case.when(msg.Released(model_id=SMOL.id)).then()
+        assert case.of(DeleteModel) == [DeleteModel(model_id=SMOL.id)]
+        case.when(msg.Released(model_id=SMOL.id)).then()
+        assert not case.of(DeleteModel)
         case.when(msg.ModelGone(model_id=SMOL.id, freed=98)).then(ev.ModelRemoved)
         removed = msg.Removed(untagged=(REF,), deleted=(SMOL.id,), freed=98)
         assert case.answers == {f"remove/{SMOL.id}": removed}
@@ -275,12 +353,36 @@ class TestRemoving:
         case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
         case.when(msg.RemoveModel(model_id=SMOL.id))
         assert case.reply == Later(f"remove/{SMOL.id}")
-        assert not case.of(DeleteModel)
+        assert not case.told("scheduler")
+
+    def test_of_a_model_in_use_is_refused_with_who_uses_it(self) -> None:
+        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
+        refusal = refuse("in_use", "It is in use.", status=409)
+        case.when(msg.Released(model_id=SMOL.id, refusal=refusal)).rest().then()
+        assert case.answers[f"remove/{SMOL.id}"] == refusal
+        assert case.when(msg.RemoveModel(model_id=SMOL.id, force=True)).told("scheduler") == [
+            msg.Release(model_id=SMOL.id, force=True)
+        ]
+
+    def test_asks_a_scheduler_that_does_not_answer_again(self) -> None:
+        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id)).rest()
+        asked = case.advance(5).rest().told("scheduler")
+        assert msg.Release(model_id=SMOL.id) in asked
+        case.when(msg.Released(model_id=SMOL.id))
+        assert msg.Release(model_id=SMOL.id) not in case.advance(5).rest().told("scheduler")
+
+    def test_takes_the_model_off_the_list_from_the_schedulers_yes_on(self) -> None:
+        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
+        (told,) = case.when(msg.RollCall()).rest().told("scheduler")
+        assert told.models == (SMOL,)
+        case.when(msg.Released(model_id=SMOL.id))
+        (told,) = case.when(msg.RollCall()).rest().told("scheduler")
+        assert told.models == ()
 
     def test_of_a_model_with_several_tags_needs_force(self) -> None:
         case = new_life(store=(Model(id=SMOL.id, tags=("a", "b"), size=98),))
         assert case.when(msg.RemoveModel(model_id=SMOL.id)).refusal.status == 409
-        assert case.when(msg.RemoveModel(model_id=SMOL.id, force=True)).of(DeleteModel)
+        assert case.when(msg.RemoveModel(model_id=SMOL.id, force=True)).told("scheduler")
 
     def test_of_a_model_that_is_not_here_is_refused(self) -> None:
         assert new_life().when(msg.RemoveModel(model_id="x")).refusal.status == 404
@@ -289,12 +391,81 @@ class TestRemoving:
         case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
         case.when(msg.ModelGone(model_id=SMOL.id, failure=NO_SPACE)).then()
         assert case.answers[f"remove/{SMOL.id}"].code == "no_space"
-        assert pull(case) == msg.Pulled(model=SMOL, fresh=False)
+        assert pull(case, wanted_by="request") == msg.Pulled(model=SMOL, fresh=False)
+        assert case.told("scheduler")[0].models == (SMOL,)
 
     def test_of_a_model_that_is_pulled_again_meanwhile_fetches_it(self) -> None:
         case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
         assert pull(case) == Later(KEY)
         assert case.of(FetchModel)
+
+
+class TestAnotherWayIn:
+    def test_is_noted_once(self) -> None:
+        case = new_life().when(msg.NoteModel(model=SMOL)).then(ev.ModelCommitted(job="", model=SMOL))
+        assert case.reply == msg.ModelNoted(model=SMOL)
+        case.when(msg.NoteModel(model=SMOL)).then()
+
+    def test_with_another_configuration_is_stored_then_recorded(self) -> None:
+        case = new_life(store=(SMOL,))
+        case.when(msg.RepackageModel(model_id=SMOL.id, tag="big", context_size=9)).then()
+        assert case.reply == Later(f"repackage/{SMOL.id}/big")
+        assert case.of(StoreAgain) == [StoreAgain(model_id=SMOL.id, tag="big", context_size=9)]
+        big = Model(id="sha256:big", tags=("big",), size=98, context_size=9)
+        report = msg.ModelRepackaged(source_id=SMOL.id, tag="big", model=big)
+        case.when(report).then(ev.ModelCommitted(job="", model=big))
+        assert case.answers == {f"repackage/{SMOL.id}/big": msg.ModelNoted(model=big)}
+
+    def test_that_leads_nowhere_says_why(self) -> None:
+        case = new_life(store=(SMOL,))
+        assert case.when(msg.RepackageModel(model_id="x", tag="big")).refusal.status == 404
+        case.when(msg.RepackageModel(model_id=SMOL.id, tag="big"))
+        case.when(msg.ModelRepackaged(source_id=SMOL.id, tag="big", failure=NO_SPACE)).then()
+        assert case.answers[f"repackage/{SMOL.id}/big"].code == "no_space"
+
+    def test_out_again_is_damage_that_was_found(self) -> None:
+        case = new_life(store=(SMOL,))
+        case.when(msg.NoteDamage(model_id=SMOL.id, reason="a byte has changed")).then(
+            ev.ModelRemoved(model_id=SMOL.id, reason="a byte has changed")
+        )
+        case.when(msg.NoteDamage(model_id=SMOL.id, reason="again")).then()
+
+
+class TestPruning:
+    def test_is_answered_when_it_is_done(self) -> None:
+        case = new_life().when(msg.Prune())
+        assert case.of(SweepStore)
+        case.when(msg.StoreSwept(freed=7)).then()
+        assert case.answers == {"prune": msg.Pruned(freed=7)}
+        case.when(msg.Prune()).when(msg.StoreSwept(failure=NO_SPACE))
+        assert case.answers["prune"].code == "no_space"
+
+
+class TestAPush:
+    def push(self, case: Case[Any, Any]) -> Case[Any, Any]:
+        return case.when(msg.Push(model_id=SMOL.id, reference="r/m:1", token="secret"))
+
+    def test_is_recorded_when_the_model_is_published(self) -> None:
+        case = self.push(new_life(store=(SMOL,))).then()
+        assert case.of(SendModel) == [SendModel(model_id=SMOL.id, reference="r/m:1", token="secret")]
+        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5, seconds=2.0)).then(
+            ev.ModelPushed(model_id=SMOL.id, reference="r/m:1", sent=5, seconds=2.0)
+        )
+        assert case.answers == {"push/r/m:1": msg.Pushed(reference="r/m:1", model_id=SMOL.id, sent=5)}
+        assert not case.seen.sending
+
+    def test_to_the_same_reference_joins_and_ends_only_when_nobody_waits(self) -> None:
+        case = self.push(self.push(new_life(store=(SMOL,))))
+        assert not case.of(SendModel)
+        assert case.when(msg.CancelPush(reference="r/m:1")).reply == msg.Cancelled(ended=False)
+        assert case.when(msg.CancelPush(reference="r/m:1")).of(CancelSend)
+        gone = Failure(kind="cancelled", code="cancelled", message="cancelled")
+        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, failure=gone)).then(ev.PushFailed)
+        assert case.answers["push/r/m:1"].code == "cancelled"
+        assert case.when(msg.CancelPush(reference="r/m:1")).reply == msg.Cancelled(ended=False)
+
+    def test_of_what_is_not_here_is_refused(self) -> None:
+        assert self.push(new_life()).refusal.status == 404
 
 
 class TestTheList:

@@ -140,6 +140,9 @@ class Recorder:
 
     told: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
     news: threading.Condition = field(default_factory=threading.Condition)
+    fresh: dict[str, bool] = field(default_factory=dict)
+    reached: dict[str, bool] = field(default_factory=dict)
+    moved: dict[str, int] = field(default_factory=dict)
 
     def _note(self, what: str, *arguments: Any) -> None:
         with self.news:
@@ -149,10 +152,12 @@ class Recorder:
     def progress(self, progress: Progress) -> None:
         self._note("progress", progress)
 
-    def committed(self, job_id: str, model: Model) -> None:
+    def committed(self, job_id: str, model: Model, *, fresh: bool) -> None:
+        self.fresh[job_id] = fresh
         self._note("committed", job_id, model)
 
-    def failed(self, job_id: str, failure: Failure) -> None:
+    def failed(self, job_id: str, failure: Failure, *, reached: bool, moved: int) -> None:
+        self.reached[job_id], self.moved[job_id] = reached, moved
         self._note("failed", job_id, failure)
 
     def cancelled(self, job_id: str) -> None:
@@ -175,6 +180,24 @@ class Recorder:
 
     def tag_failed(self, model_id: str, failure: Failure) -> None:
         self._note("tag_failed", model_id, failure)
+
+    def repackaged(self, source_id: str, tag: str, model: Model) -> None:
+        self._note("repackaged", source_id, tag, model)
+
+    def repackage_failed(self, source_id: str, tag: str, failure: Failure) -> None:
+        self._note("repackage_failed", source_id, tag, failure)
+
+    def pruned(self, freed: int) -> None:
+        self._note("pruned", freed)
+
+    def prune_failed(self, failure: Failure) -> None:
+        self._note("prune_failed", failure)
+
+    def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
+        self._note("pushed", reference, model_id, sent)
+
+    def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
+        self._note("push_failed", reference, failure)
 
     def wait(self, condition: Callable[[str, tuple[Any, ...]], bool]) -> tuple[str, tuple[Any, ...]]:
         deadline = time.monotonic() + BOUND
@@ -225,6 +248,10 @@ class LocalIndex:
     def __init__(self) -> None:
         self.wheels: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.ranges: list[str] = []
+        """The `Range` of each request for a wheel."""
+        self.head = True
+        """Answers to HEAD, which some mirrors do not."""
         self.hold_after: int | None = None
         """Bytes of a wheel after which it waits for `release`."""
         self.cut_after: int | None = None
@@ -235,6 +262,12 @@ class LocalIndex:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                name = self.path.rpartition("/")[2]
+                self.send_response(200 if index.head and name in index.wheels else 405)
+                self.send_header("Content-Length", str(len(index.wheels.get(name, b""))))
+                self.end_headers()
 
             def do_GET(self) -> None:
                 index.requests.append(self.path)
@@ -261,8 +294,14 @@ class LocalIndex:
                 self.wfile.write(body)
 
             def _send_wheel(self, body: bytes) -> None:
-                self.send_response(200)
+                wanted = self.headers.get("Range", "")
+                index.ranges.append(wanted)
+                begin = int(wanted.removeprefix("bytes=").removesuffix("-") or 0)
+                self.send_response(206 if begin else 200)
                 self.send_header("Content-Type", "application/octet-stream")
+                if begin:
+                    self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+                body = body[begin:]
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 stop = index.hold_after or index.cut_after

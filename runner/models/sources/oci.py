@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from threading import Event
+from typing import Literal
 
+from greenroom.actors.facts import ModelFormat
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival
@@ -20,6 +22,7 @@ from greenroom.runner.models.unpacking import unpack
 from greenroom.runner.registry.client import Registry
 
 _CONFIG_LIMIT = 16 * 2**20
+_WEIGHTS = (artifacts.GGUF, artifacts.SAFETENSORS)
 
 
 class OciSource:
@@ -50,7 +53,14 @@ class OciSource:
             fingerprint=f"oci:{digest_of(data)}",
             size=size,
             writes=size,
+            format=_format(manifest),
+            weights=sum(one.size for one in manifest.layers if artifacts.kind_of(one) in _WEIGHTS),
+            blobs=tuple({one.digest: one.size for one in manifest.layers}.items()),
         )
+
+    def measure(self, offer: Offer, cancel: Event) -> Offer:  # noqa: ARG002 - the manifest has said it all
+        """Nothing more to find out."""
+        return offer
 
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:  # noqa: ARG002
         """Fetch the layers in parallel, and the configuration."""
@@ -85,6 +95,13 @@ class OciSource:
         for layer in manifest.layers:
             if artifacts.kind_of(layer) in ARCHIVES:
                 arrival.extras += unpack(paths[layer.digest], arrival.work / blob_name(layer.digest))
+
+
+def _format(manifest: Manifest) -> ModelFormat | Literal[""]:
+    kinds = {artifacts.kind_of(layer) for layer in manifest.layers}
+    if artifacts.GGUF in kinds:
+        return "gguf"
+    return "safetensors" if artifacts.SAFETENSORS in kinds else ""
 
 
 def _checked(data: bytes, name: str) -> Manifest:

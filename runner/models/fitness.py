@@ -1,0 +1,109 @@
+"""Whether a model can be kept and run here at all: said before anything is fetched, with the numbers.
+
+Who knows better pulls with force: the disk may be made larger meanwhile, the model may be for another
+machine, or memory for other hours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from greenroom.actors.facts import ModelFormat
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.sources.base import Offer
+
+_ANYWAY = "greenroom pull --force fetches it all the same."
+_RESERVE = 64 * 2**20
+"""Bytes a pull leaves free on the disk: the journal and the logs need a place too."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A backend, as far as it can read models."""
+
+    name: str
+    formats: tuple[ModelFormat, ...]
+    overhead: int
+    """Bytes an engine of it needs beyond the weights."""
+    verdict: str
+    """Why this machine cannot run it; empty when it can."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What models have to fit."""
+
+    memory: int = 0
+    """Bytes engines may use in all; 0 when that is not known."""
+    readers: tuple[Reader, ...] = field(default_factory=tuple)
+
+
+def check_disk(offer: Offer, present: int, free: int, folder: str) -> None:
+    """Raise JobFailed, permanent, `no_space`, when the rest of an offer does not fit on the disk.
+
+    `present` are bytes that need not be fetched, `free` those that may be written; both without what other
+    pulls still have to bring.
+    """
+    needed = offer.writes - present
+    if needed <= 0 or needed + _RESERVE <= free:
+        return
+    rest = f" more ({size_text(present)} are here already)" if present else ""
+    raise JobFailed.permanent(
+        "no_space",
+        f"{_name(offer)} needs {size_text(needed)}{rest} on the disk, and {folder} has "
+        f"{size_text(max(free, 0))} free.",
+        advice=f"Free some space (greenroom df, greenroom prune). {_ANYWAY}",
+    )
+
+
+def check_machine(offer: Offer, machine: Machine) -> None:
+    """Raise JobFailed when no backend could ever run an offer here.
+
+    Permanent; `cannot_run_here` when none that reads it runs on this machine, `does_not_fit` when its
+    weights alone are more than engines may use.
+    """
+    if not offer.format or not machine.readers:
+        return
+    readers = [one for one in machine.readers if _reads(one, offer.format)]
+    able = [one for one in readers if not one.verdict]
+    if not able:
+        reasons = " ".join(one.verdict for one in readers) or f"No backend reads {offer.format} models."
+        raise JobFailed.permanent(
+            "cannot_run_here",
+            f"{_name(offer)} cannot run on this machine: {reasons}",
+            advice=_ANYWAY,
+        )
+    needed = offer.weights + min(one.overhead for one in able)
+    if offer.weights and machine.memory and needed > machine.memory:
+        raise JobFailed.permanent(
+            "does_not_fit",
+            f"{_name(offer)} needs at least {size_text(needed)} of memory to run, and engines may use "
+            f"{size_text(machine.memory)} on this machine.",
+            advice=f"{_smaller(offer, machine.memory - min(one.overhead for one in able))}{_ANYWAY}",
+        )
+
+
+def _reads(reader: Reader, format_: ModelFormat) -> bool:
+    # Whether safetensors are quantised the MLX way is known only once their configuration is here.
+    family = {"gguf"} if format_ == "gguf" else {"safetensors", "safetensors-mlx"}
+    wanted = {format_} if format_ == "safetensors-mlx" else family
+    return bool(wanted & set(reader.formats))
+
+
+def _smaller(offer: Offer, room: int) -> str:
+    fitting = {name: size for name, size in offer.others.items() if size <= room}
+    if not fitting:
+        return ""
+    best = max(fitting, key=lambda name: fitting[name])
+    return f"Its quantisation {best} ({size_text(fitting[best])}) would fit: {_tagged(offer, best)}. "
+
+
+def _tagged(offer: Offer, quantisation: str) -> str:
+    return str(offer.reference.variant(quantisation)).replace("huggingface.co/", "hf.co/", 1)
+
+
+def _name(offer: Offer) -> str:
+    from greenroom.runner.models.references import familiar
+
+    return familiar(str(offer.reference))

@@ -1,0 +1,249 @@
+"""Publishes stored models to registries, each push on a thread of its own, until it is there or is not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Protocol
+
+from greenroom.actors.facts import Failure, Progress
+from greenroom.actors.retry import PUSH_RETRIES
+from greenroom.runner.config import RegistrySettings
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.models.attempt import Attempt
+from greenroom.runner.models.failures import failure_of
+from greenroom.runner.models.manifest import MANIFEST, Descriptor
+from greenroom.runner.models.references import DEFAULT_TAG, Reference
+from greenroom.runner.models.store import Store
+
+if TYPE_CHECKING:
+    from greenroom.runner.installations.sources import PackageSources
+    from greenroom.runner.registry.upload import Repository
+
+log = logging.getLogger(__name__)
+
+PUSHES_AT_ONCE = 2
+_BLOBS_AT_ONCE = 4
+_TICK = 0.1
+
+
+class PusherListener(Protocol):
+    """Hears what came of pushes; called on their threads."""
+
+    def progress(self, progress: Progress) -> None:
+        """A push got on; its job is `push/<reference>`."""
+
+    def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
+        """A model is published; bytes that had to be sent."""
+
+    def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
+        """It is not."""
+
+
+class Pusher:
+    """Sends models. Thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        listener: PusherListener,
+        *,
+        packages: PackageSources | None = None,
+        registries: Mapping[str, RegistrySettings] | None = None,
+    ) -> None:
+        self._store = store
+        self._listener = listener
+        self._packages = packages
+        self._registries = registries or {}
+        self._pool = ThreadPoolExecutor(PUSHES_AT_ONCE, thread_name_prefix="push")
+        self._lock = threading.Lock()
+        self._running: dict[str, threading.Event] = {}
+        self._closed = False
+
+    def start(self, model_id: str, reference: str, *, token: str = "") -> None:
+        """Begin; a push to the same reference that is running already is left alone.
+
+        Ends with exactly one of `pushed`, `push_failed`.
+        """
+        with self._lock:
+            if reference in self._running:
+                return
+            cancel = self._running[reference] = threading.Event()
+            if not self._closed:
+                self._pool.submit(self._run, model_id, reference, token, cancel)
+                return
+            del self._running[reference]
+        self._listener.push_failed(reference, model_id, _cancelled())
+
+    def cancel(self, reference: str) -> None:
+        """End a push."""
+        with self._lock:
+            event = self._running.get(reference)
+        if event is not None:
+            event.set()
+
+    def close(self) -> None:
+        """End all pushes and wait for their threads."""
+        with self._lock:
+            self._closed = True
+            for event in self._running.values():
+                event.set()
+        self._pool.shutdown()
+
+    def _run(self, model_id: str, reference: str, token: str, cancel: threading.Event) -> None:
+        attempt = Attempt(f"push/{reference}", self._listener.progress)
+        began = time.monotonic()
+        failure: Failure | None = None
+        sent = 0
+        try:
+            push = _Push(self._store, model_id, Reference.parse(reference), attempt, cancel)
+            sent = push.run(self._repository(push.reference, token))
+        except JobCancelled:
+            failure = _cancelled()
+        except Exception as error:  # noqa: BLE001 - somebody waits for an answer
+            failure = failure_of(error, "pushing the model")
+        finally:
+            attempt.end()
+            with self._lock:
+                self._running.pop(reference, None)
+        try:
+            if failure is None:
+                self._listener.pushed(reference, model_id, sent, round(time.monotonic() - began, 3))
+            else:
+                self._listener.push_failed(reference, model_id, failure)
+        except Exception:
+            log.exception("The listener of a push failed")
+
+    def _repository(self, reference: Reference, token: str) -> Repository:
+        from greenroom.runner.installations.sources import PackageSources
+        from greenroom.runner.installations.web import Web
+        from greenroom.runner.registry.upload import Repository
+
+        if reference.scheme != "oci":
+            advice = "Give it a registry's name first: greenroom tag MODEL REGISTRY/YOU/MODEL"
+            if reference.scheme == "huggingface":
+                advice += ". For Hugging Face there is its own command: hf upload."
+            raise JobFailed.permanent(
+                "bad_reference", f"{reference} does not name a place on a registry.", advice=advice
+            )
+        web = Web(self._packages or PackageSources.discover())
+        return Repository(web, reference, token=token, settings=self._registries, environment=os.environ)
+
+
+class _Push:
+    """One push."""
+
+    def __init__(
+        self, store: Store, model_id: str, reference: Reference, attempt: Attempt, cancel: threading.Event
+    ) -> None:
+        self.reference = reference
+        self._store = store
+        self._model = store.model(model_id)
+        self._manifest = store.manifest(model_id)
+        self._attempt = attempt
+        self._cancel = cancel
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._done = 0
+        self._sent = 0
+        self._arrived = 0
+        """Blobs that are there for sure."""
+        # A layer that is in it twice is one blob.
+        self._blobs = tuple({blob.digest: blob for blob in self._manifest.blobs()}.values())
+        self._total = sum(blob.size for blob in self._blobs)
+
+    def run(self, repository: Repository) -> int:
+        """Send what is missing, then the manifest. Returns the bytes that were sent.
+
+        Raises:
+            JobFailed: The registry does not take it.
+            JobCancelled: The push was cancelled.
+        """
+        attempts = 0
+        while True:
+            arrived = self._arrived
+            try:
+                self._send_all(repository)
+                break
+            except JobFailed as failed:
+                # What has arrived is not sent again: an attempt that got on is no failure to count.
+                attempts = 1 if self._arrived > arrived else attempts + 1
+                draw = random.random()  # noqa: S311 - only spreads attempts
+                again = PUSH_RETRIES.retry_at(attempts, 0.0, draw)
+                if failed.failure.kind != "transient" or again is None:
+                    raise
+                self._pause(again, failed.failure.message)
+        self._check_cancelled()
+        self._attempt.report("committing", self._total, self._total, "")
+        data = self._store.blob(self._model.id).read_bytes()
+        kind = self._manifest.media_type or MANIFEST
+        repository.publish(data, kind, self.reference.tag or self.reference.digest or DEFAULT_TAG)
+        return self._sent
+
+    def _send_all(self, repository: Repository) -> None:
+        self._done = 0
+        self._stop.clear()
+        self._attempt.report("uploading", 0, self._total, "")
+        with ThreadPoolExecutor(_BLOBS_AT_ONCE, thread_name_prefix="upload") as pool:
+            begun = [pool.submit(self._send, repository, blob) for blob in self._blobs]
+            try:
+                waiting = set(begun)
+                while waiting:
+                    ended, waiting = wait(waiting, _TICK, FIRST_EXCEPTION)
+                    self._check_cancelled()
+                    for future in ended:
+                        future.result()
+            finally:
+                self._stop.set()
+
+    def _send(self, repository: Repository, blob: Descriptor) -> None:
+        self._check()
+        if repository.has(blob.digest) or self._mounted(repository, blob):
+            self._count(blob.size, sent=0)
+            return
+        path = self._store.blob(blob.digest)
+        repository.send(path, blob.digest, blob.size, lambda size: self._count(size, sent=size))
+        with self._lock:
+            self._arrived += 1
+
+    def _mounted(self, repository: Repository, blob: Descriptor) -> bool:
+        """Other repositories of the registry that are known to have it need not be sent to again."""
+        for tag in self._model.tags:
+            other = Reference.parse(tag)
+            if (other.scheme, other.registry) != ("oci", self.reference.registry):
+                continue
+            if other.repository != self.reference.repository and repository.mount(
+                blob.digest, other.repository
+            ):
+                return True
+        return False
+
+    def _count(self, size: int, *, sent: int) -> None:
+        self._check()
+        with self._lock:
+            self._done += size
+            self._sent += sent
+            done = self._done
+        self._attempt.report("uploading", done, self._total, "")
+
+    def _check(self) -> None:
+        if self._cancel.is_set() or self._stop.is_set():
+            raise JobCancelled
+
+    def _check_cancelled(self) -> None:
+        if self._cancel.is_set():
+            raise JobCancelled
+
+    def _pause(self, seconds: float, reason: str) -> None:
+        self._attempt.report("waiting_to_retry", self._done, self._total, f"after: {reason}")
+        if self._cancel.wait(seconds):
+            raise JobCancelled
+
+
+def _cancelled() -> Failure:
+    return Failure(kind="cancelled", code="cancelled", message="cancelled")

@@ -2,7 +2,8 @@
 
 Three nets, since each alone has holes: the very values that this machine's settings hold, whatever stands
 where secrets stand (URLs, headers, `NAME_TOKEN=`), and whatever is shaped like a known kind of token. What
-may be part of a prompt goes too. Too much is taken rather than too little.
+may be part of a prompt goes too. Too much is taken rather than too little. Logs have lines
+of any length, so no pattern may try its luck twice at the same place.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ _PROMPT_NAMES = frozenset(
 _QUOTED = r"\\?[\"']?"
 
 
+_URL = re.compile(r"\b([a-z][a-z0-9+.-]{0,20})://([^\s'\"<>]+)", re.IGNORECASE)
+_NO_PORT = re.compile(r"[^/@:]+:(?!\d{1,5}$)")
+"""What stands before a URL's first slash when a password has that slash in it."""
+
+
 class _Shape(NamedTuple):
     kind: str
     pattern: re.Pattern[str]
@@ -61,30 +67,22 @@ _SHAPES = (
         flags=re.DOTALL,
     ),
     _shape(
-        "credentials in URLs",
-        rf"\g<1>{GONE}@",
-        # Passwords hold `@` and `/` although they should not; a port and a path are none.
-        r"(\b[a-z][a-z0-9+.-]*://)",
-        r"(?:[^\s/'\"<>]*|[^\s/@:'\"<>]+:(?!\d{1,5}/)[^\s'\"<>]*)@",
-    ),
-    _shape(
-        "queries of URLs", rf"\g<1>{GONE}", r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"<>]+\?)(?!\*\*\*)[^\s'\"<>]+"
-    ),
-    _shape(
         "headers",
         rf"\g<1>\g<2>{GONE}",
-        r"((?:proxy-)?authorization|(?:set-)?cookie|x-api-key|api-key|x-[\w-]*token)",
+        r"((?:proxy-)?authorization|(?:set-)?cookie|x-api-key|api-key|x-[\w-]{0,20}token)",
         rf"({_QUOTED}\s*[:=,]\s*{_QUOTED})(?!\*\*\*)[^\"'\r\n\\]+",
     ),
     _shape("bearer tokens", rf"\g<1> {GONE}", r"\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}"),
     _shape(
         "values named as secrets",
         rf"\g<1>\g<2>{GONE}",
-        rf"(?<![a-z0-9])((?:[a-z0-9]+[_.-])*{_NAMED})({_QUOTED}\s*[:=]\s*{_QUOTED})",
+        rf"(?<![a-z0-9])((?:[a-z0-9]{{1,40}}[_.-]){{0,6}}{_NAMED})({_QUOTED}\s*[:=]\s*{_QUOTED})",
         r"(?!\*\*\*)[^\s\"',;&}\\]+",
     ),
     _shape(
-        "secrets on command lines", rf"\g<1>{GONE}", rf"(--?(?:[a-z0-9]+-)*{_NAMED}[ =]+)(?!\*\*\*)[^\s\"',]+"
+        "secrets on command lines",
+        rf"\g<1>{GONE}",
+        rf"(--?(?:[a-z0-9]{{1,40}}-){{0,6}}{_NAMED}[ =]+)(?!\*\*\*)[^\s\"',]+",
     ),
     _shape(
         "netrc entries",
@@ -125,6 +123,7 @@ class Redactor:
             if secret in text:
                 self.taken["values from this machine's settings"] += text.count(secret)
                 text = text.replace(secret, GONE)
+        text = _URL.sub(self._url, text)
         for shape in _SHAPES:
             text = shape.pattern.sub(lambda found, shape=shape: self._without(shape, found), text)  # type: ignore[misc]
         return text.replace(self._home, "~") if self._home else text
@@ -148,6 +147,23 @@ class Redactor:
             with contextlib.suppress(ValueError, RecursionError):
                 return json.dumps(self.value(json.loads(value)), ensure_ascii=False)
         return self.text(value)
+
+    def _url(self, found: re.Match[str]) -> str:
+        """A URL without what belongs to whoever uses it; one inside another, too."""
+        rest, mark, query = found[2].partition("?")
+        parts = []
+        for part in rest.split("://"):
+            host = part.partition("/")[0]
+            if "@" in host or ("@" in part and _NO_PORT.match(host)):
+                # Passwords hold `@` and `/` although they should not.
+                where = host if "@" in host else part
+                self.taken["credentials in URLs"] += 1
+                parts.append(f"{GONE}@{part[where.rindex('@') + 1 :]}")
+            else:
+                parts.append(part)
+        if query:
+            self.taken["queries of URLs"] += 1
+        return f"{found[1]}://{'://'.join(parts)}{mark}{GONE if query else ''}"
 
     def _without(self, shape: _Shape, found: re.Match[str]) -> str:
         if shape.kind == "values named as secrets" and _counts_text(found):

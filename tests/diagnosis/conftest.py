@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -283,3 +286,40 @@ def script() -> Script:
 def empty_script() -> Script:
     """Nothing has happened."""
     return Script()
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data directory of our own, and an environment without anybody's settings and secrets."""
+    for name in list(os.environ):
+        if name.startswith(("GREENROOM_", "MODEL_RUNNER_", "HF_", "PIP_", "UV_")):
+            monkeypatch.delenv(name)
+    person = tmp_path / "person"
+    folder = tmp_path / "home"
+    for one in (person, folder):
+        one.mkdir()
+    monkeypatch.setenv("HOME", str(person))
+    monkeypatch.setenv("GREENROOM_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def greenroom(home: Path) -> Callable[..., Outcome]:
+    """Run a command in this process."""
+    from greenroom.runner.cli.main import run
+
+    def command(*arguments: str) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = run(list(arguments))
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+    return command

@@ -1,0 +1,361 @@
+"""`greenroom why`, `replay`, `log` and their bad input, with no daemon anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greenroom.actors import events as ev
+
+COMMANDS = (["why", "smollm2"], ["replay"], ["replay", "--step"], ["log"])
+
+
+@pytest.fixture
+def journal(script: Any, home: Path) -> Path:
+    """A journal in the data directory: smollm2 was loaded, and unloaded for lack of use."""
+    script.evict(script.load(), "idle", idle_seconds=300.0)
+    path: Path = script.write(home / "journal.db")
+    return path
+
+
+def test_why_says_it_and_exits_with_zero(greenroom: Any, journal: Path) -> None:
+    outcome = greenroom("why", "smollm2")
+
+    assert outcome.code == 0
+    assert outcome.out.startswith("smollm2 is not loaded: it was unloaded at 2023-11-14 12:00:07")
+    assert outcome.out.rstrip().endswith("greenroom serve --keep-alive 30m")
+
+
+def test_why_as_json(greenroom: Any, journal: Path) -> None:
+    fields = json.loads(greenroom("why", "smollm2", "--json").out)
+
+    assert (fields["kind"], fields["state"], fields["cause"]) == ("model", "unloaded", "idle")
+    assert fields["numbers"]["idle_seconds"] == 300.0
+    assert fields["steps"][0]["event"] == "scheduler/1"
+    assert fields["remedies"][0] == {"aim": "To load it again", "command": "greenroom run smollm2"}
+
+
+def test_why_knows_the_backends_of_this_machine(greenroom: Any, journal: Path) -> None:
+    assert "nobody has asked for it yet" in greenroom("why", "mlx").out
+    if sys.platform == "linux":
+        assert "cannot be on this machine" in greenroom("why", "vllm-metal").out
+
+
+def test_a_journal_copied_from_another_machine(greenroom: Any, journal: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "journal.db"
+    copy.parent.mkdir()
+    shutil.copy(journal, copy)
+    journal.unlink()
+
+    for named in (copy, copy.parent):
+        assert greenroom("why", "smollm2", "--journal", str(named)).code == 0
+        assert greenroom("replay", "--journal", str(named)).code == 0
+        assert greenroom("log", "--journal", str(named)).code == 0
+    # Which backends this machine can run is no matter of that one.
+    assert greenroom("why", "vllm-metal", "--journal", str(copy)).code == 1
+
+
+def test_an_unknown_name_is_a_sentence_with_near_names(greenroom: Any, journal: Path) -> None:
+    outcome = greenroom("why", "smolm2")
+
+    assert outcome.code == 1
+    assert outcome.out == ""
+    assert outcome.err.splitlines() == [
+        'Error: The journal knows no model, backend, engine or request "smolm2". Did you mean smollm2?'
+    ]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_without_a_journal_nothing_has_happened(greenroom: Any, home: Path, arguments: list[str]) -> None:
+    outcome = greenroom(*arguments)
+
+    assert outcome.code == 1
+    assert f"There is no journal at {home}/journal.db: nothing has happened here yet." in outcome.err
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_a_file_that_is_not_there(greenroom: Any, home: Path, arguments: list[str]) -> None:
+    outcome = greenroom(*arguments, "--journal", str(home / "no.db"))
+
+    assert outcome.code == 1
+    assert f"There is no journal at {home}/no.db." in outcome.err
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_a_database_of_somebody_else(greenroom: Any, tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE events(seq INTEGER PRIMARY KEY, data TEXT)")
+    connection.close()
+
+    outcome = greenroom(*arguments, "--journal", str(path))
+
+    assert outcome.code == 6
+    assert outcome.err.startswith("Error: ")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_a_file_that_is_no_database(greenroom: Any, tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("Dear diary, " * 500)
+
+    outcome = greenroom(*arguments, "--journal", str(path))
+
+    assert outcome.code == 6
+    assert outcome.err.count("\n") == 1
+
+
+def flip(journal: Path, event: bytes) -> None:
+    content = bytearray(journal.read_bytes())
+    at = content.index(event)
+    content[at] ^= 1
+    journal.write_bytes(content)
+
+
+def test_a_damaged_journal_tells_what_came_before_and_exits_with_six(greenroom: Any, journal: Path) -> None:
+    flip(journal, b'"reason":"idle"')
+
+    why = greenroom("why", "smollm2")
+    replay = greenroom("replay")
+    log = greenroom("log")
+
+    assert why.code == replay.code == log.code == 6
+    assert why.out.startswith("smollm2 is loaded"), "as far as can be read"
+    assert "The journal is damaged from event" in why.out
+    assert "is damaged" in replay.err
+    assert "is ready after 0.8s" in log.out
+    before = greenroom("replay", "--at", "8")
+    assert before.code == 0, "what is whole can be replayed"
+
+
+def test_a_name_that_might_be_in_the_damaged_part_is_refused_for_the_damage(
+    greenroom: Any, journal: Path
+) -> None:
+    flip(journal, b'"reason":"idle"')
+
+    outcome = greenroom("why", "gemma3")
+
+    assert outcome.code == 6
+    assert "is damaged" in outcome.err
+
+
+def test_an_event_of_a_newer_version(greenroom: Any, script: Any, home: Path) -> None:
+    script.raw("scheduler", "load_moved", "{}")
+    script.write(home / "journal.db")
+
+    replay = greenroom("replay")
+    why = greenroom("why", "smollm2")
+
+    assert replay.code == 6
+    assert "'load_moved', which this version of Greenroom does not know" in replay.err
+    assert why.code == 0
+    assert "Note: Not all of the journal can be understood" in why.out
+    assert greenroom("replay", "--at", "5").code == 0
+
+
+# replay
+
+
+def test_replay_shows_the_state_at_an_event(greenroom: Any, journal: Path) -> None:
+    outcome = greenroom("replay", "--at", "10")
+
+    assert outcome.code == 0
+    assert outcome.out.startswith(
+        "After event 10, runner/llama.cpp/3 (engine_ready), stored at 2023-11-14 12:00:07"
+    )
+    assert "  18bd0f5a2c0-1 (smollm2): ready for 0s, process 4711" in outcome.out
+    assert (
+        "  load 18bd0f5a2c0-1: smollm2 on llama.cpp (completion), 444 MB, for 1s, by scheduler/2"
+        in outcome.out
+    )
+
+
+def test_replay_as_json_is_the_cores_own_state(greenroom: Any, journal: Path) -> None:
+    fields = json.loads(greenroom("replay", "--at", "10", "--json").out)
+
+    assert fields["seq"] == 10
+    assert fields["event"] == "runner/llama.cpp/3"
+    assert fields["states"]["runner/llama.cpp"]["engines"]["18bd0f5a2c0-1"]["state"] == "ready"
+    assert fields["states"]["scheduler"]["loads"]["18bd0f5a2c0-1"]["spec"]["memory"] == 444_000_000
+
+
+def test_replay_at_a_time(greenroom: Any, journal: Path) -> None:
+    assert greenroom("replay", "--at", "2023-11-14T12:00:05.5").out.startswith("After event 4, library/1 ")
+    assert greenroom("replay", "--at", "now").out.startswith("After event 13, ")
+
+
+@pytest.mark.parametrize(
+    ("at", "code", "sentence"),
+    [
+        ("2023-11-14T11:59", 1, "2023-11-14 11:59:00.000 is before the beginning of"),
+        ("0", 1, "There is no event 0 in"),
+        ("14", 1, "its events are 1 to 13."),
+        ("soon", 2, "'soon' is no time; write 10m (ago)"),
+    ],
+)
+def test_replay_at_what_there_is_not(
+    greenroom: Any, journal: Path, at: str, code: int, sentence: str
+) -> None:
+    outcome = greenroom("replay", "--at", at)
+
+    assert outcome.code == code
+    assert sentence in outcome.err
+
+
+def test_a_time_before_the_first_event_names_it(greenroom: Any, journal: Path) -> None:
+    assert "its first event was stored at 2023-11-14 12:00:00.000." in (
+        greenroom("replay", "--at", "2020-01-01").err
+    )
+
+
+def test_steps_without_a_terminal_are_all_printed(greenroom: Any, journal: Path) -> None:
+    lines = greenroom("replay", "--step").out.splitlines()
+
+    assert lines[0] == "1  2023-11-14 12:00:00.000  daemon/1  Greenroom 0.1.0 started (process 100, Linux)."
+    assert lines[1] == "    + daemon starts = 1"
+    ready = next(n for n, line in enumerate(lines) if "is ready after" in line)
+    assert lines[ready + 1] == '    ~ runner/llama.cpp engines 18bd0f5a2c0-1 state = "ready" (was "starting")'
+
+
+def test_steps_from_an_event_on_as_json(greenroom: Any, journal: Path) -> None:
+    lines = [
+        json.loads(line) for line in greenroom("replay", "--step", "--at", "10", "--json").out.splitlines()
+    ]
+
+    assert [one["seq"] for one in lines] == [10, 11, 12, 13]
+    assert lines[0]["changes"]["runner/llama.cpp engines 18bd0f5a2c0-1 state"] == {
+        "was": "starting",
+        "is": "ready",
+    }
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.fd, inner = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "greenroom.runner.cli", *arguments],
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+        )
+        os.close(inner)
+
+    def until(self, text: str) -> str:
+        """What it writes, up to a text."""
+        said = ""
+        while text not in said:
+            ready, _, _ = select.select([self.fd], [], [], 20.0)
+            assert ready, f"it said only {said!r}"
+            said += os.read(self.fd, 4096).decode()
+        return said
+
+    def say(self, text: str) -> None:
+        os.write(self.fd, f"{text}\n".encode())
+
+
+def test_a_walk_on_a_terminal_goes_on_and_back(journal: Path) -> None:
+    terminal = Terminal("replay", "--step", "--at", "9")
+    try:
+        assert "runs as process 4711" in terminal.until("[9]")
+        terminal.say("")
+        assert "is ready after 0.8s" in terminal.until("[10]")
+        terminal.say("p")
+        assert "runs as process 4711" in terminal.until("[9]")
+        terminal.say("1")
+        assert "Greenroom 0.1.0 started" in terminal.until("[1]")
+        terminal.say("p")
+        assert "That is the beginning." in terminal.until("[1]")
+        terminal.say("13")
+        terminal.until("[13]")
+        terminal.say("n")
+        assert "That is the end." in terminal.until("[13]")
+        terminal.say("s")
+        assert "After event 13, " in terminal.until("[13]")
+        terminal.say("what")
+        assert "NUMBER go there" in terminal.until("[13]")
+        terminal.say("q")
+        assert terminal.process.wait(20) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.fd)
+
+
+# log
+
+
+def test_log_filters(greenroom: Any, journal: Path) -> None:
+    assert greenroom("log", "--kind", "engine_ready").out.count("is ready") == 1
+    assert greenroom("log", "--model", "smollm2", "--kind", "pull_requested").out.count("Fetching") == 1
+    assert "library/1" not in greenroom("log", "--backend", "llama.cpp").out
+    assert greenroom("log", "--engine", "18bd", "--json").out.count("\n") == 7
+    assert greenroom("log", "--cause", "r-0a1b2c3d-1", "-n", "1").out.count("has ended") == 1
+    assert greenroom("log", "--since", "2023-11-14T12:00:07.9", "--json").out.count("\n") == 1
+    assert greenroom("log", "--until", "2023-11-14T12:00:00", "--json").out.count("\n") == 2
+    assert greenroom("log", "--stream", "daemon", "--json").out.count("\n") == 1
+
+
+def test_a_kind_nobody_stores_is_told_with_a_near_one(greenroom: Any, journal: Path) -> None:
+    outcome = greenroom("log", "--kind", "engine_redy")
+
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "Did you mean engine_ready?" in outcome.err
+
+
+def test_a_bad_time_is_a_usage_error(greenroom: Any, journal: Path) -> None:
+    outcome = greenroom("log", "--since", "soon")
+
+    assert outcome.code == 2
+    assert "Invalid value for --since: 'soon' is no time" in outcome.err
+
+
+def test_what_a_host_stored_is_shown_as_it_is(greenroom: Any, script: Any, home: Path) -> None:
+    script.raw("host/orders", "order_placed", '{"total":7}')
+    script.write(home / "journal.db")
+
+    assert 'order_placed: {"total":7}' in greenroom("log", "--kind", "order_placed").out
+    assert "host/orders (1)" in greenroom("replay").out
+
+
+def test_an_overview_tells_of_everybody(greenroom: Any, script: Any, home: Path) -> None:
+    script.add(
+        ev.ConfigChanged(
+            model_id=f"sha256:{b'smollm2'.hex():0<64}",
+            model_ref="docker.io/ai/smollm2:latest",
+            mode="completion",
+            context_size=4096,
+        )
+    )
+    script.add(ev.InstallRequested(job="mlx.9", backend="mlx", version="", wanted_by="explicit"))
+    script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
+    script.refuse("smollm2", "does_not_fit", "It does not fit.")
+    engine = script.admit()
+    script.die(engine, "It died.", was_ready=False, code=1)
+    script.write(home / "journal.db")
+
+    told = greenroom("replay").out
+
+    for line in (
+        "  runs as process 100; start number 1",
+        "  llama.cpp: installed, 1.0",
+        "    1.0-ab12cd34.1 (1.0, 106 MB, in use for new engines)",
+        "  mlx: job mlx.9 (explicit) for 0s, attempt 1",
+        "  pull pull.9 of gemma3 for 0s, attempt 1",
+        "  smollm2: 736d6f6c6c6d (gguf, Q4_1, 98.0 MB)",
+        "  configured 736d6f6c6c6d|completion: context_size 4096",
+        "  736d6f6c6c6d|llama.cpp|1.0-ab12cd34.1 has failed 1 times: It died.",
+        f"  {engine} (smollm2): gone for 0s: It died.",
+    ):
+        assert line in told.splitlines(), told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,11 @@ import msgspec
 from greenroom.actors.journal.port import JournalDamaged, Record
 from greenroom.runner.cli import exit_codes, journal_file
 from greenroom.runner.cli.problem import Problem
+
+_NEEDS_A_DAEMON = (
+    "loaded loading installing waiting_to_retry pulling retiring ready starting stopping running".split()
+)
+_DOWN = "No daemon runs at the moment: this is how it was when the last one ended without a word."
 
 
 @click.command("why")
@@ -38,6 +44,8 @@ def command(ctx: click.Context, name: str, as_json: bool, journal: Path | None) 
             if damage:
                 raise damage[0] from error
             raise Problem(str(error), "" if error.near else "Try: greenroom list, ps, backends.") from error
+        if journal is None and found.state in _NEEDS_A_DAEMON and not _runs(path.parent):
+            found = msgspec.structs.replace(found, notices=(*found.notices, _DOWN))
         click.echo(msgspec.json.encode(found).decode() if as_json else found.text(now))
     return exit_codes.JOURNAL if damage else exit_codes.OK
 
@@ -49,6 +57,17 @@ def _noting(records: Iterable[Record], damage: list[JournalDamaged]) -> Iterator
     except JournalDamaged as error:
         damage.append(error)
         raise
+
+
+def _runs(home: Path) -> bool:
+    """Whether a daemon holds the data directory, as far as can be told without disturbing it."""
+    try:
+        os.kill(int((home / "daemon.lock").read_text("utf-8")), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _backends() -> Mapping[str, str]:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from greenroom.actors import messages as msg
 from greenroom.actors.daemon_log import DaemonState
-from greenroom.actors.events import DaemonStarted, DaemonStopped
 from greenroom.actors.installer_state import BackendInstallState, InstallerState
 from greenroom.actors.journal.port import JournalDamaged, JournalError, Record
 from greenroom.actors.kernel.core import Address, Event
@@ -25,6 +24,7 @@ from greenroom.runner.diagnosis.subjects import About, Subjects
 
 E = TypeVar("E", bound=Event)
 
+_LIBRARY, _DAEMON = str(msg.LIBRARY), str(msg.DAEMON)
 _KEPT = 600
 """Events of one model or one backend."""
 _REQUESTS = 2_000
@@ -143,9 +143,8 @@ class History:
         self.first = self.first or record
         self.last = record
         self.count += 1
-        about = self.subjects.of(record)
-        happening = Happening(record, self._event(record), about)
-        self._file(happening)
+        event = self._event(record)
+        self._file(Happening(record, event, self.subjects.of(record, event)))
 
     def _event(self, record: Record) -> Event | None:
         try:
@@ -160,33 +159,50 @@ class History:
 
     def _file(self, happening: Happening) -> None:
         record, event, about = happening
+        stream, cause, engine = record.stream, record.cause, about.engine
         for model in about.models:
-            self.models.setdefault(model, deque(maxlen=_KEPT)).append(happening)
+            _shelf(self.models, model).append(happening)
         for backend in about.backends:
-            self.backends.setdefault(backend, deque(maxlen=_KEPT)).append(happening)
-        if record.stream == str(msg.LIBRARY):
+            _shelf(self.backends, backend).append(happening)
+        if stream == _LIBRARY:
             for reference in about.references:
-                self.pulls.setdefault(reference, deque(maxlen=_KEPT)).append(happening)
-        if about.engine:
-            self.engines[about.engine] = None
-            if len(self.engines) > _REQUESTS:
-                self.engines.popitem(last=False)
-            if self._asked and about.engine.startswith(self._asked):
-                self.named.setdefault(about.engine, []).append(happening)
-        if isinstance(event, DaemonStarted | DaemonStopped):
+                _shelf(self.pulls, reference).append(happening)
+        elif stream == _DAEMON:
             self.daemons.append(happening)
         elif isinstance(event, CommandParked):
             self.faults.append(happening)
-        cause = record.cause
+        if engine:
+            self._note_engine(engine, happening)
         if cause and "/" not in cause:
-            self.requests.setdefault(cause, []).append(happening)
-            if len(self.requests) > _REQUESTS:
-                oldest = next(one for one in self.requests if one != self._asked)
-                del self.requests[oldest]
+            self._note_request(cause, happening)
+
+    def _note_engine(self, engine: str, happening: Happening) -> None:
+        if engine not in self.engines:
+            self.engines[engine] = None
+            if len(self.engines) > _REQUESTS:
+                self.engines.popitem(last=False)
+        if self._asked and engine.startswith(self._asked):
+            self.named.setdefault(engine, []).append(happening)
+
+    def _note_request(self, request: str, happening: Happening) -> None:
+        caused = self.requests.get(request)
+        if caused is not None:
+            caused.append(happening)
+            return
+        self.requests[request] = [happening]
+        if len(self.requests) > _REQUESTS:
+            del self.requests[next(one for one in self.requests if one != self._asked)]
 
     def _state(self, address: Address, otherwise: Any) -> Any:
         state = self._replay.snapshot.states.get(address)
         return otherwise if state is None else state
+
+
+def _shelf(shelves: dict[str, deque[Happening]], name: str) -> deque[Happening]:
+    shelf = shelves.get(name)
+    if shelf is None:
+        shelf = shelves[name] = deque(maxlen=_KEPT)
+    return shelf
 
 
 def of_type(happenings: Iterable[Happening], kind: type[E]) -> Iterator[tuple[Happening, E]]:

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 from greenroom.actors.journal.port import Record
+from greenroom.actors.kernel.core import Event
 
 _REMEMBERED = 20_000
 """Engines and jobs; older ones are told of by nothing any more."""
 _STREAMS = ("install/", "runner/")
+
+_NOBODY = ("", "")
 
 _decode = msgspec.json.Decoder().decode
 
@@ -31,6 +34,27 @@ class About(NamedTuple):
     job: str = ""
 
 
+class _Fields(NamedTuple):
+    """Which of the fields that say whom it is about an event has."""
+
+    spec: bool
+    model: bool
+    installation: bool
+    engine_id: bool
+    model_id: bool
+    model_ref: bool
+    backend: bool
+    job: bool
+    reference: bool
+    tags: bool
+    in_favour_of: bool
+
+    @classmethod
+    def of(cls, kind: type[Event]) -> _Fields:
+        """Of a type of event; asked once for each."""
+        return cls(*(name in kind.__struct_fields__ for name in cls._fields))
+
+
 class Subjects:
     """Learns from each record, in order, what later ones mean."""
 
@@ -41,58 +65,113 @@ class Subjects:
         """engine → model, backend."""
         self._pulls: OrderedDict[str, str] = OrderedDict()
         """pull → reference."""
+        self._fields: dict[type[Event], _Fields] = {}
 
-    def of(self, record: Record) -> About:
-        """Whom the next record is about."""
+    def of(self, record: Record, event: Event | None = None) -> About:
+        """Whom the next record is about; `event` spares reading it again."""
+        backend = record.stream.partition("/")[2] if record.stream.startswith(_STREAMS) else ""
+        if event is not None:
+            return self._of_event(event, backend)
         try:
             fields = _decode(record.data)
         except msgspec.DecodeError:
             fields = None
-        backend = record.stream.partition("/")[2] if record.stream.startswith(_STREAMS) else ""
         if not isinstance(fields, dict):
             return About(backends=(backend,) if backend else ())
-        return self._of(record.type, fields, backend)
+        return self._of_fields(fields, backend)
 
     def engine(self, engine_id: str) -> tuple[str, str]:
         """The model and the backend of an engine; empty when nobody has said so."""
-        return self._engines.get(engine_id, ("", ""))
+        return self._engines.get(engine_id, _NOBODY)
 
-    def _of(self, kind: str, fields: Mapping[str, Any], backend: str) -> About:
-        spec = _mapping(fields, "spec")
-        model = _mapping(fields, "model")
-        inner = _mapping(fields, "installation")
-        engine = _text(fields, "engine_id") or _text(spec, "engine_id")
-        model_id = _text(fields, "model_id") or _text(spec, "model_id") or _text(model, "id")
-        backend = backend or _text(fields, "backend") or _text(spec, "backend") or _text(inner, "backend")
-        job = _text(fields, "job")
-        references = {
-            _text(fields, "model_ref") or _text(spec, "model_ref"),
-            _text(fields, "reference"),
+    def _of_event(self, event: Any, backend: str) -> About:
+        """Of an event as its actor knows it: without a single look at its text."""
+        kind = type(event)
+        has = self._fields.get(kind)
+        if has is None:
+            has = self._fields[kind] = _Fields.of(kind)
+        engine = model_id = reference = job = favoured = ""
+        references: tuple[str, ...] = ()
+        if has.spec:
+            spec = event.spec
+            engine, model_id, reference = spec.engine_id, spec.model_id, spec.model_ref
+            backend = backend or spec.backend
+        if has.engine_id:
+            engine = event.engine_id
+        if has.model_id:
+            model_id = event.model_id
+        if has.model_ref:
+            reference = event.model_ref
+        if has.model:
+            model_id, references = event.model.id, event.model.tags
+        if has.tags:
+            references = event.tags
+        if has.reference:
+            reference = event.reference
+        if has.installation:
+            backend = backend or event.installation.backend
+        if has.backend:
+            backend = backend or event.backend
+        if has.job:
+            job = event.job
+        if has.in_favour_of:
+            favoured = event.in_favour_of
+        if reference:
+            references = (*references, reference)
+        return self._about(engine, model_id, backend, job, references, favoured, asks=has.reference)
+
+    def _of_fields(self, fields: Mapping[str, Any], backend: str) -> About:
+        """The same of the raw fields of an event, whoever's it is."""
+        spec, model = _mapping(fields, "spec"), _mapping(fields, "model")
+        backend = backend or _text(fields, "backend") or _text(spec, "backend")
+        references = (
             *_texts(model, "tags"),
             *_texts(fields, "tags"),
-        } - {""}
-        if engine and model_id:
-            _remember(self._engines, engine, (model_id, backend))
-        elif engine:
-            model_id, known = self.engine(engine)
-            backend = backend or known
-        if model_id:
-            self.names.update(dict.fromkeys(references, model_id))
-        if kind == "pull_requested":
-            _remember(self._pulls, job, _text(fields, "reference"))
-        elif job in self._pulls:
-            references.add(self._pulls[job])
-            if model_id:
-                # A name of the catalogue means another than the one the model is stored under.
-                self.names[self._pulls[job]] = model_id
-        models = {model_id, self.names.get(_text(fields, "in_favour_of"), "")} - {""}
-        return About(
-            models=tuple(sorted(models)),
-            references=tuple(sorted(references)),
-            backends=(backend,) if backend else (),
-            engine=engine,
-            job=job,
+            *filter(
+                None, (_text(fields, "model_ref") or _text(spec, "model_ref"), _text(fields, "reference"))
+            ),
         )
+        return self._about(
+            _text(fields, "engine_id") or _text(spec, "engine_id"),
+            _text(fields, "model_id") or _text(spec, "model_id") or _text(model, "id"),
+            backend or _text(_mapping(fields, "installation"), "backend"),
+            _text(fields, "job"),
+            references,
+            _text(fields, "in_favour_of"),
+            asks="reference" in fields,
+        )
+
+    def _about(
+        self,
+        engine: str,
+        model_id: str,
+        backend: str,
+        job: str,
+        references: tuple[str, ...],
+        favoured: str,
+        *,
+        asks: bool,
+    ) -> About:
+        """Complete it with what earlier events said, and remember what later ones need."""
+        if engine:
+            if model_id:
+                _remember(self._engines, engine, (model_id, backend))
+            else:
+                model_id, known = self._engines.get(engine, _NOBODY)
+                backend = backend or known
+        if job and asks and references:
+            _remember(self._pulls, job, references[-1])
+        elif job in self._pulls:
+            # A name of the catalogue means another than the one the model is stored under.
+            references = (*references, self._pulls[job])
+        if model_id:
+            for name in references:
+                self.names[name] = model_id
+        models = (model_id,) if model_id else ()
+        other = self.names.get(favoured, "") if favoured else ""
+        if other and other != model_id:
+            models = (*models, other)
+        return About(models, references, (backend,) if backend else (), engine, job)
 
 
 def _mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -111,6 +190,6 @@ def _texts(fields: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _remember(into: OrderedDict[str, Any], key: str, value: Any) -> None:
-    into[key] = value
-    if len(into) > _REMEMBERED:
+    if key not in into and len(into) >= _REMEMBERED:
         into.popitem(last=False)
+    into[key] = value

@@ -19,6 +19,7 @@ class Why:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._one_at_a_time = asyncio.Lock()
 
     def routes(self) -> Iterator[web.RouteDef]:
         """One of them. Names of models have slashes in them."""
@@ -38,7 +39,8 @@ class Why:
             return explain(backstage.system.journal.read(), name, time.time(), backends=known)
 
         try:
-            found = await asyncio.to_thread(read)
+            async with self._one_at_a_time:
+                found = await asyncio.to_thread(read)
         except UnknownName as error:
             raise HttpRefusal(404, "unknown_name", str(error), param="name") from None
         return web.Response(body=_encode(found), content_type="application/json")

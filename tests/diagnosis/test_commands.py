@@ -44,6 +44,17 @@ def test_why_as_json(greenroom: Any, journal: Path) -> None:
     assert fields["remedies"][0] == {"aim": "To load it again", "command": "greenroom run smollm2"}
 
 
+def test_why_says_when_no_daemon_runs_that_could_go_on(greenroom: Any, script: Any, home: Path) -> None:
+    script.load()
+    script.write(home / "journal.db")
+    told = "Note: No daemon runs at the moment: this is how it was when the last one ended without a word."
+
+    assert told in greenroom("why", "smollm2").out
+    assert told not in greenroom("why", "smollm2", "--journal", str(home)).out
+    (home / "daemon.lock").write_text(str(os.getpid()))
+    assert told not in greenroom("why", "smollm2").out
+
+
 def test_why_knows_the_backends_of_this_machine(greenroom: Any, journal: Path) -> None:
     assert "nobody has asked for it yet" in greenroom("why", "mlx").out
     if sys.platform == "linux":

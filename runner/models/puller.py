@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenroom.actors.facts import Failure, Model, Progress
@@ -23,6 +24,7 @@ from greenroom.runner.models.pusher import Pusher
 from greenroom.runner.models.references import Reference
 from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Context, Offer, Pins, Source
+from greenroom.runner.models.sources.oci import OciSource
 from greenroom.runner.models.store import Store
 
 if TYPE_CHECKING:
@@ -88,6 +90,17 @@ class PullerListener(Protocol):
         """It is not."""
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a source has."""
+
+    offer: Offer
+    id: str = ""
+    """Empty where models get their ids only when they arrive."""
+    config: bytes = b""
+    """As it was published; empty where there is none."""
+
+
 class Puller:
     """Pulls models and changes the store, without blocking whoever asks. Thread-safe."""
 
@@ -137,6 +150,22 @@ class Puller:
             self._pulls.submit(self._run, job_id, reference, token, force, cancel)
         except RuntimeError:  # closed in between
             self._tell(self._listener.cancelled, job_id)
+
+    def look_up(self, text: str, cancel: threading.Event, *, token: str = "") -> Published:
+        """What a source has under a name, without fetching it. Blocks.
+
+        Raises:
+            JobFailed: it is not there, or the source does not answer.
+            BadReference: no name.
+            JobCancelled: `cancel` was set.
+        """
+        reference, context = self._source_of(Reference.parse(text), token)
+        source = source_for(reference, context)
+        offer = source.measure(source.describe(reference, cancel), cancel)
+        if isinstance(source, OciSource):
+            model_id, config = source.published(cancel)
+            return Published(offer, model_id, config)
+        return Published(offer)
 
     def cancel(self, job_id: str) -> None:
         """End a pull; told by `cancelled`, unless it has ended otherwise before."""
@@ -244,15 +273,11 @@ class Puller:
         self, reference: Reference, token: str, force: bool, attempt: Attempt, cancel: threading.Event
     ) -> tuple[Model, bool]:
         """The model, and whether anything of it had to be fetched."""
-        wanted, entry = reference, self._catalogue.find(reference)
-        pins = Pins()
-        if entry is not None:
-            reference = Reference.parse(entry.source)
-            pins = Pins(sha256=entry.sha256, size=entry.size, package_sha256=entry.package_sha256)
+        wanted = reference
         if cancel.is_set():
             raise JobCancelled
         attempt.report("resolving", 0, 0, "")
-        context = Context(self._store.root, self._packages, pins, token, self._registries)
+        reference, context = self._source_of(wanted, token)
         try:
             source = source_for(reference, context)
             offer = source.describe(reference, cancel)
@@ -271,6 +296,15 @@ class Puller:
             attempt.report("cached", known.size, known.size, f"Using cached model: {size_text(known.size)}")
             return self._named(known, wanted.stored_tag), False
         return self._fetch(source, offer, wanted.stored_tag, force, attempt, cancel), True
+
+    def _source_of(self, reference: Reference, token: str) -> tuple[Reference, Context]:
+        """Where a name stands for something else: that, and what must come from there."""
+        entry = self._catalogue.find(reference)
+        pins = Pins()
+        if entry is not None:
+            reference = Reference.parse(entry.source)
+            pins = Pins(sha256=entry.sha256, size=entry.size, package_sha256=entry.package_sha256)
+        return reference, Context(self._store.root, self._packages, pins, token, self._registries)
 
     def _fetch(
         self,

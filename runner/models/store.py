@@ -108,6 +108,14 @@ class Store:
         """The models that are not whole, each with the reason in one sentence."""
         return tuple((e.model, p) for e in self._read()[0].entries if (p := self._problem(e)))
 
+    def problem(self, model_id: str) -> str:
+        """Why a model is not whole, in one sentence; empty when it is, as far as sizes tell.
+
+        Raises:
+            JobFailed: permanent, `no_such_model`.
+        """
+        return self._problem(self._entry(model_id))
+
     def known(self, fingerprint: str) -> Model | None:
         """The whole model that a source announced by this fingerprint when it was fetched."""
         entries = (e for e in self._read()[0].entries if fingerprint and fingerprint in e.fingerprints)
@@ -143,6 +151,10 @@ class Store:
                 if condemn:
                     blob.unlink(missing_ok=True)
         return tuple(problems)
+
+    def blobs(self) -> frozenset[Path]:
+        """The files that stored models consist of."""
+        return frozenset(self._blob(one) for e in self._read()[0].entries for one in self._digests(e))
 
     def usage(self) -> Usage:
         """What the store takes on the disk."""

@@ -1,0 +1,79 @@
+"""What comes with a manifest of its own, from a registry or an archive: checked before it is believed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from greenroom.actors.facts import ModelFormat
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models import manifest as artifacts
+from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.failures import not_a_model
+from greenroom.runner.models.manifest import ARCHIVES, CONFIGS, Artifact, Descriptor, Manifest, digest_of
+from greenroom.runner.models.references import BadReference, blob_name
+from greenroom.runner.models.unpacking import unpack
+
+CONFIG_NAME = "other/config"
+"""What the configuration is called while it is on its way."""
+CONFIG_LIMIT = 16 * 2**20
+_WEIGHTS = (artifacts.GGUF, artifacts.SAFETENSORS)
+
+
+def checked(data: bytes, name: str) -> Manifest:
+    """The manifest in these bytes; `name` is for sentences.
+
+    Raises:
+        JobFailed: permanent; `not_a_model`, or `unsupported_artifact` when it is something else.
+    """
+    try:
+        manifest = artifacts.decode(data, digest_of(data))
+        for blob in manifest.blobs():
+            blob_name(blob.digest)
+    except (ValueError, BadReference) as error:
+        raise not_a_model(f"{name} is not a model: {error}") from error
+    if manifest.config.media_type not in CONFIGS:
+        raise JobFailed.permanent(
+            "unsupported_artifact",
+            f'config type "{manifest.config.media_type}" is not supported (supported: {", ".join(CONFIGS)}).',
+            advice="It may be a container image, or need a newer Greenroom.",
+        )
+    if manifest.config.size > CONFIG_LIMIT or any(blob.size < 0 for blob in manifest.blobs()):
+        raise not_a_model(f"{name} is not a model: its manifest has impossible sizes.")
+    return manifest
+
+
+def blobs_of(manifest: Manifest) -> list[tuple[Descriptor, str]]:
+    """Each blob once, the configuration last, with the name it has on its way."""
+    names = {layer.digest: name for layer, name in artifacts.file_names(manifest)}
+    # A layer that is in it twice is one blob.
+    layers = {layer.digest: layer for layer in manifest.layers}
+    named = [(layer, names.get(one, f"other/{blob_name(one)}")) for one, layer in layers.items()]
+    return [*named, (manifest.config, CONFIG_NAME)]
+
+
+def complete(arrival: Arrival, manifest: Manifest, manifest_bytes: bytes) -> None:
+    """All blobs of `blobs_of` have arrived: keep the manifest and with it the model's id.
+
+    Raises:
+        JobFailed: permanent, `not_a_model`: an archive among the layers is hostile.
+    """
+    paths = {layer.digest: arrival.path_of(layer) for layer in arrival.layers}
+    config = paths[manifest.config.digest].read_bytes()
+    arrival.layers = [layer for layer in arrival.layers if layer.name != CONFIG_NAME]
+    arrival.artifact = Artifact(manifest, manifest_bytes, config)
+    for layer in manifest.layers:
+        if artifacts.kind_of(layer) in ARCHIVES:
+            arrival.extras += unpack(paths[layer.digest], arrival.work / blob_name(layer.digest))
+
+
+def format_of(manifest: Manifest) -> ModelFormat | Literal[""]:
+    """As far as its layers say; whether safetensors are quantised the MLX way is in their configuration."""
+    kinds = {artifacts.kind_of(layer) for layer in manifest.layers}
+    if artifacts.GGUF in kinds:
+        return "gguf"
+    return "safetensors" if artifacts.SAFETENSORS in kinds else ""
+
+
+def weights_of(manifest: Manifest) -> int:
+    """Bytes of the weights."""
+    return sum(layer.size for layer in manifest.layers if artifacts.kind_of(layer) in _WEIGHTS)

@@ -2,9 +2,10 @@
 
     absent → installing → installed        with waiting_to_retry, failed, broken, retiring
 
-One job a backend at a time; whoever asks meanwhile joins it. A failure is transient (another attempt, at a
-time the event records) or permanent; neither sticks, the next request may try again. What lies on disk is
-looked at in every new life, and what is seen becomes events: the journal's word alone is never believed.
+One job a backend at a time; whoever asks meanwhile joins it, and jobs of other versions queue. A failure is
+transient (another attempt, at a time the event records) or permanent; neither sticks, the next request may
+try again. What lies on disk is looked at in every new life, and what is seen becomes events: the journal's
+word alone is never believed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from greenroom.actors import messages as msg
 from greenroom.actors.effects import CancelBuild, LookAtInstallations, PlanInstallation, RemoveInstallation
 from greenroom.actors.facts import Failure, Installation
 from greenroom.actors.installer_look import settle_with_disk
-from greenroom.actors.installer_state import InstallerSeen, InstallerState, apply
+from greenroom.actors.installer_messages import Activate, BackendVerified, VerifyBackend
+from greenroom.actors.installer_state import InstallerSeen, InstallerState, JobState, apply
 from greenroom.actors.installer_turn import InstallerTurn, ensure_key, uninstall_key
+from greenroom.actors.installer_versions import activate, verified, verify, whole_of
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -38,6 +41,8 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.retry import INSTALL_RETRIES, RetryPolicy
 
 _STREAM = "install/"
+_QUEUE = 8
+"""Jobs of one backend: somebody who asks for one version after the other must not fill the journal."""
 
 _STATUS = {
     "unsupported_platform": 412,
@@ -47,6 +52,8 @@ _STATUS = {
     "unreachable": 503,
     "cancelled": 409,
 }
+
+_ENDS = (ev.InstallationCommitted, ev.InstallFailed, ev.InstallCancelled)
 
 Seen = InstallerSeen
 
@@ -105,6 +112,11 @@ class Installer:
                 return self._uninstall(state, command, seen)
             case msg.CancelInstall():
                 return self._cancel(state, command, seen)
+            case Activate() | VerifyBackend():
+                return self._installed(state, command)
+            case BackendVerified():
+                failed = _refusal(command.failure, command.backend) if command.failure else None
+                return verified(state, command, failed)
             case msg.PlanInstall():
                 return self._plan(command)
             case msg.PlanMade():
@@ -149,9 +161,10 @@ class Installer:
         2. Its disk has not been looked at in this life: the look comes first, it is a matter of ms.
         3. It is installed, in the wanted version, and no repair is asked for: answered at once.
         4. The user's own is named in the config: refused, we make none beside it.
-        5. A job of the same version is under way: join it; what a person typed goes on even when the request
-           that began it is gone. Another version: refused.
-        6. Otherwise a job begins.
+        5. The wanted version lies there and another one is current: it comes into use.
+        6. A job of the same version, or for whoever names none any job, is under way: join it; what a person
+           typed goes on even when the request that began it is gone.
+        7. Otherwise a job begins, after those of other versions that are under way.
         """
         facts = self._facts.get(ask.backend)
         if facts is None:  # 1
@@ -161,14 +174,15 @@ class Installer:
                 reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend),
                 seen=_heard(seen, ask),
             )
-        key = ensure_key(ask.backend)
+        if ask.version == "pinned":
+            ask = msgspec.structs.replace(ask, version=facts.version or ask.version)
+        key = ensure_key(ask.backend, ask.version)
         if ask.backend not in seen.looked:  # 2
-            first = seen.pending.get(ask.backend)
-            if first is not None and first.version != ask.version:
-                return Decision(reply=_busy(ask.backend, first.version))
-            pending = {**seen.pending, ask.backend: _stronger(first, ask)}
+            if key not in seen.pending and len(seen.pending) >= _QUEUE * len(self._facts):
+                return Decision(reply=_busy(ask.backend))
+            pending = {**seen.pending, key: _stronger(seen.pending.get(key), ask)}
             seen = msgspec.structs.replace(seen, pending=pending)
-            return Decision(reply=Later(key), seen=_one_more(seen, ask.backend))
+            return Decision(reply=Later(key), seen=_one_more(seen, key))
         backend = state.of(ask.backend)
         usable = backend.usable
         seen = _heard(seen, ask)
@@ -176,15 +190,30 @@ class Installer:
             return Decision(reply=msg.Ensured(installation=usable, fresh=False), seen=seen)
         if backend.theirs is not None:  # 4
             return Decision(reply=self._not_ours(backend.theirs), seen=seen)
+        if ask.version and not ask.repair and (here := whole_of(backend, ask.version)) is not None:  # 5
+            activated = ev.InstallationActivated(backend=ask.backend, installation_id=here.id)
+            reply = msg.Ensured(installation=here, fresh=False)
+            return Decision(events=(activated,), reply=reply, seen=seen)
         events: tuple[Event, ...] = ()
-        if backend.job is not None:  # 5
-            if ask.version not in ("", backend.job.version):
-                return Decision(reply=_busy(ask.backend, backend.job.version), seen=seen)
-            if backend.job.wanted_by == "request" and ask.wanted_by == "explicit":
-                events = (_requested(ask, backend.job.id, backend.job.version),)
-        else:
-            events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.version),)  # 6
-        return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask.backend))
+        job = _job_for(backend.jobs_open, ask.version)
+        if job is None:  # 7
+            if len(backend.jobs_open) >= _QUEUE:
+                return Decision(reply=_busy(ask.backend), seen=seen)
+            events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.version),)
+        elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
+            events = (_requested(ask, job.id, job.version),)
+        return Decision(events=events, reply=Later(key), seen=_one_more(seen, key))
+
+    def _installed(self, state: InstallerState, ask: Activate | VerifyBackend) -> Decision[Seen]:
+        """What is about installations that are here already."""
+        if ask.backend not in self._facts:
+            return Decision(reply=self._unknown(ask.backend))
+        backend = state.of(ask.backend)
+        if isinstance(ask, VerifyBackend):
+            return verify(ask.backend, backend)
+        if backend.theirs is not None:
+            return Decision(reply=self._not_ours(backend.theirs))
+        return activate(backend, ask)
 
     def _uninstall(self, state: InstallerState, ask: msg.Uninstall, seen: Seen) -> Decision[Seen]:
         """Retire everything of a backend; it is removed once its engines are gone."""
@@ -196,11 +225,10 @@ class Installer:
         reason = "the backend was uninstalled meanwhile"
         events: list[Event] = []
         effects: list[Effect] = []
-        if backend.job is not None:
-            events.append(
-                ev.InstallCancelled(job=backend.job.id, backend=ask.backend, reason=reason, unwanted=True)
-            )
-            effects.append(CancelBuild(job=backend.job.id))
+        for job in backend.jobs_open:
+            cancelled = ev.InstallCancelled(job=job.id, backend=ask.backend, reason=reason, unwanted=True)
+            events.append(cancelled)
+            effects += [CancelBuild(job=job.id), *_answers(backend.jobs_open, job, cancelled)]
         seen, unasked = _without_pending(seen, ask.backend, reason)
         effects += unasked
         events += [
@@ -213,30 +241,39 @@ class Installer:
         reply: Any = msg.Uninstalled(freed=0, was_installed=False)
         if backend.installations:
             reply = Later(uninstall_key(ask.backend))
-            seen = msgspec.structs.replace(seen, freed={ask.backend: 0, **seen.freed})
+            forced = seen.forced | ({ask.backend} if ask.force else frozenset())
+            seen = msgspec.structs.replace(seen, freed={ask.backend: 0, **seen.freed}, forced=forced, told=-1)
         return Decision(events=tuple(events), effects=tuple(effects), reply=reply, seen=seen)
 
     def _cancel(self, state: InstallerState, ask: msg.CancelInstall, seen: Seen) -> Decision[Seen]:
-        """End a job; with `leave`, only when nobody else wants it."""
+        """End a job; with `leave`, only when nobody else wants it.
+
+        Which one: the one that is named; else the one of that version; else the one under way.
+        """
         backend = state.of(ask.backend)
-        job = backend.job
-        if job is None and ask.backend not in seen.pending:
+        key = ensure_key(ask.backend, ask.version)
+        if ask.job:
+            job = next((one for one in backend.jobs_open if one.id == ask.job), None)
+        else:
+            job = _job_for(backend.jobs_open, ask.version)
+        if job is None and key not in seen.pending:
             return Decision(reply=msg.Cancelled(ended=False))
         if ask.leave:
-            others = max(seen.waiting.get(ask.backend, 0) - 1, 0)
-            seen = msgspec.structs.replace(seen, waiting={**seen.waiting, ask.backend: others})
+            others = max(seen.waiting.get(key, 0) - 1, 0)
+            seen = msgspec.structs.replace(seen, waiting={**seen.waiting, key: others})
+            if job is not None:
+                others = sum(seen.waiting.get(one, 0) for one in _keys(backend.jobs_open, job))
             if others or (job is not None and job.wanted_by == "default"):
                 return Decision(reply=msg.Cancelled(ended=False), seen=seen)
-        seen, unasked = _without_pending(seen, ask.backend, ask.reason)
         if job is None:
+            seen, unasked = _without_pending(seen, ask.backend, ask.reason, key)
             return Decision(effects=unasked, reply=msg.Cancelled(ended=True), seen=seen)
         # A default backend would be installed again at once, were it still wanted.
-        unwanted = backend.usable is None
+        unwanted = backend.usable is None and len(backend.jobs_open) == 1
+        cancelled = ev.InstallCancelled(job=job.id, backend=ask.backend, reason=ask.reason, unwanted=unwanted)
         return Decision(
-            events=(
-                ev.InstallCancelled(job=job.id, backend=ask.backend, reason=ask.reason, unwanted=unwanted),
-            ),
-            effects=(*unasked, CancelBuild(job=job.id)),
+            events=(cancelled,),
+            effects=(CancelBuild(job=job.id), *_answers(backend.jobs_open, job, cancelled)),
             reply=msg.Cancelled(ended=True),
             seen=seen,
         )
@@ -264,17 +301,19 @@ class Installer:
             return Decision(
                 effects=(RemoveInstallation(backend=name, installation_id=report.installation.id),)
             )
-        return Decision(
-            events=(
-                ev.InstallationCommitted(
-                    job=job.id,
-                    backend=name,
-                    installation=report.installation,
-                    seconds=max(0.0, now.wall - job.requested_at),
-                ),
-            ),
-            cause=job.cause,
-        )
+        events: list[Event] = [
+            ev.InstallationCommitted(
+                job=job.id,
+                backend=name,
+                installation=report.installation,
+                seconds=max(0.0, now.wall - job.requested_at),
+            )
+        ]
+        before = state.of(name).usable
+        if before is not None and before.version != report.installation.version:
+            # Built beside the other one, and probed: only now does it take its place.
+            events.append(ev.InstallationActivated(backend=name, installation_id=report.installation.id))
+        return Decision(events=tuple(events), effects=_answers([job], job, events[0]), cause=job.cause)
 
     def _attempt_ended(
         self, state: InstallerState, report: msg.InstallAttemptEnded, now: Moment
@@ -296,7 +335,7 @@ class Installer:
             )
         else:
             event = ev.InstallFailed(job=job.id, backend=report.backend, failure=failure)
-        return Decision(events=(event,), cause=job.cause)
+        return Decision(events=(event,), effects=_answers([job], job, event), cause=job.cause)
 
     def _seen_on_disk(
         self, state: InstallerState, report: msg.InstallationsSeen, now: Moment, seen: Seen
@@ -309,7 +348,15 @@ class Installer:
         backend = state.of(name)
         begun = backend.job is not None and any(job == backend.job.id for job, _ in seen.building)
         events = settle_with_disk(name, backend, report.installations, begun=begun, now=now.wall)
-        return Decision(events=tuple(events), seen=msgspec.structs.replace(seen, looked=seen.looked | {name}))
+        open_jobs = {job.id: job for job in backend.jobs_open}
+        answers = [
+            answer
+            for event in events
+            if isinstance(event, _ENDS) and event.job in open_jobs
+            for answer in _answers(backend.jobs_open, open_jobs[event.job], event)
+        ]
+        seen = msgspec.structs.replace(seen, looked=seen.looked | {name})
+        return Decision(events=tuple(events), effects=tuple(answers), seen=seen)
 
     def _gone(
         self, state: InstallerState, report: msg.InstallationGone, now: Moment, seen: Seen
@@ -340,18 +387,9 @@ class Installer:
 
     # react
 
-    def react(self, _state: InstallerState, stored: Stored[Any]) -> Sequence[Effect]:
-        """Answer whoever waits for a job that has ended."""
-        match stored.event:
-            case ev.InstallationCommitted() as e:
-                outcome: Any = msg.Ensured(installation=e.installation, fresh=True)
-                return (Answer(key=ensure_key(e.backend), outcome=outcome),)
-            case ev.InstallFailed() as e:
-                return (Answer(key=ensure_key(e.backend), outcome=_refusal(e.failure, e.backend)),)
-            case ev.InstallCancelled() as e:
-                return (Answer(key=ensure_key(e.backend), outcome=_cancelled(e.backend, e.reason)),)
-            case _:
-                return ()
+    def react(self, _state: InstallerState, _stored: Stored[Any]) -> Sequence[Effect]:
+        """Nothing: whoever ends a job knows its version, and answers whoever waits for that."""
+        return ()
 
     # settle
 
@@ -361,13 +399,18 @@ class Installer:
 
     # the list
 
-    def list_of(self, state: InstallerState, now: float = 0.0) -> msg.InstallationList:
+    def list_of(
+        self, state: InstallerState, now: float = 0.0, forced: frozenset[str] = frozenset()
+    ) -> msg.InstallationList:
         """All backends, as others see them at a wall clock second."""
         return msg.InstallationList(
-            backends=tuple(self.status(state, name, now) for name in self._facts), version=state.version
+            backends=tuple(self.status(state, name, now, forced=name in forced) for name in self._facts),
+            version=state.version,
         )
 
-    def status(self, state: InstallerState, name: str, now: float = 0.0) -> msg.BackendStatus:
+    def status(
+        self, state: InstallerState, name: str, now: float = 0.0, *, forced: bool = False
+    ) -> msg.BackendStatus:
         """One backend, as others see it."""
         backend = state.of(name)
         job = backend.job
@@ -393,9 +436,11 @@ class Installer:
             installations=tuple(backend.installations.values()),
             retiring=tuple(sorted(backend.retiring)),
             job=job.id if job is not None else "",
+            queue=tuple(one.id for one in backend.queue),
             attempt=job.attempt if job is not None else 0,
             retry_at=job.retry_at if job is not None else 0.0,
             failure=failure,
+            forced=forced,
             wanted=backend.wanted is True or (backend.wanted is None and not self._facts[name].deferred),
         )
 
@@ -426,8 +471,39 @@ def _requested(ask: msg.Ensure, job: str, version: str) -> ev.InstallRequested:
     return ev.InstallRequested(job=job, backend=ask.backend, version=version, wanted_by=wanted_by)
 
 
-def _one_more(seen: Seen, backend: str) -> Seen:
-    return msgspec.structs.replace(seen, waiting={**seen.waiting, backend: seen.waiting.get(backend, 0) + 1})
+def _one_more(seen: Seen, key: str) -> Seen:
+    return msgspec.structs.replace(seen, waiting={**seen.waiting, key: seen.waiting.get(key, 0) + 1})
+
+
+def _job_for(jobs: Sequence[JobState], version: str) -> JobState | None:
+    """The job a wish joins: without a version whichever is under way."""
+    if not version:
+        return jobs[0] if jobs else None
+    return next((one for one in jobs if one.version == version), None)
+
+
+def _keys(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
+    """Under which those wait whom this job's end answers.
+
+    Whoever named no version waits for the first of the jobs, whatever its version is.
+    """
+    backend = job.id.rpartition(".")[0]
+    any_version = (ensure_key(backend),) if job == jobs[0] else ()
+    return tuple(dict.fromkeys((ensure_key(backend, job.version), *any_version)))
+
+
+def _answers(jobs: Sequence[JobState], job: JobState, event: Event) -> tuple[Effect, ...]:
+    """What the end of one of these jobs is to those who wait for it."""
+    match event:
+        case ev.InstallationCommitted() as e:
+            outcome: Any = msg.Ensured(installation=e.installation, fresh=True)
+        case ev.InstallFailed() as e:
+            outcome = _refusal(e.failure, e.backend)
+        case ev.InstallCancelled() as e:
+            outcome = _cancelled(e.backend, e.reason)
+        case _:
+            return ()
+    return tuple(Answer(key=key, outcome=outcome) for key in _keys(jobs, job))
 
 
 def _heard(seen: Seen, ask: msg.Ensure) -> Seen:
@@ -450,20 +526,19 @@ def _stronger(first: msg.Ensure | None, ask: msg.Ensure) -> msg.Ensure:
     )
 
 
-def _without_pending(seen: Seen, backend: str, reason: str) -> tuple[Seen, tuple[Effect, ...]]:
+def _without_pending(seen: Seen, backend: str, reason: str, key: str = "") -> tuple[Seen, tuple[Effect, ...]]:
     """Whoever waits for the look at the disk hears that it will not lead to anything."""
-    if backend not in seen.pending:
-        return seen, ()
-    pending = {k: v for k, v in seen.pending.items() if k != backend}
-    answer = Answer(key=ensure_key(backend), outcome=_cancelled(backend, reason))
-    return msgspec.structs.replace(seen, pending=pending), (answer,)
+    gone = [one for one, ask in seen.pending.items() if ask.backend == backend and key in ("", one)]
+    pending = {one: ask for one, ask in seen.pending.items() if one not in gone}
+    answers = tuple(Answer(key=one, outcome=_cancelled(backend, reason)) for one in gone)
+    return msgspec.structs.replace(seen, pending=pending), answers
 
 
-def _busy(backend: str, version: str) -> Refusal:
+def _busy(backend: str) -> Refusal:
     return refuse(
         "busy",
-        f"{backend} {version or 'in its pinned version'} is being installed.",
-        advice="Ask again when that has finished.",
+        f"{_QUEUE} versions of {backend} are waiting to be installed already.",
+        advice="Ask again when they have been.",
         status=409,
         subject=backend,
     )

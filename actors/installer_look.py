@@ -21,7 +21,7 @@ def settle_with_disk(
     3. Known as whole and not so: broken, with the reason.
     4. Known and not there: missing.
     5. A job of an earlier life without an installation: it goes on if somebody typed it or the backend is a
-       default; a request's is over, its client is gone.
+       default; a request's is over, its client is gone. So are those that a request queued behind it.
 
     `begun` says that the job was begun in this life, so that its end will be reported.
     """
@@ -52,6 +52,7 @@ def settle_with_disk(
     ]  # 4
     if orphan is not None and not committed:  # 5
         events += _go_on(name, orphan, now)
+    events += [_over(name, job) for job in backend.queue if job.wanted_by == "request"]
     return events
 
 
@@ -61,10 +62,14 @@ def _made_by(job: JobState, one: Installation) -> bool:
     return as_wanted and (job.wanted_by != "repair" or one.built_at >= job.requested_at)
 
 
+def _over(name: str, job: JobState) -> Event:
+    reason = "the daemon restarted and the request that wanted it is gone"
+    return ev.InstallCancelled(job=job.id, backend=name, reason=reason)
+
+
 def _go_on(name: str, job: JobState, now: float) -> list[Event]:
     if job.wanted_by == "request":
-        reason = "the daemon restarted and the request that wanted it is gone"
-        return [ev.InstallCancelled(job=job.id, backend=name, reason=reason)]
+        return [_over(name, job)]
     if job.retry_at > now:
         return []
     failure = Failure(

@@ -31,8 +31,12 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
 
     installations: Mapping[str, Installation] = msgspec.field(default_factory=dict)
     current: str = ""
+    past: tuple[str, ...] = ()
+    """Installations that were current before and are still here, the last one last: the way back."""
     retiring: frozenset[str] = frozenset()
     job: JobState | None = None
+    queue: tuple[JobState, ...] = ()
+    """Jobs of other versions, begun one after the other."""
     failure: Failure | None = None
     wanted: bool | None = None
     """None until somebody has said so; False once the user has uninstalled it."""
@@ -42,6 +46,18 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
     def theirs(self) -> Installation | None:
         """The user's own installation, named in the config: where there is one, we make none."""
         return next((one for one in self.installations.values() if not one.managed), None)
+
+    @property
+    def jobs_open(self) -> tuple[JobState, ...]:
+        """The job under way and those that wait for it."""
+        return (self.job, *self.queue) if self.job is not None else ()
+
+    @property
+    def whole(self) -> tuple[Installation, ...]:
+        """Installations that could be current."""
+        return tuple(
+            one for one in self.installations.values() if not one.broken and one.id not in self.retiring
+        )
 
     @property
     def usable(self) -> Installation | None:
@@ -74,13 +90,13 @@ class InstallerSeen(msgspec.Struct, frozen=True, kw_only=True):
     looking_since: float = 0.0
     """Monotonic second of the last wish to look."""
     pending: Mapping[str, Ensure] = msgspec.field(default_factory=dict)
-    """backend → what is asked of it until its disk has been looked at."""
+    """`ensure_key` → what is asked until the backend's disk has been looked at."""
     building: frozenset[tuple[str, int]] = frozenset()
     """(job, attempt) begun in this life."""
     due: Mapping[str, float] = msgspec.field(default_factory=dict)
     """job/attempt → monotonic second of the next attempt; immune to a wall clock that jumps."""
     waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """backend → how many asked for the job under way."""
+    """`ensure_key` → how many wait under it."""
     heard: Mapping[str, str] = msgspec.field(default_factory=dict)
     """backend → token of the last wish decided on."""
     defaulted: frozenset[str] = frozenset()
@@ -95,6 +111,8 @@ class InstallerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """backend/installation → monotonic second at which its removal began."""
     freed: Mapping[str, int] = msgspec.field(default_factory=dict)
     """backend → bytes freed by the uninstallation under way."""
+    forced: frozenset[str] = frozenset()
+    """Backends whose engines shall end without waiting for those inside."""
     told: int = -1
     told_at: float = 0.0
 
@@ -112,8 +130,9 @@ def apply(state: InstallerState, stored: Stored[Any]) -> InstallerState:
 def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendInstallState:
     change = msgspec.structs.replace
     match stored.event:
-        case ev.InstallRequested() as e if old.job is not None and old.job.id == e.job:
-            return change(old, job=change(old.job, wanted_by=e.wanted_by), wanted=True)
+        case ev.InstallRequested() as e if any(one.id == e.job for one in old.jobs_open):
+            jobs = [change(one, wanted_by=e.wanted_by) if one.id == e.job else one for one in old.jobs_open]
+            return change(old, job=jobs[0], queue=tuple(jobs[1:]), wanted=True)
         case ev.InstallRequested() as e:
             job = JobState(
                 id=e.job,
@@ -122,33 +141,38 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
                 requested_at=stored.at,
                 cause=stored.id,
             )
-            return change(old, job=job, failure=None, wanted=True, jobs=old.jobs + 1)
+            first, *others = (*old.jobs_open, job)
+            return change(old, job=first, queue=tuple(others), failure=None, wanted=True, jobs=old.jobs + 1)
         case ev.InstallAttemptFailed() as e if old.job is not None:
             job = change(old.job, attempt=e.attempt + 1, retry_at=e.retry_at, failure=e.failure)
             return change(old, job=job if old.job.id == e.job else old.job)
         case ev.InstallationCommitted() as e:
             kept = {**old.installations, e.installation.id: e.installation}
-            return change(old, installations=kept, current=e.installation.id, job=None, failure=None)
+            new = _apply_current(change(old, installations=kept, failure=None), e.installation.id)
+            return _apply_end(new, e.job)
         case ev.InstallFailed() as e:
-            return change(old, job=None, failure=e.failure)
+            return _apply_end(change(old, failure=e.failure), e.job)
         case ev.InstallCancelled() as e:
-            return change(old, job=None, failure=None, wanted=False if e.unwanted else old.wanted)
+            wanted = False if e.unwanted else old.wanted
+            return _apply_end(change(old, failure=None, wanted=wanted), e.job)
         case ev.InstallationFound() as e:
             kept = {**old.installations, e.installation.id: e.installation}
             current = old.current if old.usable is not None else e.installation.id
             known = True if old.wanted is None else old.wanted
-            return change(old, installations=kept, current=current, wanted=known)
+            return change(_apply_current(old, current), installations=kept, wanted=known)
         case ev.InstallationMissing() as e:
             return _apply_without(old, e.installation_id)
         case ev.InstallationBroken() as e if e.installation_id in old.installations:
             broken = change(old.installations[e.installation_id], broken=e.reason)
             return change(old, installations={**old.installations, e.installation_id: broken})
         case ev.InstallationActivated() as e:
-            return change(old, current=e.installation_id)
+            return _apply_current(old, e.installation_id)
         case ev.InstallationRetiring() as e:
             current = "" if old.current == e.installation_id else old.current
             wanted = False if e.unwanted else old.wanted
-            return change(old, retiring=old.retiring | {e.installation_id}, current=current, wanted=wanted)
+            past = tuple(one for one in old.past if one != e.installation_id)
+            retiring = old.retiring | {e.installation_id}
+            return change(old, retiring=retiring, current=current, past=past, wanted=wanted)
         case ev.InstallationRemoved() as e:
             return _apply_without(old, e.installation_id)
         case _:
@@ -160,5 +184,22 @@ def _apply_without(old: BackendInstallState, installation_id: str) -> BackendIns
         old,
         installations={k: v for k, v in old.installations.items() if k != installation_id},
         current="" if old.current == installation_id else old.current,
+        past=tuple(one for one in old.past if one != installation_id),
         retiring=old.retiring - {installation_id},
     )
+
+
+def _apply_current(old: BackendInstallState, installation_id: str) -> BackendInstallState:
+    past = old.past
+    if old.current and old.current != installation_id:
+        past = (*(one for one in past if one not in (old.current, installation_id)), old.current)
+    return msgspec.structs.replace(old, current=installation_id, past=past)
+
+
+def _apply_end(old: BackendInstallState, job: str) -> BackendInstallState:
+    """A job has ended: the next one is under way."""
+    left = [one for one in old.jobs_open if one.id != job]
+    if len(left) == len(old.jobs_open):
+        # Journals of before there was a queue ended whichever job there was.
+        left = left[1:]
+    return msgspec.structs.replace(old, job=left[0] if left else None, queue=tuple(left[1:]))

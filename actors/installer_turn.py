@@ -31,12 +31,12 @@ _PATIENCE = 90.0
 """Seconds after which a removal no longer waits for the scheduler's word that nothing more is started."""
 
 Ensure = Callable[[InstallerState, msg.Ensure, InstallerSeen], Decision[InstallerSeen]]
-ListOf = Callable[[InstallerState, float], msg.InstallationList]
+ListOf = Callable[[InstallerState, float, frozenset[str]], msg.InstallationList]
 
 
-def ensure_key(backend: str) -> str:
-    """Under which whoever wants a backend waits: it has one job at a time."""
-    return f"install/{backend}"
+def ensure_key(backend: str, version: str = "") -> str:
+    """Under which whoever wants a backend, or a version of it, waits."""
+    return f"install/{backend}@{version}" if version else f"install/{backend}"
 
 
 def uninstall_key(backend: str) -> str:
@@ -71,11 +71,9 @@ class InstallerTurn:
             if name in unlooked:
                 continue
             backend = self._state.of(name)
-            if name in self._seen.pending:
-                self._decide_pending(name, ensure)
-                if self._events:
-                    # The state is about to be another one; the next round goes on with it.
-                    continue
+            if self._decide_pending(name, ensure):
+                # The state is about to be another one; the next round goes on with it.
+                continue
             self._activate(name, backend)
             self._build(name, backend)
             self._install_default(name, backend, facts)
@@ -103,7 +101,9 @@ class InstallerTurn:
         return self._seen.told_at + _TELL_EVERY
 
     def _telling(self, decision: Decision[InstallerSeen], list_of: ListOf) -> Decision[InstallerSeen]:
-        whole = msgspec.structs.replace(list_of(self._state, self._now.wall), heard=self._seen.heard)
+        whole = msgspec.structs.replace(
+            list_of(self._state, self._now.wall, self._seen.forced), heard=self._seen.heard
+        )
         return Decision(
             effects=(*decision.effects, Tell(to=msg.SCHEDULER, command=whole)),
             seen=msgspec.structs.replace(self._seen, told=self._state.version, told_at=self._now.monotonic),
@@ -112,26 +112,29 @@ class InstallerTurn:
 
     # the steps
 
-    def _decide_pending(self, name: str, ensure: Ensure) -> None:  # 1
-        ask = self._seen.pending[name]
-        waiting = self._seen.waiting
-        self._update(pending={k: v for k, v in self._seen.pending.items() if k != name})
-        decision = ensure(self._state, ask, self._seen)
-        self._events += decision.events
-        if decision.seen is not None:
-            # It has been counted already, when it came.
-            self._seen = msgspec.structs.replace(decision.seen, waiting=waiting)
-        if not isinstance(decision.reply, Later):
-            self._effects.append(Answer(key=ensure_key(name), outcome=decision.reply))
+    def _decide_pending(self, name: str, ensure: Ensure) -> bool:  # 1
+        """True when that has made an event; the others wait for the next round."""
+        for key, ask in self._seen.pending.items():
+            if ask.backend != name:
+                continue
+            waiting = self._seen.waiting
+            self._update(pending={k: v for k, v in self._seen.pending.items() if k != key})
+            decision = ensure(self._state, ask, self._seen)
+            self._events += decision.events
+            if decision.seen is not None:
+                # It has been counted already, when it came.
+                self._seen = msgspec.structs.replace(decision.seen, waiting=waiting)
+            if not isinstance(decision.reply, Later):
+                self._effects.append(Answer(key=key, outcome=decision.reply))
+            if decision.events:
+                return True
+        return False
 
     def _activate(self, name: str, backend: BackendInstallState) -> None:  # 2
         if backend.usable is not None:
             return
-        whole = [
-            one for one in backend.installations.values() if not one.broken and one.id not in backend.retiring
-        ]
-        if whole:
-            best = max(whole, key=lambda one: one.built_at)
+        if backend.whole:
+            best = max(backend.whole, key=lambda one: one.built_at)
             self._events.append(ev.InstallationActivated(backend=name, installation_id=best.id))
 
     def _build(self, name: str, backend: BackendInstallState) -> None:  # 3
@@ -209,13 +212,17 @@ class InstallerTurn:
         """Forget what belongs to jobs and installations that are no more."""
         backends = self._state.backends
         jobs = {one.job.id for one in backends.values() if one.job is not None}
-        busy = {name for name, one in backends.items() if one.job is not None} | set(seen.pending)
+        busy = set(seen.pending)
+        for name, one in backends.items():
+            if one.job is not None:
+                busy |= {ensure_key(name), *(ensure_key(name, job.version) for job in one.jobs_open)}
         retiring = {f"{name}/{one}" for name, backend in backends.items() for one in backend.retiring}
         return msgspec.structs.replace(
             seen,
             building=frozenset(one for one in seen.building if one[0] in jobs),
             due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
-            waiting={name: count for name, count in seen.waiting.items() if name in busy},
+            waiting={key: count for key, count in seen.waiting.items() if key in busy},
+            forced=seen.forced & {name for name, one in backends.items() if one.retiring},
             retired={key: since for key, since in seen.retired.items() if key in retiring},
             removing={key: at for key, at in seen.removing.items() if key in retiring},
         )

@@ -107,6 +107,11 @@ class TurnContext:
             if engine is not None and engine.state == "ready":
                 yield engine
 
+    def forced(self, engine: Engine) -> bool:
+        """True for an engine on an installation that is removed without waiting for those inside."""
+        status = (self.seen.statuses or {}).get(engine.spec.backend)
+        return status is not None and status.forced and engine.spec.installation_id in status.retiring
+
     def empty(self) -> Iterator[tuple[Engine, GateReading]]:
         """Of those, the ones nobody is inside."""
         for engine in self.serving():

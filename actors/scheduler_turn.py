@@ -237,10 +237,12 @@ class Turn:
                 # Whoever has entered since this reading is seen by the next look, once the gate is closed.
                 turn.wakes.append(now)
             drained = reading is None or (not reading.open and not reading.inside)
-            overdue = now - since >= turn.limits.drain
+            overdue = now - since >= turn.limits.drain or turn.forced(engine)
             told = seen.stop_told.get(one)
             if (drained or overdue) and (told is None or now - told >= AGAIN):
                 reason = "it is not wanted any more" if drained else "its requests did not end in time"
+                if not drained and turn.forced(engine):
+                    reason = "its backend is uninstalled by force"
                 stop = msg.StopEngine(engine_id=one, reason=reason)
                 to = msg.runner_address(engine.spec.backend)
                 turn.effects.append(Tell(to=to, command=stop, cause=turn.state.ended.get(one, "")))

@@ -37,7 +37,7 @@ from greenroom.actors.scheduler import Scheduler
 from greenroom.actors.scheduler_state import SchedulerSeen, SchedulerState
 from greenroom.actors.scheduler_turn import Limits
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Backend, Launch, Platform
+from greenroom.runner.backends.declaration import Backend, Image, Launch, Platform
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.emptied import Emptied
@@ -47,6 +47,7 @@ from greenroom.runner.failures import JobFailed
 from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.disk import folder_of, python_of
+from greenroom.runner.installations.lock import shipped_version
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.models.catalogue import Catalogue
 from greenroom.runner.models.fitness import Machine, Reader
@@ -413,7 +414,14 @@ def facts_of(backend: Backend, here: Platform) -> msg.BackendFacts:
         install_preference=backend.install_preference,
         verdict=backend.verdict(here),
         overhead=backend.overhead_bytes,
+        version=_pinned(backend, here),
     )
+
+
+def _pinned(backend: Backend, here: Platform) -> str:
+    """What is installed when nobody names a version."""
+    source = backend.source
+    return source.version if isinstance(source, Image) else shipped_version(source, here)
 
 
 def _instance_id(home: Path) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from greenroom.runner.http import openai
+from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.door import Door, Stop
 from greenroom.runner.http.engines import Engines
@@ -58,7 +59,7 @@ def front_door(
     app = web.Application(middlewares=[_journal(door), guard, _plainly])
     app[DOOR] = door
     app.add_routes([*openai.routes(door)])
-    for family in (Engines(door), Installs(door), Models(door), Health(door), Why(door)):
+    for family in (Engines(door), Installs(door), Models(door), Health(door), Why(door), Backends(door)):
         app.add_routes([*family.routes()])
     app.on_response_prepare.append(_add_headers)
     app.on_shutdown.append(_dismiss)

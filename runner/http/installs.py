@@ -34,12 +34,17 @@ class InstallBody(msgspec.Struct):
     version: str = ""
     reinstall: bool = False
     dry_run: bool = False
+    force: bool = False
+    """Of an uninstallation: do not wait for those whom its engines answer."""
 
 
 class CancelBody(msgspec.Struct):
     """`POST /engines/cancel-install`."""
 
     backend: str = ""
+    version: str = ""
+    job: str = ""
+    """This one and no other."""
     leave: bool = False
     """Only if nobody else waits for it."""
 
@@ -139,7 +144,9 @@ class Installs:
         backend = self._door.backend(body.backend)
 
         async def uninstall() -> web.StreamResponse:
-            gone = await self._door.backstage.system.ask(INSTALLER, Uninstall(backend=backend))
+            gone = await self._door.backstage.system.ask(
+                INSTALLER, Uninstall(backend=backend, force=body.force)
+            )
             if wants_json(request):
                 return web.Response(body=_encode(gone), content_type="application/json")
             return web.Response()
@@ -149,7 +156,9 @@ class Installs:
     async def cancel(self, request: web.Request) -> web.Response:
         """End an installation."""
         body = await self._body(request, CancelBody)
-        cancel = CancelInstall(backend=self._door.backend(body.backend), leave=body.leave)
+        cancel = CancelInstall(
+            backend=self._door.backend(body.backend), version=body.version, job=body.job, leave=body.leave
+        )
         cancelled = await self._door.backstage.system.ask(INSTALLER, cancel)
         return web.json_response({"ended": cancelled.ended})
 

@@ -180,6 +180,19 @@ def shipped(source: Environment, platform: Platform) -> Lock:
     )
 
 
+def shipped_version(source: Environment, platform: Platform) -> str:
+    """The version the shipped lock installs; empty where there is none. Reads no more of it than that."""
+    try:
+        text = shipped(source, platform).text
+    except JobFailed:
+        return ""
+    wanted = normalized(source.distribution)
+    for match in re.finditer(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", text, re.MULTILINE):
+        if normalized(match[1]) == wanted:
+            return match[2]
+    return ""
+
+
 def render(packages: Sequence[LockedPackage], header: Sequence[str]) -> str:
     """The text of a lock."""
     lines = [f"# {line}".rstrip() for line in header]

@@ -19,7 +19,6 @@ from greenroom.actors.facts import Engine, EngineSpec, Failure, Installation, Pl
 from greenroom.actors.installer import Installer
 from greenroom.actors.kernel.clock import Moment, SystemClock
 from greenroom.actors.kernel.core import Later, Recovered
-from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.testing import Case, given
 from stage import LLAMA, METAL, MLX, NO_SPACE, OFFLINE
 
@@ -150,20 +149,13 @@ class TestAWish:
         assert (case.refusal.status, case.refusal.code) == (412, "unsupported_platform")
         assert case.refusal.message == "vllm-metal needs macOS 15 or newer on Apple silicon only."
 
-    def test_for_another_version_is_refused_while_one_is_being_installed(self) -> None:
-        case = new_life()
-        ensure(case)
-        refusal = ensure(case, version="2")
-        assert isinstance(refusal, Refusal)
-        assert (refusal.status, refusal.code) == (409, "busy")
-
     def test_for_another_version_than_the_installed_one_builds_it_beside(self) -> None:
         case = new_life(requested(), committed(), disk=(built(),))
         ensure(case, version="2")
         case.then(requested("mlx.2", version="2"))
         new = built("2-bbbb.1")
         case.when(msg.InstallCommitted(job="mlx.2", installation=new)).rest()
-        case.then(ev.InstallationCommitted)
+        case.then(ev.InstallationCommitted, ev.InstallationActivated)
         assert status(case).current == new
         assert len(status(case).installations) == 2
 

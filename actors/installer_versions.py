@@ -1,0 +1,99 @@
+"""The versions of a backend that lie side by side: which one is current, and whether they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Installation
+from greenroom.actors.installer_messages import Activate, BackendVerified, Verified, VerifyInstallations
+from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
+from greenroom.actors.kernel.core import Answer, Decision, Event, Later, refuse
+from greenroom.actors.kernel.errors import Refusal
+
+
+def verify_key(backend: str) -> str:
+    """Under which whoever wants a backend verified waits."""
+    return f"verify/{backend}"
+
+
+def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerSeen]:
+    """Change what new engines start from. Engines that run go on with what they have.
+
+    1. A version is named: the latest whole installation of it.
+    2. None is named: the one that was current before, and where nobody remembers, the latest built earlier.
+    """
+    current = backend.usable
+    whole = {one.id: one for one in backend.whole}
+    if ask.version:  # 1
+        chosen = whole_of(backend, ask.version)
+    else:  # 2
+        before = [whole[one] for one in backend.past if one in whole]
+        chosen = before[-1] if before else _built_before(current, whole.values())
+    if chosen is None:
+        return Decision(reply=_nothing_there(backend, ask))
+    reply = msg.Ensured(installation=chosen, fresh=False)
+    if current is not None and current.id == chosen.id:
+        return Decision(reply=reply)
+    activated = ev.InstallationActivated(backend=ask.backend, installation_id=chosen.id)
+    return Decision(events=(activated,), reply=reply)
+
+
+def whole_of(backend: BackendInstallState, version: str) -> Installation | None:
+    """The latest whole installation of a version."""
+    named = [one for one in backend.whole if one.version == version]
+    return max(named, key=lambda one: one.built_at, default=None)
+
+
+def verify(name: str, backend: BackendInstallState) -> Decision[InstallerSeen]:
+    """Have all of a backend's own installations read; those that retire are on their way out anyway."""
+    ours = tuple(
+        one.id for one in backend.installations.values() if one.managed and one.id not in backend.retiring
+    )
+    if not ours:
+        return Decision(reply=Verified(backend=name, checked=(), damaged={}))
+    reading = VerifyInstallations(backend=name, installations=ours)
+    return Decision(reply=Later(verify_key(name)), effects=(reading,))
+
+
+def verified(
+    state: InstallerState, report: BackendVerified, failed: Refusal | None
+) -> Decision[InstallerSeen]:
+    """What is damaged is broken: the next wish for it repairs it. `failed` is the report's failure, told."""
+    name = report.backend
+    if failed is not None:
+        return Decision(effects=(Answer(key=verify_key(name), outcome=failed),))
+    backend = state.of(name)
+    broken: list[Event] = []
+    for one, complaints in report.damaged.items():
+        known = backend.installations.get(one)
+        if known is None or one in backend.retiring or known.broken or not complaints:
+            continue
+        reason = _reason(complaints)
+        broken.append(ev.InstallationBroken(backend=name, installation_id=one, reason=reason))
+    answer = Verified(backend=name, checked=report.checked, damaged=report.damaged)
+    return Decision(events=tuple(broken), effects=(Answer(key=verify_key(name), outcome=answer),))
+
+
+def _built_before(current: Installation | None, whole: Iterable[Installation]) -> Installation | None:
+    if current is None:
+        return None
+    earlier = [one for one in whole if one.id != current.id and one.built_at < current.built_at]
+    return max(earlier, key=lambda one: one.built_at, default=None)
+
+
+def _reason(complaints: tuple[str, ...]) -> str:
+    others = len(complaints) - 1
+    return f"{complaints[0]} (and {others} more)" if others else complaints[0]
+
+
+def _nothing_there(backend: BackendInstallState, ask: Activate) -> Refusal:
+    if ask.version:
+        here = ", ".join(sorted({one.version for one in backend.whole})) or "none"
+        message = f"{ask.backend} {ask.version} is not installed; installed versions: {here}."
+        advice = f"greenroom install-runner --backend {ask.backend} --version {ask.version}"
+    else:
+        message = f"{ask.backend} has no earlier installation to go back to."
+        advice = "greenroom backends shows what is installed."
+    return refuse("no_such_installation", message, advice=advice, status=409, subject=ask.backend)

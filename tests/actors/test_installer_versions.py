@@ -1,0 +1,300 @@
+"""Versions of one backend: queued, side by side, activated, verified, removed all at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import BuildInstallation, CancelBuild
+from greenroom.actors.facts import Engine, EngineSpec, Installation
+from greenroom.actors.installer import Installer
+from greenroom.actors.installer_messages import (
+    Activate,
+    BackendVerified,
+    Verified,
+    VerifyBackend,
+    VerifyInstallations,
+)
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Later, Recovered
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.testing import Case, given
+from stage import METAL, MLX, NO_SPACE, Stage, model
+
+NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
+PINNED = msgspec.structs.replace(MLX, version="1")
+
+
+def built(version: str, number: int = 1, **more: Any) -> Installation:
+    fields = {"digest": version * 8, "built_at": NOW.wall + float(version.partition(".")[0])}
+    return Installation(
+        id=f"{version}-{version * 8}.{number}", backend="mlx", version=version, **(fields | more)
+    )
+
+
+OLD, NEW = built("1"), built("2")
+
+
+def look(case: Case[Any, Any], *disk: Installation) -> Case[Any, Any]:
+    case.when(msg.InstallationsSeen(backend="vllm-metal", installations=()))
+    return case.when(msg.InstallationsSeen(backend="mlx", installations=disk)).rest()
+
+
+def new_life(*history: Any, disk: tuple[Installation, ...] = (), looked: bool = True) -> Case[Any, Any]:
+    case = given(Installer((PINNED, METAL)), *history, now=NOW)
+    case.when(Recovered()).rest()
+    return look(case, *disk) if looked else case
+
+
+def ask(case: Case[Any, Any], command: Any) -> Any:
+    """What it was answered at once; then let follow what follows."""
+    case.when(command)
+    reply = case.reply
+    case.rest()
+    return reply
+
+
+def ensure(case: Case[Any, Any], version: str = "", **more: Any) -> Any:
+    return ask(case, msg.Ensure(backend="mlx", version=version, **more))
+
+
+def requested(job: str, version: str = "", wanted_by: Any = "explicit") -> ev.InstallRequested:
+    return ev.InstallRequested(job=job, backend="mlx", version=version, wanted_by=wanted_by)
+
+
+def commits(case: Case[Any, Any], job: str, one: Installation) -> Case[Any, Any]:
+    return case.when(msg.InstallCommitted(job=job, installation=one)).rest()
+
+
+def fails(case: Case[Any, Any], job: str) -> Case[Any, Any]:
+    return case.when(msg.InstallAttemptEnded(job=job, backend="mlx", failure=NO_SPACE)).rest()
+
+
+def status(case: Case[Any, Any]) -> msg.BackendStatus:
+    return case.core.status(case.state, "mlx", case.now.wall)  # type: ignore[attr-defined, no-any-return]
+
+
+def upgraded() -> Case[Any, Any]:
+    """A life in which version 2 is current and 1 lies beside it."""
+    history = (
+        requested("mlx.1"),
+        ev.InstallationCommitted(job="mlx.1", backend="mlx", installation=OLD),
+        requested("mlx.2", "2"),
+        ev.InstallationCommitted(job="mlx.2", backend="mlx", installation=NEW),
+    )
+    return new_life(*history, disk=(OLD, NEW))
+
+
+class TestAQueue:
+    def test_takes_other_versions_one_after_the_other(self) -> None:
+        case = new_life()
+        assert ensure(case) == Later("install/mlx")
+        assert [one.job for one in case.of(BuildInstallation)] == ["mlx.1"]
+        assert ensure(case, "2") == Later("install/mlx@2")
+        assert ensure(case, "3") == Later("install/mlx@3")
+        assert not case.of(BuildInstallation)
+        assert (status(case).job, status(case).queue) == ("mlx.1", ("mlx.2", "mlx.3"))
+        commits(case, "mlx.1", OLD)
+        assert case.answers == {"install/mlx": msg.Ensured(installation=OLD, fresh=True)}
+        assert [(one.job, one.version) for one in case.of(BuildInstallation)] == [("mlx.2", "2")]
+        commits(case, "mlx.2", NEW)
+        assert case.answers["install/mlx@2"] == msg.Ensured(installation=NEW, fresh=True)
+        assert [one.job for one in case.of(BuildInstallation)] == ["mlx.3"]
+
+    def test_has_one_job_for_each_version_however_many_ask(self) -> None:
+        case = new_life()
+        for _ in range(20):
+            ensure(case)
+            ensure(case, "2")
+        assert [type(one.event) for one in case.history] == [ev.InstallRequested] * 2
+
+    def test_goes_on_after_a_failure_which_only_its_own_askers_hear(self) -> None:
+        case = new_life()
+        ensure(case, "1")
+        ensure(case, "2")
+        fails(case, "mlx.1")
+        assert set(case.answers) == {"install/mlx@1", "install/mlx"}
+        assert [one.job for one in case.of(BuildInstallation)] == ["mlx.2"]
+
+    def test_answers_whoever_named_no_version_with_the_first_that_comes(self) -> None:
+        case = new_life()
+        ensure(case, "2")
+        assert ensure(case) == Later("install/mlx")
+        commits(case, "mlx.1", NEW)
+        assert case.answers["install/mlx"] == msg.Ensured(installation=NEW, fresh=True)
+
+    def test_goes_on_after_a_restart_but_for_what_only_requests_wanted(self) -> None:
+        case = new_life(
+            requested("mlx.1"), requested("mlx.2", "2", "request"), requested("mlx.3", "3"), disk=(OLD,)
+        )
+        kinds = [type(one.event) for one in case.history][3:]
+        assert kinds == [ev.InstallationCommitted, ev.InstallCancelled]
+        assert status(case).job == "mlx.3"
+        assert [one.job for one in case.of(BuildInstallation)] == ["mlx.3"]
+
+    def test_is_bounded(self) -> None:
+        case = new_life()
+        replies = [ensure(case, str(number)) for number in range(1, 12)]
+        refusal = replies[-1]
+        assert isinstance(refusal, Refusal)
+        assert (refusal.status, refusal.code) == (409, "busy")
+        assert len(status(case).queue) == 7
+
+    def test_loses_the_job_that_is_named_and_no_other(self) -> None:
+        case = new_life()
+        ensure(case)
+        ensure(case, "2")
+        assert ask(case, msg.CancelInstall(backend="mlx", job="mlx.2")) == msg.Cancelled(ended=True)
+        assert set(case.answers) == {"install/mlx@2"}
+        assert status(case).job == "mlx.1"
+        assert status(case).queue == ()
+
+    def test_is_left_by_version(self) -> None:
+        case = new_life()
+        ensure(case)
+        ensure(case, "2")
+        left = ask(case, msg.CancelInstall(backend="mlx", version="2", leave=True))
+        assert left == msg.Cancelled(ended=True)
+        assert (status(case).job, status(case).queue) == ("mlx.1", ())
+
+    def test_is_gone_when_the_backend_is_uninstalled(self) -> None:
+        case = new_life()
+        ensure(case)
+        ensure(case, "2")
+        case.when(msg.Uninstall(backend="mlx"))
+        assert [one.job for one in case.of(CancelBuild)] == ["mlx.1", "mlx.2"]
+        case.rest()
+        assert status(case).state == "absent"
+        assert not status(case).wanted
+
+    def test_wishes_of_several_versions_wait_for_the_look_at_the_disk(self) -> None:
+        case = new_life(looked=False)
+        assert ensure(case, "1") == Later("install/mlx@1")
+        assert ensure(case, "2") == Later("install/mlx@2")
+        look(case, OLD)
+        assert case.answers == {"install/mlx@1": msg.Ensured(installation=OLD, fresh=False)}
+        assert status(case).job == "mlx.1"
+
+
+class TestThePinnedVersion:
+    def test_is_the_one_of_the_facts(self) -> None:
+        case = new_life(disk=(OLD,))
+        assert ensure(case, "pinned") == msg.Ensured(installation=OLD, fresh=False)
+
+    def test_is_built_beside_another_one_that_is_here(self) -> None:
+        case = new_life(disk=(NEW,))
+        assert ensure(case, "pinned") == Later("install/mlx@1")
+        case.then(requested("mlx.1", "1"))
+
+
+class TestActivating:
+    def test_goes_back_to_what_was_in_use_before_and_there_again(self) -> None:
+        case = upgraded()
+        assert status(case).current == NEW
+        assert ask(case, Activate(backend="mlx")) == msg.Ensured(installation=OLD, fresh=False)
+        case.then(ev.InstallationActivated(backend="mlx", installation_id=OLD.id))
+        assert status(case).current == OLD
+        assert len(status(case).installations) == 2
+        ask(case, Activate(backend="mlx"))
+        assert status(case).current == NEW
+
+    def test_is_kept_to_after_a_restart(self) -> None:
+        case = upgraded()
+        ask(case, Activate(backend="mlx"))
+        case.rebuild().when(Recovered()).rest()
+        look(case, OLD, NEW)
+        assert status(case).current == OLD
+
+    def test_without_a_memory_goes_back_to_what_was_built_before(self) -> None:
+        case = new_life(disk=(OLD, NEW))
+        assert status(case).current == NEW
+        ask(case, Activate(backend="mlx"))
+        assert status(case).current == OLD
+
+    def test_a_version_that_is_here_needs_no_build(self) -> None:
+        case = upgraded()
+        assert ensure(case, "1") == msg.Ensured(installation=OLD, fresh=False)
+        case.then(ev.InstallationActivated)
+        assert not case.of(BuildInstallation)
+
+    def test_names_what_is_there_when_the_version_is_not(self) -> None:
+        case = upgraded()
+        refusal = ask(case, Activate(backend="mlx", version="7"))
+        assert (refusal.status, refusal.code) == (409, "no_such_installation")
+        assert refusal.message == "mlx 7 is not installed; installed versions: 1, 2."
+
+    def test_without_anything_to_go_back_to_says_so(self) -> None:
+        case = new_life(disk=(OLD,))
+        refusal = ask(case, Activate(backend="mlx"))
+        assert refusal.message == "mlx has no earlier installation to go back to."
+
+    def test_never_goes_back_to_what_is_broken_or_retires(self) -> None:
+        case = upgraded()
+        case.when(msg.Uninstall(backend="mlx")).rest()
+        assert isinstance(ask(case, Activate(backend="mlx")), Refusal)
+
+
+class TestVerifying:
+    def test_reads_everything_and_what_is_damaged_is_broken_and_mended_by_the_next_wish(self) -> None:
+        case = new_life(disk=(OLD,))
+        assert ask(case, VerifyBackend(backend="mlx")) == Later("verify/mlx")
+        assert VerifyInstallations(backend="mlx", installations=(OLD.id,)) in case.effects
+        damaged = {OLD.id: ("env/a.py has changed", "env/b.py has changed")}
+        case.when(BackendVerified(backend="mlx", checked=(OLD.id,), damaged=damaged))
+        answers = dict(case.answers)
+        case.rest()
+        assert answers == {"verify/mlx": Verified(backend="mlx", checked=(OLD.id,), damaged=damaged)}
+        assert status(case).state == "broken"
+        assert status(case).installations[0].broken == "env/a.py has changed (and 1 more)"
+        ensure(case)
+        (build,) = case.of(BuildInstallation)
+        assert build.repair
+
+    def test_of_what_is_whole_changes_nothing(self) -> None:
+        case = new_life(disk=(OLD,))
+        case.then(ev.InstallationFound)
+        case.when(BackendVerified(backend="mlx", checked=(OLD.id,))).rest().then()
+
+    def test_of_nothing_is_answered_at_once(self) -> None:
+        case = new_life()
+        assert ask(case, VerifyBackend(backend="mlx")) == Verified(backend="mlx", checked=(), damaged={})
+
+    def test_that_cannot_read_says_why(self) -> None:
+        case = new_life(disk=(OLD,))
+        case.when(BackendVerified(backend="mlx", failure=NO_SPACE))
+        assert case.answers["verify/mlx"].message == NO_SPACE.message
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_only_force_ends_engines_that_answer_somebody(force: bool) -> None:
+    stage = Stage().begin(model("m"))
+    spec = stage.loaded("m")
+    assert stage.gates.enter(spec.model_id, "completion", "", "r1") is not None
+    installed = stage.statuses["llama.cpp"]
+    stage.hear_installer(
+        msgspec.structs.replace(
+            installed, state="retiring", current=None, retiring=(spec.installation_id,), forced=force
+        )
+    )
+    stage.pass_time(1)
+    stops = stage.sent(msg.StopEngine)
+    assert [one.engine_id for one in stops] == ([spec.engine_id] if force else [])
+
+
+def test_force_is_told_to_the_scheduler_and_forgotten_when_all_is_gone() -> None:
+    case = new_life(disk=(OLD,))
+    running = Engine(
+        spec=EngineSpec(engine_id="e", backend="mlx", installation_id=OLD.id, model_id="m", model_ref="m"),
+        state="ready",
+        since=0.0,
+    )
+    case.when(msg.EngineList(backend="mlx", engines=(running,), version=1, installations=10_000)).rest()
+    ask(case, msg.Uninstall(backend="mlx", force=True))
+    case.advance(6).rest()
+    told = [one for one in case.told("scheduler") if isinstance(one, msg.InstallationList)]
+    assert told[-1].backends[0].forced
+    case.when(msg.InstallationGone(backend="mlx", installation_id=OLD.id, freed=1)).rest()
+    assert not case.seen.forced

@@ -1,0 +1,175 @@
+"""Backends as resources under `/engines`, and the verbs about their versions."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from greenroom.actors.facts import Failure, Installation
+from greenroom.runner.failures import JobFailed
+
+
+class Builds:
+    """Stands in for the builder of a house: a build ends when and as the test says."""
+
+    def __init__(self, house: Any) -> None:
+        self.builder = house.greenroom._builder
+        self.builder.start = self._start
+        self.builder.cancel = self._cancel
+        self.jobs: list[tuple[str, str]] = []
+        self.damaged: list[str] = []
+        self.builder.verify = lambda *_: self.damaged
+
+    def _start(self, job: str, backend: str, *, version: str, **_: Any) -> None:
+        assert backend == "absent"
+        self.jobs.append((job, version))
+
+    def _cancel(self, job: str) -> None:
+        threading.Thread(target=self.builder._listener.cancelled, args=(job,), daemon=True).start()
+
+    def commit(self, job: str, version: str) -> None:
+        made = Installation(
+            id=f"{version}-{version * 8}.1",
+            backend="absent",
+            version=version,
+            digest=version * 8,
+            built_at=float(version),
+            size=1000,
+        )
+        self.builder._listener.committed(job, made)
+
+    def fail(self, job: str, failure: Failure) -> None:
+        self.builder._listener.failed(job, failure)
+
+
+@pytest.fixture
+async def house(open_house: Any) -> Any:
+    return await open_house()
+
+
+async def described(house: Any, name: str = "absent") -> Any:
+    async with house.get(f"/engines/{name}") as response:
+        assert response.status == 200
+        return await response.json()
+
+
+async def has(house: Any, wait_until: Any, version: str) -> None:
+    await wait_until(
+        lambda: any(
+            one.current is not None and one.current.version == version
+            for one in house.greenroom.statuses()
+            if one.name == "absent"
+        )
+    )
+
+
+async def test_all_backends_are_listed_with_what_they_can_do_here(house: Any) -> None:
+    async with house.get("/engines") as response:
+        fake, absent = await response.json()
+    assert (fake["name"], fake["state"], fake["formats"]) == ("fake", "installed", ["gguf"])
+    assert fake["modes"] == ["completion", "embedding"]
+    assert fake["installations"][0]["current"] is True
+    assert (absent["state"], absent["version"], absent["verdict"], absent["job"]) == ("absent", "", "", None)
+    assert absent["deferred"] is True
+    assert absent["install"] == "greenroom install-runner --backend absent"
+
+
+async def test_an_unknown_backend_is_404(house: Any) -> None:
+    for asked in (
+        house.get("/engines/nonsense"),
+        house.session.delete(f"{house.base}/engines/nonsense"),
+        house.post("/engines", {"name": "nonsense"}),
+        house.post("/engines/activate-backend", {"backend": "nonsense"}),
+        house.post("/engines/verify-backend", {"backend": "nonsense"}),
+    ):
+        async with asked as response:
+            assert response.status == 404
+            assert (await response.text()).startswith("backend not found; there are: fake, absent.")
+    async with house.post("/engines", {}) as response:
+        assert (response.status, await response.text()) == (400, "invalid request: name is required\n")
+
+
+async def test_a_wish_is_accepted_and_followed_by_its_location(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    async with house.post("/engines", {"name": "absent"}) as response:
+        assert response.status == 202
+        location = response.headers["Location"]
+        body = await response.json()
+    assert body["state"] == "installing"
+    assert body["job"]["id"] == "absent.1"
+    builds.commit("absent.1", "1")
+    await has(house, wait_until, "1")
+    async with house.session.get(f"http://{house.root}{location}") as response:
+        body = await response.json()
+    assert (body["state"], body["version"], body["size"], body["job"]) == ("installed", "1", 1000, None)
+    async with house.post("/engines", {"name": "absent"}) as response:
+        assert response.status == 200
+
+
+async def test_versions_queue_lie_side_by_side_and_are_switched(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    for version in ("1", "2"):
+        async with house.post("/engines", {"name": "absent", "version": version}) as response:
+            assert response.status == 202
+    assert (await described(house))["job"]["queue"] == ["absent.2"]
+    assert builds.jobs == [("absent.1", "1")]
+    builds.commit("absent.1", "1")
+    await wait_until(lambda: len(builds.jobs) == 2)
+    builds.commit("absent.2", "2")
+    await has(house, wait_until, "2")
+    async with house.post("/engines/activate-backend", {"backend": "absent"}) as response:
+        assert (await response.json())["installation"]["version"] == "1"
+    both = (await described(house))["installations"]
+    assert [(one["version"], one["current"]) for one in both] == [("1", True), ("2", False)]
+    async with house.post("/engines/activate-backend", {"backend": "absent", "version": "3"}) as response:
+        assert response.status == 409
+        assert "installed versions: 1, 2." in await response.text()
+
+
+async def test_a_wish_that_fails_at_once_says_so_by_its_status(house: Any) -> None:
+    builds = Builds(house)
+    full = JobFailed.permanent("no_space", "The disk is full.", advice="Make room.").failure
+    builds.builder.start = lambda job, *_, **__: builds.fail(job, full)
+    async with house.post("/engines", {"name": "absent"}) as response:
+        assert (response.status, await response.text()) == (507, "The disk is full. Make room.\n")
+    assert (await described(house))["failure"]["code"] == "no_space"
+
+
+async def test_a_job_is_cancelled_by_its_id(house: Any) -> None:
+    Builds(house)
+    for version in ("1", "2"):
+        async with house.post("/engines", {"name": "absent", "version": version}) as response:
+            assert response.status == 202
+    async with house.post("/engines/cancel-install", {"backend": "absent", "job": "absent.2"}) as response:
+        assert await response.json() == {"ended": True}
+    assert (await described(house))["job"]["queue"] == []
+    assert (await described(house))["job"]["id"] == "absent.1"
+
+
+async def test_a_backend_is_deleted_with_all_its_versions(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    async with house.post("/engines", {"name": "absent"}):
+        builds.commit("absent.1", "1")
+    await has(house, wait_until, "1")
+    async with house.session.delete(f"{house.base}/engines/absent") as response:
+        assert response.status in (200, 202)
+    await wait_until(lambda: [one.state for one in house.greenroom.statuses()] == ["installed", "absent"])
+    async with house.session.delete(f"{house.base}/engines/absent") as response:
+        assert (response.status, await response.json()) == (200, {"freed": 0, "was_installed": False})
+
+
+async def test_what_is_damaged_is_named_and_broken_from_then_on(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    async with house.post("/engines", {"name": "absent"}):
+        builds.commit("absent.1", "1")
+    await has(house, wait_until, "1")
+    async with house.post("/engines/verify-backend", {}) as response:
+        (sound,) = await response.json()
+    assert (sound["backend"], sound["damaged"]) == ("absent", {})
+    builds.damaged.append("env/a.py has changed")
+    async with house.post("/engines/verify-backend", {"backend": "absent"}) as response:
+        (damaged,) = await response.json()
+    assert list(damaged["damaged"].values()) == [["env/a.py has changed"]]
+    body = await described(house)
+    assert (body["state"], body["failure"]["message"]) == ("broken", "env/a.py has changed")

@@ -85,7 +85,10 @@ def of_eviction(event: EvictionDecided, at: float, history: History, now: float)
                 numbers=numbers,
                 remedies=(
                     again,
-                    Remedy(aim="To keep models longer", command="greenroom serve --keep-alive 30m"),
+                    Remedy(
+                        aim="To keep models longer",
+                        command="greenroom stop && greenroom serve --keep-alive 30m",
+                    ),
                 ),
             )
         case "unload":
@@ -143,7 +146,8 @@ def of_failure(life: Life, name: str, now: float) -> Ending:
     elif any(words in summary for words in _MEMORY_WORDS):
         cause, sentence = "out_of_memory", f"its engine ended at {when}. {summary}"
     elif failed.was_ready:
-        cause, sentence = "crashed", f"its engine ended at {when} while it was in use. {summary}"
+        ready = format_duration(numbers.get("ready_seconds", 0.0))
+        cause, sentence = "crashed", f"its engine ended at {when}, {ready} after it was ready. {summary}"
     elif failed.failure.code == "engine_stalled":
         cause, sentence = "stalled", f"its engine was given up at {when}. {summary}"
     else:
@@ -223,7 +227,7 @@ def _for_the_winner(event: EvictionDecided, at: float, history: History) -> tupl
 
 def _budget(size: float) -> str:
     """The command that starts a daemon which may promise so many bytes."""
-    return f"GREENROOM_MEMORY_BUDGET={math.ceil(size / 1e9)}GB greenroom serve"
+    return f"greenroom stop && GREENROOM_MEMORY_BUDGET={math.ceil(size / 1e9)}GB greenroom serve"
 
 
 def _machine_lacked_it(event: EvictionDecided, steps: Sequence[Happening]) -> bool:

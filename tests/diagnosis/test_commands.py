@@ -32,7 +32,7 @@ def test_why_says_it_and_exits_with_zero(greenroom: Any, journal: Path) -> None:
 
     assert outcome.code == 0
     assert outcome.out.startswith("smollm2 is not loaded: it was unloaded at 2023-11-14 12:00:07")
-    assert outcome.out.rstrip().endswith("greenroom serve --keep-alive 30m")
+    assert outcome.out.rstrip().endswith("greenroom stop && greenroom serve --keep-alive 30m")
 
 
 def test_why_as_json(greenroom: Any, journal: Path) -> None:

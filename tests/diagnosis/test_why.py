@@ -66,7 +66,7 @@ def test_a_model_that_made_room_for_another(script: Any) -> None:
     ]
     assert commands(found) == [
         "greenroom run smollm2",
-        "GREENROOM_MEMORY_BUDGET=7GB greenroom serve",
+        "greenroom stop && GREENROOM_MEMORY_BUDGET=7GB greenroom serve",
     ]
 
 
@@ -116,7 +116,7 @@ def test_a_model_nobody_has_used_for_its_keep_alive(script: Any) -> None:
     assert (found.state, found.cause) == ("unloaded", "idle")
     assert found.numbers == {"memory": 444e6, "idle_seconds": 300.2}
     assert "because nobody had used it for 5m, which is as long as it is kept." in found.answer
-    assert commands(found) == ["greenroom run smollm2", "greenroom serve --keep-alive 30m"]
+    assert commands(found) == ["greenroom run smollm2", "greenroom stop && greenroom serve --keep-alive 30m"]
 
 
 def test_a_model_somebody_unloaded(script: Any) -> None:
@@ -453,7 +453,7 @@ def test_a_model_that_does_not_fit(script: Any) -> None:
     assert (found.state, found.cause) == ("refused", "does_not_fit")
     assert found.numbers == {"needed": 20 * 2.0**30, "budget": 8 * 2.0**30, "promised": 0.0}
     assert "smollm2 needs 20.0 GiB of memory; engines may use 8.0 GiB in all." in found.answer
-    assert commands(found) == ["GREENROOM_MEMORY_BUDGET=22GB greenroom serve"]
+    assert commands(found) == ["greenroom stop && GREENROOM_MEMORY_BUDGET=22GB greenroom serve"]
 
 
 def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
@@ -963,5 +963,5 @@ def test_an_answer_ends_with_the_command_that_would_change_it(script: Any) -> No
         f"  12:00:08  Engine {engine} (smollm2 on llama.cpp) has ended (code 0), as it was asked to.",
         "",
         "To load it again:      greenroom run smollm2",
-        "To keep models longer: greenroom serve --keep-alive 30m",
+        "To keep models longer: greenroom stop && greenroom serve --keep-alive 30m",
     ]

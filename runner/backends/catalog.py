@@ -1,16 +1,136 @@
-"""All backends this Greenroom knows, by name."""
+"""All backends this Greenroom knows, by name: its own, and those that other distributions add.
+
+A distribution adds one through the entry point group `greenroom.backends`:
+
+    [project.entry-points."greenroom.backends"]
+    parrot = "greenroom_parrot:Parrot"
+
+The name is the backend's, the object a subclass of `Backend` or an instance of one. Distributions are only
+looked at when somebody wants to know of all backends, or of one that is none of ours. What cannot be used is
+left out and is a sentence in `problems`: somebody else's fault must not keep ours from being served.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from threading import Lock
+from typing import TYPE_CHECKING, Any, get_args
 
-from greenroom.runner.backends.declaration import Backend
+from greenroom.actors.facts import Mode, ModelFormat
+from greenroom.runner.backends.declaration import RESERVED_NAMES, Backend, Environment, Image, Platform
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.backends.vllm import Vllm, VllmMetal
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {backend.name: backend for backend in (LlamaCpp(), Mlx(), Vllm(), VllmMetal())}
-)
-"""In the order in which they are listed."""
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+GROUP = "greenroom.backends"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
+
+
+class Catalog(Mapping[str, Backend]):
+    """Backends by name, ours first. Read-only; safe to use from several threads."""
+
+    def __init__(self, own: Iterable[Backend], entry_points: Iterable[EntryPoint] | None = None) -> None:
+        """`entry_points` are those of the installed distributions when not given."""
+        self._own = {backend.name: backend for backend in own}
+        self._entry_points = entry_points
+        self._guard = Lock()
+        self._found: dict[str, Backend] | None = None
+        self._problems: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Backend:
+        return self._own[name] if name in self._own else self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why backends of other distributions were left out, a sentence each."""
+        self._all()
+        return self._problems
+
+    def _all(self) -> dict[str, Backend]:
+        with self._guard:
+            if self._found is None:
+                found, problems = dict(self._own), []
+                for entry in self._others():
+                    try:
+                        backend = _usable(entry, found)
+                    except Exception as error:  # noqa: BLE001 - other people's code may raise anything
+                        problems.append(
+                            f"The backend {entry.name!r} of {_distribution(entry)} is left out: "
+                            f"{_words(error)}."
+                        )
+                    else:
+                        found[backend.name] = backend
+                self._found, self._problems = found, tuple(problems)
+            return self._found
+
+    def _others(self) -> list[EntryPoint]:
+        if self._entry_points is not None:
+            return list(self._entry_points)
+        from importlib.metadata import entry_points
+
+        return sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+
+
+class _Unusable(Exception):
+    """A declaration that breaks a rule; the text is the clause that says which."""
+
+
+def _usable(entry: EntryPoint, known: Mapping[str, Backend]) -> Backend:
+    """Load one and see that nothing of it will surprise us later.
+
+    Raises:
+        Exception: Whatever is wrong with it.
+    """
+    loaded: Any = entry.load()
+    backend = loaded() if isinstance(loaded, type) else loaded
+    if not isinstance(backend, Backend):
+        raise _Unusable(f"{entry.value} is no Backend")
+    for attribute in ("name", "title", "formats", "modes", "preference", "install_preference", "source"):
+        if not hasattr(backend, attribute):
+            raise _Unusable(f"it declares no {attribute}")
+    if backend.name != entry.name:
+        raise _Unusable(f"it calls itself {backend.name!r}")
+    if not _NAME.fullmatch(backend.name) or ".." in backend.name or backend.name in RESERVED_NAMES:
+        raise _Unusable("that cannot be a backend's name (lower-case letters, digits, `.`, `-`)")
+    if backend.name in known:
+        raise _Unusable("there is a backend of that name already")
+    strange = {*backend.formats} - {*get_args(ModelFormat)} | {*backend.modes} - {*get_args(Mode)}
+    if strange or not backend.formats or not backend.modes:
+        raise _Unusable(
+            f"its formats or modes are not ours: {', '.join(sorted(map(str, strange))) or 'none'}"
+        )
+    if not isinstance(backend.source, Environment | Image):
+        raise _Unusable("its source is neither an Environment nor an Image")
+    if not isinstance(backend.verdict(Platform.here()), str):
+        raise _Unusable("its verdict is no text")
+    return backend
+
+
+def _distribution(entry: EntryPoint) -> str:
+    dist = entry.dist
+    return f"{dist.name} {dist.version}" if dist is not None else entry.value
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, _Unusable):
+        return str(error)
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+OWN: Mapping[str, Backend] = {backend.name: backend for backend in (LlamaCpp(), Mlx(), Vllm(), VllmMetal())}
+"""Those that come with Greenroom, in the order in which they are listed."""
+
+BACKENDS = Catalog(OWN.values())
+"""All of them."""

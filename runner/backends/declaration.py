@@ -7,10 +7,11 @@ elsewhere: `installations` builds it, `engines` starts it, the front door shapes
 from __future__ import annotations
 
 import platform as _platform
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -84,6 +85,19 @@ class Image:
     """How the tag of any version is made from it, such as `vllm-metal-v{version}`."""
     prebuilt: Mapping[str, str] = field(default_factory=dict)
     """Folders below the tree to copy to places under the user's home, where the backend looks for them."""
+
+    def out_of(self, reference: str) -> Image:
+        """The same tree out of another image, whose version is what its tag or digest says."""
+        name, _, digest = reference.partition("@")
+        tag = name.rpartition("/")[2].partition(":")[2]
+        pattern = re.escape(self.tags).replace(re.escape("{version}"), "(.+)")
+        if match := re.fullmatch(pattern, tag):
+            version = match[1]
+        elif tag or not digest:
+            version = tag or "latest"
+        else:
+            version = f"sha256-{digest.removeprefix('sha256:')[:12]}"
+        return replace(self, reference=reference, version=version)
 
 
 @dataclass(frozen=True)

@@ -32,3 +32,5 @@ def command(ctx: click.Context) -> None:
             )
         )
     click.echo(table(("BACKEND", "FORMATS", "MODES", "INSTALLED", "STATUS"), rows))
+    for problem in BACKENDS.problems:
+        click.echo(f"Warning: {problem}", err=True)

@@ -80,10 +80,10 @@ class Watch:
                 self._shown.note(f"{name} backend installed successfully")
 
     def _jobs(self) -> dict[str, dict[str, Any]]:
-        from greenroom.runner.backends.catalog import BACKENDS
+        from greenroom.runner.backends.catalog import OWN
 
         jobs = {str(job["job"]): job for job in self._client.get("/jobs") or ()}
-        defaults = {f"install/{name}" for name, backend in BACKENDS.items() if not backend.deferred}
+        defaults = {f"install/{name}" for name, backend in OWN.items() if not backend.deferred}
         found = {name: jobs[name] for name in defaults & jobs.keys()}
         for name, job in jobs.items():
             if name.startswith("request/"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -264,7 +264,7 @@ class Builder:
             raise JobFailed.permanent("unsupported_platform", sentence)
         named = self._external.get(backend)
         if isinstance(declared.source, Image) and named is not None and named.image:
-            return replace(declared.source, reference=named.image)
+            return declared.source.out_of(named.image)
         return declared.source
 
     def _look(self, names: tuple[str, ...]) -> None:

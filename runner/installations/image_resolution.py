@@ -121,11 +121,10 @@ class ImageResolver:
             raise _bad_name(f'"{source.reference}" names no image in a registry.')
         web = Web(self._sources, advice=_ADVICE)
         registry = Registry(web, reference, settings=self._registries, thing="image")
-        declared = _version_of(reference, source)
         if version == "latest":
             version = _newest(registry.tags(), source, str(reference))
-        if version in ("", "pinned", declared):
-            return reference, declared, registry
+        if version in ("", "pinned", source.version):
+            return reference, source.version, registry
         try:
             return reference.variant(source.tags.replace("{version}", version)), version, registry
         except BadReference as error:
@@ -243,14 +242,6 @@ def _bad_name(sentence: str) -> JobFailed:
     return JobFailed.permanent(
         "bad_image_name", sentence, advice="Write registry/repository:tag, or registry/repository@digest."
     )
-
-
-def _version_of(reference: Reference, source: Image) -> str:
-    """What an image's tag says about its version."""
-    pattern = re.escape(source.tags).replace(re.escape("{version}"), "(.+)")
-    if match := re.fullmatch(pattern, reference.tag):
-        return match[1]
-    return reference.tag or f"sha256-{reference.digest.removeprefix('sha256:')[:12]}"
 
 
 def _newest(tags: list[str], source: Image, name: str) -> str:

@@ -376,9 +376,9 @@ def test_versions_are_tags_and_latest_is_the_newest_of_them(shelf: Shelf, tree_l
 
 def test_an_image_of_the_users_own_may_be_called_anything(shelf: Shelf, tree_layer: Layer) -> None:
     published = shelf.registry.push(shelf.name, [tree_layer], tag="dev")
-    named = replace(shelf.source, reference=f"{shelf.doorway.host}/{shelf.name}:dev")
+    named = shelf.source.out_of(f"{shelf.doorway.host}/{shelf.name}:dev")
     assert shelf.build(source=named).version == "dev"
-    pinned = replace(shelf.source, reference=f"{shelf.doorway.host}/{shelf.name}@{published.digest}")
+    pinned = shelf.source.out_of(f"{shelf.doorway.host}/{shelf.name}@{published.digest}")
     assert shelf.build(source=pinned).version == f"sha256-{published.digest[7:19]}"
 
 

@@ -1,0 +1,110 @@
+"""The table of what each backend can do and where, as `docs/backends.md` has it, made from the declarations.
+
+`python -m greenroom.runner.backends.table docs/backends.md` writes it there again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from greenroom.runner.backends.catalog import OWN
+from greenroom.runner.backends.declaration import Backend, Environment, Platform
+
+BEGIN = "<!-- made by greenroom.runner.backends.table -->"
+END = "<!-- end -->"
+
+_PYTHON = (3, 12)
+MACHINES: Mapping[str, Platform] = {
+    "Linux x86_64": Platform(system="linux", machine="x86_64", python=_PYTHON),
+    "Linux x86_64, NVIDIA": Platform(system="linux", machine="x86_64", python=_PYTHON, cuda=True),
+    "Linux arm64": Platform(system="linux", machine="arm64", python=_PYTHON),
+    "macOS 14 arm64": Platform(system="darwin", machine="arm64", python=_PYTHON, macos=(14, 0)),
+    "macOS 15 arm64": Platform(system="darwin", machine="arm64", python=_PYTHON, macos=(15, 0)),
+    "macOS Intel": Platform(system="darwin", machine="x86_64", python=_PYTHON, macos=(15, 0)),
+}
+"""The machines a verdict is shown for."""
+
+
+def render(backends: Mapping[str, Backend] = OWN) -> str:
+    """The tables, in Markdown."""
+    return "\n\n".join((_abilities(backends), _places(backends), _choice(backends)))
+
+
+def insert(text: str, backends: Mapping[str, Backend] = OWN) -> str:
+    """A page with the tables between its marks made anew.
+
+    Raises:
+        ValueError: It has no marks.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n\n{render(backends)}\n\n{END}{after}"
+
+
+def _abilities(backends: Mapping[str, Backend]) -> str:
+    rows = [
+        (
+            f"`{backend.name}`",
+            ", ".join(backend.formats),
+            ", ".join(backend.modes),
+            "when it is asked for" if backend.deferred else "from the start",
+            _source(backend),
+            str(len(backend.allowed_flags)) if backend.allowed_flags else "none",
+        )
+        for backend in backends.values()
+    ]
+    return _markdown(("backend", "formats", "modes", "installed", "out of", "flags users may set"), rows)
+
+
+def _places(backends: Mapping[str, Backend]) -> str:
+    rows = [
+        (f"`{backend.name}`", *("no" if backend.verdict(here) else "yes" for here in MACHINES.values()))
+        for backend in backends.values()
+    ]
+    return _markdown(("backend", *MACHINES), rows)
+
+
+def _choice(backends: Mapping[str, Backend]) -> str:
+    formats = dict.fromkeys(one for backend in backends.values() for one in backend.formats)
+    rows = []
+    for one in formats:
+        able = [backend for backend in backends.values() if one in backend.formats]
+        serving = sorted(able, key=lambda backend: backend.preference)
+        offered = sorted(able, key=lambda backend: backend.install_preference)
+        rows.append(
+            (one, *(", ".join(f"`{backend.name}`" for backend in which) for which in (serving, offered)))
+        )
+    return _markdown(
+        ("format", "served by the first that is installed", "offered to be installed, first"), rows
+    )
+
+
+def _source(backend: Backend) -> str:
+    source = backend.source
+    if isinstance(source, Environment):
+        return f"packages: `{'`, `'.join(source.requirements)}`"
+    return f"an image: `{source.reference}`, its `{source.tree}`"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the tables into a page, or print them."""
+    files = list(sys.argv[1:] if argv is None else argv)
+    if not files:
+        sys.stdout.write(render() + "\n")
+    for file in files:
+        path = Path(file)
+        path.write_text(insert(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""What vllm and vllm-metal declare: where they run, what they are started with, what nobody may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from greenroom.actors.facts import EngineSpec
+from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.declaration import Image, Launch, ModelFiles, Platform
+from greenroom.runner.backends.flags import refusal
+from greenroom.runner.engines.launchers import launcher
+
+METAL = BACKENDS["vllm-metal"]
+MAC = Platform(system="darwin", machine="arm64", python=(3, 12), macos=(15, 1))
+
+
+@pytest.fixture
+def launch() -> Launch:
+    return Launch(
+        spec=EngineSpec(
+            engine_id="e1",
+            backend="vllm-metal",
+            installation_id="0.2.0-00000000.1",
+            model_id="sha256:1234",
+            model_ref="hf.co/org/model",
+        ),
+        root=Path("/i"),
+        python=Path("/i/env/bin/python3"),
+        model=ModelFiles(path=Path("/m"), format="safetensors", name="hf.co/org/model"),
+        socket=Path("/s/engine.sock"),
+    )
+
+
+@pytest.mark.parametrize(
+    "here",
+    [MAC, replace(MAC, macos=(15, 0)), replace(MAC, macos=(26, 0)), replace(MAC, python=(3, 11))],
+)
+def test_vllm_metal_runs_on_new_macs_whatever_python_we_run_with(here: Platform) -> None:
+    assert METAL.verdict(here) == ""
+
+
+@pytest.mark.parametrize(
+    ("here", "named"),
+    [
+        (replace(MAC, macos=(14, 7)), "this is macOS 14.7 on arm64."),
+        (
+            replace(MAC, machine="x86_64"),
+            "this is macOS 15.1 on x86_64 (or a Python for Intel on Apple silicon).",
+        ),
+        (Platform(system="linux", machine="arm64", python=(3, 12)), "this is linux on arm64."),
+        (Platform(system="windows", machine="x86_64", python=(3, 12)), "this is windows on x86_64."),
+    ],
+)
+def test_elsewhere_vllm_metal_says_what_it_needs_and_what_this_is(here: Platform, named: str) -> None:
+    assert METAL.verdict(here) == (
+        "vllm-metal needs macOS 15 or newer on Apple silicon only, and brings its own Python 3.12; " + named
+    )
+
+
+def test_vllm_metal_is_a_plain_vllm_server_on_a_socket(launch: Launch) -> None:
+    command = METAL.command(launch)
+    assert command.argv == (
+        *("/i/env/bin/python3", "-I", str(launcher("vllm")), "vllm.entrypoints.openai.api_server"),
+        *("--model", "/m", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        *("--uds", "/s/engine.sock", "--served-model-name", "sha256:1234", "hf.co/org/model"),
+    )
+    assert command.env["VLLM_HOST_IP"] == "127.0.0.1"
+    assert command.env["HF_HUB_OFFLINE"] == "1"
+
+
+def test_mode_context_template_and_flags_are_passed_on(launch: Launch) -> None:
+    spec = EngineSpec(
+        engine_id="e1",
+        backend="vllm-metal",
+        installation_id="i",
+        model_id="sha256:1234",
+        model_ref="m",
+        mode="embedding",
+        context_size=4096,
+        flags=("--max-num-seqs", "4"),
+    )
+    model = replace(launch.model, chat_template=Path("/m/chat.jinja"))
+    argv = METAL.command(replace(launch, spec=spec, model=model)).argv
+    assert argv[argv.index("--chat-template") + 1] == "/m/chat.jinja"
+    assert argv[argv.index("--runner") + 1] == "pooling"
+    assert argv[argv.index("--max-model-len") + 1] == "4096"
+    assert argv[-2:] == ("--max-num-seqs", "4")
+
+
+def test_the_model_decides_about_its_context_unless_a_size_is_asked_for(launch: Launch) -> None:
+    for size in (0, -1):
+        spec = EngineSpec(
+            engine_id="e1",
+            backend="vllm-metal",
+            installation_id="i",
+            model_id="m",
+            model_ref="m",
+            context_size=size,
+        )
+        assert "--max-model-len" not in METAL.command(replace(launch, spec=spec)).argv
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-metal"])
+@pytest.mark.parametrize(
+    "flag", ["--trust-remote-code", "--trust_remote_code", "--hf-overrides={}", "--host"]
+)
+def test_nobody_can_have_code_out_of_a_model_run(name: str, flag: str, launch: Launch) -> None:
+    backend = BACKENDS[name]
+    assert "is not allowed" in refusal((flag,), backend.allowed_flags, name)
+    argv = backend.command(launch).argv
+    assert not [one for one in argv if "trust" in one or "remote-code" in one]
+
+
+@pytest.mark.parametrize(
+    ("reference", "version"),
+    [
+        ("docker.io/docker/model-runner:vllm-metal-v0.3.0-1", "0.3.0-1"),
+        ("127.0.0.1:5000/metal:dev", "dev"),
+        ("127.0.0.1:5000/metal", "latest"),
+        ("r.example/metal@sha256:" + "ab" * 32, "sha256-abababababab"),
+        ("r.example/metal:vllm-metal-v7@sha256:" + "ab" * 32, "7"),
+    ],
+)
+def test_another_image_has_the_version_that_its_tag_says(reference: str, version: str) -> None:
+    declared = METAL.source
+    assert isinstance(declared, Image)
+    found = declared.out_of(reference)
+    assert (found.reference, found.version) == (reference, version)
+    assert found.tree == declared.tree
+    assert declared.out_of(declared.reference) == declared

@@ -24,11 +24,14 @@ from typing import Any
 import psutil
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.runner.backends.declaration import Backend, Command, Environment, Launch
+from greenroom.runner.backends.declaration import Backend
 from greenroom.runner.config import ExternalBackend, load
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
 from greenroom.runner.testing import fake_backend
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from toy import toy_backend
 
 ENGINE = Path(__file__).with_name("fake_engine.py")
 FLAGS = frozenset(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', ENGINE.read_text()))
@@ -60,24 +63,6 @@ class Killing:
         self.inside.close()
 
 
-def toy(home: Path, flags: Sequence[str]) -> Backend:
-    """Installed from a wheel; its engines are the fake program under the environment's own Python."""
-    fake = fake_backend(ENGINE, *flags, name="toy", deferred=True, formats=("safetensors", "gguf"))
-
-    class Toy(type(fake)):  # type: ignore[misc]
-        overhead_bytes = OVERHEAD
-        allowed_flags = FLAGS
-        source = Environment(
-            distribution="toy", lock=str(home.parent / "toy"), probe=("toy",), requirements=("toy",)
-        )
-
-        def command(self, launch: Launch) -> Command:
-            return Command(argv=(str(launch.python), *super().command(launch).argv[1:]))
-
-    made: Backend = Toy()
-    return made
-
-
 def pretend(file: Path) -> None:
     """Have as much free memory as the file says, while there is one."""
     real = psutil.virtual_memory
@@ -106,7 +91,7 @@ def main() -> None:
     fake = fake_backend(ENGINE, *flags, allowed_flags=FLAGS, overhead=OVERHEAD)
     backends: dict[str, Backend] = {"fake": fake}
     if given.toy:
-        backends = {"toy": toy(given.home, flags)}
+        backends = {"toy": toy_backend(given.home.parent, *flags)}
     else:
         settings = settings.changed("test", backends={"fake": ExternalBackend(binary=Path(sys.executable))})
     journal: Journal | None = None

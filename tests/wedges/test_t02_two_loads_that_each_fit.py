@@ -22,8 +22,10 @@ async def test_loads_in_flight_reserve_so_the_second_waits_for_the_first(make_da
 
 
 async def test_what_can_never_fit_is_refused_at_once_with_the_numbers(make_daemon: Any) -> None:
-    daemon = await make_daemon(memory_budget="50MiB")
+    daemon = await make_daemon()
     await daemon.add("big")
+    await daemon.stop()
+    await daemon.start(GREENROOM_MEMORY_BUDGET="50MiB")
     answer = await daemon.chat("big")
     assert answer.status == 507
     assert answer.seconds < 2.0

@@ -9,19 +9,21 @@ from wedge import MIB, until
 
 
 async def test_pressure_that_passes_leaves_nothing_behind(make_daemon: Any) -> None:
-    daemon = await make_daemon(progress_after="0.2")
+    daemon = await make_daemon()
     await daemon.add("ready", "waiting")
-    assert (await daemon.chat("ready")).status == 200
+    # Pinned, or it would rightly make room for the other.
+    assert (await daemon.chat("ready", keep_alive=-1)).status == 200
     file = daemon.home.parent / "available"
     file.write_text(str(600 * MIB - 40 * MIB))  # less the head-room: not enough for another engine
     ask = asyncio.create_task(daemon.chat("waiting", stream=True))
     await until(lambda: _waits(daemon))
+    (told,) = [job["message"] for job in (await daemon.get("/jobs")).json if "memory" in job["message"]]
+    assert told.startswith("waiting for memory: it needs 64 MiB, 48 MiB are free")
     # What is loaded goes on serving, and is neither evicted for pressure from outside nor closed.
     assert (await daemon.chat("ready")).status == 200
     file.unlink()
     answer = await ask
     assert answer.status == 200
-    assert b": waiting for waiting: waiting for memory" in answer.body
     assert answer.frames[-1] == "[DONE]"
     assert (await daemon.chat("ready")).status == 200
     assert daemon.events("load_refused", "load_failed") == []

@@ -1,0 +1,57 @@
+"""T10: killed while it installs anew; the old version still runs (lemonade: working binary deleted first)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from toy import make_wheel, sources
+
+
+@pytest.fixture
+async def toy(make_daemon: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A daemon with a backend that is really installed, from a wheel, and a model it has served."""
+    daemon = await make_daemon(toy=True, start=False)
+    make_wheel(daemon.home.parent / "wheels")
+    daemon.env |= sources(daemon.home.parent / "wheels")
+    await daemon.start()
+    answer = await daemon.post("/engines/install-backend", {"backend": "toy"})
+    assert answer.status == 200, answer.body
+    await daemon.add("tiny")
+    assert (await daemon.chat("tiny")).status == 200
+    return daemon
+
+
+@pytest.mark.parametrize(
+    "boundary",
+    ["install_requested:after", "installation_committed:before", "installation_committed:after"],
+)
+async def test_at_this_boundary_of_a_repair_the_model_is_served_afterwards(toy: Any, boundary: str) -> None:
+    await toy.stop()
+    await toy.start(GREENROOM_TEST_KILL=boundary)
+    repair = {"backend": "toy", "reinstall": True}
+    ask = asyncio.create_task(toy.post("/engines/install-backend", repair))
+    await toy.gone()
+    assert (await ask).status <= 0
+    await toy.start()
+    assert (await toy.chat("tiny")).status == 200
+    assert (await toy.get("/engines/status")).json["toy"].startswith("Running")
+
+
+@pytest.mark.parametrize("after", [0.02, 0.1, 0.3])
+async def test_in_the_middle_of_the_work_the_engine_of_the_old_one_serves_on(toy: Any, after: float) -> None:
+    engine = await toy.engine("tiny")
+    repair = {"backend": "toy", "reinstall": True}
+    ask = asyncio.create_task(toy.post("/engines/install-backend", repair))
+    await asyncio.sleep(after)  # somewhere in the middle, another place each time
+    assert (await toy.chat("tiny")).status == 200
+    await toy.kill()
+    assert (await ask).status in (200, 0, -1)
+    await toy.start()
+    assert (await toy.chat("tiny")).status == 200
+    assert engine["pid"] in toy.engine_pids()
+    # However often it is done, it ends with the wish fulfilled and nothing half made.
+    assert (await toy.post("/engines/install-backend", repair)).status == 200
+    marked = list(toy.home.glob("backends/toy/*/installation.json"))
+    assert len(list(toy.home.glob("backends/toy/*/"))) == len(marked)

@@ -1,26 +1,36 @@
-"""`greenroom backends`: what there is, what each can do here, and how it is."""
+"""`greenroom backends`: what there is, what each can do here, how it is; and its files."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
+from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client
-from greenroom.runner.cli.identity import find
+from greenroom.runner.cli.identity import client_for, find
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.table import table
 
 
-@click.command("backends")
+@click.group("backends", invoke_without_command=True)
 @click.pass_context
-def command(ctx: click.Context) -> None:
-    """List the backends: what each serves, whether this machine can run it, and whether it is installed."""
+def command(ctx: click.Context) -> int:
+    """List the backends: what each serves, whether this machine can run it, and what is installed.
+
+    Of the versions that are installed, the one new engines start from has a star.
+    """
+    if ctx.invoked_subcommand is not None:
+        return exit_codes.OK
     from greenroom.runner.backends.catalog import BACKENDS
     from greenroom.runner.backends.declaration import Platform
 
     daemon = find(settings_of(ctx))
-    states: dict[str, str] = (Client(daemon.url).get("/engines/status") or {}) if daemon else {}
+    known: list[dict[str, Any]] = (Client(daemon.url).get("/engines") or []) if daemon else []
+    described = {one["name"]: one for one in known}
     here = Platform.here()
     rows = []
     for backend in BACKENDS.values():
+        found = described.get(backend.name)
         verdict = backend.verdict(here)
         rows.append(
             (
@@ -28,9 +38,48 @@ def command(ctx: click.Context) -> None:
                 ", ".join(backend.formats),
                 ", ".join(backend.modes),
                 "when asked for" if backend.deferred else "from the start",
-                verdict or states.get(backend.name, "(daemon not running)"),
+                _versions(found),
+                verdict or (_state(found) if found else "(daemon not running)"),
             )
         )
-    click.echo(table(("BACKEND", "FORMATS", "MODES", "INSTALLED", "STATUS"), rows))
-    for problem in BACKENDS.problems:
-        click.echo(f"Warning: {problem}", err=True)
+    click.echo(table(("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS"), rows))
+    return exit_codes.OK
+
+
+@command.command("verify")
+@click.option("--backend", default="", metavar="NAME", help="Only this one.")
+@click.pass_context
+def verify(ctx: click.Context, backend: str) -> int:
+    """Read every file of what is installed and compare it with what was installed, by hash.
+
+    What is damaged counts as broken from then on, and install-runner builds it anew. Exits 1 then.
+    """
+    body = {"backend": backend} if backend else {}
+    found = client_for(settings_of(ctx)).post("/engines/verify-backend", body, timeout=None) or []
+    broken = False
+    for one in found:
+        name = one["backend"]
+        for installation in one["checked"]:
+            complaints = one["damaged"].get(installation, ())
+            click.echo(f"{name} {installation}: {'DAMAGED' if complaints else 'sound'}")
+            for complaint in complaints:
+                click.echo(f"  {complaint}")
+        if one["damaged"]:
+            broken = True
+            click.echo(f"  Repair it: greenroom install-runner --backend {name}")
+    if not any(one["checked"] for one in found):
+        click.echo(f"{backend or 'No backend'} is not installed.")
+    return exit_codes.FAILED if broken else exit_codes.OK
+
+
+def _versions(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    usable = [one for one in found["installations"] if not one["retiring"]]
+    return ", ".join(one["version"] + ("*" if one["current"] else "") for one in usable)
+
+
+def _state(found: dict[str, Any]) -> str:
+    failure = (found.get("failure") or {}).get("message") or ""
+    word = str(found["state"]).replace("_", " ")
+    return f"{word}: {failure}" if failure else word

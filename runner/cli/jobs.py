@@ -79,7 +79,7 @@ def install(
                 if kind == "progress":
                     bars.update({**event, "job": job})
     except KeyboardInterrupt:
-        _leave(client, "/engines/cancel-install", {"backend": backend})
+        _leave(client, "/engines/cancel-install", {"backend": backend, "version": version})
         raise
     raise Gone(client.url, f"broke off while installing {backend}")
 

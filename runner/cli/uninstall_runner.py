@@ -11,11 +11,16 @@ from greenroom.runner.quantities import format_size
 
 @click.command("uninstall-runner")
 @click.option("--backend", required=True, metavar="NAME", help="Which backend.")
+@click.option("--force", is_flag=True, help="End its engines also when they answer somebody.")
 @click.pass_context
-def command(ctx: click.Context, backend: str) -> None:
-    """Remove a backend once its engines have answered what they were asked; it stays removed."""
+def command(ctx: click.Context, backend: str, force: bool) -> None:
+    """Remove a backend, all versions, once its engines have answered what they were asked.
+
+    It stays removed until somebody asks for it.
+    """
     client = ensure_daemon(settings_of(ctx), announce)
-    answer = client.post("/engines/uninstall-backend", {"backend": backend}, timeout=None) or {}
+    body = {"backend": backend} | ({"force": True} if force else {})
+    answer = client.post("/engines/uninstall-backend", body, timeout=None) or {}
     if answer.get("was_installed") is False:
         click.echo(f"{backend} backend is not installed")
         return

@@ -162,7 +162,7 @@ class Backends:
         }
 
     async def _named_body(self, request: web.Request) -> NamedBody:
-        body = await self._body(request, NamedBody, "backend is required")
+        body: NamedBody = await self._body(request, NamedBody, "backend is required")
         if not body.backend:
             raise HttpRefusal(400, "invalid_request", "invalid request: backend is required")
         return body

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from greenroom.actors.events import (
     EvictionDecided,
+    InstallationCommitted,
+    InstallCancelled,
+    InstallFailed,
     InstallRequested,
     LoadAdmitted,
     LoadRefused,
+    ModelCommitted,
+    PullCancelled,
+    PullFailed,
     PullRequested,
 )
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.explanation import Remedy
-from greenroom.runner.diagnosis.finding import Finding
+from greenroom.runner.diagnosis.finding import Finding, ended, tool_words
 from greenroom.runner.diagnosis.history import Happening, History, latest, of_type
 from greenroom.runner.diagnosis.lives import Life, lives_in
 from greenroom.runner.diagnosis.names import shown_model
@@ -60,15 +66,32 @@ def why_request(request: str, history: History, now: float) -> Finding:
 
 def _tell_jobs(finding: Finding, caused: list[Happening], history: History) -> None:
     for _, install in of_type(caused, InstallRequested):
-        finding.state, finding.cause = "waiting", "installing"
+        about = [one for one in history.backends.get(install.backend, ()) if one.about.job == install.job]
         finding.answer += f" It made Greenroom install {install.backend}."
-        about = history.backends.get(install.backend, ())
-        finding.steps = [*finding.steps, *(one for one in about if one.about.job == install.job)]
-        finding.remedies = [Remedy(aim="How that is", command=f"greenroom why {install.backend}")]
+        _tell_job(finding, about, "installing", install.backend)
     for _, pull in of_type(caused, PullRequested):
-        finding.state, finding.cause = "waiting", "pulling"
+        about = [one for one in history.pulls.get(pull.reference, ()) if one.about.job == pull.job]
         finding.answer += f" It made Greenroom fetch {short(pull.reference)}."
-        finding.remedies = [Remedy(aim="How that is", command=f"greenroom why {short(pull.reference)}")]
+        _tell_job(finding, about, "pulling", short(pull.reference))
+
+
+def _tell_job(finding: Finding, about: list[Happening], doing: str, name: str) -> None:
+    """How a job stands that a request has begun."""
+    finding.steps = [*finding.steps, *about]
+    finding.remedies = [Remedy(aim="How that is", command=f"greenroom why {name}")]
+    match about[-1].event if about else None:
+        case InstallationCommitted() | ModelCommitted():
+            finding.state, finding.cause = "served", doing
+            finding.answer += " That is done."
+        case InstallFailed(failure=failure) | PullFailed(failure=failure):
+            finding.state, finding.cause, finding.words = "failed", failure.code, tool_words(failure.detail)
+            finding.answer += f" That failed: {failure.sentence()}"
+        case InstallCancelled(reason=reason) | PullCancelled(reason=reason):
+            finding.state, finding.cause = "failed", "cancelled"
+            finding.answer += f" That was ended: {ended(reason)}"
+        case _:
+            finding.state, finding.cause = "waiting", doing
+            finding.answer += " That goes on."
 
 
 def _tell_room(finding: Finding, caused: list[Happening]) -> None:

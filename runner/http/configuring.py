@@ -22,6 +22,7 @@ from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.go_text import go_duration, parse_go_duration
+from greenroom.runner.http.headers import request_id_of
 
 DEFAULT_BACKEND = "llama.cpp"
 _MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")
@@ -89,7 +90,7 @@ class Configuring:
             flags=_with_options(flags, old.flags or (), _options(body, model)),
             keep_alive=_keep_alive(body.keep_alive),
         )
-        await door.backstage.system.ask(SCHEDULER, configure)
+        await door.backstage.system.ask(SCHEDULER, configure, cause=request_id_of(request))
         door.preload(model, body.model, mode, backend)
         return web.Response(status=202)
 

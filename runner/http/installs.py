@@ -19,6 +19,7 @@ from greenroom.actors.progress import install_job
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, wants_json
+from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.waiting import EVENT_STREAM
 
@@ -129,7 +130,7 @@ class Installs:
             ensure = Ensure(
                 backend=backend, version=body.version, wanted_by="explicit", repair=body.reinstall
             )
-            reply = backstage.system.ask(INSTALLER, ensure)
+            reply = backstage.system.ask(INSTALLER, ensure, cause=request_id_of(request))
             lines = _lines(request, backend)
             if lines is None:
                 await reply
@@ -145,7 +146,7 @@ class Installs:
 
         async def uninstall() -> web.StreamResponse:
             gone = await self._door.backstage.system.ask(
-                INSTALLER, Uninstall(backend=backend, force=body.force)
+                INSTALLER, Uninstall(backend=backend, force=body.force), cause=request_id_of(request)
             )
             if wants_json(request):
                 return web.Response(body=_encode(gone), content_type="application/json")
@@ -159,7 +160,7 @@ class Installs:
         cancel = CancelInstall(
             backend=self._door.backend(body.backend), version=body.version, job=body.job, leave=body.leave
         )
-        cancelled = await self._door.backstage.system.ask(INSTALLER, cancel)
+        cancelled = await self._door.backstage.system.ask(INSTALLER, cancel, cause=request_id_of(request))
         return web.json_response({"ended": cancelled.ended})
 
     async def _body(self, request: web.Request, kind: type[Any]) -> Any:

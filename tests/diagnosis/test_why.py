@@ -431,7 +431,7 @@ def test_a_cold_load_that_had_to_install_its_backend_tells_that_first(script: An
 
     assert types(found)[:2] == ["install_requested", "installation_committed"]
     assert (asked.state, asked.cause) == ("served", "loaded")
-    assert "It made Greenroom install mlx. It made Greenroom load qwen3 on mlx" in asked.answer
+    assert "It made Greenroom install mlx. That is done. It made Greenroom load qwen3 on mlx" in asked.answer
     assert script.why("mlx").cause == "request"
 
 
@@ -812,6 +812,28 @@ def test_a_request_tells_who_had_to_make_room_for_it(script: Any) -> None:
     assert found.numbers["needed"] == 5 * GB
     assert found.numbers["idle_seconds"] == 30.0
     assert "smollm2 had to make room for it: 5.00 GB were needed and 4.00 GB free" in found.answer
+
+
+def test_a_request_that_began_an_installation_tells_how_that_stands(script: Any) -> None:
+    request = script.request()
+    asked = script.add(
+        ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"), cause=request
+    )
+    assert (script.why(request).state, script.why(request).cause) == ("waiting", "installing")
+
+    script.add(ev.InstallFailed(job="mlx.1", backend="mlx", failure=hash_mismatch()), cause=asked)
+    found = script.why(request)
+    assert (found.state, found.cause) == ("failed", "hash_mismatch")
+    assert found.words[0].lines[0] == "error: Hash mismatch"
+
+
+def test_a_request_that_began_a_pull_tells_how_that_stands(script: Any) -> None:
+    request = script.request()
+    script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"), cause=request)
+    assert (script.why(request).state, script.why(request).cause) == ("waiting", "pulling")
+
+    script.add(ev.PullCancelled(job="pull.9", reason="cancelled by the user"))
+    assert (script.why(request).state, script.why(request).cause) == ("failed", "cancelled")
 
 
 def test_a_request_that_changed_nothing(script: Any) -> None:

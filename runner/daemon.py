@@ -36,9 +36,9 @@ from greenroom.actors.runner import Runner, RunnerState
 from greenroom.actors.scheduler import Scheduler
 from greenroom.actors.scheduler_state import SchedulerSeen, SchedulerState
 from greenroom.actors.scheduler_turn import Limits
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.catalog import BACKENDS, Catalog
 from greenroom.runner.backends.declaration import Backend, Image, Launch, Platform
-from greenroom.runner.config import Settings
+from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.emptied import Emptied
 from greenroom.runner.engines.host import EngineHost, Prepared
@@ -113,7 +113,10 @@ class Greenroom:
         self._guests: list[tuple[Core[Any, Any], Hands | None]] = []
         self.failure: BaseException | None = None
         """Why the system has stopped itself, if it has."""
-        self.facts = tuple(facts_of(backend, self._platform) for backend in backends.values())
+        self.facts = tuple(
+            facts_of(backend, self._platform, settings.backends.get(name))
+            for name, backend in backends.items()
+        )
         self.instance_id = ""
 
     # life
@@ -179,6 +182,8 @@ class Greenroom:
             max_wait=self.settings.max_wait,
             queue=self.settings.queue_limit,
         )
+        for problem in self.backends.problems if isinstance(self.backends, Catalog) else ():
+            _log.warning("%s", problem)
         # First, so that what follows a start stands behind it in the journal.
         system.register(DaemonLog(self._started()))
         system.register(Installer(self.facts), hands=installer)
@@ -302,6 +307,12 @@ class Greenroom:
         return self._store
 
     @property
+    def puller(self) -> Puller:
+        """Where models come from, for asking; it is the library that has them pulled."""
+        assert self._puller is not None, "not running"
+        return self._puller
+
+    @property
     def builder(self) -> Builder:
         """The installations on disk, for reading and verifying."""
         assert self._builder is not None, "not running"
@@ -403,7 +414,7 @@ class Greenroom:
             self._puller.close()
 
 
-def facts_of(backend: Backend, here: Platform) -> msg.BackendFacts:
+def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = None) -> msg.BackendFacts:
     """What the actors need to know of a declaration on this machine."""
     return msg.BackendFacts(
         name=backend.name,
@@ -414,14 +425,16 @@ def facts_of(backend: Backend, here: Platform) -> msg.BackendFacts:
         install_preference=backend.install_preference,
         verdict=backend.verdict(here),
         overhead=backend.overhead_bytes,
-        version=_pinned(backend, here),
+        version=_pinned(backend, here, named.image if named is not None else ""),
     )
 
 
-def _pinned(backend: Backend, here: Platform) -> str:
-    """What is installed when nobody names a version."""
+def _pinned(backend: Backend, here: Platform, image: str) -> str:
+    """What is installed when nobody names a version; `image` is the user's instead of the vendor's."""
     source = backend.source
-    return source.version if isinstance(source, Image) else shipped_version(source, here)
+    if not isinstance(source, Image):
+        return shipped_version(source, here)
+    return source.out_of(image).version if image else source.version
 
 
 def _instance_id(home: Path) -> str:

@@ -3,42 +3,76 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import Any
 
 import click
+from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.table import table
 from greenroom.runner.quantities import format_duration, format_size, parse_keep_alive
 
-_HEADINGS = ("MODEL NAME", "BACKEND", "MODE", "STATE", "PID", "MEMORY", "ENGINE", "UNTIL")
+_HEADINGS = (
+    *("MODEL NAME", "BACKEND", "MODE", "STATE", "PID", "PROMISED", "USED", "INSIDE", "QUEUE", "IDLE"),
+    *("UNTIL", "ENGINE", "CAUSE"),
+)
+_EVERY = 1.0
+_HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
 
 @click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
+@click.option("--all", "-a", "everything", is_flag=True, help="The last engines that ended too, and how.")
+@click.option(
+    "--watch",
+    "-w",
+    is_flag=False,
+    flag_value=str(_EVERY),
+    type=click.FloatRange(min=0.1),
+    metavar="[SECONDS]",
+    help="Show it again and again, every second or as often as you say, until Ctrl-C.",
+)
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
-    """List the engines that run, and how long each stays."""
+def command(ctx: click.Context, as_json: bool, everything: bool, watch: float | None) -> None:
+    """List the engines that run: the memory promised to each and used, who waits, how long each stays."""
     settings = settings_of(ctx)
-    engines = client_for(settings).get("/engines/ps") or []
-    if as_json:
-        click.echo(json.dumps(engines, indent=4, ensure_ascii=False))
+    client = client_for(settings)
+    if watch is None:
+        click.echo(_picture(client, as_json, everything, settings.keep_alive))
         return
-    rows = [_row(engine, settings.keep_alive) for engine in engines]
-    click.echo(table(_HEADINGS, sorted(rows)))
+    while True:
+        picture = _picture(client, as_json, everything, settings.keep_alive)
+        click.echo(f"{_HOME_AND_CLEAR}{picture}" if sys.stdout.isatty() else picture)
+        time.sleep(watch)  # what is watched tells nobody that it changes; ends with Ctrl-C
+
+
+def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float) -> str:
+    engines = client.get("/engines/ps?all=true" if everything else "/engines/ps") or []
+    if as_json:
+        return json.dumps(engines, indent=4, ensure_ascii=False)
+    rows = table(_HEADINGS, sorted(_row(engine, keep_alive) for engine in engines))
+    ends = [(engine.get("engine_id"), (engine.get("exit") or {}).get("summary")) for engine in engines]
+    return "\n".join([rows, *(f"{one}: {summary}" for one, summary in ends if summary)])
 
 
 def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:
+    gone = engine.get("state") == "gone"
     return (
         _name(str(engine.get("model_name", ""))),
         str(engine.get("backend_name", "")),
         str(engine.get("mode", "")),
         str(engine.get("state", "")),
         str(engine.get("pid") or ""),
-        format_size(float(engine["memory"])) if engine.get("memory") else "",
+        _size(engine.get("memory")),
+        "" if gone else _size(engine.get("measured"), "not measured"),
+        str(engine.get("inside") or ""),
+        str(engine.get("queue") or ""),
+        _idle(engine),
+        "" if gone else _until(engine, keep_alive),
         str(engine.get("engine_id", "")),
-        _until(engine, keep_alive),
+        str(engine.get("cause") or ""),
     )
 
 
@@ -47,11 +81,22 @@ def _name(name: str) -> str:
     return name.removeprefix("docker.io/").removeprefix("ai/").removesuffix(":latest")
 
 
+def _size(size: Any, otherwise: str = "") -> str:
+    return format_size(float(size)) if size else otherwise
+
+
+def _idle(engine: dict[str, Any]) -> str:
+    idle = engine.get("idle_seconds")
+    return "" if idle is None else format_duration(round(float(idle)))
+
+
 def _until(engine: dict[str, Any], otherwise: float) -> str:
     if engine.get("loading"):
         return "Loading..."
+    if engine.get("state") == "stopping":
+        return "Stopping..."
     try:
-        keep_alive = parse_keep_alive(str(engine.get("keep_alive") or otherwise))
+        keep_alive = parse_keep_alive(str(engine.get("stays") or engine.get("keep_alive") or otherwise))
     except ValueError:
         keep_alive = otherwise
     if keep_alive < 0:

@@ -88,10 +88,13 @@ def test_ps_shows_what_runs_and_for_how_long(greenroom: Any, our_daemon: Any) ->
     our_daemon.routes["GET /engines/ps"] = [
         row
         | {"model_name": "docker.io/ai/smollm2:latest", "in_use": True, "pid": 7, "state": "ready"}
-        | {"memory": 444_000_000, "engine_id": "e1"},
+        | {"memory": 444_000_000, "measured": 322_000_000, "inside": 2, "queue": 1}
+        | {"engine_id": "e1", "cause": "scheduler/4"},
         row | {"model_name": "ai/big", "loading": True, "state": "starting"},
         row | {"model_name": "ai/kept", "keep_alive": "-1", "state": "ready"},
-        row | {"model_name": "ai/old", "last_used": "2020-01-01T00:00:00.123456789Z", "state": "ready"},
+        row
+        | {"model_name": "ai/old", "last_used": "2020-01-01T00:00:00.123456789Z", "state": "ready"}
+        | {"idle_seconds": 99.2, "stays": "5m0s"},
     ]
 
     lines = greenroom("ps").out.splitlines()
@@ -99,11 +102,49 @@ def test_ps_shows_what_runs_and_for_how_long(greenroom: Any, our_daemon: Any) ->
     assert lines[0].split("  ")[0] == "MODEL NAME"
     cells = {line.split()[0]: line for line in lines[1:]}
     assert cells["smollm2"].split() == [
-        "smollm2", "llama.cpp", "completion", "ready", "7", "444", "MB", "e1", "5m", "from", "now",
-    ]  # fmt: skip
-    assert cells["big"].endswith("Loading...")
+        *("smollm2", "llama.cpp", "completion", "ready", "7", "444", "MB", "322", "MB", "2", "1"),
+        *("5m", "from", "now", "e1", "scheduler/4"),
+    ]
+    assert cells["big"].split()[-3:] == ["not", "measured", "Loading..."]
     assert cells["kept"].endswith("Forever")
-    assert cells["old"].endswith("Expiring")
+    assert cells["old"].split()[-2:] == ["1m39s", "Expiring"]
+
+
+def test_ps_shows_how_engines_ended_when_it_is_asked_to(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["GET /engines/ps?all=true"] = [
+        {"model_name": "ai/gone", "state": "gone", "engine_id": "e9", "exit": {"summary": "It was killed."}}
+    ]
+
+    lines = greenroom("ps", "--all").out.splitlines()
+
+    assert lines[1].split() == ["gone", "gone", "e9"]
+    assert lines[2] == "e9: It was killed."
+
+
+def test_ps_watches_until_it_is_told_to_end(
+    greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import greenroom.runner.cli.ps as ps
+
+    states = iter(["starting", "ready"])
+    our_daemon.routes["GET /engines/ps"] = lambda seen: [{"model_name": "m", "state": next(states)}]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ps.time, "sleep", sleep)
+
+    outcome = greenroom("ps", "--watch", "0.5")
+
+    assert outcome.code == 130
+    assert [line.split()[1] for line in outcome.out.splitlines() if line.startswith("m ")] == [
+        "starting",
+        "ready",
+    ]
+    assert slept == [0.5, 0.5]
 
 
 def test_status_shows_usable_backends_first(greenroom: Any, our_daemon: Any) -> None:

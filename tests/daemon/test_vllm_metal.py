@@ -67,8 +67,9 @@ class Mac:
         return str(self.daemon.get("/engines/status").json["vllm-metal"])
 
     def said(self) -> dict[str, Any]:
-        """What the stand-in told of how it was started."""
-        (log,) = self.daemon.home.glob("engines/*/log")
+        """What the stand-in that runs told of how it was started."""
+        (engine,) = self.daemon.engines()
+        log = self.daemon.home / "engines" / engine["engine_id"] / "log"
         (line,) = [one for one in log.read_text().splitlines() if "stand-in {" in one]
         found: dict[str, Any] = json.loads(line[line.index("{") :])
         return found
@@ -158,6 +159,36 @@ def test_vllm_metal_is_installed_serves_survives_and_goes(mac: Mac, tree_layer: 
     assert list((daemon.home / "cache" / "images").iterdir()) == []
     assert not (mac.user_home / ".cache" / "vllm-metal").exists()
     assert mac.chat(model).status == 412
+
+
+def test_a_newer_image_is_put_beside_the_old_one_and_can_be_gone_back_from(
+    mac: Mac, tree_layer: Layer, tmp_path: Path, model: Path, wait_until: Callable[..., Any]
+) -> None:
+    newer = folder_layer(make_tree(tmp_path / "newer" / "vllm-metal", "0.3.0"), "vllm-metal", mode=0o644)
+    mac.push(tree_layer)
+    mac.registry.push(mac.name, [newer], tag="vllm-metal-v0.3.0")
+    mac.daemon.pull(str(model))
+    assert mac.install().returncode == 0
+
+    def serving() -> tuple[str, str]:
+        """Version and kernels of the engine that a request after an unload gets."""
+        mac.daemon.run("unload", "--all")
+        wait_until(lambda: mac.daemon.engines() == [])
+        answer = mac.chat(model)
+        assert answer.status == 200, answer.body
+        said = mac.said()
+        return said["version"], said["kernels"]
+
+    assert serving() == ("0.2.0", "kernels of 0.2.0")
+    upgraded = mac.daemon.run("upgrade-runner", "--backend", "vllm-metal", "--version", "latest")
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert "vllm-metal 0.3.0" in upgraded.stdout
+    assert serving() == ("0.3.0", "kernels of 0.3.0")
+    back = mac.daemon.run("rollback-runner", "--backend", "vllm-metal")
+    assert back.returncode == 0, back.stderr
+    assert "vllm-metal 0.2.0 is in use" in back.stdout
+    # Each version finds its own kernels, although the place for them is one.
+    assert serving() == ("0.2.0", "kernels of 0.2.0")
 
 
 def tampered(mac: Mac, whole: Layer, _: Layer) -> str:

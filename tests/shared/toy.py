@@ -17,12 +17,12 @@ from greenroom.runner.testing import fake_backend
 ENGINE = Path(__file__).parents[1] / "programs" / "fake_engine.py"
 
 
-def make_wheel(folder: Path) -> None:
-    """`toy` as a wheel in a folder, and beside the folder its lock, `toy.txt`."""
-    info = "toy-1.0.dist-info"
+def make_wheel(folder: Path, version: str = "1.0") -> None:
+    """`toy` as a wheel in a folder, and beside the folder the lock of version 1.0, `toy.txt`."""
+    info = f"toy-{version}.dist-info"
     contents = {
         "toy/__init__.py": b"VALUE = 1\n",
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: toy\nVersion: {version}\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     lines = []
@@ -34,9 +34,11 @@ def make_wheel(folder: Path) -> None:
     with zipfile.ZipFile(out, "w") as archive:
         for path, data in contents.items():
             archive.writestr(path, data)
-    name, data = "toy-1.0-py3-none-any.whl", out.getvalue()
-    folder.mkdir()
+    name, data = f"toy-{version}-py3-none-any.whl", out.getvalue()
+    folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
+    if version != "1.0":
+        return
     file = LockedFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
     text = render([LockedPackage("toy", "1.0", "", (file,))], ["toy for tests"])
     (folder.parent / "toy.txt").write_text(text)

@@ -1,0 +1,114 @@
+"""A whole Greenroom and a backend of two versions: side by side, switched, damaged, mended, handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Installation
+from greenroom.actors.installer_messages import Activate, Verified, VerifyBackend
+from greenroom.actors.kernel.errors import Refused
+from greenroom.runner.config import Settings
+from greenroom.runner.daemon import Greenroom
+
+BOUND = 60.0
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place packages come from."""
+    folder = tmp_path / "wheels"
+    toy.make_wheel(folder)
+    for name, value in toy.sources(folder).items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+@pytest.fixture
+def make_greenroom(tmp_path: Path, wheels: Path) -> Callable[..., AbstractContextManager[Greenroom]]:
+    """Greenrooms whose only backend is the toy."""
+
+    @contextmanager
+    def make(name: str = "home") -> Iterator[Greenroom]:
+        backends = {"toy": toy.toy_backend(tmp_path)}
+        with Greenroom(Settings(home=tmp_path / name), backends=backends) as greenroom:
+            yield greenroom
+
+    return make
+
+
+def ask(greenroom: Greenroom, command: Any) -> Any:
+    return greenroom.system.ask(msg.INSTALLER, command).get(timeout=BOUND)
+
+
+def ensure(greenroom: Greenroom, version: str = "", **more: Any) -> Installation:
+    reply: msg.Ensured = ask(greenroom, msg.Ensure(backend="toy", version=version, **more))
+    return reply.installation
+
+
+def module(greenroom: Greenroom, one: Installation) -> Path:
+    (file,) = (greenroom.home / "backends" / "toy" / one.id).glob("env/lib/python*/site-packages/toy/*.py")
+    return file
+
+
+def status(greenroom: Greenroom) -> msg.BackendStatus:
+    return greenroom.statuses()[0]
+
+
+def test_latest_is_resolved_locked_and_lies_beside_the_pinned_one(
+    make_greenroom: Any, wheels: Path, tmp_path: Path
+) -> None:
+    with make_greenroom() as greenroom:
+        old = ensure(greenroom)
+        toy.make_wheel(wheels, "2.0")
+        new = ensure(greenroom, "latest")
+        assert (old.version, new.version) == ("1.0", "2.0")
+        lock = (greenroom.home / "backends" / "toy" / new.id / "lock.txt").read_text()
+        assert "toy==2.0" in lock
+        assert "--hash=sha256:" in lock
+        assert status(greenroom).current == new
+        assert {one.version for one in status(greenroom).installations} == {"1.0", "2.0"}
+        assert ask(greenroom, Activate(backend="toy")).installation == old
+    with make_greenroom() as greenroom:
+        assert status(greenroom).current == old
+        assert ensure(greenroom, "2.0") == new
+        gone = ask(greenroom, msg.Uninstall(backend="toy"))
+        assert gone.freed > 0
+        assert status(greenroom).state == "absent"
+        assert not list((greenroom.home / "backends" / "toy").iterdir())
+
+
+def test_one_flipped_byte_is_found_by_verify_and_healed_for_good(make_greenroom: Any) -> None:
+    with make_greenroom() as greenroom:
+        one = ensure(greenroom)
+        assert ask(greenroom, VerifyBackend(backend="toy")) == Verified(
+            backend="toy", checked=(one.id,), damaged={}
+        )
+        file = module(greenroom, one)
+        # In place: the cache and every later environment share these bytes.
+        with file.open("r+b") as handle:
+            handle.write(b"W")
+        found = ask(greenroom, VerifyBackend(backend="toy"))
+        (sentence,) = found.damaged[one.id]
+        assert sentence.endswith("toy/__init__.py has changed")
+        assert status(greenroom).state == "broken"
+        healed = ensure(greenroom)
+        assert healed.id != one.id
+        assert module(greenroom, healed).read_bytes() == b"VALUE = 1\n"
+        assert not ask(greenroom, VerifyBackend(backend="toy")).damaged
+        later = ensure(greenroom, repair=True)
+        assert module(greenroom, later).read_bytes() == b"VALUE = 1\n"
+
+
+def test_a_version_nobody_has_is_refused_and_leaves_the_old_one_in_use(make_greenroom: Any) -> None:
+    with make_greenroom() as greenroom:
+        old = ensure(greenroom)
+        with pytest.raises(Refused) as caught:
+            ensure(greenroom, "9.9")
+        assert caught.value.refusal.status in (404, 412)
+        assert status(greenroom).current == old

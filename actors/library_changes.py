@@ -71,7 +71,7 @@ def remove(
         return Decision(reply=Later(_remove_key(model.id)))
     if ask.tag and len(model.tags) > 1:
         return Decision(effects=(RemoveTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id)))
-    if len(model.tags) > 1 and not ask.force:
+    if len(model.tags) > 1 and not (ask.force or ask.all_tags):
         return Decision(
             reply=refuse(
                 "conflict",

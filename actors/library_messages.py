@@ -42,6 +42,8 @@ class RemoveModel(Command, frozen=True, kw_only=True):
     model_id: str
     tag: str = ""
     """Remove this tag only, and the model when it was the last."""
+    all_tags: bool = False
+    """Also when it has several tags."""
     force: bool = False
     """Also when it has several tags or is in use; requests that are being served go on."""
 

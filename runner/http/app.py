@@ -21,6 +21,8 @@ from greenroom.runner.http.headers import ID, REQUEST_ID, request_id_of
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.installs import Installs
 from greenroom.runner.http.models import Models
+from greenroom.runner.http.transfers import Transfers
+from greenroom.runner.http.upkeep import Upkeep
 from greenroom.runner.http.why import Why
 
 _access = logging.getLogger("greenroom.access")
@@ -59,8 +61,9 @@ def front_door(
     app = web.Application(middlewares=[_journal(door), guard, _plainly])
     app[DOOR] = door
     app.add_routes([*openai.routes(door)])
-    for family in (Engines(door), Installs(door), Models(door), Health(door), Why(door), Backends(door)):
-        app.add_routes([*family.routes()])
+    families = (Engines, Installs, Transfers, Upkeep, Models, Health, Why, Backends)
+    for family in families:
+        app.add_routes([*family(door).routes()])
     app.on_response_prepare.append(_add_headers)
     app.on_shutdown.append(_dismiss)
     app.on_cleanup.append(_close)

@@ -6,16 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from greenroom.actors.facts import Engine, Model
+from greenroom.actors.facts import Engine, InstallPolicy, Model
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.messages import BackendFacts, BackendStatus
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.backends.declaration import Backend
+from greenroom.runner.models.puller import Puller
+from greenroom.runner.models.store import Store
 
 
 class DoorSettings(Protocol):
     """The settings the front door reads."""
+
+    @property
+    def install_policy(self) -> InstallPolicy:
+        """What a request may cause to be installed."""
+        ...
 
     @property
     def max_wait(self) -> float:
@@ -74,6 +81,21 @@ class Backstage(Protocol):
     @property
     def facts(self) -> tuple[BackendFacts, ...]:
         """What the actors know of the declarations on this machine."""
+        ...
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes that engines may use in all."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """The models on disk."""
+        ...
+
+    @property
+    def puller(self) -> Puller:
+        """Knows where models come from."""
         ...
 
     def find_model(self, text: str) -> Model | None:

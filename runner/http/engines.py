@@ -12,8 +12,9 @@ from aiohttp import web
 from greenroom.actors.messages import SCHEDULER, BackendStatus, Unload
 from greenroom.actors.progress import install_job
 from greenroom.runner.http.bodies import read_json
-from greenroom.runner.http.configuring import DEFAULT_BACKEND, Configuring
+from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.door import Door
+from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.progress_stream import sentence_of
 from greenroom.runner.http.running import Running
 from greenroom.runner.models.references import AmbiguousName, BadReference
@@ -39,7 +40,6 @@ class Engines:
         running = Running(self._door)
         yield web.get("/engines/ps", running.ps)
         yield web.get("/engines/ledger", running.ledger)
-        yield web.get("/engines/df", self.df)
         yield web.post("/engines/unload", self.unload)
         configuring = Configuring(self._door)
         for prefix in ("/engines", "/engines/{backend}"):
@@ -49,18 +49,6 @@ class Engines:
     async def status(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
         """Every backend in a few words. `Running` means installed and usable, as the contract has it."""
         return web.json_response({one.name: self._words(one) for one in self._door.backstage.statuses()})
-
-    async def df(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
-        """Bytes on disk."""
-        backstage = self._door.backstage
-        backends = {one.name: sum(i.size for i in one.installations) for one in backstage.statuses()}
-        return web.json_response(
-            {
-                "models_disk_usage": sum(model.size for model in backstage.models() if not model.in_place),
-                "default_backend_disk_usage": backends.get(DEFAULT_BACKEND, 0),
-                "backends_disk_usage": backends,
-            }
-        )
 
     async def unload(self, request: web.Request) -> web.Response:
         """End idle engines. Models that are not here are no error."""
@@ -78,7 +66,7 @@ class Engines:
             # With no model left, the scheduler would take it for a wish about the whole backend.
             return web.json_response({"unloaded_runners": 0})
         unload = Unload(all=body.all, backend=body.backend, model_ids=tuple(models))
-        unloaded = await backstage.system.ask(SCHEDULER, unload)
+        unloaded = await backstage.system.ask(SCHEDULER, unload, cause=request_id_of(request))
         return web.json_response({"unloaded_runners": unloaded.engines})
 
     def _words(self, status: BackendStatus) -> str:

@@ -1,92 +1,36 @@
-"""The store over HTTP: list, inspect, pull, tag, remove; as in Docker Model Runner's contract."""
+"""The store over HTTP: list, inspect, tag, repackage, remove; as in Docker Model Runner's contract."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 from aiohttp import web
-from greenroom.actors.facts import Model, Progress
-from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.messages import LIBRARY, CancelPull, Pull, Pulled, Removed, RemoveModel, TagModel
-from greenroom.actors.progress import pull_job
+from greenroom.actors.facts import Model
+from greenroom.actors.kernel.errors import KernelError, Refused
+from greenroom.actors.library_pulls import refusal_of
+from greenroom.actors.messages import LIBRARY, Prune, Removed, RemoveModel, RepackageModel, TagModel
+from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
-from greenroom.runner.http.errors import JSON, HttpRefusal, wants_json
-from greenroom.runner.http.progress_stream import megabytes, stream_job
-from greenroom.runner.models.references import BadReference, Reference, is_id, normalise
+from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.serving import prospects
+from greenroom.runner.http.transfers import canonical
+from greenroom.runner.models.description import described, described_remote, files_of
+from greenroom.runner.models.manifest import LARGEST_CONTEXT
+from greenroom.runner.models.references import BadReference, Reference, is_id, shown
 
 _LIMIT = 2**20
 """Bytes of a body that only names things."""
-_ESCAPES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&#39;"), ('"', "&#34;"))
-
-_encode = msgspec.json.Encoder().encode
 
 
-class CreateBody(msgspec.Struct, rename="kebab"):
-    """`POST /models/create`."""
+class RepackageBody(msgspec.Struct):
+    """`POST /models/{reference}/repackage`."""
 
-    reference: str = msgspec.field(name="from", default="")
-    bearer_token: str = ""
-
-
-class CancelBody(msgspec.Struct):
-    """`POST /models/cancel`."""
-
-    reference: str = msgspec.field(name="from", default="")
-    leave: bool = False
-    """Only if nobody else waits for it."""
-
-
-class PullLines:
-    """The contract's progress lines (raw JSON, or HTML-escaped for clients that do not ask for JSON)."""
-
-    def __init__(self, *, raw: bool) -> None:
-        self.content_type = JSON if raw else "text/plain"
-        self._raw = raw
-
-    def progress(self, progress: Progress) -> bytes:
-        """Bytes when there are any; otherwise what is going on."""
-        message = f"Downloaded: {megabytes(progress.done)}" if progress.done else progress.message
-        if not message:
-            return b""
-        layer = {"id": progress.job, "size": progress.total, "current": progress.done}
-        return self._line("progress", message, progress.total, layer if progress.done else None)
-
-    def heartbeat(self) -> bytes:
-        """An empty line, which clients skip."""
-        return b"\n"
-
-    def success(self, result: Pulled) -> bytes:
-        """The last line."""
-        size = _size(result.model)
-        return self._line(
-            "success", "Model pulled successfully" if result.fresh else f"Using cached model: {size}"
-        )
-
-    def error(self, refusal: Refusal) -> bytes:
-        """The last line of a pull that failed."""
-        return self._line("error", f"Error: {refusal.sentence()}", code=refusal.code)
-
-    def _line(
-        self, kind: str, message: str, total: int = 0, layer: dict[str, Any] | None = None, **more: str
-    ) -> bytes:
-        line = {
-            "type": kind,
-            "message": message,
-            "total": total,
-            "layer": layer or {"size": 0, "current": 0},
-            "mode": "pull",
-            **more,
-        }
-        data = _encode(line)
-        if not self._raw:
-            text = data.decode()
-            for plain, escaped in _ESCAPES:
-                text = text.replace(plain, escaped)
-            data = text.encode()
-        return data + b"\n"
+    target: str = ""
+    context_size: int | None = None
 
 
 class Models:
@@ -97,40 +41,46 @@ class Models:
 
     def routes(self) -> Iterator[web.RouteDef]:
         """All of them; the order matters, for a reference may hold slashes."""
-        yield web.post("/models/create", self.create)
-        yield web.post("/models/cancel", self.cancel)
         yield web.get("/models", self.all)
         yield web.post("/models/{reference:.+}/tag", self.tag)
+        yield web.post("/models/{reference:.+}/repackage", self.repackage)
+        yield web.post("/models/{reference:.+}/{action}", self.unknown_action)
         yield web.get("/models/{reference:.+}", self.one)
+        yield web.delete("/models/purge", self.purge)
         yield web.delete("/models/{reference:.+}", self.remove)
-
-    async def create(self, request: web.Request) -> web.StreamResponse:
-        """Have a model in the store, and tell how far it is."""
-        body = await read_json(request, _LIMIT, CreateBody, what="it is no JSON object with a from")
-        reference = _wanted(body.reference)
-        backstage = self._door.backstage
-
-        async def pull() -> web.StreamResponse:
-            reply = backstage.system.ask(LIBRARY, Pull(reference=reference, token=body.bearer_token))
-            lines = PullLines(raw=wants_json(request))
-            return await stream_job(request, backstage.board, pull_job(reference), reply, lines)
-
-        return await self._door.visitors.attend(request, pull)
-
-    async def cancel(self, request: web.Request) -> web.Response:
-        """End a pull."""
-        body = await read_json(request, _LIMIT, CancelBody, what="it is no JSON object with a from")
-        cancel = CancelPull(reference=_wanted(body.reference), leave=body.leave)
-        cancelled = await self._door.backstage.system.ask(LIBRARY, cancel)
-        return web.json_response({"ended": cancelled.ended})
 
     async def all(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
         """Every model that is here."""
-        return web.json_response([_described(model) for model in self._door.backstage.models()])
+        return web.json_response([described(model) for model in self._door.backstage.models()])
 
-    async def one(self, request: web.Request) -> web.Response:
-        """One model, by any of its names."""
-        return web.json_response(_described(self._door.model(request.match_info["reference"])))
+    async def one(self, request: web.Request) -> web.StreamResponse:
+        """One model, by any of its names: what it is, of which files, and what would serve it."""
+        name = request.match_info["reference"]
+        if is_true(request.query.get("remote")):
+            return await self._door.visitors.attend(request, lambda: self._remote(name))
+        model = self._door.model(name)
+        store = self._door.backstage.store
+        try:
+            files, config = await asyncio.to_thread(files_of, store, model.id)
+        except JobFailed as failed:
+            raise Refused(refusal_of(failed.failure)) from None
+        more = {"source": model.source, "bytes": model.size, "files": files}
+        serving = prospects(self._door, model)
+        return web.json_response(described(model, config) | more | {"serving": serving})
+
+    async def _remote(self, name: str) -> web.Response:
+        """What a source has under a name; what is stored is not looked at."""
+        cancel = threading.Event()
+        look_up = self._door.backstage.puller.look_up
+        try:
+            published = await asyncio.to_thread(look_up, canonical(name), cancel)
+        except JobFailed as failed:
+            raise Refused(refusal_of(failed.failure)) from None
+        except JobCancelled:
+            raise HttpRefusal(499, "cancelled", "The client has gone.") from None
+        finally:
+            cancel.set()
+        return web.json_response(described_remote(published))
 
     async def tag(self, request: web.Request) -> web.Response:
         """Give a model another tag."""
@@ -139,16 +89,45 @@ class Models:
             raise HttpRefusal(400, "invalid_request", "missing repo or tag query parameter")
         model = self._door.model(request.match_info["reference"])
         target = f"{repository}:{tag}"
-        await self._door.backstage.system.ask(LIBRARY, TagModel(model_id=model.id, tag=_canonical(target)))
+        await self._door.backstage.system.ask(LIBRARY, TagModel(model_id=model.id, tag=_as_tag(target)))
         return web.json_response(
             {"message": f'Model tagged successfully with "{target}"', "target": target}, status=201
         )
 
-    async def remove(self, request: web.Request) -> web.Response:
-        """Remove a tag, and with its last one the model; by id, the model."""
+    async def repackage(self, request: web.Request) -> web.Response:
+        """Store a model once more with another configuration; its files are shared."""
+        body = await read_json(request, _LIMIT, RepackageBody)
+        if not body.target:
+            raise HttpRefusal(400, "invalid_request", "target is required")
+        if body.context_size is not None and not 0 < body.context_size <= LARGEST_CONTEXT:
+            raise HttpRefusal(
+                400, "invalid_request", f"invalid request body: a context has 1 to {LARGEST_CONTEXT} tokens."
+            )
         name = request.match_info["reference"]
         model = self._door.model(name)
-        force = _is_true(request.query.get("force"))
+        repackage = RepackageModel(
+            model_id=model.id, tag=_as_tag(body.target), context_size=body.context_size
+        )
+        await self._door.backstage.system.ask(LIBRARY, repackage)
+        return web.json_response(
+            {
+                "message": f'Model repackaged successfully as "{body.target}"',
+                "source": name,
+                "target": body.target,
+            },
+            status=201,
+        )
+
+    async def unknown_action(self, request: web.Request) -> web.Response:
+        """There are no others."""
+        action = shown(request.match_info["action"])
+        raise HttpRefusal(404, "no_such_path", f'unknown action "{action}"')
+
+    async def remove(self, request: web.Request) -> web.Response:
+        """Remove a tag, and with its last one the model; by id, the model. 409 while it is in use."""
+        name = request.match_info["reference"]
+        model = self._door.model(name)
+        force = is_true(request.query.get("force"))
         remove = RemoveModel(model_id=model.id, tag=_tag_meant(name, model), force=force)
         removed = await self._door.backstage.system.ask(LIBRARY, remove)
         if not isinstance(removed, Removed):
@@ -156,27 +135,37 @@ class Models:
         gone = [{"Untagged": tag} for tag in removed.untagged]
         return web.json_response(gone + [{"Deleted": model_id} for model_id in removed.deleted])
 
+    async def purge(self, request: web.Request) -> web.Response:
+        """Remove all models, and what no model needs. Those in use stay, unless it is forced."""
+        force = is_true(request.query.get("force"))
+        system = self._door.backstage.system
+        kept: list[KernelError] = []
+        for model in self._door.backstage.models():
+            remove = RemoveModel(model_id=model.id, all_tags=True, force=force)
+            try:
+                await system.ask(LIBRARY, remove)
+            except Refused as refused:
+                # Somebody else may have removed it a moment ago.
+                if refused.refusal.status != 404:
+                    kept.append(refused)
+        await system.ask(LIBRARY, Prune())
+        if kept:
+            raise kept[0]
+        return web.Response()
 
-def _wanted(text: str) -> str:
-    """One form for all ways to write a name that still tells whether a registry was typed.
 
-    `smollm2` may come from the catalogue, `docker.io/ai/smollm2` from that registry alone.
-    """
-    _canonical(text)
-    return normalise(text)
-
-
-def _canonical(text: str) -> str:
+def _as_tag(text: str) -> str:
+    """The form a tag is stored in. Raises HttpRefusal: 400."""
     try:
         reference = Reference.parse(text)
     except BadReference as error:
-        raise HttpRefusal(400, "bad_model_name", str(error), param="from") from None
-    if reference.scheme == "path" and not reference.path.startswith("/"):
+        raise HttpRefusal(400, "bad_model_name", str(error), param="target") from None
+    if reference.scheme not in ("oci", "huggingface") or reference.digest:
         raise HttpRefusal(
             400,
             "bad_model_name",
-            "A path must be absolute here: the daemon does not run in your folder.",
-            param="from",
+            f"{shown(text)} cannot be a tag: tags look like my-model:v1 or REGISTRY/YOU/MODEL:v1.",
+            param="target",
         )
     return str(reference)
 
@@ -193,27 +182,6 @@ def _tag_meant(name: str, model: Model) -> str:
     return tag if tag in model.tags or len(model.tags) != 1 else model.tags[0]
 
 
-def _described(model: Model) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "format": "safetensors" if model.format == "safetensors-mlx" else model.format,
-        "quantization": model.quantization,
-        "parameters": model.parameters,
-        "architecture": model.architecture,
-        "size": _size(model),
-        "context_size": model.context_length,
-    }
-    described: dict[str, Any] = {"id": model.id}
-    if model.tags:
-        described["tags"] = list(model.tags)
-    return described | {
-        "created": int(model.created),
-        "config": {name: value for name, value in config.items() if value},
-    }
-
-
-def _size(model: Model) -> str:
-    return f"{model.size / 2**20:.2f} MiB" if model.size else ""
-
-
-def _is_true(text: str | None) -> bool:
+def is_true(text: str | None) -> bool:
+    """A query's yes, in all the forms Go knows."""
     return text is not None and text in ("", "1", "t", "T", "TRUE", "true", "True")

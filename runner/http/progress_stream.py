@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 from aiohttp import web
 from greenroom.actors.facts import Progress
 from greenroom.actors.kernel.errors import KernelError, Refusal
-from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.http.errors import refusal_of
 
@@ -90,7 +89,7 @@ async def stream_job(
     request: web.Request,
     board: ProgressBoard,
     job: str,
-    reply: Reply,
+    reply: Awaitable[Any],
     lines: Lines,
     headers: Mapping[str, str] | None = None,
 ) -> web.StreamResponse:
@@ -110,9 +109,9 @@ async def stream_job(
                 news = None
                 step = feed.next()
                 line = lines.progress(step) if step is not None else b""
-            if response is None:
-                response = await _begin(request, lines, headers)
             if line:
+                # Not before there is something to say: what is refused at once keeps its status.
+                response = response or await _begin(request, lines, headers)
                 await response.write(line)
             if news is None:
                 await asyncio.wait({answer}, timeout=_PAUSE)
@@ -156,7 +155,7 @@ def megabytes(size: int) -> str:
     return f"{size / 2**20:.2f} MB"
 
 
-async def _answer(reply: Reply) -> Any:
+async def _answer(reply: Awaitable[Any]) -> Any:
     return await reply
 
 

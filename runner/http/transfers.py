@@ -1,0 +1,245 @@
+"""Models on their way in and out: pull, push, load, export."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import IO
+
+import msgspec
+from aiohttp import web
+from greenroom.actors.facts import Model
+from greenroom.actors.kernel.errors import Refused
+from greenroom.actors.library_pulls import refusal_of
+from greenroom.actors.messages import LIBRARY, CancelPull, CancelPush, NoteModel, Pull, Push
+from greenroom.actors.progress import pull_job, push_job
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.http.bodies import read_body, read_json
+from greenroom.runner.http.door import Door
+from greenroom.runner.http.errors import HttpRefusal, wants_json
+from greenroom.runner.http.progress_stream import stream_job
+from greenroom.runner.http.transfer_lines import TransferLines
+from greenroom.runner.models.references import BadReference, Reference, shown
+
+_LIMIT = 2**20
+"""Bytes of a body that only names things."""
+_TAR = "application/x-tar"
+
+
+class CreateBody(msgspec.Struct, rename="kebab"):
+    """`POST /models/create`."""
+
+    reference: str = msgspec.field(name="from", default="")
+    bearer_token: str = ""
+    force: bool = False
+    """Also what cannot fit on the disk or run on this machine."""
+
+
+class CancelBody(msgspec.Struct):
+    """`POST /models/cancel`."""
+
+    reference: str = msgspec.field(name="from", default="")
+    leave: bool = False
+    """Only if nobody else waits for it."""
+
+
+class PushBody(msgspec.Struct, rename="kebab"):
+    """`POST /models/{reference}/push`; may be left out."""
+
+    bearer_token: str = ""
+
+
+class Transfers:
+    """The handlers."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    def routes(self) -> Iterator[web.RouteDef]:
+        """All of them; they come before the routes of `Models`, for a reference may hold slashes."""
+        yield web.post("/models/create", self.create)
+        yield web.post("/models/cancel", self.cancel)
+        yield web.post("/models/load", self.load)
+        yield web.post("/models/{reference:.+}/push", self.push)
+        yield web.get("/models/{reference:.+}/export", self.export)
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """Have a model in the store, and tell how far it is."""
+        body = await read_json(request, _LIMIT, CreateBody, what="it is no JSON object with a from")
+        reference = canonical(body.reference)
+        backstage = self._door.backstage
+        lines = TransferLines(pull_job(reference), "pull", raw=wants_json(request))
+
+        async def pull() -> web.StreamResponse:
+            ask = Pull(reference=reference, token=body.bearer_token, force=body.force)
+            reply = backstage.system.ask(LIBRARY, ask)
+            return await stream_job(request, backstage.board, pull_job(reference), reply, lines)
+
+        return await self._door.visitors.attend(request, pull)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """End a pull."""
+        body = await read_json(request, _LIMIT, CancelBody, what="it is no JSON object with a from")
+        cancel = CancelPull(reference=canonical(body.reference), leave=body.leave)
+        cancelled = await self._door.backstage.system.ask(LIBRARY, cancel)
+        return web.json_response({"ended": cancelled.ended})
+
+    async def push(self, request: web.Request) -> web.StreamResponse:
+        """Publish a model. It ends when the last client that waits for it has gone."""
+        content = await read_body(request, _LIMIT)
+        try:
+            body = msgspec.json.decode(content.strip() or b"{}", type=PushBody)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise HttpRefusal(400, "invalid_request", "invalid request body") from None
+        name = request.match_info["reference"]
+        model = self._door.model(name, "from")
+        reference = _published_as(name, model)
+        backstage = self._door.backstage
+        lines = TransferLines(push_job(reference), "push", raw=wants_json(request))
+
+        async def push() -> web.StreamResponse:
+            ask = Push(model_id=model.id, reference=reference, token=body.bearer_token)
+            reply = backstage.system.ask(LIBRARY, ask)
+            try:
+                return await stream_job(request, backstage.board, push_job(reference), reply, lines)
+            except (asyncio.CancelledError, ConnectionError):
+                backstage.system.tell(LIBRARY, CancelPush(reference=reference))
+                raise
+
+        return await self._door.visitors.attend(request, push)
+
+    async def load(self, request: web.Request) -> web.StreamResponse:
+        """Store the model in the archive that is sent; it gets no tag."""
+        backstage = self._door.backstage
+
+        async def load() -> web.StreamResponse:
+            model = await _stored(request, self._door)
+            await backstage.system.ask(LIBRARY, NoteModel(model=model))
+            lines = TransferLines("load", "pull", raw=True)
+            # The id is no part of the contract; clients that know the archive can compute it.
+            return web.Response(
+                body=lines.success("Model loaded successfully"),
+                content_type="application/json",
+                headers={"X-Model-Id": model.id},
+            )
+
+        return await self._door.visitors.attend(request, load)
+
+    async def export(self, request: web.Request) -> web.StreamResponse:
+        """A model as an archive."""
+        from greenroom.runner.models.archive import export
+
+        name = request.match_info["reference"]
+        model = self._door.model(name)
+        store = self._door.backstage.store
+
+        async def send() -> web.StreamResponse:
+            try:
+                size, pieces = await asyncio.to_thread(export, store, model.id)
+            except JobFailed as failed:
+                raise Refused(refusal_of(failed.failure)) from None
+            quoted = shown(name).replace("\\", "_").replace('"', "_")
+            response = web.StreamResponse(
+                headers={"Content-Disposition": f'attachment; filename="{quoted}.tar"'}
+            )
+            response.content_type, response.content_length = _TAR, size
+            with contextlib.closing(_Pieces(pieces)) as archive:
+                await response.prepare(request)
+                while piece := await asyncio.to_thread(archive.next):
+                    await response.write(piece)
+                await response.write_eof()
+            return response
+
+        return await self._door.visitors.attend(request, send)
+
+
+def canonical(text: str) -> str:
+    """The one form of a reference that everybody uses: wire, library, store. Raises HttpRefusal: 400."""
+    try:
+        reference = Reference.parse(text)
+    except BadReference as error:
+        raise HttpRefusal(400, "bad_model_name", str(error), param="from") from None
+    if reference.scheme == "path" and not reference.path.startswith("/"):
+        raise HttpRefusal(
+            400,
+            "bad_model_name",
+            "A path must be absolute here: the daemon does not run in your folder.",
+            param="from",
+        )
+    return str(reference)
+
+
+def _published_as(name: str, model: Model) -> str:
+    """The tag a model is pushed under: the one that was named, or the only one that names a registry."""
+    try:
+        named = Reference.parse(name).stored_tag
+    except BadReference:
+        named = ""
+    if named in model.tags:
+        return named
+    places = [tag for tag in model.tags if Reference.parse(tag).scheme == "oci"]
+    if len(places) == 1:
+        return places[0]
+    advice = "Name one of them." if places else "Give it one: greenroom tag MODEL REGISTRY/YOU/MODEL"
+    many = f"has {len(places)} tags on registries" if places else "has no tag on a registry"
+    raise HttpRefusal(400, "bad_model_name", f"{shown(name)} {many}.", advice=advice, param="from")
+
+
+async def _stored(request: web.Request, door: Door) -> Model:
+    """Stream a request's body into the store; both go on side by side, and neither waits in memory."""
+    from greenroom.runner.models.archive import load
+
+    loop = asyncio.get_running_loop()
+    cancel = threading.Event()
+    reading, writing = os.pipe()
+    stream: IO[bytes] = os.fdopen(reading, "rb")
+    sink = os.fdopen(writing, "wb", buffering=0)
+
+    def store() -> Model:
+        with stream:
+            return load(door.backstage.store, stream, cancel)
+
+    work = loop.run_in_executor(None, store)
+    # Of a client that has left nobody asks what became of it.
+    work.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, sink)
+    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    try:
+        # A reader that has seen enough closes its end: what is wrong is told by `work`.
+        with contextlib.suppress(ConnectionError):
+            async for chunk in request.content.iter_any():
+                writer.write(chunk)
+                await writer.drain()
+                if work.done():
+                    break
+        transport.close()
+        return await asyncio.shield(work)
+    except web.RequestPayloadError:
+        raise HttpRefusal(400, "bad_body", "The archive was cut off.") from None
+    except JobFailed as failed:
+        raise Refused(refusal_of(failed.failure)) from None
+    except JobCancelled:
+        raise HttpRefusal(499, "cancelled", "The client has gone.") from None
+    finally:
+        cancel.set()
+        if not transport.is_closing():
+            transport.abort()
+
+
+class _Pieces:
+    """Pieces that are read on threads. A client that leaves may do so while one is being read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces: Iterator[bytes] | None = pieces
+        self._lock = threading.Lock()
+
+    def next(self) -> bytes:
+        with self._lock:
+            return b"" if self._pieces is None else next(self._pieces, b"")
+
+    def close(self) -> None:
+        """Whoever reads at this moment ends it afterwards: the files close with the last reference."""
+        self._pieces = None

@@ -1,0 +1,381 @@
+"""The verbs under `/models`, and what they say in the contract's words."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greenroom.actors.messages import LIBRARY, Pull
+
+TINY = "docker.io/ai/tiny:latest"
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+async def pull(house: Any, reference: str, **more: Any) -> tuple[int, list[dict[str, Any]]]:
+    headers = {"Accept": "application/json"}
+    async with house.post("/models/create", {"from": reference, **more}, headers=headers) as response:
+        text = await response.text()
+        return response.status, lines_of(text) if response.status == 200 else [{"message": text}]
+
+
+async def text_of(asked: Any) -> tuple[int, str]:
+    async with asked as response:
+        return response.status, await response.text()
+
+
+async def tags(house: Any) -> list[str]:
+    async with house.get("/models") as response:
+        return [tag for model in await response.json() for tag in model.get("tags", ())]
+
+
+async def test_a_second_pull_says_that_the_model_is_here_however_it_is_called(
+    open_house: Any, make_gguf: Any, short_path: Path
+) -> None:
+    file = await asyncio.to_thread(make_gguf, short_path / "mine.gguf", "mine")
+    house = await open_house(models={"mine": f"file:{file}"})
+    status, lines = await pull(house, "mine")
+    assert (status, lines[-1]["type"], lines[-1]["message"]) == (200, "success", "Model pulled successfully")
+    for name in ("mine", "ai/mine", "docker.io/ai/mine:latest", str(file), f"file:{file}"):
+        status, lines = await pull(house, name)
+        assert lines[-1]["message"].startswith("Using cached model: "), (name, lines)
+    assert set(await tags(house)) >= {"docker.io/ai/mine:latest", f"file:{file}", TINY}
+
+
+async def test_a_local_file_that_has_changed_is_imported_again(
+    open_house: Any, make_gguf: Any, short_path: Path
+) -> None:
+    house = await open_house()
+    file = await asyncio.to_thread(make_gguf, short_path / "mine.gguf", "one")
+    await pull(house, str(file))
+    first = house.greenroom.find_model(str(file)).id
+    file.unlink()
+    await asyncio.to_thread(make_gguf, file, "two")
+    _, lines = await pull(house, str(file))
+    assert lines[-1]["message"] == "Model pulled successfully"
+    assert house.greenroom.find_model(str(file)).id != first
+
+
+async def test_what_is_refused_before_the_first_byte_keeps_its_status(open_house: Any) -> None:
+    house = await open_house()
+    for reference, status in (
+        ("/nowhere.gguf", 404),
+        ("", 400),
+        ("./here.gguf", 400),
+        ("https://x/y", 400),
+        ("0123456789ab", 404),
+    ):
+        found, lines = await pull(house, reference)
+        assert found == status, (reference, lines)
+        assert "Traceback" not in lines[0]["message"]
+
+
+async def test_what_cannot_run_here_is_said_first_and_can_be_overruled(
+    open_house: Any, make_gguf: Any, short_path: Path
+) -> None:
+    house = await open_house()
+    house.greenroom.settings = house.greenroom.settings.changed("test", memory_budget=2**20)
+    file = await asyncio.to_thread(make_gguf, short_path / "big.gguf", "big")
+    status, lines = await pull(house, str(file))
+    assert status == 507
+    assert "1.00MiB" in lines[0]["message"]
+    assert "--force" in lines[0]["message"]
+    status, lines = await pull(house, str(file), force=True)
+    assert lines[-1]["type"] == "success"
+
+
+async def test_inspect_says_of_what_a_model_is_made_and_what_would_serve_it(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/models/tiny") as response:
+        model = await response.json()
+    assert TINY in model["tags"]
+    assert model["config"]["gguf"]["general.name"] == "tiny"
+    assert [file["name"] for file in model["files"]] == ["tiny1.gguf"]
+    assert model["bytes"] == model["files"][0]["size"]
+    chat, embedding = model["serving"]
+    assert (chat["mode"], chat["backend"], chat["installed"], chat["fits"]) == (
+        "completion",
+        "fake",
+        True,
+        True,
+    )
+    assert chat["memory"] >= model["bytes"] + 2**20
+    assert embedding["mode"] == "embedding"
+    async with house.get("/v1/models/tiny") as response:
+        listed = await response.json()
+    assert listed["dmr"]["architecture"] == "llama"
+
+
+async def test_a_tag_is_given_moved_and_refused_where_it_makes_no_sense(open_house: Any) -> None:
+    house = await open_house()
+    status, text = await text_of(house.post("/models/tiny/tag?repo=reg.example/me/m&tag=v1"))
+    assert status == 201
+    assert json.loads(text)["target"] == "reg.example/me/m:v1"
+    assert "reg.example/me/m:v1" in await tags(house)
+    assert (await text_of(house.post("/models/tiny/tag?repo=x")))[0] == 400
+    assert (await text_of(house.post("/models/none/tag?repo=x&tag=y")))[0] == 404
+    assert (await text_of(house.post("/models/tiny/tag?repo=/etc/passwd&tag=y")))[0] == 400
+    assert await text_of(house.post("/models/a/b/dance")) == (404, 'unknown action "dance"\n')
+
+
+async def test_another_context_is_another_model_of_the_same_files(open_house: Any) -> None:
+    house = await open_house()
+    body = {"target": "tiny-long:v1", "context_size": 4096}
+    status, text = await text_of(house.post("/models/tiny/repackage", body))
+    assert (status, json.loads(text)["target"]) == (201, "tiny-long:v1")
+    async with house.get("/models/tiny-long:v1") as response:
+        model = await response.json()
+    assert model["config"]["context_size"] == 4096
+    assert model["serving"][0]["context_size"] == 4096
+    assert model["id"] != house.greenroom.find_model("tiny").id
+    status, _ = await house.stream(model="tiny-long:v1")
+    assert status == 200
+    assert house.engines("ready")[0].spec.context_size == 4096
+    for wrong in ({}, {"target": "x", "context_size": -1}, {"target": "x", "context_size": 2**40}):
+        assert (await text_of(house.post("/models/tiny/repackage", wrong)))[0] == 400
+    assert (await text_of(house.post("/models/none/repackage", {"target": "x"})))[0] == 404
+
+
+async def test_a_model_that_is_exported_and_loaded_again_keeps_its_id(open_house: Any) -> None:
+    house = await open_house()
+    model_id = house.greenroom.find_model("tiny").id
+    async with house.get("/models/tiny/export") as response:
+        assert response.status == 200
+        assert response.headers["Content-Disposition"] == 'attachment; filename="tiny.tar"'
+        archive = await response.read()
+        assert response.content_length == len(archive)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        names = tar.getnames()
+        assert names[:2] == ["blobs", "blobs/sha256"]
+        assert names[-1] == "manifest.json"
+        manifest = tar.extractfile("manifest.json")
+        assert manifest is not None
+        assert f"sha256:{hashlib.sha256(manifest.read()).hexdigest()}" == model_id
+    await text_of(house.session.delete(f"{house.base}/models/{model_id}?force=true"))
+    async with house.session.post(house.base + "/models/load", data=archive) as response:
+        assert response.status == 200
+        assert lines_of(await response.text()) == [
+            {
+                "type": "success",
+                "message": "Model loaded successfully",
+                "total": 0,
+                "layer": {"size": 0, "current": 0},
+                "mode": "pull",
+            }
+        ]
+    async with house.get(f"/models/{model_id}") as response:
+        assert "tags" not in await response.json()
+    await text_of(house.post(f"/models/{model_id}/tag?repo=docker.io/ai/back&tag=latest"))
+    assert (await house.stream(model="back"))[0] == 200
+
+
+def _archive(**members: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("archive", "reason"),
+    [
+        (b"", "empty file"),
+        (b"nonsense" * 1000, "archive"),
+        (_archive(README=b"x"), "no manifest.json"),
+        (_archive(**{"manifest.json": b"{}"}), "not a model"),
+        (_archive(**{"../../outside": b"x"}), "outside"),
+        (_archive(**{f"blobs/sha256/{'0' * 64}": b"x", "manifest.json": b"{}"}), "not what its name says"),
+    ],
+)
+async def test_what_is_no_archive_of_a_model_is_refused(open_house: Any, archive: bytes, reason: str) -> None:
+    house = await open_house()
+    async with house.session.post(house.base + "/models/load", data=archive) as response:
+        assert response.status == 422
+        assert reason in await response.text()
+    incoming = house.greenroom.home / "models" / "incoming"
+    assert not list(incoming.iterdir())
+
+
+async def test_an_archive_that_is_cut_off_is_refused_and_leaves_nothing(open_house: Any) -> None:
+    house = await open_house()
+    async with house.get("/models/tiny/export") as response:
+        archive = await response.read()
+    async with house.session.post(house.base + "/models/load", data=archive[:-2000]) as response:
+        assert response.status == 422
+    _, writer = await asyncio.open_connection(*house.root.split(":"))
+    head = f"POST {house.base.partition(house.root)[2]}/models/load HTTP/1.1\r\nHost: localhost\r\n"
+    writer.write(head.encode() + f"Content-Length: {len(archive)}\r\n\r\n".encode() + archive[:1000])
+    await writer.drain()
+    incoming = house.greenroom.home / "models" / "incoming"
+    while not list(incoming.iterdir()):  # noqa: ASYNC110 - the folder tells nobody
+        await asyncio.sleep(0.01)
+    writer.close()
+    while list(incoming.iterdir()):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert len(await asyncio.to_thread(house.greenroom.store.models)) == 1
+
+
+async def test_a_model_is_removed_by_name_and_by_id(open_house: Any) -> None:
+    house = await open_house()
+    model = house.greenroom.find_model("tiny")
+    status, text = await text_of(house.session.delete(house.base + "/models/tiny"))
+    assert (status, json.loads(text)) == (200, [{"Untagged": TINY}])
+    await text_of(house.post(f"/models/{model.id}/tag?repo=a&tag=b"))
+    status, text = await text_of(house.session.delete(f"{house.base}/models/{model.id}"))
+    assert status == 409
+    assert "must be forced" in text
+    status, text = await text_of(house.session.delete(f"{house.base}/models/{model.id[7:19]}?force=true"))
+    assert status == 200
+    assert json.loads(text)[-1] == {"Deleted": model.id}
+    assert (await text_of(house.session.delete(house.base + "/models/tiny")))[0] == 404
+
+
+async def test_a_model_in_use_is_removed_only_by_force_and_serves_on_to_the_end(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--tokens", "100", "--token-delay", "0.02")
+    model = house.greenroom.find_model("tiny")
+    url = f"{house.base}/models/{model.id}"
+    async with house.chat(stream=True) as stream:
+        await stream.content.readany()
+        status, text = await text_of(house.session.delete(f"{url}?force=false"))
+        assert status == 409, text
+        await text_of(house.session.delete(house.base + f"/models/{TINY}"))
+        status, text = await text_of(house.session.delete(url))
+        assert status == 409
+        assert "in use on fake (1 requests)" in text
+        assert "--force" in text
+        assert (await text_of(house.session.delete(f"{house.base}/models/purge")))[0] == 409
+        assert house.greenroom.models()
+        assert (await text_of(house.session.delete(f"{url}?force=true")))[0] == 200
+        assert (await text_of(house.post("/v1/completions", {"model": TINY})))[0] == 404
+        rest = await stream.content.read()
+        assert rest.endswith(b"data: [DONE]\n\n")
+    await wait_until(lambda: not house.engines("ready", "stopping"))
+
+
+async def test_an_idle_engine_does_not_keep_its_model(open_house: Any, wait_until: Any) -> None:
+    house = await open_house()
+    await house.stream()
+    await wait_until(lambda: house.inside() == 0)
+    model = house.greenroom.find_model("tiny")
+    assert (await text_of(house.session.delete(f"{house.base}/models/{model.id}?force=true")))[0] == 200
+    await wait_until(lambda: not house.engines("ready", "stopping"))
+    assert (await text_of(house.chat()))[0] == 404
+
+
+async def test_purging_leaves_an_empty_store(open_house: Any, make_gguf: Any, short_path: Path) -> None:
+    house = await open_house()
+    await pull(house, str(await asyncio.to_thread(make_gguf, short_path / "two.gguf", "two")))
+    await text_of(house.post("/models/tiny/tag?repo=a&tag=b"))
+    assert await text_of(house.session.delete(house.base + "/models/purge")) == (200, "")
+    assert await text_of(house.get("/models")) == (200, "[]")
+    assert not list((house.greenroom.home / "models" / "blobs" / "sha256").iterdir())
+
+
+async def test_pruning_removes_what_broke_off_and_models_without_a_name_if_asked(
+    open_house: Any, make_gguf: Any, short_path: Path
+) -> None:
+    house = await open_house()
+    partial = house.greenroom.home / "models" / "partial"
+    partial.mkdir()
+    (partial / ("a" * 64)).write_bytes(b"x" * 5000)
+    file = await asyncio.to_thread(make_gguf, short_path / "mine.gguf", "one")
+    await pull(house, str(file))
+    nameless = house.greenroom.find_model(str(file)).id
+    file.unlink()
+    await pull(house, str(await asyncio.to_thread(make_gguf, file, "two")))
+    status, text = await text_of(house.post("/models/prune"))
+    assert (status, json.loads(text)) == (200, {"deleted": [], "freed": 5000})
+    status, text = await text_of(house.post("/models/prune", {"untagged": True}))
+    assert json.loads(text)["deleted"] == [nameless]
+    assert json.loads(text)["freed"] > 0
+    assert house.greenroom.find_model(str(file)) is not None
+
+
+async def test_df_counts_each_byte_once(open_house: Any) -> None:
+    house = await open_house()
+    await text_of(house.post("/models/tiny/repackage", {"target": "other", "context_size": 5}))
+    async with house.get("/engines/df") as response:
+        usage = await response.json()
+    weights = house.greenroom.find_model("tiny").size
+    assert weights < usage["models_disk_usage"] < 2 * weights + 20_000
+    assert usage["models_shared_disk_usage"] == weights  # the user's own file has the same bytes
+    assert usage["default_backend_disk_usage"] == 0
+    assert usage["journal_disk_usage"] > 0
+    parts = {name: size for name, size in usage.items() if name.endswith("_disk_usage")}
+    for name in ("total", "models_shared", "default_backend", "backends"):
+        parts.pop(f"{name}_disk_usage")
+    assert usage["total_disk_usage"] == sum(parts.values()) + sum(usage["backends_disk_usage"].values())
+
+
+def _damage(store: Any, model_id: str) -> None:
+    blob = store.blob(store.manifest(model_id).layers[0].digest)
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.unlink()  # its bytes are shared with the user's file, which is as it was
+    blob.write_bytes(data)
+
+
+async def test_verifying_reads_every_byte_and_what_is_damaged_is_repaired_by_the_next_pull(
+    open_house: Any,
+) -> None:
+    house = await open_house()
+    headers = {"Accept": "application/json"}
+    async with house.post("/models/tiny/verify", headers=headers) as response:
+        lines = lines_of(await response.text())
+    assert lines[-1]["type"] == "success"
+    assert "tiny is whole" in lines[-1]["message"]
+    model = house.greenroom.find_model("tiny")
+    (source,) = [tag for tag in model.tags if tag.startswith("file:")]
+    await asyncio.to_thread(_damage, house.greenroom.store, model.id)
+    async with house.post("/models/tiny/verify", headers=headers) as response:
+        text = await response.text()
+    assert "is damaged" in text
+    assert (await text_of(house.get("/models/tiny")))[0] == 404
+    _, lines = await pull(house, source)
+    assert lines[-1]["message"] == "Model pulled successfully"
+    assert (await house.stream())[0] == 200
+
+
+async def test_what_a_source_has_is_asked_without_fetching_it(
+    open_house: Any, make_gguf: Any, short_path: Path
+) -> None:
+    file = await asyncio.to_thread(make_gguf, short_path / "mine.gguf", "mine")
+    house = await open_house()
+    async with house.get(f"/models/file:{file}?remote=true") as response:
+        model = await response.json()
+    assert model["config"]["format"] == "gguf"
+    assert model["bytes"] == file.stat().st_size
+    assert "tags" not in model
+    assert f"file:{file}" not in await tags(house)
+    assert (await text_of(house.get("/models/file:/nowhere?remote=1")))[0] == 404
+
+
+async def test_two_clients_that_pull_the_same_model_fetch_it_once(
+    open_house: Any, make_gguf: Any, short_path: Path
+) -> None:
+    house = await open_house()
+    file = await asyncio.to_thread(make_gguf, short_path / "mine.gguf", "mine")
+    answers = await asyncio.gather(*(pull(house, str(file)) for _ in range(5)))
+    assert {lines[-1]["type"] for _, lines in answers} == {"success"}
+    fresh = [lines[-1]["message"] == "Model pulled successfully" for _, lines in answers]
+    assert any(fresh)
+    assert len([model for model in house.greenroom.models() if f"file:{file}" in model.tags]) == 1
+
+
+async def test_a_pull_by_a_request_is_answered_at_once_by_what_is_here(open_house: Any) -> None:
+    house = await open_house()
+    pulled = await house.greenroom.system.ask(LIBRARY, Pull(reference=TINY, wanted_by="request"))
+    assert not pulled.fresh

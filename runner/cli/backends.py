@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.carry import export_command, import_command
 from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.identity import client_for, find
 from greenroom.runner.cli.main import settings_of
@@ -70,6 +71,10 @@ def verify(ctx: click.Context, backend: str) -> int:
     if not any(one["checked"] for one in found):
         click.echo(f"{backend or 'No backend'} is not installed.")
     return exit_codes.FAILED if broken else exit_codes.OK
+
+
+command.add_command(export_command)
+command.add_command(import_command)
 
 
 def _versions(found: dict[str, Any] | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -16,6 +17,7 @@ from greenroom.actors.facts import Installation, Plan, Progress
 from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations import record as records
+from greenroom.runner.installations.archive import kept_lock
 from greenroom.runner.installations.disk import (
     ATTEMPT,
     LOCK,
@@ -78,6 +80,11 @@ class Environments:
         else:
             if lock.version_of(source.distribution) == version:
                 return lock
+        if version != "latest":
+            # Of a version that was brought here in an archive.
+            with suppress(FileNotFoundError):
+                kept = kept_lock(self.installed.home, source.distribution, version)
+                return Lock(kept.read_text(encoding="utf-8"))
         from greenroom.runner.installations.resolution import for_version
 
         uv = Uv(self._cache, self._sources_of(source), self._uv_binary)

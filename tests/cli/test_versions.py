@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from greenroom.runner.installations import archive
 
 
 def installed(version: str, **more: Any) -> dict[str, Any]:
@@ -111,3 +117,55 @@ def test_df_shows_what_uses_the_disk(greenroom: Any, our_daemon: Any) -> None:
         "total        7 B",
     ]
     assert json.loads(greenroom("df", "--json").out) == used
+
+
+def an_archive(content: bytes = b"a wheel") -> bytes:
+    """As `backends export` writes it, of a backend `mlx` with one package."""
+    wheel = archive.Wheel(name="a-1-py3-none-any.whl", sha256=sha256(content).hexdigest(), size=len(content))
+    manifest = archive.Manifest(
+        backend="mlx", distribution="mlx-lm", version="7", machine=archive.here(), wheels=(wheel,)
+    )
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in (
+            ("backend.json", msgspec.json.encode(manifest)),
+            ("lock.txt", b"# a lock\n"),
+            (f"wheels/{wheel.sha256}/{wheel.name}", content),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_importing_lays_the_packages_out_and_asks_for_their_version(
+    greenroom: Any, our_daemon: Any, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mlx.tar").write_bytes(an_archive())
+    done = {"type": "success", "message": "mlx backend installed successfully", "already": False}
+    our_daemon.routes["POST /engines/install-backend"] = [json.dumps(done)]
+    outcome = greenroom("backends", "import", str(tmp_path / "mlx.tar"))
+    assert (outcome.code, outcome.out.splitlines()[-1]) == (0, done["message"])
+    assert our_daemon.bodies("/engines/install-backend") == [{"backend": "mlx", "version": "7"}]
+    (wheel,) = home.glob("cache/wheels/*/*.whl")
+    assert wheel.read_bytes() == b"a wheel"
+    assert (home / "cache" / "locks" / "mlx-lm-7.txt").read_text() == "# a lock\n"
+
+
+def test_importing_into_the_daemon_of_another_data_directory_is_refused(
+    greenroom: Any, our_daemon: Any, tmp_path: Path
+) -> None:
+    our_daemon.routes["GET /livez"] |= {"home": str(tmp_path / "elsewhere")}
+    (tmp_path / "mlx.tar").write_bytes(an_archive())
+    outcome = greenroom("backends", "import", str(tmp_path / "mlx.tar"))
+    assert outcome.code == 1
+    assert "has another data directory" in outcome.err
+
+
+def test_importing_what_is_no_archive_says_how_to_make_one(
+    greenroom: Any, our_daemon: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mlx.tar").write_bytes(b"not a tar")
+    outcome = greenroom("backends", "import", str(tmp_path / "mlx.tar"))
+    assert outcome.code == 1
+    assert "greenroom backends export NAME > NAME.tar" in outcome.err

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,8 +16,11 @@ from greenroom.actors import messages as msg
 from greenroom.actors.facts import Installation
 from greenroom.actors.installer_messages import Activate, Verified, VerifyBackend
 from greenroom.actors.kernel.errors import Refused
+from greenroom.runner.cli import main as command_line
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations import archive
 
 BOUND = 60.0
 
@@ -112,3 +118,87 @@ def test_a_version_nobody_has_is_refused_and_leaves_the_old_one_in_use(make_gree
             ensure(greenroom, "9.9")
         assert caught.value.refusal.status in (404, 412)
         assert status(greenroom).current == old
+
+
+def exported(home: Path, file: Path) -> Path:
+    """An archive of the toy, made by the command."""
+    assert command_line.run(["--home", str(home), "backends", "export", "toy", "-o", str(file)]) == 0
+    return file
+
+
+@pytest.fixture
+def archived(make_greenroom: Any, wheels: Path, tmp_path: Path) -> Path:
+    """Version 2.0 as an archive, and no place any more where packages could come from."""
+    with make_greenroom("there") as greenroom:
+        toy.make_wheel(wheels, "2.0")
+        ensure(greenroom, "latest")
+    shutil.rmtree(wheels)
+    return exported(tmp_path / "there", tmp_path / "toy.tar")
+
+
+def test_an_archive_is_installed_where_there_is_no_network(
+    archived: Path, make_greenroom: Any, tmp_path: Path
+) -> None:
+    with make_greenroom() as greenroom:
+        with pytest.raises(Refused):
+            ensure(greenroom, "2.0")
+        with archived.open("rb") as file:
+            manifest = archive.read(greenroom.home, file)
+        assert (manifest.backend, manifest.version) == ("toy", "2.0")
+        one = ensure(greenroom, manifest.version)
+        assert module(greenroom, one).read_bytes() == b"VALUE = 1\n"
+        again = exported(greenroom.home, tmp_path / "again.tar")
+    assert again.read_bytes() == archived.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "strange", "empty", "elsewhere", "slipped"])
+def test_an_archive_that_is_not_whole_brings_nothing(archived: Path, tmp_path: Path, damage: str) -> None:
+    whole = archived.read_bytes()
+    match damage:
+        case "cut":
+            whole = whole[: whole.index(b"VALUE")]
+        case "flipped":
+            at = whole.index(b"VALUE")
+            whole = whole[:at] + b"W" + whole[at + 1 :]
+        case "strange":
+            whole = b"\x00\x01strange" * 1000
+        case "empty":
+            whole = b""
+        case "elsewhere":
+            whole = whole.replace(archive.here().encode(), archive.here().encode()[::-1])
+        case "slipped":
+            whole = _slipped(archived)
+    with pytest.raises(JobFailed) as caught:
+        archive.read(tmp_path / "new", io.BytesIO(whole))
+    expected = "unsupported_platform" if damage == "elsewhere" else "bad_archive"
+    assert caught.value.failure.code == expected, caught.value.failure
+    assert not [one for one in tmp_path.glob("new/cache/**/*") if one.is_file()]
+    assert not (tmp_path / "evil").exists()
+
+
+def _slipped(archived: Path) -> bytes:
+    """The archive with a member that would lie outside."""
+    out = io.BytesIO()
+    with tarfile.open(archived) as old, tarfile.open(fileobj=out, mode="w") as new:
+        for member in old:
+            if member.name.startswith("wheels/"):
+                member.name = f"../../../{'evil'}"
+            new.addfile(member, old.extractfile(member))
+    return out.getvalue()
+
+
+def test_what_is_not_in_the_cache_any_more_cannot_be_exported(
+    make_greenroom: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with make_greenroom() as greenroom:
+        ensure(greenroom)
+    shutil.rmtree(tmp_path / "home" / "cache")
+    target = tmp_path / "toy.tar"
+    code = command_line.run(
+        ["--home", str(tmp_path / "home"), "backends", "export", "toy", "-o", str(target)]
+    )
+    assert code == 1
+    assert "greenroom reinstall-runner --backend toy" in capsys.readouterr().err
+    assert not list(tmp_path.glob("toy.tar*"))
+    assert command_line.run(["--home", str(tmp_path / "home"), "backends", "export", "mlx", "-o", "x"]) == 1
+    assert "mlx is not installed in" in capsys.readouterr().err

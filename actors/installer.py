@@ -136,11 +136,13 @@ class Installer:
                 using = frozenset(
                     engine.spec.installation_id for engine in command.engines if engine.state != "gone"
                 )
+                call, version, _ = seen.called.get(command.backend, ("", -1, 0.0))
+                answered = version if call and command.token == call else -1
                 return Decision(
                     seen=msgspec.structs.replace(
                         seen,
                         in_use={**seen.in_use, command.backend: using},
-                        acted_on={**seen.acted_on, command.backend: command.installations},
+                        acted_on={**seen.acted_on, command.backend: max(command.installations, answered)},
                     )
                 )
             case msg.RollCall():

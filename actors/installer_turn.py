@@ -28,7 +28,7 @@ _TELL_EVERY = 5.0
 _REMOVE_AGAIN_AFTER = 30.0
 _LOOK_AGAIN_AFTER = 30.0
 _PATIENCE = 90.0
-"""Seconds after which a removal no longer waits for the scheduler's word that nothing more is started."""
+"""Seconds after which a removal no longer waits for the scheduler's word, and asks the runner itself."""
 
 Ensure = Callable[[InstallerState, msg.Ensure, InstallerSeen], Decision[InstallerSeen]]
 ListOf = Callable[[InstallerState, float, frozenset[str]], msg.InstallationList]
@@ -191,13 +191,24 @@ class InstallerTurn:
             self._update(retired={**self._seen.retired, key: (version, since)})
             # The runner's list counts once the scheduler, knowing that this one retires, has sent the runner
             # all it had for it: a start may have been under way.
-            known = self._seen.acted_on.get(name, -1) >= version or now - since >= _PATIENCE
+            known = self._seen.acted_on.get(name, -1) >= version
+            if not known and now - since >= _PATIENCE:
+                self._call_the_roll(name, version)
             if not known or name not in self._seen.in_use or one in self._seen.in_use[name]:
                 continue
             begun = self._seen.removing.get(key)
             if begun is None or now - begun >= _REMOVE_AGAIN_AFTER:
                 self._update(removing={**self._seen.removing, key: now})
                 self._effects.append(RemoveInstallation(backend=name, installation_id=one))
+
+    def _call_the_roll(self, name: str, version: int) -> None:
+        """Without a scheduler: what was sent to the runner long ago lies before this in its mailbox."""
+        now = self._now.monotonic
+        _, of, at = self._seen.called.get(name, ("", -1, now))
+        if of < version or now - at >= _REMOVE_AGAIN_AFTER:
+            token = f"installer/{version}/{now}"
+            self._effects.append(Tell(to=msg.runner_address(name), command=msg.RollCall(token=token)))
+            self._update(called={**self._seen.called, name: (token, version, now)})
 
     def _answer(self, name: str, backend: BackendInstallState) -> None:  # 7
         freed = self._seen.freed.get(name)

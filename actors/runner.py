@@ -31,6 +31,9 @@ SILENT_STOP = 60.0
 """Seconds after which an engine that was to end counts as lost; its host's own ladder is much shorter."""
 SILENT_RECOVERY = 120.0
 """Seconds after which an engine of an earlier life that is still being looked for counts as lost."""
+SECOND_LOOK = 30.0
+"""Seconds for which a silence must go on after it was noticed: it may have been this actor that was busy, and
+what was reported meanwhile lies in its mailbox."""
 
 
 class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +49,8 @@ class RunnerSeen(msgspec.Struct, frozen=True, kw_only=True):
 
     moved: Mapping[str, float] = msgspec.field(default_factory=dict)
     """engine → monotonic second of its last sign of progress."""
+    overdue: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → monotonic second at which its silence was noticed."""
     unsettled: frozenset[str] = frozenset()
     """Engines of an earlier life that are still being looked for."""
     early: frozenset[str] = frozenset()
@@ -248,9 +253,13 @@ class Runner:
         1. A start without any sign of progress for very long: it is asked to end.
         2. An engine that was to end, or of an earlier life, and of which nothing is heard: it counts as lost.
         3. The list has changed, or every few seconds: tell it, once everybody of an earlier life is settled.
+
+        A silence counts once it has been noticed twice; at first its host is asked to end what is silent.
         """
         events: list[Event] = []
+        effects: list[Effect] = []
         wakes: list[float] = []
+        overdue: dict[str, float] = {}
         moved = dict(seen.moved)
         before = seen.unsettled & {one for one, engine in state.engines.items() if engine.state != "gone"}
         unsettled = set(before)
@@ -264,10 +273,18 @@ class Runner:
                 limit = SILENT_START if engine.state == "starting" else SILENT_STOP
             if now.monotonic - since < limit:
                 wakes.append(since + limit)
-            elif engine.state == "starting" and one not in unsettled:  # 1
+                continue
+            noticed = overdue[one] = seen.overdue.get(one, now.monotonic)
+            starting = engine.state == "starting" and one not in unsettled
+            if noticed == now.monotonic and not starting:
+                effects.append(EndEngine(engine_id=one, reason="nothing is heard of it"))
+            if now.monotonic - noticed < SECOND_LOOK:
+                wakes.append(noticed + SECOND_LOOK)
+            elif starting:  # 1
                 reason = f"no sign of progress for {limit:.0f} s while starting"
                 events.append(ev.EngineStopRequested(engine_id=one, reason=reason, fault=True))
                 moved[one] = now.monotonic
+                del overdue[one]
             else:  # 2
                 reason = "it was looked for and nothing was heard of it" if one in unsettled else ""
                 lost = reason or "it was asked to end and never reported"
@@ -278,10 +295,13 @@ class Runner:
             seen,
             moved={one: at for one, at in moved.items() if one in changing | unsettled},
             early=seen.early & changing,
+            overdue=overdue,
             unsettled=frozenset(unsettled),
             measured={one: size for one, size in seen.measured.items() if _is_alive(state, one)},
         )
-        decision = Decision(events=tuple(events), seen=seen, wake_at=min(wakes, default=None))
+        decision = Decision(
+            events=tuple(events), effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None)
+        )
         stale = seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY
         if not stale or before:
             return decision
@@ -290,7 +310,11 @@ class Runner:
         )
         whole = msgspec.structs.replace(whole, token=seen.token)
         telling = Decision(
-            effects=(Tell(to=msg.SCHEDULER, command=whole), Tell(to=msg.INSTALLER, command=whole)),
+            effects=(
+                *decision.effects,
+                Tell(to=msg.SCHEDULER, command=whole),
+                Tell(to=msg.INSTALLER, command=whole),
+            ),
             seen=msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic),
             wake_at=decision.wake_at,
         )

@@ -70,7 +70,7 @@ def fails(case: Case[Any, Any], failure: Failure, job: str = "mlx.1") -> Case[An
     return case.when(msg.InstallAttemptEnded(job=job, backend="mlx", failure=failure)).rest()
 
 
-def engines(*ids: str, acted_on: int = 10_000, backend: str = "mlx") -> msg.EngineList:
+def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "mlx") -> msg.EngineList:
     running = tuple(
         Engine(
             spec=EngineSpec(
@@ -81,7 +81,7 @@ def engines(*ids: str, acted_on: int = 10_000, backend: str = "mlx") -> msg.Engi
         )
         for one in ids
     )
-    return msg.EngineList(backend=backend, engines=running, version=1, installations=acted_on)
+    return msg.EngineList(backend=backend, engines=running, version=1, installations=acted_on, token=token)
 
 
 def status(case: Case[Any, Any], name: str = "mlx") -> msg.BackendStatus:
@@ -553,8 +553,14 @@ class TestUninstalling:
         case = self.installed()
         case.when(engines(acted_on=-1)).rest()
         self.uninstall(case)
-        assert not case.advance(89).rest().of(RemoveInstallation)
-        assert case.advance(1).rest().of(RemoveInstallation)
+        assert not case.advance(89).rest().told("runner/mlx")
+        (call,) = case.advance(1).rest().told("runner/mlx")
+        assert isinstance(call, msg.RollCall)
+        assert not case.advance(10).rest().told("runner/mlx")
+        case.when(engines(acted_on=-1)).rest()
+        assert not case.of(RemoveInstallation)
+        case.when(engines(acted_on=-1, token=call.token)).rest()
+        assert case.of(RemoveInstallation)
 
     def test_ends_the_job_that_is_under_way(self) -> None:
         case = new_life()

@@ -11,7 +11,7 @@ from greenroom.actors.effects import EndEngine, RecoverEngines, SpawnEngine
 from greenroom.actors.facts import EngineExit, EngineSpec
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Recovered
-from greenroom.actors.runner import SILENT_RECOVERY, SILENT_START, SILENT_STOP, Runner
+from greenroom.actors.runner import SECOND_LOOK, SILENT_RECOVERY, SILENT_START, SILENT_STOP, Runner
 from greenroom.actors.testing import Case, given
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
@@ -100,9 +100,11 @@ class TestAStart:
 
     def test_that_makes_no_progress_for_long_is_given_up_and_that_is_its_fault(self) -> None:
         case = spawned(started())
-        case.wake()
+        case.wake().then()
         assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START)
-        case.then(ev.EngineStopRequested)
+        assert not case.of(EndEngine)
+        case.wake().then(ev.EngineStopRequested)
+        assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START + SECOND_LOOK)
         assert case.of(EndEngine)
         case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest()
         end = case.state.engines["e1"].exit
@@ -135,9 +137,17 @@ class TestAStop:
     def test_that_is_never_answered_makes_the_engine_lost(self) -> None:
         case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
         case.advance(SILENT_STOP - 1).rest().then()
+        assert case.advance(1).rest().then().of(EndEngine)
+        assert not case.advance(SECOND_LOOK - 1).rest().then().of(EndEngine)
         case.advance(1).rest().then(ev.EngineLost)
         end = case.state.engines["e1"].exit
         assert (end.lost, end.expected) == (True, True)
+
+    def test_is_not_held_against_an_engine_whose_report_lies_unread(self) -> None:
+        case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
+        case.advance(SILENT_STOP * 10).rest().then()
+        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest().then(ev.EngineExited)
+        assert not case.seen.overdue
 
     def test_of_an_engine_that_ran_for_hours_is_given_its_time(self) -> None:
         case = ready(started()).advance(7200).rest()
@@ -210,7 +220,8 @@ class TestAnEarlierLife:
     def test_whose_engine_is_never_heard_of_comes_to_an_end(self) -> None:
         case = runner(*past())
         case.advance(SILENT_RECOVERY - 1).rest().then()
-        assert not lists(case)
+        assert case.advance(1).rest().then().of(EndEngine)
+        assert not lists(case.advance(SECOND_LOOK - 1).rest())
         case.advance(1).rest().then(ev.EngineLost)
         assert lists(case)
         # Should it turn up after all, it is ended.
@@ -249,7 +260,7 @@ class TestTheList:
         assert not case.seen.moved
 
     def test_is_told_although_nothing_can_be_stored(self) -> None:
-        case = spawned(started()).advance(SILENT_START).settle()
+        case = spawned(started()).advance(SILENT_START).settle().advance(SECOND_LOOK).settle()
         assert case.decision.events
         otherwise = case.decision.otherwise
         assert otherwise is not None

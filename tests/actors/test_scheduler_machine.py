@@ -70,6 +70,51 @@ class Greenroom(RuleBasedStateMachine):
         client = data.draw(st.sampled_from(self.here()))
         self.world.leave(client)
 
+    # worst moments, which chance alone would rarely find
+
+    @rule(name=st.sampled_from(["small", "large", "safe"]))
+    def a_load_is_decided_and_its_start_is_on_its_way(self, name: str) -> None:
+        self.world.request(name)
+        self.only(msg.SCHEDULER)
+
+    @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
+    def a_backend_is_uninstalled_and_its_runner_is_busy(self, backend: str) -> None:
+        self.world.tell(msg.INSTALLER, msg.Uninstall(backend=backend))
+        self.only(msg.INSTALLER)
+        self.only(msg.SCHEDULER)
+        self.only(msg.INSTALLER)
+
+    @precondition(lambda self: any(one.waits for one in self.world.clients.values()))
+    @rule()
+    def a_client_leaves_before_its_grant(self) -> None:
+        world = self.world
+        for one in self.processes("starting"):
+            world.spawned(one)
+        for one in self.processes("running"):
+            world.becomes_ready(one)
+        for backend in ("llama.cpp", "mlx"):
+            self.only(msg.runner_address(backend))
+        world.leave(next(one for one in world.clients.values() if one.waits))
+
+    @rule(name=st.sampled_from(["small", "large", "safe"]))
+    def everybody_tells_and_the_scheduler_is_rebuilt_before_it_reads(self, name: str) -> None:
+        self.world.pass_time(6, busy=True)
+        self.world.rebuild(msg.SCHEDULER)
+        self.a_load_is_decided_and_its_start_is_on_its_way(name)
+
+    @rule(name=st.sampled_from(["small", "large", "safe"]))
+    def runners_are_busy_for_long_and_the_scheduler_goes_on(self, name: str) -> None:
+        for _ in range(11):
+            self.world.pass_time(6, busy=True)
+            self.only(msg.SCHEDULER)
+        self.a_load_is_decided_and_its_start_is_on_its_way(name)
+
+    def only(self, address: Any) -> None:
+        """One actor reads what it has; the others do not come to it."""
+        shell = self.world.shells[address]
+        for _ in range(len(shell.mail)):
+            shell.deliver()
+
     def here(self) -> list[Any]:
         return [one for one in self.world.clients.values() if one.inside or one.waits]
 

@@ -7,6 +7,7 @@ kernel promises (a mailbox keeps its order, a command is decided, stored, applie
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,10 @@ class Client:
         return not self.left and not self.answers
 
 
+class Wake(Command, frozen=True):
+    """Time has passed. It comes by mail, behind what is there already."""
+
+
 class Shell:
     """What the kernel's shell does, one step at a time."""
 
@@ -109,6 +114,9 @@ class Shell:
         self.handle(*self.mail.popleft())
 
     def handle(self, command: Command, client: Client | None, cause: str) -> None:
+        if isinstance(command, Wake):
+            self.settle()
+            return
         decision = self.core.decide(self.state, command, self.world.now, self.look())
         if not self.storable(decision):
             if client is not None:
@@ -142,7 +150,7 @@ class Shell:
         raise AssertionError(f"{self.core.address} does not come to rest")
 
     def storable(self, decision: Decision[Any]) -> bool:
-        urgent = any(type(event).URGENT for event in decision.events)
+        urgent = any(event.is_urgent for event in decision.events)
         return not decision.events or urgent or not self.world.disk_full
 
     def take(self, decision: Decision[Any], cause: str) -> list[tuple[Effect, str]]:
@@ -252,7 +260,8 @@ class World:
                 item[1].mail.append((item[2], None, item[3]))
         for shell in self.shells.values():
             if shell.wake_at <= self.monotonic:
-                shell.settle()
+                shell.wake_at = math.inf
+                shell.mail.append((Wake(), None, ""))
         if not busy:
             self.read_mail()
 
@@ -354,7 +363,8 @@ class World:
         if process is None or process.state == "dead":
             self._report(shell.core.backend, msg.LostEngine(engine_id=one, reason="there is no such engine"))
             return
-        willing = reason.startswith(("its requests did not end in time", "no sign", "nobody wants"))
+        in_any_case = ("its requests did not end", "no sign", "nobody wants", "nothing is heard")
+        willing = reason.startswith(in_any_case)
         reading = self.gates.readings().get(one)
         if not willing and reading is not None:
             assert not reading.open, f"{one} is ended with an open gate"

@@ -213,7 +213,7 @@ def pruned(state: SchedulerState, seen: SchedulerSeen) -> SchedulerSeen:
     return msgspec.structs.replace(
         seen,
         met=seen.met & loads,
-        measured={one: size for one, size in seen.measured.items() if one in alive},
+        measured={one: size for one, size in seen.measured.items() if one in alive or one in loads},
         begun={one: at for one, at in seen.begun.items() if one in loads},
         start_told={one: at for one, at in seen.start_told.items() if one in loads},
         leaving={one: at for one, at in seen.leaving.items() if one in alive},

@@ -1,0 +1,299 @@
+"""What the cores make of measured memory, of engines that are given up, of pins and of interrupted loads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.events import DaemonStarted, EvictionDecided, KeepAliveWished
+from greenroom.actors.facts import Engine, EngineSpec, Measured
+from greenroom.actors.ledger import Account, Memory, expected, memory_needed, reckoned
+from greenroom.actors.runner import Runner
+from greenroom.actors.testing import Case, given
+from stage import GIB, Stage, exited, model
+
+MIB = 2**20
+SPEC = EngineSpec(
+    engine_id="e1", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m", memory=GIB
+)
+
+
+def measure(stage: Stage, spec: EngineSpec, peak: int, now: int = 0) -> None:
+    size = Measured(now=now or peak, peak=peak)
+    stage.when(
+        msg.EngineList(
+            backend=spec.backend,
+            engines=tuple(stage.engines[spec.backend].values()),
+            version=1,
+            measured={spec.engine_id: size},
+        )
+    ).rest()
+
+
+def serve_times(stage: Stage, name: str, times: int) -> None:
+    for number in range(times):
+        stage.serve(f"{name}-{number}", name).leave(f"{name}-{number}")
+
+
+def ledger(stage: Stage) -> msg.LedgerReading:
+    reading = stage.when(msg.ReadLedger()).reply
+    assert isinstance(reading, msg.LedgerReading)
+    return reading
+
+
+class TestTheLedger:
+    """Pure arithmetic."""
+
+    @pytest.mark.parametrize(
+        ("peak", "served", "holds"),
+        [
+            (0, 9, 100),  # not measured: the estimate
+            (140, 0, 140),  # more than promised: at once
+            (60, 2, 100),  # less: not yet
+            (60, 3, 80),  # less, after several requests: but never less than weights and cache
+            (90, 3, 90),
+        ],
+    )
+    def test_a_measured_peak_raises_at_once_and_lowers_late(self, peak: int, served: int, holds: int) -> None:
+        assert reckoned(100, 80, peak, served) == holds
+
+    def test_experience_keeps_others_out_but_never_the_model_itself(self) -> None:
+        alone = Account(memory=Memory(budget=100, available=90), promised=0, unclaimed=0)
+        crowd = Account(memory=Memory(budget=100, available=90), promised=10, unclaimed=0)
+        assert expected(50, 40, 0, alone) == 50
+        assert expected(50, 40, 30, alone) == 40
+        assert expected(50, 40, 95, alone) == 90
+        assert expected(50, 40, 95, crowd) == 95
+        assert expected(50, 40, 500, crowd) == 100
+
+    def test_a_context_of_less_than_none_is_all_the_model_can_take(self) -> None:
+        one = model("m", 1000, context_length=100_000, kv_bytes_per_token=2)
+        assert memory_needed(one, -1, 10) == 1000 + 200_000 + 10
+        assert memory_needed(one, 0, 10) == 1000 + 2 * 8192 + 10
+        assert memory_needed(one, 64, 10) == 1000 + 128 + 10
+
+
+class TestMeasuredMemory:
+    """In the scheduler."""
+
+    def test_that_is_more_than_was_promised_counts_at_once(self) -> None:
+        stage = Stage().begin(model("one", 2 * GIB), model("two", 5 * GIB))
+        spec = stage.loaded("one", keep_alive=-1)
+        measure(stage, spec, 4 * GIB)
+        assert ledger(stage).promised == 4 * GIB
+        stage.serve("r", "two")
+        assert stage.refused("r").code == "no_room"
+        assert stage.refused("r").numbers["pinned"] == 4 * GIB
+
+    def test_that_is_less_counts_after_several_requests_and_never_below_weights_and_cache(self) -> None:
+        stage = Stage().begin(model("one", 2 * GIB, context_length=1024, kv_bytes_per_token=2**20))
+        spec = stage.loaded("one")
+        assert spec.memory == 3 * GIB
+        measure(stage, spec, GIB)
+        assert ledger(stage).promised == 3 * GIB
+        serve_times(stage, "one", 3)
+        # The stage's backend has no overhead, so weights and cache are all there is.
+        assert ledger(stage).promised == 3 * GIB
+
+    def test_is_remembered_for_the_next_engine_of_this_kind_also_after_a_restart(self) -> None:
+        stage = Stage().begin(model("one", 2 * GIB))
+        spec = stage.loaded("one")
+        measure(stage, spec, 3 * GIB)
+        stage.when(msg.Unload(all=True)).rest()
+        (evicted,) = stage.stored(EvictionDecided)
+        assert (evicted.memory, evicted.footprint) == (3 * GIB, 3 * GIB)
+        stage.engine_is(spec, "gone", exit=exited(expected=True))
+        stage.rebuild()
+        stage.serve("again", "one")
+        assert stage.spec_of("one").memory == 3 * GIB
+
+    def test_that_was_remembered_keeps_it_from_being_loaded_beside_others(self) -> None:
+        stage = Stage().begin(model("one", 2 * GIB), model("other", 4 * GIB))
+        spec = stage.loaded("one")
+        measure(stage, spec, 5 * GIB)
+        stage.when(msg.Unload(all=True)).rest()
+        stage.engine_is(spec, "gone", exit=exited(expected=True))
+        stage.loaded("other")
+        stage.serve("r", "one")
+        # Two and four would fit into eight; five and four do not, so the other makes room.
+        assert [one.model_ref for one in stage.stored(EvictionDecided)] == ["one", "other"]
+
+    def test_of_an_engine_that_died_of_it_is_remembered_too(self) -> None:
+        stage = Stage().begin(model("one", 2 * GIB))
+        spec = stage.loaded("one")
+        measure(stage, spec, 6 * GIB)
+        stage.dies(spec, code=None, signal="SIGKILL")
+        (failed,) = stage.stored(ev.LoadFailed)
+        assert failed.footprint == 6 * GIB
+
+    def test_can_be_read_with_who_waits_and_until_when_everybody_stays(self) -> None:
+        stage = Stage().begin(model("one", 2 * GIB), model("two", 7 * GIB))
+        spec = stage.loaded("one")
+        measure(stage, spec, GIB, now=GIB // 2)
+        stage.pass_time(60)
+        reading = ledger(stage)
+        (one,) = reading.engines
+        assert (one.promised, one.measured, one.peak) == (2 * GIB, GIB // 2, GIB)
+        assert (one.inside, one.served, one.queue) == (0, 1, 0)
+        assert (one.idle_seconds, one.expires_in, one.keep_alive) == (60.0, 240.0, 300.0)
+        assert one.cause.startswith("scheduler/")
+        assert (reading.budget, reading.promised, reading.free, reading.waiting) == (
+            *(8 * GIB, 2 * GIB, 6 * GIB, 0),
+        )
+        stage.serve("inside", "one").serve("waits", "two")
+        (one,) = ledger(stage).engines
+        assert (one.inside, one.idle_seconds, one.expires_in) == (1, None, None)
+        assert ledger(stage).waiting == 1
+
+
+class TestAnEngineThatIsGivenUp:
+    """It still runs, and nobody counts on it."""
+
+    def test_has_failed_at_once_and_is_replaced_before_it_is_gone(self) -> None:
+        stage = Stage().begin(model("one", GIB))
+        spec = stage.loaded("one")
+        stage.serve("stuck", "one")
+        stage.engine_is(spec, "stopping", fault="it sent nothing for 60 s")
+        (failed,) = stage.stored(ev.LoadFailed)
+        assert failed.failure.code == "engine_stalled"
+        assert "it sent nothing for 60 s" in failed.failure.message
+        stage.serve("next", "one")
+        assert stage.spec_of("one").engine_id != spec.engine_id
+        # What it holds is not promised again before it is gone.
+        assert ledger(stage).promised == 2 * GIB
+
+    def test_lets_nobody_else_in(self) -> None:
+        stage = Stage().begin(model("one", GIB))
+        spec = stage.loaded("one")
+        stage.engine_is(spec, "stopping", fault="it is dead")
+        assert stage.gates.enter("sha256:one", "completion", "", "late") is None
+
+    def test_counts_against_the_model(self) -> None:
+        stage = Stage().begin(model("one", GIB))
+        for number in range(3):
+            spec = stage.serve(f"r{number}", "one").spec_of("one")
+            stage.engine_is(spec, "starting").engine_is(spec, "stopping", fault="it is dead")
+            assert stage.refused(f"r{number}").code == "engine_stalled"
+            stage.engine_is(spec, "gone", exit=exited())
+        stage.serve("again", "one")
+        assert stage.refused("again").code == "breaker_open"
+
+
+class TestARunner:
+    """Owns engines, and ends those that do nothing."""
+
+    def ready(self) -> Case[Any, Any]:
+        case = given(Runner("llama.cpp"), ev.EngineStartRequested(spec=SPEC))
+        case.when(msg.SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
+        return case.when(msg.EngineIsReady(engine_id="e1")).rest()
+
+    def test_ends_an_engine_that_has_stalled_and_says_why(self) -> None:
+        case = self.ready()
+        case.when(msg.EngineStalled(engine_id="e1", reason="it does nothing"))
+        case.then(ev.EngineStopRequested(engine_id="e1", reason="it does nothing", fault=True))
+        engine: Engine = case.state.engines["e1"]
+        assert (engine.state, engine.fault) == ("stopping", "it does nothing")
+        case.when(msg.EngineEnded(engine_id="e1", exit=exited(expected=True)))
+        assert case.state.engines["e1"].exit.expected is False
+        assert "it does nothing" in case.state.engines["e1"].exit.summary
+
+    def test_does_not_end_one_twice_nor_one_that_is_not_ready(self) -> None:
+        case = self.ready()
+        case.when(msg.StopEngine(engine_id="e1", reason="unload"))
+        case.when(msg.EngineStalled(engine_id="e1", reason="it does nothing")).then()
+        case.when(msg.EngineStalled(engine_id="nobody", reason="it does nothing")).then()
+
+    def test_tells_measured_memory_with_its_list_and_at_once_when_it_has_grown(self) -> None:
+        case = self.ready()
+        case.when(msg.EnginesMeasured(measured={"e1": Measured(now=MIB, peak=MIB)})).rest()
+        assert case.told(msg.SCHEDULER) == []
+        case.when(msg.EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
+        (told,) = case.told(msg.SCHEDULER)
+        assert isinstance(told, msg.EngineList)
+        assert told.measured["e1"].peak == GIB
+
+    def test_forgets_the_memory_of_engines_that_are_gone(self) -> None:
+        case = self.ready()
+        case.when(msg.EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
+        case.when(msg.EngineEnded(engine_id="e1", exit=exited())).rest()
+        assert case.seen.measured == {}
+
+
+class TestAWishToStayForEver:
+    """A pin by request."""
+
+    def test_survives_a_restart(self) -> None:
+        stage = Stage().begin(model("one", GIB))
+        stage.loaded("one", keep_alive=-1)
+        stage.rebuild()
+        stage.pass_time(3600)
+        assert stage.stored(EvictionDecided) == []
+        assert ledger(stage).engines[0].expires_in is None
+
+    def test_is_stored_once_and_its_end_once(self) -> None:
+        stage = Stage().begin(model("one", GIB))
+        stage.loaded("one", keep_alive=-1)
+        for number in range(5):
+            stage.serve(f"r{number}", "one", keep_alive=-1).leave(f"r{number}")
+        stage.when(msg.Keep(model_id="sha256:one", keep_alive=60.0)).rest()
+        stage.when(msg.Keep(model_id="sha256:one", keep_alive=90.0)).rest()
+        assert [one.keep_alive for one in stage.stored(KeepAliveWished)] == [-1, 60.0]
+        stage.pass_time(91)
+        assert [one.reason for one in stage.stored(EvictionDecided)] == ["idle"]
+
+    def test_other_wishes_are_not_stored(self) -> None:
+        stage = Stage().begin(model("one", GIB))
+        stage.loaded("one", keep_alive=60)
+        assert stage.stored(KeepAliveWished) == []
+
+    def test_of_a_client_that_keeps_changing_its_mind_does_not_fill_the_journal(self) -> None:
+        stage = Stage().begin(model("one", GIB))
+        stage.loaded("one")
+        for number in range(100):
+            stage.when(msg.Keep(model_id="sha256:one", keep_alive=-1.0 if number % 2 else 60.0)).rest()
+        assert len(stage.stored(KeepAliveWished)) == 16
+
+
+class TestWhatWasLoadedWhenTheDaemonEnded:
+    """The desired state."""
+
+    def test_is_remembered_until_it_is_loaded_again(self) -> None:
+        stage = Stage().begin(model("one", GIB), model("two", GIB))
+        stage.loaded("one", keep_alive=-1)
+        spec = stage.loaded("two")
+        stage.when(msg.Drain()).rest()
+        marks = stage.state.interrupted
+        assert {one.spec.model_ref: one.kept for one in marks.values()} == {"one": True, "two": False}
+        for each in list(stage.engines["llama.cpp"].values()):
+            stage.engine_is(each.spec, "gone", exit=exited(expected=True))
+        stage.rebuild()
+        stage.serve("r", "two")
+        assert stage.spec_of("two").engine_id != spec.engine_id
+        assert [one.spec.model_ref for one in stage.state.interrupted.values()] == ["one"]
+
+    def test_counts_also_when_it_got_lost_with_the_daemon(self) -> None:
+        stage = Stage().begin(model("one", GIB))
+        spec = stage.loaded("one")
+        stage.rebuild()
+        stage.engine_is(spec, "gone", exit=exited(code=None, lost=True))
+        assert [one.spec.model_ref for one in stage.state.interrupted.values()] == ["one"]
+
+    def test_is_nothing_of_what_ended_for_another_reason(self) -> None:
+        stage = Stage().begin(model("one", GIB), model("two", GIB))
+        stage.dies(stage.loaded("one"))
+        stage.loaded("two")
+        stage.when(msg.Unload(all=True)).rest()
+        assert stage.state.interrupted == {}
+
+
+def test_the_daemons_log_knows_when_the_one_before_started() -> None:
+    from greenroom.actors.daemon_log import DaemonLog
+
+    started = DaemonStarted(pid=1, version="1", platform="x")
+    case = given(DaemonLog(started), started)
+    first = case.now.wall
+    case.advance(60).given(started)
+    assert case.state.started_before == first
+    assert case.state.started_at == first + 60

@@ -276,6 +276,11 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     footprint: int = 0
     """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
 
+    @property
+    def is_urgent(self) -> bool:
+        """Not for another load: that could not be recorded, so room would be made in vain."""
+        return self.reason != "room"
+
 
 class BreakerOpened(Event, frozen=True, kw_only=True):
     """A model keeps dying on an installation; it is left alone for a while."""

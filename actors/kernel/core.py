@@ -43,6 +43,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     UPCASTERS: ClassVar[Upcasters] = {}
     """From each older schema version, how its raw fields become those of the next."""
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether this one must be recorded even on a full disk; an event may know better than its type."""
+        return self.URGENT
+
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something that is asked or reported."""

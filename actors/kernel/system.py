@@ -269,7 +269,7 @@ class ActorSystem:
             entry, as_read = self.codec.entry(event, stream=stream, version=ahead[stream], cause=cause, at=at)
             entries.append(entry)
             stored.append(as_read)
-        return Batch(tuple(entries), tuple(stored), ahead, any(type(event).URGENT for event in events))
+        return Batch(tuple(entries), tuple(stored), ahead, any(event.is_urgent for event in events))
 
     def commit(self, batch: Batch) -> None:
         """Store a batch, all or none. Raises NotWritten or JournalFailed."""

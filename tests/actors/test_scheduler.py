@@ -1004,6 +1004,15 @@ class TestAFullDisk:
         assert (stage.refused("r1").status, stage.refused("r1").code) == (507, "journal_full")
         assert stage.granted("r2")
 
+    def test_never_makes_room_for_a_load_that_could_not_be_recorded(self) -> None:
+        stage = begun(QWEN, PHI, memory=room_for(1))
+        qwen = stage.loaded("qwen")
+        stage.disk_full = True
+        stage.serve("r1", "phi").then()
+        assert stage.refused("r1").status == 507
+        assert [spec.engine_id for spec in stage.loads] == [qwen.engine_id]
+        stage.pass_time(3600).then(ev.EvictionDecided)  # that it is idle is recorded all the same
+
     def test_still_tells_the_real_reason_of_a_refusal(self) -> None:
         stage = begun(model("gemma", format="safetensors-mlx"))
         stage.disk_full = True

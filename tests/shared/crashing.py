@@ -147,29 +147,29 @@ class Life:
 
     def install(self) -> None:
         with self._changing("installed", True):
-            assert self._post("/engines/install-backend", {"backend": "toy"}) == (200, None)
+            assert self.post("/engines/install-backend", {"backend": "toy"}) == (200, None)
 
     def pull(self, name: str) -> None:
         with self._changing(f"model {name}", True):
-            status, line = self._post("/models/create", {"from": f"file:{self.models / name}.gguf"})
-            assert (status, line.get("type")) == (200, "success"), (line, self._log())
+            status, line = self.post("/models/create", {"from": f"file:{self.models / name}.gguf"})
+            assert (status, line.get("type")) == (200, "success"), (line, self.log())
 
     def tag(self, name: str) -> None:
         with self._changing(f"tag {name}", True):
             path = f"/models/file:{self.models / name}.gguf/tag?repo={name}&tag=latest"
-            status, _ = self._post(path, {})
+            status, _ = self.post(path, {})
             assert status == 201
 
     def configure(self) -> None:
         with self._changing("configured", True):
-            status, answer = self._post("/engines/_configure", {"model": "one", "keep_alive": "30m"})
+            status, answer = self.post("/engines/_configure", {"model": "one", "keep_alive": "30m"})
             assert status in (200, 202), answer
         # The contract loads what was configured: that is the first load.
-        self._until(lambda: [one["state"] for one in self._engines()] == ["ready"])
+        self.until_so(lambda: [one["state"] for one in self.engines()] == ["ready"])
 
     def chat(self, model: str) -> None:
         body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
-        status, answer = self._post("/v1/chat/completions", body)
+        status, answer = self.post("/v1/chat/completions", body)
         assert status == 200, (model, answer)
 
     def crash_engine(self) -> Callable[[], None]:
@@ -178,11 +178,11 @@ class Life:
 
         def step() -> None:
             if not crashed:
-                (engine,) = self._engines()
+                (engine,) = self.engines()
                 crashed.append(engine["pid"])
                 os.kill(engine["pid"], signal.SIGKILL)
-            self._until(lambda: not any(one["pid"] in crashed for one in self._engines()))
-            self._until(lambda: "load_failed" in self._types())
+            self.until_so(lambda: not any(one["pid"] in crashed for one in self.engines()))
+            self.until_so(lambda: "load_failed" in self.types())
 
         return step
 
@@ -215,30 +215,30 @@ class Life:
         except Died:
             status = self._buried()
             assert status > 0, status
-            return self._log()
+            return self.log()
         raise AssertionError("the daemon has started")
 
     def unload(self) -> None:
-        status, _ = self._post("/engines/unload", {"all": True})
+        status, _ = self.post("/engines/unload", {"all": True})
         assert status == 200
-        self._until(lambda: self._engines() == [])
+        self.until_so(lambda: self.engines() == [])
 
     def untag(self, name: str) -> None:
         with self._changing(f"tag {name}", False):
-            status, answer = self._ask("DELETE", f"/models/{name}")
+            status, answer = self.ask_daemon("DELETE", f"/models/{name}")
             assert status == 200 or (status == 404 and self.killed), answer
 
     def remove(self, name: str) -> None:
         # What is configured for a model that is gone is nobody's concern.
         self.acknowledged.pop("configured", None)
         with self._changing(f"model {name}", False):
-            status, answer = self._ask("DELETE", f"/models/file:{self.models / name}.gguf")
+            status, answer = self.ask_daemon("DELETE", f"/models/file:{self.models / name}.gguf")
             # Whoever asks again after a kill may find that it has happened.
             assert status == 200 or (status == 404 and self.killed), answer
 
     def uninstall(self) -> None:
         with self._changing("installed", False):
-            status, answer = self._post("/engines/uninstall-backend", {"backend": "toy"})
+            status, answer = self.post("/engines/uninstall-backend", {"backend": "toy"})
             assert status == 200, answer
 
     def stop(self) -> None:
@@ -248,22 +248,22 @@ class Life:
         if status == -signal.SIGKILL:
             self._pid = -1
             raise Died
-        assert status == 0, (status, self._log())
+        assert status == 0, (status, self.log())
         self._pid = 0
 
     # looking
 
     def look(self) -> None:
         """After a restart: what was acknowledged holds, nothing is believed by halves, nothing runs twice."""
-        self._until(lambda: self._get("/readyz")[0] == 200)
-        self._until(self._is_at_rest)
-        status = self._get("/engines/status")[1]["toy"]
+        self.until_so(lambda: self.get("/readyz")[0] == 200)
+        self.until_so(self._is_at_rest)
+        status = self.get("/engines/status")[1]["toy"]
         self._holds("installed", status.startswith("Running"), status)
-        tags = {tag for model in self._get("/models")[1] for tag in model.get("tags", ())}
+        tags = {tag for model in self.get("/models")[1] for tag in model.get("tags", ())}
         for name in ("one", "two"):
             self._holds(f"model {name}", any(tag.endswith(f"/{name}.gguf") for tag in tags), tags)
             self._holds(f"tag {name}", any(tag.endswith(f"{name}:latest") for tag in tags), tags)
-        configured = self._get("/engines/_configure")[1] or []
+        configured = self.get("/engines/_configure")[1] or []
         self._holds("configured", bool(configured), configured)
         self._look_at_disk(status.startswith("Running"))
         self._look_at_journal()
@@ -274,10 +274,10 @@ class Life:
 
     def _is_at_rest(self) -> bool:
         """Every engine is ready and every process of this home is one of theirs, or a keeper's."""
-        engines = self._engines()
+        engines = self.engines()
         if any(one["state"] != "ready" for one in engines):
             return False
-        status = self._get("/engines/status")[1]["toy"]
+        status = self.get("/engines/status")[1]["toy"]
         if status.startswith("Installing") or status.endswith("being removed"):
             return False
         return {one["pid"] for one in engines} == set(self._processes("fake_engine.py"))
@@ -317,6 +317,11 @@ class Life:
 
     # asking
 
+    @property
+    def pid(self) -> int:
+        """The daemon that runs now."""
+        return self._pid
+
     @contextlib.contextmanager
     def _changing(self, fact: str, to: bool) -> Iterator[None]:
         """Between the question and the answer either may hold."""
@@ -325,13 +330,13 @@ class Life:
         self.in_doubt.discard(fact)
         self.acknowledged[fact] = to
 
-    def _get(self, path: str) -> tuple[int, Any]:
-        return self._ask("GET", path)
+    def get(self, path: str) -> tuple[int, Any]:
+        return self.ask_daemon("GET", path)
 
-    def _post(self, path: str, body: Any) -> tuple[int, Any]:
-        return self._ask("POST", path, body)
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        return self.ask_daemon("POST", path, body)
 
-    def _ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask_daemon(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and the last line as JSON; Died when the daemon is gone."""
         if self._pid <= 0:
             raise Died
@@ -342,7 +347,7 @@ class Life:
             answer = connection.getresponse()
             content = answer.read()
         except TimeoutError:
-            raise AssertionError(f"{method} {path} got no answer; {self.kill}\n{self._log()}") from None
+            raise AssertionError(f"{method} {path} got no answer; {self.kill}\n{self.log()}") from None
         except (OSError, http.client.HTTPException):
             raise Died from None
         finally:
@@ -355,11 +360,11 @@ class Life:
         except ValueError:
             return answer.status, content.decode()
 
-    def _engines(self) -> list[Any]:
-        found: list[Any] = self._get("/engines/ps")[1]
+    def engines(self) -> list[Any]:
+        found: list[Any] = self.get("/engines/ps")[1]
         return found
 
-    def _types(self) -> set[str]:
+    def types(self) -> set[str]:
         return {record.type for record in read_journal(self.home / "journal.db")}
 
     def _notes(self) -> list[str]:
@@ -367,7 +372,7 @@ class Life:
             return Path(f"{self.home}.notes").read_text().splitlines()
         return []
 
-    def _log(self) -> str:
+    def log(self) -> str:
         return Path(f"{self.home}.log").read_text()[-6000:]
 
     def _processes(self, program: str) -> list[int]:
@@ -385,10 +390,10 @@ class Life:
                     found.append(int(entry.name))
         return found
 
-    def _until(self, condition: Callable[[], Any]) -> None:
+    def until_so(self, condition: Callable[[], Any]) -> None:
         end = time.monotonic() + BOUND
         while not condition():
-            about = f"{self.kill}: {self._engines()} {self._processes('')}\n{self._log()}"
+            about = f"{self.kill}: {self.engines()} {self._processes('')}\n{self.log()}"
             assert time.monotonic() < end, about
             time.sleep(0.01)
 
@@ -404,7 +409,7 @@ class Life:
         while not note.exists():
             if select.select([self._pidfd], [], [], 0.005)[0]:
                 raise Died
-            assert time.monotonic() < end, self._log()
+            assert time.monotonic() < end, self.log()
         host, port = json.loads(note.read_text())["url"].removeprefix("http://").split(":")
         self._address = (host, int(port))
 
@@ -412,9 +417,9 @@ class Life:
         """The daemon has died: at the boundary, and nowhere else, and once."""
         if self._pid > 0:
             status = self._buried()
-            assert status == -signal.SIGKILL, f"status {status} at {self.kill}\n{self._log()}"
+            assert status == -signal.SIGKILL, f"status {status} at {self.kill}\n{self.log()}"
         marks = [line for line in self._notes() if line.startswith("! ") and "replay" not in line]
-        assert len(marks) == 1, f"{marks} {self.kill}\n{self._log()}"
+        assert len(marks) == 1, f"{marks} {self.kill}\n{self.log()}"
         assert not self.killed, f"the daemon died again after {self.killed}"
         self.killed = marks[0]
 

@@ -236,7 +236,7 @@ class Stage(Case[Any, Any]):
         self.seen = msgspec.structs.replace(self.seen, gates=self.gates.readings(), memory=self.memory)
 
     def _carry_out(self, decision: Decision[Any], cause: str) -> None:
-        urgent = any(type(event).URGENT for event in decision.events)
+        urgent = any(event.is_urgent for event in decision.events)
         if self.disk_full and decision.events and not urgent:
             decision = decision.otherwise or Decision()
         before = len(self.effects)

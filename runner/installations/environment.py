@@ -81,8 +81,8 @@ class Environments:
             if lock.version_of(source.distribution) == version:
                 return lock
         if version != "latest":
-            # Of a version that was brought here in an archive.
-            with suppress(FileNotFoundError):
+            # Of a version that was brought here in an archive; what cannot be a file's name was not.
+            with suppress(FileNotFoundError, JobFailed):
                 kept = kept_lock(self.installed.home, source.distribution, version)
                 return Lock(kept.read_text(encoding="utf-8"))
         from greenroom.runner.installations.resolution import for_version

@@ -46,6 +46,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--token-delay", type=float, default=0.0)
     parser.add_argument("--first-token-delay", type=float, default=0.0)
     parser.add_argument("--echo", action="store_true", help="answer with the words of the last message")
+    parser.add_argument("--echo-fields", action="store_true", help="answer with the request's fields too")
     parser.add_argument("--say", action="append", default=[], help="a line for standard error at the start")
     parser.add_argument("--flood", type=int, default=0, help="bytes of output at the start")
     parser.add_argument("--child", action="store_true", help="start a child that ignores SIGINT and SIGTERM")
@@ -187,7 +188,9 @@ class Engine:
             choice = {"index": 0, "finish_reason": "stop"}
             choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             kind = "chat.completion" if chat else "text_completion"
-            await answer(writer, 200, {**common, "object": kind, "choices": [choice], "usage": usage})
+            fields = {"fields": sorted(request)} if self.options.echo_fields else {}
+            body = {**common, "object": kind, "choices": [choice], "usage": usage, **fields}
+            await answer(writer, 200, body)
             return
         kind = "chat.completion.chunk" if chat else "text_completion"
         head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,0 +1,189 @@
+"""How long a model stays, as requests wish it; what `ps` and the ledger say of it; all of `_configure`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+
+async def _row(house: Any) -> Any:
+    async with house.get("/engines/ps") as response:
+        (row,) = await response.json()
+    return row
+
+
+@pytest.mark.parametrize(
+    ("wish", "stays"),
+    [("10m", "10m0s"), ("1h30m", "1h30m0s"), (90, "1m30s"), (0.5, "500ms"), ("-1", "-1"), (-1, "-1")],
+)
+async def test_a_request_says_how_long_its_model_stays(open_house: Any, wish: Any, stays: str) -> None:
+    house = await open_house()
+    async with house.chat() as response:
+        assert response.status == 200
+    # The engine is ready, so nobody has to be asked for it; the wish is heard all the same.
+    async with house.chat(keep_alive=wish) as response:
+        assert response.status == 200
+    assert (await _row(house))["stays"] == stays
+
+
+@pytest.mark.parametrize("wish", [0, "0", "0s"])
+async def test_none_at_all_ends_it_after_the_request(open_house: Any, wait_until: Any, wish: Any) -> None:
+    house = await open_house()
+    async with house.chat(keep_alive=wish) as response:
+        assert response.status == 200
+    await wait_until(lambda: not house.engines())
+
+
+@pytest.mark.parametrize("wish", ["5", "5 minutes", "", "forever", True, [1], {}])
+async def test_what_is_no_duration_is_refused_and_named(open_house: Any, wish: Any) -> None:
+    house = await open_house()
+    status, error = await house.error(house.chat(keep_alive=wish))
+    assert status == 400
+    assert "keep_alive" in error["message"]
+    assert house.engines() == []
+
+
+async def test_the_engine_does_not_see_the_wish(open_house: Any) -> None:
+    house = await open_house("--echo-fields")
+    async with house.chat(keep_alive="10m", temperature=0.5) as response:
+        seen = (await response.json())["fields"]
+    assert "keep_alive" not in seen
+    assert "temperature" in seen
+
+
+async def test_a_preload_pins(open_house: Any, wait_until: Any) -> None:
+    house = await open_house(keep_alive=0.0)
+    body = {"model": "tiny", "messages": [], "keep_alive": -1}
+    async with house.post("/v1/chat/completions", body, headers={"X-Preload-Only": "true"}) as response:
+        assert (response.status, await response.read()) == (200, b"")
+    await wait_until(lambda: house.inside() == 0)
+    row = await _row(house)
+    assert (row["stays"], row["expires_in"]) == ("-1", None)
+    assert row["idle_seconds"] is not None
+
+
+async def test_ps_has_promised_and_measured_memory_queue_idle_expiry_and_cause(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house(keep_alive=100.0)
+    async with house.chat() as response:
+        assert response.status == 200
+
+    async def measured() -> Any:
+        row = await _row(house)
+        return row if row["measured"] else None
+
+    row = None
+    for _ in range(500):
+        row = await measured()
+        if row:
+            break
+        await asyncio.sleep(0.02)
+    assert row, "nothing was measured"
+    # A Python process is more than the fake backend promises, so it counts as measured.
+    assert row["memory"] == row["peak"] >= row["measured"] > 5 * 2**20
+    assert row["queue"] == row["inside"] == 0
+    assert row["served"] == 1
+    assert 0 <= row["idle_seconds"] < 60
+    assert 40 < row["expires_in"] <= 100
+    assert row["cause"].startswith("scheduler/")
+
+
+async def test_the_ledger_adds_up(open_house: Any) -> None:
+    house = await open_house(memory_budget=2**30)
+    async with house.chat() as response:
+        assert response.status == 200
+    async with house.get("/engines/ledger") as response:
+        ledger = await response.json()
+    assert ledger["budget"] == 2**30
+    assert ledger["promised"] == sum(one["promised"] for one in ledger["engines"])
+    assert ledger["free"] <= ledger["budget"] - ledger["promised"]
+
+
+async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any, wait_until: Any) -> None:
+    house = await open_house("--die-after-requests", "1", "--die-by", "7", "--say", "I shall die.")
+    async with house.chat() as response:
+        assert response.status == 200
+    await wait_until(lambda: not house.engines())
+    async with house.get("/engines/ps") as response:
+        assert await response.json() == []
+    async with house.get("/engines/ps?all=true") as response:
+        (row,) = await response.json()
+    assert row["state"] == "gone"
+    assert row["exit"]["code"] == 7
+    assert "I shall die." in row["exit"]["first_lines"]
+    assert "exited with code 7" in row["exit"]["summary"]
+
+
+class TestConfigure:
+    """`/engines/_configure`."""
+
+    async def configured(self, house: Any, **body: Any) -> Any:
+        status = 409
+        while status == 409:
+            # The model is loaded after each change, and meanwhile it is in use.
+            async with house.post("/engines/_configure", {"model": "tiny", **body}) as response:
+                status, text = response.status, await response.text()
+        if status != 202:
+            return status, text
+        async with house.get("/engines/_configure?model=tiny") as response:
+            return (await response.json())[0]["Config"]
+
+    async def test_merges_instead_of_resetting(self, open_house: Any) -> None:
+        house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+        await self.configured(house, **{"context-size": 1024})
+        await self.configured(house, keep_alive="1h")
+        config = await self.configured(house, **{"runtime-flags": ["--tokens", "3"]})
+        assert config == {
+            "context-size": 1024,
+            "runtime-flags": ["--tokens", "3"],
+            "keep_alive": "1h0m0s",
+        }
+
+    async def test_a_backends_own_section_becomes_its_flags(self, open_house: Any) -> None:
+        house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+        await self.configured(house, **{"runtime-flags": ["--tokens", "3"]})
+        config = await self.configured(house, llamacpp={"reasoning-budget": 5})
+        assert config["runtime-flags"] == ["--tokens", "3", "--reasoning-budget", "5"]
+        config = await self.configured(house, llamacpp={"reasoning-budget": 0})
+        assert config["runtime-flags"] == ["--tokens", "3", "--reasoning-budget", "0"]
+
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            ({"vllm": {"gpu-memory-utilization": 0.5}}, "vllm is about safetensors models"),
+            ({"vllm": {"hf-overrides": {"a": 1}}}, "vllm is about safetensors models"),
+            ({"speculative": {"draft_model": "ai/small"}}, "draft models are not offered"),
+            ({"keep_alive": 300}, "keep_alive"),
+            ({"keep_alive": "forever"}, "is not a duration"),
+            ({"context-size": "many"}, "context-size"),
+        ],
+    )
+    async def test_what_cannot_be_is_refused_with_a_sentence(
+        self, open_house: Any, body: Any, said: str
+    ) -> None:
+        house = await open_house()
+        status, text = await self.configured(house, **body)
+        assert status == 400
+        assert said in text
+
+    @pytest.mark.parametrize(
+        ("body", "context"),
+        [
+            ({"context-size": -1}, -1),
+            ({"context-size": 0}, None),
+            ({"context-size": -7}, None),
+            ({"runtime-flags": ["--ctx-size", "512"]}, 512),
+            ({"raw-runtime-flags": "-c 512"}, 512),
+            ({"runtime-flags": ["--ctx-size=512"]}, 512),
+            ({"runtime-flags": ["--ctx-size", "0"]}, -1),
+        ],
+    )
+    async def test_the_context_counts_however_it_is_said(
+        self, open_house: Any, body: Any, context: int | None
+    ) -> None:
+        house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "-c"})})
+        config = await self.configured(house, keep_alive="1h", **body)
+        assert config.get("context-size") == context

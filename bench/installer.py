@@ -1,0 +1,171 @@
+"""The installer: beside uv itself, and what looking at installations costs.
+
+    python bench/installer.py [--json] [--backend mlx] [--repeat 3] [--folder DIR]
+
+Each installation is measured beside `uv pip install` of the same lock in the same run: `cold` fetches
+everything into empty caches, `warm` finds everything in them. Both make the environment and both compile
+nothing; ours also imports the backend once on a probe, lists every file and syncs the disk. The verification
+is what every start of the daemon does: presence and size of each file, and the interpreter once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uv
+from aiohttp import web
+from greenroom.actors import messages as msg
+from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.declaration import Environment, Platform
+from greenroom.runner.config import Settings
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.http.app import front_door
+from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.lock import LOCKS
+from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.testing import fake_backend
+
+BUDGETS = {"cold_ratio": 1.1, "warm_ratio": 1.1, "look_ms": 100.0}
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds of one go."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def by_uv(source: Environment, sources: PackageSources, place: Path) -> None:
+    """What a person would do by hand, with the same sources, hashes and Python."""
+    program, target = uv.find_uv_bin(), place / "venv"
+    env = {**os.environ, **sources.uv_environment(), "UV_CACHE_DIR": str(place / "cache")}
+    shutil.rmtree(target, ignore_errors=True)
+    make = [program, "venv", "--no-config", "-q", "-p", sys.executable, str(target)]
+    install = [program, "pip", "install", "--no-config", "-q", "--require-hashes", "--only-binary", ":all:"]
+    install += ["--python", str(target / "bin" / "python"), "-r", str(LOCKS / f"{source.lock}.txt")]
+    for argv in (make, [*install, *sources.uv_arguments()]):
+        subprocess.run(argv, check=True, env=env, cwd=place, capture_output=True)
+
+
+def installs(folder: Path, backend: str, repeat: int) -> dict[str, Any]:
+    """Cold and warm, ours and uv's, taking turns so that the network's mood meets both."""
+    source = BACKENDS[backend].source
+    assert isinstance(source, Environment), f"{backend} is installed from an image"
+    sources = PackageSources.discover().with_indexes(source.indexes, "the declaration")
+    took: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "uv_cold", "uv_warm")}
+    for number in range(repeat):
+        home, place = folder / f"home{number}", folder / f"uv{number}"
+        place.mkdir(parents=True)
+        environments = Environments(home, PackageSources.discover())
+
+        def ours(environments: Environments = environments) -> None:
+            environments.build(backend, source, job="bench")
+
+        def theirs(place: Path = place) -> None:
+            by_uv(source, sources, place)
+
+        order = [("cold", ours), ("uv_cold", theirs)]
+        for name, work in order if number % 2 else order[::-1]:
+            took[name].append(timed(work))
+        # Warm as a person has it: the first one is gone, what was fetched for it is not.
+        shutil.rmtree(home / "backends")
+        took["warm"].append(timed(ours))
+        took["uv_warm"].append(timed(theirs))
+        if number + 1 < repeat:
+            shutil.rmtree(home)
+        shutil.rmtree(place)
+    found: dict[str, Any] = {f"{name}_s": round(min(times), 3) for name, times in took.items()}
+    found["cold_ratio"] = round(found["cold_s"] / found["uv_cold_s"], 3)
+    found["warm_ratio"] = round(found["warm_s"] / found["uv_warm_s"], 3)
+    return found
+
+
+def looks(home: Path, backend: str, repeat: int) -> dict[str, Any]:
+    """What every start does, and what `backends verify` does."""
+    installed = Environments(home, PackageSources()).installed
+    times = [timed(lambda: installed.look(backend)) for _ in range(max(repeat, 5))]
+    (one,) = installed.look(backend)
+    record = installed.record(one)
+    return {
+        "megabytes": round(one.size / 1e6),
+        "files": len(record.files),
+        "look_ms": round(statistics.median(times) * 1000, 1),
+        "hashes_ms": round(timed(lambda: installed.verify(one)) * 1000, 1),
+    }
+
+
+def statuses(home: Path) -> dict[str, Any]:
+    """`GET /engines/status` and `GET /engines` over TCP, with ten backends."""
+    here = Platform.here()
+    backends = {f"b{n}": fake_backend(Path("none"), name=f"b{n}", deferred=True) for n in range(10)}
+
+    async def ask(greenroom: Greenroom) -> dict[str, float]:
+        runner = web.AppRunner(front_door(greenroom), access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        found = {}
+        async with aiohttp.ClientSession() as session:
+            for path, name in (("/engines/status", "status_ms"), ("/engines", "engines_ms")):
+                times = []
+                for _ in range(200):
+                    began = time.perf_counter()
+                    async with session.get(f"http://127.0.0.1:{port}{path}") as response:
+                        await response.read()
+                    times.append(time.perf_counter() - began)
+                found[name] = round(statistics.median(times) * 1000, 3)
+        await runner.cleanup()
+        return found
+
+    with Greenroom(Settings(home=home), backends=backends, here=here) as greenroom:
+        greenroom.system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=30)
+        return {"backends": len(backends), **asyncio.run(ask(greenroom))}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="one object, for programs")
+    parser.add_argument("--backend", default="mlx")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="on the disk that is to be measured")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-installer-", dir=flags.folder) as name:
+        folder = Path(name)
+        install = installs(folder, flags.backend, flags.repeat)
+        look = looks(folder / f"home{flags.repeat - 1}", flags.backend, flags.repeat)
+        found = {"install": install, "look": look, "status": statuses(folder / "ten")}
+    measured = {**install, **look}
+    found["within_budget"] = {name: measured[name] <= limit for name, limit in BUDGETS.items()}
+    found["machine"] = {
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
+    if flags.json:
+        print(json.dumps(found))
+        return 0
+    for part in ("install", "look", "status", "within_budget"):
+        print(f"{part}:")
+        for key, value in found[part].items():
+            print(f"  {key:12} {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

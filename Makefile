@@ -17,7 +17,7 @@ run: export MODEL_NAME := $(value MODEL)
 run: export PROMPT_TEXT := $(value PROMPT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check format bench clean
+.PHONY: help run test test-slow check format golden bench clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
@@ -43,6 +43,9 @@ check: $(VENV)/.installed-dev ## lint, format, strict types
 format: $(VENV)/.installed-dev ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+golden: $(VENV)/.installed-dev ## take up changes of what is stored: make golden [CHANGED="…"] [VERSION=…]
+	@$(BIN)/python tests/shared/golden.py --changed "$(CHANGED)" --version "$(VERSION)"
 
 bench: $(VENV)/.installed-dev ## measure, beside the bare engine; JSON on standard output
 	@for program in bench/*.py; do $(BIN)/python $$program || exit 1; done

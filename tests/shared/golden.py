@@ -133,11 +133,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[st
 # golden journals
 
 
-def sample(hint: Any, name: str) -> Any:
+def sample(hint: Any, name: str, default: Any = None) -> Any:
     """A value of a type that is not its default, the same every time."""
+    if hint is bool:
+        # A field without a default has a mark in its place.
+        return default is not True
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         hints = typing.get_type_hints(hint)
-        return hint(**{field.name: sample(hints[field.name], field.name) for field in _fields(hint)})
+        return hint(**{one.name: sample(hints[one.name], one.name, one.default) for one in _fields(hint)})
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is typing.Literal:
         return arguments[-1]
@@ -147,7 +150,7 @@ def sample(hint: Any, name: str) -> Any:
         return tuple(sample(one, name) for one in arguments if one is not ...)
     if origin is not None:
         return {sample(arguments[0], "key"): sample(arguments[1], name)}
-    plain = {str: "mlx" if name == "backend" else f"{name}-1", int: 7, float: 1.5, bool: True}
+    plain = {str: "mlx" if name == "backend" else f"{name}-1", int: 7, float: 1.5}
     return plain[hint]
 
 

@@ -1,0 +1,129 @@
+"""The scheduler in a real shell whose journal is full: what is ready serves, the rest hears why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from greenroom.actors import effects as fx
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Engine
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.port import JournalFull
+from greenroom.actors.kernel.core import Effect
+from greenroom.actors.kernel.errors import Refused
+from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.ledger import Memory
+from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingHands
+from stage import GIB, LLAMA, installed, model
+
+QWEN, PHI = model("qwen"), model("phi")
+
+
+class House:
+    """One scheduler with real gates; the test plays everybody else."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.journal = FaultyJournal(MemoryJournal())
+        self.gates = GateBoard(monotonic=lambda: self.clock.now().monotonic)
+        self.hands = RecordingHands({fx.OpenGate: self._open, fx.AdmitRequest: self._admit})
+        self.system = ActorSystem(self.journal, clock=self.clock)
+        self.system.register(Scheduler((LLAMA,)), hands=self.hands, sense=self._sense)
+        self.system.start()
+        self.life = self._life()
+
+    def _open(self, effect: Any, cause: str) -> None:
+        self.gates.open(effect.engine_id, effect.model_id, effect.mode, effect.backend, effect.endpoint)
+
+    def _admit(self, effect: Any, cause: str) -> None:
+        assert self.gates.reserve(effect.engine_id, effect.request_id)
+
+    def _sense(self, seen: Any) -> Any:
+        memory = Memory(budget=8 * GIB, available=8 * GIB)
+        return msgspec.structs.replace(seen, gates=self.gates.readings(), memory=memory)
+
+    def _life(self) -> str:
+        now = self.clock.now()
+        return f"{now.monotonic}/{now.draw}"
+
+    def begin(self) -> None:
+        self.system.tell(msg.SCHEDULER, msg.ModelList(models=(QWEN, PHI), version=1))
+        told = msg.InstallationList(backends=(installed("llama.cpp"),), version=1)
+        self.system.tell(msg.SCHEDULER, told)
+        self.hear()
+
+    def hear(self, *engines: Engine) -> None:
+        told = msg.EngineList(backend="llama.cpp", engines=engines, version=1, token=self.life)
+        self.system.tell(msg.SCHEDULER, told)
+        self.system.rest()
+
+    def serve(self, request_id: str, name: str) -> Any:
+        ask = msg.Serve(request_id=request_id, model_id=f"sha256:{name}", model_ref=name)
+        return self.system.ask(msg.SCHEDULER, ask)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    house = House()
+    house.begin()
+    yield house
+    house.system.stop()
+
+
+def ready(house: House, name: str) -> Engine:
+    """A model that is loaded before anything goes wrong."""
+    reply = house.serve(f"load-{name}", name)
+    house.system.rest()
+    loads = house.system.state(msg.SCHEDULER).loads.values()
+    spec = next(load.spec for load in loads if load.spec.model_ref == name)
+    engine = Engine(spec=spec, state="ready", since=house.clock.now().wall, endpoint="/run/e.sock")
+    house.hear(engine)
+    assert reply.get(timeout=5).engine_id == spec.engine_id
+    house.gates.leave(f"load-{name}")
+    return engine
+
+
+def test_what_is_ready_goes_on_serving_and_what_needs_a_load_is_refused(house: House) -> None:
+    engine = ready(house, "qwen")
+    house.journal.fault = JournalFull("no space left on device")
+    cold, warm = house.serve("r1", "phi"), house.serve("r2", "qwen")
+    with pytest.raises(Refused) as refused:
+        cold.get(timeout=5)
+    assert (refused.value.refusal.status, refused.value.refusal.code) == (507, "journal_full")
+    assert warm.get(timeout=5).engine_id == engine.spec.engine_id
+    assert house.gates.inside(engine.spec.engine_id) == {"r2"}
+
+
+def test_a_grant_does_not_wait_for_somebody_elses_event(house: House) -> None:
+    ready(house, "qwen")
+    house.journal.fault = JournalFull("no space left on device")
+    house.gates.close(next(iter(house.gates.readings())))
+    # Both are decided on in one turn, in which the first one's event cannot be stored.
+    replies = [house.serve("r1", "phi"), house.serve("r2", "qwen")]
+    with pytest.raises(Refused):
+        replies[0].get(timeout=5)
+    assert replies[1].get(timeout=5)
+
+
+def test_nothing_has_to_be_restarted_when_there_is_room_again(house: House) -> None:
+    house.journal.fault = JournalFull("no space left on device")
+    with pytest.raises(Refused):
+        house.serve("r1", "phi").get(timeout=5)
+    house.journal.fault = None
+    house.serve("r2", "phi")
+    house.system.rest()
+    assert len(house.system.state(msg.SCHEDULER).loads) == 1
+
+
+def test_the_effects_of_what_could_not_be_stored_do_not_happen(house: House) -> None:
+    house.journal.fault = JournalFull("no space left on device")
+    with pytest.raises(Refused):
+        house.serve("r1", "phi").get(timeout=5)
+    assert not [one for one in house.hands.effects if isinstance(one, fx.AdmitRequest)]
+    assert all(isinstance(one, Effect) for one in house.hands.effects)
+    assert not house.system.state(msg.SCHEDULER).loads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -47,6 +47,8 @@ class Answer:
 
     def __init__(self, url: str, exchange: Exchange) -> None:
         self.status = exchange.status
+        self.headers = exchange.headers
+        """By lower-case name."""
         self._url = url
         self._exchange = exchange
 
@@ -70,10 +72,10 @@ class Answer:
                     if isinstance(value, dict):
                         yield value
 
-    def read(self) -> bytes:
-        """All of it."""
+    def read(self, limit: int = 2**28) -> bytes:
+        """The rest, but not more than so many bytes; nothing at the end."""
         try:
-            return self._exchange.read()
+            return self._exchange.read(limit)
         except (BrokenOff, OSError) as error:
             raise Gone(self._url, f"broke off in the middle of its answer ({error})") from error
 
@@ -94,6 +96,11 @@ class Client:
         with self.open("POST", path, body, timeout=timeout) as answer:
             return self._json(path, answer)
 
+    def delete(self, path: str, *, timeout: float | None = _TIMEOUT) -> Any:
+        """Remove something; the JSON that comes back, None when nothing does. Raises Refused or Gone."""
+        with self.open("DELETE", path, timeout=timeout) as answer:
+            return self._json(path, answer)
+
     @contextlib.contextmanager
     def open(
         self,
@@ -101,6 +108,7 @@ class Client:
         path: str,
         body: Any = None,
         *,
+        content: Iterable[bytes] = (),
         accept: str = "application/json",
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
@@ -111,6 +119,7 @@ class Client:
             method: the HTTP method.
             path: with a leading slash, quoted where needed.
             body: sent as JSON, unless None.
+            content: sent as it is, with a `Content-Length` and `Content-Type` in `headers`.
             accept: the kind of answer that is wanted.
             headers: further ones.
             timeout: seconds of silence that are borne; None bears any.
@@ -125,7 +134,9 @@ class Client:
             payload = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"
         try:
-            exchange = Exchange(self.url, method, path, headers=sent, body=payload, timeout=timeout)
+            exchange = Exchange(
+                self.url, method, path, headers=sent, body=payload, content=content, timeout=timeout
+            )
         except TimeoutError as error:
             raise Gone(self.url, f"has not answered {method} {path} within {timeout:g} seconds") from error
         except (NobodyThere, NotHttp, BrokenOff, OSError) as error:

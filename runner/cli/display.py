@@ -20,6 +20,9 @@ _LINE_EVERY = 2.0
 _PHASES = {
     "resolving": "looking up",
     "downloading": "downloading",
+    "uploading": "uploading",
+    "committing": "storing",
+    "waiting": "waiting",
     "unpacking": "unpacking",
     "installing": "installing",
     "verifying": "verifying",
@@ -62,7 +65,7 @@ def title_of(job: str) -> str:
     if kind in ("load", "request"):
         # Their message names the model already.
         return ""
-    if kind == "pull":
+    if kind in ("pull", "push", "verify"):
         from greenroom.runner.models.references import familiar
 
         return familiar(subject)

@@ -8,7 +8,7 @@ such, which is how strangers on our port are recognised.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,10 +42,12 @@ class Exchange:
         *,
         headers: Mapping[str, str],
         body: bytes | None = None,
+        content: Iterable[bytes] = (),
         timeout: float | None = None,
     ) -> None:
         """Send the request and wait for the answer's head.
 
+        `content` is a body in pieces, whose `Content-Length` is among the headers.
         `timeout` is how many seconds of silence are borne, while connecting too; None bears any.
         Raises NobodyThere, NotHttp, BrokenOff, and TimeoutError for somebody who says nothing.
         """
@@ -62,12 +64,21 @@ class Exchange:
         try:
             try:
                 self._socket.sendall(_request(url, method, path, headers, body))
+                self._send(content)
                 self._read_head()
             except ConnectionError as error:
                 raise BrokenOff(_reason(error)) from error
         except BaseException:
             self.close()
             raise
+
+    def _send(self, content: Iterable[bytes]) -> None:
+        try:
+            for piece in content:
+                self._socket.sendall(piece)
+        except ConnectionError:
+            # Whoever has read enough to refuse answers, and does not read the rest.
+            return
 
     def close(self) -> None:
         """End the connection. Idempotent."""

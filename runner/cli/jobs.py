@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Answer, Client, Gone, Refused
+from greenroom.runner.cli.client import Answer, Client, Gone, Refused, path_of
 from greenroom.runner.cli.display import Display, display
 from greenroom.runner.cli.problem import Problem
 
@@ -84,21 +84,47 @@ def install(
     raise Gone(client.url, f"broke off while installing {backend}")
 
 
-def pull(client: Client, reference: str, *, token: str = "", shown: Display | None = None) -> str:
+def pull(
+    client: Client,
+    reference: str,
+    *,
+    token: str = "",
+    force: bool = False,
+    shown: Display | None = None,
+) -> str:
     """Have a model fetched and show how far it is; Ctrl-C ends the job if nobody else waits for it.
 
-    Returns what the daemon says in the end. Raises Problem when it was refused or failed.
+    With `force` also what cannot fit on the disk or run here. Returns what the daemon says in the end.
+    Raises Problem when it was refused or failed.
     """
-    body = {"from": reference} | ({"bearer-token": token} if token else {})
+    body: dict[str, Any] = {"from": reference} | ({"bearer-token": token} if token else {})
+    if force:
+        body["force"] = True
     try:
         with (
             client.open("POST", "/models/create", body, accept="application/json") as answer,
             _shared(shown) as bars,
         ):
-            return _follow_pull(client, reference, answer, bars)
+            return _follow(client, f"pull/{reference}", answer, bars, "could not be fetched")
     except KeyboardInterrupt:
         _leave(client, "/models/cancel", {"from": reference})
         raise
+
+
+def push(client: Client, name: str, *, token: str = "") -> str:
+    """Have a model published and show how far it is; leaving ends it if nobody else waits for it.
+
+    Returns what the daemon says in the end. Raises Problem when it was refused or failed.
+    """
+    body = {"bearer-token": token} if token else {}
+    with client.open("POST", path_of("models", name, "push"), body) as answer, display() as bars:
+        return _follow(client, f"push/{name}", answer, bars, "could not be pushed")
+
+
+def verify(client: Client, name: str) -> str:
+    """Have every byte of a model read. Returns what the daemon says; raises Problem when it is damaged."""
+    with client.open("POST", path_of("models", name, "verify"), {}) as answer, display() as bars:
+        return _follow(client, f"verify/{name}", answer, bars, "could not be verified")
 
 
 @contextlib.contextmanager
@@ -111,25 +137,36 @@ def _shared(shown: Display | None) -> Iterator[Display]:
         yield own
 
 
-def _follow_pull(client: Client, reference: str, answer: Answer, shown: Display) -> str:
+def _follow(client: Client, job: str, answer: Answer, shown: Display, failed: str) -> str:
+    """Show a transfer's lines until the last one."""
+    subject = job.partition("/")[2]
     arrived: dict[str, int] = {}
+    moving = {"pull": "downloading", "push": "uploading", "verify": "verifying"}[job.partition("/")[0]]
     for event in answer.objects():
         kind, message = event.get("type"), str(event.get("message") or "")
         if kind == "error":
-            raise _failure(event, f"{reference} could not be fetched.")
+            raise _failure(event, f"{subject} {failed}.")
         if kind == "success":
-            shown.finish(f"pull/{reference}")
+            shown.finish(job)
             return message
         if kind == "warning":
             shown.note(f"Warning: {message}")
         elif kind == "progress":
             layer = event.get("layer") or {}
-            arrived[str(layer.get("id", ""))] = int(layer.get("current") or 0)
-            # The contract's message repeats the number that is shown anyway.
-            total, done = int(event.get("total") or 0), sum(arrived.values())
-            phase = "downloading" if total or message.startswith("Downloaded") else "resolving"
-            shown.update({"job": f"pull/{reference}", "phase": phase, "done": done, "total": total})
-    raise Gone(client.url, f"broke off while fetching {reference}")
+            total = int(event.get("total") or 0)
+            if total or layer.get("current"):
+                arrived[str(layer.get("id", ""))] = int(layer.get("current") or 0)
+                # The contract's message repeats the number that is shown anyway.
+                step = {"phase": moving, "done": sum(arrived.values()), "total": total}
+            else:
+                step = {
+                    "phase": str(event.get("phase") or "resolving"),
+                    "message": message if event.get("phase") else "",
+                    "done": int(event.get("done") or 0),
+                    "total": int(event.get("of") or 0),
+                }
+            shown.update({"job": job, "rate": event.get("rate") or 0, **step})
+    raise Gone(client.url, f"broke off: {subject} {failed}")
 
 
 def _failure(event: dict[str, Any], otherwise: str) -> Problem:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.names import ModelName
 from greenroom.runner.cli.table import table
 from greenroom.runner.quantities import format_duration
 
@@ -25,7 +26,7 @@ _HEADINGS = (
 
 
 @click.command("list")
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=ModelName())
 @click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @click.pass_context

@@ -11,13 +11,14 @@ import click
 from greenroom.runner.cli.conversation import Conversation, announce
 from greenroom.runner.cli.launch import ensure_daemon
 from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.names import ModelName
 
 _PIPE_SECONDS = 2.0
 """A prompt is complete in itself; what a pipe adds to it must begin to come within this time."""
 
 
 @click.command("run")
-@click.argument("model")
+@click.argument("model", type=ModelName(catalogue=True))
 @click.argument("prompt", nargs=-1)
 @click.option("--system", default="", metavar="TEXT", help="An instruction that precedes the conversation.")
 @click.option("--backend", default="", metavar="NAME", help="Have it served by this backend and no other.")

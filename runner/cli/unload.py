@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.names import ModelName
 
 
 @click.command("unload")
-@click.argument("models", nargs=-1)
+@click.argument("models", nargs=-1, type=ModelName())
 @click.option("--all", "everything", is_flag=True, help="All engines that are not in use.")
 @click.option("--backend", default="", metavar="NAME", help="Only engines of this backend.")
 @click.pass_context

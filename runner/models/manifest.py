@@ -26,6 +26,7 @@ SAFETENSORS = "application/vnd.docker.ai.safetensors"
 MMPROJ = "application/vnd.docker.ai.mmproj"
 CHAT_TEMPLATE = "application/vnd.docker.ai.chat.template.jinja"
 MODEL_FILE = "application/vnd.docker.ai.model.file"
+LICENSE = "application/vnd.docker.ai.license"
 
 ARCHIVES = frozenset({"application/vnd.docker.ai.vllm.config.tar", "application/vnd.docker.ai.dir.tar"})
 """Layers that are tars of small files, in older artifacts."""
@@ -115,11 +116,21 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def build(layers: Sequence[Layer], metadata: Metadata) -> Artifact:
-    """Describe a model's files as an artifact. The same files always make the same one."""
+def build(
+    layers: Sequence[Layer],
+    metadata: Metadata,
+    *,
+    licenses: Sequence[Layer] = (),
+    context_size: int = 0,
+) -> Artifact:
+    """Describe a model's files as an artifact. The same files always make the same one.
+
+    `context_size` is what it shall be loaded with, in tokens; 0 leaves that open.
+    """
     # GGUF shards must keep their order; everything else is sorted by name, whatever order it came in.
     layers = sorted(layers, key=lambda layer: (layer.media_type != GGUF, shard_of(layer.name), layer.name))
     size = sum(layer.size for layer in layers)
+    descriptors = [*map(_described, layers), *(_described(one, LICENSE) for one in licenses)]
     weights = "gguf" if metadata.format == "gguf" else "safetensors"
     config = {
         "format": weights,
@@ -128,12 +139,13 @@ def build(layers: Sequence[Layer], metadata: Metadata) -> Artifact:
         "architecture": metadata.architecture,
         "size": size_text(size),
         weights: dict(sorted(metadata.raw.items())),
+        "context_size": context_size,
     }
     config_bytes = msgspec.json.encode(
         {
             "config": {key: value for key, value in config.items() if value},
             "descriptor": {},
-            "rootfs": {"type": "rootfs", "diff_ids": [layer.digest for layer in layers]},
+            "rootfs": {"type": "rootfs", "diff_ids": [one.digest for one in descriptors]},
         }
     )
     manifest = Manifest(
@@ -144,17 +156,18 @@ def build(layers: Sequence[Layer], metadata: Metadata) -> Artifact:
             digest=digest_of(config_bytes),
             size=len(config_bytes),
         ),
-        layers=tuple(
-            Descriptor(
-                media_type=layer.media_type,
-                digest=layer.digest,
-                size=layer.size,
-                annotations={FILEPATH: layer.name, _UNTESTED: "false"},
-            )
-            for layer in layers
-        ),
+        layers=tuple(descriptors),
     )
     return Artifact(manifest, msgspec.json.encode(manifest), config_bytes)
+
+
+def _described(layer: Layer, media_type: str = "") -> Descriptor:
+    return Descriptor(
+        media_type=media_type or layer.media_type,
+        digest=layer.digest,
+        size=layer.size,
+        annotations={FILEPATH: layer.name, _UNTESTED: "false"},
+    )
 
 
 def context_size(config_bytes: bytes) -> int:

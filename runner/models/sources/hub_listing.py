@@ -1,4 +1,4 @@
-"""Asks a Hugging Face hub what a repository holds: a program of its own, one JSON object in, one out.
+"""Asks a Hugging Face hub what a repository holds, or what there is: a program, JSON in and JSON out.
 
 `huggingface_hub` knows the hub's API, its tokens, its settings (`HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE`)
 and its cache; it also brings some 35 MiB of modules, which leave with this process and never weigh on the
@@ -43,6 +43,28 @@ def describe(repository: str, token: str) -> dict[str, Any]:
     }
 
 
+def search(query: str, limit: int, token: str) -> dict[str, Any]:
+    """Repositories that fit a query and hold weights without code, the most downloaded first."""
+    from huggingface_hub import HfApi, get_token
+
+    found = []
+    api = HfApi(token=token or get_token() or False, library_name="greenroom")
+    # Others are among them too, so more are asked for than are wanted.
+    for info in api.list_models(search=query, sort="downloads", limit=limit * 3):
+        tags = info.tags or []
+        formats = [name for name in ("gguf", "mlx", "safetensors") if name in tags]
+        if formats:
+            found.append(
+                {
+                    "name": info.id,
+                    "downloads": info.downloads or 0,
+                    "likes": info.likes or 0,
+                    "formats": formats,
+                }
+            )
+    return {"models": found[:limit]}
+
+
 def failure(error: Exception) -> dict[str, str]:
     """The kind of failure, in the words of the source that asked."""
     from huggingface_hub import errors
@@ -73,7 +95,10 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
-        answer = describe(request["repository"], request["token"])
+        if "search" in request:
+            answer = search(request["search"], request["limit"], request["token"])
+        else:
+            answer = describe(request["repository"], request["token"])
     except Exception as error:  # noqa: BLE001 - all of them are answers
         answer = failure(error)
     print(json.dumps(answer), flush=True)

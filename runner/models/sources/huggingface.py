@@ -97,7 +97,7 @@ class HuggingFaceSource:
 
     def _list(self, reference: Reference, cancel: Event) -> _Listing:
         request = {"repository": reference.repository, "token": self._context.token}
-        answer = _ask(request, cancel)
+        answer = ask_hub(request, cancel)
         if "error" in answer:
             raise _failure(reference, answer)
         return msgspec.convert(answer, _Listing)
@@ -134,7 +134,7 @@ def _flat(name: str) -> str:
     return PurePosixPath(name).name
 
 
-def _ask(request: dict[str, str], cancel: Event) -> dict[str, Any]:
+def ask_hub(request: dict[str, Any], cancel: Event) -> dict[str, Any]:
     """Run the listing program; the request goes through its standard input, where nobody reads the token."""
     argv = [sys.executable, "-P", "-m", "greenroom.runner.models.sources.hub_listing"]
     process = subprocess.Popen(

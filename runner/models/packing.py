@@ -1,0 +1,87 @@
+"""Making an artifact out of files on disk, as `greenroom package` does: without a daemon or copies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from greenroom.runner.models.arrival import hash_file
+from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.models.manifest import Artifact, Layer, build, digest_of
+from greenroom.runner.models.metadata import read_metadata
+from greenroom.runner.models.selection import choose_files, with_shards
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a model is made of."""
+
+    weights: Path
+    """A GGUF file (the other parts of it lie beside it), or a folder of safetensors."""
+    licenses: Sequence[Path] = field(default_factory=tuple)
+    chat_template: Path | None = None
+    mmproj: Path | None = None
+    context_size: int = 0
+    """Tokens it shall be loaded with; 0 leaves that open."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An artifact and where its blobs are."""
+
+    artifact: Artifact
+    files: dict[str, Path]
+    """By digest, in the order of the manifest; the configuration is not among them."""
+
+
+def pack(ingredients: Ingredients, on_bytes: Callable[[int], None] = lambda _: None) -> Package:
+    """Read headers, hash every file. `on_bytes` is told how many more bytes have been hashed.
+
+    Raises:
+        JobFailed: permanent, `not_a_model` or `not_found`.
+    """
+    try:
+        named = _named(ingredients)
+        for path in (*named.values(), *ingredients.licenses):
+            path.stat()
+    except OSError as error:
+        raise from_os_error(error, "looking at the model") from error
+    metadata = read_metadata(list(named.values()))
+    never = Event()
+
+    def layer(name: str, path: Path) -> Layer:
+        return Layer(name, hash_file(path, never, on_bytes), path.stat().st_size)
+
+    layers = [layer(name, path) for name, path in named.items()]
+    licenses = [layer(path.name, path) for path in ingredients.licenses]
+    artifact = build(layers, metadata, licenses=licenses, context_size=ingredients.context_size)
+    paths = dict(zip((one.digest for one in layers), named.values(), strict=True))
+    paths |= dict(zip((one.digest for one in licenses), ingredients.licenses, strict=True))
+    return Package(artifact, {one.digest: paths[one.digest] for one in artifact.manifest.layers})
+
+
+def config_file(package: Package, folder: Path) -> dict[str, Path]:
+    """All blobs, the configuration too, which is written into a folder."""
+    config = folder / "config"
+    config.write_bytes(package.artifact.config_bytes)
+    return {**package.files, digest_of(package.artifact.config_bytes): config}
+
+
+def _named(ingredients: Ingredients) -> dict[str, Path]:
+    weights = ingredients.weights
+    if weights.is_dir():
+        names = choose_files([one.name for one in os.scandir(weights) if one.is_file()], str(weights))
+        named = {name: weights / name for name in names}
+    else:
+        beside = [one.name for one in os.scandir(weights.parent)]
+        named = {name: weights.parent / name for name in with_shards(weights.name, beside)}
+    if ingredients.mmproj is not None:
+        named["model.mmproj"] = ingredients.mmproj
+    if ingredients.chat_template is not None:
+        if ingredients.chat_template.suffix.lower() not in (".jinja", ".txt", ".j2"):
+            raise not_a_model(f"{ingredients.chat_template.name} is no Jinja template by its ending.")
+        named["template.jinja"] = ingredients.chat_template
+    return named

@@ -65,7 +65,7 @@ def command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
     except BadCatalogue as error:
         raise Problem(f"{settings.config_file}: {error}", code=exit_codes.USAGE) from error
     except JournalError as error:
-        raise _journal(settings, error) from error
+        raise _journal(error) from error
     except SystemStopped as error:
         raise Problem(
             f"Greenroom has stopped itself: {error}.",
@@ -120,7 +120,7 @@ def _port_taken(settings: Settings, error: PortTaken) -> Problem:
     )
 
 
-def _journal(settings: Settings, error: JournalError) -> Problem:
+def _journal(error: JournalError) -> Problem:
     text = str(error)
     text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
     if isinstance(error, JournalBusy):
@@ -128,8 +128,8 @@ def _journal(settings: Settings, error: JournalError) -> Problem:
     if isinstance(error, JournalDamaged):
         return Problem(
             text,
-            "What can still be read: greenroom log. Backends and models on disk are found again without it: "
-            f"move {settings.home / 'journal.db'}* aside and start again.",
+            "What can still be read: greenroom log. Put it away: greenroom journal set-aside (--keep keeps what "
+            "is good); backends and models on disk are found again without it.",
             code=exit_codes.JOURNAL,
         )
     if isinstance(error, JournalTooNew | NotAJournal):

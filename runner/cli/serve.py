@@ -128,8 +128,8 @@ def _journal(error: JournalError) -> Problem:
     if isinstance(error, JournalDamaged):
         return Problem(
             text,
-            "What can still be read: greenroom log. Put it away: greenroom journal set-aside (--keep keeps what "
-            "is good); backends and models on disk are found again without it.",
+            "What can still be read: greenroom log. Put it away: greenroom journal set-aside (--keep keeps "
+            "what is good); backends and models on disk are found again without it.",
             code=exit_codes.JOURNAL,
         )
     if isinstance(error, JournalTooNew | NotAJournal):

@@ -47,8 +47,8 @@ format: $(VENV)/.installed-dev ## mend what ruff can mend
 golden: $(VENV)/.installed-dev ## take up changes of what is stored: make golden [CHANGED="…"] [VERSION=…]
 	@$(BIN)/python tests/shared/golden.py --changed "$(CHANGED)" --version "$(VERSION)"
 
-bench: $(VENV)/.installed-dev ## measure, beside the bare engine; JSON on standard output
-	@for program in bench/*.py; do $(BIN)/python $$program || exit 1; done
+bench: $(VENV)/.installed-dev ## measure everything, and say which budgets are held
+	@$(BIN)/python -m bench
 
 clean: ## remove what was built; models and backends in the data directory stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

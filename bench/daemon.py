@@ -1,0 +1,211 @@
+"""The daemon: restart to ready with a long journal, idle memory, `greenroom ps`, a thousand callers.
+
+    python bench/daemon.py [--json] [--events 100000] [--repeat 5] [--callers 1000]
+
+The restart is measured from the start of the process to the first green `/readyz`, beside the same with an
+empty journal; the callers ask for one absent backend at once, which is really installed from a wheel at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from greenroom.actors import INSTALLER, Ensure, Event, SqliteJournal, read_journal
+from greenroom.actors import events as ev
+from greenroom.actors.facts import EngineExit, EngineSpec
+from greenroom.actors.journal.port import Entry
+from greenroom.actors.kernel.codec import Codec
+from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ENGINE = REPOSITORY / "tests" / "programs" / "fake_engine.py"
+BOUND = 60.0
+
+
+def lives() -> Iterator[tuple[str, Event]]:
+    """Engines that were started, served and ended, one after the other, for ever."""
+    number = 0
+    while True:
+        number += 1
+        one = f"e{number}"
+        spec = EngineSpec(
+            engine_id=one, backend="fake", installation_id="external", model_id="sha256:m", model_ref="tiny"
+        )
+        end = EngineExit(at=1.8e9, code=0, summary="The engine was asked to end and did.", expected=True)
+        yield "scheduler", ev.LoadAdmitted(spec=spec, promised=2**30, budget=2**33)
+        yield "runner/fake", ev.EngineStartRequested(spec=spec)
+        yield "runner/fake", ev.EngineSpawned(engine_id=one, pid=7, started=1.0, endpoint="/run/e.sock")
+        yield "runner/fake", ev.EngineReady(engine_id=one, seconds=1.5)
+        yield (
+            "scheduler",
+            ev.EvictionDecided(
+                engine_id=one, model_id="sha256:m", model_ref="tiny", backend="fake", reason="idle"
+            ),
+        )
+        yield "runner/fake", ev.EngineStopRequested(engine_id=one, reason="it is not wanted any more")
+        yield "runner/fake", ev.EngineExited(engine_id=one, exit=end)
+
+
+def write_journal(path: Path, events: int) -> None:
+    """A journal of whole lives, so that nothing is left to be looked for."""
+    codec = Codec()
+    versions: dict[str, int] = {}
+    batch: list[Entry] = []
+    journal = SqliteJournal(path)
+    source = lives()
+    for number in range(events - events % 7):
+        stream, event = next(source)
+        codec.register([type(event)])
+        versions[stream] = versions.get(stream, 0) + 1
+        entry, _ = codec.entry(
+            event, stream=stream, version=versions[stream], cause="", at=1.8e9 + number / 100
+        )
+        batch.append(entry)
+        if len(batch) == 2000:
+            journal.append(batch)
+            batch = []
+    if batch:
+        journal.append(batch)
+    journal.close()
+
+
+def serve(home: Path) -> None:
+    """The daemon under test, in a process of its own."""
+    settings = Settings(home=home, port=0, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
+    run(Greenroom(settings, backends={"fake": fake_backend(ENGINE)}))
+
+
+class Daemon:
+    """Started, and ready."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        began = time.perf_counter()
+        self.process = subprocess.Popen([sys.executable, __file__, "--serve", str(home)])
+        note = home / "daemon.json"
+        while not (note.exists() and self._is_ready(json.loads(note.read_text())["url"])):
+            assert time.perf_counter() - began < BOUND, "the daemon did not become ready"
+            time.sleep(0.002)
+        self.ready_s = time.perf_counter() - began
+
+    def _is_ready(self, url: str) -> bool:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+
+    @property
+    def memory_mib(self) -> float:
+        return float(psutil.Process(self.process.pid).memory_info().rss / 2**20)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(BOUND) == 0
+
+
+def restarts(folder: Path, events: int, repeat: int) -> dict[str, Any]:
+    """Best of some starts, with a long journal and with an empty one."""
+    found: dict[str, Any] = {"events": events}
+    for name, count in (("empty", 0), ("long", events)):
+        home = folder / name
+        home.mkdir()
+        write_journal(home / "journal.db", count)
+        times = []
+        for _ in range(repeat):
+            daemon = Daemon(home)
+            times.append(daemon.ready_s)
+            found[f"{name}_memory_mib"] = round(daemon.memory_mib, 1)
+            daemon.stop()
+        found[f"{name}_ready_s"] = round(min(times), 3)
+    return found
+
+
+def ps(folder: Path, repeat: int) -> dict[str, Any]:
+    """`greenroom ps` as a person runs it, beside a Python that does nothing."""
+    home = folder / "ps"
+    home.mkdir()
+    daemon = Daemon(home)
+    env = {**os.environ, "GREENROOM_HOME": str(home)}
+    commands = {
+        "ps_ms": [sys.executable, "-m", "greenroom.runner.cli", "ps"],
+        "bare_python_ms": [sys.executable, "-c", "pass"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(repeat * 4):
+        for name, argv in commands.items():
+            began = time.perf_counter()
+            subprocess.run(argv, env=env, check=True, capture_output=True)
+            times[name].append((time.perf_counter() - began) * 1000)
+    daemon.stop()
+    return {name: round(statistics.median(one), 1) for name, one in times.items()}
+
+
+def callers(folder: Path, count: int) -> dict[str, Any]:
+    """So many ask for one absent backend at the same moment."""
+    sys.path.insert(0, str(REPOSITORY / "tests" / "shared"))
+    from toy import make_wheel, sources, toy_backend
+
+    make_wheel(folder / "wheels")
+    os.environ.update(sources(folder / "wheels"))
+    home = folder / "callers"
+
+    async def ask() -> float:
+        async with Greenroom(Settings(home=home), backends={"toy": toy_backend(folder)}) as greenroom:
+            began = time.perf_counter()
+            await asyncio.gather(
+                *(greenroom.system.ask(INSTALLER, Ensure(backend="toy")) for _ in range(count))
+            )
+            return time.perf_counter() - began
+
+    took = asyncio.run(ask())
+    types = [record.type for record in read_journal(home / "journal.db")]
+    return {
+        "callers": count,
+        "installations": types.count("installation_committed"),
+        "seconds": round(took, 3),
+    }
+
+
+def measure(folder: Path, flags: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "restart": restarts(folder, flags.events, flags.repeat),
+        "command_line": ps(folder, flags.repeat),
+        "joined": callers(folder, flags.callers),
+    }
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--serve"]:
+        serve(Path(sys.argv[2]))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--callers", type=int, default=1000)
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="gr-") as folder:
+        found = measure(Path(folder), flags)
+    if flags.json:
+        print(json.dumps(found))
+        return 0
+    for part, values in found.items():
+        print(f"{part}:")
+        for key, value in values.items():
+            print(f"  {key:24} {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The scheduler and the engines on llama.cpp itself: modes, context, adoption, one that stops computing."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def model(smollm2_gguf: Path) -> str:
+    return str(smollm2_gguf)
+
+
+def props(daemon: Any, engine: Any) -> Any:
+    """What llama-server says of itself, on its own socket."""
+    claim = json.loads((daemon.home / "engines" / engine["engine_id"] / "claim").read_text())
+    connection = http.client.HTTPConnection("localhost", timeout=10)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(claim["engine_socket"])
+    connection.request("GET", "/props")
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def loaded(daemon: Any, mode: str = "completion") -> Any:
+    rows = [row for row in daemon.engines() if row["mode"] == mode and row["state"] == "ready"]
+    return rows[0] if rows else None
+
+
+def test_embeddings_and_reranking_each_have_an_engine_of_their_own(
+    furnished: Path, make_daemon: Callable[..., Any], model: str, wait_until: Any
+) -> None:
+    daemon = make_daemon(furnished).start()
+    configured = daemon.post(
+        "/engines/_configure",
+        {"model": model, "mode": "embedding", "runtime-flags": ["--embeddings", "--pooling", "mean"]},
+    )
+    assert configured.status == 202, configured.body
+    answer = daemon.post("/v1/embeddings", {"model": model, "input": ["the sea", "the sky"]})
+    assert answer.status == 200, answer.body
+    assert [len(one["embedding"]) for one in answer.json["data"]] == [576, 576]
+    ranked = daemon.post("/rerank", {"model": model, "query": "sea", "documents": ["water", "fire", "salt"]})
+    assert ranked.status == 200, ranked.body
+    assert len(ranked.json["results"]) == 3
+    assert daemon.chat(model).status == 200
+    wait_until(lambda: {row["mode"] for row in daemon.engines()} >= {"completion", "embedding", "reranking"})
+
+
+def test_the_context_is_what_memory_was_promised_for(
+    furnished: Path, make_daemon: Callable[..., Any], model: str, wait_until: Any
+) -> None:
+    daemon = make_daemon(furnished).start()
+    assert daemon.chat(model).status == 200
+    first = loaded(daemon)
+    assert props(daemon, first)["default_generation_settings"]["n_ctx"] == 8192
+    assert daemon.post("/engines/_configure", {"model": model, "context-size": 1024}).status == 202
+    small = wait_until(lambda: (row := loaded(daemon)) and row["engine_id"] != first["engine_id"] and row)
+    assert props(daemon, small)["default_generation_settings"]["n_ctx"] == 1024
+    assert small["memory"] < first["memory"]
+    # What it really uses is measured, and shown.
+    measured = wait_until(lambda: (loaded(daemon) or {}).get("measured"))
+    assert 60_000_000 < measured < 2_000_000_000
+    # A restart forgets none of it.
+    daemon.restart()
+    assert daemon.chat(model).status == 200
+    assert props(daemon, loaded(daemon))["default_generation_settings"]["n_ctx"] == 1024
+
+
+def test_killed_while_it_streams_the_same_engine_serves_the_next_request(
+    furnished: Path, make_daemon: Callable[..., Any], model: str
+) -> None:
+    daemon = make_daemon(furnished).start()
+    assert daemon.chat(model).status == 200
+    engine = loaded(daemon)
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Count to a thousand."}],
+        "stream": True,
+        "max_tokens": 4000,
+        "ignore_eos": True,
+    }
+    request = urllib.request.Request(f"{daemon.url}/v1/chat/completions", data=json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=60) as stream:
+        while not stream.readline().startswith(b"data: "):
+            pass
+        daemon.kill()
+    daemon.start()
+    assert daemon.chat(model).status == 200
+    assert loaded(daemon)["pid"] == engine["pid"]
+    assert len(daemon.events("engine_spawned")) == 1
+    assert len(daemon.events("load_admitted")) == 1
+
+
+def test_stopped_with_its_engines_kept_the_next_daemon_serves_without_a_reload(
+    furnished: Path, make_daemon: Callable[..., Any], model: str, wait_until: Any
+) -> None:
+    daemon = make_daemon(furnished).start()
+    assert daemon.chat(model).status == 200
+    engine = loaded(daemon)
+    stopped = daemon.run("stop", "--keep-engines=1m")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "its engines stay for 1m" in stopped.stdout
+    wait_until(lambda: daemon.process.poll() is not None)
+    daemon.start()
+    assert daemon.chat(model).status == 200
+    assert loaded(daemon)["pid"] == engine["pid"]
+    assert len(daemon.events("engine_spawned")) == 1
+
+
+def test_one_that_stops_computing_while_it_answers_is_replaced_under_the_request(
+    furnished: Path, make_daemon: Callable[..., Any], model: str, wait_until: Any
+) -> None:
+    daemon = make_daemon(furnished, GREENROOM_STALL_AFTER="2").start()
+    assert daemon.chat(model).status == 200
+    engine = loaded(daemon)
+    os.kill(engine["pid"], signal.SIGSTOP)
+    answer = daemon.chat(model)
+    assert answer.status == 200, answer.body
+    assert loaded(daemon)["pid"] != engine["pid"]
+    (stop,) = [fields for _, fields in daemon.events("engine_stop_requested") if fields.get("fault")]
+    assert "did not answer a request for one token" in stop["reason"]
+
+
+def test_a_prefill_that_takes_far_longer_than_silence_may_is_never_ended(
+    furnished: Path, make_daemon: Callable[..., Any], model: str
+) -> None:
+    daemon = make_daemon(furnished, GREENROOM_STALL_AFTER="1").start()
+    assert daemon.chat(model).status == 200
+    engine = loaded(daemon)
+    answer = daemon.chat(model, "The sea is wide and deep and full of fish. " * 250, max_tokens=1)
+    assert answer.status == 200, answer.body
+    assert answer.json["usage"]["prompt_tokens"] > 2000
+    assert loaded(daemon)["pid"] == engine["pid"]
+    assert not daemon.events("engine_stop_requested")

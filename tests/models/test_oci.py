@@ -4,127 +4,34 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
-import http.server
 import io
 import json
 import os
-import shutil
 import socket
-import subprocess
 import tarfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 from greenroom.runner.registry.credentials import credentials_for
+from model_registry import (
+    BASIC,
+    CONFIG_TAR,
+    FILEPATH,
+    GGUF,
+    HTPASSWD,
+    SAFETENSORS,
+    Gate,
+    RealRegistry,
+    digest,
+    needs_registry,
+)
 
 NewPuller = Callable[..., Puller]
 Make = Callable[..., bytes]
-
-needs_registry = pytest.mark.skipif(
-    shutil.which("docker-registry") is None,
-    reason="needs the system package docker-registry: apt-get install docker-registry",
-)
-
-GGUF = "application/vnd.docker.ai.gguf.v3"
-SAFETENSORS = "application/vnd.docker.ai.safetensors"
-CONFIG = "application/vnd.docker.ai.model.config.v0.1+json"
-CONFIG_TAR = "application/vnd.docker.ai.vllm.config.tar"
-FILEPATH = "org.cncf.model.filepath"
-# "me" with the password "secret", as htpasswd -B writes it
-HTPASSWD = "me:$2b$04$p1fXshsTGLnJrGQRDT5rouWvsJ60SNJB9qdl15BV4.zgAWPRQVs6u\n"
-BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
-
-
-def digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-class RealRegistry:
-    """docker-registry on a free port of 127.0.0.1."""
-
-    def __init__(self, folder: Path, *, htpasswd: str = "") -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.host = f"127.0.0.1:{port}"
-        self._authorization = BASIC if htpasswd else ""
-        config: dict[str, Any] = {
-            "version": 0.1,
-            "log": {"level": "error"},
-            "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-            "http": {"addr": self.host},
-        }
-        if htpasswd:
-            (folder / "htpasswd").write_text(htpasswd)
-            config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
-        (folder / "config.json").write_text(json.dumps(config))  # JSON is YAML
-        self._process = subprocess.Popen(
-            ["docker-registry", "serve", str(folder / "config.json")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                self.request("GET", "/v2/")
-            except OSError:
-                assert time.monotonic() < deadline, "docker-registry did not start"
-                assert self._process.poll() is None, "docker-registry has died"
-                threading.Event().wait(0.02)
-            else:
-                break
-
-    def request(self, method: str, path: str, body: bytes = b"", kind: str = "") -> tuple[int, str]:
-        connection = http.client.HTTPConnection(self.host, timeout=10)
-        headers = {"Content-Type": kind or "application/octet-stream"}
-        if self._authorization:
-            headers["Authorization"] = self._authorization
-        connection.request(method, path, body=body, headers=headers)
-        with connection.getresponse() as response:
-            response.read()
-            return response.status, response.headers.get("Location", "")
-
-    def push(
-        self,
-        name: str,
-        layers: list[tuple[str, bytes, dict[str, str]]],
-        *,
-        tag: str = "latest",
-        config_type: str = CONFIG,
-    ) -> str:
-        """Publish an artifact; returns its digest."""
-        config = json.dumps({"config": {"format": "gguf"}, "rootfs": {"diff_ids": []}}).encode()
-        for data in [config, *(data for _, data, _ in layers)]:
-            status, place = self.request("POST", f"/v2/{name}/blobs/uploads/")
-            assert status == 202
-            parts = urlsplit(place)
-            path = f"{parts.path}?{parts.query}&digest={digest(data)}"
-            assert self.request("PUT", path, data)[0] == 201
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {"mediaType": config_type, "digest": digest(config), "size": len(config)},
-            "layers": [
-                {"mediaType": kind, "digest": digest(data), "size": len(data), "annotations": annotations}
-                for kind, data, annotations in layers
-            ],
-        }
-        body = json.dumps(manifest, indent=3).encode()
-        kind = "application/vnd.oci.image.manifest.v1+json"
-        assert self.request("PUT", f"/v2/{name}/manifests/{tag}", body, kind)[0] == 201
-        return digest(body)
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -148,74 +55,6 @@ def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("DOCKER_CONFIG", str(folder))
     return folder / "config.json"
-
-
-class Gate:
-    """Stands before a registry: asks for a token, and breaks off blobs."""
-
-    def __init__(self, registry: RealRegistry) -> None:
-        self.cut_after: int | None = None
-        self.token = "t0k3n"
-        self.valid = True
-        self.expires = False
-        """The token runs out when the first blob is asked for."""
-        self.told: list[tuple[str, str, str]] = []
-        """(path, range, authorization)"""
-        gate = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                authorization = self.headers.get("Authorization", "")
-                gate.told.append((self.path, self.headers.get("Range", ""), authorization))
-                if self.path.startswith("/token"):
-                    if "scope=repository%3A" not in self.path or authorization not in ("", BASIC):
-                        return self._send(401, b"")
-                    gate.valid = True
-                    return self._send(200, json.dumps({"token": gate.token}).encode())
-                if gate.expires and "/blobs/" in self.path:
-                    gate.expires, gate.valid = False, False
-                if authorization != f"Bearer {gate.token}" or not gate.valid:
-                    realm = f'Bearer realm="http://{gate.host}/token",service="test",scope="x"'
-                    return self._send(401, b"{}", {"WWW-Authenticate": realm})
-                return self._forward()
-
-            def _forward(self) -> None:
-                connection = http.client.HTTPConnection(registry.host, timeout=10)
-                wanted = {k: v for k, v in self.headers.items() if k in ("Range", "Accept")}
-                connection.request("GET", self.path, headers=wanted)
-                with connection.getresponse() as response:
-                    body = response.read()
-                names = ("Content-Range", "Docker-Content-Digest", "Content-Type")
-                headers = {k: v for k, v in response.headers.items() if k in names}
-                cut = gate.cut_after if "/blobs/" in self.path and len(body) > 10_000 else None
-                self._send(response.status, body, headers, cut)
-
-            def _send(
-                self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None
-            ) -> None:
-                self.send_response(status)
-                for name, value in (headers or {}).items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[:cut])
-                self.close_connection = self.close_connection or cut is not None
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        ).start()
-        self.host = f"127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def canonical(text: str) -> str:
             "A path must be absolute here: the daemon does not run in your folder.",
             param="from",
         )
-    return str(reference)
+    return reference.wanted
 
 
 def _published_as(name: str, model: Model) -> str:

@@ -112,6 +112,13 @@ class Reference:
         return f"{self.name}{tag}{pin}"
 
     @property
+    def wanted(self) -> str:
+        """The canonical form for asking its source: Hugging Face insists on the case of its repositories."""
+        if self.scheme != "huggingface":
+            return str(self)
+        return f"{self.registry}/{self.repository}{str(self).removeprefix(self.name)}"
+
+    @property
     def stored_tag(self) -> str:
         """The tag a model pulled by this reference is stored under; empty when it gets none.
 

@@ -139,8 +139,8 @@ def test_a_prefill_that_takes_far_longer_than_silence_may_is_never_ended(
     daemon = make_daemon(furnished, GREENROOM_STALL_AFTER="1").start()
     assert daemon.chat(model).status == 200
     engine = loaded(daemon)
-    answer = daemon.chat(model, "The sea is wide and deep and full of fish. " * 250, max_tokens=1)
+    answer = daemon.chat(model, "The sea is wide and deep and full of fish. " * 100, max_tokens=1)
     assert answer.status == 200, answer.body
-    assert answer.json["usage"]["prompt_tokens"] > 2000
+    assert answer.json["usage"]["prompt_tokens"] > 900
     assert loaded(daemon)["pid"] == engine["pid"]
     assert not daemon.events("engine_stop_requested")

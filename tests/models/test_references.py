@@ -275,3 +275,19 @@ def test_a_partial_name_of_several_models_is_refused_with_their_names() -> None:
 def test_a_name_shaped_like_a_short_id_is_still_a_name() -> None:
     named = Model(id=ID, tags=("docker.io/ai/abcdefabcdef:latest",))
     assert find_model("abcdefabcdef", [named]) is named
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("hf.co/Org/Model-GGUF:Q4_K_M", "huggingface.co/Org/Model-GGUF:Q4_K_M"),
+        ("hf.co/Org/Model", "huggingface.co/Org/Model:latest"),
+        ("MyModel", "docker.io/ai/mymodel:latest"),
+        ("file:/A/b.gguf", "file:/A/b.gguf"),
+    ],
+)
+def test_a_source_is_asked_in_the_case_it_insists_on(text: str, wanted: str) -> None:
+    reference = Reference.parse(text)
+    assert reference.wanted == wanted
+    assert Reference.parse(wanted).wanted == wanted
+    assert Reference.parse(wanted).stored_tag == reference.stored_tag

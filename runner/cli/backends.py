@@ -44,6 +44,8 @@ def command(ctx: click.Context) -> int:
             )
         )
     click.echo(table(("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS"), rows))
+    for problem in BACKENDS.problems:
+        click.echo(f"Warning: {problem}", err=True)
     return exit_codes.OK
 
 

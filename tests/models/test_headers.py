@@ -153,13 +153,15 @@ for path in sorted(folder.glob("*.gguf")) + sorted(folder.glob("*.safetensors"))
     else:
         print(path.name, "is fine")
 """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert "strings.gguf is fine" in done.stdout
     assert done.stdout.count("\n") == len(HOSTILE) + 3
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime < 60
+    # The other tests of this run have had children too.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 30
 
 
 def test_damaged_headers_never_end_in_anything_but_a_sentence(tmp_path: Path, gguf: Make) -> None:

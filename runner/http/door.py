@@ -116,7 +116,8 @@ def shown_name(model: Model) -> str:
 
 async def _preload(admission: Admission) -> None:
     try:
-        await admission.enter()
+        # Not through an open gate: it may be that of the engine which a new configuration is just ending.
+        await admission.enter(afresh=True)
     except KernelError as error:
         _log.info("a preload was refused: %s", error)
     finally:

@@ -262,9 +262,11 @@ class Greenroom:
                 system.ask(msg.SCHEDULER, msg.Drain()).get(timeout=STOP_BOUND / 2)
         self._end_hands(keep_engines)
         if system.failure is None:
-            with contextlib.suppress(KernelError, TimeoutError):
+            try:
                 stopped = msg.NoteStopped(pid=os.getpid(), reason=reason)
                 system.ask(msg.DAEMON, stopped).get(timeout=5)
+            except (KernelError, TimeoutError) as error:
+                _log.warning("the journal does not say that this stop was in order: %s", error)
         self._stop_system(system)
         self._system = None
         if self._lock is not None:

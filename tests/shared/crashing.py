@@ -194,6 +194,8 @@ class Life:
             if not lost:
                 lost.append(self._pid)
                 self.kill_daemon()
+                # It may have reached its boundary by itself a moment before: then that was the kill.
+                self.killed = next(iter(self._marks()), "")
                 self._start(self.kill if not self.killed else None)
 
         return step
@@ -367,6 +369,10 @@ class Life:
     def types(self) -> set[str]:
         return {record.type for record in read_journal(self.home / "journal.db")}
 
+    def _marks(self) -> list[str]:
+        """What daemons wrote down as they died at the boundary."""
+        return [line for line in self._notes() if line.startswith("! ") and "replay" not in line]
+
     def _notes(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             return Path(f"{self.home}.notes").read_text().splitlines()
@@ -418,7 +424,7 @@ class Life:
         if self._pid > 0:
             status = self._buried()
             assert status == -signal.SIGKILL, f"status {status} at {self.kill}\n{self.log()}"
-        marks = [line for line in self._notes() if line.startswith("! ") and "replay" not in line]
+        marks = self._marks()
         assert len(marks) == 1, f"{marks} {self.kill}\n{self.log()}"
         assert not self.killed, f"the daemon died again after {self.killed}"
         self.killed = marks[0]

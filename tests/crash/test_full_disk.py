@@ -96,8 +96,8 @@ def test_on_a_full_disk_engines_serve_stops_are_recorded_and_all_recovers(life: 
 
 @pytest.mark.xfail(
     strict=False,
-    reason="the reserve that is given up is free for every file of the disk; logs of ending engines may take it"
-    " before the last event, so `daemon_stopped` is not always stored on a disk that is full to the last page",
+    reason="the reserve that is given up is free for every file of the disk; others may take it before"
+    " the last event, so `daemon_stopped` is not always stored on a disk full to the last page",
 )
 def test_a_daemon_whose_disk_is_full_stops_in_order_and_says_so_in_its_journal(life: Life) -> None:
     with small_disk(life):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ from greenroom.runner.cli.display import Display, display
 from greenroom.runner.cli.jobs import install, pull
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.watch import Watch
+
+_READING = re.compile(r"keepalive (?P<read>\d+)/(?P<all>\d+)")
+_PATIENCE = 2.0
+"""Seconds before a person is told how far the prompt has been read."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +140,11 @@ class Conversation:
 
     def _events(self, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         """The stream's objects; its comments are told, an error in it is raised."""
+        began = time.monotonic()
         for line in lines:
             if line.startswith(":"):
-                if comment := line[1:].strip():
-                    self._say(comment)
+                if told := _told(line[1:].strip(), time.monotonic() - began):
+                    self._say(told)
                 continue
             if not line.startswith("data:"):
                 continue
@@ -182,6 +188,19 @@ def anchored(model: str) -> str:
 def announce(text: str) -> None:
     """Say something that is not part of the answer."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _told(comment: str, after: float) -> str:
+    """What a person is told of a stream's comment, `after` seconds into the stream; nothing of the needless.
+
+    mlx-lm's server comments `keepalive READ/ALL` while it reads the prompt (`mlx_lm/server.py`).
+    """
+    reading = _READING.fullmatch(comment)
+    if reading is None:
+        return comment
+    if after < _PATIENCE or reading["read"] == reading["all"]:
+        return ""
+    return f"reading the prompt: {reading['read']} of {reading['all']} tokens"
 
 
 def _pieces(event: dict[str, Any]) -> Iterator[Piece]:

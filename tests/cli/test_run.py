@@ -49,6 +49,18 @@ def test_only_the_answer_goes_to_standard_output(greenroom: Any, our_daemon: Any
     assert asked["messages"] == [{"role": "user", "content": "Write one sentence."}]
 
 
+@pytest.mark.parametrize(("patience", "told"), [(0.0, "reading the prompt: 32 of 900 tokens\n"), (600.0, "")])
+def test_how_far_a_long_prompt_has_been_read_is_told_in_words(
+    greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch, patience: float, told: str
+) -> None:
+    monkeypatch.setattr("greenroom.runner.cli.conversation._PATIENCE", patience)
+    our_daemon.routes[CHAT] = Chat(words=[": keepalive 32/900", "", ": keepalive 900/900", "", *answer("Yes.")])
+
+    outcome = greenroom("run", "smollm2", "Hi")
+
+    assert (outcome.out, outcome.err) == ("Yes.\n", f"{told}waiting\n")
+
+
 def test_the_prompt_may_come_from_a_pipe(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes[CHAT] = Chat(words=answer("Yes."))
 

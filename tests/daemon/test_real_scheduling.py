@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -69,9 +70,9 @@ def test_the_context_is_what_memory_was_promised_for(
     small = wait_until(lambda: (row := loaded(daemon)) and row["engine_id"] != first["engine_id"] and row)
     assert props(daemon, small)["default_generation_settings"]["n_ctx"] == 1024
     assert small["memory"] < first["memory"]
-    # What it really uses is measured, and shown.
-    measured = wait_until(lambda: (loaded(daemon) or {}).get("measured"))
-    assert 60_000_000 < measured < 2_000_000_000
+    # What it really uses is measured, and shown: what the system says, give or take.
+    in_memory = psutil.Process(small["pid"]).memory_info
+    wait_until(lambda: abs(((loaded(daemon) or {}).get("measured") or 0) / in_memory().rss - 1) < 0.2)
     # A restart forgets none of it.
     daemon.restart()
     assert daemon.chat(model).status == 200

@@ -45,6 +45,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--token-delay", type=float, default=0.0)
     parser.add_argument("--first-token-delay", type=float, default=0.0)
+    parser.add_argument("--hold-after-tokens", type=int, default=0, metavar="N", help="of one answer")
+    parser.add_argument("--until", default="", metavar="FILE", help="as long as this file is not there")
     parser.add_argument("--echo", action="store_true", help="answer with the words of the last message")
     parser.add_argument("--echo-fields", action="store_true", help="answer with the request's fields too")
     parser.add_argument("--say", action="append", default=[], help="a line for standard error at the start")
@@ -74,6 +76,10 @@ def is_in(name: str, model: str) -> bool:
     with contextlib.suppress(OSError), open(model, "rb") as file:
         return name.encode() in file.read(1000)
     return False
+
+
+def there(file: str) -> bool:
+    return os.path.exists(file)
 
 
 class Engine:
@@ -197,6 +203,10 @@ class Engine:
         writer.write(head.encode())
         await asyncio.sleep(self.options.first_token_delay)
         for index, word in enumerate(words):
+            while index and index == self.options.hold_after_tokens and not there(self.options.until):
+                if reader.at_eof():
+                    raise ConnectionResetError("the client has gone")
+                await asyncio.sleep(0.005)
             await self.token(reader, writer)
             choice = {"index": 0, "finish_reason": None}
             choice |= (

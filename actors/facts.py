@@ -42,6 +42,19 @@ class Failure(Fact, frozen=True, kw_only=True):
         return f"{self.message} {self.advice}".strip()
 
 
+class Part(Fact, frozen=True, kw_only=True):
+    """How far one file of a transfer is. Never stored."""
+
+    id: str
+    """`sha256:<hex>`: the digest of its bytes, or of its name where the source knows none."""
+    name: str
+    """For people."""
+    size: int
+    """Bytes."""
+    done: int
+    """Bytes that are here (or there, when it is sent); what an earlier attempt has brought counts."""
+
+
 class Progress(Fact, frozen=True, kw_only=True):
     """How far a job is. Never stored."""
 
@@ -57,6 +70,8 @@ class Progress(Fact, frozen=True, kw_only=True):
     """Bytes a second, smoothed; 0 when unknown."""
     follows: str = ""
     """The board's key of another job that this one waits for: its progress says more."""
+    parts: tuple[Part, ...] = ()
+    """Of a transfer: each file that moves. What needs no moving is none of them, but is in `total`."""
 
 
 class Plan(Fact, frozen=True, kw_only=True):

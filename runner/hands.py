@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
+import msgspec
 from greenroom.actors import effects as fx
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import EngineExit, Failure, Installation, Measured, Model, Progress
@@ -395,11 +396,4 @@ def _backend_of(job: str) -> str:
 
 
 def _renamed(progress: Progress, key: str) -> Progress:
-    return Progress(
-        job=key,
-        phase=progress.phase,
-        message=progress.message,
-        done=progress.done,
-        total=progress.total,
-        rate=progress.rate,
-    )
+    return msgspec.structs.replace(progress, job=key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 _LINE_EVERY = 2.0
 """Seconds between two lines about the same phase of a job."""
+
+_PARTS = 6
+"""Bars of files at once."""
+_TITLE = 36
+"""Characters of a file's name."""
 
 _PHASES = {
     "resolving": "looking up",
@@ -139,21 +144,40 @@ class Bars:
         name = str(job.get("job", ""))
         # Without a total the bar pulses: something goes on, and nobody knows how long it will take.
         total, done = int(job.get("total") or 0) or None, int(job.get("done") or 0)
-        text = describe(job)
         with self._lock:
-            progress = self._progress = self._progress or _progress(self._stream)
-            task = self._tasks.get(name)
-            if task is None:
-                self._tasks[name] = progress.add_task(text, total=total, completed=done, title=title_of(name))
-            else:
-                progress.update(task, description=text, total=total, completed=done)
+            self._draw(name, describe(job), total, done, title_of(name))
+            self._draw_parts(name, job.get("parts") or ())
 
     def finish(self, job: str) -> None:
         """Take its bar away."""
         with self._lock:
-            task = self._tasks.pop(job, None)
-            if task is not None and self._progress is not None:
-                self._progress.remove_task(task)
+            self._draw_parts(job, ())
+            self._take_away(job)
+
+    def _draw(self, name: str, text: str, total: int | None, done: int, title: str) -> None:
+        progress = self._progress = self._progress or _progress(self._stream)
+        task = self._tasks.get(name)
+        if task is None:
+            self._tasks[name] = progress.add_task(text, total=total, completed=done, title=title)
+        else:
+            progress.update(task, description=text, total=total, completed=done)
+
+    def _draw_parts(self, name: str, parts: Sequence[Mapping[str, Any]]) -> None:
+        """A bar for each file that moves at this moment, below the job's; one file alone is the job."""
+        shown: dict[str, Mapping[str, Any]] = {}
+        if len(parts) > 1:
+            moving = [part for part in parts if 0 < part["done"] < part["size"]]
+            shown = {f"{name} {part['id']}": part for part in moving[:_PARTS]}
+        for gone in [one for one in self._tasks if one.startswith(f"{name} ") and one not in shown]:
+            self._take_away(gone)
+        for key, part in shown.items():
+            text = f"{format_size(part['done'])} of {format_size(part['size'])}"
+            self._draw(key, text, part["size"], part["done"], f"  {_part_title(part)}")
+
+    def _take_away(self, name: str) -> None:
+        task = self._tasks.pop(name, None)
+        if task is not None and self._progress is not None:
+            self._progress.remove_task(task)
 
     def note(self, text: str) -> None:
         """Print it above the bars."""
@@ -174,6 +198,12 @@ class Bars:
                 self._progress.stop()
             self._progress = None
             self._tasks.clear()
+
+
+def _part_title(part: Mapping[str, Any]) -> str:
+    """`model-00001-of-00004.safetensors`; of a long name the end, which tells it from the others."""
+    name = str(part.get("name") or part["id"][7:19]).rpartition("/")[2]
+    return name if len(name) <= _TITLE else f"…{name[1 - _TITLE :]}"
 
 
 def _progress(stream: TextIO) -> Progress:

@@ -140,7 +140,7 @@ def _shared(shown: Display | None) -> Iterator[Display]:
 def _follow(client: Client, job: str, answer: Answer, shown: Display, failed: str) -> str:
     """Show a transfer's lines until the last one."""
     subject = job.partition("/")[2]
-    arrived: dict[str, int] = {}
+    parts: dict[str, dict[str, Any]] = {}
     moving = {"pull": "downloading", "push": "uploading", "verify": "verifying"}[job.partition("/")[0]]
     for event in answer.objects():
         kind, message = event.get("type"), str(event.get("message") or "")
@@ -155,10 +155,15 @@ def _follow(client: Client, job: str, answer: Answer, shown: Display, failed: st
             layer = event.get("layer") or {}
             total = int(event.get("total") or 0)
             if total or layer.get("current"):
-                arrived[str(layer.get("id", ""))] = int(layer.get("current") or 0)
+                part: dict[str, Any] = {"id": str(layer.get("id", "")), "name": str(layer.get("name") or "")}
+                part |= {"size": int(layer.get("size") or 0), "done": int(layer.get("current") or 0)}
+                parts[part["id"]] = part
+                # What is here already has no lines; a daemon that says how far all of it is counts that too.
+                done = int(event.get("done") or sum(one["done"] for one in parts.values()))
                 # The contract's message repeats the number that is shown anyway.
-                step = {"phase": moving, "done": sum(arrived.values()), "total": total}
+                step = {"phase": moving, "done": done, "total": total, "parts": list(parts.values())}
             else:
+                parts.clear()
                 step = {
                     "phase": str(event.get("phase") or "resolving"),
                     "message": message if event.get("phase") else "",

@@ -1,7 +1,8 @@
 """The contract's progress lines of pulls and pushes: one JSON object a line.
 
-Raw for clients that ask for JSON, HTML-escaped for all others, as Docker's own CLI expects. Beside the
-contract's fields each line has the job's phase and rate, for clients that show them.
+Raw for clients that ask for JSON, HTML-escaped for all others, as Docker's own CLI expects. Files come side
+by side, each with lines of its own; one that is here already gets none. Beside the contract's fields a line
+has the job's phase and rate and how far all of it is, and a layer its name, for clients that show them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 from typing import Any, Literal
 
 import msgspec
-from greenroom.actors.facts import Progress
+from greenroom.actors.facts import Part, Progress
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.messages import Pulled, Pushed
 from greenroom.runner.http.errors import JSON
@@ -27,19 +28,21 @@ _encode = msgspec.json.Encoder().encode
 
 
 class TransferLines:
-    """The lines of one transfer, in order: the number of bytes never goes back and ends at the total."""
+    """The lines of one transfer, in order: the bytes of a layer never go back and end at its size."""
 
     def __init__(self, job: str, mode: TransferMode, *, raw: bool) -> None:
         self.content_type = JSON if raw else "text/plain"
         self._raw = raw
         self._mode = mode
-        # Clients tell layers apart by characters 7 to 19 of this.
-        self._layer = f"sha256:{hashlib.sha256(job.encode()).hexdigest()}"
+        # What has no files of its own to tell of is one layer; clients go by characters 7 to 19 of its id.
+        self._whole = f"sha256:{hashlib.sha256(job.encode()).hexdigest()}"
+        self._layers: dict[str, Part] = {}
+        """As told last."""
         self._done = 0
         self._total = 0
 
     def progress(self, progress: Progress) -> bytes:
-        """Bytes when there are any; otherwise what is going on, if there is something to say."""
+        """A line for each layer that has moved; otherwise what is going on, if there is something to say."""
         more: dict[str, Any] = {"phase": progress.phase}
         if progress.rate:
             more["rate"] = progress.rate
@@ -49,7 +52,8 @@ class TransferLines:
             return self._line("progress", progress.message, **more) if progress.message else b""
         self._total = max(progress.total, progress.done)
         self._done = max(self._done, progress.done)
-        return self._moved(**more) if self._done else b""
+        whole = (Part(id=self._whole, name="", size=self._total, done=self._done),)
+        return b"".join(self._moved(part, **more) for part in progress.parts or (whole if self._done else ()))
 
     def heartbeat(self) -> bytes:
         """An empty line, which clients skip."""
@@ -58,9 +62,9 @@ class TransferLines:
     def success(self, result: Pulled | Pushed | str) -> bytes:
         """The last line; before it, the end of a transfer whose last steps nobody has seen."""
         rest = b""
-        if self._done < self._total:
+        for part in tuple(self._layers.values()):
             self._done = self._total
-            rest = self._moved(phase=_MOVING[self._mode])
+            rest += self._moved(msgspec.structs.replace(part, done=part.size), phase=_MOVING[self._mode])
         if isinstance(result, Pushed):
             message = "Model pushed successfully"
         elif isinstance(result, Pulled):
@@ -74,9 +78,17 @@ class TransferLines:
         """The last line of a transfer that failed."""
         return self._line("error", f"Error: {refusal.sentence()}", code=refusal.code)
 
-    def _moved(self, **more: Any) -> bytes:
-        layer = {"id": self._layer, "size": self._total, "current": self._done}
-        return self._line("progress", f"{_VERBS[self._mode]}: {megabytes(self._done)}", layer=layer, **more)
+    def _moved(self, part: Part, **more: Any) -> bytes:
+        told = self._layers.get(part.id)
+        if told is not None and part.done <= told.done:
+            return b""
+        self._layers[part.id] = part
+        layer: dict[str, Any] = {"id": part.id, "size": part.size, "current": part.done}
+        if part.name:
+            layer["name"] = part.name
+        # Beside the contract's fields: how far the whole of it is, with what needed no moving.
+        more |= {"done": self._done, "of": self._total}
+        return self._line("progress", f"{_VERBS[self._mode]}: {megabytes(part.done)}", layer=layer, **more)
 
     def _line(self, kind: str, message: str, *, layer: dict[str, Any] | None = None, **more: Any) -> bytes:
         line = {

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from greenroom.actors.facts import Progress
+from greenroom.actors.facts import Part, Progress
 
 _REPORT_EVERY = 0.1
 _SMOOTHING = 0.3
+
+
+class Moving:
+    """One file on its way; whoever moves it counts."""
+
+    def __init__(self, digest: str, name: str, size: int) -> None:
+        """`digest` may be empty: then its name tells it from the others."""
+        self._id = digest or f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        self._name = name
+        self._size = size
+        self.done = 0
+        """Bytes."""
+
+    def part(self) -> Part:
+        """How far it is."""
+        return Part(id=self._id, name=self._name, size=self._size, done=self.done)
 
 
 class Attempt:
@@ -34,7 +51,9 @@ class Attempt:
         """Where it was when it was last told."""
         return self._last
 
-    def report(self, phase: str, done: int, total: int, message: str) -> None:
+    def report(
+        self, phase: str, done: int, total: int, message: str = "", moving: Iterable[Moving] = ()
+    ) -> None:
         """Sources call this as often as they like, from any of their threads."""
         with self._lock:
             now, last = time.monotonic(), self._last
@@ -46,7 +65,13 @@ class Attempt:
                 step = (done - last.done) / (now - self._at)
                 rate = step if not last.rate else last.rate + _SMOOTHING * (step - last.rate)
             self._last = Progress(
-                job=self._job, phase=phase, message=message, done=done, total=total, rate=round(rate, 1)
+                job=self._job,
+                phase=phase,
+                message=message,
+                done=done,
+                total=total,
+                rate=round(rate, 1),
+                parts=tuple(one.part() for one in moving),
             )
             self._at = now
             self._tell(self._last)

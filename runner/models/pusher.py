@@ -15,9 +15,9 @@ from greenroom.actors.facts import Failure, Progress
 from greenroom.actors.retry import PUSH_RETRIES
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
-from greenroom.runner.models.attempt import Attempt
+from greenroom.runner.models.attempt import Attempt, Moving
 from greenroom.runner.models.failures import failure_of
-from greenroom.runner.models.manifest import MANIFEST, Descriptor
+from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
 from greenroom.runner.models.references import DEFAULT_TAG, Reference
 from greenroom.runner.models.store import Store
 
@@ -155,7 +155,15 @@ class _Push:
         """Blobs that are there for sure."""
         # A layer that is in it twice is one blob.
         self._blobs = tuple({blob.digest: blob for blob in self._manifest.blobs()}.values())
-        self._total = sum(blob.size for blob in self._blobs)
+        layers = [blob for blob in self._blobs if blob.digest != self._manifest.config.digest]
+        self._total = sum(blob.size for blob in layers)
+        names = {blob.digest: name for blob, name in file_names(self._manifest)}
+        self._moving = {
+            blob.digest: Moving(blob.digest, names.get(blob.digest, ""), blob.size) for blob in layers
+        }
+        """The configuration is sent too, but is no layer: nothing is told of it."""
+        self._sending: dict[str, Moving] = {}
+        """Those that had to be sent: of the others nothing is told but that they count."""
 
     def run(self, repository: Repository) -> int:
         """Send what is missing, then the manifest. Returns the bytes that were sent.
@@ -187,8 +195,10 @@ class _Push:
 
     def _send_all(self, repository: Repository) -> None:
         self._done = 0
+        for moving in self._moving.values():
+            moving.done = 0
         self._stop.clear()
-        self._attempt.report("uploading", 0, self._total, "")
+        self._attempt.report("uploading", 0, self._total)
         with ThreadPoolExecutor(_BLOBS_AT_ONCE, thread_name_prefix="upload") as pool:
             begun = [pool.submit(self._send, repository, blob) for blob in self._blobs]
             try:
@@ -204,10 +214,13 @@ class _Push:
     def _send(self, repository: Repository, blob: Descriptor) -> None:
         self._check()
         if repository.has(blob.digest) or self._mounted(repository, blob):
-            self._count(blob.size, sent=0)
+            self._count(blob, blob.size, sent=0)
             return
         path = self._store.blob(blob.digest)
-        repository.send(path, blob.digest, blob.size, lambda size: self._count(size, sent=size))
+        if moving := self._moving.get(blob.digest):
+            with self._lock:
+                self._sending[blob.digest] = moving
+        repository.send(path, blob.digest, blob.size, lambda size: self._count(blob, size, sent=size))
         with self._lock:
             self._arrived += 1
 
@@ -223,13 +236,17 @@ class _Push:
                 return True
         return False
 
-    def _count(self, size: int, *, sent: int) -> None:
+    def _count(self, blob: Descriptor, size: int, *, sent: int) -> None:
         self._check()
+        moving = self._moving.get(blob.digest)
         with self._lock:
-            self._done += size
             self._sent += sent
+            if moving is not None:
+                self._done += size
+                moving.done += size
             done = self._done
-        self._attempt.report("uploading", done, self._total, "")
+            sending = tuple(self._sending.values())
+        self._attempt.report("uploading", done, self._total, "", sending)
 
     def _check(self) -> None:
         if self._cancel.is_set() or self._stop.is_set():

@@ -86,6 +86,33 @@ def test_a_terminal_gets_bars_that_go_and_notes_that_stay() -> None:
     assert "\x1b[?25h" in stream.getvalue(), "the cursor is back"
 
 
+def test_files_that_move_have_bars_of_their_own_below_that_of_all() -> None:
+    stream = Terminal()
+    name = "a-very-long-name-of-a-model-00001-of-00002.safetensors"
+    parts = [
+        {"id": "sha256:1", "name": name, "size": 3_000_000, "done": 1_000_000},
+        {"id": "sha256:2", "name": "", "size": 5_000_000, "done": 2_000_000},
+        {"id": "sha256:3", "name": "whole.json", "size": 9, "done": 9},
+        {"id": "sha256:4", "name": "waits.json", "size": 9, "done": 0},
+    ]
+    with Bars(stream) as shown:
+        shown.update(job(done=3_000_009, total=8_000_018, parts=parts))
+        drawn = stream.getvalue()
+        shown.update(job(done=8_000_018, total=8_000_018, parts=[]))
+    assert "…" + name[-35:] in drawn
+    assert "1.00 MB of 3.00 MB" in drawn
+    assert "2.00 MB of 5.00 MB" in drawn
+    assert "whole.json" not in drawn, "it is done"
+    assert "waits.json" not in drawn, "it has not begun"
+
+
+def test_one_file_alone_is_the_job() -> None:
+    stream = Terminal()
+    with Bars(stream) as shown:
+        shown.update(job(done=1, total=9, parts=[{"id": "sha256:1", "name": "only", "size": 9, "done": 1}]))
+    assert "only" not in stream.getvalue()
+
+
 def test_bars_may_be_moved_from_two_threads() -> None:
     shown = Bars(Terminal())
     failures: list[BaseException] = []

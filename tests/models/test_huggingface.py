@@ -114,6 +114,36 @@ def test_safetensors_come_with_tokenizer_and_config_and_without_code(
     assert (what, failure.code) == ("failed", "no_such_quantisation")
 
 
+def test_several_files_come_side_by_side_and_each_tells_how_far_it_is(
+    hub: LocalHub,
+    new_puller: NewPuller,
+    recorder: Any,
+    tmp_path: Path,
+    model_folder: Callable[..., Path],
+    safetensors: Make,
+) -> None:
+    put_safetensors(hub, model_folder(tmp_path / "m"))
+    files = hub.repositories["org/plain"]
+    weights = [safetensors({name: ("F16", [1024, 256], 2**19)}) for name in ("one", "other")]
+    del files["model.safetensors"]
+    for number, data in enumerate(weights, 1):
+        files[f"model-{number:05d}-of-00002.safetensors"] = data
+    hub.hold_after = 1000
+    new_puller().start("job", "hf.co/org/plain")
+    assert hub.wait_for(lambda: len(hub.ranges()) == 2), "the second does not wait for the first"
+    hub.release.set()
+    what, model = recorder.outcome("job")
+    assert what == "committed", model
+    told = [one for one in recorder.progress_of("job") if one.phase == "downloading"]
+    sizes = {f"sha256:{sha256_of(data)}": len(data) for data in weights}
+    for each in told:
+        assert {part.id for part in each.parts} >= sizes.keys()
+        assert sum(part.done for part in each.parts) <= each.done <= each.total
+    ends = {part.id: part.done for part in told[-1].parts}
+    assert ends.items() >= sizes.items()
+    assert sum(ends.values()) == told[-1].total
+
+
 def test_a_file_that_broke_off_is_gone_on_with_by_the_next_attempt(
     hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
 ) -> None:

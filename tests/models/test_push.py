@@ -72,7 +72,8 @@ def test_a_model_that_is_pushed_and_pulled_elsewhere_keeps_its_id(
     assert sent > big.size
     progress = recorder.progress_of(f"push/{reference}")
     uploading = [p for p in progress if p.phase == "uploading"]
-    assert uploading[-1].done == uploading[-1].total == sent
+    assert uploading[-1].done == uploading[-1].total == big.size, "the configuration is sent, but is no layer"
+    assert [(part.name, part.done) for part in uploading[-1].parts] == [("big.gguf", big.size)]
     assert [p.done for p in uploading] == sorted(p.done for p in uploading)
     other = Store(tmp_path / "other")
     other.prepare()
@@ -93,6 +94,8 @@ def test_what_the_registry_has_is_not_sent_again(
     first = len(gate.writes)
     what, sent = push(puller, recorder, big, f"{gate.host}/me/twice:v2")
     assert (what, sent) == ("pushed", 0)
+    told = recorder.progress_of(f"push/{gate.host}/me/twice:v2")
+    assert not any(progress.parts for progress in told), "of a layer that is there already nothing is told"
     again = gate.writes[first:]
     assert {method for method, path, _ in again if "/blobs/" in path} == {"HEAD"}
     assert [path for method, path, _ in again if method == "PUT"] == ["/v2/me/twice/manifests/v2"]

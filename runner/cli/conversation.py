@@ -8,10 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, Gone, Refused, path_of
 from greenroom.runner.cli.display import Display, display
 from greenroom.runner.cli.jobs import install, pull
@@ -58,7 +56,7 @@ class Conversation:
     ) -> None:
         """`say` is told what is going on; `backend`, unless empty, is the only one that may serve."""
         self._client = client
-        self._model = anchored(model)
+        self._model = model
         self._shown = model
         self._say = say
         self._path = path_of("engines", backend, "v1/chat/completions") if backend else "/v1/chat/completions"
@@ -169,20 +167,6 @@ class Conversation:
         body = {"model": self._model, "messages": [], "stream": False}
         with self._client.open("POST", self._path, body, headers={"X-Preload-Only": "true"}) as answer:
             answer.read()
-
-
-def anchored(model: str) -> str:
-    """A model's name as the daemon understands it: its folder is not ours.
-
-    Raises Problem when the text cannot name a model.
-    """
-    from greenroom.runner.models.references import BadReference, Reference
-
-    try:
-        reference = Reference.parse(model)
-    except BadReference as error:
-        raise Problem(str(error), code=exit_codes.USAGE) from error
-    return str(reference.anchored(Path.cwd(), Path.home())) if reference.scheme == "path" else model
 
 
 def announce(text: str) -> None:

@@ -27,6 +27,7 @@ _PHASES = {
     "downloading": "downloading",
     "uploading": "uploading",
     "committing": "storing",
+    "importing": "importing",
     "waiting": "waiting",
     "unpacking": "unpacking",
     "installing": "installing",

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from greenroom.runner.cli.client import path_of
-from greenroom.runner.cli.conversation import anchored
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.names import ModelName
@@ -35,7 +34,7 @@ def command(ctx: click.Context, model: str, remote: bool, as_json: bool, openai:
     if openai:
         found = client.get(path_of("v1/models", model))
     elif remote:
-        found = client.get(f"{path_of('models', anchored(model))}?remote=true", timeout=None)
+        found = client.get(f"{path_of('models', model)}?remote=true", timeout=None)
     else:
         found = client.get(path_of("models", model))
     if as_json or openai:

@@ -38,7 +38,11 @@ def command(ctx: click.Context, model: str | None, as_json: bool, quiet: bool) -
     if model:
         wanted = familiar(model)
         models = [
-            each for each in models if wanted in _names(each) or each["id"].startswith(f"sha256:{model}")
+            each
+            for each in models
+            if wanted in _names(each)
+            or wanted in {name.rpartition("/")[2].partition(":")[0] for name in _names(each)}
+            or each["id"].startswith((model, f"sha256:{model}"))
         ]
     if as_json:
         click.echo(json.dumps(models, indent=4, ensure_ascii=False))

@@ -32,7 +32,7 @@ def verify(ctx: click.Context, models: tuple[str, ...]) -> int:
     One that is damaged counts as gone from then on, and the next pull fetches what is missing. Exits 1 then.
     """
     client = client_for(settings_of(ctx))
-    names = models or tuple(model["id"] for model in client.get("/models") or ())
+    names = models or tuple((model.get("tags") or [model["id"]])[0] for model in client.get("/models") or ())
     whole = True
     for name in names:
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
+from greenroom.runner.cli import exit_codes
 
 if TYPE_CHECKING:
     _Text = click.ParamType[str]
@@ -23,8 +25,8 @@ class ModelName(_Text):
         self._catalogue = catalogue
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
-        """As it is: what it means is for the daemon to say."""
-        return value
+        """As it is, for what it means is the daemon's to say; but a path is told whole."""
+        return anchored(value)
 
     def shell_complete(
         self,
@@ -39,6 +41,21 @@ class ModelName(_Text):
         if self._catalogue:
             names |= dict.fromkeys(_in_catalogue())
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def anchored(model: str) -> str:
+    """A model's name as the daemon understands it: its folder is not ours.
+
+    Raises Problem when the text cannot name a model.
+    """
+    from greenroom.runner.cli.problem import Problem
+    from greenroom.runner.models.references import BadReference, Reference
+
+    try:
+        reference = Reference.parse(model)
+    except BadReference as error:
+        raise Problem(str(error), code=exit_codes.USAGE) from error
+    return str(reference.anchored(Path.cwd(), Path.home())) if reference.scheme == "path" else model
 
 
 def _here() -> list[str]:

@@ -22,4 +22,5 @@ def command(ctx: click.Context, untagged: bool, as_json: bool) -> None:
         return
     for model_id in pruned.get("deleted") or ():
         click.echo(f"Deleted: {model_id}")
-    click.echo(f"{format_size(float(pruned.get('freed') or 0))} are free again.")
+    freed = float(pruned.get("freed") or 0)
+    click.echo(f"{format_size(freed)} are free again." if freed else "There was nothing to remove.")

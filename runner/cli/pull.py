@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import click
-from greenroom.runner.cli.conversation import anchored, announce
+from greenroom.runner.cli.conversation import announce
 from greenroom.runner.cli.jobs import pull
 from greenroom.runner.cli.launch import ensure_daemon
 from greenroom.runner.cli.main import settings_of
@@ -23,7 +23,6 @@ def command(ctx: click.Context, model: str, force: bool) -> None:
     What cannot fit on the disk or run on this machine is said before anything is fetched. Ctrl-C ends the
     download, unless somebody else waits for it too; what has arrived is kept.
     """
-    reference = anchored(model)
     token = os.environ.get("HF_TOKEN", "") if model.lower().startswith(("hf.co/", "huggingface.co/")) else ""
     client = ensure_daemon(settings_of(ctx), announce)
-    click.echo(pull(client, reference, token=token, force=force))
+    click.echo(pull(client, model, token=token, force=force))

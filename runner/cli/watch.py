@@ -89,5 +89,6 @@ class Watch:
             if name.startswith("request/"):
                 # Without a job to follow it waits for its turn, which is worth a line too.
                 followed = str(job.get("follows") or name)
-                found[followed] = jobs.get(followed, job)
+                # What an engine prints while it loads is for its log; which one it is, the request knows.
+                found[followed] = job if followed.startswith("load/") else jobs.get(followed, job)
         return {name: job for name, job in found.items() if name not in self.own}

@@ -232,7 +232,7 @@ class Environments:
                 on_bytes=lambda done, total: report.bytes(f"Downloading {name}", done, total),
                 on_file=unpacking.add,
             )
-            report.phase("unpacking", f"Unpacking {len(files)} packages")
+            report.phase("unpacking", f"Unpacking {len(files)} package{'s' if len(files) > 1 else ''}")
             unpacking.finish(cancel)
         except JobCancelled:
             if unpacking.is_set() and not cancel.is_set():

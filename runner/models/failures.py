@@ -11,6 +11,9 @@ from greenroom.runner.models.references import BadReference
 
 log = logging.getLogger(__name__)
 
+NO_ANSWER = "Check the name and the network; proxies are taken from pip's and uv's settings."
+"""Advice when a place models come from does not answer."""
+
 
 def failure_of(error: Exception, doing: str) -> Failure:
     """What an exception of a job means for the user; what nobody foresaw is logged."""
@@ -43,6 +46,21 @@ def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
         "nothing was kept.",
         advice="The file was changed or damaged where it is published, or on the way.",
     )
+
+
+def check_pin(model_id: str, pin: str) -> None:
+    """Check that a model is the one that its name is pinned to; an empty pin fits all.
+
+    Raises:
+        JobFailed: permanent, `hash_mismatch`.
+    """
+    if pin and model_id != pin:
+        raise JobFailed.permanent(
+            "hash_mismatch",
+            f"What is published under this name is another model ({model_id[:19]}…) than the one "
+            f"it is pinned to ({pin[:19]}…); nothing was kept.",
+            advice="Leave the @sha256:… out to have it as it is now.",
+        )
 
 
 def no_space(needed: int, free: int, folder: str) -> JobFailed:

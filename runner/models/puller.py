@@ -18,7 +18,7 @@ from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.attempt import Attempt
 from greenroom.runner.models.catalogue import Catalogue
-from greenroom.runner.models.failures import failure_of, size_text
+from greenroom.runner.models.failures import check_pin, failure_of, size_text
 from greenroom.runner.models.fitness import Machine, check_disk, check_machine
 from greenroom.runner.models.pusher import Pusher
 from greenroom.runner.models.references import Reference
@@ -277,6 +277,10 @@ class Puller:
         if cancel.is_set():
             raise JobCancelled
         attempt.report("resolving", 0, 0, "")
+        pin = wanted.digest
+        if pin and (here := self._here(wanted)) is not None:
+            # It can be no other one, whatever its source says.
+            return self._cached(here, wanted, attempt), False
         reference, context = self._source_of(wanted, token)
         try:
             source = source_for(reference, context)
@@ -285,7 +289,7 @@ class Puller:
             if known is None:
                 offer = source.measure(offer, cancel)
         except JobFailed as error:
-            here = self._here(wanted.stored_tag)
+            here = self._here(wanted)
             # Somewhere that does not answer is no reason to refuse what is here already.
             if error.failure.kind != "transient" or here is None:
                 raise
@@ -293,9 +297,9 @@ class Puller:
             return here, False
         attempt.reached = True
         if known is not None:
-            attempt.report("cached", known.size, known.size, f"Using cached model: {size_text(known.size)}")
-            return self._named(known, wanted.stored_tag), False
-        return self._fetch(source, offer, wanted.stored_tag, force, attempt, cancel), True
+            check_pin(known.id, pin)
+            return self._cached(known, wanted, attempt), False
+        return self._fetch(source, offer, wanted, force, attempt, cancel), True
 
     def _source_of(self, reference: Reference, token: str) -> tuple[Reference, Context]:
         """Where a name stands for something else: that, and what must come from there."""
@@ -310,7 +314,7 @@ class Puller:
         self,
         source: Source,
         offer: Offer,
-        tag: str,
+        wanted: Reference,
         force: bool,
         attempt: Attempt,
         cancel: threading.Event,
@@ -324,7 +328,13 @@ class Puller:
             if cancel.is_set():
                 raise JobCancelled
             attempt.report("committing", offer.size, offer.size, "")
-            return self._store.commit(arrival, tag=tag, source=offer.source, fingerprint=offer.fingerprint)
+            return self._store.commit(
+                arrival,
+                tag=wanted.stored_tag,
+                source=offer.source,
+                fingerprint=offer.fingerprint,
+                pin=wanted.digest,
+            )
 
     def _free_beside(self, attempt: Attempt) -> int:
         """Bytes free on the disk, less what the other pulls still have to bring."""
@@ -332,10 +342,15 @@ class Puller:
             others = [one.last for one in self._attempts.values() if one is not attempt]
         return self._store.free() - sum(max(0, one.total - one.done) for one in others)
 
-    def _here(self, tag: str) -> Model | None:
-        return next((m for m in self._store.look() if tag and tag in m.tags), None)
+    def _here(self, wanted: Reference) -> Model | None:
+        """The model of that name; for a name with a digest the one with that id, whatever it is called."""
+        tag, pin = wanted.stored_tag, wanted.digest
+        fits = lambda one: one.id == pin if pin else bool(tag) and tag in one.tags  # noqa: E731
+        return next(filter(fits, self._store.look()), None)
 
-    def _named(self, model: Model, tag: str) -> Model:
+    def _cached(self, model: Model, wanted: Reference, attempt: Attempt) -> Model:
+        attempt.report("cached", model.size, model.size, f"Using cached model: {size_text(model.size)}")
+        tag = wanted.stored_tag
         return self._store.tag(model.id, tag) if tag and tag not in model.tags else model
 
     def _change(self, work: Callable[[], None], failed: Callable[[Failure], None]) -> None:

@@ -16,7 +16,7 @@ from greenroom.actors.retry import PUSH_RETRIES
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.attempt import Attempt, Moving
-from greenroom.runner.models.failures import failure_of
+from greenroom.runner.models.failures import NO_ANSWER, failure_of
 from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
 from greenroom.runner.models.references import DEFAULT_TAG, Reference
 from greenroom.runner.models.store import Store
@@ -131,7 +131,7 @@ class Pusher:
             raise JobFailed.permanent(
                 "bad_reference", f"{reference} does not name a place on a registry.", advice=advice
             )
-        web = Web(self._packages or PackageSources.discover())
+        web = Web(self._packages or PackageSources.discover(), advice=NO_ANSWER)
         return Repository(web, reference, token=token, settings=self._registries, environment=os.environ)
 
 

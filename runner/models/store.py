@@ -34,7 +34,7 @@ from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival, Count, hash_file
 from greenroom.runner.models.bundle import open_bundle, remove_bundle
 from greenroom.runner.models.durable import TEMPORARY, sync_folder, write_atomically
-from greenroom.runner.models.failures import from_os_error
+from greenroom.runner.models.failures import check_pin, from_os_error
 from greenroom.runner.models.layout import LAYOUT_VERSION, Entry, Index, IndexDamaged
 from greenroom.runner.models.manifest import Manifest
 from greenroom.runner.models.metadata import read_metadata
@@ -221,16 +221,19 @@ class Store:
         tag: str = "",
         source: str = "",
         fingerprint: str = "",
+        pin: str = "",
     ) -> Model:
         """Take an arrival's files into the store under their digests, and name the model in the index.
 
         The tag is taken from whichever model had it. Files that are here already are kept, once.
 
         Raises:
-            JobFailed: its files are no model, or the disk refused; the store is as before.
+            JobFailed: its files are no model, or not the one whose id is the `pin`, or the disk refused; the
+                store is as before.
         """
         metadata = read_metadata([*arrival.paths(), *arrival.extras])
         artifact = arrival.artifact or artifacts.build(arrival.layers, metadata)
+        check_pin(artifact.id, pin)
         model = Model(
             id=artifact.id,
             tags=(tag,) if tag else (),

@@ -342,6 +342,10 @@ def test_a_path_is_made_absolute_before_it_is_sent(
     greenroom("pull", "./x.gguf")
 
     assert our_daemon.bodies("/models/create") == [{"from": f"file:{tmp_path}/x.gguf"}]
+    # Every other command takes it by the same name.
+    our_daemon.routes[f"GET /models/file:{tmp_path}/x.gguf"] = {"id": f"sha256:{'0' * 64}"}
+    assert "0" * 64 in greenroom("inspect", "./x.gguf").out
+    assert greenroom("rm", "a b").code == 2
 
 
 def test_a_pull_that_fails_says_why(greenroom: Any, our_daemon: Any) -> None:

@@ -114,6 +114,27 @@ def test_safetensors_come_with_tokenizer_and_config_and_without_code(
     assert (what, failure.code) == ("failed", "no_such_quantisation")
 
 
+def test_a_digest_pins_the_model_and_one_that_is_here_needs_no_hub(
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    name = "hf.co/Org/Model-GGUF:Q8_0"
+    what, failure = pull(new_puller, recorder, f"{name}@sha256:{'0' * 64}")
+    assert (what, failure.kind, failure.code) == ("failed", "permanent", "hash_mismatch")
+    assert store.models() == ()
+    old = pull(new_puller, recorder, name)[1]
+    what, failure = pull(new_puller, recorder, f"{name}@sha256:{'0' * 64}")
+    assert (what, failure.code) == ("failed", "hash_mismatch"), "also when its files are here"
+    hub.commit = COMMIT[::-1]
+    hub.repositories["Org/Model-GGUF"]["m-Q8_0.gguf"] = quants["m-f16.gguf"]
+    new = pull(new_puller, recorder, name)[1]
+    assert (new.id != old.id, new.tags) == (True, ("huggingface.co/org/model-gguf:Q8_0",))
+    hub.status = 500
+    what, model = pull(new_puller, recorder, f"hf.co/Org/Model-GGUF@{old.id}")
+    assert (what, model.id, model.tags) == ("committed", old.id, ())
+    what, model = pull(new_puller, recorder, f"{name}@{old.id}")
+    assert (what, model.id, model.tags) == ("committed", old.id, new.tags), "its tag comes back to it"
+
+
 def test_several_files_come_side_by_side_and_each_tells_how_far_it_is(
     hub: LocalHub,
     new_puller: NewPuller,

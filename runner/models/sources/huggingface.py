@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.failures import not_a_model
+from greenroom.runner.models.failures import NO_ANSWER, not_a_model
 from greenroom.runner.models.references import DEFAULT_TAG, Reference
 from greenroom.runner.models.selection import choose_from_repository, quantisations_of
 from greenroom.runner.models.sources.base import Context, Offer, Report
@@ -91,7 +91,7 @@ class HuggingFaceSource:
         assert listing is not None, "describe comes first"
         wanted = [file for file in listing.files if file.name in offer.files]
         pieces = [_piece(listing, file) for file in wanted if not _from_cache(file, arrival, cancel)]
-        web = Web(self._context.packages or PackageSources.discover())
+        web = Web(self._context.packages or PackageSources.discover(), advice=NO_ANSWER)
         refused = lambda piece, status: _refused(offer.reference, piece, status)  # noqa: E731
         Transfer(web, arrival, report, cancel, refused).bring(pieces)
 

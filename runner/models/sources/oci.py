@@ -11,6 +11,7 @@ from threading import Event
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.failures import NO_ANSWER
 from greenroom.runner.models.manifest import digest_of
 from greenroom.runner.models.published import blobs_of, checked, complete, format_of, weights_of
 from greenroom.runner.models.references import DEFAULT_TAG, Reference
@@ -28,7 +29,7 @@ class OciSource:
 
         self._token = context.token
         self._settings = context.registries
-        self._web = Web(context.packages or PackageSources.discover())
+        self._web = Web(context.packages or PackageSources.discover(), advice=NO_ANSWER)
         self._registry: Registry | None = None
         self._manifest_bytes = b""
 

@@ -68,7 +68,7 @@ class PathSource:
         def count(size: int) -> None:
             nonlocal done
             done += size
-            report("verifying", done, offer.size, "Importing")
+            report("importing", done, offer.size, "Importing")
 
         for name in offer.files:
             arrival.take(folder / name, name, how="link", cancel=cancel, count=count)

@@ -144,14 +144,25 @@ class PypiSource:
 
         with tempfile.TemporaryDirectory(prefix="greenroom-pypi-") as folder:
             uv = Uv(Path(folder, "cache"), self._sources())
-            lock = resolve(
-                uv,
-                [requirement],
-                python=sys.executable,
-                cancel=cancel,
-                dependencies=False,
-                deadline=_RESOLVE_SECONDS,
-            )
+            try:
+                lock = resolve(
+                    uv,
+                    [requirement],
+                    python=sys.executable,
+                    cancel=cancel,
+                    dependencies=False,
+                    deadline=_RESOLVE_SECONDS,
+                )
+            except JobFailed as failed:
+                if failed.failure.code != "no_such_version":
+                    raise
+                # uv's advice is for backends, which have tested versions.
+                raise JobFailed.permanent(
+                    "not_found",
+                    f"The package index has no {requirement}.",
+                    advice="Check the name and the version of the package.",
+                    detail=failed.failure.detail,
+                ) from failed
         package = re.split("[=<>!~ ]", requirement, maxsplit=1)[0]
         files = lock.files()
         if len(files) != 1:

@@ -191,7 +191,7 @@ class EngineAdopted(Event, frozen=True, kw_only=True):
 
 
 class EngineLost(Event, frozen=True, kw_only=True):
-    """The journal says it runs; nothing on this machine does."""
+    """The journal says it runs, or shall; nothing on this machine does, and it never will again."""
 
     TAG = "engine_lost"
     URGENT = True

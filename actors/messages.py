@@ -129,6 +129,8 @@ class EngineList(Command, frozen=True, kw_only=True):
 
     backend: str
     engines: tuple[Engine, ...]
+    barred: tuple[str, ...] = ()
+    """Engines that never will start, even if their start is still on its way."""
     version: int
     installations: int = -1
     """Version of the installer's list that the scheduler had acted on when it last called the roll."""
@@ -270,7 +272,7 @@ class StartEngine(Command, frozen=True, kw_only=True):
 
 
 class StopEngine(Command, frozen=True, kw_only=True):
-    """Scheduler → runner. Harmless for an engine that is gone."""
+    """Scheduler → runner. Harmless for an engine that is gone; one that is not known will never start."""
 
     engine_id: str
     reason: str

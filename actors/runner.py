@@ -25,6 +25,8 @@ _GROWN = 32 * 2**20
 """Bytes by which an engine's peak must have grown to be told at once and not with the next list."""
 _REMEMBERED = 16
 """Engines that are gone are told of for a while, so that nobody misses how they ended."""
+_BARRED = 256
+"""Far more than loads can be in flight at a time: nobody is forgotten whose start may still come."""
 SILENT_START = 900.0
 """Seconds without any sign of progress after which a start is given up here, should its host be silent."""
 SILENT_STOP = 60.0
@@ -41,6 +43,8 @@ class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
 
     engines: Mapping[str, Engine] = msgspec.field(default_factory=dict)
     """By id, oldest first; gone ones are kept up to a bound."""
+    barred: tuple[str, ...] = ()
+    """Engines that were to end before their start was heard of: they never will start. The last ones only."""
     version: int = 0
 
 
@@ -109,10 +113,13 @@ class Runner:
             engines[event.spec.engine_id] = Engine(
                 spec=event.spec, state="starting", since=stored.at, cause=stored.id
             )
-            return RunnerState(engines=_apply_bound(engines), version=state.version + 1)
+            return change(state, engines=_apply_bound(engines), version=state.version + 1)
         old = engines.get(event.engine_id)
         if old is None:
-            return change(state, version=state.version + 1)
+            barred = state.barred
+            if isinstance(event, ev.EngineLost):
+                barred = (*barred, event.engine_id)[-_BARRED:]
+            return change(state, barred=barred, version=state.version + 1)
         match event:
             case ev.EngineSpawned() as e:
                 new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
@@ -133,25 +140,33 @@ class Runner:
             case _:
                 new = old
         engines[event.engine_id] = new
-        return RunnerState(engines=_apply_bound(engines), version=state.version + 1)
+        return change(state, engines=_apply_bound(engines), version=state.version + 1)
 
     def decide(
         self, state: RunnerState, command: Command, now: Moment, seen: RunnerSeen
     ) -> Decision[RunnerSeen]:
         """One command.
 
+        An engine that shall end before its start was heard of is barred: that start may still be on its way,
+        behind a full disk or in a busy actor's mail, and whoever told it to end promises its memory to others
+        once the list says that it never will start.
+
         Reports on engines that are gone, or were never ours, are dropped; but a process that turns out to run
         without an intent is ended.
         """
         match command:
             case msg.StartEngine(spec=spec):
-                if spec.engine_id in state.engines:
+                if spec.engine_id in state.engines or spec.engine_id in state.barred:
                     return Decision()
                 return Decision(
                     events=(ev.EngineStartRequested(spec=spec),), seen=_moved(seen, spec.engine_id, now)
                 )
             case msg.StopEngine(engine_id=one, reason=reason):
                 engine = state.engines.get(one)
+                if engine is None and one not in state.barred:
+                    return Decision(
+                        events=(ev.EngineLost(engine_id=one, reason="it was to end before it was started"),)
+                    )
                 if engine is None or engine.state == "gone":
                     return Decision(seen=msgspec.structs.replace(seen, told=-1))
                 if engine.state == "stopping":
@@ -323,7 +338,10 @@ class Runner:
     def list_of(self, state: RunnerState) -> msg.EngineList:
         """All engines, gone ones last heard of included."""
         return msg.EngineList(
-            backend=self.backend, engines=tuple(state.engines.values()), version=state.version
+            backend=self.backend,
+            engines=tuple(state.engines.values()),
+            barred=state.barred,
+            version=state.version,
         )
 
 

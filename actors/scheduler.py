@@ -140,7 +140,7 @@ class Scheduler:
                     seen=change(
                         seen,
                         engines={**seen.engines, command.backend: engines},
-                        answered={**seen.answered, command.backend: command.token},
+                        barred={**seen.barred, command.backend: frozenset(command.barred)},
                         measured={**seen.measured, **command.measured},
                         met=seen.met | frozenset(engines),
                     )

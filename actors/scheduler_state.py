@@ -19,6 +19,8 @@ _ENDED_REMEMBERED = 31
 _FOOTPRINTS_REMEMBERED = 255
 _INTERRUPTED_REMEMBERED = 63
 
+FORGIVEN_AFTER = 1800.0
+"""Seconds after which a failure has nothing to do any more with a load that begins then."""
 NOT_THE_MODELS_FAULT = frozenset({"engine_lost", "engine_ended", "daemon_restarted"})
 """Failure codes that say nothing about whether the model would run."""
 
@@ -56,6 +58,9 @@ class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
     """How a model fared on an installation lately."""
 
     failures: int = 0
+    """Loads in a row that have failed, however well they went before: one answer each proves nothing."""
+    failed_at: float = 0.0
+    """Wall clock second of the last of them."""
     until: float = 0.0
     """Wall clock second until which it is left alone; 0 while it is not."""
     reason: str = ""
@@ -134,8 +139,8 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Token of this life's first roll call: a list that was on its way before says nothing."""
     called_at: float = 0.0
     """Monotonic second of the last call to those who have not answered."""
-    answered: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """backend → token of the last roll call that its runner has answered."""
+    barred: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
+    """backend → engines that its runner never will start."""
     met: frozenset[str] = frozenset()
     """Engines that have been in a runner's list in this life."""
     measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
@@ -160,8 +165,9 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     leaving: Mapping[str, float] = msgspec.field(default_factory=dict)
     """engine → monotonic second since which it shall end."""
     stop_told: Mapping[str, float] = msgspec.field(default_factory=dict)
-    start_told: Mapping[str, tuple[float, str]] = msgspec.field(default_factory=dict)
-    """engine → when its start was told again, and the token of the roll call behind that."""
+    """engine → when its runner was last told to end it."""
+    start_told: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → when its runner was last told again to start it."""
     refused: Mapping[str, int] = msgspec.field(default_factory=dict)
     """model|mode → refusals since the last load."""
     draining: bool = False
@@ -188,6 +194,12 @@ def breaker_key(model_id: str, backend: str, installation_id: str) -> str:
 def footprint_key(spec: EngineSpec) -> str:
     """How measurements are filed: by all that decides about an engine's memory."""
     return "|".join((spec.model_id, spec.mode, spec.backend, str(spec.context_size), *spec.flags))
+
+
+def failures_with(breaker: BreakerState, load: LoadState | None) -> int:
+    """How many failures in a row there are with that of this load, whose predecessors may be long past."""
+    begun = load.admitted_at if load is not None else breaker.failed_at
+    return breaker.failures + 1 if begun - breaker.failed_at <= FORGIVEN_AFTER else 1
 
 
 def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
@@ -219,7 +231,8 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 return change(new, loads=loads, interrupted=_apply_interrupted(state, e.engine_id, stored.at))
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             old = state.breakers.get(key, BreakerState())
-            breaker = change(old, failures=old.failures + 1, reason=e.failure.message)
+            failures = failures_with(old, state.loads.get(e.engine_id))
+            breaker = change(old, failures=failures, failed_at=stored.at, reason=e.failure.message)
             return change(new, loads=loads, breakers={**state.breakers, key: breaker})
         case ev.EvictionDecided() as e:
             interrupted = state.interrupted
@@ -238,7 +251,8 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             return change(new, loads={**state.loads, one: load})
         case ev.BreakerOpened() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
-            breaker = BreakerState(failures=e.failures, until=e.until, reason=e.reason)
+            old = state.breakers.get(key, BreakerState())
+            breaker = change(old, failures=e.failures, until=e.until, reason=e.reason)
             return change(new, breakers={**state.breakers, key: breaker})
         case ev.BreakerClosed() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)

@@ -1,13 +1,13 @@
 """What follows from the scheduler's state at one moment: the numbered steps of `settle`.
 
-1. Loads whose engines have ended, were given up, or were never heard of again, have failed.
+1. Loads whose engines have ended, were given up, or never will start, have failed.
 2. Engines that are ready get an open gate; gates of engines that are gone are removed.
 3. Each waiting request: a ready engine, a load to wait for, a new load, an installation to wait for, or a
    refusal that says why. See `scheduler_queue`.
 4. All engines when the daemon stops, engines of installations that retire, and idle engines past their
    keep-alive shall end.
 5. Engines that shall end and have drained are told to.
-6. Breakers of models that serve again are closed.
+6. Breakers of models that have been running well for a while are closed.
 7. Owners who have not told their list in this life are asked for it; runners are told of the installer's
    list that has been acted on, so that what retires can be removed.
 8. A daemon that stops and has no engines left is told so.
@@ -32,7 +32,14 @@ from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import load_job
 from greenroom.actors.scheduler_context import Limits, TurnContext, eviction, footprint
-from greenroom.actors.scheduler_queue import AGAIN, FAILURES_TO_OPEN, QueueStep, cool_down, fits
+from greenroom.actors.scheduler_queue import (
+    AGAIN,
+    FAILURES_TO_OPEN,
+    LONGEST_COOL_DOWN,
+    QueueStep,
+    cool_down,
+    fits,
+)
 from greenroom.actors.scheduler_refusals import failure_of, never_started
 from greenroom.actors.scheduler_state import (
     NOT_THE_MODELS_FAULT,
@@ -42,6 +49,7 @@ from greenroom.actors.scheduler_state import (
     SchedulerState,
     breaker_key,
     config_key,
+    failures_with,
 )
 
 DRAINED = "drained"
@@ -49,11 +57,12 @@ DRAINED = "drained"
 READY = "ready"
 """Under which whoever starts the daemon waits."""
 _NEVER_TAKEN_AFTER = 60.0
-"""Seconds after which a start that its runner has never told of is given up."""
+"""Seconds after which a runner that has never told of a start is told not to start it any more."""
 _WISHES_STORED = 16
 """Changes stored for one engine: a client that keeps changing its mind must not fill the journal."""
-_PROVEN_AFTER = 30.0
-"""Seconds of being ready after which a model counts as running well, even without a request."""
+PROVEN_AFTER = 30.0
+"""Seconds of being ready after which a model counts as running well, if its load took no longer than that.
+Answers alone prove nothing: one that dies after each of them would be loaded for every request, for ever."""
 
 
 def take_turn(
@@ -99,38 +108,55 @@ class Turn:
     # 1
 
     def _note_ends(self) -> None:
-        seen = self._turn.seen
-        for engine_id, load in self._turn.state.loads.items():
-            engine = seen.engine(engine_id)
-            given_up = engine is not None and engine.state == "stopping" and engine.fault
-            running = engine is not None and engine.state != "gone" and not given_up
-            if load.spec.backend not in seen.engines or running:
+        """Of each load whose runner has told his list:
+
+        a. Its engine has ended or was given up: it has failed.
+        b. Its runner says that it never will start: it has failed.
+        c. It is not in the list, and was asked for in this life not long ago: its start is told again.
+        d. It is not in the list otherwise: it is told to end until b. Before that its start may still be on
+           its way, and its memory remains promised.
+        """
+        turn, seen = self._turn, self._turn.seen
+        for engine_id, load in turn.state.loads.items():
+            backend = load.spec.backend
+            if backend not in seen.engines:
                 continue
+            engine = seen.engine(engine_id)
             if engine is not None:
-                self._fail(load, failure_of(engine))
-            elif engine_id not in seen.begun or engine_id in seen.met or not self._tell_to_start(load):
+                if engine.state == "gone" or (engine.state == "stopping" and engine.fault):  # a
+                    self._fail(load, failure_of(engine))
+            elif engine_id in seen.barred.get(backend, ()):  # b
                 self._fail(load, never_started(load.spec))
-            if self._turn.events:
+            elif self._is_on_its_way(engine_id):  # c
+                self._tell_to_start(load)
+            else:  # d
+                self._tell_never_to_start(load)
+            if turn.events:
                 return
 
-    def _tell_to_start(self, load: LoadState) -> bool:
-        """Tell a runner that has not told of this engine yet; False when that has gone on for too long."""
-        turn, one = self._turn, load.spec.engine_id
-        now, begun = turn.now.monotonic, turn.seen.begun[one]
-        told, token = turn.seen.start_told.get(one, (begun, ""))
-        answered = token != "" and turn.seen.answered.get(load.spec.backend) == token
-        if now - begun >= _NEVER_TAKEN_AFTER and answered:
-            # Its runner has handled what it was told, and has not taken it. Before that answer the start may
-            # still be on its way, and its memory remains promised.
-            return False
-        if now - told >= AGAIN:
-            to, token = msg.runner_address(load.spec.backend), f"{one}/{now}"
-            turn.effects += [
-                Tell(to=to, command=msg.StartEngine(spec=load.spec), cause=load.cause),
-                Tell(to=to, command=msg.RollCall(token=token)),
-            ]
-            turn.update(start_told={**turn.seen.start_told, one: (now, token)})
-        return True
+    def _is_on_its_way(self, engine_id: str) -> bool:
+        seen, now = self._turn.seen, self._turn.now.monotonic
+        begun = seen.begun.get(engine_id)
+        return begun is not None and engine_id not in seen.met and now - begun < _NEVER_TAKEN_AFTER
+
+    def _tell_to_start(self, load: LoadState) -> None:
+        turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
+        if now - turn.seen.start_told.get(one, turn.seen.begun[one]) >= AGAIN:
+            start = msg.StartEngine(spec=load.spec)
+            turn.effects.append(
+                Tell(to=msg.runner_address(load.spec.backend), command=start, cause=load.cause)
+            )
+            turn.update(start_told={**turn.seen.start_told, one: now})
+
+    def _tell_never_to_start(self, load: LoadState) -> None:
+        turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
+        told = turn.seen.stop_told.get(one)
+        if told is None or now - told >= AGAIN:
+            stop = msg.StopEngine(engine_id=one, reason="it has not been started")
+            turn.effects.append(
+                Tell(to=msg.runner_address(load.spec.backend), command=stop, cause=load.cause)
+            )
+            turn.update(stop_told={**turn.seen.stop_told, one: now})
 
     def _fail(self, load: LoadState, failure: Failure) -> None:
         turn, spec = self._turn, load.spec
@@ -150,7 +176,7 @@ class Turn:
             # Whoever waited for it waits on: the next step finds it another engine.
             return
         key = breaker_key(spec.model_id, spec.backend, spec.installation_id)
-        failures = turn.state.breakers.get(key, BreakerState()).failures + 1
+        failures = failures_with(turn.state.breakers.get(key, BreakerState()), load)
         if failures >= FAILURES_TO_OPEN:
             opened = ev.BreakerOpened(
                 model_id=spec.model_id,
@@ -225,7 +251,7 @@ class Turn:
     def _stop_leaving(self) -> None:
         turn, seen, now = self._turn, self._turn.seen, self._turn.now.monotonic
         leaving: dict[str, float] = {}
-        stop_told: dict[str, float] = {}
+        stop_told = {one: at for one, at in seen.stop_told.items() if one in turn.state.loads}
         for engine in seen.alive():
             one = engine.spec.engine_id
             if one in turn.state.loads:
@@ -262,16 +288,16 @@ class Turn:
             key = breaker_key(spec.model_id, spec.backend, spec.installation_id)
             if key not in turn.state.breakers:
                 continue
-            reading = turn.seen.gates.get(spec.engine_id)
-            served = reading.served if reading is not None else 0
-            if served or turn.now.wall - engine.since >= _PROVEN_AFTER:
+            load = turn.state.loads[spec.engine_id]
+            loading = min(engine.since - load.admitted_at, LONGEST_COOL_DOWN)
+            if turn.now.wall - engine.since >= max(PROVEN_AFTER, loading):
                 closed = ev.BreakerClosed(
                     model_id=spec.model_id,
                     backend=spec.backend,
                     installation_id=spec.installation_id,
-                    reason="it has served a request" if served else "it has been running for a while",
+                    reason="it has been running for a while",
                 )
-                turn.record(closed, cause=turn.state.loads[spec.engine_id].cause)
+                turn.record(closed, cause=load.cause)
                 return
 
     # 7
@@ -328,4 +354,4 @@ class Turn:
             return
 
 
-__all__ = ["DRAINED", "Limits", "Turn", "eviction", "take_turn"]
+__all__ = ["DRAINED", "PROVEN_AFTER", "Limits", "Turn", "eviction", "take_turn"]

@@ -214,8 +214,13 @@ class TestEnds:
 
     def test_a_start_that_is_never_taken_is_given_up_and_its_memory_with_it(self) -> None:
         stage = begun(QWEN, limits=Limits(max_wait=50)).serve("r1", "qwen")
-        for _ in range(13):
+        spec = stage.spec_of("qwen")
+        for _ in range(11):
             stage.pass_time(5).hear_runner()
+        assert not stage.sent(msg.StopEngine)
+        stage.pass_time(5)
+        assert [one.engine_id for one in stage.sent(msg.StopEngine)] == [spec.engine_id]
+        stage.hear_runner()
         (failed,) = stage.stored(ev.LoadFailed)
         assert failed.failure.code == "engine_lost"
         assert not stage.loads
@@ -228,8 +233,12 @@ class TestEnds:
             stage.pass_time(5).hear_runner()
         assert stage.loads
         assert stage.refused("r1").code == "not_ready_yet"
+        # Its runner handles the start after all, and then what was sent behind it.
+        spec = stage.spec_of("qwen")
         stage.answering = True
-        stage.hear_runner()
+        stage.engine_is(spec, "stopping")
+        assert stage.loads == [spec]
+        stage.dies(spec, expected=True)
         assert not stage.loads
 
     def test_an_engine_that_was_met_and_is_not_told_of_any_more_is_not_started_again(self) -> None:
@@ -238,9 +247,12 @@ class TestEnds:
         stage.engine_is(spec, "ready").leave("r1")
         del stage.engines["llama.cpp"][spec.engine_id]
         stage.hear_runner()
-        assert not stage.told("runner/llama.cpp")
+        assert [type(one) for one in stage.told("runner/llama.cpp")] == [msg.StopEngine]
+        assert stage.loads == [spec]
+        stage.hear_runner()
         (failed,) = stage.stored(ev.LoadFailed)
         assert failed.failure.code == "engine_lost"
+        assert len(stage.sent(msg.StartEngine)) == 1
 
 
 class TestARestart:
@@ -281,7 +293,7 @@ class TestARestart:
         spec = stage.loaded("qwen")
         stage.engines["llama.cpp"] = {}
         stage.gates.keep(())
-        stage.rebuild()
+        stage.rebuild().hear_runner()
         (failed,) = stage.stored(ev.LoadFailed)
         assert (failed.engine_id, failed.failure.code) == (spec.engine_id, "engine_lost")
         assert not stage.state.breakers
@@ -501,19 +513,43 @@ class TestTheBreaker:
         stage = self.broken(3)
         stage.loaded("phi")
 
-    def test_closes_once_the_model_has_served(self) -> None:
-        stage = self.broken(3).pass_time(10)
-        stage.loaded("qwen")
-        (closed,) = stage.stored(ev.BreakerClosed)
-        assert closed.reason == "it has served a request"
-        assert not stage.state.breakers
+    def test_opens_for_a_model_that_answers_once_before_each_death(self) -> None:
+        stage = begun(QWEN)
+        for number in range(3):
+            spec = stage.loaded("qwen")
+            stage.serve(f"r{number}", "qwen").leave(f"r{number}").pass_time(7).dies(spec)
+        stage.serve("r4", "qwen")
+        assert stage.refused("r4").code == "breaker_open"
+        # Nor is one good answer after the cool-down an all-clear.
+        stage.pass_time(10)
+        stage.dies(stage.loaded("qwen"))
+        stage.serve("r5", "qwen")
+        assert stage.refused("r5").retry_after == 20.0
 
     def test_closes_once_the_model_has_been_running_for_a_while(self) -> None:
         stage = self.broken(2)
-        stage.serve("r1", "qwen")
-        stage.engine_is(stage.spec_of("qwen"), "ready").pass_time(31)
+        stage.loaded("qwen")
+        stage.pass_time(29)
+        assert not stage.stored(ev.BreakerClosed)
+        stage.pass_time(2)
         (closed,) = stage.stored(ev.BreakerClosed)
         assert closed.reason == "it has been running for a while"
+        assert not stage.state.breakers
+
+    def test_closes_only_once_the_model_has_been_running_for_as_long_as_it_loads(self) -> None:
+        stage = self.broken(2).serve("r1", "qwen")
+        spec = stage.spec_of("qwen")
+        stage.engine_is(spec, "starting").pass_time(100)
+        stage.engine_is(spec, "ready").pass_time(90)
+        assert not stage.stored(ev.BreakerClosed)
+        stage.pass_time(11)
+        assert stage.stored(ev.BreakerClosed)
+
+    def test_does_not_count_what_failed_long_before(self) -> None:
+        stage = self.broken(2).pass_time(1801).serve("r1", "qwen")
+        stage.dies(stage.spec_of("qwen"))
+        stage.serve("r2", "qwen")
+        assert stage.spec_of("qwen")
 
     def test_outlives_a_restart(self) -> None:
         stage = self.broken(3).rebuild()

@@ -310,3 +310,27 @@ def test_the_world_itself_works() -> None:
     assert client.inside
     assert world.stored(ev.LoadAdmitted)
     world.check()
+
+
+def test_a_start_that_lay_behind_a_full_disk_for_minutes_is_not_carried_out_in_memory_that_others_have() -> (
+    None
+):
+    world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
+    world.pass_time(30)
+    (job,) = world.builds
+    world.build_ends(job, None)
+    world.read_mail()
+    world.request("large")
+    world.shells[msg.SCHEDULER].deliver()
+    world.disk_full = True
+    for _ in range(40):
+        world.pass_time(5)
+        world.check()
+    assert [one.failure.code for one in world.stored(ev.LoadFailed)] == ["engine_lost"]
+    assert not world.processes
+    world.disk_full = False
+    world.request("large")
+    for _ in range(10):
+        world.pass_time(1)
+        world.check()
+    assert len(world.processes) == 1

@@ -534,7 +534,12 @@ class World:
     def _starts_in_the_mail(self) -> list[EngineSpec]:
         mail = [command for shell in self.shells.values() for command, *_ in shell.mail]
         mail += [command for _, _, command, _ in self.delayed]
-        return [command.spec for command in mail if isinstance(command, msg.StartEngine)]
+        starts = [command.spec for command in mail if isinstance(command, msg.StartEngine)]
+        return [
+            one
+            for one in starts
+            if one.engine_id not in self.shells[msg.runner_address(one.backend)].state.barred
+        ]
 
 
 __all__ = ["NO_SPACE", "OFFLINE", "Client", "World"]

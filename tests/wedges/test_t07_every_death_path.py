@@ -82,7 +82,8 @@ def _die(stage: Stage, how: str, moment: str) -> None:
     if how == "forgotten":
         # Its runner has lost its own memory of it: the list comes without.
         stage.engines["fake" if "fake" in stage.engines else spec.backend].pop(spec.engine_id, None)
-        stage.hear_runner(spec.backend)
+        # First it is told never to start it, and then says so.
+        stage.hear_runner(spec.backend).hear_runner(spec.backend)
     elif how == "given_up":
         stage.engine_is(spec, "stopping", fault="it sent nothing for 60 s")
         assert spec.engine_id not in {one.engine_id for one in stage.loads}, "given up, and still counted on"

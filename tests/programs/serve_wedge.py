@@ -6,6 +6,7 @@ Any of the fake engine's flags may be configured for a model. With `--toy` there
 that is really installed, from the wheels and the lock beside the data directory. Beside it, a file
 `available` says how many bytes of memory are free on this machine, for tests about memory.
 
+`GREENROOM_TEST_PROVEN=SECONDS` is how long an engine must be ready before deaths up to then are forgiven.
 `GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
 before or after it is stored.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from greenroom.actors import scheduler_turn
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.runner.backends.declaration import Backend
@@ -87,6 +89,8 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     given = parser.parse_args(own)
     pretend(given.home.parent / "available")
+    if proven := os.environ.get("GREENROOM_TEST_PROVEN"):
+        scheduler_turn.PROVEN_AFTER = float(proven)
     settings = load({"home": str(given.home), "port": given.port})
     fake = fake_backend(ENGINE, *flags, allowed_flags=FLAGS, overhead=OVERHEAD)
     backends: dict[str, Backend] = {"fake": fake}

@@ -189,3 +189,5 @@ class InformRequest(Effect, frozen=True, kw_only=True):
     message: str
     follows: str = ""
     """The board's key of the job it waits for."""
+    place: int = 0
+    """In the queue; the first is 1."""

@@ -70,6 +70,8 @@ class Progress(Fact, frozen=True, kw_only=True):
     """Bytes a second, smoothed; 0 when unknown."""
     follows: str = ""
     """The board's key of another job that this one waits for: its progress says more."""
+    place: int = 0
+    """Of a request that waits: its place in the queue, the first is 1."""
     parts: tuple[Part, ...] = ()
     """Of a transfer: each file that moves. What needs no moving is none of them, but is in `total`."""
 

@@ -272,10 +272,19 @@ class StartEngine(Command, frozen=True, kw_only=True):
 
 
 class StopEngine(Command, frozen=True, kw_only=True):
-    """Scheduler → runner. Harmless for an engine that is gone; one that is not known will never start."""
+    """Scheduler → runner. Harmless for an engine that is gone."""
 
     engine_id: str
     reason: str
+
+
+class BarEngine(Command, frozen=True, kw_only=True):
+    """Scheduler → runner. An engine that is not known shall never start; one that is known is left alone.
+
+    Either way the runner's list says which it was.
+    """
+
+    engine_id: str
 
 
 class SpawnedEngine(Command, frozen=True, kw_only=True):
@@ -446,6 +455,25 @@ class EngineAccount(Reply, frozen=True, kw_only=True):
     """Id of the event that admitted it."""
 
 
+class QueueEntry(Reply, frozen=True, kw_only=True):
+    """One request that has no engine yet."""
+
+    request_id: str
+    model_ref: str
+    mode: Mode
+    place: int
+    """The first is 1; 0 when it has only just come."""
+    phase: str
+    message: str
+    """What it waits for."""
+    follows: str
+    """The board's key of the job it waits for; empty when there is none."""
+    waited: float
+    """Seconds."""
+    left: float
+    """Seconds until it is refused, should nothing come of it."""
+
+
 class LedgerReading(Reply, frozen=True, kw_only=True):
     """The ledger at one moment, in bytes."""
 
@@ -456,6 +484,8 @@ class LedgerReading(Reply, frozen=True, kw_only=True):
     waiting: int
     """Requests that have no engine yet."""
     engines: tuple[EngineAccount, ...]
+    queue: tuple[QueueEntry, ...] = ()
+    """Those that wait, the first first."""
 
 
 class Drain(Command, frozen=True, kw_only=True):

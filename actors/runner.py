@@ -44,7 +44,7 @@ class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
     engines: Mapping[str, Engine] = msgspec.field(default_factory=dict)
     """By id, oldest first; gone ones are kept up to a bound."""
     barred: tuple[str, ...] = ()
-    """Engines that were to end before their start was heard of: they never will start. The last ones only."""
+    """Engines that never will start, although that may still be on its way. The last ones only."""
     version: int = 0
 
 
@@ -147,9 +147,8 @@ class Runner:
     ) -> Decision[RunnerSeen]:
         """One command.
 
-        An engine that shall end before its start was heard of is barred: that start may still be on its way,
-        behind a full disk or in a busy actor's mail, and whoever told it to end promises its memory to others
-        once the list says that it never will start.
+        An engine may be barred before its start was heard of: that may still be on its way, behind a full
+        disk or in a busy mailbox, and its memory is promised to others once the list says it never will come.
 
         Reports on engines that are gone, or were never ours, are dropped; but a process that turns out to run
         without an intent is ended.
@@ -163,10 +162,6 @@ class Runner:
                 )
             case msg.StopEngine(engine_id=one, reason=reason):
                 engine = state.engines.get(one)
-                if engine is None and one not in state.barred:
-                    return Decision(
-                        events=(ev.EngineLost(engine_id=one, reason="it was to end before it was started"),)
-                    )
                 if engine is None or engine.state == "gone":
                     return Decision(seen=msgspec.structs.replace(seen, told=-1))
                 if engine.state == "stopping":
@@ -175,6 +170,10 @@ class Runner:
                     events=(ev.EngineStopRequested(engine_id=one, reason=reason),),
                     seen=_moved(seen, one, now),
                 )
+            case msg.BarEngine(engine_id=one):
+                if one in state.engines or one in state.barred:
+                    return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                return Decision(events=(ev.EngineLost(engine_id=one, reason="it had not been started"),))
             case msg.RollCall() as call:
                 return Decision(
                     seen=msgspec.structs.replace(

@@ -217,7 +217,8 @@ def pruned(state: SchedulerState, seen: SchedulerSeen) -> SchedulerSeen:
         begun={one: at for one, at in seen.begun.items() if one in loads},
         start_told={one: at for one, at in seen.start_told.items() if one in loads},
         leaving={one: at for one, at in seen.leaving.items() if one in alive},
-        stop_told={one: at for one, at in seen.stop_told.items() if one in alive or one in loads},
+        bar_told={one: at for one, at in seen.bar_told.items() if one in loads},
+        stop_told={one: at for one, at in seen.stop_told.items() if one in alive},
         # A wish for keep-alive is about the engine that served it, not about the next one.
         keep_alive={key: seconds for key, seconds in seen.keep_alive.items() if key in wanted},
         cooling={name: at for name, at in seen.cooling.items() if name in cooling},

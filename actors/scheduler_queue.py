@@ -53,6 +53,8 @@ class QueueStep:
 
     def __init__(self, context: TurnContext) -> None:
         self._turn = context
+        self._place = 0
+        """Of the last request that was left waiting."""
         self._behind: Waiting | None = None
         """A request that waits for memory which is going to be free: nobody else may take that."""
 
@@ -346,10 +348,13 @@ class QueueStep:
             self._refuse(waiting, not_ready_yet(waiting, waited, text))
             return
         turn.wakes.append(waiting.since + turn.limits.max_wait)
-        if (waiting.follows, waiting.said) != (follows, text):
-            turn.change(waiting, follows=follows, said=text)
+        self._place = place = self._place + 1
+        if (waiting.follows, waiting.said, waiting.place) != (follows, text, place):
+            turn.change(waiting, phase=phase, follows=follows, said=text, place=place)
             turn.effects.append(
-                InformRequest(request_id=waiting.request_id, phase=phase, message=text, follows=follows)
+                InformRequest(
+                    request_id=waiting.request_id, phase=phase, message=text, follows=follows, place=place
+                )
             )
 
     def _refuse(self, waiting: Waiting, refusal: Refusal) -> None:

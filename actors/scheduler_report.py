@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from greenroom.actors import messages as msg
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.scheduler_context import Limits, TurnContext, holding
 from greenroom.actors.scheduler_queue import fits
-from greenroom.actors.scheduler_state import LoadState, SchedulerSeen, SchedulerState
+from greenroom.actors.scheduler_state import LoadState, SchedulerSeen, SchedulerState, Waiting
 
 
 def ledger_reading(
@@ -28,6 +29,22 @@ def ledger_reading(
         free=account.free,
         waiting=len(turn.queue),
         engines=tuple(_engine(turn, load) for load in state.loads.values()),
+        queue=tuple(_entry(turn, one) for one in sorted(turn.queue, key=lambda one: one.place or math.inf)),
+    )
+
+
+def _entry(turn: TurnContext, waiting: Waiting) -> msg.QueueEntry:
+    waited = turn.now.monotonic - waiting.since
+    return msg.QueueEntry(
+        request_id=waiting.request_id,
+        model_ref=waiting.model_ref,
+        mode=waiting.mode,
+        place=waiting.place,
+        phase=waiting.phase,
+        message=waiting.said,
+        follows=waiting.follows,
+        waited=round(waited, 3),
+        left=round(max(0.0, turn.limits.max_wait - waited), 3),
     )
 
 

@@ -100,8 +100,11 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     cause: str = ""
     follows: str = ""
     """The board's key of the job it was last told to wait for."""
+    phase: str = ""
     said: str = ""
     """What it was last told."""
+    place: int = 0
+    """In the queue, as it was last told; the first is 1."""
     token: str = ""
     """Of the wish for an installation that it waits for."""
     job: str = ""
@@ -168,6 +171,8 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """engine → when its runner was last told to end it."""
     start_told: Mapping[str, float] = msgspec.field(default_factory=dict)
     """engine → when its runner was last told again to start it."""
+    bar_told: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → when its runner was last told never to start it."""
     refused: Mapping[str, int] = msgspec.field(default_factory=dict)
     """model|mode → refusals since the last load."""
     draining: bool = False

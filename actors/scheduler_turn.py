@@ -113,8 +113,8 @@ class Turn:
         a. Its engine has ended or was given up: it has failed.
         b. Its runner says that it never will start: it has failed.
         c. It is not in the list, and was asked for in this life not long ago: its start is told again.
-        d. It is not in the list otherwise: it is told to end until b. Before that its start may still be on
-           its way, and its memory remains promised.
+        d. It is not in the list otherwise: its runner is told not to start it any more, until a or b. Before
+           that its start may still be on its way, and its memory remains promised.
         """
         turn, seen = self._turn, self._turn.seen
         for engine_id, load in turn.state.loads.items():
@@ -150,13 +150,11 @@ class Turn:
 
     def _tell_never_to_start(self, load: LoadState) -> None:
         turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
-        told = turn.seen.stop_told.get(one)
+        told = turn.seen.bar_told.get(one)
         if told is None or now - told >= AGAIN:
-            stop = msg.StopEngine(engine_id=one, reason="it has not been started")
-            turn.effects.append(
-                Tell(to=msg.runner_address(load.spec.backend), command=stop, cause=load.cause)
-            )
-            turn.update(stop_told={**turn.seen.stop_told, one: now})
+            bar = msg.BarEngine(engine_id=one)
+            turn.effects.append(Tell(to=msg.runner_address(load.spec.backend), command=bar, cause=load.cause))
+            turn.update(bar_told={**turn.seen.bar_told, one: now})
 
     def _fail(self, load: LoadState, failure: Failure) -> None:
         turn, spec = self._turn, load.spec
@@ -251,7 +249,7 @@ class Turn:
     def _stop_leaving(self) -> None:
         turn, seen, now = self._turn, self._turn.seen, self._turn.now.monotonic
         leaving: dict[str, float] = {}
-        stop_told = {one: at for one, at in seen.stop_told.items() if one in turn.state.loads}
+        stop_told: dict[str, float] = {}
         for engine in seen.alive():
             one = engine.spec.engine_id
             if one in turn.state.loads:

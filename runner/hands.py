@@ -383,7 +383,11 @@ class SchedulerHands:
             case fx.InformRequest() as e:
                 self._board.publish(
                     Progress(
-                        job=request_job(e.request_id), phase=e.phase, message=e.message, follows=e.follows
+                        job=request_job(e.request_id),
+                        phase=e.phase,
+                        message=e.message,
+                        follows=e.follows,
+                        place=e.place,
                     )
                 )
             case _:

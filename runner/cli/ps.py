@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import click
-from greenroom.runner.cli.client import Client
+from greenroom.runner.cli.client import Client, Refused
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.table import table
@@ -54,7 +54,21 @@ def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float)
         return json.dumps(engines, indent=4, ensure_ascii=False)
     rows = table(_HEADINGS, sorted(_row(engine, keep_alive) for engine in engines))
     ends = [(engine.get("engine_id"), (engine.get("exit") or {}).get("summary")) for engine in engines]
-    return "\n".join([rows, *(f"{one}: {summary}" for one, summary in ends if summary)])
+    try:
+        queue = [_waiting(one) for one in client.get("/engines/queue") or []]
+    except Refused as refused:
+        # What runs is known without the scheduler, who waits is not.
+        queue = [f"in the queue: not known, {refused.message}"]
+    return "\n".join([rows, *(f"{one}: {summary}" for one, summary in ends if summary), *queue])
+
+
+def _waiting(entry: dict[str, Any]) -> str:
+    waited = format_duration(round(float(entry.get("waited") or 0)))
+    what = ": ".join(str(entry[key]) for key in ("message", "progress") if entry.get(key))
+    place = f"{entry['place']}. " if entry.get("place") else ""
+    return (
+        f"in the queue: {place}{_name(str(entry.get('model_ref', '')))} for {waited}, {what or 'just come'}"
+    )
 
 
 def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:

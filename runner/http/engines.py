@@ -40,6 +40,7 @@ class Engines:
         running = Running(self._door)
         yield web.get("/engines/ps", running.ps)
         yield web.get("/engines/ledger", running.ledger)
+        yield web.get("/engines/queue", running.queue)
         yield web.post("/engines/unload", self.unload)
         configuring = Configuring(self._door)
         for prefix in ("/engines", "/engines/{backend}"):

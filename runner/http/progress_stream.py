@@ -140,9 +140,11 @@ async def stream_job(
 def sentence_of(progress: Progress, board: ProgressBoard | None = None) -> str:
     """Where a job is, for people; with a board, also where the job is that it waits for."""
     followed = board.latest(progress.follows) if board is not None and progress.follows else None
-    if followed is not None:
-        return f"{sentence_of(progress)}: {sentence_of(followed)}"
     text = progress.message or progress.phase.replace("_", " ")
+    if progress.place:
+        text = f"number {progress.place} in the queue, {text}"
+    if followed is not None:
+        return f"{text}: {sentence_of(followed)}"
     if progress.total:
         text += f" ({megabytes(progress.done)} of {megabytes(progress.total)})"
     elif progress.done:

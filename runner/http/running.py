@@ -1,4 +1,4 @@
-"""`GET /engines/ps` and `/engines/ledger`: what runs, what it holds, who waits for it, how long it stays."""
+"""`GET /engines/ps`, `/engines/queue`, `/engines/ledger`: what runs, who waits, and what each holds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from greenroom.actors.scheduler_state import ModelConfigState, config_key
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import refusal_of
 from greenroom.runner.http.go_text import go_duration
+from greenroom.runner.http.progress_stream import sentence_of
 
 _NEVER = "0001-01-01T00:00:00Z"
 """Go's zero time: what `last_used` is while an engine is in use or loading."""
@@ -51,20 +52,37 @@ class Running:
         )
 
     async def ledger(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
-        """What memory there is, what is promised to whom, and how many wait."""
+        """What memory there is, what is promised to whom, and who waits."""
         try:
-            ledger = await self._ledger()
+            return web.json_response(msgspec.to_builtins(await self._ledger()))
         except KernelError as error:
-            refusal = refusal_of(error)
-            body = {"error": {"message": refusal.sentence(), "code": refusal.code}}
-            return web.json_response(body, status=503, headers={"Retry-After": "1"})
-        return web.json_response(msgspec.to_builtins(ledger))
+            return _not_now(error)
+
+    async def queue(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+        """Requests that have no engine yet: place, how long each has waited, and for what."""
+        board = self._door.backstage.board
+        try:
+            waiting = (await self._ledger()).queue
+        except KernelError as error:
+            return _not_now(error)
+        rows = []
+        for one in waiting:
+            followed = board.latest(one.follows) if one.follows else None
+            detail = sentence_of(followed) if followed is not None else ""
+            rows.append({**msgspec.to_builtins(one), "progress": detail})
+        return web.json_response(rows)
 
     async def _ledger(self) -> LedgerReading:
         reading: LedgerReading = await self._door.backstage.system.ask(
             SCHEDULER, ReadLedger(), timeout=_ANSWER_WITHIN
         )
         return reading
+
+
+def _not_now(error: KernelError) -> web.Response:
+    refusal = refusal_of(error)
+    body = {"error": {"message": refusal.sentence(), "code": refusal.code}}
+    return web.json_response(body, status=503, headers={"Retry-After": "1"})
 
 
 def _row(

@@ -9,6 +9,7 @@ anybody, and cancels the task of whoever has gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -73,7 +74,9 @@ class Visitors:
                 raise  # cancelled by somebody else, perhaps as well
             if visitor.left or farewell is None:
                 return web.Response(status=LEFT)
-            return await farewell()
+            with contextlib.suppress(ConnectionError):  # he may leave at the same moment
+                return await farewell()
+            return web.Response(status=LEFT)
         except ConnectionError:
             # A write found the transport closed before the timer did.
             if visitor.is_here():

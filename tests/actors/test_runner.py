@@ -74,17 +74,23 @@ class TestAStart:
         case = started().when(msg.StartEngine(spec=spec())).then()
         assert not case.of(SpawnEngine)
 
-    def test_that_comes_after_its_end_was_told_is_refused_for_good_and_the_list_says_so(self) -> None:
-        case = runner().when(msg.StopEngine(engine_id="e1", reason="it has not been started"))
-        case.then(ev.EngineLost(engine_id="e1", reason="it was to end before it was started")).rest()
-        assert [one.barred for one in lists(case)][-1] == ("e1",)
-        case.when(msg.StopEngine(engine_id="e1", reason="it has not been started")).then().rest()
-        assert case.state.barred == ("e1",)
+    def test_of_what_was_barred_before_is_refused_for_good_and_the_list_says_so(self) -> None:
+        case = runner().when(msg.BarEngine(engine_id="e1"))
+        case.then(ev.EngineLost(engine_id="e1", reason="it had not been started")).rest()
+        assert lists(case)[-1].barred == ("e1",)
+        case.when(msg.BarEngine(engine_id="e1")).then().rest()
+        assert lists(case)[-1].barred == ("e1",)
         case.when(msg.StartEngine(spec=spec())).then()
         case.rebuild().when(Recovered()).rest()
         case.when(msg.StartEngine(spec=spec())).then()
         assert not case.of(SpawnEngine)
         case.when(msg.StartEngine(spec=spec("e2"))).then(ev.EngineStartRequested(spec=spec("e2")))
+
+    def test_that_was_handled_first_is_left_alone_by_what_bars_it(self) -> None:
+        case = ready(started()).when(msg.BarEngine(engine_id="e1")).then().rest()
+        assert state(case) == "ready"
+        assert [one.spec.engine_id for one in lists(case)[-1].engines] == ["e1"]
+        assert not case.of(EndEngine)
 
     def test_of_an_engine_that_is_gone_is_not_repeated(self) -> None:
         case = ready(started())

@@ -119,6 +119,21 @@ class TestARequest:
         assert stage.informed["r1"].phase == "loading"
         assert stage.informed["r1"].follows == f"load/{stage.spec_of('qwen').engine_id}"
 
+    def test_is_told_its_place_and_when_it_moves_up(self) -> None:
+        stage = begun(QWEN)
+        for number in (1, 2, 3):
+            stage.serve(f"r{number}", "qwen", caller="a")
+        stage.serve("r4", "qwen", caller="b")
+        places = {one: stage.informed[one].place for one in ("r1", "r2", "r3", "r4")}
+        assert places == {"r1": 1, "r4": 2, "r2": 3, "r3": 4}, "fair between callers"
+        stage.when(msg.Abandon(request_id="r4")).rest().pass_time(2)
+        assert [stage.informed[one].place for one in ("r1", "r2", "r3")] == [1, 2, 3]
+        queue = stage.when(msg.ReadLedger()).reply.queue
+        assert [(one.request_id, one.place, one.waited, one.left) for one in queue] == [
+            *(("r1", 1, 2.0, 298.0), ("r2", 2, 2.0, 298.0), ("r3", 3, 2.0, 298.0)),
+        ]
+        assert queue[0].message == "loading qwen on llama.cpp"
+
 
 class TestTheFirstMoments:
     def test_before_anybody_has_told_a_request_waits_and_time_refuses_it(self) -> None:
@@ -217,9 +232,9 @@ class TestEnds:
         spec = stage.spec_of("qwen")
         for _ in range(11):
             stage.pass_time(5).hear_runner()
-        assert not stage.sent(msg.StopEngine)
+        assert not stage.sent(msg.BarEngine)
         stage.pass_time(5)
-        assert [one.engine_id for one in stage.sent(msg.StopEngine)] == [spec.engine_id]
+        assert stage.sent(msg.BarEngine) == [msg.BarEngine(engine_id=spec.engine_id)]
         stage.hear_runner()
         (failed,) = stage.stored(ev.LoadFailed)
         assert failed.failure.code == "engine_lost"
@@ -233,13 +248,13 @@ class TestEnds:
             stage.pass_time(5).hear_runner()
         assert stage.loads
         assert stage.refused("r1").code == "not_ready_yet"
-        # Its runner handles the start after all, and then what was sent behind it.
+        # Its runner handles the start after all, and what was sent behind it leaves the engine alone.
         spec = stage.spec_of("qwen")
         stage.answering = True
-        stage.engine_is(spec, "stopping")
+        stage.engine_is(spec, "ready").serve("r2", "qwen")
         assert stage.loads == [spec]
-        stage.dies(spec, expected=True)
-        assert not stage.loads
+        assert stage.granted("r2")
+        assert not stage.sent(msg.StopEngine)
 
     def test_an_engine_that_was_met_and_is_not_told_of_any_more_is_not_started_again(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
@@ -247,7 +262,7 @@ class TestEnds:
         stage.engine_is(spec, "ready").leave("r1")
         del stage.engines["llama.cpp"][spec.engine_id]
         stage.hear_runner()
-        assert [type(one) for one in stage.told("runner/llama.cpp")] == [msg.StopEngine]
+        assert [type(one) for one in stage.told("runner/llama.cpp")] == [msg.BarEngine]
         assert stage.loads == [spec]
         stage.hear_runner()
         (failed,) = stage.stored(ev.LoadFailed)

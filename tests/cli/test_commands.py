@@ -121,6 +121,22 @@ def test_ps_shows_how_engines_ended_when_it_is_asked_to(greenroom: Any, our_daem
     assert lines[2] == "e9: It was killed."
 
 
+def test_ps_shows_who_waits_at_which_place_for_how_long_and_for_what(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["GET /engines/ps"] = lambda seen: []
+    entry = {"model_ref": "docker.io/ai/m:latest", "place": 1, "waited": 12.3, "message": "loading m on mlx"}
+    our_daemon.routes["GET /engines/queue"] = lambda seen: [
+        {**entry, "progress": "reading weights"},
+        {**entry, "place": 2, "model_ref": "n", "message": "waiting for memory", "progress": ""},
+    ]
+
+    lines = greenroom("ps").out.splitlines()
+
+    assert lines[1:] == [
+        "in the queue: 1. m for 12s, loading m on mlx: reading weights",
+        "in the queue: 2. n for 12s, waiting for memory",
+    ]
+
+
 def test_ps_watches_until_it_is_told_to_end(
     greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,30 @@ async def test_whoever_waits_for_a_load_is_told_by_comments(open_house: Any, fra
     assert not any(line.startswith(":") for line in lines[first:])
 
 
+async def test_whoever_waits_is_told_his_place_and_the_queue_can_be_looked_at(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--load-forever", progress_after=0.1)
+    first = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.waiting() == 1)
+    async with house.chat(stream=True) as second:
+        line = await second.content.readline()
+        assert b": waiting for tiny: number 2 in the queue, loading" in line
+        rows: list[Any] = [{"progress": ""}]
+        async with asyncio.timeout(30):
+            while not rows[0]["progress"]:
+                async with house.get("/engines/queue") as response:
+                    rows = await response.json()
+        assert rows[0]["progress"] == "loading ..."
+        assert [(row["place"], row["phase"], row["mode"]) for row in rows] == [
+            *((1, "loading", "completion"), (2, "loading", "completion")),
+        ]
+        # The first one leaves, and the second moves up.
+        first.cancel()
+        while b"number 1 in the queue" not in line:
+            line = await second.content.readline()
+
+
 async def test_whoever_waits_for_the_first_token_is_told_too(open_house: Any, frames: Any) -> None:
     house = await open_house("--first-token-delay", "0.7", progress_after=0.2)
     await house.stream(max_tokens=1)

@@ -143,15 +143,13 @@ class Stage(Case[Any, Any]):
     def hear_runner(self, backend: str = "llama.cpp", *engines: Engine) -> Self:
         self.engines[backend] |= {one.spec.engine_id: one for one in engines}
         calls = [one.token for one in self.sent(msg.RollCall, f"runner/{backend}") if one.token]
-        stopped = [one.engine_id for one in self.sent(msg.StopEngine, f"runner/{backend}")]
+        barred = [one.engine_id for one in self.sent(msg.BarEngine, f"runner/{backend}")]
         told = msg.EngineList(
             backend=backend,
             engines=tuple(self.engines[backend].values()),
             version=1,
             token=calls[-1] if self.answering and calls else "",
-            barred=tuple(one for one in stopped if one not in self.engines[backend])
-            if self.answering
-            else (),
+            barred=tuple(one for one in barred if one not in self.engines[backend]) if self.answering else (),
         )
         return self.when(told).rest()
 

@@ -216,7 +216,7 @@ class Scheduler:
             engine = seen.engine(spec.engine_id)
             users = _users(spec, seen)
             if not ask.force and (engine is None or engine.state == "starting" or users):
-                how = f"is in use on {spec.backend} ({users} requests)" if users else "is being loaded"
+                how = f"is in use on {spec.backend} ({_requests(users)})" if users else "is being loaded"
                 refusal = refuse(
                     "in_use",
                     f"{spec.model_ref} {how}.",
@@ -262,7 +262,7 @@ class Scheduler:
             engine = seen.engine(spec.engine_id)
             users = _users(spec, seen)
             if engine is None or engine.state == "starting" or users:
-                how = f"is in use on {spec.backend} ({users} requests)" if users else "is being loaded"
+                how = f"is in use on {spec.backend} ({_requests(users)})" if users else "is being loaded"
                 return Decision(
                     reply=refuse(
                         "in_use",
@@ -287,6 +287,10 @@ class Scheduler:
     def settle(self, state: SchedulerState, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
         """The steps of a `Turn`."""
         return take_turn(state, now, seen, self._facts, self._limits)
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests"
 
 
 def _users(spec: EngineSpec, seen: SchedulerSeen) -> int:

@@ -18,7 +18,7 @@ from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.attempt import Attempt
 from greenroom.runner.models.catalogue import Catalogue
-from greenroom.runner.models.failures import check_pin, failure_of, size_text
+from greenroom.runner.models.failures import check_pin, failure_of
 from greenroom.runner.models.fitness import Machine, check_disk, check_machine
 from greenroom.runner.models.pusher import Pusher
 from greenroom.runner.models.references import Reference
@@ -280,7 +280,7 @@ class Puller:
         pin = wanted.digest
         if pin and (here := self._here(wanted)) is not None:
             # It can be no other one, whatever its source says.
-            return self._cached(here, wanted, attempt), False
+            return self._named(here, wanted.stored_tag), False
         reference, context = self._source_of(wanted, token)
         try:
             source = source_for(reference, context)
@@ -298,7 +298,7 @@ class Puller:
         attempt.reached = True
         if known is not None:
             check_pin(known.id, pin)
-            return self._cached(known, wanted, attempt), False
+            return self._named(known, wanted.stored_tag), False
         return self._fetch(source, offer, wanted, force, attempt, cancel), True
 
     def _source_of(self, reference: Reference, token: str) -> tuple[Reference, Context]:
@@ -348,9 +348,7 @@ class Puller:
         fits = lambda one: one.id == pin if pin else bool(tag) and tag in one.tags  # noqa: E731
         return next(filter(fits, self._store.look()), None)
 
-    def _cached(self, model: Model, wanted: Reference, attempt: Attempt) -> Model:
-        attempt.report("cached", model.size, model.size, f"Using cached model: {size_text(model.size)}")
-        tag = wanted.stored_tag
+    def _named(self, model: Model, tag: str) -> Model:
         return self._store.tag(model.id, tag) if tag and tag not in model.tags else model
 
     def _change(self, work: Callable[[], None], failed: Callable[[Failure], None]) -> None:

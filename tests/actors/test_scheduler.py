@@ -960,7 +960,7 @@ class TestConfigure:
         stage.serve("busy", "qwen")
         refusal = self.configure(stage, context_size=4096)
         assert (refusal.status, refusal.code) == (409, "in_use")
-        assert refusal.message == "qwen is in use on llama.cpp (1 requests)."
+        assert refusal.message == "qwen is in use on llama.cpp (1 request)."
         assert not stage.state.configs
 
     def test_is_refused_while_the_model_is_loading(self) -> None:

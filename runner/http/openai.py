@@ -11,6 +11,7 @@ from aiohttp import web
 from greenroom.actors.facts import Model
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.proxy import Exchange, Kind
+from greenroom.runner.models.failures import size_text
 
 _KINDS = {
     "/v1/chat/completions": Kind("completion", "/v1/chat/completions", done=True),
@@ -67,11 +68,11 @@ class Listing:
 
 def _entry(model: Model) -> dict[str, object]:
     about = {
-        "context_window": model.context_length,
+        "context_window": model.context_size or model.context_length,
         "architecture": model.architecture,
         "parameters": model.parameters,
         "quantization": model.quantization,
-        "size": f"{model.size / 2**20:.2f} MiB" if model.size else "",
+        "size": size_text(model.size) if model.size else "",
     }
     entry: dict[str, object] = {
         "id": shown_name(model),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import socket
 import threading
 from collections.abc import Iterator
-from typing import IO
 
 import msgspec
 from aiohttp import web
@@ -192,21 +191,19 @@ async def _stored(request: web.Request, door: Door) -> Model:
     """Stream a request's body into the store; both go on side by side, and neither waits in memory."""
     from greenroom.runner.models.archive import load
 
-    loop = asyncio.get_running_loop()
     cancel = threading.Event()
-    reading, writing = os.pipe()
-    stream: IO[bytes] = os.fdopen(reading, "rb")
-    sink = os.fdopen(writing, "wb", buffering=0)
+    # Not a pipe: uvloop closes a pipe's descriptor twice, and by then it may be another thread's file.
+    ours, theirs = socket.socketpair()
 
     def store() -> Model:
-        with stream:
+        with theirs, theirs.makefile("rb") as stream:
             return load(door.backstage.store, stream, cancel)
 
-    work = loop.run_in_executor(None, store)
+    work = asyncio.get_running_loop().run_in_executor(None, store)
     # Of a client that has left nobody asks what became of it.
     work.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
-    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, sink)
-    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    _, writer = await asyncio.open_unix_connection(sock=ours)
+    transport = writer.transport
     try:
         # A reader that has seen enough closes its end: what is wrong is told by `work`.
         with contextlib.suppress(ConnectionError):

@@ -144,6 +144,19 @@ async def test_another_context_is_another_model_of_the_same_files(open_house: An
     assert (await text_of(house.post("/models/none/repackage", {"target": "x"})))[0] == 404
 
 
+async def test_what_lists_a_model_names_the_context_it_was_packaged_with(open_house: Any) -> None:
+    house = await open_house()
+    body = {"target": "small", "context_size": 128}
+    async with house.post("/models/tiny/repackage", body) as response:
+        assert response.status == 201
+    async with house.get("/v1/models/small") as response:
+        about = (await response.json())["dmr"]
+    async with house.get("/models/small") as response:
+        config = (await response.json())["config"]
+    assert (about["context_window"], config["context_size"]) == (128, 128)
+    assert about["size"] == config["size"]
+
+
 async def test_a_model_that_is_exported_and_loaded_again_keeps_its_id(open_house: Any) -> None:
     house = await open_house()
     model_id = house.greenroom.find_model("tiny").id

@@ -50,8 +50,31 @@ async def test_the_sdk_lists_models(client: Any) -> None:
     (model,) = [model async for model in client.models.list()]
     assert model.id == "docker.io/ai/tiny:latest"
     assert (await client.models.retrieve("tiny")).id == model.id
-    with pytest.raises(openai.NotFoundError):
+    assert (model.object, model.owned_by, model.created > 0) == ("model", "docker", True)
+    assert model.model_extra["dmr"]["architecture"] == "llama"
+    with pytest.raises(openai.NotFoundError) as caught:
         await client.models.retrieve("nobody")
+    assert caught.value.code == "model_not_found"
+
+
+async def test_the_sdk_finds_a_model_by_each_of_its_names(client: Any) -> None:
+    house = client.house
+    names = ["registry.example:5000/org/m:v1", "docker.io/some/model:latest"]
+    for name in names:
+        repository, _, tag = name.rpartition(":")
+        async with house.post(f"/models/tiny/tag?repo={repository}&tag={tag}") as response:
+            assert response.status == 201, await response.text()
+    async with house.get("/models") as response:
+        (model,) = await response.json()
+    listed = await client.models.list()
+    assert [one.id for one in listed.data] == ["docker.io/ai/tiny:latest"], (
+        "once, by a name rather than a path"
+    )
+    digest = f"registry.example:5000/org/m@{model['id']}"
+    for name in [*names, *model["tags"], "some/model", "m:v1", model["id"], model["id"][7:19], digest]:
+        found = await client.models.retrieve(name)
+        assert found == listed.data[0], name
+        assert await client.chat.completions.create(model=name, messages=HELLO), name
 
 
 async def test_the_sdk_raises_what_is_refused(client: Any) -> None:

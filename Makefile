@@ -7,6 +7,8 @@ MODEL ?= smollm2
 PROMPT ?= Write one sentence about the sea.
 # Small models sometimes do not know when to stop.
 MAX_TOKENS ?= 512
+# Most tests wait for other processes most of the time, so a few more than there are cores go side by side.
+TEST_PROCESSES ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,7 +32,7 @@ run: $(VENV)/.installed ## ask a model something: make run MODEL=… PROMPT=… 
 	fi
 
 test: $(VENV)/.installed-dev ## set up and run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

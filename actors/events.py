@@ -222,6 +222,9 @@ class LoadAdmitted(Event, frozen=True, kw_only=True):
     promised: int
     """Bytes promised to all engines, this one included."""
     budget: int
+    device_promised: int = 0
+    """The same two of its device's memory, if it has one."""
+    device_budget: int = 0
     refused_before: int = 0
     """Requests for it that were refused since the last time it was loaded."""
 
@@ -253,6 +256,8 @@ class LoadFailed(Event, frozen=True, kw_only=True):
     was_ready: bool = False
     footprint: int = 0
     """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
+    device_footprint: int = 0
+    """The same of its device's memory."""
 
 
 class EvictionDecided(Event, frozen=True, kw_only=True):
@@ -273,8 +278,12 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     """Bytes it was reckoned to hold."""
     needed: int = 0
     free: int = 0
+    device: str = ""
+    """Whose memory these three are about; empty for the machine's."""
     footprint: int = 0
     """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
+    device_footprint: int = 0
+    """The same of its device's memory."""
 
     @property
     def is_urgent(self) -> bool:

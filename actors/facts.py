@@ -124,7 +124,13 @@ class EngineSpec(Fact, frozen=True, kw_only=True):
     flags: tuple[str, ...] = ()
     """User flags, already checked against the backend's allow-list."""
     memory: int = 0
-    """Bytes promised to it."""
+    """Bytes of the machine's memory promised to it."""
+    device: str = ""
+    """Id of the graphics device it computes on; empty where the machine's memory is all there is."""
+    device_memory: int = 0
+    """Bytes of that device's memory promised to it."""
+    device_total: int = 0
+    """Bytes that device has."""
 
 
 class EngineExit(Fact, frozen=True, kw_only=True):
@@ -174,6 +180,9 @@ class Measured(Fact, frozen=True, kw_only=True):
     now: int
     peak: int
     """The most that was seen in this life of the daemon."""
+    device: int | None = None
+    """The same of its device's memory; None where that cannot be measured."""
+    device_peak: int = 0
 
 
 class Model(Fact, frozen=True, kw_only=True):

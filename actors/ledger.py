@@ -15,13 +15,36 @@ PROVEN_BY = 3
 """Requests an engine must have served before its measured peak may be less than what it was promised."""
 
 
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A graphics device with memory of its own, in bytes."""
+
+    id: str
+    """Stable over restarts of the machine."""
+    name: str
+    """For people."""
+    total: int
+    budget: int
+    """What engines may use of it in all."""
+    available: int | None = None
+    """What is free right now, by measurement, less the head-room; None where it cannot be measured."""
+
+    @property
+    def memory(self) -> Memory:
+        """As a pool of its own. What cannot be measured is bounded by what is promised alone."""
+        return Memory(
+            budget=self.budget, available=2 * self.budget if self.available is None else self.available
+        )
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What the machine has, in bytes."""
+    """What the machine has, in bytes; or one pool of it."""
 
     budget: int
     """What engines may use in all."""
     available: int
     """What is free right now, by measurement, less the head-room."""
+    devices: tuple[Device, ...] = ()
+    """Pools of their own, beside the machine's."""
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):

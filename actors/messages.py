@@ -81,6 +81,8 @@ class BackendFacts(Reply, frozen=True, kw_only=True):
     """Why this platform cannot run it; empty when it can."""
     overhead: int = 0
     """Bytes an engine needs beyond weights and key/value cache."""
+    device: bool = False
+    """Its engines compute on a graphics device with memory of its own, where there is one."""
     version: str = ""
     """What is installed when no version is named, where known."""
     download_bytes: int = 0
@@ -440,6 +442,10 @@ class EngineAccount(Reply, frozen=True, kw_only=True):
     measured: int | None
     """Memory its processes use now; None where it could not be measured."""
     peak: int | None
+    device: str = ""
+    """Id of the device it computes on; the next are about that device's memory."""
+    device_promised: int = 0
+    device_measured: int | None = None
     inside: int
     """Requests it is answering."""
     served: int
@@ -474,6 +480,19 @@ class QueueEntry(Reply, frozen=True, kw_only=True):
     """Seconds until it is refused, should nothing come of it."""
 
 
+class DeviceAccount(Reply, frozen=True, kw_only=True):
+    """The memory of one graphics device, in bytes."""
+
+    id: str
+    name: str
+    total: int
+    budget: int
+    available: int | None
+    """Measured; None where it cannot be."""
+    promised: int
+    free: int
+
+
 class LedgerReading(Reply, frozen=True, kw_only=True):
     """The ledger at one moment, in bytes."""
 
@@ -486,6 +505,7 @@ class LedgerReading(Reply, frozen=True, kw_only=True):
     engines: tuple[EngineAccount, ...]
     queue: tuple[QueueEntry, ...] = ()
     """Those that wait, the first first."""
+    devices: tuple[DeviceAccount, ...] = ()
 
 
 class Drain(Command, frozen=True, kw_only=True):

@@ -133,46 +133,64 @@ class TurnContext:
         configured = self.state.configs.get(key, ModelConfigState()).keep_alive
         return configured if configured is not None else self.limits.keep_alive
 
-    def account(self) -> Account:
-        """The ledger now: loads in flight, engines that run, and engines that have not let go yet."""
+    def account(self, device: str = "") -> Account:
+        """The ledger now, of the machine or of one device: loads in flight, engines that run, and engines
+        that have not let go yet.
+        """
         by_id = {load.spec.engine_id: load.spec for load in self.state.loads.values()}
         alive = {engine.spec.engine_id: engine for engine in self.seen.alive()}
         loading = sum(
-            spec.memory for one, spec in by_id.items() if one not in alive or alive[one].state == "starting"
+            share(spec, device)
+            for one, spec in by_id.items()
+            if one not in alive or alive[one].state == "starting"
         )
         for one, engine in alive.items():
             by_id.setdefault(one, engine.spec)
+        pools = {one.id: one.memory for one in self.seen.memory.devices}
         return Account(
-            memory=self.seen.memory,
-            promised=sum(holding(spec, self.seen) for spec in by_id.values()),
+            memory=pools[device] if device else self.seen.memory,
+            promised=sum(holding(spec, self.seen, device) for spec in by_id.values()),
             unclaimed=loading,
         )
 
 
-def holding(spec: EngineSpec, seen: SchedulerSeen) -> int:
-    """Bytes an engine or a load in flight is reckoned to hold: promised, and measured as far as it is."""
-    measured = seen.measured.get(spec.engine_id)
-    if measured is None:
+def share(spec: EngineSpec, device: str = "") -> int:
+    """Bytes promised to an engine of the machine's memory, or of one device's."""
+    if not device:
         return spec.memory
+    return spec.device_memory if spec.device == device else 0
+
+
+def holding(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
+    """Bytes an engine or a load in flight is reckoned to hold there: promised, and measured where it is."""
+    promise, measured = share(spec, device), seen.measured.get(spec.engine_id)
+    if not promise or measured is None or (device and measured.device is None):
+        return promise
     reading = seen.gates.get(spec.engine_id)
     return reckoned(
-        spec.memory, least(spec, seen), measured.peak, reading.served if reading is not None else 0
+        promise,
+        least(spec, seen, device),
+        measured.device_peak if device else measured.peak,
+        reading.served if reading is not None else 0,
     )
 
 
-def least(spec: EngineSpec, seen: SchedulerSeen) -> int:
+def least(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
     """Weights and cache, in bytes; the whole promise while the model is not known."""
+    if spec.device and not device:
+        return 0  # they are there, not here
     model = (seen.models or {}).get(spec.model_id)
-    return spec.memory if model is None else memory_needed(model, spec.context_size, 0)
+    return share(spec, device) if model is None else memory_needed(model, spec.context_size, 0)
 
 
-def footprint(spec: EngineSpec, seen: SchedulerSeen) -> int:
+def footprint(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
     """What its end tells about the next engine of this kind, in bytes; 0 when that is nothing."""
     measured, reading = seen.measured.get(spec.engine_id), seen.gates.get(spec.engine_id)
-    if measured is None:
+    if measured is None or (device and measured.device is None):
         return 0
     proven = reading is not None and reading.served >= PROVEN_BY
-    return holding(spec, seen) if proven or measured.peak > spec.memory else 0
+    peak = measured.device_peak if device else measured.peak
+    return holding(spec, seen, device) if proven or peak > share(spec, device) else 0
 
 
 def eviction(
@@ -184,8 +202,9 @@ def eviction(
     in_favour_of: str = "",
     needed: int = 0,
     free: int = 0,
+    device: str = "",
 ) -> ev.EvictionDecided:
-    """The event that ends an engine, with the numbers that decided."""
+    """The event that ends an engine, with the numbers that decided: of the machine's memory or a device's."""
     reading = seen.gates.get(engine.spec.engine_id)
     idle = now.monotonic - reading.idle_since if reading is not None and not reading.inside else 0.0
     return ev.EvictionDecided(
@@ -196,10 +215,12 @@ def eviction(
         reason=reason,
         in_favour_of=in_favour_of,
         idle_seconds=round(idle, 3),
-        memory=holding(engine.spec, seen),
+        memory=holding(engine.spec, seen, device),
         needed=needed,
         free=free,
+        device=device,
         footprint=footprint(engine.spec, seen),
+        device_footprint=footprint(engine.spec, seen, engine.spec.device) if engine.spec.device else 0,
     )
 
 
@@ -223,3 +244,9 @@ def pruned(state: SchedulerState, seen: SchedulerSeen) -> SchedulerSeen:
         keep_alive={key: seconds for key, seconds in seen.keep_alive.items() if key in wanted},
         cooling={name: at for name, at in seen.cooling.items() if name in cooling},
     )
+
+
+def fits(spec: EngineSpec, waiting: Waiting) -> bool:
+    """Whether this engine could serve that request."""
+    same = spec.model_id == waiting.model_id and spec.mode == waiting.mode
+    return same and waiting.backend in ("", spec.backend)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Sequence
+
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.choice import Install, Use, choose
@@ -10,9 +11,9 @@ from greenroom.actors.effects import AdmitRequest, InformRequest
 from greenroom.actors.facts import Engine, EngineSpec, Model
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import Account, Holding, expected, fewest_victims, memory_needed
 from greenroom.actors.progress import install_job, load_job
-from greenroom.actors.scheduler_context import TurnContext, eviction, holding
+from greenroom.actors.scheduler_context import TurnContext, eviction, fits
+from greenroom.actors.scheduler_places import Need, Place, Places
 from greenroom.actors.scheduler_refusals import (
     breaker_open,
     gib,
@@ -30,7 +31,6 @@ from greenroom.actors.scheduler_state import (
     Wish,
     breaker_key,
     config_key,
-    footprint_key,
 )
 
 AGAIN = 5.0
@@ -55,8 +55,9 @@ class QueueStep:
         self._turn = context
         self._place = 0
         """Of the last request that was left waiting."""
-        self._behind: Waiting | None = None
-        """A request that waits for memory which is going to be free: nobody else may take that."""
+        self._places = Places(context)
+        self._behind: dict[str, Waiting] = {}
+        """Of each pool of memory, who waits for what is going to be free there: nobody else may take that."""
 
     def take(self) -> None:
         """Go through the queue in turn."""
@@ -203,36 +204,45 @@ class QueueStep:
     # f, g
 
     def _load(self, waiting: Waiting, model: Model, choice: Use) -> None:
-        turn, seen = self._turn, self._turn.seen
+        turn = self._turn
         key = breaker_key(model.id, choice.backend, choice.installation_id)
         breaker = turn.state.breakers.get(key)
         if breaker is not None and (left := self._cooling(key, breaker)) > 0:  # f
             self._refuse(waiting, breaker_open(waiting, choice.backend, breaker, left))
             return
-        config = turn.state.configs.get(config_key(model.id, waiting.mode), ModelConfigState())
-        spec = self._spec(waiting, model, choice, config)
-        account = turn.account()
-        measured = turn.state.footprints.get(footprint_key(spec), 0)
-        need = expected(spec.memory, memory_needed(model, spec.context_size, 0), measured, account)
-        held = sum(
-            holding(load.spec, seen)
-            for load in turn.state.loads.values()
-            if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
-        )
-        if need > account.memory.budget:  # g
-            self._refuse(waiting, never_fits(waiting.model_ref, need, account))
-        elif need > account.memory.budget - held:
-            self._refuse(waiting, pinned(waiting, need, held, account))
-        elif self._behind is not None:
-            text = f"waiting for memory, behind {self._behind.model_ref}"
+        facts = next(one for one in turn.facts if one.name == choice.backend)
+        spec = self._spec(waiting, model, choice)
+        places = self._places.of(spec, model, facts)
+        able = [one for one in places if all(need.size <= need.account.memory.budget for need in one.needs)]
+        if not able:  # g
+            self._refuse_for_ever(waiting, places)
+            return
+        open_ones = [one for one in able if not self._pins_before(one)]
+        unclaimed = [one for one in open_ones if not any(need.device in self._behind for need in one.needs)]
+        if not open_ones:
+            need, held = self._pins_before(able[0])[0]
+            self._refuse(waiting, pinned(waiting, need.size, held, need.account, need.name))
+        elif not unclaimed:
+            pools = [need.device for need in open_ones[0].needs if need.device in self._behind]
+            text = f"waiting for memory, behind {self._behind[pools[0]].model_ref}"
             self._wait(waiting, "waiting_for_memory", text)
-        elif need > account.free:
-            self._make_room(waiting, need, account)
+        elif not (fitting := [one for one in unclaimed if one.fits]):
+            self._make_room(waiting, unclaimed)
         elif not turn.storing:
             self._refuse(waiting, not_stored())
         else:
-            spec = msgspec.structs.replace(spec, memory=need)
-            self._admit(waiting, spec, choice.reasons, account)
+            self._admit(waiting, max(fitting, key=lambda one: one.room), choice.reasons)
+
+    def _refuse_for_ever(self, waiting: Waiting, places: Sequence[Place]) -> None:
+        """No place has so much: the largest of them is named."""
+        needs = [need for one in places for need in one.needs if need.size > need.account.memory.budget]
+        need = max(needs, key=lambda need: need.account.memory.budget)
+        self._refuse(waiting, never_fits(waiting.model_ref, need.size, need.account, need.name))
+
+    def _pins_before(self, place: Place) -> list[tuple[Need, int]]:
+        """Pools of a place in which pinned models hold the room, and how much they hold."""
+        held = [(need, self._places.pinned(need.device)) for need in place.needs]
+        return [(need, size) for need, size in held if need.size > need.account.memory.budget - size]
 
     def _cooling(self, key: str, breaker: BreakerState) -> float:
         """Seconds until the breaker may be tried again."""
@@ -246,11 +256,10 @@ class QueueStep:
             turn.update(cooling={**turn.seen.cooling, name: until})
         return until - turn.now.monotonic
 
-    def _spec(self, waiting: Waiting, model: Model, choice: Use, config: ModelConfigState) -> EngineSpec:
-        """The engine that would serve it, with its memory by the model's own numbers."""
+    def _spec(self, waiting: Waiting, model: Model, choice: Use) -> EngineSpec:
+        """The engine that would serve it; where its memory is, is not said yet."""
         turn = self._turn
-        context_size = model.context_size if config.context_size is None else config.context_size
-        overhead = next(one.overhead for one in turn.facts if one.name == choice.backend)
+        config = turn.state.configs.get(config_key(model.id, waiting.mode), ModelConfigState())
         return EngineSpec(
             engine_id=f"{int(turn.now.wall * 1000):x}-{turn.state.admitted + 1}",
             backend=choice.backend,
@@ -258,13 +267,12 @@ class QueueStep:
             model_id=model.id,
             model_ref=waiting.model_ref,
             mode=waiting.mode,
-            context_size=context_size,
+            context_size=model.context_size if config.context_size is None else config.context_size,
             flags=config.flags or (),
-            memory=memory_needed(model, context_size, overhead),
         )
 
-    def _admit(self, waiting: Waiting, spec: EngineSpec, reasons: tuple[str, ...], account: Account) -> None:
-        turn = self._turn
+    def _admit(self, waiting: Waiting, place: Place, reasons: tuple[str, ...]) -> None:
+        turn, spec = self._turn, place.spec
         chosen = ev.BackendChosen(
             model_id=spec.model_id,
             model_ref=spec.model_ref,
@@ -274,10 +282,14 @@ class QueueStep:
             reasons=reasons,
         )
         key = config_key(spec.model_id, spec.mode)
+        account = turn.account()
+        device = turn.account(spec.device) if spec.device else None
         admitted = ev.LoadAdmitted(
             spec=spec,
             promised=account.promised + spec.memory,
             budget=account.memory.budget,
+            device_promised=device.promised + spec.device_memory if device is not None else 0,
+            device_budget=device.memory.budget if device is not None else 0,
             refused_before=turn.seen.refused.get(key, 0),
         )
         turn.record(chosen, admitted, cause=waiting.request_id)
@@ -286,58 +298,41 @@ class QueueStep:
             refused={k: v for k, v in turn.seen.refused.items() if k != key},
         )
 
-    def _make_room(self, waiting: Waiting, need: int, account: Account) -> None:
+    def _make_room(self, waiting: Waiting, places: Sequence[Place]) -> None:
         turn = self._turn
-        alive = turn.seen.alive()
-        coming = sum(
-            holding(one.spec, turn.seen) for one in alive if one.spec.engine_id not in turn.state.loads
-        )
-        victims = fewest_victims(need - account.free - coming, self._idle())
-        if victims and not turn.storing:
+        room = self._places.room_for(places)
+        if room is not None and room.victims and not turn.storing:
             self._refuse(waiting, not_stored())
             return
-        for victim in victims:
-            engine = turn.seen.engine(victim.engine_id)
+        for one, need in room.victims if room is not None else ():
+            engine = turn.seen.engine(one)
             assert engine is not None
-            turn.record(
-                eviction(
-                    engine,
-                    turn.seen,
-                    turn.now,
-                    "room",
-                    in_favour_of=waiting.model_ref,
-                    needed=need,
-                    free=account.free,
-                ),
-                cause=waiting.request_id,
+            evicted = eviction(
+                engine,
+                turn.seen,
+                turn.now,
+                "room",
+                in_favour_of=waiting.model_ref,
+                needed=need.size,
+                free=need.account.free,
+                device=need.device,
             )
+            turn.record(evicted, cause=waiting.request_id)
         # Nobody takes away room that is being made. As long as engines are in use, what fits overtakes, since
         # that may last; but not for ever, unless it is other programs whose memory is waited for.
-        made = account.free + coming + sum(victim.memory for victim in victims)
+        place = room.place if room is not None else max(places, key=lambda one: one.room)
+        lacking = [need for need in place.needs if need.lacking]
         patient = turn.now.monotonic - waiting.since >= turn.limits.max_wait / 2
-        yielding = sum(
-            holding(one.spec, turn.seen)
-            for one in alive
-            if one.spec.engine_id not in turn.state.loads
-            or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
+        comes = all(
+            need.account.memory.available + self._places.yielding(need.device) >= need.size
+            for need in lacking
         )
-        if made >= need or (patient and account.memory.available + yielding >= need):
-            self._behind = waiting
-        text = f"waiting for memory: it needs {gib(need)}, {gib(account.free)} are free"
+        if room is not None or (patient and comes):
+            self._behind |= {need.device: waiting for need in lacking}
+        need = lacking[0]
+        where = f" on {need.name}" if need.device else ""
+        text = f"waiting for memory: it needs {gib(need.size)}, {gib(need.account.free)} are free{where}"
         self._wait(waiting, "waiting_for_memory", text)
-
-    def _idle(self) -> list[Holding]:
-        """Engines that may be ended for others: ready, empty, not pinned, not waited for."""
-        return [
-            Holding(
-                engine_id=one.spec.engine_id,
-                memory=holding(one.spec, self._turn.seen),
-                idle_since=reading.idle_since,
-            )
-            for one, reading in self._turn.empty()
-            if self._turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
-            and not any(fits(one.spec, waiting) for waiting in self._turn.queue)
-        ]
 
     # h, and whoever is refused
 
@@ -377,12 +372,6 @@ class QueueStep:
                 count=count,
             )
             turn.record(refused, cause=waiting.request_id)
-
-
-def fits(spec: EngineSpec, waiting: Waiting) -> bool:
-    """Whether this engine could serve that request."""
-    same = spec.model_id == waiting.model_id and spec.mode == waiting.mode
-    return same and waiting.backend in ("", spec.backend)
 
 
 __all__ = ["AGAIN", "FAILURES_TO_OPEN", "LONGEST_COOL_DOWN", "QueueStep", "cool_down", "fits"]

@@ -99,12 +99,12 @@ def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
     )
 
 
-def pinned(waiting: Waiting, need: int, held: int, account: Account) -> Refusal:
-    """A model that would fit if pinned ones did not hold the room."""
+def pinned(waiting: Waiting, need: int, held: int, account: Account, device: str = "") -> Refusal:
+    """A model that would fit if pinned ones did not hold the room; `device` is its name for people."""
     return refuse(
         "no_room",
-        f"{waiting.model_ref} needs {gib(need)} of memory; pinned models hold {gib(held)} of the "
-        f"{gib(account.memory.budget)} that engines may use.",
+        f"{waiting.model_ref} needs {gib(need)} of {_memory_of(device)}; pinned models hold {gib(held)} "
+        f"of the {gib(account.memory.budget)} that engines may use.",
         advice="Unload a pinned model, or give it a keep_alive that ends.",
         status=507,
         numbers={"needed": float(need), "budget": float(account.memory.budget), "pinned": float(held)},
@@ -112,12 +112,14 @@ def pinned(waiting: Waiting, need: int, held: int, account: Account) -> Refusal:
     )
 
 
-def never_fits(model_ref: str, need: int, account: Account) -> Refusal:
-    """A model that needs more than engines may ever use, with the numbers."""
+def never_fits(model_ref: str, need: int, account: Account, device: str = "") -> Refusal:
+    """A model that needs more than engines may ever use, with the numbers; `device` is for people."""
+    setting = "lower gpu_headroom" if device else "raise memory_budget"
     return refuse(
         "does_not_fit",
-        f"{model_ref} needs {gib(need)} of memory; engines may use {gib(account.memory.budget)} in all.",
-        advice="Configure a smaller context, choose a smaller model, or raise memory_budget.",
+        f"{model_ref} needs {gib(need)} of {_memory_of(device)}; engines may use "
+        f"{gib(account.memory.budget)} in all.",
+        advice=f"Configure a smaller context, choose a smaller model, or {setting}.",
         status=507,
         numbers={
             "needed": float(need),
@@ -126,6 +128,10 @@ def never_fits(model_ref: str, need: int, account: Account) -> Refusal:
         },
         subject=model_ref,
     )
+
+
+def _memory_of(device: str) -> str:
+    return f"the memory of {device}" if device else "memory"
 
 
 def gib(size: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from greenroom.actors import messages as msg
 from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.ledger import Device
 from greenroom.actors.scheduler_context import Limits, TurnContext, holding
 from greenroom.actors.scheduler_queue import fits
 from greenroom.actors.scheduler_state import LoadState, SchedulerSeen, SchedulerState, Waiting
@@ -29,7 +30,21 @@ def ledger_reading(
         free=account.free,
         waiting=len(turn.queue),
         engines=tuple(_engine(turn, load) for load in state.loads.values()),
+        devices=tuple(_device(turn, one) for one in seen.memory.devices),
         queue=tuple(_entry(turn, one) for one in sorted(turn.queue, key=lambda one: one.place or math.inf)),
+    )
+
+
+def _device(turn: TurnContext, device: Device) -> msg.DeviceAccount:
+    account = turn.account(device.id)
+    return msg.DeviceAccount(
+        id=device.id,
+        name=device.name,
+        total=device.total,
+        budget=device.budget,
+        available=device.available,
+        promised=account.promised,
+        free=account.free,
     )
 
 
@@ -62,6 +77,9 @@ def _engine(turn: TurnContext, load: LoadState) -> msg.EngineAccount:
         promised=holding(spec, turn.seen),
         measured=measured.now if measured is not None else None,
         peak=measured.peak if measured is not None else None,
+        device=spec.device,
+        device_promised=holding(spec, turn.seen, spec.device) if spec.device else 0,
+        device_measured=measured.device if measured is not None else None,
         inside=reading.inside if reading is not None else 0,
         served=reading.served if reading is not None else 0,
         queue=sum(fits(spec, waiting) for waiting in turn.queue),

@@ -196,9 +196,11 @@ def breaker_key(model_id: str, backend: str, installation_id: str) -> str:
     return f"{model_id}|{backend}|{installation_id}"
 
 
-def footprint_key(spec: EngineSpec) -> str:
+def footprint_key(spec: EngineSpec, *, on_device: bool = False) -> str:
     """How measurements are filed: by all that decides about an engine's memory."""
-    return "|".join((spec.model_id, spec.mode, spec.backend, str(spec.context_size), *spec.flags))
+    where = "device" if on_device else "beside a device" if spec.device else ""
+    words = (spec.model_id, spec.mode, spec.backend, str(spec.context_size), *spec.flags)
+    return "|".join((*words, where) if where else words)
 
 
 def failures_with(breaker: BreakerState, load: LoadState | None) -> int:
@@ -230,7 +232,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             new = change(
                 new,
                 ended=_apply_ended(state, e.engine_id, stored.id),
-                footprints=_apply_footprint(state, e.engine_id, e.footprint),
+                footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
             )
             if e.failure.code in NOT_THE_MODELS_FAULT:
                 return change(new, loads=loads, interrupted=_apply_interrupted(state, e.engine_id, stored.at))
@@ -247,7 +249,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 new,
                 loads=_apply_without(state.loads, e.engine_id),
                 ended=_apply_ended(state, e.engine_id, stored.id),
-                footprints=_apply_footprint(state, e.engine_id, e.footprint),
+                footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
                 interrupted=interrupted,
             )
         case ev.KeepAliveWished(engine_id=one) as e if one in state.loads:
@@ -274,13 +276,19 @@ def _apply_ended(state: SchedulerState, engine_id: str, event_id: str) -> dict[s
     return {**kept, engine_id: event_id}
 
 
-def _apply_footprint(state: SchedulerState, engine_id: str, footprint: int) -> Mapping[str, int]:
+def _apply_footprints(
+    state: SchedulerState, engine_id: str, footprint: int, device_footprint: int
+) -> Mapping[str, int]:
     load = state.loads.get(engine_id)
-    if load is None or not footprint:
+    if load is None:
         return state.footprints
-    key = footprint_key(load.spec)
-    kept = list(_apply_without(state.footprints, key).items())[-_FOOTPRINTS_REMEMBERED:]
-    return {**dict(kept), key: footprint}
+    found = dict(state.footprints)
+    for size, on_device in ((footprint, False), (device_footprint, True)):
+        if size:
+            key = footprint_key(load.spec, on_device=on_device)
+            found.pop(key, None)
+            found[key] = size
+    return dict(list(found.items())[-_FOOTPRINTS_REMEMBERED - 1 :])
 
 
 def _apply_interrupted(state: SchedulerState, engine_id: str, at: float) -> Mapping[str, Interrupted]:

@@ -167,6 +167,7 @@ class Turn:
             failure=failure,
             was_ready=spec.engine_id in turn.seen.gates,
             footprint=footprint(spec, turn.seen),
+            device_footprint=footprint(spec, turn.seen, spec.device) if spec.device else 0,
         )
         turn.record(failed, cause=load.cause)
         follows = load_job(spec.engine_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -38,6 +38,8 @@ class ExternalBackend:
     """mlx, vllm: the interpreter of an environment that has it."""
     image: str = ""
     """vllm-metal: the image to install it from instead of the vendor's; that one is ours to look after."""
+    gpu: bool = False
+    """llama.cpp: that binary computes on NVIDIA's graphics devices, whose memory it must be promised."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Settings:
     """What all engines together may use; None means 90 % of the machine's memory less the headroom."""
     headroom: int = 512 * 2**20
     """Memory left to the rest of the machine when the budget is not given."""
+    gpu_headroom: int = 512 * 2**20
+    """Memory of each graphics device left to others."""
     max_wait: float = 300.0
     """How long a request may wait for its engine."""
     progress_after: float = 5.0
@@ -312,8 +316,22 @@ def _models(raw: Any) -> Mapping[str, Any]:
     return _table(raw, "[models]")
 
 
+def _yes_or_no(raw: Any) -> bool:
+    if not isinstance(raw, bool):
+        raise TypeError(f"{raw!r} should be true or false")
+    return raw
+
+
+_BACKEND_KEYS: Mapping[str, Callable[[Any], Any]] = {
+    "binary": _absolute_path,
+    "python": _absolute_path,
+    "image": _text,
+    "gpu": _yes_or_no,
+}
+
+
 def _backends(raw: Any) -> Mapping[str, ExternalBackend]:
-    known = {each.name for each in fields(ExternalBackend)}
+    known = set(_BACKEND_KEYS)
     found = {}
     for name, table in _table(raw, "[backends]").items():
         entries = _table(table, f'[backends."{name}"]')
@@ -322,9 +340,7 @@ def _backends(raw: Any) -> Mapping[str, ExternalBackend]:
             raise ValueError(
                 f'[backends."{name}"] has no key {strange[0]!r}, only {", ".join(sorted(known))}'
             )
-        values: dict[str, Any] = {
-            key: _text(value) if key == "image" else _absolute_path(value) for key, value in entries.items()
-        }
+        values: dict[str, Any] = {key: _BACKEND_KEYS[key](value) for key, value in entries.items()}
         found[name] = ExternalBackend(**values)
     return found
 
@@ -371,6 +387,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "keep_alive": parse_keep_alive,
     "memory_budget": _budget,
     "headroom": parse_size,
+    "gpu_headroom": parse_size,
     "max_wait": parse_duration,
     "progress_after": parse_duration,
     "queue_limit": _whole,

@@ -8,6 +8,7 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,7 @@ from greenroom.runner.backends.declaration import Backend, Image, Launch, Platfo
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.emptied import Emptied
+from greenroom.runner.engines.devices import Devices
 from greenroom.runner.engines.host import EngineHost, Prepared
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.failures import JobFailed
@@ -110,6 +112,7 @@ class Greenroom:
         self._builder: Builder | None = None
         self._puller: Puller | None = None
         self._store = Store(self.home / "models")
+        self._devices = Devices(headroom=settings.gpu_headroom)
         self._guests: list[tuple[Core[Any, Any], Hands | None]] = []
         self.failure: BaseException | None = None
         """Why the system has stopped itself, if it has."""
@@ -146,6 +149,7 @@ class Greenroom:
             raise
 
     def _start(self) -> None:
+        self._devices.start()
         self._store.prepare()
         clock = self._clock or SystemClock()
         journal = self._journal or self._open_journal()
@@ -169,6 +173,7 @@ class Greenroom:
             grace=self.settings.engine_grace,
             stall_after=self.settings.stall_after,
             readings=self.gates.readings,
+            device_usage=self._devices.used_by,
         )
         library.puller = self._puller = Puller(
             self._store,
@@ -330,7 +335,8 @@ class Greenroom:
     def machine(self) -> Machine:
         """What a model must fit to be of use here."""
         readers = [Reader(one.name, one.formats, one.overhead, one.verdict) for one in self.facts]
-        return Machine(memory=self.memory_budget, readers=tuple(readers))
+        most = max([self.memory_budget, *(one.budget for one in self._devices.now())])
+        return Machine(memory=most, readers=tuple(readers))
 
     def models(self) -> tuple[Model, ...]:
         """All models that are here."""
@@ -368,7 +374,7 @@ class Greenroom:
     def _sense(self, seen: SchedulerSeen) -> SchedulerSeen:
         """What the scheduler cannot be told but must look at: gates and memory."""
         available = max(0, psutil.virtual_memory().available - self.settings.headroom)
-        memory = Memory(budget=self.memory_budget, available=available)
+        memory = Memory(budget=self.memory_budget, available=available, devices=self._devices.now())
         return msgspec.structs.replace(seen, gates=self.gates.readings(), memory=memory)
 
     def _prepare(self, spec: EngineSpec, socket: Path) -> Prepared:
@@ -391,8 +397,16 @@ class Greenroom:
             socket=socket,
             binary=external.binary if external is not None and not installation.managed else None,
         )
+        command = backend.command(launch)
+        if spec.device:
+            variables = self._devices.variables(spec.device)
+            if variables is None:
+                raise JobFailed.permanent(
+                    "device_gone", f"The graphics device {spec.device} that was chosen is not there any more."
+                )
+            command = replace(command, env={**command.env, **variables})
         return Prepared(
-            command=backend.command(launch),
+            command=command,
             readiness=backend.readiness,
             model_name=backend.dialect.model_name or files.name,
             version=installation.version,
@@ -410,6 +424,7 @@ class Greenroom:
     def _end_hands(self, keep_engines: float | None) -> None:
         if self._host is not None:
             self._host.shutdown(keep=keep_engines)
+        self._devices.close()
         if self._builder is not None:
             self._builder.close()
         if self._puller is not None:
@@ -427,6 +442,7 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
         install_preference=backend.install_preference,
         verdict=backend.verdict(here),
         overhead=backend.overhead_bytes,
+        device=backend.uses_devices or (named is not None and named.gpu),
         version=_pinned(backend, here, named.image if named is not None else ""),
     )
 

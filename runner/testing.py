@@ -35,6 +35,7 @@ def fake_backend(
     allowed_flags: frozenset[str] = frozenset(),
     verdict: str = "",
     overhead: int = 2**20,
+    uses_devices: bool = False,
 ) -> Backend:
     """A backend whose engines are `program`, a Python file run by this very interpreter.
 
@@ -44,6 +45,7 @@ def fake_backend(
     chosen_name, chosen_flags, chosen_deferred, chosen_preference = name, flags, deferred, preference
     chosen_readiness, chosen_dialect, chosen_allowed = readiness, dialect, allowed_flags
     chosen_formats, chosen_modes, said = tuple(formats), tuple(modes), verdict
+    on_devices = uses_devices
 
     class FakeBackend(Backend):
         """See `fake_backend`."""
@@ -62,6 +64,7 @@ def fake_backend(
         dialect = chosen_dialect or Dialect()
         allowed_flags = chosen_allowed
         overhead_bytes = overhead
+        uses_devices = on_devices
 
         def verdict(self, platform: Platform) -> str:  # noqa: ARG002 - the same everywhere
             """What was asked for; empty by default."""

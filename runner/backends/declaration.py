@@ -182,6 +182,8 @@ class Backend(ABC):
     """User flags that pass; empty refuses all."""
     overhead_bytes: ClassVar[int] = 200 * 2**20
     """Memory an engine needs beyond weights and key/value cache."""
+    uses_devices: ClassVar[bool] = False
+    """Its engines compute on a graphics device with memory of its own, where there is one."""
 
     @abstractmethod
     def verdict(self, platform: Platform) -> str:

@@ -79,8 +79,8 @@ def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:
         str(engine.get("mode", "")),
         str(engine.get("state", "")),
         str(engine.get("pid") or ""),
-        _size(engine.get("memory")),
-        "" if gone else _size(engine.get("measured"), "not measured"),
+        _memory(engine, "memory"),
+        "" if gone else _memory(engine, "measured", "not measured"),
         str(engine.get("inside") or ""),
         str(engine.get("queue") or ""),
         _idle(engine),
@@ -97,6 +97,14 @@ def _name(name: str) -> str:
 
 def _size(size: Any, otherwise: str = "") -> str:
     return format_size(float(size)) if size else otherwise
+
+
+def _memory(engine: dict[str, Any], key: str, otherwise: str = "") -> str:
+    """The machine's; for an engine on a graphics device that device's too, told apart by `gpu`."""
+    size = _size(engine.get(key), otherwise)
+    if not engine.get("device"):
+        return size
+    return f"{size} + gpu {_size(engine.get(f'device_{key}'), otherwise)}"
 
 
 def _idle(engine: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ from greenroom.runner.engines.recovery import (
     look,
     read_claim,
 )
-from greenroom.runner.engines.vitals import Readings, Vitals
+from greenroom.runner.engines.vitals import DeviceUsage, Readings, Vitals
 from greenroom.runner.engines.watch import KeeperWatch
 from greenroom.runner.failures import JobFailed
 
@@ -68,6 +68,10 @@ _T = TypeVar("_T")
 _PULSE_SECONDS = 1.0
 _KEPT_FOLDERS = 20
 """Folders of ended engines that a sweep leaves for `why` and `logs`, newest first."""
+_KEPT_MEANWHILE = 64
+"""The same between two sweeps: more than runners tell of, so that what `ps --all` shows has its logs."""
+_PRUNED_EVERY = 16
+"""Ends after which those beyond that are removed."""
 
 
 class EngineHost:
@@ -84,8 +88,10 @@ class EngineHost:
         ladder: Sequence[tuple[str, float]] = LADDER,
         spare_keeper: bool = True,
         readings: Readings = dict,
+        device_usage: DeviceUsage | None = None,
     ) -> None:
         """`readings` tells who is inside which engine; without it, none is watched for doing nothing.
+        `device_usage` tells how many bytes of a graphics device's memory processes hold.
 
         `stall_after` are the seconds without any sign of life after which an engine that loads, or that
         somebody is inside, is suspected to be dead.
@@ -100,10 +106,13 @@ class EngineHost:
         self._handles: dict[str, Handle] = {}
         self._lock = threading.Lock()
         self._closing = False
+        self._ends = 0
         self._spare: Channel | None = None
         self._spare_wanted = spare_keeper
         self._watch = KeeperWatch(self._heard, self._keeper_gone, self._overdue)
-        self._vitals = Vitals(self._living, listener, readings, stall_after=stall_after)
+        self._vitals = Vitals(
+            self._living, listener, readings, stall_after=stall_after, device_usage=device_usage
+        )
         if spare_keeper:
             self._thread("keeper-spare", self._refill_spare)
 
@@ -473,8 +482,26 @@ class EngineHost:
 
     def _forget(self, handle: Handle) -> None:
         with self._lock:
-            if self._handles.get(handle.engine_id) is handle:
-                del self._handles[handle.engine_id]
+            if self._handles.get(handle.engine_id) is not handle:
+                return
+            del self._handles[handle.engine_id]
+            self._ends += 1
+            due = self._ends % _PRUNED_EVERY == 0 and not self._closing
+        if due:
+            self._thread("engine-prune", self._prune)
+
+    def _prune(self) -> None:
+        """Remove the oldest folders of ended engines: a daemon may run for months."""
+        ended: list[tuple[float, EngineFolder]] = []
+        for path in self._dir.iterdir():
+            folder = EngineFolder(path)
+            with self._lock:
+                ours = path.name in self._handles
+            with contextlib.suppress(OSError):
+                if not ours:
+                    ended.append((folder.exit.stat().st_mtime, folder))
+        for _, folder in sorted(ended, key=lambda item: item[0], reverse=True)[_KEPT_MEANWHILE:]:
+            folder.remove()
 
     def _thread(self, name: str, run: Callable[[], None]) -> None:
         threading.Thread(target=run, name=name, daemon=True).start()

@@ -35,6 +35,7 @@ _NOTICED = 2**20
 """Bytes by which memory must have changed to be told."""
 
 Readings = Callable[[], Mapping[str, GateReading]]
+DeviceUsage = Callable[[Sequence[int]], int | None]
 
 
 class Vital:
@@ -43,6 +44,7 @@ class Vital:
     def __init__(self, now: float) -> None:
         self.told = Measured(now=0, peak=0)
         self.peak = 0
+        self.device_peak = 0
         self.cpu = -1.0
         self.looked_at = now
         self.moved_at = now
@@ -50,12 +52,17 @@ class Vital:
         self.canary = False
         """One is under way."""
 
-    def measure(self, size: int) -> Measured | None:
-        """Take in its memory; what to tell, when it has changed noticeably."""
-        self.peak = max(self.peak, size)
-        if abs(size - self.told.now) < _NOTICED and self.peak - self.told.peak < _NOTICED:
+    def measure(self, size: int, device: int | None = None) -> Measured | None:
+        """Take in its memory, and its device's; what to tell, when it has changed noticeably."""
+        self.peak, self.device_peak = max(self.peak, size), max(self.device_peak, device or 0)
+        told = self.told
+        same = abs(size - told.now) < _NOTICED and self.peak - told.peak < _NOTICED
+        there = abs((device or 0) - (told.device or 0)) < _NOTICED and (device is None) == (
+            told.device is None
+        )
+        if same and there and self.device_peak - told.device_peak < _NOTICED:
             return None
-        self.told = Measured(now=size, peak=self.peak)
+        self.told = Measured(now=size, peak=self.peak, device=device, device_peak=self.device_peak)
         return self.told
 
     def look(self, cpu: float, now: float) -> None:
@@ -81,8 +88,12 @@ class Vitals:
         *,
         stall_after: float,
         every: float = EVERY,
+        device_usage: DeviceUsage | None = None,
     ) -> None:
-        """`readings` tells who is inside which engine, and since when nothing has come out of it."""
+        """`readings` tells who is inside which engine, and since when nothing has come out of it;
+        `device_usage` how much of a device's memory processes hold, None where nobody can tell.
+        """
+        self._device_usage: DeviceUsage = device_usage or (lambda _: None)
         self._handles = handles
         self._listener = listener
         self._readings = readings
@@ -129,7 +140,8 @@ class Vitals:
             vital, pids = vitals[handle.engine_id], members[handle.pid]
             size = processes.memory_of(pids)
             # A group that is just ending holds nothing; that is for its exit to say.
-            news = vital.measure(size) if size else None
+            device = self._device_usage(pids) if handle.spec.device else None
+            news = vital.measure(size, device) if size else None
             if news is not None:
                 measured[handle.engine_id] = news
             vital.look(processes.cpu_seconds(pids), now)

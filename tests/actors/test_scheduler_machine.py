@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
+from greenroom.actors.ledger import Device
 from greenroom.actors.scheduler_context import Limits
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
@@ -28,9 +29,11 @@ NAMES = st.sampled_from([*MODELS, "missing"])
 class Greenroom(RuleBasedStateMachine):
     """A world with room for four gibibytes, and everything that may happen in it."""
 
+    devices: tuple[Device, ...] = ()
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
+        self.world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS, devices=self.devices)
         self.world.read_mail()
 
     @initialize(installed=st.sets(st.sampled_from(["llama.cpp", "mlx"])))
@@ -286,6 +289,19 @@ RULES = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 TestNormally = Greenroom.TestCase
 TestNormally.settings = settings(RULES, max_examples=25, stateful_step_count=30)
+
+
+class OnDevices(Greenroom):
+    """The same where one backend computes on graphics devices, of which one is too small for most."""
+
+    devices = (
+        Device(id="GPU-0", name="large", total=3 * UNIT, budget=3 * UNIT),
+        Device(id="GPU-1", name="small", total=UNIT, budget=UNIT),
+    )
+
+
+TestOnDevices = OnDevices.TestCase
+TestOnDevices.settings = settings(RULES, max_examples=20, stateful_step_count=30)
 
 
 class Longer(Greenroom):

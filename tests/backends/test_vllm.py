@@ -130,3 +130,25 @@ def test_another_image_has_the_version_that_its_tag_says(reference: str, version
     assert (found.reference, found.version) == (reference, version)
     assert found.tree == declared.tree
     assert declared.out_of(declared.reference) == declared
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [((), ["0.25"]), (("--gpu-memory-utilization", "0.5"), ["0.5"]), (("--gpu-memory-utilization=0.5",), [])],
+)
+def test_vllm_takes_as_much_of_a_device_as_it_was_promised(flags: tuple[str, ...], told: list[str]) -> None:
+    spec = EngineSpec(
+        engine_id="e",
+        backend="vllm",
+        installation_id="i",
+        model_id="m",
+        model_ref="m",
+        flags=flags,
+        device="GPU-1",
+        device_memory=6 * 2**30,
+        device_total=24 * 2**30,
+    )
+    files = ModelFiles(path=Path("/m"), format="safetensors", name="m")
+    launch = Launch(spec=spec, root=Path("/r"), python=Path("/p"), model=files, socket=Path("/s"))
+    argv = BACKENDS["vllm"].command(launch).argv
+    assert [argv[at + 1] for at, word in enumerate(argv) if word == "--gpu-memory-utilization"] == told

@@ -97,7 +97,7 @@ def test_clients_of_a_daemon_that_listens_everywhere_talk_to_loopback(environmen
         ("max_body = 'big'", "max_body cannot be used: 'big' is not a size"),
         ("home = '/x'", "home cannot be set in the data directory itself"),
         ("models = 3", "[models] should be a table"),
-        ("[backends.mlx]\npyhton = '/x'", "has no key 'pyhton', only binary, image, python"),
+        ("[backends.mlx]\npyhton = '/x'", "has no key 'pyhton', only binary, gpu, image, python"),
         ("[backends.mlx]\npython = 'bin/python'", "'bin/python' is not an absolute path"),
         ("port = ", "is not valid TOML"),
         ("[registries.'r']\nmirror = ['x']", "has no key 'mirror', only mirrors and insecure"),

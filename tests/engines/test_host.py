@@ -241,6 +241,31 @@ def test_many_engines_come_and_go_and_nothing_is_left(stage):
     assert not host._handles
 
 
+def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(stage, monkeypatch):
+    from greenroom.runner.engines import host as module
+
+    monkeypatch.setattr(module, "_KEPT_MEANWHILE", 3)
+    monkeypatch.setattr(module, "_PRUNED_EVERY", 4)
+
+    def prepare(spec, socket):
+        return Prepared(Command(argv=("/nowhere/llama-server",)), Readiness())
+
+    host, living = stage.host(prepare=prepare), stage.spec()
+    stage.host().start(living)
+    stage.heard.wait("ready")
+    specs = [stage.spec() for _ in range(8)]
+    for spec in specs:
+        host.start(spec)
+        stage.heard.wait("failed", engine_id=spec.engine_id)
+    stage.until(
+        lambda: (
+            {one.name for one in stage.folder.iterdir() if one.is_dir()}
+            == {living.engine_id, *(spec.engine_id for spec in specs[-3:])}
+        )
+    )
+    assert stage.alive(stage.claim(living.engine_id)["pid"])
+
+
 def test_an_id_that_would_leave_the_folder_is_refused(stage):
     with pytest.raises(ValueError, match="cannot name a folder"):
         stage.host().start(stage.spec("../evil"))

@@ -53,6 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--flood", type=int, default=0, help="bytes of output at the start")
     parser.add_argument("--child", action="store_true", help="start a child that ignores SIGINT and SIGTERM")
     parser.add_argument("--child-escapes", action="store_true", help="that child makes a session of its own")
+    parser.add_argument("--device-memory", type=int, default=0, metavar="MIB", help="held while it runs")
     parser.add_argument("--note", default="", metavar="FILE", help="write down there that it was started")
     parser.add_argument("--ignore-keeper", action="store_true", help="do not watch the keeper's pipe")
     parser.add_argument(
@@ -76,6 +77,13 @@ def is_in(name: str, model: str) -> bool:
     with contextlib.suppress(OSError), open(model, "rb") as file:
         return name.encode() in file.read(1000)
     return False
+
+
+def hold_device_memory(size: int) -> None:
+    """Tell the `nvidia-smi` of tests that this process has so many MiB on the device it was shown."""
+    folder, device = os.environ["NVIDIA_FAKE_FOLDER"], os.environ["CUDA_VISIBLE_DEVICES"]
+    with open(os.path.join(folder, f"user-{os.getpid()}.json"), "w") as file:
+        json.dump({"pid": os.getpid(), "device": device, "size": size}, file)
 
 
 def there(file: str) -> bool:
@@ -105,6 +113,8 @@ class Engine:
         if options.health_503_when_dead:
             self.load_failed = True
             return
+        if options.device_memory:
+            hold_device_memory(options.device_memory)
         say("model loaded")
         self.loaded.set()
 
@@ -127,7 +137,8 @@ class Engine:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         path = path.partition("?")[0]
         if path == "/stats":
-            await answer(writer, 200, {**STATS, "pid": os.getpid(), "argv": sys.argv})
+            seen = {"device": os.environ.get("CUDA_VISIBLE_DEVICES"), "argv": sys.argv}
+            await answer(writer, 200, {**STATS, "pid": os.getpid(), **seen})
         elif path == "/health":
             ok = self.loaded.is_set() or (self.options.lie_while_loading and not self.load_failed)
             await answer(writer, 200 if ok else 503, {"status": "ok" if ok else "loading"})

@@ -6,6 +6,8 @@ Any of the fake engine's flags may be configured for a model. With `--toy` there
 that is really installed, from the wheels and the lock beside the data directory. Beside it, a file
 `available` says how many bytes of memory are free on this machine, for tests about memory.
 
+Where `NVIDIA_FAKE_FOLDER` is set its engines compute on the devices that `fake_nvidia_smi.py` tells of.
+
 `GREENROOM_TEST_PROVEN=SECONDS` is how long an engine must be ready before deaths up to then are forgiven.
 `GREENROOM_TEST_KILL=TYPE:before|after` kills the daemon when an event of that type reaches the journal:
 before or after it is stored.
@@ -92,7 +94,13 @@ def main() -> None:
     if proven := os.environ.get("GREENROOM_TEST_PROVEN"):
         scheduler_turn.PROVEN_AFTER = float(proven)
     settings = load({"home": str(given.home), "port": given.port})
-    fake = fake_backend(ENGINE, *flags, allowed_flags=FLAGS, overhead=OVERHEAD)
+    fake = fake_backend(
+        ENGINE,
+        *flags,
+        allowed_flags=FLAGS,
+        overhead=OVERHEAD,
+        uses_devices="NVIDIA_FAKE_FOLDER" in os.environ,
+    )
     backends: dict[str, Backend] = {"fake": fake}
     if given.toy:
         backends = {"toy": toy_backend(given.home.parent, *flags)}

@@ -35,7 +35,7 @@ from greenroom.actors.kernel.core import (
     Tell,
 )
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import Memory
+from greenroom.actors.ledger import Device, Memory
 from greenroom.actors.library import Library
 from greenroom.actors.runner import Runner
 from greenroom.actors.scheduler import Scheduler
@@ -178,7 +178,8 @@ class Shell:
     def look(self) -> Any:
         if not isinstance(self.core, Scheduler):
             return self.seen
-        memory = Memory(budget=self.world.budget, available=self.world.available)
+        world = self.world
+        memory = Memory(budget=world.budget, available=world.available, devices=world.devices)
         self.seen = msgspec.structs.replace(self.seen, gates=self.world.gates.readings(), memory=memory)
         return self.seen
 
@@ -187,8 +188,16 @@ class World:
     """Scheduler, installer, library and two runners, with everything around them."""
 
     def __init__(
-        self, models: Sequence[Model], *, budget: int, policy: Any = "auto", limits: Limits | None = None
+        self,
+        models: Sequence[Model],
+        *,
+        budget: int,
+        policy: Any = "auto",
+        limits: Limits | None = None,
+        devices: Sequence[Device] = (),
     ) -> None:
+        """With `devices`, the engines of mlx compute there; how much is free on them is never told."""
+        self.devices = tuple(devices)
         self.wall, self.monotonic = 1_700_000_000.0, 1_000.0
         self.budget = budget
         self.outside = 0
@@ -207,7 +216,7 @@ class World:
         self.journal: list[tuple[Record, Stored[Any]]] = []
         self.codec = Codec()
         self._built = 0
-        facts = (LLAMA, MLX)
+        facts = (LLAMA, msgspec.structs.replace(MLX, device=True) if devices else MLX)
         cores: list[Any] = [Installer(facts), Runner("llama.cpp"), Runner("mlx"), Library()]
         cores.append(Scheduler(facts, policy=policy, limits=limits or Limits()))
         self.shells = {core.address: Shell(self, core) for core in cores}
@@ -523,6 +532,9 @@ class World:
         held |= {spec.engine_id: spec for spec in self._starts_in_the_mail() if spec.engine_id not in intents}
         total = sum(spec.memory for spec in held.values())
         assert total <= self.budget, f"{total} of {self.budget} are held by {sorted(held)}"
+        for device in self.devices:
+            there = sum(spec.device_memory for spec in held.values() if spec.device == device.id)
+            assert there <= device.budget, f"{there} of {device.budget} are held on {device.id}"
         for client in self.clients.values():
             assert len(client.answers) <= 1, f"{client.request_id} was answered {client.answers}"
         for engine_id in self.gates.readings():

@@ -1,0 +1,189 @@
+"""Memory of graphics devices: each a pool of its own, told by `nvidia-smi`, promised, measured, made free."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from wedge import MIB, PROGRAM, Daemon, until
+
+NEED = 64
+"""MiB that an engine is promised on its device."""
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="CUDA is on Linux")
+
+Machine = Callable[..., Awaitable[Daemon]]
+
+
+@pytest.fixture
+def folder(place: Path) -> Path:
+    """What the devices of this machine are, as `nvidia-smi` has it."""
+    found = place / "nvidia"
+    found.mkdir()
+    return found
+
+
+@pytest.fixture
+def machine(make_daemon: Any, folder: Path) -> Machine:
+    """`await machine(164, 164, gpu_headroom="64MiB")`: a daemon where there are devices of so many MiB."""
+
+    async def make(
+        *sizes: int, others: tuple[int, ...] = (), flags: tuple[str, ...] = (), **settings: str
+    ) -> Daemon:
+        have(folder, sizes, others)
+        tool = folder / "nvidia-smi"
+        program = PROGRAM.parent / "fake_nvidia_smi.py"
+        tool.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {program} "$@"\n')
+        tool.chmod(0o755)
+        daemon: Daemon = await make_daemon(*flags, start=False, **settings)
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        daemon.env |= {"NVIDIA_FAKE_FOLDER": str(folder), "PATH": path}
+        return await daemon.start()
+
+    return make
+
+
+def have(folder: Path, sizes: tuple[int, ...], others: tuple[int, ...] = ()) -> None:
+    used = (*others, *(0 for _ in sizes))
+    devices = [
+        {"index": n, "uuid": f"GPU-{n}", "name": f"NVIDIA Test {n}", "total": size, "others": used[n]}
+        for n, size in enumerate(sizes)
+    ]
+    fresh = folder / "devices.new"
+    fresh.write_text(json.dumps(devices))
+    fresh.rename(folder / "devices.json")
+
+
+async def shown_device(daemon: Daemon, name: str) -> str:
+    """The device that the engine of a model really sees."""
+    row = await daemon.engine(name)
+    claim = json.loads((daemon.home / "engines" / row["engine_id"] / "claim").read_text())
+    connector = aiohttp.UnixConnector(claim["engine_socket"])
+    async with aiohttp.ClientSession(connector=connector) as session, session.get("http://e/stats") as stats:
+        return str((await stats.json())["device"])
+
+
+async def test_engines_are_spread_over_devices_and_the_least_recently_used_of_one_makes_room(
+    machine: Machine,
+) -> None:
+    daemon = await machine(164, 164, gpu_headroom="64MiB")
+    await daemon.add("a", "b", "c")
+    assert (await daemon.chat("a")).status == 200
+    assert (await daemon.chat("b")).status == 200
+    assert {await shown_device(daemon, "a"), await shown_device(daemon, "b")} == {"0", "1"}
+    rows = {row["model_name"]: row for row in await daemon.engines()}
+    assert {row["device"] for row in rows.values()} == {"GPU-0", "GPU-1"}
+    assert {row["device_memory"] // MIB for row in rows.values()} == {NEED}
+    devices = (await daemon.get("/engines/ledger")).json["devices"]
+    numbers = [[one[key] // MIB for key in ("budget", "promised", "free")] for one in devices]
+    assert numbers == [[100, NEED, 100 - NEED - 1]] * 2
+    # There is no room on either; the machine's own memory has plenty.
+    assert (await daemon.chat("c")).status == 200
+    (evicted,) = daemon.events("eviction_decided")
+    assert (evicted["model_ref"], evicted["reason"], evicted["device"]) == ("a", "room", rows["a"]["device"])
+    assert evicted["memory"] // MIB == NEED
+    assert (await daemon.engine("c"))["device"] == rows["a"]["device"]
+    assert (await daemon.engine("b"))["pid"] == rows["b"]["pid"]
+    for load in daemon.events("load_admitted"):
+        assert load["device_promised"] <= load["device_budget"]
+
+
+async def test_a_device_that_others_use_is_left_to_them_until_they_have_gone(
+    machine: Machine, folder: Path
+) -> None:
+    daemon = await machine(164, 164, others=(150, 0), gpu_headroom="10MiB", max_wait="20")
+    await daemon.add("a", "b")
+    await daemon.chat("a", keep_alive=-1)
+    assert await shown_device(daemon, "a") == "1"
+    have(folder, (164, 164), (150, 120))
+    await until(lambda: _free(daemon, 1, 40))
+    waiting = asyncio.create_task(daemon.chat("b"))
+    await until(lambda: _waits(daemon))
+    have(folder, (164, 164), (0, 120))
+    assert (await waiting).status == 200
+    assert await shown_device(daemon, "b") == "0"
+
+
+async def test_what_an_engine_really_takes_of_its_device_counts_at_once(machine: Machine) -> None:
+    daemon = await machine(200, flags=("--device-memory", "150"), gpu_headroom="10MiB")
+    await daemon.add("a")
+    assert (await daemon.chat("a")).status == 200
+
+    async def measured() -> Any:
+        row = await daemon.engine("a")
+        return row["device_measured"] and row
+
+    row = await until(measured)
+    assert (row["device_measured"] // MIB, row["device_memory"] // MIB) == (150, 150)
+    (device,) = (await daemon.get("/engines/ledger")).json["devices"]
+    assert device["promised"] // MIB == 150
+    # Its end is remembered: the next engine of its kind is promised as much from the start.
+    await daemon.unload()
+    assert (await daemon.chat("a")).status == 200
+    assert (await daemon.engine("a"))["device_memory"] // MIB == 150
+
+
+async def test_where_nobody_tells_what_processes_hold_the_estimate_stays(
+    machine: Machine, folder: Path
+) -> None:
+    (folder / "mute").touch()
+    daemon = await machine(200, flags=("--device-memory", "150"), gpu_headroom="10MiB")
+    await daemon.add("a")
+    for _ in range(5):
+        assert (await daemon.chat("a")).status == 200
+    row = await daemon.engine("a")
+
+    async def memory_is_measured() -> bool:
+        return bool((await daemon.engine("a"))["measured"])
+
+    await until(memory_is_measured)
+    assert (await daemon.engine("a"))["device_measured"] is None
+    assert row["device_memory"] // MIB == NEED
+    # Then not even the devices answer: what is promised is all there is to go by.
+    (folder / "broken").touch()
+
+    async def unknown() -> bool:
+        (device,) = (await daemon.get("/engines/ledger")).json["devices"]
+        return device["available"] is None and device["free"] // MIB == 190 - NEED - 1
+
+    await until(unknown)
+    assert (await daemon.chat("a")).status == 200
+
+
+async def test_what_fits_no_device_is_refused_with_the_device_and_the_numbers(machine: Machine) -> None:
+    daemon = await machine(64, 100, gpu_headroom="50MiB")
+    await daemon.add("a")
+    refused = await daemon.chat("a")
+    assert refused.status == 507
+    assert refused.error["message"].startswith(
+        "a needs 64 MiB of the memory of NVIDIA Test 1; engines may use 50 MiB in all."
+    )
+
+
+async def test_a_restart_adopts_an_engine_with_its_device(machine: Machine) -> None:
+    daemon = await machine(164, gpu_headroom="64MiB")
+    await daemon.add("a")
+    assert (await daemon.chat("a")).status == 200
+    pid = (await daemon.engine("a"))["pid"]
+    await daemon.kill()
+    await daemon.start()
+    assert (await daemon.engine("a"))["pid"] == pid
+    (device,) = (await daemon.get("/engines/ledger")).json["devices"]
+    assert device["promised"] // MIB == NEED
+
+
+async def _waits(daemon: Daemon) -> bool:
+    queue = (await daemon.get("/engines/queue")).json
+    return [one["phase"] for one in queue] == ["waiting_for_memory"]
+
+
+async def _free(daemon: Daemon, index: int, most: int) -> bool:
+    devices = (await daemon.get("/engines/ledger")).json["devices"]
+    return bool(devices[index]["free"] // MIB <= most)

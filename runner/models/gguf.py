@@ -23,11 +23,15 @@ from greenroom.runner.models.metadata import Metadata
 
 _HEADER_LIMIT = 256 * 2**20
 _KEYS_LIMIT = 65_536
-_TENSORS_LIMIT = 1_000_000
+_TENSORS_LIMIT = 200_000
 _ITEMS_LIMIT = 8_000_000
 _TEXT_LIMIT = 2 * 2**20
 _NAME_LIMIT = 65_535
+_NAMES_LIMIT = 4 * 2**20
+"""Bytes of all keys together; models have some kilobytes."""
 _KEPT_ITEMS = 4_096
+_KEPT_TEXT = 1_024
+"""Characters of a text that are kept: nothing here needs more of it."""
 _RAW_LIMIT = 200
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -145,8 +149,12 @@ class _Reader:
         if keys > min(_KEYS_LIMIT, self._left // 13) or tensors > min(_TENSORS_LIMIT, self._left // 24):
             raise self._bad(f"claims {keys} keys and {tensors} tensors, more than fit into it")
         values: dict[str, Value] = {}
+        names = 0
         for _ in range(keys):
             key = self._string(_NAME_LIMIT)
+            names += len(key)
+            if names > _NAMES_LIMIT:
+                raise self._bad("has keys longer than those of any model")
             if key in values:
                 raise self._bad(f"has the key {key[:60]!r} twice")
             values[key] = self._value(self._number("I"))
@@ -190,7 +198,7 @@ class _Reader:
             number: int | float | bool = self._number(_SCALARS[kind])
             return number
         if kind == _STRING:
-            return self._string(_TEXT_LIMIT)
+            return self._string(_TEXT_LIMIT)[:_KEPT_TEXT]
         if kind == _ARRAY:
             return self._array(1)
         raise self._bad(f"has a value of the unknown type {kind}")

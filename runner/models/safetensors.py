@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from greenroom.actors.facts import ModelFormat
@@ -19,7 +19,8 @@ from greenroom.runner.models.failures import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata
 
 _HEADER_LIMIT = 16 * 2**20
-_COLONS_LIMIT = 1_000_000
+_COLONS_LIMIT = 600_000
+"""An entry has four; the largest models have a hundred thousand entries, in many files."""
 _CONFIG_LIMIT = 4 * 2**20
 
 _BITS = {
@@ -41,7 +42,7 @@ _CONTEXT_KEYS = (
 
 class _Tensor(msgspec.Struct, frozen=True):
     dtype: str
-    shape: list[int]
+    shape: Annotated[list[int], msgspec.Meta(max_length=16)]
     data_offsets: tuple[int, int]
 
 

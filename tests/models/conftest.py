@@ -59,14 +59,14 @@ def make_gguf(
     } | (keys or {})
     keys = {key: value for key, value in keys.items() if value is not None}
     tensors = [("token_embd.weight", (64, 16), 1, 0)] if tensors is None else tensors
-    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)))
     for key, value in keys.items():
         out += _text(key) + _value(value)
     for name, shape, kind, offset in tensors:
         out += _text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
         out += struct.pack("<IQ", kind, offset)
     out += b"\0" * (-len(out) % 32)
-    return out + (filler * (64 * 16 * 2) if data is None else data)
+    return bytes(out + (filler * (64 * 16 * 2) if data is None else data))
 
 
 def make_safetensors(tensors: dict[str, tuple[str, list[int], int]] | None = None) -> bytes:

@@ -13,7 +13,7 @@ from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.quantities import format_duration, format_size
 
 _DURATIONS = ("keep_alive", "max_wait", "progress_after", "engine_grace", "stall_after")
-_SIZES = ("memory_budget", "headroom", "max_body")
+_SIZES = ("memory_budget", "headroom", "gpu_headroom", "max_body")
 
 
 @click.command("config")
@@ -49,6 +49,7 @@ def _rows(settings: Settings, name: str) -> list[tuple[str, str, str]]:
                 ("binary", external.binary),
                 ("python", external.python),
                 ("image", external.image),
+                ("gpu", "true" if external.gpu else ""),
             )
             if path
         ]
@@ -112,5 +113,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(inner) for inner in value]
     if is_dataclass(value):
-        return {kind: _plain(inner) for kind, inner in vars(value).items() if inner not in (None, "", ())}
+        return {kind: _plain(inner) for kind, inner in vars(value).items() if inner}
     return str(value)

@@ -382,7 +382,7 @@ def test_what_cannot_name_a_model_is_not_even_sent(greenroom: Any, our_daemon: A
 
 def test_config_shows_values_and_origins(greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "config.toml").write_text(
-        'keep_alive = "90s"\n[models]\nmine = "file:/x.gguf"\n[backends.mlx]\npython = "/p"\n'
+        'keep_alive = "90s"\n[models]\nmine = "file:/x.gguf"\n[backends.mlx]\npython = "/p"\ngpu = true\n'
         '[registries."docker.io"]\nmirrors = ["https://m"]\n'
     )
     monkeypatch.setenv("GREENROOM_BIND", "127.0.0.2")
@@ -396,10 +396,12 @@ def test_config_shows_values_and_origins(greenroom: Any, home: Path, monkeypatch
     assert shown["max_body"].split() == ["10", "MiB", "default"]
     assert shown["models.mine"].split() == ["file:/x.gguf", f"{home}/config.toml"]
     assert shown["backends.mlx.python"].split()[0] == "/p"
+    assert shown["backends.mlx.gpu"].split()[0] == "true"
+    assert shown["gpu_headroom"].split()[:2] == ["512", "MiB"]
     assert shown["registries.docker.io.mirrors"].split()[0] == "https://m"
     as_json = json.loads(greenroom("config", "--json").out)
     assert as_json["keep_alive"] == {"value": 90.0, "origin": f"{home}/config.toml"}
-    assert as_json["backends"]["value"] == {"mlx": {"python": "/p"}}
+    assert as_json["backends"]["value"] == {"mlx": {"python": "/p", "gpu": True}}
 
 
 def test_version_never_fails(greenroom: Any, our_daemon: Any) -> None:

@@ -22,6 +22,7 @@ from greenroom.runner.models.failures import from_os_error, not_a_model
 from greenroom.runner.models.published import blobs_of, checked, complete
 from greenroom.runner.models.references import blob_name
 from greenroom.runner.models.store import Store
+from greenroom.runner.models.unpacking import BoundedMember
 
 _CHUNK = 2**20
 _MANIFEST_LIMIT = 4 * 2**20
@@ -140,7 +141,7 @@ def _read(stream: IO[bytes], arrival: Arrival, cancel: Event) -> tuple[bytes, di
     manifest = b""
     blobs: dict[str, Path] = {}
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedMember) as tar:
             for member in tar:
                 if ".." in member.name.split("/"):
                     raise not_a_model(f"The archive names a file outside of it: {member.name[:80]!r}.")

@@ -11,7 +11,7 @@ from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.failures import not_a_model
 from greenroom.runner.models.manifest import ARCHIVES, CONFIGS, Artifact, Descriptor, Manifest, digest_of
 from greenroom.runner.models.references import BadReference, blob_name
-from greenroom.runner.models.unpacking import unpack
+from greenroom.runner.models.unpacking import BYTES_LIMIT, unpack
 
 CONFIG_NAME = "other/config"
 """What the configuration is called while it is on its way."""
@@ -39,6 +39,10 @@ def checked(data: bytes, name: str) -> Manifest:
         )
     if manifest.config.size > CONFIG_LIMIT or any(blob.size < 0 for blob in manifest.blobs()):
         raise not_a_model(f"{name} is not a model: its manifest has impossible sizes.")
+    if any(
+        artifacts.kind_of(layer) in ARCHIVES and layer.size > 2 * BYTES_LIMIT for layer in manifest.layers
+    ):
+        raise not_a_model(f"{name} is not a model: an archive in it is larger than any configuration.")
     return manifest
 
 

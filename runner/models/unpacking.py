@@ -1,7 +1,8 @@
 """Small tars inside models (older artifacts keep `config.json` and the tokenizer in one): out, safely.
 
 Only regular files with plain relative names come out; links, devices, `..` and absolute names refuse the
-whole archive, and so does one that is larger than any configuration, however small it is packed.
+whole archive, and so does one that is larger than any configuration, however small it is packed: sparse
+files, a terabyte in a few bytes, and headers that would be read into memory whole.
 """
 
 from __future__ import annotations
@@ -9,12 +10,29 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from greenroom.runner.models.failures import not_a_model
 from greenroom.runner.models.references import BadReference, relative_name
 
 _FILES_LIMIT = 1_000
-_BYTES_LIMIT = 256 * 2**20
+BYTES_LIMIT = 256 * 2**20
+"""Of all files of one archive, and of the archive."""
+_HEADER_LIMIT = 2**20
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
+
+
+class BoundedMember(tarfile.TarInfo):
+    """A member that takes no more room than its archive does, in memory and on the disk."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        # The hook that tarfile has for subclasses. What is not a file's content is read into memory whole.
+        if self.type == tarfile.GNUTYPE_SPARSE or (self.type not in _PLAIN and self.size > _HEADER_LIMIT):
+            raise tarfile.ReadError("a member is larger than its archive, or has an endless header")
+        member = super()._proc_member(archive)  # type: ignore[misc]
+        if member.issparse():
+            raise tarfile.ReadError("a member is larger than its archive")
+        return member
 
 
 def unpack(archive: Path, folder: Path) -> list[Path]:
@@ -25,9 +43,9 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
         OSError: the disk refused.
     """
     files: list[Path] = []
-    left = _BYTES_LIMIT
+    left = BYTES_LIMIT
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with tarfile.open(archive, "r:", tarinfo=BoundedMember) as tar:
             for member in tar:
                 if member.isdir():
                     continue

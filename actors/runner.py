@@ -106,20 +106,20 @@ class Runner:
 
     def apply(self, state: RunnerState, stored: Stored[Any]) -> RunnerState:
         """Fold one event."""
-        engines = dict(state.engines)
         change = msgspec.structs.replace
         event = stored.event
+        version = state.version + 1
         if isinstance(event, ev.EngineStartRequested):
-            engines[event.spec.engine_id] = Engine(
-                spec=event.spec, state="starting", since=stored.at, cause=stored.id
-            )
-            return change(state, engines=_apply_bound(engines), version=state.version + 1)
-        old = engines.get(event.engine_id)
+            spec = event.spec
+            new = Engine(spec=spec, state="starting", since=stored.at, cause=stored.id)
+            return change(state, engines={**state.engines, spec.engine_id: new}, version=version)
+        one = event.engine_id
+        old = state.engines.get(one)
         if old is None:
             barred = state.barred
             if isinstance(event, ev.EngineLost):
-                barred = (*barred, event.engine_id)[-_BARRED:]
-            return change(state, barred=barred, version=state.version + 1)
+                barred = (*barred, one)[-_BARRED:]
+            return change(state, barred=barred, version=version)
         match event:
             case ev.EngineSpawned() as e:
                 new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
@@ -139,8 +139,11 @@ class Runner:
                 new = change(old, state="gone", since=stored.at, exit=lost)
             case _:
                 new = old
-        engines[event.engine_id] = new
-        return change(state, engines=_apply_bound(engines), version=state.version + 1)
+        engines = {**state.engines, one: new}
+        # There is one to forget only when another has gone; a replay folds by the hundred thousand.
+        if new.state == "gone" and old.state != "gone":
+            engines = _apply_bound(engines)
+        return change(state, engines=engines, version=version)
 
     def decide(
         self, state: RunnerState, command: Command, now: Moment, seen: RunnerSeen

@@ -272,8 +272,11 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
 
 
 def _apply_ended(state: SchedulerState, engine_id: str, event_id: str) -> dict[str, str]:
-    kept = dict(list(state.ended.items())[-_ENDED_REMEMBERED:])
-    return {**kept, engine_id: event_id}
+    kept = dict(state.ended)
+    while len(kept) > _ENDED_REMEMBERED:
+        del kept[next(iter(kept))]
+    kept[engine_id] = event_id
+    return kept
 
 
 def _apply_footprints(

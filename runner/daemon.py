@@ -238,7 +238,8 @@ class Greenroom:
                 yield Wanted(model.id, name)
 
     def _open_journal(self) -> Journal:
-        journal = SqliteJournal(self.home / "journal.db")
+        # Checked while it is replayed: reading it twice would be most of a restart.
+        journal = SqliteJournal(self.home / "journal.db", lazy=True)
         for notice in journal.notices:
             _log.warning("%s", notice)
         return journal

@@ -44,7 +44,7 @@ def intact(rows: Sequence[Row], seq: int, crc: int) -> int:
 
 def records(rows: Iterable[Row]) -> list[Record]:
     """The rows without their CRC."""
-    return [Record(*row[:8]) for row in rows]
+    return [Record(a, b, c, d, e, f, g, h) for a, b, c, d, e, f, g, h, _ in rows]
 
 
 def broken_link(row: Row | None, seq: int) -> JournalDamaged:

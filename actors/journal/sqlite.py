@@ -65,10 +65,13 @@ class SqliteJournal:
         lock: bool = True,
         clock: Clock = time.time,
         reserve: int = RESERVE,
+        lazy: bool = False,
     ) -> None:
         """Open the journal, made when there is none, and check all of it.
 
-        `lock=False` is for a host that makes sure of a single writer itself; `reserve` is in bytes.
+        `lock=False` is for a host that makes sure of a single writer itself; `reserve` is in bytes; `lazy`
+        leaves the check to the first `read` of everything, so that a system that replays it at once goes
+        through it once: what is damaged is then raised there, and nothing is written before that has ended.
         Raises JournalBusy, NotAJournal, JournalTooNew or JournalDamaged, and the files are as they were;
         JournalFull; JournalError when it cannot be opened at all.
         """
@@ -84,32 +87,34 @@ class SqliteJournal:
         self._queue: list[_Job] = []
         self._wake = threading.Condition()
         self._lock: WriterLock | None = None
+        self._clock = clock
+        # None until all that is stored has been checked; then somebody may write.
+        self._thread: threading.Thread | None = None
+        self._opening = threading.Lock()
         try:
             if lock:
                 self._lock = WriterLock(self.files.lock)
             leftovers = self._settle_leftovers(clock)
             self._sentinel = JournalReader(self.files.db)
-            try:
-                for rows in self._sentinel.chunks():
-                    self._chain.follow(rows)
-                self._id = self._sentinel.id
-                self.notices = leftovers + self._sentinel.notices
-                self._start_writing(clock)
-            except BaseException:
-                self._sentinel.close()
-                raise
+            self._id = self._sentinel.id
+            self.notices = leftovers + self._sentinel.notices
         except BaseException as error:
-            if self._lock is not None:
-                self._lock.release()
+            self._let_go()
             if isinstance(error, (OSError, sqlite3.Error)):
                 raise self._not_opened(error) from error
             raise
-        self._thread = threading.Thread(target=self._run, name="greenroom-journal", daemon=True)
-        self._thread.start()
+        if not lazy:
+            try:
+                self._check()
+            except BaseException:
+                self.close()
+                raise
 
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
         """See `Journal.append`."""
         job = _Job(checked(batch), urgent)
+        if self._thread is None and not self._closed:
+            self._check()
         with self._wake:
             if self._failure:
                 raise JournalFailed(self._failure)
@@ -123,12 +128,15 @@ class SqliteJournal:
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
         """See `Journal.read`."""
+        is_first = self._thread is None and not self._closed
+        if is_first and after == 0 and stream is None:
+            for rows in self._checked_rows():
+                yield from records(rows)
+            return
+        if is_first:
+            self._check()
         head = self._chain.heads.get(stream, 0) if stream is not None else 0
-        try:
-            reader = JournalReader(self.files.db)
-        except FileNotFoundError as error:
-            raise JournalError(f"{self.files.db} was removed while it was in use") from error
-        with reader:
+        with self._reader() as reader:
             if stream is None:
                 yield from reader.read(after=after)
             else:
@@ -136,12 +144,50 @@ class SqliteJournal:
 
     def close(self) -> None:
         """See `Journal.close`."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
+        with self._opening:
+            was_closed, thread = self._closed, self._thread
+            with self._wake:
+                self._closed = True
+                self._wake.notify()
+        if thread is not None:
+            thread.join()
+        elif not was_closed:
+            self._sentinel.close()
+            self._let_go()
 
     # -- opening ------------------------------------------------------------------------------------
+
+    def _reader(self) -> JournalReader:
+        try:
+            return JournalReader(self.files.db)
+        except FileNotFoundError as error:
+            raise JournalError(f"{self.files.db} was removed while it was in use") from error
+
+    def _check(self) -> None:
+        for _ in self._checked_rows():
+            pass
+
+    def _checked_rows(self) -> Iterator[list[Row]]:
+        """All that is stored; once it has been gone through to its end without a fault, others may follow."""
+        chain = Chain()
+        with self._reader() as reader:
+            for rows in reader.chunks():
+                chain.follow(rows)
+                yield rows
+        with self._opening:
+            if self._thread is not None or self._closed:
+                return
+            self._chain = chain
+            try:
+                self._start_writing(self._clock)
+            except (OSError, sqlite3.Error) as error:
+                raise self._not_opened(error) from error
+            self._thread = threading.Thread(target=self._run, name="greenroom-journal", daemon=True)
+            self._thread.start()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _settle_leftovers(self, clock: Clock) -> tuple[str, ...]:
         """Make the journal if there is none, minding what an earlier one may have left.
@@ -253,8 +299,7 @@ class SqliteJournal:
             self._end_in_order()
         finally:
             self._tail.close()
-            if self._lock is not None:
-                self._lock.release()
+            self._let_go()
 
     def _write_until_closed(self) -> None:
         while True:

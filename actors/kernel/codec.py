@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,6 +31,8 @@ class Codec:
     def __init__(self) -> None:
         self._types: dict[str, type[Event]] = {}
         self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
+        # By tag and schema, what is stored as it is written today: nearly all there ever is.
+        self._current: dict[tuple[str, int], Callable[[str], Any]] = {}
         self._upcasters: dict[str, Upcasters] = {}
         self._retired: set[str] = set()
         self._encoder = msgspec.json.Encoder()
@@ -44,7 +46,8 @@ class Codec:
             known = self._types.setdefault(tag, kind)
             if known is not kind:
                 raise ValueError(f"two event types have the tag {tag!r}: {known} and {kind}")
-            self._decoders[tag] = msgspec.json.Decoder(kind)
+            decoder = self._decoders[tag] = msgspec.json.Decoder(kind)
+            self._current[tag, kind.SCHEMA] = decoder.decode
             upcasters = kind.UPCASTERS
             missing = [schema for schema in range(1, kind.SCHEMA) if schema not in upcasters]
             if missing:
@@ -88,6 +91,19 @@ class Codec:
 
         Raises JournalTooNew for what is not known here, JournalDamaged for what cannot be read.
         """
+        decode = self._current.get((record.type, record.schema))
+        try:
+            event = decode(record.data) if decode is not None else self._old(record)
+        except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+            raise JournalDamaged(
+                f"event {record.seq} ({record.id}, {record.type}, schema {record.schema}) cannot be read: "
+                f"{error}. Put the journal aside with `greenroom journal set-aside`.",
+                record.seq,
+            ) from error
+        return None if event is None else Stored(event, record.id, record.at, record.cause)
+
+    def _old(self, record: Record) -> Event | None:
+        """An event of an older schema, raised to today's; None for a retired one."""
         kind = self._types.get(record.type)
         if kind is None:
             if record.type in self._retired:
@@ -102,20 +118,6 @@ class Codec:
                 f"event {record.seq} ({record.id}, {record.type}) has schema {record.schema}; this version "
                 f"of Greenroom knows up to {kind.SCHEMA}. Use the newer version that wrote it."
             )
-        try:
-            if record.schema == kind.SCHEMA:
-                event = self._decoders[record.type].decode(record.data)
-            else:
-                event = self._upcast(kind, record)
-        except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
-            raise JournalDamaged(
-                f"event {record.seq} ({record.id}, {record.type}, schema {record.schema}) cannot be read: "
-                f"{error}. Put the journal aside with `greenroom journal set-aside`.",
-                record.seq,
-            ) from error
-        return Stored(event, record.id, record.at, record.cause)
-
-    def _upcast(self, kind: type[Event], record: Record) -> Event:
         fields: dict[str, Any] = msgspec.json.decode(record.data)
         for schema in range(record.schema, kind.SCHEMA):
             fields = self._upcasters[record.type][schema](fields)

@@ -30,28 +30,41 @@ def replay(
     A stream that no core claims is dormant: a host's or a plug-in's that is gone. It is not decoded.
     Raises JournalError for what cannot be read, StartFailed for what cannot be folded.
     """
-    states = {core.address: core.initial() for core in cores}
-    versions: dict[Address, dict[str, int]] = {core.address: {} for core in cores}
+    folds = {core.address: _Fold(core) for core in cores}
     dormant: dict[str, int] = {}
-    owners: dict[str, Core[Any, Any] | None] = {}
+    owners: dict[str, _Fold | None] = {}
+    decode = codec.decode
     for record in records:
         stream = record.stream
-        if stream not in owners:
-            owners[stream] = _owner(stream, cores)
-        owner = owners[stream]
-        if owner is None:
+        try:
+            fold = owners[stream]
+        except KeyError:
+            owner = _owner(stream, cores)
+            fold = owners[stream] = folds[owner.address] if owner is not None else None
+        if fold is None:
             dormant[stream] = record.version
             continue
-        versions[owner.address][stream] = record.version
-        stored = codec.decode(record)
+        fold.versions[stream] = record.version
+        stored = decode(record)
         if stored is None:
             continue
         try:
-            states[owner.address] = owner.apply(states[owner.address], stored)
+            fold.state = fold.apply(fold.state, stored)
         except Exception as error:
             # apply is total: if it raises, the state after this event is unknown, and so is all after it.
             raise StartFailed(f"event {record.seq} ({record.id}) cannot be replayed: {error!r}") from error
-    return {address: Replayed(state, versions[address]) for address, state in states.items()}, dormant
+    return {address: Replayed(fold.state, fold.versions) for address, fold in folds.items()}, dormant
+
+
+class _Fold:
+    """One actor's state on its way through the journal."""
+
+    __slots__ = ("apply", "state", "versions")
+
+    def __init__(self, core: Core[Any, Any]) -> None:
+        self.apply = core.apply
+        self.state: Any = core.initial()
+        self.versions: dict[str, int] = {}
 
 
 def _owner(stream: str, cores: Sequence[Core[Any, Any]]) -> Core[Any, Any] | None:

@@ -67,6 +67,7 @@ class InstallCancelled(Event, frozen=True, kw_only=True):
     """The job was ended on purpose."""
 
     TAG = "install_cancelled"
+    URGENT = True
     job: str
     backend: str
     reason: str
@@ -117,6 +118,11 @@ class InstallationRetiring(Event, frozen=True, kw_only=True):
     reason: str
     unwanted: bool = False
     """True when the user uninstalled the backend: it stays so until he asks for it again."""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whoever uninstalls on a full disk makes the very room that others wait for."""
+        return self.unwanted
 
 
 class InstallationRemoved(Event, frozen=True, kw_only=True):
@@ -389,6 +395,7 @@ class PullCancelled(Event, frozen=True, kw_only=True):
     """The pull was ended on purpose."""
 
     TAG = "pull_cancelled"
+    URGENT = True
     job: str
     reason: str
 

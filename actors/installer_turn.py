@@ -21,7 +21,7 @@ from greenroom.actors.effects import BuildInstallation, LookAtInstallations, Rem
 from greenroom.actors.facts import Installation
 from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell, not_storable
 from greenroom.actors.retry import RetryPolicy
 
 _TELL_EVERY = 5.0
@@ -61,6 +61,7 @@ class InstallerTurn:
         self._retries = retries
         self._events: list[Event] = []
         self._effects: list[Effect] = []
+        self._unless_stored: list[Effect] = []
         self._wakes: list[float] = []
         self._seen = self._pruned(seen)
 
@@ -90,12 +91,14 @@ class InstallerTurn:
             seen=self._seen,
             wake_at=min(self._wakes, default=None),
         )
+        otherwise = msgspec.structs.replace(
+            decision, events=(), effects=(*decision.effects, *self._unless_stored)
+        )
         stale = self._seen.told != self._state.version or self._now.monotonic >= self._tell_at()
-        if unlooked or not stale:
-            return decision
-        telling = self._telling(decision, list_of)  # 8
+        if stale and not unlooked:
+            otherwise = self._telling(otherwise, list_of)  # 8
         # The next round sees these events applied: it tells then, unless they cannot be stored.
-        return msgspec.structs.replace(decision, otherwise=telling) if events else telling
+        return msgspec.structs.replace(decision, otherwise=otherwise) if events else otherwise
 
     def _tell_at(self) -> float:
         return self._seen.told_at + _TELL_EVERY
@@ -127,6 +130,7 @@ class InstallerTurn:
             if not isinstance(decision.reply, Later):
                 self._effects.append(Answer(key=key, outcome=decision.reply))
             if decision.events:
+                self._unless_stored.append(Answer(key=key, outcome=not_storable()))
                 return True
         return False
 

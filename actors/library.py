@@ -28,6 +28,7 @@ from greenroom.actors.kernel.core import (
     Recovered,
     Stored,
     Tell,
+    not_storable,
 )
 from greenroom.actors.library_state import LibrarySeen, LibraryState, apply
 from greenroom.actors.retry import CONTACT_RETRIES, PULL_RETRIES, RetryPolicy
@@ -221,7 +222,14 @@ class Library:
             # It has been counted already, when it came.
             seen = msgspec.structs.replace(decision.seen or seen, pending=pending, waiting=waiting)
             if decision.events:
-                return msgspec.structs.replace(decision, seen=seen, effects=tuple(effects), reply=None)
+                full = Answer(key=pulls.pull_key(ask.reference), outcome=not_storable())
+                return msgspec.structs.replace(
+                    decision,
+                    seen=seen,
+                    effects=tuple(effects),
+                    reply=None,
+                    otherwise=Decision(effects=(*effects, full), seen=seen),
+                )
             if not isinstance(decision.reply, Later):
                 effects.append(Answer(key=pulls.pull_key(ask.reference), outcome=decision.reply))
         wakes: list[float] = []

@@ -129,8 +129,9 @@ class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
     wake_at: float | None = None
     """Monotonic second at which time alone changes what follows. Read from `settle` only."""
     otherwise: Decision[V] | None = None
-    """What holds instead, without events, when these cannot be stored. Read from `settle` only: nobody is
-    there to be refused, but there may be somebody who waits."""
+    """What holds instead, without events, when these cannot be stored. Read from `settle` and from decisions
+    on what was told: nobody is there to be refused, but there may be somebody who waits. (Whoever waits for
+    an `Answer` of such a decision is refused without this.)"""
 
 
 class Core(Protocol[S, V]):
@@ -228,3 +229,13 @@ class NoHands:
 def refuse(code: str, message: str, *, advice: str = "", status: int = 400, **more: Any) -> Refusal:
     """A refusal, readable at the place where it is decided."""
     return Refusal(code=code, message=message, advice=advice, status=status, **more)
+
+
+def not_storable() -> Refusal:
+    """What is told to whoever waits for something that would need an event while the journal takes none."""
+    return refuse(
+        "journal_full",
+        "This cannot be begun: the journal cannot be written.",
+        advice="Make room on the disk that holds Greenroom's data directory, and ask again.",
+        status=507,
+    )

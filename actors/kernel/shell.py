@@ -113,6 +113,8 @@ class Shell(pykka.ThreadingActor):
         self._waiting = Waiting()
         self._owed: list[Callable[[], None]] = []
         """Answers that are given once what follows from the state has been settled."""
+        self._unsaid: list[Answer] = []
+        """Answers of the decision that could not be stored."""
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._timer_number = 0
@@ -206,7 +208,7 @@ class Shell(pykka.ThreadingActor):
         try:
             effects = self._take(decision, asked.cause)
         except NotWritten as error:
-            self._not_written(asked, error)
+            self._not_written(asked, error, decision)
             return
         later = decision.reply if isinstance(decision.reply, Later) else None
         if later is not None and asked.reply is not None:
@@ -249,7 +251,12 @@ class Shell(pykka.ThreadingActor):
             for one in batch.stored:
                 state = self._core.apply(state, one)
                 effects += [(effect, one.id) for effect in self._core.react(state, one)]
-            self._system.commit(batch)
+            try:
+                self._system.commit(batch)
+            except NotWritten:
+                every = (*(effect for effect, _ in effects), *decision.effects)
+                self._unsaid = [effect for effect in every if isinstance(effect, Answer)]
+                raise
             self._versions = batch.versions
             cause = batch.stored[-1].id
         self._decided = True
@@ -335,16 +342,22 @@ class Shell(pykka.ThreadingActor):
 
     # trouble
 
-    def _not_written(self, asked: Asked, error: NotWritten) -> None:
+    def _not_written(self, asked: Asked, error: NotWritten, decision: Decision[Any]) -> None:
         if asked.reply is not None:
             asked.reply.fail(Refused(_refusal(error)))
             return
         if isinstance(error, CannotEncode) or (not isinstance(error, JournalFull) and asked.tries >= _TRIES):
             raise error
-        # A report tells what has happened; it must not be lost because the disk is full for a while.
+        # A report tells what has happened; it must not be lost because the disk is full for a while. But
+        # whoever waits for it must not wait for space.
         _log.warning("%s: will be handled again, the journal takes nothing: %s", self._core.address, error)
         again = msgspec.structs.replace(asked, tries=asked.tries + 1)
         self._clock.call_at(self._clock.now().monotonic + RETRY_AFTER_NOT_WRITTEN, lambda: self._put(again))
+        if decision.otherwise is not None:
+            self._settle_unstored(decision)
+        for answer in self._unsaid:
+            refused = isinstance(answer.outcome, Refusal)
+            self._waiting.answer(answer.key, answer.outcome if refused else _unrecorded(error))
 
     def _survive(self, asked: Asked | None, error: BaseException) -> None:
         """A handler raised: rebuild the actor; if nothing was decided yet, try once more, then park.
@@ -417,6 +430,16 @@ class Shell(pykka.ThreadingActor):
         except BaseException as error:  # noqa: BLE001 - another look may go better, within the limit
             _log.error("%s failed as it was rebuilt", self._core.address, exc_info=error)
             self._rebuild()
+
+
+def _unrecorded(error: NotWritten) -> Refusal:
+    """What is told to whoever waits for something that has been done and cannot be recorded."""
+    return Refusal(
+        code="journal_full" if isinstance(error, JournalFull) else "journal_refused",
+        message=f"This has been done, but the journal cannot take it: {error}.",
+        advice="It is recorded by itself when there is room; until then it may not show.",
+        status=507,
+    )
 
 
 def _refusal(error: NotWritten) -> Refusal:

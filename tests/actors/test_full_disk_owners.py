@@ -25,7 +25,7 @@ FULL = JournalFull("no space left on device")
 
 
 class House:
-    """Both owners; hands that do at once what they are asked to, unless the test has something else in mind."""
+    """Both owners, with hands that do at once what they are asked to."""
 
     def __init__(self, *, looks: bool = True) -> None:
         self.clock = ManualClock()

@@ -93,18 +93,22 @@ def choose(
     best = ours[0]
     if policy == "auto":  # 8
         return Install(backend=best.name, reason="the install policy is auto")
-    return not_installed(best, statuses.get(best.name))
+    return not_installed(best, statuses.get(best.name), ours[1:])
 
 
-def not_installed(backend: BackendFacts, status: BackendStatus | None) -> Refusal:
-    """The refusal that tells how to install a backend."""
+def not_installed(
+    backend: BackendFacts, status: BackendStatus | None, others: Sequence[BackendFacts] = ()
+) -> Refusal:
+    """The refusal that tells how to install a backend, and which others could be installed instead."""
     broken = (
         status.failure.message if status is not None and status.state == "broken" and status.failure else ""
     )
+    advice = [f"(What is there is broken: {broken})"] if broken else []
+    advice += [f"(or, with {one.name}: greenroom install-runner --backend {one.name})" for one in others]
     return refuse(
         "backend_not_installed",
         f'backend "{backend.name}" is not installed; run: greenroom install-runner --backend {backend.name}',
-        advice=f"(What is there is broken: {broken})" if broken else "",
+        advice=" ".join(advice),
         status=412,
         subject=backend.name,
         numbers={"download_bytes": float(backend.download_bytes)} if backend.download_bytes else {},
@@ -147,7 +151,7 @@ def _reasons(
         if one.name == best.name:
             continue
         if one.verdict:
-            reasons.append(f"not {one.name}: {one.verdict}")
+            reasons.append(f"not {one.name}: {one.verdict.rstrip('.')}")
         elif one in installed:
             reasons.append(f"not {one.name}: {best.name} is preferred")
         elif one.preference < best.preference:

@@ -70,12 +70,22 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, min(self.memory.budget - self.promised, self.memory.available - self.unclaimed))
 
 
+def context_reckoned(context_size: int, context_length: int) -> int:
+    """Tokens of key/value cache that are reckoned with.
+
+    Args:
+        context_size: As configured; 0 leaves it open, less is as much as the model can take.
+        context_length: What the model was trained for; 0 when unknown.
+    """
+    trained_for = context_length or DEFAULT_CONTEXT
+    if context_size < 0:
+        return trained_for
+    return context_size or min(trained_for, DEFAULT_CONTEXT)
+
+
 def memory_needed(model: Model, context_size: int, overhead: int) -> int:
     """Weights, key/value cache at the configured context, and the backend's own overhead, in bytes."""
-    trained_for = model.context_length or DEFAULT_CONTEXT
-    context = context_size or min(trained_for, DEFAULT_CONTEXT)
-    # Less than none is as much as the model can take.
-    context = trained_for if context < 0 else context
+    context = context_reckoned(context_size, model.context_length)
     return model.size + context * model.kv_bytes_per_token + overhead
 
 

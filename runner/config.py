@@ -40,6 +40,8 @@ class ExternalBackend:
     """vllm-metal: the image to install it from instead of the vendor's; that one is ours to look after."""
     gpu: bool = False
     """llama.cpp: that binary computes on NVIDIA's graphics devices, whose memory it must be promised."""
+    indexes: tuple[str, ...] | None = None
+    """vllm: package indexes to ask, beside pip's own, instead of the vendor's; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -322,11 +324,21 @@ def _yes_or_no(raw: Any) -> bool:
     return raw
 
 
+def _indexes(raw: Any) -> tuple[str, ...]:
+    if not isinstance(raw, list):
+        raise TypeError("indexes is a list of addresses of package indexes")
+    for one in raw:
+        if urlsplit(_text(one)).scheme not in ("http", "https", "file"):
+            raise ValueError(f"{one!r} is not the address of a package index; write https://host/path")
+    return tuple(raw)
+
+
 _BACKEND_KEYS: Mapping[str, Callable[[Any], Any]] = {
     "binary": _absolute_path,
     "python": _absolute_path,
     "image": _text,
     "gpu": _yes_or_no,
+    "indexes": _indexes,
 }
 
 

@@ -38,7 +38,7 @@ from greenroom.actors.scheduler import Scheduler
 from greenroom.actors.scheduler_state import SchedulerSeen, SchedulerState
 from greenroom.actors.scheduler_turn import Limits
 from greenroom.runner.backends.catalog import BACKENDS, Catalog
-from greenroom.runner.backends.declaration import Backend, Image, Launch, Platform
+from greenroom.runner.backends.declaration import Backend, Environment, Image, Launch, Platform
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.emptied import Emptied
@@ -47,7 +47,7 @@ from greenroom.runner.engines.host import EngineHost, Prepared
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
-from greenroom.runner.installations.builder import Builder
+from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.disk import folder_of, python_of
 from greenroom.runner.installations.lock import shipped_version
 from greenroom.runner.installations.sources import redact
@@ -100,10 +100,11 @@ class Greenroom:
         """
         self.settings = settings
         self.home = settings.home
-        self.backends = backends
         self.gates = GateBoard()
         self.board = ProgressBoard()
         self._platform = here or Platform.here()
+        self._declared = backends
+        self.backends = {name: backend.on(self._platform) for name, backend in backends.items()}
         self._journal = journal
         self._clock = clock
         self._lock: DaemonLock | None = None
@@ -118,7 +119,7 @@ class Greenroom:
         """Why the system has stopped itself, if it has."""
         self.facts = tuple(
             facts_of(backend, self._platform, settings.backends.get(name))
-            for name, backend in backends.items()
+            for name, backend in self.backends.items()
         )
         self.instance_id = ""
 
@@ -187,7 +188,7 @@ class Greenroom:
             max_wait=self.settings.max_wait,
             queue=self.settings.queue_limit,
         )
-        for problem in self.backends.problems if isinstance(self.backends, Catalog) else ():
+        for problem in self._declared.problems if isinstance(self._declared, Catalog) else ():
             _log.warning("%s", problem)
         # First, so that what follows a start stands behind it in the journal.
         system.register(DaemonLog(self._started()))
@@ -409,7 +410,7 @@ class Greenroom:
         return Prepared(
             command=command,
             readiness=backend.readiness,
-            model_name=backend.dialect.model_name or files.name,
+            model_name=backend.dialect.spoken(spec.model_id) or files.name,
             version=installation.version,
         )
 
@@ -444,16 +445,13 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
         verdict=backend.verdict(here),
         overhead=backend.overhead_bytes,
         device=backend.uses_devices or (named is not None and named.gpu),
-        version=_pinned(backend, here, named.image if named is not None else ""),
+        version=_pinned(source_of(backend, named), here),
     )
 
 
-def _pinned(backend: Backend, here: Platform, image: str) -> str:
-    """What is installed when nobody names a version; `image` is the user's instead of the vendor's."""
-    source = backend.source
-    if not isinstance(source, Image):
-        return shipped_version(source, here)
-    return source.out_of(image).version if image else source.version
+def _pinned(source: Environment | Image, here: Platform) -> str:
+    """What is installed when nobody names a version."""
+    return source.version if isinstance(source, Image) else shipped_version(source, here)
 
 
 def _instance_id(home: Path) -> str:

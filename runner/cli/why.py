@@ -75,4 +75,4 @@ def _backends() -> Mapping[str, str]:
     from greenroom.runner.backends.declaration import Platform
 
     here = Platform.here()
-    return {name: one.verdict(here) for name, one in BACKENDS.items()}
+    return {name: one.on(here).verdict(here) for name, one in BACKENDS.items()}

@@ -19,6 +19,11 @@ SOCKET_BYTES = 100
 
 _ENGINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
+_LOGGED = re.compile(
+    r"^(?:\([\w -]+ pid=\d+\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):? +)?"
+    r"(?:(?:\d{4}-)?\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)? )?(?:\[[\w.-]+:\d+\] )?"
+)
+
 
 @dataclass(frozen=True)
 class EngineFolder:
@@ -84,14 +89,17 @@ class EngineFolder:
         return ""
 
     def last_line(self) -> str:
-        """The newest whole line the engine has said, at most 300 characters; "" when there is none."""
+        """The newest whole line the engine has said, at most 300 characters; "" when there is none.
+
+        Without what loggers put before it (process, level, time, source), which nobody waits to read.
+        """
         for name in ("log.tail", "log.tail.old", "log"):
             with contextlib.suppress(OSError), (self.path / name).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 2048))
                 lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
                 said = [line.strip() for line in lines if line.strip()]
                 if said:
-                    return said[-1][:300]
+                    return _LOGGED.sub("", said[-1])[:300]
         return ""
 
     def create(self) -> Sockets:

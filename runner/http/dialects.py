@@ -17,11 +17,6 @@ _LINE_LIMIT = 4 * 2**20
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def spoken_name(dialect: Dialect, model_id: str) -> str | None:
-    """What the engine calls the model, or None when it takes any name. `{model_id}` stands for the id."""
-    return None if dialect.model_name is None else dialect.model_name.replace("{model_id}", model_id)
-
-
 def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[str] = frozenset()) -> bytes:
     """The body as the engine may see it, without what is `ours`; `name` is what it calls the model."""
     dropped = dialect.dropped | ours if ours else dialect.dropped

@@ -22,7 +22,7 @@ from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.bodies import Routing, read_body, routing_of
-from greenroom.runner.http.dialects import Renaming, spoken_name, translate
+from greenroom.runner.http.dialects import Renaming, translate
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.go_text import keep_alive_of
@@ -148,7 +148,7 @@ class Exchange:
         while True:
             place = await admission.enter(afresh=give_up > 0 or losses > 0)
             dialect = self._door.backstage.backends[place.backend].dialect
-            translated = translate(body, dialect, spoken_name(dialect, model.id), self._ours)
+            translated = translate(body, dialect, dialect.spoken(model.id), self._ours)
             last_byte = self._door.backstage.gates.last_byte(place.engine_id)
             try:
                 upstream = await self._door.upstreams.post(
@@ -182,7 +182,7 @@ class Exchange:
         self, place: Place, model: Model, upstream: Answer, chunk: bytes
     ) -> web.StreamResponse:
         response = await self._waiting.end() if self._waiting is not None else None
-        spoken = spoken_name(self._door.backstage.backends[place.backend].dialect, model.id)
+        spoken = self._door.backstage.backends[place.backend].dialect.spoken(model.id)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
         if upstream.content_type == EVENT_STREAM and upstream.status == 200:
             if response is None:

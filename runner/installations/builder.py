@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Protocol
 
+import msgspec
 from greenroom.actors.facts import Failure, Installation, Plan, Progress
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Backend, Environment, Image, Platform
@@ -24,12 +25,23 @@ from greenroom.runner.installations import external
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.image import Images
+from greenroom.runner.installations.lock import normalized
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
 
 _log = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 10.0
+
+
+def source_of(backend: Backend, named: ExternalBackend | None = None) -> Environment | Image:
+    """What a backend is installed from: as it declares, or out of what the user has named instead."""
+    source = backend.source
+    if named is None:
+        return source
+    if isinstance(source, Image):
+        return source.out_of(named.image) if named.image else source
+    return source if named.indexes is None else replace(source, indexes=named.indexes)
 
 
 class BuilderListener(Protocol):
@@ -116,8 +128,8 @@ class Builder:
         """
         self._home = home
         self._listener = listener
-        self._backends = backends
         self._platform = platform or Platform.here()
+        self._backends = {name: backend.on(self._platform) for name, backend in backends.items()}
         self._sources = sources
         self._external = external or {}
         self._registries = registries or {}
@@ -263,9 +275,7 @@ class Builder:
         if sentence := declared.verdict(self._platform):
             raise JobFailed.permanent("unsupported_platform", sentence)
         named = self._external.get(backend)
-        if isinstance(declared.source, Image) and named is not None and named.image:
-            return declared.source.out_of(named.image)
-        return declared.source
+        return source_of(declared, named)
 
     def _look(self, names: tuple[str, ...]) -> None:
         makers = self._makers()
@@ -286,8 +296,10 @@ class Builder:
             self._listener.seen(name, tuple(found))
 
     def _there(self, installed: InstallationStore, name: str) -> list[Installation]:
-        found = installed.look(name)
         named, declared = self._external.get(name), self._backends.get(name)
+        found = installed.look(name)
+        if declared is not None and isinstance(declared.source, Environment):
+            found = [_fitting(one, declared.source, installed) for one in found]
         if named is not None and declared is not None:
             if named.binary is not None:
                 found.append(external.binary(declared, named.binary))
@@ -332,6 +344,18 @@ class Builder:
 
     def _aside(self, name: str, work: Callable[[], None]) -> None:
         threading.Thread(target=work, name=name, daemon=True).start()
+
+
+def _fitting(one: Installation, source: Environment, installed: InstallationStore) -> Installation:
+    """Broken when it was made for other processors: a machine may gain a GPU, or lose its driver."""
+    if one.broken:
+        return one
+    projects = {wheel.locked().project for wheel in installed.record(one).wheels}
+    if not projects or normalized(source.distribution) in projects:
+        return one
+    return msgspec.structs.replace(
+        one, broken=f"it has no {source.distribution}, which is what this machine needs now"
+    )
 
 
 def _fault(error: Exception, what: str) -> Failure:

@@ -8,16 +8,18 @@ size of each wheel, so that the whole plan is known before a byte is fetched, an
         --hash=sha256:6267be…
     # file sha256:6267be… 781644 mlx-0.32.4-cp311-cp311-manylinux_2_35_x86_64.whl
 
-`python -m greenroom.runner.installations.lock mlx` makes the one of a backend again.
+`python -m greenroom.runner.installations.lock mlx` makes the one of a backend again; where it is none for all
+platforms at once, the one for machines like this.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,22 +224,23 @@ def _parse(text: str) -> Iterator[LockedPackage]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the locks of the named backends again, with the user's own package sources."""
+    """Make the locks of the named backends again, for this machine, with the user's own package sources."""
     from greenroom.runner.backends.catalog import BACKENDS
     from greenroom.runner.installations.resolution import write_lock
 
-    names = list(sys.argv[1:] if argv is None else argv)
-    unknown = [name for name in names if name not in BACKENDS]
-    if unknown or not names:
-        sys.stderr.write(f"usage: python -m {__spec__.name} BACKEND…, of: {', '.join(BACKENDS)}\n")
-        return 2
-    for name in names:
-        source = BACKENDS[name].source
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
+    parser.add_argument("backend", nargs="+", choices=list(BACKENDS))
+    parser.add_argument("--cuda", action="store_true", help="as if this machine had an NVIDIA GPU")
+    parser.add_argument("--own-sources", action="store_true", help="without the indexes of the declaration")
+    args = parser.parse_args(argv)
+    here = Platform.here()
+    here = replace(here, cuda=here.cuda or args.cuda)
+    for name in args.backend:
+        source = BACKENDS[name].on(here).source
         if not isinstance(source, Environment):
-            sys.stderr.write(f"{name} is installed from an image and needs no lock.\n")
-            return 2
-        file = write_lock(name, source)
-        sys.stdout.write(f"{file}\n")
+            parser.error(f"{name} is installed from an image and needs no lock.")
+        source = replace(source, indexes=()) if args.own_sources else source
+        sys.stdout.write(f"{write_lock(name, source, here)}\n")
     return 0
 
 

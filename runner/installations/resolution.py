@@ -12,7 +12,7 @@ from threading import Event
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from greenroom.runner.backends.declaration import Environment
+from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.lock import (
     LOCKS,
@@ -23,6 +23,7 @@ from greenroom.runner.installations.lock import (
     normalized,
     render,
 )
+from greenroom.runner.installations.record import base_python
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
 from greenroom.runner.installations.uv import Uv
 from greenroom.runner.installations.web import Web
@@ -42,6 +43,8 @@ def resolve(
     cancel: Event | None = None,
     universal: bool = False,
     dependencies: bool = True,
+    every_wheel: bool = False,
+    excluded: Sequence[str] = (),
     deadline: float = 900.0,
 ) -> Lock:
     """Ask the indexes for the newest set of wheels that satisfies all requirements.
@@ -50,6 +53,8 @@ def resolve(
         python: Path or version of the interpreter to resolve for.
         universal: For every supported platform and all Pythons from `python` on, not just for this one.
         dependencies: Also what they need.
+        every_wheel: Also those that suit older systems of this kind than this machine.
+        excluded: Distributions that are left out although something requires them.
         deadline: Seconds it may take.
 
     Raises:
@@ -62,10 +67,15 @@ def resolve(
         args += ["--only-binary", ":all:", "--no-annotate", "--no-header", "--quiet"]
         args += ["--universal"] if universal else []
         args += [] if dependencies else ["--no-deps"]
+        if excluded:
+            without = Path(folder, "excluded.txt")
+            without.write_text("\n".join(excluded) + "\n", encoding="utf-8")
+            args += ["--excludes", str(without)]
         args += ["--python-version" if universal else "--python", python] if python else []
         uv.run([*args, *uv.sources.uv_arguments()], cwd=Path(folder), cancel=cancel, deadline=deadline)
         table = tomllib.loads(found.read_text(encoding="utf-8"))
-    return Lock(render(_packages(table, uv.sources, universal=universal), header))
+    packages = _packages(table, uv.sources, universal=universal, every_wheel=every_wheel)
+    return Lock(render(packages, header))
 
 
 def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel: Event | None = None) -> Lock:
@@ -84,30 +94,49 @@ def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel:
             )
         requirements.append(f"{source.distribution}=={version}")
     header = [f"{source.distribution} {version}, resolved on request from: {', '.join(requirements)}"]
-    return resolve(uv, requirements, header=header, python=str(python), cancel=cancel)
+    return resolve(
+        uv, requirements, header=header, python=str(python), cancel=cancel, excluded=source.excluded
+    )
 
 
-def write_lock(backend: str, source: Environment) -> Path:
-    """Resolve a backend's declaration for all platforms and write the lock that ships."""
+def write_lock(backend: str, source: Environment, platform: Platform) -> Path:
+    """Resolve a backend's declaration and write the lock that ships: for all platforms, or for this one.
+
+    Raises:
+        JobFailed: As `resolve`.
+    """
     from platformdirs import user_cache_path
 
-    # One whole index: what lies beside it in a folder of somebody's own may lack other platforms' files.
-    sources = replace(PackageSources.discover(), extra_indexes=(), find_links=())
+    sources = PackageSources.discover()
+    if source.universal:
+        # One whole index: what lies beside it in a folder of somebody's own may lack other platforms' files.
+        sources = replace(sources, extra_indexes=(), find_links=())
     sources = sources.with_indexes(source.indexes, f"the declaration of {backend}")
-    uv = Uv(user_cache_path("greenroom") / "uv", sources)
+    kind = f"{platform.system}-{platform.machine}-py{platform.python[0]}{platform.python[1]}"
+    where = f"Python >= {_PYTHON} on Linux and macOS" if source.universal else kind
     header = [
-        f"The packages of the backend {backend}, for Python >= {_PYTHON} on Linux and macOS.",
+        f"The packages of the backend {backend} ({source.distribution}), for {where}.",
         f"Made by `python -m greenroom.runner.installations.lock {backend}`; do not edit.",
         f"Resolved from: {', '.join(source.requirements)}",
-        "",
     ]
-    lock = resolve(uv, source.requirements, header=header, python=_PYTHON, universal=True)
-    file = LOCKS / f"{source.lock}.txt"
+    header += [f"Without: {', '.join(source.excluded)}"] if source.excluded else []
+    lock = resolve(
+        Uv(user_cache_path("greenroom") / "uv", sources),
+        source.requirements,
+        header=[*header, ""],
+        python=_PYTHON if source.universal else str(base_python()),
+        universal=source.universal,
+        every_wheel=True,
+        excluded=source.excluded,
+    )
+    file = LOCKS / (f"{source.lock}.txt" if source.universal else f"{source.lock}-{kind}.txt")
     file.write_text(lock.text, encoding="utf-8")
     return file
 
 
-def _packages(table: Mapping[str, Any], sources: PackageSources, *, universal: bool) -> list[LockedPackage]:
+def _packages(
+    table: Mapping[str, Any], sources: PackageSources, *, universal: bool, every_wheel: bool
+) -> list[LockedPackage]:
     packages = []
     for package in table.get("packages", []):
         wheels = [_file(wheel) for wheel in package.get("wheels", [])]
@@ -120,7 +149,7 @@ def _packages(table: Mapping[str, Any], sources: PackageSources, *, universal: b
             files = tuple(sorted(wheels, key=lambda wheel: wheel.name))
             name = normalized(package["name"])
             packages.append(LockedPackage(name, package["version"], marker.strip(), files))
-    if not universal:
+    if not universal and not every_wheel:
         chosen = {file.project: file for file in chosen_files(packages)}
         packages = [
             replace(package, files=(chosen[package.name],)) for package in packages if package.name in chosen

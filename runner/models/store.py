@@ -383,6 +383,7 @@ class Store:
             format=model.format,
             name=name or (model.tags[0] if model.tags else model.id),
             context_length=model.context_length,
+            kv_bytes_per_token=model.kv_bytes_per_token,
             mmproj=bundle.mmproj,
             chat_template=bundle.chat_template,
         )

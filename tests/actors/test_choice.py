@@ -38,7 +38,7 @@ def test_of_the_installed_ones_the_most_preferred_serves() -> None:
     assert choice.reasons == (
         "vllm reads safetensors and is installed",
         "not mlx: vllm is preferred",
-        f"not vllm-metal: {METAL.verdict}",
+        "not vllm-metal: vllm-metal needs macOS 15 or newer on Apple silicon only",
     )
 
 
@@ -94,6 +94,14 @@ def test_the_default_backend_is_installed_without_asking() -> None:
     assert pick(GGUF, absent("llama.cpp", wanted=True)) == Install(
         backend="llama.cpp", reason="it is a default backend"
     )
+
+
+def test_where_several_could_serve_the_refusal_names_the_others_too() -> None:
+    refusal = refused(SAFE)
+    assert refusal.message.startswith('backend "mlx" is not installed')
+    assert refusal.advice == "(or, with vllm: greenroom install-runner --backend vllm)"
+    assert refused(QUANTISED).advice == ""
+    assert refused(SAFE, binding="mlx").advice == ""
 
 
 def test_the_default_backend_is_not_installed_by_a_request_once_the_user_uninstalled_it() -> None:

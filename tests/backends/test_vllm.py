@@ -11,6 +11,7 @@ from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Image, Launch, ModelFiles, Platform
 from greenroom.runner.backends.flags import refusal
 from greenroom.runner.engines.launchers import launcher
+from msgspec import structs
 
 METAL = BACKENDS["vllm-metal"]
 MAC = Platform(system="darwin", machine="arm64", python=(3, 12), macos=(15, 1))
@@ -64,7 +65,7 @@ def test_vllm_metal_is_a_plain_vllm_server_on_a_socket(launch: Launch) -> None:
     assert command.argv == (
         *("/i/env/bin/python3", "-I", str(launcher("vllm")), "vllm.entrypoints.openai.api_server"),
         *("--model", "/m", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *("--uds", "/s/engine.sock", "--served-model-name", "sha256:1234", "hf.co/org/model"),
+        *("--uds", "/s/engine.sock", "--served-model-name", "sha256:1234"),
     )
     assert command.env["VLLM_HOST_IP"] == "127.0.0.1"
     assert command.env["HF_HUB_OFFLINE"] == "1"
@@ -100,6 +101,40 @@ def test_the_model_decides_about_its_context_unless_a_size_is_asked_for(launch: 
             context_size=size,
         )
         assert "--max-model-len" not in METAL.command(replace(launch, spec=spec)).argv
+
+
+WITHOUT_GPU = Platform(system="linux", machine="x86_64", python=(3, 11))
+
+
+def test_without_a_gpu_vllm_takes_the_cache_that_was_reckoned_with_and_compiles_nothing(
+    launch: Launch,
+) -> None:
+    model = replace(launch.model, context_length=131_072, kv_bytes_per_token=100_000)
+    argv = BACKENDS["vllm"].on(WITHOUT_GPU).command(replace(launch, model=model)).argv
+    assert argv[:6] == (
+        *("/i/env/bin/python3", "-I", str(launcher("vllm")), "vllm.entrypoints.openai.api_server"),
+        *("--model", "/m"),
+    )
+    assert argv[argv.index("--uds") + 1] == "/s/engine.sock"
+    assert "--enforce-eager" in argv
+    # 8192 tokens and a block of 128 to spare, as the ledger; as much of the context as fits into that.
+    assert int(argv[argv.index("--kv-cache-memory-bytes") + 1]) == (8192 + 128) * 100_000
+    assert argv[argv.index("--max-model-len") + 1] == "auto"
+
+
+def test_without_a_gpu_an_asked_for_context_has_the_cache_it_needs(launch: Launch) -> None:
+    model = replace(launch.model, context_length=131_072, kv_bytes_per_token=100_000)
+    spec = structs.replace(launch.spec, context_size=20_000, flags=("--no-enforce-eager",))
+    argv = BACKENDS["vllm"].on(WITHOUT_GPU).command(replace(launch, model=model, spec=spec)).argv
+    assert argv.count("--max-model-len") == 1
+    assert argv[argv.index("--max-model-len") + 1] == "20000"
+    assert int(argv[argv.index("--kv-cache-memory-bytes") + 1]) >= 20_000 * 100_000
+    assert argv.index("--no-enforce-eager") > argv.index("--enforce-eager")
+
+
+def test_without_a_gpu_a_model_that_does_not_say_what_it_needs_gets_a_gigabyte(launch: Launch) -> None:
+    argv = BACKENDS["vllm"].on(WITHOUT_GPU).command(launch).argv
+    assert int(argv[argv.index("--kv-cache-memory-bytes") + 1]) == 2**30
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-metal"])

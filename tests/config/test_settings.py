@@ -97,8 +97,10 @@ def test_clients_of_a_daemon_that_listens_everywhere_talk_to_loopback(environmen
         ("max_body = 'big'", "max_body cannot be used: 'big' is not a size"),
         ("home = '/x'", "home cannot be set in the data directory itself"),
         ("models = 3", "[models] should be a table"),
-        ("[backends.mlx]\npyhton = '/x'", "has no key 'pyhton', only binary, gpu, image, python"),
+        ("[backends.mlx]\npyhton = '/x'", "has no key 'pyhton', only binary, gpu, image, indexes, python"),
         ("[backends.mlx]\npython = 'bin/python'", "'bin/python' is not an absolute path"),
+        ("[backends.vllm]\nindexes = 'https://x'", "indexes is a list of addresses of package indexes"),
+        ("[backends.vllm]\nindexes = ['/x']", "'/x' is not the address of a package index"),
         ("port = ", "is not valid TOML"),
         ("[registries.'r']\nmirror = ['x']", "has no key 'mirror', only mirrors and insecure"),
         ("[registries.'r']\nmirrors = ['ftp://x']", "'ftp://x' is not a mirror"),
@@ -173,6 +175,10 @@ def test_registries_have_mirrors_and_backends_may_come_from_another_image(
         """
         [backends."vllm-metal"]
         image = "mirror.example:5000/vllm-metal:v1"
+        [backends.vllm]
+        indexes = ["https://mirror.example/pytorch/whl/cpu"]
+        [backends.mlx]
+        indexes = []
         [registries."docker.io"]
         mirrors = ["https://mirror.example/hub", "127.0.0.1:5000"]
         [registries."mirror.example:5000"]
@@ -181,5 +187,8 @@ def test_registries_have_mirrors_and_backends_may_come_from_another_image(
     )
     settings = load(environment=environment)
     assert settings.backends["vllm-metal"].image == "mirror.example:5000/vllm-metal:v1"
+    assert settings.backends["vllm"].indexes == ("https://mirror.example/pytorch/whl/cpu",)
+    assert settings.backends["mlx"].indexes == ()
+    assert settings.backends["vllm-metal"].indexes is None
     assert settings.registries["docker.io"].mirrors == ("https://mirror.example/hub", "127.0.0.1:5000")
     assert settings.registries["mirror.example:5000"].insecure

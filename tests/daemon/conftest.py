@@ -48,6 +48,8 @@ class Daemon:
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
     began: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    bound: float = BOUND
+    """Seconds one request or command may take."""
 
     def start(self, **env: str) -> Daemon:
         """Start it and wait until it is ready."""
@@ -79,7 +81,7 @@ class Daemon:
         """End it in order."""
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait(BOUND) == 0
+        assert self.process.wait(self.bound) == 0
 
     def kill(self) -> None:
         """End it without a word."""
@@ -109,7 +111,7 @@ class Daemon:
             headers={name.replace("_", "-"): value for name, value in headers.items()},
         )
         try:
-            with urllib.request.urlopen(request, timeout=BOUND) as answer:
+            with urllib.request.urlopen(request, timeout=self.bound) as answer:
                 return Answer(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -148,7 +150,7 @@ class Daemon:
             env={**self.env, "GREENROOM_HOST": self.url, **env},
             capture_output=True,
             text=True,
-            timeout=BOUND * 2,
+            timeout=self.bound * 2,
             stdin=subprocess.DEVNULL,
         )
 
@@ -223,13 +225,30 @@ def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         _end(daemon)
 
 
+@pytest.fixture(scope="module")
+def make_home_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Daemons on a data directory that several tests copy."""
+    made: list[Daemon] = []
+
+    def make(home: Path, **env: str) -> Daemon:
+        home.mkdir(parents=True, exist_ok=True)
+        made.append(Daemon(home, _environment(home, **env)))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        _end(daemon)
+
+
 def copy_home(source: Path, target: Path) -> None:
     """A data directory copied from elsewhere; what nobody writes to is linked, so it takes no time."""
+    # Only at the top: packages have folders of these names too.
+    left = shutil.ignore_patterns("engines", "daemon.*", "cache", "instance")
     shutil.copytree(
         source,
         target,
         symlinks=True,
-        ignore=shutil.ignore_patterns("engines", "daemon.*", "cache", "instance"),
+        ignore=lambda folder, names: left(folder, names) if Path(folder) == source else set(),
         copy_function=lambda a, b: (
             os.link(a, b) if "/backends/" in a or "/blobs/" in a else shutil.copy2(a, b)
         ),

@@ -78,3 +78,21 @@ def test_an_engine_sees_what_it_needs_and_no_secret():
         "LC_ALL": "C",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("(Worker-0 pid=12) INFO 11-28 02:57:49 [loader.py:501] Loading weights", "Loading weights"),
+        ("INFO:     Started server process [1]", "Started server process [1]"),
+        ("2026-11-28 10:00:00,123 Fetching", "Fetching"),
+        ("Loading shards: 50% Completed | 1/2", "Loading shards: 50% Completed | 1/2"),
+        ("INFORMATION is power", "INFORMATION is power"),
+        ("llama_model_loader: loaded 1 tensor", "llama_model_loader: loaded 1 tensor"),
+    ],
+)
+def test_the_last_line_of_an_engine_is_shown_without_what_its_logger_puts_before_it(tmp_path, line, shown):
+    folder = EngineFolder.of(tmp_path, "e-1")
+    folder.create()
+    (folder.path / "log").write_text(f"before\n{line}\n")
+    assert folder.last_line() == shown

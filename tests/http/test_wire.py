@@ -260,11 +260,11 @@ def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> N
 def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
     import msgspec
     from greenroom.runner.backends.declaration import Dialect
-    from greenroom.runner.http.dialects import spoken_name, translate
+    from greenroom.runner.http.dialects import translate
 
     dialect = Dialect(model_name="{model_id}", dropped=frozenset({"adapters"}))
     body = b'{"\\u0061dapters": 1, "adapters": 2, "model": "x", "model": "y", "keep": 1.50}'
-    name = spoken_name(dialect, "sha256:1")
+    name = dialect.spoken("sha256:1")
     assert translate(body, dialect, name) == b'{"model":"sha256:1","keep":1.50}'
     assert translate(body, Dialect(), None) is body
     assert msgspec.json.decode(translate(b'{"model": 1}', dialect, name)) == {"model": "sha256:1"}

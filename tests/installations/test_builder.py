@@ -1,3 +1,4 @@
+import dataclasses
 import queue
 import sys
 import threading
@@ -271,3 +272,41 @@ def test_closing_ends_what_runs(make_builder, heard, toy, index, misbehave, even
     eventually(lambda: index.requests)
     builder.close()
     assert heard.next() == ("cancelled", "j1")
+
+
+def test_what_was_made_for_other_processors_is_broken_until_they_are_back(make_builder, heard, make_toy):
+    """A machine gains a GPU, or loses its driver: the other build does not fit any more."""
+    cpu, gpu = make_toy("toy_cpu"), make_toy("toy_gpu")
+
+    class Split(type(cpu.backend)):
+        name = "toy"
+        source = cpu.source
+
+        def on(self, platform):
+            return replaced if platform.cuda else self
+
+    class Replaced(Split):
+        source = gpu.source
+
+    split, replaced = Split(), Replaced()
+    without = Platform(system="linux", machine="x86_64", python=(3, 11))
+    with_gpu = dataclasses.replace(without, cuda=True)
+
+    def seen(platform):
+        builder = make_builder(backends={"toy": split}, platform=platform)
+        builder.look(("toy",))
+        kind, _, found = heard.next()
+        assert kind == "seen"
+        return [one.broken for one in found]
+
+    builder = make_builder(backends={"toy": split}, platform=without)
+    builder.start("j1", "toy")
+    assert heard.next()[0] == "committed"
+    assert seen(without) == [""]
+    assert seen(with_gpu) == ["it has no toy_gpu, which is what this machine needs now"]
+    assert seen(without) == [""]
+
+    make_builder(backends={"toy": split}, platform=with_gpu).start("j2", "toy")
+    assert heard.next()[0] == "committed"
+    assert sorted(map(bool, seen(with_gpu))) == [False, True]
+    assert sorted(map(bool, seen(without))) == [False, True]

@@ -32,11 +32,15 @@ def request_id_of(request: web.Request) -> str:
 
 
 def forwarded(request: web.Request) -> CIMultiDict[str]:
-    """A request's headers, as the engine gets them."""
+    """A request's headers, as the engine gets them.
+
+    What comes to an engine has been read as JSON. Clients that call it a form (`curl -d` by itself does) are
+    understood here, but vLLM would refuse them.
+    """
     headers = CIMultiDict(
         [(name, value) for name, value in request.headers.items() if name.lower() not in _NOT_FORWARDED]
     )
-    headers.setdefault("Content-Type", "application/json")
+    headers["Content-Type"] = "application/json"
     return headers
 
 

@@ -268,3 +268,13 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
     assert translate(body, dialect, name) == b'{"model":"sha256:1","keep":1.50}'
     assert translate(body, Dialect(), None) is body
     assert msgspec.json.decode(translate(b'{"model": 1}', dialect, name)) == {"model": "sha256:1"}
+
+
+@pytest.mark.parametrize("said", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_whatever_a_client_calls_its_json_the_engine_is_told_that_it_is_json(said: dict[str, str]) -> None:
+    from aiohttp.test_utils import make_mocked_request
+    from greenroom.runner.http.headers import forwarded
+
+    assert forwarded(make_mocked_request("POST", "/v1/completions", headers=said)).getall("Content-Type") == [
+        "application/json"
+    ]

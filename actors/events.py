@@ -290,6 +290,8 @@ class EvictionDecided(Event, frozen=True, kw_only=True):
     """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
     device_footprint: int = 0
     """The same of its device's memory."""
+    installation_id: str = ""
+    """Where it ran; empty when it never was ready."""
 
     @property
     def is_urgent(self) -> bool:
@@ -315,6 +317,35 @@ class BreakerClosed(Event, frozen=True, kw_only=True):
 
     TAG = "breaker_closed"
     model_id: str
+    backend: str
+    installation_id: str
+    reason: str
+
+
+class ModelQuarantined(Event, frozen=True, kw_only=True):
+    """A model dies on an installation and has run on another of the same backend: that one serves it."""
+
+    TAG = "model_quarantined"
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    """Where it dies."""
+    version: str
+    back_to: str
+    """The installation it goes back to."""
+    back_to_version: str
+    failures: int
+    reason: str
+    """The last failure, as a sentence."""
+
+
+class QuarantineLifted(Event, frozen=True, kw_only=True):
+    """The model may be tried on that installation again, as if it had never failed there."""
+
+    TAG = "quarantine_lifted"
+    model_id: str
+    model_ref: str
     backend: str
     installation_id: str
     reason: str

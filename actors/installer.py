@@ -189,7 +189,11 @@ class Installer:
         usable = backend.usable
         seen = _heard(seen, ask)
         if usable is not None and not ask.repair and ask.version in ("", usable.version):  # 3
-            return Decision(reply=msg.Ensured(installation=usable, fresh=False), seen=seen)
+            # Who names the version that is in use wants models to be tried on it again.
+            again = ask.version and ask.wanted_by == "explicit"
+            lift = Tell(to=msg.SCHEDULER, command=msg.LiftQuarantines(backend=ask.backend))
+            reply = msg.Ensured(installation=usable, fresh=False)
+            return Decision(reply=reply, effects=(lift,) if again else (), seen=seen)
         if backend.theirs is not None:  # 4
             return Decision(reply=self._not_ours(backend.theirs), seen=seen)
         if ask.version and not ask.repair and (here := whole_of(backend, ask.version)) is not None:  # 5

@@ -421,6 +421,12 @@ class Configured(Reply, frozen=True, kw_only=True):
     changed: bool
 
 
+class LiftQuarantines(Command, frozen=True, kw_only=True):
+    """Installer → scheduler: somebody wants this version; every model may be tried on it again."""
+
+    backend: str
+
+
 class Keep(Command, frozen=True, kw_only=True):
     """How long a model stays after its last request, as a request wished that needed no engine found."""
 

@@ -29,6 +29,7 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
+from greenroom.actors.quarantine import lifted_by_hand
 from greenroom.actors.scheduler_context import Limits, eviction
 from greenroom.actors.scheduler_queue import AGAIN, fits
 from greenroom.actors.scheduler_report import ledger_reading
@@ -56,6 +57,8 @@ class Scheduler:
         ev.BreakerClosed,
         ev.ConfigChanged,
         ev.KeepAliveWished,
+        ev.ModelQuarantined,
+        ev.QuarantineLifted,
     )
 
     def __init__(
@@ -116,6 +119,9 @@ class Scheduler:
             case msg.Keep(model_id=one, mode=mode, keep_alive=seconds):
                 wished = {**seen.keep_alive, config_key(one, mode): seconds}
                 return Decision(seen=change(seen, keep_alive=wished))
+            case msg.LiftQuarantines(backend=backend):
+                reason = f"somebody asked for {backend} again"
+                return Decision(events=lifted_by_hand(state, reason, backend=backend))
             case msg.ReadLedger():
                 return Decision(reply=ledger_reading(state, now, seen, self._facts, self._limits))
             case msg.AwaitReady():
@@ -273,6 +279,9 @@ class Scheduler:
                     )
                 )
             events.append(eviction(engine, seen, now, "reconfigured"))
+        before = (old.context_size, old.flags) if old is not None else (None, None)
+        if before != (new.context_size, new.flags):
+            events += lifted_by_hand(state, "it is configured differently now", model_id=ask.model_id)
         return Decision(events=tuple(events), reply=msg.Configured(changed=True))
 
     def react(self, _state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:

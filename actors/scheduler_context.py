@@ -221,6 +221,7 @@ def eviction(
         device=device,
         footprint=footprint(engine.spec, seen),
         device_footprint=footprint(engine.spec, seen, engine.spec.device) if engine.spec.device else 0,
+        installation_id=engine.spec.installation_id if engine.spec.engine_id in seen.gates else "",
     )
 
 

@@ -12,6 +12,7 @@ from greenroom.actors.facts import Engine, EngineSpec, Model
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import install_job, load_job
+from greenroom.actors.quarantine import diverted
 from greenroom.actors.scheduler_context import TurnContext, eviction, fits
 from greenroom.actors.scheduler_places import Need, Place, Places
 from greenroom.actors.scheduler_refusals import (
@@ -84,7 +85,8 @@ class QueueStep:
         b. A ready engine serves it: a place in its gate, and the answer.
         c. A load it can use is in flight: it waits for that one.
         d. Not everybody has told what is there and what runs: it waits, since memory is not known.
-        e. A backend is chosen; one that must be installed first is waited for, or refused by policy.
+        e. A backend is chosen; one that must be installed first is waited for, or refused by policy. Where
+           the installation in use has broken this model, an older one serves it: see `quarantine`.
         f. The breaker of this model on this installation is open: refused, with when to come back.
         g. It can never fit: refused with the numbers. It fits: a load. It does not fit now: the least
            recently used idle engines end, or it waits for room, and nobody takes what is made for it.
@@ -121,7 +123,7 @@ class QueueStep:
         elif isinstance(choice, Install):
             self._install(waiting, choice)
         else:
-            self._load(waiting, model, choice)
+            self._load(waiting, model, diverted(choice, model.id, turn.state, seen.statuses))
 
     # b
 

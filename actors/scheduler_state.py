@@ -18,6 +18,9 @@ T = TypeVar("T")
 _ENDED_REMEMBERED = 31
 _FOOTPRINTS_REMEMBERED = 255
 _INTERRUPTED_REMEMBERED = 63
+_PROVEN_REMEMBERED = 255
+_VERSIONS_REMEMBERED = 3
+_QUARANTINES_REMEMBERED = 63
 
 FORGIVEN_AFTER = 1800.0
 """Seconds after which a failure has nothing to do any more with a load that begins then."""
@@ -66,6 +69,22 @@ class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that an installation broke, and what serves it instead."""
+
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    """Where it dies."""
+    version: str
+    back_to: str
+    back_to_version: str
+    since: float
+    failures: int
+    reason: str
+
+
 class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
     """The durable state."""
 
@@ -81,6 +100,10 @@ class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
     """What engines of a kind were measured to hold, in bytes; the last ones only."""
     interrupted: Mapping[str, Interrupted] = msgspec.field(default_factory=dict)
     """model|mode → what ended only because the daemon did; the last ones only."""
+    proven: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """model|backend → installations on which it was ready and did not die, the last one last."""
+    quarantines: Mapping[str, Quarantine] = msgspec.field(default_factory=dict)
+    """By `breaker_key`: models that go back to an older installation."""
     admitted: int = 0
     version: int = 0
 
@@ -152,6 +175,8 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Engines admitted in this life → monotonic second."""
     gates: Mapping[str, GateReading] = msgspec.field(default_factory=dict)
     memory: Memory = Memory(budget=0, available=0)
+    in_use: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """backend → the installation that was current when quarantines were last looked at."""
     wishes: Mapping[str, Wish] = msgspec.field(default_factory=dict)
     """backend → what the installer was told and has not yet decided on."""
     heard: Mapping[str, str] = msgspec.field(default_factory=dict)
@@ -196,6 +221,11 @@ def breaker_key(model_id: str, backend: str, installation_id: str) -> str:
     return f"{model_id}|{backend}|{installation_id}"
 
 
+def proven_key(model_id: str, backend: str) -> str:
+    """How it is filed where a model has run."""
+    return f"{model_id}|{backend}"
+
+
 def footprint_key(spec: EngineSpec, *, on_device: bool = False) -> str:
     """How measurements are filed: by all that decides about an engine's memory."""
     where = "device" if on_device else "beside a device" if spec.device else ""
@@ -235,6 +265,9 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
             )
             if e.failure.code in NOT_THE_MODELS_FAULT:
+                if e.was_ready:
+                    proven = _apply_proven(state, e.model_id, e.backend, e.installation_id)
+                    new = change(new, proven=proven)
                 return change(new, loads=loads, interrupted=_apply_interrupted(state, e.engine_id, stored.at))
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             old = state.breakers.get(key, BreakerState())
@@ -245,6 +278,8 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             interrupted = state.interrupted
             if e.reason == "shutdown":
                 interrupted = _apply_interrupted(state, e.engine_id, stored.at)
+            if e.installation_id:
+                new = change(new, proven=_apply_proven(state, e.model_id, e.backend, e.installation_id))
             return change(
                 new,
                 loads=_apply_without(state.loads, e.engine_id),
@@ -260,10 +295,24 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             old = state.breakers.get(key, BreakerState())
             breaker = change(old, failures=e.failures, until=e.until, reason=e.reason)
-            return change(new, breakers={**state.breakers, key: breaker})
+            proven = _apply_unproven(state, e.model_id, e.backend, e.installation_id)
+            return change(new, breakers={**state.breakers, key: breaker}, proven=proven)
         case ev.BreakerClosed() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
-            return change(new, breakers=_apply_without(state.breakers, key))
+            proven = _apply_proven(state, e.model_id, e.backend, e.installation_id)
+            return change(new, breakers=_apply_without(state.breakers, key), proven=proven)
+        case ev.ModelQuarantined() as e:
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            one = Quarantine(since=stored.at, **msgspec.structs.asdict(e))
+            kept_ones = list(_apply_without(state.quarantines, key).items())[-_QUARANTINES_REMEMBERED:]
+            return change(new, quarantines={**dict(kept_ones), key: one})
+        case ev.QuarantineLifted() as e:
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            return change(
+                new,
+                quarantines=_apply_without(state.quarantines, key),
+                breakers=_apply_without(state.breakers, key),
+            )
         case ev.ConfigChanged() as e:
             key = config_key(e.model_id, e.mode)
             return change(new, configs={**state.configs, key: _apply_config(state, key, e)})
@@ -301,6 +350,23 @@ def _apply_interrupted(state: SchedulerState, engine_id: str, at: float) -> Mapp
     key = config_key(load.spec.model_id, load.spec.mode)
     kept = list(_apply_without(state.interrupted, key).items())[-_INTERRUPTED_REMEMBERED:]
     return {**dict(kept), key: Interrupted(spec=load.spec, at=at, kept=load.kept)}
+
+
+def _apply_proven(
+    state: SchedulerState, model_id: str, backend: str, installation_id: str
+) -> Mapping[str, tuple[str, ...]]:
+    key = proven_key(model_id, backend)
+    before = tuple(one for one in state.proven.get(key, ()) if one != installation_id)
+    kept = list(_apply_without(state.proven, key).items())[-_PROVEN_REMEMBERED:]
+    return {**dict(kept), key: (*before[-_VERSIONS_REMEMBERED:], installation_id)}
+
+
+def _apply_unproven(
+    state: SchedulerState, model_id: str, backend: str, installation_id: str
+) -> Mapping[str, tuple[str, ...]]:
+    key = proven_key(model_id, backend)
+    left = tuple(one for one in state.proven.get(key, ()) if one != installation_id)
+    return {**state.proven, key: left} if left else _apply_without(state.proven, key)
 
 
 def _apply_config(state: SchedulerState, key: str, event: ev.ConfigChanged) -> ModelConfigState:

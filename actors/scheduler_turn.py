@@ -12,7 +12,8 @@
    list that has been acted on, so that what retires can be removed.
 8. A daemon that stops and has no engines left is told so.
 9. Whoever waits for the daemon to be ready is told once every owner has told his list.
-10. A request's wish that makes a model stay for ever, or ends that, is stored: a restart keeps to it.
+10. Quarantines whose reason is gone are lifted.
+11. A request's wish that makes a model stay for ever, or ends that, is stored: a restart keeps to it.
 
 A step that has events ends the turn: the next one sees them applied. Should they not be storable, the same
 steps are gone through without events, so that ready engines go on serving and whoever waits hears why.
@@ -31,6 +32,7 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import load_job
+from greenroom.actors.quarantine import outlived, verdict_on
 from greenroom.actors.scheduler_context import Limits, TurnContext, eviction, footprint
 from greenroom.actors.scheduler_queue import (
     AGAIN,
@@ -98,6 +100,7 @@ class Turn:
             self._call_the_roll,
             self._report_drained,
             self._report_ready,
+            self._lift_quarantines,
             self._store_wishes,
         ):
             step()
@@ -186,7 +189,13 @@ class Turn:
                 until=turn.now.wall + cool_down(failures),
                 reason=failure.message,
             )
-            turn.record(opened, cause=load.cause)
+            verdicts = tuple(
+                verdict_on(spec, failures, failure.message, turn.state, turn.seen.statuses or {})
+            )
+            turn.record(opened, *verdicts, cause=load.cause)
+            if any(isinstance(one, ev.ModelQuarantined) for one in verdicts):
+                # Whoever waited for it waits on: the next step has the older installation serve it.
+                return
         outcome = Refusal(
             code=failure.code,
             message=failure.message,
@@ -338,6 +347,18 @@ class Turn:
             turn.effects.append(Answer(key=DRAINED, outcome=msg.Unloaded(engines=0)))
 
     # 10
+
+    def _lift_quarantines(self) -> None:
+        turn, statuses = self._turn, self._turn.seen.statuses
+        if statuses is None:
+            return
+        for one in outlived(turn.state, statuses, turn.seen.in_use):
+            turn.record(one, cause="")
+        if not turn.events:
+            in_use = {name: one.current.id for name, one in statuses.items() if one.current is not None}
+            turn.update(in_use={**turn.seen.in_use, **in_use})
+
+    # 11
 
     def _store_wishes(self) -> None:
         turn = self._turn

@@ -24,6 +24,7 @@ def command(ctx: click.Context) -> int:
         return exit_codes.OK
     from greenroom.runner.backends.catalog import BACKENDS
     from greenroom.runner.backends.declaration import Platform
+    from greenroom.runner.diagnosis.sentences import short
 
     daemon = find(settings_of(ctx))
     known: list[dict[str, Any]] = (Client(daemon.url).get("/engines") or []) if daemon else []
@@ -45,6 +46,12 @@ def command(ctx: click.Context) -> int:
             )
         )
     click.echo(table(("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS"), rows))
+    for one in (one for backend in known for one in backend.get("quarantines") or ()):
+        name = short(one["model_ref"])
+        click.echo(
+            f"{name} is served by {one['backend']} {one['back_to_version']}: it has failed "
+            f"{one['failures']} times in a row on {one['version']} (greenroom why {name})."
+        )
     for problem in BACKENDS.problems:
         click.echo(f"Warning: {problem}", err=True)
     return exit_codes.OK

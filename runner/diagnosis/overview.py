@@ -131,6 +131,11 @@ def _scheduler(state: SchedulerState, at: float) -> Iterator[str]:
     for key, breaker in state.breakers.items():
         until = f", left alone until {clock(breaker.until, at)}" if breaker.until else ""
         yield f"{_short_key(key)} has failed {breaker.failures} times{until}: {breaker.reason}"
+    for one in state.quarantines.values():
+        yield (
+            f"{short(one.model_ref)} is quarantined on {one.backend} {one.version} and served by "
+            f"{one.back_to_version}, since {clock(one.since, at)}: {one.reason}"
+        )
     for key, codes in state.refusals.items():
         yield f"refused since its last load {_short_key(key)}: {', '.join(codes)}"
 

@@ -221,6 +221,18 @@ class Narrator:
     def _breaker_closed(self, fields: Fields) -> str:
         return _ended(f"{self._model(fields)} on {fields['backend']} is trusted again: {fields['reason']}")
 
+    def _model_quarantined(self, fields: Fields) -> str:
+        backend = fields["backend"]
+        return _ended(
+            f"{self._model(fields)} is quarantined on {backend} {fields['version']} and goes back to "
+            f"{backend} {fields['back_to_version']}, after {fields['failures']} failures in a row: "
+            f"{fields['reason']}"
+        )
+
+    def _quarantine_lifted(self, fields: Fields) -> str:
+        where = f"installation {fields['installation_id']} of {fields['backend']}"
+        return _ended(f"{self._model(fields)} may be tried on {where} again: {fields['reason']}")
+
     def _config_changed(self, fields: Fields) -> str:
         parts = []
         if fields.get("context_size") is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from greenroom.actors.events import EvictionDecided, LoadAdmitted
-from greenroom.actors.scheduler_state import BreakerState, LoadState, breaker_key, config_key
+from greenroom.actors.scheduler_state import BreakerState, LoadState, Quarantine, breaker_key, config_key
 from greenroom.runner.diagnosis.history import Happening, History, of_type
 from greenroom.runner.diagnosis.lives import Life, lives_in
 from greenroom.runner.diagnosis.names import shown_model
@@ -43,10 +43,19 @@ class Story:
         return self.history.scheduler.breakers.get(key, BreakerState()).failures
 
     def breaker(self) -> BreakerState | None:
-        """The one that was opened and not closed, the latest."""
+        """The one that was opened and not closed, the latest; not of what it is quarantined on."""
         breakers = self.history.scheduler.breakers
-        mine = [one for key, one in breakers.items() if key.startswith(f"{self.id}|") and one.until]
+        away = self.history.scheduler.quarantines
+        mine = [
+            one
+            for key, one in breakers.items()
+            if key.startswith(f"{self.id}|") and one.until and key not in away
+        ]
         return max(mine, key=lambda one: one.until, default=None)
+
+    def quarantines(self) -> list[Quarantine]:
+        """Installations it dies on, and what serves it instead; the oldest first."""
+        return [one for one in self.history.scheduler.quarantines.values() if one.model_id == self.id]
 
     def stays(self, load: LoadState) -> str:
         """Why a load stays until it is told to go; empty when it does not."""

@@ -10,6 +10,7 @@ from greenroom.actors.events import (
     LoadFailed,
     LoadRefused,
     ModelCommitted,
+    ModelQuarantined,
 )
 from greenroom.actors.facts import Model
 from greenroom.actors.scheduler_state import NOT_THE_MODELS_FAULT, BreakerState
@@ -25,9 +26,10 @@ from greenroom.runner.diagnosis.story import Story
 from greenroom.runner.diagnosis.times import moment
 from greenroom.runner.diagnosis.why_loaded import why_backend_of, why_loaded
 from greenroom.runner.diagnosis.why_pull import why_not_here
+from greenroom.runner.diagnosis.why_quarantined import of_quarantine, with_quarantines
 from greenroom.runner.quantities import format_size
 
-_DECISIVE = (LoadRefused, EvictionDecided, LoadFailed, BreakerOpened)
+_DECISIVE = (LoadRefused, EvictionDecided, LoadFailed, BreakerOpened, ModelQuarantined)
 
 
 def why_model(story: Story) -> Finding:
@@ -43,16 +45,19 @@ def why_model(story: Story) -> Finding:
         return why_not_here(story)
     loads = [one for one in story.history.scheduler.loads.values() if one.spec.model_id == story.id]
     if loads:  # 2
-        return why_loaded(story, loads)
+        return with_quarantines(story, why_loaded(story, loads))
     decisive = next((one for one in reversed(story.own) if isinstance(one.event, _DECISIVE)), None)
     finding = _never_asked(story, model) if decisive is None else _not_loaded(story, decisive)  # 4, 3
     finding.also = [*finding.also, *_on_its_way(story, model)]
-    return finding
+    return with_quarantines(story, finding)
 
 
 def _not_loaded(story: Story, decisive: Happening) -> Finding:
     breaker = story.breaker()
+    quarantined = next(iter(reversed(story.quarantines())), None)
     match decisive.event:
+        case ModelQuarantined() if quarantined is not None:
+            state, ending = "unloaded", of_quarantine(story, quarantined)
         case EvictionDecided() as e:
             state, ending = "unloaded", endings.of_eviction(e, decisive.at, story.history, story.now)
         case LoadRefused(code=code) if code == "breaker_open" and breaker is not None:

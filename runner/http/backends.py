@@ -144,6 +144,7 @@ class Backends:
             "formats": facts.formats,
             "modes": facts.modes,
             "job": self._job(status),
+            "quarantines": [one for one in self._door.quarantines() if one.backend == name],
             "failure": status.failure,
             "install": "" if facts.verdict else f"greenroom install-runner --backend {name}",
         }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.messages import SCHEDULER
-from greenroom.actors.scheduler_state import ModelConfigState, SchedulerState
+from greenroom.actors.scheduler_state import ModelConfigState, Quarantine, SchedulerState
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.errors import HttpRefusal
@@ -82,6 +82,14 @@ class Door:
         except KernelError:
             return {}
         return state.configs
+
+    def quarantines(self) -> tuple[Quarantine, ...]:
+        """Models that an older version of a backend serves; empty while the scheduler cannot tell."""
+        try:
+            state: SchedulerState = self.backstage.system.state(SCHEDULER)
+        except KernelError:
+            return ()
+        return tuple(state.quarantines.values())
 
     def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
         """Have a model loaded in the background; what comes of it is in the journal."""

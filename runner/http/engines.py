@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 from greenroom.actors.messages import SCHEDULER, BackendStatus, Unload
 from greenroom.actors.progress import install_job
+from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.door import Door
@@ -74,7 +75,11 @@ class Engines:
         match status.state:
             case "installed":
                 version = status.current.version if status.current is not None else ""
-                return f"Running: {status.name} {version}" if version else "Running: version unknown"
+                if not version:
+                    return "Running: version unknown"
+                away = [one for one in self._door.quarantines() if one.backend == status.name]
+                back = ", ".join(f"{short(one.model_ref)} stays on {one.back_to_version}" for one in away)
+                return f"Running: {status.name} {version}{f' ({back})' if back else ''}"
             case "installing" | "waiting_to_retry":
                 progress = self._door.backstage.board.latest(install_job(status.name))
                 if progress is not None:

@@ -283,6 +283,43 @@ def test_a_model_that_keeps_dying_is_left_alone_and_each_attempt_is_told(script:
     assert types(found)[-1] == "load_refused"
 
 
+def test_a_model_that_a_new_version_breaks_is_told_with_the_way_back(script: Any) -> None:
+    newer = script.install("llama.cpp", "2.0")
+    for code in (1, 1, 2):
+        engine = script.admit(installation=newer)
+        script.spawn(engine)
+        script.die(engine, "It cannot read it.", was_ready=False, code=code, last_lines=("bad tensor",))
+    script.add(
+        ev.ModelQuarantined(
+            model_id=SMOLLM2,
+            model_ref="docker.io/ai/smollm2:latest",
+            backend="llama.cpp",
+            installation_id=newer,
+            version="2.0",
+            back_to="1.0-ab12cd34.1",
+            back_to_version="1.0",
+            failures=3,
+            reason="It cannot read it.",
+        )
+    )
+    found = script.why("smollm2")
+    assert (found.state, found.cause) == ("unloaded", "quarantined")
+    assert "has failed 3 times in a row on llama.cpp 2.0, so it goes back to llama.cpp 1.0" in found.answer
+    assert found.numbers["quarantined_after"] == 3
+    assert [words.lines for words in found.words] == [("bad tensor",)]
+    assert types(found)[-1] == "model_quarantined"
+
+    script.load()
+    found = script.why("smollm2")
+    assert found.state == "loaded"
+    (told,) = [line for line in found.also if "quarantined" in line]
+    assert "failed 3 times in a row there and has run on llama.cpp 1.0" in told
+    assert found.words[-1].of == "Last lines on llama.cpp 2.0"
+    commands = [one.command for one in found.remedies]
+    assert "greenroom upgrade-runner --backend llama.cpp --version 2.0" in commands
+    assert "greenroom rollback-runner --backend llama.cpp --version 1.0" in commands
+
+
 def test_once_the_pause_is_over_it_says_that_it_may_be_tried_again(script: Any) -> None:
     breaker(script, until=40.0)
     script.wait(60.0)

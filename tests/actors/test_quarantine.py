@@ -1,0 +1,194 @@
+"""A model that a new version of a backend breaks goes back to the version that served it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Installation
+from stage import Stage, installation, model
+
+QWEN, PHI = model("qwen", format="safetensors-mlx"), model("phi", format="safetensors-mlx")
+
+OLD = installation("mlx", "0.32", built_at=1.0)
+NEW = installation("mlx", "0.33", built_at=2.0)
+NEWEST = installation("mlx", "0.34", built_at=3.0)
+
+
+def mlx(current: Installation, *others: Installation, **more: Any) -> msg.BackendStatus:
+    return msg.BackendStatus(
+        name="mlx", state="installed", current=current, installations=(current, *others), wanted=True, **more
+    )
+
+
+def on_the_old_one() -> Stage:
+    """Qwen has run on the old version."""
+    stage = Stage().begin(QWEN, PHI, installed_ones=())
+    stage.hear_installer(mlx(OLD))
+    spec = stage.loaded("qwen")
+    assert spec.installation_id == OLD.id
+    stage.when(msg.Unload(all=True)).rest()
+    stage.engine_is(spec, "gone")
+    return stage
+
+
+def upgraded() -> Stage:
+    return on_the_old_one().hear_installer(mlx(NEW, OLD))
+
+
+def dies(stage: Stage, times: int, name: str = "qwen") -> Stage:
+    for number in range(times):
+        stage.serve(f"{name}-{stage.clock.now().monotonic}-{number}", name)
+        stage.dies(stage.spec_of(name), summary="This version cannot read the model.")
+    return stage
+
+
+def quarantined() -> Stage:
+    """And unloaded again after it has run on the old version."""
+    stage = dies(upgraded(), 3)
+    assert stage.stored(ev.ModelQuarantined)
+    spec = stage.spec_of("qwen")
+    stage.engine_is(spec, "starting").engine_is(spec, "ready")
+    for request in sorted(stage.gates.inside(spec.engine_id)):
+        stage.leave(request)
+    stage.when(msg.Unload(all=True)).rest()
+    return stage.engine_is(spec, "gone")
+
+
+def test_a_model_that_dies_three_times_on_the_new_version_goes_back_to_the_old_one() -> None:
+    stage = dies(upgraded(), 2)
+    assert not stage.stored(ev.ModelQuarantined)
+    stage.serve("r1", "qwen")
+    assert stage.spec_of("qwen").installation_id == NEW.id
+    stage.dies(stage.spec_of("qwen"), summary="This version cannot read the model.")
+    (event,) = stage.stored(ev.ModelQuarantined)
+    assert (event.version, event.back_to_version, event.failures) == ("0.33", "0.32", 3)
+    assert event.reason == "This version cannot read the model."
+    # Whoever waited for the third one is served by the old version, not refused.
+    spec = stage.spec_of("qwen")
+    assert spec.installation_id == OLD.id
+    stage.engine_is(spec, "ready")
+    assert stage.granted("r1").engine_id == spec.engine_id
+    chosen = stage.stored(ev.BackendChosen)[-1]
+    assert chosen.reasons[-1] == (
+        "it is served from mlx 0.32, since it has failed 3 times in a row on 0.33"
+    )
+
+
+def test_every_other_model_goes_on_with_the_new_version() -> None:
+    stage = quarantined()
+    assert stage.loaded("phi").installation_id == NEW.id
+
+
+def test_a_model_that_never_ran_on_the_old_version_is_only_left_alone() -> None:
+    stage = dies(upgraded(), 3, "phi")
+    assert not stage.stored(ev.ModelQuarantined)
+    stage.serve("r1", "phi")
+    assert stage.refused("r1").code == "breaker_open"
+
+
+def test_a_model_that_has_run_on_the_new_version_too_is_only_left_alone() -> None:
+    stage = upgraded()
+    spec = stage.loaded("qwen")
+    stage.when(msg.Unload(all=True)).rest()
+    stage.engine_is(spec, "gone")
+    dies(stage, 3)
+    assert not stage.stored(ev.ModelQuarantined)
+
+
+def test_an_engine_that_ends_before_it_was_ready_proves_nothing() -> None:
+    stage = Stage().begin(QWEN, installed_ones=()).hear_installer(mlx(OLD))
+    stage.serve("r1", "qwen")
+    spec = stage.spec_of("qwen")
+    stage.engine_is(spec, "starting").when(msg.Abandon(request_id="r1")).rest()
+    stage.when(msg.Unload(all=True)).rest()
+    stage.engine_is(spec, "gone")
+    dies(stage.hear_installer(mlx(NEW, OLD)), 3)
+    assert not stage.stored(ev.ModelQuarantined)
+
+
+def test_what_was_ready_when_it_was_lost_with_its_daemon_has_run() -> None:
+    stage = Stage().begin(QWEN, installed_ones=()).hear_installer(mlx(OLD))
+    stage.dies(stage.loaded("qwen"), lost=True)
+    dies(stage.hear_installer(mlx(NEW, OLD)), 3)
+    assert stage.stored(ev.ModelQuarantined)
+
+
+def test_an_old_version_that_is_broken_or_goes_serves_nobody() -> None:
+    for gone in (mlx(NEW), mlx(NEW, OLD, retiring=(OLD.id,))):
+        stage = dies(on_the_old_one().hear_installer(gone), 3)
+        assert not stage.stored(ev.ModelQuarantined)
+
+
+def test_a_quarantine_outlives_a_restart() -> None:
+    stage = quarantined().rebuild()
+    stage.hear_installer(mlx(NEW, OLD)).serve("r1", "qwen")
+    assert stage.spec_of("qwen").installation_id == OLD.id
+
+
+def test_a_quarantine_says_what_it_is_about() -> None:
+    (one,) = quarantined().state.quarantines.values()
+    assert (one.model_ref, one.version, one.back_to_version, one.failures) == ("qwen", "0.33", "0.32", 3)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (mlx(NEWEST, NEW, OLD), "a newer installation of mlx (0.34) is in use"),
+        (mlx(OLD), "mlx 0.33 is not here any more"),
+        (mlx(NEW), "mlx 0.32, which served it, is not here any more"),
+    ],
+)
+def test_a_quarantine_ends_by_itself(status: msg.BackendStatus, reason: str) -> None:
+    stage = quarantined().hear_installer(status)
+    (event,) = stage.stored(ev.QuarantineLifted)
+    assert event.reason == reason
+    assert not stage.state.quarantines
+    stage.serve("r1", "qwen")
+    assert status.current is not None
+    assert stage.spec_of("qwen").installation_id == status.current.id
+
+
+def test_going_back_and_forth_by_hand_has_the_model_tried_again() -> None:
+    stage = quarantined().hear_installer(mlx(OLD, NEW))
+    assert not stage.stored(ev.QuarantineLifted)
+    stage.hear_installer(mlx(NEW, OLD))
+    (event,) = stage.stored(ev.QuarantineLifted)
+    assert event.reason == "mlx 0.33 was brought into use again"
+    assert stage.serve("r1", "qwen").spec_of("qwen").installation_id == NEW.id
+
+
+def test_asking_for_the_version_again_has_the_model_tried_again_at_once() -> None:
+    stage = quarantined().when(msg.LiftQuarantines(backend="llama.cpp")).rest()
+    assert stage.state.quarantines
+    stage.when(msg.LiftQuarantines(backend="mlx")).rest()
+    assert not stage.state.quarantines
+    assert stage.serve("r1", "qwen").spec_of("qwen").installation_id == NEW.id
+
+
+def test_another_configuration_has_the_model_tried_again() -> None:
+    stage = quarantined()
+    stage.when(msg.Configure(model_id=QWEN.id, model_ref="qwen", keep_alive=10.0)).rest()
+    assert stage.state.quarantines
+    stage.when(msg.Configure(model_id=QWEN.id, model_ref="qwen", context_size=512)).rest()
+    assert not stage.state.quarantines
+
+
+def test_a_model_that_dies_on_the_old_version_too_was_not_broken_by_the_new_one() -> None:
+    stage = dies(quarantined(), 3)
+    (event,) = stage.stored(ev.QuarantineLifted)
+    assert event.reason == "it has failed 3 times in a row on 0.32 too"
+    # Nor does it go to and fro between the two.
+    for _ in range(4):
+        dies(stage.pass_time(300), 1)
+    assert len(stage.stored(ev.ModelQuarantined)) == 1
+
+
+def test_failures_that_are_not_the_models_fault_quarantine_nothing() -> None:
+    stage = upgraded()
+    for number in range(4):
+        stage.serve(f"r{number}", "qwen")
+        stage.dies(stage.spec_of("qwen"), lost=True)
+    assert not stage.stored(ev.ModelQuarantined)

@@ -122,6 +122,4 @@ def _whole(statuses: Statuses, backend: str) -> dict[str, Installation]:
     status = statuses.get(backend)
     if status is None:
         return {}
-    return {
-        one.id: one for one in status.installations if not one.broken and one.id not in status.retiring
-    }
+    return {one.id: one for one in status.installations if not one.broken and one.id not in status.retiring}

@@ -303,9 +303,9 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             return change(new, breakers=_apply_without(state.breakers, key), proven=proven)
         case ev.ModelQuarantined() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
-            one = Quarantine(since=stored.at, **msgspec.structs.asdict(e))
+            away = Quarantine(since=stored.at, **msgspec.structs.asdict(e))
             kept_ones = list(_apply_without(state.quarantines, key).items())[-_QUARANTINES_REMEMBERED:]
-            return change(new, quarantines={**dict(kept_ones), key: one})
+            return change(new, quarantines={**dict(kept_ones), key: away})
         case ev.QuarantineLifted() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             return change(

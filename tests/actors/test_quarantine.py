@@ -72,9 +72,7 @@ def test_a_model_that_dies_three_times_on_the_new_version_goes_back_to_the_old_o
     stage.engine_is(spec, "ready")
     assert stage.granted("r1").engine_id == spec.engine_id
     chosen = stage.stored(ev.BackendChosen)[-1]
-    assert chosen.reasons[-1] == (
-        "it is served from mlx 0.32, since it has failed 3 times in a row on 0.33"
-    )
+    assert chosen.reasons[-1] == ("it is served from mlx 0.32, since it has failed 3 times in a row on 0.33")
 
 
 def test_every_other_model_goes_on_with_the_new_version() -> None:

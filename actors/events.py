@@ -469,6 +469,32 @@ class ModelRemoved(Event, frozen=True, kw_only=True):
     freed: int = 0
 
 
+# idempotency
+
+
+class CommandKeyed(Event, frozen=True, kw_only=True):
+    """A command with an Idempotency-Key is carried out."""
+
+    TAG = "command_keyed"
+    key: str
+    """SHA-256 of the key."""
+    command: str
+    """SHA-256 of method, path and body."""
+    name: str
+    """Method and path."""
+
+
+class CommandAnswered(Event, frozen=True, kw_only=True):
+    """What whoever sends it again is answered."""
+
+    TAG = "command_answered"
+    key: str
+    status: int
+    content_type: str = ""
+    body: str = ""
+    location: str = ""
+
+
 # daemon
 
 

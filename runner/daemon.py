@@ -21,6 +21,7 @@ from greenroom.actors.daemon_log import DaemonLog, DaemonState
 from greenroom.actors.events import DaemonStarted
 from greenroom.actors.facts import Engine, EngineSpec, Model
 from greenroom.actors.gates import GateBoard
+from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer import Installer
 from greenroom.actors.installer_state import InstallerState
 from greenroom.actors.journal.port import Journal
@@ -192,6 +193,7 @@ class Greenroom:
             _log.warning("%s", problem)
         # First, so that what follows a start stands behind it in the journal.
         system.register(DaemonLog(self._started()))
+        system.register(Idempotency())
         system.register(Installer(self.facts), hands=installer)
         for name in self.backends:
             system.register(Runner(name), hands=runner)

@@ -8,6 +8,7 @@ from typing import Any
 
 from greenroom.actors.daemon_log import DaemonState
 from greenroom.actors.facts import Engine, Model
+from greenroom.actors.idempotency import IdempotencyState
 from greenroom.actors.installer_state import BackendInstallState, InstallerState
 from greenroom.actors.library import LibraryState
 from greenroom.actors.runner import RunnerState
@@ -57,6 +58,9 @@ def _rows(state: Any, at: float) -> Iterator[str]:
             yield f"{runs}; start number {state.starts}"
         case InstallerState():
             yield from _installer(state, at)
+        case IdempotencyState():
+            if state.keys:
+                yield f"{len(state.keys)} commands with a key are remembered"
         case LibraryState():
             yield from _library(state, at)
         case SchedulerState():

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.events import DaemonStarted
+from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer import Installer
 from greenroom.actors.journal.port import JournalDamaged, Record
 from greenroom.actors.kernel.codec import Codec
@@ -54,7 +55,13 @@ class Replay:
         self._codec.register([CommandParked])
         # What a core was made with matters to `decide` alone, and nothing is decided here.
         started = DaemonStarted(pid=0, version="", platform="")
-        self._cores: list[Core[Any, Any]] = [DaemonLog(started), Installer(()), Library(), Scheduler(())]
+        self._cores: list[Core[Any, Any]] = [
+            DaemonLog(started),
+            Idempotency(),
+            Installer(()),
+            Library(),
+            Scheduler(()),
+        ]
         for core in (*self._cores, Runner("")):
             self._codec.register(core.event_types)
         self._owners: dict[str, Core[Any, Any] | None] = {}

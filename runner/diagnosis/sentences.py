@@ -298,6 +298,15 @@ class Narrator:
         space = f" {format_size(freed)} are free again." if freed else ""
         return f"{self._model(fields)} is gone: {fields['reason']}.{space}"
 
+    # idempotency
+
+    def _command_keyed(self, fields: Fields) -> str:
+        return f"{fields['name']} came with an Idempotency-Key ({str(fields['key'])[:12]})."
+
+    def _command_answered(self, fields: Fields) -> str:
+        key = str(fields["key"])[:12]
+        return f"What came with Idempotency-Key {key} was answered with status {fields['status']}."
+
     # daemon
 
     def _daemon_started(self, fields: Fields) -> str:

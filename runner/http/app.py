@@ -20,6 +20,7 @@ from greenroom.runner.http.errors import Family, HttpRefusal, answer_error
 from greenroom.runner.http.headers import ID, REQUEST_ID, request_id_of
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.installs import Installs
+from greenroom.runner.http.keyed import keyed
 from greenroom.runner.http.models import Models
 from greenroom.runner.http.transfers import Transfers
 from greenroom.runner.http.upkeep import Upkeep
@@ -58,7 +59,7 @@ def front_door(
     """
     door = Door(backstage, stop)
     guard = _guard(frozenset(allowed_hosts), frozenset(allowed_origins))
-    app = web.Application(middlewares=[_journal(door), guard, _plainly])
+    app = web.Application(middlewares=[_journal(door), guard, _plainly, keyed(door), _plainly])
     app[DOOR] = door
     app.add_routes([*openai.routes(door)])
     families = (Engines, Installs, Transfers, Upkeep, Models, Health, Why, Backends)

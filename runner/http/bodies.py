@@ -9,6 +9,9 @@ import msgspec
 from aiohttp import web
 from greenroom.runner.http.errors import HttpRefusal
 
+BODY: web.RequestKey[bytes] = web.RequestKey("greenroom.body", bytes)
+"""A body that was read before its handler came to it."""
+
 _BODY_TIMEOUT = 120.0
 """Seconds for a whole body: generous for 10 MiB on a bad line, and still an end."""
 
@@ -33,6 +36,9 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     `limit` is in bytes and holds for what arrives unpacked too, also in a host's application with other
     limits. Raises HttpRefusal: 413 past the limit, 408 when it does not come, 400 when it is cut off.
     """
+    known: bytes | None = request.get(BODY)
+    if known is not None:
+        return known
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     content = request.content

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import KernelError
@@ -42,7 +43,7 @@ class Door:
         self._models: tuple[Model, ...] = ()
         self._named: dict[str, Model] = {}
         """What names stood for while the models were these."""
-        self._preloads: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def model(self, name: str, param: str = "model") -> Model:
         """The model of that name. Raises HttpRefusal: 404 when it is not here, 400 when it is no name."""
@@ -91,22 +92,26 @@ class Door:
             return ()
         return tuple(state.quarantines.values())
 
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done that nobody waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        # A loop keeps only weak references to its tasks.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
         """Have a model loaded in the background; what comes of it is in the journal."""
         admission = Admission(
             self.backstage, self.ids, model, asked_as=asked_as, mode=mode, backend=backend, caller="preload"
         )
-        task = asyncio.get_running_loop().create_task(_preload(admission))
-        # A loop keeps only weak references to its tasks.
-        self._preloads.add(task)
-        task.add_done_callback(self._preloads.discard)
+        self.keep(_preload(admission))
 
     async def close(self) -> None:
         """Let go of everything."""
-        for task in self._preloads:
+        for task in self._tasks:
             task.cancel()
-        if self._preloads:
-            await asyncio.wait(self._preloads)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self.visitors.close()
         self.upstreams.close()
 

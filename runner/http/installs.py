@@ -14,11 +14,20 @@ import msgspec
 from aiohttp import web
 from greenroom.actors.facts import Progress
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.messages import INSTALLER, CancelInstall, Ensure, Ensured, PlanInstall, Uninstall
+from greenroom.actors.messages import (
+    INSTALLER,
+    CancelInstall,
+    Ensure,
+    Ensured,
+    PlanInstall,
+    Uninstall,
+    Uninstalled,
+)
 from greenroom.actors.progress import install_job
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, wants_json
+from greenroom.runner.http.following import answered
 from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.waiting import EVENT_STREAM
@@ -133,8 +142,7 @@ class Installs:
             reply = backstage.system.ask(INSTALLER, ensure, cause=request_id_of(request))
             lines = _lines(request, backend)
             if lines is None:
-                await reply
-                return web.Response()
+                return await answered(request, reply, lambda _: web.Response())
             return await stream_job(request, backstage.board, install_job(backend), reply, lines)
 
         return await self._door.visitors.attend(request, plan if body.dry_run else install)
@@ -145,9 +153,12 @@ class Installs:
         backend = self._door.backend(body.backend)
 
         async def uninstall() -> web.StreamResponse:
-            gone = await self._door.backstage.system.ask(
+            reply = self._door.backstage.system.ask(
                 INSTALLER, Uninstall(backend=backend, force=body.force), cause=request_id_of(request)
             )
+            return await answered(request, reply, told)
+
+        def told(gone: Uninstalled) -> web.Response:
             if wants_json(request):
                 return web.Response(body=_encode(gone), content_type="application/json")
             return web.Response()

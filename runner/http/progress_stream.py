@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from aiohttp import web
 from greenroom.actors.facts import Progress
+from greenroom.actors.idempotency import Outcome
 from greenroom.actors.kernel.errors import KernelError, Refusal
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.http.errors import refusal_of
+from greenroom.runner.http.following import FOLLOWING, hand_over, refused_as
 
 _PAUSE = 0.1
 """Seconds between two lines of the same phase."""
@@ -96,6 +98,7 @@ async def stream_job(
     """Tell a job's progress until its answer is there. Raises the refusal that comes before any progress."""
     feed = Feed(board, job)
     answer = asyncio.ensure_future(_answer(reply))
+    following = request.get(FOLLOWING)
     news: asyncio.Task[None] | None = None
     response: web.StreamResponse | None = None
     try:
@@ -116,23 +119,35 @@ async def stream_job(
             if news is None:
                 await asyncio.wait({answer}, timeout=_PAUSE)
         if response is None:
-            result = answer.result()
+            last = lines.success(answer.result())
+            if following is not None:
+                following.outcome = _said(lines, last)
             response = await _begin(request, lines, headers)
-            await response.write(lines.success(result))
+            await response.write(last)
         else:
             # What came just before the end would otherwise be missing from it.
             while (step := feed.next()) is not None:
                 await response.write(lines.progress(step))
             try:
                 last = lines.success(answer.result())
+                outcome = _said(lines, last)
             except KernelError as error:
                 last = lines.error(refusal_of(error))
+                outcome = refused_as(error, lambda _: _said(lines, last))
+            if following is not None:
+                following.outcome = outcome
             await response.write(last)
         await response.write_eof()
         return response
     finally:
         feed.close()
-        answer.cancel()
+        if not answer.done():
+            hand_over(
+                request,
+                answer,
+                lambda result: _said(lines, lines.success(result)),
+                lambda refusal: _said(lines, lines.error(refusal)),
+            )
         if news is not None:
             news.cancel()
 
@@ -155,6 +170,10 @@ def sentence_of(progress: Progress, board: ProgressBoard | None = None) -> str:
 def megabytes(size: int) -> str:
     """Bytes for people, as Docker Model Runner writes them."""
     return f"{size / 2**20:.2f} MB"
+
+
+def _said(lines: Lines, last: bytes) -> Outcome | None:
+    return Outcome(status=200, content_type=lines.content_type, body=last.decode())
 
 
 async def _answer(reply: Awaitable[Any]) -> Any:

@@ -24,6 +24,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.events import DaemonStarted
+from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer import Installer
 from greenroom.actors.journal.maintenance import export
 from greenroom.actors.journal.port import Entry, Record
@@ -44,6 +45,7 @@ AT = 1_800_000_000.0
 
 CORES: tuple[Core[Any, Any], ...] = (
     DaemonLog(DaemonStarted(pid=1, version="", platform="")),
+    Idempotency(),
     Installer(()),
     Library(),
     Runner("mlx"),

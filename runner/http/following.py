@@ -1,0 +1,94 @@
+"""What becomes of a keyed command whose client has left: its answer is waited for, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from greenroom.actors.idempotency import Outcome
+from greenroom.actors.kernel.errors import KernelError, Refusal
+from greenroom.runner.http.errors import answer, refusal_of
+from greenroom.runner.http.visitors import LEFT
+
+_LARGEST = 64 * 2**10
+"""Bytes of an answer that is remembered."""
+_PASSING = frozenset({408, 429, 503, LEFT})
+"""Answers that say nothing of the command: the next one is carried out."""
+
+
+class Following:
+    """What a handler leaves behind of a command that takes long."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+        """How it ended, when its answer was streamed."""
+        self.pending: asyncio.Task[Outcome | None] | None = None
+        """How it will end, when nobody listens any more."""
+
+
+FOLLOWING: web.RequestKey[Following] = web.RequestKey("greenroom.following", Following)
+
+
+async def answered(
+    request: web.Request, reply: Awaitable[Any], render: Callable[[Any], web.Response]
+) -> web.Response:
+    """The answer to a command, as a response. Raises its refusal."""
+    task = asyncio.ensure_future(_result(reply))
+    try:
+        return render(await asyncio.shield(task))
+    finally:
+        if not task.done():
+            hand_over(
+                request,
+                task,
+                lambda result: outcome_of(render(result)),
+                lambda refusal: outcome_of(answer(request, refusal, "text")),
+            )
+
+
+def hand_over(
+    request: web.Request,
+    task: asyncio.Task[Any],
+    told: Callable[[Any], Outcome | None],
+    refused: Callable[[Refusal], Outcome | None],
+) -> None:
+    """The client has left in the middle: a keyed command's answer is kept, another's is nobody's business."""
+    following = request.get(FOLLOWING)
+    if following is None:
+        task.cancel()
+        return
+
+    async def outcome() -> Outcome | None:
+        try:
+            return told(await task)
+        except KernelError as error:
+            return refused_as(error, refused)
+
+    following.pending = asyncio.ensure_future(outcome())
+
+
+def refused_as(error: KernelError, refused: Callable[[Refusal], Outcome | None]) -> Outcome | None:
+    """What is remembered of a no; None when it says nothing of the next time."""
+    refusal = refusal_of(error)
+    return None if refusal.retry_after or refusal.code == "cancelled" else refused(refusal)
+
+
+def outcome_of(response: web.StreamResponse) -> Outcome | None:
+    """What is remembered of an answer; None when the command should rather be carried out again."""
+    if not isinstance(response, web.Response) or response.status in _PASSING:
+        return None
+    body = response.body
+    if "Retry-After" in response.headers or not isinstance(body, bytes | None) or len(body or b"") > _LARGEST:
+        return None
+    return Outcome(
+        status=response.status,
+        content_type=response.content_type if body else "",
+        body=(body or b"").decode("utf-8", "replace"),
+        location=response.headers.get("Location", ""),
+    )
+
+
+async def _result(reply: Awaitable[Any]) -> Any:
+    return await reply

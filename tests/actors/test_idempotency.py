@@ -1,0 +1,77 @@
+"""Commands that come twice with one key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenroom.actors import events as ev
+from greenroom.actors.idempotency import (
+    REMEMBERED,
+    REMEMBERED_FOR,
+    BeginKeyed,
+    Begun,
+    EndKeyed,
+    Idempotency,
+    Outcome,
+)
+from greenroom.actors.kernel.core import Answer, Later
+from greenroom.actors.testing import given
+
+KEYED = ev.CommandKeyed(key="k", command="c", name="POST /engines")
+BEGIN = BeginKeyed(key="k", command="c", name="POST /engines")
+DONE = Outcome(status=202, content_type="application/json", body="{}", location="/engines/mlx")
+ANSWERED = ev.CommandAnswered(
+    key="k", status=202, content_type="application/json", body="{}", location="/engines/mlx"
+)
+
+
+def answers(case: Any) -> list[Any]:
+    return [one for one in case.effects if isinstance(one, Answer)]
+
+
+def test_the_first_one_is_carried_out_and_whoever_comes_meanwhile_gets_its_answer() -> None:
+    case = given(Idempotency()).when(BEGIN).then(KEYED)
+    assert isinstance(case.reply, Begun)
+    case.when(BEGIN).then()
+    assert case.reply == Later("k")
+    case.when(EndKeyed(key="k", outcome=DONE)).then(ANSWERED)
+    assert answers(case) == [Answer(key="k", outcome=DONE)]
+
+
+def test_a_later_one_gets_the_same_answer_also_in_another_life() -> None:
+    case = given(Idempotency(), KEYED, ANSWERED).when(BEGIN).then()
+    assert case.reply == DONE
+
+
+def test_what_the_end_of_a_daemon_interrupted_is_carried_out_again() -> None:
+    case = given(Idempotency(), KEYED).when(BEGIN).then()
+    assert isinstance(case.reply, Begun)
+
+
+def test_another_command_with_the_same_key_is_refused_before_and_after_the_answer() -> None:
+    other = BeginKeyed(key="k", command="d", name="POST /engines")
+    for history in ((KEYED,), (KEYED, ANSWERED)):
+        case = given(Idempotency(), *history).when(other).then()
+        assert case.reply.status == 422
+
+
+def test_a_command_without_an_outcome_is_carried_out_by_whoever_comes_next() -> None:
+    case = given(Idempotency()).when(BEGIN).when(EndKeyed(key="k")).then()
+    (answer,) = answers(case)
+    assert (answer.outcome.status, answer.outcome.retry_after) == (503, 1.0)
+    case.when(BEGIN).then()
+    assert isinstance(case.reply, Begun)
+
+
+def test_a_key_is_forgotten_after_a_day() -> None:
+    case = given(Idempotency(), KEYED, ANSWERED).advance(REMEMBERED_FOR)
+    case.when(BeginKeyed(key="k", command="d", name="POST /engines")).then(ev.CommandKeyed)
+    assert isinstance(case.reply, Begun)
+
+
+def test_only_the_last_keys_are_remembered() -> None:
+    many = [ev.CommandKeyed(key=f"k{number}", command="c", name="n") for number in range(REMEMBERED + 5)]
+    case = given(Idempotency(), *many)
+    assert len(case.state.keys) == REMEMBERED
+    assert "k4" not in case.state.keys
+    assert f"k{REMEMBERED + 4}" in case.state.keys

@@ -1,0 +1,147 @@
+"""`Idempotency-Key` over HTTP: sent twice, carried out once; and many who ask for the same without one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+from builds import Builds
+from greenroom.actors.facts import Failure
+from greenroom.actors.idempotency import IDEMPOTENCY
+from greenroom.actors.messages import INSTALLER
+from greenroom.runner.http.app import DOOR
+
+KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+NDJSON = {"Accept": "application/x-ndjson"}
+ASKERS = 1000
+
+
+@pytest.fixture
+async def house(open_house: Any) -> Any:
+    return await open_house()
+
+
+def answered(house: Any) -> int:
+    keys = house.greenroom.system.state(IDEMPOTENCY).keys.values()
+    return sum(one.outcome is not None for one in keys)
+
+
+def install(house: Any, headers: dict[str, str], **more: Any) -> Any:
+    return house.post("/engines/install-backend", {"backend": "absent", **more}, headers=headers)
+
+
+def waiting(house: Any) -> int:
+    seen = house.greenroom.system._shells[INSTALLER]._seen
+    return sum(seen.waiting.values())
+
+
+async def test_a_second_one_waits_for_the_first_and_a_third_gets_the_same_answer(
+    house: Any, wait_until: Any
+) -> None:
+    builds = Builds(house)
+    first = asyncio.ensure_future(_text(install(house, KEY)))
+    await wait_until(lambda: builds.jobs)
+    second = asyncio.ensure_future(_text(install(house, KEY)))
+    # Not carried out again: only one waits for the installer.
+    async with install(house, KEY, version="2") as response:
+        assert response.status == 422
+        assert "came with another command" in await response.text()
+    assert waiting(house) == 1
+    builds.fail("absent.1", Failure(kind="permanent", code="no_space", message="No space is left."))
+    one, other = await first, await second
+    assert one[0] == other[0] == 507
+    assert one[1] == other[1]
+    assert (await _text(install(house, KEY))) == other
+    assert other[2] == "true"
+    assert len(builds.jobs) == 1
+    # Another key is another wish.
+    again = asyncio.ensure_future(_text(install(house, {"Idempotency-Key": "another"})))
+    await wait_until(lambda: len(builds.jobs) == 2)
+    builds.commit("absent.2", "1")
+    assert (await again)[0] == 200
+
+
+async def test_the_outcome_of_a_client_that_left_is_kept_for_its_return(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    for headers in (KEY, KEY | NDJSON):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await _text(install(house, headers))
+        await wait_until(lambda: not len(house.app[DOOR].visitors))
+    assert len(builds.jobs) == 1
+    builds.commit("absent.1", "1")
+    await wait_until(lambda: answered(house) == 1)
+    assert await _text(install(house, KEY)) == (200, "", "true")
+
+
+async def test_a_stream_is_answered_again_by_its_last_line(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    first = asyncio.ensure_future(_text(install(house, KEY | NDJSON)))
+    await wait_until(lambda: builds.jobs)
+    builds.commit("absent.1", "1")
+    lines = (await first)[1].splitlines()
+    again = await _text(install(house, KEY | NDJSON))
+    assert again == (200, lines[-1] + "\n", "true")
+
+
+async def test_an_answer_is_the_same_although_the_world_has_changed(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    async with house.post("/engines", {"name": "absent"}, headers=KEY) as response:
+        assert (response.status, response.headers["Location"]) == (202, "/engines/absent")
+        accepted = await response.text()
+    builds.commit("absent.1", "1")
+    await wait_until(lambda: house.greenroom.statuses()[1].current is not None)
+    async with house.post("/engines", {"name": "absent"}, headers=KEY) as response:
+        assert (response.status, response.headers["Location"]) == (202, "/engines/absent")
+        assert await response.text() == accepted
+
+
+async def test_a_passing_failure_is_not_kept(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    first = asyncio.ensure_future(_text(install(house, KEY)))
+    await wait_until(lambda: builds.jobs)
+    async with house.post("/engines/cancel-install", {"backend": "absent"}) as response:
+        assert response.status == 200
+    status, text, _ = await first
+    assert status == 409
+    assert "cancelled" in text
+
+
+@pytest.mark.parametrize("key", ["", " ", "ä", "x" * 256])
+async def test_a_key_that_is_none_is_refused(house: Any, key: str) -> None:
+    async with house.post("/engines/unload", {"all": True}, headers={"Idempotency-Key": key}) as response:
+        assert response.status == 400
+        assert "Idempotency-Key must be" in await response.text()
+
+
+async def test_requests_to_models_do_not_hear_the_header(house: Any) -> None:
+    async with house.post("/v1/chat/completions", {"model": "nobody"}, headers=KEY) as response:
+        assert response.status == 404
+    assert not house.greenroom.system.state(IDEMPOTENCY).keys
+
+
+async def test_a_thousand_askers_of_one_absent_backend_make_one_installation(
+    house: Any, wait_until: Any
+) -> None:
+    builds = Builds(house)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        url = f"{house.base}/engines/install-backend"
+
+        async def ask() -> int:
+            async with session.post(url, json={"backend": "absent"}) as response:
+                await response.read()
+                return response.status
+
+        askers = [asyncio.ensure_future(ask()) for _ in range(ASKERS)]
+        await wait_until(lambda: waiting(house) == ASKERS, bound=60.0)
+        builds.commit("absent.1", "1")
+        assert await asyncio.gather(*askers) == [200] * ASKERS
+    assert builds.jobs == [("absent.1", "")]
+    assert house.greenroom.system.state(INSTALLER).of("absent").jobs == 1
+
+
+async def _text(asked: Any) -> tuple[int, str, str]:
+    async with asked as response:
+        return response.status, await response.text(), response.headers.get("Idempotency-Replayed", "")

@@ -1,0 +1,41 @@
+"""Builds that end when and as a test says."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from greenroom.actors.facts import Failure, Installation
+
+
+class Builds:
+    """Stands in for the builder of a house: a build ends when and as the test says."""
+
+    def __init__(self, house: Any) -> None:
+        self.builder = house.greenroom._builder
+        self.builder.start = self._start
+        self.builder.cancel = self._cancel
+        self.jobs: list[tuple[str, str]] = []
+        self.damaged: list[str] = []
+        self.builder.verify = lambda *_: self.damaged
+
+    def _start(self, job: str, backend: str, *, version: str, **_: Any) -> None:
+        assert backend == "absent"
+        self.jobs.append((job, version))
+
+    def _cancel(self, job: str) -> None:
+        threading.Thread(target=self.builder._listener.cancelled, args=(job,), daemon=True).start()
+
+    def commit(self, job: str, version: str) -> None:
+        made = Installation(
+            id=f"{version}-{version * 8}.1",
+            backend="absent",
+            version=version,
+            digest=version * 8,
+            built_at=float(version),
+            size=1000,
+        )
+        self.builder._listener.committed(job, made)
+
+    def fail(self, job: str, failure: Failure) -> None:
+        self.builder._listener.failed(job, failure)

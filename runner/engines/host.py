@@ -66,6 +66,8 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _PULSE_SECONDS = 1.0
+_PROBE_PAUSE = (0.01, 0.1)
+"""The shortest and the longest pause between two questions whether an engine is ready, in seconds."""
 _KEPT_FOLDERS = 20
 """Folders of ended engines that a sweep leaves for `why` and `logs`, newest first."""
 _KEPT_MEANWHILE = 64
@@ -157,6 +159,7 @@ class EngineHost:
         except (OSError, KeeperGone) as problem:
             text = f"The engine's keeper cannot be started: {problem}."
             self._failed(handle, Failure(kind="transient", code="keeper", message=text))
+            self._want_spare()
             return
         except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
             _log.exception("engine %s: its start could not be prepared", handle.engine_id)
@@ -165,7 +168,11 @@ class EngineHost:
             return
         self._watch.add(handle)
         handle.spawned.wait()
-        self._await_ready(handle)
+        try:
+            self._await_ready(handle)
+        finally:
+            # Not sooner: the start of another process would take its share of what the engine loads with.
+            self._want_spare()
 
     def _never_ran(self, handle: Handle) -> None:
         summary = f"The {handle.spec.backend} engine was stopped before it ran."
@@ -180,8 +187,6 @@ class EngineHost:
         """Give the start to the spare keeper, or to a new one when there is none or it has died."""
         with self._lock:
             spare, self._spare = self._spare, None
-        if self._spare_wanted:
-            self._thread("keeper-spare", self._refill_spare)
         if spare is not None and spare.alive():
             with contextlib.suppress(KeeperGone):
                 spare.send("start", **config)
@@ -195,6 +200,12 @@ class EngineHost:
             channel.close()
             raise
         return channel
+
+    def _want_spare(self) -> None:
+        with self._lock:
+            wanted = self._spare_wanted and self._spare is None and not self._closing
+        if wanted:
+            self._thread("keeper-spare", self._refill_spare)
 
     def _refill_spare(self) -> None:
         """A keeper that waits saves a cold request its start; it costs some megabytes and no time."""
@@ -233,8 +244,11 @@ class EngineHost:
                     silent = patience.silent_for(now)
                     self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f} s")
                     return
-            # Quick while a small model could be ready any moment, gentle on one that takes minutes.
-            handle.over.wait(0.02 if now - begun < 3.0 else 0.1)
+            # Noticed late by a hundredth of the load, on average: asking more often would cost more than that
+            # of the processor it loads with. To look for its socket costs nothing.
+            low, high = _PROBE_PAUSE
+            pause = min(high, max(low, 0.02 * (now - begun)))
+            handle.over.wait(pause if handle.endpoint.exists() else low)
 
     def _give_up(self, handle: Handle, fault: str) -> None:
         handle.fault = fault

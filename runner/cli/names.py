@@ -15,6 +15,9 @@ else:
     _Text = click.ParamType  # in older releases it takes no parameter
 
 
+_HUB = "huggingface.co/"
+
+
 class ModelName(_Text):
     """A model by any of its names. Completed from what is here, and from the catalogue where that helps."""
 
@@ -40,6 +43,10 @@ class ModelName(_Text):
         names = dict.fromkeys(_here())
         if self._catalogue:
             names |= dict.fromkeys(_in_catalogue())
+        # Both forms of Hugging Face's names, so that what was typed once completes again.
+        names |= {name.replace(_HUB, "hf.co/", 1): None for name in names if name.startswith(_HUB)}
+        if not incomplete:
+            names = {name: None for name in names if not name.startswith(_HUB)}
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 

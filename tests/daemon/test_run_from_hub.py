@@ -132,6 +132,9 @@ def test_a_quantisation_is_fetched_and_answers_under_llama_cpp_and_is_managed_li
     assert "catalogue" in found.stdout
     completed = greenroom(_GREENROOM_COMPLETE="bash_complete", COMP_WORDS="greenroom rm b", COMP_CWORD="2")
     assert completed.stdout.split() == ["plain,back"]
+    assert greenroom("tag", "back", name).returncode == 0
+    completed = greenroom(_GREENROOM_COMPLETE="bash_complete", COMP_WORDS="greenroom rm hf", COMP_CWORD="2")
+    assert completed.stdout.split() == ["plain,hf.co/org/smollm2-gguf:Q4_1"]
     assert greenroom("rm", "--all").returncode == 0
     assert greenroom("list", "--json").stdout.strip() == "[]"
 

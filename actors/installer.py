@@ -125,7 +125,9 @@ class Installer:
                     effects=(Answer(key=_plan_key(command.backend, command.version), outcome=outcome),)
                 )
             case msg.InstallCommitted():
-                return self._committed(state, command, now)
+                one = command.installation
+                decision = self._committed(state, command, now)
+                return msgspec.structs.replace(decision, seen=_noted(seen, one.backend, one.id))
             case msg.InstallAttemptEnded():
                 return self._attempt_ended(state, command, now)
             case msg.InstallationsSeen():
@@ -352,8 +354,12 @@ class Installer:
             # This look may have begun before what has been committed since.
             return Decision()
         backend = state.of(name)
-        begun = backend.job is not None and any(job == backend.job.id for job, _ in seen.building)
-        events = settle_with_disk(name, backend, report.installations, begun=begun, now=now.wall)
+        # What hands are at, although this actor, being rebuilt, knows nothing of it.
+        building = seen.building | set(report.building)
+        begun = backend.job is not None and any(job == backend.job.id for job, _ in building)
+        events = settle_with_disk(
+            name, backend, report.installations, begun=begun, now=now.wall, reported=seen.reported
+        )
         open_jobs = {job.id: job for job in backend.jobs_open}
         answers = [
             answer
@@ -361,7 +367,7 @@ class Installer:
             if isinstance(event, _ENDS) and event.job in open_jobs
             for answer in _answers(backend.jobs_open, open_jobs[event.job], event)
         ]
-        seen = msgspec.structs.replace(seen, looked=seen.looked | {name})
+        seen = msgspec.structs.replace(seen, looked=seen.looked | {name}, building=building)
         return Decision(events=tuple(events), effects=tuple(answers), seen=seen)
 
     def _gone(
@@ -381,6 +387,7 @@ class Installer:
                     freed={k: v for k, v in seen.freed.items() if k != report.backend},
                 ),
             )
+        seen = _noted(seen, report.backend, report.installation_id)
         if report.backend in seen.freed:
             freed = {**seen.freed, report.backend: seen.freed[report.backend] + report.freed}
             seen = msgspec.structs.replace(seen, freed=freed)
@@ -470,6 +477,13 @@ class Installer:
             status=409,
             subject=name,
         )
+
+
+def _noted(seen: Seen, backend: str, installation_id: str) -> Seen:
+    """A look at the disk that is still under way may not know this."""
+    if backend in seen.looked:
+        return seen
+    return msgspec.structs.replace(seen, reported=seen.reported | {installation_id})
 
 
 def _requested(ask: msg.Ensure, job: str, version: str) -> ev.InstallRequested:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from greenroom.actors import events as ev
 from greenroom.actors.facts import Failure, Installation
@@ -11,7 +11,13 @@ from greenroom.actors.kernel.core import Event
 
 
 def settle_with_disk(
-    name: str, backend: BackendInstallState, found: Sequence[Installation], *, begun: bool, now: float
+    name: str,
+    backend: BackendInstallState,
+    found: Sequence[Installation],
+    *,
+    begun: bool,
+    now: float,
+    reported: Collection[str] = (),
 ) -> list[Event]:
     """Settle what the journal says of a backend with what lies there.
 
@@ -23,14 +29,15 @@ def settle_with_disk(
     5. A job of an earlier life without an installation: it goes on if somebody typed it or the backend is a
        default; a request's is over, its client is gone. So are those that a request queued behind it.
 
-    `begun` says that the job was begun in this life, so that its end will be reported.
+    `begun` says that the job is under way, so that its end will be reported; `reported` names installations
+    that were committed or removed while this look was taken, so that it says nothing of them.
     """
     orphan = backend.job if backend.job is not None and not begun else None
     events: list[Event] = []
     committed = False
     for one in sorted(found, key=lambda one: -one.built_at):
         known = backend.installations.get(one.id)
-        if one.id in backend.retiring:
+        if one.id in backend.retiring or one.id in reported:
             continue
         if one.broken:  # 3
             if known is None:
@@ -48,7 +55,7 @@ def settle_with_disk(
     events += [
         ev.InstallationMissing(backend=name, installation_id=one, reason="its folder is gone")
         for one in backend.installations
-        if one not in there
+        if one not in there and one not in reported
     ]  # 4
     if orphan is not None and not committed:  # 5
         events += _go_on(name, orphan, now)

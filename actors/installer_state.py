@@ -93,6 +93,8 @@ class InstallerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """`ensure_key` → what is asked until the backend's disk has been looked at."""
     building: frozenset[tuple[str, int]] = frozenset()
     """(job, attempt) begun in this life."""
+    reported: frozenset[str] = frozenset()
+    """Installations whose coming or going was reported before their backend's disk was looked at."""
     due: Mapping[str, float] = msgspec.field(default_factory=dict)
     """job/attempt → monotonic second of the next attempt; immune to a wall clock that jumps."""
     waiting: Mapping[str, int] = msgspec.field(default_factory=dict)

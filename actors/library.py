@@ -144,7 +144,8 @@ class Library:
 
         1. There and not known, or known under other tags: recorded as it is.
         2. Known and not there: removed.
-        3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it.
+        3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it. One
+           that is under way is not: this actor was rebuilt, and its hands will report its end.
         """
         if seen.looked:
             # This look may have begun before what has been committed since.
@@ -154,7 +155,7 @@ class Library:
             return Decision(seen=msgspec.structs.replace(seen, looked=True))
         there = {model.id: model for model in report.models}
         events: list[Event] = []
-        fetched = {begun for begun, _ in seen.fetching}
+        fetched = {begun for begun, _ in seen.fetching} | set(report.running)
         for model in report.models:  # 1
             known = state.models.get(model.id)
             if known is None:

@@ -198,6 +198,8 @@ class ModelsSeen(Command, frozen=True, kw_only=True):
 
     models: tuple[Model, ...]
     failure: Failure | None = None
+    running: tuple[str, ...] = ()
+    """Jobs of the pulls under way meanwhile: what a library that was rebuilt has begun."""
 
 
 class ModelGone(Command, frozen=True, kw_only=True):

@@ -244,6 +244,8 @@ class InstallationsSeen(Command, frozen=True, kw_only=True):
 
     backend: str
     installations: tuple[Installation, ...]
+    building: tuple[tuple[str, int], ...] = ()
+    """(job, attempt) of all that is being built meanwhile: what an installer that was rebuilt has begun."""
 
 
 class InstallationGone(Command, frozen=True, kw_only=True):

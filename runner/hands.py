@@ -115,9 +115,12 @@ class InstallerHands:
         self._board.clear(install_job(backend))
         self._tell(msg.INSTALLER, msg.InstallAttemptEnded(job=job_id, backend=backend, failure=failure))
 
-    def seen(self, backend: str, installations: tuple[Installation, ...]) -> None:
-        """What lies on disk."""
-        self._tell(msg.INSTALLER, msg.InstallationsSeen(backend=backend, installations=installations))
+    def seen(
+        self, backend: str, installations: tuple[Installation, ...], building: tuple[tuple[str, int], ...]
+    ) -> None:
+        """What lies on disk, and what is being built."""
+        seen = msg.InstallationsSeen(backend=backend, installations=installations, building=building)
+        self._tell(msg.INSTALLER, seen)
 
     def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
         """Its files are gone."""
@@ -305,9 +308,9 @@ class LibraryHands:
         if reference is not None:
             self._board.clear(pull_job(reference))
 
-    def seen(self, models: tuple[Model, ...]) -> None:
-        """What lies in the store."""
-        self._tell(msg.LIBRARY, msg.ModelsSeen(models=models))
+    def seen(self, models: tuple[Model, ...], running: tuple[str, ...]) -> None:
+        """What lies in the store, and which pulls are under way."""
+        self._tell(msg.LIBRARY, msg.ModelsSeen(models=models, running=running))
 
     def look_failed(self, failure: Failure) -> None:
         """The store cannot be read: nothing in it can be served, and everything else goes on."""

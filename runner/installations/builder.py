@@ -59,8 +59,10 @@ class BuilderListener(Protocol):
     def cancelled(self, job_id: str) -> None:
         """The job was ended on request; nothing of it is left but what may be used again."""
 
-    def seen(self, backend: str, installations: tuple[Installation, ...]) -> None:
-        """All installations of a backend, as they are on the disk now."""
+    def seen(
+        self, backend: str, installations: tuple[Installation, ...], building: tuple[tuple[str, int], ...]
+    ) -> None:
+        """All installations of a backend, as they are on the disk now, and (job, attempt) of all jobs."""
 
     def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
         """An installation is gone, and so many bytes of the disk are free again."""
@@ -71,6 +73,7 @@ class BuilderListener(Protocol):
 
 @dataclass
 class _Job:
+    attempt: int
     cancel: Event = field(default_factory=Event)
     thread: threading.Thread | None = None
 
@@ -149,7 +152,7 @@ class Builder:
             attempt: Counted by the caller; for the log.
             repair: Read everything that is cached before it is used again.
         """
-        job = _Job()
+        job = _Job(attempt)
         with self._guard:
             if job_id in self._jobs:
                 return
@@ -279,9 +282,13 @@ class Builder:
 
     def _look(self, names: tuple[str, ...]) -> None:
         makers = self._makers()
+        # Taken first: what ends after this reports its end after this, and is known by then.
+        with self._guard:
+            building = tuple((job_id, job.attempt) for job_id, job in self._jobs.items())
         try:
-            swept = makers.environments.sweep()
-            makers.images.sweep()
+            swept = makers.environments.sweep(fetched=not building)
+            if not building:
+                makers.images.sweep()
             for folder in swept:
                 _log.info("removed %s: its installation was never finished", folder)
         except OSError as error:
@@ -293,7 +300,7 @@ class Builder:
             except Exception:  # noqa: BLE001 - the installer does nothing before it has heard of every backend
                 _log.exception("the installations of %s could not be looked at", name)
                 found = []
-            self._listener.seen(name, tuple(found))
+            self._listener.seen(name, tuple(found), building)
 
     def _there(self, installed: InstallationStore, name: str) -> list[Installation]:
         named, declared = self._external.get(name), self._backends.get(name)

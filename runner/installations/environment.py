@@ -180,12 +180,15 @@ class Environments:
             self._unpacker.run(["cache", "clean", *names], deadline=180.0)
         return freed(before, blocks([folder, self.wheels.root, self._cache]))
 
-    def sweep(self) -> list[Path]:
+    def sweep(self, *, fetched: bool = True) -> list[Path]:
         """Remove what unfinished attempts left; returns their folders.
 
-        What was fetched for them stays a while: the next attempt goes on with it.
+        What was fetched for them stays a while: the next attempt goes on with it. Without `fetched` all of
+        it stays, since a job may be about to unpack it.
         """
         swept = self.installed.sweep()
+        if not fetched:
+            return swept
         needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
         self.wheels.sweep(needed, time.time() - _FETCHED_STAYS)
         return swept

@@ -53,8 +53,8 @@ class PullerListener(Protocol):
     def cancelled(self, job_id: str) -> None:
         """A pull has ended because it was asked to."""
 
-    def seen(self, models: tuple[Model, ...]) -> None:
-        """What lies in the store, whole."""
+    def seen(self, models: tuple[Model, ...], running: tuple[str, ...]) -> None:
+        """What lies in the store, whole, and the jobs that were running as it was looked at."""
 
     def look_failed(self, failure: Failure) -> None:
         """The store could not be looked at."""
@@ -176,7 +176,14 @@ class Puller:
 
     def look(self) -> None:
         """Look at the store: `seen`, or `look_failed`."""
-        self._change(lambda: self._listener.seen(self._store.look()), self._listener.look_failed)
+
+        def look() -> None:
+            # Taken first: what ends after this reports its end after this, and is known by then.
+            with self._lock:
+                running = tuple(self._running)
+            self._listener.seen(self._store.look(), running)
+
+        self._change(look, self._listener.look_failed)
 
     def remove(self, model_id: str) -> None:
         """Remove a model with all its tags: `removed` or `remove_failed`."""

@@ -185,6 +185,57 @@ class TestAWish:
         assert status(case).job == "mlx.1"
 
 
+class TestARebuildInTheMiddleOfABuild:
+    """This actor is another one; its hands, and what they are at, are the same."""
+
+    @pytest.mark.parametrize("wanted_by", ["request", "explicit"])
+    def test_leaves_it_alone_and_takes_its_end(self, wanted_by: str) -> None:
+        case = self.rebuilt(wanted_by=wanted_by)
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        case.then()
+        assert case.of(BuildInstallation) == []
+        assert ensure(case) == Later(KEY)
+        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
+        case.then(ev.InstallationCommitted)
+        assert case.answers[KEY] == msg.Ensured(installation=built(), fresh=True)
+
+    def test_tries_again_what_fails_then(self) -> None:
+        case = self.rebuilt()
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        fails(case, OFFLINE).then(ev.InstallAttemptFailed)
+        case.wake()
+        assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+
+    def test_that_ends_well_while_the_disk_is_looked_at_is_not_taken_for_missing(self) -> None:
+        case = self.rebuilt()
+        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
+        # Begun before the commit, told after it.
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        assert status(case).current == built()
+        assert not any(isinstance(one, ev.InstallationMissing) for one in case.history)
+
+    def test_that_fails_while_the_disk_is_looked_at_is_tried_again(self) -> None:
+        case = self.rebuilt()
+        fails(case, OFFLINE)
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        case.wake()
+        assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+
+    def test_does_not_find_what_was_removed_while_the_disk_was_looked_at(self) -> None:
+        retiring = ev.InstallationRetiring(backend="mlx", installation_id=built().id, reason="old")
+        case = new_life(committed(), retiring, looked=False)
+        case.when(msg.InstallationGone(backend="mlx", installation_id=built().id)).rest()
+        look(case, built())
+        assert built().id not in case.state.of("mlx").installations
+
+    def rebuilt(self, **more: Any) -> Case[Any, Any]:
+        """An installer that has begun a build and was rebuilt since."""
+        case = new_life()
+        ensure(case, **more)
+        assert case.of(BuildInstallation)
+        return case.rebuild().when(Recovered()).rest()
+
+
 class TestAJob:
     def test_that_fails_for_good_answers_everybody_and_does_not_stick(self) -> None:
         case = new_life()

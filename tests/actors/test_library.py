@@ -252,6 +252,16 @@ class TestAnEarlierLife:
         case.when(msg.ModelsSeen(models=())).rest()
         assert REF in case.state.pulls
 
+    @pytest.mark.parametrize("wanted_by", ["request", "explicit"])
+    def test_of_a_rebuilt_library_leaves_a_pull_alone_that_is_under_way(self, wanted_by: str) -> None:
+        case = new_life()
+        pull(case, wanted_by=wanted_by)
+        case.rebuild().when(Recovered()).rest()
+        case.when(msg.ModelsSeen(models=(), running=("pull.1",))).rest().then()
+        assert pull(case, wanted_by=wanted_by) == Later(KEY)
+        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest().then(ev.ModelCommitted)
+        assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=True)}
+
     def test_whose_pull_had_come_to_its_end_commits_it(self) -> None:
         case = new_life(requested(), store=(SMOL,)).then(ev.ModelCommitted)
         assert not case.state.pulls

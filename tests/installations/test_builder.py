@@ -20,6 +20,7 @@ class Heard:
         self.reports = queue.Queue()
         self.progressed = []
         self.at_phase = {}
+        self.building = None
 
     def progress(self, progress):
         self.progressed.append(progress)
@@ -35,7 +36,8 @@ class Heard:
     def cancelled(self, job_id):
         self.reports.put(("cancelled", job_id))
 
-    def seen(self, backend, installations):
+    def seen(self, backend, installations, building):
+        self.building = building
         self.reports.put(("seen", backend, installations))
 
     def removed(self, backend, installation_id, freed_bytes):
@@ -94,6 +96,44 @@ def test_a_job_started_twice_runs_once(make_builder, heard, toy, index, misbehav
     assert heard.next()[0] == "committed"
     builder.close()
     assert heard.silent()
+
+
+def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
+    make_builder, heard, toy, index, misbehave, eventually
+):
+    gate = threading.Event()
+    index.wrong["toy"] = misbehave(hang=gate)
+    builder = make_builder(toy)
+    builder.start("j1", "toy", attempt=3)
+    eventually(lambda: index.requests)
+    # As when the installer is rebuilt.
+    builder.look(["toy"])
+    assert heard.next() == ("seen", "toy", ())
+    assert heard.building == (("j1", 3),)
+    gate.set()
+    kind, _, installation = heard.next()
+    assert kind == "committed"
+    builder.look(["toy"])
+    assert heard.next() == ("seen", "toy", (installation,))
+    assert heard.building == ()
+
+
+def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(make_builder, heard, toy, eventually):
+    builder = make_builder(toy)
+
+    def look_once():
+        heard.at_phase.clear()
+        builder.look(["toy"])
+        # The job stands still until the look is over.
+        eventually(lambda: heard.building is not None)
+
+    heard.at_phase["unpacking"] = look_once
+    builder.start("j1", "toy")
+    assert heard.next() == ("seen", "toy", ())
+    assert heard.building == (("j1", 1),)
+    kind, _, installation = heard.next()
+    assert kind == "committed"
+    assert builder.verify("toy", installation.id) == []
 
 
 def test_after_a_failure_the_same_job_may_begin_another_attempt(make_builder, heard, toy, index, misbehave):

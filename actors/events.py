@@ -246,6 +246,8 @@ class LoadRefused(Event, frozen=True, kw_only=True):
     message: str
     numbers: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it for every instance
     count: int = 1
+    advice: str = ""
+    """What else the client was told to do."""
 
 
 class LoadFailed(Event, frozen=True, kw_only=True):

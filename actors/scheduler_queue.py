@@ -372,6 +372,7 @@ class QueueStep:
                 message=refusal.message,
                 numbers=refusal.numbers,
                 count=count,
+                advice=refusal.advice,
             )
             turn.record(refused, cause=waiting.request_id)
 

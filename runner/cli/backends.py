@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,7 +27,9 @@ def command(ctx: click.Context) -> int:
     from greenroom.runner.backends.declaration import Platform
     from greenroom.runner.diagnosis.sentences import short
 
-    daemon = find(settings_of(ctx))
+    settings = settings_of(ctx)
+    daemon = find(settings)
+    on_disk = {} if daemon else _on_disk(settings.home)
     known: list[dict[str, Any]] = (Client(daemon.url).get("/engines") or []) if daemon else []
     described = {one["name"]: one for one in known}
     here = Platform.here()
@@ -41,7 +44,7 @@ def command(ctx: click.Context) -> int:
                 ", ".join(backend.formats),
                 ", ".join(backend.modes),
                 "when asked for" if backend.deferred else "from the start",
-                _versions(found),
+                _versions(found) if found else ", ".join(on_disk.get(backend.name, ())),
                 verdict or (_state(found) if found else "(daemon not running)"),
             )
         )
@@ -85,6 +88,16 @@ def verify(ctx: click.Context, backend: str) -> int:
 
 command.add_command(export_command)
 command.add_command(import_command)
+
+
+def _on_disk(home: Path) -> dict[str, list[str]]:
+    """Versions by backend, as far as their folders tell: nobody has looked whether they are whole."""
+    from greenroom.runner.installations.disk import InstallationStore
+
+    versions: dict[str, list[str]] = {}
+    for record in sorted(InstallationStore(home).records(), key=lambda record: record.built_at):
+        versions.setdefault(record.backend, []).append(record.version)
+    return versions
 
 
 def _versions(found: dict[str, Any] | None) -> str:

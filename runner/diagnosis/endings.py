@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -187,7 +188,9 @@ def of_refusal(event: LoadRefused, at: float, name: str, now: float) -> Ending:
         case "backend_not_installed":
             backend = named_backend(event.message)
             if backend:
-                remedies = [Remedy(aim=f"To install {backend}", command=install(backend)), *remedies]
+                others = [one for one in _OFFERED.findall(event.advice) if one != backend]
+                chosen = [Remedy(aim=f"To install {one}", command=install(one)) for one in (backend, *others)]
+                remedies = [*chosen, *remedies]
         case "unsupported_platform" | "unsupported_model":
             remedies = [Remedy(aim="What each backend can do here", command="greenroom backends")]
         case _:
@@ -199,6 +202,9 @@ def of_refusal(event: LoadRefused, at: float, name: str, now: float) -> Ending:
         numbers=numbers,
         remedies=tuple(remedies),
     )
+
+
+_OFFERED = re.compile(r"install-runner --backend ([a-z0-9.-]+)")
 
 
 def named_backend(message: str) -> str:

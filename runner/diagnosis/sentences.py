@@ -193,7 +193,9 @@ class Narrator:
     def _load_refused(self, fields: Fields) -> str:
         count = int(fields.get("count") or 1)
         times = f" ({count} times so far)" if count > 1 else ""
-        return _ended(f"Requests for {self._model(fields)} are refused{times}: {fields['message']}")
+        advice = fields.get("advice") if fields["code"] == "backend_not_installed" else ""
+        said = f"{fields['message']} {advice or ''}".strip()
+        return _ended(f"Requests for {self._model(fields)} are refused{times}: {said}")
 
     def _load_failed(self, fields: Fields) -> str:
         load = f"{self._model(fields)} on {fields['backend']}"

@@ -361,7 +361,8 @@ def _fitting(one: Installation, source: Environment, installed: InstallationStor
     if not projects or normalized(source.distribution) in projects:
         return one
     return msgspec.structs.replace(
-        one, broken=f"it has no {source.distribution}, which is what this machine needs now"
+        one,
+        broken=f"it was made for a machine with other processors; this one needs {source.distribution}",
     )
 
 

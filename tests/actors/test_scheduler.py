@@ -355,6 +355,14 @@ class TestTheBackend:
         assert refusal.numbers == {"download_bytes": 350_000_000.0}
         assert not stage.told("installer")
 
+    def test_is_told_and_recorded_with_the_others_that_could_serve(self) -> None:
+        stage = begun(model("gemma", format="safetensors"))
+        stage.serve("r1", "gemma")
+        advice = "(or, with vllm: greenroom install-runner --backend vllm)"
+        assert stage.refused("r1").advice == advice
+        (refused,) = stage.stored(ev.LoadRefused)
+        assert refused.advice == advice
+
     def test_is_installed_by_the_request_under_auto(self) -> None:
         stage = begun(model("gemma", format="safetensors-mlx"), policy="auto")
         stage.serve("r1", "gemma").then()

@@ -423,6 +423,38 @@ def test_backends_are_listed_without_a_daemon(
     assert [line.split()[0] for line in lines[1:]] == ["llama.cpp", "mlx", "vllm", "vllm-metal"]
 
 
+def test_what_lies_on_the_disk_is_listed_without_a_daemon(
+    greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    from greenroom.runner.installations.record import Interpreter, Record, write
+
+    monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
+    for built_at, version in enumerate(("0.31.0", "0.32.0")):
+        folder = home / "backends" / "mlx" / f"{version}-00000000.1"
+        folder.mkdir(parents=True)
+        record = Record(
+            id=folder.name,
+            backend="mlx",
+            version=version,
+            digest="0" * 64,
+            built_at=float(built_at),
+            size=1,
+            python=Interpreter.here(),
+            wheels=(),
+            probed=(),
+            files={},
+            links={},
+            sums={},
+        )
+        write(folder, record)
+
+    listed = {line.split()[0]: line for line in greenroom("backends").out.splitlines()}
+
+    assert "0.31.0, 0.32.0" in listed["mlx"]
+    assert "(daemon not running)" in listed["mlx"]
+    assert "0.3" not in listed["vllm"]
+
+
 def test_logs_without_a_log_say_so(greenroom: Any, home: Path) -> None:
     outcome = greenroom("logs")
 

@@ -232,7 +232,9 @@ class Script:
             cause=self._chosen[engine_id],
         )
 
-    def refuse(self, name: str, code: str, message: str, *, request: str = "", **numbers: float) -> None:
+    def refuse(
+        self, name: str, code: str, message: str, *, request: str = "", advice: str = "", **numbers: float
+    ) -> None:
         """Requests for a model are refused."""
         refused = ev.LoadRefused(
             model_id=f"sha256:{name.encode().hex():0<64.64}",
@@ -241,6 +243,7 @@ class Script:
             code=code,
             message=message,
             numbers=numbers,
+            advice=advice,
         )
         self.add(refused, cause=request or self.request())
 

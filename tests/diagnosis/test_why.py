@@ -517,6 +517,18 @@ def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
 ABSENT = 'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'
 
 
+def test_a_model_that_several_absent_backends_could_serve(script: Any) -> None:
+    script.model("qwen3", kind="safetensors")
+    advice = "(or, with vllm: greenroom install-runner --backend vllm)"
+    script.refuse("qwen3", "backend_not_installed", ABSENT, advice=advice)
+
+    assert commands(script.why("qwen3")) == [
+        "greenroom install-runner --backend mlx",
+        "greenroom install-runner --backend vllm",
+        "greenroom run qwen3",
+    ]
+
+
 def test_a_model_whose_only_backend_is_absent_under_ask(script: Any) -> None:
     script.model("qwen3", kind="safetensors-mlx")
     request = script.request()

@@ -343,7 +343,7 @@ def test_what_was_made_for_other_processors_is_broken_until_they_are_back(make_b
     builder.start("j1", "toy")
     assert heard.next()[0] == "committed"
     assert seen(without) == [""]
-    assert seen(with_gpu) == ["it has no toy_gpu, which is what this machine needs now"]
+    assert seen(with_gpu) == ["it was made for a machine with other processors; this one needs toy_gpu"]
     assert seen(without) == [""]
 
     make_builder(backends={"toy": split}, platform=with_gpu).start("j2", "toy")

@@ -9,9 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from greenroom.actors.facts import Mode
+
+_NAMED = 3
+"""Requests of a gate that a reading names."""
 
 
 class Place(NamedTuple):
@@ -45,6 +49,8 @@ class GateReading(NamedTuple):
     """Requests that have left it."""
     quiet_since: float = 0.0
     """Monotonic second of the last byte that came out, or of the first entry if that was later."""
+    some: tuple[str, ...] = ()
+    """Ids of some of the requests inside, for people."""
 
 
 class _Gate:
@@ -119,7 +125,12 @@ class GateBoard:
         with self._lock:
             return {
                 engine_id: GateReading(
-                    gate.open, len(gate.inside), gate.idle_since, gate.served, gate.last_byte.at
+                    gate.open,
+                    len(gate.inside),
+                    gate.idle_since,
+                    gate.served,
+                    gate.last_byte.at,
+                    tuple(islice(gate.inside, _NAMED)),
                 )
                 for engine_id, gate in self._gates.items()
             }

@@ -30,8 +30,8 @@ from greenroom.actors.kernel.core import (
     refuse,
 )
 from greenroom.actors.quarantine import lifted_by_hand
-from greenroom.actors.scheduler_context import Limits, eviction
-from greenroom.actors.scheduler_queue import AGAIN, fits
+from greenroom.actors.scheduler_context import Limits, eviction, fits
+from greenroom.actors.scheduler_queue import AGAIN
 from greenroom.actors.scheduler_report import ledger_reading
 from greenroom.actors.scheduler_state import (
     SchedulerSeen,
@@ -222,7 +222,7 @@ class Scheduler:
             engine = seen.engine(spec.engine_id)
             users = _users(spec, seen)
             if not ask.force and (engine is None or engine.state == "starting" or users):
-                how = f"is in use on {spec.backend} ({_requests(users)})" if users else "is being loaded"
+                how = f"is in use on {spec.backend} ({_who(spec, seen)})" if users else "is being loaded"
                 refusal = refuse(
                     "in_use",
                     f"{spec.model_ref} {how}.",
@@ -268,7 +268,7 @@ class Scheduler:
             engine = seen.engine(spec.engine_id)
             users = _users(spec, seen)
             if engine is None or engine.state == "starting" or users:
-                how = f"is in use on {spec.backend} ({_requests(users)})" if users else "is being loaded"
+                how = f"is in use on {spec.backend} ({_who(spec, seen)})" if users else "is being loaded"
                 return Decision(
                     reply=refuse(
                         "in_use",
@@ -298,12 +298,19 @@ class Scheduler:
         return take_turn(state, now, seen, self._facts, self._limits)
 
 
-def _requests(count: int) -> str:
-    return "1 request" if count == 1 else f"{count} requests"
-
-
 def _users(spec: EngineSpec, seen: SchedulerSeen) -> int:
     """Requests inside an engine or waiting for it."""
     reading = seen.gates.get(spec.engine_id)
     inside = reading.inside if reading is not None else 0
     return inside + sum(fits(spec, waiting) for waiting in seen.queue)
+
+
+def _who(spec: EngineSpec, seen: SchedulerSeen) -> str:
+    """Who uses or waits for an engine: how many, and some of the ids that `greenroom why` takes."""
+    reading = seen.gates.get(spec.engine_id)
+    names = sorted(reading.some) if reading is not None else []
+    names += [waiting.request_id for waiting in seen.queue if fits(spec, waiting)]
+    count, shown = _users(spec, seen), ", ".join(names[:3])
+    if count > 3:
+        return f"{count} requests, {shown} among them"
+    return f"{count} request{'s' if count > 1 else ''}: {shown}"

@@ -968,8 +968,13 @@ class TestConfigure:
         stage.serve("busy", "qwen")
         refusal = self.configure(stage, context_size=4096)
         assert (refusal.status, refusal.code) == (409, "in_use")
-        assert refusal.message == "qwen is in use on llama.cpp (1 request)."
+        assert refusal.message == "qwen is in use on llama.cpp (1 request: busy)."
         assert not stage.state.configs
+        for number in range(5):
+            stage.serve(f"more-{number}", "qwen")
+        message = self.configure(stage, context_size=4096).message
+        assert "in use on llama.cpp (6 requests, " in message
+        assert message.endswith(" among them).")
 
     def test_is_refused_while_the_model_is_loading(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")

@@ -124,25 +124,6 @@ class Registry:
         """
         return self._anywhere(lambda endpoint: self._blob(endpoint, digest, offset), begin=self._now)
 
-    def headers(self) -> dict[str, str]:
-        """What a request to `base` must carry."""
-        authorization = self._authorizations.get(self._endpoints[self._now], "")
-        return {"Authorization": authorization} if authorization else {}
-
-    def renewed(self) -> dict[str, str]:
-        """The same after the token has run out."""
-        endpoint = self._endpoints[self._now]
-        with self._lock:
-            status, body, headers = self._send(f"{endpoint.repository(self.repository)}/manifests/none", {})
-            if status != 401:
-                return self.headers()
-            self._given = ""
-            try:
-                self._authorize(endpoint, headers.get("WWW-Authenticate", ""))
-            except JobFailed:
-                raise self.refused(401, body) from None
-            return self.headers()
-
     def refused(self, status: int, body: bytes) -> JobFailed:
         """What a status that is no success means for the user."""
         return self._refused(self._endpoints[self._now], status, body)

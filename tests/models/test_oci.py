@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 from greenroom.runner.registry.credentials import credentials_for
@@ -240,6 +241,43 @@ def test_a_layer_that_broke_off_is_gone_on_with_and_the_others_are_not_fetched_t
     assert (digest(big), "bytes=600000-") in blobs
     assert digest(b"MIT " * 99) not in [name for name, _ in blobs]
     assert store.verify(model.id) == ()
+
+
+@needs_registry
+def test_a_mirror_that_has_a_manifest_and_not_its_blobs_is_passed_over(
+    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    gate.blobs = False
+    published = registry.push("org/mirrored", [(GGUF, gguf(filler=b"\x07"), {})])
+    settings = {registry.host: RegistrySettings(mirrors=(gate.host,))}
+    new_puller(registries=settings).start("job", f"{registry.host}/org/mirrored")
+    what, model = recorder.outcome("job")
+    assert (what, model.id) == ("committed", published), model
+    paths = [path for path, _, _ in gate.told]
+    assert "/v2/org/mirrored/manifests/latest" in paths
+    assert any("/blobs/" in path for path in paths), "it has been asked"
+    assert store.verify(model.id) == ()
+
+
+@needs_registry
+def test_what_netrc_knows_of_a_registrys_host_is_not_sent_with_its_blobs(
+    gate: Gate,
+    registry: RealRegistry,
+    gguf: Make,
+    new_puller: NewPuller,
+    recorder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    gate.token = ""
+    registry.push("org/netrc", [(GGUF, gguf(filler=b"\x08"), {})])
+    what, model = pull(new_puller, recorder, f"{gate.host}/org/netrc")
+    assert what == "committed", model
+    assert {authorization for _, _, authorization in gate.told} == {""}
 
 
 @needs_registry

@@ -124,6 +124,7 @@ class Gate:
     def __init__(self, registry: RealRegistry) -> None:
         self.cut_after: int | None = None
         self.token = "t0k3n"
+        """What it wants; empty lets everybody in."""
         self.valid = True
         self.expires = False
         """The token runs out when the first blob is asked for."""
@@ -136,6 +137,8 @@ class Gate:
         self.hold_after: int | None = None
         """Bytes of a large blob after which it waits for `release`."""
         self.holding, self.release = threading.Event(), threading.Event()
+        self.blobs = True
+        """Has blobs; a mirror that has caught only manifests has none."""
         gate = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -149,9 +152,11 @@ class Gate:
                         return self._send(401, b"")
                     gate.valid = True
                     return self._send(200, json.dumps({"token": gate.token}).encode())
+                if not gate.blobs and "/blobs/" in self.path:
+                    return self._send(404, b"{}")
                 if gate.expires and "/blobs/" in self.path:
                     gate.expires, gate.valid = False, False
-                if authorization != f"Bearer {gate.token}" or not gate.valid:
+                if gate.token and (authorization != f"Bearer {gate.token}" or not gate.valid):
                     realm = f'Bearer realm="http://{gate.host}/token",service="test",scope="x"'
                     return self._send(401, b"{}", {"WWW-Authenticate": realm})
                 return self._forward()
@@ -167,7 +172,7 @@ class Gate:
                     return None
                 content = self.rfile.read(length)
                 gate.writes.append((self.command, self.path, length))
-                if authorization != f"Bearer {gate.token}" or not gate.valid:
+                if gate.token and (authorization != f"Bearer {gate.token}" or not gate.valid):
                     realm = f'Bearer realm="http://{gate.host}/token",service="test",scope="x"'
                     return self._send(401, b"{}", {"WWW-Authenticate": realm})
                 return self._forward(content)

@@ -6,6 +6,7 @@ The manifest is stored as it was published, so the model's id here is its digest
 from __future__ import annotations
 
 import os
+from functools import partial
 from threading import Event
 
 from greenroom.runner.failures import JobFailed
@@ -68,8 +69,7 @@ class OciSource:
                 name=name,
                 size=blob.size,
                 digest=blob.digest,
-                headers=registry.headers(),
-                renewed=registry.renewed,
+                begin=partial(registry.blob, blob.digest),
                 told=blob is not manifest.config,
             )
             for blob, name in blobs_of(manifest)

@@ -48,8 +48,9 @@ class Piece:
     git_oid: str = ""
     """SHA-1 by which git knows the file, where there is no digest."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    renewed: Callable[[], Mapping[str, str]] | None = field(default=None, repr=False)
-    """Fresh headers after a 401: tokens of registries live for minutes, downloads for hours."""
+    begin: Callable[[int], BaseHTTPResponse] | None = field(default=None, repr=False)
+    """Asks for the bytes from an offset on, where more than a URL is needed: registries have mirrors, and
+    tokens that live for minutes while downloads take hours. Answers with status 200, 206 or 416."""
     told: bool = True
     """It counts as one of the model's files; a manifest's configuration does not."""
 
@@ -194,10 +195,11 @@ class Transfer:
 
     def _begin(self, piece: Piece, offset: int) -> BaseHTTPResponse:
         wanted = {"Range": f"bytes={offset}-"} if offset else {}
-        response = self._web.send(piece.url, headers={**piece.headers, **wanted})
-        if response.status == 401 and piece.renewed is not None:
-            response.close()
-            response = self._web.send(piece.url, headers={**piece.renewed(), **wanted})
+        if piece.begin is not None:
+            response = piece.begin(offset)
+        else:
+            # What pip's settings and ~/.netrc hold for this host is not meant for models.
+            response = self._web.send(piece.url, headers={**piece.headers, **wanted}, anonymous=True)
         with self._lock:
             self._open.add(response)
         if response.status == 206 and offset:

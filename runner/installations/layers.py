@@ -66,7 +66,6 @@ class Tree:
         self._name = name
         self._cancel = cancel
         self._entries = 0
-        self._links: dict[str, str] = {}
         self._fresh: set[str] = set()
         """What the present layer has brought."""
         folder.mkdir()
@@ -105,16 +104,22 @@ class Tree:
             raise self._unsafe("hash_mismatch", "one of its layers is not the one its configuration names")
 
     def finish(self, executables: tuple[str, ...]) -> None:
-        """Check every link once more, as the system sees it now, and restore execute bits.
+        """Check every link that is there, as the system sees it now, and restore execute bits.
+
+        Looked for on the disk and not in our own books: a file system that takes `A` and `a` for the same
+        name may hold others than we have written down.
 
         Raises:
             JobFailed: A link leads out of the tree.
         """
         root = os.path.realpath(self._folder)
-        for path, target in self._links.items():
-            real = os.path.realpath(os.path.join(root, path))
-            if os.path.islink(os.path.join(root, path)) and not _is_below(real, root):
-                raise self._unsafe("unsafe_image", f"its link {path} leads out of the tree, to {target}")
+        for folder, folders, files in os.walk(root):
+            for place in (os.path.join(folder, name) for name in (*folders, *files)):
+                if os.path.islink(place) and not _is_below(os.path.realpath(place), root):
+                    path = os.path.relpath(place, root)
+                    raise self._unsafe(
+                        "unsafe_image", f"its link {path} leads out of the tree, to {os.readlink(place)}"
+                    )
         for pattern in executables:
             for file in self._folder.glob(pattern):
                 if file.is_file() and not file.is_symlink():
@@ -150,7 +155,6 @@ class Tree:
             elif member.issym():
                 self._remove(folder, name, path)
                 os.symlink(self._target(member.linkname, parts), name, dir_fd=folder)
-                self._links[path] = member.linkname
             elif member.islnk():
                 self._link(member, folder, name, path)
             else:
@@ -250,13 +254,11 @@ class Tree:
             return
         if _is_folder(folder, name):
             shutil.rmtree(name, dir_fd=folder)
-            for known in (self.sums, self._links):
-                for below in [one for one in known if one.startswith(f"{path}/")]:
-                    del known[below]
+            for below in [one for one in self.sums if one.startswith(f"{path}/")]:
+                del self.sums[below]
         else:
             os.unlink(name, dir_fd=folder)
             self.sums.pop(path, None)
-            self._links.pop(path, None)
 
     def _parent(self, parts: Parts, *, make: bool) -> int:
         """The folder in which the last part is, opened; no component of the way may be a link."""

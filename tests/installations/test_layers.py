@@ -275,6 +275,16 @@ def test_a_link_that_turns_dangerous_when_a_later_layer_comes_is_found_at_the_en
     assert "leads out" in refused(lay, first, [link("opt/p", "."), link("opt/q", ".")])
 
 
+def test_a_link_nobody_has_written_down_is_found_on_the_disk(folder: Path) -> None:
+    """As one that came about since the file system takes `A` and `a` for the same name."""
+    folder.parent.mkdir()
+    with Tree(folder, "/opt", "r/i:t", Event()) as tree:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "x").symlink_to("../../elsewhere")
+        with pytest.raises(JobFailed, match=r"its link bin/x leads out of the tree, to \.\./\.\./elsewhere"):
+            tree.finish(())
+
+
 def test_links_that_lead_nowhere_or_round_in_circles_are_left_as_they_are(lay: Lay) -> None:
     found = lay([link("opt/nowhere", "nothing"), link("opt/a", "b"), link("opt/b", "a")])
     assert found == {"nowhere": "-> nothing", "a": "-> b", "b": "-> a"}

@@ -8,6 +8,7 @@ import logging
 from greenroom.actors.facts import Failure
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.references import BadReference
+from greenroom.runner.quantities import format_size
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def no_space(needed: int, free: int, folder: str) -> JobFailed:
     """The disk is too small, known before or found while writing; bytes."""
     return JobFailed.permanent(
         "no_space",
-        f"The model needs {size_text(needed)} and {folder} has {size_text(free)} free."
+        f"The model needs {format_size(needed)} and {folder} has {format_size(free)} free."
         if needed
         else f"The disk that holds {folder} is full.",
         advice="Free some space and try again.",

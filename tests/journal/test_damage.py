@@ -53,13 +53,20 @@ class Spoiled:
         before = self.contents()
         got, error = self.read()
         self._assert_beginning(got, error, what)
+        journal = None
+        replayed: list[Record] = []
         try:
-            journal = SqliteJournal(self.db)
+            # As the daemon opens it: checked while it is replayed.
+            journal = SqliteJournal(self.db, lazy=True)
+            replayed.extend(journal.read())
         except (JournalDamaged, NotAJournal, JournalTooNew):
+            if journal is not None:
+                journal.close()
             assert self.contents() == before, f"{what}: refused, and yet changed"
+            assert replayed == got, f"{what}: the writer has read another history"
             return
         assert error is None, f"{what}: the reader refused with {error}, the writer did not"
-        assert tuple(journal.read()) == self.history, what
+        assert tuple(replayed) == tuple(journal.read()) == self.history, what
         more = 0
         with contextlib.suppress(NotWritten, JournalFailed):
             more = len(journal.append([entry("after", 1), entry("after", 2)]))

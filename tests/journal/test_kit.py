@@ -16,6 +16,13 @@ class TestSqliteJournal(JournalKit):
         return SqliteJournal(folder / "journal.db")
 
 
+class TestLazySqliteJournal(JournalKit):
+    """Checked with the first reading, or with the first append, whichever comes first."""
+
+    def open(self, folder: Path) -> Journal:
+        return SqliteJournal(folder / "journal.db", lazy=True)
+
+
 class TestMemoryJournal(JournalKit):
     @pytest.fixture(autouse=True)
     def _remember(self) -> None:

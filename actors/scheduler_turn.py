@@ -335,16 +335,18 @@ class Turn:
 
     # 8
 
+    def _report_drained(self) -> None:
+        turn = self._turn
+        if turn.seen.draining and not (turn.state.loads or turn.seen.alive() or turn.silent):
+            turn.effects.append(Answer(key=DRAINED, outcome=msg.Unloaded(engines=0)))
+
+    # 9
+
     def _report_ready(self) -> None:
         turn, seen = self._turn, self._turn.seen
         heard = seen.statuses is not None and seen.models is not None
         if heard and all(one.name in seen.engines for one in turn.facts):
             turn.effects.append(Answer(key=READY, outcome=msg.Ready()))
-
-    def _report_drained(self) -> None:
-        turn = self._turn
-        if turn.seen.draining and not (turn.state.loads or turn.seen.alive() or turn.silent):
-            turn.effects.append(Answer(key=DRAINED, outcome=msg.Unloaded(engines=0)))
 
     # 10
 

@@ -350,13 +350,20 @@ _FAILURES = (
 )
 
 
+_HOST = re.compile(r"https?://(?:[^/\s@]*@)?([^/\s`'\")]+)")
+
+
 def classify(output: str, code: int) -> JobFailed:
     """What uv's output means for the user, and whether another attempt makes sense."""
     detail = output.strip()
     for known in _FAILURES:
         if known.pattern.search(detail):
             make = JobFailed.transient if known.kind == "transient" else JobFailed.permanent
-            return make(known.code, known.message, advice=known.advice, detail=detail)
+            message = known.message
+            if known.code == "unreachable" and (host := _HOST.search(detail)):
+                # Several may be asked, and not all of them are the user's own.
+                message = f"The package index at {host[1]} could not be reached."
+            return make(known.code, message, advice=known.advice, detail=detail)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         return JobFailed.transient(

@@ -10,7 +10,7 @@ from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Platform
 from greenroom.runner.config import ExternalBackend
 from greenroom.runner.failures import JobFailed
-from greenroom.runner.installations.builder import Builder
+from greenroom.runner.installations.builder import Builder, source_of
 
 
 class Heard:
@@ -350,3 +350,14 @@ def test_what_was_made_for_other_processors_is_broken_until_they_are_back(make_b
     assert heard.next()[0] == "committed"
     assert sorted(map(bool, seen(with_gpu))) == [False, True]
     assert sorted(map(bool, seen(without))) == [False, True]
+
+
+def test_the_user_may_name_other_indexes_or_another_image():
+    vllm = BACKENDS["vllm"].on(Platform(system="linux", machine="x86_64", python=(3, 11)))
+    assert source_of(vllm).indexes == ("https://download.pytorch.org/whl/cpu",)
+    assert source_of(vllm, ExternalBackend(indexes=("https://m.example/whl",))).indexes == (
+        "https://m.example/whl",
+    )
+    assert source_of(vllm, ExternalBackend(indexes=())).indexes == ()
+    metal = source_of(BACKENDS["vllm-metal"], ExternalBackend(image="r.example/metal:v1"))
+    assert (metal.reference, metal.version) == ("r.example/metal:v1", "v1")

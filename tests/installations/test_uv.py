@@ -158,3 +158,10 @@ def test_real_uv_and_an_index_that_refuses_connections_are_done_within_seconds(u
         uv(sources=nowhere).run(["pip", "install", "--target", str(tmp_path / "t"), "thing"])
     assert caught.value.failure.code == "unreachable"
     assert time.monotonic() - began < 15
+
+
+def test_of_several_indexes_the_one_that_cannot_be_reached_is_named():
+    told = "The package index at 127.0.0.1:9 could not be reached."
+    assert classify(REFUSED, 2).failure.message == told
+    hidden = "error sending request for url (https://user:secret@m.example:8443/whl/torch/)"
+    assert classify(hidden, 2).failure.message == "The package index at m.example:8443 could not be reached."

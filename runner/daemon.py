@@ -336,10 +336,17 @@ class Greenroom:
             return self.settings.memory_budget
         return int(psutil.virtual_memory().total * 0.9) - self.settings.headroom
 
+    def budget_for(self, backend: str) -> int:
+        """Bytes one engine of this backend may use at most; of a graphics device if it computes there."""
+        devices = self._devices.now()
+        if devices and any(one.name == backend and one.device for one in self.facts):
+            return max(one.budget for one in devices)
+        return self.memory_budget
+
     def machine(self) -> Machine:
         """What a model must fit to be of use here."""
         readers = [Reader(one.name, one.formats, one.overhead, one.verdict) for one in self.facts]
-        most = max([self.memory_budget, *(one.budget for one in self._devices.now())])
+        most = max([self.memory_budget, *(self.budget_for(one.name) for one in self.facts)])
         return Machine(memory=most, readers=tuple(readers))
 
     def models(self) -> tuple[Model, ...]:

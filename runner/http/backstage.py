@@ -83,9 +83,8 @@ class Backstage(Protocol):
         """What the actors know of the declarations on this machine."""
         ...
 
-    @property
-    def memory_budget(self) -> int:
-        """Bytes that engines may use in all."""
+    def budget_for(self, backend: str) -> int:
+        """Bytes that one engine of this backend may use at most, where it computes."""
         ...
 
     @property

@@ -44,6 +44,6 @@ def _memory(door: Door, model: Model, choice: Use | Install | Refusal, context: 
     overheads = [one.overhead for one in door.backstage.facts if one.name == name]
     if not overheads:
         return {}
-    needed, budget = memory_needed(model, context, overheads[0]), door.backstage.memory_budget
+    needed, budget = memory_needed(model, context, overheads[0]), door.backstage.budget_for(name)
     told: dict[str, Any] = {"memory": needed, "memory_budget": budget, "fits": needed <= budget}
     return told | ({"context_size": context} if context > 0 else {})

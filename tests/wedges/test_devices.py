@@ -165,6 +165,8 @@ async def test_what_fits_no_device_is_refused_with_the_device_and_the_numbers(ma
     assert refused.error["message"].startswith(
         "a needs 64 MiB of the memory of NVIDIA Test 1; engines may use 50 MiB in all."
     )
+    chat = (await daemon.get("/models/a")).json["serving"][0]
+    assert (chat["memory_budget"] // MIB, chat["fits"]) == (50, False)
 
 
 async def test_a_restart_adopts_an_engine_with_its_device(machine: Machine) -> None:

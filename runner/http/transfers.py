@@ -21,7 +21,7 @@ from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, wants_json
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfer_lines import TransferLines
-from greenroom.runner.models.references import BadReference, Reference, shown
+from greenroom.runner.models.references import BadReference, Reference, familiar, shown
 
 _LIMIT = 2**20
 """Bytes of a body that only names things."""
@@ -177,9 +177,15 @@ def _published_as(name: str, model: Model) -> str:
         named = Reference.parse(name).stored_tag
     except BadReference:
         named = ""
-    if named in model.tags:
-        return named
     places = [tag for tag in model.tags if Reference.parse(tag).scheme == "oci"]
+    if named in model.tags:
+        if named not in places and places:
+            also = ", ".join(familiar(tag) for tag in places)
+            sentence = f"{shown(name)} does not name a place on a registry, but the model has names that do."
+            raise HttpRefusal(
+                400, "bad_model_name", sentence, advice=f"Push one of them: {also}", param="from"
+            )
+        return named
     if len(places) == 1:
         return places[0]
     advice = "Name one of them." if places else "Give it one: greenroom tag MODEL REGISTRY/YOU/MODEL"

@@ -239,6 +239,19 @@ async def test_an_archive_that_is_cut_off_is_refused_and_leaves_nothing(open_hou
     assert len(await asyncio.to_thread(house.greenroom.store.models)) == 1
 
 
+async def test_a_push_by_a_name_that_is_no_place_says_which_names_are(open_house: Any) -> None:
+    house = await open_house()
+    path = next(tag for tag in await tags(house) if tag.startswith("file:"))
+    status, text = await text_of(house.post(f"/models/{path}/push"))
+    assert status == 400
+    assert text.strip().endswith("Push one of them: tiny")
+    await text_of(house.post("/models/tiny/tag?repo=registry.example/me/tiny&tag=v1"))
+    model_id = house.greenroom.find_model("tiny").id
+    status, text = await text_of(house.post(f"/models/{model_id}/push"))
+    assert (status, "has 2 tags on registries" in text) == (400, True)
+    assert (await text_of(house.post("/models/nobody/push")))[0] == 404
+
+
 async def test_a_model_is_removed_by_name_and_by_id(open_house: Any) -> None:
     house = await open_house()
     model = house.greenroom.find_model("tiny")

@@ -182,6 +182,21 @@ def test_a_file_that_broke_off_is_gone_on_with_by_the_next_attempt(
     assert store.verify(model.id) == ()
 
 
+def test_a_file_that_changes_after_it_broke_off_is_fetched_whole_and_never_mixed(
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    hub.cut_after = 700_000
+    assert pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")[0] == "failed"
+    hub.cut_after = None
+    hub.commit = COMMIT[::-1]
+    hub.repositories["Org/Model-GGUF"]["m-Q8_0.gguf"] = quants["m-f16.gguf"]
+    what, model = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")
+    assert what == "committed", model
+    assert hub.ranges() == ["", ""]
+    assert store.open_model(model.id).path.read_bytes() == quants["m-f16.gguf"]
+    assert store.sweep(partial_kept=0.0) >= 700_000, "what was left of the old one goes with the next prune"
+
+
 def test_a_damaged_rest_is_thrown_away_and_fetched_whole(
     hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
 ) -> None:

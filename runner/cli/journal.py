@@ -24,6 +24,7 @@ from greenroom.runner.cli.journal_file import option, path_of
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.table import table
+from greenroom.runner.quantities import format_size
 
 _TYPES_SHOWN = 12
 
@@ -83,7 +84,7 @@ def stats(ctx: click.Context, journal: Path | None, as_json: bool) -> None:
         return
     click.echo(f"{path}, journal {found.id}, log format {found.format}")
     span = f", {_moment(found.first_at)} to {_moment(found.last_at)}" if found.events else ""
-    click.echo(f"{_count(found.events, 'event')} in {found.bytes / 2**20:.1f} MiB{span}\n")
+    click.echo(f"{_count(found.events, 'event')} in {format_size(found.bytes)}{span}\n")
     click.echo(table(("STREAM", "EVENTS"), ((name, f"{n:,}") for name, n in found.streams.items())))
     click.echo()
     rows = [(name, f"{n:,}") for name, n in found.types.items()]

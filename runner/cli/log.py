@@ -69,8 +69,8 @@ def command(
     with journal_file.reading(journal_file.path_of(ctx, journal), ours=journal is None) as reader:
         for line in _tail(told(reader.read()), last):
             click.echo(line)
-        if not shown:
-            for sentence in unknown_kinds(kind):
+        if seq and not shown:
+            for sentence in (*unknown_kinds(kind), *wanted.unknown_names()) or ("No event is like that.",):
                 click.echo(sentence, err=True)
         if follow:
             for line in told(reader.follow(after=seq)):

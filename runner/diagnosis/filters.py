@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from greenroom.actors.journal.port import Record
 from greenroom.runner.diagnosis.sentences import TOLD
 from greenroom.runner.diagnosis.subjects import About, Subjects
-from greenroom.runner.models.references import BadReference, Reference, is_id
+from greenroom.runner.models.references import BadReference, Reference, familiar, is_id
 
 
 class Filter:
@@ -54,11 +54,16 @@ class Filter:
         self._model = model
         self._references = _references(model) if model else frozenset()
         self._subjects = Subjects()
+        self._backends: set[str] = set()
+        self._streams: set[str] = set()
+        self._engines: set[str] = set()
+        self._has_met_model = self._has_met_cause = False
 
     def takes(self, record: Record) -> bool:
         """Whether the next record is wanted."""
         about = self._subjects.of(record)
         caused = record.cause in self._led_to or record.id == self._cause
+        self._meet(record, about, caused)
         if self._cause and caused:
             self._led_to.add(record.id)
         return (
@@ -72,6 +77,15 @@ class Filter:
             and (not self._model or self._is_about_model(about))
         )
 
+    def _meet(self, record: Record, about: About, caused: bool) -> None:
+        self._backends.update(about.backends)
+        self._streams.add(record.stream)
+        if self._engine:
+            self._engines.add(about.engine)
+        self._has_met_cause = self._has_met_cause or caused
+        if self._model and not self._has_met_model:
+            self._has_met_model = self._is_about_model(about)
+
     def _is_about_model(self, about: About) -> bool:
         if self._references.intersection(about.references):
             return True
@@ -80,6 +94,30 @@ class Filter:
             return any(one.startswith(wanted) for one in about.models)
         known = {self._subjects.names.get(one) for one in self._references}
         return any(one in known for one in about.models)
+
+    def unknown_names(self) -> list[str]:
+        """A sentence for each name that no record has had so far, with names that are near."""
+        said = []
+        for what, name, known in (
+            ("backend", self._backend, self._backends),
+            ("stream", self._stream, self._streams),
+        ):
+            if name and name not in known:
+                said.append(_unknown(what, name, known))
+        if self._engine and not any(one.startswith(self._engine) for one in self._engines):
+            said.append(_unknown("engine", self._engine, self._engines))
+        if self._model and not self._has_met_model:
+            names = {familiar(one) for one in self._subjects.names}
+            said.append(_unknown("model", self._model, names))
+        if self._cause and not self._has_met_cause:
+            said.append(f"The journal knows no event and no request {self._cause}.")
+        return said
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"The journal knows no {what} {name}.{hint}"
 
 
 def unknown_kinds(kinds: Collection[str]) -> list[str]:

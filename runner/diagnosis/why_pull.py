@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from greenroom.actors.events import ModelRemoved, PullAttemptFailed, PullCancelled, PullFailed, PullRequested
 from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding, ended, tool_words
-from greenroom.runner.diagnosis.history import Happening, of_type
+from greenroom.runner.diagnosis.history import Happening, latest, of_type
 from greenroom.runner.diagnosis.story import Story
 from greenroom.runner.diagnosis.times import moment
+from greenroom.runner.models.references import familiar
 
 _DECISIVE = (PullRequested, PullAttemptFailed, PullFailed, PullCancelled, ModelRemoved)
 
@@ -18,7 +19,7 @@ def why_not_here(story: Story) -> Finding:
     """What came of its last pull, or who removed it; a model that nobody has fetched has neither."""
     events = _library_events(story)
     last = next((one for one in reversed(events) if isinstance(one.event, _DECISIVE)), None)
-    pull = Remedy(aim="To fetch it", command=f"greenroom pull {story.name}")
+    pull = Remedy(aim="To fetch it", command=f"greenroom pull {_fetched_as(events) or story.name}")
     if last is None:
         return Finding(
             state="not_here",
@@ -87,6 +88,12 @@ def _of(last: Happening, episode: Sequence[Happening], story: Story, pull: Remed
                 numbers={"elapsed": round(now - last.at, 3)},
                 remedies=[Remedy(aim="To wait for it", command=pull.command)],
             )
+
+
+def _fetched_as(events: Sequence[Happening]) -> str:
+    """What its last pull was asked for, as it is typed: a tag that somebody gave it later fetches nothing."""
+    asked = latest(events, PullRequested)
+    return familiar(asked[1].reference) if asked is not None else ""
 
 
 def _library_events(story: Story) -> list[Happening]:

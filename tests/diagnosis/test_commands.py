@@ -325,6 +325,18 @@ def test_a_kind_nobody_stores_is_told_with_a_near_one(greenroom: Any, journal: P
     assert "Did you mean engine_ready?" in outcome.err
 
 
+def test_a_name_nobody_has_is_told_and_so_is_that_nothing_is_like_what_was_asked(
+    greenroom: Any, journal: Path
+) -> None:
+    outcome = greenroom("log", "--backend", "llama.cp")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "Did you mean llama.cpp?" in outcome.err
+
+    outcome = greenroom("log", "--since", "2100-01-01")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "No event is like that." in outcome.err
+
+
 def test_a_bad_time_is_a_usage_error(greenroom: Any, journal: Path) -> None:
     outcome = greenroom("log", "--since", "soon")
 

@@ -111,6 +111,38 @@ def test_a_pull_by_the_name_it_was_asked_by(script: Any) -> None:
     assert shown(script, model="hf.co/org/model:Q4_K_M") == ["library/3", "library/4"]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"backend": "mlxx"}, "The journal knows no backend mlxx. Did you mean mlx?"),
+        ({"model": "smollm"}, "The journal knows no model smollm. Did you mean smollm2?"),
+        ({"engine": "zz"}, "The journal knows no engine zz."),
+        ({"stream": "install/mlxx"}, "The journal knows no stream install/mlxx. Did you mean install/mlx or install/llama.cpp?"),
+        ({"cause": "r-9"}, "The journal knows no event and no request r-9."),
+    ],
+)
+def test_a_name_no_event_has_is_told_with_a_near_one(life: Any, wanted: Any, sentence: str) -> None:
+    chosen = Filter(**wanted)
+    assert not [record for record in life.records if chosen.takes(record)]
+    assert chosen.unknown_names() == [sentence]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"backend": "mlx"}, {"model": "qwen3"}, {"stream": "install/mlx"}, {"cause": "r-2"}],
+)
+def test_a_name_that_is_known_is_known_even_where_nothing_is_shown(life: Any, wanted: Any) -> None:
+    chosen = Filter(**wanted, since=9e9)
+    assert not [record for record in life.records if chosen.takes(record)]
+    assert chosen.unknown_names() == []
+
+
+def test_an_engine_is_known_by_the_beginning_of_its_id(life: Any) -> None:
+    chosen = Filter(engine=life.qwen3[:-1], since=9e9)
+    assert not [record for record in life.records if chosen.takes(record)]
+    assert chosen.unknown_names() == []
+
+
 def test_kinds_nobody_stores_are_told_with_a_near_one() -> None:
     assert unknown_kinds(["load_*", "engine_ready"]) == []
     assert unknown_kinds(["install_fialed"]) == [

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from greenroom.actors import events as ev
-from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.facts import Failure, Installation, Model
 from greenroom.actors.journal.port import JournalDamaged
 from greenroom.runner.diagnosis.explain import UnknownName, explain
 from greenroom.runner.diagnosis.explanation import Explanation
@@ -816,6 +816,21 @@ def test_a_model_that_was_removed(script: Any) -> None:
     assert (found.state, found.cause) == ("not_here", "removed")
     assert found.numbers == {"freed": 98e6}
     assert types(found)[-1] == "model_removed"
+
+
+def test_a_model_that_was_removed_is_fetched_again_by_what_it_was_fetched_as(script: Any) -> None:
+    reference = "file:/models/mine.gguf"
+    asked = script.add(ev.PullRequested(job="pull.7", reference=reference))
+    model = Model(id="sha256:" + "7" * 64, tags=(reference,), format="gguf", size=192)
+    script.add(ev.ModelCommitted(job="pull.7", model=model), cause=asked)
+    script.add(ev.ModelTagged(model_id=model.id, tags=(reference, "docker.io/ai/mine:latest")))
+    script.add(ev.ModelTagged(model_id=model.id, tags=(reference,)))
+    script.add(ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
+
+    found = script.why("mine")
+
+    assert found.cause == "removed"
+    assert [one.command for one in found.remedies] == [f"greenroom pull {reference}"]
 
 
 # engines, requests, the daemon

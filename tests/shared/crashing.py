@@ -414,7 +414,7 @@ class Life:
         note = self.home / "daemon.json"
         while not note.exists():
             if select.select([self._pidfd], [], [], 0.005)[0]:
-                raise Died
+                raise Died(self.log())
             assert time.monotonic() < end, self.log()
         host, port = json.loads(note.read_text())["url"].removeprefix("http://").split(":")
         self._address = (host, int(port))

@@ -117,7 +117,10 @@ def test_a_pull_by_the_name_it_was_asked_by(script: Any) -> None:
         ({"backend": "mlxx"}, "The journal knows no backend mlxx. Did you mean mlx?"),
         ({"model": "smollm"}, "The journal knows no model smollm. Did you mean smollm2?"),
         ({"engine": "zz"}, "The journal knows no engine zz."),
-        ({"stream": "install/mlxx"}, "The journal knows no stream install/mlxx. Did you mean install/mlx or install/llama.cpp?"),
+        (
+            {"stream": "install/mlxx"},
+            "The journal knows no stream install/mlxx. Did you mean install/mlx or install/llama.cpp?",
+        ),
         ({"cause": "r-9"}, "The journal knows no event and no request r-9."),
     ],
 )

@@ -22,7 +22,10 @@ _log = logging.getLogger(__name__)
 
 EVERY = 2.0
 """Seconds between two looks."""
+_NONE_EVERY = 60.0
+"""The same where there is none."""
 _TOOL_SECONDS = 10.0
+_FIRST_LOOK_SECONDS = 3.0
 _MIB = 2**20
 _DEVICES = ("index", "uuid", "name", "memory.total", "memory.used")
 _USERS = ("pid", "gpu_uuid", "used_memory")
@@ -42,7 +45,7 @@ class Card:
 
 
 class Devices:
-    """The devices of this machine, looked at again and again on a thread while there are any.
+    """The devices of this machine, looked at again and again on a thread where there is a driver.
 
     What is told is what the last look has found; none waits.
     """
@@ -55,25 +58,24 @@ class Devices:
         self._cards: tuple[Card, ...] = ()
         self._users: Mapping[int, int] | None = None
         self._measured = False
-        self._closed = threading.Event()
+        self._closed, self._looked = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Look once, bounded, and go on looking if there is something to see."""
+        """Begin to look, and wait a moment for what is seen first; a driver that hangs keeps nobody."""
         self._closed.clear()
+        self._looked.clear()
         self._tool = shutil.which("nvidia-smi") or ""
-        if not self._tool:
-            return
-        self._look()
-        if self._cards:
+        if self._tool:
             self._thread = threading.Thread(target=self._run, name="devices", daemon=True)
             self._thread.start()
+            self._looked.wait(_FIRST_LOOK_SECONDS)
 
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join(_TOOL_SECONDS)
+            self._thread.join(2.0)  # a driver that hangs keeps nobody from stopping either
 
     def now(self) -> tuple[Device, ...]:
         """The pools of memory, as last seen."""
@@ -106,11 +108,14 @@ class Devices:
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(index)}
 
     def _run(self) -> None:
-        while not self._closed.wait(self._every):
+        while not self._closed.is_set():
             try:
                 self._look()
             except Exception:  # noqa: BLE001 - one odd answer must not end the watch
                 _log.exception("the graphics devices could not be looked at")
+            self._looked.set()
+            # Without any device it is asked now and then: a driver may be slow, or come later.
+            self._closed.wait(self._every if self._cards else _NONE_EVERY)
 
     def _look(self) -> None:
         told = _told_by(self._tool, f"--query-gpu={','.join(_DEVICES)}")

@@ -312,6 +312,14 @@ TestForLonger = pytest.mark.timeout(3600)(pytest.mark.slow(Longer.TestCase))
 TestForLonger.settings = settings(RULES, max_examples=3000, stateful_step_count=80)
 
 
+class OnDevicesForLonger(OnDevices):
+    """The same, for much longer."""
+
+
+TestOnDevicesForLonger = pytest.mark.timeout(3600)(pytest.mark.slow(OnDevicesForLonger.TestCase))
+TestOnDevicesForLonger.settings = settings(RULES, max_examples=1000, stateful_step_count=60)
+
+
 def test_the_world_itself_works() -> None:
     world = World(list(MODELS.values()), budget=4 * UNIT, limits=LIMITS)
     world.pass_time(30)

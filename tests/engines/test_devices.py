@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from pathlib import Path
+
 import pytest
+from greenroom.runner.engines import devices as module
 from greenroom.runner.engines.devices import Card, Devices, cards_in, users_in, visible
 
 MIB = 2**20
@@ -59,3 +64,19 @@ def test_without_the_tool_there_are_none_and_nothing_runs(monkeypatch: pytest.Mo
     assert devices.used_by([1]) is None
     assert devices.variables("GPU-1") is None
     devices.close()
+
+
+def test_a_driver_that_hangs_keeps_nobody_from_starting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_TOOL_SECONDS", 0.5)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 600\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    devices = Devices(headroom=0)
+    devices.start()
+    assert devices.now() == ()
+    devices.close()
+    assert not [one for one in threading.enumerate() if one.name == "devices"]

@@ -6,6 +6,7 @@ import contextlib
 import random
 import shutil
 import sqlite3
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +156,55 @@ class TestOneBitFlipped:
         chance = random.Random(f"bytes of {name}")
         step = max(1, size // 5_000)
         flip_bits(spoil, name, [byte * 8 + chance.randrange(8) for byte in range(0, size, step)])
+
+
+def flipped(value: object, bit: int) -> object:
+    """The value of a column with one bit changed: a low one, so that it stays a value of its type."""
+    if isinstance(value, int):
+        return value ^ 1 << bit
+    if isinstance(value, float):
+        (number,) = struct.unpack("<q", struct.pack("<d", value))
+        return struct.unpack("<d", struct.pack("<q", number ^ 1 << bit))[0]
+    assert isinstance(value, str)
+    text = value or "a"
+    place = len(text) // 2
+    return f"{text[:place]}{chr(ord(text[place]) ^ 1 << bit % 3)}{text[place + 1 :]}"
+
+
+class TestOneBitOfAColumnFlipped:
+    """As SQLite sees it: a row that is well formed and not the one that was written."""
+
+    @pytest.mark.parametrize(
+        "column", ["seq", "at", "stream", "version", "type", "schema", "cause", "data", "crc"]
+    )
+    def test_of_any_row_it_is_refused_with_its_number(self, spoil: Iterator[Spoiled], column: str) -> None:
+        spoiled = 0
+        for seq in (1, 7, len(next(spoil).history)):
+            for bit in (0, 5, 20):
+                copy = next(spoil)
+                connection = sqlite3.connect(copy.db)
+                try:
+                    found = connection.execute(f"SELECT {column} FROM events WHERE seq = ?", (seq,))
+                    old = found.fetchone()[0]
+                    new = flipped(old, 40 if column == "seq" else bit)
+                    with contextlib.suppress(sqlite3.IntegrityError):
+                        connection.execute(f"UPDATE events SET {column} = ? WHERE seq = ?", (new, seq))
+                        connection.commit()
+                        assert new != old
+                finally:
+                    changed = connection.total_changes
+                    connection.close()
+                got, error = copy.read()
+                if not changed:
+                    assert error is None
+                    continue
+                spoiled += 1
+                assert isinstance(error, JournalDamaged), f"{column} of {seq}, bit {bit}: not a word"
+                assert error.seq == seq, f"{column}, bit {bit}"
+                assert tuple(got) == copy.history[: seq - 1]
+                with pytest.raises(JournalDamaged):
+                    SqliteJournal(copy.db)
+        assert spoiled
 
 
 class TestTheLogCutOff:

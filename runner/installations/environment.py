@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -37,6 +38,9 @@ from greenroom.runner.installations.unpacking import Unpacking
 from greenroom.runner.installations.uv import Uv, os_failure
 from greenroom.runner.installations.verification import inventory, own_sums, probe
 from greenroom.runner.installations.wheels import WheelStore
+
+Contents = tuple[dict[str, int], dict[str, str], dict[str, str]]
+"""Sizes of files, targets of links, sums of those files that no `RECORD` speaks for."""
 
 _FETCHED_STAYS = 7 * 86400.0
 """Seconds for which files of an installation that did not come about are kept."""
@@ -143,9 +147,12 @@ class Environments:
             try:
                 self._fill(folder, source, lock, files, cancel, report)
                 report.phase("verifying", f"Starting {source.distribution} once")
-                self._probe(folder, source, cancel)
+                with ThreadPoolExecutor(1, thread_name_prefix=f"list-{job}") as beside:
+                    # What was installed, not what a first import makes of it; and both take seconds.
+                    contents = beside.submit(_contents, folder)
+                    self._probe(folder, source, cancel)
                 _unless(cancel)
-                found = self._record(folder, backend, source, lock, files)
+                found = self._record(folder, backend, source, lock, files, contents.result())
                 (folder / ATTEMPT).unlink()
                 records.write(folder, found)
             except OSError as error:
@@ -248,10 +255,15 @@ class Environments:
         probe(folder, source.distribution, source.probe, cancel)
 
     def _record(
-        self, folder: Path, backend: str, source: Environment, lock: Lock, files: Sequence[LockedFile]
+        self,
+        folder: Path,
+        backend: str,
+        source: Environment,
+        lock: Lock,
+        files: Sequence[LockedFile],
+        contents: Contents,
     ) -> Record:
-        sizes, links = inventory(folder)
-        sizes.pop(ATTEMPT, None)
+        sizes, links, sums = contents
         return Record(
             id=folder.name,
             backend=backend,
@@ -264,7 +276,7 @@ class Environments:
             probed=source.probe,
             files=sizes,
             links=links,
-            sums=own_sums(folder, list(sizes)),
+            sums=sums,
         )
 
     def _wheels_of(self, folder: Path) -> tuple[Wheel, ...]:
@@ -286,6 +298,12 @@ class Environments:
 
     def _need_space(self, needed: int) -> None:
         need_space(self.installed.home, needed)
+
+
+def _contents(folder: Path) -> Contents:
+    sizes, links = inventory(folder)
+    sizes.pop(ATTEMPT, None)
+    return sizes, links, own_sums(folder, list(sizes))
 
 
 def _unless(cancel: Event) -> None:

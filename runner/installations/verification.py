@@ -30,8 +30,9 @@ def inventory(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
     """Sizes of all files and targets of all links below a folder, by relative path, without byte code."""
     files: dict[str, int] = {}
     links: dict[str, str] = {}
+    begin = len(str(folder)) + 1
     for entry in walk(folder):
-        name = os.path.relpath(entry.path, folder)
+        name = entry.path[begin:]
         if entry.is_symlink():
             links[name] = os.readlink(entry.path)
         elif not name.endswith(".pyc") and name != MARK:
@@ -169,7 +170,7 @@ def own_sums(folder: Path, files: Sequence[str]) -> dict[str, str]:
     records = [name for name in files if name.endswith(".dist-info/RECORD")]
     spoken: set[str] = set()
     for name in records:
-        spoken |= _recorded(folder, name).keys()
+        spoken.update(path for path, _ in _rows(folder, name))
     return {name: sha256(folder / name) for name in files if name not in spoken}
 
 
@@ -181,16 +182,19 @@ def sha256(path: Path) -> str:
 
 def _recorded(folder: Path, name: str) -> dict[str, str]:
     """What one `RECORD` says, by path below the installation's folder."""
-    base = (folder / name).parent.parent
-    found = {}
+    return {path: base64.urlsafe_b64decode(f"{sum_}==").hex() for path, sum_ in _rows(folder, name)}
+
+
+def _rows(folder: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Path and SHA-256, as it is written there, of each file that a `RECORD` speaks for."""
+    base = os.path.dirname(os.path.dirname(name))
     with (folder / name).open(newline="", encoding="utf-8") as file:
         for row in csv.reader(file):
-            if len(row) == 3 and row[1].startswith("sha256="):
-                digest = base64.urlsafe_b64decode(row[1].removeprefix("sha256=") + "==").hex()
-                path = os.path.relpath(os.path.normpath(base / row[0]), folder)
-                if not path.startswith("..") and not path.endswith(".pyc"):
-                    found[path] = digest
-    return found
+            if len(row) != 3 or not row[1].startswith("sha256=") or row[0].endswith(".pyc"):
+                continue
+            path = os.path.normpath(f"{base}/{row[0]}")
+            if not path.startswith(("..", "/")):
+                yield path, row[1].removeprefix("sha256=")
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,8 @@ class Environments:
         unpacking = Unpacking(self._unpacker, self.wheels, folder, report.job, before)
         try:
             Fetcher(self.wheels, self._sources_of(source)).fetch(
-                files,
+                # The largest first: the last to arrive, and to be unpacked, is then a small one.
+                sorted(files, key=lambda file: -file.size),
                 cancel=AnyOf(cancel, unpacking),
                 on_bytes=lambda done, total: report.bytes(f"Downloading {name}", done, total),
                 on_file=unpacking.add,

@@ -1,0 +1,40 @@
+"""A Greenroom whose only backend is the toy, so that a test may kill it at any moment.
+
+Arguments: data directory, folder of the toy's lock. Takes `install VERSION`, `repair`, `uninstall`,
+`rollback` and `status`, a line each, and answers each with one line of JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+
+import msgspec
+import toy
+from greenroom.actors import messages as msg
+from greenroom.actors.installer_messages import Activate
+from greenroom.actors.kernel.errors import Refused
+from greenroom.runner.config import Settings
+from greenroom.runner.daemon import Greenroom
+
+COMMANDS = {
+    "install": lambda version: msg.Ensure(backend="toy", version=version, wanted_by="explicit"),
+    "repair": lambda: msg.Ensure(backend="toy", repair=True, wanted_by="explicit"),
+    "uninstall": lambda: msg.Uninstall(backend="toy"),
+    "rollback": lambda: Activate(backend="toy"),
+}
+
+home, folder = map(Path, sys.argv[1:])
+with Greenroom(Settings(home=home), backends={"toy": toy.toy_backend(folder)}) as greenroom:
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        word, *arguments = line.split()
+        refused = ""
+        if word != "status":
+            try:
+                greenroom.system.ask(msg.INSTALLER, COMMANDS[word](*arguments)).get(timeout=60)
+            except Refused as error:
+                refused = error.refusal.code
+        (status,) = greenroom.statuses()
+        print(json.dumps({"refused": refused, "status": msgspec.to_builtins(status)}), flush=True)

@@ -147,12 +147,15 @@ class Environments:
             try:
                 self._fill(folder, source, lock, files, cancel, report)
                 report.phase("verifying", f"Starting {source.distribution} once")
-                with ThreadPoolExecutor(1, thread_name_prefix=f"list-{job}") as beside:
-                    # What was installed, not what a first import makes of it; and both take seconds.
-                    contents = beside.submit(_contents, folder)
+                # Before the first import, which writes byte code by way of files that vanish again.
+                sizes, links = inventory(folder)
+                sizes.pop(ATTEMPT, None)
+                with ThreadPoolExecutor(1, thread_name_prefix=f"sums-{job}") as beside:
+                    sums = beside.submit(own_sums, folder, list(sizes))
                     self._probe(folder, source, cancel)
                 _unless(cancel)
-                found = self._record(folder, backend, source, lock, files, contents.result())
+                contents = (sizes, links, sums.result())
+                found = self._record(folder, backend, source, lock, files, contents)
                 (folder / ATTEMPT).unlink()
                 records.write(folder, found)
             except OSError as error:
@@ -299,12 +302,6 @@ class Environments:
 
     def _need_space(self, needed: int) -> None:
         need_space(self.installed.home, needed)
-
-
-def _contents(folder: Path) -> Contents:
-    sizes, links = inventory(folder)
-    sizes.pop(ATTEMPT, None)
-    return sizes, links, own_sums(folder, list(sizes))
 
 
 def _unless(cancel: Event) -> None:

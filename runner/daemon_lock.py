@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
+
+from greenroom.actors.journal.lock import lock_exclusively, read_pid
 
 
 class HomeLocked(Exception):
@@ -26,12 +27,11 @@ class DaemonLock:
         """Take it. Raises HomeLocked, OSError."""
         self._file = (home / "daemon.lock").open("a+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusively(self._file.fileno())
         except BlockingIOError:
-            self._file.seek(0)
-            text = self._file.read().strip()
+            pid = read_pid(self._file.fileno())
             self._file.close()
-            raise HomeLocked(home, int(text) if text.isdigit() else 0) from None
+            raise HomeLocked(home, pid) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()

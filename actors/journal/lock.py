@@ -5,9 +5,39 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from greenroom.actors.journal.port import JournalBusy
+
+PATIENCE = 10.0
+"""Seconds to wait for a lock whose holder is dead: far more than a child needs to begin its own program."""
+_LOOK_EVERY = 0.005
+
+
+def lock_exclusively(descriptor: int) -> None:
+    """Lock an open file that holds its holder's pid as text. Raises BlockingIOError when somebody holds it.
+
+    A child the holder has just forked shares the lock until it begins a program of its own, and may live on
+    for that moment when the holder is killed. So a dead holder's lock is waited for, `PATIENCE` at most.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = read_pid(descriptor)
+            if not pid or _lives(pid) or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(_LOOK_EVERY)  # nothing tells us but looking
+
+
+def read_pid(descriptor: int) -> int:
+    """Whom a lock file names; 0 when it names nobody yet."""
+    text = os.pread(descriptor, 32, 0).strip()
+    return int(text) if text.isdigit() else 0
 
 
 class WriterLock:
@@ -21,9 +51,9 @@ class WriterLock:
         """Take the lock; raises JournalBusy with the holder's pid."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusively(descriptor)
         except BlockingIOError:
-            pid = _read_pid(descriptor)
+            pid = read_pid(descriptor)
             os.close(descriptor)
             holder = f"process {pid}" if pid else "another process"
             raise JournalBusy(
@@ -45,6 +75,15 @@ class WriterLock:
             self._descriptor = -1
 
 
-def _read_pid(descriptor: int) -> int:
-    text = os.pread(descriptor, 32, 0).strip()
-    return int(text) if text.isdigit() else 0
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    try:
+        # Dead, and nobody has asked what became of it (proc(5)).
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except (OSError, IndexError):
+        return True

@@ -11,6 +11,7 @@ import re
 import selectors
 import signal
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,10 @@ from typing import IO, Literal
 
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations.sources import PackageSources
+
+# Filled now, while this module's import keeps others out: in CPython up to 3.12 a second thread that asks
+# meanwhile finds it half filled (`EXE` is None), and uv's program is looked for on several at once.
+sysconfig.get_config_vars()
 
 _KEPT_VARIABLES = frozenset(
     {

@@ -126,7 +126,8 @@ def live(steps: Sequence[Any]) -> None:
             elif isinstance(step, tuple):
                 daemon.killed_in(*step)
             else:
-                assert daemon.do(step)["refused"] in ("", "no_such_installation")
+                answer = daemon.do(step)
+                assert answer["refused"] in ("", "no_such_installation"), answer
             check(daemon)
         daemon.end()
         there = folder.glob("home/backends/toy/*")

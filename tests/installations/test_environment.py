@@ -152,6 +152,18 @@ def test_a_wheel_damaged_on_the_disk_is_thrown_away_and_worth_another_attempt(en
     assert build(environments, toy).broken == ""
 
 
+def test_what_a_first_import_writes_is_no_part_of_what_was_installed(environments, make_toy, home):
+    body = b"import pathlib\nhere = pathlib.Path(__file__).parent\n"
+    body += b"for n in range(300):\n  (here / f'{n}.tmp').write_text('x')\n  (here / f'{n}.tmp').unlink()\n"
+    body += b"(here / 'cache.bin').write_text('x')\n"
+    built = build(environments, make_toy("busy", body=body))
+    record = environments.installed.record(built)
+    assert not [name for name in record.files if name.endswith((".tmp", "cache.bin"))]
+    (file,) = folder_of(environments.installed.home, built).rglob("cache.bin")
+    file.unlink()
+    assert environments.installed.verify(built) == []
+
+
 def test_a_backend_whose_import_fails_is_not_installed(environments, make_toy, home):
     toy = make_toy("bad", body=b"raise ImportError('libmissing.so.7: cannot open shared object file')\n")
     with pytest.raises(JobFailed, match="does not start here: ImportError: libmissing") as caught:

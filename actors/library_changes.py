@@ -42,7 +42,9 @@ def tag(state: LibraryState, ask: msg.TagModel) -> Decision[LibrarySeen]:
         return _unknown(ask.model_id)
     if ask.tag in model.tags:
         return Decision(reply=msg.Tagged(tags=model.tags))
-    return Decision(effects=(AddTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id)))
+    return Decision(
+        effects=(AddTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id, ask.tag))
+    )
 
 
 def tags_written(report: msg.TagsWritten) -> Decision[LibrarySeen]:
@@ -54,7 +56,9 @@ def tags_written(report: msg.TagsWritten) -> Decision[LibrarySeen]:
     else:
         outcome = msg.Tagged(tags=report.tags)
         events = (ev.ModelTagged(model_id=report.model_id, tags=report.tags),)
-    return Decision(events=events, effects=(Answer(key=_tag_key(report.model_id), outcome=outcome),))
+    return Decision(
+        events=events, effects=(Answer(key=_tag_key(report.model_id, report.tag), outcome=outcome),)
+    )
 
 
 def remove(
@@ -70,7 +74,9 @@ def remove(
     if model.id in seen.removing:
         return Decision(reply=Later(_remove_key(model.id)))
     if ask.tag and len(model.tags) > 1:
-        return Decision(effects=(RemoveTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id)))
+        return Decision(
+            effects=(RemoveTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id, ask.tag))
+        )
     if len(model.tags) > 1 and not (ask.force or ask.all_tags):
         return Decision(
             reply=refuse(
@@ -243,8 +249,8 @@ def _remove_key(model_id: str) -> str:
     return f"remove/{model_id}"
 
 
-def _tag_key(model_id: str) -> str:
-    return f"tag/{model_id}"
+def _tag_key(model_id: str, tag: str) -> str:
+    return f"tag/{model_id}/{tag}"
 
 
 def _repackage_key(model_id: str, tag: str) -> str:

@@ -214,5 +214,7 @@ class TagsWritten(Command, frozen=True, kw_only=True):
     """Report: the store has these tags for a model now."""
 
     model_id: str
+    tag: str
+    """Which was put on or taken off."""
     tags: tuple[str, ...]
     failure: Failure | None = None

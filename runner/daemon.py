@@ -157,6 +157,23 @@ class Greenroom:
         journal = self._journal or self._open_journal()
         system = ActorSystem(journal, clock=clock, on_failure=self._failed, redact=redact)
         self._system = system
+        try:
+            self._populate(system, clock)
+            system.start()
+        except BaseException:
+            self._stop_system(system)
+            raise
+        # Green only once everybody has looked: what is installed, what runs, what lies in the store.
+        try:
+            system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=_LOOK_BOUND)
+        except TimeoutError:
+            _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
+        assert self._host is not None
+        self._host.sweep([engine.spec.engine_id for engine in self.engines()])
+        Warming(system, self.settings.max_wait).start(self._wanted())
+
+    def _populate(self, system: ActorSystem, clock: Clock) -> None:
+        """Register all actors, with the hands that do their work."""
         tell = self._tell
         installer, runner = InstallerHands(tell, self.board), RunnerHands(tell, self.board)
         library = LibraryHands(tell, self.board)
@@ -206,18 +223,6 @@ class Greenroom:
         for core, hands in self._guests:
             system.register(core, hands=hands)
         self.gates.on_empty = Emptied(clock, lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one)))
-        try:
-            system.start()
-        except BaseException:
-            self._stop_system(system)
-            raise
-        # Green only once everybody has looked: what is installed, what runs, what lies in the store.
-        try:
-            system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=_LOOK_BOUND)
-        except TimeoutError:
-            _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
-        self._host.sweep([engine.spec.engine_id for engine in self.engines()])
-        Warming(system, self.settings.max_wait).start(self._wanted())
 
     def _wanted(self) -> Iterator[Wanted]:
         """Models to load at once."""

@@ -325,13 +325,13 @@ class LibraryHands:
         """A model is not gone."""
         self._tell(msg.LIBRARY, msg.ModelGone(model_id=model_id, failure=failure))
 
-    def tagged(self, model_id: str, tags: tuple[str, ...]) -> None:
+    def tagged(self, model_id: str, tag: str, tags: tuple[str, ...]) -> None:
         """The store has these tags for a model."""
-        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tags=tags))
+        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tag=tag, tags=tags))
 
-    def tag_failed(self, model_id: str, failure: Failure) -> None:
+    def tag_failed(self, model_id: str, tag: str, failure: Failure) -> None:
         """The store's tags are as they were."""
-        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tags=(), failure=failure))
+        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tag=tag, tags=(), failure=failure))
 
     def repackaged(self, source_id: str, tag: str, model: Model) -> None:
         """A model is in the store with another configuration."""

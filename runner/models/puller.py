@@ -65,10 +65,10 @@ class PullerListener(Protocol):
     def remove_failed(self, model_id: str, failure: Failure) -> None:
         """A model could not be removed."""
 
-    def tagged(self, model_id: str, tags: tuple[str, ...]) -> None:
-        """The store has these tags for a model now."""
+    def tagged(self, model_id: str, tag: str, tags: tuple[str, ...]) -> None:
+        """The store has these tags for a model now, since `tag` was put on or taken off."""
 
-    def tag_failed(self, model_id: str, failure: Failure) -> None:
+    def tag_failed(self, model_id: str, tag: str, failure: Failure) -> None:
         """A model's tags could not be changed; they are as before."""
 
     def repackaged(self, source_id: str, tag: str, model: Model) -> None:
@@ -197,11 +197,11 @@ class Puller:
 
         def change() -> None:
             before = next((m for m in self._store.models() if tag in m.tags and m.id != model_id), None)
-            self._listener.tagged(model_id, self._store.tag(model_id, tag).tags)
+            self._listener.tagged(model_id, tag, self._store.tag(model_id, tag).tags)
             if before is not None:
-                self._listener.tagged(before.id, self._store.model(before.id).tags)
+                self._listener.tagged(before.id, tag, self._store.model(before.id).tags)
 
-        self._change(change, lambda failure: self._listener.tag_failed(model_id, failure))
+        self._change(change, lambda failure: self._listener.tag_failed(model_id, tag, failure))
 
     def untag(self, model_id: str, tag: str) -> None:
         """Take a tag off a model, which stays: `tagged` or `tag_failed`."""
@@ -209,9 +209,9 @@ class Puller:
         def change() -> None:
             if tag in self._store.model(model_id).tags:
                 self._store.untag(tag)
-            self._listener.tagged(model_id, self._store.model(model_id).tags)
+            self._listener.tagged(model_id, tag, self._store.model(model_id).tags)
 
-        self._change(change, lambda failure: self._listener.tag_failed(model_id, failure))
+        self._change(change, lambda failure: self._listener.tag_failed(model_id, tag, failure))
 
     def repackage(self, source_id: str, tag: str, context_size: int | None) -> None:
         """Store a model with another configuration, under a tag: `repackaged` or `repackage_failed`."""
@@ -221,7 +221,7 @@ class Puller:
             model = self._store.repackage(source_id, tag=tag, context_size=context_size)
             self._listener.repackaged(source_id, tag, model)
             if before is not None and before.id != model.id:
-                self._listener.tagged(before.id, self._store.model(before.id).tags)
+                self._listener.tagged(before.id, tag, self._store.model(before.id).tags)
 
         self._change(change, lambda failure: self._listener.repackage_failed(source_id, tag, failure))
 

@@ -36,7 +36,11 @@ class House:
         self.system.register(Installer((MLX,)), hands=self.installer)
         self.system.register(Library(), hands=self.library)
         on = self.reports
-        on(self.library, fx.AddTag, lambda e: msg.TagsWritten(model_id=e.model_id, tags=("smol", e.tag)))
+        on(
+            self.library,
+            fx.AddTag,
+            lambda e: msg.TagsWritten(model_id=e.model_id, tag=e.tag, tags=("smol", e.tag)),
+        )
         on(self.library, fx.FetchModel, lambda e: msg.PullCommitted(job=e.job, model=QWEN))
         on(
             self.library,
@@ -177,7 +181,7 @@ def test_a_failure_is_a_failure(house: House) -> None:
     house.reports(
         house.library,
         fx.AddTag,
-        lambda e: msg.TagsWritten(model_id=e.model_id, tags=(), failure=failure),
+        lambda e: msg.TagsWritten(model_id=e.model_id, tag=e.tag, tags=(), failure=failure),
     )
     house.journal.fault = FULL
     refusal = refused(house.system.ask(msg.LIBRARY, TAG))

@@ -311,8 +311,16 @@ class TestTags:
         case = self.tagged("a")
         case.when(msg.TagModel(model_id=SMOL.id, tag="b")).then()
         assert case.of(AddTag) == [AddTag(model_id=SMOL.id, tag="b")]
-        case.when(msg.TagsWritten(model_id=SMOL.id, tags=("a", "b"))).then(ev.ModelTagged)
-        assert case.answers == {f"tag/{SMOL.id}": msg.Tagged(tags=("a", "b"))}
+        case.when(msg.TagsWritten(model_id=SMOL.id, tag="b", tags=("a", "b"))).then(ev.ModelTagged)
+        assert case.answers == {f"tag/{SMOL.id}/b": msg.Tagged(tags=("a", "b"))}
+
+    def test_asked_for_at_once_are_each_answered_when_they_are_written(self) -> None:
+        case = self.tagged("a")
+        case.when(msg.TagModel(model_id=SMOL.id, tag="b")).when(msg.TagModel(model_id=SMOL.id, tag="c"))
+        case.when(msg.TagsWritten(model_id=SMOL.id, tag="b", tags=("a", "b")))
+        assert list(case.answers) == [f"tag/{SMOL.id}/b"]
+        case.when(msg.TagsWritten(model_id=SMOL.id, tag="c", tags=("a", "b", "c")))
+        assert case.answers[f"tag/{SMOL.id}/c"] == msg.Tagged(tags=("a", "b", "c"))
 
     def test_that_are_there_already_change_nothing(self) -> None:
         case = self.tagged("a").when(msg.TagModel(model_id=SMOL.id, tag="a")).then()
@@ -329,14 +337,14 @@ class TestTags:
 
     def test_that_cannot_be_written_say_why(self) -> None:
         case = self.tagged("a").when(msg.TagModel(model_id=SMOL.id, tag="b"))
-        case.when(msg.TagsWritten(model_id=SMOL.id, tags=(), failure=NO_SPACE)).then()
-        assert case.answers[f"tag/{SMOL.id}"].code == "no_space"
+        case.when(msg.TagsWritten(model_id=SMOL.id, tag="b", tags=(), failure=NO_SPACE)).then()
+        assert case.answers[f"tag/{SMOL.id}/b"].code == "no_space"
 
     def test_are_removed_one_by_one_and_the_model_with_the_last(self) -> None:
         case = self.tagged("a", "b")
         case.when(msg.RemoveModel(model_id=SMOL.id, tag="b"))
         assert case.of(RemoveTag) == [RemoveTag(model_id=SMOL.id, tag="b")]
-        case.when(msg.TagsWritten(model_id=SMOL.id, tags=("a",)))
+        case.when(msg.TagsWritten(model_id=SMOL.id, tag="b", tags=("a",)))
         case.when(msg.RemoveModel(model_id=SMOL.id, tag="a"))
         assert case.told("scheduler") == [msg.Release(model_id=SMOL.id)]
 

@@ -95,3 +95,14 @@ async def test_a_start_that_is_cancelled_leaves_the_data_directory_free(home: Pa
         await entering
     async with made(home, programs) as another:
         assert another.statuses()
+
+
+def test_an_actor_that_cannot_be_registered_leaves_the_data_directory_free(
+    home: Path, programs: Path
+) -> None:
+    greenroom = made(home, programs)
+    greenroom.register(Counter("library"), hands=RecordingHands())
+    with pytest.raises(StartFailed, match="there is an actor library already"):
+        greenroom.start()
+    with made(home, programs) as another:
+        assert another.statuses()

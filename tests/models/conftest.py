@@ -176,10 +176,10 @@ class Recorder:
     def remove_failed(self, model_id: str, failure: Failure) -> None:
         self._note("remove_failed", model_id, failure)
 
-    def tagged(self, model_id: str, tags: tuple[str, ...]) -> None:
+    def tagged(self, model_id: str, _tag: str, tags: tuple[str, ...]) -> None:
         self._note("tagged", model_id, tags)
 
-    def tag_failed(self, model_id: str, failure: Failure) -> None:
+    def tag_failed(self, model_id: str, _tag: str, failure: Failure) -> None:
         self._note("tag_failed", model_id, failure)
 
     def repackaged(self, source_id: str, tag: str, model: Model) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 from greenroom.actors.journal.port import Record
-from greenroom.runner.cli import journal_file
+from greenroom.runner.cli import exit_codes, journal_file
 from greenroom.runner.diagnosis.filters import Filter, unknown_kinds
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import parse_time
@@ -70,8 +70,11 @@ def command(
         for line in _tail(told(reader.read()), last):
             click.echo(line)
         if seq and not shown:
-            for sentence in (*unknown_kinds(kind), *wanted.unknown_names()) or ("No event is like that.",):
+            unknown = (*unknown_kinds(kind), *wanted.unknown_names())
+            for sentence in unknown or ("No event is like that.",):
                 click.echo(sentence, err=True)
+            if unknown and not follow:
+                ctx.exit(exit_codes.FAILED)
         if follow:
             for line in told(reader.follow(after=seq)):
                 click.echo(line)

@@ -321,7 +321,7 @@ def test_log_filters(greenroom: Any, journal: Path) -> None:
 def test_a_kind_nobody_stores_is_told_with_a_near_one(greenroom: Any, journal: Path) -> None:
     outcome = greenroom("log", "--kind", "engine_redy")
 
-    assert (outcome.code, outcome.out) == (0, "")
+    assert (outcome.code, outcome.out) == (1, "")
     assert "Did you mean engine_ready?" in outcome.err
 
 
@@ -329,7 +329,7 @@ def test_a_name_nobody_has_is_told_and_so_is_that_nothing_is_like_what_was_asked
     greenroom: Any, journal: Path
 ) -> None:
     outcome = greenroom("log", "--backend", "llama.cp")
-    assert (outcome.code, outcome.out) == (0, "")
+    assert (outcome.code, outcome.out) == (1, "")
     assert "Did you mean llama.cpp?" in outcome.err
 
     outcome = greenroom("log", "--since", "2100-01-01")

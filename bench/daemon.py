@@ -28,10 +28,9 @@ from greenroom.actors import events as ev
 from greenroom.actors.facts import EngineExit, EngineSpec
 from greenroom.actors.journal.port import Entry
 from greenroom.actors.kernel.codec import Codec
-from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, run
+from greenroom.runner import Greenroom, Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ENGINE = REPOSITORY / "tests" / "programs" / "fake_engine.py"
 BOUND = 60.0
 
 
@@ -42,21 +41,25 @@ def lives() -> Iterator[tuple[str, Event]]:
         number += 1
         one = f"e{number}"
         spec = EngineSpec(
-            engine_id=one, backend="fake", installation_id="external", model_id="sha256:m", model_ref="tiny"
+            engine_id=one,
+            backend="llama.cpp",
+            installation_id="1.0-0.1",
+            model_id="sha256:m",
+            model_ref="tiny",
         )
         end = EngineExit(at=1.8e9, code=0, summary="The engine was asked to end and did.", expected=True)
         yield "scheduler", ev.LoadAdmitted(spec=spec, promised=2**30, budget=2**33)
-        yield "runner/fake", ev.EngineStartRequested(spec=spec)
-        yield "runner/fake", ev.EngineSpawned(engine_id=one, pid=7, started=1.0, endpoint="/run/e.sock")
-        yield "runner/fake", ev.EngineReady(engine_id=one, seconds=1.5)
+        yield "runner/llama.cpp", ev.EngineStartRequested(spec=spec)
+        yield "runner/llama.cpp", ev.EngineSpawned(engine_id=one, pid=7, started=1.0, endpoint="/run/e.sock")
+        yield "runner/llama.cpp", ev.EngineReady(engine_id=one, seconds=1.5)
         yield (
             "scheduler",
             ev.EvictionDecided(
-                engine_id=one, model_id="sha256:m", model_ref="tiny", backend="fake", reason="idle"
+                engine_id=one, model_id="sha256:m", model_ref="tiny", backend="llama.cpp", reason="idle"
             ),
         )
-        yield "runner/fake", ev.EngineStopRequested(engine_id=one, reason="it is not wanted any more")
-        yield "runner/fake", ev.EngineExited(engine_id=one, exit=end)
+        yield "runner/llama.cpp", ev.EngineStopRequested(engine_id=one, reason="it is not wanted any more")
+        yield "runner/llama.cpp", ev.EngineExited(engine_id=one, exit=end)
 
 
 def write_journal(path: Path, events: int) -> None:
@@ -82,19 +85,17 @@ def write_journal(path: Path, events: int) -> None:
     journal.close()
 
 
-def serve(home: Path) -> None:
-    """The daemon under test, in a process of its own."""
-    settings = Settings(home=home, port=0, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
-    run(Greenroom(settings, backends={"fake": fake_backend(ENGINE)}))
-
-
 class Daemon:
-    """Started, and ready."""
+    """`greenroom serve`, started and ready. It may install nothing: only the start is measured."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         began = time.perf_counter()
-        self.process = subprocess.Popen([sys.executable, __file__, "--serve", str(home)])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "greenroom.runner.cli", "--home", str(home), "serve", "--port", "0"],
+            env={**os.environ, "GREENROOM_INSTALL_POLICY": "never"},
+            stderr=subprocess.DEVNULL,
+        )
         note = home / "daemon.json"
         while not (note.exists() and self._is_ready(json.loads(note.read_text())["url"])):
             assert time.perf_counter() - began < BOUND, "the daemon did not become ready"
@@ -191,9 +192,6 @@ def measure(folder: Path, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--serve"]:
-        serve(Path(sys.argv[2]))
-        return 0
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--events", type=int, default=100_000)

@@ -9,7 +9,7 @@ from greenroom.actors import messages as msg
 from greenroom.actors.facts import Installation
 from greenroom.actors.installer_messages import Activate, BackendVerified, Verified, VerifyInstallations
 from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
-from greenroom.actors.kernel.core import Answer, Decision, Event, Later, refuse
+from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 
 
@@ -35,7 +35,9 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerS
         return Decision(reply=_nothing_there(backend, ask))
     reply = msg.Ensured(installation=chosen, fresh=False)
     if current is not None and current.id == chosen.id:
-        return Decision(reply=reply)
+        # Nothing to switch; whoever names it wants models to be tried on it again.
+        lift = Tell(to=msg.SCHEDULER, command=msg.LiftQuarantines(backend=ask.backend))
+        return Decision(reply=reply, effects=(lift,))
     activated = ev.InstallationActivated(backend=ask.backend, installation_id=chosen.id)
     return Decision(events=(activated,), reply=reply)
 

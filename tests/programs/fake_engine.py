@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -30,6 +31,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--load-forever", action="store_true")
     parser.add_argument("--lie-while-loading", action="store_true", help="health says 200, requests wait")
     parser.add_argument("--die-in-load", type=int, metavar="CODE", default=None)
+    parser.add_argument(
+        "--die-under", metavar="PACKAGE==VERSION", default="", help="in the load, where that is installed"
+    )
     parser.add_argument("--health-503-when-dead", action="store_true", help="the load fails, 503 for ever")
     parser.add_argument("--die-after-requests", type=int, default=0)
     parser.add_argument("--die-after-tokens", type=int, default=0)
@@ -86,6 +90,11 @@ def hold_device_memory(size: int) -> None:
         json.dump({"pid": os.getpid(), "device": device, "size": size}, file)
 
 
+def is_installed(requirement: str) -> bool:
+    package, _, version = requirement.partition("==")
+    return importlib.metadata.version(package) == version
+
+
 def there(file: str) -> bool:
     return os.path.exists(file)
 
@@ -107,6 +116,9 @@ class Engine:
                 while time.monotonic() < busy:
                     sum(range(1000))
             await asyncio.sleep(0.05)
+        if options.die_under and is_installed(options.die_under):
+            say(f"error loading model: it does not run under {options.die_under}")
+            os._exit(3)
         if options.die_in_load is not None:
             say("error loading model: it was asked to fail")
             os._exit(options.die_in_load)

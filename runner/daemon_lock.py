@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from greenroom.actors.journal.lock import lock_exclusively, read_pid
+from greenroom.actors.journal.lock import lock_exclusively, read_pid, unlock
 
 
 class HomeLocked(Exception):
@@ -38,4 +38,6 @@ class DaemonLock:
 
     def release(self) -> None:
         """Let go. Idempotent."""
-        self._file.close()
+        if not self._file.closed:
+            unlock(self._file.fileno())
+            self._file.close()

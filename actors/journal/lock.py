@@ -34,6 +34,11 @@ def lock_exclusively(descriptor: int) -> None:
         time.sleep(_LOOK_EVERY)  # nothing tells us but looking
 
 
+def unlock(descriptor: int) -> None:
+    """Give the lock back before the file is closed: a child that was just forked has it open, too."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def read_pid(descriptor: int) -> int:
     """Whom a lock file names; 0 when it names nobody yet."""
     text = os.pread(descriptor, 32, 0).strip()
@@ -71,6 +76,7 @@ class WriterLock:
     def release(self) -> None:
         """Let others write. Idempotent."""
         if self._descriptor >= 0:
+            unlock(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
 

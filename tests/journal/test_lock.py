@@ -117,3 +117,21 @@ def test_what_never_ends_is_not_waited_for_for_ever(
     holder.wait()
     with pytest.raises(busy):
         take(tmp_path)
+
+
+@LOCKS
+def test_what_was_given_back_is_free_although_a_child_still_has_the_file_open(
+    tmp_path: Path, kind: str, take: Callable[[Path], Any], busy: type[Any]
+) -> None:
+    mine = take(tmp_path)
+    descriptor = mine._descriptor if isinstance(mine, WriterLock) else mine._file.fileno()
+    # What a child that was just forked has: the same open file under another number.
+    inherited = os.dup(descriptor)
+    try:
+        with pytest.raises(busy):
+            take(tmp_path)
+        mine.release()
+        take(tmp_path).release()
+        mine.release()
+    finally:
+        os.close(inherited)

@@ -167,6 +167,21 @@ def test_a_server_that_falls_silent_is_given_up(store, index, big, misbehave):
     assert caught.value.failure.kind == "transient"
 
 
+def test_silence_is_reported_again_and_again_so_that_a_stall_can_be_said(store, index, big, misbehave):
+    hang = threading.Event()
+    index.wrong[big.name] = misbehave(hang=hang)
+    reports = []
+
+    def heard(done, total):
+        reports.append((done, total))
+        if len(reports) == 3:
+            hang.set()
+
+    fetch(store, index.sources, big, on_bytes=heard)
+    # Without a word in the silence there is no third one before the server goes on by itself.
+    assert reports[:3] == [(0, big.size)] * 3
+
+
 def test_cancelling_is_prompt_even_while_the_server_is_silent(store, index, big, misbehave, eventually):
     index.wrong[big.name] = misbehave(hang=threading.Event())
     cancel, ended = threading.Event(), []

@@ -75,6 +75,11 @@ class Progress(Fact, frozen=True, kw_only=True):
     parts: tuple[Part, ...] = ()
     """Of a transfer: each file that moves. What needs no moving is none of them, but is in `total`."""
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the last byte, at this rate; 0 when that cannot be told."""
+        return max(0, self.total - self.done) / self.rate if self.rate > 0 else 0.0
+
 
 class Plan(Fact, frozen=True, kw_only=True):
     """What an installation would fetch."""

@@ -565,8 +565,13 @@ def _busy(backend: str) -> Refusal:
 
 
 def _cancelled(backend: str, reason: str) -> Refusal:
-    message = f"The installation of {backend} was cancelled: {reason}."
-    return refuse("cancelled", message, status=409, subject=backend)
+    return refuse(
+        "cancelled",
+        f"The installation of {backend} was ended: {reason}.",
+        advice=f"What was fetched is kept. Begin again: greenroom install-runner --backend {backend}",
+        status=409,
+        subject=backend,
+    )
 
 
 def _plan_key(backend: str, version: str) -> str:

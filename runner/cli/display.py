@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
-from greenroom.runner.quantities import format_size
+from greenroom.runner.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -79,19 +80,24 @@ def title_of(job: str) -> str:
 
 
 def describe(job: Mapping[str, Any]) -> str:
-    """One line: `downloading 45.1 MB of 93.2 MB (48 %), 12.3 MB/s`."""
+    """One line: `downloading 45.1 MB of 93.2 MB (48 %), 12.3 MB/s, 4s left`."""
     phase = str(job.get("phase") or "")
     word, message = _PHASES.get(phase, phase.replace("_", " ")), str(job.get("message") or "")
     if message.lower().startswith(word):
-        # It says the phase itself, and more.
-        word, message = message, ""
+        # It says the phase itself, and of what; a name that ends in a version needs a comma before a number.
+        word, _, message = message.partition(": ")
+        word += ","
     done, total, rate = (float(job.get(name) or 0) for name in ("done", "total", "rate"))
     if total:
-        word += f" {format_size(done)} of {format_size(total)} ({100 * min(done, total) / total:.0f} %)"
+        # Rounded down: what is not all here is not 100 %.
+        word += f" {format_size(done)} of {format_size(total)} ({100 * min(done, total) // total:.0f} %)"
     elif done:
         word += f" {format_size(done)}"
+    word = word.removesuffix(",")
     if rate and done < (total or done + 1):
         word += f", {format_size(rate)}/s"
+        if total:
+            word += f", {format_duration(math.ceil((total - done) / rate))} left"
     return f"{word}: {message}" if message else word
 
 

@@ -68,8 +68,11 @@ class ObjectLines:
         self._backend = backend
 
     def progress(self, progress: Progress) -> bytes:
-        """`{"type": "progress", …}`."""
-        return self.encode({"type": "progress"} | msgspec.to_builtins(progress))
+        """`{"type": "progress", …}`: from the first line on with `done` and `total`."""
+        line: dict[str, Any] = {"type": "progress", "done": 0, "total": 0}
+        line |= msgspec.to_builtins(progress)
+        left = progress.seconds_left
+        return self.encode(line | ({"seconds_left": round(left, 1)} if left else {}))
 
     def heartbeat(self) -> bytes:
         """An empty line."""
@@ -169,7 +172,11 @@ class Installs:
         """End an installation."""
         body = await self._body(request, CancelBody)
         cancel = CancelInstall(
-            backend=self._door.backend(body.backend), version=body.version, job=body.job, leave=body.leave
+            backend=self._door.backend(body.backend),
+            version=body.version,
+            job=body.job,
+            reason="whoever waited for it has left" if body.leave else "cancelled by the user",
+            leave=body.leave,
         )
         cancelled = await self._door.backstage.system.ask(INSTALLER, cancel, cause=request_id_of(request))
         return web.json_response({"ended": cancelled.ended})

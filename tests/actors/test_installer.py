@@ -312,7 +312,7 @@ class TestAJob:
         case.when(msg.CancelInstall(backend="mlx"))
         assert case.reply == msg.Cancelled(ended=True)
         assert case.of(CancelBuild) == [CancelBuild(job="mlx.1")]
-        assert case.answers[KEY].message == "The installation of mlx was cancelled: cancelled by the user."
+        assert case.answers[KEY].message == "The installation of mlx was ended: cancelled by the user."
         case.rest().then(ev.InstallCancelled)
         assert status(case).state == "absent"
 

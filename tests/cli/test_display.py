@@ -27,11 +27,16 @@ def job(**fields: Any) -> dict[str, Any]:
         ({"done": 5_000_000, "total": 10_000_000}, "downloading 5.00 MB of 10.0 MB (50 %)"),
         (
             {"done": 5_000_000, "total": 10_000_000, "rate": 2e6},
-            "downloading 5.00 MB of 10.0 MB (50 %), 2.00 MB/s",
+            "downloading 5.00 MB of 10.0 MB (50 %), 2.00 MB/s, 3s left",
+        ),
+        ({"done": 9_999_999, "total": 10_000_000}, "downloading 10.0 MB of 10.0 MB (99 %)"),
+        (
+            {"message": "Downloading mlx-lm 0.32.0: nothing has come for 6 s", "done": 5, "total": 10},
+            "Downloading mlx-lm 0.32.0, 5 B of 10 B (50 %): nothing has come for 6 s",
         ),
         ({"done": 10, "total": 10, "rate": 2e6}, "downloading 10 B of 10 B (100 %)"),
         ({"message": "mlx-lm"}, "downloading: mlx-lm"),
-        ({"message": "Downloading mlx-lm", "done": 3}, "Downloading mlx-lm 3 B"),
+        ({"message": "Downloading mlx-lm", "done": 3}, "Downloading mlx-lm, 3 B"),
         ({"phase": "waiting_to_retry", "message": "no index"}, "waiting to try again: no index"),
         ({"phase": "never_heard_of"}, "never heard of"),
         ({"phase": "", "message": "hm"}, "hm"),

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.reader import read_journal
+from package_index import serving
+from workshop import Workshop
 
 BOUND = 60.0
 """Seconds anything may take before a test gives up on it."""
@@ -48,6 +50,7 @@ class Daemon:
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
     began: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    commands: list[subprocess.Popen[str]] = field(default_factory=list)
     bound: float = BOUND
     """Seconds one request or command may take."""
 
@@ -154,6 +157,19 @@ class Daemon:
             stdin=subprocess.DEVNULL,
         )
 
+    def begin(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        """A command that is not waited for."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "greenroom.runner.cli", *arguments],
+            env={**self.env, "GREENROOM_HOST": self.url, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.commands.append(process)
+        return process
+
 
 def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
     """Wait for something outside this process, which cannot be awaited; looks every few ms."""
@@ -178,6 +194,9 @@ def _environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def _end(daemon: Daemon) -> None:
+    for command in daemon.commands:
+        command.kill()
+        command.communicate()
     for process in daemon.began:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -238,6 +257,13 @@ def make_home_daemon() -> Iterator[Callable[..., Daemon]]:
     yield make
     for daemon in made:
         _end(daemon)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """Backends that are installed from an index which misbehaves on demand."""
+    with serving() as index:
+        yield Workshop(tmp_path_factory.mktemp("workshop"), index)
 
 
 def copy_home(source: Path, target: Path) -> None:

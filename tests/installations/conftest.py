@@ -1,228 +1,24 @@
-"""A package index on 127.0.0.1 that misbehaves when it is told to, and wheels made on the spot."""
+"""The misbehaving package index, and backends that are installed from it."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import http.server
-import io
-import json
 import random
-import threading
 import time
-import zipfile
-from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from greenroom.runner.backends.declaration import Backend, Command, Environment
 from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
-from greenroom.runner.installations.sources import PackageSources, Setting
-
-
-def make_wheel(
-    name: str, version: str, files: dict[str, bytes], tag: str = "py3-none-any"
-) -> tuple[str, bytes]:
-    """A real wheel, with RECORD; the same arguments make the same bytes."""
-    info = f"{name}-{version}.dist-info"
-    contents = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
-    }
-    lines = []
-    for path, data in contents.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        lines.append(f"{path},sha256={digest},{len(data)}")
-    contents[f"{info}/RECORD"] = ("\n".join([*lines, f"{info}/RECORD,,"]) + "\n").encode()
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, data in contents.items():
-            archive.writestr(zipfile.ZipInfo(path, date_time=(2026, 1, 1, 0, 0, 0)), data)
-    return f"{name}-{version}-{tag}.whl", out.getvalue()
-
-
-@dataclass
-class Misbehaviour:
-    """What a path does instead of answering properly."""
-
-    status: int = 0
-    cut_after: int | None = None
-    """Bytes of the body after which the connection is closed."""
-    times: int = 10**9
-    """How often; afterwards it behaves."""
-    rate: int = 0
-    """Bytes a second."""
-    body: bytes | None = None
-    hang: threading.Event | None = None
-    """Say nothing before this is set."""
-    ranges: bool = True
-
-
-@dataclass
-class Index:
-    """A simple index: wheels by project, and what each path does wrong."""
-
-    url: str = ""
-    wheels: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    wrong: dict[str, Misbehaviour] = field(default_factory=dict)
-    """By file name or project name."""
-    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
-    """Method, path, headers."""
-    sent: Counter = field(default_factory=Counter)
-    """Body bytes by file name."""
-    html: bool = False
-    hashes: bool = True
-    password: str = ""
-    released: threading.Event = field(default_factory=threading.Event)
-
-    def add(self, name: str, version: str, files: dict[str, bytes], tag: str = "py3-none-any") -> LockedFile:
-        filename, data = make_wheel(name, version, files, tag)
-        self.wheels.setdefault(name.replace("_", "-"), {})[filename] = data
-        return LockedFile(name=filename, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-
-    @property
-    def sources(self) -> PackageSources:
-        return PackageSources(
-            index=Setting(f"{self.url}/simple/", "the test"), timeout=Setting("10", "the test")
-        )
-
-    def paths(self) -> list[str]:
-        return [path for _, path, _ in self.requests]
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    index: Index
-
-    def log_message(self, *_args):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        index = self.index
-        index.requests.append((self.command, self.path, dict(self.headers)))
-        parts = [part for part in self.path.split("?")[0].split("/") if part]
-        if index.password:
-            pair = base64.b64encode(f"user:{index.password}".encode()).decode()
-            if self.headers.get("Authorization") != f"Basic {pair}":
-                return self._answer(401, b"who are you")
-        if len(parts) == 2 and parts[0] == "simple":
-            return self._page(parts[1])
-        if len(parts) == 2 and parts[0] == "files":
-            for wheels in index.wheels.values():
-                if parts[1] in wheels:
-                    return self._file(parts[1], wheels[parts[1]])
-        return self._answer(404, b"not here")
-
-    def _page(self, project):
-        wrong = self.index.wrong.get(project, Misbehaviour())
-        if wrong.hang is not None:
-            wrong.hang.wait(30)
-        if wrong.status:
-            return self._answer(wrong.status, b"no")
-        if wrong.body is not None:
-            return self._answer(200, wrong.body, "text/html")
-        wheels = self.index.wheels.get(project)
-        if wheels is None:
-            return self._answer(404, b"no such project")
-        sums = {name: hashlib.sha256(data).hexdigest() for name, data in wheels.items()}
-        if self.index.html:
-            fragment = "#sha256={}" if self.index.hashes else ""
-            links = "".join(
-                f'<a href="../../files/{name}{fragment.format(sums[name])}">{name}</a>\n' for name in wheels
-            )
-            return self._answer(
-                200, f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), "text/html"
-            )
-        files = [
-            {
-                "filename": name,
-                "url": f"/files/{name}",
-                "hashes": {"sha256": sums[name]} if self.index.hashes else {},
-                "size": len(wheels[name]),
-            }
-            for name in wheels
-        ]
-        page = json.dumps({"meta": {"api-version": "1.1"}, "name": project, "files": files, "versions": []})
-        return self._answer(200, page.encode(), "application/vnd.pypi.simple.v1+json")
-
-    def _file(self, name, data):
-        wrong = self.index.wrong.get(name, Misbehaviour())
-        active = wrong.times > 0
-        wrong.times -= 1
-        if active and wrong.hang is not None:
-            wrong.hang.wait(30)
-        if active and wrong.status:
-            return self._answer(wrong.status, b"no")
-        if active and wrong.body is not None:
-            data = wrong.body
-        start, status = 0, 200
-        wanted = self.headers.get("Range", "")
-        if wanted.startswith("bytes=") and wrong.ranges:
-            start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
-            if start >= len(data):
-                return self._answer(416, b"")
-        body = data[start:]
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "HEAD":
-            return None
-        limit = wrong.cut_after if active and wrong.cut_after is not None else len(body)
-        step = max(1, wrong.rate // 20) if wrong.rate else 1 << 20
-        try:
-            for offset in range(0, min(limit, len(body)), step):
-                chunk = body[offset : min(offset + step, limit)]
-                self.index.sent[name] += len(chunk)
-                self.wfile.write(chunk)
-                self.wfile.flush()
-                if wrong.rate and self.index.released.wait(len(chunk) / wrong.rate):
-                    return None
-            if limit < len(body):
-                self.close_connection = True
-                self.connection.shutdown(2)
-        except OSError:
-            self.close_connection = True
-        return None
-
-    def _answer(self, status, body, media="text/plain"):
-        self.send_response(status)
-        self.send_header("Content-Type", media)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+from package_index import Index, Misbehaviour, serving
 
 
 @pytest.fixture
 def make_index():
     """Makes further indexes."""
-    servers = []
-
-    def make() -> Index:
-        index = Index()
-        handler = type("Handler", (_Handler,), {"index": index})
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        index.url = f"http://127.0.0.1:{server.server_address[1]}"
-        servers.append((server, thread, index))
-        return index
-
-    yield make
-    for server, thread, index in servers:
-        index.released.set()
-        for wrong in index.wrong.values():
-            if wrong.hang is not None:
-                wrong.hang.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(serving())
 
 
 @pytest.fixture

@@ -49,14 +49,12 @@ def sources(wheels: Path) -> dict[str, str]:
     return {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
 
 
-def toy_backend(folder: Path, *flags: str) -> Backend:
+def toy_backend(folder: Path, *flags: str, name: str = "toy") -> Backend:
     """The backend whose lock is in `folder`. Its engines are the fake one, run by the installed Python."""
-    fake = fake_backend(ENGINE, *flags, name="toy", deferred=True)
+    fake = fake_backend(ENGINE, *flags, name=name, deferred=True)
 
     class Toy(type(fake)):  # type: ignore[misc]
-        source = Environment(
-            distribution="toy", lock=str(folder / "toy"), probe=("toy",), requirements=("toy",)
-        )
+        source = Environment(distribution=name, lock=str(folder / name), probe=(name,), requirements=(name,))
 
         def command(self, launch: Launch) -> Program:
             return Program(argv=(str(launch.python), *super().command(launch).argv[1:]))

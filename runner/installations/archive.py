@@ -1,8 +1,9 @@
 """One installation as one file, for a machine without a network.
 
-A tar with, in this order, `backend.json` (what it is), `lock.txt`, and every wheel of the lock under
-`wheels/<sha256>/<name>`. Environments hold their own path and cannot be moved, so what travels is what they
-are made from; the other machine builds its own, offline, and believes no byte without its hash.
+A tar with, in this order, `backend.json` (what it is), `lock.txt`, every wheel of the lock under
+`wheels/<sha256>/<name>`, and the sums of the first two, as `sha256sum` writes them. Environments hold their
+own path and cannot be moved, so what travels is what they are made from; the other machine builds its own,
+offline, and believes no byte without its hash.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import platform
 import sys
 import tarfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +29,7 @@ from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.wheels import WheelStore
 
 MANIFEST = "backend.json"
+SUMS = "SHA256SUMS"
 SCHEMA = 1
 _SMALL = 16 * 2**20
 """Bytes a manifest or a lock may have."""
@@ -89,11 +91,19 @@ def write(home: Path, found: Record, distribution: str, out: IO[bytes]) -> None:
     )
     lock = InstallationStore(home).root / segment(found.backend) / segment(found.id) / LOCK
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        _add(archive, MANIFEST, msgspec.json.encode(manifest))
-        _add(archive, LOCK, lock.read_bytes())
+        first = {MANIFEST: msgspec.json.encode(manifest), LOCK: lock.read_bytes()}
+        for name, content in first.items():
+            _add(archive, name, content)
         for wheel in found.wheels:
             with wheels.path(wheel.locked()).open("rb") as file:
                 _add(archive, f"wheels/{wheel.sha256}/{wheel.name}", file, wheel.size)
+        _add(archive, SUMS, sums(first))
+
+
+def sums(contents: Mapping[str, bytes]) -> bytes:
+    """The sums of files by name, as `sha256sum` writes them."""
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
+    return "".join(lines).encode()
 
 
 def read(home: Path, source: IO[bytes]) -> Manifest:
@@ -101,20 +111,28 @@ def read(home: Path, source: IO[bytes]) -> Manifest:
 
     Raises:
         JobFailed: It is not an archive of ours, is for another machine, is cut off or damaged, or there is
-            no space. What has arrived whole stays, and makes the next try quicker.
+            no space. Nothing of it is left.
     """
+    wheels, kept = WheelStore(home / "cache" / "wheels"), list[LockedFile]()
     try:
-        with tarfile.open(fileobj=source, mode="r|") as archive:
-            return _read(home, archive)
+        try:
+            with tarfile.open(fileobj=source, mode="r|") as archive:
+                return _read(home, archive, wheels, kept)
+        except BaseException:
+            for file in kept:
+                wheels.drop(file)
+            raise
     except (tarfile.TarError, EOFError, UnicodeDecodeError, msgspec.MsgspecError) as error:
         raise _damaged(str(error)) from error
     except OSError as error:
         raise os_failure(error, "The backend could not be imported") from error
 
 
-def _read(home: Path, archive: tarfile.TarFile) -> Manifest:
+def _read(home: Path, archive: tarfile.TarFile, wheels: WheelStore, kept: list[LockedFile]) -> Manifest:
+    """`kept` gets the wheels that were not here before."""
     members = iter(archive)
-    manifest = msgspec.json.decode(_small(archive, members, MANIFEST), type=Manifest)
+    first = {MANIFEST: _small(archive, next(members, None), MANIFEST)}
+    manifest = msgspec.json.decode(first[MANIFEST], type=Manifest)
     if manifest.schema != SCHEMA:
         raise _damaged(f"it was written by another release of Greenroom (schema {manifest.schema})")
     if manifest.machine != here():
@@ -123,31 +141,39 @@ def _read(home: Path, archive: tarfile.TarFile) -> Manifest:
             f"The archive was made for {manifest.machine}; this is {here()}.",
             advice="Export it on a machine of the same kind, with the same Python.",
         )
-    lock = Lock(_small(archive, members, LOCK).decode())
+    first[LOCK] = _small(archive, next(members, None), LOCK)
+    lock = Lock(first[LOCK].decode())
     files = {one.sha256: one.locked() for one in manifest.wheels}
-    need_space(home, sum(file.size for file in files.values()))
-    wheels = WheelStore(home / "cache" / "wheels")
+    need_space(home, sum(file.size for file in wheels.missing(files.values())))
+    whole = False
     for member in members:
+        if member.name == SUMS:
+            whole = _small(archive, member, SUMS) == sums(first)
+            break
         _, _, rest = member.name.partition("wheels/")
         sha256, _, name = rest.partition("/")
         file = files.get(sha256)
         content = archive.extractfile(member) if member.isreg() else None
         if file is None or file.name != name or content is None:
             raise _damaged(f"{member.name[:200]!r} does not belong in it")
-        _keep(wheels, file, content)
+        if _keep(wheels, file, content):
+            kept.append(file)
     if absent := wheels.missing(files.values()):
         raise _damaged(f"{absent[0].name} is not in it")
+    if not whole:
+        raise _damaged(f"{MANIFEST} and {LOCK} are not the files their sums are of")
     place = kept_lock(home, manifest.distribution, manifest.version)
     with _draft(place) as draft:
         draft.write(lock.text.encode())
     return manifest
 
 
-def _keep(wheels: WheelStore, file: LockedFile, content: IO[bytes]) -> None:
+def _keep(wheels: WheelStore, file: LockedFile, content: IO[bytes]) -> bool:
+    """Store a wheel; False when it was here before."""
     segment(file.sha256)
     segment(file.name)
     if wheels.has(file) and not wheels.check([file]):
-        return
+        return False
     digest = hashlib.sha256()
     with _draft(wheels.path(file)) as draft:
         while chunk := content.read(_CHUNK):
@@ -155,6 +181,7 @@ def _keep(wheels: WheelStore, file: LockedFile, content: IO[bytes]) -> None:
             draft.write(chunk)
         if digest.hexdigest() != file.sha256:
             raise _damaged(f"{file.name} is not the file its hash is of")
+    return True
 
 
 @contextmanager
@@ -170,10 +197,11 @@ def _draft(place: Path) -> Iterator[IO[bytes]]:
         draft.replace(place)
     finally:
         draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            place.parent.rmdir()  # unless there is something in it
 
 
-def _small(archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo], name: str) -> bytes:
-    member = next(members, None)
+def _small(archive: tarfile.TarFile, member: tarfile.TarInfo | None, name: str) -> bytes:
     content = archive.extractfile(member) if member is not None and member.isreg() else None
     if member is None or content is None or member.name != name or member.size > _SMALL:
         raise _damaged(f"it has no {name} where that should be")

@@ -125,12 +125,13 @@ def an_archive(content: bytes = b"a wheel") -> bytes:
     manifest = archive.Manifest(
         backend="mlx", distribution="mlx-lm", version="7", machine=archive.here(), wheels=(wheel,)
     )
+    first = {"backend.json": msgspec.json.encode(manifest), "lock.txt": b"# a lock\n"}
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in (
-            ("backend.json", msgspec.json.encode(manifest)),
-            ("lock.txt", b"# a lock\n"),
+            *first.items(),
             (f"wheels/{wheel.sha256}/{wheel.name}", content),
+            ("SHA256SUMS", archive.sums(first)),
         ):
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -152,8 +152,11 @@ class Environments:
                 sizes.pop(ATTEMPT, None)
                 with ThreadPoolExecutor(1, thread_name_prefix=f"sums-{job}") as beside:
                     sums = beside.submit(own_sums, folder, list(sizes))
+                    # Most of what the commit waits for reaches the disk meanwhile.
+                    flushed = beside.submit(records.flush, folder)
                     self._probe(folder, source, cancel)
                 _unless(cancel)
+                flushed.result()
                 contents = (sizes, links, sums.result())
                 found = self._record(folder, backend, source, lock, files, contents)
                 (folder / ATTEMPT).unlink()
@@ -240,8 +243,7 @@ class Environments:
         unpacking = Unpacking(self._unpacker, self.wheels, folder, report.job, before)
         try:
             Fetcher(self.wheels, self._sources_of(source)).fetch(
-                # The largest first: the last to arrive, and to be unpacked, is then a small one.
-                sorted(files, key=lambda file: -file.size),
+                sorted(files, key=_unpacking_last),
                 cancel=AnyOf(cancel, unpacking),
                 on_bytes=lambda done, total: report.bytes(f"Downloading {name}", done, total),
                 on_file=unpacking.add,
@@ -302,6 +304,15 @@ class Environments:
 
     def _need_space(self, needed: int) -> None:
         need_space(self.installed.home, needed)
+
+
+def _unpacking_last(file: LockedFile) -> tuple[bool, int, str]:
+    """Sorts what takes long to unpack to the front: what arrives last is then unpacked at once.
+
+    It is the number of files that takes time. Wheels of nothing but Python have many for their bytes: they
+    come first, and within both sorts the largest.
+    """
+    return not file.name.endswith("-none-any.whl"), -file.size, file.name
 
 
 def _unless(cancel: Event) -> None:

@@ -103,6 +103,7 @@ class Fetcher:
         """Have all files in the store; blocks.
 
         Args:
+            files: In the order in which they are to be begun.
             cancel: When set, transfers are ended at once; what has come stays for the next attempt.
             on_bytes: Called at the beginning, at the end, about ten times a second while bytes come, and once
                 a second while none do.

@@ -199,7 +199,8 @@ class Images:
         from greenroom.runner.installations.fetch import Fetcher
         from greenroom.runner.installations.image_resolution import RegistryOrigin
 
-        Fetcher(self.parts, RegistryOrigin(image)).fetch(image.parts, cancel=cancel, on_bytes=on_bytes)
+        largest_first = sorted(image.parts, key=lambda part: (-part.size, part.name))
+        Fetcher(self.parts, RegistryOrigin(image)).fetch(largest_first, cancel=cancel, on_bytes=on_bytes)
 
     def _fill(
         self,

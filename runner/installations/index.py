@@ -6,7 +6,6 @@ then indexes on this machine, then the network.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
+import msgspec
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import (
@@ -34,10 +34,29 @@ class Link:
     """A file as a source offers it."""
 
     name: str
-    url: str
-    """Absolute: `http(s):`, or `file:` for what lies on this machine."""
+    target: str
+    """As it stands on the page."""
     sha256: str = ""
     """Empty when the source does not say."""
+    page: str = ""
+    """What the target is relative to; empty when it is not."""
+
+    @property
+    def url(self) -> str:
+        """Absolute: `http(s):`, or `file:` for what lies on this machine."""
+        return urljoin(self.page, self.target)
+
+
+class _OnPage(msgspec.Struct, frozen=True, gc=False):
+    """A file of a simple index's JSON (PEP 691), without what nobody here reads."""
+
+    filename: str
+    url: str
+    hashes: dict[str, str] | None = None
+
+
+class _Page(msgspec.Struct, frozen=True):
+    files: list[_OnPage]
 
 
 class Finder:
@@ -111,7 +130,7 @@ class Finder:
             if media.endswith("json"):
                 return list(_json_links(text, final))
             return list(_html_links(text, final))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, msgspec.DecodeError) as error:
             # Portals of hotels and company proxies answer 200 with a page of their own.
             raise JobFailed.transient(
                 "unreachable",
@@ -122,9 +141,9 @@ class Finder:
 
 
 def _json_links(text: str, base: str) -> Iterator[Link]:
-    for file in json.loads(text)["files"]:
-        hashes = file.get("hashes") or {}
-        yield Link(file["filename"], urljoin(base, file["url"]), str(hashes.get("sha256", "")))
+    # Pages of old projects name thousands of files, of which one is wanted.
+    for file in msgspec.json.decode(text, type=_Page).files:
+        yield Link(file.filename, file.url, (file.hashes or {}).get("sha256", ""), base)
 
 
 class _Anchors(HTMLParser):

@@ -142,7 +142,7 @@ def read(folder: Path) -> Record | None:
 
 def write(folder: Path, record: Record) -> None:
     """Make the folder an installation. Everything in it reaches the disk before the mark does."""
-    _flush(folder)
+    flush(folder)
     draft = folder / f"{MARK}.new"
     with draft.open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
@@ -153,8 +153,12 @@ def write(folder: Path, record: Record) -> None:
         _sync_folder(place)
 
 
-def _flush(folder: Path) -> None:
-    """Write the whole file system's dirty pages: thousands of small files one by one take far longer."""
+def flush(folder: Path) -> None:
+    """Write the whole file system's dirty pages: thousands of small files one by one take far longer.
+
+    Raises:
+        OSError: They cannot be written.
+    """
     if sys.platform == "linux":
         import ctypes
 

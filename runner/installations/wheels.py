@@ -57,8 +57,8 @@ class WheelStore:
             return 0
 
     def missing(self, files: Iterable[LockedFile]) -> list[LockedFile]:
-        """Those that are not here, the largest first."""
-        return sorted((f for f in files if not self.has(f)), key=lambda f: (-f.size, f.name))
+        """Those that are not here, in the order given."""
+        return [file for file in files if not self.has(file)]
 
     def check(self, files: Iterable[LockedFile], cancel: Event | None = None) -> list[LockedFile]:
         """Read every file that is here and drop those whose bytes are not the locked ones; returns these."""

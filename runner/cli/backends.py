@@ -11,7 +11,9 @@ from greenroom.runner.cli.carry import export_command, import_command
 from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.identity import client_for, find
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.table import table
+from greenroom.runner.cli.table import table, terminal_width
+
+_HEADINGS = ("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS")
 
 
 @click.group("backends", invoke_without_command=True)
@@ -48,7 +50,7 @@ def command(ctx: click.Context) -> int:
                 verdict or (_state(found) if found else "(daemon not running)"),
             )
         )
-    click.echo(table(("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS"), rows))
+    click.echo(table(_HEADINGS, rows, spare=("INSTALLED", "MODES", "FORMATS"), width=terminal_width()))
     for one in (one for backend in known for one in backend.get("quarantines") or ()):
         name = short(one["model_ref"])
         click.echo(

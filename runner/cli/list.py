@@ -10,7 +10,7 @@ import click
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.names import ModelName
-from greenroom.runner.cli.table import table
+from greenroom.runner.cli.table import table, terminal_width
 from greenroom.runner.quantities import format_duration
 
 _HEADINGS = (
@@ -23,6 +23,7 @@ _HEADINGS = (
     "CONTEXT",
     "SIZE",
 )
+_SPARE = ("CONTEXT", "ARCHITECTURE", "QUANTIZATION", "PARAMETERS")
 
 
 @click.command("list")
@@ -53,7 +54,8 @@ def command(ctx: click.Context, model: str | None, as_json: bool, quiet: bool) -
         click.echo(f"Fetch one: greenroom pull {model or 'smollm2'}", err=True)
     else:
         rows = [row for each in models for row in _rows(each)]
-        click.echo(table(_HEADINGS, sorted(rows, key=lambda row: row[0].lower())))
+        listed = sorted(rows, key=lambda row: row[0].lower())
+        click.echo(table(_HEADINGS, listed, spare=_SPARE, width=terminal_width()))
 
 
 def _names(model: dict[str, Any]) -> list[str]:

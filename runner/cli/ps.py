@@ -11,13 +11,14 @@ import click
 from greenroom.runner.cli.client import Client, Refused
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.table import table
+from greenroom.runner.cli.table import table, terminal_width
 from greenroom.runner.quantities import format_duration, format_size, parse_keep_alive
 
 _HEADINGS = (
     *("MODEL NAME", "BACKEND", "MODE", "STATE", "PID", "PROMISED", "USED", "INSIDE", "QUEUE", "IDLE"),
     *("UNTIL", "ENGINE", "CAUSE"),
 )
+_SPARE = ("CAUSE", "ENGINE", "PID", "IDLE", "MODE", "QUEUE", "USED")
 _EVERY = 1.0
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
@@ -52,7 +53,8 @@ def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float)
     engines = client.get("/engines/ps?all=true" if everything else "/engines/ps") or []
     if as_json:
         return json.dumps(engines, indent=4, ensure_ascii=False)
-    rows = table(_HEADINGS, sorted(_row(engine, keep_alive) for engine in engines))
+    listed = sorted(_row(engine, keep_alive) for engine in engines)
+    rows = table(_HEADINGS, listed, spare=_SPARE, width=terminal_width())
     ends = [(engine.get("engine_id"), (engine.get("exit") or {}).get("summary")) for engine in engines]
     try:
         queue = [_waiting(one) for one in client.get("/engines/queue") or []]

@@ -9,7 +9,7 @@ from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, Refused
 from greenroom.runner.cli.identity import Daemon, find, not_running
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.table import table
+from greenroom.runner.cli.table import table, terminal_width
 
 _ORDER = ("Running", "Error", "Installing", "Not Installed")
 
@@ -44,7 +44,7 @@ def command(ctx: click.Context, as_json: bool) -> int:
     for job in client.get("/jobs") or ():
         click.echo(f"{title_of(str(job.get('job', '')))}: {describe(job)}")
     click.echo()
-    click.echo(table(("BACKEND", "STATUS", "DETAILS"), rows(backends)))
+    click.echo(table(("BACKEND", "STATUS", "DETAILS"), rows(backends), width=terminal_width()))
     return exit_codes.OK
 
 

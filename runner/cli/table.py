@@ -21,8 +21,8 @@ def table(
     """The table as text, without the last line's end.
 
     Args:
-        spare: Headings of columns that are left out, the first one first, where the width is too small for all.
-        width: Characters of a line, for which the last column's sentences are broken too; None for any number.
+        spare: Headings of columns that are left out where the width is too small, the first one first.
+        width: Characters of a line, for which the last column is broken too; None for any number.
     """
     lines = [tuple(headings), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]

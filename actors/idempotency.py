@@ -1,8 +1,8 @@
 """Commands that may come twice: what became of those that carried an `Idempotency-Key`.
 
 Whoever does not know whether a command has arrived sends it again with the same key. The first one is
-carried out; one that comes while that goes on waits for it, and a later one gets the same answer, also from
-the next daemon. A key that comes with another command is refused.
+carried out; one that comes while that goes on is told so and may wait for its answer, and a later one gets
+the same answer, also from the next daemon. A key that comes with another command is refused.
 
 What the daemon's end interrupted is carried out again: the job it asked for goes on, so that joins it. Only
 digests of keys and commands are stored. The last keys are remembered, for a day.
@@ -37,8 +37,17 @@ REMEMBERED_FOR = 86_400.0
 """Seconds."""
 
 
+_NOTHING = refuse(
+    "no_outcome",
+    "The command that came first with this Idempotency-Key has ended without an outcome.",
+    advice="Send it again.",
+    status=503,
+    retry_after=1.0,
+)
+
+
 class BeginKeyed(Command, frozen=True, kw_only=True):
-    """Somebody wants a command carried out: `Begun`, or `Outcome` when that was done before."""
+    """Somebody wants a command carried out: `Begun`, `UnderWay`, or `Outcome` when that was done before."""
 
     key: str
     """Digest of the key."""
@@ -46,6 +55,12 @@ class BeginKeyed(Command, frozen=True, kw_only=True):
     """Digest of what is wanted."""
     name: str
     """Method and path, for people."""
+
+
+class AwaitKeyed(Command, frozen=True, kw_only=True):
+    """Somebody waits for a command that is under way: its `Outcome`."""
+
+    key: str
 
 
 class EndKeyed(Command, frozen=True, kw_only=True):
@@ -57,6 +72,10 @@ class EndKeyed(Command, frozen=True, kw_only=True):
 
 class Begun(Command, frozen=True, kw_only=True):
     """It is yours to carry out."""
+
+
+class UnderWay(Command, frozen=True, kw_only=True):
+    """Another who sent it has it carried out: see `AwaitKeyed`."""
 
 
 class Noted(Command, frozen=True, kw_only=True):
@@ -145,6 +164,8 @@ class Idempotency:
         match command:
             case BeginKeyed():
                 return self._begin(state, command, now, seen)
+            case AwaitKeyed():
+                return self._await(state, command, seen)
             case EndKeyed():
                 return self._end(state, command, seen)
             case Recovered():
@@ -159,7 +180,7 @@ class Idempotency:
 
         1. The key has come with another command: refused.
         2. It has been answered: the answer.
-        3. It is being carried out: whoever asks waits for the answer.
+        3. It is being carried out: whoever asks may wait for the answer.
         4. It is new, or the daemon ended in the middle: it is to be carried out.
         """
         known = state.keys.get(ask.key)
@@ -177,7 +198,7 @@ class Idempotency:
         if known is not None and known.outcome is not None:  # 2
             return Decision(reply=known.outcome)
         if ask.key in seen.under_way:  # 3
-            return Decision(reply=Later(ask.key))
+            return Decision(reply=UnderWay())
         keyed = ev.CommandKeyed(key=ask.key, command=ask.command, name=ask.name)
         return Decision(  # 4
             events=() if known is not None else (keyed,),
@@ -185,19 +206,20 @@ class Idempotency:
             seen=IdempotencySeen(under_way=seen.under_way | {ask.key}),
         )
 
+    def _await(
+        self, state: IdempotencyState, ask: AwaitKeyed, seen: IdempotencySeen
+    ) -> Decision[IdempotencySeen]:
+        if ask.key in seen.under_way:
+            return Decision(reply=Later(ask.key))
+        known = state.keys.get(ask.key)
+        return Decision(reply=known.outcome if known is not None and known.outcome is not None else _NOTHING)
+
     def _end(
         self, state: IdempotencyState, report: EndKeyed, seen: IdempotencySeen
     ) -> Decision[IdempotencySeen]:
         left = IdempotencySeen(under_way=seen.under_way - {report.key})
         if report.outcome is None:
-            nothing = refuse(
-                "no_outcome",
-                "The command that came first with this Idempotency-Key has ended without an outcome.",
-                advice="Send it again.",
-                status=503,
-                retry_after=1.0,
-            )
-            return Decision(effects=(Answer(key=report.key, outcome=nothing),), reply=Noted(), seen=left)
+            return Decision(effects=(Answer(key=report.key, outcome=_NOTHING),), reply=Noted(), seen=left)
         outcome = report.outcome
         events: tuple[Event, ...] = ()
         if report.key in state.keys:

@@ -18,14 +18,32 @@ _PASSING = frozenset({408, 429, 503, LEFT})
 """Answers that say nothing of the command: the next one is carried out."""
 
 
+REPLAYED = "Idempotency-Replayed"
+"""Says that an answer is that of an earlier request."""
+
+Tell = Callable[[web.Request, Awaitable[Outcome]], Awaitable[web.StreamResponse]]
+"""Tells another client of the same job how far it is, and at last the outcome. Raises its refusal."""
+
+
 class Following:
     """What a handler leaves behind of a command that takes long."""
 
-    def __init__(self) -> None:
+    def __init__(self, wish: str = "") -> None:
+        """`wish` is the kind of answer that was asked for (`Accept`)."""
+        self.wish = wish
+        self.tell: Tell | None = None
+        """For whoever sends it again; None while there is no stream of its progress."""
+        self.telling = asyncio.Event()
+        """Set with `tell`."""
         self.outcome: Outcome | None = None
         """How it ended, when its answer was streamed."""
         self.pending: asyncio.Task[Outcome | None] | None = None
         """How it will end, when nobody listens any more."""
+
+    def told_by(self, tell: Tell) -> None:
+        """Its progress is streamed, and others may watch it too."""
+        self.tell = tell
+        self.telling.set()
 
 
 FOLLOWING: web.RequestKey[Following] = web.RequestKey("greenroom.following", Following)
@@ -88,6 +106,17 @@ def outcome_of(response: web.StreamResponse) -> Outcome | None:
         body=(body or b"").decode("utf-8", "replace"),
         location=response.headers.get("Location", ""),
     )
+
+
+def replayed(outcome: Outcome) -> web.Response:
+    """The answer to a command that was sent before."""
+    headers = {REPLAYED: "true"}
+    if outcome.location:
+        headers["Location"] = outcome.location
+    body: dict[str, Any] = {}
+    if outcome.body:
+        body = {"body": outcome.body.encode(), "content_type": outcome.content_type}
+    return web.Response(status=outcome.status, headers=headers, **body)
 
 
 async def _result(reply: Awaitable[Any]) -> Any:

@@ -8,7 +8,7 @@ ends nothing; `/engines/cancel-install` does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from aiohttp import web
@@ -66,6 +66,10 @@ class ObjectLines:
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
+
+    def again(self) -> Self:
+        """These remember nothing of what they have said."""
+        return self
 
     def progress(self, progress: Progress) -> bytes:
         """`{"type": "progress", …}`: from the first line on with `done` and `total`."""

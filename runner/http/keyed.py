@@ -10,22 +10,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from greenroom.actors.idempotency import IDEMPOTENCY, BeginKeyed, Begun, EndKeyed, Outcome
+from greenroom.actors.idempotency import (
+    IDEMPOTENCY,
+    AwaitKeyed,
+    BeginKeyed,
+    Begun,
+    EndKeyed,
+    Outcome,
+    UnderWay,
+)
 from greenroom.actors.kernel.errors import KernelError, Refused
 from greenroom.runner.http.bodies import BODY, read_body
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, answer_error
-from greenroom.runner.http.following import FOLLOWING, Following, outcome_of
+from greenroom.runner.http.following import FOLLOWING, Following, outcome_of, replayed
 from greenroom.runner.http.headers import request_id_of
 
 HEADER = "Idempotency-Key"
-REPLAYED = "Idempotency-Replayed"
-"""Says that an answer is that of an earlier request."""
-
 _LONGEST = 255
 """Characters of a key."""
 _METHODS = frozenset({"POST", "DELETE", "PUT", "PATCH"})
@@ -34,6 +38,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def keyed(door: Door) -> Middleware:
     """Hears the header."""
+    commands = _Commands(door)
 
     @web.middleware
     async def once(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -48,62 +53,90 @@ def keyed(door: Door) -> Middleware:
                 command=_digest(request.method, request.path_qs, body.decode("utf-8", "surrogateescape")),
                 name=f"{request.method} {request.path}",
             )
-
-            async def ask() -> web.StreamResponse:
-                found = await door.backstage.system.ask(IDEMPOTENCY, begin, cause=request_id_of(request))
-                if isinstance(found, Begun):
-                    return await _carry_out(door, key, request, handler)
-                return _again(found)
-
-            return await door.visitors.attend(request, ask)
+            return await door.visitors.attend(request, lambda: commands.answer(begin, request, handler))
         except (HttpRefusal, KernelError) as error:
             return answer_error(request, error, "text")
 
     return once
 
 
-async def _carry_out(door: Door, key: str, request: web.Request, handler: Handler) -> web.StreamResponse:
-    following = request[FOLLOWING] = Following()
-    outcome: Outcome | None = None
-    try:
-        response = await handler(request)
-        outcome = following.outcome or outcome_of(response)
-        return response
-    finally:
-        if following.pending is not None:
-            door.keep(_note_later(door, key, following.pending))
-        else:
-            # Also when this request is cancelled: then nobody waits for the word to be taken.
-            door.keep(_note(door, key, outcome))
+class _Commands:
+    """The keyed commands of one front door."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._system = door.backstage.system
+        self._under_way: dict[str, Following] = {}
+        """By key, what others who send the same may watch."""
+
+    async def answer(self, begin: BeginKeyed, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Carry it out, or give the answer of the request that had it carried out. Raises its refusal."""
+        found = await self._system.ask(IDEMPOTENCY, begin, cause=request_id_of(request))
+        match found:
+            case Begun():
+                return await self._carry_out(begin.key, request, handler)
+            case UnderWay():
+                return await self._wait(begin.key, request)
+            case _:
+                return replayed(found)
+
+    async def _carry_out(self, key: str, request: web.Request, handler: Handler) -> web.StreamResponse:
+        following = request[FOLLOWING] = self._under_way[key] = Following(_wish(request))
+        outcome: Outcome | None = None
+        try:
+            response = await handler(request)
+            outcome = following.outcome or outcome_of(response)
+            return response
+        finally:
+            if following.pending is not None:
+                self._door.keep(self._note_later(key, following.pending))
+            else:
+                # Also when this request is cancelled: then nobody waits for the word to be taken.
+                self._door.keep(self._note(key, outcome))
+
+    async def _wait(self, key: str, request: web.Request) -> web.StreamResponse:
+        """Who asks for the same stream gets it from the beginning of his own on; others get the end of it."""
+        outcome = asyncio.ensure_future(self._outcome(key))
+        following = self._under_way.get(key)
+        try:
+            if following is not None and following.wish == _wish(request):
+                telling = asyncio.ensure_future(following.telling.wait())
+                try:
+                    await asyncio.wait({outcome, telling}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    telling.cancel()
+                if following.tell is not None and not outcome.done():
+                    return await following.tell(request, outcome)
+            return replayed(await outcome)
+        finally:
+            outcome.cancel()
+
+    async def _outcome(self, key: str) -> Outcome:
+        found: Outcome = await self._system.ask(IDEMPOTENCY, AwaitKeyed(key=key))
+        return found
+
+    async def _note_later(self, key: str, pending: asyncio.Task[Outcome | None]) -> None:
+        outcome = None
+        try:
+            outcome = await pending
+        finally:
+            await self._note(key, outcome)
+
+    async def _note(self, key: str, outcome: Outcome | None) -> None:
+        # First, for as soon as it is noted the next one may be carried out.
+        self._under_way.pop(key, None)
+        try:
+            await self._system.ask(IDEMPOTENCY, EndKeyed(key=key, outcome=outcome))
+        except Refused:
+            # It cannot be stored: whoever comes next carries the command out again.
+            self._system.tell(IDEMPOTENCY, EndKeyed(key=key))
+        except KernelError:
+            return  # Greenroom stops, and with it all that was under way.
 
 
-async def _note_later(door: Door, key: str, pending: asyncio.Task[Outcome | None]) -> None:
-    outcome = None
-    try:
-        outcome = await pending
-    finally:
-        await _note(door, key, outcome)
-
-
-async def _note(door: Door, key: str, outcome: Outcome | None) -> None:
-    system = door.backstage.system
-    try:
-        await system.ask(IDEMPOTENCY, EndKeyed(key=key, outcome=outcome))
-    except Refused:
-        # It cannot be stored: whoever comes next carries the command out again.
-        system.tell(IDEMPOTENCY, EndKeyed(key=key))
-    except KernelError:
-        return  # Greenroom stops, and with it all that was under way.
-
-
-def _again(outcome: Outcome) -> web.Response:
-    headers = {REPLAYED: "true"}
-    if outcome.location:
-        headers["Location"] = outcome.location
-    body: dict[str, Any] = {}
-    if outcome.body:
-        body = {"body": outcome.body.encode(), "content_type": outcome.content_type}
-    return web.Response(status=outcome.status, headers=headers, **body)
+def _wish(request: web.Request) -> str:
+    """What kind of answer is wanted."""
+    return request.headers.get("Accept", "")
 
 
 def _is_command(path: str) -> bool:

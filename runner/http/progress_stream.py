@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -17,7 +17,7 @@ from greenroom.actors.idempotency import Outcome
 from greenroom.actors.kernel.errors import KernelError, Refusal
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.http.errors import refusal_of
-from greenroom.runner.http.following import FOLLOWING, hand_over, refused_as
+from greenroom.runner.http.following import FOLLOWING, REPLAYED, hand_over, refused_as, replayed
 
 _PAUSE = 0.1
 """Seconds between two lines of the same phase."""
@@ -30,6 +30,10 @@ class Lines(Protocol):
     """How a stream of this content type says things. Empty bytes are not sent."""
 
     content_type: str
+
+    def again(self) -> Lines:
+        """The same for another client, who has been told nothing yet."""
+        ...
 
     def progress(self, progress: Progress) -> bytes:
         """A line about where the job is."""
@@ -93,12 +97,21 @@ async def stream_job(
     job: str,
     reply: Awaitable[Any],
     lines: Lines,
+    *,
     headers: Mapping[str, str] | None = None,
+    unwatched: Callable[[Any], web.Response] | None = None,
 ) -> web.StreamResponse:
-    """Tell a job's progress until its answer is there. Raises the refusal that comes before any progress."""
+    """Tell a job's progress until its answer is there. Raises the refusal that comes before any progress.
+
+    Args:
+        headers: Of the answer.
+        unwatched: Makes the answer to a job of which there was nothing to tell; its last line otherwise.
+    """
     feed = Feed(board, job)
     answer = asyncio.ensure_future(_answer(reply))
     following = request.get(FOLLOWING)
+    if following is not None:
+        following.told_by(lambda joiner, outcome: _join(joiner, board, job, outcome, lines))
     news: asyncio.Task[None] | None = None
     response: web.StreamResponse | None = None
     try:
@@ -118,6 +131,8 @@ async def stream_job(
                 await response.write(line)
             if news is None:
                 await asyncio.wait({answer}, timeout=_PAUSE)
+        if response is None and unwatched is not None:
+            return unwatched(answer.result())
         if response is None:
             last = lines.success(answer.result())
             if following is not None:
@@ -150,6 +165,32 @@ async def stream_job(
             )
         if news is not None:
             news.cancel()
+
+
+class _Joined:
+    """The lines of whoever sends a command a second time: another's answer ends them."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.content_type = lines.content_type
+        self.again = lines.again
+        self.progress = lines.progress
+        self.heartbeat = lines.heartbeat
+        self.error = lines.error
+
+    def success(self, outcome: Outcome) -> bytes:
+        """The last line, as the first one got it; a line about it when that one had no stream."""
+        if outcome.content_type != self.content_type:
+            return self.error(Refusal(code="refused", message=outcome.body.strip(), status=outcome.status))
+        return outcome.body.encode()
+
+
+async def _join(
+    request: web.Request, board: ProgressBoard, job: str, outcome: Awaitable[Outcome], lines: Lines
+) -> web.StreamResponse:
+    joined = _Joined(lines.again())
+    return await stream_job(
+        request, board, job, outcome, joined, headers={REPLAYED: "true"}, unwatched=replayed
+    )
 
 
 def sentence_of(progress: Progress, board: ProgressBoard | None = None) -> str:

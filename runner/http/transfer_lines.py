@@ -32,6 +32,7 @@ class TransferLines:
 
     def __init__(self, job: str, mode: TransferMode, *, raw: bool) -> None:
         self.content_type = JSON if raw else "text/plain"
+        self._job = job
         self._raw = raw
         self._mode = mode
         # What has no files of its own to tell of is one layer; clients go by characters 7 to 19 of its id.
@@ -40,6 +41,10 @@ class TransferLines:
         """As told last."""
         self._done = 0
         self._total = 0
+
+    def again(self) -> TransferLines:
+        """The same for another client, who has been told nothing yet."""
+        return TransferLines(self._job, self._mode, raw=self._raw)
 
     def progress(self, progress: Progress) -> bytes:
         """A line for each layer that has moved; otherwise what is going on, if there is something to say."""

@@ -8,11 +8,13 @@ from greenroom.actors import events as ev
 from greenroom.actors.idempotency import (
     REMEMBERED,
     REMEMBERED_FOR,
+    AwaitKeyed,
     BeginKeyed,
     Begun,
     EndKeyed,
     Idempotency,
     Outcome,
+    UnderWay,
 )
 from greenroom.actors.kernel.core import Answer, Later
 from greenroom.actors.testing import given
@@ -33,9 +35,14 @@ def test_the_first_one_is_carried_out_and_whoever_comes_meanwhile_gets_its_answe
     case = given(Idempotency()).when(BEGIN).then(KEYED)
     assert isinstance(case.reply, Begun)
     case.when(BEGIN).then()
+    assert isinstance(case.reply, UnderWay)
+    case.when(AwaitKeyed(key="k")).then()
     assert case.reply == Later("k")
     case.when(EndKeyed(key="k", outcome=DONE)).then(ANSWERED)
     assert answers(case) == [Answer(key="k", outcome=DONE)]
+    # Who has heard that it is under way, and begins to wait a moment too late, gets it too.
+    case.when(AwaitKeyed(key="k")).then()
+    assert case.reply == DONE
 
 
 def test_a_later_one_gets_the_same_answer_also_in_another_life() -> None:
@@ -59,6 +66,8 @@ def test_a_command_without_an_outcome_is_carried_out_by_whoever_comes_next() -> 
     case = given(Idempotency()).when(BEGIN).when(EndKeyed(key="k")).then()
     (answer,) = answers(case)
     assert (answer.outcome.status, answer.outcome.retry_after) == (503, 1.0)
+    case.when(AwaitKeyed(key="k")).then()
+    assert case.reply == answer.outcome
     case.when(BEGIN).then()
     assert isinstance(case.reply, Begun)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import aiohttp
 import pytest
 from builds import Builds
-from greenroom.actors.facts import Failure
+from greenroom.actors.facts import Failure, Progress
 from greenroom.actors.idempotency import IDEMPOTENCY
 from greenroom.actors.messages import INSTALLER
+from greenroom.actors.progress import install_job
 from greenroom.runner.http.app import DOOR
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 NDJSON = {"Accept": "application/x-ndjson"}
+EVENTS = {"Accept": "text/event-stream"}
 ASKERS = 1000
 
 
@@ -84,6 +87,61 @@ async def test_a_stream_is_answered_again_by_its_last_line(house: Any, wait_unti
     lines = (await first)[1].splitlines()
     again = await _text(install(house, KEY | NDJSON))
     assert again == (200, lines[-1] + "\n", "true")
+
+
+async def test_who_sends_it_again_sees_how_far_it_is_and_gets_the_same_end(
+    house: Any, wait_until: Any
+) -> None:
+    builds = Builds(house)
+    board = house.greenroom.board
+    first = asyncio.ensure_future(_text(install(house, KEY | NDJSON)))
+    await wait_until(lambda: builds.jobs)
+    board.publish(
+        Progress(job=install_job("absent"), phase="downloading", done=1, total=3, message="Downloading")
+    )
+    async with asyncio.timeout(10), install(house, KEY | NDJSON) as again:
+        assert again.headers["Idempotency-Replayed"] == "true"
+        line = json.loads(await again.content.readline())
+        assert (line["type"], line["done"], line["total"]) == ("progress", 1, 3)
+        board.publish(Progress(job=install_job("absent"), phase="verifying", done=3, total=3))
+        line = json.loads(await again.content.readline())
+        assert (line["phase"], line["done"]) == ("verifying", 3)
+        # A plain one among them waits for the end, and so does one who leaves.
+        plain = asyncio.ensure_future(_text(install(house, KEY)))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await _text(install(house, KEY | NDJSON))
+        builds.commit("absent.1", "1")
+        rest = await again.text()
+    said = (await first)[1].splitlines()
+    assert rest.splitlines()[-1] == said[-1]
+    assert json.loads(said[-1])["type"] == "success"
+    assert (await plain)[1] == said[-1] + "\n"
+    assert len(builds.jobs) == 1
+
+
+async def test_one_who_left_sees_the_progress_when_it_comes_back(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await _text(install(house, KEY | EVENTS))
+    await wait_until(lambda: not len(house.app[DOOR].visitors))
+    progress = Progress(job=install_job("absent"), phase="downloading", done=2, total=3)
+    house.greenroom.board.publish(progress)
+    async with asyncio.timeout(10), install(house, KEY | EVENTS) as again:
+        assert again.content_type == "text/event-stream"
+        assert b'"done":2' in await again.content.readline()
+        builds.fail("absent.1", Failure(kind="permanent", code="no_space", message="No space is left."))
+        assert "No space is left." in await again.text()
+    # What ended before anybody was told anything keeps its status.
+    other = {"Idempotency-Key": "other"} | EVENTS
+    waits = [asyncio.ensure_future(_text(install(house, other))) for _ in range(2)]
+    await wait_until(lambda: len(builds.jobs) == 2)
+    # The first is attended to twice, by the middleware and by the handler.
+    await wait_until(lambda: len(house.app[DOOR].visitors) == 3)
+    builds.fail("absent.2", Failure(kind="permanent", code="no_space", message="No space is left."))
+    ends = [await one for one in waits]
+    assert ends[0][:2] == ends[1][:2]
 
 
 async def test_an_answer_is_the_same_although_the_world_has_changed(house: Any, wait_until: Any) -> None:

@@ -89,3 +89,12 @@ def test_clients_that_do_not_ask_for_json_get_it_escaped_as_dockers_own_expects(
     assert b"<" not in data
     assert b'"' not in data
     assert html.unescape(data.decode()).encode() == raw.progress(progress)
+
+
+def test_another_client_of_the_same_transfer_is_told_all_of_it() -> None:
+    lines = TransferLines("j", "pull", raw=True)
+    told = lines.progress(step(MIB, MIB))
+    assert lines.progress(step(MIB, MIB)) == b""
+    other = lines.again()
+    assert other.content_type == lines.content_type
+    assert other.progress(step(MIB, MIB)) == told

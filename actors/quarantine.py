@@ -1,8 +1,11 @@
 """Models that a version of a backend broke: they go back to the version that served them.
 
-A model is quarantined on an installation once the breaker opens for it there, when it has run on another
-installation of the same backend, which is still here, and never on this one. From then on that older one
-serves it, and every other model goes on with the newer one. A quarantine is left
+A model is quarantined on an installation that cannot load it, when it has run on another installation of
+the same backend, which is still here, and never on this one. From then on that older one serves it, and
+every other model goes on with the newer one. An engine that ends by itself before it was ready says
+enough: whoever waits for it is served by the older one and never hears of it. What may have come from
+elsewhere (it was killed, it was too slow, it had been ready) must come three times in a row, when the
+breaker opens. A quarantine is left
 
 - when the installation it is about, or the one that serves instead, is not here any more,
 - when a newer installation of the backend comes into use: the model is tried there,
@@ -16,11 +19,13 @@ from collections.abc import Iterator, Mapping
 
 from greenroom.actors import events as ev
 from greenroom.actors.choice import Use
-from greenroom.actors.facts import EngineSpec, Installation
+from greenroom.actors.facts import Engine, EngineSpec, Failure, Installation
 from greenroom.actors.messages import BackendStatus
 from greenroom.actors.scheduler_state import Quarantine, SchedulerState, breaker_key, proven_key
 
 Statuses = Mapping[str, BackendStatus]
+_FROM_OUTSIDE = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"})
+"""Ends that others bring about: a kernel without memory, a person, a machine that goes down."""
 
 
 def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
@@ -29,32 +34,37 @@ def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Status
     if one is None or _whole(statuses, choice.backend).get(one.back_to) is None:
         return choice
     reason = (
-        f"it is served from {choice.backend} {one.back_to_version}, since it has failed {one.failures} times "
-        f"in a row on {one.version}"
+        f"it is served from {choice.backend} {one.back_to_version}, since it has failed "
+        f"{in_a_row(one.failures)} on {one.version}"
     )
     return Use(backend=choice.backend, installation_id=one.back_to, reasons=(*choice.reasons, reason))
 
 
-def verdict_on(
-    spec: EngineSpec, failures: int, reason: str, state: SchedulerState, statuses: Statuses
-) -> Iterator[ev.ModelQuarantined | ev.QuarantineLifted]:
-    """What follows from a breaker that opens for this engine's model.
+def in_a_row(failures: int) -> str:
+    """For people: `once`, `3 times in a row`."""
+    return "once" if failures == 1 else f"{failures} times in a row"
 
-    1. It went back to this installation from a newer one: that one was not to blame.
-    2. It has never run on this installation and has on another that is whole: it goes back there, to the
-       latest of them.
-    """
-    returned = [one for one in state.quarantines.values() if _returns_to(one, spec)]  # 1
-    for one in returned:
-        yield lifted(one, f"it has failed {failures} times in a row on {one.back_to_version} too")
+
+def is_telling(engine: Engine | None, failure: Failure) -> bool:
+    """True for an end that only the engine itself can have come to: it went before it was ready, unasked."""
+    if engine is None or engine.exit is None or engine.fault or failure.code != "engine_failed":
+        return False
+    return engine.exit.signal not in _FROM_OUTSIDE
+
+
+def broken_by_version(
+    spec: EngineSpec, failures: int, reason: str, state: SchedulerState, statuses: Statuses
+) -> ev.ModelQuarantined | None:
+    """What follows from failures on this installation alone, if the model has never run on it and has on
+    another that is whole: it goes back there, to the latest of them."""
     here = _whole(statuses, spec.backend)
     proven = state.proven.get(proven_key(spec.model_id, spec.backend), ())
-    if returned or spec.installation_id in proven or spec.installation_id not in here:
-        return
+    if spec.installation_id in proven or spec.installation_id not in here:
+        return None
     good = next((here[one] for one in reversed(proven) if one in here), None)
     if good is None:
-        return
-    yield ev.ModelQuarantined(  # 2
+        return None
+    return ev.ModelQuarantined(
         model_id=spec.model_id,
         model_ref=spec.model_ref,
         backend=spec.backend,
@@ -65,6 +75,13 @@ def verdict_on(
         failures=failures,
         reason=reason,
     )
+
+
+def cleared_by(spec: EngineSpec, failures: int, state: SchedulerState) -> Iterator[ev.QuarantineLifted]:
+    """What follows from a breaker that opens where models went back to: the newer one was not to blame."""
+    for one in state.quarantines.values():
+        if _returns_to(one, spec):
+            yield lifted(one, f"it has failed {in_a_row(failures)} on {one.back_to_version} too")
 
 
 def outlived(

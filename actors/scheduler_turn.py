@@ -32,7 +32,7 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import load_job
-from greenroom.actors.quarantine import outlived, verdict_on
+from greenroom.actors.quarantine import broken_by_version, cleared_by, is_telling, outlived
 from greenroom.actors.scheduler_context import Limits, TurnContext, eviction, footprint
 from greenroom.actors.scheduler_queue import (
     AGAIN,
@@ -179,6 +179,7 @@ class Turn:
             return
         key = breaker_key(spec.model_id, spec.backend, spec.installation_id)
         failures = failures_with(turn.state.breakers.get(key, BreakerState()), load)
+        away = broken_by_version(spec, failures, failure.message, turn.state, turn.seen.statuses or {})
         if failures >= FAILURES_TO_OPEN:
             opened = ev.BreakerOpened(
                 model_id=spec.model_id,
@@ -189,13 +190,15 @@ class Turn:
                 until=turn.now.wall + cool_down(failures),
                 reason=failure.message,
             )
-            verdicts = tuple(
-                verdict_on(spec, failures, failure.message, turn.state, turn.seen.statuses or {})
-            )
-            turn.record(opened, *verdicts, cause=load.cause)
-            if any(isinstance(one, ev.ModelQuarantined) for one in verdicts):
-                # Whoever waited for it waits on: the next step has the older installation serve it.
-                return
+            cleared = tuple(cleared_by(spec, failures, turn.state))
+            turn.record(opened, *cleared, cause=load.cause)
+            away = None if cleared else away
+        elif failed.was_ready or not is_telling(turn.seen.engine(spec.engine_id), failure):
+            away = None
+        if away is not None:
+            # Whoever waited for it waits on: the next step has the older installation serve it.
+            turn.record(away, cause=load.cause)
+            return
         outcome = Refusal(
             code=failure.code,
             message=failure.message,

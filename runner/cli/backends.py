@@ -52,10 +52,12 @@ def command(ctx: click.Context) -> int:
         )
     click.echo(table(_HEADINGS, rows, spare=("INSTALLED", "MODES", "FORMATS"), width=terminal_width()))
     for one in (one for backend in known for one in backend.get("quarantines") or ()):
+        from greenroom.actors.quarantine import in_a_row
+
         name = short(one["model_ref"])
         click.echo(
             f"{name} is served by {one['backend']} {one['back_to_version']}: it has failed "
-            f"{one['failures']} times in a row on {one['version']} (greenroom why {name})."
+            f"{in_a_row(one['failures'])} on {one['version']} (greenroom why {name})."
         )
     for problem in BACKENDS.problems:
         click.echo(f"Warning: {problem}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from greenroom.actors.events import LoadFailed, ModelQuarantined
+from greenroom.actors.quarantine import in_a_row
 from greenroom.actors.scheduler_state import Quarantine
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.endings import Ending
@@ -21,7 +22,7 @@ def of_quarantine(story: Story, one: Quarantine) -> Ending:
         cause="quarantined",
         at=one.since,
         sentence=(
-            f"it has failed {one.failures} times in a row on {one.backend} {one.version}, so it goes back to "
+            f"it has failed {in_a_row(one.failures)} on {one.backend} {one.version}, so it goes back to "
             f"{one.backend} {one.back_to_version}, which serves it from its next load on."
         ),
         steps=tuple(step for life in lives for step in life.happenings if isinstance(step.event, LoadFailed)),
@@ -39,7 +40,7 @@ def with_quarantines(story: Story, finding: Finding) -> Finding:
             *finding.also,
             ended(
                 f"It is quarantined on {version} since {moment(one.since, story.now)}: it failed "
-                f"{one.failures} times in a row there and has run on {one.backend} {one.back_to_version}, "
+                f"{in_a_row(one.failures)} there and has run on {one.backend} {one.back_to_version}, "
                 f"which serves it instead. The last failure: {one.reason}"
             ),
         ]

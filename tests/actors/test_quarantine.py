@@ -38,16 +38,16 @@ def upgraded() -> Stage:
     return on_the_old_one().hear_installer(mlx(NEW, OLD))
 
 
-def dies(stage: Stage, times: int, name: str = "qwen") -> Stage:
+def dies(stage: Stage, times: int, name: str = "qwen", **more: Any) -> Stage:
     for number in range(times):
         stage.serve(f"{name}-{stage.clock.now().monotonic}-{number}", name)
-        stage.dies(stage.spec_of(name), summary="This version cannot read the model.")
+        stage.dies(stage.spec_of(name), summary="This version cannot read the model.", **more)
     return stage
 
 
 def quarantined() -> Stage:
     """And unloaded again after it has run on the old version."""
-    stage = dies(upgraded(), 3)
+    stage = dies(upgraded(), 1)
     assert stage.stored(ev.ModelQuarantined)
     spec = stage.spec_of("qwen")
     stage.engine_is(spec, "starting").engine_is(spec, "ready")
@@ -57,22 +57,50 @@ def quarantined() -> Stage:
     return stage.engine_is(spec, "gone")
 
 
-def test_a_model_that_dies_three_times_on_the_new_version_goes_back_to_the_old_one() -> None:
-    stage = dies(upgraded(), 2)
-    assert not stage.stored(ev.ModelQuarantined)
-    stage.serve("r1", "qwen")
+def test_a_model_that_the_new_version_cannot_load_goes_back_to_the_old_one_and_nobody_hears_of_it() -> None:
+    stage = upgraded().serve("r1", "qwen")
     assert stage.spec_of("qwen").installation_id == NEW.id
     stage.dies(stage.spec_of("qwen"), summary="This version cannot read the model.")
     (event,) = stage.stored(ev.ModelQuarantined)
-    assert (event.version, event.back_to_version, event.failures) == ("0.33", "0.32", 3)
+    assert (event.version, event.back_to_version, event.failures) == ("0.33", "0.32", 1)
     assert event.reason == "This version cannot read the model."
-    # Whoever waited for the third one is served by the old version, not refused.
+    # Whoever waited for it is served by the old version, not refused.
+    spec = stage.spec_of("qwen")
+    assert spec.installation_id == OLD.id
+    stage.engine_is(spec, "ready")
+    assert stage.granted("r1").engine_id == spec.engine_id
+    chosen = stage.stored(ev.BackendChosen)[-1]
+    assert chosen.reasons[-1] == ("it is served from mlx 0.32, since it has failed once on 0.33")
+    assert not stage.stored(ev.BreakerOpened)
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+def test_an_engine_that_was_killed_must_be_so_three_times_in_a_row(signal: str) -> None:
+    stage = dies(upgraded(), 2, signal=signal)
+    assert not stage.stored(ev.ModelQuarantined)
+    stage.serve("r1", "qwen")
+    stage.dies(stage.spec_of("qwen"), summary="It was killed.", signal=signal)
+    (event,) = stage.stored(ev.ModelQuarantined)
+    assert event.failures == 3
+    assert stage.stored(ev.BreakerOpened)
     spec = stage.spec_of("qwen")
     assert spec.installation_id == OLD.id
     stage.engine_is(spec, "ready")
     assert stage.granted("r1").engine_id == spec.engine_id
     chosen = stage.stored(ev.BackendChosen)[-1]
     assert chosen.reasons[-1] == ("it is served from mlx 0.32, since it has failed 3 times in a row on 0.33")
+
+
+def test_an_engine_that_crashes_has_ended_by_itself() -> None:
+    assert dies(upgraded(), 1, signal="SIGSEGV").stored(ev.ModelQuarantined)
+
+
+def test_an_engine_that_was_ready_must_die_three_times_in_a_row() -> None:
+    stage = upgraded()
+    for number in range(3):
+        assert not stage.stored(ev.ModelQuarantined)
+        stage.pass_time(1.0).dies(stage.loaded("qwen"), summary=f"It died the {number}. time.")
+    assert stage.stored(ev.ModelQuarantined)
 
 
 def test_every_other_model_goes_on_with_the_new_version() -> None:
@@ -128,7 +156,7 @@ def test_a_quarantine_outlives_a_restart() -> None:
 
 def test_a_quarantine_says_what_it_is_about() -> None:
     (one,) = quarantined().state.quarantines.values()
-    assert (one.model_ref, one.version, one.back_to_version, one.failures) == ("qwen", "0.33", "0.32", 3)
+    assert (one.model_ref, one.version, one.back_to_version, one.failures) == ("qwen", "0.33", "0.32", 1)
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,14 @@ async def test_it_is_served_by_the_old_version_until_a_person_has_it_tried_again
     assert (await daemon.post("/engines/install-backend", newer)).status == 200
     await daemon.unload()
 
-    answers = [await daemon.chat("fragile") for _ in range(3)]
-    assert [one.status for one in answers] == [500, 500, 200]
+    # The client whose request finds out hears of no failure.
+    assert (await daemon.chat("fragile")).status == 200
     assert await served_by(daemon, "fragile") == "1.0"
     # What runs under the new version stays with it.
     assert (await daemon.chat("robust")).status == 200
     assert await served_by(daemon, "robust") == "2.0"
     told = why(daemon, "fragile")
-    assert "it has failed 3 times in a row on 2.0" in told
+    assert "it has failed once on 2.0" in told
     assert "toy 1.0" in told
 
     await daemon.stop()
@@ -65,7 +65,7 @@ async def test_it_is_served_by_the_old_version_until_a_person_has_it_tried_again
 
     await daemon.unload()
     assert (await daemon.post("/engines/activate-backend", newer)).status == 200
-    assert [(await daemon.chat("fragile")).status for _ in range(3)] == [500, 500, 200]
+    assert (await daemon.chat("fragile")).status == 200
     (lifted,) = daemon.events("quarantine_lifted")
     assert lifted["reason"] == "somebody asked for toy again"
     assert len(daemon.events("model_quarantined")) == 2

@@ -232,7 +232,8 @@ def need_space(home: Path, needed: int) -> None:
     if there < needed + _SPARE:
         raise JobFailed.permanent(
             "no_space",
-            f"Installing needs {needed / 1e6:.0f} MB; the disk of {place} has {there / 1e6:.0f} MB left.",
+            f"Installing needs {(needed + _SPARE) / 1e6:.0f} MB, of which {_SPARE / 1e6:.0f} MB stay free "
+            f"for the journal and the logs; the disk of {place} has {there / 1e6:.0f} MB left.",
             advice="Free some space, or set GREENROOM_HOME to a folder on another disk.",
         )
 

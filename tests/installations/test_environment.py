@@ -183,7 +183,9 @@ def test_wrong_bytes_are_permanent_and_leave_nothing(environments, toy, index, m
 
 def test_too_little_space_is_said_before_anything_is_fetched(environments, toy, index, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-    with pytest.raises(JobFailed, match=r"Installing needs .* MB; the disk of .* has 1 MB left") as caught:
+    with pytest.raises(
+        JobFailed, match=r"Installing needs .* MB, .*; the disk of .* has 1 MB left"
+    ) as caught:
         build(environments, toy)
     assert caught.value.failure.code == "no_space"
     assert index.requests == []

@@ -269,3 +269,11 @@ class Stage(Case[Any, Any]):
 
 NO_SPACE = Failure(kind="permanent", code="no_space", message="There is no room on the disk.")
 OFFLINE = Failure(kind="transient", code="unreachable", message="The index does not answer.")
+
+
+def begun(*models: Any, installed_ones: Any = ("llama.cpp",), **more: Any) -> Stage:
+    return Stage(**more).begin(*models, installed_ones=installed_ones)
+
+
+def room_for(models: int) -> Memory:
+    return Memory(budget=models * GIB, available=models * GIB)

@@ -1,0 +1,240 @@
+"""The installer's jobs: one a backend, retried, cancelled, and gone on with after a restart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from freezegun import freeze_time
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.effects import BuildInstallation, CancelBuild, RemoveInstallation
+from greenroom.actors.installer import Installer
+from greenroom.actors.kernel.clock import Moment, SystemClock
+from greenroom.actors.kernel.core import Later, Recovered
+from greenroom.actors.testing import Case, given
+from installer_life import KEY, NOW, built, committed, ensure, fails, look, new_life, requested, status
+from stage import MLX, NO_SPACE, OFFLINE
+
+
+class TestARebuildInTheMiddleOfABuild:
+    """This actor is another one; its hands, and what they are at, are the same."""
+
+    @pytest.mark.parametrize("wanted_by", ["request", "explicit"])
+    def test_leaves_it_alone_and_takes_its_end(self, wanted_by: str) -> None:
+        case = self.rebuilt(wanted_by=wanted_by)
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        case.then()
+        assert case.of(BuildInstallation) == []
+        assert ensure(case) == Later(KEY)
+        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
+        case.then(ev.InstallationCommitted)
+        assert case.answers[KEY] == msg.Ensured(installation=built(), fresh=True)
+
+    def test_tries_again_what_fails_then(self) -> None:
+        case = self.rebuilt()
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        fails(case, OFFLINE).then(ev.InstallAttemptFailed)
+        case.wake()
+        assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+
+    def test_that_ends_well_while_the_disk_is_looked_at_is_not_taken_for_missing(self) -> None:
+        case = self.rebuilt()
+        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
+        # Begun before the commit, told after it.
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        assert status(case).current == built()
+        assert not any(isinstance(one, ev.InstallationMissing) for one in case.history)
+
+    def test_that_fails_while_the_disk_is_looked_at_is_tried_again(self) -> None:
+        case = self.rebuilt()
+        fails(case, OFFLINE)
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        case.wake()
+        assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+
+    def test_does_not_find_what_was_removed_while_the_disk_was_looked_at(self) -> None:
+        retiring = ev.InstallationRetiring(backend="mlx", installation_id=built().id, reason="old")
+        case = new_life(committed(), retiring, looked=False)
+        case.when(msg.InstallationGone(backend="mlx", installation_id=built().id)).rest()
+        look(case, built())
+        assert built().id not in case.state.of("mlx").installations
+
+    def rebuilt(self, **more: Any) -> Case[Any, Any]:
+        """An installer that has begun a build and was rebuilt since."""
+        case = new_life()
+        ensure(case, **more)
+        assert case.of(BuildInstallation)
+        return case.rebuild().when(Recovered()).rest()
+
+
+class TestAJob:
+    def test_that_fails_for_good_answers_everybody_and_does_not_stick(self) -> None:
+        case = new_life()
+        ensure(case)
+        fails(case, NO_SPACE).then(ev.InstallFailed)
+        refusal = case.answers[KEY]
+        assert (refusal.status, refusal.code) == (507, "no_space")
+        assert status(case).state == "failed"
+        assert ensure(case) == Later(KEY)
+        case.then(requested("mlx.2"))
+
+    def test_that_fails_for_a_while_is_tried_again_at_the_recorded_time(self) -> None:
+        case = new_life()
+        ensure(case)
+        fails(case, OFFLINE)
+        (event,) = case.events
+        assert isinstance(event, ev.InstallAttemptFailed)
+        assert (event.attempt, event.retry_at) == (1, NOW.wall + 1.0)
+        assert status(case).state == "waiting_to_retry"
+        assert not case.of(BuildInstallation)
+        assert not case.advance(0.9).rest().of(BuildInstallation)
+        case.wake()
+        (build,) = case.of(BuildInstallation)
+        assert (build.job, build.attempt) == ("mlx.1", 2)
+        assert status(case).state == "installing"
+
+    def test_is_given_up_after_five_attempts(self) -> None:
+        case = new_life()
+        ensure(case)
+        for _ in range(4):
+            fails(case, OFFLINE).then(ev.InstallAttemptFailed)
+            case.wake()
+        fails(case, OFFLINE).then(ev.InstallFailed)
+        refusal = case.answers[KEY]
+        assert (refusal.status, refusal.code, refusal.retry_after) == (503, "unreachable", 30.0)
+
+    def test_waits_longer_from_attempt_to_attempt_and_never_longer_than_its_bound(self) -> None:
+        case = new_life()
+        ensure(case)
+        waits = []
+        for _ in range(4):
+            fails(case, OFFLINE)
+            (event,) = case.events
+            assert isinstance(event, ev.InstallAttemptFailed)
+            waits.append(event.retry_at - case.now.wall)
+            case.wake()
+        assert waits == [1.0, 2.0, 4.0, 8.0]
+
+    def test_is_not_impressed_by_a_wall_clock_that_jumps(self) -> None:
+        case = new_life()
+        ensure(case)
+        fails(case, OFFLINE)
+        case.clock.jump(-86_400)
+        case.wake()
+        assert case.of(BuildInstallation)
+
+    def test_of_an_earlier_life_is_due_at_most_its_bound_from_now(self) -> None:
+        far = ev.InstallAttemptFailed(
+            job="mlx.1", backend="mlx", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 86_400
+        )
+        case = new_life(requested(), far)
+        case.wake()
+        assert case.now.monotonic - NOW.monotonic == pytest.approx(45.0)
+        assert case.of(BuildInstallation)
+
+    def test_whose_report_comes_late_is_not_heard(self) -> None:
+        case = new_life(requested(), committed(), disk=(built(),))
+        fails(case, OFFLINE).then()
+        fails(case, OFFLINE, job="mlx.7").then()
+
+    def test_that_is_cancelled_answers_and_stops_the_build(self) -> None:
+        case = new_life()
+        ensure(case)
+        case.when(msg.CancelInstall(backend="mlx"))
+        assert case.reply == msg.Cancelled(ended=True)
+        assert case.of(CancelBuild) == [CancelBuild(job="mlx.1")]
+        assert case.answers[KEY].message == "The installation of mlx was ended: cancelled by the user."
+        case.rest().then(ev.InstallCancelled)
+        assert status(case).state == "absent"
+
+    def test_that_somebody_leaves_goes_on_while_another_waits(self) -> None:
+        case = new_life()
+        ensure(case)
+        ensure(case)
+        case.when(msg.CancelInstall(backend="mlx", leave=True)).rest().then()
+        case.when(msg.CancelInstall(backend="mlx", leave=True))
+        assert case.reply == msg.Cancelled(ended=True)
+        case.rest().then(ev.InstallCancelled)
+
+    def test_that_is_not_there_cannot_be_cancelled(self) -> None:
+        case = new_life()
+        case.when(msg.CancelInstall(backend="mlx")).then()
+        assert case.reply == msg.Cancelled(ended=False)
+
+    def test_that_was_cancelled_a_moment_before_its_last_step_leaves_nothing(self) -> None:
+        case = new_life()
+        ensure(case)
+        case.when(msg.CancelInstall(backend="mlx")).rest()
+        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).then()
+        assert case.of(RemoveInstallation) == [RemoveInstallation(backend="mlx", installation_id="1-aaaa.1")]
+
+    def test_that_is_reported_committed_twice_keeps_its_installation(self) -> None:
+        case = new_life()
+        ensure(case)
+        for _ in range(2):
+            case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
+            assert not case.of(RemoveInstallation)
+        assert status(case).state == "installed"
+
+    def test_leaves_nothing_behind_in_what_is_seen(self) -> None:
+        case = new_life()
+        for number in range(1, 20):
+            ensure(case)
+            fails(case, OFFLINE, job=f"mlx.{number}")
+            case.wake()
+            fails(case, NO_SPACE, job=f"mlx.{number}")
+        seen = case.seen
+        assert not any((seen.building, seen.due, seen.waiting, seen.removing, seen.pending))
+
+
+class TestAJobOfAnEarlierLife:
+    def test_that_a_person_typed_goes_on(self) -> None:
+        case = new_life(requested())
+        assert [type(one.event) for one in case.history] == [ev.InstallRequested, ev.InstallAttemptFailed]
+        (build,) = case.of(BuildInstallation)
+        assert (build.job, build.attempt) == ("mlx.1", 2)
+
+    def test_that_only_a_request_wanted_is_over(self) -> None:
+        case = new_life(requested(wanted_by="request"))
+        last = case.history[-1].event
+        assert isinstance(last, ev.InstallCancelled)
+        assert "the request that wanted it is gone" in last.reason
+        assert status(case).job == ""
+
+    def test_that_only_a_request_wanted_is_over_also_while_it_waited_to_be_retried(self) -> None:
+        waits = ev.InstallAttemptFailed(
+            job="mlx.1", backend="mlx", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 20
+        )
+        case = new_life(requested(wanted_by="request"), waits)
+        assert isinstance(case.history[-1].event, ev.InstallCancelled)
+
+    def test_whose_installation_is_there_after_all_is_committed(self) -> None:
+        case = new_life(requested(wanted_by="request"), disk=(built(),))
+        assert [type(one.event) for one in case.history] == [ev.InstallRequested, ev.InstallationCommitted]
+        assert status(case).state == "installed"
+
+    def test_that_repairs_does_not_take_what_it_was_to_replace(self) -> None:
+        old = built(built_at=NOW.wall - 100)
+        case = new_life(requested(wanted_by="repair"), disk=(old,))
+        kinds = [type(one.event) for one in case.history]
+        assert kinds == [ev.InstallRequested, ev.InstallationFound, ev.InstallAttemptFailed]
+        assert status(case).job == "mlx.1"
+
+    def test_is_answered_to_whoever_asks_before_the_look(self) -> None:
+        case = new_life(requested(), looked=False)
+        assert ensure(case) == Later(KEY)
+        case.when(msg.InstallationsSeen(backend="mlx", installations=(built(),))).rest()
+        assert case.answers[KEY].installation == built()
+
+
+@freeze_time("2026-11-22 12:00:00")
+def test_a_retry_is_recorded_in_wall_clock_time() -> None:
+    moment = SystemClock().now()
+    case = given(Installer((MLX,)), requested(), now=Moment(moment.wall, 5.0, 0.5))
+    case.when(Recovered()).rest()
+    case.when(msg.InstallationsSeen(backend="mlx", installations=())).rest()
+    fails(case, OFFLINE)
+    (event,) = case.events
+    assert isinstance(event, ev.InstallAttemptFailed)
+    assert event.retry_at == 1_795_348_800.0 + 2.0

@@ -1,0 +1,224 @@
+"""How long a model stays loaded: keep-alive, unloading, another configuration, the end of the daemon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.scheduler_context import Limits
+from stage import Stage, begun, model
+
+QWEN, PHI = model("qwen"), model("phi")
+
+
+class TestKeepAlive:
+    def evicted(self, stage: Stage) -> list[str]:
+        return [one.reason for one in stage.stored(ev.EvictionDecided)]
+
+    def test_an_idle_engine_ends_when_its_time_is_over_and_not_before(self) -> None:
+        stage = begun(QWEN, limits=Limits(keep_alive=300))
+        spec = stage.loaded("qwen")
+        stage.pass_time(299.9)
+        assert not self.evicted(stage)
+        stage.wake()
+        (event,) = stage.stored(ev.EvictionDecided)
+        assert (event.reason, event.idle_seconds) == ("idle", 300.0)
+        # Its gate is closed in this look, and the next one sees that nobody slipped in.
+        stage.pass_time(0.01)
+        assert stage.told("runner/llama.cpp") == [
+            msg.StopEngine(engine_id=spec.engine_id, reason="it is not wanted any more")
+        ]
+
+    def test_a_request_begins_it_anew(self) -> None:
+        stage = begun(QWEN, limits=Limits(keep_alive=300))
+        stage.loaded("qwen")
+        stage.pass_time(200).serve("r1", "qwen").pass_time(1000)
+        assert not self.evicted(stage)
+        stage.leave("r1").pass_time(299)
+        assert not self.evicted(stage)
+        stage.pass_time(1)
+        assert self.evicted(stage) == ["idle"]
+
+    def test_of_zero_ends_the_engine_after_its_request(self) -> None:
+        stage = begun(QWEN, limits=Limits(keep_alive=0))
+        stage.serve("r1", "qwen")
+        stage.engine_is(stage.spec_of("qwen"), "ready").pass_time(10)
+        assert stage.granted("r1")
+        assert not self.evicted(stage)
+        stage.leave("r1")
+        assert self.evicted(stage) == ["idle"]
+
+    def test_of_zero_does_not_end_the_engine_under_the_next_request(self) -> None:
+        stage = begun(QWEN, limits=Limits(keep_alive=0))
+        stage.serve("r1", "qwen")
+        spec = stage.spec_of("qwen")
+        stage.engine_is(spec, "ready")
+        stage.gates.leave("r1")
+        stage.serve("r2", "qwen")
+        assert stage.granted("r2").engine_id == spec.engine_id
+        assert not self.evicted(stage)
+
+    @pytest.mark.parametrize("seconds", [-1.0, -0.5])
+    def test_below_zero_is_for_ever(self, seconds: float) -> None:
+        stage = begun(QWEN, limits=Limits(keep_alive=seconds))
+        stage.loaded("qwen")
+        stage.pass_time(1e6)
+        assert not self.evicted(stage)
+
+    def test_a_requests_wish_goes_before_the_configured_and_that_before_the_default(self) -> None:
+        stage = begun(QWEN, limits=Limits(keep_alive=300))
+        stage.when(msg.Configure(model_id=QWEN.id, model_ref="qwen", keep_alive=50)).rest()
+        stage.loaded("qwen")
+        stage.pass_time(49)
+        stage.serve("r1", "qwen", keep_alive=10.0).leave("r1")
+        stage.pass_time(9)
+        assert not self.evicted(stage)
+        stage.pass_time(1)
+        assert self.evicted(stage) == ["idle"]
+
+    def test_a_requests_wish_ends_with_the_engine_that_served_it(self) -> None:
+        stage = begun(QWEN)
+        spec = stage.loaded("qwen", keep_alive=-1.0)
+        stage.when(msg.Unload(all=True)).rest()
+        stage.engine_is(spec, "gone")
+        stage.loaded("qwen", "again")
+        stage.pass_time(300)
+        assert self.evicted(stage) == ["unload", "idle"]
+
+    def test_is_not_impressed_by_a_wall_clock_that_jumps(self) -> None:
+        stage = begun(QWEN)
+        stage.loaded("qwen")
+        stage.clock.jump(86_400)
+        stage.pass_time(1)
+        assert not self.evicted(stage)
+
+
+class TestUnload:
+    def test_ends_idle_engines_and_leaves_those_in_use(self) -> None:
+        stage = begun(QWEN, PHI)
+        stage.loaded("qwen")
+        stage.loaded("phi")
+        stage.serve("busy", "phi")
+        stage.when(msg.Unload(all=True))
+        assert stage.reply == msg.Unloaded(engines=1)
+        assert [spec.model_ref for spec in stage.rest().loads] == ["phi"]
+
+    def test_leaves_an_engine_that_somebody_waits_for(self) -> None:
+        stage = begun(QWEN).serve("r1", "qwen")
+        stage.engine_is(stage.spec_of("qwen"), "starting")
+        stage.when(msg.Unload(all=True))
+        assert stage.reply == msg.Unloaded(engines=0)
+
+    def test_of_models_leaves_others(self) -> None:
+        stage = begun(QWEN, PHI)
+        stage.loaded("qwen")
+        stage.loaded("phi")
+        stage.when(msg.Unload(model_ids=(QWEN.id,))).rest()
+        assert [spec.model_ref for spec in stage.loads] == ["phi"]
+
+    def test_of_a_backend_leaves_others(self) -> None:
+        gemma = model("gemma", format="safetensors")
+        stage = begun(QWEN, gemma, installed_ones=("llama.cpp", "mlx"))
+        stage.loaded("qwen")
+        stage.loaded("gemma")
+        stage.when(msg.Unload(backend="mlx")).rest()
+        assert [spec.backend for spec in stage.loads] == ["llama.cpp"]
+
+    def test_ends_a_pinned_engine_too_since_a_person_asked(self) -> None:
+        stage = begun(QWEN, limits=Limits(keep_alive=-1))
+        stage.loaded("qwen")
+        stage.when(msg.Unload(all=True))
+        assert stage.reply == msg.Unloaded(engines=1)
+
+    def test_an_engine_that_does_not_end_is_told_again(self) -> None:
+        stage = begun(QWEN)
+        spec = stage.loaded("qwen")
+        stage.when(msg.Unload(all=True)).rest().pass_time(0.01)
+        assert len(stage.told("runner/llama.cpp")) == 1
+        assert not stage.pass_time(4).told("runner/llama.cpp")
+        assert len(stage.pass_time(1).told("runner/llama.cpp")) == 1
+        assert not stage.engine_is(spec, "gone").pass_time(6).told("runner/llama.cpp")
+
+
+class TestConfigure:
+    def configure(self, stage: Stage, **what: Any) -> Any:
+        stage.when(msg.Configure(model_id=QWEN.id, model_ref="qwen", **what))
+        reply = stage.reply
+        stage.rest()
+        return reply
+
+    def test_merges_and_says_whether_anything_changed(self) -> None:
+        stage = begun(QWEN)
+        assert self.configure(stage, context_size=4096).changed
+        assert self.configure(stage, flags=("--flash-attn",)).changed
+        assert not self.configure(stage, context_size=4096).changed
+        stage.serve("r1", "qwen")
+        spec = stage.spec_of("qwen")
+        assert (spec.context_size, spec.flags) == (4096, ("--flash-attn",))
+
+    def test_survives_a_restart(self) -> None:
+        stage = begun(QWEN)
+        self.configure(stage, context_size=4096)
+        stage.rebuild().serve("r1", "qwen")
+        assert stage.spec_of("qwen").context_size == 4096
+
+    def test_ends_an_idle_engine_that_has_another_configuration(self) -> None:
+        stage = begun(QWEN)
+        stage.loaded("qwen")
+        self.configure(stage, context_size=4096)
+        (evicted,) = stage.stored(ev.EvictionDecided)
+        assert evicted.reason == "reconfigured"
+
+    def test_leaves_an_engine_alone_when_only_keep_alive_changes(self) -> None:
+        stage = begun(QWEN)
+        stage.loaded("qwen")
+        assert self.configure(stage, keep_alive=5.0).changed
+        assert stage.loads
+
+    def test_is_refused_while_the_model_is_in_use_and_changes_nothing(self) -> None:
+        stage = begun(QWEN)
+        stage.loaded("qwen")
+        stage.serve("busy", "qwen")
+        refusal = self.configure(stage, context_size=4096)
+        assert (refusal.status, refusal.code) == (409, "in_use")
+        assert refusal.message == "qwen is in use on llama.cpp (1 request: busy)."
+        assert not stage.state.configs
+        for number in range(5):
+            stage.serve(f"more-{number}", "qwen")
+        message = self.configure(stage, context_size=4096).message
+        assert "in use on llama.cpp (6 requests, " in message
+        assert message.endswith(" among them).")
+
+    def test_is_refused_while_the_model_is_loading(self) -> None:
+        stage = begun(QWEN).serve("r1", "qwen")
+        stage.when(msg.Abandon(request_id="r1")).rest()
+        assert self.configure(stage, context_size=4096).message == "qwen is being loaded."
+
+
+class TestDraining:
+    def test_ends_every_engine_and_answers_when_none_is_left(self) -> None:
+        stage = begun(QWEN, PHI)
+        specs = [stage.loaded("qwen"), stage.loaded("phi")]
+        stage.when(msg.Drain()).rest()
+        assert [one.reason for one in stage.stored(ev.EvictionDecided)] == ["shutdown", "shutdown"]
+        assert "drained" not in stage.outcomes
+        for spec in specs:
+            stage.engine_is(spec, "gone")
+        assert stage.outcomes["drained"] == msg.Unloaded(engines=0)
+
+    def test_waits_for_a_start_that_is_on_its_way(self) -> None:
+        stage = begun(QWEN).serve("r1", "qwen")
+        spec = stage.spec_of("qwen")
+        stage.when(msg.Drain()).rest()
+        assert stage.refused("r1").code == "stopping"
+        assert "drained" not in stage.outcomes
+        stage.engine_is(spec, "starting").engine_is(spec, "gone")
+        assert "drained" in stage.outcomes
+
+    def test_admits_nothing_more(self) -> None:
+        stage = begun(QWEN)
+        stage.when(msg.Drain()).rest()
+        stage.serve("r1", "qwen").then()
+        assert (stage.refused("r1").status, stage.refused("r1").code) == (503, "stopping")

@@ -1,0 +1,177 @@
+"""Why a model failed: scripted histories, each with the exact cause and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from explained import GB, SMOLLM2, commands, types
+from greenroom.actors import events as ev
+from greenroom.actors.facts import Failure
+
+
+def test_an_engine_the_system_killed_for_its_memory(script: Any) -> None:
+    engine = script.admit(memory=6 * GB)
+    script.spawn(engine)
+    script.wait(4.0)
+    script.die(
+        engine,
+        "The llama.cpp engine for smollm2 was killed by SIGKILL while it loaded: the system ran out of "
+        "memory (it had used 7654 MiB).",
+        was_ready=False,
+        signal="SIGKILL",
+        memory=7654 * 2**20,
+        first_lines=("init: loading model",),
+        last_lines=("load_tensors: loading tensors", "load_tensors: CPU buffer"),
+    )
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("failed", "out_of_memory")
+    assert found.numbers == {"memory": 7654.0 * 2**20, "promised_to_it": 6.0 * GB, "failures": 1.0}
+    assert "was killed by SIGKILL while it loaded: the system ran out of memory" in found.answer
+    assert found.words[0].of == f"Last lines of engine {engine}"
+    assert found.words[0].lines[-1] == "load_tensors: CPU buffer"
+    assert commands(found) == ["greenroom run smollm2", f"greenroom logs {engine}"]
+
+
+def test_an_engine_that_died_while_it_served(script: Any) -> None:
+    engine = script.load()
+    script.wait(30.0)
+    script.die(
+        engine,
+        "The llama.cpp engine for smollm2 exited with code 134: GGML_ASSERT failed.",
+        was_ready=True,
+        code=134,
+        memory=400_000_000,
+        last_lines=("ggml.c:1234: GGML_ASSERT(x) failed",),
+    )
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("failed", "crashed")
+    assert found.numbers["exit_code"] == 134
+    assert found.numbers["ready_seconds"] == 30.0
+    assert "exited with code 134: GGML_ASSERT failed." in found.answer
+    assert found.words[0].lines == ("ggml.c:1234: GGML_ASSERT(x) failed",)
+
+
+def breaker(script: Any, until: float) -> None:
+    for code in (1, 1, 2):
+        engine = script.admit()
+        script.spawn(engine)
+        script.die(
+            engine, f"It exited with code {code} while it loaded: bad tensor.", was_ready=False, code=code
+        )
+        script.wait(20.0)
+    script.add(
+        ev.BreakerOpened(
+            model_id=SMOLLM2,
+            model_ref="docker.io/ai/smollm2:latest",
+            backend="llama.cpp",
+            installation_id="1.0-ab12cd34.1",
+            failures=3,
+            until=script.now + until,
+            reason="It exited with code 2 while it loaded: bad tensor.",
+        )
+    )
+    script.refuse(
+        "smollm2", "breaker_open", "smollm2 has failed 3 times on llama.cpp", request="r-0a1b2c3d-9"
+    )
+
+
+def test_a_model_that_keeps_dying_is_left_alone_and_each_attempt_is_told(script: Any) -> None:
+    breaker(script, until=40.0)
+    script.wait(15.0)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("failed", "breaker_open")
+    assert found.numbers["failures"] == 3
+    assert found.numbers["retry_in"] == pytest.approx(25.0)
+    assert "it has failed 3 times in a row, so it is left alone until 12:01:47 (in 25s)." in found.answer
+    attempts = [line for line in found.also if line.startswith("The load at")]
+    assert len(attempts) == 3
+    assert attempts[0].endswith("failed: It exited with code 1 while it loaded: bad tensor.")
+    assert attempts[2].endswith("failed: It exited with code 2 while it loaded: bad tensor.")
+    assert types(found).count("load_failed") == 3
+    assert types(found)[-1] == "load_refused"
+
+
+def test_a_model_that_a_new_version_breaks_is_told_with_the_way_back(script: Any) -> None:
+    newer = script.install("llama.cpp", "2.0")
+    for code in (1, 1, 2):
+        engine = script.admit(installation=newer)
+        script.spawn(engine)
+        script.die(engine, "It cannot read it.", was_ready=False, code=code, last_lines=("bad tensor",))
+    script.add(
+        ev.ModelQuarantined(
+            model_id=SMOLLM2,
+            model_ref="docker.io/ai/smollm2:latest",
+            backend="llama.cpp",
+            installation_id=newer,
+            version="2.0",
+            back_to="1.0-ab12cd34.1",
+            back_to_version="1.0",
+            failures=3,
+            reason="It cannot read it.",
+        )
+    )
+    found = script.why("smollm2")
+    assert (found.state, found.cause) == ("unloaded", "quarantined")
+    assert "has failed 3 times in a row on llama.cpp 2.0, so it goes back to llama.cpp 1.0" in found.answer
+    assert found.numbers["quarantined_after"] == 3
+    assert [words.lines for words in found.words] == [("bad tensor",)]
+    assert types(found)[-1] == "model_quarantined"
+
+    script.load()
+    found = script.why("smollm2")
+    assert found.state == "loaded"
+    (told,) = [line for line in found.also if "quarantined" in line]
+    assert "failed 3 times in a row there and has run on llama.cpp 1.0" in told
+    assert found.words[-1].of == "Last lines on llama.cpp 2.0"
+    commands = [one.command for one in found.remedies]
+    assert "greenroom upgrade-runner --backend llama.cpp --version 2.0" in commands
+    assert "greenroom rollback-runner --backend llama.cpp --version 1.0" in commands
+
+
+def test_once_the_pause_is_over_it_says_that_it_may_be_tried_again(script: Any) -> None:
+    breaker(script, until=40.0)
+    script.wait(60.0)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("failed", "load_failed")
+    assert found.numbers["retry_in"] == 0
+    assert "may be tried again" in found.answer
+
+
+def test_two_failures_are_told_both(script: Any) -> None:
+    for code in (3, 4):
+        engine = script.admit()
+        script.die(engine, f"It exited with code {code}.", was_ready=False, code=code)
+
+    found = script.why("smollm2")
+
+    assert found.numbers["failures"] == 2
+    assert found.numbers["exit_code"] == 4
+    assert any("failed: It exited with code 3." in line for line in found.also)
+
+
+def test_a_daemon_that_was_killed_and_whose_engine_was_lost(script: Any) -> None:
+    engine = script.load()
+    script.wait(10.0)
+    script.daemon(pid=101)
+    script.add(ev.EngineLost(engine_id=engine, reason="its process is not there any more"))
+    script.failed(
+        engine, Failure(kind="transient", code="engine_lost", message="It is gone."), was_ready=False
+    )
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("failed", "engine_lost")
+    assert "failures" not in found.numbers, "it says nothing of the model"
+    assert "its engine was found gone at 12:00:17" in found.answer
+    assert "its process is not there any more." in found.answer
+    killed = next(step for step in found.steps if step.type == "daemon_started")
+    assert "(process 100) did not stop in order: it was killed" in killed.text

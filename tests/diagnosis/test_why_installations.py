@@ -1,0 +1,155 @@
+"""Why a backend is installed, or is not: scripted histories, each with the exact cause and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from explained import commands, hash_mismatch, types
+from greenroom.actors import events as ev
+from greenroom.actors.facts import Failure, Installation
+
+
+def test_an_installation_that_failed_on_a_wrong_hash(script: Any) -> None:
+    script.model("qwen3", kind="safetensors-mlx")
+    request = script.request()
+    asked = script.add(
+        ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"), cause=request
+    )
+    script.add(ev.InstallFailed(job="mlx.1", backend="mlx", failure=hash_mismatch()), cause=asked, after=7.0)
+    script.refuse(
+        "qwen3",
+        "hash_mismatch",
+        f"mlx could not be installed: {hash_mismatch().message}",
+        request=request,
+    )
+
+    backend = script.why("mlx")
+    model = script.why("qwen3")
+
+    assert (backend.state, backend.cause) == ("failed", "hash_mismatch")
+    assert backend.numbers == {"attempts": 1.0}
+    assert "It is not tried again by itself." in backend.answer
+    assert backend.words[0].lines == (
+        "error: Hash mismatch",
+        "  Expected: sha256:aa",
+        "  Computed: sha256:bb",
+    )
+    assert types(backend) == ["install_requested", "install_failed", "load_refused"]
+    assert commands(backend) == ["greenroom install-runner --backend mlx"]
+    assert (model.state, model.cause) == ("refused", "hash_mismatch")
+    assert model.numbers == {"attempts": 1.0}
+    assert model.words == backend.words
+    assert {"install_requested", "install_failed"} <= set(types(model))
+
+
+def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
+    asked = script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
+    for attempt, wait in ((1, 2.0), (2, 60.0)):
+        script.add(
+            ev.InstallAttemptFailed(
+                job="mlx.1",
+                backend="mlx",
+                attempt=attempt,
+                failure=Failure(
+                    kind="transient", code="unreachable", message=f"The index did not answer ({attempt})."
+                ),
+                retry_at=script.now + 3.0 + wait,
+            ),
+            cause=asked,
+            after=3.0,
+        )
+    script.wait(10.0)
+
+    found = script.why("mlx")
+
+    assert (found.state, found.cause) == ("waiting_to_retry", "unreachable")
+    assert found.numbers == {"attempt": 3.0, "failures": 2.0, "elapsed": 16.0, "retry_at": script.now + 50.0}
+    assert "2 attempts have failed, the next one begins at 12:01:13 (in 50s)." in found.answer
+    assert found.also[0] == ("Attempt 1 failed, the next was set for 12:00:12: The index did not answer (1).")
+    assert types(found) == ["install_requested", "install_attempt_failed", "install_attempt_failed"]
+
+
+def test_an_installation_under_way(script: Any) -> None:
+    script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"))
+    script.model("qwen3", kind="safetensors-mlx")
+    script.wait(8.0)
+
+    found = script.why("mlx")
+    model = script.why("qwen3")
+
+    assert (found.state, found.cause) == ("installing", "request")
+    assert found.numbers == {"attempt": 1.0, "failures": 0.0, "elapsed": 10.0}
+    assert model.cause == "never_asked"
+    assert "mlx is being installed because a request needs it, and it reads safetensors-mlx." in model.also
+
+
+def test_a_broken_installation(script: Any) -> None:
+    mlx = script.install("mlx", "0.32", wanted_by="explicit")
+    script.stopped()
+    script.daemon(pid=101)
+    script.add(
+        ev.InstallationBroken(backend="mlx", installation_id=mlx, reason="env/lib/mlx/core.so is missing")
+    )
+
+    found = script.why("mlx")
+
+    assert (found.state, found.cause) == ("broken", "broken")
+    assert found.numbers == {"size": 106e6}
+    assert "env/lib/mlx/core.so is missing." in found.answer
+    assert commands(found) == ["greenroom reinstall-runner --backend mlx"]
+
+
+def test_an_installation_somebody_ended(script: Any) -> None:
+    script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
+    script.add(ev.InstallCancelled(job="mlx.1", backend="mlx", reason="cancelled by the user", unwanted=True))
+
+    found = script.why("mlx")
+
+    assert (found.state, found.cause) == ("absent", "cancelled")
+    assert "its installation was ended at 12:00:07 (just now): cancelled by the user." in found.answer
+
+
+def test_an_installation_that_vanished_from_the_disk(script: Any) -> None:
+    mlx = script.install("mlx", "0.32", wanted_by="explicit")
+    script.add(ev.InstallationMissing(backend="mlx", installation_id=mlx, reason="its folder is gone"))
+
+    assert (script.why("mlx").state, script.why("mlx").cause) == ("absent", "missing")
+
+
+def test_an_installation_that_waits_for_its_engines(script: Any) -> None:
+    engine = script.load()
+    script.add(
+        ev.InstallationRetiring(
+            backend="llama.cpp",
+            installation_id="1.0-ab12cd34.1",
+            reason="uninstalled by the user",
+            unwanted=True,
+        )
+    )
+
+    found = script.why("llama.cpp")
+
+    assert (found.state, found.cause) == ("retiring", "uninstalled")
+    assert found.numbers == {"engines": 1.0}
+    assert f"It waits for {engine} to end." in found.answer
+
+
+def test_a_backend_that_is_installed_says_for_whom_and_what_it_serves(script: Any) -> None:
+    engine = script.load()
+
+    found = script.why("llama.cpp")
+
+    assert (found.state, found.cause) == ("installed", "default")
+    assert found.numbers == {"size": 106e6, "seconds": 5.0}
+    assert "It was installed in 5s because it is a default backend." in found.answer
+    assert found.also == (f"It serves smollm2 (engine {engine}).",)
+
+
+def test_an_installation_of_the_users_own(script: Any) -> None:
+    theirs = Installation(id="external", backend="mlx", version="0.31", managed=False, root="/opt/mlx")
+    script.add(ev.InstallationFound(backend="mlx", installation=theirs))
+
+    found = script.why("mlx")
+
+    assert (found.state, found.cause) == ("installed", "named_in_the_config")
+    assert "/opt/mlx" in found.answer

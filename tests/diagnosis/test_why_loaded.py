@@ -1,0 +1,116 @@
+"""Why a model is loaded, where, and what it waits for: scripted histories with exact numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from explained import GB, commands, types
+from greenroom.actors import events as ev
+
+
+def test_a_daemon_that_was_killed_and_whose_engine_was_adopted(script: Any) -> None:
+    engine = script.load()
+    script.wait(10.0)
+    script.daemon(pid=101)
+    script.add(ev.EngineAdopted(engine_id=engine, pid=4711, started=1.0, endpoint="/tmp/x.sock"))
+    script.wait(5.0)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("loaded", "adopted")
+    assert f"engine {engine} serves it on llama.cpp since 12:00:07 (15s ago)" in found.answer
+    assert "taken over by the next one at 12:00:17" in found.answer
+    assert found.numbers["load_seconds"] == 0.8
+    assert types(found)[-2:] == ["daemon_started", "engine_adopted"]
+    assert script.why(engine).cause == "adopted"
+
+
+@pytest.mark.parametrize(
+    ("request_id", "cause", "because"),
+    [
+        ("warm-0a1b2c3d4e5f", "warm", "because the settings want smollm2 to be warm."),
+        ("restore-0a1b2c3d4e5f", "restored", "because smollm2 was loaded when the daemon before ended."),
+        ("r-0a1b2c3d-4", "asked_for", "because request r-0a1b2c3d-4 wanted smollm2."),
+    ],
+)
+def test_who_a_model_is_loaded_for(script: Any, request_id: str, cause: str, because: str) -> None:
+    engine = script.load(request=request_id)
+
+    for name in ("smollm2", engine):
+        assert script.why(name).cause == cause
+        assert because in script.why(name).answer
+
+
+def test_why_it_runs_on_this_backend_and_not_on_that_one(script: Any) -> None:
+    script.model("qwen3", kind="safetensors")
+    mlx = script.install("mlx", "0.32", wanted_by="explicit")
+    reasons = (
+        "mlx reads safetensors and is installed",
+        "vllm would be preferred but is not installed; run: greenroom install-runner --backend vllm",
+        "not vllm-metal: vllm-metal needs macOS",
+    )
+    script.load("qwen3", backend="mlx", installation=mlx, reasons=reasons)
+
+    found = script.why("qwen3")
+    preferred = script.why("vllm", backends={"vllm": ""})
+
+    assert (found.state, found.cause) == ("loaded", "asked_for")
+    assert found.also == (f"It runs on mlx because: {'; '.join(reasons)}.",)
+    assert commands(found)[0] == "greenroom install-runner --backend vllm"
+    assert (preferred.state, preferred.cause) == ("absent", "never_asked")
+    assert "qwen3 was loaded on another backend, though it is preferred." in preferred.also
+
+
+def test_a_load_that_takes_much_longer_than_the_ones_before(script: Any) -> None:
+    for _ in range(3):
+        script.evict(script.load(seconds=2.0), "idle")
+    engine = script.admit(memory=GB, promised=GB, budget=8 * GB)
+    script.spawn(engine)
+    script.wait(19.9)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("loading", "slow")
+    assert found.numbers["elapsed"] == 20.0
+    assert found.numbers["usual_seconds"] == 2.0
+    assert found.numbers["promised"] == GB
+    assert "3 earlier loads on this installation took 2s (median)." in found.answer
+    assert "This one takes 10 times as long so far." in found.answer
+    assert commands(found)[0] == f"greenroom logs -f {engine}"
+
+
+def test_a_first_load_has_nothing_to_be_compared_with(script: Any) -> None:
+    script.admit()
+    script.wait(3.0)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("loading", "loading")
+    assert found.numbers["elapsed"] == 3.0
+    assert "its engine is being started. It is the first on this installation" in found.answer
+
+
+def test_a_model_loaded_in_two_modes(script: Any) -> None:
+    first = script.load()
+    second = script.load(mode="embedding")
+
+    found = script.why("smollm2")
+
+    assert second in found.answer
+    assert f"It is loaded in completion mode too, as engine {first}." in found.also
+
+
+def test_a_cold_load_that_had_to_install_its_backend_tells_that_first(script: Any) -> None:
+    script.model("qwen3", kind="safetensors-mlx")
+    request = script.request()
+    mlx = script.install("mlx", "0.32", cause=request, wanted_by="request")
+    script.load("qwen3", backend="mlx", installation=mlx, request=request)
+
+    found = script.why("qwen3")
+    asked = script.why(request)
+
+    assert types(found)[:2] == ["install_requested", "installation_committed"]
+    assert (asked.state, asked.cause) == ("served", "loaded")
+    assert "It made Greenroom install mlx. That is done. It made Greenroom load qwen3 on mlx" in asked.answer
+    assert script.why("mlx").cause == "request"

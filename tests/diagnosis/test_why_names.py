@@ -1,0 +1,140 @@
+"""What may be asked about: engines, requests, the daemon, and models by any of their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from explained import GB, SMOLLM2, hash_mismatch, types
+from greenroom.actors import events as ev
+from greenroom.runner.diagnosis.explain import UnknownName, explain
+
+# engines, requests, the daemon
+
+
+def test_an_engine_tells_from_its_request_to_its_last_words(script: Any) -> None:
+    request = script.request()
+    engine = script.load(request=request)
+    script.wait(2.0)
+    script.die(
+        engine, "It was killed by SIGSEGV.", was_ready=True, signal="SIGSEGV", last_lines=("segfault",)
+    )
+
+    found = script.why(engine)
+
+    assert (found.kind, found.state, found.cause) == ("engine", "gone", "crashed")
+    assert f"because request {request} wanted smollm2." in found.answer
+    assert found.numbers["load_seconds"] == 0.8
+    assert found.words[0].lines == ("segfault",)
+    assert types(found)[0] == "backend_chosen"
+    assert types(found)[-1] == "load_failed"
+    assert script.why(engine[:13]).id == engine
+
+
+def test_a_request_tells_who_had_to_make_room_for_it(script: Any) -> None:
+    script.model("gemma3")
+    smollm2 = script.load(memory=2 * GB)
+    request = script.request()
+    script.evict(
+        smollm2,
+        "room",
+        cause=request,
+        in_favour_of="docker.io/ai/gemma3:latest",
+        needed=5 * GB,
+        free=4 * GB,
+        idle_seconds=30.0,
+    )
+    script.load("gemma3", request=request, memory=5 * GB)
+
+    found = script.why(request)
+
+    assert (found.kind, found.state, found.cause) == ("request", "served", "loaded")
+    assert found.numbers["needed"] == 5 * GB
+    assert found.numbers["idle_seconds"] == 30.0
+    assert "smollm2 had to make room for it: 5.00 GB were needed and 4.00 GB free" in found.answer
+
+
+def test_a_request_that_began_an_installation_tells_how_that_stands(script: Any) -> None:
+    request = script.request()
+    asked = script.add(
+        ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"), cause=request
+    )
+    assert (script.why(request).state, script.why(request).cause) == ("waiting", "installing")
+
+    script.add(ev.InstallFailed(job="mlx.1", backend="mlx", failure=hash_mismatch()), cause=asked)
+    found = script.why(request)
+    assert (found.state, found.cause) == ("failed", "hash_mismatch")
+    assert found.words[0].lines[0] == "error: Hash mismatch"
+
+
+def test_a_request_that_began_a_pull_tells_how_that_stands(script: Any) -> None:
+    request = script.request()
+    script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"), cause=request)
+    assert (script.why(request).state, script.why(request).cause) == ("waiting", "pulling")
+
+    script.add(ev.PullCancelled(job="pull.9", reason="cancelled by the user"))
+    assert (script.why(request).state, script.why(request).cause) == ("failed", "cancelled")
+
+
+def test_a_request_that_changed_nothing(script: Any) -> None:
+    script.load()
+
+    found = script.why("r-0a1b2c3d-999")
+
+    assert (found.state, found.cause) == ("served", "nothing_changed")
+
+
+def test_the_daemon_tells_how_the_one_before_it_ended(script: Any) -> None:
+    script.daemon(pid=101)
+
+    found = script.why("daemon")
+
+    assert (found.state, found.cause) == ("running", "after_a_kill")
+    assert found.numbers == {"starts": 2.0, "killed": 1.0}
+
+    script.stopped(pid=101)
+    assert (script.why("daemon").state, script.why("daemon").cause) == ("stopped", "stopped")
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    "name", ["smollm2", "ai/smollm2", "docker.io/ai/smollm2:latest", "SMOLLM2:latest", " smollm2 "]
+)
+def test_a_model_is_known_by_any_of_its_names(script: Any, name: str) -> None:
+    assert script.why(name).kind == "model"
+    assert script.why(name).name == "smollm2"
+
+
+def test_a_model_is_known_by_its_id_too(script: Any) -> None:
+    assert script.why(SMOLLM2).name == "smollm2"
+    assert script.why(SMOLLM2[7:19]).name == "smollm2"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("smolm2", "smollm2"), ("lama.cpp", "llama.cpp"), ("18bd0f5a2c0-11", "18bd0f5a2c0-1")],
+)
+def test_an_unknown_name_offers_near_ones(script: Any, name: str, near: str) -> None:
+    script.load()
+
+    with pytest.raises(UnknownName, match="Did you mean") as raised:
+        script.why(name)
+
+    assert near in raised.value.near
+
+
+def test_a_name_like_nothing_offers_nothing(script: Any) -> None:
+    with pytest.raises(UnknownName) as raised:
+        script.why("zzzzzz")
+
+    assert raised.value.near == ()
+
+
+def test_an_empty_journal_knows_the_backends_there_are(empty_script: Any) -> None:
+    found = explain([], "mlx", 0.0, backends={"mlx": ""})
+
+    assert (found.state, found.cause) == ("absent", "never_asked")
+    with pytest.raises(UnknownName):
+        explain([], "smollm2", 0.0)

@@ -1,0 +1,281 @@
+"""Why a model is not loaded, or not here: scripted histories, each with the exact cause and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from explained import GB, SMOLLM2, commands, types
+from greenroom.actors import events as ev
+from greenroom.actors.facts import Failure, Model
+
+# unloaded
+
+
+def test_a_model_that_made_room_for_another(script: Any) -> None:
+    script.model("gemma3")
+    smollm2 = script.load(memory=2 * GB)
+    script.wait(720.0)
+    request = script.request()
+    script.evict(
+        smollm2,
+        "room",
+        cause=request,
+        in_favour_of="docker.io/ai/gemma3:latest",
+        needed=5 * GB,
+        free=4 * GB,
+        idle_seconds=720.0,
+    )
+    script.load("gemma3", request=request, memory=5 * GB, promised=5 * GB, budget=6 * GB, seconds=3.0)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("unloaded", "room")
+    assert found.numbers == {
+        "memory": 2.0 * GB,
+        "idle_seconds": 720.0,
+        "needed": 5.0 * GB,
+        "free": 4.0 * GB,
+    }
+    assert found.answer == (
+        "smollm2 is not loaded: it was unloaded at 12:12:09 (3s ago) to make room for gemma3, which needed "
+        "5.00 GB while 4.00 GB were free. It held 2.00 GB and nobody had used it for 12m."
+    )
+    assert "gemma3 holds 5.00 GB now." in found.also
+    assert types(found)[-5:] == [
+        "eviction_decided",
+        "engine_stop_requested",
+        "engine_exited",
+        "load_admitted",
+        "engine_ready",
+    ]
+    assert commands(found) == [
+        "greenroom run smollm2",
+        "greenroom stop && GREENROOM_MEMORY_BUDGET=7GB greenroom serve",
+    ]
+
+
+def test_room_that_the_budget_would_have_had(script: Any) -> None:
+    script.model("gemma3")
+    smollm2 = script.load(memory=2 * GB)
+    request = script.request()
+    script.evict(
+        smollm2, "room", cause=request, in_favour_of="docker.io/ai/gemma3:latest", needed=5 * GB, free=4 * GB
+    )
+    script.load("gemma3", request=request, memory=5 * GB, promised=5 * GB, budget=64 * GB)
+
+    found = script.why("smollm2")
+
+    assert (
+        "The budget for engines would have done for both; the machine's memory was used otherwise."
+        in found.also
+    )
+    assert commands(found) == ["greenroom run smollm2"]
+
+
+def test_the_model_the_room_was_made_for_tells_who_made_it(script: Any) -> None:
+    script.model("gemma3")
+    smollm2 = script.load(memory=2 * GB)
+    request = script.request()
+    script.evict(
+        smollm2, "room", cause=request, in_favour_of="docker.io/ai/gemma3:latest", needed=5 * GB, free=4 * GB
+    )
+    script.load("gemma3", request=request, memory=5 * GB, promised=5 * GB, budget=6 * GB)
+
+    found = script.why("gemma3")
+
+    assert (found.state, found.cause) == ("loaded", "asked_for")
+    assert found.numbers["promised"] == 5 * GB
+    assert found.numbers["budget"] == 6 * GB
+    told = [step.text for step in found.steps]
+    assert any("smollm2 on llama.cpp) is to end: gemma3 needs the room" in text for text in told)
+    assert types(found).index("engine_exited") < types(found).index("load_admitted")
+
+
+def test_a_model_nobody_has_used_for_its_keep_alive(script: Any) -> None:
+    engine = script.load()
+    script.evict(engine, "idle", idle_seconds=300.2)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("unloaded", "idle")
+    assert found.numbers == {"memory": 444e6, "idle_seconds": 300.2}
+    assert "because nobody had used it for 5m, which is as long as it is kept." in found.answer
+    assert commands(found) == ["greenroom run smollm2", "greenroom stop && greenroom serve --keep-alive 30m"]
+
+
+def test_a_model_somebody_unloaded(script: Any) -> None:
+    engine = script.load()
+    script.evict(engine, "unload", cause="r-0a1b2c3d-7", idle_seconds=12.0)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("unloaded", "unload")
+    assert "somebody asked for it to be unloaded at 12:00:07" in found.answer
+    assert found.numbers["idle_seconds"] == 12.0
+
+
+def test_a_model_that_was_configured_differently(script: Any) -> None:
+    engine = script.load()
+    request = script.request()
+    script.add(
+        ev.ConfigChanged(
+            model_id=SMOLLM2,
+            model_ref="docker.io/ai/smollm2:latest",
+            mode="completion",
+            context_size=8192,
+        ),
+        cause=request,
+    )
+    script.evict(engine, "reconfigured", cause=request)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("unloaded", "reconfigured")
+    assert found.numbers["context_size"] == 8192
+    assert "It has a context of 8192 tokens from its next load on." in found.answer
+
+
+def test_a_model_whose_daemon_stopped(script: Any) -> None:
+    engine = script.load()
+    script.evict(engine, "shutdown")
+    script.stopped()
+    script.wait(60.0)
+    script.daemon(pid=101)
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("unloaded", "shutdown")
+    assert "Greenroom stopped at 12:00:07" in found.answer
+    assert found.also[0] == "Greenroom runs again since 12:01:08; nobody has asked for the model since."
+    assert types(found)[-2:] == ["daemon_stopped", "daemon_started"]
+
+
+def test_a_model_whose_backend_was_uninstalled_meanwhile(script: Any) -> None:
+    script.model("qwen3", kind="safetensors-mlx")
+    mlx = script.install("mlx", "0.32", wanted_by="explicit")
+    engine = script.load("qwen3", backend="mlx", installation=mlx, reasons=("mlx reads it",))
+    retiring = script.add(
+        ev.InstallationRetiring(
+            backend="mlx", installation_id=mlx, reason="uninstalled by the user", unwanted=True
+        )
+    )
+    script.evict(engine, "retiring", cause=retiring)
+    script.add(ev.InstallationRemoved(backend="mlx", installation_id=mlx, freed=297_000_000))
+
+    found = script.why("qwen3")
+    backend = script.why("mlx")
+
+    assert (found.state, found.cause) == ("unloaded", "retiring")
+    assert "the installation of mlx it ran on was being removed: uninstalled by the user." in found.answer
+    assert "mlx is not installed now." in found.also
+    assert "installation_retiring" in types(found)
+    assert types(found)[-1] == "installation_removed"
+    assert commands(found)[0] == "greenroom install-runner --backend mlx"
+    assert (backend.state, backend.cause) == ("absent", "uninstalled")
+    assert backend.numbers == {"freed": 297e6}
+    assert "297 MB were freed. It stays uninstalled until somebody asks for it." in backend.answer
+
+
+# not here, never asked for
+
+
+def test_a_model_nobody_has_asked_for(script: Any) -> None:
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("unloaded", "never_asked")
+    assert found.numbers == {"size": 98e6}
+    assert "it is here since 12:00:07 (just now) (98.0 MB, gguf, Q4_1), and nobody has asked for it." in (
+        found.answer
+    )
+    assert found.also == ("llama.cpp can serve it and is installed.",)
+    assert commands(found) == ["greenroom run smollm2"]
+
+
+def test_a_pull_that_failed(script: Any) -> None:
+    asked = script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
+    script.add(
+        ev.PullAttemptFailed(
+            job="pull.9",
+            attempt=1,
+            failure=Failure(kind="transient", code="unreachable", message="The registry did not answer."),
+            retry_at=script.now + 2,
+        ),
+        cause=asked,
+        after=1.0,
+    )
+    script.add(
+        ev.PullFailed(
+            job="pull.9",
+            failure=Failure(
+                kind="permanent",
+                code="no_space",
+                message="It needs 5.00 GB, and 1.00 GB are free.",
+                advice="Make room: greenroom rm MODEL.",
+            ),
+        ),
+        cause=asked,
+        after=2.0,
+    )
+
+    found = script.why("gemma3")
+
+    assert (found.state, found.cause) == ("not_here", "no_space")
+    assert found.numbers == {"attempts": 2.0}
+    assert "It needs 5.00 GB, and 1.00 GB are free. Make room: greenroom rm MODEL." in found.answer
+    assert types(found) == ["pull_requested", "pull_attempt_failed", "pull_failed"]
+    assert commands(found) == ["greenroom pull gemma3"]
+
+
+def test_a_pull_that_waits_for_its_next_attempt(script: Any) -> None:
+    asked = script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
+    script.add(
+        ev.PullAttemptFailed(
+            job="pull.9",
+            attempt=1,
+            failure=Failure(kind="transient", code="unreachable", message="The registry did not answer."),
+            retry_at=script.now + 31.0,
+        ),
+        cause=asked,
+        after=1.0,
+    )
+
+    found = script.why("gemma3")
+
+    assert (found.state, found.cause) == ("waiting_to_retry", "unreachable")
+    assert found.numbers == {"attempts": 1.0, "retry_at": script.now + 30.0}
+    assert "one attempt to fetch it has failed, the next one begins at 12:00:38 (in 30s)." in found.answer
+
+
+def test_pulls_under_way_and_ended(script: Any) -> None:
+    script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
+    script.wait(4.0)
+    assert (script.why("gemma3").state, script.why("gemma3").numbers) == ("pulling", {"elapsed": 4.0})
+
+    script.add(ev.PullCancelled(job="pull.9", reason="cancelled by the user"))
+    assert (script.why("gemma3").state, script.why("gemma3").cause) == ("not_here", "cancelled")
+
+
+def test_a_model_that_was_removed(script: Any) -> None:
+    script.load()
+    script.add(ev.ModelRemoved(model_id=SMOLLM2, reason="removed by the user", freed=98_000_000))
+
+    found = script.why("smollm2")
+
+    assert (found.state, found.cause) == ("not_here", "removed")
+    assert found.numbers == {"freed": 98e6}
+    assert types(found)[-1] == "model_removed"
+
+
+def test_a_model_that_was_removed_is_fetched_again_by_what_it_was_fetched_as(script: Any) -> None:
+    reference = "file:/models/mine.gguf"
+    asked = script.add(ev.PullRequested(job="pull.7", reference=reference))
+    model = Model(id="sha256:" + "7" * 64, tags=(reference,), format="gguf", size=192)
+    script.add(ev.ModelCommitted(job="pull.7", model=model), cause=asked)
+    script.add(ev.ModelTagged(model_id=model.id, tags=(reference, "docker.io/ai/mine:latest")))
+    script.add(ev.ModelTagged(model_id=model.id, tags=(reference,)))
+    script.add(ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
+
+    found = script.why("mine")
+
+    assert found.cause == "removed"
+    assert [one.command for one in found.remedies] == [f"greenroom pull {reference}"]

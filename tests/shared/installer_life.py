@@ -1,0 +1,79 @@
+"""An installer in one life after the other, told by a test what the disk shows and how builds end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Engine, EngineSpec, Failure, Installation
+from greenroom.actors.installer import Installer
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Recovered
+from greenroom.actors.testing import Case, given
+from stage import METAL, MLX
+
+NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
+KEY = "install/mlx"
+
+
+def built(name: str = "1-aaaa.1", backend: str = "mlx", **more: Any) -> Installation:
+    """An installation whose id says its version and digest."""
+    version, _, rest = name.partition("-")
+    fields = {"version": version, "digest": rest.split(".")[0], "built_at": NOW.wall}
+    return Installation(id=name, backend=backend, **(fields | more))
+
+
+def new_life(*history: Any, disk: tuple[Installation, ...] = (), looked: bool = True) -> Case[Any, Any]:
+    """An installer of mlx and vllm-metal, in a life in which the disk shows this."""
+    case = given(Installer((MLX, METAL)), *history, now=NOW)
+    case.when(Recovered()).rest()
+    if looked:
+        look(case, *disk)
+    return case
+
+
+def look(case: Case[Any, Any], *disk: Installation, backend: str = "mlx") -> Case[Any, Any]:
+    for name in ("vllm-metal", "mlx"):
+        found = tuple(disk) if name == backend else ()
+        case.when(msg.InstallationsSeen(backend=name, installations=found)).rest()
+    return case
+
+
+def ensure(case: Case[Any, Any], **more: Any) -> Any:
+    """What the wish was answered, `Later` included; then let follow what follows."""
+    case.when(msg.Ensure(backend="mlx", **more))
+    reply = case.reply
+    case.rest()
+    return reply
+
+
+def committed(job: str = "mlx.1", one: Installation | None = None) -> ev.InstallationCommitted:
+    return ev.InstallationCommitted(job=job, backend="mlx", installation=one or built())
+
+
+def requested(job: str = "mlx.1", **more: Any) -> ev.InstallRequested:
+    fields: dict[str, Any] = {"version": "", "wanted_by": "explicit"}
+    return ev.InstallRequested(job=job, backend="mlx", **(fields | more))
+
+
+def fails(case: Case[Any, Any], failure: Failure, job: str = "mlx.1") -> Case[Any, Any]:
+    return case.when(msg.InstallAttemptEnded(job=job, backend="mlx", failure=failure)).rest()
+
+
+def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "mlx") -> msg.EngineList:
+    running = tuple(
+        Engine(
+            spec=EngineSpec(
+                engine_id=f"e-{one}", backend=backend, installation_id=one, model_id="m", model_ref="m"
+            ),
+            state="ready",
+            since=0.0,
+        )
+        for one in ids
+    )
+    return msg.EngineList(backend=backend, engines=running, version=1, installations=acted_on, token=token)
+
+
+def status(case: Case[Any, Any], name: str = "mlx") -> msg.BackendStatus:
+    return case.core.status(case.state, name, case.now.wall)  # type: ignore[attr-defined, no-any-return]

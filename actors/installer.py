@@ -413,7 +413,7 @@ class Installer:
     # the list
 
     def list_of(
-        self, state: InstallerState, now: float = 0.0, forced: frozenset[str] = frozenset()
+        self, state: InstallerState, now: float, forced: frozenset[str] = frozenset()
     ) -> msg.InstallationList:
         """All backends, as others see them at a wall clock second."""
         return msg.InstallationList(
@@ -422,9 +422,9 @@ class Installer:
         )
 
     def status(
-        self, state: InstallerState, name: str, now: float = 0.0, *, forced: bool = False
+        self, state: InstallerState, name: str, now: float, *, forced: bool = False
     ) -> msg.BackendStatus:
-        """One backend, as others see it."""
+        """One backend, as others see it at a wall clock second."""
         backend = state.of(name)
         job = backend.job
         failure = job.failure if job is not None else backend.failure
@@ -451,7 +451,7 @@ class Installer:
             job=job.id if job is not None else "",
             queue=tuple(one.id for one in backend.queue),
             attempt=job.attempt if job is not None else 0,
-            retry_at=job.retry_at if job is not None else 0.0,
+            retry_at=self._retries.clamp(job.retry_at, now) if job is not None else 0.0,
             failure=failure,
             forced=forced,
             wanted=backend.wanted is True or (backend.wanted is None and not self._facts[name].deferred),

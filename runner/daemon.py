@@ -376,7 +376,7 @@ class Greenroom:
         core = self.system.addresses[msg.INSTALLER]
         assert isinstance(core, Installer)
         state: InstallerState = self.system.state(msg.INSTALLER)
-        return core.list_of(state).backends
+        return core.list_of(state, self.system.clock.now().wall).backends
 
     # inside
 

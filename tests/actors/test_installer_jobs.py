@@ -129,6 +129,7 @@ class TestAJob:
             job="mlx.1", backend="mlx", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 86_400
         )
         case = new_life(requested(), far)
+        assert (status(case).state, status(case).retry_at) == ("waiting_to_retry", NOW.wall + 45.0)
         case.wake()
         assert case.now.monotonic - NOW.monotonic == pytest.approx(45.0)
         assert case.of(BuildInstallation)

@@ -149,7 +149,7 @@ class TestADefaultBackend:
             ev.InstallationRemoved(backend="llama.cpp", installation_id=one.id),
         )
         case = self.life(*gone).then()
-        assert not case.core.status(case.state, "llama.cpp").wanted  # type: ignore[attr-defined]
+        assert not status(case, "llama.cpp").wanted
         case.when(msg.Ensure(backend="llama.cpp")).rest().then(ev.InstallRequested)
 
     def test_whose_installation_the_user_cancelled_is_not_begun_at_once_again(self) -> None:
@@ -197,7 +197,7 @@ class TestADefaultBackend:
             ev.InstallationActivated(backend="llama.cpp", installation_id="external"),
         )
         case = self.life(*history, disk=(ours,))
-        assert case.core.status(case.state, "llama.cpp").current == ours  # type: ignore[attr-defined]
+        assert status(case, "llama.cpp").current == ours
 
 
 class TestAPlan:

@@ -64,7 +64,7 @@ class AwaitKeyed(Command, frozen=True, kw_only=True):
 
 
 class EndKeyed(Command, frozen=True, kw_only=True):
-    """How it ended. Without an outcome nothing is remembered, and the next one is carried out: `Noted`."""
+    """How it ended: `Noted`. Without an outcome, or with a passing one, the next one is carried out."""
 
     key: str
     outcome: Outcome | None = None
@@ -89,6 +89,10 @@ class Outcome(Command, frozen=True, kw_only=True):
     content_type: str = ""
     body: str = ""
     location: str = ""
+    retry_after: float = 0.0
+    """Seconds; only of a passing one."""
+    passing: bool = False
+    """It says only that now was a bad moment: for those who wait already, not for those who come later."""
 
 
 class Keyed(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,7 +226,7 @@ class Idempotency:
             return Decision(effects=(Answer(key=report.key, outcome=_NOTHING),), reply=Noted(), seen=left)
         outcome = report.outcome
         events: tuple[Event, ...] = ()
-        if report.key in state.keys:
+        if report.key in state.keys and not outcome.passing:
             answered = ev.CommandAnswered(
                 key=report.key,
                 status=outcome.status,

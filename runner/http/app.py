@@ -16,7 +16,8 @@ from greenroom.runner.http.backends import Backends
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.door import Door, Stop
 from greenroom.runner.http.engines import Engines
-from greenroom.runner.http.errors import Family, HttpRefusal, answer_error
+from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, refusal_of
+from greenroom.runner.http.following import FOLLOWING
 from greenroom.runner.http.headers import ID, REQUEST_ID, request_id_of
 from greenroom.runner.http.health import Health
 from greenroom.runner.http.installs import Installs
@@ -145,9 +146,12 @@ async def _plainly(request: web.Request, handler: Handler) -> web.StreamResponse
         )
     except (web.HTTPException, ConnectionError):
         raise
-    except Exception as unforeseen:  # noqa: BLE001 - told by `answer_error`, which logs what nobody foresaw
+    except Exception as unforeseen:  # noqa: BLE001 - told by `refusal_of`, which logs what nobody foresaw
         error = unforeseen
-    return answer_error(request, error, _family(request))
+    refusal = refusal_of(error)
+    if (following := request.get(FOLLOWING)) is not None:
+        following.refusal = refusal
+    return answer(request, refusal, _family(request), getattr(error, "param", None))
 
 
 def _family(request: web.Request) -> Family:

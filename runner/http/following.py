@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from greenroom.actors.idempotency import Outcome
 from greenroom.actors.kernel.errors import KernelError, Refusal
@@ -14,9 +15,10 @@ from greenroom.runner.http.visitors import LEFT
 
 _LARGEST = 64 * 2**10
 """Bytes of an answer that is remembered."""
-_PASSING = frozenset({408, 429, 503, LEFT})
+_PASSING = frozenset({408, 429, 503})
 """Answers that say nothing of the command: the next one is carried out."""
-
+_PASSING_CODES = frozenset({"cancelled", "internal_error"})
+"""Refusals that do not either."""
 
 REPLAYED = "Idempotency-Replayed"
 """Says that an answer is that of an earlier request."""
@@ -37,6 +39,8 @@ class Following:
         """Set with `tell`."""
         self.outcome: Outcome | None = None
         """How it ended, when its answer was streamed."""
+        self.refusal: Refusal | None = None
+        """Why its answer is a no, when it is one of its own."""
         self.pending: asyncio.Task[Outcome | None] | None = None
         """How it will end, when nobody listens any more."""
 
@@ -88,23 +92,29 @@ def hand_over(
 
 
 def refused_as(error: KernelError, refused: Callable[[Refusal], Outcome | None]) -> Outcome | None:
-    """What is remembered of a no; None when it says nothing of the next time."""
+    """The outcome that a no is."""
     refusal = refusal_of(error)
-    return None if refusal.retry_after or refusal.code == "cancelled" else refused(refusal)
+    outcome = refused(refusal)
+    if outcome is None or not _is_passing(refusal):
+        return outcome
+    return msgspec.structs.replace(outcome, passing=True, retry_after=refusal.retry_after)
 
 
-def outcome_of(response: web.StreamResponse) -> Outcome | None:
-    """What is remembered of an answer; None when the command should rather be carried out again."""
-    if not isinstance(response, web.Response) or response.status in _PASSING:
+def outcome_of(response: web.StreamResponse, refusal: Refusal | None = None) -> Outcome | None:
+    """The outcome that an answer is, and that of a refusal; None when it cannot be given again."""
+    if not isinstance(response, web.Response) or response.status == LEFT:
         return None
     body = response.body
-    if "Retry-After" in response.headers or not isinstance(body, bytes | None) or len(body or b"") > _LARGEST:
+    if not isinstance(body, bytes | None) or len(body or b"") > _LARGEST:
         return None
+    wait = response.headers.get("Retry-After", "")
     return Outcome(
         status=response.status,
         content_type=response.content_type if body else "",
         body=(body or b"").decode("utf-8", "replace"),
         location=response.headers.get("Location", ""),
+        retry_after=float(wait) if wait.isdecimal() else 0.0,
+        passing=bool(wait) or response.status in _PASSING or (refusal is not None and _is_passing(refusal)),
     )
 
 
@@ -113,10 +123,16 @@ def replayed(outcome: Outcome) -> web.Response:
     headers = {REPLAYED: "true"}
     if outcome.location:
         headers["Location"] = outcome.location
+    if outcome.retry_after:
+        headers["Retry-After"] = str(max(1, round(outcome.retry_after)))
     body: dict[str, Any] = {}
     if outcome.body:
         body = {"body": outcome.body.encode(), "content_type": outcome.content_type}
     return web.Response(status=outcome.status, headers=headers, **body)
+
+
+def _is_passing(refusal: Refusal) -> bool:
+    return bool(refusal.retry_after) or refusal.code in _PASSING_CODES
 
 
 async def _result(reply: Awaitable[Any]) -> Any:

@@ -85,7 +85,7 @@ class _Commands:
         outcome: Outcome | None = None
         try:
             response = await handler(request)
-            outcome = following.outcome or outcome_of(response)
+            outcome = following.outcome or outcome_of(response, following.refusal)
             return response
         finally:
             if following.pending is not None:

@@ -72,6 +72,14 @@ def test_a_command_without_an_outcome_is_carried_out_by_whoever_comes_next() -> 
     assert isinstance(case.reply, Begun)
 
 
+def test_what_says_only_that_now_was_a_bad_moment_is_told_and_not_kept() -> None:
+    busy = Outcome(status=503, body="Later.", retry_after=2.0, passing=True)
+    case = given(Idempotency()).when(BEGIN).when(EndKeyed(key="k", outcome=busy)).then()
+    assert answers(case) == [Answer(key="k", outcome=busy)]
+    case.when(BEGIN).then()
+    assert isinstance(case.reply, Begun)
+
+
 def test_a_key_is_forgotten_after_a_day() -> None:
     case = given(Idempotency(), KEYED, ANSWERED).advance(REMEMBERED_FOR)
     case.when(BeginKeyed(key="k", command="d", name="POST /engines")).then(ev.CommandKeyed)

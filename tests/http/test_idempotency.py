@@ -156,15 +156,26 @@ async def test_an_answer_is_the_same_although_the_world_has_changed(house: Any, 
         assert await response.text() == accepted
 
 
-async def test_a_passing_failure_is_not_kept(house: Any, wait_until: Any) -> None:
+@pytest.mark.parametrize("wish", [{}, EVENTS])
+async def test_a_passing_failure_is_told_to_who_waits_and_not_kept(
+    wish: dict[str, str], house: Any, wait_until: Any
+) -> None:
     builds = Builds(house)
-    first = asyncio.ensure_future(_text(install(house, KEY)))
+    both = [asyncio.ensure_future(_text(install(house, KEY | wish))) for _ in range(2)]
     await wait_until(lambda: builds.jobs)
+    # The first is attended to twice, by the middleware and by the handler.
+    await wait_until(lambda: len(house.app[DOOR].visitors) == 3)
     async with house.post("/engines/cancel-install", {"backend": "absent"}) as response:
         assert response.status == 200
-    status, text, _ = await first
-    assert status == 409
-    assert "cancelled" in text
+    for status, text, _ in [await one for one in both]:
+        assert status == 409
+        assert "cancelled" in text
+    assert not answered(house)
+    again = asyncio.ensure_future(_text(install(house, KEY | wish)))
+    await wait_until(lambda: len(builds.jobs) == 2)
+    builds.commit("absent.2", "1")
+    assert (await again)[0] == 200
+    await wait_until(lambda: answered(house) == 1)
 
 
 @pytest.mark.parametrize("key", ["", " ", "ä", "x" * 256])

@@ -23,6 +23,7 @@ from greenroom.actors.idempotency import (
     UnderWay,
 )
 from greenroom.actors.kernel.errors import KernelError, Refused
+from greenroom.actors.kernel.system import ActorSystem
 from greenroom.runner.http.bodies import BODY, read_body
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, answer_error
@@ -65,9 +66,13 @@ class _Commands:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._system = door.backstage.system
         self._under_way: dict[str, Following] = {}
         """By key, what others who send the same may watch."""
+
+    @property
+    def _system(self) -> ActorSystem:
+        # Not before the host has started it: front doors are made earlier.
+        return self._door.backstage.system
 
     async def answer(self, begin: BeginKeyed, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Carry it out, or give the answer of the request that had it carried out. Raises its refusal."""

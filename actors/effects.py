@@ -44,6 +44,14 @@ class PlanInstallation(Effect, frozen=True, kw_only=True):
     version: str
 
 
+class InformInstall(Effect, frozen=True, kw_only=True):
+    """Say on the progress board what a job waits for between attempts; without a phase, that it is over."""
+
+    backend: str
+    phase: str = ""
+    message: str = ""
+
+
 # runner
 
 

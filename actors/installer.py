@@ -21,7 +21,7 @@ from greenroom.actors.facts import Failure, Installation
 from greenroom.actors.installer_look import settle_with_disk
 from greenroom.actors.installer_messages import Activate, BackendVerified, VerifyBackend
 from greenroom.actors.installer_state import InstallerSeen, InstallerState, JobState, apply
-from greenroom.actors.installer_turn import InstallerTurn, ensure_key, uninstall_key
+from greenroom.actors.installer_turn import InstallerTurn, between_attempts, ensure_key, uninstall_key
 from greenroom.actors.installer_versions import activate, verified, verify, whole_of
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -400,9 +400,9 @@ class Installer:
 
     # react
 
-    def react(self, _state: InstallerState, _stored: Stored[Any]) -> Sequence[Effect]:
-        """Nothing: whoever ends a job knows its version, and answers whoever waits for that."""
-        return ()
+    def react(self, state: InstallerState, stored: Stored[Any]) -> Sequence[Effect]:
+        """What the board says. Whoever ends a job knows its version, and answers whoever waits for that."""
+        return between_attempts(state, stored.event)
 
     # settle
 

@@ -12,12 +12,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
-from greenroom.actors.effects import BuildInstallation, LookAtInstallations, RemoveInstallation
+from greenroom.actors.effects import (
+    BuildInstallation,
+    InformInstall,
+    LookAtInstallations,
+    RemoveInstallation,
+)
 from greenroom.actors.facts import Installation
 from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
 from greenroom.actors.kernel.clock import Moment
@@ -252,3 +257,14 @@ def _why_useless(one: Installation, usable: Installation) -> str:
         return f"broken: {one.broken}"
     same = one.id != usable.id and one.digest == usable.digest
     return f"built anew as {usable.id}" if same and one.built_at < usable.built_at else ""
+
+
+def between_attempts(state: InstallerState, event: Event) -> Sequence[Effect]:
+    """A job that waits for its next attempt has a line on the board; one that runs speaks for itself."""
+    match event:
+        case ev.InstallAttemptFailed(backend=name, attempt=attempt, failure=failure):
+            message = f"Waiting to try again (attempt {attempt + 1}): {failure.message}"
+            return (InformInstall(backend=name, phase="waiting_to_retry", message=message),)
+        case ev.InstallCancelled(backend=name) if state.of(name).job is None:
+            return (InformInstall(backend=name),)
+    return ()

@@ -45,9 +45,14 @@ class InstallerHands:
         assert builder is not None
         match effect:
             case fx.BuildInstallation() as e:
+                self._board.clear(install_job(e.backend))
                 builder.start(e.job, e.backend, version=e.version, attempt=e.attempt, repair=e.repair)
             case fx.CancelBuild(job=job):
                 builder.cancel(job)
+            case fx.InformInstall(backend=backend, phase=""):
+                self._board.clear(install_job(backend))
+            case fx.InformInstall(backend=backend, phase=phase, message=message):
+                self._board.publish(Progress(job=install_job(backend), phase=phase, message=message))
             case fx.LookAtInstallations(backends=backends):
                 builder.look(backends)
             case fx.RemoveInstallation(backend=backend, installation_id=one):

@@ -8,7 +8,7 @@ import pytest
 from freezegun import freeze_time
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
-from greenroom.actors.effects import BuildInstallation, CancelBuild, RemoveInstallation
+from greenroom.actors.effects import BuildInstallation, CancelBuild, InformInstall, RemoveInstallation
 from greenroom.actors.installer import Installer
 from greenroom.actors.kernel.clock import Moment, SystemClock
 from greenroom.actors.kernel.core import Later, Recovered
@@ -93,6 +93,26 @@ class TestAJob:
         (build,) = case.of(BuildInstallation)
         assert (build.job, build.attempt) == ("mlx.1", 2)
         assert status(case).state == "installing"
+
+    def test_says_on_the_board_what_it_waits_for_until_somebody_ends_it(self) -> None:
+        case = new_life()
+        ensure(case)
+        fails(case, OFFLINE)
+        message = f"Waiting to try again (attempt 2): {OFFLINE.message}"
+        line = InformInstall(backend="mlx", phase="waiting_to_retry", message=message)
+        assert case.of(InformInstall) == [line]
+        assert not case.wake().of(InformInstall), "an attempt that runs speaks for itself"
+        fails(case, OFFLINE)
+        case.when(msg.CancelInstall(backend="mlx"))
+        assert case.of(InformInstall) == [InformInstall(backend="mlx")]
+
+    def test_that_is_cancelled_in_the_queue_leaves_the_line_of_the_one_under_way(self) -> None:
+        case = new_life()
+        ensure(case)
+        ensure(case, version="2")
+        case.when(msg.CancelInstall(backend="mlx", version="2"))
+        case.then(ev.InstallCancelled)
+        assert not case.of(InformInstall)
 
     def test_is_given_up_after_five_attempts(self) -> None:
         case = new_life()

@@ -345,7 +345,7 @@ class World:
                 assert self.gates.reserve(one, request), f"{request} was granted a gate that is not open"
             case fx.LeaveGate(request_id=request):
                 self.leave_gate(request)
-            case fx.InformRequest():
+            case fx.InformRequest() | fx.InformInstall():
                 pass
             case fx.SpawnEngine(spec=spec):
                 self.spawns[spec.engine_id] = self.spawns.get(spec.engine_id, 0) + 1

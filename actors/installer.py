@@ -49,6 +49,8 @@ _STATUS = {
     "refused_by_policy": 412,
     "no_such_version": 404,
     "no_space": 507,
+    "read_only": 507,
+    "no_permission": 507,
     "unreachable": 503,
     "cancelled": 409,
 }

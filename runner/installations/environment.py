@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
+import msgspec
 from greenroom.actors.facts import Installation, Plan, Progress
 from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.failures import JobCancelled, JobFailed
@@ -163,7 +164,12 @@ class Environments:
                 records.write(folder, found)
             except OSError as error:
                 discard(folder)
-                raise os_failure(error, "The installation could not be written") from error
+                raise self._with_numbers(
+                    os_failure(error, "The installation could not be written"), files
+                ) from error
+            except JobFailed as failed:
+                discard(folder)
+                raise self._with_numbers(failed, files) from failed.__cause__
             except BaseException:
                 discard(folder)
                 raise
@@ -301,6 +307,15 @@ class Environments:
             except zipfile.BadZipFile:
                 total += file.size  # uv will say what is wrong with it
         return total
+
+    def _with_numbers(self, failed: JobFailed, files: Sequence[LockedFile]) -> JobFailed:
+        """The same; of a disk that others have filled meanwhile, with what is needed and what is there."""
+        if failed.failure.code == "no_space":
+            try:
+                self._need_space(sum(2 * file.size - self.wheels.arrived(file) for file in files))
+            except JobFailed as told:
+                return JobFailed(msgspec.structs.replace(told.failure, detail=failed.failure.detail))
+        return failed
 
     def _need_space(self, needed: int) -> None:
         need_space(self.installed.home, needed)

@@ -116,7 +116,10 @@ def test_a_disk_that_others_fill_meanwhile_ends_it_with_nothing_half_done(
 
     _, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 1
-    assert err.splitlines()[-1] == "Error: The disk is full. Free some space, then install again."
+    assert re.match(
+        r"Error: Installing needs \d+ MB, of which 67 MB stay free .* has \d MB left\. Free some space",
+        err.splitlines()[-1],
+    )
     wait_until(lambda: not left_behind(daemon))
     why = daemon.run("why", "bulky").stdout
     assert "No space left on device" in why
@@ -149,6 +152,8 @@ def test_a_folder_that_cannot_be_written_to_is_said_and_forgotten_once_it_can(
         "Make it writable, or set GREENROOM_HOME to a folder that is."
     )
     assert "Traceback" not in log_of(daemon)
+
+    assert daemon.post("/engines/install-backend", {"backend": "bulky"}).status == 507
 
     mounts.writable(daemon.home / folder)
     assert daemon.run("install-runner", "--backend", "bulky").returncode == 0

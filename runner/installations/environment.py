@@ -78,18 +78,14 @@ class Environments:
         """
         if version in ("", "pinned"):
             return shipped(source, self._platform)
-        try:
+        kept = self._kept(source, version) if version != "latest" else None
+        with suppress(JobFailed):
             lock = shipped(source, self._platform)
-        except JobFailed:
-            pass
-        else:
             if lock.version_of(source.distribution) == version:
-                return lock
-        if version != "latest":
-            # Of a version that was brought here in an archive; what cannot be a file's name was not.
-            with suppress(FileNotFoundError, JobFailed):
-                kept = kept_lock(self.installed.home, source.distribution, version)
-                return Lock(kept.read_text(encoding="utf-8"))
+                # Another release may have brought the same version with other packages: what is here counts.
+                return kept if kept is not None and self._is_nearer(kept, lock) else lock
+        if kept is not None:
+            return kept
         from greenroom.runner.installations.resolution import for_version
 
         uv = Uv(self._cache, self._sources_of(source), self._uv_binary)
@@ -211,6 +207,21 @@ class Environments:
         needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
         self.wheels.sweep(needed, time.time() - _FETCHED_STAYS)
         return swept
+
+    def _kept(self, source: Environment, version: str) -> Lock | None:
+        """Of a version that was brought here in an archive; what cannot be a file's name was not."""
+        try:
+            kept = kept_lock(self.installed.home, source.distribution, version)
+            return Lock(kept.read_text(encoding="utf-8"))
+        except (FileNotFoundError, JobFailed):
+            return None
+
+    def _is_nearer(self, kept: Lock, other: Lock) -> bool:
+        """Whether nothing must be fetched for the one, and something for the other."""
+        try:
+            return not self.wheels.missing(kept.files()) and bool(self.wheels.missing(other.files()))
+        except JobFailed:
+            return False
 
     def _sources_of(self, source: Environment) -> PackageSources:
         return self._sources.with_indexes(source.indexes, f"the declaration of {source.distribution}")

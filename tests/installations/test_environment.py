@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import io
 import os
 import shutil
 import threading
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations import archive
 from greenroom.runner.installations.disk import discard, folder_of, python_of
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.sources import PackageSources, Setting
@@ -311,3 +313,24 @@ def test_further_indexes_of_a_declaration_are_asked_too(home, index, make_index,
     source = dataclasses.replace(toy.source, indexes=(f"{wheels_elsewhere.url}/simple",))
     built = Environments(home, index.sources).build("toy", source, job="x")
     assert built.version == "1.0"
+
+
+def test_a_version_brought_from_another_release_is_built_from_what_it_brought(
+    environments, make_toy, home, tmp_path, index
+):
+    theirs = Environments(tmp_path / "theirs", index.sources)
+    other = make_toy(companion=False)
+    carried = io.BytesIO()
+    (record,) = [theirs.installed.record(theirs.build("toy", other.source, job="install-1"))]
+    archive.write(tmp_path / "theirs", record, "toy", carried)
+    carried.seek(0)
+    archive.read(home, carried)
+    offline = Environments(home, PackageSources(index=Setting("http://127.0.0.1:9/simple", "test")))
+    ours = make_toy()  # this release's lock of the same version wants a companion too
+    assert offline.plan("toy", ours.source, "1.0").packages == ("toy==1.0",)
+    built = offline.build("toy", ours.source, job="install-2", version="1.0")
+    assert built.digest == record.digest
+    # Not what is wanted by default, nor where this release's packages are here as well.
+    assert offline.plan("toy", ours.source).packages == ("toy==1.0", "companion==2.0")
+    environments.build("toy", ours.source, job="install-3")
+    assert environments.plan("toy", ours.source, "1.0").packages == ("toy==1.0", "companion==2.0")

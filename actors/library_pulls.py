@@ -193,4 +193,9 @@ def _one_more(seen: LibrarySeen, reference: str) -> LibrarySeen:
 
 
 def _cancelled(reason: str) -> Refusal:
-    return refuse("cancelled", f"The pull was cancelled: {reason}.", status=409)
+    return refuse(
+        "cancelled",
+        f"The pull was ended: {reason}.",
+        advice="What was fetched is kept: pull it again to go on, or drop it with greenroom prune.",
+        status=409,
+    )

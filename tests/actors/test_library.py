@@ -199,7 +199,7 @@ class TestAPull:
         case.when(msg.CancelPull(reference=REF))
         assert case.reply == msg.Cancelled(ended=True)
         assert case.of(CancelFetch)
-        assert case.answers[KEY].message == "The pull was cancelled: cancelled by the user."
+        assert case.answers[KEY].message == "The pull was ended: cancelled by the user."
 
     def test_that_somebody_leaves_goes_on_while_another_waits(self) -> None:
         case = new_life()

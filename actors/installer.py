@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 from greenroom.actors import events as ev
+from greenroom.actors import installer_refusals as refusals
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import CancelBuild, LookAtInstallations, PlanInstallation, RemoveInstallation
-from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.facts import Failure
 from greenroom.actors.installer_look import settle_with_disk
 from greenroom.actors.installer_messages import Activate, BackendVerified, VerifyBackend
 from greenroom.actors.installer_state import InstallerSeen, InstallerState, JobState, apply
@@ -37,23 +38,11 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
-from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.retry import INSTALL_RETRIES, RetryPolicy
 
 _STREAM = "install/"
 _QUEUE = 8
 """Jobs of one backend: somebody who asks for one version after the other must not fill the journal."""
-
-_STATUS = {
-    "unsupported_platform": 412,
-    "refused_by_policy": 412,
-    "no_such_version": 404,
-    "no_space": 507,
-    "read_only": 507,
-    "no_permission": 507,
-    "unreachable": 503,
-    "cancelled": 409,
-}
 
 _ENDS = (ev.InstallationCommitted, ev.InstallFailed, ev.InstallCancelled)
 
@@ -117,12 +106,12 @@ class Installer:
             case Activate() | VerifyBackend():
                 return self._installed(state, command)
             case BackendVerified():
-                failed = _refusal(command.failure, command.backend) if command.failure else None
+                failed = refusals.failed(command.failure, command.backend) if command.failure else None
                 return verified(state, command, failed)
             case msg.PlanInstall():
                 return self._plan(command)
             case msg.PlanMade():
-                outcome = command.plan if command.plan is not None else _refusal(command.failure, "")
+                outcome = command.plan if command.plan is not None else refusals.failed(command.failure, "")
                 return Decision(
                     effects=(Answer(key=_plan_key(command.backend, command.version), outcome=outcome),)
                 )
@@ -174,7 +163,7 @@ class Installer:
         """
         facts = self._facts.get(ask.backend)
         if facts is None:  # 1
-            return Decision(reply=self._unknown(ask.backend))
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
         if facts.verdict:
             return Decision(
                 reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend),
@@ -185,7 +174,7 @@ class Installer:
         key = ensure_key(ask.backend, ask.version)
         if ask.backend not in seen.looked:  # 2
             if key not in seen.pending and len(seen.pending) >= _QUEUE * len(self._facts):
-                return Decision(reply=_busy(ask.backend))
+                return Decision(reply=refusals.busy(ask.backend, _QUEUE))
             pending = {**seen.pending, key: _stronger(seen.pending.get(key), ask)}
             seen = msgspec.structs.replace(seen, pending=pending)
             return Decision(reply=Later(key), seen=_one_more(seen, key))
@@ -199,7 +188,7 @@ class Installer:
             reply = msg.Ensured(installation=usable, fresh=False)
             return Decision(reply=reply, effects=(lift,) if again else (), seen=seen)
         if backend.theirs is not None:  # 4
-            return Decision(reply=self._not_ours(backend.theirs), seen=seen)
+            return Decision(reply=refusals.not_ours(backend.theirs), seen=seen)
         if ask.version and not ask.repair and (here := whole_of(backend, ask.version)) is not None:  # 5
             activated = ev.InstallationActivated(backend=ask.backend, installation_id=here.id)
             reply = msg.Ensured(installation=here, fresh=False)
@@ -208,7 +197,7 @@ class Installer:
         job = _job_for(backend.jobs_open, ask.version)
         if job is None:  # 7
             if len(backend.jobs_open) >= _QUEUE:
-                return Decision(reply=_busy(ask.backend), seen=seen)
+                return Decision(reply=refusals.busy(ask.backend, _QUEUE), seen=seen)
             events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.version),)
         elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
             events = (_requested(ask, job.id, job.version),)
@@ -217,21 +206,21 @@ class Installer:
     def _installed(self, state: InstallerState, ask: Activate | VerifyBackend) -> Decision[Seen]:
         """What is about installations that are here already."""
         if ask.backend not in self._facts:
-            return Decision(reply=self._unknown(ask.backend))
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
         backend = state.of(ask.backend)
         if isinstance(ask, VerifyBackend):
             return verify(ask.backend, backend)
         if backend.theirs is not None:
-            return Decision(reply=self._not_ours(backend.theirs))
+            return Decision(reply=refusals.not_ours(backend.theirs))
         return activate(backend, ask)
 
     def _uninstall(self, state: InstallerState, ask: msg.Uninstall, seen: Seen) -> Decision[Seen]:
         """Retire everything of a backend; it is removed once its engines are gone."""
         if ask.backend not in self._facts:
-            return Decision(reply=self._unknown(ask.backend))
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
         backend = state.of(ask.backend)
         if backend.theirs is not None:
-            return Decision(reply=self._not_ours(backend.theirs))
+            return Decision(reply=refusals.not_ours(backend.theirs))
         reason = "the backend was uninstalled meanwhile"
         events: list[Event] = []
         effects: list[Effect] = []
@@ -291,7 +280,7 @@ class Installer:
     def _plan(self, ask: msg.PlanInstall) -> Decision[Seen]:
         facts = self._facts.get(ask.backend)
         if facts is None:
-            return Decision(reply=self._unknown(ask.backend))
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
         if facts.verdict:
             return Decision(
                 reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend)
@@ -379,7 +368,7 @@ class Installer:
         if report.failure is not None:
             # It stays retired and is tried again; whoever asked is not kept waiting for that.
             answer = Answer(
-                key=uninstall_key(report.backend), outcome=_refusal(report.failure, report.backend)
+                key=uninstall_key(report.backend), outcome=refusals.failed(report.failure, report.backend)
             )
             return Decision(
                 effects=(answer,),
@@ -459,27 +448,6 @@ class Installer:
             wanted=backend.wanted is True or (backend.wanted is None and not self._facts[name].deferred),
         )
 
-    def _unknown(self, backend: str) -> Refusal:
-        known = ", ".join(self._facts)
-        return refuse(
-            "backend_not_found",
-            f'There is no backend "{backend}".',
-            advice=f"Known backends: {known}.",
-            status=404,
-            subject=backend,
-        )
-
-    def _not_ours(self, theirs: Installation) -> Refusal:
-        name = theirs.backend
-        broken = f" It cannot be used as it is: {theirs.broken}" if theirs.broken else ""
-        return refuse(
-            "not_managed",
-            f"{name} is named in your configuration; Greenroom uses it and never touches it.{broken}",
-            advice=f'Remove [backends."{name}"] from config.toml to let Greenroom install its own.',
-            status=409,
-            subject=name,
-        )
-
 
 def _noted(seen: Seen, backend: str, installation_id: str) -> Seen:
     """A look at the disk that is still under way may not know this."""
@@ -520,9 +488,9 @@ def _answers(jobs: Sequence[JobState], job: JobState, event: Event) -> tuple[Eff
         case ev.InstallationCommitted() as e:
             outcome: Any = msg.Ensured(installation=e.installation, fresh=True)
         case ev.InstallFailed() as e:
-            outcome = _refusal(e.failure, e.backend)
+            outcome = refusals.failed(e.failure, e.backend)
         case ev.InstallCancelled() as e:
-            outcome = _cancelled(e.backend, e.reason)
+            outcome = refusals.cancelled(e.backend, e.reason)
         case _:
             return ()
     return tuple(Answer(key=key, outcome=outcome) for key in _keys(jobs, job))
@@ -552,42 +520,9 @@ def _without_pending(seen: Seen, backend: str, reason: str, key: str = "") -> tu
     """Whoever waits for the look at the disk hears that it will not lead to anything."""
     gone = [one for one, ask in seen.pending.items() if ask.backend == backend and key in ("", one)]
     pending = {one: ask for one, ask in seen.pending.items() if one not in gone}
-    answers = tuple(Answer(key=one, outcome=_cancelled(backend, reason)) for one in gone)
+    answers = tuple(Answer(key=one, outcome=refusals.cancelled(backend, reason)) for one in gone)
     return msgspec.structs.replace(seen, pending=pending), answers
-
-
-def _busy(backend: str) -> Refusal:
-    return refuse(
-        "busy",
-        f"{_QUEUE} versions of {backend} are waiting to be installed already.",
-        advice="Ask again when they have been.",
-        status=409,
-        subject=backend,
-    )
-
-
-def _cancelled(backend: str, reason: str) -> Refusal:
-    return refuse(
-        "cancelled",
-        f"The installation of {backend} was ended: {reason}.",
-        advice=f"What was fetched is kept. Begin again: greenroom install-runner --backend {backend}",
-        status=409,
-        subject=backend,
-    )
 
 
 def _plan_key(backend: str, version: str) -> str:
     return f"plan/{backend}/{version}"
-
-
-def _refusal(failure: Failure | None, subject: str) -> Refusal:
-    assert failure is not None
-    transient = failure.kind == "transient"
-    return Refusal(
-        code=failure.code,
-        message=failure.message,
-        advice=failure.advice,
-        status=_STATUS.get(failure.code, 503 if transient else 500),
-        retry_after=30.0 if transient else 0.0,
-        subject=subject,
-    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from greenroom.actors.facts import Engine, EngineSpec, Failure
+from greenroom.actors.installer_refusals import status_of
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.ledger import Account
 from greenroom.actors.scheduler_state import BreakerState, Waiting
-
-_INSTALL_STATUS = {"unsupported_platform": 412, "no_such_version": 404, "no_space": 507}
 
 
 def failure_of(engine: Engine) -> Failure:
@@ -59,7 +58,7 @@ def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0
         code=failure.code,
         message=f"{backend} could not be installed: {failure.message}{again}",
         advice=failure.advice,
-        status=_INSTALL_STATUS.get(failure.code, 503 if passing else 500),
+        status=status_of(failure.code, passing=passing),
         retry_after=again_in or (30.0 if passing else 0.0),
         subject=backend,
     )

@@ -1,0 +1,85 @@
+"""The installer's noes: complete sentences, with what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.kernel.core import refuse
+from greenroom.actors.kernel.errors import Refusal
+
+_STATUS = {
+    "unsupported_platform": 412,
+    "refused_by_policy": 412,
+    "no_such_version": 404,
+    "no_space": 507,
+    "read_only": 507,
+    "no_permission": 507,
+    "unreachable": 503,
+    "cancelled": 409,
+}
+
+
+def status_of(code: str, *, passing: bool) -> int:
+    """The HTTP status that fits an installation's failure: a general one when its code has none of its own."""
+    return _STATUS.get(code, 503 if passing else 500)
+
+
+def failed(failure: Failure | None, subject: str) -> Refusal:
+    """What a job's failure is to whoever waits for the job."""
+    assert failure is not None
+    passing = failure.kind == "transient"
+    return Refusal(
+        code=failure.code,
+        message=failure.message,
+        advice=failure.advice,
+        status=status_of(failure.code, passing=passing),
+        retry_after=30.0 if passing else 0.0,
+        subject=subject,
+    )
+
+
+def cancelled(backend: str, reason: str) -> Refusal:
+    """The job was ended."""
+    return refuse(
+        "cancelled",
+        f"The installation of {backend} was ended: {reason}.",
+        advice=f"What was fetched is kept. Begin again: greenroom install-runner --backend {backend}",
+        status=409,
+        subject=backend,
+    )
+
+
+def busy(backend: str, jobs: int) -> Refusal:
+    """So many versions wait already."""
+    return refuse(
+        "busy",
+        f"{jobs} versions of {backend} are waiting to be installed already.",
+        advice="Ask again when they have been.",
+        status=409,
+        subject=backend,
+    )
+
+
+def unknown(backend: str, known: Iterable[str]) -> Refusal:
+    """There is no such backend."""
+    return refuse(
+        "backend_not_found",
+        f'There is no backend "{backend}".',
+        advice=f"Known backends: {', '.join(known)}.",
+        status=404,
+        subject=backend,
+    )
+
+
+def not_ours(theirs: Installation) -> Refusal:
+    """It is the user's own."""
+    name = theirs.backend
+    broken = f" It cannot be used as it is: {theirs.broken}" if theirs.broken else ""
+    return refuse(
+        "not_managed",
+        f"{name} is named in your configuration; Greenroom uses it and never touches it.{broken}",
+        advice=f'Remove [backends."{name}"] from config.toml to let Greenroom install its own.',
+        status=409,
+        subject=name,
+    )

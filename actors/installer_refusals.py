@@ -21,7 +21,7 @@ _STATUS = {
 
 
 def status_of(code: str, *, passing: bool) -> int:
-    """The HTTP status that fits an installation's failure: a general one when its code has none of its own."""
+    """The HTTP status that fits an installation's failure."""
     return _STATUS.get(code, 503 if passing else 500)
 
 

@@ -48,9 +48,12 @@ def planned(backend: str, plan: dict[str, object]) -> str:
     """A plan in words."""
     packages = [str(package) for package in plan.get("packages") or ()]  # type: ignore[attr-defined]
     fetch, whole = (float(str(plan.get(name) or 0)) for name in ("download_bytes", "total_bytes"))
-    lines = [f"{backend} {plan.get('version', '')}: {len(packages)} packages, {format_size(whole)}".strip()]
+    count = f"{len(packages)} package{'s' if len(packages) != 1 else ''}"
+    lines = [f"{backend} {plan.get('version', '')}: {count}, {format_size(whole)}".strip()]
     lines += [f"  {package}" for package in packages]
-    if fetch < whole:
+    if not fetch and whole:
+        lines.append("Would fetch nothing: all of it is in the cache.")
+    elif fetch < whole:
         lines.append(f"Would fetch {format_size(fetch)}; the rest is in the cache.")
     else:
         lines.append(f"Would fetch {format_size(fetch)}.")

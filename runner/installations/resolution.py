@@ -92,11 +92,34 @@ def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel:
                 f"{version!r} is not a version.",
                 advice="Give a version such as 1.2.3, or `latest`.",
             )
+        _see_that_it_is_taken(source, version)
         requirements.append(f"{source.distribution}=={version}")
     header = [f"{source.distribution} {version}, resolved on request from: {', '.join(requirements)}"]
     return resolve(
         uv, requirements, header=header, python=str(python), cancel=cancel, excluded=source.excluded
     )
+
+
+def _see_that_it_is_taken(source: Environment, version: str) -> None:
+    """Raises JobFailed for a version the declaration rules out, which no index could be blamed for."""
+    from packaging.requirements import Requirement
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        asked = Version(version)
+    except InvalidVersion:
+        return  # uv may know better, and says so otherwise
+    for line in source.requirements:
+        wanted = Requirement(line)
+        if normalized(wanted.name) == normalized(source.distribution) and not wanted.specifier.contains(
+            asked, prereleases=True
+        ):
+            raise JobFailed.permanent(
+                "version_not_taken",
+                f"{source.distribution} {version} does not suit this release of Greenroom, which takes "
+                f"{source.distribution}{wanted.specifier}.",
+                advice="Ask for such a version, or leave the version out to get the one it was tested with.",
+            )
 
 
 def write_lock(backend: str, source: Environment, platform: Platform) -> Path:

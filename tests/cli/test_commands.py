@@ -312,6 +312,24 @@ def test_a_dry_run_says_what_would_be_fetched(greenroom: Any, our_daemon: Any) -
     assert our_daemon.bodies("/engines/install-backend") == [{"backend": "mlx", "dry_run": True}]
 
 
+def test_a_dry_run_of_what_is_all_here_says_so(greenroom: Any, our_daemon: Any) -> None:
+    our_daemon.routes["POST /engines/install-backend"] = {
+        "backend": "toy",
+        "version": "1.0",
+        "packages": ["toy==1.0"],
+        "download_bytes": 0,
+        "total_bytes": 1_000_000,
+    }
+
+    outcome = greenroom("install-runner", "--backend", "toy", "--dry-run")
+
+    assert outcome.out.splitlines() == [
+        "toy 1.0: 1 package, 1.00 MB",
+        "  toy==1.0",
+        "Would fetch nothing: all of it is in the cache.",
+    ]
+
+
 def test_reinstalling_asks_for_a_new_build(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes["POST /engines/install-backend"] = [
         json.dumps({"type": "success", "message": "mlx backend installed successfully", "already": False})

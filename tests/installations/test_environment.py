@@ -315,6 +315,17 @@ def test_further_indexes_of_a_declaration_are_asked_too(home, index, make_index,
     assert built.version == "1.0"
 
 
+def test_a_version_the_declaration_rules_out_is_not_blamed_on_the_index(environments, toy, index):
+    source = dataclasses.replace(toy.source, requirements=("toy>=1.0", "companion"))
+    with pytest.raises(JobFailed) as caught:
+        environments.plan("toy", source, "0.9")
+    assert caught.value.failure.code == "version_not_taken"
+    assert caught.value.failure.message == (
+        "toy 0.9 does not suit this release of Greenroom, which takes toy>=1.0."
+    )
+    assert index.requests == []
+
+
 def test_a_version_brought_from_another_release_is_built_from_what_it_brought(
     environments, make_toy, home, tmp_path, index
 ):

@@ -16,8 +16,9 @@ from greenroom.runner.cli.names import ModelName
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.tag import give_tag, split
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True)
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True)
+# Links are not resolved: in Hugging Face's cache they bear the names, and what they lead to is a bare hash.
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command("package")

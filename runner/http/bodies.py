@@ -15,6 +15,9 @@ BODY: web.RequestKey[bytes] = web.RequestKey("greenroom.body", bytes)
 _BODY_TIMEOUT = 120.0
 """Seconds for a whole body: generous for 10 MiB on a bad line, and still an end."""
 
+NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding somebody else's JSON may raise: brackets in brackets go as deep as their sender likes."""
+
 T = TypeVar("T")
 
 
@@ -69,7 +72,7 @@ def routing_of(body: bytes) -> Routing:
     """What routing needs. Raises HttpRefusal: 400 for broken JSON or a missing model."""
     try:
         routing = _decode_routing(body or b"{}")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_UNDERSTOOD as error:
         raise _not_understood(error) from None
     if not routing.model.strip():
         raise HttpRefusal(
@@ -86,12 +89,14 @@ async def read_json(request: web.Request, limit: int, kind: type[T], what: str =
     body = await read_body(request, limit)
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_UNDERSTOOD as error:
         raise _not_understood(error, what) from None
 
 
 def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
     # msgspec names the field of a wrong type; for broken JSON it names the byte. Neither shows the content.
+    if isinstance(error, RecursionError):
+        what = what or "JSON is nested too deeply"
     detail = what or str(error)
     param = "model" if isinstance(error, msgspec.ValidationError) and "$.model" in str(error) else None
     return HttpRefusal(400, "invalid_request", f"invalid request: {detail}", param=param)

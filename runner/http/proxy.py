@@ -21,7 +21,7 @@ from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.bodies import Routing, read_body, routing_of
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD, Routing, read_body, routing_of
 from greenroom.runner.http.dialects import Renaming, translate
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, frame, refusal_of
@@ -317,7 +317,7 @@ async def _told_by(upstream: Answer, chunk: bytes) -> Refusal:
     except Lost:
         body = chunk
     told: object = None
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+    with contextlib.suppress(*NOT_UNDERSTOOD):
         told = msgspec.json.decode(body)
     if isinstance(told, dict):
         told = told.get("error") or told.get("detail") or told.get("message")

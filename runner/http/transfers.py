@@ -16,7 +16,7 @@ from greenroom.actors.library_pulls import refusal_of
 from greenroom.actors.messages import LIBRARY, CancelPull, CancelPush, NoteModel, Pull, Push
 from greenroom.actors.progress import pull_job, push_job
 from greenroom.runner.failures import JobCancelled, JobFailed
-from greenroom.runner.http.bodies import read_body, read_json
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD, read_body, read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, wants_json
 from greenroom.runner.http.progress_stream import stream_job
@@ -91,7 +91,7 @@ class Transfers:
         content = await read_body(request, _LIMIT)
         try:
             body = msgspec.json.decode(content.strip() or b"{}", type=PushBody)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except NOT_UNDERSTOOD:
             raise HttpRefusal(400, "invalid_request", "invalid request body") from None
         name = request.match_info["reference"]
         model = self._door.model(name, "from")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from threading import Event
 
 from greenroom.runner.models.arrival import hash_file
@@ -46,7 +47,9 @@ def pack(ingredients: Ingredients, on_bytes: Callable[[int], None] = lambda _: N
     try:
         named = _named(ingredients)
         for path in (*named.values(), *ingredients.licenses):
-            path.stat()
+            if not S_ISREG(path.stat().st_mode):
+                # To open a pipe would wait for its writer, for ever.
+                raise not_a_model(f"{path.name} is not a regular file.")
     except OSError as error:
         raise from_os_error(error, "looking at the model") from error
     metadata = read_metadata(list(named.values()))

@@ -14,6 +14,10 @@ BAD_BODIES = {
     "nothing": (b"", "model is required"),
     "broken": (b'{"model": "tiny", "messages": [', "invalid request"),
     "no object": (b"[1, 2]", "invalid request"),
+    "nested without end": (
+        b'{"model": "tiny", "messages": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        "invalid request: JSON is nested too deeply",
+    ),
     "no JSON at all": (b"\xff\xfe\x00", "invalid request"),
     "model is a number": (b'{"model": 7}', "invalid request"),
     "model is missing": (b'{"messages": []}', "model is required"),

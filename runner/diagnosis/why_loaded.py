@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 
 from greenroom.actors.events import BackendChosen, LoadAdmitted
@@ -30,6 +30,7 @@ def why_loaded(story: Story, loads: Sequence[LoadState]) -> Finding:
         for one in loads
         if one is not load
     ]
+    also += _down(story, {one.spec.mode for one in loads})
     finding = _ready(story, life) if life.state == "ready" else _loading(story, life)
     stays = story.stays(load)
     if stays:
@@ -41,6 +42,16 @@ def why_loaded(story: Story, loads: Sequence[LoadState]) -> Finding:
         finding.numbers["promised"] = float(life.admitted.promised)
         finding.numbers["budget"] = float(life.admitted.budget)
     return finding
+
+
+def _down(story: Story, loaded: Collection[str]) -> list[str]:
+    """The modes whose last engine failed: who asks may have lost his answer to one of these."""
+    last = {life.spec.mode: life for life in story.lives if life.spec is not None}
+    return [
+        f"In {mode} mode it is not loaded: {endings.of_failure(life, story.name, story.now).sentence}"
+        for mode, life in last.items()
+        if mode not in loaded and life.failed is not None
+    ]
 
 
 def why_backend_of(chosen: BackendChosen | None, *, was: bool = False) -> list[str]:
@@ -75,12 +86,13 @@ def _ready(story: Story, life: Life) -> Finding:
     now, backend = story.now, life.spec.backend
     since = moment(life.ready_at or life.began, now)
     cause, because = who_wanted(life, story.name)
+    mode = "" if life.spec.mode == "completion" else f" in {life.spec.mode} mode"
     finding = Finding(
         state="loaded",
         cause=cause,
         answer=(
-            f"{story.name} is loaded: engine {life.engine_id} serves it on {backend} since {since}, "
-            f"because {because}."
+            f"{story.name} is loaded: engine {life.engine_id} serves it on {backend}{mode} since "
+            f"{since}, because {because}."
         ),
         numbers={},
         remedies=[Remedy(aim="To unload it", command=f"greenroom unload {story.name}")],

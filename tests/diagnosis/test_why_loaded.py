@@ -114,3 +114,21 @@ def test_a_cold_load_that_had_to_install_its_backend_tells_that_first(script: An
     assert (asked.state, asked.cause) == ("served", "loaded")
     assert "It made Greenroom install mlx. That is done. It made Greenroom load qwen3 on mlx" in asked.answer
     assert script.why("mlx").cause == "request"
+
+
+def test_the_engine_of_one_mode_that_died_is_told_of_although_another_mode_is_loaded(script: Any) -> None:
+    chatting = script.load()
+    embedding = script.load(mode="embedding")
+    script.die(chatting, "It was killed by SIGKILL.", was_ready=True)
+
+    found = script.why("smollm2")
+
+    assert f"engine {embedding} serves it on llama.cpp in embedding mode since" in found.answer
+    told = [
+        one for one in found.also if one.startswith("In completion mode it is not loaded: its engine ended")
+    ]
+    assert len(told) == 1
+    assert "It was killed by SIGKILL." in told[0]
+
+    script.load()
+    assert not [one for one in script.why("smollm2").also if "not loaded" in one]

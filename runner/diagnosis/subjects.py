@@ -60,7 +60,7 @@ class Subjects:
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
-        """Every reference a model has ever had → its id, the latest."""
+        """Every reference a model has ever had → its id, the latest; the last names come last."""
         self._engines: OrderedDict[str, tuple[str, str]] = OrderedDict()
         """engine → model, backend."""
         self._pulls: OrderedDict[str, str] = OrderedDict()
@@ -165,7 +165,8 @@ class Subjects:
             # A name of the catalogue means another than the one the model is stored under.
             references = (*references, self._pulls[job])
         if model_id:
-            for name in references:
+            for name in reversed(references):
+                self.names.pop(name, None)
                 self.names[name] = model_id
         models = (model_id,) if model_id else ()
         other = self.names.get(favoured, "") if favoured else ""

@@ -266,6 +266,20 @@ def test_a_model_that_was_removed(script: Any) -> None:
     assert types(found)[-1] == "model_removed"
 
 
+def test_a_model_that_was_removed_goes_by_the_name_it_had_then_and_not_by_one_given_up_before(
+    script: Any,
+) -> None:
+    kept, given_up = "docker.io/ai/mine:latest", "docker.io/ai/second:latest"
+    asked = script.add(ev.PullRequested(job="pull.7", reference=kept))
+    model = Model(id="sha256:" + "7" * 64, tags=(kept,), format="gguf", size=192)
+    script.add(ev.ModelCommitted(job="pull.7", model=model), cause=asked)
+    script.add(ev.ModelTagged(model_id=model.id, tags=(kept, given_up)))
+    script.add(ev.ModelTagged(model_id=model.id, tags=(kept,)))
+    script.add(ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
+
+    assert script.why("mine").answer.startswith("mine is not here any more")
+
+
 def test_a_model_that_was_removed_is_fetched_again_by_what_it_was_fetched_as(script: Any) -> None:
     reference = "file:/models/mine.gguf"
     asked = script.add(ev.PullRequested(job="pull.7", reference=reference))

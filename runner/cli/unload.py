@@ -26,4 +26,6 @@ def command(ctx: click.Context, models: tuple[str, ...], everything: bool, backe
     if count:
         click.echo(f"Unloaded {count} model(s).")
     else:
-        click.echo("No models are running." if everything else "No such model(s) running.")
+        # The daemon counts what it ended; what is in use is left alone and counts as nothing too.
+        what = "no model" if everything else "no such model"
+        click.echo(f"Nothing was unloaded: {what} is loaded, or it is in use. See greenroom ps.")

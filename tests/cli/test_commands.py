@@ -227,8 +227,12 @@ def test_unload_says_how_many(greenroom: Any, our_daemon: Any) -> None:
     assert our_daemon.bodies("/engines/unload") == [{"all": False, "backend": "mlx", "models": ["smollm2"]}]
 
     our_daemon.routes["POST /engines/unload"] = {"unloaded_runners": 0}
-    assert greenroom("unload", "--all").out == "No models are running.\n"
-    assert greenroom("unload", "x").out == "No such model(s) running.\n"
+    assert greenroom("unload", "--all").out == (
+        "Nothing was unloaded: no model is loaded, or it is in use. See greenroom ps.\n"
+    )
+    assert greenroom("unload", "x").out == (
+        "Nothing was unloaded: no such model is loaded, or it is in use. See greenroom ps.\n"
+    )
     assert greenroom("unload").code == 2
 
 

@@ -33,7 +33,7 @@ _WANTED_BY = {
     "default": ("it is a default backend", "it is a default backend"),
     "explicit": ("somebody has asked for it", "somebody asked for it"),
     "request": ("a request needs it", "a request needed it"),
-    "repair": ("what is installed is broken", "what was installed was broken"),
+    "repair": ("what is installed is to be built anew", "what was installed was to be built anew"),
 }
 """Why a job runs, and why one has run."""
 _GONE = (InstallationRemoved, InstallationMissing, InstallCancelled)
@@ -139,7 +139,8 @@ class WhyBackend:
         lines = []
         for one in self._state.installations.values():
             if one.id != usable.id:
-                how = f"broken: {one.broken}" if one.broken else "whole"
+                retiring = one.id in self._state.retiring
+                how = f"broken: {one.broken}" if one.broken else "being removed" if retiring else "whole"
                 lines.append(f"{one.version} lies beside it (installation {one.id}, {how}).")
         job = self._state.job
         if job is not None:

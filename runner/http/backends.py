@@ -19,6 +19,7 @@ from greenroom.actors.progress import install_job
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.models.references import shown
 
 _AT_ONCE = 0.5
 """Seconds within which an answer goes out as the answer itself; past them the client follows the Location."""
@@ -78,7 +79,7 @@ class Backends:
     async def uninstall(self, request: web.Request) -> web.StreamResponse:
         """Remove all of a backend: 200 with the bytes when it is gone, 202 while its engines drain."""
         name = self._door.backend(request.match_info["name"])
-        force = request.query.get("force", "").lower() in ("1", "true")
+        force = _forced(request)
         gone = await self._soon(Uninstall(backend=name, force=force))
         if gone is None:
             return self._followed(request.path, name, 202)
@@ -170,6 +171,21 @@ class Backends:
 
     async def _body(self, request: web.Request, kind: type[Any], what: str = "") -> Any:
         return await read_json(request, self._door.backstage.settings.max_body, kind, what)
+
+
+def _forced(request: web.Request) -> bool:
+    """`?force=true`. Raises HttpRefusal: 400 for anything else, since all of a backend would go for it."""
+    for name, value in request.query.items():
+        if name != "force":
+            raise HttpRefusal(
+                400,
+                "invalid_request",
+                f'invalid request: "{shown(name)}" is not known here; all versions of a backend are removed '
+                "together, and only force may be said with it",
+            )
+        if value.lower() not in ("", "0", "1", "false", "true"):
+            raise HttpRefusal(400, "invalid_request", "invalid request: force is true or false")
+    return request.query.get("force", "").lower() in ("1", "true")
 
 
 def _installed(one: Installation, status: BackendStatus, engines: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +20,8 @@ NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding somebody else's JSON may raise: brackets in brackets go as deep as their sender likes."""
 
 T = TypeVar("T")
+_FIELD = re.compile(r"`\$\.(\w+)")
+"""As msgspec names the place of a wrong type."""
 
 
 class Routing(msgspec.Struct, frozen=True, gc=False):
@@ -97,7 +100,9 @@ def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
     # msgspec names the field of a wrong type; for broken JSON it names the byte. Neither shows the content.
     if isinstance(error, RecursionError):
         what = what or "JSON is nested too deeply"
-    detail = what or str(error)
+    field = _FIELD.search(str(error)) if isinstance(error, msgspec.ValidationError) else None
+    # What is wrong with another field than the one that must be there is no matter of that one.
+    detail = str(error) if field is not None and not what.startswith(field[1]) else what or str(error)
     param = "model" if isinstance(error, msgspec.ValidationError) and "$.model" in str(error) else None
     return HttpRefusal(400, "invalid_request", f"invalid request: {detail}", param=param)
 

@@ -158,6 +158,12 @@ class Installs:
         """Remove a backend once its engines have drained."""
         body = await self._body(request, InstallBody)
         backend = self._door.backend(body.backend)
+        if body.version:
+            raise HttpRefusal(
+                400,
+                "invalid_request",
+                "invalid request: all versions of a backend are removed together; leave the version out",
+            )
 
         async def uninstall() -> web.StreamResponse:
             reply = self._door.backstage.system.ask(

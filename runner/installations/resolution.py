@@ -30,6 +30,8 @@ from greenroom.runner.installations.web import Web
 
 _PYTHON = "3.11"
 """The oldest Python we run on; a universal lock serves this one and all newer."""
+_SHOWN = 60
+"""Characters of what somebody typed."""
 _SYSTEMS = ("any", "linux", "manylinux", "musllinux", "macosx")
 _MACHINES = ("x86_64", "aarch64", "arm64", "universal2")
 
@@ -86,14 +88,8 @@ def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel:
     """
     requirements = list(source.requirements)
     if version != "latest":
-        if not re.fullmatch(r"[0-9A-Za-z.!+_-]+", version):
-            raise JobFailed.permanent(
-                "no_such_version",
-                f"{version!r} is not a version.",
-                advice="Give a version such as 1.2.3, or `latest`.",
-            )
         _see_that_it_is_taken(source, version)
-        requirements.append(f"{source.distribution}=={version}")
+        requirements.append(f"{source.distribution}=={version.strip()}")
     header = [f"{source.distribution} {version}, resolved on request from: {', '.join(requirements)}"]
     return resolve(
         uv, requirements, header=header, python=str(python), cancel=cancel, excluded=source.excluded
@@ -101,14 +97,19 @@ def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel:
 
 
 def _see_that_it_is_taken(source: Environment, version: str) -> None:
-    """Raises JobFailed for a version the declaration rules out, which no index could be blamed for."""
+    """Raises JobFailed for what is no version, or one the declaration rules out: no index is to blame."""
     from packaging.requirements import Requirement
     from packaging.version import InvalidVersion, Version
 
     try:
         asked = Version(version)
     except InvalidVersion:
-        return  # uv may know better, and says so otherwise
+        shown = version if len(version) <= _SHOWN else f"{version[:_SHOWN]}…"
+        raise JobFailed.permanent(
+            "no_such_version",
+            f"{shown!r} is not a version.",
+            advice="Give a version such as 1.2.3, or `latest`.",
+        ) from None
     for line in source.requirements:
         wanted = Requirement(line)
         if normalized(wanted.name) == normalized(source.distribution) and not wanted.specifier.contains(

@@ -377,7 +377,7 @@ def classify(output: str, code: int) -> JobFailed:
     return JobFailed.permanent(
         "uv_failed",
         f"uv ended with exit code {code}.",
-        advice="The reason is in its output: see `greenroom why`.",
+        advice="The reason is in its output: `greenroom why` with the backend's name shows it.",
         detail=detail,
     )
 
@@ -407,5 +407,8 @@ def os_failure(error: OSError, what: str) -> JobFailed:
             detail=detail,
         )
     return JobFailed.permanent(
-        "os_error", f"{what}: {error.strerror or error}.", advice="See `greenroom why`.", detail=detail
+        "os_error",
+        f"{what}: {error.strerror or error}.",
+        advice="`greenroom why` with the backend's name shows more.",
+        detail=detail,
     )

@@ -131,7 +131,8 @@ def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> Non
         raise JobFailed.permanent(
             "probe_failed",
             f"{name} was installed but does not start here: {reason[0][:200]}.",
-            advice="It may need a newer system or another Python; the rest is in `greenroom why`.",
+            advice="It may need a newer system or another Python; "
+            "`greenroom why` with the backend's name shows the rest.",
             detail=outcome.output,
         )
 

@@ -125,6 +125,41 @@ async def test_a_backend_is_deleted_with_all_its_versions(house: Any, wait_until
         assert (response.status, await response.json()) == (200, {"freed": 0, "was_installed": False})
 
 
+async def test_what_a_removal_does_not_understand_removes_nothing(house: Any) -> None:
+    removed: list[str] = []
+    house.greenroom._builder.remove = lambda one, **_: removed.append(one.id)
+    for asked, said in (
+        (house.session.delete(f"{house.base}/engines/fake?version=1"), "removed together"),
+        (house.session.delete(f"{house.base}/engines/fake?forec=true"), '"forec" is not known here'),
+        (house.session.delete(f"{house.base}/engines/fake?force=banana"), "force is true or false"),
+        (
+            house.post("/engines/uninstall-backend", {"backend": "fake", "version": "1"}),
+            "leave the version out",
+        ),
+    ):
+        async with asked as response:
+            assert response.status == 400
+            assert said in await response.text()
+    assert not removed
+    statuses = {one.name: one for one in house.greenroom.statuses()}
+    assert not statuses["fake"].retiring
+
+
+async def test_a_field_of_the_wrong_type_is_the_one_that_is_named(house: Any) -> None:
+    for path, body, field in (
+        ("/engines", {"name": "absent", "version": 5}, "$.version"),
+        ("/engines", {"name": "absent", "version": None}, "$.version"),
+        ("/engines/install-backend", {"backend": "absent", "force": "yes"}, "$.force"),
+    ):
+        async with house.post(path, body) as response:
+            assert response.status == 400
+            text = await response.text()
+            assert field in text
+            assert "is required" not in text
+    async with house.post("/engines", {"name": 5}) as response:
+        assert (response.status, await response.text()) == (400, "invalid request: name is required\n")
+
+
 async def test_what_is_damaged_is_named_and_broken_from_then_on(house: Any, wait_until: Any) -> None:
     builds = Builds(house)
     async with house.post("/engines", {"name": "absent"}):

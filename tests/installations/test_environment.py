@@ -262,10 +262,12 @@ def test_another_version_is_resolved_locked_and_lies_beside_the_first(environmen
 
 
 def test_a_version_that_does_not_exist_is_permanent(environments, toy):
-    for version in ("99.0", "-r /etc/passwd"):
+    for version in ("99.0", "-r /etc/passwd", "LATEST", "1..0", "nonsense", "a" * 300):
         with pytest.raises(JobFailed) as caught:
             build(environments, toy, version=version)
-        assert (caught.value.failure.kind, caught.value.failure.code) == ("permanent", "no_such_version")
+        failure = caught.value.failure
+        assert (failure.kind, failure.code) == ("permanent", "no_such_version")
+        assert len(failure.message) < 120
 
 
 def test_removing_frees_the_measured_bytes_and_only_what_nothing_else_needs(environments, make_toy, index):

@@ -153,3 +153,16 @@ def test_an_installation_of_the_users_own(script: Any) -> None:
 
     assert (found.state, found.cause) == ("installed", "named_in_the_config")
     assert "/opt/mlx" in found.answer
+
+
+def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) -> None:
+    old = script.install()
+    script.install(version="1.1", wanted_by="repair")
+    script.add(ev.InstallationActivated(backend="llama.cpp", installation_id="1.1-ab12cd34.1"))
+
+    found = script.why("llama.cpp")
+    assert "It was installed in 5s because what was installed was to be built anew." in found.answer
+    assert f"1.0 lies beside it (installation {old}, whole)." in found.also
+
+    script.add(ev.InstallationRetiring(backend="llama.cpp", installation_id=old, reason="built anew"))
+    assert f"1.0 lies beside it (installation {old}, being removed)." in script.why("llama.cpp").also

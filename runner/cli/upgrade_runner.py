@@ -26,5 +26,6 @@ def command(ctx: click.Context, backend: str, version: str) -> None:
     """
     client = ensure_daemon(settings_of(ctx), announce)
     done = install(client, backend, version=version, announce=click.echo)
-    word = "is in use already" if done.already else "is installed and in use"
+    # Whether another one was in use until now is not told.
+    word = "is in use; it was installed already" if done.already else "is installed and in use"
     click.echo(f"{backend} {done.version} {word}")

@@ -43,8 +43,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Mac:
     """A daemon on what it takes for a Mac, and the registry its image comes from."""
 
-    def __init__(self, daemon: Any, registry: RealRegistry, doorway: Doorway, user_home: Path) -> None:
+    def __init__(
+        self,
+        daemon: Any,
+        registry: RealRegistry,
+        doorway: Doorway,
+        user_home: Path,
+        wait_until: Callable[..., Any],
+    ) -> None:
         self.daemon = daemon
+        self.wait_until = wait_until
         self.registry = registry
         self.doorway = doorway
         self.user_home = user_home
@@ -70,7 +78,10 @@ class Mac:
         """What the stand-in that runs told of how it was started."""
         (engine,) = self.daemon.engines()
         log = self.daemon.home / "engines" / engine["engine_id"] / "log"
-        (line,) = [one for one in log.read_text().splitlines() if "stand-in {" in one]
+        # The keeper is another process: where the disk is busy an answer can be here before its log is.
+        (line,) = self.wait_until(
+            lambda: [one for one in log.read_text().splitlines(True) if "stand-in {" in one and "\n" in one]
+        )
         found: dict[str, Any] = json.loads(line[line.index("{") :])
         return found
 
@@ -91,7 +102,7 @@ def mac(
         HOME=str(user_home),
         DOCKER_CONFIG=str(user_home / "docker"),
     )
-    mac = Mac(daemon, docker_registry, make_doorway(), user_home)
+    mac = Mac(daemon, docker_registry, make_doorway(), user_home, wait_until)
     started = daemon.start
 
     def start(**env: str) -> Any:

@@ -44,6 +44,15 @@ class InstallAttemptFailed(Event, frozen=True, kw_only=True):
     retry_at: float
 
 
+class InstallAttemptBegun(Event, frozen=True, kw_only=True):
+    """The wait is over and another attempt begins: a daemon that ends from here on has cost an attempt."""
+
+    TAG = "install_attempt_begun"
+    job: str
+    backend: str
+    attempt: int
+
+
 class InstallationCommitted(Event, frozen=True, kw_only=True):
     """An installation is complete, verified and in use from now on."""
 

@@ -56,6 +56,7 @@ class Installer:
     event_types: Sequence[type[Event]] = (
         ev.InstallRequested,
         ev.InstallAttemptFailed,
+        ev.InstallAttemptBegun,
         ev.InstallationCommitted,
         ev.InstallFailed,
         ev.InstallCancelled,

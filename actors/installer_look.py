@@ -77,7 +77,7 @@ def _over(name: str, job: JobState) -> Event:
 def _go_on(name: str, job: JobState, now: float) -> list[Event]:
     if job.wanted_by == "request":
         return [_over(name, job)]
-    if job.retry_at > now:
+    if job.retry_at:  # it waited, and goes on waiting
         return []
     failure = Failure(
         kind="transient",

@@ -22,7 +22,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     attempt: int = 1
     retry_at: float = 0.0
-    """When this attempt may begin; 0 for the first one, which begins at once."""
+    """When this attempt may begin; 0 once it has begun, and for the first one, which begins at once."""
     failure: Failure | None = None
 
 
@@ -150,6 +150,8 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
         case ev.InstallAttemptFailed() as e if old.job is not None:
             job = change(old.job, attempt=e.attempt + 1, retry_at=e.retry_at, failure=e.failure)
             return change(old, job=job if old.job.id == e.job else old.job)
+        case ev.InstallAttemptBegun() as e if old.job is not None and old.job.id == e.job:
+            return change(old, job=change(old.job, attempt=e.attempt, retry_at=0.0))
         case ev.InstallationCommitted() as e:
             kept = {**old.installations, e.installation.id: e.installation}
             new = _apply_current(change(old, installations=kept, failure=None), e.installation.id)

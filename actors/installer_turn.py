@@ -160,6 +160,8 @@ class InstallerTurn:
             self._wakes.append(due)
             return
         self._update(building=self._seen.building | {(job.id, job.attempt)})
+        if job.retry_at:
+            self._events.append(ev.InstallAttemptBegun(job=job.id, backend=name, attempt=job.attempt))
         # What is broken shares its files with the cache it came from.
         broken = any(one.broken and one.managed for one in backend.installations.values())
         self._effects.append(

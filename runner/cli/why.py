@@ -16,7 +16,9 @@ from greenroom.runner.cli.problem import Problem
 _NEEDS_A_DAEMON = (
     "loaded loading installing waiting_to_retry pulling retiring ready starting stopping running".split()
 )
-_DOWN = "No daemon runs at the moment: this is how it was when the last one ended without a word."
+_JOBS = "installing waiting_to_retry pulling".split()
+_DOWN = "No daemon runs at the moment: this is how it was when the last one ended."
+_GOES_ON = "The next one goes on with what a person asked for."
 
 
 @click.command("why")
@@ -45,7 +47,8 @@ def command(ctx: click.Context, name: str, as_json: bool, journal: Path | None) 
                 raise damage[0] from error
             raise Problem(str(error), "" if error.near else "Try: greenroom list, ps, backends.") from error
         if journal is None and found.state in _NEEDS_A_DAEMON and not _runs(path.parent):
-            found = msgspec.structs.replace(found, notices=(*found.notices, _DOWN))
+            then = f"{_DOWN} {_GOES_ON}" if found.state in _JOBS else _DOWN
+            found = msgspec.structs.replace(found, notices=(*found.notices, then))
         click.echo(msgspec.json.encode(found).decode() if as_json else found.text(now))
     return exit_codes.JOURNAL if damage else exit_codes.OK
 

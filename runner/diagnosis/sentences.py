@@ -110,6 +110,9 @@ class Narrator:
             f"{_failure(fields)} The next one begins at {_clock(fields['retry_at'])}."
         )
 
+    def _install_attempt_begun(self, fields: Fields) -> str:
+        return f"Attempt {fields['attempt']} to install {fields['backend']} begins."
+
     def _installation_committed(self, fields: Fields) -> str:
         seconds = float(fields.get("seconds") or 0)
         took = f" in {format_duration(seconds)}" if seconds else ""

@@ -143,12 +143,10 @@ class TestAJob:
         case.clock.jump(-86_400)
         case.wake()
         assert case.of(BuildInstallation)
+        assert status(case).state == "installing", "by the event, not by what a clock says"
 
     def test_of_an_earlier_life_is_due_at_most_its_bound_from_now(self) -> None:
-        far = ev.InstallAttemptFailed(
-            job="mlx.1", backend="mlx", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 86_400
-        )
-        case = new_life(requested(), far)
+        case = new_life(requested(), waits(retry_at=NOW.wall + 86_400))
         assert (status(case).state, status(case).retry_at) == ("waiting_to_retry", NOW.wall + 45.0)
         case.wake()
         assert case.now.monotonic - NOW.monotonic == pytest.approx(45.0)
@@ -212,9 +210,26 @@ class TestAJob:
 class TestAJobOfAnEarlierLife:
     def test_that_a_person_typed_goes_on(self) -> None:
         case = new_life(requested())
-        assert [type(one.event) for one in case.history] == [ev.InstallRequested, ev.InstallAttemptFailed]
+        (_, failed, begun) = [one.event for one in case.history]
+        assert isinstance(failed, ev.InstallAttemptFailed)
+        assert (failed.attempt, failed.failure.code) == (1, "daemon_restarted")
+        assert begun == ev.InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
         (build,) = case.of(BuildInstallation)
         assert (build.job, build.attempt) == ("mlx.1", 2)
+
+    def test_whose_wait_ended_while_no_daemon_ran_has_lost_no_attempt(self) -> None:
+        case = new_life(requested(), waits(retry_at=NOW.wall - 60))
+        assert case.history[-1].event == ev.InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
+        assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+
+    def test_that_had_begun_again_has_lost_that_attempt(self) -> None:
+        begun = ev.InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
+        case = new_life(requested(), waits(retry_at=NOW.wall + 30), begun)
+        assert [type(one.event) for one in case.history[-2:]] == [
+            ev.InstallAttemptFailed,
+            ev.InstallAttemptBegun,
+        ]
+        assert [one.attempt for one in case.of(BuildInstallation)] == [3]
 
     def test_that_only_a_request_wanted_is_over(self) -> None:
         case = new_life(requested(wanted_by="request"))
@@ -224,10 +239,7 @@ class TestAJobOfAnEarlierLife:
         assert status(case).job == ""
 
     def test_that_only_a_request_wanted_is_over_also_while_it_waited_to_be_retried(self) -> None:
-        waits = ev.InstallAttemptFailed(
-            job="mlx.1", backend="mlx", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 20
-        )
-        case = new_life(requested(wanted_by="request"), waits)
+        case = new_life(requested(wanted_by="request"), waits(retry_at=NOW.wall + 20))
         assert isinstance(case.history[-1].event, ev.InstallCancelled)
 
     def test_whose_installation_is_there_after_all_is_committed(self) -> None:
@@ -239,7 +251,12 @@ class TestAJobOfAnEarlierLife:
         old = built(built_at=NOW.wall - 100)
         case = new_life(requested(wanted_by="repair"), disk=(old,))
         kinds = [type(one.event) for one in case.history]
-        assert kinds == [ev.InstallRequested, ev.InstallationFound, ev.InstallAttemptFailed]
+        assert kinds == [
+            ev.InstallRequested,
+            ev.InstallationFound,
+            ev.InstallAttemptFailed,
+            ev.InstallAttemptBegun,
+        ]
         assert status(case).job == "mlx.1"
 
     def test_is_answered_to_whoever_asks_before_the_look(self) -> None:
@@ -247,6 +264,10 @@ class TestAJobOfAnEarlierLife:
         assert ensure(case) == Later(KEY)
         case.when(msg.InstallationsSeen(backend="mlx", installations=(built(),))).rest()
         assert case.answers[KEY].installation == built()
+
+
+def waits(*, retry_at: float) -> ev.InstallAttemptFailed:
+    return ev.InstallAttemptFailed(job="mlx.1", backend="mlx", attempt=1, failure=OFFLINE, retry_at=retry_at)
 
 
 @freeze_time("2026-11-22 12:00:00")

@@ -31,8 +31,9 @@ def attempts(workshop: Workshop, name: str) -> int:
     return workshop.index.paths().count(f"/simple/{name}/")
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["in_time", "after_it"])
 def test_a_retry_outlives_a_killed_daemon_and_begins_at_its_recorded_time(
-    workshop: Workshop, make_daemon: Callable[..., Any], wait_until: Any, tmp_path: Path
+    late: bool, workshop: Workshop, make_daemon: Callable[..., Any], wait_until: Any, tmp_path: Path
 ) -> None:
     workshop.add("killed")
     workshop.index.wrong["killed"] = Misbehaviour(status=503)
@@ -56,6 +57,8 @@ def test_a_retry_outlives_a_killed_daemon_and_begins_at_its_recorded_time(
     assert "killed: Waiting to try again (attempt 2): 127.0.0.1 has a problem (HTTP status 503)" in out + err
     del workshop.index.wrong["killed"]
 
+    if late:
+        time.sleep(max(0.0, retry_at - time.time()) + 0.1)  # it comes due while there is no daemon
     daemon.start()
 
     def goes_on() -> bool:
@@ -68,6 +71,9 @@ def test_a_retry_outlives_a_killed_daemon_and_begins_at_its_recorded_time(
     assert not more
     assert committed.at >= retry_at
     assert daemon.events("install_attempt_failed") == failures, "the kill was no attempt"
+    stored, begun = daemon.events("install_attempt_begun")[-1]
+    assert stored.at >= retry_at
+    assert begun["attempt"] == failures[-1][1]["attempt"] + 1
     assert len([one for one, _ in daemon.events("install_requested") if one.stream == "install/killed"]) == 1
     assert daemon.get("/engines/killed").json["state"] == "installed"
     assert daemon.run("why", "killed").stdout.startswith("killed 1.0 is installed")

@@ -47,12 +47,21 @@ def test_why_as_json(greenroom: Any, journal: Path) -> None:
 def test_why_says_when_no_daemon_runs_that_could_go_on(greenroom: Any, script: Any, home: Path) -> None:
     script.load()
     script.write(home / "journal.db")
-    told = "Note: No daemon runs at the moment: this is how it was when the last one ended without a word."
+    told = "Note: No daemon runs at the moment: this is how it was when the last one ended."
 
     assert told in greenroom("why", "smollm2").out
     assert told not in greenroom("why", "smollm2", "--journal", str(home)).out
     (home / "daemon.lock").write_text(str(os.getpid()))
     assert told not in greenroom("why", "smollm2").out
+
+
+def test_why_says_that_the_next_daemon_goes_on_with_a_job(greenroom: Any, script: Any, home: Path) -> None:
+    script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
+    script.write(home / "journal.db")
+
+    told = " ".join(greenroom("why", "mlx").out.split())
+
+    assert "ended. The next one goes on with what a person asked for." in told
 
 
 def test_why_knows_the_backends_of_this_machine(greenroom: Any, journal: Path) -> None:

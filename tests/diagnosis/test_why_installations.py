@@ -68,6 +68,12 @@ def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
     assert found.also[0] == ("Attempt 1 failed, the next was set for 12:00:12: The index did not answer (1).")
     assert types(found) == ["install_requested", "install_attempt_failed", "install_attempt_failed"]
 
+    script.add(ev.InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=3))
+    begun = script.why("mlx")
+    assert begun.state == "installing", "although by the clock of this machine it would still be waiting"
+    assert begun.answer.endswith("This is attempt 3. The one before: The index did not answer (2).")
+    assert begun.steps[-1].text == "Attempt 3 to install mlx begins."
+
 
 def test_an_installation_under_way(script: Any) -> None:
     script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"))

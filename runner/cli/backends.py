@@ -65,13 +65,17 @@ def command(ctx: click.Context) -> int:
 
 
 @command.command("verify")
-@click.option("--backend", default="", metavar="NAME", help="Only this one.")
+@click.argument("name", default="", metavar="[BACKEND]")
+@click.option("--backend", default="", metavar="NAME", help="The same, as the other commands have it.")
 @click.pass_context
-def verify(ctx: click.Context, backend: str) -> int:
-    """Read every file of what is installed and compare it with what was installed, by hash.
+def verify(ctx: click.Context, name: str, backend: str) -> int:
+    """Read every file of what is installed, or of BACKEND, and compare it with what was installed, by hash.
 
     What is damaged counts as broken from then on, and install-runner builds it anew. Exits 1 then.
     """
+    if name and backend and name != backend:
+        raise click.UsageError(f"One backend at a time: {name} or {backend}, or none to verify all.")
+    backend = backend or name
     body = {"backend": backend} if backend else {}
     found = client_for(settings_of(ctx)).post("/engines/verify-backend", body, timeout=None) or []
     broken = False

@@ -27,8 +27,8 @@ _AT_ONCE = 0.5
 _encode = msgspec.json.Encoder().encode
 
 
-class WantedBody(msgspec.Struct):
-    """`POST /engines`."""
+class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /engines`. With a mistyped `version` the pinned one would be installed."""
 
     name: str = ""
     version: str = ""
@@ -36,7 +36,7 @@ class WantedBody(msgspec.Struct):
     reinstall: bool = False
 
 
-class NamedBody(msgspec.Struct):
+class NamedBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /engines/activate-backend`, `POST /engines/verify-backend`."""
 
     backend: str = ""

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.models.references import shown
 
 BODY: web.RequestKey[bytes] = web.RequestKey("greenroom.body", bytes)
 """A body that was read before its handler came to it."""
@@ -22,6 +23,8 @@ NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 T = TypeVar("T")
 _FIELD = re.compile(r"`\$\.(\w+)")
 """As msgspec names the place of a wrong type."""
+_UNKNOWN = re.compile(r"unknown field `(.*?)`", re.DOTALL)
+"""As msgspec names what a struct that forbids it does not have."""
 
 
 class Routing(msgspec.Struct, frozen=True, gc=False):
@@ -102,6 +105,8 @@ def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
         what = what or "JSON is nested too deeply"
     field = _FIELD.search(str(error)) if isinstance(error, msgspec.ValidationError) else None
     # What is wrong with another field than the one that must be there is no matter of that one.
+    if isinstance(error, msgspec.ValidationError) and (unknown := _UNKNOWN.search(str(error))):
+        what = f'"{shown(unknown[1])}" is not known here'
     detail = str(error) if field is not None and not what.startswith(field[1]) else what or str(error)
     param = "model" if isinstance(error, msgspec.ValidationError) and "$.model" in str(error) else None
     return HttpRefusal(400, "invalid_request", f"invalid request: {detail}", param=param)

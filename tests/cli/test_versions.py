@@ -73,8 +73,13 @@ def test_verifying_names_what_is_damaged_and_how_to_repair_it(greenroom: Any, ou
         200,
         [{"backend": "mlx", "checked": ["1-a.1"], "damaged": {}}],
     )
-    outcome = greenroom("backends", "verify", "--backend", "mlx")
-    assert (outcome.code, outcome.out) == (0, "mlx 1-a.1: sound\n")
+    for named in (["--backend", "mlx"], ["mlx"], ["mlx", "--backend", "mlx"]):
+        outcome = greenroom("backends", "verify", *named)
+        assert (outcome.code, outcome.out) == (0, "mlx 1-a.1: sound\n")
+    assert our_daemon.bodies("/engines/verify-backend")[1:] == [{"backend": "mlx"}] * 3
+    both = greenroom("backends", "verify", "mlx", "--backend", "vllm")
+    assert both.code == 2
+    assert "One backend at a time" in both.err
 
 
 def test_uninstalling_by_force_says_so_to_the_daemon(greenroom: Any, our_daemon: Any) -> None:

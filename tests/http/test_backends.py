@@ -145,6 +145,17 @@ async def test_what_a_removal_does_not_understand_removes_nothing(house: Any) ->
     assert not statuses["fake"].retiring
 
 
+@pytest.mark.parametrize("path", ["/engines", "/engines/activate-backend", "/engines/verify-backend"])
+async def test_a_mistyped_field_installs_and_changes_nothing(house: Any, path: str) -> None:
+    builds = Builds(house)
+    body = {"name": "absent", "backend": "fake", "verison": "2"}
+    del body["backend" if path == "/engines" else "name"]
+    async with house.post(path, body) as response:
+        told = (response.status, await response.text())
+        assert told == (400, 'invalid request: "verison" is not known here\n')
+    assert not builds.jobs
+
+
 async def test_a_field_of_the_wrong_type_is_the_one_that_is_named(house: Any) -> None:
     for path, body, field in (
         ("/engines", {"name": "absent", "version": 5}, "$.version"),

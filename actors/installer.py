@@ -39,6 +39,7 @@ from greenroom.actors.kernel.core import (
     refuse,
 )
 from greenroom.actors.retry import INSTALL_RETRIES, RetryPolicy
+from greenroom.actors.waiters import count, joined, left
 
 _STREAM = "install/"
 _QUEUE = 8
@@ -104,6 +105,12 @@ class Installer:
                 return self._uninstall(state, command, seen)
             case msg.CancelInstall():
                 return self._cancel(state, command, seen)
+            case msg.LeaveInstall():
+                key = self._key(command.backend, command.version)
+                waiting = left(seen.waiting, key, command.waiter)
+                return Decision(seen=msgspec.structs.replace(seen, waiting=waiting))
+            case msg.InstallsAwaited():
+                return Decision(seen=msgspec.structs.replace(seen, awaited=command.backends))
             case Activate() | VerifyBackend():
                 return self._installed(state, command)
             case BackendVerified():
@@ -170,15 +177,14 @@ class Installer:
                 reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend),
                 seen=_heard(seen, ask),
             )
-        if ask.version == "pinned":
-            ask = msgspec.structs.replace(ask, version=facts.version or ask.version)
+        ask = msgspec.structs.replace(ask, version=self._named(ask.backend, ask.version))
         key = ensure_key(ask.backend, ask.version)
         if ask.backend not in seen.looked:  # 2
             if key not in seen.pending and len(seen.pending) >= _QUEUE * len(self._facts):
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE))
             pending = {**seen.pending, key: _stronger(seen.pending.get(key), ask)}
             seen = msgspec.structs.replace(seen, pending=pending)
-            return Decision(reply=Later(key), seen=_one_more(seen, key))
+            return Decision(reply=Later(key), seen=_waits(seen, key, ask))
         backend = state.of(ask.backend)
         usable = backend.usable
         seen = _heard(seen, ask)
@@ -202,7 +208,15 @@ class Installer:
             events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.version),)
         elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
             events = (_requested(ask, job.id, job.version),)
-        return Decision(events=events, reply=Later(key), seen=_one_more(seen, key))
+        return Decision(events=events, reply=Later(key), seen=_waits(seen, key, ask))
+
+    def _key(self, backend: str, version: str) -> str:
+        """Under which whoever named this version waits; `pinned` is a name for one."""
+        return ensure_key(backend, self._named(backend, version))
+
+    def _named(self, backend: str, version: str) -> str:
+        facts = self._facts.get(backend)
+        return facts.version if version == "pinned" and facts is not None and facts.version else version
 
     def _installed(self, state: InstallerState, ask: Activate | VerifyBackend) -> Decision[Seen]:
         """What is about installations that are here already."""
@@ -248,22 +262,23 @@ class Installer:
     def _cancel(self, state: InstallerState, ask: msg.CancelInstall, seen: Seen) -> Decision[Seen]:
         """End a job; with `leave`, only when nobody else wants it.
 
-        Which one: the one that is named; else the one of that version; else the one under way.
+        Which one: the one that is named; else the one of that version; else the one under way. Requests that
+        wait for a backend wait for that.
         """
         backend = state.of(ask.backend)
-        key = ensure_key(ask.backend, ask.version)
+        key = self._key(ask.backend, ask.version)
         if ask.job:
             job = next((one for one in backend.jobs_open if one.id == ask.job), None)
         else:
-            job = _job_for(backend.jobs_open, ask.version)
+            job = _job_for(backend.jobs_open, self._named(ask.backend, ask.version))
         if job is None and key not in seen.pending:
             return Decision(reply=msg.Cancelled(ended=False))
         if ask.leave:
-            others = max(seen.waiting.get(key, 0) - 1, 0)
-            seen = msgspec.structs.replace(seen, waiting={**seen.waiting, key: others})
-            if job is not None:
-                others = sum(seen.waiting.get(one, 0) for one in _keys(backend.jobs_open, job))
-            if others or (job is not None and job.wanted_by == "default"):
+            waiting = left(seen.waiting, key, ask.waiter)
+            seen = msgspec.structs.replace(seen, waiting=waiting)
+            keys = (key,) if job is None else _keys(backend.jobs_open, job)
+            awaited = ask.backend in seen.awaited and job in (None, backend.job)
+            if count(waiting, *keys) or awaited or (job is not None and job.wanted_by == "default"):
                 return Decision(reply=msg.Cancelled(ended=False), seen=seen)
         if job is None:
             seen, unasked = _without_pending(seen, ask.backend, ask.reason, key)
@@ -462,8 +477,11 @@ def _requested(ask: msg.Ensure, job: str, version: str) -> ev.InstallRequested:
     return ev.InstallRequested(job=job, backend=ask.backend, version=version, wanted_by=wanted_by)
 
 
-def _one_more(seen: Seen, key: str) -> Seen:
-    return msgspec.structs.replace(seen, waiting={**seen.waiting, key: seen.waiting.get(key, 0) + 1})
+def _waits(seen: Seen, key: str, ask: msg.Ensure) -> Seen:
+    """The scheduler, who wants it for requests, tells by itself how long they wait."""
+    if ask.token:
+        return seen
+    return msgspec.structs.replace(seen, waiting=joined(seen.waiting, key, ask.waiter))
 
 
 def _job_for(jobs: Sequence[JobState], version: str) -> JobState | None:

@@ -10,6 +10,7 @@ from greenroom.actors import events as ev
 from greenroom.actors.facts import Failure, Installation, WantedBy
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.messages import Ensure
+from greenroom.actors.waiters import Waiters
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,8 +98,10 @@ class InstallerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Installations whose coming or going was reported before their backend's disk was looked at."""
     due: Mapping[str, float] = msgspec.field(default_factory=dict)
     """job/attempt → monotonic second of the next attempt; immune to a wall clock that jumps."""
-    waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """`ensure_key` → how many wait under it."""
+    waiting: Waiters = msgspec.field(default_factory=dict)
+    """By `ensure_key`."""
+    awaited: frozenset[str] = frozenset()
+    """Backends that requests wait for, as the scheduler last told."""
     heard: Mapping[str, str] = msgspec.field(default_factory=dict)
     """backend → token of the last wish decided on."""
     defaulted: frozenset[str] = frozenset()

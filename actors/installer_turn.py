@@ -243,7 +243,7 @@ class InstallerTurn:
             seen,
             building=frozenset(one for one in seen.building if one[0] in jobs),
             due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
-            waiting={key: count for key, count in seen.waiting.items() if key in busy},
+            waiting={key: names for key, names in seen.waiting.items() if key in busy},
             forced=seen.forced & {name for name, one in backends.items() if one.retiring},
             retired={key: since for key, since in seen.retired.items() if key in retiring},
             removing={key: at for key, at in seen.removing.items() if key in retiring},

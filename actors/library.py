@@ -86,6 +86,8 @@ class Library:
         match command:
             case msg.Pull():
                 return pulls.pull(state, command, seen)
+            case msg.LeavePull():
+                return Decision(seen=pulls.leave(command, seen))
             case msg.CancelPull():
                 return pulls.cancel(state, command, seen)
             case msg.RemoveModel():
@@ -271,7 +273,7 @@ class Library:
             seen,
             fetching=frozenset(one for one in seen.fetching if one[0] in jobs),
             due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
-            waiting={one: count for one, count in seen.waiting.items() if one in wanted},
+            waiting={one: names for one, names in seen.waiting.items() if one in wanted},
             tokens={job: token for job, token in seen.tokens.items() if job in jobs},
         )
 

@@ -18,6 +18,8 @@ class Pull(Command, frozen=True, kw_only=True):
     """A bearer token for the source; never stored."""
     force: bool = False
     """Also when it cannot fit on the disk or run on this machine."""
+    waiter: str = ""
+    """Who waits, by a name nobody else has."""
 
 
 class Pulled(Command, frozen=True, kw_only=True):
@@ -34,6 +36,16 @@ class CancelPull(Command, frozen=True, kw_only=True):
     reference: str
     reason: str = "cancelled by the user"
     leave: bool = False
+    """Only if nobody else waits for it."""
+    waiter: str = ""
+    """Who leaves."""
+
+
+class LeavePull(Command, frozen=True, kw_only=True):
+    """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
+
+    reference: str
+    waiter: str
 
 
 class RemoveModel(Command, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later,
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library_state import LibrarySeen, LibraryState
 from greenroom.actors.retry import RetryPolicy
+from greenroom.actors.waiters import count, joined, left
 
 _STATUS = {
     "not_found": 404,
@@ -66,7 +67,7 @@ def pull(state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[Libr
         first = seen.pending.get(ask.reference, ask)
         typed = ask if ask.wanted_by == "explicit" else first
         seen = msgspec.structs.replace(seen, pending={**seen.pending, ask.reference: typed})
-        return Decision(reply=Later(key), seen=_one_more(seen, ask.reference))
+        return Decision(reply=Later(key), seen=_one_more(seen, ask))
     here = state.tagged(ask.reference)
     if ask.wanted_by == "request" and here is not None and here.id not in seen.removing:  # 2
         return Decision(reply=msg.Pulled(model=here, fresh=False))
@@ -87,7 +88,7 @@ def pull(state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[Libr
                 job=under_way.job, reference=ask.reference, wanted_by=ask.wanted_by, force=force
             ),
         )
-    return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask.reference))
+    return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask))
 
 
 def cancel(state: LibraryState, ask: msg.CancelPull, seen: LibrarySeen) -> Decision[LibrarySeen]:
@@ -96,9 +97,8 @@ def cancel(state: LibraryState, ask: msg.CancelPull, seen: LibrarySeen) -> Decis
     if under_way is None and ask.reference not in seen.pending:
         return Decision(reply=msg.Cancelled(ended=False))
     if ask.leave:
-        others = max(seen.waiting.get(ask.reference, 0) - 1, 0)
-        seen = msgspec.structs.replace(seen, waiting={**seen.waiting, ask.reference: others})
-        if others:
+        seen = leave(msg.LeavePull(reference=ask.reference, waiter=ask.waiter), seen)
+        if count(seen.waiting, ask.reference):
             return Decision(reply=msg.Cancelled(ended=False), seen=seen)
     pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
     seen = msgspec.structs.replace(seen, pending=pending)
@@ -156,7 +156,7 @@ def attempt_ended(
     streak = 0 if report.moved else under_way.streak + 1
     retry_at = None
     reached = report.reached or under_way.reached
-    patient = reached or not seen.waiting.get(under_way.reference)
+    patient = reached or not count(seen.waiting, under_way.reference)
     if failure.kind == "transient" and (patient or now.wall - under_way.requested_at < _NO_NETWORK_AFTER):
         policy = policies[0] if patient else policies[1]
         retry_at = policy.retry_at(max(streak, 1), now.wall, now.draw)
@@ -187,9 +187,13 @@ def attempt_ended(
     return Decision(events=(event,), effects=effects, cause=under_way.cause)
 
 
-def _one_more(seen: LibrarySeen, reference: str) -> LibrarySeen:
-    count = seen.waiting.get(reference, 0) + 1
-    return msgspec.structs.replace(seen, waiting={**seen.waiting, reference: count})
+def leave(ask: msg.LeavePull, seen: LibrarySeen) -> LibrarySeen:
+    """Somebody waits no longer."""
+    return msgspec.structs.replace(seen, waiting=left(seen.waiting, ask.reference, ask.waiter))
+
+
+def _one_more(seen: LibrarySeen, ask: msg.Pull) -> LibrarySeen:
+    return msgspec.structs.replace(seen, waiting=joined(seen.waiting, ask.reference, ask.waiter))
 
 
 def _cancelled(reason: str) -> Refusal:

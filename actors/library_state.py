@@ -10,6 +10,7 @@ from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Model, WantedBy
 from greenroom.actors.kernel.core import Stored
+from greenroom.actors.waiters import Waiters
 
 
 class PullState(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +70,8 @@ class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
     """(job, attempt) begun in this life."""
     due: Mapping[str, float] = msgspec.field(default_factory=dict)
     """job/attempt → monotonic second of the next attempt; immune to a wall clock that jumps."""
-    waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """reference → how many asked for the pull under way."""
+    waiting: Waiters = msgspec.field(default_factory=dict)
+    """By reference."""
     tokens: Mapping[str, str] = msgspec.field(default_factory=dict)
     """job → bearer token; never stored."""
     removing: Mapping[str, Removal] = msgspec.field(default_factory=dict)

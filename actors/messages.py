@@ -24,6 +24,7 @@ from greenroom.actors.kernel.core import Address, Command
 from greenroom.actors.library_messages import (
     CancelPull,
     CancelPush,
+    LeavePull,
     ModelGone,
     ModelNoted,
     ModelRepackaged,
@@ -173,6 +174,8 @@ class Ensure(Command, frozen=True, kw_only=True):
     """Build anew even when the installation looks whole."""
     token: str = ""
     """For those who do not wait for the reply: comes back in the installer's list once this is decided."""
+    waiter: str = ""
+    """Who waits, by a name nobody else has; without one it is wanted until the job ends, or until `leave`."""
 
 
 class Ensured(Reply, frozen=True, kw_only=True):
@@ -209,6 +212,22 @@ class CancelInstall(Command, frozen=True, kw_only=True):
     """This one and no other."""
     reason: str = "cancelled by the user"
     leave: bool = False
+    waiter: str = ""
+    """Who leaves: see `Ensure.waiter`."""
+
+
+class LeaveInstall(Command, frozen=True, kw_only=True):
+    """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
+
+    backend: str
+    version: str = ""
+    waiter: str
+
+
+class InstallsAwaited(Command, frozen=True, kw_only=True):
+    """Scheduler → installer: all backends whose installation requests wait for at this moment."""
+
+    backends: frozenset[str] = frozenset()
 
 
 class Cancelled(Reply, frozen=True, kw_only=True):
@@ -546,6 +565,7 @@ class NoteStopped(Command, frozen=True, kw_only=True):
 __all__ = [
     "CancelPull",
     "CancelPush",
+    "LeavePull",
     "ModelGone",
     "ModelNoted",
     "ModelRepackaged",

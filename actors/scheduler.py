@@ -156,7 +156,11 @@ class Scheduler:
             case Recovered():
                 # The roll is called by the turn that follows.
                 life = f"{now.monotonic}/{now.draw}"
-                return Decision(seen=change(seen, life=life, called_at=now.monotonic - AGAIN))
+                # Whoever waited before has been refused.
+                nobody = Tell(to=msg.INSTALLER, command=msg.InstallsAwaited())
+                return Decision(
+                    effects=(nobody,), seen=change(seen, life=life, called_at=now.monotonic - AGAIN)
+                )
             case _:
                 raise TypeError(f"the scheduler does not know {type(command).__name__}")
 

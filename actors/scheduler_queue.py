@@ -57,6 +57,8 @@ class QueueStep:
         self._place = 0
         """Of the last request that was left waiting."""
         self._places = Places(context)
+        self._awaited: set[str] = set()
+        """Backends whose installation is waited for."""
         self._behind: dict[str, Waiting] = {}
         """Of each pool of memory, who waits for what is going to be free there: nobody else may take that."""
 
@@ -67,6 +69,7 @@ class QueueStep:
             if self._turn.events:
                 return
             self._serve(waiting)
+        self._tell_awaited()
 
     def _in_turn(self) -> list[Waiting]:
         """Of each caller one after the other, first the one whose turn was longest ago."""
@@ -190,8 +193,18 @@ class QueueStep:
                 turn.update(wishes={**turn.seen.wishes, backend: wish})
             if waiting.token != wish.token:
                 waiting = turn.change(waiting, token=wish.token)
+        self._awaited.add(backend)
         text = f"installing {backend}, since {choice.reason}"
         self._wait(waiting, "installing", text, install_job(backend))
+
+    def _tell_awaited(self) -> None:
+        """Who leaves an installation ends it only if nobody waits for it here."""
+        turn = self._turn
+        told, at = turn.seen.awaited_told
+        awaited, now = frozenset(self._awaited), turn.now.monotonic
+        if awaited != told or (awaited and now - at >= AGAIN):
+            turn.effects.append(Tell(to=msg.INSTALLER, command=msg.InstallsAwaited(backends=awaited)))
+            turn.update(awaited_told=(awaited, now))
 
     def _note_failed_install(self, backend: str, last: str) -> None:
         """Once for each job, however many waited for it."""

@@ -179,6 +179,8 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """backend → the installation that was current when quarantines were last looked at."""
     wishes: Mapping[str, Wish] = msgspec.field(default_factory=dict)
     """backend → what the installer was told and has not yet decided on."""
+    awaited_told: tuple[frozenset[str], float] = (frozenset(), 0.0)
+    """For which backends the installer was last told that requests wait, and the monotonic second."""
     heard: Mapping[str, str] = msgspec.field(default_factory=dict)
     """backend → token of the last wish that the installer's list has answered."""
     failed_installs: Mapping[str, FailedInstalls] = msgspec.field(default_factory=dict)

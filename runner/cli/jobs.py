@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ def install(
     Raises:
         Problem: it was refused or failed.
     """
-    body: dict[str, Any] = {"backend": backend}
+    body: dict[str, Any] = {"backend": backend, "waiter": uuid.uuid4().hex}
     if version:
         body["version"] = version
     if reinstall:
@@ -79,7 +80,8 @@ def install(
                 if kind == "progress":
                     bars.update({**event, "job": job})
     except KeyboardInterrupt:
-        _leave(client, "/engines/cancel-install", {"backend": backend, "version": version})
+        left = {"backend": backend, "version": version, "waiter": body["waiter"]}
+        _leave(client, "/engines/cancel-install", left)
         raise
     raise Gone(client.url, f"broke off while installing {backend}")
 
@@ -97,7 +99,9 @@ def pull(
     With `force` also what cannot fit on the disk or run here. Returns what the daemon says in the end.
     Raises Problem when it was refused or failed.
     """
-    body: dict[str, Any] = {"from": reference} | ({"bearer-token": token} if token else {})
+    body: dict[str, Any] = {"from": reference, "waiter": uuid.uuid4().hex}
+    if token:
+        body["bearer-token"] = token
     if force:
         body["force"] = True
     try:
@@ -107,7 +111,7 @@ def pull(
         ):
             return _follow(client, f"pull/{reference}", answer, bars, "could not be fetched")
     except KeyboardInterrupt:
-        _leave(client, "/models/cancel", {"from": reference})
+        _leave(client, "/models/cancel", {"from": reference, "waiter": body["waiter"]})
         raise
 
 

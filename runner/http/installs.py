@@ -19,6 +19,7 @@ from greenroom.actors.messages import (
     CancelInstall,
     Ensure,
     Ensured,
+    LeaveInstall,
     PlanInstall,
     Uninstall,
     Uninstalled,
@@ -29,6 +30,7 @@ from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, wants_json
 from greenroom.runner.http.following import answered
 from greenroom.runner.http.headers import request_id_of
+from greenroom.runner.http.leaving import counted
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.waiting import EVENT_STREAM
 
@@ -46,6 +48,8 @@ class InstallBody(msgspec.Struct):
     dry_run: bool = False
     force: bool = False
     """Of an uninstallation: do not wait for those whom its engines answer."""
+    waiter: str = ""
+    """A name nobody else has, for `leave`."""
 
 
 class CancelBody(msgspec.Struct):
@@ -57,6 +61,8 @@ class CancelBody(msgspec.Struct):
     """This one and no other."""
     leave: bool = False
     """Only if nobody else waits for it."""
+    waiter: str = ""
+    """Who leaves, as the installation was asked for."""
 
 
 class ObjectLines:
@@ -143,14 +149,21 @@ class Installs:
             return web.Response(body=_encode(found), content_type="application/json")
 
         async def install() -> web.StreamResponse:
+            waiter = body.waiter or request_id_of(request)
             ensure = Ensure(
-                backend=backend, version=body.version, wanted_by="explicit", repair=body.reinstall
+                backend=backend,
+                version=body.version,
+                wanted_by="explicit",
+                repair=body.reinstall,
+                waiter=waiter,
             )
             reply = backstage.system.ask(INSTALLER, ensure, cause=request_id_of(request))
             lines = _lines(request, backend)
-            if lines is None:
-                return await answered(request, reply, lambda _: web.Response())
-            return await stream_job(request, backstage.board, install_job(backend), reply, lines)
+            leave = LeaveInstall(backend=backend, version=body.version, waiter=waiter)
+            with counted(backstage.system, reply, INSTALLER, leave):
+                if lines is None:
+                    return await answered(request, reply, lambda _: web.Response())
+                return await stream_job(request, backstage.board, install_job(backend), reply, lines)
 
         return await self._door.visitors.attend(request, plan if body.dry_run else install)
 
@@ -187,6 +200,7 @@ class Installs:
             job=body.job,
             reason="whoever waited for it has left" if body.leave else "cancelled by the user",
             leave=body.leave,
+            waiter=body.waiter,
         )
         cancelled = await self._door.backstage.system.ask(INSTALLER, cancel, cause=request_id_of(request))
         return web.json_response({"ended": cancelled.ended})

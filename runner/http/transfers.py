@@ -13,12 +13,14 @@ from aiohttp import web
 from greenroom.actors.facts import Model
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.library_pulls import refusal_of
-from greenroom.actors.messages import LIBRARY, CancelPull, CancelPush, NoteModel, Pull, Push
+from greenroom.actors.messages import LIBRARY, CancelPull, CancelPush, LeavePull, NoteModel, Pull, Push
 from greenroom.actors.progress import pull_job, push_job
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, read_body, read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, wants_json
+from greenroom.runner.http.headers import request_id_of
+from greenroom.runner.http.leaving import counted
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfer_lines import TransferLines
 from greenroom.runner.models.references import BadReference, Reference, familiar, shown
@@ -35,6 +37,8 @@ class CreateBody(msgspec.Struct, rename="kebab"):
     bearer_token: str = ""
     force: bool = False
     """Also what cannot fit on the disk or run on this machine."""
+    waiter: str = ""
+    """A name nobody else has, for `leave`."""
 
 
 class CancelBody(msgspec.Struct):
@@ -43,6 +47,8 @@ class CancelBody(msgspec.Struct):
     reference: str = msgspec.field(name="from", default="")
     leave: bool = False
     """Only if nobody else waits for it."""
+    waiter: str = ""
+    """Who leaves, as the pull was asked for."""
 
 
 class PushBody(msgspec.Struct, rename="kebab"):
@@ -73,16 +79,18 @@ class Transfers:
         lines = TransferLines(pull_job(reference), "pull", raw=wants_json(request))
 
         async def pull() -> web.StreamResponse:
-            ask = Pull(reference=reference, token=body.bearer_token, force=body.force)
+            waiter = body.waiter or request_id_of(request)
+            ask = Pull(reference=reference, token=body.bearer_token, force=body.force, waiter=waiter)
             reply = backstage.system.ask(LIBRARY, ask)
-            return await stream_job(request, backstage.board, pull_job(reference), reply, lines)
+            with counted(backstage.system, reply, LIBRARY, LeavePull(reference=reference, waiter=waiter)):
+                return await stream_job(request, backstage.board, pull_job(reference), reply, lines)
 
         return await self._door.visitors.attend(request, pull)
 
     async def cancel(self, request: web.Request) -> web.Response:
         """End a pull."""
         body = await read_json(request, _LIMIT, CancelBody, what="it is no JSON object with a from")
-        cancel = CancelPull(reference=canonical(body.reference), leave=body.leave)
+        cancel = CancelPull(reference=canonical(body.reference), leave=body.leave, waiter=body.waiter)
         cancelled = await self._door.backstage.system.ask(LIBRARY, cancel)
         return web.json_response({"ended": cancelled.ended})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from freezegun import freeze_time
 from greenroom.actors import events as ev
@@ -175,6 +176,60 @@ class TestAJob:
         case.when(msg.CancelInstall(backend="mlx", leave=True))
         assert case.reply == msg.Cancelled(ended=True)
         case.rest().then(ev.InstallCancelled)
+
+    def test_that_somebody_leaves_does_not_go_on_for_one_who_has_gone(self) -> None:
+        case = new_life()
+        ensure(case, waiter="a")
+        ensure(case, waiter="b")
+        case.when(msg.LeaveInstall(backend="mlx", waiter="a")).rest().then()
+        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="b"))
+        assert case.reply == msg.Cancelled(ended=True)
+
+    def test_that_somebody_leaves_twice_goes_on_for_the_other(self) -> None:
+        case = new_life()
+        ensure(case, waiter="a")
+        ensure(case, waiter="b")
+        case.when(msg.LeaveInstall(backend="mlx", waiter="a"))
+        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+        assert case.reply == msg.Cancelled(ended=False)
+
+    def test_that_was_asked_for_without_waiting_goes_on_whoever_leaves(self) -> None:
+        case = new_life()
+        ensure(case)
+        ensure(case, waiter="a")
+        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+        assert case.reply == msg.Cancelled(ended=False)
+
+    def test_that_somebody_leaves_goes_on_as_long_as_requests_wait_for_it(self) -> None:
+        case = new_life()
+        ensure(case, waiter="a")
+        ensure(case, waiter="b", version="2")
+        case.when(msg.InstallsAwaited(backends=frozenset({"mlx"})))
+        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+        assert case.reply == msg.Cancelled(ended=False)
+        # They wait for the one under way, whatever comes after it.
+        case.when(msg.CancelInstall(backend="mlx", version="2", leave=True, waiter="b"))
+        assert case.reply == msg.Cancelled(ended=True)
+        case.when(msg.InstallsAwaited())
+        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="nobody"))
+        assert case.reply == msg.Cancelled(ended=True)
+
+    def test_that_the_scheduler_began_counts_only_those_who_wait_there(self) -> None:
+        case = new_life()
+        for _ in range(3):
+            ensure(case, wanted_by="request", token="r0")
+        ensure(case, waiter="a")
+        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="a"))
+        assert case.reply == msg.Cancelled(ended=True)
+
+    def test_of_the_pinned_version_is_left_by_that_name(self) -> None:
+        pinned = msgspec.structs.replace(MLX, version="2")
+        case = given(Installer((pinned,)), now=NOW)
+        case.when(Recovered()).rest()
+        case.when(msg.InstallationsSeen(backend="mlx", installations=())).rest()
+        ensure(case, version="pinned", waiter="a")
+        case.when(msg.CancelInstall(backend="mlx", version="pinned", leave=True, waiter="a"))
+        assert case.reply == msg.Cancelled(ended=True)
 
     def test_that_is_not_there_cannot_be_cancelled(self) -> None:
         case = new_life()

@@ -209,6 +209,13 @@ class TestAPull:
         assert case.reply == msg.Cancelled(ended=False)
         case.when(msg.CancelPull(reference=REF, leave=True)).then(ev.PullCancelled)
 
+    def test_that_somebody_leaves_does_not_go_on_for_one_who_has_gone(self) -> None:
+        case = new_life()
+        for name in "ab":
+            case.when(msg.Pull(reference=REF, waiter=name)).rest()
+        case.when(msg.LeavePull(reference=REF, waiter="a")).rest().then()
+        case.when(msg.CancelPull(reference=REF, leave=True, waiter="b")).then(ev.PullCancelled)
+
     def test_that_does_not_exist_cannot_be_cancelled(self) -> None:
         assert new_life().when(msg.CancelPull(reference=REF)).reply == msg.Cancelled(ended=False)
 

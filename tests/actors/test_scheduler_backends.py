@@ -22,7 +22,7 @@ class TestTheBackend:
             'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'
         )
         assert refusal.numbers == {"download_bytes": 350_000_000.0}
-        assert not stage.told("installer")
+        assert not wishes(stage)
 
     def test_is_told_and_recorded_with_the_others_that_could_serve(self) -> None:
         stage = begun(model("gemma", format="safetensors"))
@@ -35,7 +35,7 @@ class TestTheBackend:
     def test_is_installed_by_the_request_under_auto(self) -> None:
         stage = begun(model("gemma", format="safetensors-mlx"), policy="auto")
         stage.serve("r1", "gemma").then()
-        (ensure,) = stage.told("installer")
+        (ensure,) = wishes(stage)
         assert (ensure.backend, ensure.wanted_by) == ("mlx", "request")
         assert stage.informed["r1"].follows == "install/mlx"
         stage.hear_installer(absent("mlx", job="mlx.1"))
@@ -46,7 +46,7 @@ class TestTheBackend:
         stage = Stage(policy="never").begin(QWEN, installed_ones=())
         stage.serve("r1", "qwen")
         assert stage.refused("r1").status == 412
-        assert not stage.told("installer")
+        assert not wishes(stage)
 
     def test_a_request_may_bring_a_policy_of_its_own(self) -> None:
         stage = begun(model("gemma", format="safetensors-mlx"), policy="auto")
@@ -78,10 +78,20 @@ class TestTheBackend:
         stage = Stage().begin(QWEN, installed_ones=())
         stage.hear_installer(absent("llama.cpp", job="llama.cpp.1", wanted=True))
         stage.serve("r1", "qwen")
-        assert not stage.told("installer")
+        assert not wishes(stage)
         assert stage.informed["r1"].follows == "install/llama.cpp"
         stage.hear_installer(installed("llama.cpp"))
         assert stage.spec_of("qwen").backend == "llama.cpp"
+
+
+def wishes(stage: Stage) -> list[msg.Ensure]:
+    """What the installer was told to install since the last step."""
+    return [one for one in stage.told("installer") if isinstance(one, msg.Ensure)]
+
+
+def awaited(stage: Stage) -> list[frozenset[str]]:
+    """For which backends it was told that requests wait."""
+    return [one.backends for one in stage.told("installer") if isinstance(one, msg.InstallsAwaited)]
 
 
 class TestAnInstallation:
@@ -98,8 +108,29 @@ class TestAnInstallation:
         stage = begun(model("gemma", format="safetensors-mlx"), policy="auto")
         told = 0
         for number in range(50):
-            told += len(stage.serve(f"r{number}", "gemma").told("installer"))
+            told += len(wishes(stage.serve(f"r{number}", "gemma")))
         assert told == 1
+
+    def test_is_awaited_as_long_as_a_request_waits(self) -> None:
+        stage = self.wanted()
+        assert awaited(stage) == [frozenset({"mlx"})]
+        stage.hear_installer(absent("mlx", job="mlx.1"), heard=self.token(stage))
+        assert awaited(stage) == [], "once is enough"
+        stage.pass_time(6)
+        assert awaited(stage) == [frozenset({"mlx"})], "unless the installer has been built anew"
+        stage.when(msg.Abandon(request_id="r0")).rest()
+        assert awaited(stage) == [frozenset()]
+        stage.pass_time(60)
+        assert awaited(stage) == []
+
+    def test_that_somebody_else_began_is_awaited_too(self) -> None:
+        stage = begun(model("gemma", format="safetensors-mlx"), policy="auto")
+        stage.hear_installer(absent("mlx", job="mlx.1"))
+        stage.serve("r0", "gemma")
+        assert not wishes(stage)
+        assert awaited(stage) == [frozenset({"mlx"})]
+        stage.hear_installer(installed("mlx"))
+        assert awaited(stage) == [frozenset()]
 
     def test_that_fails_tells_everybody_who_waited_why(self) -> None:
         stage = self.wanted(3)
@@ -110,7 +141,7 @@ class TestAnInstallation:
             assert (refusal.code, refusal.status) == ("no_space", 507)
             assert refusal.message == "mlx could not be installed: There is no room on the disk."
         assert len(stage.stored(ev.LoadRefused)) == 1
-        assert not stage.told("installer")
+        assert not wishes(stage)
 
     def test_that_failed_between_two_lists_is_noticed(self) -> None:
         stage = self.wanted()
@@ -126,7 +157,7 @@ class TestAnInstallation:
         stage = self.wanted()
         stage.hear_installer(absent("mlx", failure=OFFLINE), heard=self.token(stage))
         stage.serve("again", "gemma")
-        (ensure,) = stage.told("installer")
+        (ensure,) = wishes(stage)
         assert ensure.token == "again"
 
     def test_that_keeps_failing_is_not_tried_on_every_poll(self) -> None:
@@ -146,7 +177,7 @@ class TestAnInstallation:
     def test_wish_that_is_not_heard_is_repeated_with_the_same_token(self) -> None:
         stage = self.wanted()
         stage.pass_time(6)
-        (again,) = stage.told("installer")
+        (again,) = wishes(stage)
         assert again.token == "r0"
 
     def test_wish_that_is_never_heard_is_refused_by_time(self) -> None:

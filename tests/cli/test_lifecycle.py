@@ -303,6 +303,8 @@ def test_ctrl_c_ends_a_job_unless_somebody_else_waits_for_it(
             client.kill()
 
     assert our_daemon.bodies(cancel) == [body]
+    names = {one.body["waiter"] for one in our_daemon.seen if one.path in (route, cancel)}
+    assert len(names) == 1, "who leaves is who came"
     assert client.returncode == 130
     assert ("Ended: " in rest) is ended
     assert ("goes on in the background" in rest) is not ended

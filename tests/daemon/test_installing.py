@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ MB = 10**6
 def daemon(
     workshop: Workshop, make_home_daemon: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    for name in ("cancelled", "left", "shared", "dropped", "stalled"):
+    for name in ("cancelled", "left", "upgraded", "shared", "killed", "dropped", "stalled"):
         workshop.add(name, MB)
     workshop.add("watched", 3 * MB)
     home = tmp_path_factory.mktemp("installing") / "home"
@@ -152,22 +153,25 @@ def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
     assert int(ranges[1].removeprefix("bytes=").removesuffix("-")) >= MB // 2
 
 
-def test_ctrl_c_ends_the_job_when_nobody_else_waits(daemon: Any, hold: Any, wait_until: Any) -> None:
-    hold("left")
-    only = daemon.begin("install-runner", "--backend", "left")
-    wait_until(lambda: half_here(daemon, "left"))
-    (folder,) = daemon.home.glob("backends/left/*")
+@pytest.mark.parametrize(("command", "name"), [("install-runner", "left"), ("upgrade-runner", "upgraded")])
+def test_ctrl_c_ends_the_job_when_nobody_else_waits(
+    command: str, name: str, daemon: Any, hold: Any, wait_until: Any
+) -> None:
+    hold(name)
+    only = daemon.begin(command, "--backend", name)
+    wait_until(lambda: half_here(daemon, name))
+    (folder,) = daemon.home.glob(f"backends/{name}/*")
 
     only.send_signal(signal.SIGINT)
 
     code, _, err = ended(only)
-    assert (code, err.splitlines()[-2:]) == (130, ["Ended: left.", ""])
-    assert job_events(daemon, "left") == [
+    assert (code, err.splitlines()[-2:]) == (130, [f"Ended: {name}.", ""])
+    assert job_events(daemon, name) == [
         ("install_requested", ""),
         ("install_cancelled", "whoever waited for it has left"),
     ]
     wait_until(lambda: not folder.exists())
-    assert daemon.get("/engines/left").json["state"] == "absent"
+    assert daemon.get(f"/engines/{name}").json["state"] == "absent"
 
 
 def test_ctrl_c_of_one_of_two_leaves_the_job_to_the_other(daemon: Any, hold: Any, wait_until: Any) -> None:
@@ -188,6 +192,24 @@ def test_ctrl_c_of_one_of_two_leaves_the_job_to_the_other(daemon: Any, hold: Any
         "install_requested",
         "installation_committed",
     ]
+
+
+def test_who_was_killed_is_not_waited_for(daemon: Any, hold: Any) -> None:
+    hold("killed")
+    killed, left = (daemon.begin("install-runner", "--backend", "killed") for _ in range(2))
+    for one in (killed, left):
+        assert one.stdout.readline() == "Installing killed backend...\n"
+    killed.kill()
+    killed.wait(60)
+    # Each answer is a turn of the loop that looks, fifty times a second, who is still there.
+    for _ in range(10):
+        daemon.get("/healthz")
+        time.sleep(0.05)
+
+    left.send_signal(signal.SIGINT)
+
+    code, _, err = ended(left)
+    assert (code, err.splitlines()[-2:]) == (130, ["Ended: killed.", ""])
 
 
 def test_a_client_that_is_killed_cancels_nothing(daemon: Any, hold: Any, wait_until: Any) -> None:

@@ -13,6 +13,7 @@ from greenroom.actors.facts import Failure, Progress
 from greenroom.actors.idempotency import IDEMPOTENCY
 from greenroom.actors.messages import INSTALLER
 from greenroom.actors.progress import install_job
+from greenroom.actors.waiters import count
 from greenroom.runner.http.app import DOOR
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
@@ -37,7 +38,7 @@ def install(house: Any, headers: dict[str, str], **more: Any) -> Any:
 
 def waiting(house: Any) -> int:
     seen = house.greenroom.system._shells[INSTALLER]._seen
-    return sum(seen.waiting.values())
+    return count(seen.waiting, *seen.waiting)
 
 
 async def test_a_second_one_waits_for_the_first_and_a_third_gets_the_same_answer(

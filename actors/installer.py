@@ -20,7 +20,14 @@ from greenroom.actors import messages as msg
 from greenroom.actors.effects import CancelBuild, LookAtInstallations, PlanInstallation, RemoveInstallation
 from greenroom.actors.facts import Failure
 from greenroom.actors.installer_look import settle_with_disk
-from greenroom.actors.installer_messages import Activate, BackendVerified, VerifyBackend
+from greenroom.actors.installer_messages import (
+    Activate,
+    BackendVerified,
+    DropFetched,
+    DropUnneeded,
+    FetchedDropped,
+    VerifyBackend,
+)
 from greenroom.actors.installer_state import InstallerSeen, InstallerState, JobState, apply
 from greenroom.actors.installer_turn import InstallerTurn, between_attempts, ensure_key, uninstall_key
 from greenroom.actors.installer_versions import activate, verified, verify, whole_of
@@ -42,6 +49,7 @@ from greenroom.actors.retry import INSTALL_RETRIES, RetryPolicy
 from greenroom.actors.waiters import count, joined, left
 
 _STREAM = "install/"
+_DROP_KEY = "drop-fetched"
 _QUEUE = 8
 """Jobs of one backend: somebody who asks for one version after the other must not fill the journal."""
 
@@ -116,6 +124,11 @@ class Installer:
             case BackendVerified():
                 failed = refusals.failed(command.failure, command.backend) if command.failure else None
                 return verified(state, command, failed)
+            case DropFetched():
+                return self._drop_fetched(state)
+            case FetchedDropped(failure=failure):
+                dropped = command if failure is None else refusals.failed(failure, "")
+                return Decision(effects=(Answer(key=_DROP_KEY, outcome=dropped),))
             case msg.PlanInstall():
                 return self._plan(command)
             case msg.PlanMade():
@@ -292,6 +305,13 @@ class Installer:
             reply=msg.Cancelled(ended=True),
             seen=seen,
         )
+
+    def _drop_fetched(self, state: InstallerState) -> Decision[Seen]:
+        """What a job that waits for its next attempt has fetched is what it goes on with."""
+        at_work = tuple(name for name, backend in state.backends.items() if backend.jobs_open)
+        if at_work:
+            return Decision(reply=FetchedDropped(kept_for=at_work))
+        return Decision(effects=(DropUnneeded(),), reply=Later(_DROP_KEY))
 
     def _plan(self, ask: msg.PlanInstall) -> Decision[Seen]:
         facts = self._facts.get(ask.backend)

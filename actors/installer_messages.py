@@ -46,3 +46,21 @@ class VerifyInstallations(Effect, frozen=True, kw_only=True):
 
     backend: str
     installations: tuple[str, ...]
+
+
+class DropFetched(Command, frozen=True, kw_only=True):
+    """Drop what was fetched for installations that did not come about: `FetchedDropped`."""
+
+
+class FetchedDropped(Command, frozen=True, kw_only=True):
+    """What became of that; of the hands it is a report."""
+
+    freed: int = 0
+    """Bytes of the disk."""
+    kept_for: tuple[str, ...] = ()
+    """Backends that are being installed: until that ends all that was fetched stays."""
+    failure: Failure | None = None
+
+
+class DropUnneeded(Effect, frozen=True, kw_only=True):
+    """Drop what no installation needs of what was fetched. Reports FetchedDropped."""

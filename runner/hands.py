@@ -14,7 +14,12 @@ from greenroom.actors import effects as fx
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import EngineExit, Failure, Installation, Measured, Model, Progress
 from greenroom.actors.gates import GateBoard
-from greenroom.actors.installer_messages import BackendVerified, VerifyInstallations
+from greenroom.actors.installer_messages import (
+    BackendVerified,
+    DropUnneeded,
+    FetchedDropped,
+    VerifyInstallations,
+)
 from greenroom.actors.kernel.core import Address, Command, Effect
 from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, push_job, request_job
 from greenroom.runner.engines.host import EngineHost
@@ -61,6 +66,8 @@ class InstallerHands:
                 threading.Thread(
                     target=self._verify, args=(builder, backend, those), name="verify", daemon=True
                 ).start()
+            case DropUnneeded():
+                threading.Thread(target=self._drop, args=(builder,), name="prune", daemon=True).start()
             case fx.PlanInstallation(backend=backend, version=version):
                 threading.Thread(
                     target=self._plan, args=(builder, backend, version), name="plan", daemon=True
@@ -80,6 +87,15 @@ class InstallerHands:
         else:
             made = msg.PlanMade(backend=backend, version=version, plan=plan)
         self._tell(msg.INSTALLER, made)
+
+    def _drop(self, builder: Builder) -> None:
+        try:
+            report = FetchedDropped(freed=builder.drop_fetched())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
+            _log.exception("dropping what was fetched failed")
+            failure = Failure(kind="permanent", code="fault", message=f"Pruning failed: {error!r}.")
+            report = FetchedDropped(failure=failure)
+        self._tell(msg.INSTALLER, report)
 
     def _verify(self, builder: Builder, backend: str, installations: tuple[str, ...]) -> None:
         try:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import msgspec
 from aiohttp import web
 from greenroom.actors.facts import Model, Progress
+from greenroom.actors.installer_messages import DropFetched
 from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.actors.library_pulls import refusal_of
-from greenroom.actors.messages import LIBRARY, NoteDamage, Prune, RemoveModel
+from greenroom.actors.messages import INSTALLER, LIBRARY, NoteDamage, Prune, RemoveModel
 from greenroom.runner.disk_usage import measure
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.http.bodies import read_json
@@ -70,7 +71,11 @@ class Upkeep:
         )
 
     async def prune(self, request: web.Request) -> web.Response:
-        """Remove what no model needs; if asked for, models without a name too, unless they are in use."""
+        """Remove what no model and no installation needs.
+
+        If asked for, models without a name too, unless they are in use. `kept_for` names backends that are
+        being installed: what was fetched for installations stays until that has ended.
+        """
         body = await read_json(request, _LIMIT, PruneBody)
         system = self._door.backstage.system
         deleted: list[str] = []
@@ -85,7 +90,14 @@ class Upkeep:
             deleted += removed.deleted
             freed += removed.freed
         pruned = await system.ask(LIBRARY, Prune())
-        return web.json_response({"deleted": deleted, "freed": freed + pruned.freed})
+        dropped = await system.ask(INSTALLER, DropFetched())
+        return web.json_response(
+            {
+                "deleted": deleted,
+                "freed": freed + pruned.freed + dropped.freed,
+                "kept_for": dropped.kept_for,
+            }
+        )
 
     async def verify(self, request: web.Request) -> web.StreamResponse:
         """Read every byte of a model. A damaged one counts as gone, and the next pull repairs it."""

@@ -204,6 +204,17 @@ class Builder:
         named = Installation(id=installation_id, backend=backend, version="")
         return self._makers().installed.verify(named, cancel)
 
+    def drop_fetched(self) -> int:
+        """Drop what was fetched for installations that did not come about, and all that was made of it.
+
+        Nothing of it while a job goes on. Returns the bytes freed on the disk; blocks. Raises OSError.
+        """
+        with self._guard:
+            if self._jobs:
+                return 0
+        makers = self._makers()
+        return makers.environments.drop_fetched() + makers.images.drop_fetched()
+
     def prepare(self, installation: Installation) -> None:
         """See that all an engine needs outside of its installation is there; for just before it starts.
 
@@ -286,8 +297,9 @@ class Builder:
         with self._guard:
             building = tuple((job_id, job.attempt) for job_id, job in self._jobs.items())
         try:
-            swept = makers.environments.sweep(fetched=not building)
+            swept = makers.installed.sweep()
             if not building:
+                makers.environments.sweep()
                 makers.images.sweep()
             for folder in swept:
                 _log.info("removed %s: its installation was never finished", folder)

@@ -6,9 +6,10 @@ before `installation.json` is written into it, last. So an attempt may be killed
 
 from __future__ import annotations
 
+import math
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -189,24 +190,30 @@ class Environments:
         except OSError as error:
             raise os_failure(error, f"{installation.backend} could not be removed") from error
         needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
-        unneeded = self.wheels.release(gone.values(), needed)
-        still = {wheel.locked().project for record in self.installed.records() for wheel in record.wheels}
-        if names := sorted({file.project for file in unneeded} - still):
-            self._unpacker.run(["cache", "clean", *names], deadline=180.0)
+        self._forget(self.wheels.release(gone.values(), needed))
         return freed(before, blocks([folder, self.wheels.root, self._cache]))
 
-    def sweep(self, *, fetched: bool = True) -> list[Path]:
-        """Remove what unfinished attempts left; returns their folders.
+    def sweep(self, older_than: float | None = None) -> None:
+        """Remove what was fetched for attempts that came to nothing; not while one goes on.
 
-        What was fetched for them stays a while: the next attempt goes on with it. Without `fetched` all of
-        it stays, since a job may be about to unpack it.
+        It stays a while, unless `older_than` (wall time) says otherwise: the next attempt goes on with it.
         """
-        swept = self.installed.sweep()
-        if not fetched:
-            return swept
+        before = time.time() - _FETCHED_STAYS if older_than is None else older_than
         needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
-        self.wheels.sweep(needed, time.time() - _FETCHED_STAYS)
-        return swept
+        self._forget(self.wheels.sweep(needed, before))
+
+    def drop_fetched(self) -> int:
+        """Remove all of it now; returns the bytes freed."""
+        places = [self.wheels.root, self._cache]
+        before = blocks(places)
+        self.sweep(math.inf)
+        return freed(before, blocks(places))
+
+    def _forget(self, names: Iterable[str]) -> None:
+        """Have the cache drop what was unpacked of projects that no installation has any more."""
+        still = {wheel.locked().project for record in self.installed.records() for wheel in record.wheels}
+        if gone := sorted(set(names) - still):
+            self._unpacker.run(["cache", "clean", *gone], deadline=180.0)
 
     def _kept(self, source: Environment, version: str) -> Lock | None:
         """Of a version that was brought here in an archive; what cannot be a file's name was not."""

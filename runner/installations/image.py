@@ -6,6 +6,7 @@ goes on where the last one ended, and a repair needs no network.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -174,10 +175,17 @@ class Images:
         self.parts.release([part.locked() for part in record.wheels] if record else [], needed)
         return freed(before, blocks([folder, self.parts.root])) + elsewhere
 
-    def sweep(self) -> None:
-        """Remove what was fetched for installations that did not come about, after a while."""
+    def sweep(self, older_than: float | None = None) -> None:
+        """Remove what was fetched for installations that did not come about: after a while, or as told."""
+        before = time.time() - _FETCHED_STAYS if older_than is None else older_than
         needed = {part.sha256 for record in self.installed.records() for part in record.wheels}
-        self.parts.sweep(needed, time.time() - _FETCHED_STAYS)
+        self.parts.sweep(needed, before)
+
+    def drop_fetched(self) -> int:
+        """Remove all of it now; returns the bytes freed."""
+        before = blocks([self.parts.root])
+        self.sweep(math.inf)
+        return freed(before, blocks([self.parts.root]))
 
     def _resolve(self, backend: str, source: Image, version: str, cancel: Event) -> ResolvedImage:
         # Loaded when something is installed: a daemon whose backends are there never needs it.

@@ -83,21 +83,25 @@ class WheelStore:
             with self._guard:
                 self._wanted.remove(mine)
 
-    def release(self, files: Iterable[LockedFile], needed: Container[str]) -> list[LockedFile]:
-        """Drop those that no hash in `needed` and no build that runs now names; returns them."""
+    def release(self, files: Iterable[LockedFile], needed: Container[str]) -> list[str]:
+        """Drop those that no hash in `needed` and no build that runs now names; returns their projects."""
         with self._guard:
             gone = [file for file in files if file.sha256 not in needed and not self._in_use(file.sha256)]
             for file in gone:
                 self.drop(file)
-        return gone
+        return [file.project for file in gone]
 
     def drop(self, file: LockedFile) -> None:
         """Remove a file, whole or in part."""
         shutil.rmtree(self.root / file.sha256, ignore_errors=True)
         self.part(file).unlink(missing_ok=True)
 
-    def sweep(self, needed: Container[str], older_than: float) -> None:
-        """Remove whole and partial files last touched before a wall time, but those in `needed` or in use."""
+    def sweep(self, needed: Container[str], older_than: float) -> list[str]:
+        """Remove whole and partial files last touched before a wall time, but those in `needed` or in use.
+
+        Returns the projects of the whole ones.
+        """
+        projects: list[str] = []
         with self._guard, suppress(FileNotFoundError):
             for entry in list(os.scandir(self.root)):
                 sha256 = entry.name.removesuffix(".part")
@@ -109,9 +113,11 @@ class WheelStore:
                     ):
                         continue
                     if entry.is_dir():
+                        projects += [LockedFile(one, sha256, 0).project for one in os.listdir(entry.path)]
                         shutil.rmtree(entry.path, ignore_errors=True)
                     else:
                         Path(entry.path).unlink(missing_ok=True)
+        return projects
 
     def _in_use(self, sha256: str) -> bool:
         return any(sha256 in files for files in self._wanted)

@@ -14,6 +14,9 @@ from greenroom.actors.installer import Installer
 from greenroom.actors.installer_messages import (
     Activate,
     BackendVerified,
+    DropFetched,
+    DropUnneeded,
+    FetchedDropped,
     Verified,
     VerifyBackend,
     VerifyInstallations,
@@ -298,3 +301,24 @@ def test_force_is_told_to_the_scheduler_and_forgotten_when_all_is_gone() -> None
     assert told[-1].backends[0].forced
     case.when(msg.InstallationGone(backend="mlx", installation_id=OLD.id, freed=1)).rest()
     assert not case.seen.forced
+
+
+class TestDroppingWhatWasFetched:
+    def test_is_done_and_told(self) -> None:
+        case = new_life(disk=(OLD,))
+        assert ask(case, DropFetched()) == Later("drop-fetched")
+        assert case.of(DropUnneeded) == [DropUnneeded()]
+        case.when(FetchedDropped(freed=7)).then()
+        assert case.answers["drop-fetched"] == FetchedDropped(freed=7)
+
+    def test_waits_for_no_job_and_takes_nothing_from_one(self) -> None:
+        case = new_life()
+        ensure(case)
+        assert ask(case, DropFetched()) == FetchedDropped(kept_for=("mlx",))
+        assert not case.of(DropUnneeded)
+
+    def test_that_fails_says_why(self) -> None:
+        case = new_life()
+        ask(case, DropFetched())
+        case.when(FetchedDropped(failure=NO_SPACE)).then()
+        assert case.answers["drop-fetched"].code == "no_space"

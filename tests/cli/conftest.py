@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from greenroom.runner.cli import main as command_line
+from quiet_server import QuietServer
 
 INSTANCE = "0123456789abcdef0123456789abcdef"
 
@@ -102,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
 def fake_daemon() -> Iterator[FakeDaemon]:
     """A web server on a free port; without a `/livez` it is a stranger."""
     daemon = FakeDaemon()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneHandler", (Handler,), {"daemon": daemon}))
+    server = QuietServer(("127.0.0.1", 0), type("OneHandler", (Handler,), {"daemon": daemon}))
     server.daemon_threads = False
     daemon.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

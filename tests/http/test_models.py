@@ -323,7 +323,7 @@ async def test_pruning_removes_what_broke_off_and_models_without_a_name_if_asked
     file.unlink()
     await pull(house, str(await asyncio.to_thread(make_gguf, file, "two")))
     status, text = await text_of(house.post("/models/prune"))
-    assert (status, json.loads(text)) == (200, {"deleted": [], "freed": 5000})
+    assert (status, json.loads(text)) == (200, {"deleted": [], "freed": 5000, "kept_for": []})
     status, text = await text_of(house.post("/models/prune", {"untagged": True}))
     assert json.loads(text)["deleted"] == [nameless]
     assert json.loads(text)["freed"] > 0

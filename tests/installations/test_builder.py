@@ -200,6 +200,22 @@ def test_removing_reports_the_bytes(make_builder, heard, toy):
     assert heard.next() == ("seen", "toy", ())
 
 
+def test_what_was_fetched_is_dropped_unless_a_job_goes_on(
+    make_builder, heard, toy, index, misbehave, eventually
+):
+    gate = threading.Event()
+    builder = make_builder(toy)
+    index.wrong[toy.files[0].name] = misbehave(hang=gate, hang_after=100_000)
+    builder.start("j1", "toy")
+    eventually(lambda: any(one.done >= 65_536 for one in heard.progressed))
+    assert builder.drop_fetched() == 0
+    builder.cancel("j1")
+    gate.set()
+    assert heard.next()[0] == "cancelled"
+    assert builder.drop_fetched() >= 65_536
+    assert builder.drop_fetched() == 0
+
+
 def test_removing_under_a_name_that_could_mean_another_place_fails(make_builder, heard, toy):
     make_builder(toy).remove("toy", "../../../etc")
     kind, _, _, failure = heard.next()

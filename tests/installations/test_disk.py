@@ -57,7 +57,7 @@ def test_a_daemon_killed_in_any_phase_leaves_nothing_that_is_believed(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert environments.installed.look("toy") == []
-    environments.sweep()
+    environments.installed.sweep()
     assert [path for path in (home / "backends").rglob("*") if path.is_file()] == []
     index.wrong.clear()
     built = environments.build("toy", toy.source, job="install-1")
@@ -79,7 +79,7 @@ def test_a_uv_that_outlived_its_daemon_is_ended_before_its_folder_is_swept(
     process.send_signal(signal.SIGKILL)
     process.wait()
     os.kill(orphan, 0)
-    assert len(environments.sweep()) == 1
+    assert len(environments.installed.sweep()) == 1
     eventually(lambda: not _runs(orphan))
     assert list((home / "backends" / "toy").iterdir()) == []
 
@@ -93,9 +93,9 @@ def _runs(pid):
 
 def test_what_is_being_built_is_not_swept(environments, home):
     folder = environments.installed.new_folder("toy", "1.0", "a" * 64, "install-1")
-    assert environments.sweep() == []
+    assert environments.installed.sweep() == []
     environments.installed.settled(folder)
-    assert environments.sweep() == [folder]
+    assert environments.installed.sweep() == [folder]
 
 
 def test_a_folder_counts_up_and_never_takes_the_place_of_another(environments):
@@ -175,7 +175,7 @@ def test_removing_takes_the_mark_first(environments, built, home, monkeypatch):
     monkeypatch.undo()
     assert folder.exists()
     assert environments.installed.look("toy") == []
-    assert environments.sweep() == [folder]
+    assert environments.installed.sweep() == [folder]
 
 
 def _refuse(path, ignore_errors=False):

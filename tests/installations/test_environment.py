@@ -285,6 +285,22 @@ def test_removing_frees_the_measured_bytes_and_only_what_nothing_else_needs(envi
     assert not environments.wheels.has(toy.files[0])
 
 
+def test_dropping_what_was_fetched_takes_what_came_to_nothing_and_only_that(environments, make_toy):
+    failing = make_toy("failing", size=3_000_000, body=b"import libmissing\n")
+    good = make_toy("good", size=1_000_000)
+    build(environments, good)
+    with pytest.raises(JobFailed, match="libmissing"):
+        build(environments, failing)
+    environments.sweep()
+    assert environments.wheels.has(failing.files[0]), "the next attempt goes on with it, for a while"
+    # The wheel, and what was unpacked of it in the cache.
+    assert 6_000_000 < environments.drop_fetched() < 7_000_000
+    assert not environments.wheels.has(failing.files[0])
+    assert environments.wheels.missing(good.files) == [], "the companion is one of both"
+    assert environments.installed.look("good")[0].broken == ""
+    assert environments.drop_fetched() == 0
+
+
 def test_removing_one_of_two_equal_installations_frees_what_is_its_own(environments, make_toy):
     toy = make_toy("toy", size=3_000_000)
     build(environments, toy)

@@ -20,6 +20,7 @@ import pytest
 from greenroom.actors.facts import Failure, Model, Progress
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
+from quiet_server import QuietServer
 
 BOUND = 30.0
 
@@ -326,7 +327,7 @@ class LocalIndex:
                 except ConnectionError:
                     self.close_connection = True
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = QuietServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from quiet_server import QuietServer
+
 COMMIT = "c0ffee" * 6 + "abcd"
 
 
@@ -79,7 +81,7 @@ def git_oid(data: bytes) -> str:
 def _serve(
     handler: type[http.server.BaseHTTPRequestHandler], hub: LocalHub
 ) -> http.server.ThreadingHTTPServer:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = QuietServer(("127.0.0.1", 0), handler)
     server.hub = hub  # type: ignore[attr-defined]
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources, Setting
+from quiet_server import QuietServer
 
 
 def make_wheel(
@@ -205,7 +206,7 @@ def serving() -> Iterator[Index]:
     """An index without wheels, as long as the context lasts."""
     index = Index()
     handler = type("Handler", (_Handler,), {"index": index})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = QuietServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -111,10 +111,27 @@ class WhyBackend:
         else:
             finding.answer += " It was found on disk, complete and verified."
         finding.also = [*self._serves(), *self._beside(usable)]
-        job = self._state.job
+        job, failure = self._state.job, self._state.failure
         if job is not None:
             finding.steps = [*finding.steps, *self._episode(job.id)]
+        elif failure is not None:
+            self._tell_failed_beside(finding, failure)
         return finding
+
+    def _tell_failed_beside(self, finding: Finding, failure: Failure) -> None:
+        """What is in use goes on, but somebody wanted another, and he or an operator asks why it is not."""
+        last = latest(self._events, InstallFailed)
+        if last is None:
+            return
+        episode = self._episode(last[1].job)
+        asked = latest(episode, InstallRequested)
+        version = asked[1].version if asked is not None else ""
+        what = f"to install {version}" if version else "to build it anew"
+        at = moment(last[0].at, self._now)
+        told = f"The last attempt {what} failed at {at}. {failure.sentence()}"
+        finding.also = [*finding.also, told]
+        finding.words = tool_words(failure.detail)
+        finding.steps = [*finding.steps, *episode]
 
     def _birth(self, usable: Installation) -> Happening | None:
         for one in reversed(self._events):

@@ -78,8 +78,11 @@ class Engines:
                 if not version:
                     return "Running: version unknown"
                 away = [one for one in self._door.quarantines() if one.backend == status.name]
-                back = ", ".join(f"{short(one.model_ref)} stays on {one.back_to_version}" for one in away)
-                return f"Running: {status.name} {version}{f' ({back})' if back else ''}"
+                notes = [f"{short(one.model_ref)} stays on {one.back_to_version}" for one in away]
+                if status.failure is not None and not status.job:
+                    notes.append(f"the last attempt at another failed: greenroom why {status.name}")
+                noted = f" ({', '.join(notes)})" if notes else ""
+                return f"Running: {status.name} {version}{noted}"
             case "installing" | "waiting_to_retry":
                 progress = self._door.backstage.board.latest(install_job(status.name))
                 if progress is not None:

@@ -172,3 +172,21 @@ def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) ->
 
     script.add(ev.InstallationRetiring(backend="llama.cpp", installation_id=old, reason="built anew"))
     assert f"1.0 lies beside it (installation {old}, being removed)." in script.why("llama.cpp").also
+
+
+def test_a_failed_attempt_at_another_version_is_told_beside_what_is_in_use(script: Any) -> None:
+    script.install("mlx", "0.32", wanted_by="explicit")
+    script.add(ev.InstallRequested(job="mlx.2", backend="mlx", version="0.33", wanted_by="explicit"))
+    script.add(ev.InstallFailed(job="mlx.2", backend="mlx", failure=hash_mismatch()))
+
+    found = script.why("mlx")
+
+    assert found.state == "installed"
+    (told,) = [one for one in found.also if "failed" in one]
+    assert told.startswith("The last attempt to install 0.33 failed at 12:00:")
+    assert hash_mismatch().message in told
+    assert types(found)[-2:] == ["install_requested", "install_failed"]
+    assert found.words
+
+    script.add(ev.InstallRequested(job="mlx.3", backend="mlx", version="0.33", wanted_by="explicit"))
+    assert not [one for one in script.why("mlx").also if "failed" in one], "that is being mended"

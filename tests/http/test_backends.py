@@ -185,3 +185,24 @@ async def test_what_is_damaged_is_named_and_broken_from_then_on(house: Any, wait
     assert list(damaged["damaged"].values()) == [["env/a.py has changed"]]
     body = await described(house)
     assert (body["state"], body["failure"]["message"]) == ("broken", "env/a.py has changed")
+
+
+async def test_status_says_that_an_attempt_at_another_version_has_failed(house: Any, wait_until: Any) -> None:
+    builds = Builds(house)
+    for job, version in (("absent.1", "1"), ("absent.2", "2")):
+        async with house.post("/engines", {"name": "absent", "version": version}) as response:
+            assert response.status == 202
+        if version == "1":
+            builds.commit(job, version)
+            await wait_until(lambda: house.greenroom.statuses()[1].current)
+    assert await words(house) == "Running: absent 1", "it may still come about"
+    builds.fail("absent.2", JobFailed.permanent("no_space", "No space is left.").failure)
+    await wait_until(lambda: house.greenroom.statuses()[1].failure)
+    assert (
+        await words(house) == "Running: absent 1 (the last attempt at another failed: greenroom why absent)"
+    )
+
+
+async def words(house: Any) -> str:
+    async with house.get("/engines/status") as response:
+        return str((await response.json())["absent"])

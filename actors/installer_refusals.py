@@ -12,6 +12,7 @@ _STATUS = {
     "unsupported_platform": 412,
     "refused_by_policy": 412,
     "no_such_version": 404,
+    "bad_settings": 412,
     "version_not_taken": 412,
     "no_space": 507,
     "read_only": 507,

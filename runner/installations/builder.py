@@ -190,7 +190,7 @@ class Builder:
         Raises:
             JobFailed: The backend cannot be installed here, or the version cannot be resolved.
         """
-        source, makers = self._source(backend), self._makers()
+        source, makers = self._source(backend), self._makers_with_settings()
         if isinstance(source, Image):
             return makers.images.plan(backend, source, version, cancel)
         return makers.environments.plan(backend, source, version, cancel)
@@ -263,7 +263,7 @@ class Builder:
         return partial(self._listener.committed, job_id, found)
 
     def _build(self, job_id: str, job: _Job, backend: str, version: str, *, repair: bool) -> Installation:
-        source, makers, tell = self._source(backend), self._makers(), self._listener.progress
+        source, makers, tell = self._source(backend), self._makers_with_settings(), self._listener.progress
         if isinstance(source, Image):
             return makers.images.build(
                 backend,
@@ -350,16 +350,25 @@ class Builder:
         return makers.environments.remove(named)
 
     def _makers(self) -> _Makers:
-        # Made on first use: reading the user's settings and loading what fetching needs costs a start.
+        # Made on first use: loading what fetching needs costs a start.
         with self._guard:
             if self._made is None:
-                sources = self._sources or PackageSources.discover()
-                for problem in sources.problems:
-                    _log.warning("%s", problem)
+                sources = self._sources or PackageSources()
                 self._made = _Makers(
                     self._home, sources, self._platform, self._registries, self._uv_binary, self._user_home
                 )
             return self._made
+
+    def _makers_with_settings(self) -> _Makers:
+        """With the user's settings as they are now: whoever mends his pip.conf need not restart anything."""
+        makers = self._makers()
+        if self._sources is None:
+            sources = PackageSources.discover()
+            for problem in (*sources.unreadable, *sources.senseless):
+                _log.warning("%s", problem)
+            makers.environments.use(sources)
+            makers.images.use(sources)
+        return makers
 
     def _aside(self, name: str, work: Callable[[], None]) -> None:
         threading.Thread(target=work, name=name, daemon=True).start()

@@ -71,6 +71,10 @@ class Environments:
         self._unpacker = Uv(self._cache, PackageSources(), uv_binary)
         self._uv_binary = uv_binary
 
+    def use(self, sources: PackageSources) -> None:
+        """From now on packages come from there."""
+        self._sources = sources
+
     def lock(self, source: Environment, version: str = "", cancel: Event | None = None) -> Lock:
         """The shipped lock, or one resolved for a version asked for by hand (which needs an index).
 
@@ -89,7 +93,7 @@ class Environments:
             return kept
         from greenroom.runner.installations.resolution import for_version
 
-        uv = Uv(self._cache, self._sources_of(source), self._uv_binary)
+        uv = Uv(self._cache, self._sources_of(source).understood(), self._uv_binary)
         return for_version(uv, source, version, records.base_python(), cancel)
 
     def plan(self, backend: str, source: Environment, version: str = "", cancel: Event | None = None) -> Plan:
@@ -265,8 +269,11 @@ class Environments:
 
         name = f"{source.distribution} {lock.version_of(source.distribution)}"
         unpacking = Unpacking(self._unpacker, self.wheels, folder, report.job, before)
+        sources = self._sources_of(source)
         try:
-            Fetcher(self.wheels, self._sources_of(source)).fetch(
+            if self.wheels.missing(files):
+                sources.understood()
+            Fetcher(self.wheels, sources).fetch(
                 sorted(files, key=_unpacking_last),
                 cancel=AnyOf(cancel, unpacking),
                 on_bytes=lambda done, total: report.bytes(f"Downloading {name}", done, total),

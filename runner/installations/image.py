@@ -71,6 +71,10 @@ class Images:
         self._registries = registries or {}
         self._user_home = user_home
 
+    def use(self, sources: PackageSources) -> None:
+        """From now on with this transport."""
+        self._sources = sources
+
     def plan(self, backend: str, source: Image, version: str = "", cancel: Event | None = None) -> Plan:
         """What an installation would fetch. Asks the registry, unless a recorded image is still cached.
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from greenroom.runner.failures import JobFailed
+
 DEFAULT_INDEX = "https://pypi.org/simple"
 
 _CREDENTIALS = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@'\"]+@")
@@ -68,8 +70,10 @@ class PackageSources:
     """Seconds without a byte before a transfer counts as stalled."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """uv's `UV_INDEX_<NAME>_USERNAME` and `_PASSWORD`, handed through as they are."""
-    problems: tuple[str, ...] = ()
-    """Settings files that could not be read, one sentence each."""
+    unreadable: tuple[str, ...] = ()
+    """Settings files that may not be read, one sentence each; pip goes on without them too."""
+    senseless: tuple[str, ...] = ()
+    """Settings files that cannot be understood, one sentence each: see `understood`."""
 
     @classmethod
     def discover(
@@ -83,9 +87,9 @@ class PackageSources:
         """What the user's settings say; arguments are for tests, and `prefix` is pip's site scope."""
         env = os.environ if env is None else env
         home = home or Path(env.get("HOME") or "~").expanduser()
-        problems: list[str] = []
-        pip_files = _read_pip(env, home, system, prefix or Path(sys.prefix), problems)
-        uv_files = _read_uv(env, home, problems)
+        files = _Files()
+        pip_files = _read_pip(env, home, system, prefix or Path(sys.prefix), files)
+        uv_files = _read_uv(env, home, files)
         layers = [_uv_environment(env), _pip_environment(env), uv_files, pip_files]
         return cls(
             index=_first(layers, "index") or Setting(DEFAULT_INDEX, "default"),
@@ -104,8 +108,25 @@ class PackageSources:
                 for name, value in env.items()
                 if name.startswith("UV_INDEX_") and name.endswith(("_USERNAME", "_PASSWORD"))
             },
-            problems=tuple(problems),
+            unreadable=tuple(files.unreadable),
+            senseless=tuple(files.senseless),
         )
+
+    def understood(self) -> PackageSources:
+        """The same. Packages are not fetched past a file of settings that makes no sense, as in pip and uv.
+
+        It may name another index than the one everybody has, and be there so that nothing comes from that.
+
+        Raises:
+            JobFailed: A file makes no sense.
+        """
+        if self.senseless:
+            raise JobFailed.permanent(
+                "bad_settings",
+                self.senseless[0],
+                advice="Nothing was fetched, since it may say from where. Correct the file, then try again.",
+            )
+        return self
 
     def with_indexes(self, urls: Iterable[str], origin: str) -> PackageSources:
         """The same sources and, after the user's own, the indexes a backend's wheels live on."""
@@ -318,17 +339,17 @@ def _pip_files(env: Mapping[str, str], home: Path, system: str, prefix: Path) ->
         yield Path(named)
 
 
-def _read_pip(env: Mapping[str, str], home: Path, system: str, prefix: Path, problems: list[str]) -> _Layer:
+def _read_pip(env: Mapping[str, str], home: Path, system: str, prefix: Path, files: _Files) -> _Layer:
     layer: _Layer = {}
     for file in _pip_files(env, home, system, prefix):
-        text = _text(file, problems)
+        text = files.read(file)
         if text is None:
             continue
         parser = configparser.RawConfigParser()
         try:
             parser.read_string(text)
         except configparser.Error as error:
-            problems.append(f"{file} is not a pip configuration: {str(error).splitlines()[0]}")
+            files.senseless.append(f"{file} is no configuration of pip's: {_first_line(error, file)}")
             continue
         # A later file, and the section of the command, replace what was said before, as in pip.
         for section in ("global", "download", "install"):
@@ -343,26 +364,26 @@ def _read_pip(env: Mapping[str, str], home: Path, system: str, prefix: Path, pro
     return layer
 
 
-def _read_uv(env: Mapping[str, str], home: Path, problems: list[str]) -> _Layer:
+def _read_uv(env: Mapping[str, str], home: Path, files: _Files) -> _Layer:
     """uv's user file before its system file; one named by `UV_CONFIG_FILE` stands for both."""
     if env.get("UV_CONFIG_FILE"):
-        files = [Path(env["UV_CONFIG_FILE"])]
+        places = [Path(env["UV_CONFIG_FILE"])]
     elif _truthy(env.get("UV_NO_CONFIG", "")):
-        files = []
+        places = []
     else:
         config = Path(env.get("XDG_CONFIG_HOME") or home / ".config")
-        files = [config / "uv" / "uv.toml"]
-        files += [Path(d) / "uv" / "uv.toml" for d in (env.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
-        files.append(Path("/etc/uv/uv.toml"))
+        places = [config / "uv" / "uv.toml"]
+        places += [Path(d) / "uv" / "uv.toml" for d in (env.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
+        places.append(Path("/etc/uv/uv.toml"))
     layer: _Layer = {}
-    for file in files:
-        text = _text(file, problems)
+    for file in places:
+        text = files.read(file)
         if text is None:
             continue
         try:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            problems.append(f"{file} is not TOML: {error}")
+            files.senseless.append(f"{file} is no configuration of uv's: {error}.")
             continue
         for part in (table, table.get("pip", {})):
             for name, settings in _uv_table(part, str(file)).items():
@@ -389,11 +410,26 @@ def _uv_table(table: Mapping[str, Any], origin: str) -> _Layer:
     return layer
 
 
-def _text(file: Path, problems: list[str]) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+@dataclass
+class _Files:
+    """Files of settings, and what was wrong with them."""
+
+    unreadable: list[str] = field(default_factory=list)
+    senseless: list[str] = field(default_factory=list)
+
+    def read(self, file: Path) -> str | None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except UnicodeDecodeError as error:
+            self.senseless.append(f"{file} is no text: {error.reason} at byte {error.start}.")
+        except OSError as error:
+            self.unreadable.append(f"{file} cannot be read: {error.strerror}.")
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{file} cannot be read: {error}")
-        return None
+
+
+def _first_line(error: configparser.Error, file: Path) -> str:
+    """What is wrong, in a line; `configparser` says `<string>` for the file."""
+    text = str(error).replace("While reading from ", "").replace("'<string>'", file.name)
+    return redact(" ".join(text.replace("\\n", "").split()).rstrip(".")) + "."

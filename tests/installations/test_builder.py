@@ -216,6 +216,28 @@ def test_what_was_fetched_is_dropped_unless_a_job_goes_on(
     assert builder.drop_fetched() == 0
 
 
+def test_settings_are_read_anew_for_each_attempt(make_builder, heard, toy, index, tmp_path, monkeypatch):
+    conf = tmp_path / "pip.conf"
+    conf.write_text(f"index-url = {index.sources.index.value}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(conf))
+    for name in ("PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_FIND_LINKS", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    builder = make_builder(toy, sources=None)
+    builder.start("j1", "toy")
+    kind, _, failure = heard.next()
+    assert (kind, failure.code) == ("failed", "bad_settings")
+    assert str(conf) in failure.message
+    assert index.requests == []
+    conf.write_text(f"[global]\nindex-url = {index.sources.index.value}\n")
+    builder.start("j2", "toy")
+    assert heard.next()[0] == "committed"
+    # What is here already needs no settings.
+    conf.write_text("nonsense\n")
+    builder.start("j3", "toy")
+    assert heard.next()[0] == "committed"
+
+
 def test_removing_under_a_name_that_could_mean_another_place_fails(make_builder, heard, toy):
     make_builder(toy).remove("toy", "../../../etc")
     kind, _, _, failure = heard.next()

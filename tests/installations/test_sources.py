@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import pytest
+from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting, redact
 
 
@@ -136,7 +139,40 @@ def test_a_settings_file_that_is_damaged_is_named_and_the_rest_goes_on(discover,
     file = write(home / ".config" / "pip" / "pip.conf", "index-url = https://no-section.example\n")
     sources = discover({"PIP_PROXY": "http://proxy.example:3128"})
     assert sources.proxy is not None
-    assert [problem for problem in sources.problems if str(file) in problem]
+    (sentence,) = sources.senseless
+    assert sentence.startswith(f"{file} is no configuration of pip's: File contains no section headers.")
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        ("pip/pip.conf", b"index-url = https://me:s3cret@mirror.example/simple\n"),
+        ("pip/pip.conf", b"[global]\nindex-url = a\n[global]\nindex-url = b\n"),
+        ("pip/pip.conf", b"\xff\xfe[global]"),
+        ("uv/uv.toml", b"index-url = mirror"),
+    ],
+)
+def test_packages_are_not_fetched_past_settings_that_make_no_sense(discover, home, place, content):
+    file = home / ".config" / place
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(JobFailed) as caught:
+        discover().understood()
+    failure = caught.value.failure
+    assert (failure.kind, failure.code) == ("permanent", "bad_settings")
+    assert failure.message.startswith(str(file))
+    assert "s3cret" not in failure.sentence()
+
+
+def test_settings_that_may_not_be_read_are_passed_over_as_pip_does(discover, home, monkeypatch):
+    write(home / ".config" / "pip" / "pip.conf", "[global]\nindex-url = https://mirror.example\n")
+
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    sources = discover().understood()
+    assert any("Permission denied" in one for one in sources.unreadable)
 
 
 def test_credentials_never_show(discover):

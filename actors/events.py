@@ -116,6 +116,8 @@ class InstallationActivated(Event, frozen=True, kw_only=True):
     TAG = "installation_activated"
     backend: str
     installation_id: str
+    reason: str = ""
+    """What it was chosen for, as the end of a sentence."""
 
 
 class InstallationRetiring(Event, frozen=True, kw_only=True):

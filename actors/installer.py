@@ -210,7 +210,9 @@ class Installer:
         if backend.theirs is not None:  # 4
             return Decision(reply=refusals.not_ours(backend.theirs), seen=seen)
         if ask.version and not ask.repair and (here := whole_of(backend, ask.version)) is not None:  # 5
-            activated = ev.InstallationActivated(backend=ask.backend, installation_id=here.id)
+            activated = ev.InstallationActivated(
+                backend=ask.backend, installation_id=here.id, reason="somebody wants this version"
+            )
             reply = msg.Ensured(installation=here, fresh=False)
             return Decision(events=(activated,), reply=reply, seen=seen)
         events: tuple[Event, ...] = ()
@@ -347,7 +349,12 @@ class Installer:
         before = state.of(name).usable
         if before is not None and before.version != report.installation.version:
             # Built beside the other one, and probed: only now does it take its place.
-            events.append(ev.InstallationActivated(backend=name, installation_id=report.installation.id))
+            activated = ev.InstallationActivated(
+                backend=name,
+                installation_id=report.installation.id,
+                reason=f"it was built for that, beside {before.id}",
+            )
+            events.append(activated)
         return Decision(events=tuple(events), effects=_answers([job], job, events[0]), cause=job.cause)
 
     def _attempt_ended(

@@ -50,7 +50,8 @@ def settle_with_disk(
         elif known is None or known.broken:  # 2
             events.append(ev.InstallationFound(backend=name, installation=one))
         if not one.managed and not one.broken and backend.current != one.id:
-            events.append(ev.InstallationActivated(backend=name, installation_id=one.id))
+            reason = "it is the user's own, named in the config"
+            events.append(ev.InstallationActivated(backend=name, installation_id=one.id, reason=reason))
     there = {one.id for one in found}
     events += [
         ev.InstallationMissing(backend=name, installation_id=one, reason="its folder is gone")

@@ -144,7 +144,16 @@ class InstallerTurn:
             return
         if backend.whole:
             best = max(backend.whole, key=lambda one: one.built_at)
-            self._events.append(ev.InstallationActivated(backend=name, installation_id=best.id))
+            last = backend.installations.get(backend.current)
+            if last is None:
+                reason = "the one in use is gone"
+            elif last.broken:
+                reason = f"the one in use, {last.id}, is broken"
+            else:
+                reason = f"the one in use, {last.id}, is being removed"
+            self._events.append(
+                ev.InstallationActivated(backend=name, installation_id=best.id, reason=reason)
+            )
 
     def _build(self, name: str, backend: BackendInstallState) -> None:  # 3
         job = backend.job

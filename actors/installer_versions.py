@@ -38,7 +38,8 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerS
         # Nothing to switch; whoever names it wants models to be tried on it again.
         lift = Tell(to=msg.SCHEDULER, command=msg.LiftQuarantines(backend=ask.backend))
         return Decision(reply=reply, effects=(lift,))
-    activated = ev.InstallationActivated(backend=ask.backend, installation_id=chosen.id)
+    reason = "somebody wants this version" if ask.version else "somebody goes back to it"
+    activated = ev.InstallationActivated(backend=ask.backend, installation_id=chosen.id, reason=reason)
     return Decision(events=(activated,), reply=reply)
 
 

@@ -118,6 +118,8 @@ def _versions(found: dict[str, Any] | None) -> str:
 def _state(found: dict[str, Any]) -> str:
     failure = (found.get("failure") or {}).get("message") or ""
     word = str(found["state"]).replace("_", " ")
+    if word == "installed" and found.get("job"):
+        return f"{word}; another is being installed"
     if word == "installed" and failure:
         return f"{word} (the last attempt at another failed: {failure})"
     return f"{word}: {failure}" if failure else word

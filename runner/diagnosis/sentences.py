@@ -135,7 +135,8 @@ class Narrator:
         return _ended(f"{_id(fields)} is broken: {fields['reason']}")
 
     def _installation_activated(self, fields: Fields) -> str:
-        return f"New engines of {fields['backend']} start from {fields['installation_id']}."
+        reason = f": {fields['reason']}" if fields.get("reason") else ""
+        return f"New engines of {fields['backend']} start from {fields['installation_id']}{reason}."
 
     def _installation_retiring(self, fields: Fields) -> str:
         stays = " It stays uninstalled until somebody asks for it." if fields.get("unwanted") else ""

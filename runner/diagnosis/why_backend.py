@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from greenroom.actors.events import (
     BackendChosen,
+    InstallationActivated,
     InstallationBroken,
     InstallationCommitted,
     InstallationFound,
@@ -110,6 +111,7 @@ class WhyBackend:
             finding.steps = self._episode(born.event.job)
         else:
             finding.answer += " It was found on disk, complete and verified."
+        self._tell_chosen(finding, usable, born)
         finding.also = [*self._serves(), *self._beside(usable)]
         job, failure = self._state.job, self._state.failure
         if job is not None:
@@ -117,6 +119,21 @@ class WhyBackend:
         elif failure is not None:
             self._tell_failed_beside(finding, failure)
         return finding
+
+    def _tell_chosen(self, finding: Finding, usable: Installation, born: Happening | None) -> None:
+        """Where it was not simply installed: since when, and why it and no other is in use."""
+        mine = [
+            one for one in of_type(self._events, InstallationActivated) if one[1].installation_id == usable.id
+        ]
+        if not mine:
+            return
+        chosen, event = mine[-1]
+        if born is not None and (chosen.record.seq < born.record.seq or not event.reason):
+            return
+        finding.steps = [*finding.steps, chosen]
+        if born is None or not chosen.record.cause or chosen.record.cause != born.record.cause:
+            since = moment(chosen.at, self._now)
+            finding.answer += f" It is the one in use since {since}: {ended(event.reason)}"
 
     def _tell_failed_beside(self, finding: Finding, failure: Failure) -> None:
         """What is in use goes on, but somebody wanted another, and he or an operator asks why it is not."""

@@ -19,6 +19,7 @@ from greenroom.actors.progress import install_job
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.models.references import shown
 
 _AT_ONCE = 0.5
@@ -73,14 +74,14 @@ class Backends:
             raise HttpRefusal(400, "invalid_request", "invalid request: name is required")
         name = self._door.backend(body.name)
         wish = Ensure(backend=name, version=body.version, wanted_by="explicit", repair=body.reinstall)
-        here = await self._soon(wish) is not None
+        here = await self._soon(request, wish) is not None
         return self._followed(f"{request.path.rstrip('/')}/{name}", name, 200 if here else 202)
 
     async def uninstall(self, request: web.Request) -> web.StreamResponse:
         """Remove all of a backend: 200 with the bytes when it is gone, 202 while its engines drain."""
         name = self._door.backend(request.match_info["name"])
         force = _forced(request)
-        gone = await self._soon(Uninstall(backend=name, force=force))
+        gone = await self._soon(request, Uninstall(backend=name, force=force))
         if gone is None:
             return self._followed(request.path, name, 202)
         return _json(gone)
@@ -89,7 +90,7 @@ class Backends:
         """Bring an installation that is here into use, without a version the one before the current."""
         body = await self._named_body(request)
         ask = Activate(backend=self._door.backend(body.backend), version=body.version)
-        ensured = await self._door.backstage.system.ask(INSTALLER, ask)
+        ensured = await self._door.backstage.system.ask(INSTALLER, ask, cause=request_id_of(request))
         return _json({"installation": ensured.installation})
 
     async def verify(self, request: web.Request) -> web.StreamResponse:
@@ -99,7 +100,10 @@ class Backends:
         names = [self._door.backend(body.backend)] if body.backend else [one.name for one in backstage.facts]
 
         async def verify() -> web.StreamResponse:
-            asks = [backstage.system.ask(INSTALLER, VerifyBackend(backend=name)) for name in names]
+            cause = request_id_of(request)
+            asks = [
+                backstage.system.ask(INSTALLER, VerifyBackend(backend=name), cause=cause) for name in names
+            ]
             found: list[Verified] = [await ask for ask in asks]
             return _json([one for one in found if one.checked or body.backend])
 
@@ -107,9 +111,10 @@ class Backends:
 
     # inside
 
-    async def _soon(self, command: Command) -> Any:
+    async def _soon(self, request: web.Request, command: Command) -> Any:
         """The answer if it comes at once, else None: the job goes on without us. Raises its refusal."""
-        asked = asyncio.ensure_future(_answer(self._door.backstage.system.ask(INSTALLER, command)))
+        reply = self._door.backstage.system.ask(INSTALLER, command, cause=request_id_of(request))
+        asked = asyncio.ensure_future(_answer(reply))
         try:
             done, _ = await asyncio.wait({asked}, timeout=_AT_ONCE)
             return asked.result() if done else None

@@ -16,6 +16,7 @@ from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.serving import prospects
 from greenroom.runner.http.transfers import canonical
 from greenroom.runner.models.description import described, described_remote, files_of
@@ -89,7 +90,9 @@ class Models:
             raise HttpRefusal(400, "invalid_request", "missing repo or tag query parameter")
         model = self._door.model(request.match_info["reference"])
         target = f"{repository}:{tag}"
-        await self._door.backstage.system.ask(LIBRARY, TagModel(model_id=model.id, tag=_as_tag(target)))
+        await self._door.backstage.system.ask(
+            LIBRARY, TagModel(model_id=model.id, tag=_as_tag(target)), cause=request_id_of(request)
+        )
         return web.json_response(
             {"message": f'Model tagged successfully with "{target}"', "target": target}, status=201
         )
@@ -108,7 +111,7 @@ class Models:
         repackage = RepackageModel(
             model_id=model.id, tag=_as_tag(body.target), context_size=body.context_size
         )
-        await self._door.backstage.system.ask(LIBRARY, repackage)
+        await self._door.backstage.system.ask(LIBRARY, repackage, cause=request_id_of(request))
         return web.json_response(
             {
                 "message": f'Model repackaged successfully as "{body.target}"',
@@ -129,7 +132,7 @@ class Models:
         model = self._door.model(name)
         force = is_true(request.query.get("force"))
         remove = RemoveModel(model_id=model.id, tag=_tag_meant(name, model), force=force)
-        removed = await self._door.backstage.system.ask(LIBRARY, remove)
+        removed = await self._door.backstage.system.ask(LIBRARY, remove, cause=request_id_of(request))
         if not isinstance(removed, Removed):
             return web.json_response([{"Untagged": remove.tag}])
         gone = [{"Untagged": tag} for tag in removed.untagged]
@@ -143,7 +146,7 @@ class Models:
         for model in self._door.backstage.models():
             remove = RemoveModel(model_id=model.id, all_tags=True, force=force)
             try:
-                await system.ask(LIBRARY, remove)
+                await system.ask(LIBRARY, remove, cause=request_id_of(request))
             except Refused as refused:
                 # Somebody else may have removed it a moment ago.
                 if refused.refusal.status != 404:

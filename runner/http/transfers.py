@@ -81,7 +81,7 @@ class Transfers:
         async def pull() -> web.StreamResponse:
             waiter = body.waiter or request_id_of(request)
             ask = Pull(reference=reference, token=body.bearer_token, force=body.force, waiter=waiter)
-            reply = backstage.system.ask(LIBRARY, ask)
+            reply = backstage.system.ask(LIBRARY, ask, cause=request_id_of(request))
             with counted(backstage.system, reply, LIBRARY, LeavePull(reference=reference, waiter=waiter)):
                 return await stream_job(request, backstage.board, pull_job(reference), reply, lines)
 
@@ -91,7 +91,7 @@ class Transfers:
         """End a pull."""
         body = await read_json(request, _LIMIT, CancelBody, what="it is no JSON object with a from")
         cancel = CancelPull(reference=canonical(body.reference), leave=body.leave, waiter=body.waiter)
-        cancelled = await self._door.backstage.system.ask(LIBRARY, cancel)
+        cancelled = await self._door.backstage.system.ask(LIBRARY, cancel, cause=request_id_of(request))
         return web.json_response({"ended": cancelled.ended})
 
     async def push(self, request: web.Request) -> web.StreamResponse:
@@ -124,7 +124,7 @@ class Transfers:
 
         async def load() -> web.StreamResponse:
             model = await _stored(request, self._door)
-            await backstage.system.ask(LIBRARY, NoteModel(model=model))
+            await backstage.system.ask(LIBRARY, NoteModel(model=model), cause=request_id_of(request))
             lines = TransferLines("load", "pull", raw=True)
             # The id is no part of the contract; clients that know the archive can compute it.
             return web.Response(

@@ -18,6 +18,7 @@ from greenroom.runner.failures import JobFailed
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.errors import wants_json
+from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfer_lines import TransferLines
 from greenroom.runner.models.references import familiar
@@ -84,7 +85,9 @@ class Upkeep:
             if model.tags:
                 continue
             try:
-                removed = await system.ask(LIBRARY, RemoveModel(model_id=model.id))
+                removed = await system.ask(
+                    LIBRARY, RemoveModel(model_id=model.id), cause=request_id_of(request)
+                )
             except Refused:
                 continue
             deleted += removed.deleted
@@ -109,14 +112,18 @@ class Upkeep:
             cancel = threading.Event()
             try:
                 return await stream_job(
-                    request, self._door.backstage.board, job, self._verified(model, job, cancel), lines
+                    request,
+                    self._door.backstage.board,
+                    job,
+                    self._verified(request, model, job, cancel),
+                    lines,
                 )
             finally:
                 cancel.set()
 
         return await self._door.visitors.attend(request, verify)
 
-    async def _verified(self, model: Model, job: str, cancel: threading.Event) -> str:
+    async def _verified(self, request: web.Request, model: Model, job: str, cancel: threading.Event) -> str:
         backstage = self._door.backstage
         done = 0
 
@@ -138,7 +145,8 @@ class Upkeep:
         if not problems:
             return f"{familiar(shown_name(model))} is whole: every byte is what it was when it arrived"
         reason = " ".join(problems)
-        await backstage.system.ask(LIBRARY, NoteDamage(model_id=model.id, reason=f"it is damaged: {reason}"))
+        damage = NoteDamage(model_id=model.id, reason=f"it is damaged: {reason}")
+        await backstage.system.ask(LIBRARY, damage, cause=request_id_of(request))
         name = familiar(shown_name(model))
         raise Refused(
             Refusal(

@@ -198,7 +198,8 @@ class TestActivating:
         case = upgraded()
         assert status(case).current == NEW
         assert ask(case, Activate(backend="mlx")) == msg.Ensured(installation=OLD, fresh=False)
-        case.then(ev.InstallationActivated(backend="mlx", installation_id=OLD.id))
+        back = "somebody goes back to it"
+        case.then(ev.InstallationActivated(backend="mlx", installation_id=OLD.id, reason=back))
         assert status(case).current == OLD
         assert len(status(case).installations) == 2
         ask(case, Activate(backend="mlx"))

@@ -31,6 +31,9 @@ def test_backends_shows_versions_and_the_one_in_use(greenroom: Any, our_daemon: 
     lines = {line.split()[0]: line for line in greenroom("backends").out.splitlines()[1:]}
     assert "1.0, 1.1*  installed" in lines["llama.cpp"]
     assert lines["mlx"].endswith("failed: The disk is full.")
+    busy = described("mlx", installed("1", current=True), state="installed", job={"id": "mlx.2"})
+    our_daemon.routes["GET /engines"] = [busy]
+    assert "installed; another is being installed" in greenroom("backends").out
 
 
 def test_upgrading_asks_for_the_pinned_version_or_the_named_one(greenroom: Any, our_daemon: Any) -> None:

@@ -190,3 +190,17 @@ def test_a_failed_attempt_at_another_version_is_told_beside_what_is_in_use(scrip
 
     script.add(ev.InstallRequested(job="mlx.3", backend="mlx", version="0.33", wanted_by="explicit"))
     assert not [one for one in script.why("mlx").also if "failed" in one], "that is being mended"
+
+
+def test_a_version_that_was_gone_back_to_says_since_when_and_why(script: Any) -> None:
+    old = script.install("mlx", "0.32", wanted_by="explicit")
+    script.install("mlx", "0.33", wanted_by="explicit")
+    back = ev.InstallationActivated(backend="mlx", installation_id=old, reason="somebody goes back to it")
+    script.add(back, cause="r-1", after=60.0)
+
+    found = script.why("mlx")
+
+    assert found.answer.startswith("mlx 0.32 is installed since 12:00:")
+    assert "It is the one in use since 12:01:" in found.answer
+    assert found.answer.endswith("somebody goes back to it.")
+    assert found.steps[-1].text == f"New engines of mlx start from {old}: somebody goes back to it."

@@ -191,7 +191,7 @@ class Narrator:
         return (
             f"{_load(spec)} may be loaded: {format_size(spec.get('memory') or 0)} are kept for it, "
             f"{format_size(fields['promised'])} of {format_size(fields['budget'])} are promised in all"
-            f"{f' ({before} requests for it were refused before)' if before else ''}."
+            f"{_refused_before(before)}."
         )
 
     def _load_refused(self, fields: Fields) -> str:
@@ -344,6 +344,16 @@ def short(reference: str) -> str:
     """A reference as people write it: `docker.io/ai/smollm2:latest` is `smollm2`."""
     match = _TOO_PRECISE.match(reference)
     return match[1] if match else reference
+
+
+def _refused_before(count: int) -> str:
+    if not count:
+        return ""
+    return (
+        " (one request for it was refused before)"
+        if count == 1
+        else f" ({count} requests for it were refused before)"
+    )
 
 
 def _load(spec: Fields) -> str:

@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from greenroom.actors.facts import Failure
 from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.lock import (
@@ -91,9 +92,25 @@ def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel:
         _see_that_it_is_taken(source, version)
         requirements.append(f"{source.distribution}=={version.strip()}")
     header = [f"{source.distribution} {version}, resolved on request from: {', '.join(requirements)}"]
-    return resolve(
-        uv, requirements, header=header, python=str(python), cancel=cancel, excluded=source.excluded
-    )
+    try:
+        return resolve(
+            uv, requirements, header=header, python=str(python), cancel=cancel, excluded=source.excluded
+        )
+    except JobFailed as failed:
+        if failed.failure.code != "no_such_version":
+            raise
+        raise _not_found(source.distribution, version.strip(), failed.failure) from failed
+
+
+def _not_found(distribution: str, version: str, failure: Failure) -> JobFailed:
+    """The same with what was asked for: uv found no set of packages, for whichever reason."""
+    wanted = distribution if version == "latest" else f"{distribution} {version}"
+    told = " ".join(failure.detail.split())
+    missing = f"no version of {distribution}=={version}" in told or f"{distribution} was not found" in told
+    message = f"{wanted} is not on the package index."
+    if not missing:
+        message = f"There is no set of packages in which {wanted} would work here."
+    return JobFailed.permanent(failure.code, message, advice=failure.advice, detail=failure.detail)
 
 
 def _see_that_it_is_taken(source: Environment, version: str) -> None:

@@ -268,6 +268,18 @@ def test_a_version_that_does_not_exist_is_permanent(environments, toy):
         failure = caught.value.failure
         assert (failure.kind, failure.code) == ("permanent", "no_such_version")
         assert len(failure.message) < 120
+        if version == "99.0":
+            assert failure.message == "toy 99.0 is not on the package index."
+
+
+def test_a_version_whose_needs_cannot_be_met_is_not_called_missing(environments, make_toy, index):
+    toy = make_toy("toy")
+    index.add("toy", "2.0", {"toy/__init__.py": b""}, requires=("nowhere>=1",))
+    with pytest.raises(JobFailed) as caught:
+        build(environments, toy, version="2.0")
+    failure = caught.value.failure
+    assert failure.message == "There is no set of packages in which toy 2.0 would work here."
+    assert "nowhere" in failure.detail
 
 
 def test_removing_frees_the_measured_bytes_and_only_what_nothing_else_needs(environments, make_toy, index):

@@ -20,13 +20,18 @@ from quiet_server import QuietServer
 
 
 def make_wheel(
-    name: str, version: str, files: dict[str, bytes], tag: str = "py3-none-any"
+    name: str,
+    version: str,
+    files: dict[str, bytes],
+    tag: str = "py3-none-any",
+    requires: tuple[str, ...] = (),
 ) -> tuple[str, bytes]:
     """A real wheel, with RECORD; the same arguments make the same bytes."""
     info = f"{name}-{version}.dist-info"
+    needs = "".join(f"Requires-Dist: {one}\n" for one in requires)
     contents = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}".encode(),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
     }
     lines = []
@@ -77,8 +82,15 @@ class Index:
     password: str = ""
     released: threading.Event = field(default_factory=threading.Event)
 
-    def add(self, name: str, version: str, files: dict[str, bytes], tag: str = "py3-none-any") -> LockedFile:
-        filename, data = make_wheel(name, version, files, tag)
+    def add(
+        self,
+        name: str,
+        version: str,
+        files: dict[str, bytes],
+        tag: str = "py3-none-any",
+        requires: tuple[str, ...] = (),
+    ) -> LockedFile:
+        filename, data = make_wheel(name, version, files, tag, requires)
         self.wheels.setdefault(name.replace("_", "-"), {})[filename] = data
         return LockedFile(name=filename, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 

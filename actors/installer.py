@@ -245,30 +245,45 @@ class Installer:
         return activate(backend, ask)
 
     def _uninstall(self, state: InstallerState, ask: msg.Uninstall, seen: Seen) -> Decision[Seen]:
-        """Retire everything of a backend; it is removed once its engines are gone."""
+        """Retire everything of a backend, or a version; it is removed once its engines are gone.
+
+        Without anything left, or on its way, the backend stays uninstalled until somebody asks for it.
+        """
         if ask.backend not in self._facts:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
         backend = state.of(ask.backend)
         if backend.theirs is not None:
             return Decision(reply=refusals.not_ours(backend.theirs))
-        reason = "the backend was uninstalled meanwhile"
+        version = self._named(ask.backend, ask.version)
+        going = [one for one in backend.installations.values() if version in ("", one.version)]
+        jobs = [job for job in backend.jobs_open if version in ("", job.version)]
+        key = ensure_key(ask.backend, version) if version else ""
+        if version and not going and not jobs and key not in seen.pending:
+            return Decision(reply=refusals.no_such_installation(backend, ask.backend, version))
+        others = len(going) < len(backend.installations) or len(jobs) < len(backend.jobs_open)
+        reason = "it was uninstalled meanwhile" if version else "the backend was uninstalled meanwhile"
         events: list[Event] = []
         effects: list[Effect] = []
-        for job in backend.jobs_open:
-            cancelled = ev.InstallCancelled(job=job.id, backend=ask.backend, reason=reason, unwanted=True)
+        for job in jobs:
+            cancelled = ev.InstallCancelled(
+                job=job.id, backend=ask.backend, reason=reason, unwanted=not others
+            )
             events.append(cancelled)
             effects += [CancelBuild(job=job.id), *_answers(backend.jobs_open, job, cancelled)]
-        seen, unasked = _without_pending(seen, ask.backend, reason)
+        seen, unasked = _without_pending(seen, ask.backend, reason, key)
         effects += unasked
         events += [
             ev.InstallationRetiring(
-                backend=ask.backend, installation_id=one, reason="uninstalled by the user", unwanted=True
+                backend=ask.backend,
+                installation_id=one.id,
+                reason="uninstalled by the user",
+                unwanted=not others,
             )
-            for one in backend.installations
-            if one not in backend.retiring
+            for one in going
+            if one.id not in backend.retiring
         ]
         reply: Any = msg.Uninstalled(freed=0, was_installed=False)
-        if backend.installations:
+        if going:
             reply = Later(uninstall_key(ask.backend))
             forced = seen.forced | ({ask.backend} if ask.force else frozenset())
             seen = msgspec.structs.replace(seen, freed={ask.backend: 0, **seen.freed}, forced=forced, told=-1)

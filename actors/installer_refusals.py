@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.installer_state import BackendInstallState
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
 
@@ -39,6 +40,15 @@ def failed(failure: Failure | None, subject: str) -> Refusal:
         retry_after=30.0 if passing else 0.0,
         subject=subject,
     )
+
+
+def no_such_installation(
+    backend: BackendInstallState, name: str, version: str, advice: str = "greenroom backends shows them."
+) -> Refusal:
+    """That version is not here."""
+    here = ", ".join(sorted({one.version for one in backend.whole})) or "none"
+    message = f"{name} {version} is not installed; installed versions: {here}."
+    return refuse("no_such_installation", message, advice=advice, status=409, subject=name)
 
 
 def cancelled(backend: str, reason: str) -> Refusal:

@@ -145,12 +145,9 @@ class InstallerTurn:
         if backend.whole:
             best = max(backend.whole, key=lambda one: one.built_at)
             last = backend.installations.get(backend.current)
-            if last is None:
-                reason = "the one in use is gone"
-            elif last.broken:
+            reason = "no other was in use any more"
+            if last is not None and last.broken:
                 reason = f"the one in use, {last.id}, is broken"
-            else:
-                reason = f"the one in use, {last.id}, is being removed"
             self._events.append(
                 ev.InstallationActivated(backend=name, installation_id=best.id, reason=reason)
             )

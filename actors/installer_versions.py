@@ -8,6 +8,7 @@ from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Installation
 from greenroom.actors.installer_messages import Activate, BackendVerified, Verified, VerifyInstallations
+from greenroom.actors.installer_refusals import no_such_installation
 from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
@@ -93,10 +94,8 @@ def _reason(complaints: tuple[str, ...]) -> str:
 
 def _nothing_there(backend: BackendInstallState, ask: Activate) -> Refusal:
     if ask.version:
-        here = ", ".join(sorted({one.version for one in backend.whole})) or "none"
-        message = f"{ask.backend} {ask.version} is not installed; installed versions: {here}."
         advice = f"greenroom install-runner --backend {ask.backend} --version {ask.version}"
-    else:
-        message = f"{ask.backend} has no earlier installation to go back to."
-        advice = "greenroom backends shows what is installed."
+        return no_such_installation(backend, ask.backend, ask.version, advice)
+    message = f"{ask.backend} has no earlier installation to go back to."
+    advice = "greenroom backends shows what is installed."
     return refuse("no_such_installation", message, advice=advice, status=409, subject=ask.backend)

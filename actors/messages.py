@@ -187,9 +187,11 @@ class Ensured(Reply, frozen=True, kw_only=True):
 
 
 class Uninstall(Command, frozen=True, kw_only=True):
-    """Remove all of a backend once its engines have drained: `Uninstalled`."""
+    """Remove a backend, or a version of it, once its engines have drained: `Uninstalled`."""
 
     backend: str
+    version: str = ""
+    """Empty means all that is installed and on its way."""
     force: bool = False
     """Do not wait for those inside its engines."""
 

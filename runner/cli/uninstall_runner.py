@@ -11,18 +11,22 @@ from greenroom.runner.quantities import format_size
 
 @click.command("uninstall-runner")
 @click.option("--backend", required=True, metavar="NAME", help="Which backend.")
+@click.option("--version", metavar="VERSION", help="Only this one, of several.")
 @click.option("--force", is_flag=True, help="End its engines also when they answer somebody.")
 @click.pass_context
-def command(ctx: click.Context, backend: str, force: bool) -> None:
-    """Remove a backend, all versions, once its engines have answered what they were asked.
+def command(ctx: click.Context, backend: str, version: str | None, force: bool) -> None:
+    """Remove a backend, all versions or one, once its engines have answered what they were asked.
 
-    It stays removed until somebody asks for it.
+    It stays removed until somebody asks for it. When the version in use goes, another that is here comes into
+    use.
     """
     client = ensure_daemon(settings_of(ctx), announce)
-    body = {"backend": backend} | ({"force": True} if force else {})
+    body: dict[str, object] = {"backend": backend}
+    body |= ({"version": version} if version is not None else {}) | ({"force": True} if force else {})
     answer = client.post("/engines/uninstall-backend", body, timeout=None) or {}
+    what = f"{backend} {version}" if version else f"{backend} backend"
     if answer.get("was_installed") is False:
-        click.echo(f"{backend} backend is not installed")
+        click.echo(f"{what} is not installed")
         return
     freed = float(answer.get("freed") or 0)
-    click.echo(f"Uninstalled {backend} backend{f', {format_size(freed)} freed' if freed else ''}")
+    click.echo(f"Uninstalled {what}{f', {format_size(freed)} freed' if freed else ''}")

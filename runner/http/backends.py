@@ -78,10 +78,11 @@ class Backends:
         return self._followed(f"{request.path.rstrip('/')}/{name}", name, 200 if here else 202)
 
     async def uninstall(self, request: web.Request) -> web.StreamResponse:
-        """Remove all of a backend: 200 with the bytes when it is gone, 202 while its engines drain."""
+        """Remove a backend, or a `version`: 200 with the bytes when it is gone, 202 while engines drain."""
         name = self._door.backend(request.match_info["name"])
         force = _forced(request)
-        gone = await self._soon(request, Uninstall(backend=name, force=force))
+        version = request.query.get("version", "")
+        gone = await self._soon(request, Uninstall(backend=name, version=version, force=force))
         if gone is None:
             return self._followed(request.path, name, 202)
         return _json(gone)
@@ -179,16 +180,17 @@ class Backends:
 
 
 def _forced(request: web.Request) -> bool:
-    """`?force=true`. Raises HttpRefusal: 400 for anything else, since all of a backend would go for it."""
+    """`?force=true`. Raises HttpRefusal: 400 for what is not understood: too much might go for it."""
     for name, value in request.query.items():
-        if name != "force":
+        if name not in ("force", "version"):
             raise HttpRefusal(
                 400,
                 "invalid_request",
-                f'invalid request: "{shown(name)}" is not known here; all versions of a backend are removed '
-                "together, and only force may be said with it",
+                f'invalid request: "{shown(name)}" is not known here; only version and force are',
             )
-        if value.lower() not in ("", "0", "1", "false", "true"):
+        if name == "version" and not value:
+            raise HttpRefusal(400, "invalid_request", "invalid request: the version is empty")
+        if name == "force" and value.lower() not in ("", "0", "1", "false", "true"):
             raise HttpRefusal(400, "invalid_request", "invalid request: force is true or false")
     return request.query.get("force", "").lower() in ("1", "true")
 

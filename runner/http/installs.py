@@ -46,10 +46,18 @@ class InstallBody(msgspec.Struct):
     version: str = ""
     reinstall: bool = False
     dry_run: bool = False
-    force: bool = False
-    """Of an uninstallation: do not wait for those whom its engines answer."""
     waiter: str = ""
     """A name nobody else has, for `leave`."""
+
+
+class UninstallBody(msgspec.Struct):
+    """`POST /engines/uninstall-backend`."""
+
+    backend: str = ""
+    version: str | None = None
+    """None means all."""
+    force: bool = False
+    """Do not wait for those whom its engines answer."""
 
 
 class CancelBody(msgspec.Struct):
@@ -168,20 +176,15 @@ class Installs:
         return await self._door.visitors.attend(request, plan if body.dry_run else install)
 
     async def uninstall(self, request: web.Request) -> web.StreamResponse:
-        """Remove a backend once its engines have drained."""
-        body = await self._body(request, InstallBody)
+        """Remove a backend, or a version of it, once its engines have drained."""
+        body = await self._body(request, UninstallBody)
         backend = self._door.backend(body.backend)
-        if body.version:
-            raise HttpRefusal(
-                400,
-                "invalid_request",
-                "invalid request: all versions of a backend are removed together; leave the version out",
-            )
+        if body.version is not None and not body.version.strip():
+            raise HttpRefusal(400, "invalid_request", "invalid request: the version is empty")
 
         async def uninstall() -> web.StreamResponse:
-            reply = self._door.backstage.system.ask(
-                INSTALLER, Uninstall(backend=backend, force=body.force), cause=request_id_of(request)
-            )
+            ask = Uninstall(backend=backend, version=body.version or "", force=body.force)
+            reply = self._door.backstage.system.ask(INSTALLER, ask, cause=request_id_of(request))
             return await answered(request, reply, told)
 
         def told(gone: Uninstalled) -> web.Response:

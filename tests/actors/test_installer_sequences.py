@@ -17,7 +17,8 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 from stage import MLX, NO_SPACE, OFFLINE
 
-WISHES = ["install", "install 1", "install 2", "latest", "repair", "uninstall", "rollback", "cancel"]
+WISHES = ["install", "install 1", "install 2", "latest", "repair", "rollback", "cancel"]
+WISHES += ["uninstall", "uninstall 1", "uninstall 2"]
 WORLD = ["built", "offline", "no space", "removed", "restart", "crash after the commit mark", "time"]
 
 
@@ -85,7 +86,7 @@ class Life:
             case "repair":
                 self.tell(msg.Ensure(backend="mlx", repair=True))
             case "uninstall":
-                self.tell(msg.Uninstall(backend="mlx"))
+                self.tell(msg.Uninstall(backend="mlx", version=version))
             case "rollback":
                 self.tell(Activate(backend="mlx"))
             case "cancel":

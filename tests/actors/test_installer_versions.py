@@ -323,3 +323,45 @@ class TestDroppingWhatWasFetched:
         ask(case, DropFetched())
         case.when(FetchedDropped(failure=NO_SPACE)).then()
         assert case.answers["drop-fetched"].code == "no_space"
+
+
+class TestUninstallingAVersion:
+    def test_takes_that_one_and_leaves_the_one_in_use(self) -> None:
+        case = upgraded()
+        assert ask(case, msg.Uninstall(backend="mlx", version="1")) == Later("uninstall/mlx")
+        (retiring,) = case.events
+        assert isinstance(retiring, ev.InstallationRetiring)
+        assert (retiring.installation_id, retiring.unwanted) == (OLD.id, False)
+        assert status(case).current == NEW
+        assert status(case).wanted
+
+    def test_that_is_in_use_brings_another_into_use(self) -> None:
+        case = upgraded()
+        ask(case, msg.Uninstall(backend="mlx", version="2"))
+        case.then(ev.InstallationRetiring, ev.InstallationActivated)
+        assert status(case).current == OLD
+
+    def test_that_is_the_last_is_uninstalling_the_backend(self) -> None:
+        case = new_life(disk=(OLD,))
+        ask(case, msg.Uninstall(backend="mlx", version="1"))
+        (retiring,) = case.events
+        assert isinstance(retiring, ev.InstallationRetiring)
+        assert retiring.unwanted
+        assert not status(case).wanted
+
+    def test_that_is_on_its_way_ends_that_job_alone(self) -> None:
+        case = new_life(disk=(OLD,))
+        ensure(case, "2")
+        ensure(case, "3")
+        case.when(msg.Uninstall(backend="mlx", version="2"))
+        assert case.reply == msg.Uninstalled(freed=0, was_installed=False)
+        assert "install/mlx@2" in case.answers
+        assert "install/mlx@3" not in case.answers
+        case.rest().then(ev.InstallCancelled)
+        assert (status(case).current, status(case).job) == (OLD, "mlx.2")
+        assert status(case).wanted
+
+    def test_that_is_not_here_is_refused_with_those_that_are(self) -> None:
+        refusal = ask(upgraded(), msg.Uninstall(backend="mlx", version="9"))
+        assert (refusal.status, refusal.code) == (409, "no_such_installation")
+        assert refusal.message == "mlx 9 is not installed; installed versions: 1, 2."

@@ -85,6 +85,20 @@ def test_verifying_names_what_is_damaged_and_how_to_repair_it(greenroom: Any, ou
     assert "One backend at a time" in both.err
 
 
+def test_uninstalling_one_version_names_it_and_an_empty_one_is_not_all_of_them(
+    greenroom: Any, our_daemon: Any
+) -> None:
+    our_daemon.routes["POST /engines/uninstall-backend"] = {"freed": 2_000_000, "was_installed": True}
+    outcome = greenroom("uninstall-runner", "--backend", "mlx", "--version", "1.0")
+    assert (outcome.code, outcome.out) == (0, "Uninstalled mlx 1.0, 2.00 MB freed\n")
+    our_daemon.routes["POST /engines/uninstall-backend"] = (400, "invalid request: the version is empty\n")
+    assert greenroom("uninstall-runner", "--backend", "mlx", "--version", "").code == 1
+    assert our_daemon.bodies("/engines/uninstall-backend") == [
+        {"backend": "mlx", "version": "1.0"},
+        {"backend": "mlx", "version": ""},
+    ]
+
+
 def test_uninstalling_by_force_says_so_to_the_daemon(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes["POST /engines/uninstall-backend"] = {"freed": 0, "was_installed": True}
     assert greenroom("uninstall-runner", "--backend", "mlx", "--force").code == 0

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 PROGRAM = Path(__file__).parents[1] / "programs" / "toy_greenroom.py"
 
 STEPS = st.one_of(
-    st.sampled_from(["install 1.0", "install 2.0", "repair", "uninstall", "rollback", "restart"]),
+    st.sampled_from(
+        ["install 1.0", "install 2.0", "repair", "uninstall", "uninstall 1.0", "rollback", "restart"]
+    ),
     st.tuples(
-        st.sampled_from(["install 1.0", "install 2.0", "repair", "uninstall"]),
+        st.sampled_from(["install 1.0", "install 2.0", "repair", "uninstall", "uninstall 1.0"]),
         st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.8]),
     ),
 )
@@ -135,7 +137,12 @@ def live(steps: Sequence[Any]) -> None:
 
 
 def test_a_life_of_everything() -> None:
-    live(["install 1.0", "install 2.0", "rollback", ("install 2.0", 0.1), ("repair", 0.3), "uninstall"])
+    live(
+        [
+            *("install 1.0", "install 2.0", "rollback", ("install 2.0", 0.1), ("repair", 0.3)),
+            *("uninstall 1.0", "uninstall"),
+        ]
+    )
 
 
 @settings(max_examples=1, derandomize=True, **_RULES)

@@ -1,6 +1,6 @@
 """A Greenroom whose only backend is the toy, so that a test may kill it at any moment.
 
-Arguments: data directory, folder of the toy's lock. Takes `install VERSION`, `repair`, `uninstall`,
+Arguments: data directory, folder of the toy's lock. Takes `install VERSION`, `repair`, `uninstall [VERSION]`,
 `rollback` and `status`, a line each, and answers each with one line of JSON.
 """
 
@@ -21,7 +21,7 @@ from greenroom.runner.daemon import Greenroom
 COMMANDS = {
     "install": lambda version: msg.Ensure(backend="toy", version=version, wanted_by="explicit"),
     "repair": lambda: msg.Ensure(backend="toy", repair=True, wanted_by="explicit"),
-    "uninstall": lambda: msg.Uninstall(backend="toy"),
+    "uninstall": lambda version="": msg.Uninstall(backend="toy", version=version),
     "rollback": lambda: Activate(backend="toy"),
 }
 

@@ -42,6 +42,8 @@ class InstallAttemptFailed(Event, frozen=True, kw_only=True):
     attempt: int
     failure: Failure
     retry_at: float
+    reached: bool = True
+    """Some server has answered in this attempt or one before."""
 
 
 class InstallAttemptBegun(Event, frozen=True, kw_only=True):

@@ -45,7 +45,7 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
-from greenroom.actors.retry import INSTALL_RETRIES, RetryPolicy
+from greenroom.actors.retry import CONTACT_RETRIES, INSTALL_RETRIES, NO_NETWORK_AFTER, RetryPolicy
 from greenroom.actors.waiters import count, joined, left
 
 _STREAM = "install/"
@@ -77,10 +77,19 @@ class Installer:
         ev.InstallationRemoved,
     )
 
-    def __init__(self, backends: Sequence[msg.BackendFacts], retries: RetryPolicy = INSTALL_RETRIES) -> None:
-        """`backends` are all that can be installed, by this Greenroom's declarations."""
+    def __init__(
+        self,
+        backends: Sequence[msg.BackendFacts],
+        retries: RetryPolicy = INSTALL_RETRIES,
+        contact: RetryPolicy = CONTACT_RETRIES,
+    ) -> None:
+        """`backends` are all that can be installed, by this Greenroom's declarations.
+
+        `contact` holds while somebody waits and no server has answered at all.
+        """
         self._facts = {facts.name: facts for facts in backends}
         self._retries = retries
+        self._contact = contact
 
     def claims(self, stream: str) -> bool:
         """Every `install/<backend>`."""
@@ -141,7 +150,7 @@ class Installer:
                 decision = self._committed(state, command, now)
                 return msgspec.structs.replace(decision, seen=_noted(seen, one.backend, one.id))
             case msg.InstallAttemptEnded():
-                return self._attempt_ended(state, command, now)
+                return self._attempt_ended(state, command, now, seen)
             case msg.InstallationsSeen():
                 return self._seen_on_disk(state, command, now, seen)
             case msg.InstallationGone():
@@ -373,22 +382,35 @@ class Installer:
         return Decision(events=tuple(events), effects=_answers([job], job, events[0]), cause=job.cause)
 
     def _attempt_ended(
-        self, state: InstallerState, report: msg.InstallAttemptEnded, now: Moment
+        self, state: InstallerState, report: msg.InstallAttemptEnded, now: Moment, seen: Seen
     ) -> Decision[Seen]:
-        """Transient failures are tried again at a recorded time, until the policy says that is enough."""
-        job = state.of(report.backend).job
+        """Transient failures are tried again at a recorded time, until the policy says that is enough.
+
+        Where no server has ever answered, and somebody waits, that is within seconds.
+        """
+        backend = state.of(report.backend)
+        job = backend.job
         if job is None or job.id != report.job:
             return Decision()
         failure = report.failure
         event: Event
-        retry_at = (
-            self._retries.retry_at(job.attempt, now.wall, now.draw) if failure.kind == "transient" else None
-        )
+        reached = report.reached or job.reached
+        waited_for = report.backend in seen.awaited or count(seen.waiting, *_keys(backend.jobs_open, job))
+        patient = reached or not waited_for
+        retry_at = None
+        if failure.kind == "transient" and (patient or now.wall - job.requested_at < NO_NETWORK_AFTER):
+            policy = self._retries if patient else self._contact
+            retry_at = policy.retry_at(job.attempt, now.wall, now.draw)
         if failure.kind == "cancelled":
             event = ev.InstallCancelled(job=job.id, backend=report.backend, reason=failure.message)
         elif retry_at is not None:
             event = ev.InstallAttemptFailed(
-                job=job.id, backend=report.backend, attempt=job.attempt, failure=failure, retry_at=retry_at
+                job=job.id,
+                backend=report.backend,
+                attempt=job.attempt,
+                failure=failure,
+                retry_at=retry_at,
+                reached=reached,
             )
         else:
             event = ev.InstallFailed(job=job.id, backend=report.backend, failure=failure)

@@ -86,5 +86,12 @@ def _go_on(name: str, job: JobState, now: float) -> list[Event]:
         message="The daemon ended in the middle of the installation.",
     )
     return [
-        ev.InstallAttemptFailed(job=job.id, backend=name, attempt=job.attempt, failure=failure, retry_at=now)
+        ev.InstallAttemptFailed(
+            job=job.id,
+            backend=name,
+            attempt=job.attempt,
+            failure=failure,
+            retry_at=now,
+            reached=job.reached,
+        )
     ]

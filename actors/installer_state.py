@@ -25,6 +25,8 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     retry_at: float = 0.0
     """When this attempt may begin; 0 once it has begun, and for the first one, which begins at once."""
     failure: Failure | None = None
+    reached: bool = False
+    """Some server has answered in an attempt."""
 
 
 class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +153,9 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
             first, *others = (*old.jobs_open, job)
             return change(old, job=first, queue=tuple(others), failure=None, wanted=True, jobs=old.jobs + 1)
         case ev.InstallAttemptFailed() as e if old.job is not None:
-            job = change(old.job, attempt=e.attempt + 1, retry_at=e.retry_at, failure=e.failure)
+            job = change(
+                old.job, attempt=e.attempt + 1, retry_at=e.retry_at, failure=e.failure, reached=e.reached
+            )
             return change(old, job=job if old.job.id == e.job else old.job)
         case ev.InstallAttemptBegun() as e if old.job is not None and old.job.id == e.job:
             return change(old, job=change(old.job, attempt=e.attempt, retry_at=0.0))

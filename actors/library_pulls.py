@@ -11,7 +11,7 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library_state import LibrarySeen, LibraryState
-from greenroom.actors.retry import RetryPolicy
+from greenroom.actors.retry import NO_NETWORK_AFTER, RetryPolicy
 from greenroom.actors.waiters import count, joined, left
 
 _STATUS = {
@@ -31,8 +31,6 @@ _STATUS = {
     "refused": 502,
     "unreachable": 503,
 }
-_NO_NETWORK_AFTER = 8.0
-"""Seconds after which a source that has never answered is not knocked at again: somebody waits."""
 
 
 def pull_key(reference: str) -> str:
@@ -157,7 +155,7 @@ def attempt_ended(
     retry_at = None
     reached = report.reached or under_way.reached
     patient = reached or not count(seen.waiting, under_way.reference)
-    if failure.kind == "transient" and (patient or now.wall - under_way.requested_at < _NO_NETWORK_AFTER):
+    if failure.kind == "transient" and (patient or now.wall - under_way.requested_at < NO_NETWORK_AFTER):
         policy = policies[0] if patient else policies[1]
         retry_at = policy.retry_at(max(streak, 1), now.wall, now.draw)
     event: Event

@@ -258,6 +258,8 @@ class InstallAttemptEnded(Command, frozen=True, kw_only=True):
     job: str
     backend: str
     failure: Failure
+    reached: bool = True
+    """Some server has answered; where none has there may be no network."""
 
 
 class InstallationsSeen(Command, frozen=True, kw_only=True):

@@ -37,5 +37,7 @@ PULL_RETRIES = RetryPolicy(stop_after_attempt(6), wait_exponential(multiplier=1,
 """Attempts are counted from the last one that has brought anything."""
 CONTACT_RETRIES = RetryPolicy(stop_after_attempt(3), wait_exponential(multiplier=0.5, max=60), longest=90.0)
 """For a source that has not even said what it has: without a network the answer comes within seconds."""
+NO_NETWORK_AFTER = 8.0
+"""Seconds after which a source that has never answered is not knocked at again, if somebody waits."""
 PUSH_RETRIES = RetryPolicy(stop_after_attempt(4), wait_exponential(multiplier=0.5, max=20), longest=30.0)
 """Attempts are counted from the last one that got on."""

@@ -20,6 +20,8 @@ class JobFailed(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.reached = True
+        """False when no server has answered at all: there may be no network."""
 
     @classmethod
     def transient(cls, code: str, message: str, *, advice: str = "", detail: str = "") -> JobFailed:

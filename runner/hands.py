@@ -123,18 +123,19 @@ class InstallerHands:
         self._board.clear(install_job(installation.backend))
         self._tell(msg.INSTALLER, msg.InstallCommitted(job=job_id, installation=installation))
 
-    def failed(self, job_id: str, failure: Failure) -> None:
+    def failed(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
         """An attempt has failed."""
-        self._ended(job_id, failure)
+        self._ended(job_id, failure, reached=reached)
 
     def cancelled(self, job_id: str) -> None:
         """An attempt was ended."""
         self._ended(job_id, _CANCELLED)
 
-    def _ended(self, job_id: str, failure: Failure) -> None:
+    def _ended(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
         backend = _backend_of(job_id)
         self._board.clear(install_job(backend))
-        self._tell(msg.INSTALLER, msg.InstallAttemptEnded(job=job_id, backend=backend, failure=failure))
+        ended = msg.InstallAttemptEnded(job=job_id, backend=backend, failure=failure, reached=reached)
+        self._tell(msg.INSTALLER, ended)
 
     def seen(
         self, backend: str, installations: tuple[Installation, ...], building: tuple[tuple[str, int], ...]

@@ -53,8 +53,11 @@ class BuilderListener(Protocol):
     def committed(self, job_id: str, installation: Installation) -> None:
         """The installation is complete, verified and on the disk."""
 
-    def failed(self, job_id: str, failure: Failure) -> None:
-        """The attempt ended; nothing of it is left but what may be used again."""
+    def failed(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
+        """The attempt ended; nothing of it is left but what may be used again.
+
+        Without `reached` no server has answered at all.
+        """
 
     def cancelled(self, job_id: str) -> None:
         """The job was ended on request; nothing of it is left but what may be used again."""
@@ -254,7 +257,7 @@ class Builder:
         except JobCancelled:
             return partial(self._listener.cancelled, job_id)
         except JobFailed as failed:
-            return partial(self._listener.failed, job_id, failed.failure)
+            return partial(self._listener.failed, job_id, failed.failure, reached=failed.reached)
         except OSError as error:
             failure = os_failure(error, f"{backend} could not be installed").failure
             return partial(self._listener.failed, job_id, failure)

@@ -355,6 +355,9 @@ _FAILURES = (
 )
 
 
+_NO_NETWORK = re.compile(
+    r"dns error|name resolution|failed to lookup address|network is unreachable|connect error", re.IGNORECASE
+)
 _HOST = re.compile(r"https?://(?:[^/\s@]*@)?([^/\s`'\")]+)")
 
 
@@ -368,7 +371,9 @@ def classify(output: str, code: int) -> JobFailed:
             if known.code == "unreachable" and (host := _HOST.search(detail)):
                 # Several may be asked, and not all of them are the user's own.
                 message = f"The package index at {host[1]} could not be reached."
-            return make(known.code, message, advice=known.advice, detail=detail)
+            failed = make(known.code, message, advice=known.advice, detail=detail)
+            failed.reached = _NO_NETWORK.search(detail) is None
+            return failed
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         return JobFailed.transient(

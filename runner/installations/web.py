@@ -46,6 +46,8 @@ class Web:
         self._advice = advice
         self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._guard = Lock()
+        self._reached = False
+        """Some server has answered."""
         self._netrc: _netrc.netrc | None = None
         if sources.netrc is not None:
             try:
@@ -94,7 +96,7 @@ class Web:
         }
         bare = without_credentials(url)
         try:
-            return self._pool(bare).request(
+            response = self._pool(bare).request(
                 method,
                 bare,
                 body=body,
@@ -105,6 +107,8 @@ class Web:
             )
         except (HTTPError, OSError, ValueError) as error:
             raise self.failure(url, error) from error
+        self._reached = True
+        return response
 
     def read(self, url: str, *, accept: str) -> tuple[str, str, str] | None:
         """Text, media type and final URL of a page; None where there is no such page."""
@@ -129,6 +133,11 @@ class Web:
 
     def failure(self, url: str, error: Exception) -> JobFailed:
         """What a failed transfer means for the user."""
+        failed = self._failure(url, error)
+        failed.reached = self._reached
+        return failed
+
+    def _failure(self, url: str, error: Exception) -> JobFailed:
         host = urlsplit(url).hostname or redact(url)
         cause: object = error
         if isinstance(error, MaxRetryError) and error.reason is not None:

@@ -13,6 +13,7 @@ from greenroom.actors.effects import BuildInstallation, CancelBuild, InformInsta
 from greenroom.actors.installer import Installer
 from greenroom.actors.kernel.clock import Moment, SystemClock
 from greenroom.actors.kernel.core import Later, Recovered
+from greenroom.actors.retry import NO_NETWORK_AFTER
 from greenroom.actors.testing import Case, given
 from installer_life import KEY, NOW, built, committed, ensure, fails, look, new_life, requested, status
 from stage import MLX, NO_SPACE, OFFLINE
@@ -124,6 +125,45 @@ class TestAJob:
         fails(case, OFFLINE).then(ev.InstallFailed)
         refusal = case.answers[KEY]
         assert (refusal.status, refusal.code, refusal.retry_after) == (503, "unreachable", 30.0)
+
+    def test_that_reaches_nobody_is_answered_within_seconds_if_somebody_waits(self) -> None:
+        case = new_life()
+        ensure(case, waiter="a")
+        for _ in range(2):
+            fails(case, OFFLINE, reached=False).then(ev.InstallAttemptFailed)
+            case.wake()
+        fails(case, OFFLINE, reached=False).then(ev.InstallFailed)
+        assert case.now.wall - NOW.wall < NO_NETWORK_AFTER
+        assert case.answers[KEY].code == "unreachable"
+
+    def test_that_reaches_nobody_and_takes_long_for_it_is_not_tried_again(self) -> None:
+        case = new_life()
+        ensure(case, waiter="a")
+        case.advance(NO_NETWORK_AFTER)
+        fails(case, OFFLINE, reached=False).then(ev.InstallFailed)
+
+    @pytest.mark.parametrize("patient", ["reached once", "nobody waits", "he has left"])
+    def test_that_reaches_nobody_is_tried_on_otherwise(self, patient: str) -> None:
+        if patient == "nobody waits":
+            case = new_life(requested())
+        else:
+            case = new_life()
+            ensure(case, waiter="a")
+        if patient == "he has left":
+            case.when(msg.LeaveInstall(backend="mlx", waiter="a"))
+        fails(case, OFFLINE, reached=patient == "reached once").then(ev.InstallAttemptFailed)
+        case.wake()
+        for _ in range(2):
+            fails(case, OFFLINE, reached=False).then(ev.InstallAttemptFailed)
+            case.wake()
+
+    def test_that_reaches_nobody_is_waited_for_by_requests_too(self) -> None:
+        case = new_life(requested())
+        case.when(msg.InstallsAwaited(backends=frozenset({"mlx"})))
+        # The restart has cost one of them.
+        fails(case, OFFLINE, reached=False).then(ev.InstallAttemptFailed)
+        case.wake()
+        fails(case, OFFLINE, reached=False).then(ev.InstallFailed)
 
     def test_waits_longer_from_attempt_to_attempt_and_never_longer_than_its_bound(self) -> None:
         case = new_life()

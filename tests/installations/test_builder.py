@@ -11,6 +11,7 @@ from greenroom.runner.backends.declaration import Platform
 from greenroom.runner.config import ExternalBackend
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
+from greenroom.runner.installations.sources import PackageSources, Setting
 
 
 class Heard:
@@ -30,7 +31,8 @@ class Heard:
     def committed(self, job_id, installation):
         self.reports.put(("committed", job_id, installation))
 
-    def failed(self, job_id, failure):
+    def failed(self, job_id, failure, *, reached=True):
+        self.reached = reached
         self.reports.put(("failed", job_id, failure))
 
     def cancelled(self, job_id):
@@ -236,6 +238,22 @@ def test_settings_are_read_anew_for_each_attempt(make_builder, heard, toy, index
     conf.write_text("nonsense\n")
     builder.start("j3", "toy")
     assert heard.next()[0] == "committed"
+
+
+@pytest.mark.parametrize("version", ["", "latest"])
+def test_an_index_that_is_not_there_is_told_from_one_that_has_a_problem(
+    make_builder, heard, toy, index, misbehave, version
+):
+    nowhere = PackageSources(index=Setting("http://127.0.0.1:9/simple", "the test"))
+    builder = make_builder(toy, sources=nowhere)
+    builder.start("j1", "toy", version=version)
+    assert heard.next()[2].code == "unreachable"
+    assert not heard.reached
+    index.wrong["toy"] = misbehave(status=503)
+    builder = make_builder(toy)
+    builder.start("j2", "toy", version=version)
+    assert heard.next()[2].code == "unreachable"
+    assert heard.reached
 
 
 def test_removing_under_a_name_that_could_mean_another_place_fails(make_builder, heard, toy):

@@ -57,8 +57,11 @@ def requested(job: str = "mlx.1", **more: Any) -> ev.InstallRequested:
     return ev.InstallRequested(job=job, backend="mlx", **(fields | more))
 
 
-def fails(case: Case[Any, Any], failure: Failure, job: str = "mlx.1") -> Case[Any, Any]:
-    return case.when(msg.InstallAttemptEnded(job=job, backend="mlx", failure=failure)).rest()
+def fails(
+    case: Case[Any, Any], failure: Failure, job: str = "mlx.1", *, reached: bool = True
+) -> Case[Any, Any]:
+    ended = msg.InstallAttemptEnded(job=job, backend="mlx", failure=failure, reached=reached)
+    return case.when(ended).rest()
 
 
 def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "mlx") -> msg.EngineList:

@@ -11,13 +11,14 @@ word alone is never believed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from greenroom.actors import events as ev
+from greenroom.actors import installer_ends as ends
 from greenroom.actors import installer_refusals as refusals
 from greenroom.actors import messages as msg
-from greenroom.actors.effects import CancelBuild, LookAtInstallations, PlanInstallation, RemoveInstallation
+from greenroom.actors.effects import LookAtInstallations, PlanInstallation, RemoveInstallation
 from greenroom.actors.facts import Failure
 from greenroom.actors.installer_look import settle_with_disk
 from greenroom.actors.installer_messages import (
@@ -28,9 +29,19 @@ from greenroom.actors.installer_messages import (
     FetchedDropped,
     VerifyBackend,
 )
-from greenroom.actors.installer_state import InstallerSeen, InstallerState, JobState, apply
-from greenroom.actors.installer_turn import InstallerTurn, between_attempts, ensure_key, uninstall_key
+from greenroom.actors.installer_state import InstallerSeen, InstallerState, apply
+from greenroom.actors.installer_turn import InstallerTurn, between_attempts
 from greenroom.actors.installer_versions import activate, verified, verify, whole_of
+from greenroom.actors.installer_waiters import (
+    answers,
+    ensure_key,
+    heard,
+    job_for,
+    keys_of,
+    stronger,
+    uninstall_key,
+    waits,
+)
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -46,7 +57,7 @@ from greenroom.actors.kernel.core import (
     refuse,
 )
 from greenroom.actors.retry import CONTACT_RETRIES, INSTALL_RETRIES, NO_NETWORK_AFTER, RetryPolicy
-from greenroom.actors.waiters import count, joined, left
+from greenroom.actors.waiters import count
 
 _STREAM = "install/"
 _DROP_KEY = "drop-fetched"
@@ -56,6 +67,7 @@ _QUEUE = 8
 _ENDS = (ev.InstallationCommitted, ev.InstallFailed, ev.InstallCancelled)
 
 Seen = InstallerSeen
+N = TypeVar("N", msg.Ensure, msg.Uninstall, msg.CancelInstall, msg.LeaveInstall)
 
 
 class Installer:
@@ -121,11 +133,9 @@ class Installer:
             case msg.Uninstall():
                 return self._uninstall(state, command, seen)
             case msg.CancelInstall():
-                return self._cancel(state, command, seen)
+                return ends.cancel(state.of(command.backend), self._named(command), seen)
             case msg.LeaveInstall():
-                key = self._key(command.backend, command.version)
-                waiting = left(seen.waiting, key, command.waiter)
-                return Decision(seen=msgspec.structs.replace(seen, waiting=waiting))
+                return ends.leave(self._named(command), seen)
             case msg.InstallsAwaited():
                 return Decision(seen=msgspec.structs.replace(seen, awaited=command.backends))
             case Activate() | VerifyBackend():
@@ -197,19 +207,19 @@ class Installer:
         if facts.verdict:
             return Decision(
                 reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend),
-                seen=_heard(seen, ask),
+                seen=heard(seen, ask),
             )
-        ask = msgspec.structs.replace(ask, version=self._named(ask.backend, ask.version))
+        ask = self._named(ask)
         key = ensure_key(ask.backend, ask.version)
         if ask.backend not in seen.looked:  # 2
             if key not in seen.pending and len(seen.pending) >= _QUEUE * len(self._facts):
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE))
-            pending = {**seen.pending, key: _stronger(seen.pending.get(key), ask)}
+            pending = {**seen.pending, key: stronger(seen.pending.get(key), ask)}
             seen = msgspec.structs.replace(seen, pending=pending)
-            return Decision(reply=Later(key), seen=_waits(seen, key, ask))
+            return Decision(reply=Later(key), seen=waits(seen, key, ask))
         backend = state.of(ask.backend)
         usable = backend.usable
-        seen = _heard(seen, ask)
+        seen = heard(seen, ask)
         if usable is not None and not ask.repair and ask.version in ("", usable.version):  # 3
             # Who names the version that is in use wants models to be tried on it again.
             again = ask.version and ask.wanted_by == "explicit"
@@ -225,22 +235,26 @@ class Installer:
             reply = msg.Ensured(installation=here, fresh=False)
             return Decision(events=(activated,), reply=reply, seen=seen)
         events: tuple[Event, ...] = ()
-        job = _job_for(backend.jobs_open, ask.version)
+        job = job_for(backend.jobs_open, ask.version)
         if job is None:  # 7
             if len(backend.jobs_open) >= _QUEUE:
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE), seen=seen)
             events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.version),)
         elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
             events = (_requested(ask, job.id, job.version),)
-        return Decision(events=events, reply=Later(key), seen=_waits(seen, key, ask))
+        return Decision(events=events, reply=Later(key), seen=waits(seen, key, ask))
 
-    def _key(self, backend: str, version: str) -> str:
-        """Under which whoever named this version waits; `pinned` is a name for one."""
-        return ensure_key(backend, self._named(backend, version))
+    def _named(self, ask: N) -> N:
+        """The same with a version for `pinned`, which is a name for one."""
+        facts = self._facts.get(ask.backend)
+        if ask.version != "pinned" or facts is None or not facts.version:
+            return ask
+        return msgspec.structs.replace(ask, version=facts.version)
 
-    def _named(self, backend: str, version: str) -> str:
-        facts = self._facts.get(backend)
-        return facts.version if version == "pinned" and facts is not None and facts.version else version
+    def _uninstall(self, state: InstallerState, ask: msg.Uninstall, seen: Seen) -> Decision[Seen]:
+        if ask.backend not in self._facts:
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
+        return ends.uninstall(state.of(ask.backend), self._named(ask), seen)
 
     def _installed(self, state: InstallerState, ask: Activate | VerifyBackend) -> Decision[Seen]:
         """What is about installations that are here already."""
@@ -252,85 +266,6 @@ class Installer:
         if backend.theirs is not None:
             return Decision(reply=refusals.not_ours(backend.theirs))
         return activate(backend, ask)
-
-    def _uninstall(self, state: InstallerState, ask: msg.Uninstall, seen: Seen) -> Decision[Seen]:
-        """Retire everything of a backend, or a version; it is removed once its engines are gone.
-
-        Without anything left, or on its way, the backend stays uninstalled until somebody asks for it.
-        """
-        if ask.backend not in self._facts:
-            return Decision(reply=refusals.unknown(ask.backend, self._facts))
-        backend = state.of(ask.backend)
-        if backend.theirs is not None:
-            return Decision(reply=refusals.not_ours(backend.theirs))
-        version = self._named(ask.backend, ask.version)
-        going = [one for one in backend.installations.values() if version in ("", one.version)]
-        jobs = [job for job in backend.jobs_open if version in ("", job.version)]
-        key = ensure_key(ask.backend, version) if version else ""
-        if version and not going and not jobs and key not in seen.pending:
-            return Decision(reply=refusals.no_such_installation(backend, ask.backend, version))
-        others = len(going) < len(backend.installations) or len(jobs) < len(backend.jobs_open)
-        reason = "it was uninstalled meanwhile" if version else "the backend was uninstalled meanwhile"
-        events: list[Event] = []
-        effects: list[Effect] = []
-        for job in jobs:
-            cancelled = ev.InstallCancelled(
-                job=job.id, backend=ask.backend, reason=reason, unwanted=not others
-            )
-            events.append(cancelled)
-            effects += [CancelBuild(job=job.id), *_answers(backend.jobs_open, job, cancelled)]
-        seen, unasked = _without_pending(seen, ask.backend, reason, key)
-        effects += unasked
-        events += [
-            ev.InstallationRetiring(
-                backend=ask.backend,
-                installation_id=one.id,
-                reason="uninstalled by the user",
-                unwanted=not others,
-            )
-            for one in going
-            if one.id not in backend.retiring
-        ]
-        reply: Any = msg.Uninstalled(freed=0, was_installed=False)
-        if going:
-            reply = Later(uninstall_key(ask.backend))
-            forced = seen.forced | ({ask.backend} if ask.force else frozenset())
-            seen = msgspec.structs.replace(seen, freed={ask.backend: 0, **seen.freed}, forced=forced, told=-1)
-        return Decision(events=tuple(events), effects=tuple(effects), reply=reply, seen=seen)
-
-    def _cancel(self, state: InstallerState, ask: msg.CancelInstall, seen: Seen) -> Decision[Seen]:
-        """End a job; with `leave`, only when nobody else wants it.
-
-        Which one: the one that is named; else the one of that version; else the one under way. Requests that
-        wait for a backend wait for that.
-        """
-        backend = state.of(ask.backend)
-        key = self._key(ask.backend, ask.version)
-        if ask.job:
-            job = next((one for one in backend.jobs_open if one.id == ask.job), None)
-        else:
-            job = _job_for(backend.jobs_open, self._named(ask.backend, ask.version))
-        if job is None and key not in seen.pending:
-            return Decision(reply=msg.Cancelled(ended=False))
-        if ask.leave:
-            waiting = left(seen.waiting, key, ask.waiter)
-            seen = msgspec.structs.replace(seen, waiting=waiting)
-            keys = (key,) if job is None else _keys(backend.jobs_open, job)
-            awaited = ask.backend in seen.awaited and job in (None, backend.job)
-            if count(waiting, *keys) or awaited or (job is not None and job.wanted_by == "default"):
-                return Decision(reply=msg.Cancelled(ended=False), seen=seen)
-        if job is None:
-            seen, unasked = _without_pending(seen, ask.backend, ask.reason, key)
-            return Decision(effects=unasked, reply=msg.Cancelled(ended=True), seen=seen)
-        # A default backend would be installed again at once, were it still wanted.
-        unwanted = backend.usable is None and len(backend.jobs_open) == 1
-        cancelled = ev.InstallCancelled(job=job.id, backend=ask.backend, reason=ask.reason, unwanted=unwanted)
-        return Decision(
-            events=(cancelled,),
-            effects=(CancelBuild(job=job.id), *_answers(backend.jobs_open, job, cancelled)),
-            reply=msg.Cancelled(ended=True),
-            seen=seen,
-        )
 
     def _drop_fetched(self, state: InstallerState) -> Decision[Seen]:
         """What a job that waits for its next attempt has fetched is what it goes on with."""
@@ -379,7 +314,7 @@ class Installer:
                 reason=f"it was built for that, beside {before.id}",
             )
             events.append(activated)
-        return Decision(events=tuple(events), effects=_answers([job], job, events[0]), cause=job.cause)
+        return Decision(events=tuple(events), effects=answers([job], job, events[0]), cause=job.cause)
 
     def _attempt_ended(
         self, state: InstallerState, report: msg.InstallAttemptEnded, now: Moment, seen: Seen
@@ -395,7 +330,7 @@ class Installer:
         failure = report.failure
         event: Event
         reached = report.reached or job.reached
-        waited_for = report.backend in seen.awaited or count(seen.waiting, *_keys(backend.jobs_open, job))
+        waited_for = report.backend in seen.awaited or count(seen.waiting, *keys_of(backend.jobs_open, job))
         patient = reached or not waited_for
         retry_at = None
         if failure.kind == "transient" and (patient or now.wall - job.requested_at < NO_NETWORK_AFTER):
@@ -414,7 +349,7 @@ class Installer:
             )
         else:
             event = ev.InstallFailed(job=job.id, backend=report.backend, failure=failure)
-        return Decision(events=(event,), effects=_answers([job], job, event), cause=job.cause)
+        return Decision(events=(event,), effects=answers([job], job, event), cause=job.cause)
 
     def _seen_on_disk(
         self, state: InstallerState, report: msg.InstallationsSeen, now: Moment, seen: Seen
@@ -432,14 +367,14 @@ class Installer:
             name, backend, report.installations, begun=begun, now=now.wall, reported=seen.reported
         )
         open_jobs = {job.id: job for job in backend.jobs_open}
-        answers = [
+        told = [
             answer
             for event in events
             if isinstance(event, _ENDS) and event.job in open_jobs
-            for answer in _answers(backend.jobs_open, open_jobs[event.job], event)
+            for answer in answers(backend.jobs_open, open_jobs[event.job], event)
         ]
         seen = msgspec.structs.replace(seen, looked=seen.looked | {name}, building=building)
-        return Decision(events=tuple(events), effects=tuple(answers), seen=seen)
+        return Decision(events=tuple(events), effects=tuple(told), seen=seen)
 
     def _gone(
         self, state: InstallerState, report: msg.InstallationGone, now: Moment, seen: Seen
@@ -539,72 +474,6 @@ def _noted(seen: Seen, backend: str, installation_id: str) -> Seen:
 def _requested(ask: msg.Ensure, job: str, version: str) -> ev.InstallRequested:
     wanted_by = "repair" if ask.repair else ask.wanted_by
     return ev.InstallRequested(job=job, backend=ask.backend, version=version, wanted_by=wanted_by)
-
-
-def _waits(seen: Seen, key: str, ask: msg.Ensure) -> Seen:
-    """The scheduler, who wants it for requests, tells by itself how long they wait."""
-    if ask.token:
-        return seen
-    return msgspec.structs.replace(seen, waiting=joined(seen.waiting, key, ask.waiter))
-
-
-def _job_for(jobs: Sequence[JobState], version: str) -> JobState | None:
-    """The job a wish joins: without a version whichever is under way."""
-    if not version:
-        return jobs[0] if jobs else None
-    return next((one for one in jobs if one.version == version), None)
-
-
-def _keys(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
-    """Under which those wait whom this job's end answers.
-
-    Whoever named no version waits for the first of the jobs, whatever its version is.
-    """
-    backend = job.id.rpartition(".")[0]
-    any_version = (ensure_key(backend),) if job == jobs[0] else ()
-    return tuple(dict.fromkeys((ensure_key(backend, job.version), *any_version)))
-
-
-def _answers(jobs: Sequence[JobState], job: JobState, event: Event) -> tuple[Effect, ...]:
-    """What the end of one of these jobs is to those who wait for it."""
-    match event:
-        case ev.InstallationCommitted() as e:
-            outcome: Any = msg.Ensured(installation=e.installation, fresh=True)
-        case ev.InstallFailed() as e:
-            outcome = refusals.failed(e.failure, e.backend)
-        case ev.InstallCancelled() as e:
-            outcome = refusals.cancelled(e.backend, e.reason)
-        case _:
-            return ()
-    return tuple(Answer(key=key, outcome=outcome) for key in _keys(jobs, job))
-
-
-def _heard(seen: Seen, ask: msg.Ensure) -> Seen:
-    """Whoever does not wait for a reply finds in the next list that this wish was decided on."""
-    if not ask.token:
-        return seen
-    return msgspec.structs.replace(seen, heard={**seen.heard, ask.backend: ask.token}, told=-1)
-
-
-def _stronger(first: msg.Ensure | None, ask: msg.Ensure) -> msg.Ensure:
-    """One wish that stands for two of the same version."""
-    if first is None:
-        return ask
-    typed = "explicit" in (first.wanted_by, ask.wanted_by)
-    return msgspec.structs.replace(
-        first,
-        wanted_by="explicit" if typed else first.wanted_by,
-        repair=first.repair or ask.repair,
-        token=ask.token or first.token,
-    )
-
-
-def _without_pending(seen: Seen, backend: str, reason: str, key: str = "") -> tuple[Seen, tuple[Effect, ...]]:
-    """Whoever waits for the look at the disk hears that it will not lead to anything."""
-    gone = [one for one, ask in seen.pending.items() if ask.backend == backend and key in ("", one)]
-    pending = {one: ask for one, ask in seen.pending.items() if one not in gone}
-    answers = tuple(Answer(key=one, outcome=refusals.cancelled(backend, reason)) for one in gone)
-    return msgspec.structs.replace(seen, pending=pending), answers
 
 
 def _plan_key(backend: str, version: str) -> str:

@@ -25,6 +25,7 @@ from greenroom.actors.effects import (
 )
 from greenroom.actors.facts import Installation
 from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
+from greenroom.actors.installer_waiters import ensure_key, uninstall_key
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell, not_storable
 from greenroom.actors.retry import RetryPolicy
@@ -37,16 +38,6 @@ _PATIENCE = 90.0
 
 Ensure = Callable[[InstallerState, msg.Ensure, InstallerSeen], Decision[InstallerSeen]]
 ListOf = Callable[[InstallerState, float, frozenset[str]], msg.InstallationList]
-
-
-def ensure_key(backend: str, version: str = "") -> str:
-    """Under which whoever wants a backend, or a version of it, waits."""
-    return f"install/{backend}@{version}" if version else f"install/{backend}"
-
-
-def uninstall_key(backend: str) -> str:
-    """Under which whoever wants a backend gone waits."""
-    return f"uninstall/{backend}"
 
 
 class InstallerTurn:

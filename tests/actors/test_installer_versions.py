@@ -349,6 +349,12 @@ class TestUninstallingAVersion:
         assert retiring.unwanted
         assert not status(case).wanted
 
+    def test_after_the_other_is_on_its_way_out_is_uninstalling_the_backend(self) -> None:
+        case = upgraded()
+        ask(case, msg.Uninstall(backend="mlx", version="1"))
+        ask(case, msg.Uninstall(backend="mlx", version="2"))
+        assert not status(case).wanted
+
     def test_that_is_on_its_way_ends_that_job_alone(self) -> None:
         case = new_life(disk=(OLD,))
         ensure(case, "2")

@@ -346,6 +346,14 @@ _FAILURES = (
         "Ask for another version, or leave the version out to get the one this release was tested with.",
     ),
     _known(
+        # Of what uv itself has started; machines without memory do that.
+        r"failed with exit (?:status|code):? signal: 9",
+        "transient",
+        "uv_killed",
+        "A program that the installation needs was ended by SIGKILL.",
+        "See whether the machine has memory left, then try again.",
+    ),
+    _known(
         r"timeout.*lock|lock.*timeout|could not acquire lock",
         "transient",
         "locked",

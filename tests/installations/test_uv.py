@@ -120,6 +120,8 @@ FULL = """error: Failed to copy
   cause: No space left on device (os error 28)"""
 READ_ONLY = """error: failed to create directory
   cause: Read-only file system (os error 30)"""
+KILLED = """error: Failed to inspect Python interpreter from provided path at `/x/env/bin/python`
+  cause: Querying Python at `/x/env/bin/python` failed with exit status signal: 9 (SIGKILL)"""
 OFFLINE = "hint: Packages were unavailable because the network was disabled."
 
 
@@ -135,6 +137,7 @@ OFFLINE = "hint: Packages were unavailable because the network was disabled."
         (FULL, "no_space", "permanent"),
         (READ_ONLY, "read_only", "permanent"),
         (OFFLINE, "offline", "transient"),
+        (KILLED, "uv_killed", "transient"),
         ("error: something never seen before", "uv_failed", "permanent"),
     ],
 )

@@ -18,6 +18,7 @@ from greenroom.actors.kernel.errors import KernelError, Refusal
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.http.errors import refusal_of
 from greenroom.runner.http.following import FOLLOWING, REPLAYED, hand_over, refused_as, replayed
+from greenroom.runner.quantities import format_size
 
 _PAUSE = 0.1
 """Seconds between two lines of the same phase."""
@@ -202,15 +203,10 @@ def sentence_of(progress: Progress, board: ProgressBoard | None = None) -> str:
     if followed is not None:
         return f"{text}: {sentence_of(followed)}"
     if progress.total:
-        text += f" ({megabytes(progress.done)} of {megabytes(progress.total)})"
+        text += f" ({format_size(progress.done)} of {format_size(progress.total)})"
     elif progress.done:
-        text += f" ({megabytes(progress.done)})"
+        text += f" ({format_size(progress.done)})"
     return text
-
-
-def megabytes(size: int) -> str:
-    """Bytes for people, as Docker Model Runner writes them."""
-    return f"{size / 2**20:.2f} MB"
 
 
 def _said(lines: Lines, last: bytes) -> Outcome | None:

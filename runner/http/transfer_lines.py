@@ -15,7 +15,6 @@ from greenroom.actors.facts import Part, Progress
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.messages import Pulled, Pushed
 from greenroom.runner.http.errors import JSON
-from greenroom.runner.http.progress_stream import megabytes
 from greenroom.runner.models.failures import size_text
 
 TransferMode = Literal["pull", "push", "verify"]
@@ -93,7 +92,7 @@ class TransferLines:
             layer["name"] = part.name
         # Beside the contract's fields: how far the whole of it is, with what needed no moving.
         more |= {"done": self._done, "of": self._total}
-        return self._line("progress", f"{_VERBS[self._mode]}: {megabytes(part.done)}", layer=layer, **more)
+        return self._line("progress", f"{_VERBS[self._mode]}: {_megabytes(part.done)}", layer=layer, **more)
 
     def _line(self, kind: str, message: str, *, layer: dict[str, Any] | None = None, **more: Any) -> bytes:
         line = {
@@ -111,3 +110,8 @@ class TransferLines:
                 text = text.replace(plain, escaped)
             data = text.encode()
         return data + b"\n"
+
+
+def _megabytes(size: int) -> str:
+    """Bytes for people, as Docker Model Runner writes them."""
+    return f"{size / 2**20:.2f} MB"

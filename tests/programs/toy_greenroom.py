@@ -1,7 +1,8 @@
 """A Greenroom whose only backend is the toy, so that a test may kill it at any moment.
 
 Arguments: data directory, folder of the toy's lock. Takes `install VERSION`, `repair`, `uninstall [VERSION]`,
-`rollback` and `status`, a line each, and answers each with one line of JSON.
+`rollback` and `status`, a line each, and answers each with one line of JSON: the status as it is once all has
+been looked at and what follows from the last event has been stored too.
 """
 
 import json
@@ -27,6 +28,7 @@ COMMANDS = {
 
 home, folder = map(Path, sys.argv[1:])
 with Greenroom(Settings(home=home), backends={"toy": toy.toy_backend(folder)}) as greenroom:
+    greenroom.system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=60)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         word, *arguments = line.split()
@@ -36,5 +38,6 @@ with Greenroom(Settings(home=home), backends={"toy": toy.toy_backend(folder)}) a
                 greenroom.system.ask(msg.INSTALLER, COMMANDS[word](*arguments)).get(timeout=60)
             except Refused as error:
                 refused = error.refusal.code
+        greenroom.system.rest()
         (status,) = greenroom.statuses()
         print(json.dumps({"refused": refused, "status": msgspec.to_builtins(status)}), flush=True)

@@ -120,10 +120,17 @@ def test_whatever_many_want_at_once_status_is_what_is_on_the_disk(
     # 0 is a daemon that was killed, or a client that has left.
     assert {one for one in heard if one >= 400} <= REFUSED
 
+    def told() -> Any:
+        return [daemon.get(f"/engines/{name}").json for name in NAMES]
+
     def at_rest() -> Any:
-        found = [daemon.get(f"/engines/{name}").json for name in NAMES]
+        found = told()
         going = any(one["retiring"] for backend in found for one in backend["installations"])
-        return None if going or any(backend["job"] for backend in found) else found
+        if going or any(backend["job"] for backend in found):
+            return None
+        # Between a build's end and the retiring of what it replaced there is a moment.
+        time.sleep(0.5)
+        return found if told() == found else None
 
     for backend in wait_until(at_rest):
         folder = daemon.home / "backends" / backend["name"]

@@ -87,5 +87,5 @@ def without_pending(seen: Seen, backend: str, reason: str, key: str = "") -> tup
     """Whoever waits for the look at the disk hears that it will not lead to anything."""
     gone = [one for one, ask in seen.pending.items() if ask.backend == backend and key in ("", one)]
     pending = {one: ask for one, ask in seen.pending.items() if one not in gone}
-    answers = tuple(Answer(key=one, outcome=refusals.cancelled(backend, reason)) for one in gone)
-    return msgspec.structs.replace(seen, pending=pending), answers
+    told = tuple(Answer(key=one, outcome=refusals.cancelled(backend, reason)) for one in gone)
+    return msgspec.structs.replace(seen, pending=pending), told

@@ -128,7 +128,7 @@ class WhyBackend:
         if not mine:
             return
         chosen, event = mine[-1]
-        if born is not None and (chosen.record.seq < born.record.seq or not event.reason):
+        if not event.reason or (born is not None and chosen.record.seq < born.record.seq):
             return
         finding.steps = [*finding.steps, chosen]
         if born is None or not chosen.record.cause or chosen.record.cause != born.record.cause:

@@ -20,6 +20,7 @@ from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.headers import request_id_of
+from greenroom.runner.http.installs import version_meant
 from greenroom.runner.models.references import shown
 
 _AT_ONCE = 0.5
@@ -81,7 +82,7 @@ class Backends:
         """Remove a backend, or a `version`: 200 with the bytes when it is gone, 202 while engines drain."""
         name = self._door.backend(request.match_info["name"])
         force = _forced(request)
-        version = request.query.get("version", "")
+        version = version_meant(request.query.get("version"))
         gone = await self._soon(request, Uninstall(backend=name, version=version, force=force))
         if gone is None:
             return self._followed(request.path, name, 202)
@@ -188,8 +189,6 @@ def _forced(request: web.Request) -> bool:
                 "invalid_request",
                 f'invalid request: "{shown(name)}" is not known here; only version and force are',
             )
-        if name == "version" and not value:
-            raise HttpRefusal(400, "invalid_request", "invalid request: the version is empty")
         if name == "force" and value.lower() not in ("", "0", "1", "false", "true"):
             raise HttpRefusal(400, "invalid_request", "invalid request: force is true or false")
     return request.query.get("force", "").lower() in ("1", "true")

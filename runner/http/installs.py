@@ -179,11 +179,10 @@ class Installs:
         """Remove a backend, or a version of it, once its engines have drained."""
         body = await self._body(request, UninstallBody)
         backend = self._door.backend(body.backend)
-        if body.version is not None and not body.version.strip():
-            raise HttpRefusal(400, "invalid_request", "invalid request: the version is empty")
+        version = version_meant(body.version)
 
         async def uninstall() -> web.StreamResponse:
-            ask = Uninstall(backend=backend, version=body.version or "", force=body.force)
+            ask = Uninstall(backend=backend, version=version, force=body.force)
             reply = self._door.backstage.system.ask(INSTALLER, ask, cause=request_id_of(request))
             return await answered(request, reply, told)
 
@@ -214,6 +213,16 @@ class Installs:
         if not body.backend:
             raise HttpRefusal(400, "invalid_request", "invalid request: backend is required")
         return body
+
+
+def version_meant(said: str | None) -> str:
+    """The version to uninstall; empty for all, which is meant only where nothing was said of a version.
+
+    Raises HttpRefusal: 400 for an empty one, as a script with an unset variable sends it: all would go.
+    """
+    if said is not None and not said.strip():
+        raise HttpRefusal(400, "invalid_request", "invalid request: the version is empty")
+    return said or ""
 
 
 def _lines(request: web.Request, backend: str) -> ObjectLines | None:

@@ -199,6 +199,8 @@ def test_a_version_that_was_gone_back_to_says_since_when_and_why(script: Any) ->
     script.add(back, cause="r-1", after=60.0)
 
     found = script.why("mlx")
+    script.add(ev.InstallationActivated(backend="mlx", installation_id=old))
+    assert "in use since" not in script.why("mlx").answer, "an older journal has no reasons"
 
     assert found.answer.startswith("mlx 0.32 is installed since 12:00:")
     assert "It is the one in use since 12:01:" in found.answer

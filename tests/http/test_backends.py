@@ -130,6 +130,7 @@ async def test_what_a_removal_does_not_understand_removes_nothing(house: Any) ->
     house.greenroom._builder.remove = lambda one, **_: removed.append(one.id)
     for asked, said in (
         (house.session.delete(f"{house.base}/engines/fake?version="), "the version is empty"),
+        (house.session.delete(f"{house.base}/engines/fake?version=%20"), "the version is empty"),
         (house.post("/engines/uninstall-backend", {"backend": "fake", "version": ""}), "version is empty"),
         (house.post("/engines/uninstall-backend", {"backend": "fake", "version": 1}), "$.version"),
         (house.session.delete(f"{house.base}/engines/fake?forec=true"), '"forec" is not known here'),

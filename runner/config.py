@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from greenroom.actors.facts import InstallPolicy
 
 DEFAULT_PORT = 12400
+DEFAULT_HEADROOM = 512 * 2**20
 INSTALL_POLICIES = ("ask", "auto", "never")
 RESTORE = ("pinned", "all", "never")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -73,9 +74,12 @@ class Settings:
     keep_alive: float = 300.0
     """How long a model stays after its last request; negative means for ever."""
     memory_budget: int | None = None
-    """What all engines together may use; None means 90 % of the machine's memory less the headroom."""
-    headroom: int = 512 * 2**20
-    """Memory left to the rest of the machine when the budget is not given."""
+    """What all engines together may use; None means 90 % of the memory less the headroom.
+
+    The memory is the machine's, or what the control group of a container or service is limited to.
+    """
+    headroom: int = DEFAULT_HEADROOM
+    """Memory left to the rest of the machine; unless it is set, an eighth of the memory at most."""
     gpu_headroom: int = 512 * 2**20
     """Memory of each graphics device left to others."""
     max_wait: float = 300.0

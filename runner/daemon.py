@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-import psutil
 from greenroom.actors import messages as msg
 from greenroom.actors.daemon_log import DaemonLog, DaemonState
 from greenroom.actors.events import DaemonStarted
@@ -40,7 +39,7 @@ from greenroom.actors.scheduler_state import SchedulerSeen, SchedulerState
 from greenroom.actors.scheduler_turn import Limits
 from greenroom.runner.backends.catalog import BACKENDS, Catalog
 from greenroom.runner.backends.declaration import Backend, Environment, Image, Launch, Platform
-from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.emptied import Emptied
 from greenroom.runner.engines.devices import Devices
@@ -52,6 +51,7 @@ from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.disk import folder_of, python_of
 from greenroom.runner.installations.lock import shipped_version
 from greenroom.runner.installations.sources import redact
+from greenroom.runner.memory import MachineMemory, MemoryReader
 from greenroom.runner.models.catalogue import Catalogue
 from greenroom.runner.models.fitness import Machine, Reader
 from greenroom.runner.models.puller import Puller
@@ -114,6 +114,7 @@ class Greenroom:
         self._builder: Builder | None = None
         self._puller: Puller | None = None
         self._store = Store(self.home / "models")
+        self._memory = MemoryReader()
         self._devices = Devices(headroom=settings.gpu_headroom)
         self._guests: list[tuple[Core[Any, Any], Hands | None]] = []
         self.failure: BaseException | None = None
@@ -339,7 +340,8 @@ class Greenroom:
         """Bytes that engines may use in all."""
         if self.settings.memory_budget is not None:
             return self.settings.memory_budget
-        return int(psutil.virtual_memory().total * 0.9) - self.settings.headroom
+        memory = self._memory.now()
+        return memory.budget(self._left(memory))
 
     def budget_for(self, backend: str) -> int:
         """Bytes one engine of this backend may use at most; of a graphics device if it computes there."""
@@ -389,9 +391,18 @@ class Greenroom:
 
     def _sense(self, seen: SchedulerSeen) -> SchedulerSeen:
         """What the scheduler cannot be told but must look at: gates and memory."""
-        available = max(0, psutil.virtual_memory().available - self.settings.headroom)
-        memory = Memory(budget=self.memory_budget, available=available, devices=self._devices.now())
+        now = self._memory.now()
+        left, budget = self._left(now), self.settings.memory_budget
+        memory = Memory(
+            budget=now.budget(left) if budget is None else budget,
+            available=max(0, now.available - left),
+            devices=self._devices.now(),
+        )
         return msgspec.structs.replace(seen, gates=self.gates.readings(), memory=memory)
+
+    def _left(self, memory: MachineMemory) -> int:
+        """Bytes to leave to the rest of the machine, or of the container."""
+        return memory.left(self.settings.headroom, is_default=self.settings.headroom == DEFAULT_HEADROOM)
 
     def _prepare(self, spec: EngineSpec, socket: Path) -> Prepared:
         """The command line of one engine, from what is on disk now."""

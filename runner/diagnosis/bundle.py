@@ -31,6 +31,7 @@ from greenroom.runner.diagnosis.redaction import Redactor, is_secret_name
 from greenroom.runner.diagnosis.replay import as_builtins
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import precise
+from greenroom.runner.memory import MemoryReader
 from greenroom.runner.quantities import format_size
 
 EVENTS = 5_000
@@ -122,7 +123,7 @@ class Bundle:
     def _versions(self) -> Iterator[Part]:
         import psutil
 
-        memory, home = psutil.virtual_memory(), self._settings.home
+        memory, home = MemoryReader().now(), self._settings.home
         disk = psutil.disk_usage(str(home)) if home.exists() else None
         names = {one.partition(";")[0].strip() for one in requires("greenroom") or ()}
         libraries = sorted(
@@ -135,7 +136,11 @@ class Bundle:
             "platform": platform.platform(),
             "machine": platform.machine(),
             "processors": os.cpu_count(),
-            "memory": {"total": memory.total, "available": memory.available},
+            "memory": {
+                "total": memory.total,
+                "available": memory.available,
+                "limited_by": memory.limited_by,
+            },
             "disk": {"total": disk.total, "free": disk.free} if disk is not None else None,
             "sqlite": SQLITE_VERSION,
             "libraries": {name: _version(name) for name in libraries},

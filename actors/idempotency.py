@@ -28,6 +28,7 @@ from greenroom.actors.kernel.core import (
     Stored,
     refuse,
 )
+from greenroom.actors.limits import Id, Kept, Name, Real, Whole
 
 IDEMPOTENCY = Address("idempotency")
 
@@ -49,24 +50,24 @@ _NOTHING = refuse(
 class BeginKeyed(Command, frozen=True, kw_only=True):
     """Somebody wants a command carried out: `Begun`, `UnderWay`, or `Outcome` when that was done before."""
 
-    key: str
+    key: Id
     """Digest of the key."""
-    command: str
+    command: Id
     """Digest of what is wanted."""
-    name: str
+    name: Name
     """Method and path, for people."""
 
 
 class AwaitKeyed(Command, frozen=True, kw_only=True):
     """Somebody waits for a command that is under way: its `Outcome`."""
 
-    key: str
+    key: Id
 
 
 class EndKeyed(Command, frozen=True, kw_only=True):
     """How it ended: `Noted`. Without an outcome, or with a passing one, the next one is carried out."""
 
-    key: str
+    key: Id
     outcome: Outcome | None = None
 
 
@@ -85,11 +86,11 @@ class Noted(Command, frozen=True, kw_only=True):
 class Outcome(Command, frozen=True, kw_only=True):
     """The answer to a command, as it goes over the wire."""
 
-    status: int
-    content_type: str = ""
-    body: str = ""
-    location: str = ""
-    retry_after: float = 0.0
+    status: Whole
+    content_type: Id = ""
+    body: Kept = ""
+    location: Name = ""
+    retry_after: Real = 0.0
     """Seconds; only of a passing one."""
     passing: bool = False
     """It says only that now was a bad moment: for those who wait already, not for those who come later."""

@@ -1,43 +1,45 @@
-"""What the installer is asked and told about the versions of a backend that lie side by side."""
+"""What the installer is asked about versions that lie side by side, and what its hands report to it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
-from greenroom.actors.facts import Failure
+from greenroom.actors.facts import Failure, Installation, Plan
 from greenroom.actors.kernel.core import Command, Effect
+from greenroom.actors.limits import BackendName, Id, Ids, Many, Name, Reason, Version, Whole
 
 
 class Activate(Command, frozen=True, kw_only=True):
     """Bring another installation that is here into use: `Ensured`. Nothing is fetched or built."""
 
-    backend: str
-    version: str = ""
+    backend: BackendName
+    version: Version = ""
     """Empty means the one that was in use before the current one."""
 
 
 class VerifyBackend(Command, frozen=True, kw_only=True):
     """Read every file of a backend's installations: `Verified`. What is damaged is broken from then on."""
 
-    backend: str
+    backend: BackendName
 
 
 class Verified(Command, frozen=True, kw_only=True):
     """What was read."""
 
-    backend: str
-    checked: tuple[str, ...]
+    backend: BackendName
+    checked: Ids
     """Ids of the installations that were read."""
-    damaged: Mapping[str, tuple[str, ...]]
+    damaged: Annotated[Mapping[Id, Annotated[tuple[Reason, ...], Many]], Many]
     """installation → each file that is not what was installed, as a sentence."""
 
 
 class BackendVerified(Command, frozen=True, kw_only=True):
     """Report: a backend's installations were read, or could not be."""
 
-    backend: str
-    checked: tuple[str, ...] = ()
-    damaged: Mapping[str, tuple[str, ...]] = {}
+    backend: BackendName
+    checked: Ids = ()
+    damaged: Annotated[Mapping[Id, Annotated[tuple[Reason, ...], Many]], Many] = {}
     failure: Failure | None = None
 
 
@@ -48,6 +50,50 @@ class VerifyInstallations(Effect, frozen=True, kw_only=True):
     installations: tuple[str, ...]
 
 
+class InstallCommitted(Command, frozen=True, kw_only=True):
+    """Report: an attempt has built a whole installation."""
+
+    job: Name
+    installation: Installation
+
+
+class InstallAttemptEnded(Command, frozen=True, kw_only=True):
+    """Report: an attempt failed or was cancelled."""
+
+    job: Name
+    backend: BackendName
+    failure: Failure
+    reached: bool = True
+    """Some server has answered; where none has there may be no network."""
+
+
+class InstallationsSeen(Command, frozen=True, kw_only=True):
+    """Report: what lies on disk for a backend."""
+
+    backend: BackendName
+    installations: Annotated[tuple[Installation, ...], Many]
+    building: Annotated[tuple[tuple[Name, Whole], ...], Many] = ()
+    """(job, attempt) of all that is being built meanwhile: what an installer that was rebuilt has begun."""
+
+
+class InstallationGone(Command, frozen=True, kw_only=True):
+    """Report: an installation's files are removed, or could not be."""
+
+    backend: BackendName
+    installation_id: Id
+    freed: Whole = 0
+    failure: Failure | None = None
+
+
+class PlanMade(Command, frozen=True, kw_only=True):
+    """Report: a plan, or why there is none."""
+
+    backend: BackendName
+    version: Version
+    plan: Plan | None = None
+    failure: Failure | None = None
+
+
 class DropFetched(Command, frozen=True, kw_only=True):
     """Drop what was fetched for installations that did not come about: `FetchedDropped`."""
 
@@ -55,9 +101,9 @@ class DropFetched(Command, frozen=True, kw_only=True):
 class FetchedDropped(Command, frozen=True, kw_only=True):
     """What became of that; of the hands it is a report."""
 
-    freed: int = 0
+    freed: Whole = 0
     """Bytes of the disk."""
-    kept_for: tuple[str, ...] = ()
+    kept_for: Ids = ()
     """Backends that are being installed: until that ends all that was fetched stays."""
     failure: Failure | None = None
 

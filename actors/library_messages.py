@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from greenroom.actors.facts import Failure, Model, WantedBy
 from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import Context, Id, Ids, Line, Many, Name, Names, Real, Reason, Secret, Whole
 
 
 class Pull(Command, frozen=True, kw_only=True):
     """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
 
     SECRETS = ("token",)
-    reference: str
+    reference: Name
     """Canonical."""
     wanted_by: WantedBy = "explicit"
-    token: str = ""
+    token: Secret = ""
     """A bearer token for the source; never stored."""
     force: bool = False
     """Also when it cannot fit on the disk or run on this machine."""
-    waiter: str = ""
+    waiter: Id = ""
     """Who waits, by a name nobody else has."""
 
 
@@ -33,26 +36,26 @@ class Pulled(Command, frozen=True, kw_only=True):
 class CancelPull(Command, frozen=True, kw_only=True):
     """End a pull: `Cancelled`."""
 
-    reference: str
-    reason: str = "cancelled by the user"
+    reference: Name
+    reason: Line = "cancelled by the user"
     leave: bool = False
     """Only if nobody else waits for it."""
-    waiter: str = ""
+    waiter: Id = ""
     """Who leaves."""
 
 
 class LeavePull(Command, frozen=True, kw_only=True):
     """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
 
-    reference: str
-    waiter: str
+    reference: Name
+    waiter: Id
 
 
 class RemoveModel(Command, frozen=True, kw_only=True):
     """Remove a model from the store: `Removed`. Its idle engines end; one that is in use refuses (409)."""
 
-    model_id: str
-    tag: str = ""
+    model_id: Id
+    tag: Name = ""
     """Remove this tag only, and the model when it was the last."""
     all_tags: bool = False
     """Also when it has several tags."""
@@ -63,30 +66,30 @@ class RemoveModel(Command, frozen=True, kw_only=True):
 class Removed(Command, frozen=True, kw_only=True):
     """What went."""
 
-    untagged: tuple[str, ...]
-    deleted: tuple[str, ...]
-    freed: int = 0
+    untagged: Names
+    deleted: Ids
+    freed: Whole = 0
 
 
 class TagModel(Command, frozen=True, kw_only=True):
     """Give a model another tag, taking it from whichever model had it: `Tagged`."""
 
-    model_id: str
-    tag: str
+    model_id: Id
+    tag: Name
 
 
 class Tagged(Command, frozen=True, kw_only=True):
     """The model's tags."""
 
-    tags: tuple[str, ...]
+    tags: Names
 
 
 class RepackageModel(Command, frozen=True, kw_only=True):
     """Store a model once more with another configuration, under a tag: `ModelNoted`. Files are shared."""
 
-    model_id: str
-    tag: str
-    context_size: int | None = None
+    model_id: Id
+    tag: Name
+    context_size: Context | None = None
     """Tokens it is loaded with from then on unless somebody says otherwise; None leaves it."""
 
 
@@ -99,8 +102,8 @@ class NoteModel(Command, frozen=True, kw_only=True):
 class NoteDamage(Command, frozen=True, kw_only=True):
     """A model was found not to be what it was when it arrived; it is here no more: `ModelNoted`."""
 
-    model_id: str
-    reason: str
+    model_id: Id
+    reason: Reason
 
 
 class ModelNoted(Command, frozen=True, kw_only=True):
@@ -116,53 +119,53 @@ class Prune(Command, frozen=True, kw_only=True):
 class Pruned(Command, frozen=True, kw_only=True):
     """What that has freed, in bytes."""
 
-    freed: int
+    freed: Whole
 
 
 class Push(Command, frozen=True, kw_only=True):
     """Publish a model under a reference: `Pushed`. Joins a push to the same reference."""
 
     SECRETS = ("token",)
-    model_id: str
-    reference: str
+    model_id: Id
+    reference: Name
     """Canonical."""
-    token: str = ""
+    token: Secret = ""
     """A bearer token for the registry; never stored."""
 
 
 class Pushed(Command, frozen=True, kw_only=True):
     """It is published."""
 
-    reference: str
-    model_id: str
-    sent: int
+    reference: Name
+    model_id: Id
+    sent: Whole
     """Bytes that had to be sent; the registry had the others."""
 
 
 class CancelPush(Command, frozen=True, kw_only=True):
     """Wait no longer for a push; it ends when nobody else waits: `Cancelled`."""
 
-    reference: str
+    reference: Name
 
 
 class Release(Command, frozen=True, kw_only=True):
     """Library → scheduler: let go of a model that is to be removed. Answered with `Released`."""
 
-    model_id: str
+    model_id: Id
     force: bool = False
 
 
 class Released(Command, frozen=True, kw_only=True):
     """Scheduler → library: its engines are told to end, or why that would disturb somebody."""
 
-    model_id: str
+    model_id: Id
     refusal: Refusal | None = None
 
 
 class PullCommitted(Command, frozen=True, kw_only=True):
     """Report: the model is in the store."""
 
-    job: str
+    job: Name
     model: Model
     fresh: bool = True
     """False when it was here already."""
@@ -171,19 +174,19 @@ class PullCommitted(Command, frozen=True, kw_only=True):
 class PullAttemptEnded(Command, frozen=True, kw_only=True):
     """Report: an attempt failed or was cancelled."""
 
-    job: str
+    job: Name
     failure: Failure
     reached: bool = True
     """False when the source has not even said what it has."""
-    moved: int = 0
+    moved: Whole = 0
     """Bytes that came in this attempt and are kept for the next."""
 
 
 class ModelRepackaged(Command, frozen=True, kw_only=True):
     """Report: a model is in the store with another configuration, or could not be put there."""
 
-    source_id: str
-    tag: str
+    source_id: Id
+    tag: Name
     model: Model | None = None
     failure: Failure | None = None
 
@@ -191,42 +194,42 @@ class ModelRepackaged(Command, frozen=True, kw_only=True):
 class StoreSwept(Command, frozen=True, kw_only=True):
     """Report: what no model needs is gone, or could not be removed."""
 
-    freed: int = 0
+    freed: Whole = 0
     failure: Failure | None = None
 
 
 class PushEnded(Command, frozen=True, kw_only=True):
     """Report: a push has succeeded or failed."""
 
-    reference: str
-    model_id: str
-    sent: int = 0
-    seconds: float = 0.0
+    reference: Name
+    model_id: Id
+    sent: Whole = 0
+    seconds: Real = 0.0
     failure: Failure | None = None
 
 
 class ModelsSeen(Command, frozen=True, kw_only=True):
     """Report: what lies in the store, or why that cannot be said."""
 
-    models: tuple[Model, ...]
+    models: Annotated[tuple[Model, ...], Many]
     failure: Failure | None = None
-    running: tuple[str, ...] = ()
+    running: Names = ()
     """Jobs of the pulls under way meanwhile: what a library that was rebuilt has begun."""
 
 
 class ModelGone(Command, frozen=True, kw_only=True):
     """Report: a model's files are removed, or could not be."""
 
-    model_id: str
-    freed: int = 0
+    model_id: Id
+    freed: Whole = 0
     failure: Failure | None = None
 
 
 class TagsWritten(Command, frozen=True, kw_only=True):
     """Report: the store has these tags for a model now."""
 
-    model_id: str
-    tag: str
+    model_id: Id
+    tag: Name
     """Which was put on or taken off."""
-    tags: tuple[str, ...]
+    tags: Names
     failure: Failure | None = None

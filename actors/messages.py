@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from greenroom.actors.facts import (
     Engine,
@@ -16,9 +16,15 @@ from greenroom.actors.facts import (
     Mode,
     Model,
     ModelFormat,
-    Plan,
     Progress,
     WantedBy,
+)
+from greenroom.actors.installer_messages import (
+    InstallationGone,
+    InstallationsSeen,
+    InstallAttemptEnded,
+    InstallCommitted,
+    PlanMade,
 )
 from greenroom.actors.kernel.core import Address, Command
 from greenroom.actors.library_messages import (
@@ -49,6 +55,21 @@ from greenroom.actors.library_messages import (
     Tagged,
     TagModel,
     TagsWritten,
+)
+from greenroom.actors.limits import (
+    BackendName,
+    Context,
+    Flags,
+    Id,
+    Ids,
+    Line,
+    Many,
+    Name,
+    Real,
+    Reason,
+    Seconds,
+    Version,
+    Whole,
 )
 
 INSTALLER = Address("installer")
@@ -121,42 +142,42 @@ class BackendStatus(Reply, frozen=True, kw_only=True):
 class InstallationList(Command, frozen=True, kw_only=True):
     """Installer → scheduler: all backends."""
 
-    backends: tuple[BackendStatus, ...]
-    version: int
-    heard: Mapping[str, str] = {}
+    backends: Annotated[tuple[BackendStatus, ...], Many]
+    version: Whole
+    heard: Annotated[Mapping[Id, Id], Many] = {}
     """backend → token of the last `Ensure` that was decided on: what became of it is in this list."""
 
 
 class EngineList(Command, frozen=True, kw_only=True):
     """Runner → scheduler and installer: all its engines, and the last that are gone."""
 
-    backend: str
-    engines: tuple[Engine, ...]
-    barred: tuple[str, ...] = ()
+    backend: BackendName
+    engines: Annotated[tuple[Engine, ...], Many]
+    barred: Ids = ()
     """Engines that never will start, even if their start is still on its way."""
-    version: int
-    installations: int = -1
+    version: Whole
+    installations: Whole = -1
     """Version of the installer's list that the scheduler had acted on when it last called the roll."""
-    token: str = ""
+    token: Id = ""
     """Of the last roll call that named one: whatever was sent before that call is in this list."""
-    measured: Mapping[str, Measured] = {}
+    measured: Annotated[Mapping[Id, Measured], Many] = {}
     """engine → memory, as far as it could be measured."""
 
 
 class ModelList(Command, frozen=True, kw_only=True):
     """Library → scheduler: all models."""
 
-    models: tuple[Model, ...]
-    version: int
+    models: Annotated[tuple[Model, ...], Many]
+    version: Whole
 
 
 class RollCall(Command, frozen=True, kw_only=True):
     """Scheduler → owners, in a new life: tell me your list again."""
 
-    installations: int = -1
+    installations: Whole = -1
     """Version of the installer's list that the sender has acted on. Whatever it starts afterwards runs on
     nothing that is retiring there, and what it started before has reached the runner before this."""
-    token: str = ""
+    token: Id = ""
     """Comes back in the list that answers this call."""
 
 
@@ -166,15 +187,15 @@ class RollCall(Command, frozen=True, kw_only=True):
 class Ensure(Command, frozen=True, kw_only=True):
     """Have a backend installed. The reply comes when it is, or when the job has ended: `Ensured`."""
 
-    backend: str
-    version: str = ""
+    backend: BackendName
+    version: Version = ""
     """Empty means the pinned one."""
     wanted_by: WantedBy = "explicit"
     repair: bool = False
     """Build anew even when the installation looks whole."""
-    token: str = ""
+    token: Id = ""
     """For those who do not wait for the reply: comes back in the installer's list once this is decided."""
-    waiter: str = ""
+    waiter: Id = ""
     """Who waits, by a name nobody else has; without one it is wanted until the job ends, or until `leave`."""
 
 
@@ -189,8 +210,8 @@ class Ensured(Reply, frozen=True, kw_only=True):
 class Uninstall(Command, frozen=True, kw_only=True):
     """Remove a backend, or a version of it, once its engines have drained: `Uninstalled`."""
 
-    backend: str
-    version: str = ""
+    backend: BackendName
+    version: Version = ""
     """Empty means all that is installed and on its way."""
     force: bool = False
     """Do not wait for those inside its engines."""
@@ -207,29 +228,29 @@ class Uninstalled(Reply, frozen=True, kw_only=True):
 class CancelInstall(Command, frozen=True, kw_only=True):
     """End an installation: `Cancelled`. `leave` ends it only if nobody else waits for it."""
 
-    backend: str
-    version: str = ""
+    backend: BackendName
+    version: Version = ""
     """What was asked for; empty means whichever is under way."""
-    job: str = ""
+    job: Id = ""
     """This one and no other."""
-    reason: str = "cancelled by the user"
+    reason: Line = "cancelled by the user"
     leave: bool = False
-    waiter: str = ""
+    waiter: Id = ""
     """Who leaves: see `Ensure.waiter`."""
 
 
 class LeaveInstall(Command, frozen=True, kw_only=True):
     """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
 
-    backend: str
-    version: str = ""
-    waiter: str
+    backend: BackendName
+    version: Version = ""
+    waiter: Id
 
 
 class InstallsAwaited(Command, frozen=True, kw_only=True):
     """Scheduler → installer: all backends whose installation requests wait for at this moment."""
 
-    backends: frozenset[str] = frozenset()
+    backends: Annotated[frozenset[BackendName], Many] = frozenset()
 
 
 class Cancelled(Reply, frozen=True, kw_only=True):
@@ -241,52 +262,8 @@ class Cancelled(Reply, frozen=True, kw_only=True):
 class PlanInstall(Command, frozen=True, kw_only=True):
     """What would an installation fetch? `Plan`."""
 
-    backend: str
-    version: str = ""
-
-
-class InstallCommitted(Command, frozen=True, kw_only=True):
-    """Report: an attempt has built a whole installation."""
-
-    job: str
-    installation: Installation
-
-
-class InstallAttemptEnded(Command, frozen=True, kw_only=True):
-    """Report: an attempt failed or was cancelled."""
-
-    job: str
-    backend: str
-    failure: Failure
-    reached: bool = True
-    """Some server has answered; where none has there may be no network."""
-
-
-class InstallationsSeen(Command, frozen=True, kw_only=True):
-    """Report: what lies on disk for a backend."""
-
-    backend: str
-    installations: tuple[Installation, ...]
-    building: tuple[tuple[str, int], ...] = ()
-    """(job, attempt) of all that is being built meanwhile: what an installer that was rebuilt has begun."""
-
-
-class InstallationGone(Command, frozen=True, kw_only=True):
-    """Report: an installation's files are removed, or could not be."""
-
-    backend: str
-    installation_id: str
-    freed: int = 0
-    failure: Failure | None = None
-
-
-class PlanMade(Command, frozen=True, kw_only=True):
-    """Report: a plan, or why there is none."""
-
-    backend: str
-    version: str
-    plan: Plan | None = None
-    failure: Failure | None = None
+    backend: BackendName
+    version: Version = ""
 
 
 # runner
@@ -301,8 +278,8 @@ class StartEngine(Command, frozen=True, kw_only=True):
 class StopEngine(Command, frozen=True, kw_only=True):
     """Scheduler → runner. Harmless for an engine that is gone."""
 
-    engine_id: str
-    reason: str
+    engine_id: Id
+    reason: Reason
 
 
 class BarEngine(Command, frozen=True, kw_only=True):
@@ -311,65 +288,65 @@ class BarEngine(Command, frozen=True, kw_only=True):
     Either way the runner's list says which it was.
     """
 
-    engine_id: str
+    engine_id: Id
 
 
 class SpawnedEngine(Command, frozen=True, kw_only=True):
     """Report: its process runs."""
 
-    engine_id: str
-    pid: int
-    started: float
-    endpoint: str
+    engine_id: Id
+    pid: Whole
+    started: Real
+    endpoint: Name
 
 
 class EngineIsReady(Command, frozen=True, kw_only=True):
     """Report: it has proved that it can answer."""
 
-    engine_id: str
+    engine_id: Id
 
 
 class EngineEnded(Command, frozen=True, kw_only=True):
     """Report: its process has ended, or never began."""
 
-    engine_id: str
+    engine_id: Id
     exit: EngineExit
 
 
 class AdoptedEngine(Command, frozen=True, kw_only=True):
     """Report: it outlived the last daemon."""
 
-    engine_id: str
-    pid: int
-    started: float
-    endpoint: str
+    engine_id: Id
+    pid: Whole
+    started: Real
+    endpoint: Name
     ready: bool
 
 
 class LostEngine(Command, frozen=True, kw_only=True):
     """Report: there is no such process."""
 
-    engine_id: str
-    reason: str
+    engine_id: Id
+    reason: Reason
 
 
 class EngineMoved(Command, frozen=True, kw_only=True):
     """Report: it is loading and getting on."""
 
-    engine_id: str
+    engine_id: Id
 
 
 class EngineStalled(Command, frozen=True, kw_only=True):
     """Report: it is ready and does nothing for those inside; it shall be ended."""
 
-    engine_id: str
-    reason: str
+    engine_id: Id
+    reason: Reason
 
 
 class EnginesMeasured(Command, frozen=True, kw_only=True):
     """Report: the memory of engines. Never stored."""
 
-    measured: Mapping[str, Measured]
+    measured: Annotated[Mapping[Id, Measured], Many]
 
 
 # scheduler
@@ -378,18 +355,18 @@ class EnginesMeasured(Command, frozen=True, kw_only=True):
 class Serve(Command, frozen=True, kw_only=True):
     """Find an engine for a request whose model is known: `Granted`, with a place in its gate."""
 
-    request_id: str
+    request_id: Id
     """Chosen by the caller, so that it can abandon a request whose grant it has not seen."""
-    model_id: str
-    model_ref: str
+    model_id: Id
+    model_ref: Name
     mode: Mode = "completion"
-    backend: str = ""
+    backend: BackendName = ""
     """Binding: no other serves it."""
     policy: InstallPolicy | None = None
     """Overrides the configured one."""
-    keep_alive: float | None = None
+    keep_alive: Seconds | None = None
     """Seconds the model stays after its last request; negative means for ever."""
-    caller: str = ""
+    caller: Id = ""
     """Whom fairness counts: a key or an address."""
 
 
@@ -412,15 +389,15 @@ class Ready(Reply, frozen=True, kw_only=True):
 class Abandon(Command, frozen=True, kw_only=True):
     """The request is gone, granted or not. Valid at any time."""
 
-    request_id: str
+    request_id: Id
 
 
 class Unload(Command, frozen=True, kw_only=True):
     """End idle engines: `Unloaded`. Engines in use are left alone."""
 
     all: bool = False
-    backend: str = ""
-    model_ids: tuple[str, ...] = ()
+    backend: BackendName = ""
+    model_ids: Ids = ()
 
 
 class Unloaded(Reply, frozen=True, kw_only=True):
@@ -432,12 +409,12 @@ class Unloaded(Reply, frozen=True, kw_only=True):
 class Configure(Command, frozen=True, kw_only=True):
     """Change how a model is loaded; what is None stays as it is. 409 while it is in use."""
 
-    model_id: str
-    model_ref: str
+    model_id: Id
+    model_ref: Name
     mode: Mode = "completion"
-    context_size: int | None = None
-    flags: tuple[str, ...] | None = None
-    keep_alive: float | None = None
+    context_size: Context | None = None
+    flags: Flags | None = None
+    keep_alive: Seconds | None = None
 
 
 class Configured(Reply, frozen=True, kw_only=True):
@@ -449,14 +426,14 @@ class Configured(Reply, frozen=True, kw_only=True):
 class LiftQuarantines(Command, frozen=True, kw_only=True):
     """Installer → scheduler: somebody wants this version; every model may be tried on it again."""
 
-    backend: str
+    backend: BackendName
 
 
 class Keep(Command, frozen=True, kw_only=True):
     """How long a model stays after its last request, as a request wished that needed no engine found."""
 
-    model_id: str
-    keep_alive: float
+    model_id: Id
+    keep_alive: Seconds
     """Seconds; negative means for ever."""
     mode: Mode = "completion"
 
@@ -546,7 +523,7 @@ class Drain(Command, frozen=True, kw_only=True):
 class GateEmptied(Command, frozen=True, kw_only=True):
     """Report: the last request has left an engine."""
 
-    engine_id: str
+    engine_id: Id
 
 
 class JobMoved(Command, frozen=True, kw_only=True):
@@ -561,14 +538,18 @@ class JobMoved(Command, frozen=True, kw_only=True):
 class NoteStopped(Command, frozen=True, kw_only=True):
     """Store that this daemon stops in order."""
 
-    pid: int
-    reason: str
+    pid: Whole
+    reason: Reason
 
 
-# The library's, so that whoever talks to actors needs one module.
+# The library's and reports to the installer, so that whoever talks to actors needs one module.
 __all__ = [
     "CancelPull",
     "CancelPush",
+    "InstallAttemptEnded",
+    "InstallCommitted",
+    "InstallationGone",
+    "InstallationsSeen",
     "LeavePull",
     "ModelGone",
     "ModelNoted",
@@ -576,6 +557,7 @@ __all__ = [
     "ModelsSeen",
     "NoteDamage",
     "NoteModel",
+    "PlanMade",
     "Prune",
     "Pruned",
     "Pull",

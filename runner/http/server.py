@@ -23,7 +23,9 @@ from typing import Any
 from aiohttp import web
 from greenroom.runner.daemon import Greenroom, greenroom_version
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
+from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
 from greenroom.runner.http.app import DOOR, front_door
+from greenroom.runner.http.connections import Connections
 
 _log = logging.getLogger(__name__)
 
@@ -122,20 +124,24 @@ class _Serving:
         runner = web.AppRunner(
             app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_CLOSE, handle_signals=False
         )
+        most = connections_within(raise_soft_limit(), open_now())
+        connections = Connections(self._listener, most)
+        app.middlewares.insert(0, connections.watching)
         await runner.setup()
+        assert runner.server is not None
         note = greenroom.home / NOTE
         url = _url(self._listener)
         try:
             await asyncio.to_thread(_write_note, note, url, greenroom.instance_id)
-            site = web.SockSite(runner, self._listener, backlog=_BACKLOG)
-            await site.start()
-            _log.info("listening on %s", url)
+            connections.start(runner.server)
+            _log.info("listening on %s, for %d clients at a time", url, most)
             if self._opened is not None:
                 self._opened(url)
             await self._until_the_end()
-            await site.stop()
+            await connections.stop()
             await app[DOOR].visitors.empty(self._drain)
         finally:
+            await connections.stop()
             await asyncio.to_thread(note.unlink, missing_ok=True)
             await runner.cleanup()
 

@@ -47,6 +47,7 @@ from greenroom.runner.engines.host import EngineHost, Prepared
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
+from greenroom.runner.home_watch import HomeWatch
 from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.disk import folder_of, python_of
 from greenroom.runner.installations.lock import shipped_version
@@ -57,6 +58,7 @@ from greenroom.runner.models.fitness import Machine, Reader
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
 from greenroom.runner.models.store import Store
+from greenroom.runner.proof import keep_secret, prove, write_privately
 from greenroom.runner.warming import Wanted, Warming, interrupted
 
 _log = logging.getLogger(__name__)
@@ -109,6 +111,7 @@ class Greenroom:
         self._journal = journal
         self._clock = clock
         self._lock: DaemonLock | None = None
+        self._watch: HomeWatch | None = None
         self._system: ActorSystem | None = None
         self._host: EngineHost | None = None
         self._builder: Builder | None = None
@@ -124,6 +127,7 @@ class Greenroom:
             for name, backend in self.backends.items()
         )
         self.instance_id = ""
+        self._secret = b""
 
     # life
 
@@ -143,9 +147,11 @@ class Greenroom:
         """
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = DaemonLock(self.home)
+        self._watch = HomeWatch(self.home, self._lock.is_in_place)
         try:
-            self.instance_id = _instance_id(self.home)
+            self.instance_id, self._secret = _instance_id(self.home), keep_secret(self.home)
             self._start()
+            self._watch.start()
         except BaseException:
             self._end_hands(keep_engines=None)
             self._lock.release()
@@ -271,6 +277,8 @@ class Greenroom:
         system = self._system
         if system is None:
             return
+        if self._watch is not None:
+            self._watch.close()
         if keep_engines is None and system.failure is None:
             with contextlib.suppress(Exception):
                 # A scheduler that does not answer in time is overruled by the host below.
@@ -317,6 +325,15 @@ class Greenroom:
         if self._system is None:
             raise NotRunning("this Greenroom is not running: start it, or use it as a context manager")
         return self._system
+
+    def prove(self, challenge: str, address: str) -> str:
+        """Prove to a client that has reached us at `host:port` that this data directory is ours."""
+        return prove(self._secret, challenge, address)
+
+    @property
+    def home_problem(self) -> str:
+        """What is wrong with the data directory under us; empty when nothing is."""
+        return "" if self._watch is None else self._watch.problem
 
     @property
     def store(self) -> Store:
@@ -488,7 +505,7 @@ def _instance_id(home: Path) -> str:
         text = ""
     if not text:
         text = uuid.uuid4().hex
-        file.write_text(text + "\n")
+        write_privately(file, f"{text}\n".encode())
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -25,16 +26,31 @@ class DaemonLock:
 
     def __init__(self, home: Path) -> None:
         """Take it. Raises HomeLocked, OSError."""
-        self._file = (home / "daemon.lock").open("a+")
+        self._path = home / "daemon.lock"
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._file = os.fdopen(descriptor, "r+b", buffering=0)
         try:
             lock_exclusively(self._file.fileno())
         except BlockingIOError:
             pid = read_pid(self._file.fileno())
             self._file.close()
             raise HomeLocked(home, pid) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        status = os.fstat(self._file.fileno())
+        self._identity = (status.st_dev, status.st_ino)
+        # On a full disk the lock holds all the same, only its holder stays unnamed.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file.fileno(), 0)
+            os.pwrite(self._file.fileno(), str(os.getpid()).encode(), 0)
+
+    def is_in_place(self) -> bool:
+        """Whether the data directory is still the one that was locked. Blocks as long as the disk does."""
+        try:
+            status = os.stat(self._path)
+        except PermissionError:
+            return True  # it is there, whatever its mode is now
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
 
     def release(self) -> None:
         """Let go. Idempotent."""

@@ -8,7 +8,6 @@ from typing import Any
 import click
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.carry import export_command, import_command
-from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.identity import client_for, find
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.table import table, terminal_width
@@ -32,7 +31,7 @@ def command(ctx: click.Context) -> int:
     settings = settings_of(ctx)
     daemon = find(settings)
     on_disk = {} if daemon else _on_disk(settings.home)
-    known: list[dict[str, Any]] = (Client(daemon.url).get("/engines") or []) if daemon else []
+    known: list[dict[str, Any]] = (daemon.client().get("/engines") or []) if daemon else []
     described = {one["name"]: one for one in known}
     here = Platform.here()
     rows = []

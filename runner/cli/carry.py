@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO
 
 import click
-from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.conversation import announce
 from greenroom.runner.cli.identity import find
 from greenroom.runner.cli.install_runner import report
@@ -90,7 +89,7 @@ def import_command(ctx: click.Context, file: IO[bytes]) -> None:
 def _current(settings: Settings, backend: str) -> str:
     """The id of the installation in use, where a daemon can tell."""
     daemon = find(settings)
-    known = (Client(daemon.url).get("/engines") or ()) if daemon is not None else ()
+    known = (daemon.client().get("/engines") or ()) if daemon is not None else ()
     return next(
         (
             one["id"]

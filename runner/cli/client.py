@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp
+from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp, NotProven
 from greenroom.runner.cli.problem import Problem
 
 _TIMEOUT = 30.0
@@ -83,8 +83,10 @@ class Answer:
 class Client:
     """One daemon's address. Each request has a connection of its own, so threads may share a client."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, secret: bytes = b"") -> None:
+        """With the secret of a data directory, only the daemon that knows it is ever sent anything."""
         self.url = url
+        self._secret = secret
 
     def get(self, path: str, *, timeout: float | None = _TIMEOUT) -> Any:
         """The JSON at a path. Raises Refused or Gone."""
@@ -135,8 +137,17 @@ class Client:
             sent["Content-Type"] = "application/json"
         try:
             exchange = Exchange(
-                self.url, method, path, headers=sent, body=payload, content=content, timeout=timeout
+                self.url,
+                method,
+                path,
+                headers=sent,
+                body=payload,
+                content=content,
+                timeout=timeout,
+                secret=self._secret,
             )
+        except NotProven as error:
+            raise Gone(self.url, "has gone, and somebody else answers there; nothing was sent") from error
         except TimeoutError as error:
             raise Gone(self.url, f"has not answered {method} {path} within {timeout:g} seconds") from error
         except (NobodyThere, NotHttp, BrokenOff, OSError) as error:

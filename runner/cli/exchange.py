@@ -7,13 +7,18 @@ such, which is how strangers on our port are recognised.
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from greenroom.runner.proof import CHALLENGE, address_of, is_proof, make_challenge
+
 _LINE_LIMIT = 65_536
 _HEADER_LIMIT = 100
+_PROOF_WITHIN = 10.0
+_PROOF_LIMIT = 65_536
 
 
 class NobodyThere(Exception):
@@ -28,10 +33,14 @@ class BrokenOff(Exception):
     """The connection ended before the answer did."""
 
 
+class NotProven(Exception):
+    """Whoever answers does not know the secret of our data directory."""
+
+
 class Exchange:
     """A request that was sent and whose answer has begun: its head is here, its body can be read.
 
-    One request a connection: closing in the middle of an answer is how a request is called off.
+    One request a connection, after the proof: closing in the middle of an answer is how it is called off.
     """
 
     def __init__(
@@ -44,12 +53,15 @@ class Exchange:
         body: bytes | None = None,
         content: Iterable[bytes] = (),
         timeout: float | None = None,
+        secret: bytes = b"",
     ) -> None:
         """Send the request and wait for the answer's head.
 
         `content` is a body in pieces, whose `Content-Length` is among the headers.
         `timeout` is how many seconds of silence are borne, while connecting too; None bears any.
-        Raises NobodyThere, NotHttp, BrokenOff, and TimeoutError for somebody who says nothing.
+        With a `secret`, whoever answers must prove that it knows it, on this connection and before anything
+        of the request is sent.
+        Raises NobodyThere, NotHttp, BrokenOff, NotProven, and TimeoutError for somebody who says nothing.
         """
         self.status = 0
         self.reason = ""
@@ -63,6 +75,8 @@ class Exchange:
         self._reader = self._socket.makefile("rb")
         try:
             try:
+                if secret:
+                    self._demand_proof(url, secret, timeout)
                 self._socket.sendall(_request(url, method, path, headers, body))
                 self._send(content)
                 self._read_head()
@@ -71,6 +85,27 @@ class Exchange:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def peer(self) -> str:
+        """The address at the other end, as `host:port`."""
+        return address_of(self._socket.getpeername())
+
+    def _demand_proof(self, url: str, secret: bytes, timeout: float | None) -> None:
+        challenge = make_challenge()
+        self._socket.settimeout(min(timeout or _PROOF_WITHIN, _PROOF_WITHIN))
+        headers = {"Accept": "application/json", CHALLENGE: challenge, "Connection": "keep-alive"}
+        self._socket.sendall(_request(url, "GET", "/livez", headers, None))
+        self._read_head()
+        try:
+            fields = json.loads(self.read(_PROOF_LIMIT))
+        except ValueError:
+            fields = None
+        answer = fields.get("proof") if isinstance(fields, dict) else None
+        if not is_proof(answer, secret, challenge, self.peer):
+            raise NotProven
+        self._socket.settimeout(timeout)
+        self._left, self._chunked, self._over = None, False, False
 
     def _send(self, content: Iterable[bytes]) -> None:
         try:
@@ -191,7 +226,7 @@ def _request(url: str, method: str, path: str, headers: Mapping[str, str], body:
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
-    lines += ["Connection: close", "", ""]
+    lines += ["", ""] if "Connection" in headers else ["Connection: close", "", ""]
     return "\r\n".join(lines).encode("latin-1", "replace") + (body or b"")
 
 

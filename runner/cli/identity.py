@@ -1,7 +1,8 @@
 """Who answers at an address: our daemon, another Greenroom, a stranger, or nobody.
 
-A daemon proves that it is ours by the instance id of this data directory. An address on another machine
-that the user named cannot have it; there, any Greenroom is believed.
+A daemon proves that it is ours by the secret of this data directory, which it never says. An address on
+another machine that the user named cannot have it; there, any Greenroom is believed. A daemon of somebody
+else on this machine is believed when the user names its instance.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import Settings
+from greenroom.runner.proof import CHALLENGE, is_proof, make_challenge, read_secret
 
 _PATIENCE = 3.0
 """Seconds for a probe. A daemon answers `/livez` within milliseconds, whatever its actors do."""
@@ -37,6 +40,12 @@ class Daemon:
     pid: int
     version: str
     home: str
+    secret: bytes = field(default=b"", repr=False)
+    """The secret of our data directory, if the daemon has proved to know it."""
+
+    def client(self) -> Client:
+        """Talks to this daemon, and to nobody who has taken its place."""
+        return Client(self.url, self.secret)
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,47 @@ class Unresponsive(Problem):
         )
 
 
-def probe(url: str, *, patience: float = _PATIENCE) -> Daemon | Stranger | None:
-    """Who answers at this address; None when nobody does."""
+class Unproven(Problem):
+    """Somebody says that it serves our data directory, and does not know the secret in it."""
+
+    def __init__(self, settings: Settings, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.is_own_process = is_own_listener(daemon.pid, daemon.url)
+        """Whether a process of this user listens there, as the system says: then it may be stopped."""
+        where, home = urlsplit(daemon.url).netloc, settings.home
+        if not self.is_own_process:
+            super().__init__(
+                f"At {where} answers a Greenroom daemon that does not prove to be the one of {home}; nothing "
+                "was sent to it.",
+                f"If you trust it, name it with GREENROOM_INSTANCE={daemon.instance_id}; else give this data "
+                "directory a port of its own: GREENROOM_PORT=12401.",
+                code=exit_codes.PORT_TAKEN,
+            )
+        elif not (home / "daemon.lock").exists():
+            super().__init__(
+                f"The data directory {home} is gone: it was removed or unmounted under its daemon (process "
+                f"{daemon.pid} at {where}), which can store nothing any more.",
+                "Put it back, or stop that daemon: greenroom stop",
+                code=exit_codes.NOT_RUNNING,
+            )
+        else:
+            super().__init__(
+                f"At {where} answers a Greenroom daemon (process {daemon.pid}, version {daemon.version}) "
+                f"that does not prove to be the one of {home}: the directory was replaced under it, or the "
+                "daemon is of an older version.",
+                "Stop it: greenroom stop",
+                code=exit_codes.PORT_TAKEN,
+            )
+
+
+def probe(url: str, secret: bytes = b"", *, patience: float = _PATIENCE) -> Daemon | Stranger | None:
+    """Who answers at this address; None when nobody does. Daemons are asked to prove the secret."""
+    challenge = make_challenge()
+    headers = {"Accept": "application/json", CHALLENGE: challenge}
     try:
-        exchange = Exchange(url, "GET", "/livez", headers={"Accept": "application/json"}, timeout=patience)
+        exchange = Exchange(url, "GET", "/livez", headers=headers, timeout=patience)
         with contextlib.closing(exchange):
+            peer = exchange.peer
             content = exchange.read(_LIVEZ_LIMIT)
     except NobodyThere:
         return None
@@ -75,7 +120,8 @@ def probe(url: str, *, patience: float = _PATIENCE) -> Daemon | Stranger | None:
     except (BrokenOff, OSError) as error:
         # A daemon that is just ending does this too, but not for long.
         return Stranger(url, f"something that closes connections without an answer ({error})")
-    return _daemon(url, content) or Stranger(url, _describe(exchange, content))
+    found = _daemon(url, content, lambda proof: secret if is_proof(proof, secret, challenge, peer) else b"")
+    return found or Stranger(url, _describe(exchange, content))
 
 
 def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
@@ -89,9 +135,9 @@ def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
     if not settings.host and (noted := noted_url(settings.home)) is not None and noted not in addresses:
         # It was started with another port; the note in the data directory knows.
         addresses.insert(0, noted)
-    found = None
+    found, secret = None, read_secret(settings.home)
     for url in addresses:
-        found = probe(url, patience=patience)
+        found = probe(url, secret, patience=patience)
         if isinstance(found, Daemon) and is_ours(settings, found):
             return found
     if isinstance(found, Stranger) and found.silent and (pid := _holder(settings.home)):
@@ -103,24 +149,17 @@ def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
 
 def is_ours(settings: Settings, daemon: Daemon) -> bool:
     """Whether a daemon proves to be the one these settings mean."""
-    expected = settings.instance or own_instance(settings.home)
-    if settings.host and not settings.instance and not is_on_this_machine(settings.host):
+    if settings.instance:
+        return daemon.instance_id == settings.instance
+    if settings.host and not is_on_this_machine(settings.host):
         return True
-    return bool(expected) and daemon.instance_id == expected
+    return bool(daemon.secret)
 
 
 def is_on_this_machine(url: str) -> bool:
     """Whether an address is a loopback one."""
     host = urlsplit(url).hostname or ""
     return host in _LOOPBACK or host.startswith("127.")
-
-
-def own_instance(home: Path) -> str:
-    """The instance id of a data directory; empty when no daemon has ever used it."""
-    try:
-        return (home / "instance").read_text("utf-8").strip()
-    except OSError:
-        return ""
 
 
 def noted_url(home: Path) -> str | None:
@@ -151,6 +190,8 @@ def _holder(home: Path) -> int:
 def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
     """What to tell somebody whose address is somebody else's."""
     where = urlsplit(found.url).netloc
+    if isinstance(found, Daemon) and found.home == str(settings.home) and not settings.instance:
+        return Unproven(settings, found)
     if isinstance(found, Daemon):
         advice = f"Use it with GREENROOM_HOME={found.home}" if found.home else f"Set {_wanted(found)}"
         if settings.host:
@@ -173,6 +214,23 @@ def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
         else "Stop it, or give Greenroom another port: GREENROOM_PORT=12401.",
         code=exit_codes.PORT_TAKEN,
     )
+
+
+def is_own_listener(pid: int, url: str) -> bool:
+    """Whether a process is of this user and listens at a local address, as the system says."""
+    if not is_on_this_machine(url):
+        return False
+    import psutil
+
+    port = urlsplit(url).port
+    try:
+        process = psutil.Process(pid)
+        return process.uids().real == os.getuid() and any(
+            one.status == psutil.CONN_LISTEN and tuple(one.laddr)[1:2] == (port,)
+            for one in process.net_connections("tcp")
+        )
+    except (psutil.Error, OSError):
+        return False
 
 
 def holder_of(url: str) -> str:
@@ -201,7 +259,7 @@ def client_for(settings: Settings) -> Client:
     daemon = find(settings)
     if daemon is None:
         raise not_running(settings)
-    return Client(daemon.url)
+    return daemon.client()
 
 
 def not_running(settings: Settings) -> Problem:
@@ -223,7 +281,8 @@ def _wanted(found: Daemon) -> str:
     return f"GREENROOM_INSTANCE={found.instance_id}"
 
 
-def _daemon(url: str, content: bytes) -> Daemon | None:
+def _daemon(url: str, content: bytes, known: Callable[[object], bytes]) -> Daemon | None:
+    """The daemon that says so; `known` gives the secret that its proof shows it to know."""
     try:
         fields = json.loads(content)
         return Daemon(
@@ -232,6 +291,7 @@ def _daemon(url: str, content: bytes) -> Daemon | None:
             pid=int(fields["pid"]),
             version=str(fields["version"]),
             home=str(fields.get("home", "")),
+            secret=known(fields.get("proof")),
         )
     except (ValueError, TypeError, KeyError):
         return None

@@ -43,7 +43,7 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
             raise not_running(settings)
         say("Starting the Greenroom daemon…")
         daemon = _start(settings)
-    client = Client(daemon.url)
+    client = daemon.client()
     _wait_until_ready(client)
     return client
 

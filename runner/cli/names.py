@@ -67,7 +67,6 @@ def anchored(model: str) -> str:
 
 def _here() -> list[str]:
     """What the daemon says is here; without one, what lies in the store."""
-    from greenroom.runner.cli.client import Client
     from greenroom.runner.cli.identity import find
     from greenroom.runner.cli.problem import Problem
     from greenroom.runner.config import BadSetting, load
@@ -79,7 +78,7 @@ def _here() -> list[str]:
         settings = load()
         daemon = find(settings, patience=1.0)
         if daemon is not None:
-            models = Client(daemon.url).get("/models", timeout=2.0) or []
+            models = daemon.client().get("/models", timeout=2.0) or []
             return [familiar(tag) for model in models for tag in model.get("tags") or ()]
         if settings.host:
             return []

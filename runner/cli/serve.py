@@ -21,6 +21,7 @@ from greenroom.runner.cli.launch import log_of
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import INSTALL_POLICIES, LOG_LEVELS, Settings
+from greenroom.runner.proof import read_secret
 
 if TYPE_CHECKING:
     from greenroom.runner.http.server import PortTaken
@@ -108,7 +109,7 @@ def _set_up_logging(settings: Settings, detached: bool) -> None:
 def _port_taken(settings: Settings, error: PortTaken) -> Problem:
     """Say who has the port, where he can be asked."""
     at = settings.changed("here", host="").url
-    found = probe(at)
+    found = probe(at, read_secret(settings.home))
     if found is None:
         return Problem(str(error), code=exit_codes.PORT_TAKEN)
     if not isinstance(found, Daemon) or not is_ours(settings, found):

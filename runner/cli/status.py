@@ -29,7 +29,7 @@ def command(ctx: click.Context, as_json: bool) -> int:
             click.echo(json.dumps({"running": False, "backends": {}, "endpoint": settings.url}))
             return exit_codes.OK
         raise not_running(settings)
-    client = Client(daemon.url)
+    client = daemon.client()
     backends: dict[str, str] = client.get("/engines/status") or {}
     reason = _not_ready(client)
     if as_json:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import click
-from greenroom.runner.cli.client import Client, Gone, Refused
-from greenroom.runner.cli.identity import Daemon, find, probe
+from greenroom.runner.cli.client import Gone, Refused
+from greenroom.runner.cli.identity import Daemon, Unproven, find, probe
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.quantities import format_duration, parse_duration
@@ -37,11 +39,19 @@ def command(ctx: click.Context, keep_engines: str | None) -> None:
             seconds = settings.engine_grace if keep_engines == _CONFIGURED else parse_duration(keep_engines)
         except ValueError as error:
             raise click.BadParameter(f"{error}.", param_hint="--keep-engines") from error
-    daemon = find(settings)
-    if daemon is None:
-        click.echo(f"Greenroom is not running (nobody answers at {settings.url}).")
-        return
-    Client(daemon.url).post("/daemon/stop", {"keep_engines": seconds})
+    try:
+        daemon = find(settings)
+    except Unproven as unproven:
+        # Its data directory is gone, and with it the secret; but the system says that the process is ours.
+        if not unproven.is_own_process:
+            raise
+        daemon, seconds = unproven.daemon, None
+        os.kill(daemon.pid, signal.SIGTERM)
+    else:
+        if daemon is None:
+            click.echo(f"Greenroom is not running (nobody answers at {settings.url}).")
+            return
+        daemon.client().post("/daemon/stop", {"keep_engines": seconds})
     _wait(daemon)
     if seconds is None:
         click.echo(f"Stopped the Greenroom daemon (pid {daemon.pid}).")

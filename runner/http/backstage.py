@@ -54,8 +54,17 @@ class Backstage(Protocol):
         ...
 
     @property
+    def home_problem(self) -> str:
+        """What is wrong with the data directory; empty when nothing is."""
+        ...
+
+    @property
     def instance_id(self) -> str:
         """What a client knows this data directory by."""
+        ...
+
+    def prove(self, challenge: str, address: str) -> str:
+        """Proves to a client at this address that the data directory is ours; empty where it cannot."""
         ...
 
     @property

@@ -14,6 +14,7 @@ from greenroom.runner.daemon import NotRunning, greenroom_version
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, refusal_of
+from greenroom.runner.proof import CHALLENGE, address_of
 
 VERSION = greenroom_version()
 _READY_WITHIN = 2.0
@@ -51,27 +52,30 @@ class Health:
         """Which Greenroom this is."""
         return web.json_response({"version": VERSION})
 
-    async def livez(self, request: web.Request) -> web.Response:  # noqa: ARG002
-        """Says who it is, by which a client knows its own daemon. Asks no actor."""
+    async def livez(self, request: web.Request) -> web.Response:
+        """Says who it is, and proves it to a client that sends a challenge. Asks no actor."""
         backstage = self._door.backstage
-        return web.json_response(
-            {
-                "status": "ok",
-                "instance_id": backstage.instance_id,
-                "pid": os.getpid(),
-                "version": VERSION,
-                "home": str(backstage.home),
-            }
-        )
+        fields = {
+            "status": "ok",
+            "instance_id": backstage.instance_id,
+            "pid": os.getpid(),
+            "version": VERSION,
+            "home": str(backstage.home),
+        }
+        challenge, transport = request.headers.get(CHALLENGE), request.transport
+        if challenge and transport is not None:
+            fields["proof"] = backstage.prove(challenge, address_of(transport.get_extra_info("sockname")))
+        return web.json_response(fields)
 
     async def readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002
-        """Green once everybody has looked at what he owns, and only while the scheduler answers."""
+        """Green once everybody has looked, while the scheduler answers and the data directory is there."""
+        backstage = self._door.backstage
+        if problem := backstage.home_problem:
+            return _not_ready(HttpRefusal(503, "data_directory_lost", problem))
         try:
-            await self._door.backstage.system.ask(SCHEDULER, AwaitReady(), timeout=_READY_WITHIN)
+            await backstage.system.ask(SCHEDULER, AwaitReady(), timeout=_READY_WITHIN)
         except (KernelError, NotRunning) as error:
-            refusal = refusal_of(error)
-            body = {"status": "not ready", "error": {"message": refusal.sentence(), "code": refusal.code}}
-            return web.json_response(body, status=503, headers={"Retry-After": "1"})
+            return _not_ready(error)
         return web.json_response({"status": "ok"})
 
     async def jobs(self, request: web.Request) -> web.Response:  # noqa: ARG002
@@ -86,3 +90,9 @@ class Health:
             raise HttpRefusal(409, "not_a_daemon", "This Greenroom is part of another program.")
         self._door.stop(body.keep_engines)
         return web.json_response({"status": "stopping"}, status=202)
+
+
+def _not_ready(error: Exception) -> web.Response:
+    refusal = refusal_of(error)
+    body = {"status": "not ready", "error": {"message": refusal.sentence(), "code": refusal.code}}
+    return web.json_response(body, status=503, headers={"Retry-After": "1"})

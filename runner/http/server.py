@@ -26,6 +26,7 @@ from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
 from greenroom.runner.http.app import DOOR, front_door
 from greenroom.runner.http.connections import Connections
+from greenroom.runner.proof import write_privately
 
 _log = logging.getLogger(__name__)
 
@@ -217,9 +218,7 @@ def _write_note(note: Path, url: str, instance_id: str) -> None:
         "version": greenroom_version(),
         "started_at": time.time(),
     }
-    fresh = note.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps(fields) + "\n")
-    fresh.replace(note)
+    write_privately(note, (json.dumps(fields) + "\n").encode())
 
 
 @contextlib.contextmanager

@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 from greenroom.runner.cli import main as command_line
+from greenroom.runner.proof import CHALLENGE, address_of, prove
 from quiet_server import QuietServer
 
 INSTANCE = "0123456789abcdef0123456789abcdef"
+SECRET = b"5ec2e7" * 8
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Handler(BaseHTTPRequestHandler):
     daemon: FakeDaemon
     server_version = "Fake/1"
     sys_version = ""
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self._answer()
@@ -78,6 +81,9 @@ class Handler(BaseHTTPRequestHandler):
             self._stream(answer)
             return
         status, value = answer if isinstance(answer, tuple) else (200, answer)
+        if isinstance(value, dict) and value.get("instance_id") == INSTANCE:
+            challenge, here = self.headers.get(CHALLENGE, ""), self.connection.getsockname()
+            value = {**value, "proof": prove(SECRET, challenge, address_of(here))}
         if isinstance(value, list) and all(isinstance(line, str) for line in value) and value:
             content = "".join(f"{line}\n" for line in value).encode()
         else:
@@ -89,6 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, lines: Iterator[str]) -> None:
         self.send_response(200)
+        self.send_header("Connection", "close")
         self.end_headers()
         # A client that leaves in the middle is what some tests are about.
         with suppress(ConnectionError):
@@ -138,7 +145,7 @@ def unused_port() -> int:
 @pytest.fixture
 def our_daemon(fake_daemon: FakeDaemon, home: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
     """The fake daemon proves to be the one of our data directory, and is ready."""
-    (home / "instance").write_text(INSTANCE)
+    (home / "secret").write_bytes(SECRET)
     identity = {
         "status": "ok",
         "instance_id": INSTANCE,

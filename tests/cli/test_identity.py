@@ -3,24 +3,109 @@ from __future__ import annotations
 import json
 import os
 import socket
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
+from greenroom.runner.cli.client import Gone
 from greenroom.runner.cli.identity import Unresponsive, find, holder_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import Settings, load
+from greenroom.runner.proof import is_proof, keep_secret, prove, read_secret
+from quiet_server import QuietServer
 
 
 def identity(**changes: Any) -> dict[str, Any]:
     return {"status": "ok", "instance_id": "other", "pid": 77, "version": "1", "home": "/elsewhere"} | changes
 
 
-def test_a_daemon_is_believed_when_it_has_this_data_directorys_instance_id(our_daemon: Any) -> None:
+def test_a_daemon_is_believed_when_it_knows_this_data_directorys_secret(our_daemon: Any) -> None:
     found = find(load())
 
     assert found is not None
     assert found.url == our_daemon.url
+
+
+def test_who_repeats_what_our_daemon_says_of_itself_is_sent_nothing(
+    our_daemon: Any, greenroom: Any, home: Path
+) -> None:
+    """All of it can be read at `/livez` by every user of the machine."""
+    public = {"instance_id": "our own", "home": str(home), "proof": "0" * 64}
+    our_daemon.routes["GET /livez"] = identity(**public)
+
+    outcome = greenroom("run", "smollm2", "my secret")
+
+    assert outcome.code == 5
+    assert "another data directory" not in outcome.err
+    assert "does not prove" in outcome.err
+    assert {(one.method, one.path) for one in our_daemon.seen} == {("GET", "/livez")}
+
+
+def test_who_passes_challenges_on_to_our_daemon_is_not_believed(
+    our_daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    our_daemon.routes["GET /livez"]["pid"] = 77
+
+    class Between(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = Request(our_daemon.url + self.path, headers=dict(self.headers.items()))
+            with urlopen(asked, timeout=10) as answer:
+                content = answer.read()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args: Any) -> None:
+            """Says nothing."""
+
+    with QuietServer(("127.0.0.1", 0), Between) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("GREENROOM_PORT", str(server.server_address[1]))
+        try:
+            with pytest.raises(Problem, match="does not prove"):
+                find(load())
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "Greenroom-Challenge" in our_daemon.seen[-1].headers
+
+
+def test_who_takes_our_daemons_place_after_it_was_found_is_sent_nothing(our_daemon: Any) -> None:
+    found = find(load())
+    assert found is not None
+    our_daemon.routes["GET /livez"] = identity()
+
+    with pytest.raises(Gone, match="nothing was sent"):
+        found.client().post("/v1/chat/completions", {"messages": "my secret"})
+
+    assert {one.path for one in our_daemon.seen} == {"/livez"}
+
+
+def test_proofs_belong_to_one_challenge_one_secret_and_one_address(tmp_path: Path) -> None:
+    secret = keep_secret(tmp_path)
+    proof = prove(secret, "c1", "127.0.0.1:1")
+    assert is_proof(proof, secret, "c1", "127.0.0.1:1")
+    assert not is_proof(proof, secret, "c2", "127.0.0.1:1")
+    assert not is_proof(proof, secret, "c1", "::1:1")
+    assert not is_proof(proof, b"another", "c1", "127.0.0.1:1")
+    for answer in ("", None, 3, "\udce4", proof.upper()):
+        assert not is_proof(answer, secret, "c1", "127.0.0.1:1")
+    # Whoever has no secret proves nothing, and what is no challenge gets no proof.
+    assert not is_proof(prove(b"", "c1", "a:1"), b"", "c1", "a:1")
+    assert [prove(secret, text, "a:1") for text in ("", "a b", "x" * 129)] == ["", "", ""]
+
+
+def test_a_secret_that_others_could_read_is_replaced(tmp_path: Path) -> None:
+    secret = keep_secret(tmp_path)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    assert keep_secret(tmp_path) == read_secret(tmp_path) == secret
+    (tmp_path / "secret").chmod(0o644)
+    assert keep_secret(tmp_path) != secret
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_daemon_is_found_where_it_says_it_listens(
@@ -69,9 +154,10 @@ def test_a_stranger_is_named_with_his_process(our_daemon: Any) -> None:
 
 
 def test_a_data_directory_without_a_daemon_yet_believes_nobody(our_daemon: Any, home: Path) -> None:
-    (home / "instance").unlink()
+    (home / "secret").unlink()
+    our_daemon.routes["GET /livez"]["pid"] = 77
 
-    with pytest.raises(Problem, match="another data directory"):
+    with pytest.raises(Problem, match="does not prove"):
         find(load())
 
 

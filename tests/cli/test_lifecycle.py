@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
+from greenroom.actors.journal.reader import read_journal
 
 GREENROOM = [sys.executable, "-m", "greenroom.runner.cli"]
 BOUND = 30.0
@@ -320,6 +323,58 @@ def test_a_reader_who_leaves_early_is_no_error(place: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+@contextlib.contextmanager
+def at_rest(place: Path, programs: Path) -> Iterator[subprocess.Popen[str]]:
+    """A daemon with nothing to install and nothing to store."""
+    argv = [sys.executable, str(programs / "serve_fake.py"), str(place), os.environ["GREENROOM_PORT"]]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("http://")
+            wait_for(lambda: "installation_activated" in types(place), "an installation")
+            yield process
+        finally:
+            process.kill()
+
+
+def types(home: Path) -> set[str]:
+    return {record.type for record in read_journal(home / "journal.db")}
+
+
+def test_a_daemon_whose_data_directory_was_deleted_is_named_is_not_ready_and_can_be_stopped(
+    place: Path, greenroom_process: Any, programs: Path
+) -> None:
+    with at_rest(place, programs) as daemon:
+        url = note(place)["url"]
+        moved = place.with_name("elsewhere")
+        place.rename(moved)
+
+        def ready() -> tuple[int, Any]:
+            try:
+                with urllib.request.urlopen(f"{url}/readyz", timeout=BOUND) as answer:
+                    return answer.status, None
+            except urllib.error.HTTPError as error:
+                return error.code, json.load(error)["error"]
+
+        status, said = wait_for(lambda: (found := ready())[0] == 503 and found, "a red /readyz")
+        assert (status, said["code"]) == (503, "data_directory_lost")
+        assert f"{place} was removed" in said["message"]
+        for command in (["status"], ["run", "smollm2", "hi"], ["pull", "smollm2"]):
+            outcome = greenroom_process(*command)
+            assert outcome.returncode == 3, outcome.stderr
+            assert f"The data directory {place} is gone" in outcome.stderr
+            assert f"process {daemon.pid} " in outcome.stderr
+            assert not place.exists()
+        # It is ready again when the directory is there again.
+        moved.rename(place)
+        wait_for(lambda: ready()[0] == 200, "a green /readyz")
+        place.rename(moved)
+        stopped = greenroom_process("stop")
+        assert stopped.returncode == 0, stopped.stderr
+        assert f"Stopped the Greenroom daemon (pid {daemon.pid})" in stopped.stdout
+        assert daemon.wait(BOUND) == 9  # its journal could not say that it stopped in order
 
 
 @pytest.mark.slow

@@ -1,0 +1,86 @@
+"""How a daemon proves that it serves a data directory: it knows the secret in it, and never says it.
+
+A client sends a challenge; the answer is a hash over the secret, the challenge and the address at which the
+daemon was reached. Another user of this machine may listen where our daemon is expected, and may even pass
+challenges on to it: without the secret, or at another address, the answer is wrong.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+CHALLENGE = "Greenroom-Challenge"
+"""The header with which `GET /livez` is asked for a proof."""
+_FILE = "secret"
+_BYTES = 32
+_LONGEST = 128
+"""Characters of a challenge."""
+
+
+def make_challenge() -> str:
+    """A new one."""
+    return secrets.token_hex(_BYTES)
+
+
+def prove(secret: bytes, challenge: str, address: str) -> str:
+    """The answer to a challenge, given at `host:port`; empty when it cannot be given."""
+    if not secret or not 0 < len(challenge) <= _LONGEST or not challenge.isalnum():
+        return ""
+    return hmac.digest(secret, f"greenroom {challenge} {address}".encode(), "sha256").hex()
+
+
+def is_proof(answer: object, secret: bytes, challenge: str, address: str) -> bool:
+    """Whether somebody who knows the secret has answered."""
+    expected = prove(secret, challenge, address)
+    if not expected or not isinstance(answer, str):
+        return False
+    return hmac.compare_digest(answer.encode("utf-8", "replace"), expected.encode())
+
+
+def read_secret(home: Path) -> bytes:
+    """What a data directory's daemon is recognised by; empty when there is none that we may read."""
+    try:
+        return (home / _FILE).read_bytes().strip()
+    except OSError:
+        return b""
+
+
+def keep_secret(home: Path) -> bytes:
+    """The secret of a data directory, made when there is none or when others could have read it.
+
+    Raises OSError.
+    """
+    file = home / _FILE
+    try:
+        with file.open("rb") as open_file:
+            is_private = not os.fstat(open_file.fileno()).st_mode & 0o077
+            secret = open_file.read().strip()
+        if is_private and len(secret) >= _BYTES:
+            return secret
+    except FileNotFoundError:
+        pass
+    secret = secrets.token_hex(_BYTES).encode()
+    write_privately(file, secret + b"\n")
+    return secret
+
+
+def write_privately(file: Path, content: bytes) -> None:
+    """Replace a file by one that nobody else may read, whatever the umask. Raises OSError."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)  # one that was left behind may have another mode
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+    fresh.replace(file)
+
+
+def address_of(name: object) -> str:
+    """`host:port` of a socket's own or other end, as `getsockname` gives it; empty for other sockets."""
+    if isinstance(name, tuple) and len(name) >= 2:
+        return f"{str(name[0]).partition('%')[0]}:{name[1]}"
+    return ""

@@ -144,7 +144,8 @@ class Library:
     ) -> Decision[LibrarySeen]:
         """Settle what the journal says with what lies in the store.
 
-        1. There and not known, or known under other tags: recorded as it is.
+        1. There and not known, or known under other tags: recorded as it is. If the store's index was lost,
+           the tags that the journal knows and no model in the store has are put on again instead.
         2. Known and not there: removed.
         3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it. One
            that is under way is not: this actor was rebuilt, and its hands will report its end.
@@ -158,13 +159,14 @@ class Library:
         there = {model.id: model for model in report.models}
         events: list[Event] = []
         fetched = {begun for begun, _ in seen.fetching} | set(report.running)
+        lost = changes.lost_tags(state, report)
         for model in report.models:  # 1
             known = state.models.get(model.id)
             if known is None:
                 pull = next((state.pulls[tag] for tag in model.tags if tag in state.pulls), None)
                 job = pull.job if pull is not None and pull.job not in fetched else ""
                 events.append(ev.ModelCommitted(job=job, model=model))
-            elif known.tags != model.tags:
+            elif known.tags != model.tags and not any(tag.model_id == model.id for tag in lost):
                 events.append(ev.ModelTagged(model_id=model.id, tags=model.tags))
         events += [
             ev.ModelRemoved(model_id=one, reason="it is not in the store any more")
@@ -194,7 +196,8 @@ class Library:
                         reached=pull.reached,
                     )
                 )
-        return Decision(events=tuple(events), seen=msgspec.structs.replace(seen, looked=True))
+        seen = msgspec.structs.replace(seen, looked=True)
+        return Decision(events=tuple(events), effects=lost, seen=seen)
 
     def react(self, _state: LibraryState, _stored: Stored[Any]) -> Sequence[Effect]:
         """Nothing: who waits for a pull is answered by what decides on its end."""

@@ -47,6 +47,20 @@ def tag(state: LibraryState, ask: msg.TagModel) -> Decision[LibrarySeen]:
     )
 
 
+def lost_tags(state: LibraryState, report: msg.ModelsSeen) -> tuple[AddTag, ...]:
+    """The tags that models had until the store's index was lost."""
+    if not report.recovered:
+        return ()
+    there = {model.id for model in report.models}
+    taken = {tag for model in report.models for tag in model.tags}
+    return tuple(
+        AddTag(model_id=model.id, tag=tag)
+        for model in state.models.values()
+        for tag in model.tags
+        if model.id in there and tag not in taken
+    )
+
+
 def tags_written(report: msg.TagsWritten) -> Decision[LibrarySeen]:
     """The store has other tags for a model, or could not be given them."""
     outcome: msg.Tagged | Refusal

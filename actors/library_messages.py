@@ -215,6 +215,8 @@ class ModelsSeen(Command, frozen=True, kw_only=True):
     failure: Failure | None = None
     running: Names = ()
     """Jobs of the pulls under way meanwhile: what a library that was rebuilt has begun."""
+    recovered: bool = False
+    """The store's index was lost and built again, without some names that the models had."""
 
 
 class ModelGone(Command, frozen=True, kw_only=True):

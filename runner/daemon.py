@@ -159,7 +159,11 @@ class Greenroom:
 
     def _start(self) -> None:
         self._devices.start()
-        self._store.prepare()
+        try:
+            self._store.prepare()
+        except JobFailed as failed:
+            # What is in it may still be read; pulls say why they fail.
+            _log.error("the model store cannot be written to: %s", failed.failure.sentence())
         clock = self._clock or SystemClock()
         journal = self._journal or self._open_journal()
         system = ActorSystem(journal, clock=clock, on_failure=self._failed, redact=redact)

@@ -41,4 +41,10 @@ class JobCancelled(Exception):
 def _failure(
     kind: Literal["transient", "permanent"], code: str, message: str, advice: str, detail: str
 ) -> Failure:
-    return Failure(kind=kind, code=code, message=message, advice=advice, detail=detail[-_DETAIL_LIMIT:])
+    detail = _text(detail[-_DETAIL_LIMIT:])
+    return Failure(kind=kind, code=code, message=_text(message), advice=_text(advice), detail=detail)
+
+
+def _text(text: str) -> str:
+    """File names, arguments and output may hold bytes that are no text; what is stored may not."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -330,9 +330,9 @@ class LibraryHands:
         if reference is not None:
             self._board.clear(pull_job(reference))
 
-    def seen(self, models: tuple[Model, ...], running: tuple[str, ...]) -> None:
+    def seen(self, models: tuple[Model, ...], running: tuple[str, ...], *, recovered: bool) -> None:
         """What lies in the store, and which pulls are under way."""
-        self._tell(msg.LIBRARY, msg.ModelsSeen(models=models, running=running))
+        self._tell(msg.LIBRARY, msg.ModelsSeen(models=models, running=running, recovered=recovered))
 
     def look_failed(self, failure: Failure) -> None:
         """The store cannot be read: nothing in it can be served, and everything else goes on."""

@@ -23,7 +23,7 @@ LAYERS = (
     ("actors.journal",),
     ("actors.kernel",),
     ("actors",),
-    ("runner.failures", "runner.quantities", "runner.config"),
+    ("runner.failures", "runner.quantities", "runner.config", "runner.waits"),
     ("runner.backends", "runner.installations", "runner.engines", "runner.models", "runner.registry"),
     ("runner",),
     ("runner.daemon", "runner.daemon_lock"),

@@ -7,17 +7,20 @@ only renames. A crash leaves that folder behind, which the next start sweeps; no
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from threading import Event
-from typing import Literal
+from typing import IO, Literal
 
 from greenroom.runner.failures import JobCancelled
 from greenroom.runner.models.durable import sync_file
 from greenroom.runner.models.failures import from_os_error, hash_mismatch, not_a_model
+from greenroom.runner.models.held import HeldFile, hold
 from greenroom.runner.models.manifest import Artifact, Layer
 from greenroom.runner.models.references import BadReference, blob_name, relative_name
 
@@ -49,7 +52,7 @@ class Arrival:
 
     def take(
         self,
-        path: Path,
+        path: Path | HeldFile,
         name: str,
         *,
         how: Literal["move", "link"],
@@ -63,33 +66,28 @@ class Arrival:
         bytes where the file system can (else copies them), so the original's size and time are remembered.
 
         Raises:
-            JobFailed: unreadable, no space, changed while it was read, or not what `expected` pins.
+            JobFailed: unreadable, no regular file, no space, changed while it was read, or not what
+                `expected` pins.
             JobCancelled: `cancel` was set.
         """
         target = self._place(name)
         try:
-            before = path.stat()
             if how == "move":
+                assert isinstance(path, Path)
                 shutil.move(path, target)
+                digest = _hash(target, cancel, count)
+            elif isinstance(path, Path):
+                with closing(hold(path)) as held:
+                    digest = self._share(held, target, cancel, count)
             else:
-                self._link(path, target, cancel)
-            digest = _hash(target, cancel, count)
-            after = target.stat()
-            if how == "link" and after.st_ino == before.st_ino:
-                if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                    raise not_a_model(
-                        f"{path.name} was written to while it was read. Try again when it is done."
-                    )
-                self.origin[digest] = (after.st_size, after.st_mtime_ns)
-            else:
-                # Ours alone: no mode or owner of the original matters to engines.
-                target.chmod(0o644)
+                digest = self._share(path, target, cancel, count)
+            size = target.stat().st_size
             sync_file(target)
         except OSError as error:
             raise from_os_error(error, f"bringing in {path.name}") from error
         if expected and digest != expected:
             raise hash_mismatch(name, expected, digest)
-        return self._add(Layer(name=name, digest=digest, size=after.st_size))
+        return self._add(Layer(name=name, digest=digest, size=size))
 
     def reuse(self, digest: str, size: int, name: str) -> Layer | None:
         """Take a file that another stored model has too; None when there is none."""
@@ -149,15 +147,35 @@ class Arrival:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
-    def _link(self, path: Path, target: Path, cancel: Event) -> None:
-        source = path.resolve(strict=True)
-        try:
-            os.link(source, target)
-        except OSError:  # another file system, or one without hard links, or not our file
-            with source.open("rb") as reader, target.open("xb") as writer:
+    def _share(self, original: HeldFile, target: Path, cancel: Event, count: Count) -> str:
+        """Link or copy a file; its digest. All is done through one descriptor: its name may mean another."""
+        before = original.stat()
+        if not _linked(original, before, target):
+            # Ours alone: no mode or owner of the original matters to engines.
+            with original.open("rb") as reader, target.open("xb") as writer:
                 while chunk := reader.read(_CHUNK):
                     _check(cancel)
                     writer.write(chunk)
+            return _hash(target, cancel, count)
+        with original.open("rb") as reader:
+            digest = _hash_of(reader, cancel, count)
+        after = original.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise not_a_model(f"{original.name} was written to while it was read. Try again when it is done.")
+        self.origin[digest] = (after.st_size, after.st_mtime_ns)
+        return digest
+
+
+def _linked(original: HeldFile, known: os.stat_result, target: Path) -> bool:
+    try:
+        os.link(original.path, target, follow_symlinks=False)
+    except OSError:  # another file system, or one without hard links, or not our file
+        return False
+    found = target.lstat()
+    if os.path.samestat(found, known):
+        return True
+    target.unlink()  # another file has been put in its place
+    return False
 
 
 def hash_file(path: Path, cancel: Event, count: Count = lambda _: None) -> str:
@@ -174,12 +192,16 @@ def hash_file(path: Path, cancel: Event, count: Count = lambda _: None) -> str:
 
 
 def _hash(path: Path, cancel: Event, count: Count) -> str:
-    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            _check(cancel)
-            digest.update(chunk)
-            count(len(chunk))
+        return _hash_of(file, cancel, count)
+
+
+def _hash_of(file: IO[bytes] | io.FileIO, cancel: Event, count: Count) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        _check(cancel)
+        digest.update(chunk)
+        count(len(chunk))
     return f"sha256:{digest.hexdigest()}"
 
 

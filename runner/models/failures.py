@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 
-from greenroom.actors.facts import Failure
+from greenroom.actors.facts import Failure, Model
 from greenroom.runner.failures import JobFailed
-from greenroom.runner.models.references import BadReference
+from greenroom.runner.models.references import BadReference, familiar, shown
 from greenroom.runner.quantities import format_size
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,22 @@ def failure_of(error: Exception, doing: str) -> Failure:
 def not_a_model(reason: str) -> JobFailed:
     """The bytes are no model, or not a whole one; `reason` is a whole sentence."""
     return JobFailed.permanent("not_a_model", reason)
+
+
+def no_such_model(name: str) -> JobFailed:
+    """No stored model has this id or tag."""
+    known = name[7:19] if name.startswith("sha256:") else familiar(name)
+    return JobFailed.permanent(
+        "no_such_model", f"The model {known} is not here.", advice="greenroom list shows what is."
+    )
+
+
+def model_damaged(model: Model, problem: str) -> JobFailed:
+    """A stored model is not whole, or not what it was; `problem` is a whole sentence."""
+    name = familiar(model.tags[0]) if model.tags else model.id[7:19]
+    return JobFailed.permanent(
+        "model_damaged", f"The stored model {name} is damaged: {problem}", advice=f"greenroom pull {name}"
+    )
 
 
 def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
@@ -77,18 +94,48 @@ def no_space(needed: int, free: int, folder: str) -> JobFailed:
 
 def from_os_error(error: OSError, doing: str) -> JobFailed:
     """A failed system call while `doing` (such as "writing the model")."""
-    where = f" {error.filename}" if error.filename else ""
+    name = shown(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
+    where = f": {name}" if name else ""
+    why = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return no_space(0, 0, str(error.filename or "the data directory"))
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return no_space(0, 0, name or "the data directory")
+    if error.errno in (errno.EACCES, errno.EPERM):
         return JobFailed.permanent(
             "not_allowed",
-            f"Permission denied while {doing}:{where}.",
+            f"Permission denied while {doing}{where}.",
             advice="Check who owns the file and its folder.",
         )
+    if error.errno == errno.EROFS:
+        return JobFailed.permanent(
+            "not_allowed",
+            f"The disk can only be read while {doing}{where}.",
+            advice="Mount it for writing, or use another data directory (GREENROOM_HOME).",
+        )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return JobFailed.permanent("not_found", f"There is no such file:{where}.", advice="Check the path.")
-    return JobFailed.transient("io_error", f"The disk failed while {doing}:{where} ({error.strerror}).")
+        return JobFailed.permanent("not_found", f"There is no such file{where}.", advice="Check the path.")
+    if error.errno in (errno.EEXIST, errno.EISDIR, errno.ELOOP):
+        return JobFailed.permanent(
+            "not_a_folder",
+            f"Something is in the way while {doing}{where} ({why}).",
+            advice="Move it away, or mend the link.",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return not_a_model("A file of the model has a name that is longer than the disk allows.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return JobFailed.transient(
+            "too_many_files",
+            f"Too many files were open while {doing}.",
+            advice="Raise the limit of open files (ulimit -n), or try again when less goes on.",
+        )
+    if error.errno in (errno.ENOMEM, errno.EAGAIN):
+        return JobFailed.transient(
+            "no_memory", f"The machine had no memory left while {doing}.", advice="Try again later."
+        )
+    return JobFailed.transient(
+        "io_error",
+        f"The disk failed while {doing}{where} ({why}).",
+        advice="Look into the system's log: the disk may be going.",
+    )
 
 
 def size_text(size: int) -> str:

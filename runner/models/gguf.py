@@ -14,12 +14,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import BinaryIO
 
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.failures import from_os_error, not_a_model
-from greenroom.runner.models.metadata import Metadata
+from greenroom.runner.models.metadata import Metadata, Readable
 
 _HEADER_LIMIT = 256 * 2**20
 _KEYS_LIMIT = 65_536
@@ -74,7 +73,7 @@ class Header:
     tensors: int = 0
 
 
-def read_shards(paths: Sequence[Path]) -> Metadata:
+def read_shards(paths: Sequence[Readable]) -> Metadata:
     """The metadata of one model in one or several GGUF files, in order.
 
     Raises:
@@ -111,7 +110,7 @@ def shard_of(name: str) -> tuple[str, int, int]:
     return (name[: match.start()], int(match[1]), int(match[2])) if match else ("", 0, 0)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Readable) -> Header:
     """Read one file's header and check its tensors against the file's size.
 
     Raises:

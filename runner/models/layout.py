@@ -18,6 +18,7 @@ LAYOUT_VERSION = "1.0.0"
 INDEX = "application/vnd.oci.image.index.v1+json"
 _NAME = "org.opencontainers.image.ref.name"
 _FACTS = "greenroom.model"
+_RECOVERED = "greenroom.recovered"
 _FINGERPRINTS = 8
 
 
@@ -29,6 +30,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     schema_version: int
     manifests: tuple[Descriptor, ...]
     media_type: str = INDEX
+    annotations: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Index:
     """All models in the order they came. Each change makes a new index; a tag is never on two models."""
 
     entries: tuple[Entry, ...] = ()
+    recovered: bool = False
+    """It was lost and built again: it may not name all that is wanted, so only a person may have the files
+    removed that it does not name."""
 
     def find(self, model_id: str) -> Entry | None:
         """The entry with this id."""
@@ -86,7 +91,7 @@ class Index:
             )
             rest = _without_tags(self.entries, tags)
             entries = tuple(changed if e.id == new.id else e for e in rest)
-        return Index(entries)
+        return replace(self, entries=entries)
 
     def with_tag(self, model_id: str, tag: str) -> Index:
         """Put a tag on a model; taken from whichever had it.
@@ -99,20 +104,21 @@ class Index:
             raise KeyError(model_id)
         if tag in entry.model.tags:
             return self
-        return Index(
-            tuple(
+        return replace(
+            self,
+            entries=tuple(
                 _tagged(e, (*e.model.tags, tag)) if e.id == model_id else e
                 for e in _without_tags(self.entries, (tag,))
-            )
+            ),
         )
 
     def without_tag(self, tag: str) -> Index:
         """Take a tag off whichever model has it; the model stays."""
-        return Index(_without_tags(self.entries, (tag,)))
+        return replace(self, entries=_without_tags(self.entries, (tag,)))
 
     def without_model(self, model_id: str) -> Index:
         """Take a model and all its tags out."""
-        return Index(tuple(entry for entry in self.entries if entry.id != model_id))
+        return replace(self, entries=tuple(entry for entry in self.entries if entry.id != model_id))
 
     def encode(self) -> bytes:
         """The bytes of `index.json`."""
@@ -132,9 +138,9 @@ class Index:
                         annotations=annotations,
                     )
                 )
-        return msgspec.json.format(
-            msgspec.json.encode(_Document(schema_version=2, manifests=tuple(manifests))), indent=1
-        )
+        annotations = {_RECOVERED: "true"} if self.recovered else {}
+        document = _Document(schema_version=2, manifests=tuple(manifests), annotations=annotations)
+        return msgspec.json.format(msgspec.json.encode(document), indent=1)
 
     @classmethod
     def decode(cls, data: bytes) -> Index:
@@ -161,7 +167,7 @@ class Index:
                 entries[descriptor.digest] = _tagged(known, (*known.model.tags, tag)) if tag else known
         except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, RecursionError) as error:
             raise IndexDamaged(f"it cannot be read ({type(error).__name__}: {error})") from error
-        return cls(tuple(entries.values()))
+        return cls(tuple(entries.values()), recovered=_RECOVERED in document.annotations)
 
 
 def _newest(fingerprints: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
 
 from greenroom.actors.facts import ModelFormat
+
+
+class Readable(Protocol):
+    """A file: a path, or one that is open."""
+
+    @property
+    def name(self) -> str:
+        """Without its folder."""
+        ...
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name, from the last dot on."""
+        ...
+
+    def stat(self) -> os.stat_result:
+        """As it is now."""
+        ...
+
+    def open(self, mode: Literal["rb"]) -> BinaryIO:
+        """Its content."""
+        ...
+
+    def read_bytes(self) -> bytes:
+        """All of it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +59,7 @@ class Metadata:
         return count_text(self.parameter_count) if self.parameter_count else ""
 
 
-def read_metadata(files: Sequence[Path]) -> Metadata:
+def read_metadata(files: Sequence[Readable]) -> Metadata:
     """Read the headers of one model's files: GGUF shards in order, or safetensors with `config.json`.
 
     Raises:

@@ -13,6 +13,7 @@ from greenroom.runner.models.arrival import hash_file
 from greenroom.runner.models.failures import from_os_error, not_a_model
 from greenroom.runner.models.manifest import Artifact, Layer, build, digest_of
 from greenroom.runner.models.metadata import read_metadata
+from greenroom.runner.models.references import is_text
 from greenroom.runner.models.selection import choose_files, with_shards
 
 
@@ -76,10 +77,12 @@ def config_file(package: Package, folder: Path) -> dict[str, Path]:
 def _named(ingredients: Ingredients) -> dict[str, Path]:
     weights = ingredients.weights
     if weights.is_dir():
-        names = choose_files([one.name for one in os.scandir(weights) if one.is_file()], str(weights))
+        names = choose_files(
+            [one.name for one in os.scandir(weights) if one.is_file() and is_text(one.name)], str(weights)
+        )
         named = {name: weights / name for name in names}
     else:
-        beside = [one.name for one in os.scandir(weights.parent)]
+        beside = [one.name for one in os.scandir(weights.parent) if is_text(one.name)]
         named = {name: weights.parent / name for name in with_shards(weights.name, beside)}
     if ingredients.mmproj is not None:
         named["model.mmproj"] = ingredients.mmproj

@@ -53,8 +53,11 @@ class PullerListener(Protocol):
     def cancelled(self, job_id: str) -> None:
         """A pull has ended because it was asked to."""
 
-    def seen(self, models: tuple[Model, ...], running: tuple[str, ...]) -> None:
-        """What lies in the store, whole, and the jobs that were running as it was looked at."""
+    def seen(self, models: tuple[Model, ...], running: tuple[str, ...], *, recovered: bool) -> None:
+        """What lies in the store, whole, and the jobs that were running as it was looked at.
+
+        `recovered`: the store's index was lost, and with it some of the models' names.
+        """
 
     def look_failed(self, failure: Failure) -> None:
         """The store could not be looked at."""
@@ -181,7 +184,8 @@ class Puller:
             # Taken first: what ends after this reports its end after this, and is known by then.
             with self._lock:
                 running = tuple(self._running)
-            self._listener.seen(self._store.look(), running)
+            models = self._store.look()
+            self._listener.seen(models, running, recovered=self._store.recovered())
 
         self._change(look, self._listener.look_failed)
 
@@ -232,7 +236,7 @@ class Puller:
             with self._lock:
                 blobs = [blob for one in self._attempts.values() for blob in one.blobs]
             busy = {digest.removeprefix("sha256:") for digest, _ in blobs}
-            self._listener.pruned(self._store.sweep(partial_kept=0.0, busy=busy))
+            self._listener.pruned(self._store.sweep(kept=0.0, busy=busy))
 
         self._change(change, self._listener.prune_failed)
 
@@ -288,6 +292,7 @@ class Puller:
         if pin and (here := self._here(wanted)) is not None:
             # It can be no other one, whatever its source says.
             return self._named(here, wanted.stored_tag), False
+        self._store.check_writable()
         reference, context = self._source_of(wanted, token)
         try:
             source = source_for(reference, context)

@@ -91,6 +91,8 @@ class Reference:
             raise BadReference("The model name is empty. Name one, such as smollm2.")
         if len(text) > _LIMIT or any(ord(c) < 32 or ord(c) == 127 for c in text):
             raise BadReference("A model name is one short line of printable characters.")
+        if not is_text(text):
+            raise BadReference(f'"{shown(text)}" is not UTF-8. Rename the file or folder.')
         if text.startswith("pypi:"):
             return _pypi(text)
         if text.startswith("file:") or _looks_like_path(text):
@@ -247,9 +249,20 @@ def relative_name(text: str) -> PurePosixPath:
         or any(part in ("", ".", "..") for part in parts)
         or "\\" in text
         or any(ord(c) < 32 or ord(c) == 127 for c in text)
+        or not is_text(text)
+        or any(len(part.encode()) > _NAME_LIMIT for part in parts)
     ):
         raise BadReference(f'"{shown(text)}" is not a file name inside a model.')
     return path
+
+
+def is_text(text: str) -> bool:
+    """False for what holds bytes that are no UTF-8: file names, arguments and variables may."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shown(text: str) -> str:

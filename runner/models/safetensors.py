@@ -10,13 +10,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from greenroom.actors.facts import ModelFormat
 from greenroom.runner.models.failures import from_os_error, not_a_model
-from greenroom.runner.models.metadata import Metadata
+from greenroom.runner.models.metadata import Metadata, Readable
 
 _HEADER_LIMIT = 16 * 2**20
 _COLONS_LIMIT = 600_000
@@ -46,7 +45,7 @@ class _Tensor(msgspec.Struct, frozen=True):
     data_offsets: tuple[int, int]
 
 
-def read_files(files: Sequence[Path]) -> Metadata:
+def read_files(files: Sequence[Readable]) -> Metadata:
     """The metadata of one model: its safetensors shards and its `config.json`.
 
     Raises:
@@ -82,7 +81,7 @@ def read_files(files: Sequence[Path]) -> Metadata:
     )
 
 
-def read_header(path: Path) -> dict[str, _Tensor]:
+def read_header(path: Readable) -> dict[str, _Tensor]:
     """The tensors of one safetensors file, checked against the file's size.
 
     Raises:
@@ -134,7 +133,7 @@ def read_header(path: Path) -> dict[str, _Tensor]:
     return tensors
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Readable) -> dict[str, Any]:
     try:
         if path.stat().st_size > _CONFIG_LIMIT:
             raise not_a_model(f"{path.name} is larger than any model's configuration.")
@@ -192,7 +191,7 @@ def _kv_bytes(config: dict[str, Any]) -> int:
     return size if size < 2**40 else 0
 
 
-def _has_template(files: Sequence[Path]) -> bool:
+def _has_template(files: Sequence[Readable]) -> bool:
     for path in files:
         if path.suffix == ".jinja" or path.name == "chat_template.json":
             return True

@@ -1,23 +1,23 @@
 """The content-addressed store: an OCI image layout under `<home>/models`.
 
 ```
-oci-layout   index.json   index.previous.json   lock
+oci-layout   index.json   index.previous.json   index.damaged.json   lock
 blobs/sha256/<hex>                 layers, configurations, manifests
 bundles/sha256/<hex>/model/…       a model's files under their names, linked to blobs
 incoming/<random>/                 arrivals; swept at start
 partial/<hex>                      downloads that broke off, for the next attempt; a week
+unnamed/<hex>                      empty; since when the blob of that name is in no model; a week
 ```
 
 Only the daemon writes; anybody may read, at any time. A model is here from the moment the index names it:
 its blobs, hashed on arrival, and its bundle are on disk before. Removal goes the other way round. So a
-crash anywhere leaves the old or the new, and files that no index names, which `sweep` removes.
+crash anywhere leaves the old or the new, and files that no index names, which `sweep` removes after a week.
+An index that is lost is built again from the manifests, and nothing is removed on its word.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 import threading
 import time
@@ -34,17 +34,30 @@ from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival, Count, hash_file
 from greenroom.runner.models.bundle import open_bundle, remove_bundle
 from greenroom.runner.models.durable import TEMPORARY, sync_folder, write_atomically
-from greenroom.runner.models.failures import check_pin, from_os_error
-from greenroom.runner.models.layout import LAYOUT_VERSION, Entry, Index, IndexDamaged
+from greenroom.runner.models.failures import check_pin, from_os_error, model_damaged, no_such_model
+from greenroom.runner.models.files import (
+    check_no_other,
+    check_writable,
+    children,
+    has_size,
+    locked,
+    size_of,
+    unlink,
+    walk,
+)
+from greenroom.runner.models.index_file import IndexFile
+from greenroom.runner.models.layout import LAYOUT_VERSION, Entry, Index
 from greenroom.runner.models.manifest import Manifest
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.partial import sweep_partial
-from greenroom.runner.models.references import BadReference, blob_name, familiar
+from greenroom.runner.models.recovery import model_of
+from greenroom.runner.models.references import BadReference, blob_name
+from greenroom.runner.models.unnamed import Unnamed
 
 log = logging.getLogger(__name__)
 
-_PARTIAL_KEPT = 7 * 86_400.0
-"""Seconds that a download which broke off is kept for another attempt."""
+_KEPT = 7 * 86_400.0
+"""Seconds that a download which broke off, or a file that no model has, is kept."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,8 @@ class Store:
         self._bundles = root / "bundles" / "sha256"
         self._incoming = root / "incoming"
         self._partial = root / "partial"
-        self._index_file = root / "index.json"
-        self._previous_file = root / "index.previous.json"
+        self._unnamed = Unnamed(root / "unnamed", self._blobs)
+        self._index = IndexFile(root, self._blobs, self._bundles)
         self._lock = threading.Lock()
         self._arrivals: set[Path] = set()
 
@@ -80,7 +93,7 @@ class Store:
         Raises:
             JobFailed: permanent, `store_damaged`.
         """
-        return tuple(entry.model for entry in self._read()[0].entries)
+        return tuple(entry.model for entry in self._read().entries)
 
     def model(self, model_id: str) -> Model:
         """One model by its id.
@@ -101,12 +114,21 @@ class Store:
 
     def look(self) -> tuple[Model, ...]:
         """The models that are whole: every file is there with its size, and what was linked from elsewhere
-        has not been written to since."""
-        return tuple(e.model for e in self._read()[0].entries if not self._problem(e))
+        has not been written to since.
+
+        Raises:
+            JobFailed: the store cannot be read, or what should lead to it leads nowhere.
+        """
+        check_no_other(self.root)
+        return tuple(e.model for e in self._read().entries if not self._problem(e))
+
+    def recovered(self) -> bool:
+        """The index was lost and built again, without some names."""
+        return self._read().recovered
 
     def damaged(self) -> tuple[tuple[Model, str], ...]:
         """The models that are not whole, each with the reason in one sentence."""
-        return tuple((e.model, p) for e in self._read()[0].entries if (p := self._problem(e)))
+        return tuple((e.model, p) for e in self._read().entries if (p := self._problem(e)))
 
     def problem(self, model_id: str) -> str:
         """Why a model is not whole, in one sentence; empty when it is, as far as sizes tell.
@@ -118,7 +140,7 @@ class Store:
 
     def known(self, fingerprint: str) -> Model | None:
         """The whole model that a source announced by this fingerprint when it was fetched."""
-        entries = (e for e in self._read()[0].entries if fingerprint and fingerprint in e.fingerprints)
+        entries = (e for e in self._read().entries if fingerprint and fingerprint in e.fingerprints)
         return next((e.model for e in entries if not self._problem(e)), None)
 
     def verify(
@@ -145,7 +167,8 @@ class Store:
         problems = []
         for layer in self._manifest(model_id).blobs():
             blob = self._blob(layer.digest)
-            if hash_file(blob, cancel, count) != layer.digest:
+            # Looked at twice: what is condemned is removed, and memory and disks err too.
+            if hash_file(blob, cancel, count) != layer.digest != hash_file(blob, cancel):
                 name = layer.annotations.get(artifacts.FILEPATH, layer.digest[:19])
                 problems.append(f"{name} has changed since it arrived.")
                 if condemn:
@@ -154,15 +177,15 @@ class Store:
 
     def blobs(self) -> frozenset[Path]:
         """The files that stored models consist of."""
-        return frozenset(self._blob(one) for e in self._read()[0].entries for one in self._digests(e))
+        return frozenset(self._blob(one) for e in self._read().entries for one in self._digests(e))
 
     def usage(self) -> Usage:
         """What the store takes on the disk."""
-        index = self._read()[0]
+        index = self._read()
         kept = {self._blob(d) for entry in index.entries for d in self._digests(entry)}
         seen: set[tuple[int, int]] = set()
-        named = _size(kept, seen)
-        return Usage(models=named, other=_size(_walk(self.root), seen))
+        named = size_of(kept, seen)
+        return Usage(models=named, other=size_of(walk(self.root), seen))
 
     def blob(self, digest: str) -> Path:
         """Where a blob lies, for reading.
@@ -199,13 +222,33 @@ class Store:
             marker = self.root / "oci-layout"
             if not marker.exists():
                 write_atomically(marker, msgspec.json.encode({"imageLayoutVersion": LAYOUT_VERSION}))
+            with self._changing("preparing the model store") as index:
+                if not self._index.file.exists():
+                    # From now on an index that is not there has been lost.
+                    self._write(index)
             self.sweep()
         except OSError as error:
             raise from_os_error(error, "preparing the model store") from error
 
+    def check_writable(self) -> None:
+        """Find out whether models can be stored at all, before anything is fetched.
+
+        Raises:
+            JobFailed: they cannot.
+        """
+        with self._changing("storing the model"):
+            for folder in (self.root, self._blobs, self._bundles):
+                folder.mkdir(parents=True, exist_ok=True)
+                check_writable(folder)
+
     @contextmanager
     def arrival(self) -> Iterator[Arrival]:
-        """A place for a model's files to arrive in; removed at the end, whatever happened."""
+        """A place for a model's files to arrive in; removed at the end, whatever happened.
+
+        Raises:
+            JobFailed: the store cannot be written to, which is told before anything is fetched.
+        """
+        self.check_writable()
         arrival = Arrival(self._incoming, self._partial, self._whole_blob)
         self._arrivals.add(arrival.folder)
         try:
@@ -234,19 +277,13 @@ class Store:
         metadata = read_metadata([*arrival.paths(), *arrival.extras])
         artifact = arrival.artifact or artifacts.build(arrival.layers, metadata)
         check_pin(artifact.id, pin)
-        model = Model(
-            id=artifact.id,
-            tags=(tag,) if tag else (),
-            format=metadata.format,
-            size=sum(layer.size for layer in arrival.layers),
+        model = model_of(
+            artifact.id,
+            artifact.manifest,
+            metadata,
+            artifact.config_bytes,
             created=self._clock(),
-            architecture=metadata.architecture,
-            context_size=artifacts.context_size(artifact.config_bytes),
-            parameters=metadata.parameters,
-            parameter_count=metadata.parameter_count,
-            quantization=metadata.quantization,
-            context_length=metadata.context_length,
-            kv_bytes_per_token=metadata.kv_bytes_per_token,
+            tag=tag,
             source=source,
         )
         with self._changing("storing the model") as index:
@@ -254,7 +291,7 @@ class Store:
             origin = dict(arrival.origin)
             for layer in arrival.layers:
                 blob = self._blob(layer.digest)
-                if _has_size(blob, layer.size) and not self._written_to(index, layer.digest):
+                if self._is_fit(index, layer.digest, layer.size):
                     # The bytes stay where they are, so what was remembered about them stays true too.
                     origin.pop(layer.digest, None)
                     origin |= {k: v for k, v in _origins(index).items() if k == layer.digest}
@@ -288,7 +325,7 @@ class Store:
         with self._changing("naming the model") as index:
             entry = index.tagged(tag)
             if entry is None:
-                raise _unknown(tag)
+                raise no_such_model(tag)
             self._write(index.without_tag(tag))
             return entry.id
 
@@ -301,13 +338,17 @@ class Store:
         with self._changing("removing the model") as index:
             entry = index.find(model_id)
             if entry is None:
-                raise _unknown(model_id)
+                raise no_such_model(model_id)
             mine = self._digests(entry)
             rest = index.without_model(model_id)
             self._write(rest)
             remove_bundle(self._bundle(model_id))
-            shared = {digest for other in rest.entries for digest in self._digests(other)}
-            return sum(_unlink(self._blob(digest)) for digest in mine - shared)
+            try:
+                gone = mine - self._named(rest)
+            except JobFailed as failed:
+                log.warning("the files of %s are kept for now: %s", model_id[7:19], failed)
+                gone = {model_id}
+            return sum(unlink(self._blob(digest)) for digest in gone)
 
     def repackage(self, model_id: str, *, tag: str, context_size: int | None) -> Model:
         """Store a model once more with another configuration, under a tag. Its files are shared.
@@ -323,7 +364,7 @@ class Store:
                     self._blob(model_id).read_bytes(), config.read_bytes(), context_size=context_size
                 )
             except ValueError as error:
-                raise _damaged(entry.model, str(error)) from error
+                raise model_damaged(entry.model, str(error)) from error
             for data in (artifact.config_bytes, artifact.manifest_bytes):
                 write_atomically(self._blob(artifacts.digest_of(data)), data)
             sync_folder(self._blobs)
@@ -336,29 +377,39 @@ class Store:
             self._write(index.with_model(fresh))
         return self.model(model.id)
 
-    def sweep(self, *, partial_kept: float = _PARTIAL_KEPT, busy: Container[str] = ()) -> int:
-        """Remove what no index names: dead arrivals, blobs, bundles, and downloads that broke off.
+    def sweep(self, *, kept: float = _KEPT, busy: Container[str] = ()) -> int:
+        """Remove what no index names: dead arrivals, bundles, blobs, and downloads that broke off.
 
-        These only if they have not been gone on with for `partial_kept` seconds and are not (in hex) `busy`.
+        Blobs and downloads only `kept` seconds after they were last needed, and no download that is (in hex)
+        `busy`. With 0 a person has asked for it. No blob goes while it cannot be said which ones models have.
         Returns the bytes freed.
         """
         with self._changing("sweeping the model store") as index:
             freed = 0
-            for folder in _children(self._incoming):
+            for folder in children(self._incoming):
                 if folder not in self._arrivals:
-                    freed += _size(_walk(folder), set())
+                    freed += size_of(walk(folder), set())
                     shutil.rmtree(folder, ignore_errors=True)
-            for path in _children(self.root):
+            for path in children(self.root):
                 if path.name.startswith(TEMPORARY):
-                    freed += _unlink(path)
-            freed += sweep_partial(self._partial, self._clock() - partial_kept, busy)
-            if self._read()[1]:
-                return freed  # The index is an older one: what it does not name may be wanted.
-            for folder in _children(self._bundles):
+                    freed += unlink(path)
+            now = self._clock()
+            before = now - kept
+            freed += sweep_partial(self._partial, before, busy)
+            for folder in children(self._bundles):
                 if index.find(f"sha256:{folder.name}") is None:
                     remove_bundle(folder)
-            kept = {self._blob(digest) for entry in index.entries for digest in self._digests(entry)}
-            return freed + sum(_unlink(blob) for blob in _children(self._blobs) if blob not in kept)
+            try:
+                named = {self._blob(digest) for digest in self._named(index)}
+            except JobFailed as failed:
+                log.warning("no files are removed from the model store: %s", failed)
+                return freed
+            if index.recovered and kept > 0:
+                return freed
+            freed += self._unnamed.sweep(named, now, before)
+            if index.recovered:
+                self._write(replace(index, recovered=False))
+            return freed
 
     def open_model(self, model_id: str, *, name: str = "") -> ModelFiles:
         """A model's files for an engine, under their own names.
@@ -369,7 +420,7 @@ class Store:
         entry = self._entry(model_id)
         problem = self._problem(entry)
         if problem:
-            raise _damaged(entry.model, problem)
+            raise model_damaged(entry.model, problem)
         model = entry.model
         try:
             with self._lock:
@@ -377,7 +428,7 @@ class Store:
         except OSError as error:
             raise from_os_error(error, "opening the model") from error
         except BadReference as error:
-            raise _damaged(model, str(error)) from error
+            raise model_damaged(model, str(error)) from error
         return ModelFiles(
             path=bundle.path,
             format=model.format,
@@ -390,40 +441,11 @@ class Store:
 
     # Inside
 
-    def _read(self) -> tuple[Index, bool]:
-        """The index, and whether it is the one before the last because the last is damaged."""
-        try:
-            return Index.decode(self._index_file.read_bytes()), False
-        except FileNotFoundError:
-            return Index(), False
-        except IndexDamaged as error:
-            reason = str(error)
-        except OSError as error:
-            raise from_os_error(error, "reading the model store") from error
-        try:
-            index = Index.decode(self._previous_file.read_bytes())
-        except (OSError, IndexDamaged) as error:
-            raise JobFailed.permanent(
-                "store_damaged",
-                f"{self._index_file} is damaged: {reason}.",
-                advice="Move the file away and pull the models again; what is whole is not fetched twice.",
-            ) from error
-        log.warning("%s is damaged (%s); using the one before it", self._index_file, reason)
-        return index, True
+    def _read(self) -> Index:
+        return self._index.read()[0]
 
     def _write(self, index: Index) -> None:
-        if self._index_file.exists():
-            spare = self._previous_file.with_name(f"{TEMPORARY}previous")
-            spare.unlink(missing_ok=True)
-            try:
-                os.link(self._index_file, spare)
-            except OSError:
-                shutil.copyfile(self._index_file, spare)
-            # Only a readable index may become the one to fall back to.
-            if not self._read()[1]:
-                spare.replace(self._previous_file)
-            spare.unlink(missing_ok=True)
-        write_atomically(self._index_file, index.encode())
+        self._index.write(index)
 
     @contextmanager
     def _changing(self, doing: str) -> Iterator[Index]:
@@ -431,16 +453,15 @@ class Store:
         try:
             with self._lock:
                 self.root.mkdir(parents=True, exist_ok=True)
-                with (self.root / "lock").open("w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    yield self._read()[0]
+                with locked(self.root / "lock"):
+                    yield self._index.whole()
         except OSError as error:
             raise from_os_error(error, doing) from error
 
     def _entry(self, model_id: str) -> Entry:
-        entry = self._read()[0].find(model_id)
+        entry = self._read().find(model_id)
         if entry is None:
-            raise _unknown(model_id)
+            raise no_such_model(model_id)
         return entry
 
     def _manifest(self, model_id: str) -> Manifest:
@@ -473,7 +494,10 @@ class Store:
                 # The original was touched: only its content can tell whether it was written to.
                 if hash_file(blob, threading.Event()) != layer.digest:
                     return f"{name} was imported without a copy, and its original has been written to since."
-                self._reseal(entry.id, layer.digest, (status.st_size, status.st_mtime_ns))
+                try:
+                    self._reseal(entry.id, layer.digest, (status.st_size, status.st_mtime_ns))
+                except JobFailed as failed:  # it is whole all the same, and is hashed again the next time
+                    log.warning("%s cannot be noted as unchanged: %s", name, failed)
         return ""
 
     def _reseal(self, model_id: str, digest: str, seal: tuple[int, int]) -> None:
@@ -481,7 +505,8 @@ class Store:
             entry = index.find(model_id)
             if entry is not None:
                 fresh = replace(entry, origin={**entry.origin, digest: seal})
-                self._write(Index(tuple(fresh if e.id == model_id else e for e in index.entries)))
+                entries = tuple(fresh if e.id == model_id else e for e in index.entries)
+                self._write(replace(index, entries=entries))
 
     def _written_to(self, index: Index, digest: str) -> bool:
         """True when a blob that is linked from elsewhere is no longer what it was."""
@@ -491,6 +516,17 @@ class Store:
         if sealed is None or sealed == (status.st_size, status.st_mtime_ns):
             return False
         return hash_file(blob, threading.Event()) != digest
+
+    def _named(self, index: Index) -> set[str]:
+        """The digests of all blobs that models of an index consist of.
+
+        Raises:
+            JobFailed: a manifest cannot be read, so that nobody knows what belongs to its model.
+        """
+        manifests = [self._manifest(entry.id) for entry in index.entries]
+        return {entry.id for entry in index.entries} | {
+            blob.digest for manifest in manifests for blob in manifest.blobs()
+        }
 
     def _digests(self, entry: Entry) -> set[str]:
         try:
@@ -502,9 +538,17 @@ class Store:
     def _whole_blob(self, digest: str, size: int) -> Path | None:
         """A blob that is here and fit to be part of another model."""
         blob = self._blob(digest)
-        index = self._read()[0]
+        if not has_size(blob, size):
+            return None
+        if self._is_fit(self._read(), digest, size):
+            return blob
+        # Of no model that is known it may be left of a crash, or of an index that was lost.
+        return blob if hash_file(blob, threading.Event()) == digest else None
+
+    def _is_fit(self, index: Index, digest: str, size: int) -> bool:
+        """True for a blob that a model has, and that is what it was."""
         named = any(digest in self._digests(entry) for entry in index.entries)
-        return blob if named and _has_size(blob, size) and not self._written_to(index, digest) else None
+        return named and has_size(self._blob(digest), size) and not self._written_to(index, digest)
 
     def _blob(self, digest: str) -> Path:
         return self._blobs / blob_name(digest)
@@ -515,56 +559,3 @@ class Store:
 
 def _origins(index: Index) -> Mapping[str, tuple[int, int]]:
     return {digest: seal for entry in index.entries for digest, seal in entry.origin.items()}
-
-
-def _unknown(name: str) -> JobFailed:
-    shown = name[7:19] if name.startswith("sha256:") else familiar(name)
-    return JobFailed.permanent(
-        "no_such_model", f"The model {shown} is not here.", advice="greenroom list shows what is."
-    )
-
-
-def _damaged(model: Model, problem: str) -> JobFailed:
-    name = familiar(model.tags[0]) if model.tags else model.id[7:19]
-    return JobFailed.permanent(
-        "model_damaged", f"The stored model {name} is damaged: {problem}", advice=f"greenroom pull {name}"
-    )
-
-
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False
-
-
-def _unlink(path: Path) -> int:
-    """Remove a file; the bytes that are free now, none while another name holds them."""
-    try:
-        status = path.stat()
-        path.unlink()
-    except OSError:
-        return 0
-    return status.st_size if status.st_nlink == 1 else 0
-
-
-def _children(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for base, _, files in os.walk(folder):
-        yield from (Path(base) / name for name in files)
-
-
-def _size(paths: Iterator[Path] | set[Path], seen: set[tuple[int, int]]) -> int:
-    total = 0
-    for path in paths:
-        try:
-            status = path.lstat()
-        except OSError:
-            continue  # gone between listing and looking
-        if (status.st_dev, status.st_ino) not in seen:
-            seen.add((status.st_dev, status.st_ino))
-            total += status.st_size
-    return total

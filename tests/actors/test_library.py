@@ -303,6 +303,23 @@ class TestTheStore:
         case = new_life(ev.ModelCommitted(job="", model=SMOL), store=(other,)).then(ev.ModelTagged)
         assert case.state.models[SMOL.id].tags == ("mine:latest",)
 
+    def test_of_a_store_whose_index_was_lost_gives_back_the_tags_that_the_journal_knows(self) -> None:
+        two = Model(id="sha256:two", tags=("x:1", "x:2"), size=1)
+        history = [ev.ModelCommitted(job="", model=one) for one in (SMOL, two)]
+        case = new_life(*history, looked=False)
+        here = (Model(id=SMOL.id, size=98), Model(id=two.id, tags=("x:1",), size=1))
+        case.when(msg.ModelsSeen(models=here, recovered=True)).rest().then()
+        assert case.of(AddTag) == [AddTag(model_id=SMOL.id, tag=REF), AddTag(model_id=two.id, tag="x:2")]
+        assert case.state.models[SMOL.id].tags == (REF,)
+        case.when(msg.TagsWritten(model_id=SMOL.id, tag=REF, tags=(REF,))).rest()
+
+    def test_of_a_store_whose_index_was_lost_takes_no_tag_from_another_model(self) -> None:
+        case = new_life(ev.ModelCommitted(job="", model=SMOL), looked=False)
+        other = Model(id="sha256:other", tags=(REF,), size=1)
+        case.when(msg.ModelsSeen(models=(Model(id=SMOL.id, size=98), other), recovered=True)).rest()
+        assert not case.of(AddTag)
+        assert case.state.tagged(REF) == other
+
     def test_seen_before_a_commit_does_not_undo_it(self) -> None:
         case = new_life()
         pull(case)

@@ -164,9 +164,9 @@ class Recorder:
     def cancelled(self, job_id: str) -> None:
         self._note("cancelled", job_id)
 
-    def seen(self, models: tuple[Model, ...], running: tuple[str, ...]) -> None:
+    def seen(self, models: tuple[Model, ...], running: tuple[str, ...], *, recovered: bool) -> None:
         self._note("seen", models)
-        self.running = running
+        self.running, self.recovered = running, recovered
 
     def look_failed(self, failure: Failure) -> None:
         self._note("look_failed", failure)

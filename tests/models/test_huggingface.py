@@ -194,7 +194,7 @@ def test_a_file_that_changes_after_it_broke_off_is_fetched_whole_and_never_mixed
     assert what == "committed", model
     assert hub.ranges() == ["", ""]
     assert store.open_model(model.id).path.read_bytes() == quants["m-f16.gguf"]
-    assert store.sweep(partial_kept=0.0) >= 700_000, "what was left of the old one goes with the next prune"
+    assert store.sweep(kept=0.0) >= 700_000, "what was left of the old one goes with the next prune"
 
 
 def test_a_damaged_rest_is_thrown_away_and_fetched_whole(

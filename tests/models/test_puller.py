@@ -232,11 +232,12 @@ def test_a_folder_of_safetensors_is_imported_through_links(
     new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path, model_folder: Callable[..., Path]
 ) -> None:
     """As Hugging Face's cache keeps them: links with names to blobs without."""
-    real, snapshot = model_folder(tmp_path / "blobs"), tmp_path / "snapshot"
+    cache = tmp_path / "models--org--model"
+    real, snapshot = model_folder(cache / "blobs"), cache / "snapshots" / "0123abcd"
     (real / "modeling_evil.py").write_text("print('boo')")
-    snapshot.mkdir()
+    snapshot.mkdir(parents=True)
     for path in real.iterdir():
-        (snapshot / path.name).symlink_to(path)
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", path.name))
     new_puller().start("job", str(snapshot))
     what, model = recorder.outcome("job")
     assert what == "committed", model

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from greenroom.actors.facts import Model
@@ -310,7 +312,7 @@ def test_a_sweep_removes_what_no_index_names_and_nothing_in_flight(store: Store,
     (store.root / "incoming" / "dead").mkdir()
     (store.root / "incoming" / "dead" / "x").write_bytes(b"x" * 5)
     with store.arrival() as arrival:
-        assert store.sweep() == 15
+        assert store.sweep(kept=0) == 15
         assert arrival.folder.exists()
     assert store.verify(model.id) == ()
     assert not list((store.root / "incoming").iterdir())
@@ -322,13 +324,154 @@ def test_a_damaged_index_falls_back_to_the_one_before_and_loses_no_files(store: 
     two = bring(store, "b", b"\x02")
     (store.root / "index.json").write_bytes(b"{")
     assert store.models() == (one,)
-    store.prepare()  # sweeps, but not what the damaged index may have named
-    assert bring(store, "b", b"\x02").id == two.id
-    assert {m.id for m in store.look()} == {one.id, two.id}
-    for name in ("index.json", "index.previous.json"):
-        (store.root / name).write_bytes(b"{")
-    assert code_of(store.models) == "store_damaged"
-    assert code_of(store.sweep) == "store_damaged"
+    store.prepare()
+    assert {m.id: m.tags for m in store.look()} == {one.id: ("a",), two.id: ()}
+    assert bring(store, "b", b"\x02").tags == ("b",)
+    assert (store.root / "index.damaged.json").read_bytes() == b"{"
+
+
+def lose(store: Store, *names: str) -> None:
+    for name in names:
+        (store.root / name).unlink()
+
+
+def damage(store: Store, *names: str) -> None:
+    for name in names:
+        (store.root / name).write_bytes(b"{torn")
+
+
+def empty(store: Store, *names: str) -> None:
+    for name in names:
+        (store.root / name).write_bytes(b"")
+
+
+BOTH = ("index.json", "index.previous.json")
+
+
+@pytest.mark.parametrize("harm", [lose, damage, empty])
+@pytest.mark.parametrize("which", [BOTH[:1], BOTH])
+def test_no_blob_is_lost_with_an_index_and_each_whole_model_is_found_again(
+    store: Store, bring: Bring, which: tuple[str, ...], harm: Callable[..., None]
+) -> None:
+    ids = {bring(store, tag, bytes([number])).id for number, tag in enumerate("abc", 1)}
+    had = blobs(store)
+    harm(store, *which)
+    again = Store(store.root)
+    again.prepare()
+    assert again.recovered()
+    assert blobs(again) >= had
+    assert {model.id for model in again.look()} == ids
+    for model in again.look():
+        assert again.verify(model.id) == ()
+        assert again.open_model(model.id).path.name == "tiny.gguf"
+        assert (model.architecture, model.parameters) == ("llama", "1.02K")
+
+
+def test_who_follows_the_advice_of_a_damaged_index_loses_nothing(store: Store, bring: Bring) -> None:
+    ids = {bring(store, tag, bytes([number])).id for number, tag in enumerate("ab", 1)}
+    had = blobs(store)
+    damage(store, *BOTH)
+    with pytest.raises(JobFailed) as caught:
+        store.models()
+    assert "Start the daemon anew" in caught.value.failure.advice
+    Store(store.root).prepare()
+    assert {model.id for model in store.look()} == ids
+    # What the advice of earlier versions said: move the file away, start again, pull again.
+    (store.root / "index.json").rename(store.root.parent / "aside")
+    (store.root / "index.previous.json").unlink()
+    Store(store.root).prepare()
+    assert blobs(store) == had
+    assert bring(store, "a", b"\x01").tags == ("a",)
+
+
+def test_an_index_that_is_damaged_while_the_daemon_runs_is_built_again_by_the_next_change(
+    store: Store, bring: Bring
+) -> None:
+    one = bring(store, "a", b"\x01")
+    damage(store, *BOTH)
+    two = bring(store, "b", b"\x02")
+    assert {model.id for model in store.look()} == {one.id, two.id}
+
+
+def test_what_is_not_whole_is_kept_too_and_not_fetched_again(
+    store: Store, bring: Bring, tmp_path: Path
+) -> None:
+    model = bring(store, "a")
+    layer = store.manifest(model.id).layers[0]
+    (store.root / "blobs" / "sha256" / model.id[7:]).unlink()
+    damage(store, *BOTH)
+    store.prepare()
+    assert store.look() == ()
+    with store.arrival() as arrival:
+        assert arrival.reuse(layer.digest, layer.size, "tiny.gguf") is not None
+
+
+def test_a_blob_that_no_index_names_is_removed_after_a_week_of_it_and_not_before(
+    tmp_path: Path, bring: Bring
+) -> None:
+    now = 1_000_000.0
+    store = Store(tmp_path / "models", clock=lambda: now)
+    store.prepare()
+    model = bring(store, "a")
+    whole = (store.root / "index.json").read_bytes()
+    (store.root / "index.json").write_bytes(b'{"schemaVersion":2,"manifests":[]}')
+    for _ in range(3):
+        now += 2 * 86_400
+        Store(store.root, clock=store._clock).prepare()
+    (store.root / "index.json").write_bytes(whole)
+    store.prepare()
+    assert store.verify(model.id) == ()
+    (store.root / "index.json").write_bytes(b'{"schemaVersion":2,"manifests":[]}')
+    store.prepare()
+    now += 8 * 86_400
+    store.prepare()
+    assert blobs(store) == set()
+
+
+def test_nothing_is_removed_while_a_models_manifest_cannot_be_read(store: Store, bring: Bring) -> None:
+    one, two = bring(store, "a"), bring(store, "b", b"\x02", name="b.gguf")
+    manifest = store.root / "blobs" / "sha256" / two.id[7:]
+    held = manifest.read_bytes()
+    manifest.unlink()
+    assert store.sweep(kept=0) == 0
+    store.remove(one.id)
+    manifest.write_bytes(held)
+    assert store.verify(two.id) == ()
+
+
+def test_files_that_models_share_stay_when_one_goes_while_the_others_manifest_cannot_be_read(
+    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+) -> None:
+    def pair(second: bytes) -> Model:
+        with store.arrival() as arrival:
+            for name, filler in (("m.gguf", b"\x01"), ("mmproj-m.gguf", second)):
+                (tmp_path / name).write_bytes(gguf(filler=filler))
+                arrival.take(tmp_path / name, name, how="move", cancel=NEVER)
+            return store.commit(arrival)
+
+    one, two = pair(b"\x02"), pair(b"\x03")
+    manifest = store.root / "blobs" / "sha256" / two.id[7:]
+    held = manifest.read_bytes()
+    manifest.unlink()
+    store.remove(one.id)
+    manifest.write_bytes(held)
+    assert store.verify(two.id) == ()
+
+
+def test_a_model_is_condemned_only_when_it_is_read_twice_as_changed(
+    store: Store, bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bring(store, "a")
+    answers = ["sha256:" + "0" * 64]
+    real = sys.modules[Store.__module__].hash_file  # type: ignore[attr-defined]
+
+    def misread(*arguments: Any) -> str:
+        return answers.pop() if answers else str(real(*arguments))
+
+    monkeypatch.setattr(sys.modules[Store.__module__], "hash_file", misread)
+    assert store.verify(model.id, condemn=True) == ()
+    assert answers == []
+    assert store.look() == (model,)
 
 
 def test_an_index_that_cannot_be_written_changes_nothing(

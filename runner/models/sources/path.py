@@ -8,13 +8,14 @@ made, else copied. The original may be deleted afterwards. If it is written to i
 from __future__ import annotations
 
 import hashlib
-import os
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.models.held import HeldFile, HeldFolder, LinkedFile, hold
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import Reference
 from greenroom.runner.models.selection import choose_files, with_shards
@@ -26,6 +27,7 @@ class PathSource:
 
     def __init__(self, store: Path) -> None:
         self._store = store
+        self._folder: HeldFolder | None = None
 
     def describe(self, reference: Reference, cancel: Event) -> Offer:  # noqa: ARG002 - the port's
         """Look at the files; their headers are read now, so what is no model is refused before any work."""
@@ -38,18 +40,20 @@ class PathSource:
             )
         try:
             folder, names = _files(path)
-            metadata = read_metadata([folder / name for name in names])
-            stamps = [(name, _stamp(folder / name)) for name in names]
+            self._folder = folder
+            with folder.holding(names) as files:
+                metadata = read_metadata(files)
+                stamps = [(file.name, _stamp(file)) for file in files]
         except OSError as error:
             raise from_os_error(error, "looking at the model") from error
         size = sum(stamp[0] for _, stamp in stamps)
         return Offer(
             reference=reference,
             source=str(path),
-            fingerprint=f"path:{hashlib.sha256(repr((str(folder), stamps)).encode()).hexdigest()}",
+            fingerprint=f"path:{hashlib.sha256(repr((str(folder.path), stamps)).encode()).hexdigest()}",
             size=size,
             # On the store's own disk a link takes no room.
-            writes=0 if path.stat().st_dev == self._store.stat().st_dev else size,
+            writes=0 if folder.path.stat().st_dev == self._store.stat().st_dev else size,
             files=tuple(names),
             format=metadata.format,
             weights=sum(s[0] for name, s in stamps if name.lower().endswith((".gguf", ".safetensors"))),
@@ -61,8 +65,8 @@ class PathSource:
 
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
         """Link or copy each file, and hash it."""
-        path = Path(offer.reference.path)
-        folder = path if path.is_dir() else path.parent
+        folder = self._folder
+        assert folder is not None, "describe comes first"
         done = 0
 
         def count(size: int) -> None:
@@ -71,13 +75,14 @@ class PathSource:
             report("importing", done, offer.size, "Importing")
 
         for name in offer.files:
-            arrival.take(folder / name, name, how="link", cancel=cancel, count=count)
+            with folder.holding([name]) as (file,):
+                arrival.take(file, file.name, how="link", cancel=cancel, count=count)
 
 
-def _files(path: Path) -> tuple[Path, list[str]]:
+def _files(path: Path) -> tuple[HeldFolder, list[str]]:
     if path.is_dir():
-        names = [entry.name for entry in os.scandir(path) if entry.is_file()]
-        return path, choose_files(names, str(path))
+        folder = HeldFolder(path)
+        return folder, choose_files(folder.names(), str(path))
     if not path.exists():
         raise JobFailed.permanent("not_found", f"There is no file {path}.", advice="Check the path.")
     if not path.is_file():
@@ -88,15 +93,19 @@ def _files(path: Path) -> tuple[Path, list[str]]:
         )
     if path.suffix.lower() != ".gguf":
         # Whatever it is called, its first bytes decide; but engines go by the name.
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
+        with closing(hold(path)) as file, file.open("rb") as content:
+            if content.read(4) != b"GGUF":
                 raise not_a_model(
                     f"{path.name} is not a model: it is neither GGUF nor a folder of safetensors."
                 )
         raise not_a_model(f"{path.name} is a GGUF file without its ending. Rename it to {path.name}.gguf.")
-    return path.parent, with_shards(path.name, [entry.name for entry in os.scandir(path.parent)])
+    folder = HeldFolder(path.parent)
+    if path.is_symlink():
+        # Whoever names a link means the file behind it, whose first bytes say that it is a model.
+        folder = LinkedFile(path)
+    return folder, with_shards(path.name, folder.names())
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
+def _stamp(file: HeldFile) -> tuple[int, int, int]:
+    status = file.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino

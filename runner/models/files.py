@@ -1,0 +1,89 @@
+"""Small questions about files that may go at any moment."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from greenroom.runner.models.failures import from_os_error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; the file may be somebody else's, as long as it can be read.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_no_other(folder: Path) -> None:
+    """Raise JobFailed if what should be a folder is something else, such as a link that leads nowhere."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise from_os_error(FileExistsError(errno.EEXIST, "no folder", str(folder)), "reading the models")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError if nothing can be put into a folder."""
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def has_size(path: Path, size: int) -> bool:
+    """True for a file of so many bytes."""
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def unlink(path: Path) -> int:
+    """Remove a file; the bytes that are free now, none while another name holds them."""
+    try:
+        status = path.stat()
+        path.unlink()
+    except OSError:
+        return 0
+    return status.st_size if status.st_nlink == 1 else 0
+
+
+def children(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if there is none."""
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder."""
+    for base, _, files in os.walk(folder):
+        yield from (Path(base) / name for name in files)
+
+
+def size_of(paths: Iterator[Path] | set[Path], seen: set[tuple[int, int]]) -> int:
+    """Bytes of files that have not been `seen`, which are counted once whatever their names."""
+    total = 0
+    for path in paths:
+        try:
+            status = path.lstat()
+        except OSError:
+            continue  # gone between listing and looking
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            total += status.st_size
+    return total

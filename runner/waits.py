@@ -1,0 +1,229 @@
+"""Waits that end: a cancel that wakes what blocks, and threads that nobody has to wait for.
+
+A thread cannot be ended from outside. What it waits for can be: sockets are shut down, children are killed.
+What is left (a name server that does not answer, a disk that is frozen) is left alone: the job is over, its
+slot is free, and what the thread comes to later is dropped. The threads are daemons, so that neither a stop
+nor the interpreter's end waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that a cancelled job has to end by itself."""
+
+T = TypeVar("T")
+
+
+class Cancel(threading.Event):
+    """An event that also ends waits: what has been registered is called once it is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guard = threading.Lock()
+        self._ends: dict[object, Callable[[], None]] = {}
+
+    def set(self) -> None:
+        """Cancel. Never raises."""
+        super().set()
+        with self._guard:
+            ends = tuple(self._ends.values())
+        for end in ends:
+            try:
+                end()
+            except Exception:
+                log.exception("A wait could not be ended")
+
+    @contextmanager
+    def ends(self, end: Callable[[], None]) -> Iterator[None]:
+        """While inside, `end` is called when this is set, at once if it is already; on any thread."""
+        key = object()
+        with self._guard:
+            self._ends[key] = end
+        try:
+            if self.is_set():
+                end()
+            yield
+        finally:
+            with self._guard:
+                del self._ends[key]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job has ended."""
+
+    tell: Callable[[], None]
+    late: bool = False
+    """Told also if the job was given up before: it has changed something."""
+
+
+@dataclass(eq=False)
+class _Job:
+    key: str
+    work: Callable[[Cancel], Ending]
+    gone: Callable[[], None]
+    cancel: Cancel = field(default_factory=Cancel)
+    over: bool = False
+    timer: threading.Timer | None = None
+
+
+class Crew:
+    """Runs jobs, a few at once and the others in order. Each ends, at the latest a while after its cancel."""
+
+    def __init__(self, at_once: int, name: str, *, patience: float = PATIENCE) -> None:
+        self._at_once = at_once
+        self._name = name
+        self._patience = patience
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[str, _Job] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def start(
+        self,
+        key: str,
+        work: Callable[[Cancel], Ending],
+        gone: Callable[[], None],
+        waits: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Begin a job, or have it wait its turn; False if one of this key is here, or all is closed.
+
+        `gone` is called if the job was cancelled before it began, or did not end in time afterwards; else the
+        ending that `work` returns is told. `waits` is called, before anything else, if it has to wait.
+        """
+        job = _Job(key, work, gone)
+        with self._changed:
+            if self._closed or self.has(key):
+                return False
+            if len(self._running) >= self._at_once:
+                waits()
+            self._waiting.append(job)
+            self._next()
+        return True
+
+    def has(self, key: str) -> bool:
+        """Whether a job runs or waits."""
+        return key in self.keys()
+
+    def keys(self) -> tuple[str, ...]:
+        """The jobs that run or wait."""
+        with self._changed:
+            return (*self._running, *(job.key for job in self._waiting))
+
+    def cancel(self, key: str) -> None:
+        """End a job."""
+        with self._changed:
+            job = next((one for one in self._waiting if one.key == key), None)
+            if job is not None:
+                self._waiting.remove(job)
+                job.over = True
+            running = self._running.get(key)
+        if job is not None:
+            job.cancel.set()
+            _tell(job.gone)
+        elif running is not None:
+            self._end(running)
+
+    def close(self) -> None:
+        """Cancel all, and wait for their end as long as patience lasts; nothing begins afterwards."""
+        with self._changed:
+            self._closed = True
+            keys = self.keys()
+        for key in keys:
+            self.cancel(key)
+        deadline = time.monotonic() + self._patience
+        with self._changed:
+            while self._running and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+            hanging = tuple(self._running.values())
+        for job in hanging:
+            self._give_up(job)
+
+    def _next(self) -> None:
+        while self._waiting and len(self._running) < self._at_once:
+            job = self._waiting.popleft()
+            self._running[job.key] = job
+            threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True).start()
+
+    def _run(self, job: _Job) -> None:
+        try:
+            ending = job.work(job.cancel)
+        except BaseException:
+            log.exception("%s failed in a way nobody foresaw", job.key)
+            ending = Ending(job.gone)
+        if self._leave(job) or ending.late:
+            _tell(ending.tell)
+
+    def _leave(self, job: _Job) -> bool:
+        """Its slot is free; False if it was before."""
+        with self._changed:
+            if job.over:
+                return False
+            job.over = True
+            if job.timer is not None:
+                job.timer.cancel()
+            del self._running[job.key]
+            self._next()
+            self._changed.notify_all()
+            return True
+
+    def _end(self, job: _Job) -> None:
+        job.cancel.set()
+        with self._changed:
+            if not job.over and job.timer is None:
+                job.timer = threading.Timer(self._patience, self._give_up, (job,))
+                job.timer.daemon = True
+                job.timer.start()
+
+    def _give_up(self, job: _Job) -> None:
+        if self._leave(job):
+            log.warning("%s did not end within %.0f s and is left alone", job.key, self._patience)
+            _tell(job.gone)
+
+
+def _tell(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        log.exception("What a job came to could not be told")
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Wait for something that blocks, on a thread of its own: one that hangs takes nobody else's place."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result: T | None = None
+        failed: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - whoever waits hears of it
+            failed = error
+        try:
+            loop.call_soon_threadsafe(settle, result, failed)
+        except RuntimeError:
+            log.debug("the loop was closed before %s had ended", work)
+
+    threading.Thread(target=run, name="blocking", daemon=True).start()
+    return await future

@@ -1,0 +1,129 @@
+"""A store that cannot be written to: the daemon starts, what is here is served, pulls say why they fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Model
+from greenroom.actors.kernel.errors import Refused
+from greenroom.runner.config import ExternalBackend, Settings
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models import files
+from greenroom.runner.models.failures import from_os_error
+from greenroom.runner.models.store import Store
+from greenroom.runner.testing import fake_backend
+
+Bring = Callable[..., Model]
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From now on files can only be opened for reading; for tests that run as root too."""
+    real = os.open
+
+    def open_(path: Any, flags: int, *arguments: Any, **more: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *arguments, **more)
+
+    def refuses(path: Any, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def begin() -> None:
+        monkeypatch.setattr(os, "open", open_)
+        for name in ("mkdir", "link", "rename", "replace"):
+            monkeypatch.setattr(os, name, refuses)
+        monkeypatch.setattr(files, "check_writable", refuses)
+        monkeypatch.setattr(sys.modules[Store.__module__], "check_writable", refuses)
+
+    return begin
+
+
+def test_models_in_a_store_that_can_only_be_read_are_listed_and_opened(
+    store: Store, bring: Bring, read_only: Callable[[], None]
+) -> None:
+    model = bring(store, "a")
+    read_only()
+    assert Store(store.root).look() == (model,)
+    assert store.open_model(model.id).path.read_bytes()[:4] == b"GGUF"
+    with pytest.raises(JobFailed) as caught, store.arrival():
+        pass
+    assert caught.value.failure.code == "not_allowed"
+    assert "The disk can only be read while storing the model" in caught.value.failure.message
+
+
+def test_a_lock_that_is_somebody_elses_is_held_all_the_same(
+    store: Store, bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bring(store, "a")
+    real = os.open
+
+    def refuses_lock(path: Any, flags: int, *arguments: Any, **more: Any) -> int:
+        if str(path).endswith("/lock") and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuses_lock)
+    store.prepare()
+    assert store.tag(model.id, "b").tags == ("a", "b")
+
+
+def test_a_touched_original_in_a_store_that_can_only_be_read_is_whole(
+    store: Store, tmp_path: Path, gguf: Callable[..., bytes], read_only: Callable[[], None]
+) -> None:
+    original = tmp_path / "mine.gguf"
+    original.write_bytes(gguf())
+    with store.arrival() as arrival:
+        arrival.take(original, "mine.gguf", how="link", cancel=threading.Event())
+        model = store.commit(arrival)
+    os.utime(original)
+    read_only()
+    assert store.look() == (model,)
+
+
+def test_a_daemon_whose_store_cannot_be_written_to_starts_and_says_why_pulls_fail(
+    tmp_path: Path, programs: Path, gguf: Callable[..., bytes]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "models").symlink_to(tmp_path / "nowhere" / "models")
+    (tmp_path / "m.gguf").write_bytes(gguf())
+    settings = Settings(home=home, port=0, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
+    with Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")}) as greenroom:
+        asked = greenroom.system.ask(msg.LIBRARY, msg.Pull(reference=str(tmp_path / "m.gguf")))
+        with pytest.raises(Refused) as caught:
+            asked.get(timeout=30)
+    refusal = caught.value.refusal
+    assert refusal.code == "not_a_folder"
+    assert str(home / "models") in refusal.message
+    assert refusal.advice
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [
+        (errno.EMFILE, "transient", "too_many_files"),
+        (errno.ENFILE, "transient", "too_many_files"),
+        (errno.ENOMEM, "transient", "no_memory"),
+        (errno.EIO, "transient", "io_error"),
+        (errno.ENOSPC, "permanent", "no_space"),
+        (errno.EDQUOT, "permanent", "no_space"),
+        (errno.EROFS, "permanent", "not_allowed"),
+        (errno.EACCES, "permanent", "not_allowed"),
+        (errno.ENAMETOOLONG, "permanent", "not_a_model"),
+    ],
+)
+def test_a_failed_system_call_keeps_what_kind_it_was(number: int, kind: str, code: str) -> None:
+    name = os.fsdecode(b"/x/caf\xe9")
+    failure = from_os_error(OSError(number, os.strerror(number), name), "storing the model").failure
+    assert (failure.kind, failure.code) == (kind, code)
+    failure.message.encode()

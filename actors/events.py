@@ -186,6 +186,8 @@ class EngineStopRequested(Event, frozen=True, kw_only=True):
     reason: str
     fault: bool = False
     """True when its runner gives it up, False when it is not wanted any more."""
+    failure: Failure | None = None
+    """Why it is given up, with kind, code and blame."""
 
 
 class EngineExited(Event, frozen=True, kw_only=True):

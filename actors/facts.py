@@ -19,6 +19,10 @@ WantedBy = Literal["default", "explicit", "request", "repair"]
 """Why a job runs: a non-deferred backend, a person's command, a request's need, a broken installation."""
 
 
+Blame = Literal["", "client", "ours", "machine", "network", "configuration", "engine", "model"]
+"""Whose failure it was; empty where older journals do not say."""
+
+
 class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A value that may be stored and sent."""
 
@@ -36,6 +40,8 @@ class Failure(Fact, frozen=True, kw_only=True):
     """What the user can do now, a command where there is one."""
     detail: str = ""
     """Raw tool output (redacted, bounded to 4,000 characters): for the log and `why`, not for clients."""
+    blame: Blame = ""
+    """Whose failure it was: only the engine's own and the model's count against a model."""
 
     def sentence(self) -> str:
         """Message and advice as one text."""
@@ -156,6 +162,8 @@ class EngineExit(Fact, frozen=True, kw_only=True):
     """True when we asked it to stop."""
     lost: bool = False
     """True when nobody saw it end: then it says nothing about whether the model would run."""
+    failure: Failure | None = None
+    """Why it never ran, or was given up, with kind, code and blame; None when it ended by itself."""
 
 
 EngineState = Literal["starting", "ready", "stopping", "gone"]
@@ -177,6 +185,8 @@ class Engine(Fact, frozen=True, kw_only=True):
     cause: str = ""
     fault: str = ""
     """Why its runner gave it up; empty when it did not."""
+    failure: Failure | None = None
+    """The same with kind, code and blame."""
 
 
 class Measured(Fact, frozen=True, kw_only=True):

@@ -337,10 +337,10 @@ class EngineMoved(Command, frozen=True, kw_only=True):
 
 
 class EngineStalled(Command, frozen=True, kw_only=True):
-    """Report: it is ready and does nothing for those inside; it shall be ended."""
+    """Report: it cannot be reached, was stopped, or does nothing any more; it shall be ended and replaced."""
 
     engine_id: Id
-    reason: Reason
+    failure: Failure
 
 
 class EnginesMeasured(Command, frozen=True, kw_only=True):

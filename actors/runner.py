@@ -16,7 +16,7 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import EndEngine, RecoverEngines, SpawnEngine
-from greenroom.actors.facts import Engine, EngineExit, Measured
+from greenroom.actors.facts import Engine, EngineExit, Failure, Measured
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Address, Command, Decision, Effect, Event, Recovered, Stored, Tell
 
@@ -131,7 +131,7 @@ class Runner:
                     new = change(new, state="starting", since=stored.at)
             case ev.EngineStopRequested() as e if old.state != "gone":
                 fault = e.reason if e.fault else ""
-                new = change(old, state="stopping", since=stored.at, fault=fault)
+                new = change(old, state="stopping", since=stored.at, fault=fault, failure=e.failure)
             case ev.EngineExited() as e:
                 new = change(old, state="gone", since=stored.at, exit=e.exit)
             case ev.EngineLost() as e:
@@ -196,12 +196,16 @@ class Runner:
                     ),
                 )
             case msg.EngineMoved(engine_id=one):
-                return Decision(seen=_moved(seen, one, now))
-            case msg.EngineStalled(engine_id=one, reason=reason):
+                # Its host keeps it: nothing of an earlier life is left to be looked for.
+                return Decision(seen=_settled(_moved(seen, one, now), one))
+            case msg.EngineStalled(engine_id=one, failure=failure):
                 engine = state.engines.get(one)
-                if engine is None or engine.state != "ready":
+                if engine is None or engine.state not in ("starting", "ready"):
                     return Decision()
-                stalled = ev.EngineStopRequested(engine_id=one, reason=reason, fault=True)
+                reason = failure.message.removesuffix(".")
+                stalled = ev.EngineStopRequested(
+                    engine_id=one, reason=reason, fault=True, failure=_given_up(engine, failure)
+                )
                 return Decision(events=(stalled,), cause=engine.cause, seen=_moved(seen, one, now))
             case msg.EnginesMeasured(measured=measured):
                 return Decision(seen=_measured(seen, measured))
@@ -222,6 +226,7 @@ class Runner:
         match report:
             case msg.SpawnedEngine() as r:
                 events = (ev.EngineSpawned(engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint),)
+                seen = _settled(seen, one)
                 if one in seen.early and engine.state == "starting":
                     events = (*events, _ready(engine, now))
             case msg.EngineIsReady() if engine.state == "starting" and engine.endpoint:
@@ -242,7 +247,9 @@ class Runner:
                 end = r.exit
                 if engine.fault:
                     # We asked it to end, but only since it did not work.
-                    end = msgspec.structs.replace(end, expected=False, summary=_sentence(engine.fault))
+                    end = msgspec.structs.replace(
+                        end, expected=False, summary=_sentence(engine.fault), failure=engine.failure
+                    )
                 events = (ev.EngineExited(engine_id=one, exit=end),)
                 seen = _settled(seen, one)
             case msg.LostEngine() as r:
@@ -353,6 +360,16 @@ def _ready(engine: Engine, now: Moment) -> ev.EngineReady:
 
 def _sentence(fault: str) -> str:
     return f"The engine was given up: {fault}."
+
+
+def _given_up(engine: Engine, failure: Failure) -> Failure:
+    """The same for whoever asked for the model: names the engine, and says where its output is."""
+    spec, reason = engine.spec, failure.message.removesuffix(".")
+    return msgspec.structs.replace(
+        failure,
+        message=f"The {spec.backend} engine of {spec.model_ref} was given up: {reason}.",
+        advice=failure.advice or f"`greenroom logs {spec.engine_id}` shows its output.",
+    )
 
 
 def _is_alive(state: RunnerState, engine_id: str) -> bool:

@@ -18,6 +18,7 @@ from greenroom.actors.scheduler_places import Need, Place, Places
 from greenroom.actors.scheduler_refusals import (
     breaker_open,
     gib,
+    load_failed,
     never_fits,
     not_installable,
     not_ready_yet,
@@ -33,6 +34,7 @@ from greenroom.actors.scheduler_state import (
     breaker_key,
     config_key,
 )
+from greenroom.actors.setbacks import pause_left
 
 AGAIN = 5.0
 """Seconds after which a command to another actor is told again: it is harmless, and may have been lost."""
@@ -90,7 +92,8 @@ class QueueStep:
         d. Not everybody has told what is there and what runs: it waits, since memory is not known.
         e. A backend is chosen; one that must be installed first is waited for, or refused by policy. Where
            the installation in use has broken this model, an older one serves it: see `quarantine`.
-        f. The breaker of this model on this installation is open: refused, with when to come back.
+        f. The breaker of this model on this installation is open, or its last load failed a moment ago for a
+           reason that is not its own: refused, with when to come back.
         g. It can never fit: refused with the numbers. It fits: a load. It does not fit now: the least
            recently used idle engines end, or it waits for room, and nobody takes what is made for it.
         h. Whoever has waited too long is refused; the load or installation goes on.
@@ -225,8 +228,11 @@ class QueueStep:
         if breaker is not None and (left := self._cooling(key, breaker)) > 0:  # f
             self._refuse(waiting, breaker_open(waiting, choice.backend, breaker, left))
             return
-        facts = next(one for one in turn.facts if one.name == choice.backend)
         spec = self._spec(waiting, model, choice)
+        if (left := pause_left(turn.seen.setbacks, key, turn.now.monotonic)) > 0:
+            self._refuse(waiting, load_failed(spec, turn.seen.setbacks[key].failure, left))
+            return
+        facts = next(one for one in turn.facts if one.name == choice.backend)
         places = self._places.of(spec, model, facts)
         able = [one for one in places if all(need.size <= need.account.memory.budget for need in one.needs)]
         if not able:  # g

@@ -7,12 +7,15 @@ from greenroom.actors.installer_refusals import status_of
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.ledger import Account
-from greenroom.actors.scheduler_state import BreakerState, Waiting
+from greenroom.actors.scheduler_state import BreakerState, Waiting, counts_against_model
 
 
 def failure_of(engine: Engine) -> Failure:
     """Why an engine that should run does not, from how it ended."""
     end = engine.exit
+    told = engine.failure or (end.failure if end is not None else None)
+    if told is not None:
+        return told
     if end is None and engine.fault:
         spec = engine.spec
         return Failure(
@@ -33,6 +36,20 @@ def failure_of(engine: Engine) -> Failure:
         message=summary,
         advice=f"`greenroom logs {engine.spec.engine_id}` shows its last words.",
         detail="\n".join(end.last_lines) if end is not None else "",
+    )
+
+
+def load_failed(spec: EngineSpec, failure: Failure, retry_after: float = 0.0) -> Refusal:
+    """What whoever waited for a load hears, with the failure's own code. Whose failure it was decides whether
+    it is worth asking again."""
+    status = status_of(failure.code, passing=not counts_against_model(failure))
+    return Refusal(
+        code=failure.code,
+        message=failure.message,
+        advice=failure.advice,
+        status=status,
+        retry_after=retry_after,
+        subject=spec.model_ref,
     )
 
 

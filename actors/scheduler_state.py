@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from greenroom.actors import events as ev
-from greenroom.actors.facts import Engine, EngineSpec, InstallPolicy, Measured, Mode, Model
+from greenroom.actors.facts import Engine, EngineSpec, Failure, InstallPolicy, Measured, Mode, Model
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.ledger import Memory
@@ -24,8 +24,12 @@ _QUARANTINES_REMEMBERED = 63
 
 FORGIVEN_AFTER = 1800.0
 """Seconds after which a failure has nothing to do any more with a load that begins then."""
-NOT_THE_MODELS_FAULT = frozenset({"engine_lost", "engine_ended", "daemon_restarted"})
-"""Failure codes that say nothing about whether the model would run."""
+NOT_THE_MODELS_FAULT = frozenset(
+    {"engine_lost", "engine_ended", "daemon_restarted", "engine_halted", "engine_unreachable"}
+)
+"""Failure codes that say nothing about whether the model would run: who waited is given another engine."""
+_COUNTED = frozenset({"", "engine", "model"})
+"""Whose failures count against a model; events of older versions do not say, and counted."""
 
 
 class LoadState(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +156,18 @@ class FailedInstalls(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic second until which no request begins another; what people type does."""
 
 
+class Setback(msgspec.Struct, frozen=True, kw_only=True):
+    """A load that failed for a reason that is not the model's: a full disk, no file descriptor."""
+
+    failure: Failure
+    count: int
+    """In a row."""
+    pause: float
+    """Seconds to leave it alone: clients that keep asking must not fill the journal with loads."""
+    at: float
+    """Monotonic second of the last one."""
+
+
 class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """What others own, and who waits. Starts empty in every life and is collected again."""
 
@@ -202,6 +218,8 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """engine → when its runner was last told never to start it."""
     refused: Mapping[str, int] = msgspec.field(default_factory=dict)
     """model|mode → refusals since the last load."""
+    setbacks: Mapping[str, Setback] = msgspec.field(default_factory=dict)
+    """By `breaker_key`: loads that failed for reasons that are not the model's."""
     draining: bool = False
 
     def engine(self, engine_id: str) -> Engine | None:
@@ -235,6 +253,12 @@ def footprint_key(spec: EngineSpec, *, on_device: bool = False) -> str:
     return "|".join((*words, where) if where else words)
 
 
+def counts_against_model(failure: Failure) -> bool:
+    """Whether a load's failure says that the model may not run: what the machine, the settings or Greenroom
+    itself did opens no breaker and quarantines nothing."""
+    return failure.code not in NOT_THE_MODELS_FAULT and failure.blame in _COUNTED
+
+
 def failures_with(breaker: BreakerState, load: LoadState | None) -> int:
     """How many failures in a row there are with that of this load, whose predecessors may be long past."""
     begun = load.admitted_at if load is not None else breaker.failed_at
@@ -266,7 +290,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 ended=_apply_ended(state, e.engine_id, stored.id),
                 footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
             )
-            if e.failure.code in NOT_THE_MODELS_FAULT:
+            if not counts_against_model(e.failure):
                 if e.was_ready:
                     proven = _apply_proven(state, e.model_id, e.backend, e.installation_id)
                     new = change(new, proven=proven)

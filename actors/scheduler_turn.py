@@ -27,10 +27,9 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import CloseGate, OpenGate, RemoveGates
-from greenroom.actors.facts import Failure
+from greenroom.actors.facts import EngineSpec, Failure
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
-from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import load_job
 from greenroom.actors.quarantine import broken_by_version, cleared_by, is_telling, outlived
 from greenroom.actors.scheduler_context import Limits, TurnContext, eviction, footprint
@@ -42,7 +41,7 @@ from greenroom.actors.scheduler_queue import (
     cool_down,
     fits,
 )
-from greenroom.actors.scheduler_refusals import failure_of, never_started
+from greenroom.actors.scheduler_refusals import failure_of, load_failed, never_started
 from greenroom.actors.scheduler_state import (
     NOT_THE_MODELS_FAULT,
     BreakerState,
@@ -51,8 +50,10 @@ from greenroom.actors.scheduler_state import (
     SchedulerState,
     breaker_key,
     config_key,
+    counts_against_model,
     failures_with,
 )
+from greenroom.actors.setbacks import setback_key, setbacks_after
 
 DRAINED = "drained"
 """Under which whoever stops the daemon waits."""
@@ -173,9 +174,14 @@ class Turn:
             device_footprint=footprint(spec, turn.seen, spec.device) if spec.device else 0,
         )
         turn.record(failed, cause=load.cause)
-        follows = load_job(spec.engine_id)
         if failure.code in NOT_THE_MODELS_FAULT:
             # Whoever waited for it waits on: the next step finds it another engine.
+            return
+        if not counts_against_model(failure):
+            setbacks = setbacks_after(turn.seen.setbacks, spec, failure, turn.now.monotonic)
+            if not failed.was_ready:
+                turn.update(setbacks=setbacks)
+            self._answer_waiting(spec, failure, retry_after=setbacks[setback_key(spec)].pause)
             return
         key = breaker_key(spec.model_id, spec.backend, spec.installation_id)
         failures = failures_with(turn.state.breakers.get(key, BreakerState()), load)
@@ -199,15 +205,13 @@ class Turn:
             # Whoever waited for it waits on: the next step has the older installation serve it.
             turn.record(away, cause=load.cause)
             return
-        outcome = Refusal(
-            code=failure.code,
-            message=failure.message,
-            advice=failure.advice,
-            status=500,
-            subject=spec.model_ref,
-        )
-        for waiting in [one for one in turn.queue if one.follows == follows]:
-            turn.answer(waiting, outcome)
+        self._answer_waiting(spec, failure)
+
+    def _answer_waiting(self, spec: EngineSpec, failure: Failure, *, retry_after: float = 0.0) -> None:
+        outcome = load_failed(spec, failure, retry_after)
+        follows = load_job(spec.engine_id)
+        for waiting in [one for one in self._turn.queue if one.follows == follows]:
+            self._turn.answer(waiting, outcome)
 
     # 2
 

@@ -1,4 +1,4 @@
-"""The one pair of exceptions effects raise; each carries what the user is told.
+"""The one pair of exceptions effects raise, each with what the user is told; and whose failure it was.
 
 Exception
 ├── JobFailed      a step did not work: `failure` says whether to retry and what to do
@@ -7,11 +7,39 @@ Exception
 
 from __future__ import annotations
 
+import errno
 from typing import Literal
 
-from greenroom.actors.facts import Failure
+import msgspec
+from greenroom.actors.facts import Blame, Failure
 
 _DETAIL_LIMIT = 4_000
+_MODELS = frozenset({"model_damaged", "not_a_model", "unsupported_model"})
+"""Codes of what is wrong with the model itself, found before an engine runs."""
+_CONFIGURATIONS = frozenset({"socket_path", "bad_settings", "cannot_start"})
+_MACHINES = frozenset(
+    {
+        "no_space",
+        "read_only",
+        "not_allowed",
+        "io_error",
+        "device_gone",
+        "store_damaged",
+        "unsupported_platform",
+    }
+)
+_SYSTEM: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("no_space", "Free some space on the disk that holds Greenroom's data directory."),
+    errno.EDQUOT: ("no_space", "The user's disk quota is used up: free some space."),
+    errno.EROFS: ("read_only", "Greenroom's data directory must be writable."),
+    errno.EMFILE: ("too_many_files", "Raise the limit of open files (ulimit -n) and start Greenroom again."),
+    errno.ENFILE: ("too_many_files", "The machine has no file descriptor left: end some other programs."),
+    errno.EAGAIN: ("no_process", "The limit of processes is reached: end some programs, or raise ulimit -u."),
+    errno.ENOMEM: ("no_memory", "The machine has no memory left: end some other programs."),
+    errno.EACCES: ("not_allowed", "Check who owns Greenroom's data directory."),
+    errno.EPERM: ("not_allowed", "Check who owns Greenroom's data directory."),
+}
+"""What a system call that the machine refused is told as: code and advice."""
 
 
 class JobFailed(Exception):
@@ -32,6 +60,29 @@ class JobFailed(Exception):
     def permanent(cls, code: str, message: str, *, advice: str = "", detail: str = "") -> JobFailed:
         """Another attempt would end the same way: platform, hash, space, no such version."""
         return cls(_failure("permanent", code, message, advice, detail))
+
+
+def refused_by_machine(doing: str, problem: OSError) -> Failure:
+    """A system call that failed in our own hands while `doing`, which is a whole clause."""
+    code, advice = _SYSTEM.get(problem.errno or 0, ("io_error", "Ask again; greenroom logs has the details."))
+    why = problem.strerror or str(problem)
+    return Failure(kind="transient", code=code, message=f"{doing}: {why}.", advice=advice, blame="machine")
+
+
+def is_machines(number: int) -> bool:
+    """Whether an errno says that the machine lacks something, and nothing of the program it was to run."""
+    return number in _SYSTEM and number not in (errno.EACCES, errno.EPERM)
+
+
+def blamed(failure: Failure) -> Failure:
+    """A failure from before an engine ran, with whose it was: the model's only if its files are at fault."""
+    if failure.blame:
+        return failure
+    blame: Blame = "ours"
+    for one, codes in (("model", _MODELS), ("configuration", _CONFIGURATIONS), ("machine", _MACHINES)):
+        if failure.code in codes:
+            blame = one  # type: ignore[assignment]
+    return msgspec.structs.replace(failure, blame=blame)
 
 
 class JobCancelled(Exception):

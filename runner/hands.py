@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -214,7 +215,10 @@ class RunnerHands:
     def failed(self, engine_id: str, failure: Failure) -> None:
         """It could not be spawned."""
         end = EngineExit(
-            at=0.0, summary=failure.sentence(), last_lines=tuple(failure.detail.splitlines()[-20:])
+            at=time.time(),
+            summary=failure.sentence(),
+            last_lines=tuple(failure.detail.splitlines()[-20:]),
+            failure=failure,
         )
         self.exited(engine_id, end)
 
@@ -235,9 +239,9 @@ class RunnerHands:
         self._board.clear(load_job(engine_id))
         self._report(engine_id, msg.LostEngine(engine_id=engine_id, reason=reason))
 
-    def stalled(self, engine_id: str, reason: str) -> None:
-        """It is ready and does nothing."""
-        self._report(engine_id, msg.EngineStalled(engine_id=engine_id, reason=reason))
+    def stalled(self, engine_id: str, failure: Failure) -> None:
+        """It cannot be reached, was stopped, or does nothing."""
+        self._report(engine_id, msg.EngineStalled(engine_id=engine_id, failure=failure))
 
     def measured(self, measured: Mapping[str, Measured]) -> None:
         """Each runner hears of its own engines."""

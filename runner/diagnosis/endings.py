@@ -16,6 +16,7 @@ from greenroom.actors.events import (
     LoadRefused,
 )
 from greenroom.actors.facts import EngineExit
+from greenroom.actors.scheduler_state import counts_against_model
 from greenroom.runner.diagnosis.explanation import Remedy, Words
 from greenroom.runner.diagnosis.finding import ended
 from greenroom.runner.diagnosis.history import Happening, History, of_type
@@ -123,6 +124,11 @@ def of_eviction(event: EvictionDecided, at: float, history: History, now: float)
             )
 
 
+_GIVEN_UP = frozenset(
+    {"engine_stalled", "engine_halted", "engine_unreachable", "engine_closed", "engine_garbled"}
+)
+
+
 def of_failure(life: Life, name: str, now: float) -> Ending:
     """It did not come up, or stopped working."""
     failed = life.failed
@@ -146,11 +152,16 @@ def of_failure(life: Life, name: str, now: float) -> Ending:
         )
     elif any(words in summary for words in _MEMORY_WORDS):
         cause, sentence = "out_of_memory", f"its engine ended at {when}. {summary}"
+    elif failed.failure.code in _GIVEN_UP:
+        cause, sentence = failed.failure.code.removeprefix("engine_"), f"its engine was given up at {when}"
+        if "ready_seconds" in numbers:
+            sentence += f", {format_duration(numbers['ready_seconds'])} after it was ready"
+        sentence += f". {summary}"
+    elif not counts_against_model(failed.failure) and failed.failure.blame:
+        cause, sentence = failed.failure.code, f"it could not be loaded at {when}. {summary}"
     elif failed.was_ready:
         ready = format_duration(numbers.get("ready_seconds", 0.0))
         cause, sentence = "crashed", f"its engine ended at {when}, {ready} after it was ready. {summary}"
-    elif failed.failure.code == "engine_stalled":
-        cause, sentence = "stalled", f"its engine was given up at {when}. {summary}"
     else:
         cause, sentence = "load_failed", f"it could not be loaded at {when}. {summary}"
     if cause in ("crashed", "load_failed") and end.signal:

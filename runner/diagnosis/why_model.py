@@ -13,7 +13,7 @@ from greenroom.actors.events import (
     ModelQuarantined,
 )
 from greenroom.actors.facts import Model
-from greenroom.actors.scheduler_state import NOT_THE_MODELS_FAULT, BreakerState
+from greenroom.actors.scheduler_state import NOT_THE_MODELS_FAULT, BreakerState, counts_against_model
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.endings import Ending
@@ -89,7 +89,10 @@ def _of_failure(story: Story, failed: Life | None) -> Ending:
     assert failed is not None
     ending = endings.of_failure(failed, story.name, story.now)
     assert failed.failed is not None
-    if failed.failed.failure.code in NOT_THE_MODELS_FAULT:
+    failure = failed.failed.failure
+    if failure.blame and not counts_against_model(failure):
+        return ending
+    if failure.code in NOT_THE_MODELS_FAULT:
         # It says nothing of the model: what happened to the daemon says more.
         return msgspec.structs.replace(ending, steps=tuple(story.daemons(failed.began, failed.failed_at)))
     count = story.failures(failed)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from greenroom.actors.facts import EngineExit, EngineSpec
+from greenroom.actors.facts import EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.keeper import write_atomically
 
 _MIB = 2**20
@@ -36,6 +36,18 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?:error loading model|failed to load model)[:, ]*(.*)", "it could not load the model {0}"),
     )
 )
+_LACKED = re.compile(
+    r"(No space left on device|Too many open files|can't start new thread|Cannot allocate memory"
+    r"|Resource temporarily unavailable|Disk quota exceeded)",
+    re.IGNORECASE,
+)
+"""Words of an engine that could not load for want of something the machine had none left of."""
+_LACKED_CODES = {
+    "no space left on device": "no_space",
+    "disk quota exceeded": "no_space",
+    "too many open files": "too_many_files",
+    "cannot allocate memory": "no_memory",
+}
 _ERROR_LINE = re.compile(r"\b(?:error|exception|failed|fatal|abort(?:ed)?|assert)", re.IGNORECASE)
 _EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b")
 """The last line of a Python traceback: better than a log line that only mentions an error."""
@@ -53,16 +65,32 @@ def engine_exit(
     first = tuple(str(line) for line in end.get("first_lines", ()))
     last = tuple(str(line) for line in end.get("last_lines", ()))
     code = end.get("code")
+    summary = _summary(end, (*first, *last), spec, expected, was_ready, reason)
     return EngineExit(
         at=float(end.get("at") or time.time()),
         code=None if code is None else int(code),
         signal=str(end.get("signal", "")),
-        summary=_summary(end, (*first, *last), spec, expected, was_ready, reason),
+        summary=summary,
+        failure=None if expected else _lacked(end, () if was_ready else last, summary),
         first_lines=first,
         last_lines=last,
         memory=int(end.get("memory") or end.get("peak_memory") or 0),
         expected=expected,
     )
+
+
+def _lacked(end: Mapping[str, Any], lines: Iterable[str], summary: str) -> Failure | None:
+    """What the machine lacked, where an engine could not load for that or lost its keeper; else None.
+
+    `lines` are of one that never was ready: later its output may hold what clients have said.
+    """
+    if end.get("keeper_died"):
+        return Failure(kind="transient", code="keeper", message=summary, blame="machine")
+    found = next((one for line in reversed(list(lines)) if (one := _LACKED.search(line))), None)
+    if found is None:
+        return None
+    code = _LACKED_CODES.get(found[1].lower(), "no_process")
+    return Failure(kind="transient", code=code, message=summary, blame="machine")
 
 
 def _summary(

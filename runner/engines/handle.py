@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,10 @@ class Prepared:
 Prepare = Callable[[EngineSpec, Path], Prepared]
 
 
+Ladder = Sequence[tuple[str, float]]
+"""Signals, each with the seconds until the next."""
+
+
 class EngineListener(Protocol):
     """Hears what happens to engines; called from threads of the host, one engine's calls in order."""
 
@@ -57,8 +61,9 @@ class EngineListener(Protocol):
     def lost(self, engine_id: str, reason: str) -> None:
         """There is no such engine any more, or what was there could not be trusted and was ended."""
 
-    def stalled(self, engine_id: str, reason: str) -> None:
-        """It was ready and does nothing any more. It is not ended for that: whoever hears it decides."""
+    def stalled(self, engine_id: str, failure: Failure) -> None:
+        """It cannot be reached, was stopped, or does nothing any more. It is not ended for that: whoever
+        hears it decides."""
 
     def measured(self, measured: Mapping[str, Measured]) -> None:
         """The memory of engines has changed. Never to be stored."""
@@ -90,6 +95,10 @@ class Handle:
         """What whoever asked gave as the reason."""
         self.fault = ""
         """Why the host ends it on its own; makes the exit an unexpected one."""
+        self.given_up = False
+        """The listener was told that it should be replaced."""
+        self.ladder: Ladder | None = None
+        """How it is to be ended; None is the host's own way."""
         self.distrust = ""
         """Why it is ended instead of adopted; its end is then a loss."""
         self.kill_at = 0.0
@@ -156,9 +165,14 @@ class Handle:
         endpoint = str(self.endpoint)
         self._tell(lambda: self._listener.adopted(self.engine_id, self.pid, self.started, endpoint, ready))
 
-    def tell_stalled(self, reason: str) -> None:
-        """It does nothing any more."""
-        self._tell(lambda: self._listener.stalled(self.engine_id, reason))
+    def tell_stalled(self, failure: Failure, ladder: Ladder) -> None:
+        """It cannot be reached, was stopped, or does nothing any more. Told once; when it is ended for that,
+        this ladder is climbed: what does not run obeys no polite signal."""
+        with self._lock:
+            if self.given_up or self.stop_requested or self.fault:
+                return
+            self.given_up, self.ladder = True, ladder
+            self._tell(lambda: self._listener.stalled(self.engine_id, failure))
 
     def tell_failed(self, failure: Failure) -> None:
         """It could not be spawned: an end."""

@@ -35,6 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.capsule import engine_exit, read_end, write_end
 from greenroom.runner.engines.channel import Channel, KeeperGone
@@ -58,7 +59,7 @@ from greenroom.runner.engines.recovery import (
 )
 from greenroom.runner.engines.vitals import DeviceUsage, Readings, Vitals
 from greenroom.runner.engines.watch import KeeperWatch
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.failures import JobFailed, blamed, is_machines, refused_by_machine
 
 __all__ = ["EngineHost", "EngineListener", "Prepare", "Prepared"]
 
@@ -154,16 +155,21 @@ class EngineHost:
                 grace=None if math.isinf(self._grace) else self._grace,
             )
         except JobFailed as problem:
-            self._failed(handle, problem.failure)
+            self._failed(handle, blamed(problem.failure))
             return
-        except (OSError, KeeperGone) as problem:
-            text = f"The engine's keeper cannot be started: {problem}."
-            self._failed(handle, Failure(kind="transient", code="keeper", message=text))
+        except OSError as problem:
+            self._failed(handle, refused_by_machine("The engine cannot be started", problem))
+            self._want_spare()
+            return
+        except KeeperGone as problem:
+            self._failed(handle, _no_keeper(f"The engine's keeper cannot be started: {problem}."))
             self._want_spare()
             return
         except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
             _log.exception("engine %s: its start could not be prepared", handle.engine_id)
-            failure = Failure(kind="permanent", code="internal", message=f"The start failed: {problem!r}.")
+            text = f"Greenroom itself failed while it started the engine ({type(problem).__name__})."
+            advice = "Please report it; greenroom logs has the details."
+            failure = Failure(kind="permanent", code="internal", message=text, advice=advice, blame="ours")
             self._failed(handle, failure)
             return
         self._watch.add(handle)
@@ -298,8 +304,7 @@ class EngineHost:
                 self._send_stop(handle, handle.stop_reason or "asked to stop")
         elif event == "failed":
             text = str(message.get("message"))
-            code = "claimed" if message.get("code") == "claimed" else "cannot_start"
-            self._failed(handle, Failure(kind="permanent", code=code, message=text))
+            self._failed(handle, _not_begun(str(message.get("code")), int(message.get("errno") or 0), text))
         elif event == "stopping":
             _log.info("engine %s: %s (%s)", handle.engine_id, message.get("signal"), message.get("reason"))
         elif event == "exited":
@@ -316,7 +321,7 @@ class EngineHost:
         if end is None and not handle.pid and claim_for_daemon(handle.folder):
             said = handle.folder.keeper_said()
             text = "The engine's keeper ended before it had started the engine."
-            self._failed(handle, Failure(kind="transient", code="keeper", message=text, detail=said))
+            self._failed(handle, _no_keeper(text, said))
             return
         if end is None:
             leader = ProcessIdentity(handle.pid, handle.started, boot_id())
@@ -338,7 +343,8 @@ class EngineHost:
             handle.tell_lost(handle.distrust)
             return
         if end.get("failed"):
-            handle.tell_failed(Failure(kind="permanent", code="cannot_start", message=str(end["failed"])))
+            number = int(end.get("errno") or 0)
+            handle.tell_failed(_not_begun("spawn", number, str(end["failed"])))
             return
         # Without a word from us, a keeper stops its engine when nobody came back, or at a shutdown.
         own_accord = "" if handle.stop_requested else str(end.get("stop_reason") or "")
@@ -531,6 +537,19 @@ class EngineHost:
 
         self._thread(name, settle)
         return future
+
+
+def _no_keeper(message: str, said: str = "") -> Failure:
+    return Failure(kind="transient", code="keeper", message=message, detail=said, blame="machine")
+
+
+def _not_begun(code: str, number: int, message: str) -> Failure:
+    """What a keeper says that could not begin: another has settled this start, or exec or fork failed."""
+    if code == "claimed":
+        return Failure(kind="transient", code="claimed", message=message, blame="ours")
+    if is_machines(number):
+        return msgspec.structs.replace(refused_by_machine("", OSError(number, "")), message=message)
+    return Failure(kind="permanent", code="cannot_start", message=message, blame="configuration")
 
 
 def _probe(handle: Handle) -> Probe:

@@ -236,6 +236,7 @@ class Keeper:
         self._memory = 0
         self._memory_at = 0.0
         self._oom_before = 0
+        self._spawn_errno = 0
         self._output = -1
         self._prctl: Any = None
         self._given_up = False
@@ -278,8 +279,8 @@ class Keeper:
         self._listen(config["keeper_socket"])
         if failure := self._spawn(claim):
             self._given_up = True
-            self._write_end({"failed": failure})
-            self._broadcast("failed", code="spawn", message=failure)
+            self._write_end({"failed": failure, "errno": self._spawn_errno})
+            self._broadcast("failed", code="spawn", errno=self._spawn_errno, message=failure)
             self._remove_sockets()
         else:
             self._broadcast("spawned", **self._state())
@@ -416,7 +417,8 @@ class Keeper:
             os.waitpid(pid, 0)
             os.close(output_read)
             self._pid = 0
-            return f"{argv[0]} cannot be started: {os.strerror(int(failed))}."
+            self._spawn_errno = int(failed)
+            return f"{argv[0]} cannot be started: {os.strerror(self._spawn_errno)}."
         os.set_blocking(output_read, False)
         self._selector.register(output_read, selectors.EVENT_READ)
         return ""

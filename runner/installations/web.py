@@ -6,14 +6,16 @@ import base64
 import netrc as _netrc
 import ssl
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import IO
+from typing import IO, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import urllib3
 from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations.bounded import Flag, TookTooLong, bounded
+from greenroom.runner.installations.connections import Exchange, HttpPool, HttpsPool
 from greenroom.runner.installations.sources import PackageSources, redact, without_credentials
 from urllib3.exceptions import (
     HTTPError,
@@ -28,6 +30,12 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry, Timeout
 
 _CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 60.0
+"""For the head of an answer, redirects included, however slowly it comes."""
+_PAGE_SECONDS = 120.0
+_PAGE_BYTES = 64 * 2**20
+"""Of what a page unpacks to; those of projects with ten thousand files have a fifth of it."""
+_PIECE = 64 * 1024
 _AGENT = "greenroom (package installer)"
 _ADVICE = "Check the network; pip's and uv's own index and proxy settings are used."
 # One attempt is one attempt: who asked decides about another, where it is seen and counted.
@@ -37,13 +45,35 @@ NOT_HERE = frozenset({404, 410})
 """Statuses by which an index says that it has no such page or file."""
 
 
-class Web:
-    """GET and HEAD with the transport of `PackageSources`; safe to use from several threads."""
+T = TypeVar("T")
 
-    def __init__(self, sources: PackageSources, *, advice: str = _ADVICE) -> None:
-        """`advice` is for servers that do not answer."""
+
+class Fetched(NamedTuple):
+    """A small answer, read whole."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+    url: str
+    """After redirects."""
+
+
+class Web:
+    """HTTP with the transport of `PackageSources`; safe to use from several threads.
+
+    No call outlasts a bound, whatever a server sends and however slowly, but one that sends a file.
+    """
+
+    def __init__(self, sources: PackageSources, *, advice: str = _ADVICE, cancel: Flag | None = None) -> None:
+        """Ask nobody yet.
+
+        Args:
+            advice: For servers that do not answer.
+            cancel: When set, every call ends at once, with JobCancelled.
+        """
         self._sources = sources
         self._advice = advice
+        self._cancel = cancel
         self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._guard = Lock()
         self._reached = False
@@ -87,7 +117,77 @@ class Web:
 
         Raises:
             JobFailed: No answer.
+            JobCancelled: This web's `cancel` was set.
         """
+        seconds = None if body is not None and not isinstance(body, bytes) else _ANSWER_SECONDS
+
+        def exchange() -> BaseHTTPResponse:
+            return self._send(url, headers, method, body, anonymous=anonymous)
+
+        return self._within(url, seconds, exchange, drop=_close)
+
+    def fetch(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        method: str = "GET",
+        body: bytes | None = None,
+        anonymous: bool = False,
+        limit: int = _PAGE_BYTES,
+    ) -> Fetched:
+        """Send a request and read the whole answer, whatever its status: something small.
+
+        Args:
+            limit: Bytes it may have; of more, one byte beyond the limit is returned.
+
+        Raises:
+            JobFailed: No answer, or none within a bound.
+            JobCancelled: This web's `cancel` was set.
+        """
+
+        def exchange() -> Fetched:
+            response = self._send(url, headers, method, body, anonymous=anonymous)
+            try:
+                data = _whole(response, limit)
+            except (HTTPError, OSError) as error:
+                raise self.failure(url, error) from error
+            finally:
+                response.close()
+            return Fetched(response.status, data, response.headers, response.geturl() or url)
+
+        return self._within(url, _PAGE_SECONDS, exchange)
+
+    def _within(
+        self,
+        url: str,
+        seconds: float | None,
+        call: Callable[[], T],
+        drop: Callable[[T], object] | None = None,
+    ) -> T:
+        exchange = Exchange()
+        try:
+            return bounded(
+                lambda: exchange.carry_out(call),
+                name=f"http-{urlsplit(url).hostname}",
+                seconds=seconds,
+                cancel=self._cancel,
+                drop=drop,
+                left=exchange.end,
+            )
+        except TookTooLong:
+            assert seconds is not None, "without a bound nothing takes too long"
+            raise self._slow(url, seconds) from None
+
+    def _send(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None,
+        method: str,
+        body: bytes | IO[bytes] | None,
+        *,
+        anonymous: bool,
+    ) -> BaseHTTPResponse:
         sent = {
             "User-Agent": _AGENT,
             "Accept-Encoding": "identity",
@@ -111,25 +211,33 @@ class Web:
         return response
 
     def read(self, url: str, *, accept: str) -> tuple[str, str, str] | None:
-        """Text, media type and final URL of a page; None where there is no such page."""
-        response = self.open(url, headers={"Accept": accept, "Accept-Encoding": "gzip"})
-        try:
-            if response.status in NOT_HERE:
-                return None
-            body = response.read(decode_content=True)
-        except (HTTPError, OSError) as error:
-            raise self.failure(url, error) from error
-        finally:
-            response.release_conn()
-        media = response.headers.get("Content-Type", "text/html").split(";")[0].strip().lower()
-        final = response.geturl() or url
-        return body.decode("utf-8", "replace"), media, requests_url(url, final)
+        """Text, media type and final URL of a page; None where there is no such page.
+
+        Raises:
+            JobFailed: There is no answer, one that says why not, or one without an end.
+            JobCancelled: This web's `cancel` was set.
+        """
+        found = self.fetch(url, headers={"Accept": accept, "Accept-Encoding": "gzip"})
+        if found.status in NOT_HERE:
+            return None
+        if found.status >= 400 and found.status != 416:
+            raise _refused(without_credentials(url), found.status)
+        if len(found.body) > _PAGE_BYTES:
+            raise JobFailed.permanent(
+                "bad_answer",
+                f"{urlsplit(url).hostname} sent more than {_PAGE_BYTES / 1e6:.0f} MB for one page.",
+                advice="Check the index address in pip's or uv's settings.",
+                detail=redact(url),
+            )
+        media = found.headers.get("Content-Type", "text/html").split(";")[0].strip().lower()
+        return found.body.decode("utf-8", "replace"), media, requests_url(url, found.url)
 
     def size(self, url: str) -> int:
         """Bytes of the file behind a URL; 0 when its server does not say."""
         response = self.open(url, method="HEAD")
         response.release_conn()
-        return int(response.headers.get("Content-Length", 0)) if response.status == 200 else 0
+        length = response.headers.get("Content-Length", "")
+        return int(length) if response.status == 200 and length.isdecimal() and len(length) < 19 else 0
 
     def failure(self, url: str, error: Exception) -> JobFailed:
         """What a failed transfer means for the user."""
@@ -171,6 +279,16 @@ class Web:
             advice=self._advice,
             detail=detail,
         )
+
+    def _slow(self, url: str, seconds: float) -> JobFailed:
+        failed = JobFailed.transient(
+            "unreachable",
+            f"{urlsplit(url).hostname} had not answered in full after {seconds:.0f} s.",
+            advice=self._advice,
+            detail=redact(url),
+        )
+        failed.reached = self._reached
+        return failed
 
     def _timeout(self) -> Timeout:
         seconds = self._sources.timeout_seconds
@@ -221,15 +339,21 @@ class Web:
     def _make_pool(self, proxy: str | None, *, checked: bool) -> urllib3.PoolManager:
         context = self._context() if checked else _unchecked()
         if proxy is None:
-            return urllib3.PoolManager(maxsize=16, block=False, ssl_context=context)
+            return _watched(urllib3.PoolManager(maxsize=16, block=False, ssl_context=context))
         proxy = proxy if "://" in proxy else f"http://{proxy}"
         parts = urlsplit(proxy)
         headers = {}
         if parts.username:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             headers = urllib3.make_headers(proxy_basic_auth=pair)
-        return urllib3.ProxyManager(
-            without_credentials(proxy), proxy_headers=headers, maxsize=16, block=False, ssl_context=context
+        return _watched(
+            urllib3.ProxyManager(
+                without_credentials(proxy),
+                proxy_headers=headers,
+                maxsize=16,
+                block=False,
+                ssl_context=context,
+            )
         )
 
     def _context(self) -> ssl.SSLContext:
@@ -255,6 +379,26 @@ def requests_url(asked: str, final: str) -> str:
     from urllib.parse import urljoin
 
     return urljoin(asked, final)
+
+
+def _whole(response: BaseHTTPResponse, limit: int) -> bytes:
+    """The body, unpacked, but at most one byte more than the limit."""
+    data = bytearray()
+    while len(data) <= limit and (piece := response.read(_PIECE, decode_content=True)):
+        data += piece
+    return bytes(data[: limit + 1])
+
+
+def _close(response: BaseHTTPResponse) -> None:
+    response.close()
+
+
+M = TypeVar("M", bound=urllib3.PoolManager)
+
+
+def _watched(manager: M) -> M:
+    manager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+    return manager
 
 
 def _unchecked() -> ssl.SSLContext:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -41,6 +42,8 @@ INDEXES = (
 _LIMIT = 4 * 2**20
 """Bytes of the largest manifest that registries are to take, by the specification."""
 _TAG_PAGES = 50
+_TAG_SECONDS = 120.0
+"""After which no further page of them is asked for."""
 _CHALLENGE = re.compile(r'\b(bearer|basic)\b((?:\s*,?\s*[a-z_]+=(?:"[^"]*"|[^\s,"]+))*)', re.IGNORECASE)
 _DETAIL = re.compile(r'([a-z_]+)=(?:"([^"]*)"|([^\s,"]+))', re.IGNORECASE)
 _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
@@ -164,7 +167,10 @@ class Registry:
 
     def _tags(self, endpoint: Endpoint) -> Iterator[str]:
         url = f"{endpoint.repository(self.repository)}/tags/list?n=1000"
+        deadline = time.monotonic() + _TAG_SECONDS
         for _ in range(_TAG_PAGES):
+            if time.monotonic() > deadline:
+                return
             status, body, headers = self._read(endpoint, url, {"Accept": "application/json"})
             if status != 200:
                 raise self._refused(endpoint, status, body)
@@ -273,30 +279,21 @@ class Registry:
             return True
         return parts.scheme == "http" and endpoint.base.startswith("http://")
 
-    def _open(self, url: str, headers: Mapping[str, str], *, body: bytes | None = None) -> BaseHTTPResponse:
-        method = "POST" if body is not None else "GET"
+    def _open(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
         # What pip's settings and ~/.netrc hold for this host is not meant for registries.
-        return self._web.send(url, headers=headers, method=method, body=body, anonymous=True)
+        return self._web.send(url, headers=headers, anonymous=True)
 
     def _send(
         self, url: str, headers: Mapping[str, str], *, body: bytes | None = None
     ) -> tuple[int, bytes, Mapping[str, str]]:
-        from urllib3.exceptions import HTTPError
-
-        response = self._open(url, headers, body=body)
-        answer = b""
-        try:
-            while len(answer) <= _LIMIT and (piece := response.read(_LIMIT + 1 - len(answer))):
-                answer += piece
-        except (HTTPError, OSError) as error:
-            raise self._web.failure(url, error) from error
-        finally:
-            response.close()
+        method = "POST" if body is not None else "GET"
+        found = self._web.fetch(url, headers=headers, method=method, body=body, anonymous=True, limit=_LIMIT)
+        answer = found.body
         if len(answer) > _LIMIT:
             raise JobFailed.permanent(
                 "bad_answer", f"{urlsplit(url).netloc} sent more than any manifest may hold."
             )
-        return response.status, answer, response.headers
+        return found.status, answer, found.headers
 
     def _nonsense(self, endpoint: Endpoint) -> JobFailed:
         return JobFailed.transient(

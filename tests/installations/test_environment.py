@@ -356,6 +356,15 @@ def test_a_version_the_declaration_rules_out_is_not_blamed_on_the_index(environm
     assert index.requests == []
 
 
+@pytest.mark.parametrize("version", ["9" * 5_000, "1!" + "9" * 4_400, "1." + "0." * 9_000 + "1", "not one"])
+def test_what_no_index_could_have_is_no_version_and_nobody_is_asked(environments, toy, index, version):
+    with pytest.raises(JobFailed, match="is not a version") as caught:
+        environments.plan("toy", toy.source, version)
+    assert caught.value.failure.code == "no_such_version"
+    assert len(caught.value.failure.message) < 200
+    assert index.requests == []
+
+
 def test_a_version_brought_from_another_release_is_built_from_what_it_brought(
     environments, make_toy, home, tmp_path, index
 ):

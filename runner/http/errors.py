@@ -1,8 +1,8 @@
 """What a client is told when something did not work.
 
-Two families, as Docker Model Runner has them: inference routes speak OpenAI's error object, the verbs
-under `/engines` and `/models` speak one line of text (or the same object, to a client that accepts JSON).
-Both carry the same sentence. Never a traceback, never raw tool output.
+Three families: inference routes speak OpenAI's error object, `/v1/messages` Anthropic's, and the verbs under
+`/engines` and `/models` one line of text (or OpenAI's object, to a client that accepts JSON). All carry the
+same sentence, code and status. Never a traceback, never what a tool or an engine has printed or answered.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from greenroom.actors.kernel.errors import (
     SystemFailed,
 )
 from greenroom.runner.daemon import NotRunning
+from greenroom.runner.http.headers import request_id_of
 
-Family = Literal["openai", "text"]
+Family = Literal["openai", "anthropic", "text"]
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 JSON = "application/json"
-DONE = b"data: [DONE]\n\n"
 DOCKER_CLI = "docker-model-cli/"
 
 
@@ -71,26 +71,35 @@ def refusal_of(error: BaseException) -> Refusal:
     )
 
 
-def error_object(refusal: Refusal, param: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object, with what programs may want to know beside it."""
-    error: dict[str, Any] = {
-        "message": refusal.sentence(),
-        "type": _type_of(refusal.status),
-        "code": refusal.code,
-        "param": param,
-    }
+def error_object(
+    refusal: Refusal, param: str | None = None, family: Family = "openai", request_id: str = ""
+) -> dict[str, Any]:
+    """The family's error object, with what programs may want to know beside it."""
+    error: dict[str, Any] = {"message": refusal.sentence()}
+    if family == "anthropic":
+        error |= {"type": _anthropic_type_of(refusal.status), "code": refusal.code}
+    else:
+        error |= {"type": _type_of(refusal.status), "code": refusal.code or None, "param": param}
     if refusal.subject and refusal.code.startswith("backend"):
         error["backend"] = refusal.subject
     if refusal.retry_after:
         error["retry_after"] = refusal.retry_after
     for name, number in refusal.numbers.items():
         error[name] = int(number) if number.is_integer() else number
-    return {"error": error}
+    if family != "anthropic":
+        return {"error": error}
+    return {"type": "error", "error": error, "request_id": request_id or None}
 
 
-def frame(refusal: Refusal, param: str | None = None) -> bytes:
-    """The refusal as the last thing in a stream of server-sent events."""
-    return b"data: " + _encode(error_object(refusal, param)) + b"\n\n" + DONE
+def frame(
+    refusal: Refusal, param: str | None = None, family: Family = "openai", request_id: str = ""
+) -> bytes:
+    """The refusal as the last event of a stream.
+
+    No `[DONE]` follows: clients that overlook the error would take the stream for a whole answer.
+    """
+    name = b"event: error\n" if family == "anthropic" else b""
+    return name + b"data: " + _encode(error_object(refusal, param, family, request_id)) + b"\n\n"
 
 
 def status_for(request: web.BaseRequest, refusal: Refusal) -> int:
@@ -111,10 +120,9 @@ def answer(
     if refusal.retry_after > 0:
         headers["Retry-After"] = str(max(1, round(refusal.retry_after)))
     status = status_for(request, refusal)
-    if family == "openai" or wants_json(request):
-        return web.Response(
-            status=status, body=_encode(error_object(refusal, param)), content_type=JSON, headers=headers
-        )
+    if family != "text" or wants_json(request):
+        body = _encode(error_object(refusal, param, family, request_id_of(request)))
+        return web.Response(status=status, body=body, content_type=JSON, headers=headers)
     return web.Response(status=status, text=refusal.sentence() + "\n", headers=headers)
 
 
@@ -133,3 +141,10 @@ def _type_of(status: int) -> str:
     if status == 429:
         return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _anthropic_type_of(status: int) -> str:
+    named = {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+    if status in (503, 507):
+        return "overloaded_error"
+    return named.get(status, "invalid_request_error" if status < 500 else "api_error")

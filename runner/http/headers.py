@@ -1,6 +1,9 @@
-"""Which headers pass between a client and an engine."""
+"""Which headers pass between a client and an engine. Others do not: a header nobody has thought of may carry
+a client's secret to an engine, or make a browser do what the engine says."""
 
 from __future__ import annotations
+
+import re
 
 from aiohttp import web
 from greenroom.runner.http.wire import Answer
@@ -9,23 +12,13 @@ from multidict import CIMultiDict
 REQUEST_ID = "X-Request-Id"
 ID: web.RequestKey[str] = web.RequestKey("greenroom.id", str)
 
-_HOP_BY_HOP = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
-    " transfer-encoding upgrade".split()
-)
-_NOT_FORWARDED = _HOP_BY_HOP | frozenset(
-    # What concerns us and not the engine, what is the client's secret, what would change the bytes.
-    "accept-encoding authorization content-encoding content-length cookie expect forwarded host origin"
-    " referer x-api-key x-forwarded-for x-forwarded-host x-forwarded-proto x-preload-only"
-    " x-request-id".split()
-)
-_NOT_RETURNED = _HOP_BY_HOP | frozenset(
-    "content-length date server set-cookie access-control-allow-origin access-control-allow-credentials"
-    " access-control-allow-headers access-control-allow-methods x-request-id".split()
-)
+_FORWARDED = frozenset("accept accept-language anthropic-beta anthropic-version traceparent user-agent".split())
+_RETURNED = frozenset("cache-control content-encoding content-type".split())
+_PLAIN = re.compile(r"[\x20-\x7e\t]*")
+"""A value that can be sent on: an engine's may hold anything."""
 
 
-def request_id_of(request: web.Request) -> str:
+def request_id_of(request: web.BaseRequest) -> str:
     """The id this request was given at the door."""
     request_id: str = request.get(ID, "")
     return request_id
@@ -38,7 +31,7 @@ def forwarded(request: web.Request) -> CIMultiDict[str]:
     understood here, but vLLM would refuse them.
     """
     headers = CIMultiDict(
-        [(name, value) for name, value in request.headers.items() if name.lower() not in _NOT_FORWARDED]
+        [(name, value) for name, value in request.headers.items() if name.lower() in _FORWARDED]
     )
     headers["Content-Type"] = "application/json"
     return headers
@@ -47,5 +40,9 @@ def forwarded(request: web.Request) -> CIMultiDict[str]:
 def returned(answer: Answer) -> CIMultiDict[str]:
     """An answer's headers, as the client gets them."""
     return CIMultiDict(
-        [(name, value) for name, value in answer.headers.items() if name.lower() not in _NOT_RETURNED]
+        [
+            (name, value)
+            for name, value in answer.headers.items()
+            if name.lower() in _RETURNED and _PLAIN.fullmatch(value)
+        ]
     )

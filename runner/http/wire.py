@@ -8,7 +8,8 @@ where an answer ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
 from typing import cast
 
@@ -20,7 +21,11 @@ _READ_AHEAD = 256 * 1024
 """Bytes that may lie unread before the engine is made to wait."""
 _PIECE = 256 * 1024
 """Bytes that are written to an engine at once: megabytes would hold up every other stream."""
+_SMALL = 64 * 1024
+"""Bytes of a body that a socket takes at once, whether or not the engine reads."""
 _INFORMATIONAL = 200
+_OVERHEAD = 64 * 1024
+"""Bytes an engine may send without one that belongs to an answer's body: heads, chunk sizes, trailers."""
 
 
 Push = Callable[[bytes], bool]
@@ -85,6 +90,14 @@ class Connection(asyncio.Protocol):
         self._busy = True
         self._headers: CIMultiDict[str] = CIMultiDict()
         self._has_head = False
+        self._status = 0
+        self._stays = False
+        """It may be used again after this answer."""
+        self._surplus = False
+        """More has come than was asked for, which is dropped, and the connection with it."""
+        self._unsent = False
+        """The engine did not want the whole body, so what it reads next would not be a request."""
+        self._overhead = 0
         self._complete = False
         self._delimited = False
         """Its end is told by its head or its chunks, not by the end of the connection."""
@@ -102,14 +115,27 @@ class Connection(asyncio.Protocol):
     async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Send a POST and wait for the head of its answer. Raises Lost."""
         self._begin()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise Lost("the connection was closed")
+        # An engine may answer before it has read all, and hang up. A write that fails then closes the
+        # transport with the answer unread: a second descriptor can still read it.
+        spare = _Spare(transport) if len(body) > _SMALL else None
         try:
-            await self._write(path, headers, body)
+            await self._write(transport, path, headers, body)
             while not self._has_head:
                 await self._wait()
+        except Lost:
+            if spare is None or not self._hear_out(spare):
+                self.abort()
+                raise
         except BaseException:
             self.abort()
             raise
-        return Answer(self, self._parser.get_status_code(), self._headers)
+        finally:
+            if spare is not None:
+                spare.close()
+        return Answer(self, self._status, self._headers)
 
     async def read(self, push: Push | None = None) -> bytes:
         """See `Answer.read`."""
@@ -132,10 +158,9 @@ class Connection(asyncio.Protocol):
         """The answer is not wanted any more, or read. Idempotent."""
         if not self._busy:
             return
-        keep = self._complete and self._delimited and not self._pieces
+        keep = self._complete and self._delimited and not self._pieces and not (self._surplus or self._unsent)
         self._busy = False
-        stays = self._headers.get("Connection", "").lower() != "close"
-        if keep and stays and self._parser.get_http_version() != "1.0" and self.usable:
+        if keep and self._stays and self.usable:
             self.idle_since = self._loop.time()
             self._on_free(self)
         else:
@@ -144,13 +169,11 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Cut it. Idempotent."""
         self._busy = False
-        if self._transport is not None:
-            self._transport.abort()
+        self._cut()
 
-    async def _write(self, path: str, headers: Mapping[str, str], body: bytes) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            raise Lost("the connection was closed")
+    async def _write(
+        self, transport: asyncio.Transport, path: str, headers: Mapping[str, str], body: bytes
+    ) -> None:
         lines = [f"POST {path} HTTP/1.1\r\nHost: localhost\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
         # The length is said in any case: some engines cannot read a body that comes in chunks.
@@ -163,9 +186,19 @@ class Connection(asyncio.Protocol):
         for start in range(0, len(body), _PIECE):
             if self._writable is not None:
                 await self._writable
-            if self._broken is not None:
-                raise self._broken
+            else:
+                await asyncio.sleep(0)  # an early answer is read before more is written
+            if self._has_head or transport.is_closing():
+                self._unsent = True
+                return
             transport.write(body[start : start + _PIECE])
+
+    def _hear_out(self, spare: _Spare) -> bool:
+        """Parse what a closed transport has not read. Whether it was a whole answer."""
+        self._broken = None
+        for data in spare.rest():
+            self.data_received(data)
+        return self._complete or (self._has_head and not self._delimited)
 
     async def _wait(self) -> None:
         if self._broken is not None:
@@ -192,16 +225,28 @@ class Connection(asyncio.Protocol):
         if not self._busy:
             self.abort()  # nobody has asked
             return
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._broken = Lost(f"the engine does not speak HTTP: {error}")
-            self.abort()
+            self._fail(f"the engine does not speak HTTP: {error}")
+        if self._surplus:
+            self._cut()
+        elif self._overhead > _OVERHEAD and not self._complete:
+            self._fail(f"the engine sent more than {_OVERHEAD // 1024} KiB that belong to no answer")
         if self._size > _READ_AHEAD and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
         if self._push is None or self._pieces or self._complete or self._broken is not None:
             self._wake()
+
+    def _fail(self, reason: str) -> None:
+        self._broken = Lost(reason)
+        self._cut()
+
+    def _cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     def eof_received(self) -> None:
         """The engine has said all; the transport closes itself."""
@@ -209,11 +254,12 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed, by whomever."""
         self._transport = None
-        if self._has_head and not self._delimited and error is None:
+        ended_so = self._has_head and not self._delimited and error is None
+        if self._broken is None and ended_so:
             # As HTTP/1.0 has it. Whether the answer is whole can be seen from its content alone.
             self._complete = True
-        elif not self._complete:
-            self._broken = self._broken or Lost(str(error) if error else "the engine closed the connection")
+        elif self._broken is None and not self._complete:
+            self._broken = Lost(str(error) if error else "the engine closed the connection")
         self.resume_writing()
         self._wake()
 
@@ -229,21 +275,32 @@ class Connection(asyncio.Protocol):
 
     # told by the parser
 
+    def on_message_begin(self) -> None:
+        """An answer begins: the one that was asked for, or one that was not."""
+        if self._complete:
+            self._surplus = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer, which is dropped."""
-        if not self._has_head:
+        if not self._has_head and not self._surplus:
             self._headers.add(name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
-        status = self._parser.get_status_code()
+        if self._surplus:
+            return
+        self._status = status = self._parser.get_status_code()
         self._has_head = status >= _INFORMATIONAL
+        self._stays = self._parser.should_keep_alive()
         headers = self._headers
         coding = headers.get("Transfer-Encoding", "").lower()
         self._delimited = "Content-Length" in headers or "chunked" in coding or status in (204, 304)
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
+        self._overhead = 0
+        if self._surplus:
+            return
         # Once a piece lies here the next ones must queue behind it.
         if self._push is not None and not self._pieces and self._push(data):
             return
@@ -256,3 +313,27 @@ class Connection(asyncio.Protocol):
             self._complete = True
         else:
             self._headers = CIMultiDict()
+
+
+class _Spare:
+    """A second descriptor of a connection."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        own = transport.get_extra_info("socket")
+        self._socket = socket.fromfd(own.fileno(), own.family, own.type)
+        self._socket.setblocking(False)
+
+    def close(self) -> None:
+        """Close this one; the other stays as it is."""
+        self._socket.close()
+
+    def rest(self) -> Iterator[bytes]:
+        """What has arrived and was not read."""
+        while True:
+            try:
+                data = self._socket.recv(_PIECE)
+            except OSError:
+                return  # nothing more, or the connection was reset
+            if not data:
+                return
+            yield data

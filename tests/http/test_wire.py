@@ -278,3 +278,94 @@ def test_whatever_a_client_calls_its_json_the_engine_is_told_that_it_is_json(sai
     assert forwarded(make_mocked_request("POST", "/v1/completions", headers=said)).getall("Content-Type") == [
         "application/json"
     ]
+
+
+async def test_an_answer_nobody_asked_for_does_not_join_the_one_before(
+    engine: Engine, upstreams: Upstreams
+) -> None:
+    extra = b"HTTP/1.1 500 X\r\nContent-Length: 5\r\nX-More: 1\r\n\r\nextra"
+    engine.scripts = [([LENGTH + extra], False), ([LENGTH], False)]
+    for _ in range(2):
+        answer = await upstreams.post(engine.path, "/", b"{}", {})
+        assert (answer.status, "X-More" in answer.headers) == (200, False)
+        assert await answer.rest() == b"hello, world"
+        answer.close()
+    assert engine.connections == 2
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nT: ",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=",
+    ],
+    ids=["headers", "one header", "a trailer", "a chunk's extension"],
+)
+async def test_an_engine_that_never_comes_to_the_point_is_cut_off(
+    engine: Engine, upstreams: Upstreams, begin: bytes
+) -> None:
+    more = b"A: b\r\n" * 1000 if begin.endswith(b"OK\r\n") else b"a" * 6000
+    engine.scripts = [([begin, *[more] * 50_000], False)]
+    with pytest.raises(Lost, match="64 KiB"):
+        async with asyncio.timeout(10):
+            await _ask(upstreams, engine)
+    await asyncio.wait_for(engine.cut.wait(), 5)
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("size", [200_000, 5_000_000])
+async def test_an_answer_that_comes_before_the_body_is_read_is_the_answer(
+    short_path: Path, closes: bool, size: int
+) -> None:
+    served = 0
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        served += 1
+        await reader.readuntil(b"\r\n\r\n")
+        close = b"Connection: close\r\n" if closes else b""
+        writer.write(b"HTTP/1.1 413 Payload Too Large\r\n" + close + b"Content-Length: 3\r\n\r\nbig")
+        await writer.drain()
+        if closes:
+            writer.close()
+        else:
+            await reader.read()
+
+    path = str(short_path / "early.sock")
+    upstreams = Upstreams(lambda: {path})
+    async with await asyncio.start_unix_server(early, path, limit=2**16):
+        for _ in range(20 if closes or size > 2**18 else 1):
+            async with asyncio.timeout(10):
+                answer = await upstreams.post(path, "/", bytes(size), {})
+                assert (answer.status, await answer.rest()) == (413, b"big")
+                answer.close()
+        upstreams.close()
+    # A connection whose body was not read whole is not used again.
+    assert served == (20 if closes or size > 2**18 else 1)
+
+
+def test_only_headers_on_a_list_pass_in_either_direction() -> None:
+    from aiohttp.test_utils import make_mocked_request
+    from greenroom.runner.http.headers import forwarded, returned
+    from multidict import CIMultiDict
+
+    secrets = ["Api-Key", "x-goog-api-key", "X-Api-Key", "Authorization", "Cookie", "X-Whatever-Token"]
+    asked = {**dict.fromkeys(secrets, "secret"), "Accept": "text/event-stream", "User-Agent": "me"}
+    passed = forwarded(make_mocked_request("POST", "/v1/completions", headers=asked))
+    assert dict(passed) == {
+        "Accept": "text/event-stream", "User-Agent": "me", "Content-Type": "application/json",
+    }  # fmt: skip
+
+    class Told:
+        headers = CIMultiDict(
+            {
+                **dict.fromkeys("Location Refresh Clear-Site-Data Alt-Svc Set-Cookie Link Server".split(), "x"),
+                "Strict-Transport-Security": "max-age=9",
+                "Content-Type": "application/json",
+                "Cache-Control": "no-\udcffcache",
+            }
+        )
+
+    assert dict(returned(Told())) == {"Content-Type": "application/json"}  # type: ignore[arg-type]

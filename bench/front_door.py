@@ -201,7 +201,11 @@ class Daemon:
         self.url = json.loads(note.read_text())["url"]
         call(self.url, "/models/create", {"from": f"file:{folder / 'tiny.gguf'}"})
         call(self.url, f"/models/file:{folder / 'tiny.gguf'}/tag?repo=tiny&tag=latest", {})
-        call(self.url, "/v1/chat/completions", {"model": "tiny", "max_tokens": 1, "messages": []})
+        call(
+            self.url,
+            "/v1/chat/completions",
+            {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]},
+        )
         (engine,) = call(self.url, "/engines/ps")
         self.socket = str(folder / "engines" / engine["engine_id"] / "engine.sock")
         if not os.path.exists(self.socket):

@@ -86,6 +86,8 @@ class Settings:
     """How long a request may wait for its engine."""
     progress_after: float = 5.0
     """After this a streaming client is told what it waits for."""
+    unread_for: float = 30.0
+    """While others wait, a client that reads nothing of its answer for so long is cut off; 0: never."""
     queue_limit: int = 256
     """Requests that may wait at the same time."""
     max_body: int = 10 * 2**20
@@ -406,6 +408,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "gpu_headroom": parse_size,
     "max_wait": parse_duration,
     "progress_after": parse_duration,
+    "unread_for": parse_duration,
     "queue_limit": _whole,
     "max_body": parse_size,
     "engine_grace": parse_duration,

@@ -10,10 +10,10 @@ import platform as _platform
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from greenroom.actors.facts import EngineSpec, Mode, ModelFormat
 from greenroom.runner.backends import nvidia
@@ -119,6 +119,18 @@ class Readiness:
 
 
 @dataclass(frozen=True)
+class Cannot:
+    """Something a request may ask for that an engine would ignore in silence, or die of. It is refused."""
+
+    param: str
+    """The field that asks for it."""
+    asked: Callable[[Mapping[str, Any]], object]
+    """Whether these fields ask for it; they have passed the checks of their family."""
+    instead: str = ""
+    """What to do instead, in a sentence."""
+
+
+@dataclass(frozen=True)
 class Dialect:
     """How requests and answers differ from what the client sent and expects."""
 
@@ -127,6 +139,9 @@ class Dialect:
     for the model's id. None where any name will do."""
     dropped: frozenset[str] = frozenset()
     """Request fields the engine must never see, since they would load other weights."""
+    cannot: tuple[Cannot, ...] = ()
+    pools_by_header: bool = False
+    """It makes embeddings only with a model whose header says how, or with `--pooling` among its flags."""
 
     def spoken(self, model_id: str) -> str | None:
         """What the engine calls the model, or None when it takes any name."""

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from greenroom.actors.ledger import DEFAULT_CONTEXT
-from greenroom.runner.backends.declaration import Backend, Command, Environment, Launch, Platform, Readiness
+from greenroom.runner.backends.declaration import (
+    Backend,
+    Cannot,
+    Command,
+    Dialect,
+    Environment,
+    Launch,
+    Platform,
+    Readiness,
+)
 from greenroom.runner.backends.flags import LLAMA_CPP
 from greenroom.runner.engines.launchers import launcher
+
+_CANNOT = (
+    Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
+    Cannot("echo", lambda fields: fields.get("echo")),
+    Cannot("suffix", lambda fields: fields.get("suffix")),
+    Cannot("dimensions", lambda fields: fields.get("dimensions"), "Its vectors have the model's own length."),
+)
+"""What llama.cpp's server takes no notice of."""
 
 
 class LlamaCpp(Backend):
@@ -22,6 +39,7 @@ class LlamaCpp(Backend):
         distribution="xllamacpp", lock="llama.cpp", probe=("xllamacpp",), requirements=("xllamacpp",)
     )
     readiness = Readiness(path="/health", loading=frozenset({503}))
+    dialect = Dialect(cannot=_CANNOT, pools_by_header=True)
     allowed_flags = LLAMA_CPP
     overhead_bytes = 150 * 2**20
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from greenroom.runner.backends.declaration import (
     Backend,
+    Cannot,
     Command,
     Dialect,
     Environment,
@@ -12,6 +13,36 @@ from greenroom.runner.backends.declaration import (
     Readiness,
 )
 from greenroom.runner.engines.launchers import launcher
+
+_TOP = 11
+
+_CANNOT = (
+    # A list ends its generation thread, and with it whatever else is inside.
+    Cannot(
+        "prompt", lambda fields: not isinstance(fields.get("prompt", ""), str), "Send one text a request."
+    ),
+    Cannot("prompt", lambda fields: fields.get("prompt") == "", "Send a prompt that is not empty."),
+    Cannot("n", lambda fields: fields.get("n", 1) > 1, "Send the request several times."),
+    Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
+    Cannot("echo", lambda fields: fields.get("echo")),
+    Cannot("suffix", lambda fields: fields.get("suffix")),
+    Cannot(
+        "response_format",
+        lambda fields: fields.get("response_format", {}).get("type", "text") != "text",
+        "Ask for the format in words, or use a model in GGUF, which llama.cpp serves.",
+    ),
+    Cannot("grammar", lambda fields: fields.get("grammar")),
+    Cannot("json_schema", lambda fields: fields.get("json_schema")),
+    Cannot("logprobs", lambda fields: fields.get("stream") and fields.get("logprobs"), "Ask without stream."),
+    Cannot("logprobs", lambda fields: "prompt" in fields and type(fields.get("logprobs")) is int),
+    Cannot("top_logprobs", lambda fields: fields.get("top_logprobs", 0) > _TOP, f"It gives {_TOP} at most."),
+    Cannot(
+        "tool_choice",
+        lambda fields: fields.get("tools") and fields.get("tool_choice", "auto") != "auto",
+        "Leave it to the model, or leave out the tools it may not call.",
+    ),
+)
+"""What mlx-lm's server (0.32) takes no notice of, or ends of."""
 
 
 class Mlx(Backend):
@@ -33,7 +64,9 @@ class Mlx(Backend):
     # Its server answers 200 while the model loads, 503 once the load has died, and never exits.
     readiness = Readiness(path="/health", loading=frozenset(), dead=frozenset({503}), proof=True)
     # `adapters` and `draft_model` would load other weights than the ones that were admitted.
-    dialect = Dialect(model_name="default_model", dropped=frozenset({"adapters", "draft_model"}))
+    dialect = Dialect(
+        model_name="default_model", dropped=frozenset({"adapters", "draft_model"}), cannot=_CANNOT
+    )
 
     def verdict(self, platform: Platform) -> str:
         """macOS on Apple silicon, or Linux."""

@@ -13,7 +13,7 @@ from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.quantities import format_duration, format_size
 
-_DURATIONS = ("keep_alive", "max_wait", "progress_after", "engine_grace", "stall_after")
+_DURATIONS = ("keep_alive", "max_wait", "progress_after", "unread_for", "engine_grace", "stall_after")
 _SIZES = ("memory_budget", "headroom", "gpu_headroom", "max_body")
 
 

@@ -155,8 +155,10 @@ async def _plainly(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 def _family(request: web.Request) -> Family:
-    """Inference speaks OpenAI's error object wherever it is mounted; the verbs speak text."""
+    """Inference speaks its family's error object wherever it is mounted; the verbs speak text."""
     path = request.path
+    if path.endswith(("/v1/messages", "/v1/messages/count_tokens")):
+        return "anthropic"
     inference = "/v1/" in path or path.endswith(("/rerank", "/score"))
     return "openai" if inference and "/models/" not in path.partition("/v1/")[0] else "text"
 

@@ -35,6 +35,11 @@ class DoorSettings(Protocol):
         ...
 
     @property
+    def unread_for(self) -> float:
+        """Seconds a client may read nothing of its answer while others wait; 0 is without end."""
+        ...
+
+    @property
     def max_body(self) -> int:
         """Bytes a request's body may have."""
         ...

@@ -63,9 +63,7 @@ def check(body: bytes, dialogue: Dialogue) -> Checked:
     if fields is known and not nulls:
         return Checked(body, fields)
     passed: dict[str, Any] = {name: raw for name, raw in given.items() if name not in nulls}
-    for name, value in fields.items():
-        if value is not known[name]:
-            passed[name] = value
+    passed |= {name: value for name, value in fields.items() if value is not known[name]}
     return Checked(msgspec.json.encode(passed), fields)
 
 

@@ -55,6 +55,11 @@ class Lines:
         self._rename = rename
         self._rest = b""
 
+    @property
+    def held(self) -> bytes:
+        """The beginning of a line that is held back."""
+        return self._rest
+
     def feed(self, chunk: bytes) -> bytes:
         """The whole lines there are now."""
         if self._rest or not chunk.endswith(b"\n"):

@@ -363,6 +363,13 @@ MESSAGES = Dialogue(_MESSAGES, required=("messages", "max_tokens"), together=_me
 TOKEN_COUNT = Dialogue(_MESSAGES, required=("messages",), together=_messages_together)
 
 _document = either("a string or an object", (str, text()), (dict, record({"text": text()})))
+
+
+def _documents(fields: dict[str, Any]) -> None:
+    if "documents" not in fields and "texts" not in fields:
+        raise missing("documents")
+
+
 RERANKING = Dialogue(
     {
         "model": text(least=1),
@@ -373,14 +380,8 @@ RERANKING = Dialogue(
         "return_documents": flag,
     },
     required=("query",),
-    together=lambda fields: _documents(fields),
+    together=_documents,
 )
-
-
-def _documents(fields: dict[str, Any]) -> None:
-    if "documents" not in fields and "texts" not in fields:
-        raise missing("documents")
-
 
 _scored = either("a string or a list of strings", (str, text()), (list, array(text(), least=1)))
 SCORING = Dialogue({"model": text(least=1), "text_1": _scored, "text_2": _scored})

@@ -10,11 +10,14 @@ from typing import Any
 from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.messages import SCHEDULER
+from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler_state import ModelConfigState, Quarantine, SchedulerState
+from greenroom.runner.http.abilities import Abilities
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.request_ids import RequestIds
+from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstreams import Upstreams
 from greenroom.runner.http.visitors import Visitors
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
@@ -38,6 +41,8 @@ class Door:
         self.visitors = Visitors()
         self.ids = RequestIds()
         self.upstreams = Upstreams(self._live_endpoints)
+        self.suspects = Suspects()
+        self.abilities = Abilities(backstage, self.configs)
         self.verdicts = {one.name: one.verdict for one in backstage.facts}
         """Why this machine cannot run a backend; empty for those it can."""
         self._models: tuple[Model, ...] = ()
@@ -91,6 +96,14 @@ class Door:
         except KernelError:
             return ()
         return tuple(state.quarantines.values())
+
+    def wanted(self, engine_id: str) -> str:
+        """Who wants a place in this engine, in words; empty when nobody does."""
+        waiting = sum(job.startswith(request_job("")) for job in self.backstage.board.running())
+        if waiting:
+            return f"{waiting} requests wait" if waiting > 1 else "another request waits"
+        reading = self.backstage.gates.readings().get(engine_id)
+        return "its engine shall end" if reading is not None and not reading.open else ""
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done that nobody waits for."""

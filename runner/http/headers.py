@@ -12,7 +12,9 @@ from multidict import CIMultiDict
 REQUEST_ID = "X-Request-Id"
 ID: web.RequestKey[str] = web.RequestKey("greenroom.id", str)
 
-_FORWARDED = frozenset("accept accept-language anthropic-beta anthropic-version traceparent user-agent".split())
+_FORWARDED = frozenset(
+    "accept accept-language anthropic-beta anthropic-version traceparent user-agent".split()
+)
 _RETURNED = frozenset("cache-control content-encoding content-type".split())
 _PLAIN = re.compile(r"[\x20-\x7e\t]*")
 """A value that can be sent on: an engine's may hold anything."""

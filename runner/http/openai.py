@@ -9,18 +9,29 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
 from greenroom.actors.facts import Model
+from greenroom.runner.http.dialogues import (
+    CHAT,
+    COMPLETION,
+    EMBEDDING,
+    MESSAGES,
+    RERANKING,
+    SCORING,
+    TOKEN_COUNT,
+)
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.proxy import Exchange, Kind
 from greenroom.runner.models.failures import size_text
 
+_DONE = b"data: [DONE]"
+_STOP = b"event: message_stop"
 _KINDS = {
-    "/v1/chat/completions": Kind("completion", "/v1/chat/completions", done=True),
-    "/v1/completions": Kind("completion", "/v1/completions", done=True),
-    "/v1/embeddings": Kind("embedding", "/v1/embeddings"),
-    "/v1/messages": Kind("completion", "/v1/messages"),
-    "/v1/messages/count_tokens": Kind("completion", "/v1/messages/count_tokens"),
-    "/rerank": Kind("reranking", "/rerank"),
-    "/score": Kind("reranking", "/score"),
+    "/v1/chat/completions": Kind("completion", "/v1/chat/completions", CHAT, end=_DONE),
+    "/v1/completions": Kind("completion", "/v1/completions", COMPLETION, param="prompt", end=_DONE),
+    "/v1/embeddings": Kind("embedding", "/v1/embeddings", EMBEDDING, param="input"),
+    "/v1/messages": Kind("completion", "/v1/messages", MESSAGES, "anthropic", end=_STOP),
+    "/v1/messages/count_tokens": Kind("completion", "/v1/messages/count_tokens", TOKEN_COUNT, "anthropic"),
+    "/rerank": Kind("reranking", "/rerank", RERANKING, param="documents"),
+    "/score": Kind("reranking", "/score", SCORING, param="text_1"),
 }
 """What may follow a prefix, and what it asks of an engine (which has them all at its root)."""
 _PREFIXES = ("", "/engines", "/engines/{backend}")

@@ -1,10 +1,12 @@
 """One inference request, from its arrival to its last byte.
 
-1. Read the body, bounded; find out the model. Refusals here are immediate.
+1. Read the body, bounded; find out the model; refuse what needs no engine to be refused.
 2. Enter the gate of a ready engine, or ask the scheduler for a place.
 3. Send the request on and wait for the first byte of the answer. An engine that cannot be reached has
-   seen nothing, so the scheduler is asked again; one that dies with the request inside is replaced once.
-4. Pass the bytes through as they come. An engine that dies now is one error frame and `[DONE]`.
+   seen nothing, so the scheduler is asked again; one that dies with the request inside is replaced once,
+   unless it died of this request.
+4. Pass the bytes through as they come. What the engine says instead of an answer is told in our words. An
+   engine that dies now is one error frame, and the end of the connection.
 5. Whatever happened: close the way to the engine, then leave the gate.
 """
 
@@ -14,22 +16,28 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-import msgspec
 from aiohttp import web
-from greenroom.actors.facts import Mode, Model
+from greenroom.actors.facts import EngineExit, Mode, Model
 from greenroom.actors.gates import Place
-from greenroom.actors.kernel.errors import Refusal, Refused
+from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import request_job
+from greenroom.runner.http.abilities import refusal_of_told, refuse_what_it_cannot
 from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.bodies import NOT_UNDERSTOOD, Routing, read_body, routing_of
+from greenroom.runner.http.bodies import Routing, read_body, routing_of
+from greenroom.runner.http.checking import Checked, checked
 from greenroom.runner.http.dialects import Renaming, translate
+from greenroom.runner.http.dialogues import Dialogue
 from greenroom.runner.http.door import Door
-from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, frame, refusal_of
+from greenroom.runner.http.engine_errors import Asked, told
+from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.go_text import keep_alive_of
 from greenroom.runner.http.headers import forwarded, request_id_of, returned
 from greenroom.runner.http.progress_stream import sentence_of
-from greenroom.runner.http.stream import Stream
+from greenroom.runner.http.readers import Reader
+from greenroom.runner.http.stream import Said, Stream
+from greenroom.runner.http.suspects import fingerprint, own_doing
 from greenroom.runner.http.upstreams import Answer, Lost, Unreached
+from greenroom.runner.http.visitors import SERVED
 from greenroom.runner.http.waiting import EVENT_STREAM, Waiting
 
 _REACH_FOR = 5.0
@@ -37,10 +45,14 @@ _REACH_FOR = 5.0
 _REACH_PAUSE = 0.025
 _OURS = frozenset({"keep_alive"})
 """Fields that are for us and that an engine might refuse."""
-_OBITUARY = 1.0
+_OBITUARY = 3.0
 """Seconds to wait for the reason of an engine's death."""
+_TURN = 30.0
+"""Seconds that one of those who were inside a dying engine together waits to be tried again alone."""
 _TOLD = 64 * 1024
-"""Bytes of an engine's error that are read when it must be put into a frame."""
+"""Bytes of an engine's error that are read."""
+_PIECE = 64 * 1024
+"""Bytes of a body that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,15 @@ class Kind:
     mode: Mode
     path: str
     """Where the engine has it."""
-    done: bool = False
-    """Its streams end with `data: [DONE]`, so one that ends without was cut off."""
+    dialogue: Dialogue
+    """What its requests may hold."""
+    family: Family = "openai"
+    """In whose form its errors are told."""
+    param: str = "messages"
+    """The field with the prompt."""
+    end: bytes = b""
+    """What begins the last event of its streams, so that one which ends without was cut off; empty where it
+    has no streams."""
 
 
 class Exchange:
@@ -69,6 +88,12 @@ class Exchange:
         self._waiting: Waiting | None = None
         self._upstream: Answer | None = None
         self._response: web.StreamResponse | None = None
+        self._stream: Stream | None = None
+        self._reader: Reader | None = None
+        self._fingerprint = b""
+        self._turn = contextlib.AsyncExitStack()
+        """Held while this request is tried again alone."""
+        self._has_turn = False
 
     async def serve(self) -> web.StreamResponse:
         """Do all of it."""
@@ -81,10 +106,13 @@ class Exchange:
         finally:
             if self._waiting is not None:
                 self._waiting.cancel()
+            if self._reader is not None:
+                self._reader.end()
             if self._upstream is not None:
                 self._upstream.close()
             if self._admission is not None:
                 self._admission.leave()
+            await self._turn.aclose()
 
     async def farewell(self) -> web.StreamResponse:
         """The last answer when the front door closes with this request inside."""
@@ -97,11 +125,11 @@ class Exchange:
         )
         response = self._response or (self._waiting.response if self._waiting is not None else None)
         if response is None:
-            return answer(self._request, refusal, "openai")
+            return answer(self._request, refusal, self._kind.family)
         return await self._last_words(response, refusal)
 
     async def _serve(self) -> web.StreamResponse:
-        door, request = self._door, self._request
+        door, request, kind = self._door, self._request, self._kind
         settings = door.backstage.settings
         body = await read_body(request, settings.max_body)
         routing = routing_of(body)
@@ -112,7 +140,7 @@ class Exchange:
             door.ids,
             model,
             asked_as=routing.model,
-            mode=self._kind.mode,
+            mode=kind.mode,
             backend=self._backend,
             caller=request.remote or "",
             request_id=request_id_of(request),
@@ -122,7 +150,11 @@ class Exchange:
         if request.headers.get("X-Preload-Only", "").lower() == "true":
             await admission.enter()
             return web.Response()
-        if routing.stream:
+        right = await checked(body, kind.dialogue)
+        await door.abilities.look(model, kind.mode, self._backend, right.fields, self._asked(self._backend))
+        if len(door.suspects) and door.suspects.counts(self._print_of(model, right.body)) > 1:
+            raise self._suspected()
+        if routing.stream and kind.end:
             self._waiting = Waiting(
                 request,
                 after=settings.progress_after,
@@ -130,16 +162,26 @@ class Exchange:
                 say=self._what_goes_on,
             )
             self._waiting.begin()
-        place, upstream, first = await self._first_byte(admission, model, body)
-        return await self._pass_on(place, model, upstream, first)
+        place, upstream, first = await self._first_byte(admission, model, right)
+        try:
+            response = await self._pass_on(place, model, upstream, first)
+        except Lost:
+            # It has begun to answer, and perhaps the client to read, so there is no trying again.
+            when = "before its answer was whole" if self._stream is None else "in mid-stream"
+            raise await self._died_of(place, model, right.body, when) from None
+        finally:
+            early = self._request.get(SERVED) is None
+            door.suspects.leave(place.engine_id, admission.request_id, early=early)
+        return response
 
     # to the engine
 
     async def _first_byte(
-        self, admission: Admission, model: Model, body: bytes
+        self, admission: Admission, model: Model, right: Checked
     ) -> tuple[Place, Answer, bytes]:
         """Send the request until an engine has begun to answer it."""
         loop = asyncio.get_running_loop()
+        suspects = self._door.suspects
         path = self._kind.path
         if self._request.query_string:
             path = f"{path}?{self._request.rel_url.raw_query_string}"
@@ -148,15 +190,19 @@ class Exchange:
         while True:
             place = await admission.enter(afresh=give_up > 0 or losses > 0)
             dialect = self._door.backstage.backends[place.backend].dialect
-            translated = translate(body, dialect, dialect.spoken(model.id), self._ours)
+            refuse_what_it_cannot(place.backend, dialect, right.fields)
+            translated = translate(right.body, dialect, dialect.spoken(model.id), self._ours)
             last_byte = self._door.backstage.gates.last_byte(place.engine_id)
+            suspects.enter(place.engine_id, admission.request_id)
+            began, seen = False, True
             try:
                 upstream = await self._door.upstreams.post(
                     place.endpoint, path, translated, headers, last_byte
                 )
                 self._upstream = upstream
-                return place, upstream, await _first_chunk(upstream)
+                first = await _first_chunk(upstream)
             except Unreached:
+                seen = False
                 give_up = give_up or loop.time() + _REACH_FOR
                 if loop.time() >= give_up:
                     raise HttpRefusal(
@@ -168,13 +214,31 @@ class Exchange:
                     ) from None
             except Lost:
                 losses += 1
-                if losses > 1:
-                    raise Refused(await self._obituary(place, "before it had answered")) from None
+                died = await self._died_of(place, model, right.body, "before it had answered")
+                if losses > 1 or died.refusal.status < 500:
+                    raise died from None
+            else:
+                began = True
+                return place, upstream, first
+            finally:
+                if not began:
+                    suspects.leave(place.engine_id, admission.request_id, early=seen)
             if self._upstream is not None:
                 self._upstream.close()
                 self._upstream = None
             admission.leave()
+            await self._wait_for_turn(model, right.body)
             await asyncio.sleep(_REACH_PAUSE)
+
+    async def _wait_for_turn(self, model: Model, body: bytes) -> None:
+        """Those that were inside a dying engine together go on one at a time, for the next death to tell."""
+        suspects = self._door.suspects
+        if self._has_turn or not len(suspects) or suspects.counts(self._print_of(model, body)) != 1:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TURN):
+                await self._turn.enter_async_context(suspects.turn)
+                self._has_turn = True
 
     # to the client
 
@@ -182,26 +246,57 @@ class Exchange:
         self, place: Place, model: Model, upstream: Answer, chunk: bytes
     ) -> web.StreamResponse:
         response = await self._waiting.end() if self._waiting is not None else None
+        if not 200 <= upstream.status < 300:
+            raise refusal_of_told(
+                told(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
+            )
         spoken = self._door.backstage.backends[place.backend].dialect.spoken(model.id)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
-        if upstream.content_type == EVENT_STREAM and upstream.status == 200:
+        self._reader = Reader(
+            self._request,
+            request_id_of(self._request),
+            self._door.backstage.settings.unread_for,
+            lambda: self._door.wanted(place.engine_id),
+        )
+        self._reader.begin()
+        if upstream.content_type == EVENT_STREAM:
             if response is None:
                 response = await self._begin(upstream)
-            return await self._stream(response, place, upstream, chunk, rename)
+            stream = self._stream = Stream(self._request, response, self._reader, rename, self._kind.end)
+            try:
+                await stream.pass_on(upstream, chunk)
+            except Said as said:
+                raise refusal_of_told(told(500, said.event, self._asked(place.backend))) from None
+            return response
         if response is not None:
-            # The stream has begun with comments; what the engine says instead of one is its end.
-            return await self._last_words(response, await _told_by(upstream, chunk))
+            # The stream has begun with comments, and a whole answer cannot be told in one.
+            raise HttpRefusal(
+                502, "engine_failed", f"The {place.backend} engine did not answer with a stream."
+            )
         if rename is not None:
-            return await self._renamed(place, upstream, chunk, rename)
+            return self._served(
+                web.Response(
+                    status=upstream.status,
+                    headers=returned(upstream),
+                    body=rename(chunk + await upstream.rest()),
+                )
+            )
         response = await self._begin(upstream, upstream.length)
         while chunk:
-            await response.write(chunk)
+            for start in range(0, len(chunk), _PIECE):
+                piece = chunk[start : start + _PIECE]
+                self._reader.sent += len(piece)
+                await response.write(piece)
             try:
                 chunk = await upstream.read()
             except Lost:
                 # The head promised a whole answer. Cutting the connection is the only way to take it back.
                 self._hang_up()
         await response.write_eof()
+        return self._served(response)
+
+    def _served(self, response: web.StreamResponse) -> web.StreamResponse:
+        self._request[SERVED] = response.status
         return response
 
     async def _begin(self, upstream: Answer, length: int | None = None) -> web.StreamResponse:
@@ -212,32 +307,6 @@ class Exchange:
         self._response = response
         return response
 
-    async def _stream(
-        self,
-        response: web.StreamResponse,
-        place: Place,
-        upstream: Answer,
-        chunk: bytes,
-        rename: Renaming | None,
-    ) -> web.StreamResponse:
-        stream = Stream(self._request, response, rename)
-        try:
-            await stream.pass_on(upstream, chunk)
-        except Lost:
-            return await self._broken_off(response, place)
-        if not await stream.end(done=self._kind.done):
-            return await self._broken_off(response, place)
-        return response
-
-    async def _renamed(
-        self, place: Place, upstream: Answer, chunk: bytes, rename: Renaming
-    ) -> web.StreamResponse:
-        try:
-            body = rename(chunk + await upstream.rest())
-        except Lost:
-            raise Refused(await self._obituary(place, "before it had answered")) from None
-        return web.Response(status=upstream.status, headers=returned(upstream), body=body)
-
     # when it does not go well
 
     async def _refuse(self, error: Exception) -> web.StreamResponse:
@@ -245,19 +314,25 @@ class Exchange:
         if self._waiting is not None:
             response = await self._waiting.end() or response
         if response is None:
-            return answer_error(self._request, error, "openai")
-        return await self._last_words(response, refusal_of(error))
+            return answer_error(self._request, error, self._kind.family)
+        return await self._last_words(response, refusal_of(error), getattr(error, "param", None))
 
-    async def _broken_off(self, response: web.StreamResponse, place: Place) -> web.StreamResponse:
-        # Half an event may have been sent; a blank line ends it, and a second one does no harm.
-        await response.write(b"\n\n")
-        return await self._last_words(response, await self._obituary(place, "in mid-stream"))
-
-    async def _last_words(self, response: web.StreamResponse, refusal: Refusal) -> web.StreamResponse:
+    async def _last_words(
+        self, response: web.StreamResponse, refusal: Refusal, param: str | None = None
+    ) -> web.StreamResponse:
+        """End a stream that has begun with an error, and its connection: so no client takes it for whole."""
         if response.content_type != EVENT_STREAM:
             self._hang_up()
-        await response.write(frame(refusal))
+        if self._stream is not None and self._stream.in_event:
+            # Part of an event was sent; a blank line ends it.
+            await response.write(b"\n\n")
+        request_id = request_id_of(self._request)
+        await response.write(frame(refusal, param, self._kind.family, request_id))
         await response.write_eof()
+        transport = self._request.transport
+        if transport is not None:
+            self._request[SERVED] = response.status
+            transport.close()
         return response
 
     def _hang_up(self) -> None:
@@ -266,23 +341,45 @@ class Exchange:
             transport.abort()
         raise ConnectionResetError("the answer could not be completed")
 
-    async def _obituary(self, place: Place, when: str) -> Refusal:
-        """Why an engine is gone, once its runner knows."""
-        summary = "it closed the connection"
+    async def _died_of(self, place: Place, model: Model, body: bytes, when: str) -> HttpRefusal:
+        """What is told of an engine that broke off; a request it died of is remembered."""
+        suspects = self._door.suspects
+        in_company = suspects.in_company(place.engine_id)
+        end, gone = await self._end_of(place)
+        if not gone:
+            suspects.lives(place.engine_id)
+        what = f'The {place.backend} engine that served "{self._asked_as}" ended {when}: {_how(end)}.'
+        print_ = self._print_of(model, body)
+        if gone and own_doing(end) and suspects.blame(print_, in_company=in_company):
+            return self._suspected(what)
+        advice = "Send the request again; another engine will be started."
+        return HttpRefusal(502, "engine_died", what, advice=advice)
+
+    async def _end_of(self, place: Place) -> tuple[EngineExit | None, bool]:
+        """How an engine ended, and whether it has, once its runner knows."""
         for _ in range(round(_OBITUARY / _REACH_PAUSE)):
             engines = self._door.backstage.engines()
             engine = next((one for one in engines if one.spec.engine_id == place.engine_id), None)
             if engine is None or engine.state == "gone":
-                if engine is not None and engine.exit is not None and engine.exit.summary:
-                    summary = engine.exit.summary.rstrip(".")
-                break
+                return (engine.exit if engine is not None else None), True
             await asyncio.sleep(_REACH_PAUSE)
-        return Refusal(
-            code="engine_died",
-            message=f'The {place.backend} engine that served "{self._asked_as}" ended {when}: {summary}.',
-            advice="Send the request again; another engine will be started.",
-            status=502,
+        return None, False
+
+    def _suspected(self, what: str = "") -> HttpRefusal:
+        return HttpRefusal(
+            422,
+            "request_ended_engine",
+            what or f'An engine for "{self._asked_as}" ended while it worked on this request.',
+            advice="The request may be why, so it is not sent to another engine for ten minutes: change it.",
         )
+
+    def _print_of(self, model: Model, body: bytes) -> bytes:
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(model.id, self._kind.path, body)
+        return self._fingerprint
+
+    def _asked(self, backend: str) -> Asked:
+        return Asked(backend or "serving", self._asked_as, self._kind.param)
 
     def _what_goes_on(self) -> str:
         request_id = self._admission.request_id if self._admission is not None else ""
@@ -310,19 +407,21 @@ async def _first_chunk(upstream: Answer) -> bytes:
     return first
 
 
-async def _told_by(upstream: Answer, chunk: bytes) -> Refusal:
-    """What an engine answered instead of a stream, as a refusal."""
+async def _rest(upstream: Answer, chunk: bytes) -> bytes:
+    """What an engine says instead of an answer, as far as it is looked at."""
     try:
-        body = chunk + await upstream.rest(_TOLD)
+        return chunk + await upstream.rest(_TOLD)
     except Lost:
-        body = chunk
-    told: object = None
-    with contextlib.suppress(*NOT_UNDERSTOOD):
-        told = msgspec.json.decode(body)
-    if isinstance(told, dict):
-        told = told.get("error") or told.get("detail") or told.get("message")
-        if isinstance(told, dict):
-            told = told.get("message")
-    message = str(told) if told else body[:1000].decode(errors="replace").strip()
-    status = upstream.status if upstream.status >= 400 else 502
-    return Refusal(code="engine_refused", message=message or f"The engine answered {status}.", status=status)
+        return chunk
+
+
+def _how(end: EngineExit | None) -> str:
+    """How an engine ended, without a word of its own: it may have printed what others have said."""
+    if end is None:
+        return "it closed the connection"
+    failure = getattr(end, "failure", None)
+    if failure is not None:
+        return str(failure.message).rstrip(".")
+    if end.signal:
+        return f"it was killed by {end.signal}"
+    return "it has gone" if end.code is None else f"it exited with code {end.code}"

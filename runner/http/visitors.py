@@ -21,6 +21,10 @@ LEFT = 499
 """The status in the access log of a request whose client has left; nobody receives it."""
 
 
+SERVED: web.RequestKey[int] = web.RequestKey("greenroom.served", int)
+"""The status of an answer that was sent whole: a client that hangs up then has not left early."""
+
+
 class Visitor:
     """One request under way."""
 
@@ -72,8 +76,8 @@ class Visitors:
         except asyncio.CancelledError:
             if not (visitor.left or visitor.dismissed) or task.uncancel() > 0:
                 raise  # cancelled by somebody else, perhaps as well
-            if visitor.left or farewell is None:
-                return web.Response(status=LEFT)
+            if visitor.left or farewell is None or SERVED in request:
+                return web.Response(status=request.get(SERVED, LEFT))
             with contextlib.suppress(ConnectionError):  # he may leave at the same moment
                 return await farewell()
             return web.Response(status=LEFT)
@@ -81,7 +85,7 @@ class Visitors:
             # A write found the transport closed before the timer did.
             if visitor.is_here():
                 raise
-            return web.Response(status=LEFT)
+            return web.Response(status=request.get(SERVED, LEFT))
         finally:
             self._inside.discard(visitor)
             if not self._inside and self._nobody is not None:

@@ -59,7 +59,7 @@ async def test_pages_from_elsewhere_may_not_whatever_the_method(open_house: Any)
 
 async def test_a_streamed_answer_has_the_headers_too(open_house: Any) -> None:
     house = await open_house()
-    body = {"model": "tiny", "stream": True, "messages": []}
+    body = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     origin = {"Origin": "http://localhost:1"}
     async with house.post("/v1/chat/completions", body, headers=origin) as response:
         assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:1"

@@ -55,7 +55,7 @@ async def test_the_engine_does_not_see_the_wish(open_house: Any) -> None:
 
 async def test_a_preload_pins(open_house: Any, wait_until: Any) -> None:
     house = await open_house(keep_alive=0.0)
-    body = {"model": "tiny", "messages": [], "keep_alive": -1}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "keep_alive": -1}
     async with house.post("/v1/chat/completions", body, headers={"X-Preload-Only": "true"}) as response:
         assert (response.status, await response.read()) == (200, b"")
     await wait_until(lambda: house.inside() == 0)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+HELLO = [{"role": "user", "content": "hi"}]
+
 BAD_BODIES = {
     "nothing": (b"", "model is required"),
     "broken": (b'{"model": "tiny", "messages": [', "invalid request"),
@@ -81,7 +83,7 @@ async def test_a_body_that_unpacks_to_too_much_is_413(open_house: Any) -> None:
 
 async def test_a_packed_body_is_unpacked(open_house: Any) -> None:
     house = await open_house()
-    body = gzip.compress(b'{"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}')
+    body = gzip.compress(json.dumps({"model": "tiny", "messages": HELLO}).encode())
     asked = house.session.post(
         f"{house.base}/v1/chat/completions", data=body, headers={"Content-Encoding": "gzip"}
     )
@@ -91,7 +93,7 @@ async def test_a_packed_body_is_unpacked(open_house: Any) -> None:
 
 async def test_a_body_of_megabytes_reaches_the_engine_whole(open_house: Any) -> None:
     house = await open_house("--echo")
-    word = "x" * (5 * 2**20)
+    word = "x" * (2 * 2**20)
     body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": word}]}).encode()
     async with house.session.post(f"{house.base}/v1/chat/completions", data=in_pieces(body)) as response:
         body = await response.json()
@@ -102,7 +104,12 @@ async def test_every_prefix_serves(open_house: Any) -> None:
     house = await open_house()
     for prefix in ("", "/engines", "/engines/fake"):
         for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
-            body = {"model": "ai/tiny:latest", "prompt": "x", "input": "x", "messages": []}
+            body = {
+                "model": "ai/tiny:latest",
+                "prompt": "x",
+                "input": "x",
+                "messages": HELLO,
+            }
             async with house.post(prefix + path, body) as response:
                 assert response.status == 200, (prefix, path)
     assert {one.spec.mode for one in house.engines()} == {"completion", "embedding"}
@@ -111,7 +118,7 @@ async def test_every_prefix_serves(open_house: Any) -> None:
 async def test_a_path_that_names_a_backend_is_binding(open_house: Any) -> None:
     house = await open_house()
     path = "/engines/absent/v1/chat/completions"
-    status, error = await house.error(house.post(path, {"model": "tiny", "messages": []}))
+    status, error = await house.error(house.post(path, {"model": "tiny", "messages": HELLO}))
     assert status == 412
     assert error["message"] == (
         'backend "absent" is not installed; run: greenroom install-runner --backend absent'
@@ -132,7 +139,9 @@ async def test_a_backend_nobody_knows_is_404_and_the_known_ones_are_named(open_h
 
 async def test_a_mode_no_backend_has_is_refused(open_house: Any) -> None:
     house = await open_house()
-    status, error = await house.error(house.post("/rerank", {"model": "tiny"}))
+    status, error = await house.error(
+        house.post("/rerank", {"model": "tiny", "query": "x", "documents": ["y"]})
+    )
     assert 400 <= status < 500
     assert error["message"]
 
@@ -151,7 +160,11 @@ async def test_unknown_paths_and_wrong_methods_are_sentences(open_house: Any) ->
 async def test_preloading_loads_and_sends_nothing(open_house: Any) -> None:
     house = await open_house()
     headers = {"X-Preload-Only": "true"}
-    asked = house.post("/v1/chat/completions", {"model": "tiny", "messages": []}, headers=headers)
+    asked = house.post(
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": HELLO},
+        headers=headers,
+    )
     async with asked as response:
         assert (response.status, await response.read()) == (200, b"")
     assert house.engines("ready")
@@ -165,7 +178,9 @@ async def test_docker_cli_gets_500_where_others_get_503(open_house: Any) -> None
     assert status == 503
     assert error["message"]
     headers = {"User-Agent": "docker-model-cli/v1"}
-    status, error = await house.error(house.post("/v1/completions", {"model": "tiny"}, headers=headers))
+    status, error = await house.error(
+        house.post("/v1/completions", {"model": "tiny", "prompt": "x"}, headers=headers)
+    )
     assert status == 500
     await house.nothing_is_held()
 

@@ -361,7 +361,9 @@ def test_only_headers_on_a_list_pass_in_either_direction() -> None:
     class Told:
         headers = CIMultiDict(
             {
-                **dict.fromkeys("Location Refresh Clear-Site-Data Alt-Svc Set-Cookie Link Server".split(), "x"),
+                **dict.fromkeys(
+                    "Location Refresh Clear-Site-Data Alt-Svc Set-Cookie Link Server".split(), "x"
+                ),
                 "Strict-Transport-Security": "max-age=9",
                 "Content-Type": "application/json",
                 "Cache-Control": "no-\udcffcache",

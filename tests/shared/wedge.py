@@ -169,7 +169,7 @@ class Daemon:
     @contextlib.asynccontextmanager
     async def streaming(self, model: str, **fields: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         """A stream whose first token has come."""
-        body = {"model": model, "messages": [], "stream": True, **fields}
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": True, **fields}
         async with self.session.post(self.url + "/v1/chat/completions", json=body) as answer:
             assert answer.status == 200, await answer.text()
             while not (await answer.content.readline()).startswith(b"data: "):

@@ -1,0 +1,209 @@
+"""What a model and its backend cannot do, told before anything is loaded for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from greenroom.actors.choice import choose
+from greenroom.actors.facts import Mode, Model
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.ledger import context_reckoned
+from greenroom.actors.scheduler_state import ModelConfigState, config_key
+from greenroom.runner.backends.declaration import Dialect
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.http.backstage import Backstage
+from greenroom.runner.http.engine_errors import Asked, Told, too_long
+from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.models.description import files_of
+from greenroom.runner.models.manifest import MMPROJ
+
+_REMEMBERED = 1000
+_MEDIA = {
+    "image_url": "images",
+    "image": "images",
+    "video_url": "videos",
+    "input_audio": "sound",
+    "audio_url": "sound",
+}
+_LONGEST_TOKEN = 256
+"""Bytes of text, without spaces, that one token stands for at the very most: tokenizers know long runs of
+one character, of 128 at most in those that are published."""
+
+
+class Traits(NamedTuple):
+    """What a model's files say of what it can take and give."""
+
+    sees: bool
+    """It takes images or sound."""
+    pools: bool
+    """It makes embeddings by itself; True also where its files do not tell."""
+
+
+class Abilities:
+    """What can be told of requests without an engine. One for a front door."""
+
+    def __init__(self, backstage: Backstage, configs: Callable[[], Mapping[str, ModelConfigState]]) -> None:
+        """`configs` tells how models are configured, by `config_key`."""
+        self._backstage = backstage
+        self._configs = configs
+        self._traits: dict[str, Traits] = {}
+
+    async def look(
+        self, model: Model, mode: Mode, backend: str, fields: Mapping[str, Any], asked: Asked
+    ) -> None:
+        """Refuse what no engine for this model could do. Raises HttpRefusal: 400 or 422.
+
+        `backend`, unless empty, is binding.
+        """
+        media = next(_media_in(fields), None)
+        if media is not None and not (await self._of(model)).sees:
+            kind, where = media
+            raise HttpRefusal(
+                400,
+                "unsupported_input",
+                f'The model "{asked.model}" takes no {_MEDIA[kind]}: it has no part that reads them.',
+                advice="Send text, or use a model with a projector.",
+                param=where,
+            )
+        config = self._configs().get(config_key(model.id, mode), ModelConfigState())
+        if mode == "completion":
+            self._check_length(model, config, fields, asked)
+        dialects = self._backstage.backends
+        if mode != "embedding" and not any(
+            cannot.asked(fields) for one in dialects.values() for cannot in one.dialect.cannot
+        ):
+            return
+        name = self._serving(model, mode, backend)
+        if name is None:
+            return  # the scheduler will say why
+        dialect = dialects[name].dialect
+        refuse_what_it_cannot(name, dialect, fields)
+        by_header = mode == "embedding" and dialect.pools_by_header
+        if by_header and not _pooling(config.flags or ()) and not (await self._of(model)).pools:
+            raise HttpRefusal(
+                422,
+                "not_an_embedding_model",
+                f'The model "{asked.model}" does not make embeddings.',
+                advice="Use a model that is made for them, or configure --pooling for this one.",
+                param="model",
+            )
+
+    def _serving(self, model: Model, mode: Mode, backend: str) -> str | None:
+        backstage = self._backstage
+        statuses = {one.name: one for one in backstage.statuses()}
+        choice = choose(model, mode, backend, backstage.settings.install_policy, backstage.facts, statuses)
+        return None if isinstance(choice, Refusal) else choice.backend
+
+    def _check_length(
+        self, model: Model, config: ModelConfigState, fields: Mapping[str, Any], asked: Asked
+    ) -> None:
+        size = model.context_size if config.context_size is None else config.context_size
+        # Left to itself llama.cpp is given less than a model was trained for, and the others are not.
+        given = context_reckoned(size, model.context_length) if model.format == "gguf" else size
+        context = given if given > 0 else model.context_length
+        flagged = {"-c", "--ctx-size", "--max-model-len"}.intersection(
+            flag.partition("=")[0] for flag in config.flags or ()
+        )
+        if context <= 0 or flagged:
+            return
+        tokens, exactly = _least_tokens(fields)
+        if tokens > context:
+            raise refusal_of_told(too_long(asked, tokens, context, at_least=not exactly))
+
+    async def _of(self, model: Model) -> Traits:
+        known = self._traits.get(model.id)
+        if known is None:
+            known = await asyncio.to_thread(self._read, model)
+            if len(self._traits) < _REMEMBERED:
+                self._traits[model.id] = known
+        return known
+
+    def _read(self, model: Model) -> Traits:
+        try:
+            files, config = files_of(self._backstage.store, model.id)
+        except JobFailed:
+            return Traits(sees=True, pools=True)  # loading it will say what is wrong
+        if model.format != "gguf":
+            names = {str(file["name"]).rpartition("/")[2] for file in files}
+            return Traits(
+                sees=bool(names & {"preprocessor_config.json", "processor_config.json"}), pools=True
+            )
+        header = config.get("gguf")
+        told = isinstance(header, dict) and bool(header)
+        pools = not told or any(
+            name.endswith(".pooling_type") and str(value) not in ("0", "4")
+            for name, value in (header or {}).items()
+        )
+        sees = any(file["media_type"] == MMPROJ or "mmproj" in str(file["name"]).lower() for file in files)
+        return Traits(sees=sees, pools=pools)
+
+
+def refuse_what_it_cannot(backend: str, dialect: Dialect, fields: Mapping[str, Any]) -> None:
+    """Refuse what a backend would ignore, or die of. Raises HttpRefusal: 400."""
+    for cannot in dialect.cannot:
+        if cannot.asked(fields):
+            raise HttpRefusal(
+                400,
+                "unsupported_parameter",
+                f"{cannot.param}: {backend} cannot do this. {cannot.instead}".strip(),
+                param=cannot.param,
+            )
+
+
+def refusal_of_told(told: Told) -> HttpRefusal:
+    """What was told of a request, to be raised."""
+    refusal = told.refusal
+    error = HttpRefusal(refusal.status, refusal.code, refusal.message, param=told.param)
+    error.refusal = refusal
+    return error
+
+
+def _media_in(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Kinds of parts that are no text, and where they stand."""
+    messages = fields.get("messages")
+    for number, message in enumerate(messages if isinstance(messages, list) else ()):
+        yield from _parts_in(message.get("content"), f"messages[{number}].content")
+
+
+def _parts_in(content: Any, where: str) -> Iterator[tuple[str, str]]:
+    for index, part in enumerate(content if isinstance(content, list) else ()):
+        if part["type"] in _MEDIA:
+            yield part["type"], f"{where}[{index}]"
+        elif part["type"] == "tool_result":
+            yield from _parts_in(part.get("content"), f"{where}[{index}].content")
+
+
+def _least_tokens(fields: Mapping[str, Any]) -> tuple[int, bool]:
+    """How many tokens the prompt has at least, and whether that is their number."""
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and isinstance(prompt[0], int):
+        return len(prompt), True
+    if isinstance(prompt, list) and isinstance(prompt[0], list):
+        return max(map(len, prompt)), True
+    if isinstance(prompt, list):
+        return max(map(_least, prompt)), False
+    if isinstance(prompt, str):
+        return _least(prompt), False
+    return sum(_least(text) for text in _texts(fields.get("messages") or ())), False
+
+
+def _texts(messages: Sequence[Any]) -> Iterator[str]:
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        for part in content if isinstance(content, list) else ():
+            if part["type"] == "text":
+                yield part["text"]
+
+
+def _least(text: str) -> int:
+    if len(text) < _LONGEST_TOKEN:
+        return 0
+    return (len(text) - sum(map(text.count, " \t\r\n"))) // _LONGEST_TOKEN
+
+
+def _pooling(flags: Sequence[str]) -> bool:
+    return any(flag.partition("=")[0] == "--pooling" for flag in flags)

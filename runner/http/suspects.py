@@ -1,0 +1,112 @@
+"""Requests that may have killed an engine, and are not sent to another.
+
+A request is a suspect when an engine died of its own doing with this one alone inside, or when it was inside
+at two such deaths. It is kept as a hash for ten minutes. Those that were inside together at one death are
+*candidates*: they are sent again one at a time, so that none is blamed for a neighbour's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from greenroom.actors.facts import EngineExit
+
+KEPT = 600.0
+"""Seconds a request is remembered."""
+_MOST = 4096
+"""Requests that are remembered; the oldest are forgotten first."""
+_ENGINES = 64
+"""Engines that are remembered beyond those that run."""
+_AFTERMATH = 5.0
+"""Seconds an engine may die of a request whose client has left."""
+_OWN_SIGNALS = frozenset(("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"))
+
+
+def fingerprint(model_id: str, path: str, body: bytes) -> bytes:
+    """What one request is known by."""
+    digest = hashlib.blake2b(f"{model_id}\n{path}\n".encode(), digest_size=16)
+    digest.update(body)
+    return digest.digest()
+
+
+def own_doing(end: EngineExit | None) -> bool:
+    """Whether an engine ended by what it did itself: not killed from outside, not asked to."""
+    if end is None or end.expected or end.lost:
+        return False
+    if end.signal:
+        return end.signal in _OWN_SIGNALS
+    return end.code is not None
+
+
+class Suspects:
+    """All of one front door. Lives in one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        """How many deaths each was inside at, and until when that is remembered; alone counts two."""
+        self._inside: dict[str, dict[str, float]] = {}
+        """Who is inside which engine, and for those that have left early, until when it may die of them."""
+        self._company: dict[str, bool] = {}
+        """Engines that broke off, and whether several were inside then."""
+        self._turn = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._deaths)
+
+    def counts(self, print_: bytes) -> int:
+        """Deaths this request was inside at: two make it a suspect."""
+        deaths, until = self._deaths.get(print_, (0, 0.0))
+        return deaths if until > self._clock() else 0
+
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held by the candidate that is being tried again."""
+        return self._turn
+
+    def enter(self, engine_id: str, request_id: str) -> None:
+        """A request is sent to an engine."""
+        if len(self._inside) > _ENGINES:
+            for gone in [one for one, inside in self._inside.items() if not self._present(inside)]:
+                del self._inside[gone]
+        self._inside.setdefault(engine_id, {})[request_id] = 0.0
+
+    def leave(self, engine_id: str, request_id: str, *, early: bool) -> None:
+        """Its answer is whole, or it has been let go of `early`."""
+        inside = self._inside.get(engine_id, {})
+        if early and request_id in inside:
+            inside[request_id] = self._clock() + _AFTERMATH
+        else:
+            inside.pop(request_id, None)
+        if not inside:
+            self._inside.pop(engine_id, None)
+
+    def in_company(self, engine_id: str) -> bool:
+        """Whether several requests were inside an engine when it died; those who ask later hear the same."""
+        known = self._company.get(engine_id)
+        if known is None:
+            known = self._company[engine_id] = self._present(self._inside.get(engine_id, {})) > 1
+            while len(self._company) > _ENGINES:
+                del self._company[next(iter(self._company))]
+        return known
+
+    def lives(self, engine_id: str) -> None:
+        """The engine only closed a connection."""
+        self._company.pop(engine_id, None)
+
+    def _present(self, inside: dict[str, float]) -> int:
+        now = self._clock()
+        return sum(until == 0 or until > now for until in inside.values())
+
+    def blame(self, print_: bytes, *, in_company: bool) -> bool:
+        """Count an engine's own death against a request that was inside. Whether it is a suspect now."""
+        deaths = min(2, self.counts(print_) + (1 if in_company else 2))
+        self._deaths[print_] = deaths, self._clock() + KEPT
+        self._deaths.move_to_end(print_)
+        while len(self._deaths) > _MOST:
+            self._deaths.popitem(last=False)
+        return deaths > 1

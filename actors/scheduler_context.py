@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from greenroom.actors import events as ev
@@ -10,7 +10,7 @@ from greenroom.actors import messages as msg
 from greenroom.actors.facts import Engine, EngineSpec, Mode
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Answer, Decision, Effect, Event
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Fault, fault
 from greenroom.actors.ledger import PROVEN_BY, Account, memory_needed, reckoned
 from greenroom.actors.scheduler_state import (
     ModelConfigState,
@@ -55,6 +55,7 @@ class TurnContext:
         self.events: list[Event] = []
         self.effects: list[Effect] = []
         self.wakes: list[float] = []
+        self.faults: list[Fault] = []
         self.granted: set[str] = set()
         """Engines that were given a request in this turn; the gates' readings do not show it yet."""
         self.cause = ""
@@ -68,7 +69,21 @@ class TurnContext:
             seen=msgspec.structs.replace(self.seen, queue=tuple(self.queue)),
             cause=self.cause if self.events else "",
             wake_at=min(self.wakes, default=None),
+            faults=tuple(self.faults),
         )
+
+    def guarded(self, step: Callable[[], None], *, doing: str, about: str = "") -> bool:
+        """Run a part of the turn; should it raise, only this part is left out. False then."""
+        seen, queue, granted, cause = self.seen, list(self.queue), set(self.granted), self.cause
+        events, effects, wakes = len(self.events), len(self.effects), len(self.wakes)
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rest of the turn is not about it
+            self.seen, self.queue, self.granted, self.cause = seen, queue, granted, cause
+            del self.events[events:], self.effects[effects:], self.wakes[wakes:]
+            self.faults.append(fault(error, doing=doing, about=about))
+            return False
+        return True
 
     # writing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
@@ -24,6 +25,7 @@ from greenroom.actors.scheduler_refusals import (
     not_ready_yet,
     not_stored,
     pinned,
+    undecided,
 )
 from greenroom.actors.scheduler_state import (
     BreakerState,
@@ -70,7 +72,11 @@ class QueueStep:
         for waiting in self._in_turn():
             if self._turn.events:
                 return
-            self._serve(waiting)
+            one = waiting.request_id
+            if not self._turn.guarded(partial(self._serve, waiting), doing="serve a request", about=one):
+                no = undecided(waiting)
+                if not self._turn.guarded(partial(self._refuse, waiting, no), doing="refuse it", about=one):
+                    self._turn.answer(waiting, no)
         self._tell_awaited()
 
     def _in_turn(self) -> list[Waiting]:

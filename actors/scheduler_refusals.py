@@ -53,6 +53,17 @@ def load_failed(spec: EngineSpec, failure: Failure, retry_after: float = 0.0) ->
     )
 
 
+def undecided(waiting: Waiting) -> Refusal:
+    """Deciding on this request raised: a fault of ours, which the journal has as `command_parked`."""
+    return refuse(
+        "internal_error",
+        f"Greenroom failed as it decided where {waiting.model_ref} can run.",
+        advice="`greenroom log --kind command_parked` shows where. Other models are served.",
+        status=500,
+        subject=waiting.model_ref,
+    )
+
+
 def never_started(spec: EngineSpec) -> Failure:
     """An engine whose runner has not taken it, or that nobody knows any more."""
     return Failure(

@@ -22,6 +22,7 @@ steps are gone through without events, so that ready engines go on serving and w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 from greenroom.actors import events as ev
@@ -41,7 +42,7 @@ from greenroom.actors.scheduler_queue import (
     cool_down,
     fits,
 )
-from greenroom.actors.scheduler_refusals import failure_of, load_failed, never_started
+from greenroom.actors.scheduler_refusals import failure_of, load_failed, never_started, undecided
 from greenroom.actors.scheduler_state import (
     NOT_THE_MODELS_FAULT,
     BreakerState,
@@ -104,7 +105,7 @@ class Turn:
             self._lift_quarantines,
             self._store_wishes,
         ):
-            step()
+            self._turn.guarded(step, doing=f"schedule ({step.__name__.strip('_')})")
             if self._turn.events:
                 break
         return self._turn.decision()
@@ -120,23 +121,44 @@ class Turn:
         d. It is not in the list otherwise: its runner is told not to start it any more, until a or b. Before
            that its start may still be on its way, and its memory remains promised.
         """
-        turn, seen = self._turn, self._turn.seen
+        turn = self._turn
         for engine_id, load in turn.state.loads.items():
-            backend = load.spec.backend
-            if backend not in seen.engines:
-                continue
-            engine = seen.engine(engine_id)
-            if engine is not None:
-                if engine.state == "gone" or (engine.state == "stopping" and engine.fault):  # a
-                    self._fail(load, failure_of(engine))
-            elif engine_id in seen.barred.get(backend, ()):  # b
-                self._fail(load, never_started(load.spec))
-            elif self._is_on_its_way(engine_id):  # c
-                self._tell_to_start(load)
-            else:  # d
-                self._tell_never_to_start(load)
+            if load.spec.backend in turn.seen.engines and not turn.guarded(
+                partial(self._note_end, load), doing="follow a load", about=engine_id
+            ):
+                self._drop(load)
             if turn.events:
                 return
+
+    def _note_end(self, load: LoadState) -> None:
+        seen, engine_id = self._turn.seen, load.spec.engine_id
+        engine = seen.engine(engine_id)
+        if engine is not None:
+            if engine.state == "gone" or (engine.state == "stopping" and engine.fault):  # a
+                self._fail(load, failure_of(engine))
+        elif engine_id in seen.barred.get(load.spec.backend, ()):  # b
+            self._fail(load, never_started(load.spec))
+        elif self._is_on_its_way(engine_id):  # c
+            self._tell_to_start(load)
+        else:  # d
+            self._tell_never_to_start(load)
+
+    def _drop(self, load: LoadState) -> None:
+        """Nothing can be decided about this load: it has failed, by no fault of its model."""
+        spec = load.spec
+        failed = ev.LoadFailed(
+            engine_id=spec.engine_id,
+            model_id=spec.model_id,
+            model_ref=spec.model_ref,
+            backend=spec.backend,
+            installation_id=spec.installation_id,
+            failure=Failure(
+                kind="permanent", code="internal_error", message="Greenroom failed on this load."
+            ),
+        )
+        self._turn.record(failed, cause=load.cause)
+        for waiting in [one for one in self._turn.queue if one.follows == load_job(spec.engine_id)]:
+            self._turn.answer(waiting, undecided(waiting))
 
     def _is_on_its_way(self, engine_id: str) -> bool:
         seen, now = self._turn.seen, self._turn.now.monotonic

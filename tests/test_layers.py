@@ -256,7 +256,7 @@ def test_a_breach_of_that_rule_would_be_found(breach: str) -> None:
     assert list(makers_of_state(ast.parse(breach)))
 
 
-def test_a_shell_takes_its_state_from_apply_and_replay_alone() -> None:
+def test_a_shell_takes_its_state_from_apply_alone() -> None:
     shell = next(module for module in MODULES if module.name == "actors.kernel.shell")
     places = {
         name
@@ -264,7 +264,7 @@ def test_a_shell_takes_its_state_from_apply_and_replay_alone() -> None:
         for node in ast.walk(function)
         if isinstance(node, ast.Attribute) and node.attr == "_state" and isinstance(node.ctx, ast.Store)
     }
-    assert places == {"__init__", "_take", "_recover"}
+    assert places == {"__init__", "_take"}
 
 
 # only the kernel appends

@@ -14,6 +14,7 @@ derived from state and never depends on somebody remembering to call it.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -54,10 +55,20 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     SECRETS: ClassVar[tuple[str, ...]] = ()
     """Text fields, such as a token, that must never be stored, not even of a command that failed."""
+    REPEATABLE: ClassVar[bool] = False
+    """Asking twice does what asking once does. So a rebuilt actor is asked again by its shell, and whoever
+    waits need not. (What was answered `Later` without events or effects is asked again in any case.)"""
+
+    def withdrawn(self) -> Command | None:
+        """What takes this command back once whoever asked has given up; None when nothing has to be."""
+        return None
 
 
 class Recovered(Command, frozen=True, kw_only=True):
     """The first command of every life: the state is replayed, now look at the world."""
+
+    rebuilt: bool = False
+    """The volatile state is lost and to be collected again, but the system has run on."""
 
 
 class Address(NamedTuple):
@@ -109,6 +120,33 @@ class Later(msgspec.Struct, frozen=True):
     key: str
 
 
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """An exception that was kept to what it was about. The shell stores it as `command_parked`."""
+
+    doing: str
+    """What was being done, such as `serve a request`."""
+    about: str
+    """Id of the request, job, engine or event it happened to; empty when there is none."""
+    error: str
+    """Type and message, in one line."""
+    traceback: str
+    place: str
+    """File and line that raised."""
+
+
+def fault(error: BaseException, *, doing: str, about: str = "") -> Fault:
+    """Describe an exception that was caught where it could do no harm."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return Fault(
+        doing=doing,
+        about=about,
+        # Unlike `str`, these never raise.
+        error=traceback.format_exception_only(error)[-1].strip(),
+        traceback="".join(traceback.format_exception(error)),
+        place=f"{last[0].filename}:{last[0].lineno}" if last else "",
+    )
+
+
 V = TypeVar("V")
 S = TypeVar("S")
 
@@ -132,6 +170,8 @@ class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
     """What holds instead, without events, when these cannot be stored. Read from `settle` and from decisions
     on what was told: nobody is there to be refused, but there may be somebody who waits. (Whoever waits for
     an `Answer` of such a decision is refused without this.)"""
+    faults: tuple[Fault, ...] = ()
+    """What was left out because it raised; the decision is right for everything else."""
 
 
 class Core(Protocol[S, V]):
@@ -226,6 +266,13 @@ class NoHands:
         raise TypeError(f"nobody performs {type(effect).__name__} (caused by {cause})")
 
 
+class NotUnderstood(TypeError):
+    """Raised by `decide` for a command that is not this actor's: whoever asked is refused, nothing else."""
+
+    def __init__(self, address: Address, command: Command) -> None:
+        super().__init__(f"{address} does not know the command {type(command).__name__}")
+
+
 def refuse(code: str, message: str, *, advice: str = "", status: int = 400, **more: Any) -> Refusal:
     """A refusal, readable at the place where it is decided."""
     return Refusal(code=code, message=message, advice=advice, status=status, **more)
@@ -236,6 +283,6 @@ def not_storable() -> Refusal:
     return refuse(
         "journal_full",
         "This cannot be begun: the journal cannot be written.",
-        advice="Make room on the disk that holds Greenroom's data directory, and ask again.",
+        advice="Make room on the disk that holds the journal, and ask again.",
         status=507,
     )

@@ -7,11 +7,18 @@ from typing import Any, NamedTuple
 
 from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.codec import Codec
-from greenroom.actors.kernel.core import Address, Core
+from greenroom.actors.kernel.core import Address, Core, Fault, fault
 from greenroom.actors.kernel.errors import StartFailed
 
 PARKED = "parked/"
 """Streams of `command_parked`, one for each actor; they are the kernel's own, and nobody folds them."""
+
+
+class LeftOut(NamedTuple):
+    """A stored event that cannot be folded: the state is as if it were not there."""
+
+    event_id: str
+    fault: Fault
 
 
 class Replayed(NamedTuple):
@@ -20,6 +27,7 @@ class Replayed(NamedTuple):
     state: Any
     versions: dict[str, int]
     """The last version of each of its streams."""
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def replay(
@@ -28,7 +36,8 @@ def replay(
     """Fold all records; the second value is the last version of each stream nobody claims.
 
     A stream that no core claims is dormant: a host's or a plug-in's that is gone. It is not decoded.
-    Raises JournalError for what cannot be read, StartFailed for what cannot be folded.
+    An event that `apply` raises on is left out, and named in the result: one of them must not keep everything
+    else from starting. Raises JournalError for what cannot be read.
     """
     folds = {core.address: _Fold(core) for core in cores}
     dormant: dict[str, int] = {}
@@ -50,21 +59,24 @@ def replay(
             continue
         try:
             fold.state = fold.apply(fold.state, stored)
-        except Exception as error:
-            # apply is total: if it raises, the state after this event is unknown, and so is all after it.
-            raise StartFailed(f"event {record.seq} ({record.id}) cannot be replayed: {error!r}") from error
-    return {address: Replayed(fold.state, fold.versions) for address, fold in folds.items()}, dormant
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's
+            fold.left_out.append(LeftOut(record.id, fault(error, doing="replay an event", about=record.id)))
+    replayed = {
+        address: Replayed(fold.state, fold.versions, tuple(fold.left_out)) for address, fold in folds.items()
+    }
+    return replayed, dormant
 
 
 class _Fold:
     """One actor's state on its way through the journal."""
 
-    __slots__ = ("apply", "state", "versions")
+    __slots__ = ("apply", "left_out", "state", "versions")
 
     def __init__(self, core: Core[Any, Any]) -> None:
         self.apply = core.apply
         self.state: Any = core.initial()
         self.versions: dict[str, int] = {}
+        self.left_out: list[LeftOut] = []
 
 
 def _owner(stream: str, cores: Sequence[Core[Any, Any]]) -> Core[Any, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -15,6 +16,7 @@ from typing import Any
 
 import pykka
 
+_log = logging.getLogger(__name__)
 _thread = threading.local()
 
 
@@ -97,4 +99,7 @@ class Reply(pykka.ThreadingFuture[Any]):
             self._done = True
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:  # noqa: BLE001 - it is whoever waits that failed, not whoever answers
+                _log.exception("a callback of an answer failed")

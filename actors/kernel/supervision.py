@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections import deque
 
 import msgspec
-from greenroom.actors.kernel.core import Command, Event
+from greenroom.actors.kernel.core import Command, Event, Fault
 
 REBUILDS = 5
-"""Rebuilds of one actor allowed within the window; then something is wrong that a rebuild does not cure."""
+"""Rebuilds of one actor allowed within the window; beyond it the next one waits."""
 REBUILD_WINDOW = 30.0
 """Seconds."""
 
 
 class CommandParked(Event, frozen=True, kw_only=True):
-    """A command failed twice, the second time in a freshly rebuilt actor; it was put aside.
+    """Something failed twice and was put aside: a command, an effect, or one item of what follows.
 
     The same failure again is stored at its 10th, 100th, … time only: whoever repeats a request that
     fails must not grow the journal.
@@ -24,8 +25,9 @@ class CommandParked(Event, frozen=True, kw_only=True):
     TAG = "command_parked"
     actor: str
     command: str
+    """Name of the command's type; of something else, what was being done, in words."""
     fields: str
-    """The command as JSON, for whoever looks into it."""
+    """The command as JSON; of something else, the id of what it was about."""
     traceback: str
     count: int = 1
     """How often this has happened since the system started."""
@@ -50,18 +52,47 @@ class Intensity:
 
 
 class Complaints:
-    """Counts failures that look the same, and says which of them are worth storing."""
+    """Counts failures that look the same, and says which of them are worth storing. Thread-safe."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, ...], int] = {}
+        self._lock = threading.Lock()
 
-    def count(self, actor: str, command: Command, error: BaseException) -> tuple[int, bool]:
+    def count(self, actor: str, fault: Fault) -> tuple[int, bool]:
         """How often this failure has happened now, and whether to store it."""
-        place = traceback.extract_tb(error.__traceback__)[-1:]
-        where = f"{place[0].filename}:{place[0].lineno}" if place else ""
-        key = (actor, type(command).__name__, type(error).__name__, where)
-        count = self._counts[key] = self._counts.get(key, 0) + 1
+        key = (actor, fault.doing, fault.error.partition(":")[0], fault.place)
+        with self._lock:
+            count = self._counts[key] = self._counts.get(key, 0) + 1
         return count, count == 10 ** (len(str(count)) - 1)
+
+
+class BackOff:
+    """When to try again what has failed: after 0.1 s, then twice as long each time, at most a minute."""
+
+    def __init__(self, first: float = 0.1, longest: float = 60.0) -> None:
+        self.failures = 0
+        """In a row."""
+        self._first = first
+        self._longest = longest
+        self._until = 0.0
+
+    def failed(self, now: float) -> None:
+        """It has failed at this monotonic second."""
+        self._until = now + min(self._longest, self._first * 2.0 ** min(self.failures, 32))
+        self.failures += 1
+
+    def succeeded(self) -> None:
+        """It works again."""
+        self.failures = 0
+        self._until = 0.0
+
+    def try_now(self) -> None:
+        """Something has changed: it is worth a try before its time."""
+        self._until = 0.0
+
+    def waits_until(self, now: float) -> float | None:
+        """The monotonic second before which it is not tried again; None when it may be."""
+        return self._until if self.failures and now < self._until else None
 
 
 def in_one_line(error: BaseException) -> str:

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from greenroom.actors.kernel.clock import Clock
 from greenroom.actors.kernel.codec import Batch
-from greenroom.actors.kernel.core import Command, Core, Event, Tell
-from greenroom.actors.kernel.replay import Replayed
+from greenroom.actors.kernel.core import Command, Core, Event, Fault, Tell
 
 
 class Surroundings(Protocol):
@@ -27,16 +26,12 @@ class Surroundings(Protocol):
         """Store them, all or none. Raises NotWritten or JournalFailed."""
         ...
 
-    def replay(self, core: Core[Any, Any]) -> Replayed:
-        """The durable state and the stream versions, from the journal."""
-        ...
-
     def send(self, effect: Tell, cause: str) -> None:
         """Deliver a command to another actor."""
         ...
 
-    def park(self, core: Core[Any, Any], command: Command, cause: str, error: BaseException) -> None:
-        """Store that this command fails whenever it is handled."""
+    def park(self, core: Core[Any, Any], about: Fault, cause: str, command: Command | None = None) -> None:
+        """Store that something failed and was put aside; of a `command`, its fields. Raises JournalFailed."""
         ...
 
     def failed(self, error: BaseException) -> None:

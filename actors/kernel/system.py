@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -15,7 +14,17 @@ import pykka
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
 from greenroom.actors.kernel.clock import Clock, SystemClock
 from greenroom.actors.kernel.codec import Batch, Codec
-from greenroom.actors.kernel.core import Address, Command, Core, Event, Hands, NoHands, Stored, Tell
+from greenroom.actors.kernel.core import (
+    Address,
+    Command,
+    Core,
+    Event,
+    Fault,
+    Hands,
+    NoHands,
+    Stored,
+    Tell,
+)
 from greenroom.actors.kernel.errors import (
     ActorStopped,
     AskExpired,
@@ -27,7 +36,7 @@ from greenroom.actors.kernel.errors import (
 )
 from greenroom.actors.kernel.replay import PARKED, Replayed, replay
 from greenroom.actors.kernel.reply import Reply
-from greenroom.actors.kernel.shell import Asked, Shell
+from greenroom.actors.kernel.shell import Shell
 from greenroom.actors.kernel.supervision import (
     CommandParked,
     Complaints,
@@ -35,6 +44,7 @@ from greenroom.actors.kernel.supervision import (
     in_one_line,
     without_secrets,
 )
+from greenroom.actors.kernel.waiting import Asked
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
@@ -126,8 +136,9 @@ class ActorSystem:
         cores = [one.core for one in self._registered.values()]
         replayed, self._dormant = replay(self.journal.read(), self.codec, cores)
         for address, one in self._registered.items():
-            state, versions = replayed[address]
-            self._shells[address] = Shell(one.core, one.hands, self, state, versions, one.sense)
+            found = replayed[address]
+            self._note_left_out(one.core, found)
+            self._shells[address] = Shell(one.core, one.hands, self, found.state, found.versions, one.sense)
         deadline = time.monotonic() + timeout
         for address, shell in self._shells.items():
             # One after the other, so that what the first looks store stands in the order of registration.
@@ -136,6 +147,17 @@ class ActorSystem:
                 shell.started.get(timeout=max(0.0, deadline - time.monotonic()))
             except pykka.Timeout as late:
                 raise StartFailed(f"{address} did not start within {timeout:g} seconds") from late
+
+    def _note_left_out(self, core: Core[Any, Any], found: Replayed) -> None:
+        """Store which events are left out of the state, once for each and not at every start."""
+        if not found.left_out:
+            return
+        stream = f"{PARKED}{core.address}"
+        noted = {record.cause for record in self.journal.read() if record.stream == stream}
+        for one in found.left_out:
+            _log.error("event %s cannot be replayed and is left out: %s", one.event_id, one.fault.error)
+            if one.event_id not in noted:
+                self.park(core, one.fault, one.event_id)
 
     def stop(self, timeout: float = 10.0) -> None:
         """Let every actor finish what it has in hand, then close the journal. Idempotent, bounded.
@@ -288,11 +310,6 @@ class ActorSystem:
                     # It is stored: whoever fails to hear of it must not make it look otherwise.
                     _log.exception("a listener failed on %s", record.id)
 
-    def replay(self, core: Core[Any, Any]) -> Replayed:
-        """The durable state of one actor and the versions of its streams, from the journal alone."""
-        replayed, _ = replay(self.journal.read(), self.codec, [core])
-        return replayed[core.address]
-
     def send(self, effect: Tell, cause: str) -> None:
         """Deliver a command to another actor of this system."""
         try:
@@ -301,18 +318,21 @@ class ActorSystem:
             # The sender is right whatever its host has put together: to fail here would fail it for ever.
             _log.error("undelivered %s, caused by %s: %s", type(effect.command).__name__, cause, error)
 
-    def park(self, core: Core[Any, Any], command: Command, cause: str, error: BaseException) -> None:
-        """Store that this command fails whenever it is handled; of what fails often, only how often."""
-        count, worth_storing = self._complaints.count(str(core.address), command, error)
+    def park(self, core: Core[Any, Any], about: Fault, cause: str, command: Command | None = None) -> None:
+        """Store that something failed and was put aside; of what fails often, only how often."""
+        count, worth_storing = self._complaints.count(str(core.address), about)
+        said = self._clean(command, f"{core.address} failed: {about.doing} {about.about}".rstrip())
         if not worth_storing:
+            _log.error("%s: %s (%d times now)", said, self._clean(command, about.error), count)
             return
+        _log.error("%s\n%s", said, self._clean(command, about.traceback))
         stream = f"{PARKED}{core.address}"
         version = self._dormant.get(stream, 0) + 1
         event = CommandParked(
             actor=str(core.address),
-            command=type(command).__name__,
-            fields=self._clean(command, as_text(command))[:4_000],
-            traceback=self._clean(command, "".join(traceback.format_exception(error)))[-8_000:],
+            command=about.doing,
+            fields=self._clean(command, as_text(command) if command is not None else about.about)[:4_000],
+            traceback=self._clean(command, about.traceback)[-8_000:],
             count=count,
         )
         try:
@@ -361,8 +381,10 @@ class ActorSystem:
         with self._rest:
             self._in_flight += 1
 
-    def _clean(self, command: Command, text: str) -> str:
-        return self._redact(without_secrets(command, text))
+    def _clean(self, command: Command | None, text: str) -> str:
+        known = text if command is None else without_secrets(command, text)
+        # What cannot be encoded could not be stored, and may be why something failed.
+        return self._redact(known).encode("utf-8", "replace").decode()
 
     def _nobody(self, address: Address) -> UnknownActor | ActorStopped:
         if address in self._registered:

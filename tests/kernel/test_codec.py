@@ -169,11 +169,26 @@ def test_what_cannot_be_read_stops_the_boot_with_a_sentence(bad, error, says) ->
         started(journal(bad), Counter(), Scales())
 
 
-def test_an_event_that_cannot_be_applied_stops_the_boot_with_its_number() -> None:
-    counter = Counter()
-    counter.faults["apply"] = [ZeroDivisionError("not total")]
-    with pytest.raises(StartFailed, match=r"event 1 \(counter/1\) cannot be replayed: ZeroDivisionError"):
-        started(journal(entry("counter", 1, "counted", '{"by": 2}')), counter)
+def test_an_event_that_cannot_be_applied_is_left_out_and_noted_once() -> None:
+    """Poison in a journal must not keep everything else in it from being used."""
+
+    class Picky(Counter):
+        def apply(self, state, stored):
+            return state if 7 / (stored.event.by - 2) is None else super().apply(state, stored)
+
+    past = journal(
+        entry("counter", 1, "counted", '{"by": 1}'),
+        entry("counter", 2, "counted", '{"by": 2}'),
+        entry("counter", 3, "counted", '{"by": 4}'),
+    )
+    for _ in range(2):
+        system = started(past, Picky())
+        assert system.state(COUNTER) == Sum(5, 2)
+        system.stop()
+        past = MemoryJournal(past.records)
+    parked = [record for record in past.records if record.type == "command_parked"]
+    assert [record.cause for record in parked] == ["counter/2"]
+    assert "ZeroDivisionError" in parked[0].data
 
 
 def test_two_actors_that_claim_one_stream_do_not_start() -> None:

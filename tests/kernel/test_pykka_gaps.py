@@ -133,7 +133,7 @@ def test_we_are_never_in_the_registry_of_the_process(bench) -> None:
 @pytest.mark.parametrize("error", [ValueError("no such backend"), SystemExit(1)])
 def test_a_failing_start_is_an_error_to_whoever_starts(make_bench, error) -> None:
     bench = make_bench()
-    bench.counter.faults["decide"] = [error]
+    bench.counter.faults["decide"] = [error] * 9
     with pytest.raises(StartFailed, match=f"counter could not start: {type(error).__name__}"):
         bench.system.start()
     with pytest.raises(ActorStopped):

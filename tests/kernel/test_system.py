@@ -152,7 +152,7 @@ def test_a_system_is_started_once(bench) -> None:
 def test_a_failing_start_closes_the_journal_and_stops_the_others(make_bench) -> None:
     bench = make_bench()
     broken = Counter("broken")
-    broken.faults["settle"] = [ValueError("no")]
+    broken.faults["settle"] = [ValueError("no")] * 9
     bench.system.register(broken)
     with pytest.raises(StartFailed, match="broken could not start"):
         bench.system.start()

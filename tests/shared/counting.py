@@ -16,6 +16,7 @@ from greenroom.actors.kernel.core import (
     Effect,
     Event,
     Later,
+    NotUnderstood,
     Recovered,
     Stored,
     Tell,
@@ -114,6 +115,7 @@ class Counter:
         self.address = Address(name)
         self.faults: dict[str, list[BaseException]] = {}
         self.calls: list[str] = []
+        self.recovers = True
         self.on_settle: Callable[[Sum, Moment, int], Decision[int] | None] = lambda *_: None
 
     def claims(self, stream: str) -> bool:
@@ -156,8 +158,10 @@ class Counter:
             case Do(what=what):
                 return Decision(effects=(Done(what=what),), reply="begun")
             case Recovered():
+                if not self.recovers:
+                    raise LookupError("where am I?")
                 return Decision()
-        raise TypeError(f"no such command: {command}")
+        raise NotUnderstood(self.address, command)
 
     def apply(self, state: Sum, stored: Stored[Any]) -> Sum:
         self._called("apply", stored.event)

@@ -1,0 +1,56 @@
+"""What the kernel itself tells someone who asked: it knows nothing of what the actors are for."""
+
+from __future__ import annotations
+
+from greenroom.actors.journal.port import JournalFull, NotWritten
+from greenroom.actors.kernel.codec import CannotEncode
+from greenroom.actors.kernel.core import Address, NotUnderstood
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.kernel.supervision import in_one_line
+
+_WHERE = "The journal has it as command_parked, with the place where it failed."
+
+
+def failed_twice(address: Address, error: BaseException) -> Refusal:
+    """The command itself cannot be decided on."""
+    message = f"{address} failed on this twice ({in_one_line(error)})."
+    return Refusal(code="internal_error", message=message, advice=_WHERE, status=500)
+
+
+def stuck(address: Address) -> Refusal:
+    """What follows from the actor's state cannot be decided on, whatever was asked."""
+    message = f"{address} cannot work out what to do next."
+    advice = f"It tries again by itself, so ask again later. {_WHERE}"
+    return Refusal(code="internal_error", message=message, advice=advice, status=503, retry_after=5.0)
+
+
+def not_understood(error: NotUnderstood) -> Refusal:
+    """The command went to the wrong actor."""
+    return Refusal(
+        code="not_understood", message=f"{error}.", advice="Ask the actor that knows it.", status=400
+    )
+
+
+def bad_fields(command: str, problem: str) -> Refusal:
+    """A field of the command holds what it must not."""
+    return Refusal(code="bad_field", message=f"{command}: {problem}.", advice="Nothing was done.", status=400)
+
+
+def not_taken(error: NotWritten) -> Refusal:
+    """What was decided could not be stored, so nothing has happened."""
+    code, advice = "journal_refused", "Try again; if it stays so, verify the journal."
+    if isinstance(error, JournalFull):
+        code, advice = "journal_full", "What needs nothing new to be stored goes on meanwhile."
+    elif isinstance(error, CannotEncode):
+        code, advice = "not_storable", "This is a bug; please report it."
+    return Refusal(code=code, message=f"The journal cannot take this: {error}.", advice=advice, status=507)
+
+
+def unrecorded(error: NotWritten) -> Refusal:
+    """What someone waits for has been done and cannot be recorded."""
+    return Refusal(
+        code="journal_full" if isinstance(error, JournalFull) else "journal_refused",
+        message=f"This has been done, but the journal cannot take it: {error}.",
+        advice="It is recorded by itself when there is room; until then it may not show.",
+        status=507,
+    )

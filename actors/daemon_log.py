@@ -9,7 +9,16 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Address, Command, Decision, Effect, Event, Recovered, Stored
+from greenroom.actors.kernel.core import (
+    Address,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    NotUnderstood,
+    Recovered,
+    Stored,
+)
 
 
 class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +88,7 @@ class DaemonLog:
                 known = state.running_pid == self._started.pid
                 return Decision(events=() if known else (self._started,))
             case _:
-                raise TypeError(f"the daemon's log does not know {type(command).__name__}")
+                raise NotUnderstood(self.address, command)
 
     def react(self, _state: DaemonState, _stored: Stored[Any]) -> Sequence[Effect]:
         """Nothing follows."""

@@ -51,6 +51,7 @@ from greenroom.actors.kernel.core import (
     Effect,
     Event,
     Later,
+    NotUnderstood,
     Recovered,
     Stored,
     Tell,
@@ -187,7 +188,7 @@ class Installer:
                     effects=tuple(effects), seen=msgspec.structs.replace(seen, looking_since=now.monotonic)
                 )
             case _:
-                raise TypeError(f"the installer does not know {type(command).__name__}")
+                raise NotUnderstood(self.address, command)
 
     def _ensure(self, state: InstallerState, ask: msg.Ensure, seen: Seen) -> Decision[Seen]:
         """Decide on a wish for a backend.

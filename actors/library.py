@@ -25,6 +25,7 @@ from greenroom.actors.kernel.core import (
     Effect,
     Event,
     Later,
+    NotUnderstood,
     Recovered,
     Stored,
     Tell,
@@ -137,7 +138,7 @@ class Library:
             case msg.PushEnded():
                 return changes.push_ended(report, seen)
             case _:
-                raise TypeError(f"the library does not know {type(report).__name__}")
+                raise NotUnderstood(self.address, report)
 
     def _seen_in_store(
         self, state: LibraryState, report: msg.ModelsSeen, now: Moment, seen: LibrarySeen

@@ -18,7 +18,17 @@ from greenroom.actors import messages as msg
 from greenroom.actors.effects import EndEngine, RecoverEngines, SpawnEngine
 from greenroom.actors.facts import Engine, EngineExit, Failure, Measured
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Address, Command, Decision, Effect, Event, Recovered, Stored, Tell
+from greenroom.actors.kernel.core import (
+    Address,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    NotUnderstood,
+    Recovered,
+    Stored,
+    Tell,
+)
 
 _TELL_EVERY = 5.0
 _GROWN = 32 * 2**20
@@ -258,7 +268,7 @@ class Runner:
             case msg.EngineIsReady():
                 pass
             case _:
-                raise TypeError(f"a runner does not know {type(report).__name__}")
+                raise NotUnderstood(self.address, report)
         return Decision(events=events, cause=engine.cause, seen=seen)
 
     def react(self, state: RunnerState, stored: Stored[Any]) -> Sequence[Effect]:

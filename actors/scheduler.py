@@ -24,6 +24,7 @@ from greenroom.actors.kernel.core import (
     Effect,
     Event,
     Later,
+    NotUnderstood,
     Recovered,
     Stored,
     Tell,
@@ -162,7 +163,7 @@ class Scheduler:
                     effects=(nobody,), seen=change(seen, life=life, called_at=now.monotonic - AGAIN)
                 )
             case _:
-                raise TypeError(f"the scheduler does not know {type(command).__name__}")
+                raise NotUnderstood(self.address, command)
 
     def _serve(self, ask: msg.Serve, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
         if any(one.request_id == ask.request_id for one in seen.queue):

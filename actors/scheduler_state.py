@@ -11,6 +11,7 @@ from greenroom.actors.facts import Engine, EngineSpec, Failure, InstallPolicy, M
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.ledger import Memory
+from greenroom.actors.limits import CONTEXT
 from greenroom.actors.messages import BackendStatus
 
 T = TypeVar("T")
@@ -397,8 +398,10 @@ def _apply_unproven(
 
 def _apply_config(state: SchedulerState, key: str, event: ev.ConfigChanged) -> ModelConfigState:
     old = state.configs.get(key, ModelConfigState())
+    # Earlier versions have stored numbers that nothing can be reckoned with.
+    context = None if event.context_size is None else max(-1, min(event.context_size, CONTEXT))
     return ModelConfigState(
-        context_size=old.context_size if event.context_size is None else event.context_size,
+        context_size=old.context_size if context is None else context,
         flags=old.flags if event.flags is None else event.flags,
         keep_alive=old.keep_alive if event.keep_alive is None else event.keep_alive,
     )

@@ -21,7 +21,18 @@ from typing import Any, Generic, Self, TypeVar
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
 from greenroom.actors.kernel.clock import ManualClock, Moment
 from greenroom.actors.kernel.codec import Codec
-from greenroom.actors.kernel.core import Address, Answer, Command, Core, Decision, Effect, Event, Stored, Tell
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Core,
+    Decision,
+    Effect,
+    Event,
+    Fault,
+    Stored,
+    Tell,
+)
 from greenroom.actors.kernel.errors import Refusal
 
 __all__ = ["Case", "FaultyJournal", "ManualClock", "RecordingHands", "given"]
@@ -57,6 +68,9 @@ class Case(Generic[S, V]):
         """What `when` or `settle` decided last."""
         self.wake_at: float | None = None
         """The earliest monotonic second the last `rest` or `settle` asked to be woken at."""
+        self.faults: list[Fault] = []
+        """What the core kept to itself of exceptions; they fail the step unless `faults_allowed`."""
+        self.faults_allowed = False
         self._unchecked: list[Event] = []
         self._versions: dict[str, int] = {}
         self._codec = Codec()
@@ -184,6 +198,9 @@ class Case(Generic[S, V]):
 
     def _carry_out(self, decision: Decision[V], cause: str) -> None:
         self.decision = decision
+        self.faults += decision.faults
+        if decision.faults and not self.faults_allowed:
+            raise AssertionError("".join(one.traceback for one in decision.faults))
         for event in decision.events:
             stored = self._store(event, decision.cause or cause)
             effects = self._twice(self.core.react, self.state, stored)

@@ -32,6 +32,7 @@ from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.ledger import Memory
 from greenroom.actors.library import Library
 from greenroom.actors.library_state import LibraryState
+from greenroom.actors.limits import complaint
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.runner import Runner, RunnerState
 from greenroom.actors.scheduler import Scheduler
@@ -166,7 +167,7 @@ class Greenroom:
             _log.error("the model store cannot be written to: %s", failed.failure.sentence())
         clock = self._clock or SystemClock()
         journal = self._journal or self._open_journal()
-        system = ActorSystem(journal, clock=clock, on_failure=self._failed, redact=redact)
+        system = ActorSystem(journal, clock=clock, on_failure=self._failed, redact=redact, explain=complaint)
         self._system = system
         try:
             self._populate(system, clock)
@@ -408,7 +409,7 @@ class Greenroom:
         if system is None:
             _log.debug("%s came after the stop", type(command).__name__)
             return
-        system.tell(to, command)
+        system.report(to, command)
 
     def _sense(self, seen: SchedulerSeen) -> SchedulerSeen:
         """What the scheduler cannot be told but must look at: gates and memory."""

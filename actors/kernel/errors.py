@@ -7,6 +7,7 @@ Exception
     ├── AskExpired      the deadline passed first
     ├── MailboxFull     too many requests wait already
     ├── UnknownActor    no such address in this system
+    ├── Forked          the system runs in the process this one was forked from
     ├── StartFailed     an actor could not start; the system did not
     └── SystemFailed    the system has stopped itself; the cause says why
 """
@@ -65,6 +66,10 @@ class MailboxFull(KernelError):
 
 class UnknownActor(KernelError):
     """Nobody has that address."""
+
+
+class Forked(KernelError):
+    """The system runs in the process this one was forked from; here there are no threads of its actors."""
 
 
 class StartFailed(KernelError):

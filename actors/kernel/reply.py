@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
 import pykka
+from greenroom.actors.kernel.errors import Forked
 
 _log = logging.getLogger(__name__)
 _thread = threading.local()
@@ -37,6 +39,7 @@ class Reply(pykka.ThreadingFuture[Any]):
         self._callbacks: list[Callable[[], None]] = []
         self._callbacks_lock = threading.Lock()
         self._done = False
+        self._pid = os.getpid()
 
     def done(self) -> bool:
         """True once there is an answer or an error."""
@@ -47,6 +50,10 @@ class Reply(pykka.ThreadingFuture[Any]):
         if not self._done and getattr(_thread, "is_actor", False):
             # Two actors that wait for each other wait for ever; one that waits for itself does at once.
             raise RuntimeError("an actor must not wait for an answer inside a handler: tell, and be told")
+        if not self._done and os.getpid() != self._pid:
+            raise Forked("this was asked before the fork, and is answered in the parent alone")
+        if timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)
         try:
             return super().get(timeout=timeout)
         except pykka.Timeout:
@@ -59,15 +66,20 @@ class Reply(pykka.ThreadingFuture[Any]):
     def set(self, value: Any = None) -> None:
         """Give the answer. A second answer is ignored: whoever came first has been heard."""
         # queue.Full is how Pykka says that there is one already; an expiry and the real answer may race.
-        with contextlib.suppress(queue.Full):
+        try:
             super().set(value)
-            self._fire()
+        except queue.Full:
+            return
+        self._fire()
 
-    def fail(self, error: BaseException) -> None:
-        """Give an error instead of an answer."""
-        with contextlib.suppress(queue.Full):
+    def fail(self, error: BaseException) -> bool:
+        """Give an error instead of an answer; False when there is one already."""
+        try:
             super().set_exception((type(error), error, error.__traceback__))
-            self._fire()
+        except queue.Full:
+            return False
+        self._fire()
+        return True
 
     def on_done(self, callback: Callable[[], None]) -> None:
         """Call back once, from whichever thread answers, or at once when there is an answer already."""

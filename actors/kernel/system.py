@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Self
 import msgspec
 import pykka
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
+from greenroom.actors.kernel.checks import Explain, complaint, no_words
 from greenroom.actors.kernel.clock import Clock, SystemClock
 from greenroom.actors.kernel.codec import Batch, Codec
 from greenroom.actors.kernel.core import (
@@ -28,12 +30,15 @@ from greenroom.actors.kernel.core import (
 from greenroom.actors.kernel.errors import (
     ActorStopped,
     AskExpired,
+    Forked,
     KernelError,
     MailboxFull,
+    Refused,
     StartFailed,
     SystemFailed,
     UnknownActor,
 )
+from greenroom.actors.kernel.refusals import bad_fields
 from greenroom.actors.kernel.replay import PARKED, Replayed, replay
 from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.shell import Shell
@@ -71,11 +76,13 @@ class ActorSystem:
         clock: Clock | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
         redact: Callable[[str], str] = str,
+        explain: Explain = no_words,
     ) -> None:
         """Make a system that owns `journal` (it closes it) and, unless one is given, its clock.
 
         `on_failure` hears once, from any thread, that the system has stopped itself. `redact` takes
         secrets out of what is stored of a command that failed, beside those the command names itself.
+        `explain` may have better words than msgspec for a field that is wrong.
         """
         self.journal = journal
         self.clock: Clock = clock if clock is not None else SystemClock()
@@ -85,6 +92,9 @@ class ActorSystem:
         self.failure: BaseException | None = None
         self._on_failure = on_failure
         self._redact = redact
+        self._explain = explain
+        self._pid = os.getpid()
+        """Of the process whose threads the actors are."""
         self._registered: dict[Address, _Registered] = {}
         self._shells: dict[Address, Shell] = {}
         self._dormant: dict[str, int] = {}
@@ -126,6 +136,7 @@ class ActorSystem:
         """
         if self._shells or self._stopping:
             raise StartFailed("a system is started once; make another")
+        self._pid = os.getpid()
         try:
             self._start(timeout)
         except BaseException:
@@ -163,7 +174,10 @@ class ActorSystem:
         """Let every actor finish what it has in hand, then close the journal. Idempotent, bounded.
 
         An actor that does not end within `timeout` seconds is left behind; it can store nothing any more.
+        In a forked child this does nothing: actors and journal are the parent's.
         """
+        if os.getpid() != self._pid:
+            return
         self._stop_actors()
         deadline = time.monotonic() + timeout
         for address, shell in self._shells.items():
@@ -217,15 +231,18 @@ class ActorSystem:
         """Ask an actor; the reply is had by `.get(timeout)` in a thread or by `await` in a loop.
 
         The reply raises Refused, ActorStopped, AskExpired (after `timeout` seconds), MailboxFull,
-        SystemFailed. Abandoning it does not undo the command.
+        SystemFailed. Abandoning it does not undo the command. Raises TypeError at once for what is no
+        command, and Forked in a child of the process that started the system.
         """
+        address = self._checked(to, command)
         reply = Reply()
-        address = Address(to) if isinstance(to, str) else to
         shell = self._shells.get(address)
         if self.failure is not None:
-            reply.fail(SystemFailed(f"the system has stopped: {self.failure}"))
+            reply.fail(SystemFailed(f"the system has stopped: {in_one_line(self.failure)}"))
         elif shell is None:
             reply.fail(self._nobody(address))
+        elif wrong := complaint(command, self._explain):
+            reply.fail(Refused(bad_fields(type(command).__name__, wrong)))
         elif (waiting := shell.actor_inbox.qsize()) >= self._registered[address].mailbox:
             reply.fail(MailboxFull(f"{address} has {waiting} requests waiting; try again later"))
         else:
@@ -233,18 +250,28 @@ class ActorSystem:
             if timeout is not None:
                 deadline = self.clock.now().monotonic + timeout
                 late = f"{address} did not answer within {timeout:g} seconds"
-                timer = self.clock.call_at(deadline, lambda: reply.fail(AskExpired(late)))
+                timer = self.clock.call_at(deadline, lambda: self._expire(shell, command, cause, reply, late))
                 reply.on_done(timer.cancel)
             self._put(shell, Asked(command=command, cause=cause, reply=reply, deadline=deadline))
         return reply
 
     def tell(self, to: Address | str, command: Command, *, cause: str = "") -> None:
-        """Send a command without waiting for anything. To a stopped actor it goes nowhere."""
-        address = Address(to) if isinstance(to, str) else to
-        shell = self._shells.get(address)
-        if shell is None:
-            raise self._nobody(address)
-        self._put(shell, Asked(command=command, cause=cause))
+        """Send a command without waiting for anything. To a stopped actor it goes nowhere.
+
+        Raises Refused for a command with a wrong field, UnknownActor, ActorStopped before the start,
+        TypeError for what is no command, and Forked.
+        """
+        address = self._checked(to, command)
+        if wrong := complaint(command, self._explain):
+            raise Refused(bad_fields(type(command).__name__, wrong))
+        self._send(address, command, cause)
+
+    def report(self, to: Address | str, command: Command, *, cause: str = "") -> None:
+        """Tell what has happened; for hands. It is sent whatever its fields hold, since it must not be lost.
+
+        Raises UnknownActor, ActorStopped before the start, TypeError for what is no command, and Forked.
+        """
+        self._send(self._checked(to, command), command, cause)
 
     def state(self, of: Address | str) -> Any:
         """The durable state of an actor as of its last event: an immutable value."""
@@ -313,7 +340,7 @@ class ActorSystem:
     def send(self, effect: Tell, cause: str) -> None:
         """Deliver a command to another actor of this system."""
         try:
-            self.tell(effect.to, effect.command, cause=cause)
+            self.report(effect.to, effect.command, cause=cause)
         except KernelError as error:
             # The sender is right whatever its host has put together: to fail here would fail it for ever.
             _log.error("undelivered %s, caused by %s: %s", type(effect.command).__name__, cause, error)
@@ -371,6 +398,36 @@ class ActorSystem:
                 self._rest.notify_all()
 
     # inside
+
+    def _checked(self, to: object, command: object) -> Address:
+        """Who is meant; raises TypeError and Forked."""
+        if os.getpid() != self._pid:
+            raise Forked(
+                f"the actor system runs in process {self._pid}, of which this one, {os.getpid()}, is a fork; "
+                "start another system here"
+            )
+        if not isinstance(command, Command):
+            what = f"the class {command.__name__}" if isinstance(command, type) else repr(command)[:100]
+            raise TypeError(f"an actor takes an instance of a Command, not {what}")
+        if isinstance(to, str):
+            return Address(to)
+        if not isinstance(to, Address):
+            raise TypeError(f"an actor is named by its address or a text, not by {to!r:.100}")
+        return to
+
+    def _send(self, address: Address, command: Command, cause: str) -> None:
+        shell = self._shells.get(address)
+        if shell is None:
+            raise self._nobody(address)
+        self._put(shell, Asked(command=command, cause=cause))
+
+    def _expire(self, shell: Shell, command: Command, cause: str, reply: Reply, late: str) -> None:
+        """Nobody waits any more: what the actor does for them is taken back, if the command can be."""
+        if not reply.fail(AskExpired(late)):
+            return
+        undo = command.withdrawn()
+        if undo is not None:
+            self._put(shell, Asked(command=undo, cause=cause))
 
     def _put(self, shell: Shell, asked: Asked) -> None:
         self.sent()

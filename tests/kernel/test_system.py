@@ -5,15 +5,19 @@ import logging
 import signal
 import threading
 import time
+from typing import Annotated
 
+import msgspec
 import pytest
-from counting import COUNTER, Add, Await, Counter, Done, Forward, Release, Run, Total, Turnstile
+from counting import COUNTER, Add, Await, Counted, Counter, Done, Forward, Release, Run, Total, Turnstile
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.kernel.clock import SystemClock
+from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import (
     ActorStopped,
     AskExpired,
     MailboxFull,
+    Refused,
     StartFailed,
     UnknownActor,
 )
@@ -309,3 +313,74 @@ def test_rest_says_when_it_does_not_come(make_bench) -> None:
         bench.system.rest(timeout=0.02)
     held.open.set()
     bench.system.rest()
+
+
+@pytest.mark.parametrize("wrong", ["Total", Total, None, {"by": 1}, Counted(by=1)])
+def test_what_is_no_command_is_a_type_error_for_whoever_asks_and_nothing_else(bench, wrong) -> None:
+    for send in (bench.system.ask, bench.system.tell):
+        with pytest.raises(TypeError, match="an actor takes an instance of a Command, not"):
+            send(COUNTER, wrong)
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    assert (bench.failures, bench.stored()) == ([], [])
+
+
+def test_an_address_is_a_text_or_an_address(bench) -> None:
+    with pytest.raises(TypeError, match="named by its address or a text, not by 7"):
+        bench.system.ask(7, Total())
+
+
+@pytest.mark.parametrize("wrong", [Add(by="1"), Add(by=1, times=2.5), Add(by=None), Add(by=[1])])
+def test_a_field_of_the_wrong_type_is_refused_before_the_actor_sees_it(bench, wrong) -> None:
+    with pytest.raises(Refused, match=r'Add: "(by|times)": Expected') as caught:
+        bench.system.ask(COUNTER, wrong).get(timeout=5)
+    assert (caught.value.refusal.code, caught.value.refusal.status) == ("bad_field", 400)
+    with pytest.raises(Refused):
+        bench.system.tell(COUNTER, wrong)
+    bench.system.rest()
+    assert "decide Add" not in bench.counter.calls
+
+
+def test_what_hands_report_is_never_lost_for_its_form(bench) -> None:
+    bench.system.report(COUNTER, Add(by=2, times=True))
+    bench.system.rest()
+    assert bench.system.state(COUNTER).total == 2
+
+
+def test_a_limit_in_a_fields_type_is_kept_and_explained_in_the_hosts_words(make_bench) -> None:
+    class Bounded(Command, frozen=True, kw_only=True):
+        size: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
+        share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+
+    bench = make_bench()
+    bench.system._explain = lambda error: ("size", f"no: {error}") if "size" in str(error) else ("", "")
+    bench.start()
+    for wrong, said in ((Bounded(size=2**70), "no: Expected"), (Bounded(share=float("nan")), '"share": ')):
+        with pytest.raises(Refused, match=said):
+            bench.system.ask(COUNTER, wrong).get(timeout=5)
+
+
+def test_an_ask_that_expires_takes_its_command_back(bench) -> None:
+    class Book(Await, frozen=True, kw_only=True):
+        def withdrawn(self) -> Command:
+            return Add(by=-1)
+
+    reply = bench.system.ask(COUNTER, Book(key="k"), timeout=3)
+    bench.system.rest()
+    bench.clock.advance(4)
+    bench.system.rest()
+    with pytest.raises(AskExpired):
+        reply.get(timeout=5)
+    assert bench.system.state(COUNTER).total == -1
+
+
+def test_an_ask_that_is_answered_in_time_takes_nothing_back(bench) -> None:
+    class Book(Await, frozen=True, kw_only=True):
+        def withdrawn(self) -> Command:
+            return Add(by=-1)
+
+    reply = bench.system.ask(COUNTER, Book(key="k"), timeout=3)
+    bench.system.ask(COUNTER, Release(key="k", outcome=1)).get(timeout=5)
+    bench.clock.advance(4)
+    bench.system.rest()
+    assert reply.get(timeout=5) == 1
+    assert bench.system.state(COUNTER).total == 0

@@ -136,6 +136,7 @@ class Shell:
         self.wake_at = self.world.monotonic + TICK
         for _ in range(200):
             decision = self.core.settle(self.state, self.world.now, self.look())
+            assert not decision.faults, decision.faults[0].traceback
             if not self.storable(decision):
                 if decision.otherwise is not None:
                     assert not decision.otherwise.events

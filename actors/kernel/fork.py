@@ -1,0 +1,36 @@
+"""A fork is another process: it has copies of our objects, and none of our threads.
+
+A lock that a thread of the parent held as it forked stays locked in the child for ever, and a descriptor
+that the child inherits keeps alive what should end with the parent. So what has either is told of a fork, in
+the child.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+from weakref import WeakSet
+
+
+class Forkable(Protocol):
+    """Something that has locks or descriptors."""
+
+    def forked(self) -> None:
+        """This is a copy in a child: make locks anew, close what is the parent's. Must not raise."""
+        ...
+
+
+_known: WeakSet[Forkable] = WeakSet()
+
+
+def on_fork(one: Forkable) -> None:
+    """Call `one.forked()` in every child that is forked while it exists."""
+    _known.add(one)
+
+
+def _tell_all() -> None:
+    for one in tuple(_known):
+        one.forked()
+
+
+os.register_at_fork(after_in_child=_tell_all)

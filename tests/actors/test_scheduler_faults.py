@@ -1,0 +1,100 @@
+"""What raises while the scheduler decides costs one request or one load; everyone else is served."""
+
+from __future__ import annotations
+
+import pytest
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.kernel.core import Recovered
+from greenroom.actors.scheduler import Scheduler
+from stage import FACTS, Stage, begun, model
+
+POISON = ev.ConfigChanged(model_id="sha256:bad", model_ref="bad", mode="completion", context_size=10**320)
+
+
+def poisoned() -> Stage:
+    """A journal that an earlier version has let a context of 10^320 tokens into."""
+    stage = Stage()
+    stage.given(POISON)
+    stage.faults_allowed = True
+    return stage.begin(model("bad", kv_bytes_per_token=1000), model("good"))
+
+
+def test_a_model_whose_stored_configuration_is_poison_costs_only_its_own_requests() -> None:
+    stage = poisoned()
+    stage.serve("r1", "bad").serve("r2", "good").serve("r3", "bad")
+    assert stage.refused("r1").status == stage.refused("r3").status == 507
+    assert stage.faults == []
+    spec = stage.spec_of("good")
+    stage.engine_is(spec, "starting").engine_is(spec, "ready")
+    assert stage.granted("r2").engine_id == spec.engine_id
+
+
+@pytest.fixture
+def raises(monkeypatch):
+    """Have a function of the scheduler raise for one name."""
+
+    def patch(module: str, name: str, wrong: str, of) -> None:
+        import importlib
+
+        loaded = importlib.import_module(f"greenroom.actors.{module}")
+        real = getattr(loaded, name)
+
+        def picky(*arguments, **more):
+            if wrong in of(*arguments):
+                raise ZeroDivisionError(f"{wrong} cannot be")
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(loaded, name, picky)
+
+    return patch
+
+
+def test_an_exception_about_one_waiting_request_refuses_that_one_and_is_noted(raises) -> None:
+    stage = begun(model("bad"), model("good"))
+    stage.faults_allowed = True
+    raises("scheduler_queue", "choose", "bad", lambda one, *_: one.id)
+    stage.serve("r1", "bad").serve("r2", "good")
+    refusal = stage.refused("r1")
+    assert (refusal.code, refusal.status, refusal.subject) == ("internal_error", 500, "bad")
+    assert [spec.model_ref for spec in stage.loads] == ["good"]
+    assert {(one.doing, one.about) for one in stage.faults} == {("serve a request", "r1")}
+    assert [one.code for one in stage.stored(ev.LoadRefused)] == ["internal_error"]
+    stage.serve("r3", "bad")
+    assert stage.refused("r3").code == "internal_error"
+    assert len(stage.stored(ev.LoadRefused)) == 1
+
+
+def test_an_exception_about_one_load_fails_that_load_and_no_other(raises) -> None:
+    stage = begun(model("bad"), model("good"))
+    stage.faults_allowed = True
+    stage.serve("r1", "bad").serve("r2", "good")
+    bad, good = stage.spec_of("bad"), stage.spec_of("good")
+    raises("scheduler_turn", "failure_of", "bad", lambda engine: engine.spec.model_ref)
+    stage.engine_is(bad, "starting").engine_is(good, "starting")
+    stage.dies(bad)
+    assert stage.refused("r1").code == "internal_error"
+    assert [spec.model_ref for spec in stage.loads] == ["good"]
+    [failed] = stage.stored(ev.LoadFailed)
+    assert failed.failure.code == "internal_error"
+    assert stage.state.breakers == {}
+    stage.engine_is(good, "ready")
+    assert stage.granted("r2").engine_id == good.engine_id
+
+
+def test_a_step_that_raises_is_left_out_and_the_others_are_taken(raises) -> None:
+    stage = begun(model("good"))
+    stage.faults_allowed = True
+    raises("scheduler_turn", "outlived", "", lambda *_: "")
+    stage.serve("r1", "good")
+    spec = stage.spec_of("good")
+    stage.engine_is(spec, "starting").engine_is(spec, "ready")
+    assert stage.granted("r1").engine_id == spec.engine_id
+    assert {one.doing for one in stage.faults} == {"schedule (lift_quarantines)"}
+
+
+def test_a_command_for_another_actor_is_the_askers_mistake() -> None:
+    core = Scheduler(FACTS)
+    with pytest.raises(TypeError, match="scheduler does not know the command Pull"):
+        core.decide(core.initial(), msg.Pull(reference="x"), Stage().now, core.unseen())
+    assert core.decide(core.initial(), Recovered(), Stage().now, core.unseen()).effects

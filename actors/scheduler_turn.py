@@ -153,7 +153,10 @@ class Turn:
             backend=spec.backend,
             installation_id=spec.installation_id,
             failure=Failure(
-                kind="permanent", code="internal_error", message="Greenroom failed on this load."
+                kind="permanent",
+                code="internal_error",
+                message="Greenroom failed on this load.",
+                blame="ours",
             ),
         )
         self._turn.record(failed, cause=load.cause)

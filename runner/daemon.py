@@ -46,6 +46,7 @@ from greenroom.runner.emptied import Emptied
 from greenroom.runner.engines.devices import Devices
 from greenroom.runner.engines.host import EngineHost, Prepared
 from greenroom.runner.engines.identity import boot_id
+from greenroom.runner.engines.previous import prompt_speed
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
 from greenroom.runner.home_watch import HomeWatch
@@ -445,6 +446,7 @@ class Greenroom:
             model=files,
             socket=socket,
             binary=external.binary if external is not None and not installation.managed else None,
+            prompt_speed=prompt_speed(self.home / "engines", spec, backend.prompt_speed),
         )
         command = backend.command(launch)
         if spec.device:

@@ -179,6 +179,8 @@ class Launch:
     """Where the engine must listen; at most 100 bytes."""
     binary: Path | None = None
     """A program of the user's own that is run instead of ours."""
+    prompt_speed: float = 0.0
+    """Tokens of a prompt that the last engine of this model has read in a second; 0 when unknown."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,10 @@ class Backend(ABC):
     @abstractmethod
     def verdict(self, platform: Platform) -> str:
         """Empty when this platform can run it, else one sentence that says what it would need."""
+
+    def prompt_speed(self, log: str) -> float:  # noqa: ARG002 - most do not say
+        """Tokens of a prompt read in a second, from what an engine has logged; 0.0 when it does not say."""
+        return 0.0
 
     @abstractmethod
     def command(self, launch: Launch) -> Command:

@@ -1,6 +1,7 @@
 """Which engine flags a user may set. Everything else is refused: a flag is an attack surface.
 
-Flags that name files, addresses or keys are absent on purpose, and values with a path are refused too.
+Flags that name files, addresses or keys are absent on purpose, and values with a path are refused too. So are
+those that make an engine log what clients ask and are answered (`--verbose`).
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ LLAMA_CPP = frozenset(
     --spec-ngram-simple-size-m --spec-ngram-simple-size-n --spec-type --split-mode --spm-infill
     --swa-full --temp --temperature --tensor-split --threads --threads-batch --threads-batch-draft
     --threads-draft --threads-http --timeout --top-k --top-nsigma --top-p --typical --ubatch-size
-    --verbose --warmup --webui --xtc-probability --xtc-threshold --yarn-attn-factor --yarn-beta-fast
+    --warmup --webui --xtc-probability --xtc-threshold --yarn-attn-factor --yarn-beta-fast
     --yarn-beta-slow --yarn-ext-factor --yarn-orig-ctx -C -Cb -Cbd -Cd -Cr -Crb -Crd -b -bs -c -cb -cd
     -cmoe -cmoed -cram -ctk -ctkd -ctv -ctvd -dev -devd -dio -fa -fit -fitc -fitt -j -kvo -kvu -mg -n
-    -ncmoe -ncmoed -ndio -ngl -ngld -nkvo -nocb -np -nr -otd -s -sm -sps -t -tb -tbd -td -to -ts -ub -v
+    -ncmoe -ncmoed -ndio -ngl -ngld -nkvo -nocb -np -nr -otd -s -sm -sps -t -tb -tbd -td -to -ts -ub
     """.split()
 )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import statistics
+
 from greenroom.actors.ledger import DEFAULT_CONTEXT
 from greenroom.runner.backends.declaration import (
     Backend,
@@ -23,6 +26,14 @@ _CANNOT = (
     Cannot("dimensions", lambda fields: fields.get("dimensions"), "Its vectors have the model's own length."),
 )
 """What llama.cpp's server takes no notice of."""
+_BATCH_SECONDS = 2.0
+_LEAST_BATCH = 32
+_MOST_BATCH = 2048
+_UBATCH = 512
+"""Tokens computed at once at most, as llama-server itself has it."""
+_SPEED = re.compile(r"prompt eval time = +[\d.]+ ms / +(\d+) tokens \(.*?([\d.]+) tokens per second\)")
+_TELLING_TOKENS = 64
+"""Shorter prompts tell more of the overhead than of the speed."""
 
 
 class LlamaCpp(Backend):
@@ -49,12 +60,16 @@ class LlamaCpp(Backend):
             return f"llama.cpp is packaged for Linux and macOS; this is {platform.system}."
         return ""
 
+    def prompt_speed(self, log: str) -> float:
+        """The median of the last prompts, from the server's own timings."""
+        told = [float(speed) for tokens, speed in _SPEED.findall(log) if int(tokens) >= _TELLING_TOKENS]
+        return statistics.median(told[-9:]) if told else 0.0
+
     def command(self, launch: Launch) -> Command:
         """llama-server's own arguments, handed to its server inside our launcher."""
         spec = launch.spec
         args = ["--model", str(launch.model.path), "--host", str(launch.socket), "-ngl", "999", "--metrics"]
         # Without an alias its answers would name the file on this machine.
-        args += ["--alias", launch.model.name]
         args += ["--alias", launch.model.name]
         if spec.mode == "embedding":
             args += ["--embeddings"]
@@ -63,6 +78,8 @@ class LlamaCpp(Backend):
         elif launch.model.chat_template is not None:
             args += ["--chat-template-file", str(launch.model.chat_template)]
         args += ["--ctx-size", str(_context(launch))]
+        if batch := _batch(launch):
+            args += ["--batch-size", str(batch), "--ubatch-size", str(min(batch, _UBATCH))]
         args += spec.flags
         if launch.model.mmproj is not None:
             args += ["--mmproj", str(launch.model.mmproj)]
@@ -70,6 +87,18 @@ class LlamaCpp(Backend):
         if launch.binary is not None:
             return Command(argv=(str(launch.binary), *args))
         return Command(argv=(str(launch.python), "-I", str(launcher("llama_cpp")), *args))
+
+
+def _batch(launch: Launch) -> int:
+    """Tokens of a prompt read at once, as many as fit into two seconds: only in between does the server
+    notice that a client has left. 0 leaves it to the launcher, which looks at the machine, or to the server.
+    """
+    if launch.spec.mode != "completion" or launch.model.mmproj is not None:
+        return 0  # an input to embed, or an image, must fit into one batch
+    if not launch.prompt_speed:
+        return 0 if launch.binary is None else _UBATCH
+    fitting = max(_LEAST_BATCH, min(_MOST_BATCH, int(launch.prompt_speed * _BATCH_SECONDS)))
+    return 1 << (fitting.bit_length() - 1)
 
 
 def _context(launch: Launch) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +20,7 @@ from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.host import Prepared
 from greenroom.runner.engines.launchers import launcher
+from greenroom.runner.engines.paths import EngineFolder
 
 pytestmark = pytest.mark.real
 
@@ -165,6 +169,23 @@ def test_mlx_loads_answers_and_stops_on_a_unix_socket(stage, mlx_python, smollm2
     assert not stage.alive(pid)
 
 
+@pytest.fixture
+def mlx(stage, mlx_python, smollm2_mlx):
+    """mlx with the real model, ready."""
+
+    def prepare(spec, socket):
+        model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
+        launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
+        return Prepared(Mlx().command(launch), Mlx.readiness, model_name="default_model")
+
+    host, stage.started = stage.host(prepare=prepare), stage.spec(backend="mlx")
+    host.start(stage.started)
+    _, _, stage.endpoint = stage.heard.wait("spawned")
+    stage.heard.wait("ready", bound=100)
+    stage.log = EngineFolder.of(stage.folder, stage.started.engine_id).read_log
+    return stage
+
+
 def test_mlx_whose_load_dies_ends_with_the_reason(stage, mlx_python, tmp_path):
     def prepare(spec, socket):
         (tmp_path / "empty").mkdir()
@@ -176,6 +197,55 @@ def test_mlx_whose_load_dies_ends_with_the_reason(stage, mlx_python, tmp_path):
     (end,) = stage.heard.wait("exited", bound=100)
     assert not end.expected
     assert "config.json" in end.summary
+
+
+def leaving(endpoint, body):
+    """A client that sends a request and is ready to leave."""
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(endpoint)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    return connection.sock
+
+
+def asking(words, **fields):
+    return {"messages": [{"role": "user", "content": words}], "model": "default_model", **fields}
+
+
+@pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
+def test_mlx_ends_what_nobody_reads_although_it_is_not_streamed(mlx, seed):
+    never_ending = asking(
+        "Count to a million.", max_tokens=20000, logit_bias={"2": -100, "0": -100}, seed=seed
+    )
+    client = leaving(mlx.endpoint, never_ending)
+    mlx.until(lambda: "Prompt processing progress: 1/1" in mlx.log().rpartition("Prompt Cache")[2])
+    client.close()
+    # Another seed is served alone, after all that runs: so what nobody reads is over by then.
+    assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
+
+
+def test_mlx_gives_up_a_prompt_that_is_read_for_nobody(mlx):
+    client = leaving(mlx.endpoint, asking("word and again " * 1500, max_tokens=5))
+    mlx.until(lambda: re.search(r"Prompt processing progress: [1-9]\d*/4\d\d\d", mlx.log()))
+    client.close()
+    assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
+
+
+def test_llama_cpp_gives_up_a_prompt_that_is_read_for_nobody(llama):
+    host = llama.host(**llama.options)
+    host.start(spec := llama.spec(backend="llama.cpp", context_size=8192, flags=("--batch-size", "64")))
+    _, _, endpoint = llama.heard.wait("spawned")
+    llama.heard.wait("ready", bound=60)
+
+    def log():
+        return EngineFolder.of(llama.folder, spec.engine_id).read_log()
+
+    client = leaving(endpoint, asking("word and again " * 2500, max_tokens=5))
+    llama.until(lambda: "launch_slot_" in log())
+    client.close()
+    llama.until(lambda: "cancel task" in log())
+    (read,) = llama.until(lambda: re.findall(r"stop processing: n_tokens = (\d+)", log()), bound=60)
+    assert int(read) < 2500, "of 7,500"
 
 
 def test_the_vllm_launcher_becomes_the_module_it_is_given(tmp_path):

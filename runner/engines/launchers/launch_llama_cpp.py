@@ -7,6 +7,7 @@ that may come here. One that xllamacpp cannot set is refused with a sentence, ne
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import signal
@@ -169,6 +170,12 @@ _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _ON = {"on": True, "off": False, "1": True, "0": False, "true": True, "false": False}
 
 
+_BATCH_SECONDS = 2.0
+_CORE_FLOPS = 25e9
+"""What a core computes of quantised products in a second: a modest guess, until an engine has measured."""
+_BYTES_PER_WEIGHT = 0.6
+
+
 class Unusable(Exception):
     """An argument that cannot be followed; the text is the sentence."""
 
@@ -284,8 +291,6 @@ class Arguments:
             modes = {"--mmap": "MMAP", "--no-mmap": "NONE", "--mlock": "MMAP_MLOCK"}
             mode = modes.get(name, "DIRECT_IO" if name in ("--direct-io", "-dio") else "AUTO")
             self._set(name, "load_mode", library.llama_load_mode[f"LLAMA_LOAD_MODE_{mode}"])
-        elif name in ("--verbose", "-v"):
-            params.verbosity = 9
         elif name == "--control-vector-layer-range" and len(rest) >= 2:
             params.control_vector_layer_start, params.control_vector_layer_end = (
                 int(rest.pop()),
@@ -312,6 +317,44 @@ class Arguments:
             setattr(self.params, place, value)
 
 
+def guess_batch(size: int, cores: int) -> int:
+    """Tokens of a prompt that a processor reads in two seconds, guessed from the size of the model's file.
+
+    The server notices only between two batches that a client has left.
+    """
+    speed = cores * _CORE_FLOPS / max(1.0, 2 * size / _BYTES_PER_WEIGHT)
+    fitting = max(32, min(512, int(speed * _BATCH_SECONDS)))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def _pace(library: Any, params: Any, words: list[str]) -> None:
+    """Make batches short where nobody has said how long they shall be."""
+    said = {part.partition("=")[0] for part in words} & {"--batch-size", "-b", "--ubatch-size", "-ub"}
+    if said or params.embedding or params.mmproj.path:
+        return
+    kinds = {str(device["type"]) for device in library.get_device_info()}
+    if any("CPU" not in kind for kind in kinds):
+        params.n_batch = 512
+        return
+    shards = sorted(Path(params.model.path).parent.glob(_shards_of(Path(params.model.path).name)))
+    size = sum(shard.stat().st_size for shard in shards)
+    params.n_batch = guess_batch(
+        size, params.cpuparams.n_threads if params.cpuparams.n_threads > 0 else _cores()
+    )
+    params.n_ubatch = min(params.n_ubatch, params.n_batch)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _shards_of(name: str) -> str:
+    """A pattern for all files of a model: `x-00001-of-00003.gguf` has two more."""
+    return (
+        glob.escape(name) if "-00001-of-" not in name else glob.escape(name).replace("-00001-of-", "-*-of-")
+    )
+
+
 def _split(word: str) -> list[str]:
     """`--name=value` is two words; a value that contains `=` is left alone."""
     name, equals, value = word.partition("=")
@@ -326,6 +369,7 @@ def main() -> int:
 
     try:
         params = Arguments(xllamacpp).take(sys.argv[1:])
+        _pace(xllamacpp, params, sys.argv[1:])
     except Unusable as problem:
         sys.stderr.write(f"error: invalid argument: {problem}\n")
         return 2

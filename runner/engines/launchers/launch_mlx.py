@@ -1,4 +1,8 @@
-"""Runs mlx-lm's own server on a unix socket: `launch_mlx.py --socket PATH --model FOLDER [its options]`."""
+"""Runs mlx-lm's own server on a unix socket: `launch_mlx.py --socket PATH --model FOLDER [its options]`.
+
+Added to it: prompts are read in pieces that last a second, and a request whose client has left ends, also
+when it is not streamed, still waits, or has its prompt read.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,21 @@ import os
 import socket
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from keeper_watch import die_at_once_when_told, end_with_keeper  # type: ignore[import-not-found]
+from prompt_pace import Pace  # type: ignore[import-not-found]
+from replies import Replies  # type: ignore[import-not-found]
 
 sys.path.pop(0)
+
+_of_this_thread = threading.local()
+"""`connection`: of the request that this thread answers."""
 
 
 def main() -> None:
@@ -25,6 +36,15 @@ def main() -> None:
     del sys.argv[place : place + 2]
 
     from mlx_lm import server  # type: ignore[import-not-found,unused-ignore]
+
+    pace = Pace()
+    server.BatchGenerator = paced(server.BatchGenerator, pace)
+    server.ResponseGenerator = attentive(server.ResponseGenerator, pace)
+
+    class Handler(server.APIHandler):  # type: ignore[misc,unused-ignore]
+        def handle_completion(self, *args: Any) -> None:
+            _of_this_thread.connection = self.connection
+            super().handle_completion(*args)
 
     class UnixHTTPServer(ThreadingHTTPServer):
         daemon_threads = True
@@ -42,6 +62,12 @@ def main() -> None:
             # The handlers' log lines want a host and a port; a unix socket's peer has neither.
             return self.socket.accept()[0], ("local", 0)
 
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            if isinstance(sys.exc_info()[1], ConnectionError):
+                sys.stderr.write("the client has left; its request ends\n")
+            else:
+                super().handle_error(request, client_address)
+
     # mlx-lm has no public way to another kind of socket. These two names exist since 0.32.0, the oldest
     # version we run.
     serve = server._run_http_server  # noqa: SLF001
@@ -50,10 +76,78 @@ def main() -> None:
         generation = generator._generation_thread  # noqa: SLF001
         # When a load or a generation dies, the server would go on answering 503 for ever.
         threading.Thread(target=_exit_after, args=(generation,), daemon=True).start()
-        serve(host, port, generator, server_class=UnixHTTPServer)
+        serve(host, port, generator, server_class=UnixHTTPServer, handler_class=Handler)
 
     server._run_http_server = serve_on_socket  # noqa: SLF001
     server.main()
+
+
+def attentive(base: Any, pace: Pace) -> Any:
+    """mlx-lm's `ResponseGenerator`, but that requests end when their clients leave."""
+
+    class AttentiveGenerator(base):  # type: ignore[misc]
+        def generate(self, request: Any, args: Any, progress_callback: Any = None) -> tuple[Any, Any]:
+            if not self.generation_available():
+                raise RuntimeError("generation thread died")
+            replies = Replies(getattr(_of_this_thread, "connection", None))
+            self.requests.put((replies, request, args))
+            said = replies.follow(self.generation_available)
+            context = next(said)
+            if isinstance(context, Exception):
+                raise context
+            return context, _tokens(said, progress_callback)
+
+        def _next_request(self, timeout: float | None = None) -> Any:
+            found = super()._next_request(timeout)
+            return None if found is not None and getattr(found[0], "left", False) else found
+
+        def _serve_single(self, request: Any, stream: Any) -> None:
+            request[0].piece = pace.took
+            self.cli_args.prefill_step_size = pace.step
+            super()._serve_single(request, stream)
+
+    return AttentiveGenerator
+
+
+def _tokens(said: Iterator[Any], progress: Any) -> Iterator[Any]:
+    for item in said:
+        if item is None:
+            return
+        if isinstance(item, Exception):
+            raise item
+        if not isinstance(item, tuple):
+            yield item
+        elif progress is not None:
+            progress(*item)
+
+
+def paced(base: Any, pace: Pace) -> Any:
+    """mlx-lm's `BatchGenerator`, but that pieces of prompts have the length that fits this machine."""
+
+    class PacedGenerator(base):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._prompts_read: dict[int, int] = {}
+
+        def next(self) -> Any:
+            self.prefill_step_size = self._prompt_batch.prefill_step_size = pace.step
+            begun = time.monotonic()
+            prompts, tokens = super().next()
+            took = time.monotonic() - begun
+            longest = 0
+            for one in prompts:
+                longest = max(longest, one.progress[0] - self._prompts_read.pop(one.uid, 0))
+                if not one.end_of_prompt:
+                    self._prompts_read[one.uid] = one.progress[0]
+            pace.took(longest, took)
+            return prompts, tokens
+
+        def remove(self, uids: Any, *args: Any, **options: Any) -> Any:
+            for uid in uids:
+                self._prompts_read.pop(uid, None)
+            return super().remove(uids, *args, **options)
+
+    return PacedGenerator
 
 
 def _exit_after(generation: threading.Thread) -> None:

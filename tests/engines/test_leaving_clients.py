@@ -1,0 +1,235 @@
+"""A client that leaves ends its generation: what our launchers add to engines that would go on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import queue
+import socket
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from greenroom.actors.facts import EngineSpec
+from greenroom.runner.backends.declaration import Launch, ModelFiles
+from greenroom.runner.backends.llama_cpp import LlamaCpp
+from greenroom.runner.engines.launchers import launcher
+from greenroom.runner.engines.launchers.prompt_pace import LEAST, MOST, Pace
+from greenroom.runner.engines.launchers.replies import ClientLeft, Replies, has_left
+from greenroom.runner.engines.previous import prompt_speed
+
+TIMING = (
+    "2.24.768.474 I slot print_timing: id  2 | task 4 | prompt eval time =  140792.63 ms /  3601 tokens "
+    "(   39.10 ms per token,    25.58 tokens per second)\n"
+)
+
+
+class Context:
+    stopped = False
+
+    def stop(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def test_a_connection_counts_as_left_only_when_its_other_end_is_closed(pair):
+    ours, theirs = pair
+    assert not has_left(ours)
+    theirs.send(b"more")
+    assert not has_left(ours)
+    assert ours.recv(4) == b"more"
+    theirs.close()
+    assert has_left(ours)
+
+
+def test_a_generation_whose_client_leaves_is_told_to_stop_although_tokens_keep_coming(pair):
+    ours, theirs = pair
+    replies, context = Replies(ours), Context()
+    replies.put(context)
+    said = replies.follow(lambda: True)
+    assert next(said) is context
+    theirs.close()
+
+    def go_on():
+        while True:
+            replies.put("token")
+            next(said)
+
+    with pytest.raises(ClientLeft):
+        go_on()
+    assert context.stopped
+
+
+def test_one_that_left_before_its_turn_is_stopped_when_its_generation_begins(pair):
+    ours, theirs = pair
+    replies, context = Replies(ours), Context()
+    theirs.close()
+    with pytest.raises(ClientLeft):
+        next(replies.follow(lambda: True))
+    assert replies.left
+    replies.put(context)
+    assert context.stopped
+
+
+def test_a_prompt_that_is_read_for_nobody_is_given_up_between_two_pieces():
+    replies = Replies(None)
+    pieces = []
+    replies.piece = lambda tokens, seconds: pieces.append(tokens)
+    replies.put((0, 100))
+    replies.put((32, 100))
+    replies.leave()
+    with pytest.raises(ClientLeft):
+        replies.put((64, 100))
+    replies.put(ValueError("the reason still gets through"))
+    assert pieces == [32]
+
+
+def test_a_request_whose_engine_died_does_not_wait_for_ever():
+    with pytest.raises(RuntimeError, match="died"):
+        next(Replies(None).follow(lambda: False))
+
+
+def test_pieces_of_prompts_shrink_on_a_slow_machine_and_grow_on_a_fast_one():
+    pace = Pace()
+    pace.took(32, 3.2)
+    assert pace.step == 8
+    for _ in range(20):
+        pace.took(pace.step, 0.1)
+    assert pace.step == MOST
+    pace.took(MOST, 4.0)
+    assert pace.step == 512
+    pace.took(3, 0.001)
+    assert pace.step == 512, "a short prompt says nothing of how fast long ones are"
+    pace.took(1, 500.0)
+    assert pace.step == LEAST
+
+
+def mlx_launcher():
+    spec = importlib.util.spec_from_file_location("launch_mlx_under_test", launcher("mlx"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_mlxs_queue_drops_what_nobody_waits_for_any_more():
+    class Generator:
+        def __init__(self):
+            self.requests = queue.Queue()
+
+        def _next_request(self, timeout=None):
+            return self.requests.get_nowait()
+
+    generator = mlx_launcher().attentive(Generator, Pace())()
+    left, waits = Replies(None), Replies(None)
+    left.leave()
+    generator.requests.put((left, "a", "b"))
+    generator.requests.put((waits, "c", "d"))
+    assert generator._next_request() is None
+    assert generator._next_request() == (waits, "c", "d")
+
+
+def test_mlxs_batches_take_the_pace_that_was_measured():
+    class Generator:
+        def __init__(self):
+            self.prefill_step_size, self._prompt_batch = 2048, SimpleNamespace(prefill_step_size=2048)
+
+        def next(self):
+            return [SimpleNamespace(uid=1, progress=(self.prefill_step_size, 4000), end_of_prompt=False)], []
+
+    pace = Pace()
+    generator = mlx_launcher().paced(Generator, pace)()
+    generator.next()
+    assert (generator.prefill_step_size, generator._prompt_batch.prefill_step_size) == (32, 32)
+    assert pace.step == 64
+
+
+def test_an_answer_is_read_by_one_thread_while_another_gives_it():
+    replies = Replies(None)
+    context = Context()
+
+    def give():
+        for item in (context, (1, 2), "a", "b", None):
+            replies.put(item)
+
+    giver = threading.Thread(target=give)
+    giver.start()
+    said = replies.follow(lambda: True)
+    assert next(said) is context
+    assert list(mlx_launcher()._tokens(said, None)) == ["a", "b"]
+    giver.join()
+
+
+# llama.cpp: the server looks between two batches
+
+
+def batches(speed=0.0, *, binary=None, mode="completion", flags=(), mmproj=None):
+    spec = EngineSpec(
+        engine_id="e", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m", mode=mode,
+        flags=flags,
+    )  # fmt: skip
+    model = ModelFiles(path=Path("/m.gguf"), format="gguf", name="m", mmproj=mmproj)
+    launch = Launch(
+        spec=spec, root=Path("/"), python=Path("/py"), model=model, socket=Path("/s"), binary=binary,
+        prompt_speed=speed,
+    )  # fmt: skip
+    argv = LlamaCpp().command(launch).argv
+    return {name: argv[argv.index(name) + 1] for name in ("--batch-size", "--ubatch-size") if name in argv}
+
+
+@pytest.mark.parametrize(
+    ("speed", "batch"), [(5, 32), (25.6, 32), (60, 64), (235, 256), (600, 1024), (9e4, 2048)]
+)
+def test_llama_cpps_batches_last_two_seconds_at_the_speed_that_was_measured(speed, batch):
+    assert batches(speed) == {"--batch-size": str(batch), "--ubatch-size": str(min(512, batch))}
+
+
+def test_batches_are_left_alone_where_an_input_must_fit_into_one():
+    assert batches(60, mode="embedding") == batches(60, mode="reranking") == {}
+    assert batches(60, mmproj=Path("/p.gguf")) == {}
+
+
+def test_a_users_own_server_begins_with_short_batches_and_a_users_own_flag_wins():
+    assert batches(binary=Path("/b"))["--batch-size"] == "512"
+    argv = batches(60, flags=("--batch-size", "7"))
+    assert argv["--batch-size"] == "64", "the user's comes later on the command line, and the last one counts"
+
+
+def test_before_anything_was_measured_batches_follow_from_the_models_size():
+    spec = importlib.util.spec_from_file_location("launch_llama_cpp_under_test", launcher("llama_cpp"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.guess_batch(98_000_000, 2) == 256
+    assert module.guess_batch(4_100_000_000, 8) == 32
+    assert module.guess_batch(1000, 64) == 512
+
+
+def test_the_speed_is_the_one_the_last_engine_of_the_model_has_logged(tmp_path):
+    spec = EngineSpec(engine_id="e-9", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m")
+
+    def engine(name, log, **fields):
+        (tmp_path / name).mkdir()
+        about = {
+            "backend": "llama.cpp",
+            "installation_id": "i",
+            "model_id": "m",
+            "mode": "completion",
+            "device": "",
+        }
+        (tmp_path / name / "claim").write_text(json.dumps({"about": {"spec": {**about, **fields}}}))
+        (tmp_path / name / "log").write_text(log)
+
+    assert prompt_speed(tmp_path / "none", spec, LlamaCpp().prompt_speed) == 0.0
+    engine("e-1", "prompt eval time = 9 ms / 3 tokens ( 3 ms per token, 999.00 tokens per second)\n")
+    engine("e-2", TIMING)
+    engine("e-3", TIMING.replace("25.58", "777.00"), model_id="other")
+    (tmp_path / "e-4").mkdir()
+    (tmp_path / "e-4" / "claim").write_text("[]")
+    assert prompt_speed(tmp_path, spec, LlamaCpp().prompt_speed) == 25.58

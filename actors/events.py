@@ -390,6 +390,8 @@ class ConfigChanged(Event, frozen=True, kw_only=True):
     flags: tuple[str, ...] | None = None
     keep_alive: float | None = None
     """Seconds; negative means for ever."""
+    reset: tuple[str, ...] = ()
+    """Names of those three that are as if they had never been set, unless this event sets them."""
 
 
 # library

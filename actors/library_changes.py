@@ -151,7 +151,9 @@ def gone(state: LibraryState, report: msg.ModelGone, seen: LibrarySeen) -> Decis
         return Decision(seen=seen)
     outcome = msg.Removed(untagged=model.tags, deleted=(model.id,), freed=report.freed)
     event = ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=report.freed)
-    return Decision(events=(event,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
+    name = model.tags[0] if model.tags else model.id
+    forget = Tell(to=msg.SCHEDULER, command=msg.ForgetModel(model_id=model.id, model_ref=name))
+    return Decision(events=(event,), effects=(forget, Answer(key=key, outcome=outcome)), seen=seen)
 
 
 def repackage(state: LibraryState, ask: msg.RepackageModel) -> Decision[LibrarySeen]:

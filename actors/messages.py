@@ -406,6 +406,10 @@ class Unloaded(Reply, frozen=True, kw_only=True):
     engines: int
 
 
+ConfigField = Literal["context_size", "flags", "keep_alive"]
+CONFIG_FIELDS: tuple[ConfigField, ...] = ("context_size", "flags", "keep_alive")
+
+
 class Configure(Command, frozen=True, kw_only=True):
     """Change how a model is loaded; what is None stays as it is. 409 while it is in use."""
 
@@ -415,6 +419,15 @@ class Configure(Command, frozen=True, kw_only=True):
     context_size: Context | None = None
     flags: Flags | None = None
     keep_alive: Seconds | None = None
+    reset: Annotated[tuple[ConfigField, ...], Many] = ()
+    """What is as if it had never been set, unless it is set here."""
+
+
+class ForgetModel(Command, frozen=True, kw_only=True):
+    """Library → scheduler: a model was removed. How it was configured goes with it."""
+
+    model_id: Id
+    model_ref: Name
 
 
 class Configured(Reply, frozen=True, kw_only=True):

@@ -8,13 +8,13 @@ derived from the state, in the numbered steps of `scheduler_turn`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import LeaveGate
-from greenroom.actors.facts import EngineSpec, InstallPolicy
+from greenroom.actors.facts import EngineSpec, InstallPolicy, Mode
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -30,11 +30,13 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
+from greenroom.actors.limits import flags_complaint
 from greenroom.actors.quarantine import lifted_by_hand
 from greenroom.actors.scheduler_context import Limits, eviction, fits
 from greenroom.actors.scheduler_queue import AGAIN
 from greenroom.actors.scheduler_report import ledger_reading
 from greenroom.actors.scheduler_state import (
+    ModelConfigState,
     SchedulerSeen,
     SchedulerState,
     Waiting,
@@ -115,6 +117,8 @@ class Scheduler:
                 return self._unload(state, command, now, seen)
             case msg.Configure():
                 return self._configure(state, command, now, seen)
+            case msg.ForgetModel():
+                return Decision(events=_forgotten(state, command))
             case msg.Release():
                 return self._release(state, command, now, seen)
             case msg.Keep(model_id=one, mode=mode, keep_alive=seconds):
@@ -257,17 +261,23 @@ class Scheduler:
             context_size=ask.context_size,
             flags=ask.flags,
             keep_alive=ask.keep_alive,
+            reset=ask.reset,
         )
+        if too_much := flags_complaint(ask.flags or ()):
+            return Decision(reply=refuse("flags_too_long", too_much))
         key = config_key(ask.model_id, ask.mode)
-        old = state.configs.get(key)
-        new = apply(state, Stored(event, "", now.wall, "")).configs[key]
+        old = state.configs.get(key, ModelConfigState())
+        new = apply(state, Stored(event, "", now.wall, "")).configs.get(key, ModelConfigState())
         if new == old:
             return Decision(reply=msg.Configured(changed=False))
         events: list[Event] = [event]
-        reload = old is None or (old.context_size, old.flags) != (new.context_size, new.flags)
+        reload = (old.context_size, old.flags) != (new.context_size, new.flags)
+        model = (seen.models or {}).get(ask.model_id)
+        packaged = model.context_size if model is not None else 0
+        context = packaged if new.context_size is None else new.context_size
         for load in state.loads.values() if reload else ():
             spec = load.spec
-            unlike = (spec.context_size, spec.flags) != (new.context_size or 0, new.flags or ())
+            unlike = (spec.context_size, spec.flags) != (context, new.flags or ())
             if spec.model_id != ask.model_id or spec.mode != ask.mode or not unlike:
                 continue
             engine = seen.engine(spec.engine_id)
@@ -284,8 +294,7 @@ class Scheduler:
                     )
                 )
             events.append(eviction(engine, seen, now, "reconfigured"))
-        before = (old.context_size, old.flags) if old is not None else (None, None)
-        if before != (new.context_size, new.flags):
+        if reload:
             events += lifted_by_hand(state, "it is configured differently now", model_id=ask.model_id)
         return Decision(events=tuple(events), reply=msg.Configured(changed=True))
 
@@ -301,6 +310,15 @@ class Scheduler:
     def settle(self, state: SchedulerState, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
         """The steps of a `Turn`."""
         return take_turn(state, now, seen, self._facts, self._limits)
+
+
+def _forgotten(state: SchedulerState, gone: msg.ForgetModel) -> tuple[Event, ...]:
+    """Take back how a model was configured, in every mode: another time it begins as it comes."""
+    return tuple(
+        ev.ConfigChanged(model_id=gone.model_id, model_ref=gone.model_ref, mode=mode, reset=msg.CONFIG_FIELDS)
+        for mode in get_args(Mode)
+        if config_key(gone.model_id, mode) in state.configs
+    )
 
 
 def _users(spec: EngineSpec, seen: SchedulerSeen) -> int:

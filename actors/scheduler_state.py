@@ -11,7 +11,7 @@ from greenroom.actors.facts import Engine, EngineSpec, Failure, InstallPolicy, M
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.ledger import Memory
-from greenroom.actors.limits import CONTEXT
+from greenroom.actors.limits import CONTEXT, DURATION, flags_complaint
 from greenroom.actors.messages import BackendStatus
 
 T = TypeVar("T")
@@ -341,8 +341,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 breakers=_apply_without(state.breakers, key),
             )
         case ev.ConfigChanged() as e:
-            key = config_key(e.model_id, e.mode)
-            return change(new, configs={**state.configs, key: _apply_config(state, key, e)})
+            return _apply_config(new, e)
         case _:
             return new
 
@@ -396,15 +395,27 @@ def _apply_unproven(
     return {**state.proven, key: left} if left else _apply_without(state.proven, key)
 
 
-def _apply_config(state: SchedulerState, key: str, event: ev.ConfigChanged) -> ModelConfigState:
+def _apply_config(state: SchedulerState, e: ev.ConfigChanged) -> SchedulerState:
+    """A configuration that is changed, and with it the failures that were another one's."""
+    key = config_key(e.model_id, e.mode)
     old = state.configs.get(key, ModelConfigState())
-    # Earlier versions have stored numbers that nothing can be reckoned with.
-    context = None if event.context_size is None else max(-1, min(event.context_size, CONTEXT))
-    return ModelConfigState(
-        context_size=old.context_size if context is None else context,
-        flags=old.flags if event.flags is None else event.flags,
-        keep_alive=old.keep_alive if event.keep_alive is None else event.keep_alive,
+    left = msgspec.structs.replace(old, **dict.fromkeys(e.reset)) if e.reset else old
+    # Older versions stored whatever a client said; what no client may say any more was never said.
+    sane = e.context_size is not None and -1 <= e.context_size <= CONTEXT
+    lasting = e.keep_alive is not None and -DURATION <= e.keep_alive <= DURATION
+    fitting = e.flags is not None and not flags_complaint(e.flags)
+    new = ModelConfigState(
+        context_size=e.context_size if sane else left.context_size,
+        flags=e.flags if fitting else left.flags,
+        keep_alive=e.keep_alive if lasting else left.keep_alive,
     )
+    configs = _apply_without(state.configs, key)
+    if new != ModelConfigState():
+        configs[key] = new
+    breakers = state.breakers
+    if (old.context_size, old.flags) != (new.context_size, new.flags):
+        breakers = {one: it for one, it in breakers.items() if not one.startswith(f"{e.model_id}|")}
+    return msgspec.structs.replace(state, configs=configs, breakers=breakers)
 
 
 def _apply_without(mapping: Mapping[str, T], key: str) -> dict[str, T]:

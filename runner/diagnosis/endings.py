@@ -323,8 +323,12 @@ def _of_reconfiguring(
         if config.context_size is not None:
             parts.append(f"a context of {config.context_size} tokens")
             numbers["context_size"] = float(config.context_size)
+        elif "context_size" in config.reset:
+            parts.append("its own context")
         if config.flags is not None:
             parts.append(f"the flags {' '.join(config.flags) or '(none)'}")
+        elif "flags" in config.reset:
+            parts.append("no flags")
         what = f" It has {' and '.join(parts)} from its next load on." if parts else ""
     return Ending(
         cause="reconfigured",

@@ -247,6 +247,9 @@ class Narrator:
             parts.append(f"flags {' '.join(fields['flags']) or '(none)'}")
         if fields.get("keep_alive") is not None:
             parts.append(f"kept for {format_duration(float(fields['keep_alive']))} after its last request")
+        back = [name.replace("_", " ") for name in fields.get("reset") or () if fields.get(name) is None]
+        if back:
+            parts.append(f"{', '.join(back)} as by default")
         return (
             f"{self._model(fields)} ({fields['mode']}) is configured: {', '.join(parts) or 'as by default'}."
         )

@@ -1,57 +1,72 @@
-"""`/engines/_configure`: how a model is loaded from now on. Survives restarts; merges, never resets.
+"""`/engines/_configure`: how a model is loaded from now on. Survives restarts, and goes with the model.
 
-What a client leaves out stays as it was. A model in use answers 409 and names who uses it.
+What a client leaves out stays as it was; `null`, `0`, an empty text or an empty list take it back. A model in
+use answers 409 and names who uses it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
+from greenroom.actors import limits
 from greenroom.actors.facts import Mode, Model
-from greenroom.actors.messages import SCHEDULER, Configure
+from greenroom.actors.ledger import memory_needed
+from greenroom.actors.messages import SCHEDULER, ConfigField, Configure
 from greenroom.actors.scheduler_state import ModelConfigState, config_key
 from greenroom.runner.backends.flags import refusal
-from greenroom.runner.http.bodies import read_json
+from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.go_text import go_duration, parse_go_duration
 from greenroom.runner.http.headers import request_id_of
+from greenroom.runner.quantities import format_size
+from msgspec import UNSET, Meta, UnsetType
 
 DEFAULT_BACKEND = "llama.cpp"
 _MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")
 _CONTEXT_FLAGS = ("--ctx-size", "-c", "--max-model-len")
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_DEEPEST = 16
+"""Objects and lists inside each other in hf-overrides."""
+_ALIASES = {
+    "context_size": "context-size",
+    "num_ctx": "context-size",
+    "runtime_flags": "runtime-flags",
+    "raw_runtime_flags": "raw-runtime-flags",
+    "keep-alive": "keep_alive",
+}
+"""How other families and tired fingers spell a field; what is meant is not in doubt."""
 
 
 class LlamaCppBody(msgspec.Struct, rename="kebab"):
     """What only llama.cpp understands."""
 
-    reasoning_budget: int | None = None
+    reasoning_budget: Annotated[int, Meta(ge=-1, le=limits.CONTEXT)] | None = None
 
 
 class VllmBody(msgspec.Struct, rename="kebab"):
     """What only vllm understands."""
 
     hf_overrides: dict[str, Any] | None = None
-    gpu_memory_utilization: float | None = None
+    gpu_memory_utilization: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
 class ConfigureBody(msgspec.Struct, rename="kebab"):
     """`POST /engines/_configure`; what is absent stays as it is."""
 
-    model: str = ""
+    model: limits.Name = ""
     mode: Mode | None = None
-    context_size: int | None = None
-    runtime_flags: tuple[str, ...] = ()
-    raw_runtime_flags: str = ""
-    keep_alive: str | None = msgspec.field(name="keep_alive", default=None)
+    context_size: limits.Context | UnsetType | None = UNSET
+    runtime_flags: limits.Flags | UnsetType | None = UNSET
+    raw_runtime_flags: limits.Flag | UnsetType | None = UNSET
+    keep_alive: limits.Id | UnsetType | None = msgspec.field(name="keep_alive", default=UNSET)
     speculative: dict[str, Any] | None = None
     llamacpp: LlamaCppBody | None = None
     vllm: VllmBody | None = None
@@ -69,29 +84,43 @@ class Configuring:
         backend = request.match_info.get("backend", "")
         if backend:
             door.backend(backend)
-        body = await read_json(request, door.backstage.settings.max_body, ConfigureBody)
-        if not body.model:
-            raise HttpRefusal(400, "invalid_request", "invalid request: model is required")
+        body = await read_json(request, door.backstage.settings.max_body, ConfigureBody, aliases=_ALIASES)
+        if not body.model.strip():
+            raise invalid("model is required")
         if (body.speculative or {}).get("draft_model"):
-            raise HttpRefusal(
-                400, "invalid_request", "invalid request: draft models are not offered; leave speculative out"
-            )
+            raise invalid("draft models are not offered; leave speculative out")
         model = door.model(body.model)
-        flags = _flags(body)
-        if flags:
-            self._check(flags, model, backend)
-        mode: Mode = body.mode or ("embedding" if flags and "--embeddings" in flags else "completion")
+        given = _flags(body)
+        mode: Mode = body.mode or ("embedding" if given and "--embeddings" in given else "completion")
         old = door.configs().get(config_key(model.id, mode), ModelConfigState())
+        if given:
+            self._check(given, model, backend)
+        flags, context = _context(body, given)
+        if context is not None:
+            await self._see_that_it_fits(context, model, mode, backend)
+        # A context among the flags, as older versions kept it there, would beat what is said now.
+        flags = _with_options(flags, _without_context(old.flags or ())[0], _options(body, model))
+        if flags is None and context is not None and old.flags:
+            flags = _without_context(old.flags)[0]
+        reset: list[ConfigField] = []
+        if body.context_size in (None, 0) and context is None:
+            reset.append("context_size")
+        if flags == ():
+            flags = None
+            reset.append("flags")
+        if body.keep_alive in (None, ""):
+            reset.append("keep_alive")
         configure = Configure(
             model_id=model.id,
-            model_ref=body.model,
+            model_ref=body.model.strip(),
             mode=mode,
-            context_size=_context(body, flags),
-            flags=_with_options(flags, old.flags or (), _options(body, model)),
-            keep_alive=_keep_alive(body.keep_alive),
+            context_size=context,
+            flags=flags,
+            keep_alive=_keep_alive(body.keep_alive or None),
+            reset=tuple(reset),
         )
         await door.backstage.system.ask(SCHEDULER, configure, cause=request_id_of(request))
-        door.preload(model, body.model, mode, backend)
+        door.preload(model, body.model.strip(), mode, backend)
         return web.Response(status=202)
 
     async def configurations(self, request: web.Request) -> web.Response:
@@ -124,7 +153,39 @@ class Configuring:
         ]
         if all(reasons):
             reason = reasons[0] if reasons else f"no backend of that name reads {model.format}"
-            raise HttpRefusal(500, "flag_refused", reason)
+            sentence = limits.escaped(f"{reason[:1].upper()}{reason[1:]}.", 400)
+            raise HttpRefusal(400, "flag_refused", sentence, param="runtime-flags")
+
+    async def _see_that_it_fits(self, context: int, model: Model, mode: Mode, backend: str) -> None:
+        """Raise HttpRefusal for a context with which the model could not be loaded ever: each request for
+        it would be refused from then on.
+        """
+        backstage = self._door.backstage
+        readers = [
+            one
+            for one in backstage.facts
+            if model.format in one.formats and mode in one.modes and backend in ("", one.name)
+        ]
+        budgets = [
+            # In a thread: limits of the system are read from files.
+            (await asyncio.to_thread(backstage.budget_for, one.name), one.overhead)
+            for one in readers
+        ]
+        if not budgets or any(memory_needed(model, context, more) <= budget for budget, more in budgets):
+            return
+        budget, overhead = max(budgets)
+        needed = memory_needed(model, context, overhead)
+        room = (budget - memory_needed(model, 1, overhead)) // max(model.kv_bytes_per_token, 1)
+        advice = f"The largest that fits is {room} tokens." if room > 0 else "Choose a smaller model."
+        raise HttpRefusal(
+            507,
+            "does_not_fit",
+            f"{shown_name(model)} with a context of {context} tokens needs {format_size(needed)} of memory; "
+            f"engines may use {format_size(budget)} in all.",
+            advice=f"{advice} Nothing was changed.",
+            param="context-size",
+            numbers={"needed": float(needed), "budget": float(budget)},
+        )
 
 
 def _config(config: ModelConfigState) -> dict[str, Any]:
@@ -139,25 +200,56 @@ def _config(config: ModelConfigState) -> dict[str, Any]:
 
 
 def _flags(body: ConfigureBody) -> tuple[str, ...] | None:
+    """The flags as they were given, in either form; None when nothing was said about them."""
     if body.runtime_flags:
-        return body.runtime_flags
-    if not body.raw_runtime_flags:
-        return None
-    try:
-        return tuple(shlex.split(body.raw_runtime_flags))
-    except ValueError as error:
-        raise HttpRefusal(500, "flag_refused", f"invalid runtime flags: {error}") from None
+        flags: tuple[str, ...] = body.runtime_flags
+    elif body.raw_runtime_flags:
+        try:
+            flags = tuple(shlex.split(body.raw_runtime_flags))
+        except ValueError as error:
+            raise invalid(f"raw-runtime-flags cannot be read: {error}", param="raw-runtime-flags") from None
+    else:
+        return None if body.runtime_flags is UNSET and body.raw_runtime_flags is UNSET else ()
+    if too_much := limits.flags_complaint(flags):
+        raise HttpRefusal(400, "flag_refused", too_much, param="runtime-flags")
+    return flags
 
 
-def _context(body: ConfigureBody, flags: Sequence[str] | None) -> int | None:
-    """Tokens; -1 for as many as the model can take. A flag that says the same counts in the ledger too."""
-    if body.context_size is not None:
-        return body.context_size if body.context_size > 0 or body.context_size == -1 else None
-    words = [word for flag in flags or () for word in flag.split("=", 1)]
-    for name, value in pairwise(words):
-        if name in _CONTEXT_FLAGS and value.isdigit():
-            return int(value) or -1
-    return None
+def _context(body: ConfigureBody, flags: tuple[str, ...] | None) -> tuple[tuple[str, ...] | None, int | None]:
+    """The flags without a context among them, and the context: it is kept in one place, for the ledger.
+
+    None where nothing was said. -1 is as many tokens as the model can take. Raises HttpRefusal.
+    """
+    said = body.context_size or None
+    if flags is None:
+        return None, said
+    kept, values = _without_context(flags)
+    for value in values:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) > limits.CONTEXT:
+            raise invalid(
+                f"{limits.escaped(value, 40)} is no number of tokens from 0 to {limits.CONTEXT}",
+                param="runtime-flags",
+            )
+    meant = {int(value) or -1 for value in values} | ({said} if said is not None else set())
+    if len(meant) > 1:
+        raise invalid(
+            "the context is said twice, and not the same; say context-size alone", param="context-size"
+        )
+    return kept, meant.pop() if meant else None
+
+
+def _without_context(flags: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Flags without those for the context, and what those said."""
+    kept: list[str] = []
+    values: list[str] = []
+    words = iter(flags)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name not in _CONTEXT_FLAGS:
+            kept.append(word)
+        else:
+            values.append(value if sign else next(words, ""))
+    return tuple(kept), values
 
 
 def _options(body: ConfigureBody, model: Model) -> dict[str, str]:
@@ -170,31 +262,31 @@ def _options(body: ConfigureBody, model: Model) -> dict[str, str]:
         share, overrides = body.vllm.gpu_memory_utilization, body.vllm.hf_overrides
         if share is not None:
             _only("vllm", "safetensors", model)
-            if not 0 <= share <= 1:
-                raise _invalid("gpu-memory-utilization is a share, from 0 to 1")
             options["--gpu-memory-utilization"] = f"{share:g}"
         if overrides:
             _only("vllm", "safetensors", model)
             _check_keys(overrides)
-            options["--hf-overrides"] = json.dumps(overrides)
+            options["--hf-overrides"] = json.dumps(overrides, allow_nan=False)
     return options
 
 
 def _only(section: str, reads: str, model: Model) -> None:
     if not model.format.startswith(reads):
-        raise _invalid(f"{section} is about {reads} models; {shown_name(model)} is {model.format}")
+        raise invalid(f"{section} is about {reads} models; {shown_name(model)} is {model.format}")
 
 
-def _check_keys(value: Any) -> None:
+def _check_keys(value: Any, depth: int = 0) -> None:
     """Keys become attributes of Python objects: nothing but plain names, however deep they lie."""
+    if depth > _DEEPEST:
+        raise invalid(f"hf-overrides is nested more than {_DEEPEST} deep", param="vllm")
     if isinstance(value, dict):
         for key, inner in value.items():
             if not _KEY.fullmatch(key):
-                raise _invalid(f"hf-overrides has the key {key[:40]!r}, which is no plain name")
-            _check_keys(inner)
+                raise invalid(f"hf-overrides has the key {limits.escaped(key, 40)!r}, which is no plain name")
+            _check_keys(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _check_keys(inner)
+            _check_keys(inner, depth + 1)
 
 
 def _with_options(
@@ -213,14 +305,10 @@ def _with_options(
     return (*kept, *(word for option in options.items() for word in option))
 
 
-def _keep_alive(text: str | None) -> float | None:
-    if text is None:
+def _keep_alive(text: str | UnsetType | None) -> float | None:
+    if not isinstance(text, str):
         return None
     try:
         return parse_go_duration(text)
     except ValueError as error:
-        raise HttpRefusal(400, "invalid_request", f"invalid request: {error}") from None
-
-
-def _invalid(what: str) -> HttpRefusal:
-    return HttpRefusal(400, "invalid_request", f"invalid request: {what}")
+        raise invalid(str(error), param="keep_alive") from None

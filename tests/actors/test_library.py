@@ -390,6 +390,8 @@ class TestRemoving:
         case.when(msg.ModelGone(model_id=SMOL.id, freed=98)).then(ev.ModelRemoved)
         removed = msg.Removed(untagged=(REF,), deleted=(SMOL.id,), freed=98)
         assert case.answers == {f"remove/{SMOL.id}": removed}
+        # How it was configured goes with it.
+        assert case.told("scheduler") == [msg.ForgetModel(model_id=SMOL.id, model_ref=REF)]
 
     def test_asked_twice_is_done_once(self) -> None:
         case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
+from greenroom.actors.kernel.core import Stored
 from greenroom.actors.scheduler_context import Limits
 from stage import Stage, begun, model
 
@@ -195,6 +196,73 @@ class TestConfigure:
         stage = begun(QWEN).serve("r1", "qwen")
         stage.when(msg.Abandon(request_id="r1")).rest()
         assert self.configure(stage, context_size=4096).message == "qwen is being loaded."
+
+    def test_can_be_taken_back_field_by_field(self) -> None:
+        stage = begun(QWEN)
+        self.configure(stage, context_size=4096, flags=("--mlock",), keep_alive=9.0)
+        assert self.configure(stage, reset=("flags",)).changed
+        (config,) = stage.state.configs.values()
+        assert (config.context_size, config.flags, config.keep_alive) == (4096, None, 9.0)
+        assert self.configure(stage, reset=msg.CONFIG_FIELDS).changed
+        assert not stage.state.configs
+        assert not self.configure(stage, reset=msg.CONFIG_FIELDS).changed
+
+    def test_of_one_field_may_be_set_and_the_others_taken_back_at_once(self) -> None:
+        stage = begun(QWEN)
+        self.configure(stage, context_size=4096, flags=("--mlock",))
+        self.configure(stage, context_size=512, reset=msg.CONFIG_FIELDS)
+        (config,) = stage.state.configs.values()
+        assert (config.context_size, config.flags) == (512, None)
+
+    def test_that_is_taken_back_ends_an_engine_that_has_it_and_no_other(self) -> None:
+        packaged = model("qwen", context_size=2048)
+        stage = begun(packaged)
+        stage.loaded("qwen")
+        self.configure(stage, context_size=4096)
+        assert len(stage.stored(ev.EvictionDecided)) == 1
+        stage = begun(packaged)
+        stage.loaded("qwen")
+        self.configure(stage, context_size=2048)
+        self.configure(stage, reset=("context_size",))
+        assert not stage.stored(ev.EvictionDecided)
+
+    def test_goes_with_the_model(self) -> None:
+        stage = begun(QWEN)
+        self.configure(stage, context_size=4096)
+        self.configure(stage, keep_alive=-1.0, mode="embedding")
+        stage.when(msg.ForgetModel(model_id="sha256:other", model_ref="other")).rest()
+        assert len(stage.state.configs) == 2
+        stage.when(msg.ForgetModel(model_id=QWEN.id, model_ref="qwen")).rest()
+        assert not stage.state.configs
+        assert not stage.rebuild().state.configs
+
+    def test_that_is_changed_ends_what_another_one_had_to_answer_for(self) -> None:
+        stage = begun(QWEN)
+        self.configure(stage, flags=("--cache-type-k", "q99"))
+        for number in range(3):
+            stage.serve(f"r{number}", "qwen")
+            stage.dies(stage.spec_of("qwen"))
+        assert stage.state.breakers
+        self.configure(stage, reset=("flags",))
+        assert not stage.state.breakers
+        stage.serve("again", "qwen")
+        assert stage.spec_of("qwen").flags == ()
+
+    @pytest.mark.parametrize(
+        "what",
+        [{"context_size": 10**26}, {"context_size": -7}, {"keep_alive": 1e300}, {"flags": ("x",) * 999}],
+    )
+    def test_that_an_older_version_let_in_without_bounds_counts_for_nothing(self, what: Any) -> None:
+        stage = begun(QWEN)
+        poison = ev.ConfigChanged(model_id=QWEN.id, model_ref="qwen", mode="completion", **what)
+        state = stage.core.apply(stage.state, Stored(poison, "scheduler/9", 0.0, ""))
+        assert not state.configs
+
+    def test_of_too_many_flags_is_refused(self) -> None:
+        stage = begun(QWEN)
+        refusal = self.configure(stage, flags=("--grammar", "x" * 70_000))
+        assert (refusal.status, refusal.code) == (400, "flags_too_long")
+        assert not stage.state.configs
 
 
 class TestDraining:

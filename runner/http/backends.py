@@ -21,7 +21,7 @@ from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.installs import version_meant
-from greenroom.runner.models.references import shown
+from greenroom.runner.http.queries import is_true
 
 _AT_ONCE = 0.5
 """Seconds within which an answer goes out as the answer itself; past them the client follows the Location."""
@@ -181,17 +181,8 @@ class Backends:
 
 
 def _forced(request: web.Request) -> bool:
-    """`?force=true`. Raises HttpRefusal: 400 for what is not understood: too much might go for it."""
-    for name, value in request.query.items():
-        if name not in ("force", "version"):
-            raise HttpRefusal(
-                400,
-                "invalid_request",
-                f'invalid request: "{shown(name)}" is not known here; only version and force are',
-            )
-        if name == "force" and value.lower() not in ("", "0", "1", "false", "true"):
-            raise HttpRefusal(400, "invalid_request", "invalid request: force is true or false")
-    return request.query.get("force", "").lower() in ("1", "true")
+    """`?force=true`. What is not understood is refused, and an empty one is no: too much might go for it."""
+    return bool(request.query.get("force")) and is_true(request, "force")
 
 
 def _installed(one: Installation, status: BackendStatus, engines: int) -> dict[str, Any]:

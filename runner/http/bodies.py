@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 from aiohttp import web
+from greenroom.actors.limits import Name, complaint
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.models.references import shown
 
 BODY: web.RequestKey[bytes] = web.RequestKey("greenroom.body", bytes)
 """A body that was read before its handler came to it."""
+
+IGNORED: web.RequestKey[list[str]] = web.RequestKey("greenroom.ignored", list)
+"""What a request said that is not known here: it is told back in a header, `X-Greenroom-Ignored`."""
 
 _BODY_TIMEOUT = 120.0
 """Seconds for a whole body: generous for 10 MiB on a bad line, and still an end."""
@@ -30,7 +35,7 @@ _UNKNOWN = re.compile(r"unknown field `(.*?)`", re.DOTALL)
 class Routing(msgspec.Struct, frozen=True, gc=False):
     """What routing needs of an inference request; all the rest is the engine's."""
 
-    model: str = ""
+    model: Name = ""
     stream: bool | None = False
     keep_alive: str | float | None = None
     """How long the model shall stay: a duration, or a number of seconds; negative means for ever."""
@@ -90,26 +95,90 @@ def routing_of(body: bytes) -> Routing:
     return routing
 
 
-async def read_json(request: web.Request, limit: int, kind: type[T], what: str = "") -> T:
-    """The body as a struct. `what` is said when it does not fit, such as `backend is required`."""
+async def read_json(
+    request: web.Request,
+    limit: int,
+    kind: type[T],
+    what: str = "",
+    *,
+    aliases: Mapping[str, str] | None = None,
+) -> T:
+    """The body as a struct, or as its defaults when there is none.
+
+    `what` is said when it does not fit, such as `backend is required`; `aliases` are other spellings of
+    fields. What is in the body and not in the struct is refused where the struct forbids it, and otherwise
+    told back as ignored.
+    """
     body = await read_body(request, limit)
     try:
-        return msgspec.json.decode(body or b"{}", type=kind)
+        if aliases is not None:
+            body = _spelled(body, aliases)
+        found = msgspec.json.decode(body or b"{}", type=kind)
+        if ignored := [*_unknown(body, kind)]:
+            request.setdefault(IGNORED, []).extend(ignored)
     except NOT_UNDERSTOOD as error:
         raise _not_understood(error, what) from None
+    return found
+
+
+def invalid(what: str, param: str | None = None) -> HttpRefusal:
+    """400, in the contract's words."""
+    return HttpRefusal(400, "invalid_request", f"invalid request: {what}", param=param)
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _spelled(body: bytes, aliases: Mapping[str, str]) -> bytes:
+    """The body with every field under its own name. Raises HttpRefusal for one that comes twice."""
+    if not body:
+        return body
+    fields: dict[str, msgspec.Raw] = {}
+    for given, value in _fields.decode(body).items():
+        name = aliases.get(given, given)
+        if name in fields:
+            raise invalid(f'"{name}" is said twice', param=name)
+        fields[name] = value
+    return msgspec.json.encode(fields)
+
+
+def _unknown(body: bytes, kind: type[Any], prefix: str = "") -> Iterator[str]:
+    """The fields of a JSON object that its struct does not have, those of objects in it too."""
+    if not body:
+        return
+    structs = {}
+    hints = get_type_hints(kind)
+    for field in msgspec.structs.fields(kind):
+        options = (hints[field.name], *get_args(hints[field.name]))
+        structs[field.encode_name] = next(
+            (one for one in options if isinstance(one, type) and issubclass(one, msgspec.Struct)), None
+        )
+    for name, value in _fields.decode(body).items():
+        if name not in structs:
+            yield prefix + name
+        elif (inner := structs[name]) is not None and bytes(value) != b"null":
+            yield from _unknown(bytes(value), inner, f"{prefix}{name}.")
 
 
 def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
     # msgspec names the field of a wrong type; for broken JSON it names the byte. Neither shows the content.
+    field = ""
     if isinstance(error, RecursionError):
-        what = what or "JSON is nested too deeply"
-    field = _FIELD.search(str(error)) if isinstance(error, msgspec.ValidationError) else None
-    # What is wrong with another field than the one that must be there is no matter of that one.
-    if isinstance(error, msgspec.ValidationError) and (unknown := _UNKNOWN.search(str(error))):
-        what = f'"{shown(unknown[1])}" is not known here'
-    detail = str(error) if field is not None and not what.startswith(field[1]) else what or str(error)
-    param = "model" if isinstance(error, msgspec.ValidationError) and "$.model" in str(error) else None
-    return HttpRefusal(400, "invalid_request", f"invalid request: {detail}", param=param)
+        what = "JSON is nested too deeply"
+    elif isinstance(error, UnicodeDecodeError):
+        what = "the text is not UTF-8"
+    elif isinstance(error, msgspec.ValidationError):
+        field, sentence = complaint(error)
+        place = _FIELD.search(str(error))
+        if unknown := _UNKNOWN.search(str(error)):
+            what = f'"{shown(unknown[1])}" is not known here'
+        elif sentence:
+            what = sentence
+        elif place is not None and not what.startswith(place[1]):
+            # What is wrong with another field than the one that must be there is no matter of that one.
+            what = str(error)
+        field = field or (place[1] if place is not None else "")
+    return invalid(what or str(error), param=field or None)
 
 
 def _too_large(limit: int) -> HttpRefusal:

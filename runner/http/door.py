@@ -9,6 +9,7 @@ from typing import Any
 
 from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.messages import SCHEDULER
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler_state import ModelConfigState, Quarantine, SchedulerState
@@ -22,8 +23,10 @@ from greenroom.runner.http.upstreams import Upstreams
 from greenroom.runner.http.visitors import Visitors
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 
-_NAMES = 10_000
+_NAMES = 1_000
 """Names that are remembered: clients use few, and hostile ones shall not fill the memory."""
+_REMEMBERED = 256
+"""Characters of a name that is remembered; a longer one is looked up each time."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,9 @@ class Door:
 
     def model(self, name: str, param: str = "model") -> Model:
         """The model of that name. Raises HttpRefusal: 404 when it is not here, 400 when it is no name."""
+        if not is_line(name):
+            message = f"A model's name is one line of at most {NAME} printable characters."
+            raise HttpRefusal(400, "bad_model_name", message, param=param)
         models = self.backstage.models()
         if models != self._models:
             self._models, self._named = models, {}
@@ -70,7 +76,7 @@ class Door:
                 f'model "{name}" is not here; run: greenroom pull {name}',
                 param=param,
             )
-        if len(self._named) < _NAMES:
+        if len(name) <= _REMEMBERED and len(self._named) < _NAMES:
             self._named[name] = model
         return model
 

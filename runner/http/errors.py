@@ -126,6 +126,15 @@ def answer(
     return web.Response(status=status, text=refusal.sentence() + "\n", headers=headers)
 
 
+def family_of(request: web.BaseRequest) -> Family:
+    """Inference speaks its family's error object wherever it is mounted; the verbs speak text."""
+    path = request.path
+    if path.endswith(("/v1/messages", "/v1/messages/count_tokens")):
+        return "anthropic"
+    inference = "/v1/" in path or path.endswith(("/rerank", "/score"))
+    return "openai" if inference and "/models/" not in path.partition("/v1/")[0] else "text"
+
+
 def answer_error(request: web.BaseRequest, error: BaseException, family: Family) -> web.Response:
     """The response for an exception."""
     return answer(request, refusal_of(error), family, getattr(error, "param", None))

@@ -10,6 +10,8 @@ from greenroom.runner.http.wire import Answer
 from multidict import CIMultiDict
 
 REQUEST_ID = "X-Request-Id"
+IGNORED_HEADER = "X-Greenroom-Ignored"
+"""Names of what a request said that is not known here."""
 ID: web.RequestKey[str] = web.RequestKey("greenroom.id", str)
 
 _FORWARDED = frozenset(

@@ -17,6 +17,7 @@ from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.headers import request_id_of
+from greenroom.runner.http.queries import is_true
 from greenroom.runner.http.serving import prospects
 from greenroom.runner.http.transfers import canonical
 from greenroom.runner.models.description import described, described_remote, files_of
@@ -57,7 +58,7 @@ class Models:
     async def one(self, request: web.Request) -> web.StreamResponse:
         """One model, by any of its names: what it is, of which files, and what would serve it."""
         name = request.match_info["reference"]
-        if is_true(request.query.get("remote")):
+        if is_true(request, "remote"):
             return await self._door.visitors.attend(request, lambda: self._remote(name))
         model = self._door.model(name)
         store = self._door.backstage.store
@@ -66,7 +67,8 @@ class Models:
         except JobFailed as failed:
             raise Refused(refusal_of(failed.failure)) from None
         more = {"source": model.source, "bytes": model.size, "files": files}
-        serving = prospects(self._door, model)
+        # In a thread: what engines may use depends on limits that are read from files.
+        serving = await asyncio.to_thread(prospects, self._door, model)
         return web.json_response(described(model, config) | more | {"serving": serving})
 
     async def _remote(self, name: str) -> web.Response:
@@ -130,7 +132,7 @@ class Models:
         """Remove a tag, and with its last one the model; by id, the model. 409 while it is in use."""
         name = request.match_info["reference"]
         model = self._door.model(name)
-        force = is_true(request.query.get("force"))
+        force = is_true(request, "force")
         remove = RemoveModel(model_id=model.id, tag=_tag_meant(name, model), force=force)
         removed = await self._door.backstage.system.ask(LIBRARY, remove, cause=request_id_of(request))
         if not isinstance(removed, Removed):
@@ -140,7 +142,7 @@ class Models:
 
     async def purge(self, request: web.Request) -> web.Response:
         """Remove all models, and what no model needs. Those in use stay, unless it is forced."""
-        force = is_true(request.query.get("force"))
+        force = is_true(request, "force")
         system = self._door.backstage.system
         kept: list[KernelError] = []
         for model in self._door.backstage.models():
@@ -183,8 +185,3 @@ def _tag_meant(name: str, model: Model) -> str:
         return ""
     # A partial name stands for the model's only tag.
     return tag if tag in model.tags or len(model.tags) != 1 else model.tags[0]
-
-
-def is_true(text: str | None) -> bool:
-    """A query's yes, in all the forms Go knows."""
-    return text is not None and text in ("", "1", "t", "T", "TRUE", "true", "True")

@@ -20,12 +20,12 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
 from greenroom.runner.daemon import Greenroom, greenroom_version
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
 from greenroom.runner.http.app import DOOR, front_door
 from greenroom.runner.http.connections import Connections
+from greenroom.runner.http.malformed import Runner
 from greenroom.runner.proof import write_privately
 
 _log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class _Serving:
         app = front_door(
             greenroom, allowed_hosts=self._hosts, allowed_origins=self._origins, stop=self._asked_to_stop
         )
-        runner = web.AppRunner(
+        runner = Runner(
             app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_CLOSE, handle_signals=False
         )
         most = connections_within(raise_soft_limit(), open_now())

@@ -23,6 +23,7 @@ from greenroom.actors.messages import LIBRARY, SCHEDULER, Pull
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.app import DOOR, front_door
+from greenroom.runner.http.malformed import Runner
 from greenroom.runner.testing import fake_backend, tiny_gguf
 
 BOUND = 15.0
@@ -159,7 +160,9 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         if prefix:
             served = web.Application()
             served.add_subapp(prefix, app)
-        runner = web.AppRunner(served, access_log=None, shutdown_timeout=0.3, **(host or {}))
+        # A host has its own; the daemon has this one.
+        kind = web.AppRunner if prefix else Runner
+        runner = kind(served, access_log=None, shutdown_timeout=0.3, **(host or {}))
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)

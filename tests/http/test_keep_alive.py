@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
+from greenroom.runner.http.app import DOOR
+
+JSON = {"Accept": "application/json"}
 
 
 async def _row(house: Any) -> Any:
@@ -159,14 +163,28 @@ class TestConfigure:
             ({"keep_alive": 300}, "keep_alive"),
             ({"keep_alive": "forever"}, "is not a duration"),
             ({"context-size": "many"}, "context-size"),
+            ({"context-size": -7}, '"context-size" must be at least -1'),
+            ({"context-size": 10**320}, '"context-size" must be at most'),
+            ({"context-size": 512, "num_ctx": 1024}, '"context-size" is said twice'),
+            ({"context-size": 512, "runtime-flags": ["-c", "1024"]}, "the context is said twice"),
+            ({"runtime-flags": ["--ctx-size", "many"]}, "many is no number of tokens"),
+            ({"runtime-flags": ["--ctx-size"]}, "is no number of tokens"),
+            ({"runtime-flags": ["--tokens", "a\0b"]}, "text without control characters"),
+            ({"runtime-flags": ["--tokens", "9" * 100_000]}, "is too long"),
+            ({"runtime-flags": ["--tokens"] * 200}, "128 entries"),
+            ({"keep_alive": "9" * 400 + "s"}, '"keep_alive" is too long'),
+            ({"keep_alive": "9" * 200 + "s"}, "is not a duration"),
+            ({"keep_alive": "9" * 90 + "s"}, "more than ten years"),
+            ({"keep_alive": "999999h"}, "more than ten years"),
         ],
     )
     async def test_what_cannot_be_is_refused_with_a_sentence(
         self, open_house: Any, body: Any, said: str
     ) -> None:
-        house = await open_house()
+        house = await open_house(backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c"})})
         status, text = await self.configured(house, **body)
         assert status == 400
+        assert not house.app[DOOR].configs()
         assert said in text
 
     @pytest.mark.parametrize(
@@ -174,11 +192,12 @@ class TestConfigure:
         [
             ({"context-size": -1}, -1),
             ({"context-size": 0}, None),
-            ({"context-size": -7}, None),
             ({"runtime-flags": ["--ctx-size", "512"]}, 512),
             ({"raw-runtime-flags": "-c 512"}, 512),
             ({"runtime-flags": ["--ctx-size=512"]}, 512),
             ({"runtime-flags": ["--ctx-size", "0"]}, -1),
+            ({"context_size": 512}, 512),
+            ({"num_ctx": 512}, 512),
         ],
     )
     async def test_the_context_counts_however_it_is_said(
@@ -187,3 +206,55 @@ class TestConfigure:
         house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "-c"})})
         config = await self.configured(house, keep_alive="1h", **body)
         assert config.get("context-size") == context
+        assert "runtime-flags" not in config
+
+    @pytest.mark.parametrize("nothing", [None, 0], ids=["null", "zero"])
+    async def test_what_is_taken_back_is_as_if_it_had_never_been_said(
+        self, open_house: Any, nothing: int | None
+    ) -> None:
+        house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+        said = {"context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h"}
+        await self.configured(house, **said)
+        config = await self.configured(house, **{"context-size": nothing})
+        assert config == {"runtime-flags": ["--tokens", "2"], "keep_alive": "1h0m0s"}
+        config = await self.configured(house, **{"runtime-flags": []})
+        assert config == {"keep_alive": "1h0m0s"}
+        await self.configured(house, **{"raw-runtime-flags": "--tokens 2", "context-size": 256})
+        config = await self.configured(house, **{"raw-runtime-flags": "", "keep_alive": None})
+        assert config == {"context-size": 256}
+
+    async def test_a_context_among_flags_never_beats_a_later_one(self, open_house: Any) -> None:
+        house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "--tokens"})})
+        await self.configured(house, **{"runtime-flags": ["--ctx-size", "512", "--tokens", "2"]})
+        config = await self.configured(house, **{"context-size": 1024})
+        assert config == {"context-size": 1024, "runtime-flags": ["--tokens", "2"]}
+
+    async def test_a_context_that_never_fits_is_refused_with_the_largest_that_does(
+        self, open_house: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        house = await open_house(memory_budget=100 * 2**20)
+        (model,) = house.greenroom.models()
+        hungry = msgspec.structs.replace(model, kv_bytes_per_token=2**20)
+        monkeypatch.setattr(house.greenroom, "find_model", lambda _: hungry)
+        body = {"model": "tiny", "context-size": 10_000}
+        status, error = await house.error(house.post("/engines/_configure", body, headers=JSON))
+        assert (status, error["code"], error["param"]) == (507, "does_not_fit", "context-size")
+        assert "The largest that fits is" in error["message"]
+        assert not house.app[DOOR].configs()
+
+    async def test_what_is_not_known_passes_and_is_told_back(self, open_house: Any) -> None:
+        house = await open_house()
+        body = {"model": "tiny", "keep_alive": "1h", "num_gpu": 3, "vllm": {"eager": True}}
+        async with house.post("/engines/_configure", body) as response:
+            assert response.status == 202
+            assert response.headers["X-Greenroom-Ignored"] == "num_gpu, vllm.eager"
+
+    async def test_a_removed_model_takes_its_configuration_along(
+        self, open_house: Any, short_path: Any, wait_until: Any
+    ) -> None:
+        house = await open_house()
+        await self.configured(house, keep_alive="1h")
+        (model,) = house.greenroom.models()
+        async with house.session.delete(f"{house.base}/models/{model.id}?force=true") as response:
+            assert response.status == 200
+        await wait_until(lambda: not house.app[DOOR].configs())

@@ -7,13 +7,16 @@ Flags come before the environment, the environment before `<home>/config.toml` (
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from greenroom.runner.home import HomeUnusable
 from greenroom.runner.quantities import parse_duration, parse_keep_alive, parse_size
+from greenroom.runner.user_home import NO_HOME, expanded, user_home
 
 if TYPE_CHECKING:
     from greenroom.actors.facts import InstallPolicy
@@ -143,6 +146,7 @@ def load(
 
     Raises:
         BadSetting: a value or a key cannot be used.
+        HomeUnusable: the data directory cannot be looked into.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     variables = os.environ if environment is None else environment
@@ -177,18 +181,30 @@ def load(
 def _default_home() -> Path:
     import platformdirs
 
+    if not os.environ.get("HOME", "").strip() and not os.environ.get("XDG_DATA_HOME", "").strip():
+        home = user_home()
+        if home == NO_HOME:
+            raise BadSetting(
+                f"There is no place for the data directory: HOME is not set, and the user {os.getuid()} has "
+                "no home directory. Set GREENROOM_HOME, or use --home, with a folder you may write to."
+            )
+        shared = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
+        return home / shared / "greenroom"
     return Path(platformdirs.user_data_dir("greenroom", appauthor=False))
 
 
 def _config_file(home: Path, variables: Mapping[str, str]) -> Path | None:
     named = variables.get("GREENROOM_CONFIG")
     if named:
-        file = Path(named).expanduser().absolute()
+        file = expanded(named).absolute()
         if not file.is_file():
             raise BadSetting(f"environment GREENROOM_CONFIG: there is no file {file}.")
         return file
     file = home / "config.toml"
-    return file if file.is_file() else None
+    try:
+        return file if file.is_file() else None
+    except OSError as error:
+        raise HomeUnusable(error, home) from error
 
 
 def _from_file(file: Path) -> list[tuple[str, Any, str]]:
@@ -238,11 +254,11 @@ def _path(raw: Any) -> Path:
     text = str(raw).strip()
     if not text:
         raise ValueError("an empty path names nothing")
-    return Path(text).expanduser().absolute()
+    return expanded(text).absolute()
 
 
 def _absolute_path(raw: Any) -> Path:
-    path = Path(_text(raw)).expanduser()
+    path = expanded(_text(raw))
     if not path.is_absolute():
         raise ValueError(f"{raw!r} is not an absolute path")
     return path

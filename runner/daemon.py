@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,12 +43,14 @@ from greenroom.runner.backends.declaration import Backend, Environment, Image, L
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.emptied import Emptied
+from greenroom.runner.ending import Ending
 from greenroom.runner.engines.devices import Devices
 from greenroom.runner.engines.host import EngineHost, Prepared
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.engines.previous import prompt_speed
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
+from greenroom.runner.home import prepare_home
 from greenroom.runner.home_watch import HomeWatch
 from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.disk import folder_of, python_of
@@ -68,7 +70,7 @@ _log = logging.getLogger(__name__)
 _LOOK_BOUND = 120.0
 """Seconds a start waits for the first look at disk and processes."""
 STOP_BOUND = 60.0
-"""Seconds after which a stop goes on without what has not ended."""
+"""Seconds a stop takes at most, whatever hangs."""
 
 
 class NotRunning(RuntimeError):
@@ -147,7 +149,7 @@ class Greenroom:
 
         Raises HomeLocked, JournalError, StartFailed, OSError; after any of them nothing is left running.
         """
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        prepare_home(self.home)
         self._lock = DaemonLock(self.home)
         self._watch = HomeWatch(self.home, self._lock.is_in_place)
         try:
@@ -155,7 +157,7 @@ class Greenroom:
             self._start()
             self._watch.start()
         except BaseException:
-            self._end_hands(keep_engines=None)
+            self._end_hands(None, Ending(STOP_BOUND))
             self._lock.release()
             raise
 
@@ -275,28 +277,29 @@ class Greenroom:
         )
 
     def stop(self, keep_engines: float | None = None, *, reason: str = "asked to stop") -> None:
-        """End in order: engines, jobs, actors, journal. Idempotent, bounded.
+        """End in order: engines, jobs, actors, journal. Idempotent; takes `STOP_BOUND` seconds at most.
 
         `keep_engines` leaves the engines running for so many seconds (`math.inf`: for ever), for the next
-        daemon to adopt; None ends them.
+        daemon to adopt; None ends them. What hangs is left behind and named in the log.
         """
         system = self._system
         if system is None:
             return
+        ending = Ending(STOP_BOUND)
         if self._watch is not None:
             self._watch.close()
         if keep_engines is None and system.failure is None:
             with contextlib.suppress(Exception):
                 # A scheduler that does not answer in time is overruled by the host below.
                 system.ask(msg.SCHEDULER, msg.Drain()).get(timeout=STOP_BOUND / 2)
-        self._end_hands(keep_engines)
+        self._end_hands(keep_engines, ending, spare=STOP_BOUND / 5)
         if system.failure is None:
             try:
                 stopped = msg.NoteStopped(pid=os.getpid(), reason=reason)
-                system.ask(msg.DAEMON, stopped).get(timeout=5)
+                system.ask(msg.DAEMON, stopped).get(timeout=ending.left(spare=STOP_BOUND / 10, most=5.0))
             except (KernelError, TimeoutError) as error:
                 _log.warning("the journal does not say that this stop was in order: %s", error)
-        self._stop_system(system)
+        ending.all_of({"the actors and the journal": lambda: self._stop_system(system)})
         self._system = None
         if self._lock is not None:
             self._lock.release()
@@ -467,19 +470,21 @@ class Greenroom:
         self.failure = error
 
     def _stop_system(self, system: ActorSystem) -> None:
-        system.stop()
+        system.stop(STOP_BOUND / 10)
         if self._clock is None:
             # The system ends only a clock of its own, and this one is ours.
             system.clock.close()
 
-    def _end_hands(self, keep_engines: float | None) -> None:
-        if self._host is not None:
-            self._host.shutdown(keep=keep_engines)
-        self._devices.close()
-        if self._builder is not None:
-            self._builder.close()
-        if self._puller is not None:
-            self._puller.close()
+    def _end_hands(self, keep_engines: float | None, ending: Ending, *, spare: float = 0.0) -> None:
+        """All at once: one that hangs takes nothing from the others. `spare` seconds are left over."""
+        work: dict[str, Callable[[], None]] = {"the graphics devices": self._devices.close}
+        if (host := self._host) is not None:
+            work["the engines"] = lambda: host.shutdown(keep=keep_engines)
+        if (builder := self._builder) is not None:
+            work["installations"] = builder.close
+        if (puller := self._puller) is not None:
+            work["pulls"] = puller.close
+        ending.all_of(work, spare=spare)
 
 
 def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = None) -> msg.BackendFacts:

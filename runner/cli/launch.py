@@ -15,6 +15,7 @@ from greenroom.runner.cli.client import Client, Gone, Refused
 from greenroom.runner.cli.identity import Daemon, Unresponsive, find, is_on_this_machine, not_running, note
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import Settings
+from greenroom.runner.home import HomeUnusable, prepare_home
 
 _START_SECONDS = 60.0
 _READY_SECONDS = 30.0
@@ -53,6 +54,11 @@ def log_of(home: Path) -> Path:
     return home / "daemon.log"
 
 
+def unusable(error: HomeUnusable) -> Problem:
+    """What to tell somebody whose data directory cannot be used."""
+    return Problem(error.sentence, error.advice, code=exit_codes.NOT_RUNNING)
+
+
 def _await(settings: Settings) -> Daemon | None:
     """Another client has just started it, perhaps; it answers soon, it ends, or it is stuck."""
     give_up = time.monotonic() + _START_SECONDS
@@ -67,14 +73,11 @@ def _await(settings: Settings) -> Daemon | None:
 def _start(settings: Settings) -> Daemon:
     """Start it and wait until it answers. Of several clients that do this at once, one daemon wins."""
     try:
-        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = log_of(settings.home).open("ab")
+        prepare_home(settings.home)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        log = os.fdopen(os.open(log_of(settings.home), flags, 0o600), "ab")
     except OSError as error:
-        raise Problem(
-            f"The data directory {settings.home} cannot be used: {error.strerror}.",
-            "Set GREENROOM_HOME to a folder you may write to.",
-            code=exit_codes.NOT_RUNNING,
-        ) from error
+        raise unusable(HomeUnusable(error, settings.home)) from error
     with log:
         began = log.tell()
         process = _spawn(settings, log.fileno())

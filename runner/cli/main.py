@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ import click
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import BadSetting, Settings, load
+from greenroom.runner.home import HomeUnusable
 
 _COMMANDS = {
     "run": "Ask a model something, or chat with it.",
@@ -56,6 +58,8 @@ _COMMANDS = {
 
 _ALIASES = {"ls": "list"}
 _ERROR_LOG_LIMIT = 1_000_000
+_HANGING_THREADS = 5.0
+"""Seconds that threads may outlive the command."""
 
 
 class CommandGroup(click.Group):
@@ -115,7 +119,13 @@ def settings_of(ctx: click.Context, **flags: Any) -> Settings:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit; whatever goes wrong ends in a sentence and a documented code."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if threading.active_count() > 1:
+        from greenroom.runner.ending import LastResort
+
+        # A daemon's thread that hangs would be waited for, for ever.
+        LastResort(_HANGING_THREADS, code=code).begin()
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -139,6 +149,8 @@ def run(arguments: list[str] | None = None) -> int:
         if problem.detail:
             click.echo(problem.detail.rstrip(), err=True)
         return _fail(str(problem), problem.exit_code)
+    except HomeUnusable as error:
+        return _fail(str(error), exit_codes.NOT_RUNNING)
     except (KeyboardInterrupt, EOFError, click.Abort):
         click.echo(err=True)
         return exit_codes.INTERRUPTED
@@ -146,6 +158,11 @@ def run(arguments: list[str] | None = None) -> int:
         # Whoever read our output has gone, as `greenroom log | head` does; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.OK
+    except OSError as error:
+        unusable = _of_the_home(error)
+        if unusable is not None:
+            return _fail(str(unusable), exit_codes.NOT_RUNNING)
+        return _fail(_unexpected(error), exit_codes.FAILED)
     except Exception as error:  # noqa: BLE001 - the last resort: people get a sentence, never a traceback
         return _fail(_unexpected(error), exit_codes.FAILED)
 
@@ -159,6 +176,18 @@ def _fail(sentence: str, code: int) -> int:
     with contextlib.suppress(OSError):
         click.echo(f"{click.style('Error:', fg='red')} {sentence}", err=True)
     return code
+
+
+def _of_the_home(error: OSError) -> HomeUnusable | None:
+    """What is wrong with the data directory, if the error is about a file in it."""
+    try:
+        home = load().home
+    except (BadSetting, HomeUnusable):
+        return None
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    path = Path(os.fsdecode(error.filename))
+    return HomeUnusable(error, home) if path == home or home in path.parents else None
 
 
 def _unexpected(error: Exception) -> str:

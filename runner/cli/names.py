@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 from greenroom.runner.cli import exit_codes
+from greenroom.runner.user_home import user_home
 
 if TYPE_CHECKING:
     _Text = click.ParamType[str]
@@ -62,7 +63,7 @@ def anchored(model: str) -> str:
         reference = Reference.parse(model)
     except BadReference as error:
         raise Problem(str(error), code=exit_codes.USAGE) from error
-    return str(reference.anchored(Path.cwd(), Path.home())) if reference.scheme == "path" else model
+    return str(reference.anchored(Path.cwd(), user_home())) if reference.scheme == "path" else model
 
 
 def _here() -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import logging.handlers
-import sys
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -16,18 +16,19 @@ from greenroom.actors.journal.port import (
     NotAJournal,
 )
 from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.daemon_logging import DaemonLog
+from greenroom.runner.cli.first_process import as_first_process
 from greenroom.runner.cli.identity import Daemon, is_ours, probe, taken
-from greenroom.runner.cli.launch import log_of
+from greenroom.runner.cli.launch import log_of, unusable
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import INSTALL_POLICIES, LOG_LEVELS, Settings
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.home import HomeUnusable, prepare_home
 from greenroom.runner.proof import read_secret
 
 if TYPE_CHECKING:
     from greenroom.runner.http.server import PortTaken
-
-_LOG_BYTES = 4 * 2**20
-"""Of `daemon.log`; as many are kept in `daemon.log.1`."""
 
 
 @click.command("serve")
@@ -44,7 +45,24 @@ def command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
     A second Ctrl-C ends it at once.
     """
     settings = settings_of(ctx, **flags)
-    _set_up_logging(settings, detached)
+    as_first_process()
+    os.umask(0o077)  # whatever the daemon, its engines and its builds write is its owner's
+    if detached:
+        # It has left its terminal; one that is closed elsewhere is none of its business.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        prepare_home(settings.home)
+    except HomeUnusable as error:
+        raise unusable(error) from error
+    log = DaemonLog(log_of(settings.home), terminal=not detached)
+    logging.getLogger("greenroom").setLevel(settings.log_level.upper())
+    try:
+        _serve(settings, detached)
+    finally:
+        log.close()
+
+
+def _serve(settings: Settings, detached: bool) -> None:
     from greenroom.runner.daemon import Greenroom
     from greenroom.runner.http.server import BadBind, HomeLocked, PortTaken, SystemStopped, run
     from greenroom.runner.models.catalogue import BadCatalogue
@@ -72,38 +90,10 @@ def command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
             f"Greenroom has stopped itself: {error}.",
             "Nothing that was stored is lost. When the cause is mended, start it again: greenroom serve",
         ) from error
+    except JobFailed as error:
+        raise Problem(str(error), code=exit_codes.NOT_RUNNING) from error
     except OSError as error:
-        raise Problem(
-            f"Greenroom cannot use {error.filename or settings.home}: {error.strerror or error}.",
-            "Set GREENROOM_HOME to a folder you may write to, on a disk with room.",
-            code=exit_codes.NOT_RUNNING,
-        ) from error
-
-
-def _set_up_logging(settings: Settings, detached: bool) -> None:
-    try:
-        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Problem(
-            f"The data directory {settings.home} cannot be used: {error.strerror}.",
-            "Set GREENROOM_HOME to a folder you may write to.",
-            code=exit_codes.NOT_RUNNING,
-        ) from error
-    # Opened with the first line: a daemon that may not run here leaves the other one's log alone.
-    handlers: list[logging.Handler] = [
-        logging.handlers.RotatingFileHandler(
-            log_of(settings.home), maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
-        )
-    ]
-    if not detached:
-        handlers.append(logging.StreamHandler(sys.stderr))
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-        handlers=handlers,
-    )
-    logging.getLogger("greenroom").setLevel(settings.log_level.upper())
+        raise unusable(HomeUnusable(error, settings.home)) from error
 
 
 def _port_taken(settings: Settings, error: PortTaken) -> Problem:

@@ -13,7 +13,9 @@ from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.quantities import format_duration, parse_duration
 
-_STOP_SECONDS = 60.0
+_STOP_SECONDS = 90.0
+"""More than a daemon gives itself before it ends whatever hangs."""
+_SAY_AFTER = 5.0
 _LOOK_EVERY = 0.05
 _CONFIGURED = "configured"
 
@@ -64,10 +66,13 @@ def command(ctx: click.Context, keep_engines: str | None) -> None:
 
 def _wait(daemon: Daemon) -> None:
     """Until its process has gone, or until nobody answers when it runs on another machine."""
-    give_up = time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < give_up:
+    began, has_said = time.monotonic(), False
+    while time.monotonic() < began + _STOP_SECONDS:
         if not _is_there(daemon):
             return
+        if not has_said and time.monotonic() > began + _SAY_AFTER:
+            has_said = True
+            click.echo(f"Waiting for the daemon (pid {daemon.pid}) to end what it is at…", err=True)
         time.sleep(_LOOK_EVERY)  # waiting on another process, bounded
     raise Problem(
         f"The Greenroom daemon (pid {daemon.pid}) has been told to stop but is still there after "

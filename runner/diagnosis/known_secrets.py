@@ -14,13 +14,14 @@ from urllib.parse import unquote, urlsplit
 
 from greenroom.runner.diagnosis.redaction import Redactor, is_secret_name
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.user_home import user_home
 
 _DOCKER = ("auth", "password", "identitytoken", "registrytoken")
 
 
 def redactor_here() -> Redactor:
     """One that knows this machine's secrets."""
-    home = Path.home()
+    home = user_home()
     return Redactor(known_secrets(os.environ, home), home=home)
 
 

@@ -15,14 +15,16 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from greenroom.runner.daemon import Greenroom, greenroom_version
+from greenroom.runner.daemon import STOP_BOUND, Greenroom, greenroom_version
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
+from greenroom.runner.ending import LastResort
 from greenroom.runner.http.app import DOOR, front_door
 from greenroom.runner.http.connections import Connections
 from greenroom.runner.http.malformed import Runner
@@ -38,6 +40,8 @@ _CLOSE = 3.0
 _LOOK = 0.25
 """Seconds between two looks at whether the system has stopped itself."""
 _KEEP_ALIVE = 75.0
+_BOUND = STOP_BOUND + 15.0
+"""Seconds beyond the drain that a stop may take."""
 
 
 class PortTaken(Exception):
@@ -67,19 +71,23 @@ def run(
     allowed_origins: Collection[str] = (),
     opened: Callable[[str], None] | None = None,
     drain: float = 5.0,
+    bound: float = _BOUND,
 ) -> None:
-    """Serve until SIGINT, SIGTERM or `POST /daemon/stop`; a second signal ends at once.
+    """Serve until SIGINT, SIGTERM, SIGHUP or `POST /daemon/stop`; a second SIGINT or SIGTERM ends at once.
 
     `greenroom` is not started yet; it is started and stopped here. `opened` is told the URL once the front
     door is open. `drain` are the seconds that requests under way have to end by themselves at a stop; then
-    they are ended with a sentence.
+    they are ended with a sentence. A stop that has not come to its end after `bound` seconds more ends the
+    process, whatever it hangs on; engines then end with their keepers.
 
     Raises BadBind, PortTaken, HomeLocked (all before anything has changed), what `Greenroom.start` raises,
     and SystemStopped.
     """
     listener = _bind(greenroom)
-    serving = _Serving(greenroom, listener, allowed_hosts, allowed_origins, opened, drain)
-    with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    last_resort = LastResort(drain + bound)
+    serving = _Serving(greenroom, listener, allowed_hosts, allowed_origins, opened, drain, last_resort)
+    # A thread that hangs, on a frozen disk say, would be waited for here.
+    with last_resort, contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serving.serve())
 
 
@@ -94,8 +102,10 @@ class _Serving:
         origins: Collection[str],
         opened: Callable[[str], None] | None,
         drain: float,
+        last_resort: LastResort,
     ) -> None:
         self._greenroom = greenroom
+        self._last_resort = last_resort
         self._drain = drain
         self._listener = listener
         self._hosts = hosts
@@ -111,6 +121,7 @@ class _Serving:
             try:
                 await self._receive()
             finally:
+                self._last_resort.begin()
                 _log.info("stopping: %s", self._reason or "an error")
                 await asyncio.to_thread(self._greenroom.stop, self._keep_engines, reason=self._reason)
         failure = self._greenroom.failure
@@ -139,12 +150,22 @@ class _Serving:
             if self._opened is not None:
                 self._opened(url)
             await self._until_the_end()
+            self._last_resort.begin()
             await connections.stop()
             await app[DOOR].visitors.empty(self._drain)
         finally:
             await connections.stop()
-            await asyncio.to_thread(note.unlink, missing_ok=True)
-            await runner.cleanup()
+            await self._bounded(asyncio.to_thread(note.unlink, missing_ok=True), f"removing {note}")
+            await self._bounded(runner.cleanup(), "closing the front door")
+
+    async def _bounded(self, work: Awaitable[object], what: str) -> None:
+        try:
+            async with asyncio.timeout(2 * _CLOSE):
+                await work
+        except TimeoutError:
+            _log.error("%s hangs; the stop goes on without it", what)
+        except OSError as error:
+            _log.warning("%s failed: %s", what, error)
 
     async def _until_the_end(self) -> None:
         while self._greenroom.failure is None:
@@ -160,9 +181,13 @@ class _Serving:
         self._stop.set()
 
     def _signalled(self, number: signal.Signals) -> None:
+        if self._stop.is_set() and number == signal.SIGHUP:
+            return  # a terminal that closes says it more than once
         if self._stop.is_set():
             # Whoever says it twice means it. Engines end with their keepers, which miss us soon.
-            (self._greenroom.home / NOTE).unlink(missing_ok=True)
+            tidying = threading.Thread(target=_remove, args=(self._greenroom.home / NOTE,), daemon=True)
+            tidying.start()
+            tidying.join(0.5)  # not longer: the disk may hang
             os._exit(128 + number)
         self._reason = number.name
         self._stop.set()
@@ -221,10 +246,17 @@ def _write_note(note: Path, url: str, instance_id: str) -> None:
     write_privately(note, (json.dumps(fields) + "\n").encode())
 
 
+def _remove(note: Path) -> None:
+    with contextlib.suppress(OSError):
+        note.unlink()
+
+
 @contextlib.contextmanager
 def _signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` and a detached daemon have it
+        numbers.append(signal.SIGHUP)
     for number in numbers:
         loop.add_signal_handler(number, handle, number)
     try:

@@ -35,6 +35,7 @@ from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import NotRunning, identity, inventory, probe
 from greenroom.runner.installations.wheels import WheelStore
+from greenroom.runner.user_home import user_home
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.image_resolution import ResolvedImage
@@ -269,7 +270,7 @@ class Images:
         )
 
     def _home(self) -> Path:
-        return self._user_home or Path.home()
+        return self._user_home or user_home()
 
 
 def _identity(python: Path, name: str) -> tuple[str, str]:

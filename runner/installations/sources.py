@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from greenroom.runner.failures import JobFailed
+from greenroom.runner.user_home import expanded, user_home
 
 DEFAULT_INDEX = "https://pypi.org/simple"
 
@@ -86,7 +87,7 @@ class PackageSources:
     ) -> PackageSources:
         """What the user's settings say; arguments are for tests, and `prefix` is pip's site scope."""
         env = os.environ if env is None else env
-        home = home or Path(env.get("HOME") or "~").expanduser()
+        home = home or user_home(env)
         files = _Files()
         pip_files = _read_pip(env, home, system, prefix or Path(sys.prefix), files)
         uv_files = _read_uv(env, home, files)
@@ -215,7 +216,7 @@ def is_local(url: str) -> bool:
 
 def local_path(url: str) -> Path:
     """The folder a local source names."""
-    return Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url).expanduser()
+    return Path(unquote(urlsplit(url).path)) if url.startswith("file:") else expanded(url)
 
 
 def _reachable(url: str) -> bool:
@@ -263,7 +264,7 @@ def _ca_bundle(env: Mapping[str, str], layers: list[_Layer]) -> Setting | None:
     """The first that exists: a stale variable must not break what another setting gets right."""
     found = [_variable(env, "SSL_CERT_FILE"), _first(layers, "cert")]
     found += [_variable(env, n) for n in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR")]
-    return next((s for s in found if s is not None and Path(s.value).expanduser().exists()), None)
+    return next((s for s in found if s is not None and expanded(s.value).exists()), None)
 
 
 def _netrc(env: Mapping[str, str], home: Path) -> Setting | None:

@@ -7,7 +7,6 @@ import netrc as _netrc
 import ssl
 import urllib.request
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from threading import Lock
 from typing import IO, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -17,6 +16,7 @@ from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.bounded import Flag, TookTooLong, bounded
 from greenroom.runner.installations.connections import Exchange, HttpPool, HttpsPool
 from greenroom.runner.installations.sources import PackageSources, redact, without_credentials
+from greenroom.runner.user_home import expanded
 from urllib3.exceptions import (
     HTTPError,
     MaxRetryError,
@@ -365,7 +365,7 @@ class Web:
             # The system's own store: Python's OpenSSL finds none on a Mac, and users add their CA there.
             context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         else:
-            path = Path(bundle.value).expanduser()
+            path = expanded(bundle.value)
             context = ssl.create_default_context(
                 cafile=None if path.is_dir() else str(path), capath=str(path) if path.is_dir() else None
             )

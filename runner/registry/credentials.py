@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from greenroom.runner.user_home import user_home
+
 log = logging.getLogger(__name__)
 
 DOCKER_HUB = "https://index.docker.io/v1/"
@@ -59,7 +61,7 @@ def credentials_for(registry: str, environment: Mapping[str, str] | None = None)
 
 
 def _config(environment: Mapping[str, str]) -> dict[str, Any]:
-    folder = environment.get("DOCKER_CONFIG") or Path(environment.get("HOME") or "~").expanduser() / ".docker"
+    folder = environment.get("DOCKER_CONFIG") or user_home(environment) / ".docker"
     file = Path(folder, "config.json")
     try:
         if file.stat().st_size > _LIMIT:

@@ -90,6 +90,43 @@ def test_a_daemon_says_where_it_listens_stops_on_ctrl_c_and_exits_zero(place: Pa
     assert "stopping: SIGINT" in (place / "daemon.log").read_text()
 
 
+def test_a_terminal_that_closes_stops_the_daemon_before_it_in_order(place: Path) -> None:
+    with serving(place) as daemon:
+        daemon.send_signal(signal.SIGHUP)
+        daemon.send_signal(signal.SIGHUP)  # the shell and the kernel both say it
+        daemon.communicate(timeout=BOUND)
+
+    assert daemon.returncode == 0
+    assert "stopping: SIGHUP" in (place / "daemon.log").read_text()
+    assert [*read_journal(place / "journal.db")][-1].type == "daemon_stopped"
+
+
+def test_a_detached_daemon_ignores_terminals_that_close(place: Path) -> None:
+    with serving(place, "--detached") as daemon:
+        daemon.send_signal(signal.SIGHUP)
+        with urllib.request.urlopen(f"{note(place)['url']}/livez", timeout=BOUND) as answer:
+            assert json.load(answer)["pid"] == daemon.pid
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(BOUND) == 0
+    assert "stopping: SIGTERM" in (place / "daemon.log").read_text()
+
+
+def test_what_a_daemon_writes_is_its_owners_whatever_the_umask(place: Path) -> None:
+    place.chmod(0o755)
+    before = os.umask(0)
+    try:
+        with serving(place):
+            lax = {
+                str(one): oct(one.stat().st_mode) for one in place.rglob("*") if one.stat().st_mode & 0o022
+            }
+            private = [place / name for name in ("daemon.log", "daemon.json", "instance", "secret")]
+            modes = {one.name: one.stat().st_mode & 0o777 for one in private}
+    finally:
+        os.umask(before)
+    assert lax == {}
+    assert set(modes.values()) == {0o600}, modes
+
+
 def test_a_second_daemon_on_the_same_data_directory_names_the_first(
     place: Path, greenroom_process: Any, unused_port: int
 ) -> None:

@@ -1,0 +1,140 @@
+"""The data directory: made private, looked at before it is used, and what is wrong with it in a sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_FOLDERS = ("models", "backends", "cache", "engines")
+_FILES = ("secret", "instance", "daemon.json", "daemon.lock", "daemon.log", "journal.db", "journal.db-wal")
+_OTHERS_WRITE = 0o022
+_ELSEWHERE = "Set GREENROOM_HOME to a folder you may write to."
+
+
+class HomeUnusable(OSError):
+    """The data directory cannot be used; `sentence` says why, `advice` what to do."""
+
+    sentence: str
+    advice: str
+
+    def __init__(self, error: OSError, home: Path) -> None:
+        super().__init__(error.errno, error.strerror, error.filename or str(home))
+        told = (error.sentence, error.advice) if isinstance(error, HomeUnusable) else complaint(error, home)
+        self.sentence, self.advice = told
+
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.advice}"
+
+
+def prepare_home(home: Path) -> None:
+    """Make it and its folders, for nobody else to write to whatever the umask, and see that it can be used.
+
+    Raises HomeUnusable; then nothing has been changed but what could be made.
+    """
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = stat.S_IMODE(home.stat().st_mode)
+        if mode & _OTHERS_WRITE:
+            home.chmod(mode & ~_OTHERS_WRITE)
+        for name in _FOLDERS:
+            (home / name).mkdir(mode=0o700, exist_ok=True)
+        for path in _parts(home):
+            _expect_usable(path)
+    except OSError as error:
+        raise HomeUnusable(error, home) from error
+
+
+def _parts(home: Path) -> Iterator[Path]:
+    """What is looked at: enough to find what another user has left, without walking through everything."""
+    yield home
+    yield from (home / name for name in _FILES)
+    for name in _FOLDERS:
+        yield home / name
+        with os.scandir(home / name) as entries:
+            yield from (Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def _expect_usable(path: Path) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    is_folder = stat.S_ISDIR(status.st_mode)
+    if path.name in _FILES and is_folder:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not os.access(path, os.R_OK | os.W_OK | (os.X_OK if is_folder else 0)):
+        number = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+        raise PermissionError(number, os.strerror(number), str(path))
+
+
+def complaint(error: OSError, home: Path) -> tuple[str, str]:
+    """What is wrong with the data directory, and what to do about it."""
+    named = error.filename if isinstance(error.filename, str | os.PathLike) else home
+    path = Path(named)
+    begin = f"The data directory {home} cannot be used: "
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return _forbidden(path, home, begin)
+        case errno.EROFS:
+            return f"{begin}{path} is on a file system that is mounted read-only.", _ELSEWHERE
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"{begin}there is no room left on the disk of {path}.", f"Make room, or: {_ELSEWHERE}"
+        case errno.EMFILE | errno.ENFILE:
+            return f"{begin}too many files are open.", "Raise the limit (ulimit -n), then try again."
+        case errno.EISDIR:
+            return f"{begin}{path} is a folder and should be a file.", "Move it away, then try again."
+        case errno.ENOTDIR | errno.EEXIST | errno.ENOENT | errno.ELOOP:
+            return f"{begin}{_not_a_folder(path, home)}.", f"Move it away, or: {_ELSEWHERE}"
+    return f"{begin}{error.strerror or error} ({path}).", _ELSEWHERE
+
+
+def _forbidden(path: Path, home: Path, begin: str) -> tuple[str, str]:
+    """Somebody else's, or with a mode that keeps its owner out."""
+    culprit = path
+    for one in (home, *reversed([parent for parent in path.parents if home in parent.parents]), path):
+        if _is_others(one) or not os.access(one, os.R_OK | os.W_OK):
+            culprit = one
+            break
+    if _is_others(culprit) and (home in culprit.parents or culprit == home):
+        owner, you = _user_name(culprit.stat().st_uid), _user_name(os.geteuid())
+        return (
+            f"{begin}{culprit} belongs to {owner}, and you are {you}: it was used by another user before.",
+            f'Take it back: sudo chown -R {os.geteuid()} "{home}". Or set GREENROOM_HOME to another folder.',
+        )
+    if home not in culprit.parents and culprit != home:
+        return (
+            f"{begin}you may not write to {culprit.parent}.",
+            "Set GREENROOM_HOME to a folder you may write to.",
+        )
+    return (
+        f"{begin}you may not read and write {culprit}.",
+        f'Allow it: chmod -R u+rwX "{home}". Or set GREENROOM_HOME to another folder.',
+    )
+
+
+def _not_a_folder(path: Path, home: Path) -> str:
+    for one in (*reversed(path.parents), path, home):
+        if one.is_symlink() and not one.exists():
+            return f"{one} is a link to {os.readlink(one)}, which is not there"
+        if one.exists() and not one.is_dir() and one.name not in _FILES:
+            return f"{one} is a file and should be a folder"
+    return f"there is no {path}"
+
+
+def _is_others(path: Path) -> bool:
+    try:
+        return path.stat().st_uid != os.geteuid()
+    except OSError:
+        return False
+
+
+def _user_name(number: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

@@ -1,0 +1,123 @@
+"""The daemon's log never holds up who logs, and cannot be forged by what a client sends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from greenroom.runner.cli import daemon_logging
+from greenroom.runner.cli.daemon_logging import DaemonLog, Handed
+
+
+class Frozen:
+    """A disk that does not answer until it is told to."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.answers = threading.Event()
+        self.asked = threading.Event()
+
+    def write(self, line: str) -> bool:
+        self.asked.set()
+        self.answers.wait(30)
+        self.lines.append(line)
+        return True
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("test_daemon_logging")
+    logger.propagate = False
+    yield logger
+    logger.handlers.clear()
+
+
+def test_a_disk_that_hangs_holds_up_nobody_and_what_was_lost_is_counted(logger: logging.Logger) -> None:
+    disk = Frozen()
+    handler = Handed(disk, room=10)
+    logger.addHandler(handler)
+    logger.warning("line 0")
+    assert disk.asked.wait(10)
+    began = time.monotonic()
+    for number in range(1, 1000):
+        logger.warning("line %d", number)
+    assert time.monotonic() - began < 5
+    disk.answers.set()
+    handler.finish(10)
+    assert [line.rpartition(": ")[2] for line in disk.lines[:1]] == ["line 0"]
+    assert "989 lines are missing here" in disk.lines[1]
+    assert [line.rpartition(": ")[2] for line in disk.lines[2:]] == [f"line {n}" for n in range(1, 11)]
+
+
+def test_the_end_waits_for_a_disk_that_hangs_no_longer_than_it_is_told(logger: logging.Logger) -> None:
+    disk = Frozen()
+    handler = Handed(disk)
+    logger.addHandler(handler)
+    logger.warning("a line")
+    began = time.monotonic()
+    handler.finish(0.1)
+    assert time.monotonic() - began < 5
+    disk.answers.set()
+
+
+@pytest.fixture
+def daemon_log(tmp_path: Path) -> Iterator[DaemonLog]:
+    root = logging.getLogger()
+    before, level, raises = root.handlers[:], root.level, logging.raiseExceptions
+    log = DaemonLog(tmp_path / "daemon.log", terminal=False)
+    yield log
+    log.close()
+    root.handlers[:], logging.raiseExceptions = before, raises
+    root.setLevel(level)
+
+
+def test_a_message_is_one_line_whatever_is_in_it_and_a_traceback_stays_readable(
+    daemon_log: DaemonLog, tmp_path: Path
+) -> None:
+    path = "/x\n2026-01-01 00:00:00.000 INFO forged\x1b[31m\u2028\udce4"
+    why = ValueError("why")
+    for text, arguments, info in (("GET %s 200", (path,), None), ("it failed", (), (type(why), why, None))):
+        record = logging.LogRecord("greenroom.access", logging.INFO, "", 0, text, arguments, info)
+        daemon_log._handlers[0].emit(record)
+    daemon_log.close()
+    lines = (tmp_path / "daemon.log").read_text().splitlines()
+    assert "GET /x\\n2026-01-01 00:00:00.000 INFO forged\\x1b[31m\\u2028\\udce4 200" in lines[0]
+    assert lines[1].endswith("it failed")
+    assert lines[2] == "ValueError: why"
+
+
+def test_the_log_is_its_owners_and_is_put_aside_when_it_is_long(
+    daemon_log: DaemonLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_logging, "_LOG_BYTES", 1000)
+    (tmp_path / "daemon.log").write_text("from before\n")
+    (tmp_path / "daemon.log").chmod(0o644)
+    for number in range(30):
+        logging.getLogger("greenroom").warning("a line of some length, number %d", number)
+    daemon_log.close()
+    files = sorted(tmp_path.glob("daemon.log*"))
+    assert [one.name for one in files] == ["daemon.log", "daemon.log.1"]
+    for one in files:
+        assert one.stat().st_mode & 0o777 == 0o600
+        assert one.stat().st_size <= 1000
+    assert "number 29" in files[0].read_text()
+
+
+def test_a_log_that_cannot_be_written_is_no_error_of_who_logs(daemon_log: DaemonLog, tmp_path: Path) -> None:
+    (tmp_path / "daemon.log").mkdir()
+    logging.getLogger("greenroom").warning("into the void")
+    for _ in range(500):
+        if daemon_log._handlers[0]._lost:
+            break
+        time.sleep(0.01)  # on the log's own thread
+    os.rmdir(tmp_path / "daemon.log")
+    logging.getLogger("greenroom").warning("there it is")
+    daemon_log.close()
+    lines = (tmp_path / "daemon.log").read_text().splitlines()
+    assert "1 lines are missing here" in lines[0]
+    assert lines[1].endswith("there it is")

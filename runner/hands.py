@@ -273,6 +273,8 @@ class LibraryHands:
                 self._references[e.job] = e.reference
                 puller.start(e.job, e.reference, token=e.token, force=e.force)
             case fx.CancelFetch(job=job):
+                # Nothing is told of it any more, however long it takes to end.
+                self._end(job)
                 puller.cancel(job)
             case fx.InformPull() as e:
                 self._inform(e)

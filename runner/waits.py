@@ -13,15 +13,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds that a cancelled job has to end by itself."""
+
+_TICK = 0.1
 
 T = TypeVar("T")
 
@@ -191,6 +193,71 @@ class Crew:
         if self._leave(job):
             log.warning("%s did not end within %.0f s and is left alone", job.key, self._patience)
             _tell(job.gone)
+
+
+class _Batch(Generic[T]):
+    """Calls that a few threads take one after another."""
+
+    def __init__(self, calls: Sequence[Callable[[], T]]) -> None:
+        self._left = deque(enumerate(calls))
+        self.results: dict[int, T] = {}
+        self.errors: list[BaseException] = []
+        self.changed = threading.Condition()
+        self.stopped = False
+        self.busy = 0
+
+    def work(self) -> None:
+        try:
+            while not self.stopped and (taken := self._take()) is not None:
+                number, call = taken
+                result = call()
+                with self.changed:
+                    self.results[number] = result
+                    self.changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self.errors.append(error)
+        finally:
+            with self.changed:
+                self.busy -= 1
+                self.changed.notify_all()
+
+    def _take(self) -> tuple[int, Callable[[], T]] | None:
+        with self.changed:
+            return self._left.popleft() if self._left else None
+
+
+def side_by_side(
+    calls: Sequence[Callable[[], T]],
+    at_once: int,
+    name: str,
+    *,
+    tick: Callable[[], None],
+    halt: Callable[[], None],
+) -> list[T]:
+    """The results of some calls, in order, or what the first of them raised.
+
+    `tick` is called all the while, and may raise to end it all. At the end `halt` wakes those that wait for
+    others; they are waited for as long as patience lasts.
+    """
+    batch = _Batch(calls)
+    batch.busy = min(at_once, len(calls))
+    for _ in range(batch.busy):
+        threading.Thread(target=batch.work, name=name, daemon=True).start()
+    try:
+        with batch.changed:
+            while batch.busy and not batch.errors:
+                batch.changed.wait(_TICK)
+                tick()
+    finally:
+        batch.stopped = True
+        halt()
+        deadline = time.monotonic() + PATIENCE
+        with batch.changed:
+            while batch.busy and (left := deadline - time.monotonic()) > 0:
+                batch.changed.wait(left)
+    if batch.errors:
+        raise batch.errors[0]
+    return [batch.results[number] for number in range(len(calls))]
 
 
 def _tell(call: Callable[[], None]) -> None:

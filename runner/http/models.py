@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 
 import msgspec
@@ -23,9 +22,12 @@ from greenroom.runner.http.transfers import canonical
 from greenroom.runner.models.description import described, described_remote, files_of
 from greenroom.runner.models.manifest import LARGEST_CONTEXT
 from greenroom.runner.models.references import BadReference, Reference, is_id, shown
+from greenroom.runner.waits import Cancel, in_thread
 
 _LIMIT = 2**20
 """Bytes of a body that only names things."""
+_REMOTES = 8
+"""Questions to sources that are asked at once."""
 
 
 class RepackageBody(msgspec.Struct):
@@ -40,6 +42,7 @@ class Models:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._remotes = asyncio.Semaphore(_REMOTES)
 
     def routes(self) -> Iterator[web.RouteDef]:
         """All of them; the order matters, for a reference may hold slashes."""
@@ -63,7 +66,7 @@ class Models:
         model = self._door.model(name)
         store = self._door.backstage.store
         try:
-            files, config = await asyncio.to_thread(files_of, store, model.id)
+            files, config = await in_thread(lambda: files_of(store, model.id))
         except JobFailed as failed:
             raise Refused(refusal_of(failed.failure)) from None
         more = {"source": model.source, "bytes": model.size, "files": files}
@@ -73,10 +76,12 @@ class Models:
 
     async def _remote(self, name: str) -> web.Response:
         """What a source has under a name; what is stored is not looked at."""
-        cancel = threading.Event()
+        cancel = Cancel()
         look_up = self._door.backstage.puller.look_up
         try:
-            published = await asyncio.to_thread(look_up, canonical(name), cancel)
+            reference = canonical(name)
+            async with self._remotes:
+                published = await in_thread(lambda: look_up(reference, cancel))
         except JobFailed as failed:
             raise Refused(refusal_of(failed.failure)) from None
         except JobCancelled:

@@ -57,7 +57,13 @@ class TransferLines:
         self._total = max(progress.total, progress.done)
         self._done = max(self._done, progress.done)
         whole = (Part(id=self._whole, name="", size=self._total, done=self._done),)
-        return b"".join(self._moved(part, **more) for part in progress.parts or (whole if self._done else ()))
+        moved = b"".join(
+            self._moved(part, **more) for part in progress.parts or (whole if self._done else ())
+        )
+        if moved or not progress.message:
+            return moved
+        # Nothing moves, and that is worth a line: without it clients go on showing the last rate.
+        return self._line("progress", progress.message, done=self._done, of=self._total, **more)
 
     def heartbeat(self) -> bytes:
         """An empty line, which clients skip."""

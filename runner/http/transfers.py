@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import threading
 from collections.abc import Iterator
 
 import msgspec
 from aiohttp import web
 from greenroom.actors.facts import Model
-from greenroom.actors.kernel.errors import Refused
-from greenroom.actors.library_pulls import refusal_of
 from greenroom.actors.messages import LIBRARY, CancelPull, CancelPush, LeavePull, NoteModel, Pull, Push
 from greenroom.actors.progress import pull_job, push_job
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.http.archives import Archives
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD, read_body, read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, wants_json
@@ -62,6 +57,7 @@ class Transfers:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._archives = Archives()
 
     def routes(self) -> Iterator[web.RouteDef]:
         """All of them; they come before the routes of `Models`, for a reference may hold slashes."""
@@ -123,7 +119,7 @@ class Transfers:
         backstage = self._door.backstage
 
         async def load() -> web.StreamResponse:
-            model = await _stored(request, self._door)
+            model = await self._archives.load(request, backstage.store)
             await backstage.system.ask(LIBRARY, NoteModel(model=model), cause=request_id_of(request))
             lines = TransferLines("load", "pull", raw=True)
             # The id is no part of the contract; clients that know the archive can compute it.
@@ -137,27 +133,16 @@ class Transfers:
 
     async def export(self, request: web.Request) -> web.StreamResponse:
         """A model as an archive."""
-        from greenroom.runner.models.archive import export
-
         name = request.match_info["reference"]
         model = self._door.model(name)
-        store = self._door.backstage.store
+        quoted = shown(name).replace("\\", "_").replace('"', "_")
 
         async def send() -> web.StreamResponse:
-            try:
-                size, pieces = await asyncio.to_thread(export, store, model.id)
-            except JobFailed as failed:
-                raise Refused(refusal_of(failed.failure)) from None
-            quoted = shown(name).replace("\\", "_").replace('"', "_")
             response = web.StreamResponse(
                 headers={"Content-Disposition": f'attachment; filename="{quoted}.tar"'}
             )
-            response.content_type, response.content_length = _TAR, size
-            with contextlib.closing(_Pieces(pieces)) as archive:
-                await response.prepare(request)
-                while piece := await asyncio.to_thread(archive.next):
-                    await response.write(piece)
-                await response.write_eof()
+            response.content_type = _TAR
+            await self._archives.send(request, response, self._door.backstage.store, model)
             return response
 
         return await self._door.visitors.attend(request, send)
@@ -199,58 +184,3 @@ def _published_as(name: str, model: Model) -> str:
     advice = "Name one of them." if places else "Give it one: greenroom tag MODEL REGISTRY/YOU/MODEL"
     many = f"has {len(places)} tags on registries" if places else "has no tag on a registry"
     raise HttpRefusal(400, "bad_model_name", f"{shown(name)} {many}.", advice=advice, param="from")
-
-
-async def _stored(request: web.Request, door: Door) -> Model:
-    """Stream a request's body into the store; both go on side by side, and neither waits in memory."""
-    from greenroom.runner.models.archive import load
-
-    cancel = threading.Event()
-    # Not a pipe: uvloop closes a pipe's descriptor twice, and by then it may be another thread's file.
-    ours, theirs = socket.socketpair()
-
-    def store() -> Model:
-        with theirs, theirs.makefile("rb") as stream:
-            return load(door.backstage.store, stream, cancel)
-
-    work = asyncio.get_running_loop().run_in_executor(None, store)
-    # Of a client that has left nobody asks what became of it.
-    work.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
-    _, writer = await asyncio.open_unix_connection(sock=ours)
-    transport = writer.transport
-    try:
-        # A reader that has seen enough closes its end: what is wrong is told by `work`.
-        with contextlib.suppress(ConnectionError):
-            async for chunk in request.content.iter_any():
-                writer.write(chunk)
-                await writer.drain()
-                if work.done():
-                    break
-        transport.close()
-        return await asyncio.shield(work)
-    except web.RequestPayloadError:
-        raise HttpRefusal(400, "bad_body", "The archive was cut off.") from None
-    except JobFailed as failed:
-        raise Refused(refusal_of(failed.failure)) from None
-    except JobCancelled:
-        raise HttpRefusal(499, "cancelled", "The client has gone.") from None
-    finally:
-        cancel.set()
-        if not transport.is_closing():
-            transport.abort()
-
-
-class _Pieces:
-    """Pieces that are read on threads. A client that leaves may do so while one is being read."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces: Iterator[bytes] | None = pieces
-        self._lock = threading.Lock()
-
-    def next(self) -> bytes:
-        with self._lock:
-            return b"" if self._pieces is None else next(self._pieces, b"")
-
-    def close(self) -> None:
-        """Whoever reads at this moment ends it afterwards: the files close with the last reference."""
-        self._pieces = None

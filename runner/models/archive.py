@@ -22,7 +22,7 @@ from greenroom.runner.models.failures import from_os_error, not_a_model
 from greenroom.runner.models.published import blobs_of, checked, complete
 from greenroom.runner.models.references import blob_name
 from greenroom.runner.models.store import Store
-from greenroom.runner.models.unpacking import BoundedMember
+from greenroom.runner.models.unpacking import BoundedTar, Ending, headers
 
 _CHUNK = 2**20
 _MANIFEST_LIMIT = 4 * 2**20
@@ -141,8 +141,8 @@ def _read(stream: IO[bytes], arrival: Arrival, cancel: Event) -> tuple[bytes, di
     manifest = b""
     blobs: dict[str, Path] = {}
     try:
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedMember) as tar:
-            for member in tar:
+        with BoundedTar.open(fileobj=Ending(stream, cancel), mode="r|") as tar:
+            for member in headers(tar):
                 if ".." in member.name.split("/"):
                     raise not_a_model(f"The archive names a file outside of it: {member.name[:80]!r}.")
                 if not member.isreg():
@@ -154,26 +154,29 @@ def _read(stream: IO[bytes], arrival: Arrival, cancel: Event) -> tuple[bytes, di
                     manifest = content.read(_MANIFEST_LIMIT + 1)
                 elif found is not None and len(blobs) < _BLOBS_LIMIT:
                     digest = f"sha256:{found[1]}"
-                    blobs[digest] = _keep(content, member.size, arrival.work / found[1], digest, cancel)
-    except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
+                    blobs[digest] = _keep(content, member.size, arrival, found[1], cancel)
+    except (tarfile.TarError, EOFError, UnicodeError, ValueError, RecursionError) as error:
         raise not_a_model(f"It is no whole archive: {error}.") from error
     if not manifest:
         raise not_a_model("It is no archive of a model: there is no manifest.json in it.")
     return manifest, blobs
 
 
-def _keep(content: IO[bytes], size: int, target: Path, digest: str, cancel: Event) -> Path:
+def _keep(content: IO[bytes], size: int, arrival: Arrival, name: str, cancel: Event) -> Path:
     sums = hashlib.sha256()
     left = size
+    target = arrival.work / name
     with target.open("wb") as file:
         while chunk := content.read(_CHUNK):
             if cancel.is_set():
                 raise JobCancelled
+            if not left // _CHUNK % 16:
+                arrival.check_room()
             file.write(chunk)
             sums.update(chunk)
             left -= len(chunk)
     if left:
         raise not_a_model("The archive was cut off.")
-    if f"sha256:{sums.hexdigest()}" != digest:
-        raise not_a_model(f"The blob {digest[:19]} in the archive is not what its name says.")
+    if sums.hexdigest() != name:
+        raise not_a_model(f"The blob sha256:{name[:12]} in the archive is not what its name says.")
     return target

@@ -19,12 +19,14 @@ from typing import IO, Literal
 
 from greenroom.runner.failures import JobCancelled
 from greenroom.runner.models.durable import sync_file
-from greenroom.runner.models.failures import from_os_error, hash_mismatch, not_a_model
+from greenroom.runner.models.failures import from_os_error, hash_mismatch, nearly_full, not_a_model
 from greenroom.runner.models.held import HeldFile, hold
 from greenroom.runner.models.manifest import Artifact, Layer
 from greenroom.runner.models.references import BadReference, blob_name, relative_name
 
 _CHUNK = 2**20
+RESERVE = 64 * 2**20
+"""Bytes that models leave free on the disk: the journal and the logs need a place too."""
 
 Count = Callable[[int], None]
 """Told how many more bytes have been handled."""
@@ -119,6 +121,12 @@ class Arrival:
         """Where a download lies until it is whole; what broke off there before is gone on with."""
         self._partial.mkdir(parents=True, exist_ok=True)
         return self._partial / blob_name(digest)
+
+    def check_room(self) -> None:
+        """Raise JobFailed, permanent, `no_space`, when what is left on the disk is not for models."""
+        free = shutil.disk_usage(self.folder).free
+        if free < RESERVE:
+            raise nearly_full(free, str(self._partial.parent))
 
     def path_of(self, layer: Layer) -> Path:
         """Where a layer's file lies until the commit."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from greenroom.actors.facts import Part, Progress
 
 _REPORT_EVERY = 0.1
-_SMOOTHING = 0.3
+_WINDOW = 4.0
+"""Seconds over which the rate is measured."""
+STALL = 5.0
+"""Seconds without a byte after which that is said."""
 
 
 class Moving:
@@ -30,15 +34,24 @@ class Moving:
 
 
 class Attempt:
-    """Tells progress: not too often, with a smoothed rate, and nothing once it has ended. Thread-safe."""
+    """Tells progress: not too often, with a rate, and nothing once it has ended. Thread-safe.
 
-    def __init__(self, job: str, tell: Callable[[Progress], None]) -> None:
+    Where bytes move it is called also while none do, so that the rate falls and a stall is told.
+    """
+
+    def __init__(
+        self, job: str, tell: Callable[[Progress], None], now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._job = job
+        self._now = now
         self._tell = tell
         self._lock = threading.Lock()
         self._ended = False
         self._last = Progress(job=job, phase="")
         self._at = 0.0
+        self._marks: deque[tuple[float, int]] = deque()
+        """(when, bytes) of late, in this phase."""
+        self._moved_at = 0.0
         self.reached = False
         """The source has said what it has."""
         self.blobs: tuple[tuple[str, int], ...] = ()
@@ -56,14 +69,23 @@ class Attempt:
     ) -> None:
         """Sources call this as often as they like, from any of their threads."""
         with self._lock:
-            now, last = time.monotonic(), self._last
-            moved = phase != last.phase
-            if self._ended or not (moved or now - self._at >= _REPORT_EVERY or (total and done >= total)):
+            now, last = self._now(), self._last
+            begun = phase != last.phase
+            if self._ended or not (begun or now - self._at >= _REPORT_EVERY or (total and done >= total)):
                 return
-            rate = 0.0
-            if not moved and done >= last.done and now > self._at:
-                step = (done - last.done) / (now - self._at)
-                rate = step if not last.rate else last.rate + _SMOOTHING * (step - last.rate)
+            if begun or done < last.done:
+                self._marks.clear()
+            if not self._marks or done > self._marks[-1][1]:
+                self._moved_at = now
+            self._marks.append((now, done))
+            while len(self._marks) > 2 and now - self._marks[1][0] >= _WINDOW:
+                self._marks.popleft()
+            (then, before), (_, after) = self._marks[0], self._marks[-1]
+            rate = (after - before) / (now - then) if now > then else 0.0
+            still = now - self._moved_at
+            if still >= STALL and done < total:
+                message = message or f"nothing has come for {still:.0f} s"
+                rate = 0.0
             self._last = Progress(
                 job=self._job,
                 phase=phase,

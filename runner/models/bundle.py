@@ -25,6 +25,7 @@ from greenroom.runner.models.manifest import (
     kind_of,
 )
 from greenroom.runner.models.references import relative_name
+from greenroom.runner.models.selection import belongs
 from greenroom.runner.models.unpacking import unpack
 
 
@@ -46,7 +47,8 @@ def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -
         JobFailed: permanent, `not_a_model`: an archive in the model is hostile.
         OSError: a blob is missing, or the disk refused.
     """
-    files = [(layer, relative_name(name)) for layer, name in file_names(manifest)]
+    # What else has been published, code above all, is kept for publishing it again, and never laid open.
+    files = [(layer, relative_name(name)) for layer, name in file_names(manifest) if belongs(name)]
     model = folder / "model"
     archives = [blob(layer.digest) for layer in manifest.layers if kind_of(layer) in ARCHIVES]
     if not model.is_dir() or not all(_same(model / name, blob(layer.digest)) for layer, name in files):

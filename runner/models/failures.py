@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 NO_ANSWER = "Check the name and the network; proxies are taken from pip's and uv's settings."
 """Advice when a place models come from does not answer."""
+TOO_SLOW = "too_slow"
+"""The code of a transfer that was ended because next to nothing moved: what did is no progress."""
 
 
 def failure_of(error: Exception, doing: str) -> Failure:
@@ -89,6 +91,15 @@ def no_space(needed: int, free: int, folder: str) -> JobFailed:
         if needed
         else f"The disk that holds {folder} is full.",
         advice="Free some space and try again.",
+    )
+
+
+def nearly_full(free: int, folder: str) -> JobFailed:
+    """So little is left on the disk that it is not for models."""
+    return JobFailed.permanent(
+        "no_space",
+        f"The disk that holds {folder} has {format_size(free)} left. They are kept for the journal.",
+        advice="Free some space (greenroom df, greenroom prune) and try again. What has come is kept.",
     )
 
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from greenroom.actors.facts import ModelFormat
 from greenroom.actors.scheduler_refusals import gib
 from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.arrival import RESERVE
 from greenroom.runner.models.sources.base import Offer
 from greenroom.runner.quantities import format_size
 
 _ANYWAY = "greenroom pull --force fetches it all the same."
-_RESERVE = 64 * 2**20
-"""Bytes a pull leaves free on the disk: the journal and the logs need a place too."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,13 @@ def check_disk(offer: Offer, present: int, free: int, folder: str) -> None:
     pulls still have to bring.
     """
     needed = offer.writes - present
-    if needed <= 0 or needed + _RESERVE <= free:
+    if needed <= 0 or needed + RESERVE <= free:
         return
     rest = f" more ({format_size(present)} are here already)" if present else ""
     raise JobFailed.permanent(
         "no_space",
         f"{_name(offer)} needs {format_size(needed)}{rest} on the disk, and {folder} has "
-        f"{format_size(max(free, 0))} free.",
+        f"{format_size(max(free, 0))} free, of which {format_size(RESERVE)} are kept for the journal.",
         advice=f"Free some space (greenroom df, greenroom prune). {_ANYWAY}",
     )
 

@@ -59,8 +59,15 @@ def complete(arrival: Arrival, manifest: Manifest, manifest_bytes: bytes) -> Non
     """All blobs of `blobs_of` have arrived: keep the manifest and with it the model's id.
 
     Raises:
-        JobFailed: permanent, `not_a_model`: an archive among the layers is hostile.
+        JobFailed: permanent, `not_a_model`: a size is not what the manifest says, or an archive is hostile.
     """
+    sizes = {layer.digest: layer.size for layer in arrival.layers}
+    for blob in manifest.blobs():
+        if sizes[blob.digest] != blob.size:
+            raise not_a_model(
+                f"The manifest lies about a size: {blob.digest[:19]} should have {blob.size} bytes, and has "
+                f"{sizes[blob.digest]}."
+            )
     paths = {layer.digest: arrival.path_of(layer) for layer in arrival.layers}
     config = paths[manifest.config.digest].read_bytes()
     arrival.layers = [layer for layer in arrival.layers if layer.name != CONFIG_NAME]

@@ -6,10 +6,10 @@ the listener. A pull is one attempt; whether there is another is the actor's bus
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.attempt import Attempt
 from greenroom.runner.models.catalogue import Catalogue
-from greenroom.runner.models.failures import check_pin, failure_of
+from greenroom.runner.models.failures import TOO_SLOW, check_pin, failure_of
 from greenroom.runner.models.fitness import Machine, check_disk, check_machine
 from greenroom.runner.models.pusher import Pusher
 from greenroom.runner.models.references import Reference
@@ -26,6 +26,7 @@ from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Context, Offer, Pins, Source
 from greenroom.runner.models.sources.oci import OciSource
 from greenroom.runner.models.store import Store
+from greenroom.runner.waits import PATIENCE, Cancel, Crew, Ending
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources
@@ -117,22 +118,26 @@ class Puller:
         registries: Mapping[str, RegistrySettings] | None = None,
         machine: Callable[[], Machine] = Machine,
         at_once: int = PULLS_AT_ONCE,
+        patience: float = PATIENCE,
     ) -> None:
-        """`machine` says what models have to fit; asked anew for each pull."""
+        """Begin nothing yet.
+
+        Args:
+            machine: What models have to fit; asked anew for each pull.
+            patience: Seconds that what is cancelled has to end by itself.
+        """
         self._store = store
         self._listener = listener
         self._catalogue = catalogue or Catalogue.load()
         self._packages = packages
         self._registries = registries or {}
         self._machine = machine
-        self._at_once = at_once
-        self._pulls = ThreadPoolExecutor(at_once, thread_name_prefix="pull")
-        self._changes = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._pulls = Crew(at_once, "pull", patience=patience)
+        self._changes = Crew(1, "store", patience=patience)
+        self._change_numbers = itertools.count()
         self._lock = threading.Lock()
-        self._running: dict[str, threading.Event] = {}
         self._attempts: dict[str, Attempt] = {}
-        self._pusher = Pusher(store, listener, packages=packages, registries=self._registries)
-        self._closed = False
+        self._pusher = Pusher(store, listener, packages=packages, registries=registries, patience=patience)
 
     def start(self, job_id: str, reference: str, *, token: str = "", force: bool = False) -> None:
         """Begin one attempt at a pull. A job that is running already is left alone.
@@ -140,21 +145,16 @@ class Puller:
         With `force` also what cannot fit or run here. Ends with exactly one of `committed`, `failed`,
         `cancelled`.
         """
-        with self._lock:
-            if self._closed or job_id in self._running:
-                return
-            waits = len(self._running) >= self._at_once
-            cancel = self._running[job_id] = threading.Event()
-        if waits:
+        waiting = Progress(job=job_id, phase="waiting", message="Waiting for other pulls to end")
+        self._pulls.start(
+            job_id,
+            lambda cancel: self._run(job_id, reference, token, force, cancel),
+            lambda: self._listener.cancelled(job_id),
             # Told before it can begin, so that it never comes after the job's own words.
-            waiting = Progress(job=job_id, phase="waiting", message="Waiting for other pulls to end")
-            self._tell(self._listener.progress, waiting)
-        try:
-            self._pulls.submit(self._run, job_id, reference, token, force, cancel)
-        except RuntimeError:  # closed in between
-            self._tell(self._listener.cancelled, job_id)
+            lambda: self._tell(self._listener.progress, waiting),
+        )
 
-    def look_up(self, text: str, cancel: threading.Event, *, token: str = "") -> Published:
+    def look_up(self, text: str, cancel: Cancel, *, token: str = "") -> Published:
         """What a source has under a name, without fetching it. Blocks.
 
         Raises:
@@ -162,28 +162,24 @@ class Puller:
             BadReference: no name.
             JobCancelled: `cancel` was set.
         """
-        reference, context = self._source_of(Reference.parse(text), token)
+        reference, context = self._source_of(Reference.parse(text), token, cancel)
         source = source_for(reference, context)
         offer = source.measure(source.describe(reference, cancel), cancel)
         if isinstance(source, OciSource):
-            model_id, config = source.published(cancel)
+            model_id, config = source.published()
             return Published(offer, model_id, config)
         return Published(offer)
 
     def cancel(self, job_id: str) -> None:
         """End a pull; told by `cancelled`, unless it has ended otherwise before."""
-        with self._lock:
-            event = self._running.get(job_id)
-        if event is not None:
-            event.set()
+        self._pulls.cancel(job_id)
 
     def look(self) -> None:
         """Look at the store: `seen`, or `look_failed`."""
 
         def look() -> None:
             # Taken first: what ends after this reports its end after this, and is known by then.
-            with self._lock:
-                running = tuple(self._running)
+            running = self._pulls.keys()
             models = self._store.look()
             self._listener.seen(models, running, recovered=self._store.recovered())
 
@@ -249,39 +245,39 @@ class Puller:
         self._pusher.cancel(reference)
 
     def close(self) -> None:
-        """Cancel all pulls and wait until their threads have ended; nothing is begun afterwards."""
-        self._pusher.close()
-        with self._lock:
-            self._closed = True
-            for event in self._running.values():
-                event.set()
-        self._pulls.shutdown()
-        self._changes.shutdown()
+        """Cancel all pulls and pushes, wait a bounded time for their end, and begin nothing any more."""
+        crews = (self._pulls, self._changes, self._pusher)
+        # Side by side: they share one bound.
+        closing = [threading.Thread(target=crew.close, name="close", daemon=True) for crew in crews]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
 
-    def _run(self, job_id: str, text: str, token: str, force: bool, cancel: threading.Event) -> None:
+    def _run(self, job_id: str, text: str, token: str, force: bool, cancel: Cancel) -> Ending:
         attempt = Attempt(job_id, lambda progress: self._tell(self._listener.progress, progress))
         with self._lock:
             self._attempts[job_id] = attempt
-        outcome: Callable[[], object]
         try:
-            model, fresh = self._pull(Reference.parse(text), token, force, attempt, cancel)
+            with cancel.ends(attempt.end):
+                model, fresh = self._pull(Reference.parse(text), token, force, attempt, cancel)
         except JobCancelled:
-            outcome = lambda: self._listener.cancelled(job_id)  # noqa: E731
+            return Ending(lambda: self._listener.cancelled(job_id))
         except Exception as error:  # noqa: BLE001 - a pull that ends without a word would hang its job
             failure, reached = failure_of(error, "pulling the model"), attempt.reached
-            moved = max(0, self._store.present(attempt.blobs) - attempt.had)
-            outcome = lambda: self._listener.failed(job_id, failure, reached=reached, moved=moved)  # noqa: E731
-        else:
-            outcome = lambda: self._listener.committed(job_id, model, fresh=fresh)  # noqa: E731
+            # What a server that trickles has sent is kept, but is no reason to wait for it for ever.
+            slow = failure.code == TOO_SLOW
+            moved = 0 if slow else max(0, self._store.present(attempt.blobs) - attempt.had)
+            return Ending(lambda: self._listener.failed(job_id, failure, reached=reached, moved=moved))
         finally:
             attempt.end()
             with self._lock:
-                self._running.pop(job_id, None)
                 self._attempts.pop(job_id, None)
-        self._tell(outcome)
+        # Also if it was cancelled meanwhile: the model is here.
+        return Ending(lambda: self._listener.committed(job_id, model, fresh=fresh), late=True)
 
     def _pull(
-        self, reference: Reference, token: str, force: bool, attempt: Attempt, cancel: threading.Event
+        self, reference: Reference, token: str, force: bool, attempt: Attempt, cancel: Cancel
     ) -> tuple[Model, bool]:
         """The model, and whether anything of it had to be fetched."""
         wanted = reference
@@ -293,7 +289,7 @@ class Puller:
             # It can be no other one, whatever its source says.
             return self._named(here, wanted.stored_tag), False
         self._store.check_writable()
-        reference, context = self._source_of(wanted, token)
+        reference, context = self._source_of(wanted, token, cancel)
         try:
             source = source_for(reference, context)
             offer = source.describe(reference, cancel)
@@ -313,14 +309,14 @@ class Puller:
             return self._named(known, wanted.stored_tag), False
         return self._fetch(source, offer, wanted, force, attempt, cancel), True
 
-    def _source_of(self, reference: Reference, token: str) -> tuple[Reference, Context]:
+    def _source_of(self, reference: Reference, token: str, cancel: Cancel) -> tuple[Reference, Context]:
         """Where a name stands for something else: that, and what must come from there."""
         entry = self._catalogue.find(reference)
         pins = Pins()
         if entry is not None:
             reference = Reference.parse(entry.source)
             pins = Pins(sha256=entry.sha256, size=entry.size, package_sha256=entry.package_sha256)
-        return reference, Context(self._store.root, self._packages, pins, token, self._registries)
+        return reference, Context(self._store.root, self._packages, pins, token, self._registries, cancel)
 
     def _fetch(
         self,
@@ -329,7 +325,7 @@ class Puller:
         wanted: Reference,
         force: bool,
         attempt: Attempt,
-        cancel: threading.Event,
+        cancel: Cancel,
     ) -> Model:
         attempt.blobs, attempt.had = offer.blobs, self._store.present(offer.blobs)
         if not force:
@@ -364,15 +360,16 @@ class Puller:
         return self._store.tag(model.id, tag) if tag and tag not in model.tags else model
 
     def _change(self, work: Callable[[], None], failed: Callable[[Failure], None]) -> None:
-        def run() -> None:
+        def run(_: Cancel) -> Ending:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - the actor waits for an answer
-                self._tell(failed, failure_of(error, "changing the model store"))
+                failure = failure_of(error, "changing the model store")
+                return Ending(lambda: failed(failure), late=True)
+            return Ending(lambda: None)
 
-        with self._lock:
-            if not self._closed:
-                self._changes.submit(run)
+        stopped = Failure(kind="transient", code="stopping", message="Greenroom is stopping.")
+        self._changes.start(f"change {next(self._change_numbers)}", run, lambda: failed(stopped))
 
     def _tell(self, call: Callable[..., object], *arguments: Any) -> None:
         try:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from greenroom.actors.facts import Failure, Progress
@@ -16,20 +15,20 @@ from greenroom.actors.retry import PUSH_RETRIES
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.attempt import Attempt, Moving
-from greenroom.runner.models.failures import NO_ANSWER, failure_of
+from greenroom.runner.models.failures import NO_ANSWER, TOO_SLOW, failure_of
 from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
-from greenroom.runner.models.references import DEFAULT_TAG, Reference
+from greenroom.runner.models.references import DEFAULT_TAG, Reference, familiar
 from greenroom.runner.models.store import Store
+from greenroom.runner.waits import PATIENCE, Cancel, Crew, Ending, side_by_side
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources
     from greenroom.runner.registry.upload import Repository
 
-log = logging.getLogger(__name__)
-
 PUSHES_AT_ONCE = 2
 _BLOBS_AT_ONCE = 4
-_TICK = 0.1
+_SILENCE = 120.0
+"""Seconds without a byte that goes: longer than an answer to one takes."""
 
 
 class PusherListener(Protocol):
@@ -55,69 +54,58 @@ class Pusher:
         *,
         packages: PackageSources | None = None,
         registries: Mapping[str, RegistrySettings] | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         self._store = store
         self._listener = listener
         self._packages = packages
         self._registries = registries or {}
-        self._pool = ThreadPoolExecutor(PUSHES_AT_ONCE, thread_name_prefix="push")
-        self._lock = threading.Lock()
-        self._running: dict[str, threading.Event] = {}
-        self._closed = False
+        self._pushes = Crew(PUSHES_AT_ONCE, "push", patience=patience)
+        self._models: dict[str, str] = {}
+        """reference → the model that is being sent there."""
 
     def start(self, model_id: str, reference: str, *, token: str = "") -> None:
-        """Begin; a push to the same reference that is running already is left alone.
+        """Begin; a push of this model to this reference that is running already is left alone.
 
         Ends with exactly one of `pushed`, `push_failed`.
         """
-        with self._lock:
-            if reference in self._running:
-                return
-            cancel = self._running[reference] = threading.Event()
-            if not self._closed:
-                self._pool.submit(self._run, model_id, reference, token, cancel)
-                return
-            del self._running[reference]
-        self._listener.push_failed(reference, model_id, _cancelled())
+        begun = self._pushes.start(
+            reference,
+            lambda cancel: self._run(model_id, reference, token, cancel),
+            lambda: self._listener.push_failed(reference, model_id, _cancelled()),
+        )
+        if begun:
+            self._models[reference] = model_id
+        elif not self._pushes.has(reference):  # closed
+            self._listener.push_failed(reference, model_id, _cancelled())
+        elif self._models.get(reference) != model_id:
+            self._listener.push_failed(reference, model_id, _other(reference))
 
     def cancel(self, reference: str) -> None:
         """End a push."""
-        with self._lock:
-            event = self._running.get(reference)
-        if event is not None:
-            event.set()
+        self._pushes.cancel(reference)
 
     def close(self) -> None:
-        """End all pushes and wait for their threads."""
-        with self._lock:
-            self._closed = True
-            for event in self._running.values():
-                event.set()
-        self._pool.shutdown()
+        """End all pushes, and wait for that, but not for ever."""
+        self._pushes.close()
 
-    def _run(self, model_id: str, reference: str, token: str, cancel: threading.Event) -> None:
+    def _run(self, model_id: str, reference: str, token: str, cancel: Cancel) -> Ending:
         attempt = Attempt(f"push/{reference}", self._listener.progress)
         began = time.monotonic()
-        failure: Failure | None = None
-        sent = 0
         try:
-            push = _Push(self._store, model_id, Reference.parse(reference), attempt, cancel)
-            sent = push.run(self._repository(push.reference, token))
+            with cancel.ends(attempt.end):
+                push = _Push(self._store, model_id, Reference.parse(reference), attempt, cancel)
+                sent = push.run(self._repository(push.reference, token))
         except JobCancelled:
             failure = _cancelled()
         except Exception as error:  # noqa: BLE001 - somebody waits for an answer
             failure = failure_of(error, "pushing the model")
+        else:
+            seconds = round(time.monotonic() - began, 3)
+            return Ending(lambda: self._listener.pushed(reference, model_id, sent, seconds))
         finally:
             attempt.end()
-            with self._lock:
-                self._running.pop(reference, None)
-        try:
-            if failure is None:
-                self._listener.pushed(reference, model_id, sent, round(time.monotonic() - began, 3))
-            else:
-                self._listener.push_failed(reference, model_id, failure)
-        except Exception:
-            log.exception("The listener of a push failed")
+        return Ending(lambda: self._listener.push_failed(reference, model_id, failure))
 
     def _repository(self, reference: Reference, token: str) -> Repository:
         from greenroom.runner.installations.sources import PackageSources
@@ -139,7 +127,7 @@ class _Push:
     """One push."""
 
     def __init__(
-        self, store: Store, model_id: str, reference: Reference, attempt: Attempt, cancel: threading.Event
+        self, store: Store, model_id: str, reference: Reference, attempt: Attempt, cancel: Cancel
     ) -> None:
         self.reference = reference
         self._store = store
@@ -151,6 +139,10 @@ class _Push:
         self._lock = threading.Lock()
         self._done = 0
         self._sent = 0
+        self._gone = 0
+        """As sent, but bytes that had to go again count again."""
+        self._seen = 0
+        self._seen_at = 0.0
         self._arrived = 0
         """Blobs that are there for sure."""
         # A layer that is in it twice is one blob.
@@ -199,17 +191,24 @@ class _Push:
             moving.done = 0
         self._stop.clear()
         self._attempt.report("uploading", 0, self._total)
-        with ThreadPoolExecutor(_BLOBS_AT_ONCE, thread_name_prefix="upload") as pool:
-            begun = [pool.submit(self._send, repository, blob) for blob in self._blobs]
-            try:
-                waiting = set(begun)
-                while waiting:
-                    ended, waiting = wait(waiting, _TICK, FIRST_EXCEPTION)
-                    self._check_cancelled()
-                    for future in ended:
-                        future.result()
-            finally:
-                self._stop.set()
+        self._seen, self._seen_at = self._gone, time.monotonic()
+        calls = [partial(self._send, repository, blob) for blob in self._blobs]
+        side_by_side(calls, _BLOBS_AT_ONCE, "upload", tick=self._look, halt=self._stop.set)
+
+    def _look(self) -> None:
+        """Called all the while: is it wanted still, and does it get on?"""
+        self._check_cancelled()
+        now = time.monotonic()
+        if self._gone > self._seen:
+            self._seen, self._seen_at = self._gone, now
+        elif now - self._seen_at > _SILENCE:
+            message = f"The registry took nothing for {_SILENCE:.0f} s."
+            raise JobFailed.transient(TOO_SLOW, message, advice=NO_ANSWER)
+        with self._lock:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._attempt.report("uploading", self._done, self._total, "", tuple(self._sending.values()))
 
     def _send(self, repository: Repository, blob: Descriptor) -> None:
         self._check()
@@ -244,9 +243,8 @@ class _Push:
             if moving is not None:
                 self._done += size
                 moving.done += size
-            done = self._done
-            sending = tuple(self._sending.values())
-        self._attempt.report("uploading", done, self._total, "", sending)
+            self._gone += max(0, sent)
+            self._tell()
 
     def _check(self) -> None:
         if self._cancel.is_set() or self._stop.is_set():
@@ -260,6 +258,15 @@ class _Push:
         self._attempt.report("waiting_to_retry", self._done, self._total, f"after: {reason}")
         if self._cancel.wait(seconds):
             raise JobCancelled
+
+
+def _other(reference: str) -> Failure:
+    return Failure(
+        kind="permanent",
+        code="conflict",
+        message=f"Another model is being pushed to {familiar(reference)} at this moment.",
+        advice="Push again when that has ended, or under another tag.",
+    )
 
 
 def _cancelled() -> Failure:

@@ -19,7 +19,14 @@ _QUANTISATION = re.compile(
     r"(?:-\d{5}-of-\d{5})?\.gguf$",
     re.IGNORECASE,
 )
+_WEIGHTS = {".gguf", ".safetensors", ".mmproj"}
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def belongs(name: str) -> bool:
+    """Whether a file may lie beside an engine: weights that hold no code, and what describes them."""
+    suffix = _suffix(name)
+    return suffix in _COMPANIONS or suffix in _WEIGHTS
 
 
 def choose_files(names: Sequence[str], where: str) -> list[str]:

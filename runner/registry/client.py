@@ -127,6 +127,14 @@ class Registry:
         """
         return self._anywhere(lambda endpoint: self._blob(endpoint, digest, offset), begin=self._now)
 
+    def small_blob(self, digest: str) -> bytes:
+        """All bytes of a blob that is as small as a manifest, such as a configuration; not checked.
+
+        Raises:
+            JobFailed: It is not there, may not be read, is too large, or does not come in time.
+        """
+        return self._anywhere(lambda endpoint: self._small_blob(endpoint, digest), begin=self._now)
+
     def refused(self, status: int, body: bytes) -> JobFailed:
         """What a status that is no success means for the user."""
         return self._refused(self._endpoints[self._now], status, body)
@@ -208,6 +216,13 @@ class Registry:
             response.close()
             raise self._refused(endpoint, status, b"", digest)
         return response
+
+    def _small_blob(self, endpoint: Endpoint, digest: str) -> bytes:
+        url = f"{endpoint.repository(self.repository)}/blobs/{digest}"
+        status, body, _ = self._read(endpoint, url, {})
+        if status != 200:
+            raise self._refused(endpoint, status, body, digest)
+        return body
 
     def _read(
         self, endpoint: Endpoint, url: str, headers: Mapping[str, str]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from greenroom.runner.models import attempt
 from greenroom.runner.models.puller import Puller
+from greenroom.runner.models.sources import transfer
 from greenroom.runner.models.store import Store
 from hub import COMMIT, LocalHub, sha256_of
 
@@ -220,6 +222,31 @@ def test_a_pull_is_cancelled_in_mid_file_at_once_and_keeps_what_has_come(
     assert recorder.outcome("job")[0] == "cancelled"
     assert not hub.release.is_set()
     assert not list((store.root / "incoming").iterdir())
+
+
+def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_is_kept(
+    hub: LocalHub,
+    quants: dict[str, bytes],
+    new_puller: NewPuller,
+    recorder: Any,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attempt, "STALL", 0.5)
+    monkeypatch.setattr(transfer, "_SILENCE", 2.5)
+    hub.hold_after = 500_000
+    what, failure = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")
+    assert (what, failure.kind, failure.code) == ("failed", "transient", "too_slow")
+    assert "bytes of the model came within" in failure.message
+    (job,) = recorder.moved
+    assert recorder.moved[job] == 0, "a server that trickles is not asked for ever"
+    last = recorder.progress_of(job)[-1]
+    assert (last.rate, last.phase) == (0.0, "downloading")
+    assert last.message.startswith("nothing has come for ")
+    hub.hold_after = None
+    hub.release.set()
+    assert pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")[0] == "committed"
+    assert hub.ranges()[-1].startswith("bytes=")
 
 
 def test_two_pulls_of_one_file_do_not_write_to_one_file(

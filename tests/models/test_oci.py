@@ -210,6 +210,52 @@ def test_nothing_leaves_its_folder(
 
 
 @needs_registry
+@pytest.mark.parametrize("lie", [-1, -2_000, 1, 2_000])
+def test_a_manifest_that_lies_about_a_size_is_no_success(
+    lie: int, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    registry.push("org/lie", [(GGUF, gguf(), {})], lie=lie)
+    what, failure = pull(new_puller, recorder, f"{registry.host}/org/lie")
+    assert (what, failure.kind, failure.code) == ("failed", "permanent", "hash_mismatch")
+    assert ("larger" if lie < 0 else "smaller") in failure.message
+    assert store.models() == ()
+
+
+@needs_registry
+def test_code_and_pickles_of_a_registry_are_not_laid_beside_an_engine(
+    registry: RealRegistry,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: Store,
+    tmp_path: Path,
+    model_folder: Callable[..., Path],
+) -> None:
+    folder = model_folder(tmp_path / "m")
+    good = {path.name for path in folder.iterdir()}
+    for name in ("modeling_evil.py", "pytorch_model.bin", "libx.so", "run.sh", ".hidden.json.py"):
+        (folder / name).write_bytes(b"boo")
+    kind = "application/vnd.cncf.model.weight.v1.raw"
+    layers = [(kind, path.read_bytes(), {FILEPATH: path.name}) for path in sorted(folder.iterdir())]
+    layers.append((CONFIG_TAR, _tar(tarfile.TarInfo("evil.py"), b"boo"), {}))
+    published = registry.push("org/code", layers, config_type="application/vnd.cncf.model.config.v1+json")
+    what, model = pull(new_puller, recorder, f"{registry.host}/org/code")
+    assert (what, model.id) == ("committed", published), model
+    assert {path.name for path in store.open_model(model.id).path.rglob("*")} == good
+
+
+@needs_registry
+@pytest.mark.parametrize("name", ["x" * 300 + ".gguf", "é" * 200 + ".gguf", "a/" + "b" * 256 + "/m.gguf"])
+def test_a_layer_with_a_name_that_no_disk_takes_is_the_models_fault(
+    name: str, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+) -> None:
+    registry.push("org/long", [(GGUF, gguf(), {FILEPATH: name})])
+    what, failure = pull(new_puller, recorder, f"{registry.host}/org/long")
+    assert (what, failure.kind, failure.code) == ("failed", "permanent", "not_a_model")
+    assert "is not a file name inside a model" in failure.message
+    assert str(store.root) not in failure.message
+
+
+@needs_registry
 def test_what_is_no_model_is_refused_before_anything_is_fetched(
     gate: Gate, registry: RealRegistry, new_puller: NewPuller, recorder: Any
 ) -> None:

@@ -13,6 +13,7 @@ from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.references import Reference
+from greenroom.runner.waits import Cancel
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources
@@ -75,6 +76,8 @@ class Context:
     """A bearer token the caller gave for this pull; never stored."""
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     """The user's mirrors and insecure registries."""
+    cancel: Cancel = field(default_factory=Cancel, repr=False)
+    """When set, every wait for a server ends."""
 
 
 class Source(Protocol):

@@ -69,6 +69,7 @@ class OciSource:
                 name=name,
                 size=blob.size,
                 digest=blob.digest,
+                exact=True,
                 begin=partial(registry.blob, blob.digest),
                 told=blob is not manifest.config,
             )
@@ -78,25 +79,17 @@ class OciSource:
         Transfer(self._web, arrival, report, cancel, refused).bring(pieces)
         complete(arrival, manifest, self._manifest_bytes)
 
-    def published(self, cancel: Event) -> tuple[str, bytes]:
+    def published(self) -> tuple[str, bytes]:
         """The id of what `describe` has found, and the bytes of its configuration.
 
         Raises:
             JobFailed: the registry does not give it out, or gives out something else.
+            JobCancelled: the context's `cancel` was set.
         """
         registry = self._registry
         assert registry is not None, "describe comes first"
         manifest = artifacts.decode(self._manifest_bytes, digest_of(self._manifest_bytes))
-        response = registry.blob(manifest.config.digest)
-        data = b""
-        try:
-            while len(data) <= manifest.config.size and not cancel.is_set():
-                chunk = response.read1()
-                if not chunk:
-                    break
-                data += chunk
-        finally:
-            response.close()
+        data = registry.small_blob(manifest.config.digest)
         if digest_of(data) != manifest.config.digest:
             raise JobFailed.permanent(
                 "hash_mismatch", f"{registry.host} sent another configuration than the one it names."

@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import IO, TYPE_CHECKING, Any
@@ -23,8 +24,10 @@ from typing import IO, TYPE_CHECKING, Any
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.attempt import Moving
-from greenroom.runner.models.failures import from_os_error, hash_mismatch
+from greenroom.runner.models.failures import NO_ANSWER, TOO_SLOW, from_os_error, hash_mismatch
 from greenroom.runner.models.sources.base import Report
+from greenroom.runner.quantities import format_size
+from greenroom.runner.waits import side_by_side
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.web import Web
@@ -32,7 +35,11 @@ if TYPE_CHECKING:
 
 _CHUNK = 256 * 1024
 _AT_ONCE = 4
-_TICK = 0.1
+_SILENCE = 60.0
+_LEAST = 16 * 1024
+"""Bytes that have to come within that time: a server that sends less holds up everybody else."""
+_UNKNOWN_MOST = 2**40
+"""Bytes of a file whose size nobody says."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Piece:
     name: str
     """In the model."""
     size: int
+    """0 where the source does not say, unless it is `exact`."""
     digest: str = ""
     """`sha256:<hex>`; empty where the source knows none."""
     git_oid: str = ""
@@ -51,6 +59,7 @@ class Piece:
     begin: Callable[[int], BaseHTTPResponse] | None = field(default=None, repr=False)
     """Asks for the bytes from an offset on, where more than a URL is needed: registries have mirrors, and
     tokens that live for minutes while downloads take hours. Answers with status 200, 206 or 416."""
+    exact: bool = False
     told: bool = True
     """It counts as one of the model's files; a manifest's configuration does not."""
 
@@ -78,6 +87,11 @@ class Transfer:
         self._locks = ExitStack()
         self._done = 0
         self._total = 0
+        self._come = 0
+        """Bytes that have come, or were found here and read."""
+        self._seen = 0
+        self._seen_at = 0.0
+        self._told_at = 0.0
         self._moving: dict[str, Moving] = {}
 
     def bring(self, pieces: Sequence[Piece]) -> None:
@@ -104,19 +118,26 @@ class Transfer:
                 self._arrival.adopt(path, piece.name, digest)
 
     def _fetch_all(self, pieces: Sequence[Piece]) -> list[tuple[Path, str]]:
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="download") as pool:
-            begun = [pool.submit(self._fetch, piece) for piece in pieces]
-            try:
-                under_way = set(begun)
-                while under_way:
-                    ended, under_way = wait(under_way, _TICK, FIRST_COMPLETED)
-                    if self._cancel.is_set():
-                        raise JobCancelled
-                    for future in ended:
-                        future.result()
-            finally:
-                self._halt()
-            return [future.result() for future in begun]
+        self._seen, self._seen_at = 0, time.monotonic()
+        calls = [partial(self._fetch, piece) for piece in pieces]
+        return side_by_side(calls, _AT_ONCE, "download", tick=self._look, halt=self._halt)
+
+    def _look(self) -> None:
+        """Called all the while: is it wanted still, and does it get on?"""
+        if self._cancel.is_set():
+            raise JobCancelled
+        now = time.monotonic()
+        if self._come - self._seen >= _LEAST:
+            self._seen, self._seen_at = self._come, now
+        elif now - self._seen_at > _SILENCE:
+            raise JobFailed.transient(
+                TOO_SLOW,
+                f"Only {self._come - self._seen} bytes of the model came within {_SILENCE:.0f} s.",
+                advice=NO_ANSWER,
+            )
+        if now - self._told_at >= 1.0:
+            self._arrival.check_room()
+            self._tell()
 
     def _fetch(self, piece: Piece) -> tuple[Path, str]:
         try:
@@ -161,8 +182,7 @@ class Transfer:
                     sums.update(chunk)
                     size += len(chunk)
                     self._count(piece, len(chunk))
-                    if piece.size and size > piece.size:
-                        break
+                    _check_size(piece, file, size)
             except OSError as error:
                 raise self._broken(piece, error) from error
             except Exception as error:
@@ -176,6 +196,8 @@ class Transfer:
                 self._end(response)
         self._check()
         if piece.size and size < piece.size:
+            if sums.sha256() == piece.digest:
+                raise _other_size(piece, "smaller")
             raise self._broken(piece, EOFError(f"{size} of {piece.size} bytes came"))
         return self._verified(piece, file, sums, resumed=bool(resumed))
 
@@ -240,13 +262,18 @@ class Transfer:
         return self._web.failure(piece.url, error)
 
     def _count(self, piece: Piece, size: int) -> None:
+        with self._lock:
+            self._come += max(0, size)
         if not piece.told:
             return
         with self._lock:
             self._done += size
             self._moving[piece.name].done += size
-            done = self._done
-        self._report("downloading", done, self._total, "", self._moving.values())
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told_at = time.monotonic()
+        self._report("downloading", self._done, self._total, "", self._moving.values())
 
     def _check(self) -> None:
         if self._stop.is_set() or self._cancel.is_set():
@@ -264,6 +291,22 @@ class Transfer:
         with self._lock:
             self._open.discard(response)
         response.close()
+
+
+def _check_size(piece: Piece, file: IO[bytes], size: int) -> None:
+    if size <= (piece.size if piece.size or piece.exact else _UNKNOWN_MOST):
+        return
+    Path(file.name).unlink(missing_ok=True)
+    raise _other_size(piece, "larger")
+
+
+def _other_size(piece: Piece, how: str) -> JobFailed:
+    return JobFailed.permanent(
+        "hash_mismatch",
+        f"{piece.name} is {how} where it is published than the {format_size(piece.size)} it is listed with; "
+        "nothing was kept.",
+        advice="The file was changed or damaged where it is published, or on the way.",
+    )
 
 
 class _Sums:

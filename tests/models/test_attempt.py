@@ -1,0 +1,60 @@
+"""How far a transfer is: a rate that falls when nothing comes, and a stall that is said."""
+
+from __future__ import annotations
+
+from greenroom.actors.facts import Progress
+from greenroom.runner.models.attempt import Attempt
+
+MB = 1_000_000
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(steps: list[tuple[float, int]]) -> list[Progress]:
+    """What is told of (seconds later, bytes done)."""
+    told: list[Progress] = []
+    clock = Clock()
+    attempt = Attempt("j", told.append, clock)
+    attempt.report("downloading", 0, 100 * MB)
+    for later, done in steps:
+        clock.now += later
+        attempt.report("downloading", done, 100 * MB)
+    return told
+
+
+def test_the_rate_is_that_of_the_last_seconds() -> None:
+    told = run([(0.5, n * MB) for n in range(1, 41)])
+    assert told[-1].rate == 2 * MB
+    assert told[-1].message == ""
+    told = run([(0.5, n * MB) for n in range(1, 11)] + [(0.5, 10 * MB + n * MB // 2) for n in range(1, 11)])
+    assert told[-1].rate == 1 * MB
+
+
+def test_when_nothing_comes_the_rate_falls_and_the_stall_is_said() -> None:
+    told = run([(0.5, n * MB) for n in range(1, 21)] + [(1.0, 20 * MB)] * 12)
+    rates = [one.rate for one in told[20:]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[3] < rates[0]
+    assert told[-1].rate == 0.0
+    assert told[-1].message == "nothing has come for 12 s"
+    assert told[-9].message == ""
+
+
+def test_what_comes_again_has_a_rate_again() -> None:
+    told = run([(1.0, 5 * MB), *[(1.0, 5 * MB)] * 10, (1.0, 6 * MB), (1.0, 8 * MB)])
+    assert told[-1].message == ""
+    assert told[-1].rate > 0
+
+
+def test_nothing_is_told_after_the_end() -> None:
+    told: list[Progress] = []
+    attempt = Attempt("j", told.append)
+    attempt.report("downloading", 1, 2)
+    attempt.end()
+    attempt.report("downloading", 2, 2)
+    assert len(told) == 1

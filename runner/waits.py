@@ -91,6 +91,7 @@ class Crew:
         self._waiting: deque[_Job] = deque()
         self._running: dict[str, _Job] = {}
         self._changed = threading.Condition()
+        self._telling = 0
         self._closed = False
 
     def start(
@@ -147,17 +148,25 @@ class Crew:
             self.cancel(key)
         deadline = time.monotonic() + self._patience
         with self._changed:
-            while self._running and (left := deadline - time.monotonic()) > 0:
+            while (self._running or self._telling) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
             hanging = tuple(self._running.values())
         for job in hanging:
             self._give_up(job)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._telling, 1.0)
 
     def _next(self) -> None:
         while self._waiting and len(self._running) < self._at_once:
             job = self._waiting.popleft()
             self._running[job.key] = job
-            threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True).start()
+            try:
+                threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True).start()
+            except RuntimeError:  # the system lets us have no more threads
+                log.exception("%s could not be begun", job.key)
+                job.over = True
+                del self._running[job.key]
+                _tell(job.gone)
 
     def _run(self, job: _Job) -> None:
         try:
@@ -165,21 +174,29 @@ class Crew:
         except BaseException:
             log.exception("%s failed in a way nobody foresaw", job.key)
             ending = Ending(job.gone)
-        if self._leave(job) or ending.late:
-            _tell(ending.tell)
+        self._leave(job, ending.tell, late=ending.late)
 
-    def _leave(self, job: _Job) -> bool:
-        """Its slot is free; False if it was before."""
+    def _leave(self, job: _Job, tell: Callable[[], None], *, late: bool = False) -> bool:
+        """Free its slot and tell how it has ended; False if that has been done before."""
         with self._changed:
-            if job.over:
-                return False
-            job.over = True
-            if job.timer is not None:
-                job.timer.cancel()
-            del self._running[job.key]
-            self._next()
+            first = not job.over
+            self._telling += 1
+            if first:
+                self._free(job)
+        # Not before its slot is free: whoever hears of it may begin it again.
+        if first or late:
+            _tell(tell)
+        with self._changed:
+            self._telling -= 1
             self._changed.notify_all()
-            return True
+        return first
+
+    def _free(self, job: _Job) -> None:
+        job.over = True
+        if job.timer is not None:
+            job.timer.cancel()
+        del self._running[job.key]
+        self._next()
 
     def _end(self, job: _Job) -> None:
         job.cancel.set()
@@ -190,9 +207,8 @@ class Crew:
                 job.timer.start()
 
     def _give_up(self, job: _Job) -> None:
-        if self._leave(job):
+        if self._leave(job, job.gone):
             log.warning("%s did not end within %.0f s and is left alone", job.key, self._patience)
-            _tell(job.gone)
 
 
 class _Batch(Generic[T]):

@@ -95,7 +95,7 @@ class Pusher:
         try:
             with cancel.ends(attempt.end):
                 push = _Push(self._store, model_id, Reference.parse(reference), attempt, cancel)
-                sent = push.run(self._repository(push.reference, token))
+                sent = push.run(self._repository(push.reference, token, cancel))
         except JobCancelled:
             failure = _cancelled()
         except Exception as error:  # noqa: BLE001 - somebody waits for an answer
@@ -107,7 +107,7 @@ class Pusher:
             attempt.end()
         return Ending(lambda: self._listener.push_failed(reference, model_id, failure))
 
-    def _repository(self, reference: Reference, token: str) -> Repository:
+    def _repository(self, reference: Reference, token: str, cancel: Cancel) -> Repository:
         from greenroom.runner.installations.sources import PackageSources
         from greenroom.runner.installations.web import Web
         from greenroom.runner.registry.upload import Repository
@@ -119,7 +119,7 @@ class Pusher:
             raise JobFailed.permanent(
                 "bad_reference", f"{reference} does not name a place on a registry.", advice=advice
             )
-        web = Web(self._packages or PackageSources.discover(), advice=NO_ANSWER)
+        web = Web(self._packages or PackageSources.discover(), advice=NO_ANSWER, cancel=cancel)
         return Repository(web, reference, token=token, settings=self._registries, environment=os.environ)
 
 

@@ -15,13 +15,18 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations.bounded import TookTooLong, bounded
 from greenroom.runner.registry.client import Registry, digest_of
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.web import Web
     from greenroom.runner.models.references import Reference
+    from urllib3.response import BaseHTTPResponse
 
 _CHUNK = 256 * 1024
+_ANSWER = 4_096
+"""Bytes of an answer that are read."""
+_ANSWER_SECONDS = 10.0
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes have gone; less than none when some have to go again. May raise to end it all."""
@@ -131,22 +136,22 @@ class Repository(Registry):
     def _exchange(
         self, method: str, url: str, body: bytes | _Counted, size: int, kind: str
     ) -> tuple[int, bytes, Mapping[str, str]]:
-        from urllib3.exceptions import HTTPError
-
         headers = {"Content-Type": kind} if kind else {}
         if method != "HEAD":
             headers["Content-Length"] = str(size)
         # Where an upload goes may be somebody else's host: it gets the bytes, not our credentials.
         if urlsplit(url)[:2] == urlsplit(self._base)[:2]:
             headers |= self._authorized(self._itself)
+        if isinstance(body, bytes):
+            found = self._web.fetch(
+                url, headers=headers, method=method, body=body, anonymous=True, limit=_ANSWER
+            )
+            return found.status, found.body, found.headers
         response = self._web.send(url, headers=headers, method=method, body=body, anonymous=True)
         try:
-            answer = response.read(4_096) if method != "HEAD" else b""
-        except (HTTPError, OSError) as error:
-            raise self._web.failure(url, error) from error
+            return response.status, _answer_of(response), response.headers
         finally:
             response.close()
-        return response.status, answer, response.headers
 
     def _not_written(self, status: int, body: bytes) -> JobFailed:
         detail = f"HTTP status {status}: {body[:1_000].decode('utf-8', 'replace')}"
@@ -166,6 +171,21 @@ class Repository(Registry):
                 "no_space", f"{self.host} has no room for {self.repository}.", detail=detail
             )
         return self._refused(self._itself, status, body)
+
+
+def _answer_of(response: BaseHTTPResponse) -> bytes:
+    """What a registry says to an upload; its status has said what matters, so it may be cut short."""
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return bounded(
+            lambda: response.read(_ANSWER),
+            name="registry-answer",
+            seconds=_ANSWER_SECONDS,
+            left=response.shutdown,
+        )
+    except (HTTPError, OSError, TookTooLong):
+        return b""
 
 
 class _Counted(io.BufferedReader):

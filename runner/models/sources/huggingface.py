@@ -91,7 +91,7 @@ class HuggingFaceSource:
         assert listing is not None, "describe comes first"
         wanted = [file for file in listing.files if file.name in offer.files]
         pieces = [_piece(listing, file) for file in wanted if not _from_cache(file, arrival, cancel)]
-        web = Web(self._context.packages or PackageSources.discover(), advice=NO_ANSWER)
+        web = Web(self._context.packages or PackageSources.discover(), advice=NO_ANSWER, cancel=cancel)
         refused = lambda piece, status: _refused(offer.reference, piece, status)  # noqa: E731
         Transfer(web, arrival, report, cancel, refused).bring(pieces)
 

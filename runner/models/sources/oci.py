@@ -30,7 +30,8 @@ class OciSource:
 
         self._token = context.token
         self._settings = context.registries
-        self._web = Web(context.packages or PackageSources.discover(), advice=NO_ANSWER)
+        packages = context.packages or PackageSources.discover()
+        self._web = Web(packages, advice=NO_ANSWER, cancel=context.cancel)
         self._registry: Registry | None = None
         self._manifest_bytes = b""
 

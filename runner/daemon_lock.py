@@ -3,22 +3,87 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from greenroom.actors.journal.lock import lock_exclusively, read_pid, unlock
+
+_SHOWN = 80
+"""Characters of a command line that are shown."""
+_TRIES = 4
+_PAUSE = 0.05
+"""Seconds between two tries: a client that looks whether the lock is held has it for a moment itself."""
 
 
 class HomeLocked(Exception):
     """Another process holds the data directory; `pid` is that process, 0 when it has not said so yet."""
 
     def __init__(self, home: Path, pid: int) -> None:
-        who = f"process {pid}" if pid else "another process"
+        holder = Holder.of(pid)
+        advice = "Stop it with `greenroom stop`" if holder.is_daemon else "Stop that program"
         super().__init__(
-            f"The data directory {home} is in use by {who}. "
-            "Stop it with `greenroom stop`, or choose another directory with GREENROOM_HOME."
+            f"The data directory {home} is in use by {holder}. "
+            f"{advice}, or choose another directory with GREENROOM_HOME."
         )
         self.pid = pid
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a data directory."""
+
+    pid: int
+    """0 when it has not said so yet, or cannot be seen from here."""
+    command: str = ""
+    """Its command line, where the system tells."""
+    is_stopped: bool = False
+    """By SIGSTOP, Ctrl-Z or a debugger: it does nothing until it is told to go on."""
+    is_daemon: bool = True
+    """False for another program, which has Greenroom inside it."""
+
+    @classmethod
+    def of(cls, pid: int) -> Holder:
+        """What the system tells of a process."""
+        import psutil
+
+        try:
+            process = psutil.Process(pid) if pid else None
+            if process is None:
+                return cls(0)
+            words = process.cmdline()
+            stopped = process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        except psutil.Error:
+            return cls(pid)
+        command = "".join(letter if letter.isprintable() else " " for letter in " ".join(words))
+        if len(command) > _SHOWN:
+            command = f"{command[:_SHOWN]}…"
+        return cls(pid, command, stopped, is_daemon=not words or "serve" in words)
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        return f"process {self.pid}{f' ({self.command})' if self.command else ''}"
+
+
+def holder_of(home: Path) -> Holder | None:
+    """Who holds a data directory now; None when nobody does, or when we may not look."""
+    try:
+        descriptor = os.open(home / "daemon.lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Holder.of(read_pid(descriptor))
+    except OSError:
+        return None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 class DaemonLock:
@@ -29,12 +94,16 @@ class DaemonLock:
         self._path = home / "daemon.lock"
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
-        try:
-            lock_exclusively(self._file.fileno())
-        except BlockingIOError:
-            pid = read_pid(self._file.fileno())
-            self._file.close()
-            raise HomeLocked(home, pid) from None
+        for left in reversed(range(_TRIES)):
+            try:
+                lock_exclusively(self._file.fileno())
+                break
+            except BlockingIOError:
+                if not left:
+                    pid = read_pid(self._file.fileno())
+                    self._file.close()
+                    raise HomeLocked(home, pid) from None
+            time.sleep(_PAUSE)  # nothing tells us but looking
         status = os.fstat(self._file.fileno())
         self._identity = (status.st_dev, status.st_ino)
         # On a full disk the lock holds all the same, only its holder stays unnamed.

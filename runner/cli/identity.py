@@ -21,6 +21,7 @@ from greenroom.runner.cli.client import Client
 from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import Settings
+from greenroom.runner.daemon_lock import Holder, holder_of
 from greenroom.runner.proof import CHALLENGE, is_proof, make_challenge, read_secret
 
 _PATIENCE = 3.0
@@ -61,11 +62,29 @@ class Stranger:
 class Unresponsive(Problem):
     """Our daemon is there and says nothing: it has only just been started, or it is stuck."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, holder: Holder) -> None:
+        pid = holder.pid
+        if holder.is_stopped:
+            said = f"The Greenroom daemon (process {pid}) is stopped, by SIGSTOP, Ctrl-Z or a debugger."
+            advice = f"Let it go on: kill -CONT {pid}"
+        else:
+            said = (
+                f"The Greenroom daemon (process {pid}) does not answer: it is starting, stopping, or stuck."
+            )
+            advice = f"What it wrote last: greenroom logs. To end it at once: kill -9 {pid}"
+        super().__init__(said, advice, code=exit_codes.NOT_RUNNING)
+        self.holder = holder
+
+
+class InsideAnother(Problem):
+    """The data directory is in use by a program that has Greenroom inside it and listens nowhere we know."""
+
+    def __init__(self, settings: Settings, holder: Holder) -> None:
         super().__init__(
-            f"The Greenroom daemon (process {pid}) does not answer: it is starting, or stuck.",
-            f"What it wrote last: greenroom logs. To end it at once: kill -9 {pid}",
-            code=exit_codes.NOT_RUNNING,
+            f"The data directory {settings.home} is in use by another program with Greenroom inside it: "
+            f"{holder}. It does not listen for commands at {settings.url}.",
+            "Use that program, or stop it; or choose another data directory with GREENROOM_HOME.",
+            code=exit_codes.ALREADY_RUNNING,
         )
 
 
@@ -128,7 +147,8 @@ def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
     """The daemon these settings mean, wherever it listens; None when it does not run.
 
     Raises:
-        Unresponsive: it has the address and does not answer.
+        Unresponsive: it has the address, or the data directory, and does not answer.
+        InsideAnother: the data directory is another program's.
         Problem: somebody else answers at its address.
     """
     addresses = [settings.url]
@@ -140,8 +160,11 @@ def find(settings: Settings, *, patience: float = _PATIENCE) -> Daemon | None:
         found = probe(url, secret, patience=patience)
         if isinstance(found, Daemon) and is_ours(settings, found):
             return found
-    if isinstance(found, Stranger) and found.silent and (pid := _holder(settings.home)):
-        raise Unresponsive(pid)
+    if found is not None and not (isinstance(found, Stranger) and found.silent):
+        raise taken(settings, found)
+    holder = None if settings.host else holder_of(settings.home)
+    if holder is not None:
+        raise Unresponsive(holder) if holder.is_daemon else InsideAnother(settings, holder)
     if found is not None:
         raise taken(settings, found)
     return None
@@ -177,16 +200,6 @@ def note(home: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _holder(home: Path) -> int:
-    """The process that holds a data directory, as far as can be told without disturbing it; else 0."""
-    try:
-        pid = int((home / "daemon.lock").read_text("utf-8").strip())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
-        return 0
-    return pid
-
-
 def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
     """What to tell somebody whose address is somebody else's."""
     where = urlsplit(found.url).netloc
@@ -206,7 +219,7 @@ def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
             advice,
             code=exit_codes.PORT_TAKEN,
         )
-    holder = holder_of(found.url)
+    holder = listener_at(found.url)
     return Problem(
         f"At {where} answers {found.description}{f' ({holder})' if holder else ''}, not Greenroom.",
         "Set GREENROOM_HOST to the right address."
@@ -233,7 +246,7 @@ def is_own_listener(pid: int, url: str) -> bool:
         return False
 
 
-def holder_of(url: str) -> str:
+def listener_at(url: str) -> str:
     """Name and pid of the process that listens at a local address; empty when the system does not say."""
     if not is_on_this_machine(url):
         return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -12,12 +11,22 @@ from pathlib import Path
 
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.client import Client, Gone, Refused
-from greenroom.runner.cli.identity import Daemon, Unresponsive, find, is_on_this_machine, not_running, note
+from greenroom.runner.cli.identity import (
+    Daemon,
+    InsideAnother,
+    Unresponsive,
+    find,
+    is_on_this_machine,
+    not_running,
+    note,
+)
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import Settings
 from greenroom.runner.home import HomeUnusable, prepare_home
 
-_START_SECONDS = 60.0
+_START_SECONDS = 150.0
+"""More than the daemon's own bound for its first look at disk and processes."""
+_SAY_AFTER = 10.0
 _READY_SECONDS = 30.0
 _PORT_PATIENCE = 3.0
 _LOOK_EVERY = 0.03
@@ -37,13 +46,16 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
     """
     try:
         daemon = find(settings)
-    except Unresponsive:
-        daemon = _await(settings)
+    except Unresponsive as silent:
+        if silent.holder.is_stopped:
+            raise
+        say(f"Waiting for the Greenroom daemon (process {silent.holder.pid}), which does not answer yet…")
+        daemon = await_answer(settings)
     if daemon is None:
         if settings.host and not is_on_this_machine(settings.host):
             raise not_running(settings)
         say("Starting the Greenroom daemon…")
-        daemon = _start(settings)
+        daemon = _start(settings, say)
     client = daemon.client()
     _wait_until_ready(client)
     return client
@@ -59,18 +71,19 @@ def unusable(error: HomeUnusable) -> Problem:
     return Problem(error.sentence, error.advice, code=exit_codes.NOT_RUNNING)
 
 
-def _await(settings: Settings) -> Daemon | None:
+def await_answer(settings: Settings) -> Daemon | None:
     """Another client has just started it, perhaps; it answers soon, it ends, or it is stuck."""
     give_up = time.monotonic() + _START_SECONDS
     while True:
         try:
             return find(settings)
-        except Unresponsive:
-            if time.monotonic() > give_up:
+        except Unresponsive as silent:
+            if silent.holder.is_stopped or time.monotonic() > give_up:
                 raise
+        time.sleep(_LOOK_EVERY)  # waiting on another process, bounded
 
 
-def _start(settings: Settings) -> Daemon:
+def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
     """Start it and wait until it answers. Of several clients that do this at once, one daemon wins."""
     try:
         prepare_home(settings.home)
@@ -81,15 +94,22 @@ def _start(settings: Settings) -> Daemon:
     with log:
         began = log.tell()
         process = _spawn(settings, log.fileno())
-        tried = time.monotonic()
-        give_up = tried + _START_SECONDS
+        tried = began_at = time.monotonic()
+        give_up, has_said = tried + _START_SECONDS, False
         while time.monotonic() < give_up:
             code = process.poll()
             # It closes connections for a moment while it stops: a stranger is only one who stays.
-            with contextlib.suppress(Problem):
+            try:
                 daemon = find(settings)
                 if daemon is not None:
                     return daemon
+            except Problem as problem:
+                # So does another program, for a moment, after it has stopped the Greenroom inside it.
+                if isinstance(problem, InsideAnother) and time.monotonic() - began_at > _PORT_PATIENCE:
+                    raise
+            if not has_said and time.monotonic() - began_at > _SAY_AFTER:
+                has_said = True
+                say("It looks at what is installed and what runs; that can take minutes on a slow disk…")
             # Of two daemons that start at once, one finds the port taken before the other answers there.
             perhaps_ours = code == exit_codes.PORT_TAKEN and time.monotonic() - tried < _PORT_PATIENCE
             if code is not None and code != exit_codes.ALREADY_RUNNING and not perhaps_ours:

@@ -8,7 +8,8 @@ import time
 
 import click
 from greenroom.runner.cli.client import Gone, Refused
-from greenroom.runner.cli.identity import Daemon, Unproven, find, probe
+from greenroom.runner.cli.identity import Daemon, Unproven, Unresponsive, find, probe
+from greenroom.runner.cli.launch import await_answer
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.quantities import format_duration, parse_duration
@@ -49,6 +50,15 @@ def command(ctx: click.Context, keep_engines: str | None) -> None:
             raise
         daemon, seconds = unproven.daemon, None
         os.kill(daemon.pid, signal.SIGTERM)
+    except Unresponsive as silent:
+        if silent.holder.is_stopped:
+            raise
+        # It is just starting, or being stopped already.
+        daemon = await_answer(settings)
+        if daemon is None:
+            click.echo(f"The Greenroom daemon (pid {silent.holder.pid}) has stopped.")
+            return
+        daemon.client().post("/daemon/stop", {"keep_engines": seconds})
     else:
         if daemon is None:
             click.echo(f"Greenroom is not running (nobody answers at {settings.url}).")

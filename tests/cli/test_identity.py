@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 from greenroom.runner.cli.client import Gone
-from greenroom.runner.cli.identity import Unresponsive, find, holder_of
+from greenroom.runner.cli.identity import Unresponsive, find, listener_at
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import Settings, load
+from greenroom.runner.daemon_lock import DaemonLock, Holder, HomeLocked, holder_of
 from greenroom.runner.proof import is_proof, keep_secret, prove, read_secret
 from quiet_server import QuietServer
 
@@ -194,16 +200,92 @@ def test_a_host_beats_port_and_note(our_daemon: Any, home: Path, monkeypatch: py
     assert find(load()) is not None
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from greenroom.runner.daemon_lock import DaemonLock
+lock = DaemonLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held(home: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds a data directory, with these words on its command line."""
+    argv = [sys.executable, "-c", HOLD, str(home), *words]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_our_own_daemon_that_says_nothing_is_no_stranger(home: Path) -> None:
-    (home / "daemon.lock").write_text(str(os.getpid()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         settings = Settings(home=home, port=listener.getsockname()[1])
-        with pytest.raises(Unresponsive, match=f"process {os.getpid()}"):
+        with held(home, "serve") as daemon, pytest.raises(Unresponsive) as caught:
             find(settings, patience=0.05)
-        (home / "daemon.lock").write_text("")
+        assert f"process {daemon.pid}) does not answer: it is starting, stopping" in str(caught.value)
+        # Its name stays in the file, and means nothing any more.
+        assert (home / "daemon.lock").read_text() == str(daemon.pid)
         with pytest.raises(Problem, match="accepts connections and does not answer"):
             find(settings, patience=0.05)
 
 
+def test_a_daemon_that_is_stopped_is_told_so_with_the_cure(home: Path, unused_port: int) -> None:
+    with held(home, "serve") as daemon:
+        daemon.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)
+        with pytest.raises(Unresponsive, match=f"is stopped, by SIGSTOP.* kill -CONT {daemon.pid}"):
+            find(Settings(home=home, port=unused_port))
+
+
+@pytest.mark.parametrize("command", [["status"], ["stop"], ["ps"], ["run", "smollm2", "hi"], ["pull", "x"]])
+def test_a_program_with_greenroom_inside_it_is_named_and_no_daemon_is_started(
+    home: Path, greenroom: Any, unused_port: int, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
+    with held(home) as program:
+        outcome = greenroom(*command)
+    assert outcome.code == 4
+    assert "in use by another program with Greenroom inside it" in outcome.err
+    assert f"process {program.pid} ({sys.executable} -c" in outcome.err
+    assert not (home / "daemon.log").exists()
+
+
+def test_looking_who_holds_a_data_directory_keeps_nobody_from_taking_it(home: Path) -> None:
+    stop = Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            holder_of(home)
+
+    (home / "daemon.lock").write_text(str(os.getpid()))
+    threads = [Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        DaemonLock(home).release()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert holder_of(home) is None
+
+
+def test_a_lock_on_a_full_disk_holds_without_a_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    lock = DaemonLock(home)
+    assert holder_of(home) == Holder(0)
+    with pytest.raises(HomeLocked, match="in use by another process"):
+        DaemonLock(home)
+    lock.release()
+
+
 def test_who_listens_elsewhere_is_not_looked_for() -> None:
-    assert holder_of("http://192.0.2.1:80") == ""
+    assert listener_at("http://192.0.2.1:80") == ""

@@ -103,6 +103,21 @@ class InstallationMissing(Event, frozen=True, kw_only=True):
     reason: str
 
 
+class InstallationsUnread(Event, frozen=True, kw_only=True):
+    """What a backend has on the disk could not be looked at: nothing is concluded of it, and none is used."""
+
+    TAG = "installations_unread"
+    backend: str
+    reason: str
+
+
+class InstallationsReadAgain(Event, frozen=True, kw_only=True):
+    """What a backend has on the disk can be looked at again."""
+
+    TAG = "installations_read_again"
+    backend: str
+
+
 class InstallationBroken(Event, frozen=True, kw_only=True):
     """An installation is on disk, but not as it was committed."""
 

@@ -20,7 +20,7 @@ from greenroom.actors import installer_refusals as refusals
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import LookAtInstallations, PlanInstallation, RemoveInstallation
 from greenroom.actors.facts import Failure
-from greenroom.actors.installer_look import settle_with_disk
+from greenroom.actors.installer_look import seen_on_disk, unread
 from greenroom.actors.installer_messages import (
     Activate,
     BackendVerified,
@@ -65,8 +65,6 @@ _DROP_KEY = "drop-fetched"
 _QUEUE = 8
 """Jobs of one backend: somebody who asks for one version after the other must not fill the journal."""
 
-_ENDS = (ev.InstallationCommitted, ev.InstallFailed, ev.InstallCancelled)
-
 Seen = InstallerSeen
 N = TypeVar("N", msg.Ensure, msg.Uninstall, msg.CancelInstall, msg.LeaveInstall)
 
@@ -88,6 +86,8 @@ class Installer:
         ev.InstallationActivated,
         ev.InstallationRetiring,
         ev.InstallationRemoved,
+        ev.InstallationsUnread,
+        ev.InstallationsReadAgain,
     )
 
     def __init__(
@@ -140,7 +140,7 @@ class Installer:
             case msg.InstallsAwaited():
                 return Decision(seen=msgspec.structs.replace(seen, awaited=command.backends))
             case Activate() | VerifyBackend():
-                return self._installed(state, command)
+                return self._installed(state, command, seen)
             case BackendVerified():
                 failed = refusals.failed(command.failure, command.backend) if command.failure else None
                 return verified(state, command, failed)
@@ -163,7 +163,9 @@ class Installer:
             case msg.InstallAttemptEnded():
                 return self._attempt_ended(state, command, now, seen)
             case msg.InstallationsSeen():
-                return self._seen_on_disk(state, command, now, seen)
+                return seen_on_disk(state, command, now.wall, seen)
+            case msg.InstallationsUnread():
+                return unread(state, command, seen)
             case msg.InstallationGone():
                 return self._gone(state, command, now, seen)
             case msg.EngineList():
@@ -194,7 +196,8 @@ class Installer:
         """Decide on a wish for a backend.
 
         1. Unknown backend, or one this platform cannot run: refused at once, without trying.
-        2. Its disk has not been looked at in this life: the look comes first, it is a matter of ms.
+        2. Its disk has not been looked at in this life: the look comes first, it is a matter of ms. If it
+           could not be: refused, since nobody knows what is there.
         3. It is installed, in the wanted version, and no repair is asked for: answered at once.
         4. The user's own is named in the config: refused, we make none beside it.
         5. The wanted version lies there and another one is current: it comes into use.
@@ -212,7 +215,10 @@ class Installer:
             )
         ask = self._named(ask)
         key = ensure_key(ask.backend, ask.version)
-        if ask.backend not in seen.looked:  # 2
+        if ask.backend in seen.unread:  # 2
+            refusal = refusals.unread(ask.backend, state.of(ask.backend).unread)
+            return Decision(reply=refusal, seen=heard(seen, ask))
+        if ask.backend not in seen.looked:
             if key not in seen.pending and len(seen.pending) >= _QUEUE * len(self._facts):
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE))
             pending = {**seen.pending, key: stronger(seen.pending.get(key), ask)}
@@ -255,12 +261,16 @@ class Installer:
     def _uninstall(self, state: InstallerState, ask: msg.Uninstall, seen: Seen) -> Decision[Seen]:
         if ask.backend not in self._facts:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
+        if ask.backend in seen.unread:
+            return Decision(reply=refusals.unread(ask.backend, state.of(ask.backend).unread))
         return ends.uninstall(state.of(ask.backend), self._named(ask), seen)
 
-    def _installed(self, state: InstallerState, ask: Activate | VerifyBackend) -> Decision[Seen]:
+    def _installed(self, state: InstallerState, ask: Activate | VerifyBackend, seen: Seen) -> Decision[Seen]:
         """What is about installations that are here already."""
         if ask.backend not in self._facts:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
+        if ask.backend in seen.unread:
+            return Decision(reply=refusals.unread(ask.backend, state.of(ask.backend).unread))
         backend = state.of(ask.backend)
         if isinstance(ask, VerifyBackend):
             return verify(ask.backend, backend)
@@ -352,31 +362,6 @@ class Installer:
             event = ev.InstallFailed(job=job.id, backend=report.backend, failure=failure)
         return Decision(events=(event,), effects=answers([job], job, event), cause=job.cause)
 
-    def _seen_on_disk(
-        self, state: InstallerState, report: msg.InstallationsSeen, now: Moment, seen: Seen
-    ) -> Decision[Seen]:
-        """Settle what the journal says with what lies there: see `settle_with_disk`. Once in each life."""
-        name = report.backend
-        if name in seen.looked:
-            # This look may have begun before what has been committed since.
-            return Decision()
-        backend = state.of(name)
-        # What hands are at, although this actor, being rebuilt, knows nothing of it.
-        building = seen.building | set(report.building)
-        begun = backend.job is not None and any(job == backend.job.id for job, _ in building)
-        events = settle_with_disk(
-            name, backend, report.installations, begun=begun, now=now.wall, reported=seen.reported
-        )
-        open_jobs = {job.id: job for job in backend.jobs_open}
-        told = [
-            answer
-            for event in events
-            if isinstance(event, _ENDS) and event.job in open_jobs
-            for answer in answers(backend.jobs_open, open_jobs[event.job], event)
-        ]
-        seen = msgspec.structs.replace(seen, looked=seen.looked | {name}, building=building)
-        return Decision(events=tuple(events), effects=tuple(told), seen=seen)
-
     def _gone(
         self, state: InstallerState, report: msg.InstallationGone, now: Moment, seen: Seen
     ) -> Decision[Seen]:
@@ -438,6 +423,8 @@ class Installer:
         broken = [one.broken for one in backend.installations.values() if one.broken]
         if backend.usable is not None:
             word: msg.BackendState = "installed"
+        elif backend.unread:
+            word, failure = "broken", _unread(name, backend.unread)
         elif job is not None:
             word = "waiting_to_retry" if job.retry_at > now else "installing"
         elif backend.retiring:
@@ -470,6 +457,13 @@ def _noted(seen: Seen, backend: str, installation_id: str) -> Seen:
     if backend in seen.looked:
         return seen
     return msgspec.structs.replace(seen, reported=seen.reported | {installation_id})
+
+
+def _unread(name: str, reason: str) -> Failure:
+    told = refusals.unread(name, reason)
+    return Failure(
+        kind="transient", code=told.code, message=told.message, advice=told.advice, blame="machine"
+    )
 
 
 def _requested(ask: msg.Ensure, job: str, version: str) -> ev.InstallRequested:

@@ -3,11 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
+import msgspec
 from greenroom.actors import events as ev
+from greenroom.actors import installer_refusals as refusals
+from greenroom.actors import messages as msg
 from greenroom.actors.facts import Failure, Installation
-from greenroom.actors.installer_state import BackendInstallState, JobState
-from greenroom.actors.kernel.core import Event
+from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState, JobState
+from greenroom.actors.installer_waiters import answers
+from greenroom.actors.kernel.core import Answer, Decision, Event
+
+_ENDS = (ev.InstallationCommitted, ev.InstallFailed, ev.InstallCancelled)
+
+
+def seen_on_disk(
+    state: InstallerState, report: msg.InstallationsSeen, now: float, seen: InstallerSeen
+) -> Decision[InstallerSeen]:
+    """Settle what the journal says with what lies there.
+
+    Once in each life; of what was unclear then, until it is not.
+
+    1. The first look of this life: all of it, see `settle_with_disk`.
+    2. A later one: only those that could not be judged before. It may have begun before what has been
+       committed since.
+    """
+    name = report.backend
+    backend = state.of(name)
+    before = seen.unclear.get(name, frozenset())
+    unclear = {name: frozenset(report.unclear)} if report.unclear else {}
+    others = {one: ids for one, ids in seen.unclear.items() if one != name}
+    if name in seen.looked:  # 2
+        judged = before - report.unclear.keys()
+        if not judged:
+            return Decision()
+        found = [one for one in report.installations if one.id in judged]
+        events = _of_installations(name, backend, found, backend.installations.keys() - judged)
+        still = {name: before - judged} if before - judged else {}
+        return Decision(events=tuple(events), seen=msgspec.structs.replace(seen, unclear={**others, **still}))
+    # What hands are at, although this actor, being rebuilt, knows nothing of it.
+    building = seen.building | set(report.building)
+    begun = backend.job is not None and any(job == backend.job.id for job, _ in building)
+    told = seen.reported | report.unclear.keys()
+    events = settle_with_disk(name, backend, report.installations, begun=begun, now=now, reported=told)
+    if backend.unread:
+        events = [ev.InstallationsReadAgain(backend=name), *events]
+    open_jobs = {job.id: job for job in backend.jobs_open}
+    answered = [
+        answer
+        for event in events
+        if isinstance(event, _ENDS) and event.job in open_jobs
+        for answer in answers(backend.jobs_open, open_jobs[event.job], event)
+    ]
+    seen = msgspec.structs.replace(
+        seen,
+        looked=seen.looked | {name},
+        unread=seen.unread - {name},
+        unclear={**others, **unclear},
+        building=building,
+    )
+    return Decision(events=tuple(events), effects=tuple(answered), seen=seen)
+
+
+def unread(
+    state: InstallerState, report: msg.InstallationsUnread, seen: InstallerSeen
+) -> Decision[InstallerSeen]:
+    """Nothing is concluded of it. Whoever waits for the look hears why there is none; the others go on."""
+    name = report.backend
+    if name in seen.looked:
+        return Decision()
+    known = state.of(name).unread == report.reason
+    event: tuple[Any, ...] = () if known else (ev.InstallationsUnread(backend=name, reason=report.reason),)
+    gone = [key for key, ask in seen.pending.items() if ask.backend == name]
+    refusal = refusals.unread(name, report.reason)
+    return Decision(
+        events=event,
+        effects=tuple(Answer(key=key, outcome=refusal) for key in gone),
+        seen=msgspec.structs.replace(
+            seen,
+            unread=seen.unread | {name},
+            pending={key: ask for key, ask in seen.pending.items() if key not in gone},
+        ),
+    )
 
 
 def settle_with_disk(
@@ -33,11 +110,27 @@ def settle_with_disk(
     that were committed or removed while this look was taken, so that it says nothing of them.
     """
     orphan = backend.job if backend.job is not None and not begun else None
+    events = _of_installations(name, backend, found, reported, orphan)
+    committed = any(isinstance(one, ev.InstallationCommitted) for one in events)
+    if orphan is not None and not committed:  # 5
+        events += _go_on(name, orphan, now)
+    events += [_over(name, job) for job in backend.queue if job.wanted_by == "request"]
+    return events
+
+
+def _of_installations(
+    name: str,
+    backend: BackendInstallState,
+    found: Sequence[Installation],
+    unsaid: Collection[str],
+    orphan: JobState | None = None,
+) -> list[Event]:
+    """Rules 1 to 4 of `settle_with_disk`; of the `unsaid` nothing is said."""
     events: list[Event] = []
     committed = False
     for one in sorted(found, key=lambda one: -one.built_at):
         known = backend.installations.get(one.id)
-        if one.id in backend.retiring or one.id in reported:
+        if one.id in backend.retiring or one.id in unsaid:
             continue
         if one.broken:  # 3
             if known is None:
@@ -56,11 +149,8 @@ def settle_with_disk(
     events += [
         ev.InstallationMissing(backend=name, installation_id=one, reason="its folder is gone")
         for one in backend.installations
-        if one not in there and one not in reported
+        if one not in there and one not in unsaid
     ]  # 4
-    if orphan is not None and not committed:  # 5
-        events += _go_on(name, orphan, now)
-    events += [_over(name, job) for job in backend.queue if job.wanted_by == "request"]
     return events
 
 

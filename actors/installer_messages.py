@@ -74,6 +74,16 @@ class InstallationsSeen(Command, frozen=True, kw_only=True):
     installations: Annotated[tuple[Installation, ...], Many]
     building: Annotated[tuple[tuple[Name, Whole], ...], Many] = ()
     """(job, attempt) of all that is being built meanwhile: what an installer that was rebuilt has begun."""
+    unclear: Annotated[Mapping[Id, Reason], Many] = {}
+    """Those of which it cannot be told now whether they are whole: they are taken for what they were."""
+
+
+class InstallationsUnread(Command, frozen=True, kw_only=True):
+    """Report: what lies on disk for a backend cannot be looked at now."""
+
+    backend: BackendName
+    reason: Reason
+    """A clause."""
 
 
 class InstallationGone(Command, frozen=True, kw_only=True):

@@ -51,6 +51,18 @@ def no_such_installation(
     return refuse("no_such_installation", message, advice=advice, status=409, subject=name)
 
 
+def unread(backend: str, reason: str) -> Refusal:
+    """What lies on the disk cannot be looked at, so nothing of it is used, replaced or removed."""
+    return refuse(
+        "unreadable",
+        f"The installations of {backend} cannot be looked at: {reason}.",
+        advice="Look at the disk and at who owns the data directory. It is looked at again by itself.",
+        status=503,
+        subject=backend,
+        retry_after=30.0,
+    )
+
+
 def cancelled(backend: str, reason: str) -> Refusal:
     """The job was ended."""
     return refuse(

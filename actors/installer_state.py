@@ -44,6 +44,8 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
     wanted: bool | None = None
     """None until somebody has said so; False once the user has uninstalled it."""
     jobs: int = 0
+    unread: str = ""
+    """Why what is on the disk could not be looked at; a clause."""
 
     @property
     def theirs(self) -> Installation | None:
@@ -66,7 +68,7 @@ class BackendInstallState(msgspec.Struct, frozen=True, kw_only=True):
     def usable(self) -> Installation | None:
         """The whole installation new engines start from."""
         installation = self.installations.get(self.current)
-        if installation is None or installation.broken or installation.id in self.retiring:
+        if self.unread or installation is None or installation.broken or installation.id in self.retiring:
             return None
         return installation
 
@@ -90,6 +92,10 @@ class InstallerSeen(msgspec.Struct, frozen=True, kw_only=True):
 
     looked: frozenset[str] = frozenset()
     """Backends whose disk has been looked at."""
+    unread: frozenset[str] = frozenset()
+    """Backends whose disk could not be looked at in this life, so far."""
+    unclear: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
+    """backend → installations that could not be judged when the others were."""
     looking_since: float = 0.0
     """Monotonic second of the last wish to look."""
     pending: Mapping[str, Ensure] = msgspec.field(default_factory=dict)
@@ -178,6 +184,10 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
         case ev.InstallationBroken() as e if e.installation_id in old.installations:
             broken = change(old.installations[e.installation_id], broken=e.reason)
             return change(old, installations={**old.installations, e.installation_id: broken})
+        case ev.InstallationsUnread() as e:
+            return change(old, unread=e.reason)
+        case ev.InstallationsReadAgain():
+            return change(old, unread="")
         case ev.InstallationActivated() as e:
             return _apply_current(old, e.installation_id)
         case ev.InstallationRetiring() as e:

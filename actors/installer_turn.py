@@ -77,8 +77,9 @@ class InstallerTurn:
             self._retire(name, backend)
             self._remove(name, backend)
             self._answer(name, backend)
-        if unlooked and self._now.monotonic - self._seen.looking_since >= _LOOK_AGAIN_AFTER:
-            self._effects.append(LookAtInstallations(backends=unlooked))
+        again = tuple(dict.fromkeys((*unlooked, *self._seen.unclear)))
+        if again and self._now.monotonic - self._seen.looking_since >= _LOOK_AGAIN_AFTER:
+            self._effects.append(LookAtInstallations(backends=again))
             self._update(looking_since=self._now.monotonic)
         events = tuple(self._events)
         decision = Decision(
@@ -91,7 +92,8 @@ class InstallerTurn:
             decision, events=(), effects=(*decision.effects, *self._unless_stored)
         )
         stale = self._seen.told != self._state.version or self._now.monotonic >= self._tell_at()
-        if stale and not unlooked:
+        # Of what could not be looked at is told that; only what is still to be looked at is waited for.
+        if stale and self._seen.unread.issuperset(unlooked):
             otherwise = self._telling(otherwise, list_of)  # 8
         # The next round sees these events applied: it tells then, unless they cannot be stored.
         return msgspec.structs.replace(decision, otherwise=otherwise) if events else otherwise

@@ -22,6 +22,7 @@ from greenroom.actors.facts import (
 from greenroom.actors.installer_messages import (
     InstallationGone,
     InstallationsSeen,
+    InstallationsUnread,
     InstallAttemptEnded,
     InstallCommitted,
     PlanMade,
@@ -563,6 +564,7 @@ __all__ = [
     "InstallCommitted",
     "InstallationGone",
     "InstallationsSeen",
+    "InstallationsUnread",
     "LeavePull",
     "ModelGone",
     "ModelNoted",

@@ -20,6 +20,7 @@ _CONFIGURATIONS = frozenset({"socket_path", "bad_settings", "cannot_start"})
 _MACHINES = frozenset(
     {
         "no_space",
+        "noexec",
         "read_only",
         "not_allowed",
         "io_error",

@@ -139,11 +139,21 @@ class InstallerHands:
         self._tell(msg.INSTALLER, ended)
 
     def seen(
-        self, backend: str, installations: tuple[Installation, ...], building: tuple[tuple[str, int], ...]
+        self,
+        backend: str,
+        installations: tuple[Installation, ...],
+        building: tuple[tuple[str, int], ...],
+        unclear: Mapping[str, str],
     ) -> None:
         """What lies on disk, and what is being built."""
-        seen = msg.InstallationsSeen(backend=backend, installations=installations, building=building)
+        seen = msg.InstallationsSeen(
+            backend=backend, installations=installations, building=building, unclear=unclear
+        )
         self._tell(msg.INSTALLER, seen)
+
+    def unread(self, backend: str, reason: str) -> None:
+        """What lies on disk cannot be read now."""
+        self._tell(msg.INSTALLER, msg.InstallationsUnread(backend=backend, reason=reason))
 
     def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
         """Its files are gone."""

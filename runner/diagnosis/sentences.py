@@ -131,6 +131,15 @@ class Narrator:
     def _installation_missing(self, fields: Fields) -> str:
         return _ended(f"{_id(fields)} is not there any more: {fields['reason']}")
 
+    def _installations_unread(self, fields: Fields) -> str:
+        return _ended(
+            f"What is on the disk of {fields['backend']} cannot be looked at, so nothing of it is used: "
+            f"{fields['reason']}"
+        )
+
+    def _installations_read_again(self, fields: Fields) -> str:
+        return f"What is on the disk of {fields['backend']} can be looked at again."
+
     def _installation_broken(self, fields: Fields) -> str:
         return _ended(f"{_id(fields)} is broken: {fields['reason']}")
 

@@ -13,6 +13,7 @@ from greenroom.actors.events import (
     InstallationMissing,
     InstallationRemoved,
     InstallationRetiring,
+    InstallationsUnread,
     InstallAttemptFailed,
     InstallCancelled,
     InstallFailed,
@@ -58,27 +59,30 @@ class WhyBackend:
         """Find what decided.
 
         1. It is installed.
-        2. A job is under way, or waits for its next attempt.
-        3. It is being removed.
-        4. The last job ended without an installation.
-        5. What is there is broken.
-        6. It was removed, or has vanished.
-        7. It was never installed.
+        2. What is on the disk cannot be looked at.
+        3. A job is under way, or waits for its next attempt.
+        4. It is being removed.
+        5. The last job ended without an installation.
+        6. What is there is broken.
+        7. It was removed, or has vanished.
+        8. It was never installed.
         """
         state = self._state
         if state.usable is not None:  # 1
             return self._installed(state.usable)
-        if state.job is not None:  # 2
+        if state.unread:  # 2
+            return self._unread(state.unread)
+        if state.job is not None:  # 3
             return self._under_way(state.job)
-        if state.retiring:  # 3
+        if state.retiring:  # 4
             return self._retiring()
         broken = next((one for one in state.installations.values() if one.broken), None)
-        if state.failure is not None:  # 4
+        if state.failure is not None:  # 5
             return self._failed(state.failure, broken)
-        if broken is not None:  # 5
+        if broken is not None:  # 6
             return self._broken(broken)
         last = next((one for one in reversed(self._events) if isinstance(one.event, _GONE)), None)
-        return self._gone(last) if last is not None else self._never()  # 6, 7
+        return self._gone(last) if last is not None else self._never()  # 7, 8
 
     # 1
 
@@ -183,6 +187,20 @@ class WhyBackend:
 
     # 2
 
+    def _unread(self, reason: str) -> Finding:
+        found = [one for one in self._events if isinstance(one.event, InstallationsUnread)]
+        since = moment(found[-1].at, self._now) if found else "the start"
+        return Finding(
+            state="broken",
+            cause="unreadable",
+            answer=f"What is on the disk of {self._name} cannot be looked at since {since}: {ended(reason)} "
+            "Nothing of it is used, replaced or removed until it can be; it is looked at again every 30 s.",
+            steps=found[-1:],
+            remedies=[Remedy(aim="What else is known of it", command="greenroom logs")],
+        )
+
+    # 3
+
     def _under_way(self, job: JobState) -> Finding:
         now, name = self._now, self._name
         episode = self._episode(job.id)
@@ -219,7 +237,7 @@ class WhyBackend:
             finding.answer += f" This is attempt {job.attempt}. The one before: {job.failure.sentence()}"
         return finding
 
-    # 3
+    # 4
 
     def _retiring(self) -> Finding:
         users = [
@@ -243,7 +261,7 @@ class WhyBackend:
             ],
         )
 
-    # 4
+    # 5
 
     def _failed(self, failure: Failure, broken: Installation | None) -> Finding:
         last = latest(self._events, InstallFailed)
@@ -271,7 +289,7 @@ class WhyBackend:
             remedies=[Remedy(aim="To try again", command=install(self._name))],
         )
 
-    # 5
+    # 6
 
     def _broken(self, broken: Installation) -> Finding:
         last = latest(self._events, InstallationBroken)
@@ -291,7 +309,7 @@ class WhyBackend:
             remedies=[repair if broken.managed else theirs],
         )
 
-    # 6
+    # 7
 
     def _gone(self, last: Happening) -> Finding:
         name, at = self._name, moment(last.at, self._now)
@@ -330,7 +348,7 @@ class WhyBackend:
                 finding.answer = f"{name} is not installed since {at}."
         return finding
 
-    # 7
+    # 8
 
     def _never(self) -> Finding:
         name = self._name

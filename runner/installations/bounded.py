@@ -105,6 +105,28 @@ def bounded(
     return work.result()
 
 
+class Beside(Generic[T]):
+    """A call that is carried out while other work goes on, and that nobody has to wait for in the end.
+
+    Unlike a pool's, its thread holds up neither the caller nor the end of the program.
+    """
+
+    def __init__(self, call: Callable[[], T], name: str) -> None:
+        """Begin."""
+        self._work = _Work(call, None)
+        threading.Thread(target=self._work.run, name=name, daemon=True).start()
+
+    def result(self, *, cancel: Flag | None = None, seconds: float | None = None) -> T:
+        """What it returned or raised.
+
+        Raises:
+            TookTooLong: The time is over.
+            JobCancelled: `cancel` was set.
+        """
+        _wait(self._work.ended, seconds, cancel)
+        return self._work.result()
+
+
 def _wait(ended: threading.Event, seconds: float | None, cancel: Flag | None) -> None:
     deadline = None if seconds is None else time.monotonic() + seconds
     while not ended.wait(_TICK):

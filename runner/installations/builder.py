@@ -6,8 +6,10 @@ and `close` waits for anything, and each job ends with exactly one of `committed
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,16 +24,18 @@ from greenroom.runner.backends.declaration import Backend, Environment, Image, P
 from greenroom.runner.config import ExternalBackend, RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations import external
-from greenroom.runner.installations.disk import InstallationStore
+from greenroom.runner.installations.disk import UNREADABLE, InstallationStore, no_exec
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.lock import normalized
+from greenroom.runner.installations.record import Unclear
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
 
 _log = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 10.0
+_REASON = 400
 
 
 def source_of(backend: Backend, named: ExternalBackend | None = None) -> Environment | Image:
@@ -63,9 +67,19 @@ class BuilderListener(Protocol):
         """The job was ended on request; nothing of it is left but what may be used again."""
 
     def seen(
-        self, backend: str, installations: tuple[Installation, ...], building: tuple[tuple[str, int], ...]
+        self,
+        backend: str,
+        installations: tuple[Installation, ...],
+        building: tuple[tuple[str, int], ...],
+        unclear: Mapping[str, str],
     ) -> None:
-        """All installations of a backend, as they are on the disk now, and (job, attempt) of all jobs."""
+        """All installations of a backend, as they are on the disk now, and (job, attempt) of all jobs.
+
+        `unclear` are those of which it cannot be told now whether they are whole, with the reason.
+        """
+
+    def unread(self, backend: str, reason: str) -> None:
+        """What a backend has on the disk cannot be read now; `reason` is a clause."""
 
     def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
         """An installation is gone, and so many bytes of the disk are free again."""
@@ -144,6 +158,9 @@ class Builder:
         self._guard = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._made: _Makers | None = None
+        self._closing = Event()
+        self._told: set[tuple[str, str, str]] = set()
+        """What could not be judged, said once."""
 
     def start(
         self, job_id: str, backend: str, *, version: str = "", attempt: int = 1, repair: bool = False
@@ -193,7 +210,7 @@ class Builder:
         Raises:
             JobFailed: The backend cannot be installed here, or the version cannot be resolved.
         """
-        source, makers = self._source(backend), self._makers_with_settings()
+        source, makers, cancel = self._source(backend), self._makers_with_settings(), cancel or self._closing
         if isinstance(source, Image):
             return makers.images.plan(backend, source, version, cancel)
         return makers.environments.plan(backend, source, version, cancel)
@@ -205,7 +222,7 @@ class Builder:
             JobFailed: There is no such installation.
         """
         named = Installation(id=installation_id, backend=backend, version="")
-        return self._makers().installed.verify(named, cancel)
+        return self._makers().installed.verify(named, cancel or self._closing)
 
     def drop_fetched(self) -> int:
         """Drop what was fetched for installations that did not come about, and all that was made of it.
@@ -234,9 +251,15 @@ class Builder:
             jobs = list(self._jobs.values())
         for job in jobs:
             job.cancel.set()
+        self._closing.set()
+        with self._guard:
+            makers = self._made
+        if makers is not None:
+            makers.environments.close()
+        deadline = time.monotonic() + _CLOSE_SECONDS
         for job in jobs:
             if job.thread is not None and job.thread is not threading.current_thread():
-                job.thread.join(_CLOSE_SECONDS)
+                job.thread.join(max(0.0, deadline - time.monotonic()))
 
     def _install(
         self, job_id: str, job: _Job, backend: str, version: str, attempt: int, repair: bool
@@ -256,6 +279,9 @@ class Builder:
             found = self._build(job_id, job, backend, version, repair=repair)
         except JobCancelled:
             return partial(self._listener.cancelled, job_id)
+        except Unclear as error:
+            failure = JobFailed.transient("unreadable", f"{backend}: {error}.", advice=UNREADABLE).failure
+            return partial(self._listener.failed, job_id, failure)
         except JobFailed as failed:
             return partial(self._listener.failed, job_id, failed.failure, reached=failed.reached)
         except OSError as error:
@@ -311,15 +337,26 @@ class Builder:
             _log.warning("what an unfinished installation left could not be removed: %s", error)
         for name in names:
             try:
-                found = self._there(makers.installed, name)
-            except Exception:  # noqa: BLE001 - the installer does nothing before it has heard of every backend
+                found, unclear = self._there(makers.installed, name)
+            except OSError as error:
+                _log.warning("the installations of %s cannot be looked at: %s", name, error)
+                self._listener.unread(name, error.strerror or str(error))
+            except Exception as error:  # noqa: BLE001 - it must cost no other backend, nor what is there
                 _log.exception("the installations of %s could not be looked at", name)
-                found = []
-            self._listener.seen(name, tuple(found), building)
+                self._listener.unread(name, f"Greenroom itself failed to look at it ({error!r})"[:_REASON])
+            else:
+                for one, reason in unclear.items():
+                    if (name, one, reason) not in self._told:
+                        self._told.add((name, one, reason))
+                        _log.warning("%s of %s is taken for what it was: %s", one, name, reason)
+                self._listener.seen(name, tuple(found), building, unclear)
 
-    def _there(self, installed: InstallationStore, name: str) -> list[Installation]:
+    def _there(self, installed: InstallationStore, name: str) -> tuple[list[Installation], Mapping[str, str]]:
         named, declared = self._external.get(name), self._backends.get(name)
-        found = installed.look(name)
+        if sentence := no_exec(self._home):
+            raise OSError(errno.EACCES, sentence)
+        judged, unclear = installed.judged(name)
+        found = list(judged)
         if declared is not None and isinstance(declared.source, Environment):
             found = [_fitting(one, declared.source, installed) for one in found]
         if named is not None and declared is not None:
@@ -327,7 +364,7 @@ class Builder:
                 found.append(external.binary(declared, named.binary))
             elif named.python is not None:
                 found.append(external.environment(declared, named.python))
-        return found
+        return found, unclear
 
     def _remove(self, backend: str, installation_id: str) -> None:
         try:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -16,19 +17,22 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 import msgspec
 from greenroom.actors.facts import Installation
 from greenroom.runner.engines.identity import ProcessIdentity
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.failures import JobCancelled, JobFailed, blamed
 from greenroom.runner.installations import record as records
-from greenroom.runner.installations.record import MARK, Record
+from greenroom.runner.installations.bounded import Beside, TookTooLong
+from greenroom.runner.installations.record import MARK, Record, Unclear
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import changed, complaint, walk
+
+_log = logging.getLogger(__name__)
 
 ATTEMPT = "attempt.json"
 LOCK = "lock.txt"
@@ -36,6 +40,8 @@ LOCK = "lock.txt"
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<version>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 _END_SECONDS = 2.0
+_LOOK_SECONDS = 60.0
+UNREADABLE = "Look at the disk and at who owns the data directory. It is looked at again by itself."
 _SPARE = 64 * 2**20
 """Bytes of the disk we never plan to use: journal, logs, and what else runs here."""
 
@@ -92,11 +98,33 @@ class InstallationStore:
     def look(self, backend: str) -> list[Installation]:
         """Committed installations of a backend, oldest first; each whole, or broken with the reason.
 
+        Raises:
+            OSError: The folder of the backend cannot be read.
+        """
+        return list(self.judged(backend)[0])
+
+    def judged(self, backend: str) -> tuple[tuple[Installation, ...], dict[str, str]]:
+        """The same, and those of which it cannot be told now, with the reason.
+
         Looks at presence and size of every file and starts each Python once: some tens of milliseconds.
+
+        Raises:
+            OSError: The folder of the backend cannot be read.
         """
         folders = sorted(self._folders(backend), key=_age)
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            return [found for found in pool.map(lambda f: _seen(backend, f), folders) if found is not None]
+        looks = [Beside(partial(_seen, backend, folder), f"look-{folder.name}") for folder in folders]
+        found: list[Installation] = []
+        unclear: dict[str, str] = {}
+        for folder, look in zip(folders, looks, strict=True):
+            try:
+                one = look.result(seconds=_LOOK_SECONDS)
+            except Unclear as error:
+                unclear[folder.name] = str(error)
+            except TookTooLong:
+                unclear[folder.name] = f"its disk has not answered for {_LOOK_SECONDS:.0f} s"
+            else:
+                found += [one] if one is not None else []
+        return tuple(found), unclear
 
     def backends(self) -> list[str]:
         """Names of all backends that have a folder."""
@@ -108,13 +136,19 @@ class InstallationStore:
         """What an installation wrote down about itself.
 
         Raises:
-            JobFailed: It is gone, or its mark is damaged.
+            JobFailed: It is gone, or its mark is damaged or cannot be read.
         """
         try:
             found = records.read(folder_of(self.home, installation))
         except ValueError as error:
             raise JobFailed.permanent(
                 "broken", f"{installation.id} of {installation.backend} is broken: {error}."
+            ) from error
+        except Unclear as error:
+            raise JobFailed.transient(
+                "unreadable",
+                f"{installation.id} of {installation.backend} cannot be read now: {error}.",
+                advice=UNREADABLE,
             ) from error
         if found is None:
             raise JobFailed.permanent(
@@ -133,17 +167,45 @@ class InstallationStore:
             return found is not None and found.image is not None
         return False
 
-    def records(self) -> Iterator[Record]:
-        """The records of all committed installations of all backends that can be read."""
+    def records(self, *, all_of_them: bool = False) -> Iterator[Record]:
+        """The records of the committed installations of all backends that can be read.
+
+        Args:
+            all_of_them: For whoever wants to take away what none of them names.
+
+        Raises:
+            Unclear: With `all_of_them`, one cannot be read now.
+            OSError: A backend's folder cannot be read.
+        """
         for backend in self.backends():
             for folder in self._folders(backend):
-                with suppress(ValueError):
-                    if (found := records.read(folder)) is not None:
-                        yield found
+                try:
+                    found = records.read(folder)
+                except ValueError:
+                    continue
+                except Unclear:
+                    if all_of_them:
+                        raise
+                    continue
+                if found is not None:
+                    yield found
 
     def verify(self, installation: Installation, cancel: Event | None = None) -> list[str]:
-        """Every file whose bytes are not the ones that were installed; reads all of them."""
-        return changed(folder_of(self.home, installation), self.record(installation), cancel)
+        """Every file whose bytes are not the ones that were installed; reads all of them.
+
+        Raises:
+            JobFailed: There is no such installation, or it cannot be read now.
+        """
+        try:
+            return changed(folder_of(self.home, installation), self.record(installation), cancel)
+        except OSError as error:
+            raise os_failure(error, f"{installation.id} of {installation.backend} cannot be read") from error
+        except Unclear as error:
+            raise JobFailed.transient(
+                "unreadable",
+                f"{installation.id} of {installation.backend} cannot be read now: {error}.",
+                advice=UNREADABLE,
+            ) from error
 
     def new_folder(self, backend: str, version: str, digest: str, job: str) -> Path:
         """A folder of its own for one attempt, marked as being built until `settled`.
@@ -175,13 +237,15 @@ class InstallationStore:
     def sweep(self) -> list[Path]:
         """Remove every folder without a commit mark that nobody of us is building; returns these.
 
+        Raises OSError where it cannot be told whether there is a mark.
+
         A uv that outlived a killed daemon may still write there: it is ended first.
         """
         swept = []
         for backend in self.backends():
             for folder in self._folders(backend):
                 with self._guard:
-                    if folder in self._live or (folder / MARK).exists():
+                    if folder in self._live or _is_there(folder / MARK):
                         continue
                     _end_builder(folder)
                     discard(folder)
@@ -193,6 +257,9 @@ class InstallationStore:
             with os.scandir(self.root / segment(backend)) as entries:
                 return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
         except (FileNotFoundError, NotADirectoryError):
+            if self.root.is_symlink() and not os.path.exists(self.root):
+                # The disk it leads to is not there: nobody knows what is on it.
+                raise
             return []
 
 
@@ -217,6 +284,36 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def no_exec(home: Path) -> str:
+    """A clause that says so where the data directory's disk does not let anything on it be run."""
+    place = _existing(home)
+    forbidden = getattr(os, "ST_NOEXEC", 0)
+    if os.statvfs(place).f_flag & forbidden:
+        return f"the disk of {place} is mounted noexec, so nothing on it can be run"
+    return ""
+
+
+def need_exec(home: Path) -> None:
+    """See that what is installed in the data directory can be run.
+
+    Raises:
+        JobFailed: Permanent, `noexec`: engines map their libraries for execution, wherever Python itself is.
+    """
+    if clause := no_exec(home):
+        failed = JobFailed.permanent(
+            "noexec",
+            f"Nothing can be installed there: {clause}.",
+            advice="Mount it without noexec, or set GREENROOM_HOME to a folder on another disk.",
+        )
+        raise JobFailed(blamed(failed.failure))
+
+
+def _existing(place: Path) -> Path:
+    while not _is_there(place) and place != place.parent:
+        place = place.parent
+    return place
+
+
 def need_space(home: Path, needed: int) -> None:
     """See that the data directory's disk has room.
 
@@ -225,9 +322,7 @@ def need_space(home: Path, needed: int) -> None:
     """
     if not needed:
         return
-    place = home
-    while not place.exists():
-        place = place.parent
+    place = _existing(home)
     there = shutil.disk_usage(place).free
     if there < needed + _SPARE:
         raise JobFailed.permanent(
@@ -236,6 +331,19 @@ def need_space(home: Path, needed: int) -> None:
             f"for the journal and the logs; the disk of {place} has {there / 1e6:.0f} MB left.",
             advice="Free some space, or set GREENROOM_HOME to a folder on another disk.",
         )
+
+
+@contextmanager
+def kept_if_unclear() -> Iterator[None]:
+    """Tidying up is not done on a guess, and fails nothing: what is left is looked at again."""
+    try:
+        yield
+    except (Unclear, OSError) as error:
+        _log.warning("nothing of what was fetched is removed: %s", error)
+    except JobFailed as failed:
+        _log.warning("the package cache could not be tidied up: %s", failed)
+    except JobCancelled:
+        _log.info("the package cache is tidied up another time")
 
 
 def usage(places: Iterable[Path]) -> int:
@@ -273,6 +381,15 @@ def _seen(backend: str, folder: Path) -> Installation | None:
             backend=backend,
         )
     return found.installation(complaint(folder, found))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; unlike `exists`, no other answer of the system is taken for a no."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _age(folder: Path) -> tuple[float, str]:

@@ -10,8 +10,8 @@ import math
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -21,6 +21,7 @@ from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.archive import kept_lock
+from greenroom.runner.installations.bounded import Beside
 from greenroom.runner.installations.disk import (
     ATTEMPT,
     LOCK,
@@ -29,12 +30,14 @@ from greenroom.runner.installations.disk import (
     discard,
     folder_of,
     freed,
+    kept_if_unclear,
+    need_exec,
     need_space,
     usage,
 )
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
 from greenroom.runner.installations.progress import ProgressReport
-from greenroom.runner.installations.record import Interpreter, Record, Wheel
+from greenroom.runner.installations.record import Interpreter, Record, Unclear, Wheel
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.unpacking import Unpacking
 from greenroom.runner.installations.uv import Uv, os_failure
@@ -70,6 +73,7 @@ class Environments:
         # up wrongly can disturb it.
         self._unpacker = Uv(self._cache, PackageSources(), uv_binary)
         self._uv_binary = uv_binary
+        self._closing = Event()
 
     def use(self, sources: PackageSources) -> None:
         """From now on packages come from there."""
@@ -130,6 +134,7 @@ class Environments:
             JobCancelled: `cancel` was set.
         """
         cancel = cancel or Event()
+        need_exec(self.installed.home)
         report = ProgressReport(job, progress)
         if version not in ("", "pinned"):
             report.phase("resolving", f"Resolving {source.distribution} {version}")
@@ -152,14 +157,13 @@ class Environments:
                 # Before the first import, which writes byte code by way of files that vanish again.
                 sizes, links = inventory(folder)
                 sizes.pop(ATTEMPT, None)
-                with ThreadPoolExecutor(1, thread_name_prefix=f"sums-{job}") as beside:
-                    sums = beside.submit(own_sums, folder, list(sizes))
-                    # Most of what the commit waits for reaches the disk meanwhile.
-                    flushed = beside.submit(records.flush, folder)
-                    self._probe(folder, source, cancel)
+                sums = Beside(partial(own_sums, folder, list(sizes)), f"sums-{job}")
+                # Most of what the commit waits for reaches the disk meanwhile.
+                flushed = Beside(partial(records.flush, folder), f"flush-{job}")
+                self._probe(folder, source, cancel)
+                flushed.result(cancel=cancel)
+                contents = (sizes, links, sums.result(cancel=cancel))
                 _unless(cancel)
-                flushed.result()
-                contents = (sizes, links, sums.result())
                 found = self._record(folder, backend, source, lock, files, contents)
                 (folder / ATTEMPT).unlink()
                 records.write(folder, found)
@@ -193,8 +197,8 @@ class Environments:
             discard(folder)
         except OSError as error:
             raise os_failure(error, f"{installation.backend} could not be removed") from error
-        needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
-        self._forget(self.wheels.release(gone.values(), needed))
+        with kept_if_unclear():
+            self._forget(self.wheels.release(gone.values(), self._needed()))
         return freed(before, blocks([folder, self.wheels.root, self._cache]))
 
     def sweep(self, older_than: float | None = None) -> None:
@@ -203,8 +207,8 @@ class Environments:
         It stays a while, unless `older_than` (wall time) says otherwise: the next attempt goes on with it.
         """
         before = time.time() - _FETCHED_STAYS if older_than is None else older_than
-        needed = {wheel.sha256 for record in self.installed.records() for wheel in record.wheels}
-        self._forget(self.wheels.sweep(needed, before))
+        with kept_if_unclear():
+            self._forget(self.wheels.sweep(self._needed(), before))
 
     def drop_fetched(self) -> int:
         """Remove all of it now; returns the bytes freed."""
@@ -213,11 +217,21 @@ class Environments:
         self.sweep(math.inf)
         return freed(before, blocks(places))
 
+    def close(self) -> None:
+        """End what is being tidied up."""
+        self._closing.set()
+
+    def _needed(self) -> set[str]:
+        """Sums of all files that some installation was made from."""
+        records = self.installed.records(all_of_them=True)
+        return {wheel.sha256 for record in records for wheel in record.wheels}
+
     def _forget(self, names: Iterable[str]) -> None:
         """Have the cache drop what was unpacked of projects that no installation has any more."""
-        still = {wheel.locked().project for record in self.installed.records() for wheel in record.wheels}
+        records = self.installed.records(all_of_them=True)
+        still = {wheel.locked().project for record in records for wheel in record.wheels}
         if gone := sorted(set(names) - still):
-            self._unpacker.run(["cache", "clean", *gone], deadline=180.0)
+            self._unpacker.run(["cache", "clean", *gone], deadline=180.0, cancel=self._closing)
 
     def _kept(self, source: Environment, version: str) -> Lock | None:
         """Of a version that was brought here in an archive; what cannot be a file's name was not."""
@@ -319,7 +333,7 @@ class Environments:
     def _wheels_of(self, folder: Path) -> tuple[Wheel, ...]:
         try:
             found = records.read(folder)
-        except ValueError:
+        except (ValueError, Unclear):
             found = None
         return found.wheels if found is not None else ()
 

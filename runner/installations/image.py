@@ -26,11 +26,20 @@ from greenroom.runner.installations.disk import (
     discard,
     folder_of,
     freed,
+    kept_if_unclear,
+    need_exec,
     need_space,
     usage,
 )
 from greenroom.runner.installations.progress import ProgressReport
-from greenroom.runner.installations.record import ENVIRONMENT, ImageOrigin, Interpreter, Record, Wheel
+from greenroom.runner.installations.record import (
+    ENVIRONMENT,
+    ImageOrigin,
+    Interpreter,
+    Record,
+    Unclear,
+    Wheel,
+)
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import NotRunning, identity, inventory, probe
@@ -108,6 +117,7 @@ class Images:
             JobCancelled: `cancel` was set.
         """
         cancel = cancel or Event()
+        need_exec(self.installed.home)
         report = ProgressReport(job, progress)
         report.phase("resolving", f"Looking up the image of {backend}")
         image = self._resolve(backend, source, version, cancel)
@@ -166,7 +176,7 @@ class Images:
         before = blocks([folder, self.parts.root])
         try:
             record = records.read(folder)
-        except ValueError:
+        except (ValueError, Unclear):
             record = None
         elsewhere = 0
         if record is not None and record.image is not None:
@@ -175,22 +185,25 @@ class Images:
             discard(folder)
         except OSError as error:
             raise os_failure(error, f"{installation.backend} could not be removed") from error
-        remaining = list(self.installed.records())
-        needed = {part.sha256 for one in remaining for part in one.wheels}
-        self.parts.release([part.locked() for part in record.wheels] if record else [], needed)
+        with kept_if_unclear():
+            self.parts.release([part.locked() for part in record.wheels] if record else [], self._needed())
         return freed(before, blocks([folder, self.parts.root])) + elsewhere
 
     def sweep(self, older_than: float | None = None) -> None:
         """Remove what was fetched for installations that did not come about: after a while, or as told."""
         before = time.time() - _FETCHED_STAYS if older_than is None else older_than
-        needed = {part.sha256 for record in self.installed.records() for part in record.wheels}
-        self.parts.sweep(needed, before)
+        with kept_if_unclear():
+            self.parts.sweep(self._needed(), before)
 
     def drop_fetched(self) -> int:
         """Remove all of it now; returns the bytes freed."""
         before = blocks([self.parts.root])
         self.sweep(math.inf)
         return freed(before, blocks([self.parts.root]))
+
+    def _needed(self) -> set[str]:
+        records = self.installed.records(all_of_them=True)
+        return {part.sha256 for record in records for part in record.wheels}
 
     def _resolve(self, backend: str, source: Image, version: str, cancel: Event) -> ResolvedImage:
         # Loaded when something is installed: a daemon whose backends are there never needs it.
@@ -244,7 +257,7 @@ class Images:
                 advice=f'Name another one in the config: [backends."{backend}"] image = "…".',
             )
         report.phase("verifying", f"Starting {backend} once")
-        tag, version = _identity(python, image.name)
+        tag, version = _identity(python, image.name, cancel)
         probe(folder, f"{backend} {image.version}", source.probe, cancel)
         _unless(cancel)
         files, links = inventory(folder)
@@ -273,10 +286,16 @@ class Images:
         return self._user_home or user_home()
 
 
-def _identity(python: Path, name: str) -> tuple[str, str]:
+def _identity(python: Path, name: str, cancel: Event) -> tuple[str, str]:
     try:
-        return identity(python)
+        return identity(python, cancel)
     except NotRunning as error:
+        if error.passing:
+            raise JobFailed.transient(
+                "probe_ended",
+                f"The Python in the image {name} did not get to start here: {error}.",
+                advice="The machine may be out of memory, or too busy; what was fetched is kept.",
+            ) from error
         raise JobFailed.permanent(
             "probe_failed",
             f"The Python in the image {name} does not run here ({error}).",

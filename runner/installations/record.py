@@ -20,6 +20,13 @@ ENVIRONMENT = "env"
 SCHEMA = 1
 
 
+class Unclear(Exception):
+    """Whether an installation is whole cannot be told now; the text is a clause that says why.
+
+    Nothing may be concluded from that: neither that it is broken, nor that it is gone.
+    """
+
+
 class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
     """The Python an environment was made for."""
 
@@ -123,20 +130,22 @@ def read(folder: Path) -> Record | None:
     """The record of a folder; None when it has no commit mark.
 
     Raises:
-        ValueError: The mark is there but cannot be read, or was written by a newer Greenroom.
+        ValueError: The mark is damaged.
+        Unclear: It cannot be read now, or was written by a newer Greenroom.
     """
     try:
         data = (folder / MARK).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ValueError(f"{MARK} cannot be read: {error.strerror}") from error
+        raise Unclear(f"{MARK} cannot be read: {error.strerror}") from error
     try:
         record = msgspec.json.decode(data, type=Record)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{MARK} is damaged: {error}") from error
     if record.schema != SCHEMA:
-        raise ValueError(f"{MARK} was written by another release of Greenroom (schema {record.schema})")
+        # Of a newer one, which will find it as it left it.
+        raise Unclear(f"{MARK} was written by another release of Greenroom (schema {record.schema})")
     return record
 
 

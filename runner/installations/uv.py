@@ -6,6 +6,7 @@ What it prints is kept (bounded, redacted) and, when it fails, turned into one s
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import selectors
@@ -21,7 +22,8 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Literal
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+import msgspec
+from greenroom.runner.failures import JobCancelled, JobFailed, is_machines, refused_by_machine
 from greenroom.runner.installations.sources import PackageSources
 
 # Filled now, while this module's import keeps others out: in CPython up to 3.12 a second thread that asks
@@ -46,6 +48,9 @@ _KEPT_VARIABLES = frozenset(
 _OUTPUT_LIMIT = 256 * 1024
 _POLL = 0.1
 _TERM_GRACE = 2.0
+_DISK_FAILED = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT}
+)
 
 
 @dataclass(frozen=True)
@@ -396,10 +401,15 @@ def classify(output: str, code: int) -> JobFailed:
 
 
 def os_failure(error: OSError, what: str) -> JobFailed:
-    """The failure an operating system error means; `what` begins the sentence."""
-    import errno
+    """The failure an operating system error means; `what` begins the sentence. It is the machine's."""
+    failed = _os_failure(error, what)
+    failed.failure = msgspec.structs.replace(failed.failure, blame="machine")
+    return failed
 
+
+def _os_failure(error: OSError, what: str) -> JobFailed:
     detail = f"{type(error).__name__}: {error}"
+    named = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return JobFailed.permanent(
             "no_space", "The disk is full.", advice="Free some space, then install again.", detail=detail
@@ -412,16 +422,25 @@ def os_failure(error: OSError, what: str) -> JobFailed:
             detail=detail,
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        named = f" ({error.filename})" if error.filename else ""
         return JobFailed.permanent(
             "no_permission",
             f"{what}: permission denied{named}.",
             advice="Give yourself the right to write there, or set GREENROOM_HOME to another folder.",
             detail=detail,
         )
+    if is_machines(error.errno or 0):
+        # Too many open files, processes, or no memory: later there may be.
+        return JobFailed(msgspec.structs.replace(refused_by_machine(what, error), detail=detail))
+    if error.errno in _DISK_FAILED:
+        return JobFailed.transient(
+            "io_error",
+            f"{what}: the disk failed ({error.strerror}){named}.",
+            advice="Look into the system's log, and whether the disk is still mounted.",
+            detail=detail,
+        )
     return JobFailed.permanent(
         "os_error",
-        f"{what}: {error.strerror or error}.",
+        f"{what}: {error.strerror or error}{named}.",
         advice="`greenroom why` with the backend's name shows more.",
         detail=detail,
     )

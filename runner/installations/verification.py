@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import hashlib
 import os
 import signal
@@ -16,13 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from greenroom.runner.failures import JobCancelled, JobFailed
-from greenroom.runner.installations.record import MARK, Record, interpreter
+from greenroom.actors.facts import Failure
+from greenroom.runner.failures import JobCancelled, JobFailed, is_machines, refused_by_machine
+from greenroom.runner.installations.record import MARK, Record, Unclear, interpreter
 
 _IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"
 _IDENTITY_SECONDS = 20.0
 _PROBE = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
 _PROBE_SECONDS = 300.0
+_END_SECONDS = 5.0
+_NOT_NOW = frozenset({errno.EIO, errno.ESTALE, errno.ETXTBSY, errno.EACCES, errno.EPERM, errno.ENOTCONN})
+"""Whoever mends the disk or the rights has an installation that is whole."""
 _OUTPUT_LIMIT = 64 * 1024
 
 
@@ -55,6 +60,9 @@ def complaint(folder: Path, record: Record, *, run: bool = True) -> str:
 
     Args:
         run: Also start its Python and see that it is the one the packages were made for.
+
+    Raises:
+        Unclear: It cannot be told now.
     """
     return missing(folder, record) or (strange_python(folder, record) if run else "")
 
@@ -66,10 +74,10 @@ def missing(folder: Path, record: Record) -> str:
     for name, size in record.files.items():
         try:
             found = lstat(root + name)
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{name} is missing"
         except OSError as error:
-            return (
-                f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"
-            )
+            raise Unclear(f"{name} cannot be read: {error.strerror}") from error
         if found.st_size != size or found.st_mode & 0o170000 != regular:
             return f"{name} has {found.st_size} bytes instead of {size}"
     for name, target in record.links.items():
@@ -78,7 +86,9 @@ def missing(folder: Path, record: Record) -> str:
                 return f"{name} points elsewhere"
         except FileNotFoundError:
             return f"{name} is missing"
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise Unclear(f"{name} cannot be read: {error.strerror}") from error
             return f"{name} is not a link any more"
     return ""
 
@@ -87,13 +97,23 @@ def strange_python(folder: Path, record: Record) -> str:
     """Why the installation's Python is not the one its packages were made for; empty when it is.
 
     Another patch release is the same Python: system updates replace those in place.
+
+    Raises:
+        Unclear: It cannot be told now: a machine without descriptors or memory, or one that is too busy, says
+            nothing of the installation.
     """
     python = interpreter(folder)
-    if not python.exists():
+    try:
+        os.stat(python)
+    except (FileNotFoundError, NotADirectoryError):
         return f"its Python is gone: {record.python.base} no longer exists"
+    except OSError as error:
+        raise Unclear(f"its Python cannot be looked at: {error.strerror}") from error
     try:
         tag, version = identity(python)
     except NotRunning as error:
+        if error.passing:
+            raise Unclear(f"its Python did not answer ({error})") from error
         return f"its Python does not run ({error})"
     if tag != record.python.tag:
         return f"its Python is now {version} and was {record.python.version}"
@@ -103,17 +123,24 @@ def strange_python(folder: Path, record: Record) -> str:
 class NotRunning(Exception):
     """An interpreter does not run; the text says how it ended."""
 
+    def __init__(self, how: str, *, passing: bool) -> None:
+        """`passing`: that says something of the machine now, and nothing of the interpreter."""
+        super().__init__(how)
+        self.passing = passing
 
-def identity(python: Path) -> tuple[str, str]:
+
+def identity(python: Path, cancel: Event | None = None) -> tuple[str, str]:
     """Tag and version of an interpreter, such as `cpython-312` and `3.12.9`.
 
     Raises:
         NotRunning: It does not run.
     """
-    outcome = run_python(python, ["-S", "-c", _IDENTITY], seconds=_IDENTITY_SECONDS)
+    outcome = run_python(python, ["-S", "-c", _IDENTITY], seconds=_IDENTITY_SECONDS, cancel=cancel)
     if outcome.code != 0:
-        raise NotRunning(outcome.ending)
+        raise NotRunning(outcome.ending, passing=outcome.passing)
     tag, _, version = outcome.output.strip().partition(" ")
+    if not tag or not version:
+        raise NotRunning("it said nothing of itself", passing=True)
     return tag, version
 
 
@@ -126,6 +153,8 @@ def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> Non
     """
     python = interpreter(folder)
     outcome = run_python(python, ["-c", _PROBE, *modules], seconds=_PROBE_SECONDS, cancel=cancel)
+    if outcome.passing:
+        raise JobFailed(_not_probed(name, outcome))
     if outcome.code != 0:
         reason = outcome.output.strip().splitlines()[-1:] or [outcome.ending]
         raise JobFailed.permanent(
@@ -137,8 +166,24 @@ def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> Non
         )
 
 
+def _not_probed(name: str, outcome: Outcome) -> Failure:
+    """The machine did not let it show whether it works."""
+    if outcome.refused is not None:
+        return refused_by_machine(f"{name} was installed but could not be started", outcome.refused)
+    return Failure(
+        kind="transient",
+        code="probe_ended",
+        message=f"{name} was installed but did not get to start here: {outcome.ending}.",
+        advice="The machine may be out of memory, or too busy; what was fetched is kept.",
+        detail=outcome.output[-4_000:],
+        blame="machine",
+    )
+
+
 def changed(folder: Path, record: Record, cancel: Event | None = None) -> list[str]:
     """The files whose bytes are not the ones that were installed, each as a sentence; reads everything.
+
+    Raises OSError where that cannot be told: what cannot be read now may well be whole.
 
     The sums come from the `RECORD` each wheel brought, and these are themselves under a sum of ours. Of an
     image all sums are ours: whoever made it may have changed files after they were installed.
@@ -148,7 +193,8 @@ def changed(folder: Path, record: Record, cancel: Event | None = None) -> list[s
     sums = dict(record.sums)
     for name in record.sums:
         if record.image is None and name.endswith(".dist-info/RECORD"):
-            with suppress(OSError, csv.Error, UnicodeDecodeError):
+            # Without it there are no sums for what it speaks for; that it has changed itself is told below.
+            with suppress(FileNotFoundError, csv.Error, ValueError):
                 sums |= _recorded(folder, name)
     for name, expected in sums.items():
         if cancel is not None and cancel.is_set():
@@ -158,8 +204,6 @@ def changed(folder: Path, record: Record, cancel: Event | None = None) -> list[s
         except FileNotFoundError:
             if f"{name} is missing" not in complaints:
                 complaints.append(f"{name} is missing")
-        except OSError as error:
-            complaints.append(f"{name} cannot be read: {error.strerror}")
         else:
             if found != expected:
                 complaints.append(f"{name} has changed")
@@ -206,10 +250,21 @@ class Outcome:
     """None when it was ended for taking too long."""
     output: str
     """Standard output, or with `code` other than 0 both streams."""
+    refused: OSError | None = None
+    """Why the system did not start it at all."""
+
+    @property
+    def passing(self) -> bool:
+        """It says something of the machine now, and nothing of the program."""
+        if self.refused is not None:
+            return is_machines(self.refused.errno or 0) or self.refused.errno in _NOT_NOW
+        return self.code is None or self.code == -signal.SIGKILL
 
     @property
     def ending(self) -> str:
         """For people."""
+        if self.refused is not None:
+            return self.refused.strerror or str(self.refused)
         if self.code is None:
             return "it did not end in time"
         if self.code < 0:
@@ -238,7 +293,7 @@ def run_python(
             start_new_session=True,
         )
     except OSError as error:
-        return Outcome(code=126, output=str(error))
+        return Outcome(code=126, output=str(error), refused=error)
     deadline = time.monotonic() + seconds
     try:
         while True:
@@ -254,6 +309,8 @@ def run_python(
         if process.poll() is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            # What it has started in a session of its own may hold the pipes, and storage that hangs holds it.
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=_END_SECONDS)
     text = out if process.returncode == 0 else err + out
     return Outcome(code=process.returncode, output=text[-_OUTPUT_LIMIT:].decode("utf-8", "replace"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
-from greenroom.actors.effects import BuildInstallation, LookAtInstallations
+from greenroom.actors.effects import BuildInstallation, LookAtInstallations, RemoveInstallation
+from greenroom.actors.kernel.core import Answer, Later
 from installer_life import NOW, built, committed, ensure, fails, look, new_life, requested, status
 from stage import NO_SPACE
 
@@ -90,3 +93,95 @@ class TestARepair:
         assert status(case).state == "installed"
         case.when(msg.CancelInstall(backend="mlx")).rest()
         assert status(case).wanted
+
+
+def unread(case: Any, reason: str = "Input/output error", backend: str = "mlx") -> Any:
+    return case.when(msg.InstallationsUnread(backend=backend, reason=reason)).rest()
+
+
+class TestADiskThatCannotBeLookedAt:
+    def test_says_nothing_of_what_is_there_and_none_of_it_is_used(self) -> None:
+        case = new_life(requested(), committed(), looked=False)
+        unread(case)
+        case.then(ev.InstallationsUnread)
+        assert (status(case).state, status(case).current) == ("broken", None)
+        assert status(case).failure.code == "unreadable"  # type: ignore[union-attr]
+        assert status(case).installations == (built(),)
+        assert not case.of(BuildInstallation)
+        assert not case.of(RemoveInstallation)
+
+    def test_is_told_once_however_often_it_is_found_so(self) -> None:
+        case = new_life(requested(), committed(), looked=False)
+        unread(case)
+        unread(case)
+        assert [type(one.event) for one in case.history].count(ev.InstallationsUnread) == 1
+
+    def test_refuses_a_wish_with_the_reason_and_ends_no_installation_that_is_wanted(self) -> None:
+        case = new_life(requested(), committed(), looked=False)
+        later = ensure(case)
+        assert isinstance(later, Later)
+        unread(case)
+        (answer,) = [one for one in case.of(Answer) if one.key == later.key]
+        assert answer.outcome.code == "unreadable"
+        assert ensure(case).status == 503
+        case.when(msg.Uninstall(backend="mlx"))
+        assert case.reply.code == "unreadable"
+
+    def test_costs_no_other_backend(self) -> None:
+        case = new_life(looked=False)
+        unread(case)
+        case.when(msg.InstallationsSeen(backend="vllm-metal", installations=())).rest()
+        (told,) = [one for one in case.told("scheduler") if isinstance(one, msg.InstallationList)][-1:]
+        assert {one.name: one.state for one in told.backends} == {"mlx": "broken", "vllm-metal": "absent"}
+
+    def test_is_looked_at_again_and_what_is_there_is_used_as_before(self) -> None:
+        case = new_life(requested(), committed(), looked=False)
+        unread(case)
+        case.advance(31).rest()
+        assert "mlx" in case.of(LookAtInstallations)[-1].backends
+        look(case, built())
+        assert status(case).current == built()
+        assert [type(one.event) for one in case.history][-1] is ev.InstallationsReadAgain
+
+
+class TestAnInstallationThatCannotBeJudged:
+    def seen(self, case: Any, *disk: Any, unclear: tuple[str, ...] = ()) -> None:
+        case.when(
+            msg.InstallationsSeen(
+                backend="mlx", installations=disk, unclear=dict.fromkeys(unclear, "its Python did not answer")
+            )
+        ).rest()
+
+    def test_is_taken_for_what_it_was(self) -> None:
+        case = new_life(requested(), committed(), looked=False)
+        self.seen(case, unclear=("1-aaaa.1",))
+        case.when(msg.InstallationsSeen(backend="vllm-metal", installations=())).rest()
+        assert status(case).current == built()
+        assert [type(one.event) for one in case.history][2:] == []
+
+    def test_is_judged_when_it_can_be(self) -> None:
+        case = new_life(requested(), committed(), looked=False)
+        self.seen(case, unclear=("1-aaaa.1",))
+        case.when(msg.InstallationsSeen(backend="vllm-metal", installations=())).rest()
+        case.advance(31).rest()
+        assert case.of(LookAtInstallations)[-1].backends == ("mlx",)
+        self.seen(case, built(broken="a file is missing"))
+        assert status(case).state == "broken"
+
+    def test_whose_folder_is_gone_at_last_is_missing(self) -> None:
+        case = new_life(requested(), committed(), looked=False)
+        self.seen(case, unclear=("1-aaaa.1",))
+        self.seen(case)
+        assert status(case).state in ("absent", "installing")
+
+    def test_leaves_what_was_built_meanwhile_alone(self) -> None:
+        case = new_life(requested(), committed(), looked=False)
+        self.seen(case, unclear=("1-aaaa.1",))
+        case.when(msg.InstallationsSeen(backend="vllm-metal", installations=())).rest()
+        ensure(case, version="2")
+        new = built("2-bbbb.1")
+        case.when(msg.InstallCommitted(job="mlx.2", installation=new)).rest()
+        # A look that began before that.
+        self.seen(case, built())
+        assert status(case).current == new
+        assert {one.id for one in status(case).installations} == {"1-aaaa.1", "2-bbbb.1"}

@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import os
 import queue
 import sys
 import threading
@@ -11,6 +13,7 @@ from greenroom.runner.backends.declaration import Platform
 from greenroom.runner.config import ExternalBackend
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
+from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.sources import PackageSources, Setting
 
 
@@ -38,9 +41,13 @@ class Heard:
     def cancelled(self, job_id):
         self.reports.put(("cancelled", job_id))
 
-    def seen(self, backend, installations, building):
+    def seen(self, backend, installations, building, unclear):
+        self.unclear = unclear
         self.building = building
         self.reports.put(("seen", backend, installations))
+
+    def unread(self, backend, reason):
+        self.reports.put(("unread", backend, reason))
 
     def removed(self, backend, installation_id, freed_bytes):
         self.reports.put(("removed", backend, installation_id, freed_bytes))
@@ -296,9 +303,43 @@ def test_a_fault_of_ours_while_looking_does_not_leave_the_installer_waiting(
     make_builder, heard, toy, monkeypatch
 ):
     builder = make_builder(toy)
-    monkeypatch.setattr("greenroom.runner.installations.disk.InstallationStore.look", lambda *_: 1 / 0)
+    monkeypatch.setattr("greenroom.runner.installations.disk.InstallationStore.judged", lambda *_: 1 / 0)
     builder.look()
+    kind, backend, reason = heard.next()
+    assert (kind, backend) == ("unread", "toy")
+    assert "Greenroom itself failed" in reason
+
+
+def test_what_cannot_be_looked_at_of_one_backend_costs_no_other(make_builder, heard, make_toy, monkeypatch):
+    real = InstallationStore.judged
+
+    def judged(store, backend):
+        if backend == "bad":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(store, backend)
+
+    builder = make_builder(make_toy("bad"), make_toy("good"))
+    monkeypatch.setattr(InstallationStore, "judged", judged)
+    builder.look()
+    assert heard.next() == ("unread", "bad", "Input/output error")
+    assert heard.next() == ("seen", "good", ())
+
+
+def test_what_cannot_be_judged_is_told_with_the_reason(make_builder, heard, toy, tmp_path, monkeypatch):
+    builder = make_builder(toy)
+    builder.start("j1", "toy")
+    _, _, installation = heard.next()
+    monkeypatch.setattr(
+        "greenroom.runner.installations.verification.os.lstat",
+        lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
+    )
+    builder.look(["toy"])
     assert heard.next() == ("seen", "toy", ())
+    assert list(heard.unclear) == [installation.id]
+    monkeypatch.undo()
+    builder.look(["toy"])
+    assert heard.next() == ("seen", "toy", (installation,))
+    assert heard.unclear == {}
 
 
 def test_the_plan_of_a_real_backend_is_known_offline(make_builder, index):

@@ -111,12 +111,16 @@ def test_a_damaged_mark_is_broken_with_the_reason(environments, built, home):
     assert "installation.json is damaged" in found.broken
 
 
-def test_a_mark_of_a_newer_greenroom_is_not_guessed_at(environments, built, home):
+def test_a_mark_of_a_newer_greenroom_is_not_guessed_at_and_left_to_it(environments, built, home):
     mark = folder_of(home, built) / "installation.json"
     record = msgspec.json.decode(mark.read_bytes())
     mark.write_bytes(msgspec.json.encode({**record, "schema": 99}))
-    [found] = environments.installed.look("toy")
-    assert "another release of Greenroom (schema 99)" in found.broken
+    assert environments.installed.judged("toy") == (
+        (),
+        {built.id: "installation.json was written by another release of Greenroom (schema 99)"},
+    )
+    assert environments.installed.sweep() == []
+    assert mark.exists()
 
 
 def test_a_folder_that_was_moved_is_broken_since_environments_hold_their_path(environments, built, home):

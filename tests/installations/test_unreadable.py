@@ -1,0 +1,151 @@
+"""Disks that do not answer now: nothing is taken for broken, nothing for gone, and nothing is taken away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations.disk import folder_of
+from greenroom.runner.installations.environment import Environments
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def environments(home, index):
+    return Environments(home, index.sources)
+
+
+@pytest.fixture
+def built(environments, toy):
+    return environments.build("toy", toy.source, job="install-1")
+
+
+def failing(number):
+    """A call of the system that ends with this error."""
+
+    def fail(*_args, **_named):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+PASSING = [errno.EMFILE, errno.EIO, errno.EACCES, errno.ESTALE]
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_a_mark_that_cannot_be_read_now_is_neither_broken_nor_swept(
+    environments, built, home, monkeypatch, number
+):
+    mark = folder_of(home, built) / "installation.json"
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: failing(number)() if path == mark else real(path))
+    found, unclear = environments.installed.judged("toy")
+    assert (found, list(unclear)) == ((), [built.id])
+    assert os.strerror(number) in unclear[built.id]
+    assert environments.installed.sweep() == []
+    monkeypatch.undo()
+    assert environments.installed.look("toy") == [built]
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_a_mark_that_cannot_be_looked_for_sweeps_nothing(environments, built, home, monkeypatch, number):
+    mark = folder_of(home, built) / "installation.json"
+    real = Path.lstat
+    monkeypatch.setattr(Path, "lstat", lambda path: failing(number)() if path == mark else real(path))
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        environments.installed.sweep()
+    monkeypatch.undo()
+    assert environments.installed.look("toy") == [built]
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_a_file_that_cannot_be_looked_at_now_is_not_missing(environments, built, monkeypatch, number):
+    monkeypatch.setattr("greenroom.runner.installations.verification.os.lstat", failing(number))
+    assert list(environments.installed.judged("toy")[1]) == [built.id]
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_a_file_that_cannot_be_read_now_has_not_changed(environments, built, monkeypatch, number):
+    monkeypatch.setattr("greenroom.runner.installations.verification.sha256", failing(number))
+    with pytest.raises(JobFailed) as told:
+        environments.installed.verify(built)
+    assert told.value.failure.blame == "machine"
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [
+        pytest.param("exit 0", 20.0, id="says nothing"),
+        pytest.param("kill -KILL $$", 20.0, id="is killed"),
+        pytest.param("exec sleep 30", 0.3, id="does not answer"),
+    ],
+)
+def test_silence_of_a_python_is_no_proof_that_it_is_broken(
+    environments, built, home, monkeypatch, script, seconds
+):
+    monkeypatch.setattr("greenroom.runner.installations.verification._IDENTITY_SECONDS", seconds)
+    python = folder_of(home, built) / "env" / "bin" / "python"
+    python.unlink()
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("greenroom.runner.installations.verification.missing", lambda *_: "")
+    found, unclear = environments.installed.judged("toy")
+    assert (found, list(unclear)) == ((), [built.id])
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
+def test_a_python_that_the_machine_cannot_start_now_is_not_broken(environments, built, monkeypatch, number):
+    monkeypatch.setattr(subprocess, "Popen", failing(number))
+    assert os.strerror(number) in environments.installed.judged("toy")[1][built.id]
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_look(environments, built, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr("greenroom.runner.installations.disk._LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("greenroom.runner.installations.disk.records.read", lambda _: gate.wait(30))
+    assert "has not answered" in environments.installed.judged("toy")[1][built.id]
+    gate.set()
+
+
+def test_what_was_fetched_stays_while_a_mark_cannot_be_read(environments, built, home, monkeypatch):
+    mark = folder_of(home, built) / "installation.json"
+    kept = sorted(environments.wheels.root.rglob("*.whl"))
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: failing(errno.EIO)() if path == mark else real(path))
+    environments.drop_fetched()
+    assert kept
+    assert sorted(environments.wheels.root.rglob("*.whl")) == kept
+
+
+def test_a_disk_of_backends_that_is_not_mounted_is_not_an_empty_one(environments, built, home, tmp_path):
+    (home / "backends").rename(tmp_path / "elsewhere")
+    (home / "backends").symlink_to(tmp_path / "gone")
+    with pytest.raises(OSError, match="No such file"):
+        environments.installed.judged("toy")
+
+
+def test_a_data_directory_mounted_noexec_is_said_before_anything_is_fetched(
+    environments, toy, index, monkeypatch
+):
+    real = os.statvfs
+
+    def noexec(place):
+        told = real(place)
+        return os.statvfs_result((*tuple(told)[:8], os.ST_NOEXEC, *tuple(told)[9:]))
+
+    monkeypatch.setattr(os, "statvfs", noexec)
+    with pytest.raises(JobFailed, match="is mounted noexec") as told:
+        environments.build("toy", toy.source, job="install-1")
+    assert told.value.failure.code == "noexec"
+    assert told.value.failure.blame == "machine"
+    assert index.requests == []

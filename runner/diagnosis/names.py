@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 from greenroom.runner.diagnosis.explanation import Kind
 from greenroom.runner.diagnosis.history import History
-from greenroom.runner.models.references import AmbiguousName, BadReference, Reference, familiar, find_model
+from greenroom.runner.models.references import (
+    AmbiguousName,
+    BadReference,
+    Reference,
+    familiar,
+    find_model,
+    shown,
+)
 
 _REQUEST = re.compile(r"r-[0-9a-f]{8}-\d+")
 _SHORTEST_PREFIX = 4
@@ -19,6 +26,7 @@ class UnknownName(LookupError):
     """Nothing in the journal has this name; `near` are some that look like it."""
 
     def __init__(self, name: str, near: Collection[str], message: str = "") -> None:
+        name = shown(name)
         hint = f" Did you mean {_either(near)}?" if near else ""
         super().__init__(message or f'The journal knows no model, backend, engine or request "{name}".{hint}')
         self.name = name
@@ -69,9 +77,8 @@ def meaning_of(name: str, history: History, backends: Mapping[str, str]) -> Mean
         return Meaning("model", name)
     if len(name) >= _SHORTEST_PREFIX and history.named:
         if len(history.named) > 1:
-            raise UnknownName(
-                name, (), f'Several engines begin with "{name}": {", ".join(list(history.named)[-5:])}.'
-            )
+            several = ", ".join(list(history.named)[-5:])
+            raise UnknownName(name, (), f'Several engines begin with "{shown(name)}": {several}.')
         return Meaning("engine", next(iter(history.named)))
     if name in ("daemon", "greenroom"):  # 6
         return Meaning("daemon", "daemon")

@@ -14,11 +14,11 @@ from aiohttp import web
 from greenroom.actors.facts import Installation
 from greenroom.actors.installer_messages import Activate, Verified, VerifyBackend
 from greenroom.actors.kernel.core import Command
+from greenroom.actors.limits import BackendName, Version
 from greenroom.actors.messages import INSTALLER, BackendFacts, BackendStatus, Ensure, Uninstall
 from greenroom.actors.progress import install_job
-from greenroom.runner.http.bodies import read_json
+from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.door import Door
-from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.installs import version_meant
 from greenroom.runner.http.queries import is_true
@@ -32,8 +32,8 @@ _encode = msgspec.json.Encoder().encode
 class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /engines`. With a mistyped `version` the pinned one would be installed."""
 
-    name: str = ""
-    version: str = ""
+    name: BackendName = ""
+    version: Version = ""
     """Empty means any that is installed, else the pinned one; `pinned`, `latest`, or a version."""
     reinstall: bool = False
 
@@ -41,8 +41,8 @@ class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
 class NamedBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /engines/activate-backend`, `POST /engines/verify-backend`."""
 
-    backend: str = ""
-    version: str = ""
+    backend: BackendName = ""
+    version: Version = ""
 
 
 class Backends:
@@ -72,7 +72,7 @@ class Backends:
         """Have a backend, or a version of it: 200 when it is here, 202 when it has to be built."""
         body = await self._body(request, WantedBody, "name is required")
         if not body.name:
-            raise HttpRefusal(400, "invalid_request", "invalid request: name is required")
+            raise invalid("name is required")
         name = self._door.backend(body.name)
         wish = Ensure(backend=name, version=body.version, wanted_by="explicit", repair=body.reinstall)
         here = await self._soon(request, wish) is not None
@@ -173,7 +173,7 @@ class Backends:
     async def _named_body(self, request: web.Request) -> NamedBody:
         body: NamedBody = await self._body(request, NamedBody, "backend is required")
         if not body.backend:
-            raise HttpRefusal(400, "invalid_request", "invalid request: backend is required")
+            raise invalid("backend is required")
         return body
 
     async def _body(self, request: web.Request, kind: type[Any], what: str = "") -> Any:

@@ -113,7 +113,8 @@ async def read_json(
     try:
         if aliases is not None:
             body = _spelled(body, aliases)
-        found = msgspec.json.decode(body or b"{}", type=kind)
+        body = body.strip() or b"{}"
+        found = msgspec.json.decode(body, type=kind)
         if ignored := [*_unknown(body, kind)]:
             request.setdefault(IGNORED, []).extend(ignored)
     except NOT_UNDERSTOOD as error:
@@ -126,12 +127,21 @@ def invalid(what: str, param: str | None = None) -> HttpRefusal:
     return HttpRefusal(400, "invalid_request", f"invalid request: {what}", param=param)
 
 
+def checked(value: object, kind: Any, name: str) -> Any:
+    """A value of a path, a query or a header as this type. Raises HttpRefusal: 400."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        sentence = complaint(error)[1] or str(error)
+        raise invalid(sentence.replace("the value", f'"{name}"', 1), param=name) from None
+
+
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _spelled(body: bytes, aliases: Mapping[str, str]) -> bytes:
     """The body with every field under its own name. Raises HttpRefusal for one that comes twice."""
-    if not body:
+    if not body.strip():
         return body
     fields: dict[str, msgspec.Raw] = {}
     for given, value in _fields.decode(body).items():
@@ -144,8 +154,6 @@ def _spelled(body: bytes, aliases: Mapping[str, str]) -> bytes:
 
 def _unknown(body: bytes, kind: type[Any], prefix: str = "") -> Iterator[str]:
     """The fields of a JSON object that its struct does not have, those of objects in it too."""
-    if not body:
-        return
     structs = {}
     hints = get_type_hints(kind)
     for field in msgspec.structs.fields(kind):

@@ -81,9 +81,7 @@ class Configuring:
     async def configure(self, request: web.Request) -> web.Response:
         """Change how a model is loaded, then load it in the background."""
         door = self._door
-        backend = request.match_info.get("backend", "")
-        if backend:
-            door.backend(backend)
+        backend = door.backend_of(request)
         body = await read_json(request, door.backstage.settings.max_body, ConfigureBody, aliases=_ALIASES)
         if not body.model.strip():
             raise invalid("model is required")
@@ -126,6 +124,7 @@ class Configuring:
     async def configurations(self, request: web.Request) -> web.Response:
         """What was configured, for one model or for all that are here."""
         backstage = self._door.backstage
+        backend = self._door.backend_of(request) or DEFAULT_BACKEND
         configs = self._door.configs()
         wanted = request.query.get("model", "")
         models = [self._door.model(wanted)] if wanted else list(backstage.models())
@@ -136,7 +135,7 @@ class Configuring:
                 if config is not None:
                     entries.append(
                         {
-                            "Backend": request.match_info.get("backend", DEFAULT_BACKEND),
+                            "Backend": backend,
                             "Model": shown_name(model),
                             "ModelID": model.id,
                             "Mode": mode,

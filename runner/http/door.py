@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from aiohttp import web
 from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.limits import NAME, is_line
@@ -86,6 +87,11 @@ class Door:
             known = ", ".join(self.backstage.backends)
             raise HttpRefusal(404, "backend_not_found", f"backend not found; there are: {known}.")
         return name
+
+    def backend_of(self, request: web.Request) -> str:
+        """The backend that a request's path names; empty when it names none. Raises HttpRefusal: 404."""
+        name = request.match_info.get("backend", "")
+        return self.backend(name) if name else ""
 
     def configs(self) -> Mapping[str, ModelConfigState]:
         """How models are configured, by `config_key`; empty while the scheduler cannot tell."""

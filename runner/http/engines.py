@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 from aiohttp import web
+from greenroom.actors.limits import BackendName, Names
 from greenroom.actors.messages import SCHEDULER, BackendStatus, Unload
 from greenroom.actors.progress import install_job
 from greenroom.runner.diagnosis.sentences import short
@@ -25,8 +26,8 @@ class UnloadBody(msgspec.Struct):
     """`POST /engines/unload`."""
 
     all: bool = False
-    backend: str = ""
-    models: tuple[str, ...] = ()
+    backend: BackendName = ""
+    models: Names | None = ()
 
 
 class Engines:
@@ -57,7 +58,7 @@ class Engines:
         backstage = self._door.backstage
         body = await read_json(request, backstage.settings.max_body, UnloadBody)
         models = []
-        for name in body.models:
+        for name in body.models or ():
             try:
                 model = backstage.find_model(name)
             except (BadReference, AmbiguousName):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
 from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.limits import DURATION
 from greenroom.actors.messages import SCHEDULER, AwaitReady
 from greenroom.runner.daemon import NotRunning, greenroom_version
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, refusal_of
 from greenroom.runner.proof import CHALLENGE, address_of
+from msgspec import Meta
 
 VERSION = greenroom_version()
 _READY_WITHIN = 2.0
@@ -23,10 +25,10 @@ _READY_WITHIN = 2.0
 _encode = msgspec.json.Encoder().encode
 
 
-class StopBody(msgspec.Struct):
-    """`POST /daemon/stop`."""
+class StopBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /daemon/stop`. With a mistyped `keep_engines` they would end."""
 
-    keep_engines: float | None = None
+    keep_engines: Annotated[float, Meta(ge=0, le=DURATION)] | None = None
 
 
 class Health:

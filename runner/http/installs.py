@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 from greenroom.actors.facts import Progress
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import BackendName, Id, Version
 from greenroom.actors.messages import (
     INSTALLER,
     CancelInstall,
@@ -25,9 +26,9 @@ from greenroom.actors.messages import (
     Uninstalled,
 )
 from greenroom.actors.progress import install_job
-from greenroom.runner.http.bodies import read_json
+from greenroom.runner.http.bodies import checked, invalid, read_json
 from greenroom.runner.http.door import Door
-from greenroom.runner.http.errors import HttpRefusal, wants_json
+from greenroom.runner.http.errors import wants_json
 from greenroom.runner.http.following import answered
 from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.leaving import counted
@@ -42,34 +43,34 @@ _encode = msgspec.json.Encoder().encode
 class InstallBody(msgspec.Struct):
     """`POST /engines/install-backend`."""
 
-    backend: str = ""
-    version: str = ""
+    backend: BackendName = ""
+    version: Version = ""
     reinstall: bool = False
     dry_run: bool = False
-    waiter: str = ""
+    waiter: Id = ""
     """A name nobody else has, for `leave`."""
 
 
-class UninstallBody(msgspec.Struct):
-    """`POST /engines/uninstall-backend`."""
+class UninstallBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /engines/uninstall-backend`. With a mistyped `version` all of them would go."""
 
-    backend: str = ""
-    version: str | None = None
+    backend: BackendName = ""
+    version: Version | None = None
     """None means all."""
     force: bool = False
     """Do not wait for those whom its engines answer."""
 
 
-class CancelBody(msgspec.Struct):
+class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /engines/cancel-install`."""
 
-    backend: str = ""
-    version: str = ""
-    job: str = ""
+    backend: BackendName = ""
+    version: Version = ""
+    job: Id = ""
     """This one and no other."""
     leave: bool = False
     """Only if nobody else waits for it."""
-    waiter: str = ""
+    waiter: Id = ""
     """Who leaves, as the installation was asked for."""
 
 
@@ -211,18 +212,20 @@ class Installs:
         limit = self._door.backstage.settings.max_body
         body = await read_json(request, limit, kind, what="backend is required")
         if not body.backend:
-            raise HttpRefusal(400, "invalid_request", "invalid request: backend is required")
+            raise invalid("backend is required")
         return body
 
 
 def version_meant(said: str | None) -> str:
     """The version to uninstall; empty for all, which is meant only where nothing was said of a version.
 
-    Raises HttpRefusal: 400 for an empty one, as a script with an unset variable sends it: all would go.
+    Raises HttpRefusal: 400 for what is none, and for an empty one, as a script with an unset variable sends
+    it: all would go.
     """
     if said is not None and not said.strip():
-        raise HttpRefusal(400, "invalid_request", "invalid request: the version is empty")
-    return said or ""
+        raise invalid("the version is empty", param="version")
+    version: str = checked(said or "", Version, "version")
+    return version
 
 
 def _lines(request: web.Request, backend: str) -> ObjectLines | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
 from greenroom.actors.facts import Model
 from greenroom.actors.kernel.errors import KernelError, Refused
 from greenroom.actors.library_pulls import refusal_of
+from greenroom.actors.limits import CONTEXT, Name
 from greenroom.actors.messages import LIBRARY, Prune, Removed, RemoveModel, RepackageModel, TagModel
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.http.bodies import read_json
@@ -20,9 +22,9 @@ from greenroom.runner.http.queries import is_true
 from greenroom.runner.http.serving import prospects
 from greenroom.runner.http.transfers import canonical
 from greenroom.runner.models.description import described, described_remote, files_of
-from greenroom.runner.models.manifest import LARGEST_CONTEXT
 from greenroom.runner.models.references import BadReference, Reference, is_id, shown
 from greenroom.runner.waits import Cancel, in_thread
+from msgspec import Meta
 
 _LIMIT = 2**20
 """Bytes of a body that only names things."""
@@ -33,8 +35,8 @@ _REMOTES = 8
 class RepackageBody(msgspec.Struct):
     """`POST /models/{reference}/repackage`."""
 
-    target: str = ""
-    context_size: int | None = None
+    target: Name = ""
+    context_size: Annotated[int, Meta(ge=1, le=CONTEXT)] | None = None
 
 
 class Models:
@@ -109,10 +111,6 @@ class Models:
         body = await read_json(request, _LIMIT, RepackageBody)
         if not body.target:
             raise HttpRefusal(400, "invalid_request", "target is required")
-        if body.context_size is not None and not 0 < body.context_size <= LARGEST_CONTEXT:
-            raise HttpRefusal(
-                400, "invalid_request", f"invalid request body: a context has 1 to {LARGEST_CONTEXT} tokens."
-            )
         name = request.match_info["reference"]
         model = self._door.model(name)
         repackage = RepackageModel(

@@ -5,10 +5,11 @@ A path that names a backend (`/engines/mlx/v1/…`) is binding: no other serves 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from aiohttp import web
 from greenroom.actors.facts import Model
+from greenroom.actors.scheduler_state import ModelConfigState, config_key
 from greenroom.runner.http.dialogues import (
     CHAT,
     COMPLETION,
@@ -51,9 +52,7 @@ def routes(door: Door) -> Iterator[web.RouteDef]:
 
 def _inference(door: Door, kind: Kind) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def serve(request: web.Request) -> web.StreamResponse:
-        backend = request.match_info.get("backend", "")
-        if backend:
-            door.backend(backend)
+        backend = door.backend_of(request)
         exchange = Exchange(door, request, kind, backend)
         return await door.visitors.attend(request, exchange.serve, exchange.farewell)
 
@@ -66,20 +65,25 @@ class Listing:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    async def all(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+    async def all(self, request: web.Request) -> web.Response:
         """Every model that is here, once, by its first name."""
-        return web.json_response(
-            {"object": "list", "data": [_entry(model) for model in self._door.backstage.models()]}
-        )
+        self._door.backend_of(request)
+        configs = self._door.configs()
+        entries = [_entry(model, configs) for model in self._door.backstage.models()]
+        return web.json_response({"object": "list", "data": entries})
 
     async def one(self, request: web.Request) -> web.Response:
         """One model, by any of its names."""
-        return web.json_response(_entry(self._door.model(request.match_info["name"])))
+        self._door.backend_of(request)
+        model = self._door.model(request.match_info["name"])
+        return web.json_response(_entry(model, self._door.configs()))
 
 
-def _entry(model: Model) -> dict[str, object]:
+def _entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:
+    config = configs.get(config_key(model.id, "completion"), ModelConfigState())
+    context = model.context_size if config.context_size is None else config.context_size
     about = {
-        "context_window": model.context_size or model.context_length,
+        "context_window": context if context > 0 else model.context_length,
         "architecture": model.architecture,
         "parameters": model.parameters,
         "quantization": model.quantization,

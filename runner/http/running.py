@@ -18,6 +18,7 @@ from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import refusal_of
 from greenroom.runner.http.go_text import go_duration
 from greenroom.runner.http.progress_stream import sentence_of
+from greenroom.runner.http.queries import is_true
 
 _NEVER = "0001-01-01T00:00:00Z"
 """Go's zero time: what `last_used` is while an engine is in use or loading."""
@@ -34,7 +35,7 @@ class Running:
     async def ps(self, request: web.Request) -> web.Response:
         """Every engine that is not gone; with `?all=true` the last that are gone too, and how they ended."""
         backstage = self._door.backstage
-        everything = request.query.get("all", "").lower() in ("1", "true")
+        everything = is_true(request, "all")
         readings = backstage.gates.readings()
         configs = self._door.configs()
         try:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import msgspec
 from aiohttp import web
 from greenroom.actors.facts import Model
+from greenroom.actors.limits import Id, Name, Secret
 from greenroom.actors.messages import LIBRARY, CancelPull, CancelPush, LeavePull, NoteModel, Pull, Push
 from greenroom.actors.progress import pull_job, push_job
 from greenroom.runner.http.archives import Archives
-from greenroom.runner.http.bodies import NOT_UNDERSTOOD, read_body, read_json
+from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, wants_json
 from greenroom.runner.http.headers import request_id_of
@@ -28,28 +29,28 @@ _TAR = "application/x-tar"
 class CreateBody(msgspec.Struct, rename="kebab"):
     """`POST /models/create`."""
 
-    reference: str = msgspec.field(name="from", default="")
-    bearer_token: str = ""
+    reference: Name = msgspec.field(name="from", default="")
+    bearer_token: Secret = ""
     force: bool = False
     """Also what cannot fit on the disk or run on this machine."""
-    waiter: str = ""
+    waiter: Id = ""
     """A name nobody else has, for `leave`."""
 
 
-class CancelBody(msgspec.Struct):
+class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /models/cancel`."""
 
-    reference: str = msgspec.field(name="from", default="")
+    reference: Name = msgspec.field(name="from", default="")
     leave: bool = False
     """Only if nobody else waits for it."""
-    waiter: str = ""
+    waiter: Id = ""
     """Who leaves, as the pull was asked for."""
 
 
 class PushBody(msgspec.Struct, rename="kebab"):
     """`POST /models/{reference}/push`; may be left out."""
 
-    bearer_token: str = ""
+    bearer_token: Secret = ""
 
 
 class Transfers:
@@ -92,11 +93,7 @@ class Transfers:
 
     async def push(self, request: web.Request) -> web.StreamResponse:
         """Publish a model. It ends when the last client that waits for it has gone."""
-        content = await read_body(request, _LIMIT)
-        try:
-            body = msgspec.json.decode(content.strip() or b"{}", type=PushBody)
-        except NOT_UNDERSTOOD:
-            raise HttpRefusal(400, "invalid_request", "invalid request body") from None
+        body = await read_json(request, _LIMIT, PushBody)
         name = request.match_info["reference"]
         model = self._door.model(name, "from")
         reference = _published_as(name, model)

@@ -27,7 +27,7 @@ _LIMIT = 2**20
 _DEFAULT_BACKEND = "llama.cpp"
 
 
-class PruneBody(msgspec.Struct):
+class PruneBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /models/prune`; may be left out."""
 
     untagged: bool = False

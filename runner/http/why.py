@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import msgspec
 from aiohttp import web
+from greenroom.actors.limits import Name
+from greenroom.runner.http.bodies import checked
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal
 
@@ -31,7 +33,7 @@ class Why:
         from greenroom.runner.diagnosis.explain import Explanation, UnknownName, explain
 
         backstage = self._door.backstage
-        name = request.match_info["name"]
+        name = checked(request.match_info["name"], Name, "name")
         known = self._door.verdicts
 
         def read() -> Explanation:

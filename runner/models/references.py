@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from greenroom.actors.facts import Model
+from greenroom.actors.limits import is_line
 
 Scheme = Literal["oci", "huggingface", "pypi", "path", "id"]
 
@@ -27,8 +28,9 @@ DEFAULT_ORGANISATION = "ai"
 DEFAULT_TAG = "latest"
 
 _HUB = "huggingface.co"
-_LIMIT = 4_096
 _NAME_LIMIT = 255
+_FILE_NAME = 255
+"""Bytes of a file's name that every file system takes."""
 
 _SHORT_ID = re.compile(r"[0-9a-f]{12}")
 _LONG_ID = re.compile(r"[0-9a-f]{64}")
@@ -89,7 +91,7 @@ class Reference:
         text = text.strip()
         if not text:
             raise BadReference("The model name is empty. Name one, such as smollm2.")
-        if len(text) > _LIMIT or any(ord(c) < 32 or ord(c) == 127 for c in text):
+        if not is_line(text):
             raise BadReference("A model name is one short line of printable characters.")
         if not is_text(text):
             raise BadReference(f'"{shown(text)}" is not UTF-8. Rename the file or folder.')
@@ -238,7 +240,8 @@ def relative_name(text: str) -> PurePosixPath:
     """A path that stays inside its folder, out of an annotation, an archive or a reference.
 
     Raises:
-        BadReference: absolute, empty, or with `..`, backslashes or control characters.
+        BadReference: absolute, empty, longer than files can be named, or with `..`, backslashes or control
+            characters.
     """
     path = PurePosixPath(text)
     parts = text.split("/")
@@ -246,7 +249,7 @@ def relative_name(text: str) -> PurePosixPath:
         not text
         or len(text) > 1_024
         or path.is_absolute()
-        or any(part in ("", ".", "..") for part in parts)
+        or any(part in ("", ".", "..") or len(part.encode("utf-8", "replace")) > _FILE_NAME for part in parts)
         or "\\" in text
         or any(ord(c) < 32 or ord(c) == 127 for c in text)
         or not is_text(text)

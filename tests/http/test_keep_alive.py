@@ -242,6 +242,15 @@ class TestConfigure:
         assert "The largest that fits is" in error["message"]
         assert not house.app[DOOR].configs()
 
+    async def test_what_is_configured_is_seen_where_models_are_listed(self, open_house: Any) -> None:
+        house = await open_house()
+        await self.configured(house, **{"context-size": 512})
+        async with house.get("/v1/models/tiny") as response:
+            assert (await response.json())["dmr"]["context_window"] == 512
+        async with house.get("/models/tiny") as response:
+            (entry, *_) = (await response.json())["serving"]
+        assert entry["context_size"] == 512
+
     async def test_what_is_not_known_passes_and_is_told_back(self, open_house: Any) -> None:
         house = await open_house()
         body = {"model": "tiny", "keep_alive": "1h", "num_gpu": 3, "vllm": {"eager": True}}

@@ -1,0 +1,338 @@
+"""Every route, and every field of every body, with what no client should say.
+
+Each is refused with a sentence; nothing of it is stored, cached or logged as it came; the daemon stays ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import json
+import logging
+import pkgutil
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import greenroom.runner.http
+import msgspec
+import psutil
+import pytest
+from aiohttp import web
+from greenroom.actors.kernel.errors import Refused
+from greenroom.actors.messages import INSTALLER, SCHEDULER, Configure, Ensure
+from greenroom.runner.http.app import DOOR
+from greenroom.runner.http.bodies import Routing
+from greenroom.runner.http.queries import _KNOWN, _OURS
+
+MARK = "gr0tesque"
+"""Stands in all that is hostile and could be stored."""
+UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]")
+
+TEXTS = {
+    "nine megabytes": b'"%s"' % (MARK.encode() * 2**20),
+    "a NUL": b'"%s\\u0000b"' % MARK.encode(),
+    "what a terminal obeys": b'"%s\\u001b[2J"' % MARK.encode(),
+    "a forged line": b'"%s\\r\\n2026-01-01 INFO forged"' % MARK.encode(),
+    "half a character": b'"%s\\ud800"' % MARK.encode(),
+    "no UTF-8": b'"%s\xff\xfe"' % MARK.encode(),
+    "a way out": b'"../../%s/etc/passwd\\u0000"' % MARK.encode(),
+    "a number": b"17",
+}
+NUMBERS = {
+    "10^320": b"1" + b"0" * 320,
+    "2^70": str(2**70).encode(),
+    "minus 5": b"-5",
+    "NaN": b"NaN",
+    "infinity": b"1e400",
+    "minus infinity": b"-Infinity",
+    "400 nines": b"9" * 400,
+    "a text": b'"many"',
+}
+ANY = {
+    "a deep list": b"[" * 50_000 + b"]" * 50_000,
+    "a deep object": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+}
+LISTS = {"a long list": b"[" + b'"x",' * 200_000 + b'"x"]', "a list of nulls": b"[null]"}
+
+PATHS = {
+    "a NUL": "%00" + MARK,
+    "a forged line": f"{MARK}%0D%0A2026-01-01 INFO forged".replace(" ", "%20"),
+    "what a terminal obeys": f"{MARK}%1b[2J",
+    "C1": f"{MARK}%C2%9b2J",
+    "no UTF-8": f"{MARK}%ff%fe",
+    "writing turned round": f"{MARK}%E2%80%AE",
+    "a way out": f"..%2f..%2f{MARK}%2fetc%2fpasswd",
+    "five thousand letters": MARK * 600,
+}
+HEADERS = {
+    "no UTF-8": b"X-Anything: \xff\xfe" + MARK.encode(),
+    "C1": b"User-Agent: \xc2\x9b2J" + MARK.encode(),
+    "a NUL": b"X-Anything: a\x00" + MARK.encode(),
+    "too long": b"X-Anything: " + MARK.encode() * 2000,
+    "a page from elsewhere": b"Origin: https://" + MARK.encode() + b".example",
+    "an extension": b"Origin: chrome-extension://localhost",
+    "another host": b"Host: " + MARK.encode() + b".example",
+    "an image elsewhere": b"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors",
+    "packed": b"Content-Encoding: gzip",
+}
+
+
+class Answer(NamedTuple):
+    status: int
+    text: str
+
+
+async def ask(
+    house: Any, method: str, path: str, body: bytes = b"", header: bytes = b"", target: str = ""
+) -> Answer:
+    """Over a bare connection: clients' libraries do not send such things."""
+    reader, writer = await asyncio.open_connection(*house.root.split(":"))
+    host = b"" if header.lower().startswith(b"host:") else b"Host: localhost\r\n"
+    head = f"{method} {target or path} HTTP/1.1\r\n".encode() + host
+    head += b"Connection: close\r\nAccept: application/json\r\nContent-Type: application/json\r\n"
+    head += (header + b"\r\n" if header else b"") + b"Content-Length: %d\r\n\r\n" % len(body)
+    try:
+        writer.write(head + body)
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+    finally:
+        writer.close()
+    status, _, rest = answer.partition(b"\r\n")
+    return Answer(int(status.split()[1]), rest.partition(b"\r\n\r\n")[2].decode())
+
+
+def refused(answer: Answer, what: str) -> None:
+    """A 4xx with a sentence, that repeats little of what was said, and nothing a terminal obeys."""
+    assert 400 <= answer.status < 500, f"{what}: {answer}"
+    error = json.loads(answer.text)["error"]
+    sentence = error["message"]
+    assert len(sentence.split()) >= 3, f"{what}: {sentence}"
+    assert len(sentence) < 700, f"{what}: {len(sentence)} characters"
+    assert not UNPRINTABLE.search(sentence), f"{what}: {sentence!r}"
+
+
+def routes(house: Any) -> Iterator[tuple[str, str]]:
+    """Method and path of every route there is."""
+    for route in house.app.router.routes():
+        assert isinstance(route.resource, web.Resource)
+        if route.method != "HEAD":
+            yield route.method, route.resource.canonical
+
+
+def sensible(path: str) -> str:
+    """The path with names of things that are here, or harmless ones."""
+    for name, value in (
+        ("backend", "fake"),
+        ("reference", "nobody"),
+        ("name", "nobody"),
+        ("action", "dance"),
+    ):
+        path = path.replace(f"{{{name}}}", value)
+    return path
+
+
+def bodies() -> dict[tuple[str, str], type[msgspec.Struct]]:
+    """The struct of each route's body, which says in its text whose it is."""
+    found: dict[tuple[str, str], type[msgspec.Struct]] = {}
+    for module in pkgutil.iter_modules(greenroom.runner.http.__path__):
+        loaded = importlib.import_module(f"greenroom.runner.http.{module.name}")
+        for name, kind in vars(loaded).items():
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and name.endswith("Body"):
+                for method, path in re.findall(r"`(POST|DELETE) (/[^`]*)`", kind.__doc__ or ""):
+                    found[method, path] = kind
+    return found
+
+
+def hostile_values(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str, bytes]]:
+    """Field, what it is, and the value as JSON."""
+    hints = typing.get_type_hints(kind)
+    for field in msgspec.structs.fields(kind):
+        hint = hints[field.name]
+        options = {hint, *typing.get_args(hint)}
+        values = dict(ANY)
+        if str in options:
+            values |= TEXTS
+        if {int, float} & options:
+            values |= NUMBERS
+        if bool in options:
+            values |= {"perhaps": b'"perhaps"', "two": b"2"}
+        if any(typing.get_origin(one) is tuple for one in options):
+            values |= LISTS
+        for what, value in values.items():
+            if (field.encode_name, what) != ("keep_alive", "minus 5"):
+                yield field.encode_name, what, value
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG, "greenroom")
+    return caplog
+
+
+async def nothing_has_stuck(house: Any, log: pytest.LogCaptureFixture, before: str) -> None:
+    """Nothing of it is in the journal, the log or a cache, and the daemon is ready."""
+    stored = await stored_by(house)
+    assert MARK not in stored
+    assert not UNPRINTABLE.search(stored)
+    assert len(stored) - len(before) < 20_000
+    lines = [record.getMessage() for record in log.records]
+    assert not [line for line in lines if UNPRINTABLE.search(line) or len(line) > 2_000]
+    assert not [record for record in log.records if record.exc_info and record.levelno >= logging.ERROR]
+    assert not [name for name in house.app[DOOR]._named if MARK in name]
+    assert (await ask(house, "GET", "/readyz")).status == 200
+    async with house.chat() as response:
+        assert response.status == 200
+
+
+async def stored_by(house: Any) -> str:
+    """All that is in the journal."""
+
+    def read() -> str:
+        return "\n".join(f"{one.data}{one.cause}" for one in house.greenroom.system.journal.read())
+
+    return await asyncio.to_thread(read)
+
+
+def test_every_body_is_known_to_this_test() -> None:
+    known = bodies()
+    assert len(known) >= 13
+    named = {
+        kind.__name__
+        for module in ("backends", "configuring", "engines", "health", "installs", "models")
+        for kind in vars(importlib.import_module(f"greenroom.runner.http.{module}")).values()
+        if isinstance(kind, type) and kind.__name__.endswith("Body")
+    }
+    inner = {"LlamaCppBody", "VllmBody"}
+    assert named - inner <= {kind.__name__ for kind in known.values()}
+
+
+async def test_every_field_of_every_body_refuses_what_no_client_should_say(
+    open_house: Any, log: pytest.LogCaptureFixture
+) -> None:
+    house = await open_house()
+    before, memory = await stored_by(house), 0
+    tried = 0
+    for (method, path), kind in bodies().items():
+        for field, what, value in hostile_values(kind):
+            body = b'{"%s": %s}' % (field.encode(), value)
+            answer = await ask(house, method, sensible(path).replace("nobody", "tiny"), body)
+            refused(answer, f"{method} {path} {field}: {what}")
+            tried += 1
+        if not memory:
+            gc.collect()
+            memory = psutil.Process().memory_info().rss
+    assert tried > 200
+    gc.collect()
+    assert psutil.Process().memory_info().rss - memory < 100 * 2**20
+    await nothing_has_stuck(house, log, before)
+
+
+async def test_every_inference_route_refuses_a_hostile_name_or_wish(
+    open_house: Any, log: pytest.LogCaptureFixture
+) -> None:
+    house = await open_house()
+    before = await stored_by(house)
+    for method, path in routes(house):
+        if not path.endswith(("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/rerank")):
+            continue
+        for field, what, value in hostile_values(Routing):
+            rest = b"" if field == "model" else b'"model": "tiny", '
+            body = b'{%s"messages": [], "prompt": "", "input": "", "%s": %s}' % (rest, field.encode(), value)
+            if field == "keep_alive" and what == "a number":
+                continue
+            refused(await ask(house, method, sensible(path), body), f"{path} {field}: {what}")
+    await nothing_has_stuck(house, log, before)
+
+
+async def test_every_route_refuses_a_hostile_path(open_house: Any, log: pytest.LogCaptureFixture) -> None:
+    house = await open_house()
+    before = await stored_by(house)
+    tried = 0
+    for method, path in routes(house):
+        for name in re.findall(r"\{(\w+)\}", path):
+            for what, value in PATHS.items():
+                hostile = sensible(path.replace(f"{{{name}}}", value))
+                refused(await ask(house, method, hostile), f"{method} {path} {name}: {what}")
+                tried += 1
+    assert tried > 200
+    await nothing_has_stuck(house, log, before)
+
+
+async def test_every_route_refuses_a_hostile_query(open_house: Any, log: pytest.LogCaptureFixture) -> None:
+    house = await open_house()
+    before = await stored_by(house)
+    for method, path in routes(house):
+        whole = sensible(path)
+        for what in ("a NUL", "a forged line", "what a terminal obeys", "writing turned round"):
+            refused(await ask(house, method, f"{whole}?x={PATHS[what]}"), f"{method} {path}: {what}")
+        many = "&".join(f"x{number}=1" for number in range(100))
+        refused(await ask(house, method, f"{whole}?{many}"), f"{method} {path}: a hundred names")
+        for name in _KNOWN.get((method, path), ()):
+            if name in ("force", "remote", "all"):
+                refused(await ask(house, method, f"{whole}?{name}={MARK}"), f"{method} {path} {name}")
+        if path in _OURS:
+            answer = await ask(house, method, f"{whole}?{MARK}=1")
+            refused(answer, f"{method} {path}")
+            assert MARK in answer.text
+    await nothing_has_stuck(house, log, before)
+
+
+async def test_every_route_refuses_a_hostile_header(open_house: Any, log: pytest.LogCaptureFixture) -> None:
+    house = await open_house()
+    before = await stored_by(house)
+    for method, path in routes(house):
+        for what, header in HEADERS.items():
+            refused(await ask(house, method, sensible(path), header=header), f"{method} {path}: {what}")
+        elsewhere = f"http://{MARK}.example{sensible(path)}"
+        refused(await ask(house, method, path, target=elsewhere), f"{method} {path}: another authority")
+    await nothing_has_stuck(house, log, before)
+
+
+async def test_what_is_no_http_is_answered_in_a_line_and_logged_in_one(
+    open_house: Any, log: pytest.LogCaptureFixture
+) -> None:
+    house = await open_house()
+    for raw in (
+        b"\x16\x03\x01" + MARK.encode(),
+        f"GET / HTTP/1.1\r\nHost: localhost\r\nBad header {MARK}\r\n\r\n".encode(),
+        f"GET /{MARK * 2000} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+        f"GET / HTTP/9.{MARK}\r\n\r\n".encode(),
+    ):
+        reader, writer = await asyncio.open_connection(*house.root.split(":"))
+        writer.write(raw)
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.split()[1] == b"400"
+        error = json.loads(body)["error"]
+        assert error["code"] == "malformed_request"
+        assert MARK.encode() not in answer
+    told = [record for record in log.records if record.name.endswith("malformed")]
+    assert len(told) == 4
+    assert not [one for one in log.records if one.exc_info or MARK in one.getMessage()]
+
+
+async def test_a_command_of_a_host_is_bounded_by_the_same_table(open_house: Any) -> None:
+    house = await open_house()
+    (model,) = house.greenroom.models()
+    poison = Configure(model_id=model.id, model_ref="tiny", context_size=10**320)
+    with pytest.raises(Refused) as caught:
+        await house.greenroom.system.ask(SCHEDULER, poison)
+    assert caught.value.refusal.status == 400
+    with pytest.raises(Refused):
+        await house.greenroom.system.ask(INSTALLER, Ensure(backend="fake", version="9" * 5000))
+    assert (await ask(house, "GET", "/readyz")).status == 200
+
+
+async def test_a_page_of_this_machine_and_a_link_from_elsewhere_are_let_in(open_house: Any) -> None:
+    house = await open_house()
+    link = b"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document"
+    assert (await ask(house, "GET", "/", header=link)).status == 200
+    refused(await ask(house, "GET", "/models/nobody?remote=true", header=link), "a link that calls out")
+    assert (await ask(house, "GET", "/livez", header=b"Origin: http://localhost:3000")).status == 200
+    assert (await ask(house, "GET", "/livez", header=b"Sec-Fetch-Site: same-origin")).status == 200
+    assert (await ask(house, "GET", "", target="http://localhost/livez")).status == 200

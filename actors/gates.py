@@ -32,10 +32,28 @@ class LastByte:
     Whoever reads an engine's answers writes `at` for every piece, without a lock: that must cost nothing.
     """
 
-    __slots__ = ("at",)
+    __slots__ = ("asked_at", "asked_since", "at")
 
     def __init__(self, at: float = 0.0) -> None:
         self.at = at
+        self.asked_at = 0.0
+        """When a request last entered an empty engine; what `at` is then."""
+        self.asked_since = at
+        """When the first one entered after the last byte."""
+
+    def ask(self, now: float) -> None:
+        """A request has entered an empty engine: silence counts from the question on.
+
+        Requests that come and go without an answer do not begin it anew.
+        """
+        if self.at != self.asked_at:
+            self.asked_since = now
+        self.at = self.asked_at = now
+
+    @property
+    def unanswered_since(self) -> float:
+        """When the first question was asked that no byte has followed; 0 when there is none."""
+        return self.asked_since if self.at == self.asked_at else 0.0
 
 
 class GateReading(NamedTuple):
@@ -51,6 +69,8 @@ class GateReading(NamedTuple):
     """Monotonic second of the last byte that came out, or of the first entry if that was later."""
     some: tuple[str, ...] = ()
     """Ids of some of the requests inside, for people."""
+    unanswered_since: float = 0.0
+    """Monotonic second of the first entry that no byte has followed; 0 when there is none."""
 
 
 class _Gate:
@@ -131,6 +151,7 @@ class GateBoard:
                     gate.served,
                     gate.last_byte.at,
                     tuple(islice(gate.inside, _NAMED)),
+                    unanswered_since=gate.last_byte.unanswered_since,
                 )
                 for engine_id, gate in self._gates.items()
             }
@@ -178,7 +199,6 @@ class GateBoard:
         if other is not None and other is not gate:
             other.inside.discard(request_id)
         if not gate.inside:
-            # Silence counts from the question on.
-            gate.last_byte.at = self._monotonic()
+            gate.last_byte.ask(self._monotonic())
         gate.inside.add(request_id)
         self._places[request_id] = engine_id

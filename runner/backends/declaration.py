@@ -116,6 +116,9 @@ class Readiness:
     """Statuses that mean: alive as a process, but this load will never succeed."""
     proof: bool = False
     """True where 200 proves nothing: a one-token completion must succeed before the engine is ready."""
+    counters: tuple[str, ...] = ()
+    """Paths of the engine's own counters: what is told there changes with every batch it computes, and stands
+    still while it does nothing."""
 
 
 @dataclass(frozen=True)

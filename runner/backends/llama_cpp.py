@@ -49,7 +49,7 @@ class LlamaCpp(Backend):
     source = Environment(
         distribution="xllamacpp", lock="llama.cpp", probe=("xllamacpp",), requirements=("xllamacpp",)
     )
-    readiness = Readiness(path="/health", loading=frozenset({503}))
+    readiness = Readiness(path="/health", loading=frozenset({503}), counters=("/slots", "/metrics"))
     dialect = Dialect(cannot=_CANNOT, pools_by_header=True)
     allowed_flags = LLAMA_CPP
     overhead_bytes = 150 * 2**20

@@ -31,6 +31,7 @@ def why_loaded(story: Story, loads: Sequence[LoadState]) -> Finding:
         if one is not load
     ]
     also += _down(story, {one.spec.mode for one in loads})
+    also += _replaced(story, life)
     finding = _ready(story, life) if life.state == "ready" else _loading(story, life)
     stays = story.stays(load)
     if stays:
@@ -52,6 +53,22 @@ def _down(story: Story, loaded: Collection[str]) -> list[str]:
         for mode, life in last.items()
         if mode not in loaded and life.failed is not None
     ]
+
+
+def _replaced(story: Story, life: Life) -> list[str]:
+    """The engine before this one, if that stopped working: its place is what this one took."""
+    before = [
+        one
+        for one in story.lives
+        if one.spec is not None
+        and life.spec is not None
+        and one.spec.mode == life.spec.mode
+        and one.began < life.began
+    ]
+    if not before or before[-1].failed is None or not before[-1].failed.was_ready:
+        return []
+    sentence = endings.of_failure(before[-1], story.name, story.now).sentence
+    return [f"It replaces engine {before[-1].engine_id}: {sentence}"]
 
 
 def why_backend_of(chosen: BackendChosen | None, *, was: bool = False) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +16,7 @@ from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Measured
 from greenroom.runner.backends.declaration import Command, Readiness
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.paths import EngineFolder
+from greenroom.runner.engines.reach import inode_of
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +72,17 @@ class EngineListener(Protocol):
         """The memory of engines has changed. Never to be stored."""
 
 
+_TOLD_AGAIN = 5.0
+"""Seconds after which it is told again that an engine should be replaced, should nothing have come of it."""
+_BATCH_OPTIONS = ("--batch-size", "-b")
+
+
+def batch_of(argv: Sequence[str]) -> int:
+    """Tokens of a prompt that a command line lets an engine compute at once; 0 when it does not say."""
+    given = [after for word, after in pairwise(argv) if word in _BATCH_OPTIONS]
+    return int(given[-1]) if given and given[-1].isdigit() else 0
+
+
 class Handle:
     """One engine. Its lock orders what the listener hears: after an end comes nothing."""
 
@@ -86,6 +100,16 @@ class Handle:
         self.endpoint = Path()
         self.readiness = Readiness()
         self.model_name = ""
+        self.batch = 0
+        """Tokens of a prompt it computes at once at most; 0 when its command line does not say."""
+        self.inode = 0
+        """Of its socket when it was seen to answer."""
+        self.halted_at = 0.0
+        """Monotonic second at which its keeper saw it stopped by a signal; 0 while it runs."""
+        self.given_up_at = 0.0
+        """Monotonic second at which the listener was last told that it should be replaced; 0 for never."""
+        self.may_finish = False
+        """Those inside are still answered, though nobody else can reach it: its end waits for them."""
         self.was_ready = False
         self.answers = False
         """It was seen to answer in this life of the host."""
@@ -95,8 +119,6 @@ class Handle:
         """What whoever asked gave as the reason."""
         self.fault = ""
         """Why the host ends it on its own; makes the exit an unexpected one."""
-        self.given_up = False
-        """The listener was told that it should be replaced."""
         self.ladder: Ladder | None = None
         """How it is to be ended; None is the host's own way."""
         self.distrust = ""
@@ -112,7 +134,12 @@ class Handle:
     @property
     def serves(self) -> bool:
         """It answers, and nobody has asked it to end."""
-        return self.answers and not (self.stop_requested or self.fault or self.over.is_set())
+        return self.answers and self.wanted
+
+    @property
+    def wanted(self) -> bool:
+        """Nobody has asked it to end, and it has not."""
+        return not (self.stop_requested or self.fault or self.over.is_set())
 
     def about(self, prepared: Prepared) -> dict[str, Any]:
         """What the claim remembers, so that the next daemon can adopt without asking anybody."""
@@ -123,7 +150,9 @@ class Handle:
                 "loading": sorted(prepared.readiness.loading),
                 "dead": sorted(prepared.readiness.dead),
                 "proof": prepared.readiness.proof,
+                "counters": list(prepared.readiness.counters),
             },
+            "batch": batch_of(prepared.command.argv),
             "model_name": prepared.model_name,
             "version": prepared.version,
         }
@@ -136,7 +165,9 @@ class Handle:
             loading=frozenset(int(status) for status in readiness["loading"]),
             dead=frozenset(int(status) for status in readiness["dead"]),
             proof=bool(readiness["proof"]),
+            counters=tuple(str(path) for path in readiness.get("counters", ())),
         )
+        self.batch = int(about.get("batch", 0))
         self.model_name = str(about["model_name"])
 
     # -- what the listener hears -------------------------------------------------------------------
@@ -156,22 +187,27 @@ class Handle:
             if self.stop_requested or self.fault:
                 return
             self.was_ready = self.answers = True
+            self.inode = inode_of(self.endpoint)
             self._tell(lambda: self._listener.ready(self.engine_id))
 
     def tell_adopted(self, ready: bool) -> None:
         """It was identified."""
         self.was_ready = self.was_ready or ready
         self.answers = ready
+        if ready:
+            self.inode = inode_of(self.endpoint)
         endpoint = str(self.endpoint)
         self._tell(lambda: self._listener.adopted(self.engine_id, self.pid, self.started, endpoint, ready))
 
-    def tell_stalled(self, failure: Failure, ladder: Ladder) -> None:
-        """It cannot be reached, was stopped, or does nothing any more. Told once; when it is ended for that,
-        this ladder is climbed: what does not run obeys no polite signal."""
+    def tell_stalled(self, failure: Failure, ladder: Ladder, *, may_finish: bool = False) -> None:
+        """It cannot be reached, was stopped, or does nothing any more. When it is ended for that, this ladder
+        is climbed, for what does not run obeys no polite signal; `may_finish` lets those inside finish first.
+        """
+        now = time.monotonic()
         with self._lock:
-            if self.given_up or self.stop_requested or self.fault:
+            if not self.wanted or (self.given_up_at and now - self.given_up_at < _TOLD_AGAIN):
                 return
-            self.given_up, self.ladder = True, ladder
+            self.given_up_at, self.ladder, self.may_finish = now, ladder, may_finish
             self._tell(lambda: self._listener.stalled(self.engine_id, failure))
 
     def tell_failed(self, failure: Failure) -> None:

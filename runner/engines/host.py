@@ -69,6 +69,11 @@ _T = TypeVar("_T")
 _PULSE_SECONDS = 1.0
 _PROBE_PAUSE = (0.01, 0.1)
 """The shortest and the longest pause between two questions whether an engine is ready, in seconds."""
+_FINISH_SECONDS = 45.0
+"""The longest that an engine which nobody new can reach is left to answer those inside."""
+_FINISH_QUIET = 5.0
+"""Seconds without a byte after which they are not answered any more."""
+_FINISH_EVERY = 0.5
 _KEPT_FOLDERS = 20
 """Folders of ended engines that a sweep leaves for `why` and `logs`, newest first."""
 _KEPT_MEANWHILE = 64
@@ -112,6 +117,7 @@ class EngineHost:
         self._ends = 0
         self._spare: Channel | None = None
         self._spare_wanted = spare_keeper
+        self._readings = readings
         self._watch = KeeperWatch(self._heard, self._keeper_gone, self._overdue)
         self._vitals = Vitals(
             self._living, listener, readings, stall_after=stall_after, device_usage=device_usage
@@ -143,7 +149,8 @@ class EngineHost:
                 self._never_ran(handle)
                 return
             handle.endpoint = sockets.engine
-            handle.readiness, handle.model_name = prepared.readiness, prepared.model_name
+            about = handle.about(prepared)
+            handle.learn(about)
             handle.channel = self._begin(
                 engine_id=handle.engine_id,
                 folder=str(handle.folder.path.absolute()),
@@ -151,7 +158,7 @@ class EngineHost:
                 engine_socket=str(sockets.engine),
                 argv=list(prepared.command.argv),
                 env=cleaned(prepared.command.env),
-                about=handle.about(prepared),
+                about=about,
                 grace=None if math.isinf(self._grace) else self._grace,
             )
         except JobFailed as problem:
@@ -233,7 +240,7 @@ class EngineHost:
         probe = _probe(handle)
         begun = time.monotonic()
         patience, next_pulse = Patience(begun), begun + _PULSE_SECONDS
-        while not handle.over.is_set() and not handle.stop_requested and not handle.fault:
+        while handle.wanted and not handle.given_up_at:
             health = probe.look() if handle.endpoint.exists() else Health.SILENT
             now = time.monotonic()
             if health is Health.READY:
@@ -272,6 +279,22 @@ class EngineHost:
             )
             return
         handle.stop_requested, handle.stop_reason = True, reason
+        if handle.may_finish and not self._closing:
+            self._thread(f"engine-{engine_id}", partial(self._stop_when_left, handle, reason))
+            return
+        self._send_stop(handle, reason or "asked to stop")
+
+    def _stop_when_left(self, handle: Handle, reason: str) -> None:
+        """Nobody new can reach it; those inside, as long as they are answered, are not cut off for that."""
+        deadline = time.monotonic() + _FINISH_SECONDS
+        while not self._closing and time.monotonic() < deadline:
+            reading = self._readings().get(handle.engine_id)
+            if reading is None or not reading.inside or reading.unanswered_since:
+                break
+            if time.monotonic() - reading.quiet_since > _FINISH_QUIET:
+                break
+            if handle.over.wait(_FINISH_EVERY):
+                return
         self._send_stop(handle, reason or "asked to stop")
 
     def _send_stop(self, handle: Handle, reason: str) -> None:
@@ -281,7 +304,7 @@ class EngineHost:
         handle.stop_sent = True
         handle.kill_at = time.monotonic() + self._stop_bound
         try:
-            channel.send("stop", reason=reason, ladder=self._ladder)
+            channel.send("stop", reason=reason, ladder=list(handle.ladder or self._ladder))
         except KeeperGone:
             return  # the watch notices the same, and settles it
         self._watch.wake()
@@ -305,6 +328,11 @@ class EngineHost:
         elif event == "failed":
             text = str(message.get("message"))
             self._failed(handle, _not_begun(str(message.get("code")), int(message.get("errno") or 0), text))
+        elif event == "halted":
+            handle.halted_at = time.monotonic()
+            self._vitals.wake()
+        elif event == "continued":
+            handle.halted_at = 0.0
         elif event == "stopping":
             _log.info("engine %s: %s (%s)", handle.engine_id, message.get("signal"), message.get("reason"))
         elif event == "exited":
@@ -413,6 +441,7 @@ class EngineHost:
                 handle.distrust = "its claim was written by another version of Greenroom"
         handle.pid, handle.started = int(state["pid"]), float(state["started"])
         handle.endpoint = Path(str(state["engine_socket"]))
+        handle.halted_at = time.monotonic() if state.get("halted") else 0.0
         handle.spawned.set()
         stopping = handle.stop_requested or expected.state == "stopping" or state.get("stopping")
         if handle.distrust or stopping:

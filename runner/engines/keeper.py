@@ -11,7 +11,8 @@ It stands between the daemon and the engine, so that either may die without taki
 * it drains the engine's output into a bounded log, reaps, and leaves `capsule.json` and `exit.json`.
 
 Messages are JSON lines, both on standard input (a socket pair, the first life line) and on `keeper.sock`:
-`start`, `hold`, `leave`, `stop` come in; `spawned`, `failed`, `state`, `stopping`, `exited` go out.
+`start`, `hold`, `leave`, `stop` come in; `spawned`, `failed`, `state`, `halted`, `continued`, `stopping`
+and `exited` go out.
 """
 
 from __future__ import annotations
@@ -206,8 +207,7 @@ class Connection:
         with contextlib.suppress(OSError):
             self.socket.settimeout(1.0)
             self.socket.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
-        with contextlib.suppress(OSError):
-            self.socket.setblocking(False)
+        self.socket.settimeout(0.0)
 
 
 class Keeper:
@@ -216,8 +216,8 @@ class Keeper:
     def __init__(self, first: socket.socket) -> None:
         self._selector = selectors.DefaultSelector()
         self._wakeup, wakeup_write = os.pipe()
-        for fd in (self._wakeup, wakeup_write):
-            os.set_blocking(fd, False)
+        os.set_blocking(self._wakeup, False)
+        os.set_blocking(wakeup_write, False)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, self._note_signal)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
@@ -227,16 +227,13 @@ class Keeper:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._grace: float | None = 120.0
         self._orphaned_at: float | None = None
-        self._pid = 0
-        self._started = 0.0
+        self._pid, self._started = 0, 0.0
         self._status: tuple[int, Any] | None = None
         self._ladder: list[tuple[str, float]] = []
         self._next_rung: float | None = None
         self._stop_reason = ""
-        self._memory = 0
-        self._memory_at = 0.0
-        self._oom_before = 0
-        self._spawn_errno = 0
+        self._memory, self._memory_at, self._oom_before = 0, 0.0, 0
+        self._halted, self._spawn_errno = False, 0
         self._output = -1
         self._prctl: Any = None
         self._given_up = False
@@ -309,9 +306,8 @@ class Keeper:
             self._measure()
 
     def _timeout(self) -> float:
-        now = time.monotonic()
         rung = self._next_rung if self._next_rung is not None else math.inf
-        return max(0.0, min(now + 10.0, rung, self._grace_over()) - now)
+        return max(0.0, min(10.0, min(rung, self._grace_over()) - time.monotonic()))
 
     def _grace_over(self) -> float:
         if self._orphaned_at is None or self._grace is None or self._stop_reason:
@@ -336,10 +332,7 @@ class Keeper:
         messages = connection.receive()
         if messages is None:
             self._disconnect(connection)
-        self._obey(connection, messages or [])
-
-    def _obey(self, connection: Connection, messages: list[dict[str, Any]]) -> None:
-        for message in messages:
+        for message in messages or []:
             op = message.get("op")
             if op == "start":
                 self._start(message)
@@ -376,6 +369,7 @@ class Keeper:
             "engine_socket": self._config["engine_socket"],
             "about": self._config.get("about", {}),
             "stopping": self._stop_reason,
+            "halted": self._halted,
         }
 
     def _spawn(self, claim: dict[str, Any]) -> str:
@@ -390,8 +384,7 @@ class Keeper:
         output_read, output_write = os.pipe()
         watch_read, watch_write = os.pipe()
         env = {str(key): str(value) for key, value in self._config["env"].items()}
-        env["GREENROOM_KEEPER_FD"] = str(watch_read)
-        env["GREENROOM_ENGINE_FOLDER"] = self._config["folder"]
+        env |= {"GREENROOM_KEEPER_FD": str(watch_read), "GREENROOM_ENGINE_FOLDER": self._config["folder"]}
         self._oom_before = _oom_kills()
         keeper = os.getpid()
         pid = os.fork()
@@ -438,9 +431,8 @@ class Keeper:
                 if os.getppid() != keeper:  # it died before the line above
                     os._exit(127)
             null = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(null, 0)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
+            for theirs, ours in enumerate((null, output, output)):
+                os.dup2(ours, theirs)
             os.set_inheritable(watch, True)
             if os.read(go, 1) != b"!":
                 os._exit(127)
@@ -463,12 +455,11 @@ class Keeper:
             self._output = -1
 
     def _begin_stop(self, reason: str, ladder: tuple[tuple[str, float], ...]) -> None:
-        if not self._pid:
-            self._given_up = True
+        self._given_up = self._given_up or not self._pid
         if self._stop_reason or not self._pid or self._status is not None:
             return
         self._stop_reason = reason
-        self._ladder = list(ladder)
+        self._ladder = [*ladder]
         self._climb()
 
     def _climb(self) -> None:
@@ -476,19 +467,28 @@ class Keeper:
         # Past the last one the process is stuck in the kernel: knock again, for ever.
         name, bound = self._ladder.pop(0) if self._ladder else ("SIGKILL", 5.0)
         self._broadcast("stopping", signal=name, reason=self._stop_reason)
-        # Our own child, not yet reaped: neither its pid nor its group can have been recycled.
+        # Not yet reaped: neither its pid nor its group can have been recycled.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, getattr(signal, name))
         self._next_rung = time.monotonic() + (bound if self._ladder else 5.0)
 
     def _note_signal(self, number: int, _frame: object) -> None:
-        if number == signal.SIGTERM:
-            self._told_to_end = True
+        self._told_to_end = self._told_to_end or number == signal.SIGTERM
 
     def _read_wakeup(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
         self._reap()
+        self._notice_halt()
+
+    def _notice_halt(self) -> None:
+        """Tell when a signal has stopped the engine, and when it goes on; a debugger's stops are not told."""
+        if not self._pid or self._status is not None or not hasattr(os, "waitid"):
+            return
+        with contextlib.suppress(ChildProcessError):
+            while found := os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG):
+                self._halted = found.si_code == os.CLD_STOPPED
+                self._broadcast("halted" if self._halted else "continued")
 
     def _reap(self) -> None:
         while True:

@@ -131,14 +131,34 @@ class Probe:
             return found
         return self._prove()
 
-    def canary(self, bound: float) -> bool:
-        """Whether it still computes: false when it says that it is dead, fails, or is silent for `bound`."""
-        health = self._request("GET", self._readiness.path, None, PROBE_SECONDS)
-        if judge(self._readiness, health) is Health.DEAD:
-            return False
-        status = self._compute(bound)
-        # A refusal may be about our question, and somebody has thought about it.
-        return status is not None and status < 500
+    def health(self, bound: float) -> Vitality:
+        """What the health path of an engine that was ready says."""
+        answer = self._ask("GET", self._readiness.path, None, bound)
+        if answer.status is not None:
+            well = judge(self._readiness, answer.status) is Health.READY
+            return Vitality.WELL if well else Vitality.ILL
+        return Vitality.GARBLED if answer.garbled else Vitality.SILENT
+
+    def canary(self, bound: float) -> Vitality:
+        """Whether it still computes: ask for one token."""
+        health = self._ask("GET", self._readiness.path, None, PROBE_SECONDS)
+        if health.status is not None and judge(self._readiness, health.status) is Health.DEAD:
+            return Vitality.ILL
+        path, body = _SMALLEST[self._mode]
+        answer = self._ask("POST", path, {"model": self._model_name, **body}, bound)
+        if answer.status is not None:
+            # A refusal may be about our question, and somebody has thought about it.
+            return Vitality.WELL if answer.status < 500 else Vitality.ILL
+        return Vitality.GARBLED if answer.garbled else Vitality.SILENT
+
+    def counters(self, bound: float) -> bytes | None:
+        """The engine's own counters as it tells them; None when it has none, or does not tell."""
+        told = b""
+        for path in self._readiness.counters:
+            answer = self._ask("GET", path, None, bound)
+            if answer.status == 200:
+                told += answer.body
+        return told or None
 
     def _prove(self) -> Health:
         bound = PROOF_SECONDS[min(self._proofs, len(PROOF_SECONDS) - 1)]
@@ -151,17 +171,44 @@ class Probe:
         return self._request("POST", path, {"model": self._model_name, **body}, bound)
 
     def _request(self, method: str, path: str, body: dict[str, object] | None, bound: float) -> int | None:
+        return self._ask(method, path, body, bound).status
+
+    def _ask(self, method: str, path: str, body: dict[str, object] | None, bound: float) -> _Answer:
         connection = _UnixConnection(self._endpoint, bound, self._leader)
         try:
             payload = None if body is None else json.dumps(body)
             connection.request(method, path, payload, {"Content-Type": "application/json"} if payload else {})
             response = connection.getresponse()
-            response.read()
-        except (OSError, http.client.HTTPException):
-            return None
+            return _Answer(response.status, body=response.read(_ANSWER_LIMIT))
+        except OSError:
+            return _Answer(None)
+        except (http.client.HTTPException, ValueError):
+            return _Answer(None, garbled=True)
         finally:
             connection.close()
-        return response.status
+
+
+_ANSWER_LIMIT = 1024 * 1024
+"""Bytes of an answer to our own questions that are read."""
+
+
+class Vitality(Enum):
+    """What an engine that was ready makes of a question."""
+
+    WELL = "well"
+    ILL = "ill"
+    """It answers that something is wrong with it."""
+    GARBLED = "garbled"
+    """What it answers is no HTTP."""
+    SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int | None
+    """None when there was none in time."""
+    body: bytes = b""
+    garbled: bool = False
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -34,8 +34,8 @@ def fingerprint(model_id: str, path: str, body: bytes) -> bytes:
 
 
 def own_doing(end: EngineExit | None) -> bool:
-    """Whether an engine ended by what it did itself: not killed from outside, not asked to."""
-    if end is None or end.expected or end.lost:
+    """Whether an engine ended by what it did itself: not killed from outside, not asked to, not given up."""
+    if end is None or end.expected or end.lost or end.failure is not None:
         return False
     if end.signal:
         return end.signal in _OWN_SIGNALS

@@ -12,7 +12,7 @@ import pytest
 from greenroom.actors.facts import Measured
 from greenroom.actors.gates import GateReading
 from greenroom.runner.engines import graphics, processes
-from greenroom.runner.engines.vitals import Vital
+from greenroom.runner.engines.vitals import Memory
 
 MIB = 2**20
 
@@ -21,38 +21,14 @@ def inside(count: int = 1, quiet_since: float = 0.0) -> GateReading:
     return GateReading(True, count, 0.0, 0, quiet_since)
 
 
-class TestVital:
-    """What is known of one engine."""
+class TestMemory:
+    """What is told of an engine's memory."""
 
-    def test_memory_is_told_when_it_has_changed_noticeably_with_its_peak(self) -> None:
-        vital = Vital(0.0)
-        assert vital.measure(100 * MIB) == Measured(now=100 * MIB, peak=100 * MIB)
-        assert vital.measure(100 * MIB - 10) is None
-        assert vital.measure(40 * MIB) == Measured(now=40 * MIB, peak=100 * MIB)
-
-    def test_silence_counts_from_the_last_byte_or_the_last_work_whichever_was_later(self) -> None:
-        vital = Vital(0.0)
-        vital.look(1.0, 10.0)
-        assert vital.silent_for(inside(quiet_since=4.0), 30.0) == 20.0
-        assert vital.silent_for(inside(quiet_since=25.0), 30.0) == 5.0
-
-    def test_with_nobody_inside_there_is_no_silence(self) -> None:
-        assert Vital(0.0).silent_for(inside(0), 1000.0) == 0.0
-
-    def test_what_an_idle_server_uses_is_no_work(self) -> None:
-        vital = Vital(0.0)
-        vital.look(5.0, 0.0)
-        for second in range(1, 101):
-            vital.look(5.0 + second * 0.01, float(second))
-        assert vital.silent_for(inside(), 100.0) == 100.0
-        vital.look(7.0, 101.0)
-        assert vital.silent_for(inside(), 101.0) == 0.0
-
-    def test_a_member_of_the_group_that_has_gone_is_a_change(self) -> None:
-        vital = Vital(0.0)
-        vital.look(50.0, 0.0)
-        vital.look(3.0, 20.0)
-        assert vital.silent_for(inside(), 20.0) == 0.0
+    def test_it_is_told_when_it_has_changed_noticeably_with_its_peak(self) -> None:
+        memory = Memory()
+        assert memory.measure(100 * MIB) == Measured(now=100 * MIB, peak=100 * MIB)
+        assert memory.measure(100 * MIB - 10) is None
+        assert memory.measure(40 * MIB) == Measured(now=40 * MIB, peak=100 * MIB)
 
 
 class TestProcesses:
@@ -168,8 +144,9 @@ class TestAHost:
         host = stage.host("--healthy-but-dead", stall_after=1.0, readings=lambda: readings)
         host.start(spec)
         pid, *_ = stage.heard.wait("spawned")
-        (reason,) = stage.heard.wait("stalled")
-        assert "sent nothing and used no processor" in reason
+        (failure,) = stage.heard.wait("stalled")
+        assert "sent nothing and used no processor" in failure.message
+        assert (failure.code, failure.blame) == ("engine_stalled", "engine")
         assert stage.alive(pid)
         assert "exited" not in stage.heard.names()
 
@@ -183,15 +160,3 @@ class TestAHost:
         stage.heard.wait("ready")
         with pytest.raises(AssertionError):
             stage.heard.wait("stalled", bound=3.0)
-
-    def test_finds_out_one_that_was_stopped_by_the_system(self, stage) -> None:
-        spec = stage.spec()
-        readings: dict[str, GateReading] = {}
-        host = stage.host(stall_after=1.0, readings=lambda: readings)
-        host.start(spec)
-        pid, *_ = stage.heard.wait("spawned")
-        stage.heard.wait("ready")
-        os.kill(pid, signal.SIGSTOP)
-        readings[spec.engine_id] = inside(quiet_since=time.monotonic())
-        stage.heard.wait("stalled")
-        os.kill(pid, signal.SIGCONT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import Any
 
 from wedge import until
@@ -33,8 +35,7 @@ async def test_a_stream_that_falls_silent_for_good_is_one_error_frame_with_the_r
     daemon = await make_daemon("--tokens", "50", "--freeze-after-tokens", "3", stall_after="2")
     await daemon.add("tiny")
     answer = await daemon.chat("tiny", stream=True)
-    assert answer.frames[-1] == "[DONE]"
-    assert "given up" in answer.frames[-2]["error"]["message"]
+    assert "given up" in answer.frames[-1]["error"]["message"]
     assert [one for one in daemon.events("engine_stop_requested") if one.get("fault")]
 
 
@@ -71,6 +72,54 @@ async def test_nobody_inside_means_nothing_to_find_out(make_daemon: Any) -> None
     await daemon.at_rest()
     await asyncio.sleep(2.5)  # what must not happen has no event
     assert daemon.events("engine_stop_requested") == []
+
+
+async def test_one_that_hangs_is_found_out_also_when_its_client_does_not_wait_for_that(
+    make_daemon: Any,
+) -> None:
+    daemon = await make_daemon("--freeze-after-requests", "1", stall_after="3")
+    await daemon.add("tiny")
+    assert (await daemon.chat("tiny")).status == 200
+    ask = asyncio.create_task(daemon.chat("tiny"))
+    await until(lambda: _inside(daemon))
+    await asyncio.sleep(1.2)  # long enough to have been left in the lurch
+    ask.cancel()
+    await until(lambda: daemon.events("engine_exited"))
+    (failed,) = daemon.events("load_failed")
+    assert failed["failure"]["code"] == "engine_stalled"
+
+
+async def test_one_that_was_stopped_is_replaced_within_seconds_and_why_says_so(make_daemon: Any) -> None:
+    daemon = await make_daemon("--tokens", "3")
+    await daemon.add("tiny")
+    assert (await daemon.chat("tiny")).status == 200
+    first = await daemon.engine("tiny")
+    os.kill(first["pid"], signal.SIGSTOP)
+    answer = await daemon.chat("tiny")
+    assert answer.status == 200, answer.body
+    assert answer.seconds < 8.0
+    assert (await daemon.engine("tiny"))["pid"] != first["pid"]
+    (failed,) = daemon.events("load_failed")
+    assert (failed["failure"]["code"], failed["failure"]["blame"]) == ("engine_halted", "machine")
+    assert daemon.events("breaker_opened") == []
+    assert first["pid"] not in daemon.engine_pids()
+    assert "stopped by a signal from outside" in (await daemon.get("/why/tiny")).body.decode()
+
+
+async def test_one_whose_socket_is_gone_is_replaced_though_clients_keep_asking(make_daemon: Any) -> None:
+    daemon = await make_daemon("--tokens", "3")
+    await daemon.add("tiny")
+    assert (await daemon.chat("tiny")).status == 200
+    first = await daemon.engine("tiny")
+    (spawned,) = daemon.events("engine_spawned")
+    os.unlink(spawned["endpoint"])
+    await until(lambda: daemon.events("load_failed"), bound=5.0)
+    answers = await asyncio.gather(*(daemon.chat("tiny") for _ in range(4)))
+    assert [one.status for one in answers] == [200] * 4
+    assert max(one.seconds for one in answers) < 8.0
+    assert (await daemon.engine("tiny"))["pid"] != first["pid"]
+    assert daemon.events("load_failed")[0]["failure"]["code"] == "engine_unreachable"
+    assert "the file of its socket is gone" in (await daemon.get("/why/tiny")).body.decode()
 
 
 async def _inside(daemon: Any) -> bool:

@@ -1,0 +1,192 @@
+"""Whether an engine still works: one pure judgement over what was seen of it.
+
+It has to be replaced when
+
+1. a signal has stopped it, or nobody listens on its socket any more: at once;
+2. somebody waits (or its last client left with nothing, or nobody is inside and its health path is silent),
+   and for `limit` seconds no byte came, its own counters stood still, a question of ours went unanswered, and
+   it used neither processor nor graphics time;
+3. the same but for the last, for several times as long as the longest batch it may compute. Processor time
+   alone proves no work, and where a graphics processor may be at work that nobody measures, its absence
+   proves no rest.
+
+A batch of minutes is work, an engine in a debugger's hands is left alone, and time in which we did not look
+ourselves counts against nobody.
+"""
+
+from __future__ import annotations
+
+import re
+
+from greenroom.actors.facts import Failure
+from greenroom.actors.gates import GateReading
+from greenroom.runner.engines.readiness import CPU_SHARE
+
+LIMIT = 12.0
+"""Seconds of nothing at all after which an engine is given up."""
+ASK_AFTER = 1 / 3
+"""Of that limit: then it is asked for one token."""
+BATCHES = 5.0
+"""An engine at work may be silent for so many times the longest batch."""
+UNKNOWN_BATCH = 120.0
+"""Seconds a batch may take of an engine of which none was seen yet, and whose speed nobody knows."""
+DARK_BATCH = 24.0
+"""The same of an engine that may compute where nobody can see it: processors of such kind are fast."""
+DEFAULT_BATCH = 2048
+"""Tokens llama.cpp computes at once unless its command line says otherwise."""
+
+_IN_VAIN = 1.0
+"""Seconds of waiting after which whoever leaves without an answer is a reason to ask it ourselves."""
+
+_PROMPT_TOKENS = re.compile(rb"^llamacpp:prompt_tokens_total (\S+)", re.MULTILINE)
+_PROMPT_SECONDS = re.compile(rb"^llamacpp:prompt_seconds_total (\S+)", re.MULTILINE)
+
+
+class Life:
+    """What was seen of one engine. Times are monotonic seconds."""
+
+    def __init__(self, now: float, batch: int = 0) -> None:
+        """`batch` are the tokens it computes at once at most; 0 is not known."""
+        self._batch = batch or DEFAULT_BATCH
+        self.cpu = -1.0
+        self.looked_at = now
+        self.worked_at = now
+        """It was last seen to use a processor."""
+        self.proved_at = now
+        """It has last answered us, or its counters moved."""
+        self.longest = 0.0
+        """Seconds: the longest silence seen that ended with work done."""
+        self.reckoned = 0.0
+        """Seconds: the longest batch it may compute, by its speed; 0 while that is not known."""
+        self._counters = b""
+        self._quiet_since = 0.0
+        self.due = False
+        """It must prove that it works, whether or not anybody asks."""
+
+    def excuse(self, now: float) -> None:
+        """Nobody looked for a while: what has not been seen meanwhile counts for nothing."""
+        self.worked_at = self.proved_at = self.looked_at = now
+        self.cpu = -1.0
+
+    def use(self, cpu: float, now: float) -> None:
+        """Take in the processor time it has used in all. A member that has gone makes that less: it moved."""
+        used, elapsed = cpu - self.cpu, now - self.looked_at
+        if self.cpu < 0 or used < 0 or used > CPU_SHARE * elapsed:
+            self.worked_at = now
+        self.cpu, self.looked_at = cpu, now
+
+    def read(self, reading: GateReading) -> None:
+        """Take in since when nothing has come out: a silence that ended with a byte was work."""
+        came = reading.quiet_since > self._quiet_since and not reading.unanswered_since
+        if came and reading.inside and self._quiet_since:
+            self.longest = max(self.longest, reading.quiet_since - self._quiet_since)
+        self._quiet_since = reading.quiet_since if reading.inside else 0.0
+
+    def count(self, told: bytes, now: float) -> None:
+        """Take in its own counters: whatever has moved since the last time is a batch computed."""
+        if told != self._counters:
+            if self._counters:
+                self.longest = max(self.longest, now - self.proved_at)
+            self._counters, self.proved_at = told, now
+        tokens, seconds = _number(_PROMPT_TOKENS, told), _number(_PROMPT_SECONDS, told)
+        if tokens > 0 and seconds > 0:
+            self.reckoned = max(self.reckoned, self._batch * seconds / tokens)
+
+    def prove(self, now: float) -> None:
+        """It has answered a question that must be computed."""
+        self.proved_at, self.due = now, False
+
+    def is_asked(self, reading: GateReading) -> bool:
+        """Whether there is anything it should be doing: for those inside, or for those who have left with
+        nothing after they had waited for it.
+        """
+        left = reading.unanswered_since and reading.idle_since - reading.unanswered_since >= _IN_VAIN
+        if left and self.proved_at > reading.idle_since:
+            left = False
+        return bool(reading.inside or left or self.due)
+
+    def quiet_for(self, reading: GateReading, now: float) -> float:
+        """Seconds for which it has told nothing, though it is asked."""
+        if not self.is_asked(reading):
+            return 0.0
+        since = 0.0 if self.due else reading.unanswered_since or reading.quiet_since
+        return now - max(since, self.proved_at)
+
+    def still_for(self, reading: GateReading, now: float) -> float:
+        """Seconds for which it has neither told nor done anything, though it is asked."""
+        return min(self.quiet_for(reading, now), now - self.worked_at)
+
+    def patience(self, limit: float) -> float:
+        """Seconds for which it may be quiet while it is at work."""
+        return max(limit, BATCHES * self._longest_batch(UNKNOWN_BATCH))
+
+    def patience_in_the_dark(self, limit: float) -> float:
+        """The same where it may be at work and nobody can see it."""
+        return max(limit, BATCHES * self._longest_batch(DARK_BATCH))
+
+    def _longest_batch(self, unknown: float) -> float:
+        return max(self.longest, self.reckoned or unknown)
+
+
+def _number(pattern: re.Pattern[bytes], told: bytes) -> float:
+    found = pattern.search(told)
+    try:
+        return float(found[1]) if found else 0.0
+    except ValueError:
+        return 0.0
+
+
+# what is told
+
+
+def halted(number: str = "SIGSTOP") -> Failure:
+    """A signal has stopped its process: whoever sent it, the engine did not."""
+    return Failure(
+        kind="transient",
+        code="engine_halted",
+        message=f"its process was stopped by a signal from outside ({number})",
+        blame="machine",
+    )
+
+
+def unreachable() -> Failure:
+    """Its socket's file is gone: nobody can connect to it ever again."""
+    return Failure(
+        kind="transient",
+        code="engine_unreachable",
+        message="the file of its socket is gone, so nobody could reach it any more",
+        advice="Keep programs that clean up temporary files away from Greenroom's folders.",
+        blame="machine",
+    )
+
+
+def closed() -> Failure:
+    """It lives and listens no more."""
+    return Failure(
+        kind="permanent",
+        code="engine_closed",
+        message="it refused connections although its process was alive",
+        blame="engine",
+    )
+
+
+def replaced() -> Failure:
+    """Another process listens where it should."""
+    return Failure(
+        kind="transient",
+        code="engine_unreachable",
+        message="another process listened on its socket",
+        blame="machine",
+    )
+
+
+def garbled() -> Failure:
+    """What it answers is no HTTP."""
+    return Failure(
+        kind="permanent", code="engine_garbled", message="what it answered was not HTTP", blame="engine"
+    )
+
+
+def stalled(reason: str) -> Failure:
+    """It does nothing any more, or nothing that leads anywhere."""
+    return Failure(kind="permanent", code="engine_stalled", message=reason, blame="engine")

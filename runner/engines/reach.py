@@ -1,0 +1,89 @@
+"""Whether somebody listens on an engine's socket: seen from outside where the system tells, else by knocking.
+
+An engine is not disturbed by a look at `/proc/net/unix`. A knock connects and hangs up, so it is left for
+what that look does not answer: a file that is not the one we know, or a listener that is not in the list (of
+another network namespace, or on a system without that file).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from enum import Enum
+from pathlib import Path
+
+from greenroom.runner.engines.readiness import belongs_to, peer_pid
+
+UNIX_SOCKETS = Path("/proc/net/unix")
+_LISTENS = 0x10000
+"""`__SO_ACCEPTCON` in the column of flags."""
+
+
+class Reach(Enum):
+    """What a look at a socket has found."""
+
+    REACHED = "reached"
+    """Somebody listens, or nothing says that nobody does."""
+    GONE = "gone"
+    """There is no such file any more, or it is not a socket."""
+    REFUSED = "refused"
+    """The file is there and nobody listens."""
+    STRANGER = "stranger"
+    """A process that is not the engine's listens there."""
+
+
+def listeners() -> frozenset[bytes]:
+    """Paths of all unix sockets that are listened on, as far as the system tells; empty where it does not."""
+    try:
+        lines = UNIX_SOCKETS.read_bytes().splitlines()[1:]
+    except OSError:
+        return frozenset()
+    found = set()
+    for line in lines:
+        words = line.split(None, 7)
+        if len(words) == 8 and int(words[3], 16) & _LISTENS:
+            found.add(words[7])
+    return frozenset(found)
+
+
+def inode_of(endpoint: Path) -> int:
+    """Of a socket's file; 0 when there is none."""
+    try:
+        found = endpoint.stat()
+    except OSError:
+        return 0
+    return found.st_ino if stat.S_ISSOCK(found.st_mode) else 0
+
+
+def look(endpoint: Path, *, leader: int, inode: int, listening: frozenset[bytes]) -> Reach:
+    """Whether the engine of this leader can be reached; `inode` is that of the file it was ready with."""
+    try:
+        found = endpoint.stat()
+    except FileNotFoundError:
+        return Reach.GONE
+    except OSError:
+        return Reach.REACHED  # a folder that cannot be read says nothing
+    if not stat.S_ISSOCK(found.st_mode):
+        return Reach.GONE
+    if found.st_ino == inode and os.fsencode(endpoint) in listening:
+        return Reach.REACHED
+    return knock(endpoint, leader)
+
+
+def knock(endpoint: Path, leader: int) -> Reach:
+    """Connect and hang up. Never waits: a unix socket connects, refuses or says that its queue is full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(os.fspath(endpoint))
+        except FileNotFoundError:
+            return Reach.GONE
+        except ConnectionRefusedError:
+            return Reach.REFUSED
+        except OSError as problem:
+            # EAGAIN: its queue of new connections is full, so somebody listens. What else there is (no
+            # descriptor left, no permission) is not the engine's.
+            return Reach.GONE if problem.errno == errno.ENOTSOCK else Reach.REACHED
+        return Reach.REACHED if belongs_to(peer_pid(sock), leader) else Reach.STRANGER

@@ -1,0 +1,351 @@
+"""What cannot be reached, was stopped or does nothing is found out; what works is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greenroom.actors.gates import GateBoard, GateReading
+from greenroom.runner.backends.declaration import Command
+from greenroom.runner.engines import condition, reach
+from greenroom.runner.engines.handle import batch_of
+from greenroom.runner.engines.host import Prepared
+from greenroom.runner.engines.liveness import LIMIT, Life
+from greenroom.runner.engines.reach import Reach
+
+COUNTED = b"llamacpp:prompt_tokens_total 1000\nllamacpp:prompt_seconds_total 10\n"
+
+
+def reading(inside: int = 1, quiet_since: float = 0.0, **more: Any) -> GateReading:
+    more = {"idle_since": 0.0, "served": 0, **more}
+    return GateReading(open=True, inside=inside, quiet_since=quiet_since, **more)
+
+
+class TestLife:
+    """The judgement alone."""
+
+    def test_silence_counts_from_the_last_byte_or_the_last_work_whichever_was_later(self) -> None:
+        life = Life(0.0)
+        life.use(1.0, 10.0)
+        assert life.still_for(reading(quiet_since=4.0), 30.0) == 20.0
+        assert life.still_for(reading(quiet_since=25.0), 30.0) == 5.0
+
+    def test_with_nobody_inside_there_is_no_silence(self) -> None:
+        assert Life(0.0).quiet_for(reading(0), 1000.0) == 0.0
+
+    def test_what_an_idle_server_uses_is_no_work(self) -> None:
+        life = Life(0.0)
+        life.use(5.0, 0.0)
+        for second in range(1, 101):
+            life.use(5.0 + second * 0.01, float(second))
+        assert life.still_for(reading(), 100.0) == 100.0
+        life.use(7.0, 101.0)
+        assert life.still_for(reading(), 101.0) == 0.0
+
+    def test_a_member_of_the_group_that_has_gone_is_a_change(self) -> None:
+        life = Life(0.0)
+        life.use(50.0, 0.0)
+        life.use(3.0, 20.0)
+        assert life.still_for(reading(), 20.0) == 0.0
+
+    def test_clients_that_come_and_go_without_an_answer_do_not_begin_the_silence_anew(self) -> None:
+        now = [0.0]
+        gates = GateBoard(monotonic=lambda: now[0])
+        gates.open("e", "m", "completion", "fake", "/e")
+        gates.last_byte("e").at = 0.5
+        for number in range(10):
+            now[0] = 1.0 + 2 * number
+            assert gates.enter("m", "completion", "", f"r{number}")
+            now[0] += 1.5
+            gates.leave(f"r{number}")
+        life = Life(0.0)
+        assert life.quiet_for(gates.readings()["e"], now[0]) == now[0] - 1.0
+        gates.enter("m", "completion", "", "answered")
+        gates.last_byte("e").at = now[0] = 30.0
+        gates.leave("answered")
+        assert life.quiet_for(gates.readings()["e"], 100.0) == 0.0
+
+    def test_who_leaves_at_once_is_no_reason_to_ask_an_idle_engine(self) -> None:
+        left = reading(0, 10.0, idle_since=10.2, unanswered_since=10.0)
+        assert Life(0.0).quiet_for(left, 100.0) == 0.0
+
+    def test_counters_that_move_are_work_and_show_how_long_a_batch_takes(self) -> None:
+        life = Life(0.0)
+        life.count(b"1", 10.0)
+        life.count(b"1", 30.0)
+        assert life.quiet_for(reading(), 30.0) == 20.0
+        life.count(b"2", 50.0)
+        assert life.quiet_for(reading(), 50.0) == 0.0
+        assert life.longest == 40.0
+
+    def test_an_engine_at_work_has_five_times_its_longest_batch_reckoned_from_its_speed(self) -> None:
+        assert Life(0.0).patience(LIMIT) >= 600.0, "of one whose speed is not known a batch may take long"
+        life = Life(0.0, batch=512)
+        life.count(COUNTED, 1.0)
+        assert life.patience(LIMIT) == pytest.approx(5 * 5.12)
+        fast = Life(0.0, batch=128)
+        fast.count(COUNTED, 1.0)
+        assert fast.patience(LIMIT) == LIMIT
+
+    def test_a_token_a_second_says_nothing_about_how_long_a_batch_of_a_prompt_takes(self) -> None:
+        life = Life(0.0)
+        for second in range(1, 10):
+            life.read(reading(quiet_since=float(second)))
+        assert life.longest == 1.0
+        assert life.patience(LIMIT) >= 600.0
+
+    def test_time_in_which_nobody_looked_counts_against_nobody(self) -> None:
+        life = Life(0.0)
+        life.excuse(5000.0)
+        assert life.quiet_for(reading(quiet_since=1.0), 5001.0) == 1.0
+        assert life.still_for(reading(quiet_since=1.0), 5001.0) == 1.0
+
+    def test_the_batch_is_what_the_command_line_says_last(self) -> None:
+        assert batch_of(["llama-server", "-b", "64", "--batch-size", "128"]) == 128
+        assert batch_of(["llama-server", "--batch-size", "many"]) == 0
+
+
+class TestReach:
+    """Sockets of real processes."""
+
+    def test_a_listener_is_seen_without_being_asked(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            assert os.fsencode(path) in reach.listeners()
+            found = reach.look(
+                path, leader=1, inode=reach.inode_of(path), listening=frozenset([os.fsencode(path)])
+            )
+            assert found is Reach.REACHED
+            listener.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            # Where the system does not list it, a knock tells.
+            there = {"inode": reach.inode_of(path), "listening": frozenset[bytes]()}
+            assert reach.look(path, leader=os.getpid(), **there) is Reach.REACHED
+            assert reach.look(path, leader=1, **there) is Reach.STRANGER
+        assert reach.look(path, leader=1, **there) is Reach.REFUSED
+        path.unlink()
+        assert reach.look(path, leader=1, **there) is Reach.GONE
+        path.write_text("no socket")
+        assert reach.look(path, leader=1, **there) is Reach.GONE
+
+    def test_a_full_queue_of_new_connections_is_somebody_who_listens(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as clients:
+            listener.bind(str(path))
+            listener.listen(0)
+            for _ in range(3):
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    client.connect(str(path))
+            assert reach.knock(path, os.getpid()) is Reach.REACHED
+
+    def test_a_folder_that_cannot_be_looked_into_says_nothing(self, tmp_path: Path) -> None:
+        file = tmp_path / "file"
+        file.touch()
+        found = reach.look(file / "s", leader=1, inode=1, listening=frozenset())
+        assert found is Reach.REACHED
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_stopped_process_is_seen_and_one_that_runs_is_not(stage: Any, sleeper: Any) -> None:
+    stage.until(lambda: not condition.wants_to_work([sleeper.pid]))
+    assert not condition.stopped([sleeper.pid])
+    assert not condition.traced([sleeper.pid])
+    sleeper.send_signal(signal.SIGSTOP)
+    stage.until(lambda: condition.stopped([sleeper.pid]))
+    assert not condition.wants_to_work([sleeper.pid])
+
+
+class Odd:
+    """An engine that goes wrong when it is told to, under a host; and who is inside it."""
+
+    def __init__(self, stage: Any, folder: Path, limit: float) -> None:
+        self.stage = stage
+        self.file = folder / "wish"
+        self.gates = GateBoard()
+        self.spec = stage.spec()
+        argv = (sys.executable, "-I", str(stage.programs / "odd_engine.py"), "--wish", str(self.file))
+
+        def prepare(spec: Any, place: Path) -> Prepared:
+            return Prepared(command=Command(argv=(*argv, "--socket", str(place))), readiness=stage.readiness)
+
+        self.host = stage.host(prepare=prepare, stall_after=limit, readings=self.gates.readings)
+        self.host.start(self.spec)
+        self.pid, _, self.endpoint = stage.heard.wait("spawned")
+        stage.heard.wait("ready")
+        self.gates.open(self.spec.engine_id, "m", "completion", "fake", self.endpoint)
+        self.since = time.monotonic()
+
+    def goes(self, wrong: str) -> None:
+        self.file.with_suffix(".new").write_text(wrong)
+        self.file.with_suffix(".new").rename(self.file)
+        self.since = time.monotonic()
+
+    def enter(self, request: str = "r") -> None:
+        assert self.gates.enter("m", "completion", "", request)
+
+    def found_out(self) -> Any:
+        (failure,) = self.stage.heard.wait("stalled")
+        self.took = self.stage.heard.moment("stalled") - self.since
+        return failure
+
+    def is_left_alone_for(self, seconds: float) -> None:
+        threading.Event().wait(seconds)  # what must not happen has no event
+        assert "stalled" not in self.stage.heard.names()
+
+
+@pytest.fixture
+def odd(stage: Any, tmp_path: Path) -> Odd:
+    return Odd(stage, tmp_path, 3.0)
+
+
+def test_one_that_was_stopped_is_found_within_a_second_with_nobody_inside(odd: Odd) -> None:
+    odd.since = time.monotonic()
+    os.kill(odd.pid, signal.SIGSTOP)
+    failure = odd.found_out()
+    assert (failure.code, failure.blame) == ("engine_halted", "machine")
+    assert odd.took < 1.0
+    assert "exited" not in odd.stage.heard.names()
+    began = time.monotonic()
+    odd.host.stop(odd.spec.engine_id, reason="it is replaced")
+    odd.stage.heard.wait("exited")
+    assert time.monotonic() - began < 2.0, "a stopped process obeys SIGKILL only"
+
+
+def test_one_that_was_stopped_for_a_moment_is_left_alone(odd: Odd) -> None:
+    os.kill(odd.pid, signal.SIGSTOP)
+    threading.Event().wait(0.05)
+    os.kill(odd.pid, signal.SIGCONT)
+    odd.is_left_alone_for(1.5)
+
+
+def test_one_that_was_stopped_while_it_loads_is_given_up(stage: Any) -> None:
+    host, spec = stage.host("--load-forever"), stage.spec()
+    host.start(spec)
+    pid, *_ = stage.heard.wait("spawned")
+    os.kill(pid, signal.SIGSTOP)
+    (failure,) = stage.heard.wait("stalled", bound=5.0)
+    assert failure.code == "engine_halted"
+
+
+def test_one_whose_socket_is_gone_is_found_within_a_second_though_clients_keep_asking(odd: Odd) -> None:
+    odd.since = time.monotonic()
+    Path(odd.endpoint).unlink()
+    for number in range(20):
+        odd.enter(f"r{number}")
+        threading.Event().wait(0.02)
+        odd.gates.leave(f"r{number}")
+    failure = odd.found_out()
+    assert (failure.code, failure.blame) == ("engine_unreachable", "machine")
+    assert odd.took < 1.5  # one second, and what a busy machine takes
+
+
+def test_one_that_refuses_connections_is_found_within_a_second(odd: Odd) -> None:
+    odd.goes("close")
+    failure = odd.found_out()
+    assert (failure.code, failure.blame) == ("engine_closed", "engine")
+    assert odd.took < 1.5
+    assert odd.stage.alive(odd.pid)
+
+
+def test_those_inside_one_that_nobody_new_can_reach_are_answered_first(odd: Odd) -> None:
+    odd.enter()
+    byte = odd.gates.last_byte(odd.spec.engine_id)
+    streaming = threading.Event()
+
+    def stream() -> None:
+        while not streaming.wait(0.05):
+            byte.at = time.monotonic()
+
+    reader = threading.Thread(target=stream)
+    reader.start()
+    Path(odd.endpoint).unlink()
+    odd.found_out()
+    odd.host.stop(odd.spec.engine_id, reason="it is replaced")
+    threading.Event().wait(1.0)
+    assert odd.stage.alive(odd.pid), "its stream was cut off"
+    streaming.set()
+    reader.join()
+    odd.gates.leave("r")
+    odd.stage.heard.wait("exited")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"), [("hang", "engine_stalled"), ("garble", "engine_garbled")], ids=["hangs", "garbles"]
+)
+def test_one_that_says_nothing_or_nonsense_is_found_with_nobody_inside(
+    odd: Odd, wrong: str, code: str
+) -> None:
+    odd.goes(wrong)
+    assert odd.found_out().code == code
+    assert odd.took < 15.0
+
+
+@pytest.mark.parametrize("wrong", ["hang", "hollow", "half"])
+def test_one_that_answers_no_request_is_found_whether_or_not_clients_keep_asking(
+    odd: Odd, wrong: str
+) -> None:
+    odd.goes(wrong)
+    odd.enter("r0")
+    threading.Event().wait(1.2)
+    odd.gates.leave("r0")
+    assert odd.found_out().code == "engine_stalled"
+    assert odd.took < 15.0
+
+
+def test_one_that_computes_is_left_alone_for_long(odd: Odd) -> None:
+    odd.goes("spin")
+    odd.enter()
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(odd.endpoint)
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\n\r\n")
+        odd.is_left_alone_for(6.0)
+    odd.goes("well")
+
+
+def test_one_in_a_debuggers_hands_is_left_alone(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(condition, "traced", lambda pids: odd.pid in pids)
+    os.kill(odd.pid, signal.SIGSTOP)
+    odd.enter()
+    odd.is_left_alone_for(5.0)
+    monkeypatch.undo()
+    assert odd.found_out().code == "engine_halted", "the debugger has gone and left it stopped"
+
+
+def test_after_the_daemon_was_stopped_itself_an_engine_gets_all_its_time_anew(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from greenroom.runner.engines import vitals
+
+    odd.goes("hollow")
+    odd.enter()
+    threading.Event().wait(1.5)
+    slept = time.monotonic() + 1000.0
+    monkeypatch.setattr(vitals, "_since_boot", lambda: slept)
+    threading.Event().wait(0.7)
+    monkeypatch.undo()
+    woke = time.monotonic()
+    odd.found_out()
+    assert odd.stage.heard.moment("stalled") - woke > 1.5

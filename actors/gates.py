@@ -91,6 +91,7 @@ class GateBoard:
     """All gates. Thread-safe; nothing in here waits."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """`monotonic` is what idle time is counted by, as the scheduler's clock has it."""
         self._gates: dict[str, _Gate] = {}
         self._places: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -199,6 +200,6 @@ class GateBoard:
         if other is not None and other is not gate:
             other.inside.discard(request_id)
         if not gate.inside:
-            gate.last_byte.ask(self._monotonic())
+            gate.last_byte.ask(time.monotonic())
         gate.inside.add(request_id)
         self._places[request_id] = engine_id

@@ -25,7 +25,7 @@ from greenroom.actors.installer import Installer
 from greenroom.actors.installer_state import InstallerState
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.kernel.clock import Clock, SystemClock
+from greenroom.actors.kernel.clock import Clock
 from greenroom.actors.kernel.core import Address, Command, Core, Hands
 from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem
@@ -38,6 +38,7 @@ from greenroom.actors.runner import Runner, RunnerState
 from greenroom.actors.scheduler import Scheduler
 from greenroom.actors.scheduler_state import SchedulerSeen, SchedulerState
 from greenroom.actors.scheduler_turn import Limits
+from greenroom.runner.awake import AwakeClock, AwakeTime
 from greenroom.runner.backends.catalog import BACKENDS, Catalog
 from greenroom.runner.backends.declaration import Backend, Environment, Image, Launch, Platform
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
@@ -107,7 +108,8 @@ class Greenroom:
         """
         self.settings = settings
         self.home = settings.home
-        self.gates = GateBoard()
+        self._awake = AwakeTime()
+        self.gates = GateBoard(self._awake if clock is None else lambda: clock.now().monotonic)
         self.board = ProgressBoard()
         self._platform = here or Platform.here()
         self._declared = backends
@@ -168,7 +170,7 @@ class Greenroom:
         except JobFailed as failed:
             # What is in it may still be read; pulls say why they fail.
             _log.error("the model store cannot be written to: %s", failed.failure.sentence())
-        clock = self._clock or SystemClock()
+        clock = self._clock or AwakeClock(self._awake)
         journal = self._journal or self._open_journal()
         system = ActorSystem(journal, clock=clock, on_failure=self._failed, redact=redact, explain=complaint)
         self._system = system

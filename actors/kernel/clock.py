@@ -65,7 +65,9 @@ _COMPACT_FROM = 256
 class SystemClock:
     """The machine's clocks, with one timer thread that starts with the first timer."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """`monotonic` may stand still now and then; it never goes back."""
+        self._monotonic = monotonic
         self._heap: list[tuple[float, int, _Call]] = []
         self._order = itertools.count()
         self._compact_at = _COMPACT_FROM
@@ -75,7 +77,7 @@ class SystemClock:
 
     def now(self) -> Moment:
         """Read both clocks."""
-        return Moment(time.time(), time.monotonic(), random.random())  # noqa: S311 - jitter, not secrets
+        return Moment(time.time(), self._monotonic(), random.random())  # noqa: S311 - jitter, not secrets
 
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
         """Run `call` on the timer thread."""
@@ -110,8 +112,8 @@ class SystemClock:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and (not self._heap or self._heap[0][0] > time.monotonic()):
-                    wait = self._heap[0][0] - time.monotonic() if self._heap else None
+                while not self._closed and (not self._heap or self._heap[0][0] > self._monotonic()):
+                    wait = self._heap[0][0] - self._monotonic() if self._heap else None
                     self._changed.wait(wait)
                 if self._closed:
                     return

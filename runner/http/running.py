@@ -36,7 +36,7 @@ class Running:
         """Every engine that is not gone; with `?all=true` the last that are gone too, and how they ended."""
         backstage = self._door.backstage
         everything = is_true(request, "all")
-        readings = backstage.gates.readings()
+        readings, now = backstage.gates.readings(), backstage.system.clock.now().monotonic
         configs = self._door.configs()
         try:
             ledger = await self._ledger()
@@ -46,7 +46,7 @@ class Running:
             accounts = {}
         return web.json_response(
             [
-                _row(engine, readings.get(engine.spec.engine_id), configs, accounts)
+                _row(engine, readings.get(engine.spec.engine_id), configs, accounts, now)
                 for engine in backstage.engines()
                 if everything or engine.state != "gone"
             ]
@@ -91,6 +91,7 @@ def _row(
     reading: GateReading | None,
     configs: Mapping[str, ModelConfigState],
     accounts: Mapping[str, EngineAccount],
+    now: float,
 ) -> dict[str, Any]:
     """The contract's fields, then ours."""
     spec = engine.spec
@@ -100,7 +101,7 @@ def _row(
         "backend_name": spec.backend,
         "model_name": spec.model_ref,
         "mode": spec.mode,
-        "last_used": _NEVER if inside or loading or reading is None else _wall(reading.idle_since),
+        "last_used": _NEVER if inside or loading or reading is None else _wall(now - reading.idle_since),
     }
     if inside:
         row["in_use"] = True
@@ -137,6 +138,6 @@ def _row(
     return row
 
 
-def _wall(monotonic: float) -> str:
-    moment = time.time() - max(0.0, time.monotonic() - monotonic)
+def _wall(seconds_ago: float) -> str:
+    moment = time.time() - max(0.0, seconds_ago)
     return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,52 @@
+"""Time as it passes for us: what passes while this process does not run counts for nobody.
+
+A process that was stopped, or a machine that slept, finds all its deadlines past when it goes on. Nobody has
+kept anybody waiting meanwhile: a request has not waited, an engine has not been idle, a drain has not begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from greenroom.actors.kernel.clock import SystemClock
+
+_log = logging.getLogger(__name__)
+
+_EVERY = 0.5
+"""Seconds between two looks at the clock, so that a gap is noticed."""
+_GAP = 2.0
+"""Seconds without a look from which on we have not run; a busy machine keeps us waiting for less."""
+
+
+class AwakeTime:
+    """Monotonic seconds without those in which this process did not run."""
+
+    def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._seen = source()
+        self._lost = 0.0
+
+    def __call__(self) -> float:
+        """The time now. Whoever asks first after a gap notices it."""
+        with self._lock:
+            now = self._source()
+            gap, self._seen = now - self._seen, now
+            if gap > _GAP:
+                self._lost += gap - _EVERY
+                _log.warning("nothing ran here for %.0f s; that time counts against nobody", gap)
+            return now - self._lost
+
+
+class AwakeClock(SystemClock):
+    """The machine's clocks, of which the monotonic one stands still while this process does."""
+
+    def __init__(self, awake: AwakeTime) -> None:
+        super().__init__(awake)
+        self._look()
+
+    def _look(self) -> None:
+        self.call_at(self.now().monotonic + _EVERY, self._look)

@@ -65,6 +65,16 @@ class InstallationCommitted(Event, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+class InstallNotNeeded(Event, frozen=True, kw_only=True):
+    """The job has ended without building anything: the newest version is here already."""
+
+    TAG = "install_not_needed"
+    job: str
+    backend: str
+    installation_id: str
+    version: str
+
+
 class InstallFailed(Event, frozen=True, kw_only=True):
     """The job has ended without an installation. The next request may try again."""
 

@@ -31,7 +31,7 @@ from greenroom.actors.installer_messages import (
 )
 from greenroom.actors.installer_state import InstallerSeen, InstallerState, apply
 from greenroom.actors.installer_turn import InstallerTurn, between_attempts
-from greenroom.actors.installer_versions import activate, verified, verify, whole_of
+from greenroom.actors.installer_versions import activate, not_needed, verified, verify, whole_of
 from greenroom.actors.installer_waiters import (
     answers,
     ensure_key,
@@ -78,6 +78,7 @@ class Installer:
         ev.InstallAttemptFailed,
         ev.InstallAttemptBegun,
         ev.InstallationCommitted,
+        ev.InstallNotNeeded,
         ev.InstallFailed,
         ev.InstallCancelled,
         ev.InstallationFound,
@@ -302,7 +303,7 @@ class Installer:
         name = report.installation.backend
         job = state.of(name).job
         if report.installation.id in state.of(name).installations:
-            return Decision()
+            return not_needed(state.of(name), report) if job is not None else Decision()
         if job is None or job.id != report.job:
             # The job was cancelled a moment before its last step: nobody wants this installation.
             return Decision(

@@ -169,6 +169,8 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
             kept = {**old.installations, e.installation.id: e.installation}
             new = _apply_current(change(old, installations=kept, failure=None), e.installation.id)
             return _apply_end(new, e.job)
+        case ev.InstallNotNeeded() as e:
+            return _apply_end(change(old, failure=None), e.job)
         case ev.InstallFailed() as e:
             return _apply_end(change(old, failure=e.failure), e.job)
         case ev.InstallCancelled() as e:

@@ -6,10 +6,18 @@ from collections.abc import Iterable
 
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
-from greenroom.actors.facts import Installation
-from greenroom.actors.installer_messages import Activate, BackendVerified, Verified, VerifyInstallations
+from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.installer_messages import (
+    Activate,
+    BackendVerified,
+    InstallAttemptEnded,
+    InstallCommitted,
+    Verified,
+    VerifyInstallations,
+)
 from greenroom.actors.installer_refusals import no_such_installation
 from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
+from greenroom.actors.installer_waiters import answers
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 
@@ -24,12 +32,14 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerS
 
     1. A version is named: the latest whole installation of it.
     2. None is named: the one that was current before, and where nobody remembers, the latest built earlier.
+       Another build of the current version is no way back.
     """
     current = backend.usable
-    whole = {one.id: one for one in backend.whole}
     if ask.version:  # 1
         chosen = whole_of(backend, ask.version)
     else:  # 2
+        number = current.version if current is not None else ""
+        whole = {one.id: one for one in backend.whole if one.version != number}
         before = [whole[one] for one in backend.past if one in whole]
         chosen = before[-1] if before else _built_before(current, whole.values())
     if chosen is None:
@@ -42,6 +52,40 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerS
     reason = "somebody wants this version" if ask.version else "somebody goes back to it"
     activated = ev.InstallationActivated(backend=ask.backend, installation_id=chosen.id, reason=reason)
     return Decision(events=(activated,), reply=reply)
+
+
+def not_needed(backend: BackendInstallState, report: InstallCommitted) -> Decision[InstallerSeen]:
+    """A job that was to build the newest version has found it here.
+
+    1. That job is over, or another one is under way: nothing.
+    2. It is not whole any more, as we know meanwhile: another attempt builds it.
+    3. It comes into use where another one is, as what is built does.
+    """
+    job, here = backend.job, backend.installations[report.installation.id]
+    if job is None or job.id != report.job:  # 1
+        return Decision()
+    if here not in backend.whole:  # 2
+        failure = Failure(
+            kind="transient",
+            code="not_here_any_more",
+            message=f"{here.id} was here when it was looked for, and is not whole any more.",
+        )
+        ended = InstallAttemptEnded(job=job.id, backend=here.backend, failure=failure)
+        return Decision(effects=(Tell(to=msg.INSTALLER, command=ended),))
+    events: list[Event] = [
+        ev.InstallNotNeeded(job=job.id, backend=here.backend, installation_id=here.id, version=here.version)
+    ]
+    effects = [*answers(backend.jobs_open, job, events[0], here)]
+    if backend.usable != here:  # 3
+        events.append(
+            ev.InstallationActivated(
+                backend=here.backend, installation_id=here.id, reason="it is the newest version"
+            )
+        )
+    elif job.wanted_by == "explicit":
+        # Whoever asks for it wants models to be tried on it again.
+        effects.append(Tell(to=msg.SCHEDULER, command=msg.LiftQuarantines(backend=here.backend)))
+    return Decision(events=tuple(events), effects=tuple(effects), cause=job.cause)
 
 
 def whole_of(backend: BackendInstallState, version: str) -> Installation | None:
@@ -96,6 +140,6 @@ def _nothing_there(backend: BackendInstallState, ask: Activate) -> Refusal:
     if ask.version:
         advice = f"greenroom install-runner --backend {ask.backend} --version {ask.version}"
         return no_such_installation(backend, ask.backend, ask.version, advice)
-    message = f"{ask.backend} has no earlier installation to go back to."
+    message = f"{ask.backend} has no other version to go back to."
     advice = "greenroom backends shows what is installed."
     return refuse("no_such_installation", message, advice=advice, status=409, subject=ask.backend)

@@ -9,6 +9,7 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import installer_refusals as refusals
 from greenroom.actors import messages as msg
+from greenroom.actors.facts import Installation
 from greenroom.actors.installer_state import InstallerSeen as Seen
 from greenroom.actors.installer_state import JobState
 from greenroom.actors.kernel.core import Answer, Effect, Event
@@ -49,11 +50,19 @@ def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
     return tuple(dict.fromkeys((ensure_key(backend, job.version), *any_version)))
 
 
-def answers(jobs: Sequence[JobState], job: JobState, event: Event) -> tuple[Effect, ...]:
-    """What the end of one of these jobs is to those who wait for it."""
+def answers(
+    jobs: Sequence[JobState], job: JobState, event: Event, here: Installation | None = None
+) -> tuple[Effect, ...]:
+    """What the end of one of these jobs is to those who wait for it.
+
+    `here` is the installation that made building another one needless.
+    """
     match event:
         case ev.InstallationCommitted() as e:
             outcome: Any = msg.Ensured(installation=e.installation, fresh=True)
+        case ev.InstallNotNeeded():
+            assert here is not None, "a job is needless because of one that is here"
+            outcome = msg.Ensured(installation=here, fresh=False)
         case ev.InstallFailed() as e:
             outcome = refusals.failed(e.failure, e.backend)
         case ev.InstallCancelled() as e:

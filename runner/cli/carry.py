@@ -88,8 +88,11 @@ def import_command(ctx: click.Context, file: IO[bytes]) -> None:
 
 def _current(settings: Settings, backend: str) -> str:
     """The id of the installation in use, where a daemon can tell."""
-    daemon = find(settings)
-    known = (daemon.client().get("/engines") or ()) if daemon is not None else ()
+    try:
+        daemon = find(settings)
+        known = (daemon.client().get("/engines") or ()) if daemon is not None else ()
+    except Problem:
+        known = ()  # another program holds the data directory, or the daemon hangs: what is there can be read
     return next(
         (
             one["id"]

@@ -27,5 +27,9 @@ def command(ctx: click.Context, backend: str, version: str) -> None:
     client = ensure_daemon(settings_of(ctx), announce)
     done = install(client, backend, version=version, announce=click.echo)
     # Whether another one was in use until now is not told.
-    word = "is in use; it was installed already" if done.already else "is installed and in use"
+    word = "is installed and in use"
+    if done.already:
+        word = "is in use; it was installed already"
+        if version == "latest":
+            word = "is the newest and was installed already; it is in use"
     click.echo(f"{backend} {done.version} {word}")

@@ -118,6 +118,12 @@ class Narrator:
         took = f" in {format_duration(seconds)}" if seconds else ""
         return f"{_installation(fields['installation'])} is installed and verified{took}."
 
+    def _install_not_needed(self, fields: Fields) -> str:
+        return (
+            f"{fields['backend']} {fields['version']} is the newest version and is here already "
+            f"({fields['installation_id']}): nothing was built."
+        )
+
     def _install_failed(self, fields: Fields) -> str:
         return f"{self._job(fields, fields['backend'])} could not be installed: {_failure(fields)}"
 

@@ -7,6 +7,7 @@ from greenroom.actors.events import (
     InstallationCommitted,
     InstallCancelled,
     InstallFailed,
+    InstallNotNeeded,
     InstallRequested,
     LoadAdmitted,
     LoadRefused,
@@ -80,7 +81,7 @@ def _tell_job(finding: Finding, about: list[Happening], doing: str, name: str) -
     finding.steps = [*finding.steps, *about]
     finding.remedies = [Remedy(aim="How that is", command=f"greenroom why {name}")]
     match about[-1].event if about else None:
-        case InstallationCommitted() | ModelCommitted():
+        case InstallationCommitted() | InstallNotNeeded() | ModelCommitted():
             finding.state, finding.cause = "served", doing
             finding.answer += " That is done."
         case InstallFailed(failure=failure) | PullFailed(failure=failure):

@@ -103,6 +103,11 @@ class InstallationStore:
         """
         return list(self.judged(backend)[0])
 
+    def whole(self, backend: str, version: str) -> Installation | None:
+        """The latest built installation of a version that is whole."""
+        named = [one for one in self.look(backend) if one.version == version and not one.broken]
+        return named[-1] if named else None
+
     def judged(self, backend: str) -> tuple[tuple[Installation, ...], dict[str, str]]:
         """The same, and those of which it cannot be told now, with the reason.
 

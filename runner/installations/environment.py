@@ -120,7 +120,7 @@ class Environments:
         cancel: Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Installation:
-        """Build one installation; blocks.
+        """Build one installation; blocks. The newest version is not built again where it is here.
 
         Args:
             version: Empty for the one this release was tested with; `latest`, or a version.
@@ -141,6 +141,9 @@ class Environments:
         lock = self.lock(source, version, cancel)
         files = lock.files()
         plan = self._plan(backend, source, lock, files)
+        newest = version == "latest" and not repair
+        if newest and (here := self.installed.whole(backend, plan.version)) is not None:
+            return here
         name = f"{source.distribution} {plan.version}"
         with self.wheels.using(files):
             if repair:

@@ -104,7 +104,7 @@ class Images:
         cancel: Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Installation:
-        """Build one installation; blocks.
+        """Build one installation; blocks. The newest version is not built again where it is here.
 
         Args:
             version: Empty for the one the declaration names; `latest`, or a version.
@@ -122,6 +122,9 @@ class Images:
         report.phase("resolving", f"Looking up the image of {backend}")
         image = self._resolve(backend, source, version, cancel)
         plan = self._plan(backend, image)
+        newest = version == "latest" and not repair
+        if newest and (here := self.installed.whole(backend, image.version)) is not None:
+            return here
         with self.parts.using(image.parts):
             if repair:
                 report.phase("verifying", f"Verifying what is cached of {backend} {image.version}")

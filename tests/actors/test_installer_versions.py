@@ -233,7 +233,7 @@ class TestActivating:
     def test_without_anything_to_go_back_to_says_so(self) -> None:
         case = new_life(disk=(OLD,))
         refusal = ask(case, Activate(backend="mlx"))
-        assert refusal.message == "mlx has no earlier installation to go back to."
+        assert refusal.message == "mlx has no other version to go back to."
 
     def test_never_goes_back_to_what_is_broken_or_retires(self) -> None:
         case = upgraded()
@@ -371,3 +371,53 @@ class TestUninstallingAVersion:
         refusal = ask(upgraded(), msg.Uninstall(backend="mlx", version="9"))
         assert (refusal.status, refusal.code) == (409, "no_such_installation")
         assert refusal.message == "mlx 9 is not installed; installed versions: 1, 2."
+
+
+class TestTheNewestVersion:
+    """`--version latest`, where the newest is here."""
+
+    def latest(self, *history: Any, disk: tuple[Installation, ...]) -> Case[Any, Any]:
+        case = new_life(*history, disk=disk)
+        assert ensure(case, "latest") == Later("install/mlx@latest")
+        return case
+
+    def test_that_is_in_use_ends_the_job_and_builds_nothing(self) -> None:
+        case = self.latest(disk=(OLD, NEW))
+        commits(case, "mlx.1", NEW)
+        case.then(ev.InstallNotNeeded)
+        assert case.answers["install/mlx@latest"] == msg.Ensured(installation=NEW, fresh=False)
+        assert (status(case).job, status(case).current) == ("", NEW)
+        assert case.told("scheduler")[-1:]
+        assert msg.LiftQuarantines(backend="mlx") in case.told("scheduler")
+
+    def test_that_lies_beside_the_one_in_use_comes_into_use(self) -> None:
+        case = upgraded()
+        ask(case, Activate(backend="mlx"))
+        assert status(case).current == OLD
+        ensure(case, "latest")
+        commits(case, "mlx.3", NEW)
+        case.then(ev.InstallNotNeeded, ev.InstallationActivated)
+        assert status(case).current == NEW
+
+    def test_that_breaks_meanwhile_is_built_by_another_attempt(self) -> None:
+        case = self.latest(disk=(OLD, NEW))
+        case.when(
+            BackendVerified(backend="mlx", checked=(NEW.id,), damaged={NEW.id: ("a file has changed",)})
+        ).rest()
+        commits(case, "mlx.1", NEW)
+        assert not case.answers.get("install/mlx@latest")
+        (again,) = [one for one in case.told("installer") if isinstance(one, msg.InstallAttemptEnded)]
+        assert again.failure.kind == "transient"
+
+    def test_of_a_job_that_is_over_changes_nothing(self) -> None:
+        case = new_life(disk=(OLD, NEW))
+        commits(case, "mlx.1", NEW)
+        case.then()
+
+    def test_built_twice_is_no_version_to_go_back_to(self) -> None:
+        again = msgspec.structs.replace(NEW, id="2-cccc.1", digest="cccc", built_at=NEW.built_at + 1)
+        case = new_life(disk=(NEW, again))
+        assert status(case).current == again
+        refusal = ask(case, Activate(backend="mlx"))
+        assert refusal.message == "mlx has no other version to go back to."
+        assert status(case).current == again

@@ -89,6 +89,20 @@ def test_latest_is_resolved_locked_and_lies_beside_the_pinned_one(
         assert not list((greenroom.home / "backends" / "toy").iterdir())
 
 
+def test_the_newest_version_is_not_built_again_and_there_is_no_way_back_to_the_same(
+    make_greenroom: Any,
+) -> None:
+    with make_greenroom() as greenroom:
+        one = ensure(greenroom)
+        for _ in range(2):
+            found = ask(greenroom, msg.Ensure(backend="toy", version="latest"))
+            assert (found.installation, found.fresh) == (one, False)
+        assert [path.name for path in (greenroom.home / "backends" / "toy").iterdir()] == [one.id]
+        with pytest.raises(Refused, match="has no other version to go back to"):
+            ask(greenroom, Activate(backend="toy"))
+        assert ensure(greenroom, "latest", repair=True).id != one.id
+
+
 def test_one_flipped_byte_is_found_by_verify_and_healed_for_good(make_greenroom: Any) -> None:
     with make_greenroom() as greenroom:
         one = ensure(greenroom)

@@ -34,7 +34,7 @@ from greenroom.runner.http.go_text import keep_alive_of
 from greenroom.runner.http.headers import forwarded, request_id_of, returned
 from greenroom.runner.http.progress_stream import sentence_of
 from greenroom.runner.http.readers import Reader
-from greenroom.runner.http.stream import Said, Stream
+from greenroom.runner.http.stream import Said, Stream, Unfinished
 from greenroom.runner.http.suspects import fingerprint, own_doing
 from greenroom.runner.http.upstreams import Answer, Lost, Unreached
 from greenroom.runner.http.visitors import SERVED
@@ -165,6 +165,8 @@ class Exchange:
         place, upstream, first = await self._first_byte(admission, model, right)
         try:
             response = await self._pass_on(place, model, upstream, first)
+        except Unfinished:
+            raise self._broke_off(place, "in mid-stream") from None
         except Lost:
             # It has begun to answer, and perhaps the client to read, so there is no trying again.
             when = "before its answer was whole" if self._stream is None else "in mid-stream"
@@ -348,12 +350,21 @@ class Exchange:
         end, gone = await self._end_of(place)
         if not gone:
             suspects.lives(place.engine_id)
+            return self._broke_off(place, when)
         what = f'The {place.backend} engine that served "{self._asked_as}" ended {when}: {_how(end)}.'
         print_ = self._print_of(model, body)
-        if gone and own_doing(end) and suspects.blame(print_, in_company=in_company):
+        if own_doing(end) and suspects.blame(print_, in_company=in_company):
             return self._suspected(what)
         advice = "Send the request again; another engine will be started."
         return HttpRefusal(502, "engine_died", what, advice=advice)
+
+    def _broke_off(self, place: Place, when: str) -> HttpRefusal:
+        return HttpRefusal(
+            502,
+            "engine_broke_off",
+            f'The {place.backend} engine that serves "{self._asked_as}" broke off {when}.',
+            advice="Send the request again.",
+        )
 
     async def _end_of(self, place: Place) -> tuple[EngineExit | None, bool]:
         """How an engine ended, and whether it has, once its runner knows."""
@@ -418,7 +429,7 @@ async def _rest(upstream: Answer, chunk: bytes) -> bytes:
 def _how(end: EngineExit | None) -> str:
     """How an engine ended, without a word of its own: it may have printed what others have said."""
     if end is None:
-        return "it closed the connection"
+        return "it has gone"
     failure = getattr(end, "failure", None)
     if failure is not None:
         return str(failure.message).rstrip(".")

@@ -21,6 +21,10 @@ _ERROR = b'"error"'
 """What an event that tells of an error has in it: inside a JSON string the quotes would be escaped."""
 
 
+class Unfinished(Lost):
+    """The stream has an end, and the answer in it has none: the engine lives."""
+
+
 class Said(Exception):
     """The engine has sent an error as an event of its stream."""
 
@@ -75,7 +79,7 @@ class Stream:
                 raise
         await self._write(self._lines.flush())
         if not self.whole and self._end:
-            raise Lost("the engine ended its stream before the end of its answer")
+            raise Unfinished("the engine ended its stream before the end of its answer")
         self.whole = True
         self._request[SERVED] = self._response.status
         await self._response.write_eof()

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 
+COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages")
 STATS = {"requests": 0, "active": 0, "aborted": 0, "tokens": 0}
 
 
@@ -46,6 +47,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--burn-before-first-token", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--deaf", action="append", default=[], metavar="SIGNAL", help="ignore this signal")
     parser.add_argument("--deaf-to-sigterm", action="store_true", help="ignore SIGINT and SIGTERM")
+    parser.add_argument("--die-of", default="", metavar="WORD", help="die when a request's body has it")
+    parser.add_argument("--die-of-after", type=float, default=0.0, metavar="SECONDS", help="so much later")
+    parser.add_argument(
+        "--answer", nargs=2, default=None, metavar=("STATUS", "BODY"), help="answer completions with this"
+    )
+    parser.add_argument("--stream", default="", metavar="EVENTS", help="stream this, and end (\\n is a line)")
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--token-delay", type=float, default=0.0)
     parser.add_argument("--first-token-delay", type=float, default=0.0)
@@ -156,7 +163,7 @@ class Engine:
             await answer(writer, 200 if ok else 503, {"status": "ok" if ok else "loading"})
         elif path == "/v1/models":
             await answer(writer, 200, {"object": "list", "data": [{"id": self.options.model}]})
-        elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        elif method == "POST" and path in COMPLETIONS:
             if self.options.lie_while_loading:
                 await self.loaded.wait()
             if not self.loaded.is_set():
@@ -174,7 +181,17 @@ class Engine:
             frozen = self.options.freeze_after_requests
             if self.options.healthy_but_dead or (frozen and STATS["requests"] > frozen):
                 await asyncio.Event().wait()
+            if self.options.die_of and self.options.die_of in json.dumps(request):
+                await asyncio.sleep(self.options.die_of_after)
+                die(self.options.die_by)
             await self.burn(self.options.burn_before_first_token)
+            if self.options.answer:
+                status, body = self.options.answer
+                await answer(writer, int(status), body)
+                return
+            if self.options.stream and request.get("stream"):
+                await stream(writer, self.options.stream.replace("\\n", "\n"))
+                return
             if path == "/v1/embeddings":
                 vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2, 0.3]}
                 usage = {"prompt_tokens": 1, "total_tokens": 1}
@@ -267,8 +284,22 @@ class Engine:
         return [f"{word} " for word in text.split()]
 
 
-async def answer(writer: asyncio.StreamWriter, status: int, body: dict) -> None:
-    data = json.dumps(body).encode()
+async def stream(writer: asyncio.StreamWriter, events: str) -> None:
+    """Some bytes of a stream as they are, each event in a chunk of its own, and its end."""
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head.encode())
+    for event in events.split("\n\n"):
+        data = event.encode() + (b"" if event == events.split("\n\n")[-1] else b"\n\n")
+        if data:
+            writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
+
+
+async def answer(writer: asyncio.StreamWriter, status: int, body: dict | str) -> None:
+    data = (body if isinstance(body, str) else json.dumps(body)).encode()
     head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     writer.write(head.encode() + data)
     await writer.drain()

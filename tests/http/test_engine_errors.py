@@ -1,0 +1,192 @@
+"""What an engine answers instead of an answer is told in our words, with one code for one mistake."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from greenroom.runner.http.engine_errors import Asked, told
+
+ASKED = Asked("llama.cpp", "tiny")
+
+# Answers of llama-server, mlx-lm 0.32 and vLLM, as they came.
+LLAMA_LONG = (
+    '{"error":{"code":400,"message":"request (9031 tokens) exceeds the available context size (8192 tokens),'
+    ' try increasing it","type":"exceed_context_size_error","n_prompt_tokens":9031,"n_ctx":8192}}'
+)
+VLLM_LONG = (
+    '{"object":"error","message":"This model\'s maximum context length is 8192 tokens. However, you requested'
+    ' 9031 tokens in the messages. SECRET","type":"BadRequestError","param":null,"code":400}'
+)
+SHARED = '{"error":{"code":500,"message":"Context size has been exceeded.","type":"server_error"}}'
+CASES: list[tuple[int, str, int, str, str | None]] = [
+    (400, LLAMA_LONG, 400, "context_length_exceeded", "messages"),
+    (400, VLLM_LONG, 400, "context_length_exceeded", "messages"),
+    (500, SHARED, 400, "context_length_exceeded", "messages"),
+    (500, '{"error":{"code":500,"message":"image input is not supported - hint: SECRET"}}',
+     400, "unsupported_input", "messages"),
+    (404, '{"error": "Only \'text\' content type is supported."}', 400, "unsupported_input", "messages"),
+    (400, '{"error":{"code":400,"message":"Pooling type \'none\' is not OAI compatible. SECRET"}}',
+     422, "not_an_embedding_model", None),
+    (500, '{"error":{"code":500,"message":"Failed to parse tools: SECRET; tools = [SECRET]"}}',
+     400, "invalid_value", "tools"),
+    (400, '{"error":{"code":400,"message":"Parser generation failed: JSON schema error at #: SECRET"}}',
+     400, "invalid_schema", None),
+    (400, '{"error":{"code":400,"message":"Failed to initialize samplers: failed to parse grammar"}}',
+     400, "invalid_grammar", "grammar"),
+    (404, '{"error": "Conversation roles must alternate SECRET"}', 400, "template_refused", "messages"),
+    (400, '{"error":{"code":400,"message":"Field \'n\': Value must be between 1 <= value <= 4, but got 99"}}',
+     400, "invalid_value", "n"),
+    (400, '{"error": "top_k must be of type int"}', 400, "invalid_value", "top_k"),
+    (422, '{"detail":[{"msg":"SECRET"}]}', 400, "engine_refused", None),
+    (404, "Not Found", 404, "not_offered", None),
+    (404, '{"detail":"Not Found"}', 404, "not_offered", None),
+    (404, '{"error": "SECRET"}', 400, "engine_refused", None),
+    (500, '{"error":{"code":500,"message":"SECRET"}}', 502, "engine_failed", None),
+    (500, "<html>SECRET", 502, "engine_failed", None),
+    (503, '{"error":{"code":503,"message":"Loading model"}}', 503, "engine_busy", None),
+    (302, "", 502, "engine_failed", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "body", "ours", "code", "param"), CASES)
+def test_one_mistake_has_one_code_and_our_sentence(
+    status: int, body: str, ours: int, code: str, param: str | None
+) -> None:
+    refusal, field = told(status, body.encode(), ASKED)
+    assert (refusal.status, refusal.code, field) == (ours, code, param)
+    assert "SECRET" not in refusal.sentence()
+
+
+def test_the_numbers_of_a_prompt_that_is_too_long_are_kept() -> None:
+    for body in (LLAMA_LONG, VLLM_LONG):
+        refusal, _ = told(400, body.encode(), ASKED)
+        assert refusal.numbers == {"n_prompt_tokens": 9031.0, "n_ctx": 8192.0}
+        assert "9031" in refusal.message
+
+
+def test_megabytes_that_an_engine_quotes_are_not_searched_through() -> None:
+    body = json.dumps({"error": {"message": "x" * 2**20 + " grammar"}}).encode()
+    assert told(400, body, ASKED).refusal.code == "engine_refused"
+
+
+async def test_the_same_mistake_is_told_the_same_warm_and_cold_whole_and_in_a_stream(
+    open_house: Any, frames: Any
+) -> None:
+    house = await open_house("--answer", "400", LLAMA_LONG, "--load-seconds", "0.6", progress_after=0.1)
+    # Comments have been sent before the engine could refuse.
+    async with house.session.post(
+        f"{house.base}/v1/chat/completions",
+        json={"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "hi"}]},
+        headers={"Connection": "close"},
+    ) as response:
+        lines = (await response.text()).splitlines()
+    assert (response.status, lines[0][:2]) == (200, ": ")
+    (cold,) = frames(lines)
+    for stream in (False, True):
+        status, warm = await house.error(house.chat(stream=stream))
+        assert status == 400
+        assert warm == cold["error"]
+    assert warm == {
+        "message": warm["message"],
+        "type": "invalid_request_error",
+        "code": "context_length_exceeded",
+        "param": "messages",
+        "n_prompt_tokens": 9031,
+        "n_ctx": 8192,
+    }
+    await house.nothing_is_held()
+
+
+DELTA = 'data: {"choices":[{"delta":{"content":"say \\"error\\""}}]}'
+SAID = 'data: {"error":{"code":500,"message":"SECRET went wrong","type":"server_error"}}'
+
+
+async def test_an_error_in_a_stream_is_told_in_our_words_and_ends_it(open_house: Any, frames: Any) -> None:
+    house = await open_house("--stream", f"{DELTA}\\n\\n{SAID}\\n\\ndata: [DONE]\\n\\n")
+    async with house.chat(stream=True) as response:
+        lines = (await response.text()).splitlines()
+    delta, error = frames(lines)
+    assert delta["choices"][0]["delta"]["content"] == 'say "error"'
+    assert (error["error"]["code"], error["error"]["param"]) == ("engine_failed", None)
+    assert "SECRET" not in str(lines)
+    await house.nothing_is_held()
+
+
+async def test_a_failed_stream_has_no_done_and_its_connection_is_closed(open_house: Any) -> None:
+    house = await open_house("--stream", SAID + "\\n\\n")
+    async with house.chat(stream=True) as response:
+        text = await response.text()
+        assert "[DONE]" not in text
+        assert response.connection is None or response.connection.transport.is_closing()
+
+
+async def test_a_stream_that_ends_without_its_last_event_is_no_whole_answer(
+    open_house: Any, frames: Any
+) -> None:
+    house = await open_house("--stream", DELTA + "\\n\\n")
+    _, lines = await house.stream()
+    assert [("error" in one) for one in frames(lines)] == [False, True]
+
+
+async def test_anthropics_streams_tell_of_errors_as_events(open_house: Any) -> None:
+    begun = 'event: message_start\\ndata: {"type":"message_start"}\\n\\n'
+    house = await open_house("--stream", begun + SAID + "\\n\\ndata: [DONE]\\n\\n")
+    body = {"model": "tiny", "stream": True, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
+    async with house.post("/v1/messages", body) as response:
+        text = await response.text()
+    first, last = [event for event in text.split("\n\n") if event.startswith("event: ")]
+    assert first.startswith("event: message_start\n")
+    name, _, data = last.partition("\n")
+    assert name == "event: error"
+    error = json.loads(data.removeprefix("data: "))
+    assert (error["type"], error["error"]["type"], error["error"]["code"]) == (
+        "error", "api_error", "engine_failed",
+    )  # fmt: skip
+    assert "SECRET" not in text
+
+
+async def test_an_anthropic_stream_that_is_cut_off_is_no_finished_message(open_house: Any) -> None:
+    house = await open_house("--stream", 'event: message_start\\ndata: {"type":"message_start"}\\n\\n')
+    body = {"model": "tiny", "stream": True, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
+    async with house.post("/v1/messages", body) as response:
+        assert "event: error\n" in await response.text()
+    whole = 'event: message_stop\\ndata: {"type":"message_stop"}\\n\\n'
+    house = await open_house("--stream", whole)
+    async with house.post("/v1/messages", body) as response:
+        assert "event: error\n" not in await response.text()
+
+
+@pytest.mark.parametrize("half", ["data: {}\\n", "event: message_start\\n", "data: {"])
+async def test_what_follows_half_an_event_is_an_event_of_its_own(
+    open_house: Any, frames: Any, half: str
+) -> None:
+    house = await open_house("--stream", f"data: {{}}\\n\\n{half}")
+    _, lines = await house.stream()
+    events = "\n".join(lines).split("\n\n")
+    assert events[-1].lstrip().startswith("data: "), events
+    assert json.loads(events[-1].strip().removeprefix("data: "))["error"]["code"]
+
+
+async def test_a_stream_that_was_delivered_is_not_logged_as_left_when_the_client_hangs_up_at_its_end(
+    open_house: Any, caplog: Any, wait_until: Any
+) -> None:
+    import asyncio
+    import logging
+
+    caplog.set_level(logging.INFO, logger="greenroom.access")
+    house = await open_house("--tokens", "2")
+    await house.stream()
+    for _ in range(10):
+        host, port = house.root.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"model": "tiny", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await reader.readuntil(b"data: [DONE]\n\n")
+        writer.transport.abort()
+    await house.nothing_is_held()
+    chats = [one.getMessage() for one in caplog.records if "/v1/chat/completions" in one.getMessage()]
+    assert len(chats) == 11
+    assert all(" 200 " in one for one in chats), chats

@@ -1,0 +1,283 @@
+"""A client's mistake: one status and one code, before any engine is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from greenroom.runner.backends.declaration import Dialect
+from greenroom.runner.backends.llama_cpp import LlamaCpp
+from greenroom.runner.backends.mlx import Mlx
+from greenroom.runner.http.abilities import refuse_what_it_cannot
+from greenroom.runner.http.checking import check
+from greenroom.runner.http.dialogues import CHAT, COMPLETION, EMBEDDING, MESSAGES, RERANKING, Dialogue
+from greenroom.runner.http.errors import HttpRefusal
+from hypothesis import given
+from hypothesis import strategies as st
+
+HELLO = [{"role": "user", "content": "hi"}]
+OTHER = {"type": "function", "function": {"name": "v"}}
+TOOL = {"type": "function", "function": {"name": "w", "parameters": {"type": "object"}}}
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"messages": HELLO, **fields}
+
+
+def said(*parts: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+def called(arguments: Any) -> dict[str, Any]:
+    call = {"id": "1", "type": "function", "function": {"name": "w", "arguments": arguments}}
+    return {"messages": [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+
+CHAT_MISTAKES: dict[str, dict[str, Any]] = {
+    "messages": {"messages": []},
+    "messages[0].role": {"messages": [{"role": "robot", "content": "x"}]},
+    "messages[0].content": {"messages": [{"role": "user", "content": 5}]},
+    "messages[0].content[0].type": said({"type": "smell"}),
+    "messages[0].content[0].text": said({"type": "text"}),
+    "messages[0].content[0].image_url": said({"type": "image_url", "image_url": "file:///etc/passwd"}),
+    "messages[1].tool_calls[0].function.arguments": called("{no JSON"),
+    "n": chat(n=0),
+    "max_tokens": chat(max_tokens=0),
+    "max_completion_tokens": chat(max_completion_tokens="5"),
+    "temperature": chat(temperature=9),
+    "top_p": chat(top_p="all"),
+    "stop": chat(stop=5),
+    "seed": chat(seed=10**30),
+    "stream": chat(stream="yes"),
+    "logit_bias": chat(logit_bias={"word": 1}),
+    "top_logprobs": chat(top_logprobs=5),
+    "tools[0].type": chat(tools=[{"type": "custom", "custom": {"name": "x"}}]),
+    "tools[0].function.name": chat(tools=[{"type": "function", "function": {}}]),
+    "tools[0].function.parameters": chat(
+        tools=[{"type": "function", "function": {"name": "x", "parameters": "none"}}]
+    ),
+    "tool_choice": chat(tools=[TOOL], tool_choice="sometimes"),
+    "tool_choice.function": chat(tools=[TOOL], tool_choice={"type": "function"}),
+    "response_format.type": chat(response_format={"type": "yaml"}),
+    "response_format.json_schema": chat(response_format={"type": "json_schema"}),
+    "modalities": chat(modalities=["audio"]),
+    "functions": chat(functions=[{"name": "x"}]),
+}
+
+
+def refused(body: dict[str, Any] | bytes, dialogue: Dialogue) -> HttpRefusal:
+    with pytest.raises(HttpRefusal) as caught:
+        check(body if isinstance(body, bytes) else json.dumps(body).encode(), dialogue)
+    return caught.value
+
+
+@pytest.mark.parametrize("param", CHAT_MISTAKES)
+def test_a_mistake_in_a_chat_is_400_and_names_its_field(param: str) -> None:
+    error = refused(CHAT_MISTAKES[param], CHAT)
+    assert (error.refusal.status, error.param) == (400, param)
+    assert error.refusal.message.startswith(param.removesuffix(".function")), error.refusal.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "dialogue"),
+    [
+        ({"messages": [{"role": "user"}]}, "messages[0].content", CHAT),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content", CHAT),
+        (chat(tool_choice="required"), "tool_choice", CHAT),
+        (
+            chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "v"}}),
+            "tool_choice",
+            CHAT,
+        ),
+        ({}, "prompt", COMPLETION),
+        ({"prompt": 5}, "prompt", COMPLETION),
+        ({"prompt": []}, "prompt", COMPLETION),
+        ({"prompt": ["a", 5]}, "prompt[1]", COMPLETION),
+        ({"prompt": [1, -5]}, "prompt[1]", COMPLETION),
+        ({"input": ""}, "input", EMBEDDING),
+        ({"input": None}, "input", EMBEDDING),
+        ({"input": ["a", ""]}, "input[1]", EMBEDDING),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format", EMBEDDING),
+        ({"messages": HELLO}, "max_tokens", MESSAGES),
+        ({"messages": HELLO, "max_tokens": 5, "temperature": 1.5}, "temperature", MESSAGES),
+        ({"messages": [{"role": "system", "content": "x"}], "max_tokens": 5}, "messages[0].role", MESSAGES),
+        ({"query": "x"}, "documents", RERANKING),
+        ({"query": "x", "documents": "y"}, "documents", RERANKING),
+    ],
+)
+def test_so_is_one_in_the_other_families(fields: dict[str, Any], param: str, dialogue: Dialogue) -> None:
+    assert refused(fields, dialogue).param == param
+
+
+def test_a_body_that_is_not_utf_8_is_400_whatever_the_engine() -> None:
+    error = refused(b'{"messages": [{"role": "user", "content": "caf\xe9"}]}', CHAT)
+    assert (error.refusal.status, error.refusal.code) == (400, "invalid_request")
+    assert "UTF-8" in error.refusal.message
+    assert refused(b'{"extra": "\xff", "prompt": "x"}', COMPLETION).refusal.status == 400
+    assert refused(b'{"prompt": "\\ud800"}', COMPLETION).refusal.status == 400
+
+
+def test_a_refusal_never_repeats_what_was_sent() -> None:
+    secret = "SECRET"
+    for fields in (
+        {"messages": [{"role": secret, "content": "x"}]},
+        said({"type": secret}),
+        called("{" + secret),
+        chat(tools=[{"type": secret}]),
+        chat(tool_choice=secret),
+        chat(response_format={"type": secret}),
+        chat(temperature=secret),
+        chat(logit_bias={secret: 1}),
+    ):
+        assert secret not in refused(fields, CHAT).refusal.sentence()
+
+
+def test_null_means_left_out_and_nulls_inside_of_schemas_stay() -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [None, 1], "default": None}}}
+    body = {
+        "model": "m",
+        "messages": [
+            {"role": "user", "content": "hi", "name": None},
+            {"role": "assistant", "content": None, "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "w", "arguments": ""}}
+            ]},
+            {"role": "tool", "tool_call_id": "1", "content": "x", "name": None},
+        ],
+        "tools": [{"type": "function", "function": {"name": "w", "description": None, "parameters": schema}}],
+        "temperature": None,
+        "stop": None,
+        "unknown": None,
+        "kept": {"inner": None},
+    }  # fmt: skip
+    right = msgspec.json.decode(check(json.dumps(body).encode(), CHAT).body)
+    assert right == {
+        "model": "m",
+        "messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "w", "arguments": "{}"}}
+            ]},
+            {"role": "tool", "tool_call_id": "1", "content": "x"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "w", "parameters": schema}}],
+        "kept": {"inner": None},
+    }  # fmt: skip
+
+
+def test_what_is_right_passes_byte_for_byte() -> None:
+    body = b'{ "model":"m","messages" : [{"role":"user","content":"h\\u00e9"}],"temperature":1.50,"x":1e400}'
+    assert check(body, CHAT).body is body
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        "role content type text function name arguments image_url url source x".split()
+    ), inner, max_size=3),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dialogue", [CHAT, COMPLETION, EMBEDDING, MESSAGES, RERANKING])
+def test_whatever_is_sent_is_right_or_refused_with_a_sentence(dialogue: Dialogue) -> None:
+    @given(st.dictionaries(st.sampled_from(sorted(dialogue.fields)), JSON, max_size=6))
+    def hostile(fields: dict[str, Any]) -> None:
+        body = json.dumps(fields).replace("NaN", "1e999").encode()
+        try:
+            assert None not in check(body, dialogue).fields.values()
+        except HttpRefusal:
+            refusal = refused(body, dialogue).refusal
+            assert (refusal.status, bool(refusal.message)) == (400, True)
+
+    hostile()
+
+
+MLX_CANNOT: dict[str, tuple[dict[str, Any], Dialogue]] = {
+    "prompt": ({"prompt": ["a", "b"]}, COMPLETION),
+    "n": (chat(n=2), CHAT),
+    "response_format": (chat(response_format={"type": "json_object"}), CHAT),
+    "logprobs": (chat(stream=True, logprobs=True), CHAT),
+    "tool_choice": (chat(tools=[TOOL], tool_choice="required"), CHAT),
+    "echo": ({"prompt": "a", "echo": True}, COMPLETION),
+    "top_logprobs": (chat(logprobs=True, top_logprobs=20), CHAT),
+}
+
+
+@pytest.mark.parametrize("param", MLX_CANNOT)
+def test_what_mlx_cannot_do_is_refused_and_not_ignored(param: str) -> None:
+    body, dialogue = MLX_CANNOT[param]
+    fields = check(json.dumps(body).encode(), dialogue).fields
+    with pytest.raises(HttpRefusal, match=f"{param}: mlx cannot do this") as caught:
+        refuse_what_it_cannot("mlx", Mlx.dialect, fields)
+    assert (caught.value.refusal.status, caught.value.param) == (400, param)
+
+
+def test_what_engines_can_do_is_not_refused() -> None:
+    for body, dialogue in [
+        (chat(logprobs=True, top_logprobs=5, tools=[TOOL], tool_choice="auto", n=1), CHAT),
+        (chat(response_format={"type": "text"}, stream=True), CHAT),
+        ({"prompt": "a", "best_of": 1, "echo": False}, COMPLETION),
+        ({"input": ["a", "b"]}, EMBEDDING),
+    ]:
+        fields = check(json.dumps(body).encode(), dialogue).fields
+        refuse_what_it_cannot("mlx", Mlx.dialect, fields)
+        refuse_what_it_cannot("llama.cpp", LlamaCpp.dialect, fields)
+
+
+# through the front door
+
+
+async def test_mistakes_are_told_before_an_engine_is_loaded_also_in_a_stream(open_house: Any) -> None:
+    house = await open_house("--load-forever", progress_after=0.05)
+    for stream in (False, True):
+        for path, fields, param in (
+            ("/v1/chat/completions", {"messages": []}, "messages"),
+            ("/engines/v1/completions", {"prompt": 7}, "prompt"),
+            ("/v1/chat/completions", said({"type": "image_url", "image_url": {"url": "data:x"}}),
+             "messages[0].content[0]"),
+            ("/v1/completions", {"prompt": [1] * 9000}, "prompt"),
+        ):  # fmt: skip
+            status, error = await house.error(house.post(path, {"model": "tiny", "stream": stream, **fields}))
+            assert (status, error["param"], error["type"]) == (400, param, "invalid_request_error")
+    assert house.greenroom.engines() == ()
+
+
+async def test_what_a_backend_cannot_do_is_told_before_it_is_loaded(open_house: Any) -> None:
+    house = await open_house("--load-forever", backend={"dialect": Mlx.dialect})
+    status, error = await house.error(house.chat(n=2))
+    assert (status, error["code"], error["param"]) == (400, "unsupported_parameter", "n")
+    assert "fake cannot do this" in error["message"]
+    assert house.greenroom.engines() == ()
+
+
+async def test_a_model_that_makes_no_embeddings_is_422_before_it_is_loaded(
+    open_house: Any, short_path: Path
+) -> None:
+    house = await open_house("--load-forever", backend={"dialect": Dialect(pools_by_header=True)})
+    status, error = await house.error(house.post("/v1/embeddings", {"model": "tiny", "input": "x"}))
+    assert (status, error["code"]) == (422, "not_an_embedding_model")
+    assert house.greenroom.engines() == ()
+
+
+async def test_anthropics_clients_are_told_in_their_own_shape(open_house: Any) -> None:
+    house = await open_house()
+    for fields, status, kind in (
+        ({"model": "tiny", "messages": HELLO}, 400, "invalid_request_error"),
+        ({"model": "nobody", "messages": HELLO, "max_tokens": 5}, 404, "not_found_error"),
+        ({"model": 5}, 400, "invalid_request_error"),
+    ):
+        async with house.post("/v1/messages", fields) as response:
+            body = await response.json()
+            assert (response.status, body["type"], body["error"]["type"]) == (status, "error", kind)
+            assert body["request_id"] == response.headers["X-Request-Id"]
+
+
+async def test_comments_go_only_to_clients_of_streams(open_house: Any) -> None:
+    house = await open_house("--load-seconds", "0.5", progress_after=0.1)
+    asked = house.post("/v1/embeddings", {"model": "tiny", "input": "x", "stream": True})
+    async with asked as response:
+        assert response.status == 200
+        assert (await response.json())["data"]

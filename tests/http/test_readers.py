@@ -1,0 +1,87 @@
+"""A client that stays and does not read holds its place only while nobody else wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import pytest
+
+CHAT = b'{"model": "tiny", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
+
+
+async def _stay(house: Any) -> socket.socket:
+    """A client that has sent a request and reads nothing, with little room in its own system."""
+    loop = asyncio.get_running_loop()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    host, port = house.root.split(":")
+    await loop.sock_connect(client, (host, int(port)))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(CHAT)}\r\n\r\n"
+    await loop.sock_sendall(client, head.encode() + CHAT)
+    return client
+
+
+async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_wait(
+    open_house: Any, wait_until: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await open_house("--tokens", "1000000", unread_for=0.4)
+    wanted = ""
+    from greenroom.runner.http.door import Door
+
+    monkeypatch.setattr(Door, "wanted", lambda *_: wanted)
+    client = await _stay(house)
+    await wait_until(lambda: house.inside() == 1)
+    await asyncio.sleep(1.0)
+    assert house.inside() == 1, "while nobody waits it may stay"
+    caplog.set_level(logging.WARNING, logger="greenroom.runner.http.readers")
+    wanted = "another request waits"
+    await wait_until(lambda: house.inside() == 0)
+    await house.nothing_is_held()
+    (told,) = [one.getMessage() for one in caplog.records if "cut off" in one.getMessage()]
+    assert "has read nothing" in told
+    assert "another request waits" in told
+    client.close()
+
+
+async def test_a_client_that_reads_slowly_is_left_alone(
+    open_house: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await open_house("--tokens", "1000000", unread_for=0.6)
+    from greenroom.runner.http.door import Door
+
+    monkeypatch.setattr(Door, "wanted", lambda *_: "another request waits")
+    client = await _stay(house)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 2.0
+    while loop.time() < end:
+        assert await loop.sock_recv(client, 16384)
+        await asyncio.sleep(0.02)
+    assert house.inside() == 1
+    client.close()
+    await house.nothing_is_held()
+
+
+async def test_a_silent_engine_is_not_the_clients_fault(
+    open_house: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await open_house("--tokens", "3", "--first-token-delay", "1.0", unread_for=0.2)
+    from greenroom.runner.http.door import Door
+
+    monkeypatch.setattr(Door, "wanted", lambda *_: "another request waits")
+    status, lines = await house.stream()
+    assert (status, lines[-2]) == (200, "data: [DONE]")
+
+
+async def test_a_place_is_wanted_when_a_request_waits(open_house: Any, wait_until: Any) -> None:
+    from greenroom.runner.http.app import DOOR
+
+    house = await open_house("--load-forever")
+    assert house.app[DOOR].wanted("nobody") == ""
+    task = asyncio.create_task(house.error(house.chat()))
+    await wait_until(lambda: house.waiting() == 1 and house.app[DOOR].wanted("nobody"))
+    assert house.app[DOOR].wanted("nobody") == "another request waits"
+    task.cancel()

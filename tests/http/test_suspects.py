@@ -1,0 +1,157 @@
+"""A request that ended an engine is not sent to another, and its neighbours are not blamed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+from greenroom.actors.facts import EngineExit
+from greenroom.runner.http.suspects import KEPT, Suspects, fingerprint, own_doing
+
+POISON = [{"role": "user", "content": "poison"}]
+ONE, TWO = fingerprint("m", "/p", b"1"), fingerprint("m", "/p", b"2")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.mark.parametrize(
+    ("end", "own"),
+    [
+        (EngineExit(at=0, signal="SIGSEGV"), True),
+        (EngineExit(at=0, signal="SIGABRT"), True),
+        (EngineExit(at=0, code=1), True),
+        (EngineExit(at=0, code=0), True),
+        (EngineExit(at=0, signal="SIGKILL"), False),
+        (EngineExit(at=0, signal="SIGTERM"), False),
+        (EngineExit(at=0, code=1, expected=True), False),
+        (EngineExit(at=0, lost=True), False),
+        (EngineExit(at=0), False),
+        (None, False),
+    ],
+)
+def test_only_what_an_engine_did_itself_counts(end: EngineExit | None, own: bool) -> None:
+    assert own_doing(end) is own
+
+
+def test_one_that_was_alone_inside_is_a_suspect_at_once_and_for_ten_minutes(clock: Clock) -> None:
+    suspects = Suspects(clock)
+    suspects.enter("e", "r1")
+    assert suspects.blame(ONE, in_company=suspects.in_company("e"))
+    assert (suspects.counts(ONE), suspects.counts(TWO)) == (2, 0)
+    clock.now += KEPT - 1
+    assert suspects.counts(ONE) == 2
+    clock.now += 2
+    assert suspects.counts(ONE) == 0
+
+
+def test_one_that_was_inside_with_others_is_a_suspect_at_the_second_death(clock: Clock) -> None:
+    suspects = Suspects(clock)
+    for request in ("r1", "r2"):
+        suspects.enter("e", request)
+    together = [suspects.in_company("e")]
+    suspects.leave("e", "r1", early=True)
+    together.append(suspects.in_company("e"))
+    assert together == [True, True], "who leaves first does not make the other one alone"
+    assert not suspects.blame(ONE, in_company=True)
+    assert not suspects.blame(TWO, in_company=True)
+    suspects.enter("f", "r3")
+    suspects.enter("f", "r4")
+    assert suspects.blame(ONE, in_company=suspects.in_company("f"))
+    assert suspects.counts(TWO) == 1
+
+
+def test_a_client_that_has_just_left_may_be_whose_request_it_was(clock: Clock) -> None:
+    suspects = Suspects(clock)
+    suspects.enter("e", "gone")
+    suspects.enter("e", "stays")
+    suspects.leave("e", "gone", early=True)
+    assert suspects.in_company("e")
+    suspects.lives("e")
+    clock.now += 60
+    assert not suspects.in_company("e")
+
+
+def test_whoever_had_his_whole_answer_is_no_company(clock: Clock) -> None:
+    suspects = Suspects(clock)
+    suspects.enter("e", "served")
+    suspects.enter("e", "stays")
+    suspects.leave("e", "served", early=False)
+    assert not suspects.in_company("e")
+
+
+def test_what_is_remembered_is_bounded(clock: Clock) -> None:
+    suspects = Suspects(clock)
+    for number in range(10_000):
+        suspects.blame(fingerprint("m", "/p", b"%d" % number), in_company=True)
+        suspects.enter(f"e{number}", "r")
+        suspects.in_company(f"e{number}")
+        suspects.leave(f"e{number}", "r", early=True)
+        clock.now += 1
+    assert len(suspects) < 5000
+    assert len(suspects._inside) < 100
+    assert len(suspects._company) < 100
+
+
+@pytest.mark.parametrize("by", ["SIGSEGV", "7"])
+async def test_a_request_that_kills_its_engine_alone_is_refused_and_sent_to_no_other(
+    open_house: Any, by: str
+) -> None:
+    house = await open_house("--die-of", "poison", "--die-by", by)
+    for _ in range(3):
+        status, error = await house.error(house.chat(messages=POISON))
+        assert (status, error["code"]) == (422, "request_ended_engine")
+    assert len(house.greenroom.engines()) == 1
+    async with house.chat() as response:
+        assert response.status == 200
+    await house.nothing_is_held()
+
+
+async def test_a_request_whose_engine_was_killed_from_outside_is_not_blamed(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--first-token-delay", "0.5", "--tokens", "2")
+    await house.stream(max_tokens=1)
+    task = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.inside() == 1)
+    os.kill(house.engines("ready")[0].pid, signal.SIGKILL)
+    assert (await task)[0] == 200
+    assert (await house.stream())[0] == 200
+
+
+async def test_the_neighbours_of_a_killer_are_served_and_it_is_found(
+    open_house: Any, wait_until: Any
+) -> None:
+    flags = ("--die-of", "poison", "--die-of-after", "0.3", "--die-by", "SIGSEGV")
+    house = await open_house(*flags, "--tokens", "12", "--token-delay", "0.1")
+    await house.stream(max_tokens=1)
+    neighbours = [
+        asyncio.create_task(_ask(house, [{"role": "user", "content": str(number)}])) for number in range(3)
+    ]
+    await wait_until(lambda: house.inside() == 3)
+    killer = asyncio.create_task(_ask(house, POISON))
+    assert await killer == 422
+    assert await asyncio.gather(*neighbours) == [200, 200, 200]
+    for number in range(3):
+        assert await _ask(house, [{"role": "user", "content": str(number)}]) == 200
+    assert await _ask(house, POISON) == 422
+    await house.nothing_is_held()
+
+
+async def _ask(house: Any, messages: Any) -> int:
+    async with house.chat(messages=messages) as response:
+        await response.read()
+        return int(response.status)

@@ -31,6 +31,7 @@ from greenroom.runner.diagnosis.redaction import Redactor, is_secret_name
 from greenroom.runner.diagnosis.replay import as_builtins
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import precise
+from greenroom.runner.engines.capsule import own_words
 from greenroom.runner.memory import MemoryReader
 from greenroom.runner.quantities import format_size
 
@@ -225,7 +226,12 @@ class Bundle:
                     try:
                         fields = json.loads(file.read_text("utf-8", "replace"))
                     except ValueError:
-                        fields = {"unreadable": file.read_text("utf-8", "replace")}
+                        fields = {"unreadable": len(file.read_bytes())}
+                    if isinstance(fields, dict):
+                        # Its last output may hold what clients have said; the log stays with its owner.
+                        for lines in ("first_lines", "last_lines"):
+                            if isinstance(fields.get(lines), list):
+                                fields[lines] = own_words(map(str, fields[lines]))
                     yield self._json(f"engines/{folder.name}/{name}", "how an engine was and ended", fields)
 
     def _logs(self) -> Iterator[Part]:

@@ -51,6 +51,13 @@ _LACKED_CODES = {
 _ERROR_LINE = re.compile(r"\b(?:error|exception|failed|fatal|abort(?:ed)?|assert)", re.IGNORECASE)
 _EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b")
 """The last line of a Python traceback: better than a log line that only mentions an error."""
+_OWN_WORDS = re.compile(
+    r"(?:[\w./+-]{1,200}:\d{1,6}: )?(?:GGML_ASSERT\([\w\s()<>=!&|*+.,:\[\]/%-]{1,200}\) failed|GGML_ABORT)"
+    r"|terminate called after throwing an instance of '[\w:]{1,100}'"
+    r"|(?:what\(\):\s+)?std::bad_alloc|(?:libc\+\+abi: )?terminating"
+    r"|CUDA error: [a-z ]{1,60}|Segmentation fault|Killed|Aborted"
+    r"|Fatal Python error: [A-Za-z ]{1,60}|mlx-lm's generation thread has ended"
+)
 _LINE_START = re.compile(r"^(?:\d[\d.:\-T ]*\s+)?(?:[EWI]\s+)?")
 
 
@@ -64,6 +71,9 @@ def engine_exit(
     """
     first = tuple(str(line) for line in end.get("first_lines", ()))
     last = tuple(str(line) for line in end.get("last_lines", ()))
+    if was_ready:
+        # Clients were inside, and engines print what they are asked. What is stored is shown to others.
+        first, last = own_words(first), own_words(last)
     code = end.get("code")
     summary = _summary(end, (*first, *last), spec, expected, was_ready, reason)
     return EngineExit(
@@ -71,7 +81,7 @@ def engine_exit(
         code=None if code is None else int(code),
         signal=str(end.get("signal", "")),
         summary=summary,
-        failure=None if expected else _lacked(end, () if was_ready else last, summary),
+        failure=None if expected else _lacked(end, None if was_ready else last, summary),
         first_lines=first,
         last_lines=last,
         memory=int(end.get("memory") or end.get("peak_memory") or 0),
@@ -79,14 +89,16 @@ def engine_exit(
     )
 
 
-def _lacked(end: Mapping[str, Any], lines: Iterable[str], summary: str) -> Failure | None:
+def _lacked(end: Mapping[str, Any], lines: Iterable[str] | None, summary: str) -> Failure | None:
     """What the machine lacked, where an engine could not load for that or lost its keeper; else None.
 
-    `lines` are of one that never was ready: later its output may hold what clients have said.
+    `lines` are of one that never was ready, else None: later its output may hold what clients have said.
     """
+    if lines is None and end.get("out_of_memory"):
+        return Failure(kind="transient", code="out_of_memory", message=summary, blame="machine")
     if end.get("keeper_died"):
         return Failure(kind="transient", code="keeper", message=summary, blame="machine")
-    found = next((one for line in reversed(list(lines)) if (one := _LACKED.search(line))), None)
+    found = next((one for line in reversed(list(lines or ())) if (one := _LACKED.search(line))), None)
     if found is None:
         return None
     code = _LACKED_CODES.get(found[1].lower(), "no_process")
@@ -118,6 +130,11 @@ def _summary(
         return f"{subject} was ended{when}: its keeper process had died."
     cause = cause_of(lines)
     return f"{subject} {how}{when}{f': {cause}' if cause else ''}."
+
+
+def own_words(lines: Iterable[str]) -> tuple[str, ...]:
+    """The lines that can only be the engine's own, such as a failed assertion, and no client's text."""
+    return tuple(line for line in lines if _OWN_WORDS.fullmatch(line.strip()))
 
 
 def cause_of(lines: Iterable[str]) -> str:

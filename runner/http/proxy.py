@@ -355,8 +355,13 @@ class Exchange:
         print_ = self._print_of(model, body)
         if own_doing(end) and suspects.blame(print_, in_company=in_company):
             return self._suspected(what)
-        advice = "Send the request again; another engine will be started."
-        return HttpRefusal(502, "engine_died", what, advice=advice)
+        failure = end.failure if end is not None else None
+        return HttpRefusal(
+            502,
+            failure.code if failure is not None else "engine_died",
+            what,
+            advice="Send the request again; another engine will be started.",
+        )
 
     def _broke_off(self, place: Place, when: str) -> HttpRefusal:
         return HttpRefusal(
@@ -430,9 +435,8 @@ def _how(end: EngineExit | None) -> str:
     """How an engine ended, without a word of its own: it may have printed what others have said."""
     if end is None:
         return "it has gone"
-    failure = getattr(end, "failure", None)
-    if failure is not None:
-        return str(failure.message).rstrip(".")
+    if end.failure is not None:
+        return end.failure.message.rstrip(".")
     if end.signal:
         return f"it was killed by {end.signal}"
     return "it has gone" if end.code is None else f"it exited with code {end.code}"

@@ -62,6 +62,16 @@ def test_a_kill_for_want_of_memory_says_how_much_it_had():
     )
 
 
+def test_an_engine_the_system_killed_while_it_served_is_no_fault_of_its_model():
+    end = engine_exit({"signal": "SIGKILL", "out_of_memory": True}, SPEC, expected=False, was_ready=True)
+    assert end.failure is not None
+    assert (end.failure.code, end.failure.blame, end.failure.kind) == (
+        "out_of_memory",
+        "machine",
+        "transient",
+    )
+
+
 def test_an_end_of_our_making_gives_our_reason_and_the_engines_words():
     end = {"signal": "SIGKILL", "last_lines": ["CUDA error: out of memory"]}
     assert sentence(end, was_ready=False, reason="it said nothing for 60 s") == (
@@ -73,3 +83,24 @@ def test_an_end_of_our_making_gives_our_reason_and_the_engines_words():
 def test_an_end_with_nothing_to_go_by_is_still_a_sentence():
     assert sentence({"code": 7}) == "The mlx engine for ai/smollm2 exited with code 7."
     assert sentence({}) == "The mlx engine for ai/smollm2 has gone."
+
+
+def test_of_an_engine_that_served_clients_only_its_own_words_are_kept():
+    """Engines print what they are asked, and what is stored is shown to others."""
+    own = "/src/ggml.c:1234: GGML_ASSERT(i01 >= 0 && i01 < ne01) failed"
+    said = [
+        "error: SECRET",
+        "ValueError: SECRET",
+        "unknown model architecture: 'SECRET'",
+        "CUDA error: SECRET 7",
+        "GGML_ASSERT(SECRET 'x') failed",
+        f"{own} SECRET",
+        own,
+    ]
+    end = {"code": 1, "first_lines": said, "last_lines": said}
+    kept = engine_exit(end, SPEC, expected=False, was_ready=True)
+    assert (kept.first_lines, kept.last_lines) == ((own,), (own,))
+    assert "SECRET" not in kept.summary
+    assert kept.summary == f"The mlx engine for ai/smollm2 exited with code 1: {own}."
+    loading = engine_exit(end, SPEC, expected=False, was_ready=False)
+    assert loading.last_lines == tuple(said), "while it loads no client is inside"

@@ -126,7 +126,8 @@ def test_an_engine_that_ended_while_no_daemon_ran_is_reported_with_its_end(stage
     host.recover([expected_of(stage.spec("e-1"), pid=pid, started=started)]).result(10)
     (end,) = stage.heard.wait("exited")
     assert (end.signal, end.expected) == ("SIGKILL", False)
-    assert end.first_lines[0] == "farewell"
+    written = json.loads((stage.folder / "e-1" / "exit.json").read_text())
+    assert written["first_lines"][0] == "farewell"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -48,6 +48,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--deaf", action="append", default=[], metavar="SIGNAL", help="ignore this signal")
     parser.add_argument("--deaf-to-sigterm", action="store_true", help="ignore SIGINT and SIGTERM")
     parser.add_argument("--die-of", default="", metavar="WORD", help="die when a request's body has it")
+    parser.add_argument(
+        "--quote", action="append", default=[], help="before that, print it with {0} the body"
+    )
     parser.add_argument("--die-of-after", type=float, default=0.0, metavar="SECONDS", help="so much later")
     parser.add_argument(
         "--answer", nargs=2, default=None, metavar=("STATUS", "BODY"), help="answer completions with this"
@@ -182,6 +185,8 @@ class Engine:
             if self.options.healthy_but_dead or (frozen and STATS["requests"] > frozen):
                 await asyncio.Event().wait()
             if self.options.die_of and self.options.die_of in json.dumps(request):
+                for line in self.options.quote:
+                    say(line.format(json.dumps(request)))
                 await asyncio.sleep(self.options.die_of_after)
                 die(self.options.die_by)
             await self.burn(self.options.burn_before_first_token)

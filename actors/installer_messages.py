@@ -21,6 +21,8 @@ class Activate(Command, frozen=True, kw_only=True):
 class VerifyBackend(Command, frozen=True, kw_only=True):
     """Read every file of a backend's installations: `Verified`. What is damaged is broken from then on."""
 
+    REPEATABLE = True
+
     backend: BackendName
 
 
@@ -106,6 +108,8 @@ class PlanMade(Command, frozen=True, kw_only=True):
 
 class DropFetched(Command, frozen=True, kw_only=True):
     """Drop what was fetched for installations that did not come about: `FetchedDropped`."""
+
+    REPEATABLE = True
 
 
 class FetchedDropped(Command, frozen=True, kw_only=True):

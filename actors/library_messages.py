@@ -13,6 +13,8 @@ from greenroom.actors.limits import Context, Id, Ids, Line, Many, Name, Names, R
 class Pull(Command, frozen=True, kw_only=True):
     """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
 
+    REPEATABLE = True
+
     SECRETS = ("token",)
     reference: Name
     """Canonical."""
@@ -54,6 +56,8 @@ class LeavePull(Command, frozen=True, kw_only=True):
 class RemoveModel(Command, frozen=True, kw_only=True):
     """Remove a model from the store: `Removed`. Its idle engines end; one that is in use refuses (409)."""
 
+    REPEATABLE = True
+
     model_id: Id
     tag: Name = ""
     """Remove this tag only, and the model when it was the last."""
@@ -74,6 +78,8 @@ class Removed(Command, frozen=True, kw_only=True):
 class TagModel(Command, frozen=True, kw_only=True):
     """Give a model another tag, taking it from whichever model had it: `Tagged`."""
 
+    REPEATABLE = True
+
     model_id: Id
     tag: Name
 
@@ -86,6 +92,8 @@ class Tagged(Command, frozen=True, kw_only=True):
 
 class RepackageModel(Command, frozen=True, kw_only=True):
     """Store a model once more with another configuration, under a tag: `ModelNoted`. Files are shared."""
+
+    REPEATABLE = True
 
     model_id: Id
     tag: Name
@@ -115,6 +123,8 @@ class ModelNoted(Command, frozen=True, kw_only=True):
 class Prune(Command, frozen=True, kw_only=True):
     """Remove what no model needs, downloads that broke off too: `Pruned`."""
 
+    REPEATABLE = True
+
 
 class Pruned(Command, frozen=True, kw_only=True):
     """What that has freed, in bytes."""
@@ -124,6 +134,8 @@ class Pruned(Command, frozen=True, kw_only=True):
 
 class Push(Command, frozen=True, kw_only=True):
     """Publish a model under a reference: `Pushed`. Joins a push to the same reference."""
+
+    REPEATABLE = True
 
     SECRETS = ("token",)
     model_id: Id

@@ -188,6 +188,8 @@ class RollCall(Command, frozen=True, kw_only=True):
 class Ensure(Command, frozen=True, kw_only=True):
     """Have a backend installed. The reply comes when it is, or when the job has ended: `Ensured`."""
 
+    REPEATABLE = True
+
     backend: BackendName
     version: Version = ""
     """Empty means the pinned one."""
@@ -210,6 +212,8 @@ class Ensured(Reply, frozen=True, kw_only=True):
 
 class Uninstall(Command, frozen=True, kw_only=True):
     """Remove a backend, or a version of it, once its engines have drained: `Uninstalled`."""
+
+    REPEATABLE = True
 
     backend: BackendName
     version: Version = ""
@@ -262,6 +266,8 @@ class Cancelled(Reply, frozen=True, kw_only=True):
 
 class PlanInstall(Command, frozen=True, kw_only=True):
     """What would an installation fetch? `Plan`."""
+
+    REPEATABLE = True
 
     backend: BackendName
     version: Version = ""
@@ -369,10 +375,21 @@ class Serve(Command, frozen=True, kw_only=True):
     """Seconds the model stays after its last request; negative means for ever."""
     caller: Id = ""
     """Whom fairness counts: a key or an address."""
+    held: bool = False
+    """The asker leaves the gate whatever happens, so the place does not end with its `Granted`."""
+
+    def withdrawn(self) -> Abandon:
+        """Stop waiting, or leave."""
+        return Abandon(request_id=self.request_id)
+
+    @property
+    def is_leased(self) -> bool:
+        """A place ends with its holder, who may forget to leave."""
+        return not self.held
 
 
-class Granted(Reply, frozen=True, kw_only=True):
-    """A place in an engine's gate under the request's id. Whoever has it must leave."""
+class Granted(Reply, frozen=True, kw_only=True, weakref=True):
+    """A place in an engine's gate under the request's id, until `Abandon`, or until nobody holds this."""
 
     engine_id: str
     backend: str

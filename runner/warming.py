@@ -84,6 +84,7 @@ class Warming:
                 backend=one.backend,
                 keep_alive=one.keep_alive,
                 caller=one.why,
+                held=True,
             )
             timeout = self._max_wait + _GRACE
             reply = self._system.ask(SCHEDULER, serve, cause=request_id, timeout=timeout)

@@ -63,6 +63,12 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """What takes this command back once whoever asked has given up; None when nothing has to be."""
         return None
 
+    @property
+    def is_leased(self) -> bool:
+        """The answer holds something for as long as somebody holds the answer: with the last reference to it
+        the command is withdrawn. The answer's type must allow weak references."""
+        return False
+
 
 class Recovered(Command, frozen=True, kw_only=True):
     """The first command of every life: the state is replayed, now look at the world."""

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -252,6 +253,8 @@ class ActorSystem:
                 late = f"{address} did not answer within {timeout:g} seconds"
                 timer = self.clock.call_at(deadline, lambda: self._expire(shell, command, cause, reply, late))
                 reply.on_done(timer.cancel)
+            if command.is_leased:
+                reply.lease(partial(self._withdraw, shell, command, cause))
             self._put(shell, Asked(command=command, cause=cause, reply=reply, deadline=deadline))
         return reply
 
@@ -423,10 +426,13 @@ class ActorSystem:
 
     def _expire(self, shell: Shell, command: Command, cause: str, reply: Reply, late: str) -> None:
         """Nobody waits any more: what the actor does for them is taken back, if the command can be."""
-        if not reply.fail(AskExpired(late)):
-            return
+        if reply.fail(AskExpired(late)):
+            self._withdraw(shell, command, cause)
+
+    def _withdraw(self, shell: Shell, command: Command, cause: str) -> None:
+        """Take a command back. Runs in any thread, also while an answer that nobody holds is collected."""
         undo = command.withdrawn()
-        if undo is not None:
+        if undo is not None and os.getpid() == self._pid:
             self._put(shell, Asked(command=undo, cause=cause))
 
     def _put(self, shell: Shell, asked: Asked) -> None:

@@ -113,6 +113,7 @@ class Admission:
             backend=self._backend,
             caller=self._caller,
             keep_alive=self._keep_alive,
+            held=True,
         )
         self._asked = self._grant_due = True
         try:

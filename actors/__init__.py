@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from greenroom.actors.kernel.errors import (
         ActorStopped,
         AskExpired,
+        Forked,
         KernelError,
         MailboxFull,
         Refusal,
@@ -109,7 +110,7 @@ _PLACES = {
         "Tell refuse"
     ),
     "kernel.errors": (
-        "ActorStopped AskExpired KernelError MailboxFull Refusal Refused StartFailed SystemFailed "
+        "ActorStopped AskExpired Forked KernelError MailboxFull Refusal Refused StartFailed SystemFailed "
         "UnknownActor"
     ),
     "kernel.reply": "NoAnswerYet Reply",
@@ -153,6 +154,7 @@ __all__ = [
     "Event",
     "Failure",
     "FaultyJournal",
+    "Forked",
     "Granted",
     "Hands",
     "Installation",

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from greenroom.actors.facts import Mode
+from greenroom.actors.kernel.fork import on_fork
 
 _NAMED = 3
 """Requests of a gate that a reading names."""
@@ -98,6 +99,12 @@ class GateBoard:
         self._monotonic = monotonic
         self.on_empty: Callable[[str], None] | None = None
         """Called with the engine's id, outside the lock, when the last request has left it."""
+        on_fork(self)
+
+    def forked(self) -> None:
+        """A child has no engines: they are its parent's."""
+        self._lock = threading.Lock()
+        self._gates, self._places, self.on_empty = {}, {}, None
 
     # the scheduler's side
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from greenroom.actors.facts import Progress
+from greenroom.actors.kernel.fork import on_fork
 
 Listener = Callable[[Progress], None]
 
@@ -42,6 +43,11 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._latest: dict[str, Progress] = {}
         self._listeners: dict[str, list[Listener]] = {}
+        self._lock = threading.Lock()
+        on_fork(self)
+
+    def forked(self) -> None:
+        """A child has a copy, which nobody writes to."""
         self._lock = threading.Lock()
 
     def publish(self, progress: Progress) -> None:

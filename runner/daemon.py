@@ -73,6 +73,9 @@ _LOOK_BOUND = 120.0
 STOP_BOUND = 60.0
 """Seconds a stop takes at most, whatever hangs."""
 
+_LEASES_END = 2.0
+"""Seconds of a stop after which places that this program itself holds are taken from it."""
+
 
 class NotRunning(RuntimeError):
     """This Greenroom has not been started, or has been stopped."""
@@ -101,10 +104,12 @@ class Greenroom:
         clock: Clock | None = None,
         backends: Mapping[str, Backend] = BACKENDS,
         here: Platform | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         """Wire everything; nothing is started and nothing is written before `start`.
 
-        `journal` replaces the SQLite file; `here` is the machine that verdicts are about.
+        `journal` replaces the SQLite file; `here` is the machine that verdicts are about. `on_failure` hears
+        once, from any thread, that the actors have stopped themselves; `stop` is still to be called.
         """
         self.settings = settings
         self.home = settings.home
@@ -128,6 +133,11 @@ class Greenroom:
         self._guests: list[tuple[Core[Any, Any], Hands | None]] = []
         self.failure: BaseException | None = None
         """Why the system has stopped itself, if it has."""
+        self._on_failure = on_failure
+        self.address = ""
+        """Where its front door listens, for the journal; empty in a program that listens nowhere."""
+        self._pid = os.getpid()
+        """Of the process that has started it: in a fork of that one, it is not ours."""
         self.facts = tuple(
             facts_of(backend, self._platform, settings.backends.get(name))
             for name, backend in self.backends.items()
@@ -151,6 +161,9 @@ class Greenroom:
 
         Raises HomeLocked, JournalError, StartFailed, OSError; after any of them nothing is left running.
         """
+        if self._lock is not None and os.getpid() != self._pid:
+            raise StartFailed(f"this Greenroom was started in process {self._pid}: make another one here")
+        self._pid = os.getpid()
         prepare_home(self.home)
         self._lock = DaemonLock(self.home)
         self._watch = HomeWatch(self.home, self._lock.is_in_place)
@@ -159,7 +172,8 @@ class Greenroom:
             self._start()
             self._watch.start()
         except BaseException:
-            self._end_hands(None, Ending(STOP_BOUND))
+            # Engines of the last daemon may have been adopted already: the next start finds them.
+            self._end_hands(self.settings.engine_grace, Ending(STOP_BOUND))
             self._lock.release()
             raise
 
@@ -275,25 +289,33 @@ class Greenroom:
             version=greenroom_version(),
             platform=platform.platform(),
             boot_id=boot_id(),
-            address=self.settings.url,
+            address=self.address,
         )
 
     def stop(self, keep_engines: float | None = None, *, reason: str = "asked to stop") -> None:
         """End in order: engines, jobs, actors, journal. Idempotent; takes `STOP_BOUND` seconds at most.
 
         `keep_engines` leaves the engines running for so many seconds (`math.inf`: for ever), for the next
-        daemon to adopt; None ends them. What hangs is left behind and named in the log.
+        daemon to adopt; None ends them. What hangs is left behind and named in the log. If the actors have stopped themselves, engines are left for their
+        grace in any case: what may be lost must not cost what still works. In a forked child this does
+        nothing, since all of it is the parent's.
         """
         system = self._system
-        if system is None:
+        if system is None or os.getpid() != self._pid:
             return
         ending = Ending(STOP_BOUND)
+        if system.failure is not None and keep_engines is None:
+            keep_engines = self.settings.engine_grace
         if self._watch is not None:
             self._watch.close()
         if keep_engines is None and system.failure is None:
             with contextlib.suppress(Exception):
                 # A scheduler that does not answer in time is overruled by the host below.
-                system.ask(msg.SCHEDULER, msg.Drain()).get(timeout=STOP_BOUND / 2)
+                drained = system.ask(msg.SCHEDULER, msg.Drain())
+                with contextlib.suppress(TimeoutError):
+                    drained.get(timeout=_LEASES_END)
+                system.end_leases()
+                drained.get(timeout=STOP_BOUND / 2)
         self._end_hands(keep_engines, ending, spare=STOP_BOUND / 5)
         if system.failure is None:
             try:
@@ -470,6 +492,8 @@ class Greenroom:
 
     def _failed(self, error: BaseException) -> None:
         self.failure = error
+        if self._on_failure is not None:
+            self._on_failure(error)
 
     def _stop_system(self, system: ActorSystem) -> None:
         system.stop(STOP_BOUND / 10)

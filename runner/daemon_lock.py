@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenroom.actors.journal.lock import lock_exclusively, read_pid, unlock
+from greenroom.actors.journal.lock import lock_exclusively, note_holder, read_pid, unlock
 
 _SHOWN = 80
 """Characters of a command line that are shown."""
@@ -110,6 +110,7 @@ class DaemonLock:
         with contextlib.suppress(OSError):
             os.ftruncate(self._file.fileno(), 0)
             os.pwrite(self._file.fileno(), str(os.getpid()).encode(), 0)
+        note_holder(self)
 
     def is_in_place(self) -> bool:
         """Whether the data directory is still the one that was locked. Blocks as long as the disk does."""
@@ -126,3 +127,7 @@ class DaemonLock:
         if not self._file.closed:
             unlock(self._file.fileno())
             self._file.close()
+
+    def forked(self) -> None:
+        """In a child there is nothing to let go of."""
+        self._file.close()

@@ -7,12 +7,40 @@ import fcntl
 import os
 import time
 from pathlib import Path
+from typing import Protocol
+from weakref import WeakSet
 
 from greenroom.actors.journal.port import JournalBusy
 
 PATIENCE = 10.0
 """Seconds to wait for a lock whose holder is dead: far more than a child needs to begin its own program."""
 _LOOK_EVERY = 0.005
+
+
+class Holder(Protocol):
+    """Something that has locked a file."""
+
+    def forked(self) -> None:
+        """This is a copy in a forked child: close the file without unlocking it."""
+        ...
+
+
+_holders: WeakSet[Holder] = WeakSet()
+
+
+def note_holder(holder: Holder) -> None:
+    """Have it told of forks. The lock belongs to the open file, which a child shares: a child that unlocks it
+    takes it from its parent, and one that keeps it open holds it when the parent has long ended.
+    """
+    _holders.add(holder)
+
+
+def _after_fork() -> None:
+    for holder in tuple(_holders):
+        holder.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def lock_exclusively(descriptor: int) -> None:
@@ -72,6 +100,13 @@ class WriterLock:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._descriptor = descriptor
+        note_holder(self)
+
+    def forked(self) -> None:
+        """In a child there is nothing to give back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def release(self) -> None:
         """Let others write. Idempotent."""

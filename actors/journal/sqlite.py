@@ -91,6 +91,7 @@ class SqliteJournal:
         # None until all that is stored has been checked; then somebody may write.
         self._thread: threading.Thread | None = None
         self._opening = threading.Lock()
+        self._pid = os.getpid()
         try:
             if lock:
                 self._lock = WriterLock(self.files.lock)
@@ -112,6 +113,8 @@ class SqliteJournal:
 
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
         """See `Journal.append`."""
+        if self._is_forked:
+            raise NotWritten(f"{self.files.db} is written by process {self._pid}, from which this was forked")
         job = _Job(checked(batch), urgent)
         if self._thread is None and not self._closed:
             self._check()
@@ -128,6 +131,8 @@ class SqliteJournal:
 
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
         """See `Journal.read`."""
+        if self._is_forked:
+            raise JournalError(f"{self.files.db} is open in process {self._pid}, from which this was forked")
         is_first = self._thread is None and not self._closed
         if is_first and after == 0 and stream is None:
             for rows in self._checked_rows():
@@ -143,7 +148,9 @@ class SqliteJournal:
                 yield from reader.read_stream(stream, after=after, head=head)
 
     def close(self) -> None:
-        """See `Journal.close`."""
+        """See `Journal.close`; does nothing in a forked child, where the files are the parent's."""
+        if self._is_forked:
+            return
         with self._opening:
             was_closed, thread = self._closed, self._thread
             with self._wake:
@@ -154,6 +161,10 @@ class SqliteJournal:
         elif not was_closed:
             self._sentinel.close()
             self._let_go()
+
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
 
     # -- opening ------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import logging
 import os
 import queue
 import threading
-import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -40,7 +39,7 @@ class Reply(pykka.ThreadingFuture[Any]):
         self._callbacks: list[Callable[[], None]] = []
         self._callbacks_lock = threading.Lock()
         self._done = False
-        self._let_go: Callable[[], None] | None = None
+        self._lease: Callable[[Any], None] | None = None
         self._pid = os.getpid()
 
     def done(self) -> bool:
@@ -65,15 +64,14 @@ class Reply(pykka.ThreadingFuture[Any]):
         """Not offered: Pykka's `map` and its kin compute inside `get`, so nobody could await the result."""
         raise TypeError("map the answer once it is there: `map` and its kin cannot be awaited")
 
-    def lease(self, let_go: Callable[[], None]) -> None:
-        """Call `let_go` once nobody holds the answer any more. To be said before anybody may answer."""
-        self._let_go = let_go
+    def lease(self, begin: Callable[[Any], None]) -> None:
+        """Hand the answer to `begin` before anybody sees it. To be said before anybody may answer."""
+        self._lease = begin
 
     def set(self, value: Any = None) -> None:
         """Give the answer. A second answer is ignored: whoever came first has been heard."""
-        if self._let_go is not None and not self._done:
-            # At the end of the process there is nobody left to tell.
-            weakref.finalize(value, self._let_go).atexit = False
+        if self._lease is not None and not self._done:
+            self._lease(value)
         # queue.Full is how Pykka says that there is one already; an expiry and the real answer may race.
         try:
             super().set(value)

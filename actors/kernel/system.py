@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, TracebackType
@@ -106,6 +108,8 @@ class ActorSystem:
         self._stopping = False
         self._closed = False
         self._listeners: list[Callable[[Record], None]] = []
+        self._lease_numbers = itertools.count()
+        self._leases: dict[int, weakref.finalize[Any, Any]] = {}
 
     # making
 
@@ -254,7 +258,7 @@ class ActorSystem:
                 timer = self.clock.call_at(deadline, lambda: self._expire(shell, command, cause, reply, late))
                 reply.on_done(timer.cancel)
             if command.is_leased:
-                reply.lease(partial(self._withdraw, shell, command, cause))
+                reply.lease(partial(self._begin_lease, shell, command, cause))
             self._put(shell, Asked(command=command, cause=cause, reply=reply, deadline=deadline))
         return reply
 
@@ -275,6 +279,11 @@ class ActorSystem:
         Raises UnknownActor, ActorStopped before the start, TypeError for what is no command, and Forked.
         """
         self._send(self._checked(to, command), command, cause)
+
+    def end_leases(self) -> None:
+        """Withdraw every command whose answer is still held (see `Command.is_leased`)."""
+        for end in list(self._leases.values()):
+            end()
 
     def state(self, of: Address | str) -> Any:
         """The durable state of an actor as of its last event: an immutable value."""
@@ -428,6 +437,18 @@ class ActorSystem:
         """Nobody waits any more: what the actor does for them is taken back, if the command can be."""
         if reply.fail(AskExpired(late)):
             self._withdraw(shell, command, cause)
+
+    def _begin_lease(self, shell: Shell, command: Command, cause: str, answer: Any) -> None:
+        """Withdraw the command with the last reference to its answer."""
+        number = next(self._lease_numbers)
+        end = weakref.finalize(answer, self._end_lease, number, shell, command, cause)
+        # At the end of the process there is nobody left to tell.
+        end.atexit = False
+        self._leases[number] = end
+
+    def _end_lease(self, number: int, shell: Shell, command: Command, cause: str) -> None:
+        self._leases.pop(number, None)
+        self._withdraw(shell, command, cause)
 
     def _withdraw(self, shell: Shell, command: Command, cause: str) -> None:
         """Take a command back. Runs in any thread, also while an answer that nobody holds is collected."""

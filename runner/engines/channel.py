@@ -11,6 +11,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from greenroom.actors.kernel.fork import on_fork
 from greenroom.runner.engines import keeper as keeper_program
 from greenroom.runner.engines.readiness import peer_pid
 
@@ -32,6 +33,12 @@ class Channel:
         self._sending = threading.Lock()
         self._received = b""
         self._closed = False
+        on_fork(self)
+
+    def forked(self) -> None:
+        """A child that kept the life line open would keep the engine alive beyond our end."""
+        self._closed = True
+        self._socket.close()
 
     @classmethod
     def spawn(cls) -> Channel:

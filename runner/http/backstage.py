@@ -73,6 +73,11 @@ class Backstage(Protocol):
         ...
 
     @property
+    def failure(self) -> BaseException | None:
+        """Why the actors have stopped themselves; None while they have not."""
+        ...
+
+    @property
     def system(self) -> ActorSystem:
         """Where the actors are."""
         ...

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 from greenroom.actors.facts import Mode, Model
-from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.kernel.errors import KernelError, SystemFailed
 from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.messages import SCHEDULER
 from greenroom.actors.progress import request_job
@@ -55,7 +55,13 @@ class Door:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def model(self, name: str, param: str = "model") -> Model:
-        """The model of that name. Raises HttpRefusal: 404 when it is not here, 400 when it is no name."""
+        """The model of that name. Raises HttpRefusal: 404 when it is not here, 400 when it is no name.
+
+        Raises SystemFailed when the actors have stopped themselves: what is here is not known then.
+        """
+        failure = self.backstage.failure
+        if failure is not None:
+            raise SystemFailed(str(failure)) from failure
         if not is_line(name):
             message = f"A model's name is one line of at most {NAME} printable characters."
             raise HttpRefusal(400, "bad_model_name", message, param=param)

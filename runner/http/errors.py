@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 from greenroom.actors.kernel.errors import (
     AskExpired,
+    Forked,
     KernelError,
     MailboxFull,
     Refusal,
@@ -52,6 +53,13 @@ def refusal_of(error: BaseException) -> Refusal:
             code="stopped",
             message=f"Greenroom has stopped itself: {error}.",
             advice="Start it again with greenroom serve; greenroom log says what happened.",
+            status=503,
+        )
+    if isinstance(error, Forked):
+        return Refusal(
+            code="forked",
+            message=f"{error}.",
+            advice="Start Greenroom after the fork, in one process, and let the others ask that one.",
             status=503,
         )
     if isinstance(error, MailboxFull):

@@ -55,10 +55,14 @@ class Health:
         return web.json_response({"version": VERSION})
 
     async def livez(self, request: web.Request) -> web.Response:
-        """Says who it is, and proves it to a client that sends a challenge. Asks no actor."""
+        """Says who it is, and proves it to a client that sends a challenge. Asks no actor.
+
+        503 once the actors have stopped themselves: only a new start helps then.
+        """
         backstage = self._door.backstage
+        failure = backstage.failure
         fields = {
-            "status": "ok",
+            "status": "ok" if failure is None else "failed",
             "instance_id": backstage.instance_id,
             "pid": os.getpid(),
             "version": VERSION,
@@ -67,7 +71,7 @@ class Health:
         challenge, transport = request.headers.get(CHALLENGE), request.transport
         if challenge and transport is not None:
             fields["proof"] = backstage.prove(challenge, address_of(transport.get_extra_info("sockname")))
-        return web.json_response(fields)
+        return web.json_response(fields, status=200 if failure is None else 503)
 
     async def readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002
         """Green once everybody has looked, while the scheduler answers and the data directory is there."""

@@ -84,6 +84,7 @@ def run(
     and SystemStopped.
     """
     listener = _bind(greenroom)
+    greenroom.address = _url(listener)
     last_resort = LastResort(drain + bound)
     serving = _Serving(greenroom, listener, allowed_hosts, allowed_origins, opened, drain, last_resort)
     # A thread that hangs, on a frozen disk say, would be waited for here.

@@ -1,0 +1,112 @@
+"""The actors have stopped themselves: the host is told, clients are told, and engines are left alone."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from greenroom.actors import (
+    LIBRARY,
+    SCHEDULER,
+    Abandon,
+    Configure,
+    FaultyJournal,
+    Granted,
+    JournalFailed,
+    MemoryJournal,
+    Pull,
+    Serve,
+    SystemFailed,
+)
+from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, front_door, tiny_gguf
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short path: sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="gr-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Failing:
+    """A Greenroom with a loaded model, whose journal then fails."""
+
+    def __init__(self, home: Path, programs: Path) -> None:
+        self.journal = FaultyJournal(MemoryJournal())
+        self.told: list[BaseException] = []
+        self.heard = threading.Event()
+        settings = Settings(
+            home=home, backends={"fake": ExternalBackend(binary=Path(sys.executable))}, engine_grace=1.0
+        )
+        self.greenroom = Greenroom(
+            settings,
+            journal=self.journal,
+            backends={"fake": fake_backend(programs / "fake_engine.py")},
+            on_failure=self._failed,
+        )
+        self.greenroom.start()
+        ask = self.greenroom.system.ask
+        self.model = ask(LIBRARY, Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30).model
+        serve = Serve(request_id="r", model_id=self.model.id, model_ref="tiny")
+        granted: Granted = ask(SCHEDULER, serve).get(timeout=30)
+        self.greenroom.system.tell(SCHEDULER, Abandon(request_id="r"))
+        (engine,) = (one for one in self.greenroom.engines() if one.spec.engine_id == granted.engine_id)
+        self.engine = psutil.Process(engine.pid)
+
+    def _failed(self, error: BaseException) -> None:
+        self.told.append(error)
+        self.heard.set()
+
+    def fail(self) -> None:
+        self.journal.fault = JournalFailed("the disk is gone")
+        configure = Configure(model_id=self.model.id, model_ref="tiny", keep_alive=7.0)
+        with pytest.raises(SystemFailed):
+            self.greenroom.system.ask(SCHEDULER, configure).get(timeout=10)
+
+
+@pytest.fixture
+def failing(home: Path, programs: Path) -> Iterator[Failing]:
+    failing = Failing(home, programs)
+    yield failing
+    failing.greenroom.stop()
+
+
+def test_a_host_is_told_once_that_the_actors_have_stopped_themselves(failing: Failing) -> None:
+    failing.fail()
+    assert failing.heard.wait(10)
+    assert [str(error) for error in failing.told] == ["the disk is gone"]
+    assert failing.greenroom.failure is failing.told[0]
+
+
+def test_engines_are_left_to_their_grace_when_the_actors_have_stopped_themselves(failing: Failing) -> None:
+    failing.fail()
+    failing.greenroom.stop()
+    assert failing.engine.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    failing.engine.wait(timeout=20)
+
+
+async def test_clients_are_told_that_it_failed_and_not_that_a_model_is_missing(failing: Failing) -> None:
+    async with TestClient(TestServer(front_door(failing.greenroom))) as client:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+        async with client.get("/livez") as healthy:
+            assert (healthy.status, (await healthy.json())["status"]) == (200, "ok")
+        failing.fail()
+        async with client.get("/livez") as live, client.get("/readyz") as ready:
+            assert (live.status, (await live.json())["status"]) == (503, "failed")
+            assert ready.status == 503
+        async with client.post("/v1/chat/completions", json=body) as chat:
+            assert chat.status == 503
+            assert (await chat.json())["error"]["code"] == "stopped"
+
+
+def test_a_host_that_listens_nowhere_is_not_said_to_have_an_address(failing: Failing) -> None:
+    (started,) = (one for one in failing.journal.read() if one.type == "daemon_started")
+    assert "http" not in started.data

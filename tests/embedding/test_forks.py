@@ -1,0 +1,190 @@
+"""A fork is another process: nothing it does or leaves undone touches its parent's Greenroom."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from greenroom.actors import LIBRARY, SCHEDULER, Abandon, Forked, NotWritten, Pull, Serve, StartFailed
+from greenroom.actors.journal.port import Entry
+from greenroom.actors.journal.sqlite import SqliteJournal
+from greenroom.runner import ExternalBackend, Greenroom, HomeLocked, Settings, fake_backend, tiny_gguf
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short path: sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="gr-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def made(home: Path, programs: Path, **more: Any) -> Greenroom:
+    settings = Settings(home=home, backends={"fake": ExternalBackend(binary=Path(sys.executable))}, **more)
+    return Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")})
+
+
+def in_child(what: Callable[[], object], *, within: float = 20.0) -> None:
+    """Fork, run it there, and fail here if it fails there or takes too long."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = b""
+        try:
+            what()
+        except BaseException:  # noqa: BLE001 - told to the parent
+            said = traceback.format_exc().encode()
+        finally:
+            os.write(write, said or b"fine")
+            os._exit(0)
+    os.close(write)
+    killer = threading.Timer(within, os.kill, (pid, 9))
+    killer.start()
+    try:
+        with os.fdopen(read, "rb") as told:
+            said = told.read()
+        os.waitpid(pid, 0)
+    finally:
+        killer.cancel()
+    assert said == b"fine", said.decode() or "the child hung"
+
+
+def loaded(greenroom: Greenroom, home: Path) -> psutil.Process:
+    """Have a model loaded, and nobody inside."""
+    system = greenroom.system
+    pulled = system.ask(LIBRARY, Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30)
+    serve = Serve(request_id="r", model_id=pulled.model.id, model_ref="tiny")
+    system.ask(SCHEDULER, serve).get(timeout=30)
+    system.tell(SCHEDULER, Abandon(request_id="r"))
+    (engine,) = [one for one in greenroom.engines() if one.state == "ready"]
+    return psutil.Process(engine.pid)
+
+
+def test_a_child_can_ask_nothing_and_stop_nothing_and_its_parent_goes_on(home: Path, programs: Path) -> None:
+    with made(home, programs) as greenroom:
+        engine = loaded(greenroom, home)
+
+        def child() -> None:
+            for send in (greenroom.system.ask, greenroom.system.tell):
+                with pytest.raises(Forked, match=f"runs in process {os.getppid()}"):
+                    send(SCHEDULER, Abandon(request_id="r"))
+            begun = time.monotonic()
+            greenroom.stop()
+            greenroom.system.stop()
+            assert time.monotonic() - begun < 1
+            with pytest.raises(StartFailed, match="make another one here"):
+                greenroom.start()
+            with pytest.raises(HomeLocked):
+                made(home, programs).start()
+            assert greenroom.gates.readings() == {}
+
+        in_child(child)
+        assert engine.is_running()
+        loaded(greenroom, home)
+        with pytest.raises(HomeLocked):
+            made(home, programs).start()
+
+
+def test_a_child_that_leaves_the_with_block_ends_nothing(home: Path, programs: Path) -> None:
+    with made(home, programs) as greenroom:
+        engine = loaded(greenroom, home)
+        in_child(lambda: greenroom.__exit__(None, None, None))
+        assert engine.is_running()
+        assert greenroom.models()
+
+
+def test_a_process_of_multiprocessing_can_have_a_greenroom_of_its_own(home: Path, programs: Path) -> None:
+    def child() -> None:
+        with made(home / "child", programs) as mine:
+            loaded(mine, home / "child")
+
+    with made(home, programs) as greenroom:
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        loaded(greenroom, home)
+
+
+def test_one_that_was_made_before_the_fork_is_started_after_it(home: Path, programs: Path) -> None:
+    greenroom = made(home, programs)
+
+    def child() -> None:
+        with greenroom:
+            loaded(greenroom, home)
+
+    in_child(child, within=60)
+
+
+def test_a_child_that_lives_on_keeps_neither_the_home_locked_nor_an_engine_alive(
+    home: Path, programs: Path
+) -> None:
+    """As a worker does whose parent was killed."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            greenroom = made(home, programs, engine_grace=0.5)
+            greenroom.start()
+            engine = loaded(greenroom, home)
+            worker = os.fork()
+            if worker == 0:
+                time.sleep(120)
+            else:
+                os.write(write, f"{engine.pid} {worker}".encode())
+        finally:
+            os._exit(9)
+    os.close(write)
+    engine_pid, worker = map(int, os.read(read, 64).split())
+    os.close(read)
+    os.waitpid(parent, 0)
+    try:
+        psutil.Process(engine_pid).wait(timeout=20)
+        with made(home, programs) as again:
+            assert again.models()
+            assert psutil.pid_exists(worker)
+    finally:
+        os.kill(worker, 9)
+
+
+def test_a_journal_is_written_by_the_process_that_opened_it(tmp_path: Path) -> None:
+    def entry(version: int) -> Entry:
+        return Entry(stream="s", version=version, type="t", schema=1, cause="", data="{}", at=1.0)
+
+    journal = SqliteJournal(tmp_path / "journal.db")
+    journal.append([entry(1)])
+
+    def child() -> None:
+        with pytest.raises(NotWritten, match="from which this was forked"):
+            journal.append([entry(2)])
+        journal.close()
+
+    in_child(child)
+    journal.append([entry(2)])
+    assert len(list(journal.read())) == 2
+    journal.close()
+
+
+def test_a_reply_that_was_awaited_before_the_fork_raises_in_the_child(home: Path, programs: Path) -> None:
+    with made(home, programs) as greenroom:
+        reply = greenroom.system.ask(SCHEDULER, Serve(request_id="r", model_id="no", model_ref="no"))
+        pending = greenroom.system.ask(LIBRARY, Pull(reference="file:/nowhere"))
+
+        def child() -> None:
+            for one in (reply, pending):
+                if not one.done():
+                    with pytest.raises(Forked):
+                        one.get(timeout=5)
+
+        in_child(child)

@@ -296,9 +296,9 @@ class Greenroom:
         """End in order: engines, jobs, actors, journal. Idempotent; takes `STOP_BOUND` seconds at most.
 
         `keep_engines` leaves the engines running for so many seconds (`math.inf`: for ever), for the next
-        daemon to adopt; None ends them. What hangs is left behind and named in the log. If the actors have stopped themselves, engines are left for their
-        grace in any case: what may be lost must not cost what still works. In a forked child this does
-        nothing, since all of it is the parent's.
+        daemon to adopt; None ends them. What hangs is left behind and named in the log. If the actors have
+        stopped themselves, engines are left for their grace in any case: what may be lost must not cost what
+        still works. In a forked child this does nothing, since all of it is the parent's.
         """
         system = self._system
         if system is None or os.getpid() != self._pid:
@@ -315,7 +315,7 @@ class Greenroom:
                 with contextlib.suppress(TimeoutError):
                     drained.get(timeout=_LEASES_END)
                 system.end_leases()
-                drained.get(timeout=STOP_BOUND / 2)
+                drained.get(timeout=STOP_BOUND / 2 - _LEASES_END)
         self._end_hands(keep_engines, ending, spare=STOP_BOUND / 5)
         if system.failure is None:
             try:

@@ -22,7 +22,6 @@ class VerifyBackend(Command, frozen=True, kw_only=True):
     """Read every file of a backend's installations: `Verified`. What is damaged is broken from then on."""
 
     REPEATABLE = True
-
     backend: BackendName
 
 

@@ -14,7 +14,6 @@ class Pull(Command, frozen=True, kw_only=True):
     """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
 
     REPEATABLE = True
-
     SECRETS = ("token",)
     reference: Name
     """Canonical."""
@@ -57,7 +56,6 @@ class RemoveModel(Command, frozen=True, kw_only=True):
     """Remove a model from the store: `Removed`. Its idle engines end; one that is in use refuses (409)."""
 
     REPEATABLE = True
-
     model_id: Id
     tag: Name = ""
     """Remove this tag only, and the model when it was the last."""
@@ -79,7 +77,6 @@ class TagModel(Command, frozen=True, kw_only=True):
     """Give a model another tag, taking it from whichever model had it: `Tagged`."""
 
     REPEATABLE = True
-
     model_id: Id
     tag: Name
 
@@ -94,7 +91,6 @@ class RepackageModel(Command, frozen=True, kw_only=True):
     """Store a model once more with another configuration, under a tag: `ModelNoted`. Files are shared."""
 
     REPEATABLE = True
-
     model_id: Id
     tag: Name
     context_size: Context | None = None
@@ -136,7 +132,6 @@ class Push(Command, frozen=True, kw_only=True):
     """Publish a model under a reference: `Pushed`. Joins a push to the same reference."""
 
     REPEATABLE = True
-
     SECRETS = ("token",)
     model_id: Id
     reference: Name

@@ -16,7 +16,6 @@ from greenroom.actors.facts import (
     Mode,
     Model,
     ModelFormat,
-    Progress,
     WantedBy,
 )
 from greenroom.actors.installer_messages import (
@@ -189,7 +188,6 @@ class Ensure(Command, frozen=True, kw_only=True):
     """Have a backend installed. The reply comes when it is, or when the job has ended: `Ensured`."""
 
     REPEATABLE = True
-
     backend: BackendName
     version: Version = ""
     """Empty means the pinned one."""
@@ -214,7 +212,6 @@ class Uninstall(Command, frozen=True, kw_only=True):
     """Remove a backend, or a version of it, once its engines have drained: `Uninstalled`."""
 
     REPEATABLE = True
-
     backend: BackendName
     version: Version = ""
     """Empty means all that is installed and on its way."""
@@ -268,7 +265,6 @@ class PlanInstall(Command, frozen=True, kw_only=True):
     """What would an installation fetch? `Plan`."""
 
     REPEATABLE = True
-
     backend: BackendName
     version: Version = ""
 
@@ -379,12 +375,10 @@ class Serve(Command, frozen=True, kw_only=True):
     """The asker leaves the gate whatever happens, so the place does not end with its `Granted`."""
 
     def withdrawn(self) -> Abandon:
-        """Stop waiting, or leave."""
         return Abandon(request_id=self.request_id)
 
     @property
     def is_leased(self) -> bool:
-        """A place ends with its holder, who may forget to leave."""
         return not self.held
 
 
@@ -555,12 +549,6 @@ class GateEmptied(Command, frozen=True, kw_only=True):
     """Report: the last request has left an engine."""
 
     engine_id: Id
-
-
-class JobMoved(Command, frozen=True, kw_only=True):
-    """Report: a job got on. Never stored."""
-
-    progress: Progress
 
 
 # daemon

@@ -27,6 +27,8 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     starts: int = 0
     running_pid: int = 0
     """The pid of the daemon that has not said that it stopped; another than ours was killed."""
+    running_life: str = ""
+    """And its own name."""
     started_at: float = 0.0
     """When the last one started."""
     started_before: float = 0.0
@@ -66,15 +68,16 @@ class DaemonLog:
     def apply(self, state: DaemonState, stored: Stored[Any]) -> DaemonState:
         """Fold one event."""
         match stored.event:
-            case ev.DaemonStarted(pid=pid):
+            case ev.DaemonStarted(pid=pid, life=life):
                 return DaemonState(
                     starts=state.starts + 1,
                     running_pid=pid,
+                    running_life=life,
                     started_at=stored.at,
                     started_before=state.started_at,
                 )
             case _:
-                return msgspec.structs.replace(state, running_pid=0)
+                return msgspec.structs.replace(state, running_pid=0, running_life="")
 
     def decide(
         self, state: DaemonState, command: Command, _now: Moment, _seen: DaemonSeen
@@ -85,7 +88,8 @@ class DaemonLog:
                 return Decision(events=(ev.DaemonStopped(pid=c.pid, reason=c.reason),))
             case Recovered():
                 # A rebuild of this actor is not another start of the daemon.
-                known = state.running_pid == self._started.pid
+                ours = (self._started.pid, self._started.life)
+                known = (state.running_pid, state.running_life) == ours
                 return Decision(events=() if known else (self._started,))
             case _:
                 raise NotUnderstood(self.address, command)

@@ -551,6 +551,8 @@ class DaemonStarted(Event, frozen=True, kw_only=True):
     platform: str
     boot_id: str = ""
     address: str = ""
+    life: str = ""
+    """A name of its own: in a container each daemon has the same pid."""
 
 
 class DaemonStopped(Event, frozen=True, kw_only=True):

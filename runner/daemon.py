@@ -290,6 +290,7 @@ class Greenroom:
             platform=platform.platform(),
             boot_id=boot_id(),
             address=self.address,
+            life=uuid.uuid4().hex,
         )
 
     def stop(self, keep_engines: float | None = None, *, reason: str = "asked to stop") -> None:

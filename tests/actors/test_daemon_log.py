@@ -19,6 +19,14 @@ def test_a_rebuilt_actor_is_not_another_start() -> None:
     given(DaemonLog(STARTED), STARTED).when(Recovered()).then()
 
 
+def test_a_daemon_with_the_pid_of_one_that_was_killed_has_started_too() -> None:
+    """Process 1 of a container is 1 in each life."""
+    first, second = (DaemonStarted(pid=1, version="0.1", platform="test", life=life) for life in "ab")
+    case = given(DaemonLog(second), first).when(Recovered()).then(second)
+    assert case.state.starts == 2
+    given(DaemonLog(second), first, second).when(Recovered()).then()
+
+
 def test_a_stop_in_order_is_told_apart_from_a_killed_daemon() -> None:
     case = given(DaemonLog(STARTED), STARTED)
     assert case.state.running_pid == 42

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated
 
+from greenroom.actors.characters import UNPRINTABLE, visible
 from msgspec import Meta
 
 NAME = 4_096
@@ -45,10 +46,6 @@ REAL = 1e18
 """The largest number that is not whole; infinity and what is no number at all are none."""
 KEYED = 131_072
 """Characters of an answer that is kept for an Idempotency-Key."""
-
-# Control characters, line and paragraph separators, what turns the direction of writing round, and halves of
-# characters, as bytes that are not UTF-8 become.
-UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 
 _LINE = rf"^[^{UNPRINTABLE}]*\Z"
 # A chat template or a grammar is a flag's value, and has several lines.
@@ -127,13 +124,8 @@ def is_line(text: str, longest: int = NAME) -> bool:
 
 def escaped(text: str, longest: int = 200) -> str:
     """What somebody else has said, fit for a line of a log: one line, bounded, nothing a terminal obeys."""
-    text = _NOT_PRINTABLE.sub(_escape, text[: longest + 1])
+    text = visible(text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 _PRINTABLE = re.compile(_LINE)
-_NOT_PRINTABLE = re.compile(f"[{UNPRINTABLE}]")
-
-
-def _escape(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"

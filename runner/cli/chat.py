@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-import click
 from greenroom.runner.cli.conversation import Conversation, announce
+from greenroom.runner.cli.output import style
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.run import statistics, tell
 
@@ -41,7 +41,7 @@ def chat(conversation: Conversation, model: str) -> None:
             except KeyboardInterrupt:
                 announce("")
             except Problem as problem:
-                announce(f"{click.style('Error:', fg='red')} {problem}")
+                announce(f"{style('Error:', fg='red')} {problem}")
 
 
 def _read() -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
+from greenroom.actors.characters import visible
+from greenroom.runner.cli.output import unfiltered
 from greenroom.runner.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ class Display(Protocol):
 def display(stream: TextIO | None = None) -> Display:
     """The display that suits a stream (stderr)."""
     stream = stream or sys.stderr
-    return Bars(stream) if stream.isatty() else Lines(stream)
+    # Bars draw with sequences of their own; lines need none.
+    return Bars(unfiltered(stream)) if stream.isatty() else Lines(stream)
 
 
 def title_of(job: str) -> str:
@@ -152,7 +155,7 @@ class Bars:
         # Without a total the bar pulses: something goes on, and nobody knows how long it will take.
         total, done = int(job.get("total") or 0) or None, int(job.get("done") or 0)
         with self._lock:
-            self._draw(name, describe(job), total, done, title_of(name))
+            self._draw(name, visible(describe(job)), total, done, visible(title_of(name)))
             self._draw_parts(name, job.get("parts") or ())
 
     def finish(self, job: str) -> None:
@@ -179,7 +182,7 @@ class Bars:
             self._take_away(gone)
         for key, part in shown.items():
             text = f"{format_size(part['done'])} of {format_size(part['size'])}"
-            self._draw(key, text, part["size"], part["done"], f"  {_part_title(part)}")
+            self._draw(key, text, part["size"], part["done"], f"  {visible(_part_title(part))}")
 
     def _take_away(self, name: str) -> None:
         task = self._tasks.pop(name, None)
@@ -188,6 +191,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print it above the bars."""
+        text = visible(text, lines=True)
         with self._lock:
             if self._progress is None:
                 print(text, file=self._stream, flush=True)

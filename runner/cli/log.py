@@ -13,6 +13,7 @@ from typing import Any
 import click
 from greenroom.actors.journal.port import Record
 from greenroom.runner.cli import exit_codes, journal_file
+from greenroom.runner.cli.output import style
 from greenroom.runner.diagnosis.filters import Filter, unknown_kinds
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import parse_time
@@ -109,7 +110,7 @@ class Printer:
         return f"{heading}{self._dim(at)}  {self._dim(f'{record.id:<22}')}  {sentence}{cause}"
 
     def _dim(self, text: str) -> str:
-        return click.style(text, dim=True) if self._colours else text
+        return style(text, dim=True) if self._colours else text
 
 
 def _tail(lines: Iterator[str], last: int | None) -> Iterable[str]:

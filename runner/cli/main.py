@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.output import filtered, style
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import BadSetting, Settings, load
 from greenroom.runner.home import HomeUnusable
@@ -130,6 +131,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str] | None = None) -> int:
     """Like `main`, but gives the exit code."""
+    with filtered():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         if "_GREENROOM_COMPLETE" in os.environ:
             greenroom.main(arguments, prog_name="greenroom")
@@ -174,7 +180,7 @@ def _flush() -> None:
 
 def _fail(sentence: str, code: int) -> int:
     with contextlib.suppress(OSError):
-        click.echo(f"{click.style('Error:', fg='red')} {sentence}", err=True)
+        click.echo(f"{style('Error:', fg='red')} {sentence}", err=True)
     return code
 
 

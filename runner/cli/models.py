@@ -9,6 +9,7 @@ from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.jobs import verify as verify_one
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.names import ModelName
+from greenroom.runner.cli.output import style
 from greenroom.runner.cli.problem import Problem
 
 
@@ -41,5 +42,5 @@ def verify(ctx: click.Context, models: tuple[str, ...]) -> int:
             if isinstance(problem, Refused) and problem.status >= 500:
                 raise
             whole = False
-            click.echo(f"{click.style('Error:', fg='red')} {problem}", err=True)
+            click.echo(f"{style('Error:', fg='red')} {problem}", err=True)
     return exit_codes.OK if whole else exit_codes.FAILED

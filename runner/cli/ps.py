@@ -11,6 +11,7 @@ import click
 from greenroom.runner.cli.client import Client, Refused
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.output import own
 from greenroom.runner.cli.table import table, terminal_width
 from greenroom.runner.quantities import format_duration, format_size, parse_keep_alive
 
@@ -45,7 +46,7 @@ def command(ctx: click.Context, as_json: bool, everything: bool, watch: float | 
         return
     while True:
         picture = _picture(client, as_json, everything, settings.keep_alive)
-        click.echo(f"{_HOME_AND_CLEAR}{picture}" if sys.stdout.isatty() else picture)
+        click.echo(f"{own(_HOME_AND_CLEAR)}{picture}" if sys.stdout.isatty() else picture)
         time.sleep(watch)  # what is watched tells nobody that it changes; ends with Ctrl-C
 
 

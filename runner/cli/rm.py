@@ -8,6 +8,7 @@ from greenroom.runner.cli.client import Client, Refused, path_of
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.names import ModelName
+from greenroom.runner.cli.output import style
 
 
 @click.command("rm")
@@ -38,7 +39,7 @@ def _remove(client: Client, model: str, query: str) -> bool:
         gone = client.delete(path_of("models", model) + query, timeout=None) or []
     except Refused as refused:
         sentence = f"There is no model {model} here." if refused.status == 404 else str(refused)
-        click.echo(f"{click.style('Error:', fg='red')} {sentence}", err=True)
+        click.echo(f"{style('Error:', fg='red')} {sentence}", err=True)
         return False
     for step in gone:
         for what, name in step.items():

@@ -12,6 +12,7 @@ from greenroom.runner.cli.conversation import Conversation, announce
 from greenroom.runner.cli.launch import ensure_daemon
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.names import ModelName
+from greenroom.runner.cli.output import style
 
 _PIPE_SECONDS = 2.0
 """A prompt is complete in itself; what a pipe adds to it must begin to come within this time."""
@@ -82,9 +83,9 @@ def tell(conversation: Conversation, question: str) -> None:
     for piece in conversation.ask(question):
         if piece.reasoning:
             if not reasoning:
-                click.echo(click.style("Thinking:", dim=True))
+                click.echo(style("Thinking:", dim=True))
             reasoning = True
-            click.echo(click.style(piece.reasoning, dim=True), nl=False)
+            click.echo(style(piece.reasoning, dim=True), nl=False)
         if piece.text:
             if reasoning:
                 click.echo("\n\n--\n")

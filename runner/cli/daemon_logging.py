@@ -10,6 +10,9 @@ import os
 import queue
 import threading
 from pathlib import Path
+from typing import Any
+
+from greenroom.actors.characters import visible
 
 _ROOM = 5_000
 """Lines that wait at most, for each place they go to."""
@@ -23,8 +26,6 @@ _DATE = "%Y-%m-%d %H:%M:%S"
 _ESCAPES = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0))} | {
     ord("\n"): "\\n",
     ord("\r"): "\\r",
-    ord("\u2028"): "\\u2028",
-    ord("\u2029"): "\\u2029",
 }
 
 
@@ -33,7 +34,11 @@ class OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         """The line, in which control characters are shown and do nothing."""
-        return super().formatMessage(record).translate(_ESCAPES)
+        return visible(super().formatMessage(record).translate(_ESCAPES))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's own name
+        """Its lines; what an exception quotes may be anybody's."""
+        return visible(super().formatException(ei), lines=True)
 
 
 class DaemonLog:

@@ -121,3 +121,12 @@ def test_a_log_that_cannot_be_written_is_no_error_of_who_logs(daemon_log: Daemon
     lines = (tmp_path / "daemon.log").read_text().splitlines()
     assert "1 lines are missing here" in lines[0]
     assert lines[1].endswith("there it is")
+
+
+def test_what_an_exception_quotes_is_no_sequence_of_a_terminal() -> None:
+    formatter = daemon_logging.OneLine("%(message)s")
+    error = ValueError("\x1b[2J\u202eforged")
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "half \udc80", None, (ValueError, error, None))
+    text = formatter.format(record)
+    assert text.splitlines()[0] == r"half \udc80"
+    assert text.endswith(r"ValueError: \u001b[2J\u202eforged")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenroom.actors.facts import Engine, EngineSpec, Mode
+from greenroom.actors.facts import Caller, Engine, EngineSpec, Mode
 from greenroom.actors.kernel.core import Effect
 
 # installer
@@ -162,6 +162,14 @@ class OpenGate(Effect, frozen=True, kw_only=True):
     mode: Mode
     backend: str
     endpoint: str
+    slots: int = 0
+    """As many at once; 0 for all that come."""
+
+
+class HoldGates(Effect, frozen=True, kw_only=True):
+    """Requests are queued for these engines and no others: nobody walks in there."""
+
+    engine_ids: tuple[str, ...]
 
 
 class CloseGate(Effect, frozen=True, kw_only=True):
@@ -181,6 +189,9 @@ class AdmitRequest(Effect, frozen=True, kw_only=True):
 
     engine_id: str
     request_id: str
+    caller: Caller = Caller()
+    places: int = 1
+    """Slots it takes."""
 
 
 class LeaveGate(Effect, frozen=True, kw_only=True):

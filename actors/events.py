@@ -7,6 +7,7 @@ Times are wall-clock seconds, sizes bytes.
 from __future__ import annotations
 
 from greenroom.actors.facts import (
+    Caller,
     EngineExit,
     EngineSpec,
     Failure,
@@ -273,6 +274,8 @@ class LoadAdmitted(Event, frozen=True, kw_only=True):
     device_budget: int = 0
     refused_before: int = 0
     """Requests for it that were refused since the last time it was loaded."""
+    caller: Caller = Caller()
+    """Whose request it was that wanted it."""
 
 
 class LoadRefused(Event, frozen=True, kw_only=True):
@@ -288,6 +291,8 @@ class LoadRefused(Event, frozen=True, kw_only=True):
     count: int = 1
     advice: str = ""
     """What else the client was told to do."""
+    caller: Caller = Caller()
+    """Whose request it was."""
 
 
 class LoadFailed(Event, frozen=True, kw_only=True):
@@ -415,8 +420,12 @@ class ConfigChanged(Event, frozen=True, kw_only=True):
     flags: tuple[str, ...] | None = None
     keep_alive: float | None = None
     """Seconds; negative means for ever."""
+    slots: int | None = None
+    """Requests at once; 0 lets the ledger decide."""
+    prompt_cache: int | None = None
+    """Bytes; negative lets the ledger decide."""
     reset: tuple[str, ...] = ()
-    """Names of those three that are as if they had never been set, unless this event sets them."""
+    """Names of those that are as if they had never been set, unless this event sets them."""
 
 
 # library

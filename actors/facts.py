@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from greenroom.actors.limits import Id
 
 Mode = Literal["completion", "embedding", "reranking"]
 ModelFormat = Literal["gguf", "safetensors", "safetensors-mlx"]
@@ -25,6 +26,29 @@ Blame = Literal["", "client", "ours", "machine", "network", "configuration", "en
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A value that may be stored and sent."""
+
+
+class Caller(Fact, frozen=True, kw_only=True):
+    """Who asks. Made where a request comes in, and carried by all that it causes."""
+
+    kind: Literal["key", "process", "address", "greenroom", ""] = ""
+    """How it is known: by its key, as a process of this machine, by its address; Greenroom itself (a preload,
+    a restart); or not at all."""
+    id: Id = ""
+    """What callers are told apart by, and what turns are counted by."""
+    name: Id = ""
+    """For people, such as `curl (process 4711)`."""
+    share: Id = ""
+    """A connection, or the request's `user`: it divides the caller's share and never makes another."""
+
+    @property
+    def key(self) -> str:
+        """One name for kind and id together."""
+        return f"{self.kind}:{self.id}"
+
+    def __str__(self) -> str:
+        """The name for people."""
+        return self.name or self.id or "unknown"
 
 
 class Failure(Fact, frozen=True, kw_only=True):
@@ -120,6 +144,35 @@ class Installation(Fact, frozen=True, kw_only=True):
     """Why it cannot be used; empty when whole."""
 
 
+class Promise(Fact, frozen=True, kw_only=True):
+    """What an engine is promised of one pool of memory, by what it is for. Bytes."""
+
+    device: str = ""
+    """Id of the graphics device whose memory it is; empty for the machine's."""
+    weights: int = 0
+    projector: int = 0
+    """What turns images into tokens."""
+    cache: int = 0
+    """Key/value cache of one slot, for the whole of its context."""
+    slots: int = 1
+    prompt_cache: int = 0
+    """Prompts that have left their slot and are kept to be continued; a bound that the engine is given."""
+    compute: int = 0
+    """Buffers, and what the program itself needs."""
+    learned: int = 0
+    """What engines of this kind were measured to hold beyond all that; negative when it was less."""
+
+    @property
+    def claimable(self) -> int:
+        """What the engine may take at any time, whatever was measured."""
+        return self.weights + self.projector + self.cache * self.slots + self.prompt_cache
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.claimable + self.compute + self.learned
+
+
 class EngineSpec(Fact, frozen=True, kw_only=True):
     """Everything needed to start one engine; fixed for its life."""
 
@@ -131,7 +184,13 @@ class EngineSpec(Fact, frozen=True, kw_only=True):
     """The reference the load was asked by, for people."""
     mode: Mode = "completion"
     context_size: int = 0
-    """Tokens; 0 lets the model decide."""
+    """Tokens that each request may fill; 0 lets the model decide."""
+    slots: int = 0
+    """Requests that are inside at once, each with a context of its own; 0 leaves that to the engine."""
+    prompt_cache: int | None = None
+    """Bytes of memory for prompts that have left their slot; None leaves that to the engine."""
+    promises: tuple[Promise, ...] = ()
+    """What `memory` and `device_memory` are made of."""
     flags: tuple[str, ...] = ()
     """User flags, already checked against the backend's allow-list."""
     memory: int = 0
@@ -210,6 +269,8 @@ class Model(Fact, frozen=True, kw_only=True):
     format: ModelFormat = "gguf"
     size: int = 0
     """Bytes of its files."""
+    projector_size: int = 0
+    """The part of them that turns images into tokens."""
     created: float = 0.0
     architecture: str = ""
     parameters: str = ""

@@ -1,22 +1,28 @@
-"""Gates: who is inside which engine. They outlive a rebuild of the scheduler.
+"""Gates: who is inside which engine, and in which of its slots. They outlive a rebuild of the scheduler.
 
 The front door enters the gate of a ready engine without a message or a commit, and leaves it whatever
 happened. Only the scheduler opens and closes gates, and reserves a place for a request it grants.
+
+An engine takes only so many requests at once: it has that many slots, and each can fill the context it was
+promised. When all are taken, the next request queues at the scheduler, and the gate is *held*: what comes
+later queues behind it instead of walking into the next slot that is free.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from greenroom.actors.facts import Mode
+from greenroom.actors.facts import Caller, Mode
 from greenroom.actors.kernel.fork import on_fork
 
 _NAMED = 3
 """Requests of a gate that a reading names."""
+_NOBODY = Caller()
 
 
 class Place(NamedTuple):
@@ -57,6 +63,16 @@ class LastByte:
         return self.asked_since if self.at == self.asked_at else 0.0
 
 
+class Slot(NamedTuple):
+    """One of an engine's slots, and the request that has it."""
+
+    engine_id: str
+    number: int
+    """From 0. One that is not below the engine's count is waited for inside the engine."""
+    request_id: str
+    caller: Caller
+
+
 class GateReading(NamedTuple):
     """One gate at one moment."""
 
@@ -72,17 +88,40 @@ class GateReading(NamedTuple):
     """Ids of some of the requests inside, for people."""
     unanswered_since: float = 0.0
     """Monotonic second of the first entry that no byte has followed; 0 when there is none."""
+    slots: int = 0
+    """Requests it takes at once; 0 when it takes all that come."""
+    used: int = 0
+    """Slots that are taken."""
+    held: bool = False
+    """Requests are queued for it: only the scheduler lets any in."""
+
+    quiet_for: float = 0.0
+    """Seconds since `quiet_since`."""
+
+    def has_room(self, places: int, more: int = 0) -> bool:
+        """Whether a request for so many slots finds them free, with `more` taken since this reading.
+
+        One that wants more slots than there are has to wait until it is alone.
+        """
+        return not self.slots or self.used + more + min(places, self.slots) <= self.slots
 
 
 class _Gate:
-    __slots__ = ("backend", "endpoint", "idle_since", "inside", "key", "last_byte", "open", "served")
+    __slots__ = (
+        *("backend", "endpoint", "held", "idle_since", "inside", "key", "last_byte", "open", "served"),
+        *("slots", "used"),
+    )
 
-    def __init__(self, key: tuple[str, Mode], backend: str, endpoint: str, now: float) -> None:
+    def __init__(self, key: tuple[str, Mode], backend: str, endpoint: str, now: float, slots: int) -> None:
         self.key = key
         self.backend = backend
         self.endpoint = endpoint
         self.open = True
-        self.inside: set[str] = set()
+        self.held = False
+        self.slots = slots
+        self.used = 0
+        self.inside: dict[str, tuple[Caller, tuple[int, ...]]] = {}
+        """request → its caller and the indexes of its slots."""
         self.idle_since = now
         self.served = 0
         self.last_byte = LastByte(now)
@@ -91,31 +130,54 @@ class _Gate:
 class GateBoard:
     """All gates. Thread-safe; nothing in here waits."""
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """`monotonic` is what idle time is counted by, as the scheduler's clock has it."""
+    def __init__(
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        bytes_clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`monotonic` is what idle time is counted by, as the scheduler's clock has it; `bytes_clock` is what
+        the readers of answers write into `LastByte`.
+        """
+        self._bytes_clock = bytes_clock
         self._gates: dict[str, _Gate] = {}
         self._places: dict[str, str] = {}
         self._lock = threading.Lock()
         self._monotonic = monotonic
         self.on_empty: Callable[[str], None] | None = None
         """Called with the engine's id, outside the lock, when the last request has left it."""
+        self.on_freed: Callable[[str], None] | None = None
+        """Called with the engine's id, outside the lock, when a slot is free that a request is queued for."""
         on_fork(self)
 
     def forked(self) -> None:
         """A child has no engines: they are its parent's."""
         self._lock = threading.Lock()
-        self._gates, self._places, self.on_empty = {}, {}, None
+        self._gates, self._places = {}, {}
+        self.on_empty = self.on_freed = None
 
     # the scheduler's side
 
-    def open(self, engine_id: str, model_id: str, mode: Mode, backend: str, endpoint: str) -> None:
-        """Let requests for this model in this mode enter. Harmless when it is open."""
+    def open(
+        self, engine_id: str, model_id: str, mode: Mode, backend: str, endpoint: str, slots: int = 0
+    ) -> None:
+        """Let requests for this model in this mode enter, `slots` at once (0: all that come).
+
+        Harmless when it is open.
+        """
         with self._lock:
             gate = self._gates.get(engine_id)
             if gate is None:
-                self._gates[engine_id] = _Gate((model_id, mode), backend, endpoint, self._monotonic())
+                now = self._monotonic()
+                self._gates[engine_id] = _Gate((model_id, mode), backend, endpoint, now, slots)
             else:
                 gate.open = True
+
+    def hold(self, engine_ids: Iterable[str]) -> None:
+        """Requests are queued for these engines and for no others."""
+        held = set(engine_ids)
+        with self._lock:
+            for engine_id, gate in self._gates.items():
+                gate.held = engine_id in held
 
     def close(self, engine_id: str) -> None:
         """Let nobody else in; who is inside stays."""
@@ -139,17 +201,18 @@ class GateBoard:
         for engine_id in gone:
             self.remove(engine_id)
 
-    def reserve(self, engine_id: str, request_id: str) -> bool:
+    def reserve(self, engine_id: str, request_id: str, caller: Caller = _NOBODY, places: int = 1) -> bool:
         """Put a granted request inside, as long as the gate is open."""
         with self._lock:
             gate = self._gates.get(engine_id)
             if gate is None or not gate.open:
                 return False
-            self._put_inside(gate, engine_id, request_id)
+            self._put_inside(gate, engine_id, request_id, caller, places)
             return True
 
     def readings(self) -> dict[str, GateReading]:
         """All gates at this moment."""
+        now = self._bytes_clock()
         with self._lock:
             return {
                 engine_id: GateReading(
@@ -159,21 +222,57 @@ class GateBoard:
                     gate.served,
                     gate.last_byte.at,
                     tuple(islice(gate.inside, _NAMED)),
-                    unanswered_since=gate.last_byte.unanswered_since,
+                    gate.last_byte.unanswered_since,
+                    gate.slots,
+                    gate.used,
+                    gate.held,
+                    max(0.0, now - gate.last_byte.at),
                 )
                 for engine_id, gate in self._gates.items()
             }
 
+    def slots(self, engine_id: str) -> tuple[Slot, ...]:
+        """The slots of an engine that are taken, by whom."""
+        with self._lock:
+            gate = self._gates.get(engine_id)
+            inside = gate.inside.items() if gate is not None else ()
+            taken = [
+                Slot(engine_id, index, request_id, caller)
+                for request_id, (caller, indexes) in inside
+                for index in indexes
+            ]
+        return tuple(sorted(taken, key=lambda slot: slot.number))
+
     # the front door's side
 
-    def enter(self, model_id: str, mode: Mode, backend: str, request_id: str) -> Place | None:
-        """Go into an open gate of this model and mode (and, unless empty, backend), if there is one."""
+    def enter(
+        self,
+        model_id: str,
+        mode: Mode,
+        backend: str,
+        request_id: str,
+        caller: Caller = _NOBODY,
+        places: int = 1,
+    ) -> Place | None:
+        """Go into an open gate of this model and mode (and, unless empty, backend) with so many slots free.
+
+        None when there is none: then the request queues at the scheduler, and what comes after it does too.
+        """
         with self._lock:
             for engine_id, gate in self._gates.items():
-                if gate.open and gate.key == (model_id, mode) and backend in ("", gate.backend):
-                    self._put_inside(gate, engine_id, request_id)
-                    return Place(engine_id, gate.backend, gate.endpoint)
+                if not (gate.open and gate.key == (model_id, mode) and backend in ("", gate.backend)):
+                    continue
+                if gate.slots and (gate.held or gate.used + min(places, gate.slots) > gate.slots):
+                    gate.held = True
+                    continue
+                self._put_inside(gate, engine_id, request_id, caller, places)
+                return Place(engine_id, gate.backend, gate.endpoint)
         return None
+
+    def is_wanted(self, engine_id: str) -> bool:
+        """Whether requests are queued for an engine."""
+        gate = self._gates.get(engine_id)
+        return gate is not None and gate.held
 
     def leave(self, request_id: str) -> None:
         """Go out, wherever this request is. Idempotent, never fails."""
@@ -182,12 +281,15 @@ class GateBoard:
             gate = self._gates.get(engine_id) if engine_id is not None else None
             if gate is None or engine_id is None:
                 return
-            gate.inside.discard(request_id)
+            _, indexes = gate.inside.pop(request_id)
+            gate.used -= len(indexes)
             gate.served += 1
-            empty = not gate.inside
+            empty, held = not gate.inside, gate.held
             if empty:
                 gate.idle_since = self._monotonic()
-        if empty and self.on_empty is not None:
+        if held and self.on_freed is not None:
+            self.on_freed(engine_id)
+        elif empty and self.on_empty is not None:
             self.on_empty(engine_id)
 
     def last_byte(self, engine_id: str) -> LastByte:
@@ -201,12 +303,24 @@ class GateBoard:
             gate = self._gates.get(engine_id)
             return frozenset(gate.inside) if gate is not None else frozenset()
 
-    def _put_inside(self, gate: _Gate, engine_id: str, request_id: str) -> None:
+    def _put_inside(self, gate: _Gate, engine_id: str, request_id: str, caller: Caller, places: int) -> None:
         # A request has one place: were it in two, leaving would free only one of them.
-        other = self._gates.get(self._places.get(request_id, engine_id))
-        if other is not None and other is not gate:
-            other.inside.discard(request_id)
+        other = self._gates.get(self._places.get(request_id, ""))
+        if other is not None:
+            _, indexes = other.inside.pop(request_id)
+            other.used -= len(indexes)
         if not gate.inside:
-            gate.last_byte.ask(time.monotonic())
-        gate.inside.add(request_id)
+            gate.last_byte.ask(self._bytes_clock())
+        indexes = _free_slots(gate, min(places, gate.slots) if gate.slots else 1)
+        gate.inside[request_id] = (caller, indexes)
+        gate.used += len(indexes)
         self._places[request_id] = engine_id
+
+
+def _free_slots(gate: _Gate, count: int) -> tuple[int, ...]:
+    """The lowest indexes that are free."""
+    if not gate.slots:
+        # They are not counted where the engine takes all that come, and there may be hundreds.
+        return (len(gate.inside),)
+    taken = {index for _, indexes in gate.inside.values() for index in indexes}
+    return tuple(islice((index for index in itertools.count() if index not in taken), count))

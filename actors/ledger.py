@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from greenroom.actors.facts import Model
+from greenroom.actors.facts import Model, Promise
 
 DEFAULT_CONTEXT = 8_192
 """Tokens of key/value cache reckoned with when neither the user nor the model says how many."""
 
+
+GROWTH = 0.25
+"""Of the memory that an engine's first slot leaves free, more slots and a prompt cache take no more than this
+share: two models that fit side by side shall not evict each other for slots that nobody needs."""
+_LEAST_PROMPT_CACHE = 64 * 2**20
+_MOST_PROMPT_CACHE = 2**30
 
 PROVEN_BY = 3
 """Requests an engine must have served before its measured peak may be less than what it was promised."""
@@ -83,10 +89,52 @@ def context_reckoned(context_size: int, context_length: int) -> int:
     return context_size or min(trained_for, DEFAULT_CONTEXT)
 
 
-def memory_needed(model: Model, context_size: int, overhead: int) -> int:
-    """Weights, key/value cache at the configured context, and the backend's own overhead, in bytes."""
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests an engine takes at once, and what it keeps of those before."""
+
+    slots: int = 0
+    """0 leaves it to the engine."""
+    prompt_cache: int | None = None
+    """Bytes; None leaves it to the engine."""
+    shares_cache: bool = False
+    """The engine's slots share one context's cache, and it makes requests wait for it: none is cut off."""
+
+
+def promise_for(
+    model: Model, context_size: int, compute: int, capacity: Capacity, device: str = ""
+) -> Promise:
+    """What an engine needs where its weights are, in bytes. Every slot has the whole of the context."""
     context = context_reckoned(context_size, model.context_length)
-    return model.size + context * model.kv_bytes_per_token + overhead
+    return Promise(
+        device=device,
+        weights=model.size - model.projector_size,
+        projector=model.projector_size,
+        cache=context * model.kv_bytes_per_token,
+        slots=1 if capacity.shares_cache else max(1, capacity.slots),
+        prompt_cache=capacity.prompt_cache or 0,
+        compute=compute,
+    )
+
+
+def larger(smallest: Capacity, slots: int, prompt_cache: int) -> list[Capacity]:
+    """What a capacity may grow to, the largest first. More slots come before a prompt cache.
+
+    Args:
+        slots: The most there may be.
+        prompt_cache: Bytes it may have where it has none; 0 leaves it as it is.
+    """
+    caches = [prompt_cache, smallest.prompt_cache] if prompt_cache else [smallest.prompt_cache]
+    return [
+        msgspec.structs.replace(smallest, slots=count, prompt_cache=size)
+        for count in range(max(slots, smallest.slots), smallest.slots - 1, -1)
+        for size in caches
+    ][:-1]
+
+
+def default_prompt_cache(model: Model, context_size: int) -> int:
+    """Bytes of prompts that an engine keeps after their requests: two whole contexts, within bounds."""
+    context = context_reckoned(context_size, model.context_length)
+    return min(_MOST_PROMPT_CACHE, max(_LEAST_PROMPT_CACHE, 2 * context * model.kv_bytes_per_token))
 
 
 def reckoned(promise: int, least: int, peak: int, served: int) -> int:

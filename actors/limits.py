@@ -32,6 +32,8 @@ FLAGS_TOGETHER = 65_536
 """Bytes of all flags: they travel in one frame to the engine's keeper."""
 CONTEXT = 2**27
 """Tokens of a context: a hundred times the largest that any model has."""
+SLOTS = 256
+"""Requests that one engine answers at once."""
 DURATION = 10 * 365 * 86_400.0
 """Seconds of a wait or a keep-alive: ten years. What shall last longer lasts for ever."""
 SIZE = 2**60
@@ -73,6 +75,9 @@ Names = Annotated[tuple[Name, ...], Meta(max_length=NAMED)]
 Ids = Annotated[tuple[Id, ...], Meta(max_length=MANY)]
 Context = Annotated[int, Meta(ge=-1, le=CONTEXT)]
 """Tokens; 0 leaves it open, -1 is as many as the model can take."""
+Slots = Annotated[int, Meta(ge=0, le=SLOTS)]
+PromptCache = Annotated[int, Meta(ge=-1, le=SIZE)]
+"""Bytes; -1 leaves it open."""
 Seconds = Annotated[float, Meta(ge=-DURATION, le=DURATION)]
 Whole = Annotated[int, Meta(ge=-NUMBER, le=NUMBER)]
 Real = Annotated[float, Meta(ge=-REAL, le=REAL)]

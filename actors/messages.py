@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from greenroom.actors.facts import (
+    Caller,
     Engine,
     EngineExit,
     EngineSpec,
@@ -16,6 +17,7 @@ from greenroom.actors.facts import (
     Mode,
     Model,
     ModelFormat,
+    Promise,
     WantedBy,
 )
 from greenroom.actors.installer_messages import (
@@ -65,9 +67,11 @@ from greenroom.actors.limits import (
     Line,
     Many,
     Name,
+    PromptCache,
     Real,
     Reason,
     Seconds,
+    Slots,
     Version,
     Whole,
 )
@@ -105,6 +109,12 @@ class BackendFacts(Reply, frozen=True, kw_only=True):
     """Bytes an engine needs beyond weights and key/value cache."""
     device: bool = False
     """Its engines compute on a graphics device with memory of its own, where there is one."""
+    slots: int = 0
+    """Requests an engine takes at once unless somebody says otherwise; 0 when it takes all that come."""
+    shares_cache: bool = False
+    """Its slots share one context's key/value cache, and it makes requests wait for it."""
+    prompt_cache: bool = False
+    """It keeps prompts in memory after their requests, and can be told how many bytes of them."""
     version: str = ""
     """What is installed when no version is named, where known."""
     download_bytes: int = 0
@@ -369,8 +379,10 @@ class Serve(Command, frozen=True, kw_only=True):
     """Overrides the configured one."""
     keep_alive: Seconds | None = None
     """Seconds the model stays after its last request; negative means for ever."""
-    caller: Id = ""
-    """Whom fairness counts: a key or an address."""
+    caller: Caller = Caller()
+    """Who asks: callers take turns, and none fills the whole queue."""
+    places: Slots = 1
+    """Slots it needs: one for each answer it wants at the same time."""
     held: bool = False
     """The asker leaves the gate whatever happens, so the place does not end with its `Granted`."""
 
@@ -380,6 +392,13 @@ class Serve(Command, frozen=True, kw_only=True):
     @property
     def is_leased(self) -> bool:
         return not self.held
+
+
+class CallerFound(Command, frozen=True, kw_only=True):
+    """Who asks is known better by now: of a request that is still queued, this counts from now on."""
+
+    request_id: Id
+    caller: Caller
 
 
 class Granted(Reply, frozen=True, kw_only=True, weakref=True):
@@ -418,8 +437,8 @@ class Unloaded(Reply, frozen=True, kw_only=True):
     engines: int
 
 
-ConfigField = Literal["context_size", "flags", "keep_alive"]
-CONFIG_FIELDS: tuple[ConfigField, ...] = ("context_size", "flags", "keep_alive")
+ConfigField = Literal["context_size", "flags", "keep_alive", "slots", "prompt_cache"]
+CONFIG_FIELDS: tuple[ConfigField, ...] = get_args(ConfigField)
 
 
 class Configure(Command, frozen=True, kw_only=True):
@@ -431,6 +450,10 @@ class Configure(Command, frozen=True, kw_only=True):
     context_size: Context | None = None
     flags: Flags | None = None
     keep_alive: Seconds | None = None
+    slots: Slots | None = None
+    """Requests at once, each with the whole context; 0 lets the ledger decide."""
+    prompt_cache: PromptCache | None = None
+    """Bytes of prompts kept after their requests; negative lets the ledger decide."""
     reset: Annotated[tuple[ConfigField, ...], Many] = ()
     """What is as if it had never been set, unless it is set here."""
 
@@ -479,6 +502,14 @@ class EngineAccount(Reply, frozen=True, kw_only=True):
     """Id of the device it computes on; the next are about that device's memory."""
     device_promised: int = 0
     device_measured: int | None = None
+    context_size: int = 0
+    """Tokens each request may fill."""
+    slots: int = 0
+    """Requests it takes at once; 0 when it takes all that come."""
+    used: int = 0
+    """Slots that are taken."""
+    promises: tuple[Promise, ...] = ()
+    """What was promised at its start, by pool and part."""
     inside: int
     """Requests it is answering."""
     served: int
@@ -511,6 +542,8 @@ class QueueEntry(Reply, frozen=True, kw_only=True):
     """Seconds."""
     left: float
     """Seconds until it is refused, should nothing come of it."""
+    caller: str = ""
+    """Who asks, for people."""
 
 
 class DeviceAccount(Reply, frozen=True, kw_only=True):
@@ -543,6 +576,12 @@ class LedgerReading(Reply, frozen=True, kw_only=True):
 
 class Drain(Command, frozen=True, kw_only=True):
     """The daemon stops: admit nothing more and end all engines (`Unloaded`)."""
+
+
+class SlotFreed(Command, frozen=True, kw_only=True):
+    """Report: a slot is free that requests are queued for."""
+
+    engine_id: Id
 
 
 class GateEmptied(Command, frozen=True, kw_only=True):

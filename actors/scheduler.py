@@ -30,10 +30,13 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
+from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import flags_complaint
+from greenroom.actors.progress import load_job
 from greenroom.actors.quarantine import lifted_by_hand
 from greenroom.actors.scheduler_context import Limits, eviction, fits
 from greenroom.actors.scheduler_queue import AGAIN
+from greenroom.actors.scheduler_refusals import unloaded
 from greenroom.actors.scheduler_report import ledger_reading
 from greenroom.actors.scheduler_state import (
     ModelConfigState,
@@ -44,6 +47,9 @@ from greenroom.actors.scheduler_state import (
     config_key,
 )
 from greenroom.actors.scheduler_turn import DRAINED, READY, take_turn
+
+_OWN_SHARE = 0.75
+"""Of the queue, what one caller's requests may fill."""
 
 
 class Scheduler:
@@ -113,6 +119,11 @@ class Scheduler:
                     effects=(LeaveGate(request_id=gone), Answer(key=gone, outcome=outcome)),
                     seen=change(seen, queue=queue),
                 )
+            case msg.CallerFound(request_id=one, caller=caller):
+                queue = tuple(
+                    change(other, caller=caller) if other.request_id == one else other for other in seen.queue
+                )
+                return Decision(seen=change(seen, queue=queue))
             case msg.Unload():
                 return self._unload(state, command, now, seen)
             case msg.Configure():
@@ -147,6 +158,7 @@ class Scheduler:
                     # It was on its way before this life, and may lack what has been started since.
                     return Decision()
                 engines = {one.spec.engine_id: one for one in command.engines}
+                ready = {one: now.monotonic for one, engine in engines.items() if engine.state == "ready"}
                 return Decision(
                     seen=change(
                         seen,
@@ -154,9 +166,10 @@ class Scheduler:
                         barred={**seen.barred, command.backend: frozenset(command.barred)},
                         measured={**seen.measured, **command.measured},
                         met=seen.met | frozenset(engines),
+                        ready_since={**ready, **seen.ready_since},
                     )
                 )
-            case msg.GateEmptied():
+            case msg.GateEmptied() | msg.SlotFreed():
                 return Decision()
             case Recovered():
                 # The roll is called by the turn that follows.
@@ -172,16 +185,8 @@ class Scheduler:
     def _serve(self, ask: msg.Serve, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
         if any(one.request_id == ask.request_id for one in seen.queue):
             return Decision(reply=Later(ask.request_id))
-        if len(seen.queue) >= self._limits.queue:
-            return Decision(
-                reply=refuse(
-                    "queue_full",
-                    f"{len(seen.queue)} requests are waiting already.",
-                    advice="Try again later.",
-                    status=429,
-                    retry_after=5.0,
-                )
-            )
+        if (full := self._full(ask, seen)) is not None:
+            return Decision(reply=full)
         waiting = Waiting(
             request_id=ask.request_id,
             model_id=ask.model_id,
@@ -191,6 +196,7 @@ class Scheduler:
             policy=ask.policy or self._policy,
             since=now.monotonic,
             caller=ask.caller,
+            places=ask.places,
         )
         keep_alive = dict(seen.keep_alive)
         if ask.keep_alive is not None:
@@ -200,20 +206,49 @@ class Scheduler:
             seen=msgspec.structs.replace(seen, queue=(*seen.queue, waiting), keep_alive=keep_alive),
         )
 
+    def _full(self, ask: msg.Serve, seen: SchedulerSeen) -> Refusal | None:
+        """The refusal when the queue is full, or full of this caller's requests."""
+        waiting, most = len(seen.queue), self._limits.queue
+        message = f"{waiting} requests are queued already."
+        if waiting < most:
+            own = sum(one.caller.key == ask.caller.key for one in seen.queue)
+            if own < max(1, round(most * _OWN_SHARE)):
+                return None
+            message = f"{own} of your requests are queued already; the rest of the queue is for others."
+        return refuse("queue_full", message, advice="Try again later.", status=429, retry_after=5.0)
+
     def _unload(
         self, state: SchedulerState, ask: msg.Unload, now: Moment, seen: SchedulerSeen
     ) -> Decision[SchedulerSeen]:
-        """End idle engines that match; whoever is in use is left alone."""
+        """End engines that match and are idle; those in use are left alone.
+
+        A load goes on for as long as it gets on, and that may be long. Naming its model ends it, and requests
+        that wait for it are told; with `all`, a load that requests wait for is in use.
+        """
         events: list[Event] = []
+        effects: list[Effect] = []
+        ended: set[str] = set()
         for load in state.loads.values():
             spec = load.spec
             wanted = ask.all or spec.model_id in ask.model_ids or (ask.backend and not ask.model_ids)
             if not wanted or ask.backend not in ("", spec.backend):
                 continue
             engine = seen.engine(spec.engine_id)
-            if engine is not None and not _users(spec, seen):
-                events.append(eviction(engine, seen, now, "unload"))
-        return Decision(events=tuple(events), reply=msg.Unloaded(engines=len(events)))
+            named = engine is not None and engine.state == "starting" and spec.model_id in ask.model_ids
+            if engine is None or (_users(spec, seen) and not named):
+                continue
+            events.append(eviction(engine, seen, now, "unload"))
+            for waiting in seen.queue:
+                if waiting.follows == load_job(spec.engine_id):
+                    ended.add(waiting.request_id)
+                    effects.append(Answer(key=waiting.request_id, outcome=unloaded(waiting)))
+        queue = tuple(one for one in seen.queue if one.request_id not in ended)
+        return Decision(
+            events=tuple(events),
+            effects=tuple(effects),
+            seen=msgspec.structs.replace(seen, queue=queue),
+            reply=msg.Unloaded(engines=len(events)),
+        )
 
     def _release(
         self, state: SchedulerState, ask: msg.Release, now: Moment, seen: SchedulerSeen
@@ -262,6 +297,8 @@ class Scheduler:
             flags=ask.flags,
             keep_alive=ask.keep_alive,
             reset=ask.reset,
+            slots=ask.slots,
+            prompt_cache=ask.prompt_cache,
         )
         if too_much := flags_complaint(ask.flags or ()):
             return Decision(reply=refuse("flags_too_long", too_much))
@@ -271,13 +308,17 @@ class Scheduler:
         if new == old:
             return Decision(reply=msg.Configured(changed=False))
         events: list[Event] = [event]
-        reload = (old.context_size, old.flags) != (new.context_size, new.flags)
+        reload = _shape(old) != _shape(new)
         model = (seen.models or {}).get(ask.model_id)
         packaged = model.context_size if model is not None else 0
         context = packaged if new.context_size is None else new.context_size
         for load in state.loads.values() if reload else ():
             spec = load.spec
-            unlike = (spec.context_size, spec.flags) != (context, new.flags or ())
+            unlike = (
+                (spec.context_size, spec.flags) != (context, new.flags or ())
+                or (new.slots and spec.slots != new.slots)
+                or (new.prompt_cache is not None and new.prompt_cache not in (-1, spec.prompt_cache))
+            )
             if spec.model_id != ask.model_id or spec.mode != ask.mode or not unlike:
                 continue
             engine = seen.engine(spec.engine_id)
@@ -319,6 +360,11 @@ def _forgotten(state: SchedulerState, gone: msg.ForgetModel) -> tuple[Event, ...
         for mode in get_args(Mode)
         if config_key(gone.model_id, mode) in state.configs
     )
+
+
+def _shape(config: ModelConfigState) -> tuple[object, ...]:
+    """What decides about an engine."""
+    return (config.context_size, config.flags, config.slots, config.prompt_cache)
 
 
 def _users(spec: EngineSpec, seen: SchedulerSeen) -> int:

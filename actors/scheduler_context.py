@@ -11,7 +11,7 @@ from greenroom.actors.facts import Engine, EngineSpec, Mode
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Fault, fault
-from greenroom.actors.ledger import PROVEN_BY, Account, memory_needed, reckoned
+from greenroom.actors.ledger import PROVEN_BY, Account, Capacity, promise_for, reckoned
 from greenroom.actors.scheduler_state import (
     ModelConfigState,
     SchedulerSeen,
@@ -26,9 +26,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     keep_alive: float = 300.0
     max_wait: float = 300.0
+    """How long a request waits for an engine to be ready."""
+    max_queued: float = 3600.0
+    """How long it waits for a slot of one that is, while nothing moves before it."""
     drain: float = 600.0
     """How long an engine that shall end may go on with the requests inside it."""
     queue: int = 256
+    slots: int | None = None
+    """Requests an engine takes at once; None leaves that to its backend."""
+    prompt_cache: int | None = None
+    """Bytes of prompts an engine keeps after their requests; None lets the ledger decide."""
 
 
 class TurnContext:
@@ -51,13 +58,13 @@ class TurnContext:
         self.facts = facts
         self.limits = limits
         self.storing = storing
-        self.queue = list(seen.queue)
+        self._queue = {one.request_id: one for one in seen.queue}
         self.events: list[Event] = []
         self.effects: list[Effect] = []
         self.wakes: list[float] = []
         self.faults: list[Fault] = []
-        self.granted: set[str] = set()
-        """Engines that were given a request in this turn; the gates' readings do not show it yet."""
+        self.granted: dict[str, int] = {}
+        """Slots that were given away in this turn, by engine; the gates' readings do not show them yet."""
         self.cause = ""
         """The request or event this turn's events go back to."""
 
@@ -66,7 +73,7 @@ class TurnContext:
         return Decision(
             events=tuple(self.events),
             effects=tuple(self.effects),
-            seen=msgspec.structs.replace(self.seen, queue=tuple(self.queue)),
+            seen=msgspec.structs.replace(self.seen, queue=self.queue),
             cause=self.cause if self.events else "",
             wake_at=min(self.wakes, default=None),
             faults=tuple(self.faults),
@@ -74,12 +81,12 @@ class TurnContext:
 
     def guarded(self, step: Callable[[], None], *, doing: str, about: str = "") -> bool:
         """Run a part of the turn; should it raise, only this part is left out. False then."""
-        seen, queue, granted, cause = self.seen, list(self.queue), set(self.granted), self.cause
+        seen, queue, granted, cause = self.seen, dict(self._queue), dict(self.granted), self.cause
         events, effects, wakes = len(self.events), len(self.effects), len(self.wakes)
         try:
             step()
         except Exception as error:  # noqa: BLE001 - whatever it is, the rest of the turn is not about it
-            self.seen, self.queue, self.granted, self.cause = seen, queue, granted, cause
+            self.seen, self._queue, self.granted, self.cause = seen, queue, granted, cause
             del self.events[events:], self.effects[effects:], self.wakes[wakes:]
             self.faults.append(fault(error, doing=doing, about=about))
             return False
@@ -99,16 +106,31 @@ class TurnContext:
 
     def answer(self, waiting: Waiting, outcome: object) -> None:
         """A request waits no longer."""
-        self.queue.remove(waiting)
+        del self._queue[waiting.request_id]
         self.effects.append(Answer(key=waiting.request_id, outcome=outcome))
 
     def change(self, waiting: Waiting, **changes: object) -> Waiting:
         """Note something of a request, which keeps its place."""
         changed = msgspec.structs.replace(waiting, **changes)
-        self.queue[self.queue.index(waiting)] = changed
+        self._queue[waiting.request_id] = changed
         return changed
 
     # reading
+
+    @property
+    def queue(self) -> tuple[Waiting, ...]:
+        """Every request that waits, in the order they came."""
+        return tuple(self._queue.values())
+
+    def wanted(self, spec: EngineSpec) -> bool:
+        """Whether a request waits that this engine could serve."""
+        return any(fits(spec, waiting) for waiting in self._queue.values())
+
+    def has_room(self, spec: EngineSpec, places: int) -> bool:
+        """Whether so many slots of an engine are free, less those given away in this turn."""
+        given = self.granted.get(spec.engine_id, 0)
+        reading = self.seen.gates.get(spec.engine_id) or GateReading(True, 0, 0.0, 0, slots=spec.slots)
+        return reading.has_room(places, given)
 
     @property
     def silent(self) -> list[str]:
@@ -194,8 +216,13 @@ def least(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
     """Weights and cache, in bytes; the whole promise while the model is not known."""
     if spec.device and not device:
         return 0  # they are there, not here
+    for promise in spec.promises:
+        if promise.device == device:
+            return promise.claimable
     model = (seen.models or {}).get(spec.model_id)
-    return share(spec, device) if model is None else memory_needed(model, spec.context_size, 0)
+    if model is None:
+        return share(spec, device)
+    return promise_for(model, spec.context_size, 0, Capacity(slots=spec.slots)).total
 
 
 def footprint(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
@@ -258,6 +285,7 @@ def pruned(state: SchedulerState, seen: SchedulerSeen) -> SchedulerSeen:
         stop_told={one: at for one, at in seen.stop_told.items() if one in alive},
         # A wish for keep-alive is about the engine that served it, not about the next one.
         keep_alive={key: seconds for key, seconds in seen.keep_alive.items() if key in wanted},
+        ready_since={one: at for one, at in seen.ready_since.items() if one in loads},
         cooling={name: at for name, at in seen.cooling.items() if name in cooling},
     )
 

@@ -10,10 +10,21 @@ from collections.abc import Sequence
 
 import msgspec
 from greenroom.actors import messages as msg
-from greenroom.actors.facts import Engine, EngineSpec, Model
-from greenroom.actors.ledger import Account, Holding, expected, fewest_victims, memory_needed
-from greenroom.actors.scheduler_context import TurnContext, fits, holding
-from greenroom.actors.scheduler_state import footprint_key
+from greenroom.actors.facts import Engine, EngineSpec, Model, Promise
+from greenroom.actors.ledger import (
+    GROWTH,
+    Account,
+    Capacity,
+    Device,
+    Holding,
+    default_prompt_cache,
+    expected,
+    fewest_victims,
+    larger,
+    promise_for,
+)
+from greenroom.actors.scheduler_context import TurnContext, holding
+from greenroom.actors.scheduler_state import ModelConfigState, config_key, footprint_key
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +68,10 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     """Engine ids, and what each is ended for."""
 
 
+def _with(spec: EngineSpec, capacity: Capacity) -> EngineSpec:
+    return msgspec.structs.replace(spec, slots=capacity.slots, prompt_cache=capacity.prompt_cache)
+
+
 class Places:
     """The places of one turn."""
 
@@ -64,33 +79,93 @@ class Places:
         self._turn = turn
 
     def of(self, spec: EngineSpec, model: Model, facts: msg.BackendFacts) -> list[Place]:
-        """Everywhere an engine could go; `spec` has no promises yet."""
-        turn = self._turn
-        least = memory_needed(model, spec.context_size, 0)
-        if not facts.device or not turn.seen.memory.devices:
-            account = turn.account()
-            size = self._expected(spec, least + facts.overhead, least, account)
-            need = Need(device="", name="", size=size, account=account)
-            return [Place(spec=msgspec.structs.replace(spec, memory=size), needs=(need,))]
-        places: list[Place] = []
-        for device in turn.seen.memory.devices:
-            there, beside = turn.account(device.id), turn.account()
-            placed = msgspec.structs.replace(spec, device=device.id, device_total=device.total)
-            size = self._expected(placed, least + facts.overhead, least, there, on_device=True)
-            rest = self._expected(placed, facts.overhead, 0, beside)
-            needs = (
-                Need(device=device.id, name=device.name, size=size, account=there),
-                Need(device="", name="", size=rest, account=beside),
-            )
-            placed = msgspec.structs.replace(placed, memory=rest, device_memory=size)
-            places.append(Place(spec=placed, needs=needs))
-        return places
+        """Everywhere an engine could go with the fewest slots it may have; `spec` has no promises yet."""
+        smallest, _ = self._range(spec, model, facts)
+        devices = self._turn.seen.memory.devices if facts.device else ()
+        if not devices:
+            return [self._on_machine(spec, model, facts, smallest)]
+        return [self._on_device(spec, model, facts, smallest, device) for device in devices]
 
-    def _expected(
-        self, spec: EngineSpec, estimate: int, least: int, account: Account, *, on_device: bool = False
-    ) -> int:
-        measured = self._turn.state.footprints.get(footprint_key(spec, on_device=on_device), 0)
-        return expected(estimate, least, measured, account)
+    def grown(self, place: Place, model: Model, facts: msg.BackendFacts) -> Place:
+        """The same place with as many slots, and as large a prompt cache, as the ledger has room for."""
+        device = next((one for one in self._turn.seen.memory.devices if one.id == place.spec.device), None)
+        spec = msgspec.structs.replace(place.spec, device="", device_total=0)
+        _, sizes = self._range(spec, model, facts)
+        for capacity in sizes:
+            if device is None:
+                grown = self._on_machine(spec, model, facts, capacity)
+            else:
+                grown = self._on_device(spec, model, facts, capacity, device)
+            if all(
+                more.size - need.size <= GROWTH * max(0, need.account.free - need.size)
+                for need, more in zip(place.needs, grown.needs, strict=True)
+            ):
+                return grown
+        return place
+
+    def _range(
+        self, spec: EngineSpec, model: Model, facts: msg.BackendFacts
+    ) -> tuple[Capacity, list[Capacity]]:
+        """The smallest capacity an engine may have, and all that it may grow to, the largest first.
+
+        What is configured for the model, or by the operator, is not a wish: it is had, or nothing is loaded.
+        """
+        turn, limits = self._turn, self._turn.limits
+        if not facts.slots:
+            return Capacity(), []
+        config = turn.state.configs.get(config_key(spec.model_id, spec.mode), ModelConfigState())
+        slots = config.slots or limits.slots or 0
+        cache: int | None = None
+        if facts.prompt_cache:
+            wanted = limits.prompt_cache if config.prompt_cache is None else config.prompt_cache
+            cache = wanted if wanted is not None and wanted >= 0 else None
+        asked = cache is not None
+        smallest = Capacity(
+            slots=slots or 1,
+            prompt_cache=cache if asked or not facts.prompt_cache else 0,
+            shares_cache=facts.shares_cache,
+        )
+        most = default_prompt_cache(model, spec.context_size) if facts.prompt_cache and not asked else 0
+        return smallest, larger(smallest, slots or facts.slots, most)
+
+    def _on_machine(
+        self, spec: EngineSpec, model: Model, facts: msg.BackendFacts, capacity: Capacity
+    ) -> Place:
+        account = self._turn.account()
+        promise = promise_for(model, spec.context_size, facts.overhead, capacity)
+        spec = _with(spec, capacity)
+        promise = self._learned(spec, promise, account)
+        need = Need(device="", name="", size=promise.total, account=account)
+        placed = msgspec.structs.replace(spec, memory=promise.total, promises=(promise,))
+        return Place(spec=placed, needs=(need,))
+
+    def _on_device(
+        self, spec: EngineSpec, model: Model, facts: msg.BackendFacts, capacity: Capacity, device: Device
+    ) -> Place:
+        turn = self._turn
+        there, beside = turn.account(device.id), turn.account()
+        # Prompts that are kept lie in the machine's memory, wherever the engine computes.
+        kept = capacity.prompt_cache or 0
+        on_device = msgspec.structs.replace(capacity, prompt_cache=None)
+        placed = msgspec.structs.replace(_with(spec, capacity), device=device.id, device_total=device.total)
+        promise = promise_for(model, spec.context_size, facts.overhead, on_device, device.id)
+        promise = self._learned(placed, promise, there)
+        rest = self._learned(placed, Promise(compute=facts.overhead, prompt_cache=kept), beside)
+        needs = (
+            Need(device=device.id, name=device.name, size=promise.total, account=there),
+            Need(device="", name="", size=rest.total, account=beside),
+        )
+        placed = msgspec.structs.replace(
+            placed, memory=rest.total, device_memory=promise.total, promises=(promise, rest)
+        )
+        return Place(spec=placed, needs=needs)
+
+    def _learned(self, spec: EngineSpec, promise: Promise, account: Account) -> Promise:
+        """The promise with what engines of this kind were measured to hold."""
+        key = footprint_key(spec, on_device=bool(promise.device))
+        measured = self._turn.state.footprints.get(key, 0)
+        need = expected(promise.total, promise.claimable, measured, account)
+        return msgspec.structs.replace(promise, learned=need - promise.total)
 
     def pinned(self, device: str) -> int:
         """Bytes of a pool that pinned models hold."""
@@ -159,5 +234,5 @@ class Places:
             for one, reading in turn.empty()
             if (held := holding(one.spec, turn.seen, device))
             and turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
-            and not any(fits(one.spec, waiting) for waiting in turn.queue)
+            and not turn.wanted(one.spec)
         ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.choice import Install, Use, choose
-from greenroom.actors.effects import AdmitRequest, InformRequest
+from greenroom.actors.effects import AdmitRequest, HoldGates, InformRequest
 from greenroom.actors.facts import Engine, EngineSpec, Model
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
@@ -53,6 +56,16 @@ def cool_down(failures: int) -> float:
     return min(LONGEST_COOL_DOWN, _FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
 
 
+class _Wait(NamedTuple):
+    """What a request waits for."""
+
+    phase: str
+    text: str
+    follows: str = ""
+    alive: float = 0.0
+    """Monotonic second of the last sign of life from what it waits for; 0 where there is none to see."""
+
+
 class QueueStep:
     """Decides on every waiting request, until one of them has events."""
 
@@ -65,6 +78,10 @@ class QueueStep:
         """Backends whose installation is waited for."""
         self._behind: dict[str, Waiting] = {}
         """Of each pool of memory, who waits for what is going to be free there: nobody else may take that."""
+        self._full: set[str] = set()
+        """Engines that a request is queued for: those behind it do not overtake it there."""
+        self._same: dict[tuple[object, ...], _Wait] = {}
+        """What requests of one kind wait for. Hundreds may wait for the same, and that is found out once."""
 
     def take(self) -> None:
         """Go through the queue in turn."""
@@ -72,28 +89,48 @@ class QueueStep:
         for waiting in self._in_turn():
             if self._turn.events:
                 return
-            one = waiting.request_id
-            if not self._turn.guarded(partial(self._serve, waiting), doing="serve a request", about=one):
+            one, kind = waiting.request_id, self._kind(waiting)
+            if kind in self._same:
+                self._wait(waiting, self._same[kind])
+            elif not self._turn.guarded(partial(self._serve, waiting), doing="serve a request", about=one):
                 no = undecided(waiting)
                 if not self._turn.guarded(partial(self._refuse, waiting, no), doing="refuse it", about=one):
                     self._turn.answer(waiting, no)
         self._tell_awaited()
+        self._hold_gates()
 
     def _in_turn(self) -> list[Waiting]:
-        """Of each caller one after the other, first the one whose turn was longest ago."""
-        ranks: dict[str, int] = {}
-        keyed: list[tuple[int, int, int, Waiting]] = []
-        for position, waiting in enumerate(self._turn.queue):
-            rank = ranks[waiting.caller] = ranks.get(waiting.caller, -1) + 1
-            last = self._turn.seen.served.get(waiting.caller, -1)
-            keyed.append((rank, last, position, waiting))
-        return [waiting for *_, waiting in sorted(keyed, key=lambda one: one[:3])]
+        """One request of each caller after the other, first the caller whose turn was longest ago.
+
+        A caller's own requests take turns the same way between its connections and users.
+        """
+        served = self._turn.seen.served
+        callers: dict[str, dict[str, list[Waiting]]] = defaultdict(lambda: defaultdict(list))
+        for waiting in self._turn.queue:
+            callers[waiting.caller.key][waiting.caller.share].append(waiting)
+        lines: dict[str, list[Waiting]] = {}
+        for caller, shares in callers.items():
+            lines[caller] = _taking_turns(
+                {share: (served.get(f"{caller}/{share}", -1), line) for share, line in shares.items()}
+            )
+        return _taking_turns({caller: (served.get(caller, -1), line) for caller, line in lines.items()})
+
+    def _kind(self, waiting: Waiting) -> tuple[object, ...]:
+        return (
+            *(waiting.model_id, waiting.mode, waiting.backend, waiting.policy, waiting.places),
+            self._is_patient(waiting),
+        )
+
+    def _is_patient(self, waiting: Waiting) -> bool:
+        """Whether it has waited for so long that nothing may overtake it any more."""
+        return self._turn.now.monotonic - waiting.since >= self._turn.limits.max_wait / 2
 
     def _serve(self, waiting: Waiting) -> None:
         """Decide on one waiting request.
 
         a. The daemon stops, or the model is not here: refused.
-        b. A ready engine serves it: a place in its gate, and the answer.
+        b. A ready engine serves it: a place in its gate, and the answer. Where every slot is taken it is
+           queued, and those behind it do not overtake it.
         c. A load it can use is in flight: it waits for that one.
         d. Not everybody has told what is there and what runs: it waits, since memory is not known.
         e. A backend is chosen; one that must be installed first is waited for, or refused by policy. Where
@@ -114,18 +151,18 @@ class QueueStep:
             missing = f'model "{name}" is not here; run: greenroom pull {name}'
             self._refuse(waiting, refuse("model_not_found", missing, status=404, subject=name))
             return
-        serving = next((e for e in turn.serving() if fits(e.spec, waiting)), None)  # b
-        if serving is not None:
-            self._grant(waiting, serving)
+        serving = [engine for engine in turn.serving() if fits(engine.spec, waiting)]  # b
+        if serving:
+            self._enter(waiting, serving)
             return
         load = next((one for one in turn.state.loads.values() if fits(one.spec, waiting)), None)  # c
         if load is not None:
             text = f"loading {waiting.model_ref} on {load.spec.backend}"
-            self._wait(waiting, "loading", text, load_job(load.spec.engine_id))
+            self._wait_for(waiting, _Wait("loading", text, load_job(load.spec.engine_id)))
             return
         if model is None or seen.statuses is None or turn.silent:  # d
             silent = ", ".join(turn.silent) or "what is installed"
-            self._wait(waiting, "starting", f"finding out what runs already ({silent})")
+            self._wait_for(waiting, _Wait("starting", f"finding out what runs already ({silent})"))
             return
         choice = choose(  # e
             model, waiting.mode, waiting.backend, waiting.policy, turn.facts, seen.statuses
@@ -139,18 +176,52 @@ class QueueStep:
 
     # b
 
+    def _enter(self, waiting: Waiting, serving: Sequence[Engine]) -> None:
+        turn = self._turn
+        for engine in serving:
+            one = engine.spec.engine_id
+            if one not in self._full and turn.has_room(engine.spec, waiting.places):
+                self._grant(waiting, engine)
+                return
+        self._full |= {engine.spec.engine_id for engine in serving}
+        slots = sum(engine.spec.slots for engine in serving)
+        readings = [turn.seen.gates.get(engine.spec.engine_id) for engine in serving]
+        wanted = "a slot" if waiting.places == 1 else f"{waiting.places} slots at once"
+        text = f"queued for {wanted} of {waiting.model_ref}, which has {slots}"
+        quiet = min((one.quiet_for for one in readings if one is not None), default=math.inf)
+        alive = turn.now.monotonic - quiet
+        self._wait_for(waiting, _Wait("queued", text, alive=alive))
+
+    def _hold_gates(self) -> None:
+        """Who comes while others are queued for an engine queues behind them."""
+        turn = self._turn
+        held = {one for one, reading in turn.seen.gates.items() if reading.held}
+        if not turn.events and held != self._full & turn.seen.gates.keys():
+            turn.effects.append(HoldGates(engine_ids=tuple(sorted(self._full))))
+
     def _grant(self, waiting: Waiting, engine: Engine) -> None:
         spec = engine.spec
-        self._turn.effects.append(AdmitRequest(engine_id=spec.engine_id, request_id=waiting.request_id))
+        self._turn.effects.append(
+            AdmitRequest(
+                engine_id=spec.engine_id,
+                request_id=waiting.request_id,
+                caller=waiting.caller,
+                places=waiting.places,
+            )
+        )
         self._turn.answer(
             waiting, msg.Granted(engine_id=spec.engine_id, backend=spec.backend, endpoint=engine.endpoint)
         )
-        self._turn.granted.add(spec.engine_id)
+        granted = self._turn.granted
+        places = min(waiting.places, spec.slots) if spec.slots else 1
+        granted[spec.engine_id] = granted.get(spec.engine_id, 0) + places
         served = dict(self._turn.seen.served)
         now = max(served.values(), default=-1) + 1
-        served.pop(waiting.caller, None)
-        kept = dict(list(served.items())[-(_CALLERS_REMEMBERED - 1) :])
-        self._turn.update(served={**kept, waiting.caller: now})
+        turns = (waiting.caller.key, f"{waiting.caller.key}/{waiting.caller.share}")
+        for one in turns:
+            served.pop(one, None)
+        kept = dict(list(served.items())[-(_CALLERS_REMEMBERED - len(turns)) :])
+        self._turn.update(served={**kept, **dict.fromkeys(turns, now)})
 
     # e
 
@@ -204,7 +275,8 @@ class QueueStep:
                 waiting = turn.change(waiting, token=wish.token)
         self._awaited.add(backend)
         text = f"installing {backend}, since {choice.reason}"
-        self._wait(waiting, "installing", text, install_job(backend))
+        # Each has the job it waits for, so none of them stands for the others.
+        self._wait(waiting, _Wait("installing", text, install_job(backend)))
 
     def _tell_awaited(self) -> None:
         """Who leaves an installation ends it only if nobody waits for it here."""
@@ -252,13 +324,14 @@ class QueueStep:
         elif not unclaimed:
             pools = [need.device for need in open_ones[0].needs if need.device in self._behind]
             text = f"waiting for memory, behind {self._behind[pools[0]].model_ref}"
-            self._wait(waiting, "waiting_for_memory", text)
+            self._wait_for(waiting, _Wait("waiting_for_memory", text))
         elif not (fitting := [one for one in unclaimed if one.fits]):
             self._make_room(waiting, unclaimed)
         elif not turn.storing:
             self._refuse(waiting, not_stored())
         else:
-            self._admit(waiting, max(fitting, key=lambda one: one.room), choice.reasons)
+            place = max(fitting, key=lambda one: one.room)
+            self._admit(waiting, self._places.grown(place, model, facts), choice.reasons)
 
     def _refuse_for_ever(self, waiting: Waiting, places: Sequence[Place]) -> None:
         """No place has so much: the largest of them is named."""
@@ -318,6 +391,7 @@ class QueueStep:
             device_promised=device.promised + spec.device_memory if device is not None else 0,
             device_budget=device.memory.budget if device is not None else 0,
             refused_before=turn.seen.refused.get(key, 0),
+            caller=waiting.caller,
         )
         turn.record(chosen, admitted, cause=waiting.request_id)
         turn.update(
@@ -349,33 +423,49 @@ class QueueStep:
         # that may last; but not for ever, unless it is other programs whose memory is waited for.
         place = room.place if room is not None else max(places, key=lambda one: one.room)
         lacking = [need for need in place.needs if need.lacking]
-        patient = turn.now.monotonic - waiting.since >= turn.limits.max_wait / 2
         comes = all(
             need.account.memory.available + self._places.yielding(need.device) >= need.size
             for need in lacking
         )
-        if room is not None or (patient and comes):
+        if room is not None or (self._is_patient(waiting) and comes):
             self._behind |= {need.device: waiting for need in lacking}
         need = lacking[0]
         where = f" on {need.name}" if need.device else ""
         text = f"waiting for memory: it needs {gib(need.size)}, {gib(need.account.free)} are free{where}"
-        self._wait(waiting, "waiting_for_memory", text)
+        self._wait_for(waiting, _Wait("waiting_for_memory", text))
 
     # h, and whoever is refused
 
-    def _wait(self, waiting: Waiting, phase: str, text: str, follows: str = "") -> None:
-        turn = self._turn
-        waited = turn.now.monotonic - waiting.since
-        if waited >= turn.limits.max_wait:  # h
-            self._refuse(waiting, not_ready_yet(waiting, waited, text))
+    def _wait_for(self, waiting: Waiting, wait: _Wait) -> None:
+        """Have it wait for this, and all others of its kind too."""
+        self._same[self._kind(waiting)] = wait
+        self._wait(waiting, wait)
+
+    def _wait(self, waiting: Waiting, wait: _Wait) -> None:
+        turn, now = self._turn, self._turn.now.monotonic
+        place = self._place + 1
+        since, moved, longest = waiting.since, waiting.moved, turn.limits.max_wait
+        if wait.phase == "queued":
+            # Answers may take long, and an engine that hangs is noticed by others. What counts is that the
+            # queue moves, or that those inside are being answered.
+            moved = now if not 0 < waiting.place <= place else moved
+            since, longest = max(since, moved, wait.alive), turn.limits.max_queued
+        if now - since >= longest:  # h
+            self._refuse(waiting, not_ready_yet(waiting, now - waiting.since, wait.text))
             return
-        turn.wakes.append(waiting.since + turn.limits.max_wait)
-        self._place = place = self._place + 1
-        if (waiting.follows, waiting.said, waiting.place) != (follows, text, place):
-            turn.change(waiting, phase=phase, follows=follows, said=text, place=place)
+        turn.wakes.append(since + longest)
+        self._place = place
+        if (waiting.follows, waiting.said, waiting.place) != (wait.follows, wait.text, place):
+            turn.change(
+                waiting, phase=wait.phase, follows=wait.follows, said=wait.text, place=place, moved=moved
+            )
             turn.effects.append(
                 InformRequest(
-                    request_id=waiting.request_id, phase=phase, message=text, follows=follows, place=place
+                    request_id=waiting.request_id,
+                    phase=wait.phase,
+                    message=wait.text,
+                    follows=wait.follows,
+                    place=place,
                 )
             )
 
@@ -398,8 +488,16 @@ class QueueStep:
                 numbers=refusal.numbers,
                 count=count,
                 advice=refusal.advice,
+                caller=waiting.caller,
             )
             turn.record(refused, cause=waiting.request_id)
+
+
+def _taking_turns(lines: Mapping[str, tuple[int, list[Waiting]]]) -> list[Waiting]:
+    """The first of each line, then the second of each; first the line whose turn was longest ago."""
+    ranked = [(rank, last, waiting) for last, line in lines.values() for rank, waiting in enumerate(line)]
+    # Sorting is stable: lines that had their turn at the same time stay in the order they came.
+    return [waiting for *_, waiting in sorted(ranked, key=lambda one: one[:2])]
 
 
 __all__ = ["AGAIN", "FAILURES_TO_OPEN", "LONGEST_COOL_DOWN", "QueueStep", "cool_down", "fits"]

@@ -126,6 +126,18 @@ def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
     )
 
 
+def unloaded(waiting: Waiting) -> Refusal:
+    """The load it waits for was ended by hand."""
+    return refuse(
+        "unloaded",
+        f"{waiting.model_ref} was unloaded while it was loading.",
+        advice="Send the request again to load it.",
+        status=503,
+        retry_after=5.0,
+        subject=waiting.model_ref,
+    )
+
+
 def pinned(waiting: Waiting, need: int, held: int, account: Account, device: str = "") -> Refusal:
     """A model that would fit if pinned ones did not hold the room; `device` is its name for people."""
     return refuse(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from greenroom.actors import messages as msg
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.ledger import Device
+from greenroom.actors.ledger import Device, context_reckoned
 from greenroom.actors.scheduler_context import Limits, TurnContext, holding
 from greenroom.actors.scheduler_queue import fits
 from greenroom.actors.scheduler_state import LoadState, SchedulerSeen, SchedulerState, Waiting
@@ -60,6 +60,7 @@ def _entry(turn: TurnContext, waiting: Waiting) -> msg.QueueEntry:
         follows=waiting.follows,
         waited=round(waited, 3),
         left=round(max(0.0, turn.limits.max_wait - waited), 3),
+        caller=str(waiting.caller),
     )
 
 
@@ -69,6 +70,7 @@ def _engine(turn: TurnContext, load: LoadState) -> msg.EngineAccount:
     engine = turn.seen.engine(spec.engine_id)
     measured = turn.seen.measured.get(spec.engine_id)
     keep = turn.keep_alive(spec.model_id, spec.mode)
+    model = (turn.seen.models or {}).get(spec.model_id)
     ready = engine is not None and engine.state == "ready"
     idle = ready and reading is not None and not reading.inside
     idle_for = max(0.0, turn.now.monotonic - reading.idle_since) if idle and reading is not None else None
@@ -80,6 +82,10 @@ def _engine(turn: TurnContext, load: LoadState) -> msg.EngineAccount:
         device=spec.device,
         device_promised=holding(spec, turn.seen, spec.device) if spec.device else 0,
         device_measured=measured.device if measured is not None else None,
+        context_size=context_reckoned(spec.context_size, model.context_length if model is not None else 0),
+        slots=spec.slots,
+        used=reading.used if reading is not None else 0,
+        promises=spec.promises,
         inside=reading.inside if reading is not None else 0,
         served=reading.served if reading is not None else 0,
         queue=sum(fits(spec, waiting) for waiting in turn.queue),

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from greenroom.actors import events as ev
-from greenroom.actors.facts import Engine, EngineSpec, Failure, InstallPolicy, Measured, Mode, Model
+from greenroom.actors.facts import Caller, Engine, EngineSpec, Failure, InstallPolicy, Measured, Mode, Model
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.core import Stored
 from greenroom.actors.ledger import Memory
@@ -60,6 +60,10 @@ class ModelConfigState(msgspec.Struct, frozen=True, kw_only=True):
     context_size: int | None = None
     flags: tuple[str, ...] | None = None
     keep_alive: float | None = None
+    slots: int | None = None
+    """0 lets the ledger decide."""
+    prompt_cache: int | None = None
+    """Bytes; negative lets the ledger decide."""
 
 
 class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +128,11 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     policy: InstallPolicy
     since: float
     """Monotonic."""
-    caller: str = ""
+    caller: Caller = Caller()
+    places: int = 1
+    """Slots it needs."""
+    moved: float = 0.0
+    """Monotonic second of the last sign that its turn comes nearer; 0 before the first."""
     cause: str = ""
     follows: str = ""
     """The board's key of the job it was last told to wait for."""
@@ -204,7 +212,9 @@ class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
     cooling: Mapping[str, float] = msgspec.field(default_factory=dict)
     """breaker@until → monotonic second until which it is open; immune to a wall clock that jumps."""
     served: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """caller → when its turn was last, counted in grants; the last few callers only."""
+    """caller, and each of its shares → when its turn was last, counted in grants; the last few only."""
+    ready_since: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → monotonic second at which this life first saw it ready; immune to a wall clock that jumps."""
     acted_on: tuple[int, float] = (-1, 0.0)
     """Version of the installer's list that runners were last told we have acted on, and when."""
     keep_alive: Mapping[str, float] = msgspec.field(default_factory=dict)
@@ -250,7 +260,8 @@ def proven_key(model_id: str, backend: str) -> str:
 def footprint_key(spec: EngineSpec, *, on_device: bool = False) -> str:
     """How measurements are filed: by all that decides about an engine's memory."""
     where = "device" if on_device else "beside a device" if spec.device else ""
-    words = (spec.model_id, spec.mode, spec.backend, str(spec.context_size), *spec.flags)
+    size = (f"slots={spec.slots}", f"prompts={spec.prompt_cache}") if spec.slots else ()
+    words = (spec.model_id, spec.mode, spec.backend, str(spec.context_size), *size, *spec.flags)
     return "|".join((*words, where) if where else words)
 
 
@@ -408,12 +419,14 @@ def _apply_config(state: SchedulerState, e: ev.ConfigChanged) -> SchedulerState:
         context_size=e.context_size if sane else left.context_size,
         flags=e.flags if fitting else left.flags,
         keep_alive=e.keep_alive if lasting else left.keep_alive,
+        slots=left.slots if e.slots is None else e.slots,
+        prompt_cache=left.prompt_cache if e.prompt_cache is None else e.prompt_cache,
     )
     configs = _apply_without(state.configs, key)
     if new != ModelConfigState():
         configs[key] = new
     breakers = state.breakers
-    if (old.context_size, old.flags) != (new.context_size, new.flags):
+    if msgspec.structs.replace(old, keep_alive=None) != msgspec.structs.replace(new, keep_alive=None):
         breakers = {one: it for one, it in breakers.items() if not one.startswith(f"{e.model_id}|")}
     return msgspec.structs.replace(state, configs=configs, breakers=breakers)
 

@@ -40,7 +40,6 @@ from greenroom.actors.scheduler_queue import (
     LONGEST_COOL_DOWN,
     QueueStep,
     cool_down,
-    fits,
 )
 from greenroom.actors.scheduler_refusals import failure_of, load_failed, never_started, undecided
 from greenroom.actors.scheduler_state import (
@@ -235,8 +234,9 @@ class Turn:
     def _answer_waiting(self, spec: EngineSpec, failure: Failure, *, retry_after: float = 0.0) -> None:
         outcome = load_failed(spec, failure, retry_after)
         follows = load_job(spec.engine_id)
-        for waiting in [one for one in self._turn.queue if one.follows == follows]:
-            self._turn.answer(waiting, outcome)
+        for waiting in self._turn.queue:
+            if waiting.follows == follows:
+                self._turn.answer(waiting, outcome)
 
     # 2
 
@@ -255,6 +255,7 @@ class Turn:
                         mode=engine.spec.mode,
                         backend=engine.spec.backend,
                         endpoint=engine.endpoint,
+                        slots=engine.spec.slots,
                     )
                 )
 
@@ -277,7 +278,7 @@ class Turn:
         for engine, reading in turn.empty():
             spec = engine.spec
             keep = turn.keep_alive(spec.model_id, spec.mode)
-            if keep < 0 or not reading.open or any(fits(spec, waiting) for waiting in turn.queue):
+            if keep < 0 or not reading.open or turn.wanted(spec):
                 continue
             ends = reading.idle_since + keep
             if ends <= turn.now.monotonic:
@@ -330,7 +331,8 @@ class Turn:
                 continue
             load = turn.state.loads[spec.engine_id]
             loading = min(engine.since - load.admitted_at, LONGEST_COOL_DOWN)
-            if turn.now.wall - engine.since >= max(PROVEN_AFTER, loading):
+            since = turn.seen.ready_since.get(spec.engine_id, turn.now.monotonic)
+            if turn.now.monotonic - since >= max(PROVEN_AFTER, loading):
                 closed = ev.BreakerClosed(
                     model_id=spec.model_id,
                     backend=spec.backend,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from greenroom.actors.limits import SLOTS
 from greenroom.runner.home import HomeUnusable
 from greenroom.runner.quantities import parse_duration, parse_keep_alive, parse_size
 from greenroom.runner.user_home import NO_HOME, expanded, user_home
@@ -87,12 +88,19 @@ class Settings:
     """Memory of each graphics device left to others."""
     max_wait: float = 300.0
     """How long a request may wait for its engine."""
+    max_queued: float = 3600.0
+    """How long it may be queued for a slot of an engine that is ready, while nothing moves before it."""
     progress_after: float = 5.0
     """After this a streaming client is told what it waits for."""
     unread_for: float = 30.0
     """While others wait, a client that reads nothing of its answer for so long is cut off; 0: never."""
     queue_limit: int = 256
     """Requests that may wait at the same time."""
+    slots: int | None = None
+    """Requests an engine answers at once, each with the whole context; None means what its backend has by
+    default, or fewer where memory is short."""
+    prompt_cache: int | None = None
+    """Memory an engine may use for prompts it has read before; None lets the ledger decide, 0 is none."""
     max_body: int = 10 * 2**20
     """The largest request body."""
     engine_grace: float = 120.0
@@ -330,6 +338,15 @@ def _stall(raw: Any) -> float:
     return seconds
 
 
+def _slots(raw: Any) -> int | None:
+    if isinstance(raw, str) and raw.strip().lower() == "auto":
+        return None
+    slots = _whole(raw)
+    if not 1 <= slots <= SLOTS:
+        raise ValueError(f"{raw!r} is not from 1 to {SLOTS}; an engine answers that many requests at once")
+    return slots
+
+
 def _budget(raw: Any) -> int | None:
     if isinstance(raw, str) and raw.strip().lower() == "auto":
         return None
@@ -423,9 +440,12 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "headroom": parse_size,
     "gpu_headroom": parse_size,
     "max_wait": parse_duration,
+    "max_queued": parse_duration,
     "progress_after": parse_duration,
     "unread_for": parse_duration,
     "queue_limit": _whole,
+    "slots": _slots,
+    "prompt_cache": _budget,
     "max_body": parse_size,
     "engine_grace": parse_duration,
     "stall_after": _stall,

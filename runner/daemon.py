@@ -235,7 +235,10 @@ class Greenroom:
         limits = Limits(
             keep_alive=self.settings.keep_alive,
             max_wait=self.settings.max_wait,
+            max_queued=self.settings.max_queued,
             queue=self.settings.queue_limit,
+            slots=self.settings.slots,
+            prompt_cache=self.settings.prompt_cache,
         )
         for problem in self._declared.problems if isinstance(self._declared, Catalog) else ():
             _log.warning("%s", problem)
@@ -253,6 +256,7 @@ class Greenroom:
         )
         for core, hands in self._guests:
             system.register(core, hands=hands)
+        self.gates.on_freed = lambda one: tell(msg.SCHEDULER, msg.SlotFreed(engine_id=one))
         self.gates.on_empty = Emptied(clock, lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one)))
 
     def _wanted(self) -> Iterator[Wanted]:
@@ -525,6 +529,9 @@ def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = N
         install_preference=backend.install_preference,
         verdict=backend.verdict(here),
         overhead=backend.overhead_bytes,
+        slots=backend.slots,
+        shares_cache=backend.shares_cache,
+        prompt_cache=backend.keeps_prompts,
         device=backend.uses_devices or (named is not None and named.gpu),
         version=_pinned(source_of(backend, named), here),
     )

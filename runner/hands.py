@@ -410,13 +410,15 @@ class SchedulerHands:
         """Done at once: nothing here waits."""
         match effect:
             case fx.OpenGate() as e:
-                self._gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint)
+                self._gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
+            case fx.HoldGates(engine_ids=held):
+                self._gates.hold(held)
             case fx.CloseGate(engine_id=one):
                 self._gates.close(one)
             case fx.RemoveGates(keep=keep):
                 self._gates.keep(keep)
-            case fx.AdmitRequest(engine_id=one, request_id=request):
-                self._gates.reserve(one, request)
+            case fx.AdmitRequest(engine_id=one, request_id=request) as e:
+                self._gates.reserve(one, request, e.caller, e.places)
                 self._board.clear(request_job(request))
             case fx.LeaveGate(request_id=request):
                 self._gates.leave(request)

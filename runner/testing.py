@@ -36,16 +36,18 @@ def fake_backend(
     verdict: str = "",
     overhead: int = 2**20,
     uses_devices: bool = False,
+    slots: int = 0,
 ) -> Backend:
     """A backend whose engines are `program`, a Python file run by this very interpreter.
 
     It gets `--socket`, `--model`, then `flags`, then the user's flags. It needs no installation: name one
-    with `managed=False` and any root. `overhead` is the memory an engine is promised beside its model.
+    with `managed=False` and any root. It answers `slots` requests at once, or all that come. `overhead` is
+    the memory an engine is promised beside its model.
     """
     chosen_name, chosen_flags, chosen_deferred, chosen_preference = name, flags, deferred, preference
     chosen_readiness, chosen_dialect, chosen_allowed = readiness, dialect, allowed_flags
     chosen_formats, chosen_modes, said = tuple(formats), tuple(modes), verdict
-    on_devices = uses_devices
+    on_devices, at_once = uses_devices, slots
 
     class FakeBackend(Backend):
         """See `fake_backend`."""
@@ -65,6 +67,7 @@ def fake_backend(
         allowed_flags = chosen_allowed
         overhead_bytes = overhead
         uses_devices = on_devices
+        slots = at_once
 
         def verdict(self, platform: Platform) -> str:  # noqa: ARG002 - the same everywhere
             """What was asked for; empty by default."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
-from greenroom.actors.facts import Mode
+from greenroom.actors.facts import Caller, Mode
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.messages import SCHEDULER, Abandon, Serve
@@ -83,7 +83,7 @@ class Warming:
                 mode=one.mode,
                 backend=one.backend,
                 keep_alive=one.keep_alive,
-                caller=one.why,
+                caller=Caller(kind="greenroom", id=one.why, name=one.why),
                 held=True,
             )
             timeout = self._max_wait + _GRACE

@@ -215,6 +215,13 @@ class Backend(ABC):
     """User flags that pass; empty refuses all."""
     overhead_bytes: ClassVar[int] = 200 * 2**20
     """Memory an engine needs beyond weights and key/value cache."""
+    slots: ClassVar[int] = 0
+    """Requests an engine takes at once unless somebody says otherwise; `command` must see to it that it does
+    (`EngineSpec.slots`). 0: it takes all that come, and its context is its own affair."""
+    shares_cache: ClassVar[bool] = False
+    """Its slots share the key/value cache of one context, and it makes requests wait when that is full."""
+    keeps_prompts: ClassVar[bool] = False
+    """It keeps prompts in memory after their requests, as many bytes as `EngineSpec.prompt_cache` says."""
     uses_devices: ClassVar[bool] = False
     """Its engines compute on a graphics device with memory of its own, where there is one."""
 

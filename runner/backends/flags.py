@@ -6,6 +6,8 @@ those that make an engine log what clients ask and are answered (`--verbose`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 LLAMA_CPP = frozenset(
     """
     --backend-sampling --batch-size --cache-prompt --cache-ram --cache-reuse --cache-type-k
@@ -18,7 +20,7 @@ LLAMA_CPP = frozenset(
     --dry-base --dry-multiplier --dry-penalty-last-n --dynatemp-exp --dynatemp-range --embedding
     --embeddings --fit --fit-ctx --fit-target --flash-attn --frequency-penalty --gpu-layers
     --gpu-layers-draft --grammar --ignore-eos --image-max-tokens --image-min-tokens --jinja
-    --json-schema --keep --kv-offload --kv-unified --lora-init-without-apply --main-gpu --metrics
+    --json-schema --keep --kv-offload --lora-init-without-apply --main-gpu --metrics
     --min-p --mirostat --mirostat-ent --mirostat-lr --mlock --mmap --mmproj-auto --mmproj-offload
     --n-cpu-moe --n-cpu-moe-draft --n-gpu-layers --n-gpu-layers-draft --n-predict --no-cache-prompt
     --no-cont-batching --no-context-shift --no-direct-io --no-host --no-jinja --no-kv-offload
@@ -43,7 +45,7 @@ LLAMA_CPP = frozenset(
     --threads-draft --threads-http --timeout --top-k --top-nsigma --top-p --typical --ubatch-size
     --warmup --webui --xtc-probability --xtc-threshold --yarn-attn-factor --yarn-beta-fast
     --yarn-beta-slow --yarn-ext-factor --yarn-orig-ctx -C -Cb -Cbd -Cd -Cr -Crb -Crd -b -bs -c -cb -cd
-    -cmoe -cmoed -cram -ctk -ctkd -ctv -ctvd -dev -devd -dio -fa -fit -fitc -fitt -j -kvo -kvu -mg -n
+    -cmoe -cmoed -cram -ctk -ctkd -ctv -ctvd -dev -devd -dio -fa -fit -fitc -fitt -j -kvo -mg -n
     -ncmoe -ncmoed -ndio -ngl -ngld -nkvo -nocb -np -nr -otd -s -sm -sps -t -tb -tbd -td -to -ts -ub
     """.split()
 )
@@ -57,6 +59,29 @@ VLLM = frozenset(
     --quantization --revision --seed --swap-space --tensor-parallel-size --tokenizer-mode -pp -q -tp
     """.split()
 )
+
+
+SIZES: Mapping[str, str] = {
+    **dict.fromkeys(("--ctx-size", "-c", "--max-model-len"), "context-size"),
+    **dict.fromkeys(("--parallel", "-np", "--max-num-seqs"), "slots"),
+    **dict.fromkeys(("--cache-ram", "-cram"), "prompt-cache"),
+}
+"""Flags for what the ledger promises memory for, and the setting of a model that each stands for. They are
+kept there and never passed on: two places for one size would be one too many."""
+
+
+def without_sizes(flags: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
+    """Flags without those for sizes; and what these said: (setting, value as typed)."""
+    kept: list[str] = []
+    said: list[tuple[str, str]] = []
+    words = iter(flags)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name not in SIZES:
+            kept.append(word)
+        else:
+            said.append((SIZES[name], value if sign else next(words, "")))
+    return tuple(kept), said
 
 
 def refusal(flags: tuple[str, ...], allowed: frozenset[str], backend: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 
-from greenroom.actors.ledger import DEFAULT_CONTEXT
+from greenroom.actors.ledger import context_reckoned
 from greenroom.runner.backends.declaration import (
     Backend,
     Cannot,
@@ -16,7 +16,7 @@ from greenroom.runner.backends.declaration import (
     Platform,
     Readiness,
 )
-from greenroom.runner.backends.flags import LLAMA_CPP
+from greenroom.runner.backends.flags import LLAMA_CPP, without_sizes
 from greenroom.runner.engines.launchers import launcher
 
 _CANNOT = (
@@ -53,6 +53,8 @@ class LlamaCpp(Backend):
     dialect = Dialect(cannot=_CANNOT, pools_by_header=True)
     allowed_flags = LLAMA_CPP
     overhead_bytes = 150 * 2**20
+    slots = 4
+    keeps_prompts = True
 
     def verdict(self, platform: Platform) -> str:
         """Linux and macOS; its wheels cover both."""
@@ -77,10 +79,10 @@ class LlamaCpp(Backend):
             args += ["--embeddings", "--reranking"]
         elif launch.model.chat_template is not None:
             args += ["--chat-template-file", str(launch.model.chat_template)]
-        args += ["--ctx-size", str(_context(launch))]
+        args += _capacity(launch)
         if batch := _batch(launch):
             args += ["--batch-size", str(batch), "--ubatch-size", str(min(batch, _UBATCH))]
-        args += spec.flags
+        args += without_sizes(spec.flags)[0]
         if launch.model.mmproj is not None:
             args += ["--mmproj", str(launch.model.mmproj)]
         args += ["--jinja"]
@@ -101,12 +103,17 @@ def _batch(launch: Launch) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
-def _context(launch: Launch) -> int:
-    """Tokens of context, the very number that memory was promised for; 0 is all that the model can take.
+def _capacity(launch: Launch) -> list[str]:
+    """Slots, the context of each, and what is kept of prompts: what memory was promised for.
 
-    Left to itself llama.cpp would take all, which of a model for 128,000 tokens is gigabytes of cache.
+    Left to itself llama.cpp has four slots over one context, and cuts off all answers once they have filled
+    it together. It keeps 8 GiB of prompts, and takes the model's whole context: gigabytes of cache where that
+    is 128,000 tokens. Here every slot has a cache of its own, which no other can fill.
     """
-    asked = launch.spec.context_size
-    if asked:
-        return max(0, asked)
-    return min(launch.model.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    spec = launch.spec
+    context = context_reckoned(spec.context_size, launch.model.context_length)
+    slots = max(1, spec.slots)
+    args = ["--parallel", str(slots), "--ctx-size", str(context * slots)]
+    if spec.prompt_cache is not None:
+        args += ["--cache-ram", str(spec.prompt_cache // 2**20)]
+    return args

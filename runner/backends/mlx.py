@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from greenroom.actors.ledger import context_reckoned
 from greenroom.runner.backends.declaration import (
     Backend,
     Cannot,
@@ -68,6 +69,9 @@ class Mlx(Backend):
         model_name="default_model", dropped=frozenset({"adapters", "draft_model"}), cannot=_CANNOT
     )
 
+    slots = 4
+    keeps_prompts = True
+
     def verdict(self, platform: Platform) -> str:
         """macOS on Apple silicon, or Linux."""
         if platform.system == "darwin" and platform.machine != "arm64":
@@ -87,6 +91,17 @@ class Mlx(Backend):
                 str(launch.model.path),
                 "--socket",
                 str(launch.socket),
+                *_capacity(launch),
             ),
             env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
+
+
+def _capacity(launch: Launch) -> list[str]:
+    """Requests at once, the context of each, and what is kept of prompts: what memory was promised for."""
+    slots = str(launch.spec.slots or Mlx.slots)
+    context = context_reckoned(launch.spec.context_size, launch.model.context_length)
+    return [
+        *("--context", str(context), "--kept", str(launch.spec.prompt_cache or 0)),
+        *("--decode-concurrency", slots, "--prompt-concurrency", slots),
+    ]

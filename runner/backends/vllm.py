@@ -15,7 +15,7 @@ from greenroom.runner.backends.declaration import (
     Platform,
     Readiness,
 )
-from greenroom.runner.backends.flags import VLLM
+from greenroom.runner.backends.flags import VLLM, without_sizes
 from greenroom.runner.engines.launchers import launcher
 
 _MIN_MACOS = 15
@@ -41,7 +41,9 @@ def _serve_arguments(launch: Launch) -> list[str]:
         # Left to itself it takes nine tenths of a device, whatever the model.
         share = math.floor(1000 * spec.device_memory / spec.device_total) / 1000
         args += ["--gpu-memory-utilization", str(max(0.01, share))]
-    return [*args, *spec.flags]
+    if spec.slots:
+        args += ["--max-num-seqs", str(spec.slots)]
+    return [*args, *without_sizes(spec.flags)[0]]
 
 
 class Vllm(Backend):
@@ -60,6 +62,9 @@ class Vllm(Backend):
     allowed_flags = VLLM
     overhead_bytes = 2 * 2**30
     uses_devices = True
+    # It pages its cache: a request that finds none left waits for one that ends, and is cut off by none.
+    slots = 64
+    shares_cache = True
 
     def on(self, platform: Platform) -> Backend:
         """Without a GPU the build for CPUs: the other one would be gigabytes that cannot start."""
@@ -105,6 +110,7 @@ class VllmCpu(Vllm):
         universal=False,
     )
     uses_devices = False
+    slots = 8
 
     def on(self, platform: Platform) -> Backend:
         """With a GPU the build for CUDA."""
@@ -169,6 +175,8 @@ class VllmMetal(Backend):
     dialect = Dialect(model_name="{model_id}")
     allowed_flags = VLLM
     overhead_bytes = 2 * 2**30
+    slots = 16
+    shares_cache = True
 
     def verdict(self, platform: Platform) -> str:
         """macOS 15 or newer on Apple silicon; it brings its own Python 3.12."""

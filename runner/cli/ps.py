@@ -16,10 +16,22 @@ from greenroom.runner.cli.table import table, terminal_width
 from greenroom.runner.quantities import format_duration, format_size, parse_keep_alive
 
 _HEADINGS = (
-    *("MODEL NAME", "BACKEND", "MODE", "STATE", "PID", "PROMISED", "USED", "INSIDE", "QUEUE", "IDLE"),
+    *(
+        "MODEL NAME",
+        "BACKEND",
+        "MODE",
+        "STATE",
+        "PID",
+        "PROMISED",
+        "USED",
+        "SLOTS",
+        "CONTEXT",
+        "QUEUE",
+        "IDLE",
+    ),
     *("UNTIL", "ENGINE", "CAUSE"),
 )
-_SPARE = ("CAUSE", "ENGINE", "PID", "IDLE", "MODE", "QUEUE", "USED")
+_SPARE = ("CONTEXT", "CAUSE", "ENGINE", "PID", "IDLE", "MODE", "QUEUE", "USED")
 _EVERY = 1.0
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
@@ -84,7 +96,8 @@ def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:
         str(engine.get("pid") or ""),
         _memory(engine, "memory"),
         "" if gone else _memory(engine, "measured", "not measured"),
-        str(engine.get("inside") or ""),
+        _slots(engine),
+        str(engine.get("context_size") or ""),
         str(engine.get("queue") or ""),
         _idle(engine),
         "" if gone else _until(engine, keep_alive),
@@ -108,6 +121,14 @@ def _memory(engine: dict[str, Any], key: str, otherwise: str = "") -> str:
     if not engine.get("device"):
         return size
     return f"{size} + gpu {_size(engine.get(f'device_{key}'), otherwise)}"
+
+
+def _slots(engine: dict[str, Any]) -> str:
+    """How many of its slots are taken; how many requests are inside where it takes all that come."""
+    slots = engine.get("slots")
+    if not slots or engine.get("state") == "gone":
+        return str(engine.get("inside") or "")
+    return f"{engine.get('slots_used') or 0}/{slots}"
 
 
 def _idle(engine: dict[str, Any]) -> str:

@@ -9,12 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 import msgspec
-from greenroom.actors.facts import Mode, Model, Plan
+from greenroom.actors.facts import Caller, Mode, Model, Plan
 from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
-from greenroom.actors.messages import INSTALLER, SCHEDULER, Abandon, Granted, Keep, PlanInstall, Serve
+from greenroom.actors.messages import (
+    INSTALLER,
+    SCHEDULER,
+    Abandon,
+    CallerFound,
+    Granted,
+    Keep,
+    PlanInstall,
+    Serve,
+)
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.request_ids import RequestIds
@@ -23,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 _PLAN_WITHIN = 2.0
 """Seconds a refusal waits to hear how much would be fetched."""
-_GRACE = 15.0
-"""Seconds beyond `max_wait` after which a scheduler that has not answered is given up."""
+_LOOK_AFTER = 0.1
+"""Seconds a request has to wait before it is found out which process asks."""
 _REBUILDS = 5
 """How often a request survives a rebuild of the scheduler."""
 
@@ -41,13 +51,17 @@ class Admission:
         asked_as: str,
         mode: Mode,
         backend: str = "",
-        caller: str = "",
+        caller: Caller = Caller(),  # noqa: B008 - frozen
+        look_up: Callable[[], Awaitable[Caller]] | None = None,
+        places: int = 1,
         request_id: str = "",
         keep_alive: float | None = None,
     ) -> None:
         """`asked_as` is the model's name as the client wrote it; `backend`, unless empty, is binding.
 
-        `keep_alive` are the seconds the model shall stay after this request; negative means for ever.
+        `caller` is what is known of it at once; `look_up` finds out more, for a request that has to queue.
+        `places` are the slots it needs. `keep_alive` are the seconds the model stays after this request;
+        negative means for ever.
         `request_id` is used the first time; every further attempt has an id of its own.
         """
         self._backstage = backstage
@@ -57,6 +71,8 @@ class Admission:
         self._mode: Mode = mode
         self._backend = backend
         self._caller = caller
+        self._look_up = look_up
+        self._places = places
         self._first_id = request_id
         self._keep_alive = keep_alive
         self._asked = False
@@ -73,7 +89,9 @@ class Admission:
         assert not self.request_id
         self.request_id, self._first_id = self._first_id or self._ids.next(), ""
         if not afresh:
-            place = self._backstage.gates.enter(self._model.id, self._mode, self._backend, self.request_id)
+            place = self._backstage.gates.enter(
+                self._model.id, self._mode, self._backend, self.request_id, self._caller, self._places
+            )
             if place is not None:
                 self._wish()
                 return place
@@ -112,22 +130,38 @@ class Admission:
             mode=self._mode,
             backend=self._backend,
             caller=self._caller,
+            places=self._places,
             keep_alive=self._keep_alive,
             held=True,
         )
         self._asked = self._grant_due = True
+        look = asyncio.create_task(self._find_caller()) if self._look_up is not None else None
+        # The scheduler bounds the wait, by whether what is waited for gets on. Should it end, so does this.
         try:
-            granted: Granted = await self._backstage.system.ask(
-                SCHEDULER,
-                serve,
-                cause=self.request_id,
-                timeout=self._backstage.settings.max_wait + _GRACE,
-            )
+            granted: Granted = await self._backstage.system.ask(SCHEDULER, serve, cause=self.request_id)
         except Refused as refused:
             self._grant_due = False
             raise Refused(await self._sized(refused.refusal)) from None
+        finally:
+            if look is not None:
+                look.cancel()
         self._grant_due = False
         return Place(granted.engine_id, granted.backend, granted.endpoint)
+
+    async def _find_caller(self) -> None:
+        """Find out more of the caller while its request waits already: turns are counted by it."""
+        look_up, self._look_up = self._look_up, None
+        if look_up is None:
+            return
+        # What is granted at once takes no turn, and looking costs some hundredths of a second.
+        await asyncio.sleep(_LOOK_AFTER)
+        found = await look_up()
+        if found != self._caller:
+            self._caller = found
+            # It is about whose turn it is, and worth no error.
+            with contextlib.suppress(KernelError):
+                told = CallerFound(request_id=self.request_id, caller=found)
+                self._backstage.system.tell(SCHEDULER, told, cause=self.request_id)
 
     async def _sized(self, refusal: Refusal) -> Refusal:
         """A refusal for want of a backend, with how much installing it would fetch."""

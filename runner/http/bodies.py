@@ -37,6 +37,9 @@ class Routing(msgspec.Struct, frozen=True, gc=False):
 
     model: Name = ""
     stream: bool | None = False
+    user: str | None = None
+    n: int | None = None
+    """Answers wanted at the same time."""
     keep_alive: str | float | None = None
     """How long the model shall stay: a duration, or a number of seconds; negative means for ever."""
 

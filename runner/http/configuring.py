@@ -10,17 +10,16 @@ import asyncio
 import json
 import re
 import shlex
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from aiohttp import web
 from greenroom.actors import limits
 from greenroom.actors.facts import Mode, Model
-from greenroom.actors.ledger import memory_needed
-from greenroom.actors.messages import SCHEDULER, ConfigField, Configure
+from greenroom.actors.ledger import Capacity, context_reckoned, promise_for
+from greenroom.actors.messages import SCHEDULER, BackendFacts, ConfigField, Configure
 from greenroom.actors.scheduler_state import ModelConfigState, config_key
-from greenroom.runner.backends.flags import refusal
+from greenroom.runner.backends.flags import refusal, without_sizes
 from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.errors import HttpRefusal
@@ -31,7 +30,6 @@ from msgspec import UNSET, Meta, UnsetType
 
 DEFAULT_BACKEND = "llama.cpp"
 _MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")
-_CONTEXT_FLAGS = ("--ctx-size", "-c", "--max-model-len")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _DEEPEST = 16
 """Objects and lists inside each other in hf-overrides."""
@@ -41,8 +39,23 @@ _ALIASES = {
     "runtime_flags": "runtime-flags",
     "raw_runtime_flags": "raw-runtime-flags",
     "keep-alive": "keep_alive",
+    "parallel": "slots",
+    "num_parallel": "slots",
+    "prompt_cache": "prompt-cache",
 }
 """How other families and tired fingers spell a field; what is meant is not in doubt."""
+
+
+_MOST = {"context-size": limits.CONTEXT, "slots": limits.SLOTS, "prompt-cache": limits.SIZE // 2**20}
+"""As flags say them: tokens, requests, mebibytes."""
+
+
+class Sizes(NamedTuple):
+    """What the ledger promises memory for; None where nothing is said."""
+
+    context: int | None
+    slots: int | None
+    prompt_cache: int | None
 
 
 class LlamaCppBody(msgspec.Struct, rename="kebab"):
@@ -64,6 +77,11 @@ class ConfigureBody(msgspec.Struct, rename="kebab"):
     model: limits.Name = ""
     mode: Mode | None = None
     context_size: limits.Context | UnsetType | None = UNSET
+    """Tokens that each request may fill."""
+    slots: limits.Slots | UnsetType | None = UNSET
+    """Requests answered at the same time."""
+    prompt_cache: limits.PromptCache | UnsetType | None = UNSET
+    """Bytes of prompts that are kept after their requests; 0 is none."""
     runtime_flags: limits.Flags | UnsetType | None = UNSET
     raw_runtime_flags: limits.Flag | UnsetType | None = UNSET
     keep_alive: limits.Id | UnsetType | None = msgspec.field(name="keep_alive", default=UNSET)
@@ -93,16 +111,21 @@ class Configuring:
         old = door.configs().get(config_key(model.id, mode), ModelConfigState())
         if given:
             self._check(given, model, backend)
-        flags, context = _context(body, given)
-        if context is not None:
-            await self._see_that_it_fits(context, model, mode, backend)
-        # A context among the flags, as older versions kept it there, would beat what is said now.
-        flags = _with_options(flags, _without_context(old.flags or ())[0], _options(body, model))
-        if flags is None and context is not None and old.flags:
-            flags = _without_context(old.flags)[0]
+        flags, sizes = _sizes(body, given)
+        if sizes.context is not None or sizes.slots is not None or sizes.prompt_cache is not None:
+            await self._see_that_it_fits(_with_old(sizes, old, model), model, mode, backend)
+        # Sizes among the flags, as older versions kept them there, would beat what is said now.
+        kept = without_sizes(old.flags or ())[0]
+        flags = _with_options(flags, kept, _options(body, model))
+        if flags is None and kept != (old.flags or ()):
+            flags = kept
         reset: list[ConfigField] = []
-        if body.context_size in (None, 0) and context is None:
+        if body.context_size in (None, 0) and sizes.context is None:
             reset.append("context_size")
+        if body.slots in (None, 0) and sizes.slots is None:
+            reset.append("slots")
+        if body.prompt_cache is None or body.prompt_cache == -1:
+            reset.append("prompt_cache")
         if flags == ():
             flags = None
             reset.append("flags")
@@ -112,7 +135,9 @@ class Configuring:
             model_id=model.id,
             model_ref=body.model.strip(),
             mode=mode,
-            context_size=context,
+            context_size=sizes.context,
+            slots=sizes.slots,
+            prompt_cache=sizes.prompt_cache,
             flags=flags,
             keep_alive=_keep_alive(body.keep_alive or None),
             reset=tuple(reset),
@@ -155,9 +180,9 @@ class Configuring:
             sentence = limits.escaped(f"{reason[:1].upper()}{reason[1:]}.", 400)
             raise HttpRefusal(400, "flag_refused", sentence, param="runtime-flags")
 
-    async def _see_that_it_fits(self, context: int, model: Model, mode: Mode, backend: str) -> None:
-        """Raise HttpRefusal for a context with which the model could not be loaded ever: each request for
-        it would be refused from then on.
+    async def _see_that_it_fits(self, sizes: Sizes, model: Model, mode: Mode, backend: str) -> None:
+        """Raise HttpRefusal for sizes with which the model could not be loaded ever: each request for it
+        would be refused from then on.
         """
         backstage = self._door.backstage
         readers = [
@@ -165,32 +190,57 @@ class Configuring:
             for one in backstage.facts
             if model.format in one.formats and mode in one.modes and backend in ("", one.name)
         ]
-        budgets = [
-            # In a thread: limits of the system are read from files.
-            (await asyncio.to_thread(backstage.budget_for, one.name), one.overhead)
-            for one in readers
-        ]
-        if not budgets or any(memory_needed(model, context, more) <= budget for budget, more in budgets):
+        # In a thread: limits of the system are read from files.
+        budgets = [await asyncio.to_thread(backstage.budget_for, one.name) for one in readers]
+        needs = [_needed(model, sizes, one) for one in readers]
+        if not readers or any(need <= budget for need, budget in zip(needs, budgets, strict=True)):
             return
-        budget, overhead = max(budgets)
-        needed = memory_needed(model, context, overhead)
-        room = (budget - memory_needed(model, 1, overhead)) // max(model.kv_bytes_per_token, 1)
-        advice = f"The largest that fits is {room} tokens." if room > 0 else "Choose a smaller model."
+        budget, needed, reader = max(zip(budgets, needs, readers, strict=True), key=lambda one: one[0])
+        advice = "Choose fewer slots, a smaller prompt cache or a smaller model."
+        if (sizes.slots or 1) == 1:
+            least = _needed(model, Sizes(1, 1, sizes.prompt_cache), reader)
+            room = (budget - least) // max(model.kv_bytes_per_token, 1)
+            advice = f"The largest that fits is {room} tokens." if room > 0 else "Choose a smaller model."
+        slots = f" in each of {sizes.slots} slots" if (sizes.slots or 1) > 1 else ""
+        context = context_reckoned(sizes.context or 0, model.context_length)
         raise HttpRefusal(
             507,
             "does_not_fit",
-            f"{shown_name(model)} with a context of {context} tokens needs {format_size(needed)} of memory; "
-            f"engines may use {format_size(budget)} in all.",
+            f"{shown_name(model)} with a context of {context} tokens{slots} needs {format_size(needed)} of "
+            f"memory; engines may use {format_size(budget)} in all.",
             advice=f"{advice} Nothing was changed.",
-            param="context-size",
+            param="slots" if slots else "context-size",
             numbers={"needed": float(needed), "budget": float(budget)},
         )
+
+
+def _needed(model: Model, sizes: Sizes, facts: BackendFacts) -> int:
+    capacity = Capacity(
+        slots=(sizes.slots or 1) if facts.slots else 0,
+        prompt_cache=max(0, sizes.prompt_cache or 0) if facts.prompt_cache else None,
+        shares_cache=facts.shares_cache,
+    )
+    return promise_for(model, sizes.context or 0, facts.overhead, capacity).total
+
+
+def _with_old(sizes: Sizes, old: ModelConfigState, model: Model) -> Sizes:
+    """What will be in force: what is said now, else what was said before, else what the model comes with."""
+    context = old.context_size if old.context_size is not None else model.context_size
+    return Sizes(
+        sizes.context if sizes.context is not None else context,
+        sizes.slots if sizes.slots is not None else old.slots,
+        sizes.prompt_cache if sizes.prompt_cache is not None else old.prompt_cache,
+    )
 
 
 def _config(config: ModelConfigState) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if config.context_size is not None:
         fields["context-size"] = config.context_size
+    if config.slots:
+        fields["slots"] = config.slots
+    if config.prompt_cache is not None and config.prompt_cache >= 0:
+        fields["prompt-cache"] = config.prompt_cache
     if config.flags:
         fields["runtime-flags"] = list(config.flags)
     if config.keep_alive is not None:
@@ -214,41 +264,36 @@ def _flags(body: ConfigureBody) -> tuple[str, ...] | None:
     return flags
 
 
-def _context(body: ConfigureBody, flags: tuple[str, ...] | None) -> tuple[tuple[str, ...] | None, int | None]:
-    """The flags without a context among them, and the context: it is kept in one place, for the ledger.
+def _sizes(body: ConfigureBody, flags: tuple[str, ...] | None) -> tuple[tuple[str, ...] | None, Sizes]:
+    """The flags without sizes among them, and the sizes: they are kept in one place, for the ledger.
 
-    None where nothing was said. -1 is as many tokens as the model can take. Raises HttpRefusal.
+    None where nothing was said. Raises HttpRefusal.
     """
-    said = body.context_size or None
-    if flags is None:
-        return None, said
-    kept, values = _without_context(flags)
-    for value in values:
-        if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) > limits.CONTEXT:
+    kept, typed = without_sizes(flags or ())
+    found: dict[str, set[int]] = {"context-size": set(), "slots": set(), "prompt-cache": set()}
+    for setting, value in typed:
+        if not re.fullmatch(r"-?[0-9]{1,9}", value) or int(value) > _MOST[setting]:
             raise invalid(
-                f"{limits.escaped(value, 40)} is no number of tokens from 0 to {limits.CONTEXT}",
-                param="runtime-flags",
+                f"{limits.escaped(value, 40)} is no number from 0 to {_MOST[setting]}", param="runtime-flags"
             )
-    meant = {int(value) or -1 for value in values} | ({said} if said is not None else set())
-    if len(meant) > 1:
-        raise invalid(
-            "the context is said twice, and not the same; say context-size alone", param="context-size"
-        )
-    return kept, meant.pop() if meant else None
-
-
-def _without_context(flags: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Flags without those for the context, and what those said."""
-    kept: list[str] = []
-    values: list[str] = []
-    words = iter(flags)
-    for word in words:
-        name, sign, value = word.partition("=")
-        if name not in _CONTEXT_FLAGS:
-            kept.append(word)
-        else:
-            values.append(value if sign else next(words, ""))
-    return tuple(kept), values
+        number = int(value)
+        if setting == "prompt-cache":
+            number = number * 2**20 if number >= 0 else -1
+        elif setting == "context-size":
+            number = number or -1
+        found[setting].add(number)
+    for setting, said in (
+        ("context-size", body.context_size or None),
+        ("slots", body.slots or None),
+        ("prompt-cache", None if body.prompt_cache == -1 else body.prompt_cache),
+    ):
+        if isinstance(said, int):
+            found[setting].add(said)
+    for setting, values in found.items():
+        if len(values) > 1:
+            raise invalid(f"{setting} is said twice, and not the same; say {setting} alone", param=setting)
+    context, slots, cache = (values.pop() if values else None for values in found.values())
+    return (kept if flags is not None else None), Sizes(context, slots, cache)
 
 
 def _options(body: ConfigureBody, model: Model) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from aiohttp import web
-from greenroom.actors.facts import Mode, Model
+from greenroom.actors.facts import Caller, Mode, Model
 from greenroom.actors.kernel.errors import KernelError, SystemFailed
 from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.messages import SCHEDULER
@@ -17,6 +17,7 @@ from greenroom.actors.scheduler_state import ModelConfigState, Quarantine, Sched
 from greenroom.runner.http.abilities import Abilities
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.backstage import Backstage
+from greenroom.runner.http.callers import Callers
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.request_ids import RequestIds
 from greenroom.runner.http.suspects import Suspects
@@ -44,6 +45,7 @@ class Door:
         self.stop = stop
         self.visitors = Visitors()
         self.ids = RequestIds()
+        self.callers = Callers()
         self.upstreams = Upstreams(self._live_endpoints)
         self.suspects = Suspects()
         self.abilities = Abilities(backstage, self.configs)
@@ -133,7 +135,13 @@ class Door:
     def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
         """Have a model loaded in the background; what comes of it is in the journal."""
         admission = Admission(
-            self.backstage, self.ids, model, asked_as=asked_as, mode=mode, backend=backend, caller="preload"
+            self.backstage,
+            self.ids,
+            model,
+            asked_as=asked_as,
+            mode=mode,
+            backend=backend,
+            caller=Caller(kind="greenroom", id="preload", name="preload"),
         )
         self.keep(_preload(admission))
 

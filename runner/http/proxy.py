@@ -20,6 +20,7 @@ from aiohttp import web
 from greenroom.actors.facts import EngineExit, Mode, Model
 from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.abilities import refusal_of_told, refuse_what_it_cannot
 from greenroom.runner.http.admission import Admission
@@ -135,6 +136,7 @@ class Exchange:
         routing = routing_of(body)
         model = door.model(routing.model)
         self._asked_as = routing.model
+        user = routing.user or ""
         admission = self._admission = Admission(
             door.backstage,
             door.ids,
@@ -142,7 +144,9 @@ class Exchange:
             asked_as=routing.model,
             mode=kind.mode,
             backend=self._backend,
-            caller=request.remote or "",
+            caller=door.callers.at_once(request, user),
+            look_up=lambda: door.callers.looked_up(request, user),
+            places=_places(routing),
             request_id=request_id_of(request),
             keep_alive=_keep_alive(routing),
         )
@@ -404,6 +408,11 @@ class Exchange:
         if progress is None:
             return f"waiting for {self._asked_as}"
         return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
+
+
+def _places(routing: Routing) -> int:
+    """Slots that a request takes: one for each answer it wants at the same time."""
+    return max(1, min(routing.n or 1, SLOTS))
 
 
 def _keep_alive(routing: Routing) -> float | None:

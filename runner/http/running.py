@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from aiohttp import web
 from greenroom.actors.facts import Engine
-from greenroom.actors.gates import GateReading
+from greenroom.actors.gates import GateReading, Slot
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.messages import SCHEDULER, EngineAccount, LedgerReading, ReadLedger
 from greenroom.actors.scheduler_state import ModelConfigState, config_key
@@ -46,7 +46,14 @@ class Running:
             accounts = {}
         return web.json_response(
             [
-                _row(engine, readings.get(engine.spec.engine_id), configs, accounts, now)
+                _row(
+                    engine,
+                    readings.get(engine.spec.engine_id),
+                    configs,
+                    accounts,
+                    now,
+                    backstage.gates.slots(engine.spec.engine_id),
+                )
                 for engine in backstage.engines()
                 if everything or engine.state != "gone"
             ]
@@ -92,6 +99,7 @@ def _row(
     configs: Mapping[str, ModelConfigState],
     accounts: Mapping[str, EngineAccount],
     now: float,
+    taken: Sequence[Slot],
 ) -> dict[str, Any]:
     """The contract's fields, then ours."""
     spec = engine.spec
@@ -123,6 +131,14 @@ def _row(
         "device_memory": account.device_promised if account is not None else spec.device_memory,
         "device_measured": account.device_measured if account is not None else None,
         "inside": inside,
+        "slots": spec.slots,
+        "slots_used": reading.used if reading is not None else 0,
+        "slots_taken": [
+            {"number": one.number, "request_id": one.request_id, "caller": str(one.caller)} for one in taken
+        ],
+        "context_size": account.context_size if account is not None else spec.context_size,
+        "prompt_cache": spec.prompt_cache,
+        "promises": [{**msgspec.to_builtins(one), "total": one.total} for one in spec.promises],
         "queue": account.queue if account is not None else 0,
         "served": reading.served if reading is not None else 0,
         "idle_seconds": account.idle_seconds if account is not None else None,

@@ -7,7 +7,7 @@ from typing import Any
 from greenroom.actors.choice import Install, Use, choose
 from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import memory_needed
+from greenroom.actors.ledger import Capacity, promise_for
 from greenroom.actors.scheduler_state import ModelConfigState, config_key
 from greenroom.runner.http.door import Door
 
@@ -44,6 +44,8 @@ def _memory(door: Door, model: Model, choice: Use | Install | Refusal, context: 
     overheads = [one.overhead for one in door.backstage.facts if one.name == name]
     if not overheads:
         return {}
-    needed, budget = memory_needed(model, context, overheads[0]), door.backstage.budget_for(name)
+    # One slot is the least that it is loaded with.
+    needed = promise_for(model, context, overheads[0], Capacity()).total
+    budget = door.backstage.budget_for(name)
     told: dict[str, Any] = {"memory": needed, "memory_budget": budget, "fits": needed <= budget}
     return told | ({"context_size": context} if context > 0 else {})

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from greenroom.actors.ledger import DEFAULT_CONTEXT, Account, Holding, Memory, fewest_victims, memory_needed
+from greenroom.actors.ledger import (
+    DEFAULT_CONTEXT,
+    Account,
+    Capacity,
+    Holding,
+    Memory,
+    fewest_victims,
+    promise_for,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from stage import model
@@ -41,13 +49,16 @@ def test_nothing_is_free_rather_than_less_than_nothing() -> None:
 
 def test_a_model_needs_weights_cache_and_overhead() -> None:
     one = model("m", 1000, kv_bytes_per_token=2, context_length=100)
-    assert memory_needed(one, 0, 50) == 1000 + 100 * 2 + 50
-    assert memory_needed(one, 10, 50) == 1000 + 10 * 2 + 50
+    assert promise_for(one, 0, 50, Capacity()).total == 1000 + 100 * 2 + 50
+    assert promise_for(one, 10, 50, Capacity()).total == 1000 + 10 * 2 + 50
 
 
 def test_a_model_that_was_trained_for_a_huge_context_is_not_reckoned_with_all_of_it() -> None:
-    assert memory_needed(model("m", 0, kv_bytes_per_token=1, context_length=10**6), 0, 0) == DEFAULT_CONTEXT
-    assert memory_needed(model("m", 0, kv_bytes_per_token=1), 0, 0) == DEFAULT_CONTEXT
+    assert (
+        promise_for(model("m", 0, kv_bytes_per_token=1, context_length=10**6), 0, 0, Capacity()).total
+        == DEFAULT_CONTEXT
+    )
+    assert promise_for(model("m", 0, kv_bytes_per_token=1), 0, 0, Capacity()).total == DEFAULT_CONTEXT
 
 
 def test_the_least_recently_used_goes_first() -> None:

@@ -9,7 +9,7 @@ from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.events import DaemonStarted, EvictionDecided, KeepAliveWished
 from greenroom.actors.facts import Engine, EngineSpec, Failure, Measured
-from greenroom.actors.ledger import Account, Memory, expected, memory_needed, reckoned
+from greenroom.actors.ledger import Account, Capacity, Memory, expected, promise_for, reckoned
 from greenroom.actors.runner import Runner
 from greenroom.actors.testing import Case, given
 from stage import GIB, Stage, exited, model
@@ -72,9 +72,9 @@ class TestTheLedger:
 
     def test_a_context_of_less_than_none_is_all_the_model_can_take(self) -> None:
         one = model("m", 1000, context_length=100_000, kv_bytes_per_token=2)
-        assert memory_needed(one, -1, 10) == 1000 + 200_000 + 10
-        assert memory_needed(one, 0, 10) == 1000 + 2 * 8192 + 10
-        assert memory_needed(one, 64, 10) == 1000 + 128 + 10
+        assert promise_for(one, -1, 10, Capacity()).total == 1000 + 200_000 + 10
+        assert promise_for(one, 0, 10, Capacity()).total == 1000 + 2 * 8192 + 10
+        assert promise_for(one, 64, 10, Capacity()).total == 1000 + 128 + 10
 
 
 class TestMeasuredMemory:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
+from greenroom.actors.facts import Caller
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.scheduler_context import Limits
 from stage import Stage, begun, model, room_for
@@ -174,7 +175,7 @@ class TestARestart:
     def test_nothing_that_is_seen_grows_with_the_number_of_loads(self) -> None:
         stage = begun(QWEN)
         for number in range(30):
-            spec = stage.loaded("qwen", f"r{number}", keep_alive=5.0, caller=f"c{number}")
+            spec = stage.loaded("qwen", f"r{number}", keep_alive=5.0, caller=Caller(id=f"c{number}"))
             stage.when(msg.Unload(all=True)).rest()
             stage.dies(spec, expected=True)
             stage.engines["llama.cpp"].clear()

@@ -106,11 +106,19 @@ class TestUnload:
         assert stage.reply == msg.Unloaded(engines=1)
         assert [spec.model_ref for spec in stage.rest().loads] == ["phi"]
 
-    def test_leaves_an_engine_that_somebody_waits_for(self) -> None:
+    def test_of_all_leaves_a_load_that_a_request_waits_for(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
         stage.engine_is(stage.spec_of("qwen"), "starting")
         stage.when(msg.Unload(all=True))
         assert stage.reply == msg.Unloaded(engines=0)
+
+    def test_of_a_model_ends_its_load_and_tells_the_requests_that_wait_for_it(self) -> None:
+        stage = begun(QWEN).serve("r1", "qwen")
+        stage.engine_is(stage.spec_of("qwen"), "starting")
+        stage.when(msg.Unload(model_ids=(QWEN.id,)))
+        assert stage.reply == msg.Unloaded(engines=1)
+        assert stage.rest().refused("r1").code == "unloaded"
+        assert stage.sent(msg.StopEngine)
 
     def test_of_models_leaves_others(self) -> None:
         stage = begun(QWEN, PHI)

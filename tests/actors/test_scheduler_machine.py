@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
+from greenroom.actors.facts import Caller
 from greenroom.actors.ledger import Device
 from greenroom.actors.scheduler_context import Limits
 from hypothesis import HealthCheck, note, settings
@@ -61,7 +62,7 @@ class Greenroom(RuleBasedStateMachine):
 
     @rule(name=NAMES, caller=st.sampled_from(["a", "b"]), keep=st.sampled_from([None, None, 0.0, 5.0, -1.0]))
     def a_request_comes(self, name: str, caller: str, keep: float | None) -> None:
-        self.world.request(name, caller=caller, keep_alive=keep)
+        self.world.request(name, caller=Caller(id=caller), keep_alive=keep)
 
     @rule(backend=st.sampled_from(["mlx", "mlx", "llama.cpp"]))
     def a_request_names_its_backend(self, backend: str) -> None:

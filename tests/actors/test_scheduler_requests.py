@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
+from greenroom.actors.facts import Caller
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.scheduler_context import Limits
 from stage import Stage, begun, installed, model, room_for
@@ -100,8 +101,8 @@ class TestARequest:
     def test_is_told_its_place_and_when_it_moves_up(self) -> None:
         stage = begun(QWEN)
         for number in (1, 2, 3):
-            stage.serve(f"r{number}", "qwen", caller="a")
-        stage.serve("r4", "qwen", caller="b")
+            stage.serve(f"r{number}", "qwen", caller=Caller(id="a"))
+        stage.serve("r4", "qwen", caller=Caller(id="b"))
         places = {one: stage.informed[one].place for one in ("r1", "r2", "r3", "r4")}
         assert places == {"r1": 1, "r4": 2, "r2": 3, "r3": 4}, "fair between callers"
         stage.when(msg.Abandon(request_id="r4")).rest().pass_time(2)
@@ -185,8 +186,8 @@ class TestFairness:
     def test_a_caller_with_many_models_does_not_starve_another(self) -> None:
         names = [f"m{number}" for number in range(4)]
         stage = begun(*(model(name) for name in names), memory=room_for(1))
-        stage.serve("a0", "m0", caller="a").serve("a1", "m1", caller="a")
-        stage.serve("a2", "m2", caller="a").serve("b0", "m3", caller="b")
+        stage.serve("a0", "m0", caller=Caller(id="a")).serve("a1", "m1", caller=Caller(id="a"))
+        stage.serve("a2", "m2", caller=Caller(id="a")).serve("b0", "m3", caller=Caller(id="b"))
         order = []
         for _ in names:
             (spec,) = stage.loads

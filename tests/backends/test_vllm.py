@@ -80,14 +80,16 @@ def test_mode_context_template_and_flags_are_passed_on(launch: Launch) -> None:
         model_ref="m",
         mode="embedding",
         context_size=4096,
-        flags=("--max-num-seqs", "4"),
+        slots=4,
+        flags=("--dtype", "half"),
     )
     model = replace(launch.model, chat_template=Path("/m/chat.jinja"))
     argv = METAL.command(replace(launch, spec=spec, model=model)).argv
     assert argv[argv.index("--chat-template") + 1] == "/m/chat.jinja"
     assert argv[argv.index("--runner") + 1] == "pooling"
     assert argv[argv.index("--max-model-len") + 1] == "4096"
-    assert argv[-2:] == ("--max-num-seqs", "4")
+    assert argv[argv.index("--max-num-seqs") + 1] == "4"
+    assert argv[-2:] == ("--dtype", "half")
 
 
 def test_the_model_decides_about_its_context_unless_a_size_is_asked_for(launch: Launch) -> None:

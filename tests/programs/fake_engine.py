@@ -19,7 +19,7 @@ import threading
 import time
 
 COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages")
-STATS = {"requests": 0, "active": 0, "aborted": 0, "tokens": 0}
+STATS = {"requests": 0, "active": 0, "aborted": 0, "tokens": 0, "most_at_once": 0}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -180,6 +180,7 @@ class Engine:
     async def complete(self, reader, writer, path: str, request: dict) -> None:
         STATS["requests"] += 1
         STATS["active"] += 1
+        STATS["most_at_once"] = max(STATS["most_at_once"], STATS["active"])
         try:
             frozen = self.options.freeze_after_requests
             if self.options.healthy_but_dead or (frozen and STATS["requests"] > frozen):

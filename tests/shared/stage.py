@@ -7,7 +7,15 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 from greenroom.actors import messages as msg
-from greenroom.actors.effects import AdmitRequest, CloseGate, InformRequest, LeaveGate, OpenGate, RemoveGates
+from greenroom.actors.effects import (
+    AdmitRequest,
+    CloseGate,
+    HoldGates,
+    InformRequest,
+    LeaveGate,
+    OpenGate,
+    RemoveGates,
+)
 from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure, Installation, Model
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.kernel.core import Answer, Command, Decision, Effect, Recovered, Tell
@@ -95,7 +103,7 @@ class Stage(Case[Any, Any]):
         super().__init__(Scheduler(facts, policy=policy, limits=limits))
         self.facts = facts
         self.memory = memory
-        self.gates = GateBoard(monotonic=lambda: self.clock.now().monotonic)
+        self.gates = GateBoard(*[lambda: self.clock.now().monotonic] * 2)
         self.disk_full = False
         self.answering = True
         """Whether runners have handled what was sent to them."""
@@ -250,13 +258,17 @@ class Stage(Case[Any, Any]):
     def _perform(self, effect: Effect) -> None:
         match effect:
             case OpenGate() as e:
-                self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint)
+                self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
+            case HoldGates(engine_ids=held):
+                self.gates.hold(held)
             case CloseGate(engine_id=one):
                 self.gates.close(one)
             case RemoveGates(keep=keep):
                 self.gates.keep(keep)
-            case AdmitRequest(engine_id=one, request_id=request):
-                assert self.gates.reserve(one, request), f"{request} was granted a closed gate"
+            case AdmitRequest(engine_id=one, request_id=request) as e:
+                assert self.gates.reserve(one, request, e.caller, e.places), (
+                    f"{request} was granted a closed gate"
+                )
             case LeaveGate(request_id=request):
                 self.gates.leave(request)
             case InformRequest(request_id=request):

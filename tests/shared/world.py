@@ -205,7 +205,7 @@ class World:
         """Bytes that other programs use."""
         self.disk_full = False
         self.models = {model.id: model for model in models}
-        self.gates = GateBoard(monotonic=lambda: self.monotonic)
+        self.gates = GateBoard(*[lambda: self.monotonic] * 2)
         self.processes: dict[str, Process] = {}
         self.spawns: dict[str, int] = {}
         self.disk: dict[str, dict[str, Installation]] = {"llama.cpp": {}, "mlx": {}}
@@ -337,13 +337,15 @@ class World:
     def perform(self, shell: Shell, effect: Effect) -> None:
         match effect:
             case fx.OpenGate() as e:
-                self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint)
+                self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
             case fx.CloseGate(engine_id=one):
                 self.gates.close(one)
             case fx.RemoveGates(keep=keep):
                 self.gates.keep(keep)
-            case fx.AdmitRequest(engine_id=one, request_id=request):
-                assert self.gates.reserve(one, request), f"{request} was granted a gate that is not open"
+            case fx.AdmitRequest(engine_id=one, request_id=request) as e:
+                assert self.gates.reserve(one, request, e.caller, e.places), (
+                    f"{request} was granted a gate that is not open"
+                )
             case fx.LeaveGate(request_id=request):
                 self.leave_gate(request)
             case fx.InformRequest() | fx.InformInstall():
@@ -507,7 +509,7 @@ class World:
                 if client.waits:
                     client.answers.append(GONE)
                 client.left = True
-        self.gates = GateBoard(monotonic=lambda: self.monotonic)
+        self.gates = GateBoard(*[lambda: self.monotonic] * 2)
         self.builds, self.chores, self.delayed = {}, [], []
         for process in self.processes.values():
             if process.state == "starting" or not engines_survive:

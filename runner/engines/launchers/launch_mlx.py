@@ -1,11 +1,13 @@
-"""Runs mlx-lm's own server on a unix socket: `launch_mlx.py --socket PATH --model FOLDER [its options]`.
+"""Runs mlx-lm's own server: `launch_mlx.py --socket PATH --context TOKENS --kept BYTES --model FOLDER …`.
 
-Added to it: prompts are read in pieces that last a second, and a request whose client has left ends, also
-when it is not streamed, still waits, or has its prompt read.
+Added to it: a unix socket; a bound on the context of each request and on the prompts that are kept; prompts
+are read in pieces that last a second; and a request whose client has left ends, also when it is not streamed,
+still waits, or has its prompt read.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -28,18 +30,18 @@ _of_this_thread = threading.local()
 
 
 def main() -> None:
-    """Take `--socket` out of the arguments, leave the rest to mlx-lm."""
+    """Take our own options out of the arguments, leave the rest to mlx-lm."""
     end_with_keeper()
     die_at_once_when_told()
-    place = sys.argv.index("--socket")
-    path = sys.argv[place + 1]
-    del sys.argv[place : place + 2]
+    path, context, kept = taken("--socket"), int(taken("--context")), int(taken("--kept"))
 
     from mlx_lm import server  # type: ignore[import-not-found,unused-ignore]
 
     pace = Pace()
+    # Its own option bounds what is kept only when the next request joins others, and only together with them.
+    server.LRUPromptCache = functools.partial(server.LRUPromptCache, max_bytes=kept)
     server.BatchGenerator = paced(server.BatchGenerator, pace)
-    server.ResponseGenerator = attentive(server.ResponseGenerator, pace)
+    server.ResponseGenerator = attentive(server.ResponseGenerator, pace, context)
 
     class Handler(server.APIHandler):  # type: ignore[misc,unused-ignore]
         def handle_completion(self, *args: Any) -> None:
@@ -82,8 +84,16 @@ def main() -> None:
     server.main()
 
 
-def attentive(base: Any, pace: Pace) -> Any:
-    """mlx-lm's `ResponseGenerator`, but that requests end when their clients leave."""
+def taken(option: str) -> str:
+    """The value of an option, which is no longer among the arguments."""
+    place = sys.argv.index(option)
+    value = sys.argv[place + 1]
+    del sys.argv[place : place + 2]
+    return value
+
+
+def attentive(base: Any, pace: Pace, context: int) -> Any:
+    """Of `ResponseGenerator`: its requests end when their clients leave, or their context is full."""
 
     class AttentiveGenerator(base):  # type: ignore[misc]
         def generate(self, request: Any, args: Any, progress_callback: Any = None) -> tuple[Any, Any]:
@@ -96,6 +106,16 @@ def attentive(base: Any, pace: Pace) -> Any:
             if isinstance(context, Exception):
                 raise context
             return context, _tokens(said, progress_callback)
+
+        def _tokenize(self, tokenizer: Any, request: Any, args: Any) -> Any:
+            found = super()._tokenize(tokenizer, request, args)
+            tokens = len(found[0])
+            if tokens >= context:
+                raise ValueError(
+                    f"the request ({tokens} tokens) exceeds the available context size ({context} tokens)"
+                )
+            args.max_tokens = min(args.max_tokens, context - tokens)
+            return found
 
         def _next_request(self, timeout: float | None = None) -> Any:
             found = super()._next_request(timeout)

@@ -1,0 +1,123 @@
+"""Who asks: the process on this machine, or the address, at the other end of a connection.
+
+A request that finds a slot at once is filed under its address, which costs nothing. Only for one that has to
+queue is the process looked up, since there callers take turns. All connections that are asked about while one
+look-up is under way share the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import psutil
+from aiohttp import web
+from greenroom.actors.facts import Caller
+from greenroom.actors.limits import ID, escaped
+
+_LOOK_WITHIN = 2.0
+"""Seconds after which a connection is filed under its address: many open files make this slow."""
+
+
+class _Ends(NamedTuple):
+    """The two ends of a connection, as the peer's process sees them: its own first."""
+
+    own: tuple[str, int]
+    other: tuple[str, int]
+
+
+class Callers:
+    """The callers of one front door. Lives in one event loop."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[asyncio.BaseTransport, Caller] = weakref.WeakKeyDictionary()
+        self._look: asyncio.Task[Mapping[_Ends, Caller]] | None = None
+        self._next: asyncio.Task[Mapping[_Ends, Caller]] | None = None
+
+    def at_once(self, request: web.Request, user: str = "") -> Caller:
+        """What is known without looking. `user` is the client's own word, and divides the caller's share."""
+        known = self._known.get(request.transport) if request.transport is not None else None
+        share = _share(request, user)
+        if known is None:
+            address = request.remote or ""
+            return Caller(kind="address" if address else "", id=address, name=address, share=share)
+        return Caller(kind=known.kind, id=known.id, name=known.name, share=share)
+
+    async def looked_up(self, request: web.Request, user: str = "") -> Caller:
+        """The same, after looking which process of this machine it is."""
+        transport = request.transport
+        ends = _ends(transport) if transport is not None and transport not in self._known else None
+        if transport is None or ends is None:
+            return self.at_once(request, user)
+        try:
+            async with asyncio.timeout(_LOOK_WITHIN):
+                found = (await asyncio.shield(self._begin())).get(ends)
+        except (TimeoutError, psutil.Error, OSError):
+            # It stays filed under its address: fairness is coarser, and nothing else depends on it.
+            found = None
+        if found is not None:
+            self._known[transport] = found
+        return self.at_once(request, user)
+
+    def _begin(self) -> asyncio.Task[Mapping[_Ends, Caller]]:
+        """A look that begins after this call: one under way may have passed the connection already."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(asyncio.to_thread(_processes))
+            return self._look
+        if self._next is None or self._next.done():
+            self._next = asyncio.create_task(self._after(self._look))
+        return self._next
+
+    async def _after(self, look: asyncio.Task[Mapping[_Ends, Caller]]) -> Mapping[_Ends, Caller]:
+        await asyncio.wait([look])
+        self._look, self._next = asyncio.current_task(), None
+        return await asyncio.to_thread(_processes)
+
+
+def _share(request: web.Request, user: str) -> str:
+    if user:
+        return escaped(f"user {user}", ID)
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return str(peer[1]) if isinstance(peer, tuple) and len(peer) > 1 else ""
+
+
+def _ends(transport: asyncio.BaseTransport) -> _Ends | None:
+    """The ends of a connection from this machine; None for any other."""
+    peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    if not isinstance(peer, tuple) or not isinstance(here, tuple):
+        return None
+    ends = _Ends((_plain(peer[0]), peer[1]), (_plain(here[0]), here[1]))
+    return ends if ends.own[0] == ends.other[0] or ends.own[0] in ("127.0.0.1", "::1") else None
+
+
+def _plain(address: str) -> str:
+    """An IPv4 address as such, also where the socket is one for IPv6."""
+    return address.removeprefix("::ffff:")
+
+
+def _processes() -> Mapping[_Ends, Caller]:
+    """Which process has which end of a connection, as far as the system tells."""
+    found: dict[_Ends, Caller] = {}
+    callers: dict[int, Caller] = {}
+    for one in psutil.net_connections("tcp"):
+        if not one.pid or not one.laddr or not one.raddr:
+            continue
+        if one.pid not in callers:
+            callers[one.pid] = _caller(one.pid)
+        ends = _Ends((_plain(one.laddr.ip), one.laddr.port), (_plain(one.raddr.ip), one.raddr.port))
+        found[ends] = callers[one.pid]
+    return found
+
+
+def _caller(pid: int) -> Caller:
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            uid, name = process.uids().real, process.name()
+    except psutil.Error:
+        # It has ended since; its connection will be noticed to have, too.
+        uid, name = -1, ""
+    named = escaped(f"{name} (process {pid})" if name else f"process {pid}", ID)
+    return Caller(kind="process", id=f"{uid}/{pid}", name=named)

@@ -1,0 +1,84 @@
+"""Several clients on one engine: who is inside, who is queued, and who they are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+
+async def test_what_an_engine_has_no_slot_for_is_queued_here_and_answered_in_turn(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--tokens", "3", backend={"slots": 2})
+    answers = await asyncio.gather(*(house.stream() for _ in range(12)))
+    assert [status for status, _ in answers] == [200] * 12
+    assert (await house.stats())["most_at_once"] == 2
+    await house.nothing_is_held()
+
+
+async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
+    open_house: Any, wait_until: Any, short_path: Any
+) -> None:
+    gate = short_path / "go"
+    house = await open_house(
+        "--tokens",
+        "2",
+        "--hold-after-tokens",
+        "1",
+        "--until",
+        str(gate),
+        backend={"slots": 1},
+        progress_after=0.1,
+    )
+    first = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.inside() == 1)
+    second = asyncio.create_task(house.stream())
+    rows: list[Any] = []
+
+    async def found_out() -> bool:
+        nonlocal rows
+        async with house.get("/engines/queue") as response:
+            rows = await response.json()
+        return bool(rows) and f"(process {os.getpid()})" in rows[0]["caller"]
+
+    async with asyncio.timeout(30):
+        while not await found_out():
+            pass  # asking is a pause of its own
+    assert (rows[0]["place"], rows[0]["phase"]) == (1, "queued")
+    assert rows[0]["message"] == "queued for a slot of tiny, which has 1"
+    async with house.get("/engines/ps") as response:
+        (engine,) = await response.json()
+    assert (engine["slots"], engine["slots_used"], engine["queue"]) == (1, 1, 1)
+    (slot,) = engine["slots_taken"]
+    assert slot["number"] == 0
+    assert slot["request_id"].startswith("r-")
+    gate.touch()
+    assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
+
+
+async def test_a_client_that_leaves_the_queue_holds_up_nobody(
+    open_house: Any, wait_until: Any, short_path: Any
+) -> None:
+    gate = short_path / "go"
+    house = await open_house(
+        "--tokens", "2", "--hold-after-tokens", "1", "--until", str(gate), backend={"slots": 1}
+    )
+    first = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.inside() == 1)
+    leaves, stays = asyncio.create_task(house.stream()), None
+    await wait_until(lambda: house.waiting() == 1)
+    stays = asyncio.create_task(house.stream())
+    await wait_until(lambda: house.waiting() == 2)
+    leaves.cancel()
+    await wait_until(lambda: house.waiting() == 1)
+    gate.touch()
+    assert [status for status, _ in await asyncio.gather(first, stays)] == [200, 200]
+    await house.nothing_is_held()
+
+
+async def test_a_request_for_several_answers_takes_as_many_slots(open_house: Any, wait_until: Any) -> None:
+    house = await open_house("--tokens", "2", backend={"slots": 4})
+    answers = await asyncio.gather(*(house.stream(n=4) for _ in range(3)), house.stream())
+    assert [status for status, _ in answers] == [200] * 4
+    assert (await house.stats())["most_at_once"] == 1

@@ -8,8 +8,6 @@ from typing import Annotated, Literal, get_args
 from greenroom.actors.facts import (
     Caller,
     Engine,
-    EngineExit,
-    EngineSpec,
     Failure,
     Installation,
     InstallPolicy,
@@ -68,12 +66,24 @@ from greenroom.actors.limits import (
     Many,
     Name,
     PromptCache,
-    Real,
     Reason,
     Seconds,
     Slots,
     Version,
     Whole,
+)
+from greenroom.actors.runner_messages import (
+    AdoptedEngine,
+    BarEngine,
+    EngineEnded,
+    EngineIsReady,
+    EngineMoved,
+    EnginesMeasured,
+    EngineStalled,
+    LostEngine,
+    SpawnedEngine,
+    StartEngine,
+    StopEngine,
 )
 
 INSTALLER = Address("installer")
@@ -277,89 +287,6 @@ class PlanInstall(Command, frozen=True, kw_only=True):
     REPEATABLE = True
     backend: BackendName
     version: Version = ""
-
-
-# runner
-
-
-class StartEngine(Command, frozen=True, kw_only=True):
-    """Scheduler → runner. The same id twice is harmless."""
-
-    spec: EngineSpec
-
-
-class StopEngine(Command, frozen=True, kw_only=True):
-    """Scheduler → runner. Harmless for an engine that is gone."""
-
-    engine_id: Id
-    reason: Reason
-
-
-class BarEngine(Command, frozen=True, kw_only=True):
-    """Scheduler → runner. An engine that is not known shall never start; one that is known is left alone.
-
-    Either way the runner's list says which it was.
-    """
-
-    engine_id: Id
-
-
-class SpawnedEngine(Command, frozen=True, kw_only=True):
-    """Report: its process runs."""
-
-    engine_id: Id
-    pid: Whole
-    started: Real
-    endpoint: Name
-
-
-class EngineIsReady(Command, frozen=True, kw_only=True):
-    """Report: it has proved that it can answer."""
-
-    engine_id: Id
-
-
-class EngineEnded(Command, frozen=True, kw_only=True):
-    """Report: its process has ended, or never began."""
-
-    engine_id: Id
-    exit: EngineExit
-
-
-class AdoptedEngine(Command, frozen=True, kw_only=True):
-    """Report: it outlived the last daemon."""
-
-    engine_id: Id
-    pid: Whole
-    started: Real
-    endpoint: Name
-    ready: bool
-
-
-class LostEngine(Command, frozen=True, kw_only=True):
-    """Report: there is no such process."""
-
-    engine_id: Id
-    reason: Reason
-
-
-class EngineMoved(Command, frozen=True, kw_only=True):
-    """Report: it is loading and getting on."""
-
-    engine_id: Id
-
-
-class EngineStalled(Command, frozen=True, kw_only=True):
-    """Report: it cannot be reached, was stopped, or does nothing any more; it shall be ended and replaced."""
-
-    engine_id: Id
-    failure: Failure
-
-
-class EnginesMeasured(Command, frozen=True, kw_only=True):
-    """Report: the memory of engines. Never stored."""
-
-    measured: Annotated[Mapping[Id, Measured], Many]
 
 
 # scheduler
@@ -602,14 +529,22 @@ class NoteStopped(Command, frozen=True, kw_only=True):
 
 # The library's and reports to the installer, so that whoever talks to actors needs one module.
 __all__ = [
+    "AdoptedEngine",
+    "BarEngine",
     "CancelPull",
     "CancelPush",
+    "EngineEnded",
+    "EngineIsReady",
+    "EngineMoved",
+    "EngineStalled",
+    "EnginesMeasured",
     "InstallAttemptEnded",
     "InstallCommitted",
     "InstallationGone",
     "InstallationsSeen",
     "InstallationsUnread",
     "LeavePull",
+    "LostEngine",
     "ModelGone",
     "ModelNoted",
     "ModelRepackaged",
@@ -631,6 +566,9 @@ __all__ = [
     "RemoveModel",
     "Removed",
     "RepackageModel",
+    "SpawnedEngine",
+    "StartEngine",
+    "StopEngine",
     "StoreSwept",
     "TagModel",
     "Tagged",

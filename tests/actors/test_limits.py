@@ -9,14 +9,21 @@ from typing import Any
 
 import msgspec
 import pytest
-from greenroom.actors import idempotency, installer_messages, library_messages, limits, messages
+from greenroom.actors import (
+    idempotency,
+    installer_messages,
+    library_messages,
+    limits,
+    messages,
+    runner_messages,
+)
 from greenroom.actors.kernel.core import Command
 from msgspec import inspect as types
 
 COMMANDS = sorted(
     {
         kind
-        for module in (messages, library_messages, installer_messages, idempotency)
+        for module in (messages, library_messages, installer_messages, runner_messages, idempotency)
         for _, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, Command) and not issubclass(kind, messages.Reply) and kind is not Command
     },

@@ -14,6 +14,7 @@ import click
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.output import filtered, style
 from greenroom.runner.cli.problem import Problem
+from greenroom.runner.cli.streams import drop_output, is_about_output, prepare_streams
 from greenroom.runner.config import BadSetting, Settings, load
 from greenroom.runner.home import HomeUnusable
 
@@ -120,6 +121,7 @@ def settings_of(ctx: click.Context, **flags: Any) -> Settings:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit; whatever goes wrong ends in a sentence and a documented code."""
+    prepare_streams()
     code = run(arguments)
     if threading.active_count() > 1:
         from greenroom.runner.ending import LastResort
@@ -162,9 +164,12 @@ def _run(arguments: list[str] | None) -> int:
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone, as `greenroom log | head` does; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return exit_codes.OK
     except OSError as error:
+        if is_about_output(error):
+            drop_output()
+            return _fail(f"The output could not be written: {error.strerror}.", exit_codes.FAILED)
         unusable = _of_the_home(error)
         if unusable is not None:
             return _fail(str(unusable), exit_codes.NOT_RUNNING)

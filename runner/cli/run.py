@@ -13,6 +13,7 @@ from greenroom.runner.cli.launch import ensure_daemon
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.names import ModelName
 from greenroom.runner.cli.output import style
+from greenroom.runner.cli.streams import readable
 
 _PIPE_SECONDS = 2.0
 """A prompt is complete in itself; what a pipe adds to it must begin to come within this time."""
@@ -44,7 +45,7 @@ def command(
     fetched and its backend installed if need be. Only the answer goes to standard output.
     """
     settings = settings_of(ctx)
-    question = " ".join(prompt).strip()
+    question = readable(" ".join(prompt)).strip()
     if not question and not detach and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
         if not question:

@@ -218,7 +218,9 @@ def test_a_client_that_does_not_read_holds_up_no_stop(programs: Path, home: Path
         connection = http.client.HTTPConnection(address, timeout=20)
         connection.request("POST", "/models/create", json.dumps({"from": f"file:{file}"}))
         assert connection.getresponse().read()
-        body = json.dumps({"model": f"file:{file}", "stream": True, "messages": []})
+        body = json.dumps(
+            {"model": f"file:{file}", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        )
         connection.request("POST", "/v1/chat/completions", body)
         answer = connection.getresponse()
         assert answer.readline().startswith(b"data: ")

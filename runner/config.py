@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from greenroom.actors.limits import SLOTS
+from greenroom.actors.characters import visible
 from greenroom.runner.home import HomeUnusable
 from greenroom.runner.quantities import parse_duration, parse_keep_alive, parse_size
 from greenroom.runner.user_home import NO_HOME, expanded, user_home
@@ -22,6 +22,12 @@ from greenroom.runner.user_home import NO_HOME, expanded, user_home
 if TYPE_CHECKING:
     from greenroom.actors.facts import InstallPolicy
 
+_LONGEST = 4_096
+"""Characters of a text; a path is one."""
+_MOST = 10**6
+"""The largest whole number: requests that wait, or a port."""
+_SAID = 400
+"""Characters of what is said to be wrong with a value."""
 DEFAULT_PORT = 12400
 DEFAULT_HEADROOM = 512 * 2**20
 INSTALL_POLICIES = ("ask", "auto", "never")
@@ -165,7 +171,7 @@ def load(
         try:
             values[name] = _READERS[name](raw)
         except (TypeError, ValueError) as error:
-            raise BadSetting(f"{origin}: {name} cannot be used: {error}.") from error
+            raise BadSetting(f"{origin}: {name} cannot be used: {_bounded(str(error))}.") from error
         origins[name] = origin
 
     home_flag = given.pop("home", None)
@@ -222,8 +228,11 @@ def _from_file(file: Path) -> list[tuple[str, Any, str]]:
         content = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadSetting(f"{file} cannot be read: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise BadSetting(f"{file} is not valid TOML: {error}.") from error
+    except RecursionError as error:
+        raise BadSetting(f"{file} is nested too deeply.") from error
+    except ValueError as error:
+        # `TOMLDecodeError`, or a number that is too long to be read.
+        raise BadSetting(f"{file} is not valid TOML: {_bounded(str(error))}.") from error
     known = [name for name in _READERS if name != "home"]
     for key in content:
         if key == "home":
@@ -258,8 +267,16 @@ def _from_environment(variables: Mapping[str, str]) -> list[tuple[str, str, str]
     return found
 
 
+def _bounded(text: str) -> str:
+    """What is wrong, as one line: it may quote a value of any length."""
+    text = visible(text)
+    return text if len(text) <= _SAID else f"{text[: _SAID // 2]} … {text[-_SAID // 2 :]}"
+
+
 def _path(raw: Any) -> Path:
     text = str(raw).strip()
+    if "\0" in text:
+        raise ValueError("a path has no NUL in it")
     if not text:
         raise ValueError("an empty path names nothing")
     return expanded(text).absolute()
@@ -315,12 +332,17 @@ def _one_of(*words: str) -> Callable[[Any], str]:
 def _text(raw: Any) -> str:
     if not isinstance(raw, str):
         raise TypeError(f"{raw!r} should be text")
+    if len(raw) > _LONGEST or visible(raw) != raw:
+        raise ValueError(f"{raw!r} should be one line of at most {_LONGEST} printable characters")
     return raw.strip()
 
 
 def _whole(raw: Any) -> int:
     if isinstance(raw, bool) or not isinstance(raw, (int, str)) or not str(raw).strip().isdigit():
         raise ValueError(f"{raw!r} is not a whole number")
+    # Python refuses to read very long ones; so do we, with a sentence.
+    if len(str(raw).strip()) > len(str(_MOST)) or int(raw) > _MOST:
+        raise ValueError(f"that is too large; {_MOST} is the most")
     return int(raw)
 
 
@@ -339,6 +361,9 @@ def _stall(raw: Any) -> float:
 
 
 def _slots(raw: Any) -> int | None:
+    # Read only where it is set: most commands need none of it, and it is no light load.
+    from greenroom.actors.limits import SLOTS
+
     if isinstance(raw, str) and raw.strip().lower() == "auto":
         return None
     slots = _whole(raw)

@@ -16,6 +16,12 @@ _SIZES = {
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
+LONGEST = 10 * 365 * 86_400.0
+"""Seconds of a duration: ten years, as in `actors.limits`, which is too slow to import for a command."""
+LARGEST = 2**60
+"""Bytes of a size."""
+_SHOWN = 60
+"""Characters of what cannot be read that are repeated."""
 FOREVER = -1.0
 """The keep-alive of a model that stays until it is told to go."""
 
@@ -24,10 +30,13 @@ def parse_duration(text: str | float) -> float:
     """Seconds from `90`, `90s`, `5m`, `1h30m`, `500ms`; never negative. Raises ValueError or TypeError."""
     if isinstance(text, bool) or not isinstance(text, (int, float, str)):
         raise TypeError(_not_a_duration(text))
-    seconds = _duration_from_text(text.strip()) if isinstance(text, str) else float(text)
+    # Compared before it is made a float: a whole number may be too large for one.
+    seconds = _duration_from_text(text.strip()) if isinstance(text, str) else text
     if not 0 <= seconds < float("inf"):
         raise ValueError(_not_a_duration(text))
-    return seconds
+    if seconds > LONGEST:
+        raise ValueError(f"{_shown(text)} is more than ten years")
+    return float(seconds)
 
 
 def parse_keep_alive(text: str | float) -> float:
@@ -49,13 +58,15 @@ def parse_size(text: str | int) -> int:
     if isinstance(text, int) and not isinstance(text, bool):
         size = text
     else:
-        match = _SIZE.fullmatch(str(text).strip())
+        match = _SIZE.fullmatch(str(text).strip()[:_SHOWN])
         unit = _SIZES.get(match[2].lower()) if match else None
         if match is None or unit is None or (unit == 1 and "." in match[1]):
-            raise ValueError(f"{text!r} is not a size; write 512MiB, 8GB or a number of bytes")
+            raise ValueError(f"{_shown(text)} is not a size; write 512MiB, 8GB or a number of bytes")
         size = int(float(match[1]) * unit)
     if size < 0:
-        raise ValueError(f"{text!r} is negative; a size is not")
+        raise ValueError(f"{_shown(text)} is negative; a size is not")
+    if size > LARGEST:
+        raise ValueError(f"{_shown(text)} is too much; write 512MiB, 8GB or a number of bytes")
     return size
 
 
@@ -90,11 +101,18 @@ def _duration_from_text(text: str) -> float:
         return float(text)
     except ValueError:
         pass
-    matches = list(_DURATION.finditer(text))
+    matches = list(_DURATION.finditer(text)) if len(text) <= _SHOWN else []
     if not matches or "".join(match[0] for match in matches) != text:
         raise ValueError(_not_a_duration(text))
     return sum(float(match[1]) * _UNITS[match[2]] for match in matches)
 
 
 def _not_a_duration(text: object) -> str:
-    return f"{text!r} is not a duration; write 90s, 5m, 1h30m or a number of seconds"
+    return f"{_shown(text)} is not a duration; write 90s, 5m, 1h30m or a number of seconds"
+
+
+def _shown(text: object) -> str:
+    if isinstance(text, int) and abs(text) > LARGEST:
+        return "that number"  # Python refuses to write very long ones
+    shown = repr(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"

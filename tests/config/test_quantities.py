@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from greenroom.actors import limits
 from greenroom.runner.quantities import (
     FOREVER,
+    LARGEST,
+    LONGEST,
     format_duration,
     format_size,
     parse_duration,
@@ -71,3 +74,21 @@ def test_a_duration_is_shown_in_at_most_two_units(seconds: float, text: str) -> 
 )
 def test_a_size_is_shown_in_three_digits(size: int, text: str) -> None:
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize("text", [10**320, "9" * 400, "9" * 400 + "h", "11y", 4e8, "1e300", "99999999h"])
+def test_a_duration_of_more_than_ten_years_is_refused_in_a_short_line(text: str | float) -> None:
+    with pytest.raises(ValueError, match=r"ten years|not a duration") as caught:
+        parse_duration(text)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("text", [10**320, 2**70, "9" * 400, "9" * 400 + "GB", "9999999999TB", "9" * 10_000])
+def test_a_size_beyond_any_machine_is_refused_in_a_short_line(text: str | int) -> None:
+    with pytest.raises(ValueError, match=r"too much|not a size") as caught:
+        parse_size(text)
+    assert len(str(caught.value)) < 200
+
+
+def test_the_bounds_are_those_of_the_one_table() -> None:
+    assert (LONGEST, LARGEST) == (limits.DURATION, limits.SIZE)

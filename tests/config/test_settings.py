@@ -192,3 +192,47 @@ def test_registries_have_mirrors_and_backends_may_come_from_another_image(
     assert settings.backends["vllm-metal"].indexes is None
     assert settings.registries["docker.io"].mirrors == ("https://mirror.example/hub", "127.0.0.1:5000")
     assert settings.registries["mirror.example:5000"].insecure
+
+
+UNPRINTABLE = ["\x1b[2J", "a\nb", "\udc80", "9" * 5000, "x" * 10_000]
+NO_NUMBERS = [*UNPRINTABLE, "9" * 400 + "GB", "1e400", "-" * 4000]
+TEXTS = ("host", "instance", "bind", "warm")
+OTHERS = [name for name in NAMES if name not in (*TEXTS, "home", "models", "backends", "registries")]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [*((name, UNPRINTABLE) for name in TEXTS), *((name, NO_NUMBERS) for name in OTHERS)],
+    ids=[*TEXTS, *OTHERS],
+)
+def test_a_hostile_value_of_any_setting_is_refused_with_a_short_sentence(
+    environment: dict[str, str], name: str, values: list[str]
+) -> None:
+    for value in values:
+        with pytest.raises(BadSetting) as caught:
+            load({name: value}, environment=environment)
+        assert len(str(caught.value)) < 700
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_wait = inf",
+        "keep_alive = nan",
+        "headroom = " + "9" * 400,
+        "queue_limit = " + "9" * 5000,
+        'warm = ["a\\u0000b"]',
+        'warm = ["\\u001b[2J"]',
+        '[backends.mlx]\npython = "/x\\u0000"',
+        "x = " + "[" * 5000,
+        'bind = "' + "x" * 10_000 + '"',
+        '[registries."docker.io"]\nmirrors = ["http://[::1"]',
+    ],
+)
+def test_a_hostile_file_is_refused_with_a_short_sentence(environment: dict[str, str], text: str) -> None:
+    written(environment, text)
+    with pytest.raises(BadSetting) as caught:
+        load(environment=environment)
+    assert len(str(caught.value)) < 900
+    assert str(caught.value).isprintable()

@@ -37,10 +37,11 @@ test: $(VENV)/.installed-dev ## set up and run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.installed-dev ## lint, format, strict types
+check: $(VENV)/.installed-dev ## lint, format, strict types for Linux and macOS
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p greenroom.actors -p greenroom.runner
+	MYPYPATH=$(VENV)/types $(BIN)/mypy --platform darwin -p greenroom.actors -p greenroom.runner
 
 format: $(VENV)/.installed-dev ## mend what ruff can mend
 	$(BIN)/ruff check --fix

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ LAYERS = (
     ("actors.journal",),
     ("actors.kernel",),
     ("actors",),
+    ("runner.systems",),
     (
         "runner.failures",
         "runner.quantities",
@@ -136,10 +138,27 @@ def test_a_library_is_used_in_one_place(library: str, homes: tuple[str, ...]) ->
 
 
 def test_what_runs_in_an_installations_own_python_imports_nothing_of_ours() -> None:
-    alone = [one for one in MODULES if ".launch_" in one.name or one.name == "runner.engines.keeper"]
-    assert len(alone) >= 4
+    alone = [one for one in MODULES if ".launch_" in one.name]
+    assert len(alone) >= 3
     for module in alone:
         assert not [name for name in module.imports() if name in NAMES], module.name
+
+
+def test_a_keeper_is_made_of_few_modules_and_the_standard_library() -> None:
+    by_name = {one.name: one for one in MODULES}
+    found, left = set(), ["runner.engines.keeper_main"]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += [one for one in by_name[name].imports() if one in NAMES]
+    assert found == {
+        *("runner.engines.keeper_main", "runner.engines.keeper", "runner.engines.keeper_log"),
+        *("runner.systems", "runner.systems.linux", "runner.systems.macos"),
+    }
+    for name in found:
+        others = {one.partition(".")[0] for one in by_name[name].imports() if not is_in(one, "runner")}
+        assert others <= sys.stdlib_module_names, name
 
 
 # only `apply` makes durable state

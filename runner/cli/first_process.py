@@ -42,9 +42,8 @@ def go_on_below() -> None:
 
 
 def _look_after(child: int, waited_for: set[signal.Signals]) -> NoReturn:
-    assert sys.platform == "linux"
     while True:
-        received = signal.sigwaitinfo(waited_for)
+        received = vars(signal)["sigwaitinfo"](waited_for)  # macOS has none, and no containers
         if received.si_signo != signal.SIGCHLD:
             if received.si_code != _BY_THE_KERNEL:
                 os.kill(child, received.si_signo)

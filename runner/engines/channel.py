@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from greenroom.actors.kernel.fork import on_fork
-from greenroom.runner.engines import keeper as keeper_program
-from greenroom.runner.engines.readiness import peer_pid
+from greenroom.runner.engines import keeper_main
+from greenroom.runner.engines.environment import cleaned
+from greenroom.runner.engines.keeper import MESSAGE_LIMIT
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.systems import here
 
 _RECEIVE_BYTES = 262_144
 _DETACHED: list[subprocess.Popen[bytes]] = []
@@ -49,11 +52,12 @@ class Channel:
         try:
             # -S: it imports nothing but the standard library, and is ready some milliseconds sooner.
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(keeper_program.__file__))],
+                [sys.executable, "-I", "-S", str(Path(keeper_main.__file__))],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
+                env=cleaned({}),  # it outlives us, and what it sees others of this user can read
                 start_new_session=True,
             )
         except BaseException:
@@ -74,7 +78,7 @@ class Channel:
         except OSError as problem:
             sock.close()
             raise KeeperGone(str(problem)) from problem
-        if peer_pid(sock) not in (0, keeper_pid):
+        if here.peer_pid(sock) not in (0, keeper_pid):
             sock.close()
             raise KeeperGone("the keeper's socket is served by a stranger")
         return cls(sock)
@@ -88,13 +92,25 @@ class Channel:
         """Whether a keeper we spawned still runs."""
         return self._process is not None and self._process.poll() is None
 
+    def kill(self) -> None:
+        """Kill a keeper we spawned: our own child, so its number cannot be anybody else's."""
+        if self.alive() and self._process is not None:
+            self._process.kill()
+
     def fileno(self) -> int:
         """For a selector."""
         return self._socket.fileno()
 
     def send(self, op: str, **fields: Any) -> None:
-        """Send one message; raises `KeeperGone`."""
+        """Send one message; raises `KeeperGone`, and `JobFailed` for a command line that is far too long."""
         data = json.dumps({"op": op, **fields}).encode() + b"\n"
+        if len(data) > MESSAGE_LIMIT:
+            raise JobFailed.permanent(
+                "command_line_too_long",
+                f"The engine's command line and environment have {len(data) / 1e6:.1f} MB, more than any "
+                "system passes to a program.",
+                advice="Shorten the model's runtime flags.",
+            )
         with self._sending:
             try:
                 self._socket.sendall(data)

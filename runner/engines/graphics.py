@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
-from greenroom.runner.engines.keeper import SYSTEM
+from greenroom.runner.systems import here
 
 PROC = Path("/proc")
 _TOOL_SECONDS = 5.0
@@ -33,9 +33,9 @@ def seconds(pids: Collection[int]) -> float | None:
 
     Drivers that count in cycles are read as if each took a nanosecond: only growth is of interest.
     """
-    if SYSTEM == "darwin":
-        told = _told_by("/usr/sbin/ioreg", "-r", "-c", "IOAccelerator", "-l", "-w", "0")
-        return None if told is None else registry_seconds(told, pids)
+    told = here.graphics_registry()
+    if told is not None:
+        return registry_seconds(told, pids) if told else None
     if (PROC / "driver/nvidia/version").exists():
         return None
     return drm_seconds(pids)

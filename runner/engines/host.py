@@ -42,7 +42,8 @@ from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.handle import EngineListener, Handle, Prepare, Prepared
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id
-from greenroom.runner.engines.keeper import FIRST_LINES, LADDER, LAST_LINES
+from greenroom.runner.engines.keeper import LADDER
+from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.readiness import Health, Patience, Probe, take_pulse
 from greenroom.runner.engines.recovery import (
@@ -67,6 +68,8 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _PULSE_SECONDS = 1.0
+_SPAWN_SECONDS = 60.0
+"""How long a keeper may take to claim and spawn; it takes milliseconds."""
 _PROBE_PAUSE = (0.01, 0.1)
 """The shortest and the longest pause between two questions whether an engine is ready, in seconds."""
 _FINISH_SECONDS = 45.0
@@ -180,7 +183,10 @@ class EngineHost:
             self._failed(handle, failure)
             return
         self._watch.add(handle)
-        handle.spawned.wait()
+        if not handle.spawned.wait(_SPAWN_SECONDS):
+            _log.warning("engine %s: its keeper does not begin; it is killed", handle.engine_id)
+            handle.channel.kill()  # its end is then told like that of any keeper that dies
+            handle.spawned.wait()
         try:
             self._await_ready(handle)
         finally:
@@ -312,6 +318,8 @@ class EngineHost:
     def _overdue(self, handle: Handle) -> None:
         """The keeper has not ended it within all its bounds: go round the keeper."""
         _log.warning("engine %s: its keeper does not answer; both are killed", handle.engine_id)
+        if handle.channel is not None:
+            handle.channel.kill()  # one that has claimed nothing yet is known to nobody else
         claim = read_claim(handle.folder)
         engine_of(claim).send_group(signal.SIGKILL)
         keeper_of(claim).send(signal.SIGKILL)

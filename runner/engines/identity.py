@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenroom.runner.engines.keeper import boot_id, start_time
+from greenroom.runner.systems import here
 
 __all__ = ["ProcessIdentity", "boot_id", "of_folder", "start_time"]
+
+_log = logging.getLogger(__name__)
+
+boot_id = here.boot_id
+start_time = here.start_time
 
 
 @dataclass(frozen=True)
@@ -30,34 +36,24 @@ class ProcessIdentity:
         return cls(pid, started, boot_id()) if started else None
 
     def alive(self) -> bool:
-        """True while this very process runs (a zombie does not)."""
-        return (
-            self.pid > 1
-            and self.started > 0
-            and self.boot == boot_id()
-            and start_time(self.pid) == self.started
-        )
+        """True while this very process runs (a zombie does not), and while the system does not say."""
+        if self.pid <= 1 or self.started <= 0 or self.boot != boot_id():
+            return False
+        try:
+            return start_time(self.pid) == self.started
+        except OSError as problem:
+            _log.warning("process %s cannot be looked at: %s", self.pid, problem)
+            return True
 
     def send(self, number: signal.Signals) -> bool:
         """Signal this very process, or nobody; True when it was sent."""
-        if not self.alive():
-            return False
-        if not hasattr(os, "pidfd_open"):
-            return _signal_by_number(os.kill, self.pid, number)
-        try:
-            fd = os.pidfd_open(self.pid)
-        except OSError:
-            return False
-        try:
-            # The descriptor holds whoever has the number now; asked again, it is ours or nobody.
-            if not self.alive():
-                return False
-            signal.pidfd_send_signal(fd, number)
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+        return self.alive() and here.send_signal(self.pid, self.started, number)
+
+    def reap(self) -> None:
+        """Let go of it, should it be a dead child of ours: orphans of the machine's first process are."""
+        if self.pid > 1:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, os.WNOHANG)
 
     def send_group(self, number: signal.Signals) -> bool:
         """Signal the process group this process leads; nobody when it does not live or leads none."""

@@ -1,4 +1,4 @@
-"""The keeper: the small parent process of one engine. Standard library only, run as `python -I -S keeper.py`.
+"""The keeper: the small parent process of one engine. Standard library only, run by `keeper_main.py`.
 
 It stands between the daemon and the engine, so that either may die without taking the truth along:
 
@@ -17,7 +17,6 @@ and `exited` go out.
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import errno
 import json
@@ -30,65 +29,21 @@ import sys
 import time
 from typing import Any, NoReturn
 
-SYSTEM: str = sys.platform
-FIRST_LINES = 20
-LAST_LINES = 40
-LINE_LIMIT = 500
-"""Characters of a kept line; the log has it whole."""
-HEAD_BYTES = 256 * 1024
-"""Kept for ever from the start of the output (`log`)."""
-TAIL_BYTES = 512 * 1024
-"""Then a ring of two files of this size (`log.tail`, `log.tail.old`)."""
-MESSAGE_LIMIT = 1024 * 1024
-"""Bytes of one incoming message, beyond which the connection is dropped."""
+from greenroom.runner.engines.keeper_log import BoundedLog
+from greenroom.runner.systems import here
+
+MESSAGE_LIMIT = 4 * 1024 * 1024
+"""Bytes of one incoming message, beyond which the connection is dropped; more than any system lets a command
+line be."""
 DRAIN_SECONDS = 0.2
 """How long to wait for the end of the output once the whole process group is dead."""
 LADDER = (("SIGINT", 5.0), ("SIGTERM", 5.0), ("SIGKILL", 0.0))
 """Signals to the process group, each with the seconds before the next rung."""
 
 _SIGNALS = {int(one): one.name for one in signal.Signals}
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-
-
-def boot_id() -> str:
-    """Changes with every boot, so that a pid of before can never be taken for one of now; "" if unknown."""
-    if SYSTEM != "linux":
-        return _output_of("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-    return ""
-
-
-def start_time(pid: int) -> float:
-    """Kernel start time of a process; 0.0 when there is none, or it is a zombie. Only compared for equality.
-
-    On Linux clock ticks since boot (they do not move when the wall clock is set), elsewhere seconds since
-    the epoch.
-    """
-    if SYSTEM != "linux":
-        return start_time_by_ps(pid)
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b") ")[2].split()
-    except OSError:
-        return 0.0
-    return 0.0 if fields[0] in (b"Z", b"X") else float(fields[19])
-
-
-def start_time_by_ps(pid: int) -> float:
-    """The same to the second, from `ps`, for systems without /proc."""
-    state, _, started = _output_of("/bin/ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)).partition(" ")
-    if not started or state.startswith("Z"):
-        return 0.0
-    return float(calendar.timegm(time.strptime(started.strip(), "%a %b %d %H:%M:%S %Y")))
-
-
-def _output_of(*argv: str) -> str:
-    import subprocess
-
-    done = subprocess.run(argv, capture_output=True, check=False, env={"LC_ALL": "C", "TZ": "UTC"})
-    return done.stdout.decode("ascii", "replace").strip()
+_NAMES = frozenset(_SIGNALS.values())
+_LOOK_SECONDS = 10.0
+"""Between two looks at the engine's memory, and at whether the sockets are still there."""
 
 
 def write_atomically(path: str, value: dict[str, Any]) -> None:
@@ -111,68 +66,6 @@ def create_claim(path: str, value: dict[str, Any]) -> bool:
     finally:
         os.unlink(temporary)
     return True
-
-
-class BoundedLog:
-    """The engine's output on disk, head and tail, and its first and last lines in memory."""
-
-    def __init__(self, path: str, head: int = HEAD_BYTES, tail: int = TAIL_BYTES) -> None:
-        self._path = path
-        self._head_left = head
-        self._tail_limit = tail
-        self._tail_left = tail
-        self._file: Any = open(path, "ab", buffering=0)  # noqa: SIM115 - closed in `close`
-        self._partial = b""
-        self.first: list[str] = []
-        self.last: list[str] = []
-
-    def write(self, data: bytes) -> None:
-        """Keep what came. A full disk loses the log, never the engine: draining goes on."""
-        self._keep_lines(data)
-        with contextlib.suppress(OSError):
-            if self._head_left:
-                part, data = data[: self._head_left], data[self._head_left :]
-                self._file.write(part)
-                self._head_left -= len(part)
-            while data:
-                self._roll()
-                part, data = data[: self._tail_left], data[self._tail_left :]
-                self._file.write(part)
-                self._tail_left -= len(part)
-
-    def _roll(self) -> None:
-        """Make room in the tail: its first file begins after the head, the ring turns when it is full."""
-        tail = f"{self._path}.tail"
-        if self._file.name != tail:
-            self._file.close()
-            self._file = open(tail, "ab", buffering=0)  # noqa: SIM115
-        elif self._tail_left <= 0:
-            self._file.close()
-            os.replace(tail, f"{tail}.old")
-            self._file = open(tail, "ab", buffering=0)  # noqa: SIM115
-            self._tail_left = self._tail_limit
-
-    def _keep_lines(self, data: bytes) -> None:
-        # A carriage return redraws a progress bar: what it overwrites is no line worth keeping.
-        *whole, self._partial = (self._partial + data).split(b"\n")
-        self._partial = self._partial[-4 * LINE_LIMIT :]
-        for raw in whole[:FIRST_LINES] + whole[FIRST_LINES:][-LAST_LINES:]:
-            self._keep_line(raw)
-
-    def _keep_line(self, raw: bytes) -> None:
-        line = raw.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace").rstrip()[:LINE_LIMIT]
-        if not line:
-            return
-        if len(self.first) < FIRST_LINES:
-            self.first.append(line)
-        self.last.append(line)
-        del self.last[:-LAST_LINES]
-
-    def close(self) -> None:
-        """Keep an unfinished last line too."""
-        self._keep_line(self._partial)
-        self._partial = b""
-        self._file.close()
 
 
 class Connection:
@@ -199,7 +92,7 @@ class Connection:
             return None
         try:
             return [dict(json.loads(line)) for line in lines if line.strip()]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None  # not our protocol: as good as gone
 
     def send(self, event: str, **fields: Any) -> None:
@@ -232,21 +125,16 @@ class Keeper:
         self._ladder: list[tuple[str, float]] = []
         self._next_rung: float | None = None
         self._stop_reason = ""
-        self._memory, self._memory_at, self._oom_before = 0, 0.0, 0
+        self._memory, self._looked_at, self._memory_kills = 0, 0.0, 0
         self._halted, self._spawn_errno = False, 0
         self._output = -1
-        self._prctl: Any = None
+        self._started_once = False
         self._given_up = False
         self._connect(first).holds = True
 
     def run(self) -> int:
         """From the first message to the engine's end."""
-        if SYSTEM == "linux":
-            import ctypes  # now, so that a spare keeper has it ready
-
-            self._prctl = ctypes.CDLL(None, use_errno=True).prctl
-            # Orphans of the engine become our children: they can be found, ended and reaped.
-            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        here.become_keeper()
         while self._status is None and not self._given_up:
             self._turn()
         if self._status is not None:
@@ -260,9 +148,9 @@ class Keeper:
         os.chdir(config["folder"])
         claim = {
             "engine_id": config["engine_id"],
-            "boot_id": boot_id(),
+            "boot_id": here.boot_id(),
             "keeper_pid": os.getpid(),
-            "keeper_started": start_time(os.getpid()),
+            "keeper_started": here.start_time(os.getpid()),
             "keeper_socket": config["keeper_socket"],
             "engine_socket": config["engine_socket"],
             "about": config.get("about", {}),
@@ -302,12 +190,12 @@ class Keeper:
             self._begin_stop(f"no daemon came back within {self._grace:g} s", LADDER)
         if self._next_rung is not None and now >= self._next_rung:
             self._climb()
-        if now - self._memory_at >= 10.0:
-            self._measure()
+        if now - self._looked_at >= _LOOK_SECONDS:
+            self._look(now)
 
     def _timeout(self) -> float:
         rung = self._next_rung if self._next_rung is not None else math.inf
-        return max(0.0, min(10.0, min(rung, self._grace_over()) - time.monotonic()))
+        return max(0.0, min(_LOOK_SECONDS, min(rung, self._grace_over()) - time.monotonic()))
 
     def _grace_over(self) -> float:
         if self._orphaned_at is None or self._grace is None or self._stop_reason:
@@ -332,21 +220,35 @@ class Keeper:
         messages = connection.receive()
         if messages is None:
             self._disconnect(connection)
-        for message in messages or []:
-            op = message.get("op")
-            if op == "start":
-                self._start(message)
-            elif op == "hold":
-                connection.holds = True
-                self._orphaned_at = None
-                self._grace = message.get("grace", self._grace)
-                connection.send("state", **self._state())
-            elif op == "leave":
-                # The daemon goes in order and leaves the engine: from now on this grace counts.
-                self._grace = message.get("grace")
-            elif op == "stop":
-                ladder = tuple((str(name), float(bound)) for name, bound in message.get("ladder") or LADDER)
-                self._begin_stop(str(message.get("reason", "")) or "asked to stop", ladder)
+        self._obey(connection, messages or [])
+
+    def _obey(self, connection: Connection, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            try:
+                self._carry_out(connection, message)
+            except (ValueError, TypeError, LookupError, ArithmeticError) as problem:
+                # Whatever somebody sends us, the engine and its other connections are kept.
+                event = "refused" if self._started_once else "failed"
+                connection.send(event, code="refused", message=f"The keeper cannot follow: {problem}.")
+
+    def _carry_out(self, connection: Connection, message: dict[str, Any]) -> None:
+        op = message.get("op")
+        if op == "start" and not self._started_once:
+            config = checked_start(message)
+            self._started_once = True
+            self._start(config)
+        elif op == "hold" and self._pid:
+            self._grace = seconds_of(message.get("grace", self._grace))
+            connection.holds = True
+            self._orphaned_at = None
+            connection.send("state", **self._state())
+        elif op == "leave":
+            # The daemon goes in order and leaves the engine: from now on this grace counts.
+            self._grace = seconds_of(message.get("grace"))
+        elif op == "stop":
+            self._begin_stop(str(message.get("reason", ""))[:1000] or "asked to stop", ladder_of(message))
+        else:
+            raise ValueError(f"{op!r} cannot be done now")
 
     def _disconnect(self, connection: Connection) -> None:
         self._selector.unregister(connection.socket)
@@ -384,8 +286,9 @@ class Keeper:
         output_read, output_write = os.pipe()
         watch_read, watch_write = os.pipe()
         env = {str(key): str(value) for key, value in self._config["env"].items()}
-        env |= {"GREENROOM_KEEPER_FD": str(watch_read), "GREENROOM_ENGINE_FOLDER": self._config["folder"]}
-        self._oom_before = _oom_kills()
+        env["GREENROOM_KEEPER_FD"] = str(watch_read)
+        env["GREENROOM_ENGINE_FOLDER"] = self._config["folder"]
+        self._memory_kills = here.memory_kills()
         keeper = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -397,7 +300,7 @@ class Keeper:
             os.close(fd)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # the child does it too; whoever comes first
-        self._pid, self._started = pid, start_time(pid)
+        self._pid, self._started = pid, here.start_time(pid)
         self._output = output_read
         try:
             write_atomically("claim", {**claim, "pid": pid, "started": self._started})
@@ -426,10 +329,9 @@ class Keeper:
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            if self._prctl is not None:
-                self._prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-                if os.getppid() != keeper:  # it died before the line above
-                    os._exit(127)
+            here.die_with_parent()
+            if os.getppid() != keeper:  # it died before the line above
+                os._exit(127)
             null = os.open(os.devnull, os.O_RDONLY)
             for theirs, ours in enumerate((null, output, output)):
                 os.dup2(ours, theirs)
@@ -483,43 +385,40 @@ class Keeper:
 
     def _notice_halt(self) -> None:
         """Tell when a signal has stopped the engine, and when it goes on; a debugger's stops are not told."""
-        if not self._pid or self._status is not None or not hasattr(os, "waitid"):
+        if not self._pid or self._status is not None:
             return
         with contextlib.suppress(ChildProcessError):
-            while found := os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG):
-                self._halted = found.si_code == os.CLD_STOPPED
+            while (news := here.halted(self._pid)) is not None:
+                self._halted = news
                 self._broadcast("halted" if self._halted else "continued")
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid = self._next_dead()
-                if pid == 0:
-                    return
-                if pid == self._pid:
-                    # Whom it leaves in its group dies with it. Still a zombie, it holds the group's number.
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(pid, signal.SIGKILL)
-                _, status, usage = os.wait4(pid, 0)
-            except ChildProcessError:
-                return
-            if pid == self._pid:
-                self._status = (status, usage)
+        here.reap_others(self._pid)
+        if not self._pid or self._status is not None:
+            return
+        with contextlib.suppress(ChildProcessError):
+            # Whom it leaves in its group dies with it.
+            self._status = here.reap(self._pid)
 
-    def _next_dead(self) -> int:
-        """Pid of a child that is dead and not yet reaped; 0 when there is none."""
-        if hasattr(os, "waitid"):
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            return 0 if found is None else found.si_pid
-        # Before Python 3.13 macOS has no look without reaping; and no subreaper: one child is all there is.
-        return self._pid if self._pid and not start_time(self._pid) else 0
+    def _look(self, now: float) -> None:
+        self._looked_at = now
+        if self._pid:
+            self._memory = here.resident(self._pid) or self._memory
+            self._memory_kills = here.memory_kills()
+            self._keep_sockets()
+            self._reap()  # should a signal have been lost
 
-    def _measure(self) -> None:
-        self._memory_at = time.monotonic()
-        if SYSTEM == "linux" and self._pid:
-            path = f"/proc/{self._pid}/statm"
-            with contextlib.suppress(OSError, IndexError, ValueError), open(path, "rb") as file:
-                self._memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    def _keep_sockets(self) -> None:
+        """Touch them, since systems clean temporary folders of what is old; make ours again if it is gone."""
+        for name in ("keeper_socket", "engine_socket"):
+            with contextlib.suppress(OSError):
+                os.utime(self._config[name])
+        if not os.path.exists(self._config["keeper_socket"]):
+            with contextlib.suppress(OSError):
+                self._selector.unregister(self._listener)
+                self._listener.close()
+                self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._listen(self._config["keeper_socket"])
 
     def _finish(self, status: int, usage: Any) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
@@ -532,7 +431,6 @@ class Keeper:
                     self._read_wakeup()
         self._end_orphans()
         self._log.close()
-        peak = usage.ru_maxrss if SYSTEM == "darwin" else usage.ru_maxrss * 1024
         killed = os.WIFSIGNALED(status)
         number = os.WTERMSIG(status) if killed else 0
         self._write_end(
@@ -543,8 +441,10 @@ class Keeper:
                 "signal": _SIGNALS.get(number, f"signal {number}") if killed else "",
                 "stop_reason": self._stop_reason,
                 "memory": self._memory,
-                "peak_memory": peak,
-                "out_of_memory": number == signal.SIGKILL and _oom_kills() > self._oom_before,
+                "peak_memory": here.peak_bytes(usage.ru_maxrss),
+                "out_of_memory": number == signal.SIGKILL
+                and not self._stop_reason
+                and here.was_killed_for_memory(self._pid, self._memory_kills),
             }
         )
         self._broadcast("exited", **self._end)
@@ -565,14 +465,10 @@ class Keeper:
 
     def _end_orphans(self) -> None:
         """Descendants that left the group came to us when their parent died (subreaper): end them."""
-        if SYSTEM != "linux":
-            return
-        path = f"/proc/self/task/{os.getpid()}/children"
-        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
-            for word in file.read().split():
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(int(word), signal.SIGKILL)
-        self._reap()
+        for pid in here.children():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        here.reap_others(0)
 
     def _remove_sockets(self) -> None:
         for name in ("keeper_socket", "engine_socket"):
@@ -580,11 +476,37 @@ class Keeper:
                 os.unlink(str(self._config[name]))
 
 
-def _oom_kills() -> int:
-    """How often this kernel has killed for want of memory; 0 where it does not say."""
-    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/vmstat", "rb") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(b"oom_kill "))
-    return 0
+def checked_start(message: dict[str, Any]) -> dict[str, Any]:
+    """A `start` that can be carried out.
+
+    Raises:
+        TypeError, ValueError, LookupError: It cannot.
+    """
+    for name in ("engine_id", "folder", "keeper_socket", "engine_socket"):
+        if not isinstance(message[name], str):
+            raise TypeError(f"{name} is no text")
+    if not isinstance(message["argv"], list) or not message["argv"] or not isinstance(message["env"], dict):
+        raise TypeError("there is no command line")
+    return {**message, "grace": seconds_of(message["grace"])}
+
+
+def seconds_of(value: Any) -> float | None:
+    """A bound; None is for ever."""
+    if value is None:
+        return None
+    seconds = float(value)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{value!r} is no number of seconds")
+    return seconds
+
+
+def ladder_of(message: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """The signals of a `stop`, each with the seconds before the next."""
+    ladder = [(str(name), seconds_of(bound) or 0.0) for name, bound in message.get("ladder") or LADDER]
+    for name, _ in ladder:
+        if name not in _NAMES:
+            raise ValueError(f"{name} is no signal")
+    return tuple(ladder)
 
 
 def main() -> int:
@@ -594,7 +516,3 @@ def main() -> int:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     return Keeper(first).run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

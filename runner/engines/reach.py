@@ -14,7 +14,8 @@ import stat
 from enum import Enum
 from pathlib import Path
 
-from greenroom.runner.engines.readiness import belongs_to, peer_pid
+from greenroom.runner.engines.readiness import belongs_to
+from greenroom.runner.systems import here
 
 UNIX_SOCKETS = Path("/proc/net/unix")
 _LISTENS = 0x10000
@@ -80,10 +81,10 @@ def knock(endpoint: Path, leader: int) -> Reach:
             sock.connect(os.fspath(endpoint))
         except FileNotFoundError:
             return Reach.GONE
-        except ConnectionRefusedError:
-            return Reach.REFUSED
+        except ConnectionRefusedError as problem:
+            return Reach.REACHED if here.may_be_crowded(problem) else Reach.REFUSED
         except OSError as problem:
             # EAGAIN: its queue of new connections is full, so somebody listens. What else there is (no
             # descriptor left, no permission) is not the engine's.
             return Reach.GONE if problem.errno == errno.ENOTSOCK else Reach.REACHED
-        return Reach.REACHED if belongs_to(peer_pid(sock), leader) else Reach.STRANGER
+        return Reach.REACHED if belongs_to(here.peer_pid(sock), leader) else Reach.STRANGER

@@ -7,14 +7,13 @@ import http.client
 import json
 import os
 import socket
-import struct
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from greenroom.actors.facts import Mode
 from greenroom.runner.backends.declaration import Readiness
-from greenroom.runner.engines.keeper import SYSTEM
+from greenroom.runner.systems import here
 
 PROBE_SECONDS = 1.0
 """A health answer later than this counts as none; the next probe asks again."""
@@ -59,7 +58,7 @@ class Pulse:
     log_size: int
     cpu_seconds: float
     bytes_read: int
-    """From files, where the system counts it: a slow disk uses hardly any CPU."""
+    """By calls, or by touching mapped files: a slow disk uses hardly any CPU."""
 
 
 class Patience:
@@ -97,11 +96,10 @@ def take_pulse(pid: int, log_size: int) -> Pulse:
     with contextlib.suppress(psutil.Error):
         leader = psutil.Process(pid)
         for process in (leader, *leader.children(recursive=True)):
-            with contextlib.suppress(psutil.Error, AttributeError):
+            with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 cpu += times.user + times.system
-                if SYSTEM == "linux":
-                    read += process.io_counters().read_chars
+                read += here.bytes_read(process.pid)
     return Pulse(log_size=log_size, cpu_seconds=cpu, bytes_read=read)
 
 
@@ -223,20 +221,8 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._endpoint)
-        if self._leader and not belongs_to(peer_pid(self.sock), self._leader):
+        if self._leader and not belongs_to(here.peer_pid(self.sock), self._leader):
             raise ConnectionRefusedError("the socket is served by a stranger")
-
-
-def peer_pid(sock: socket.socket) -> int:
-    """Pid of the process that listens at the other end of a unix socket; 0 where it cannot be told."""
-    with contextlib.suppress(OSError):
-        if SYSTEM == "linux":
-            size = struct.calcsize("3i")
-            return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
-        if SYSTEM == "darwin":
-            # <sys/un.h>: SOL_LOCAL 0, LOCAL_PEERPID 2
-            return int(struct.unpack("i", sock.getsockopt(0, 2, 4))[0])
-    return 0
 
 
 def belongs_to(pid: int, leader: int) -> bool:

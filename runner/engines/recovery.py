@@ -116,6 +116,8 @@ def end_processes(leader: ProcessIdentity, folder: EngineFolder) -> None:
     for process in left:
         process.send(signal.SIGKILL)
     _await_death([leader, *left], _GONE_SECONDS)
+    for process in (leader, *left):
+        process.reap()
 
 
 def read_claim(folder: EngineFolder) -> dict[str, Any]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
+import socket
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from greenroom.runner.engines import keeper
+from greenroom.runner.engines import host as host_module
+from greenroom.runner.engines import keeper, keeper_log
 from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.paths import EngineFolder
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.systems import here
 
 
 def start_keeper(stage, engine_id: str, *flags: str, **fields) -> Channel:
@@ -100,11 +106,119 @@ def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failu
     assert stage.claim(spec.engine_id)["settled_by"] == os.getpid()
 
 
-def test_start_times_by_ps_agree_with_the_kernel_to_the_second():
-    import psutil
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"op": "stop", "ladder": [["SIGFOO", 1]]},
+        {"op": "stop", "ladder": [["SIGINT", -1]]},
+        {"op": "stop", "ladder": [["SIGINT", 1e400]]},
+        {"op": "stop", "ladder": [7]},
+        {"op": "stop", "ladder": 7},
+        {"op": "hold", "grace": "soon"},
+        {"op": "hold", "grace": 10**400},
+        {"op": "leave", "grace": []},
+        {"op": "start"},
+        {"op": "start", "engine_id": 1},
+        {"op": None},
+        {},
+    ],
+)
+def test_what_a_keeper_cannot_follow_is_refused_and_its_engine_kept(stage, message):
+    channel = start_keeper(stage, "e-1")
+    pid = channel.await_event("spawned", 5.0)["pid"]
+    channel._socket.sendall(json.dumps(message).encode() + b"\n")
+    assert "cannot follow" in channel.await_event("refused", 5.0)["message"]
+    channel.send("hold", grace=30.0)
+    assert channel.await_event("state", 5.0)["pid"] == pid
+    channel.send("stop")
+    channel.await_event("exited", 15.0)
+    channel.close()
 
-    assert abs(keeper.start_time_by_ps(os.getpid()) - psutil.Process().create_time()) < 2
-    assert keeper.start_time_by_ps(2**22 + 1) == 0.0
+
+def test_a_nested_message_closes_its_connection_and_nothing_else(stage):
+    channel = start_keeper(stage, "e-1")
+    channel.await_event("spawned", 5.0)
+    claim = stage.claim("e-1")
+    other = Channel.connect(claim["keeper_socket"], claim["keeper_pid"])
+    other._socket.sendall(b'{"op":' + b"[" * 100_000 + b"\n")
+    with pytest.raises(KeeperGone):
+        other.await_event("state", 5.0)
+    other.close()
+    channel.send("hold", grace=30.0)
+    channel.await_event("state", 5.0)
+    channel.send("stop")
+    channel.await_event("exited", 15.0)
+    channel.close()
+
+
+def test_a_start_that_makes_no_sense_is_told_as_failed(stage):
+    channel = start_keeper(stage, "e-1", argv=[])
+    assert channel.await_event("failed", 5.0)["code"] == "refused"
+    channel.close()
+
+
+def test_flags_of_a_megabyte_are_passed_on_and_far_longer_ones_refused_before_a_keeper_breaks(stage):
+    channel = start_keeper(stage, "e-1", *["x" * 100_000] * 12)
+    channel.await_event("spawned", 5.0)
+    channel.send("stop")
+    channel.await_event("exited", 15.0)
+    channel.close()
+    with pytest.raises(JobFailed, match="more than any system passes"):
+        start_keeper(stage, "e-2", "x" * 5_000_000)
+
+
+def test_a_keeper_sees_nothing_of_its_environment_that_is_not_its_business(stage, monkeypatch):
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL"):
+        monkeypatch.setenv(name, "hush")
+    channel = start_keeper(stage, "e-1", env={})
+    state = channel.await_event("spawned", 5.0)
+    for pid in (state["keeper_pid"], state["pid"]):
+        assert b"hush" not in Path(f"/proc/{pid}/environ").read_bytes()
+    channel.send("stop")
+    channel.await_event("exited", 15.0)
+    channel.close()
+
+
+def test_a_keeper_whose_socket_was_cleaned_away_makes_it_again(stage):
+    (stage.folder / "e-1").mkdir()
+    kept = keeper.Keeper.__new__(keeper.Keeper)
+    kept._selector, kept._listener = selectors.DefaultSelector(), socket.socket(socket.AF_UNIX)
+    path = str(stage.folder / "e-1" / "k.sock")
+    kept._config = {"keeper_socket": path, "engine_socket": path + "-engine"}
+    kept._listen(path)
+    os.utime(path, (1, 1))
+    kept._keep_sockets()
+    assert time.time() - os.stat(path).st_mtime < 60, "cleaners of temporary folders look for what is old"
+    os.unlink(path)
+    kept._keep_sockets()
+    caller = socket.socket(socket.AF_UNIX)
+    caller.connect(path)
+    for one in (caller, kept._listener, kept._selector):
+        one.close()
+
+
+def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails(stage, monkeypatch):
+    monkeypatch.setattr(host_module, "_SPAWN_SECONDS", 0.3)
+    host, spec = stage.host(spare_keeper=True), stage.spec()
+    spare = stage.until(lambda: host._spare)
+    os.kill(spare.pid, signal.SIGSTOP)
+    host.start(spec)
+    (failure,) = stage.heard.wait("failed")
+    assert (failure.kind, failure.code) == ("transient", "keeper")
+    assert not stage.alive(spare.pid)
+    assert not stage.pids()
+
+
+def test_one_that_hangs_before_it_has_claimed_and_is_asked_to_stop_is_killed_too(stage):
+    host, spec = stage.host(spare_keeper=True), stage.spec()
+    host._stop_bound = 0.3
+    spare = stage.until(lambda: host._spare)
+    os.kill(spare.pid, signal.SIGSTOP)
+    host.start(spec)
+    stage.until(lambda: host._handles[spec.engine_id].channel)
+    host.stop(spec.engine_id)
+    stage.heard.wait("failed", "exited", "lost")
+    assert not stage.alive(spare.pid)
 
 
 def test_the_death_of_the_keeper_ends_the_engine(stage):
@@ -178,7 +292,7 @@ def test_the_engine_is_never_run_with_its_pid_missing_from_the_claim(stage):
     state = channel.await_event("spawned", 5.0)
     claim = stage.claim("e-1")
     assert (claim["pid"], claim["started"]) == (state["pid"], state["started"])
-    assert claim["boot_id"] == keeper.boot_id()
+    assert claim["boot_id"] == here.boot_id()
     channel.send("stop")
     channel.await_event("exited", 5.0)
     channel.close()
@@ -201,7 +315,7 @@ def test_output_is_kept_at_head_and_tail_and_bounded_between(stage):
     host.stop(spec.engine_id)
     (end,) = stage.heard.wait("exited")
     folder = EngineFolder.of(stage.folder, spec.engine_id)
-    assert folder.log_size() <= keeper.HEAD_BYTES + 2 * keeper.TAIL_BYTES
+    assert folder.log_size() <= keeper_log.HEAD_BYTES + 2 * keeper_log.TAIL_BYTES
     text = folder.read_log()
     assert text.startswith("the very first line\n")
     assert text.endswith("model loaded\n")
@@ -213,7 +327,7 @@ def test_output_is_kept_at_head_and_tail_and_bounded_between(stage):
 
 
 def test_a_bounded_log_keeps_the_first_bytes_and_the_last(tmp_path):
-    log = keeper.BoundedLog(str(tmp_path / "log"), head=100, tail=50)
+    log = keeper_log.BoundedLog(str(tmp_path / "log"), head=100, tail=50)
     for index in range(1000):
         log.write(f"line {index}\r\n".encode())
     log.write(b"10%\r50%\r100%")
@@ -221,7 +335,7 @@ def test_a_bounded_log_keeps_the_first_bytes_and_the_last(tmp_path):
     assert (tmp_path / "log").stat().st_size == 100
     assert sum((tmp_path / name).stat().st_size for name in ("log.tail", "log.tail.old")) <= 100
     assert log.first[0] == "line 0"
-    assert len(log.first) == keeper.FIRST_LINES
+    assert len(log.first) == keeper_log.FIRST_LINES
     assert log.last[-2:] == ["line 999", "100%"]
 
 

@@ -18,9 +18,9 @@ from greenroom.runner.engines.readiness import (
     Pulse,
     belongs_to,
     judge,
-    peer_pid,
     take_pulse,
 )
+from greenroom.runner.systems import here
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_stranger_on_the_socket_is_never_taken_for_the_engine(tmp_path):
         assert stranger.look() is Health.SILENT
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
-            assert peer_pid(client) == os.getpid()
+            assert here.peer_pid(client) == os.getpid()
     assert belongs_to(os.getpid(), os.getpgid(0))
     assert not belongs_to(os.getpid(), 1)
 

@@ -1,0 +1,264 @@
+"""Linux: /proc, control groups, and three system calls Python has no names for."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import re
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+assert sys.platform != "darwin"
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+KERNEL_LOG = "/dev/kmsg"
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_RECENT = 600.0
+"""Seconds; older lines are about another process with the same number. The log's clock drifts a little."""
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""Of the whole machine: only in it are our pids those of the kernel's log."""
+
+
+@functools.cache
+def boot_id() -> str:
+    """The kernel's own."""
+    with contextlib.suppress(OSError):
+        return (PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
+    return ""
+
+
+def start_time(pid: int) -> float:
+    """Clock ticks since boot: they do not move when the wall clock is set."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return start_of(stat)
+
+
+def start_of(stat: bytes) -> float:
+    """From `/proc/<pid>/stat`. The name in it, in brackets, may hold anything."""
+    fields = stat.rpartition(b") ")[2].split()
+    return 0.0 if fields[0] in (b"Z", b"X") else float(fields[19])
+
+
+def bytes_read(pid: int) -> int:
+    """Through calls (`rchar`), from the disk (`read_bytes`: mapped files too), and pages waited for."""
+    read = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b") ")[2].split()
+        read += int(fields[9]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        for line in (PROC / str(pid) / "io").read_bytes().splitlines():
+            name, _, value = line.partition(b": ")
+            if name in (b"rchar", b"read_bytes"):
+                read += int(value)
+    return read
+
+
+def resident(pid: int) -> int:
+    """The resident set."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        pages = (PROC / str(pid) / "statm").read_bytes().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def is_traced(pid: int) -> bool:
+    """The kernel names the tracer."""
+    with contextlib.suppress(OSError), (PROC / str(pid) / "status").open("rb") as file:
+        return any(line.startswith(b"TracerPid:") and line.split()[1] != b"0" for line in file)
+    return False
+
+
+def is_stopped(pid: int) -> bool:
+    """In state T, not t, which is a debugger's."""
+    return _state(PROC / str(pid) / "stat") == b"T"
+
+
+def wants_to_work(pid: int) -> bool:
+    """Runs or waits for a processor; waits for a disk that somebody must answer."""
+    with contextlib.suppress(OSError):
+        return any(_state(task / "stat") in (b"R", b"D") for task in (PROC / str(pid) / "task").iterdir())
+    return False
+
+
+def _state(path: Path) -> bytes:
+    with contextlib.suppress(OSError, IndexError):
+        return path.read_bytes().rpartition(b") ")[2].split()[0]
+    return b""
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """As the kernel noted it when the other end began to listen."""
+    with contextlib.suppress(OSError):
+        size = struct.calcsize("3i")
+        return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
+    return 0
+
+
+def send_signal(pid: int, started: float, number: int) -> bool:
+    """Through a descriptor that holds whoever has the number now: looked at again, it is this process."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if start_time(pid) != started:
+            return False
+        signal.pidfd_send_signal(fd, number)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def may_be_crowded(error: OSError) -> bool:
+    """A full backlog is EAGAIN."""
+    return error.errno == errno.EAGAIN
+
+
+def bind_alone(listener: socket.socket, address: Any) -> None:
+    """SO_REUSEADDR lets nobody bind beside a listener here."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+
+
+def sync_tree(folder: Path) -> None:
+    """Its whole file system: thousands of small files one by one take far longer."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(library, "syncfs"):
+            os.sync()
+        elif library.syncfs(handle) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+    finally:
+        os.close(handle)
+
+
+def available_memory(total: int) -> int | None:  # noqa: ARG001 - macOS needs it
+    """psutil has the kernel's own estimate."""
+    return None
+
+
+def graphics_registry() -> str | None:
+    """Drivers tell of each process by itself."""
+    return None
+
+
+def become_keeper() -> None:
+    """Be their subreaper."""
+    _prctl()(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """By SIGKILL."""
+    _prctl()(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+@functools.cache
+def _prctl() -> Any:
+    return ctypes.CDLL(None, use_errno=True).prctl
+
+
+def reap(pid: int) -> tuple[int, Any] | None:
+    """While it is a zombie it holds the number of its group, so nobody else's is ended."""
+    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        return None
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    _, status, usage = os.wait4(pid, 0)
+    return status, usage
+
+
+def halted(pid: int) -> bool | None:
+    """A debugger's stops (CLD_TRAPPED) are no news."""
+    found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+    return None if found is None else found.si_code == os.CLD_STOPPED
+
+
+def reap_others(pid: int) -> None:
+    """Orphans of the engine came to us when their parent died."""
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid != pid:
+            os.waitpid(found.si_pid, os.WNOHANG)
+
+
+def children() -> Sequence[int]:
+    """As the kernel lists them."""
+    with contextlib.suppress(OSError, ValueError):
+        path = PROC / "self/task" / str(os.getpid()) / "children"
+        return [int(word) for word in path.read_text("ascii").split()]
+    return []
+
+
+def peak_bytes(max_rss: int) -> int:
+    """It counts kibibytes."""
+    return max_rss * 1024
+
+
+def memory_kills() -> int:
+    """In our own control group, whoever killed for memory there: the group's limit or the whole machine's."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (PROC / "self/cgroup").read_text("utf-8", "surrogateescape").splitlines():
+            _, controllers, place = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            top = CGROUPS / "memory" if controllers else CGROUPS
+            # In a container the path may be the machine's, and ours the top of what we see.
+            for folder in (top / place.lstrip("/"), top):
+                for file in ("memory.events.local", "memory.events", "memory.oom_control"):
+                    with contextlib.suppress(OSError):
+                        return kills_in((folder / file).read_text("ascii"))
+    return 0
+
+
+def kills_in(told: str) -> int:
+    """From `memory.events` (version 2) or `memory.oom_control` (version 1)."""
+    return next((int(line.split()[1]) for line in told.splitlines() if line.startswith("oom_kill ")), 0)
+
+
+def was_killed_for_memory(pid: int, kills_before: int) -> bool:
+    """The kernel's log names the process, where we may read it; else only our own control group tells."""
+    with contextlib.suppress(OSError):
+        if os.readlink(PROC / "self/ns/pid") == _FIRST_PID_NAMESPACE:
+            return names_victim(_kernel_log(), pid, time.clock_gettime(time.CLOCK_BOOTTIME))
+    return memory_kills() > kills_before
+
+
+def names_victim(log: str, pid: int, now: float) -> bool:
+    """Whether the kernel's log tells that this process was ended for want of memory in the last minutes.
+
+    A line of it, with microseconds: `3,1287,512345678,-;Out of memory: Killed process 4711 (python3) …`.
+    """
+    found = re.findall(rf"^\d+,\d+,(\d+),[^;]*;.*\bKill(?:ed)? process {pid}[ ,(]", log, re.MULTILINE)
+    return any(int(at) / 1e6 > now - _RECENT for at in found)
+
+
+def _kernel_log() -> str:
+    fd = os.open(KERNEL_LOG, os.O_RDONLY | os.O_NONBLOCK)
+    lines = []
+    try:
+        while True:
+            try:
+                lines.append(os.read(fd, 8192))
+            except BlockingIOError:
+                return b"".join(lines).decode("utf-8", "replace")
+            except BrokenPipeError:
+                continue  # the ring has turned meanwhile: the next line is the oldest there is
+    finally:
+        os.close(fd)

@@ -43,6 +43,8 @@ SILENT_STOP = 60.0
 """Seconds after which an engine that was to end counts as lost; its host's own ladder is much shorter."""
 SILENT_RECOVERY = 120.0
 """Seconds after which an engine of an earlier life that is still being looked for counts as lost."""
+_SLEPT = 15.0
+"""Seconds between two settlings, which come every few seconds, that say that nobody ran here."""
 SECOND_LOOK = 30.0
 """Seconds for which a silence must go on after it was noticed: it may have been this actor that was busy, and
 what was reported meanwhile lies in its mailbox."""
@@ -75,6 +77,8 @@ class RunnerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Of the last roll call that named one."""
     measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
     """engine → its memory."""
+    looked_at: float = 0.0
+    """Monotonic second of the last settling."""
     told: int = -1
     told_at: float = 0.0
 
@@ -288,12 +292,16 @@ class Runner:
         2. An engine that was to end, or of an earlier life, and of which nothing is heard: it counts as lost.
         3. The list has changed, or every few seconds: tell it, once everybody of an earlier life is settled.
 
+        4. When this actor did not run for a while (its process was stopped, the machine slept), no engine is
+           asked to end for its silence yet: what was reported meanwhile comes first.
+
         A silence counts once it has been noticed twice; at first its host is asked to end what is silent.
         """
         events: list[Event] = []
         effects: list[Effect] = []
         wakes: list[float] = []
         overdue: dict[str, float] = {}
+        slept = 0.0 < seen.looked_at < now.monotonic - _SLEPT  # 4
         moved = dict(seen.moved)
         before = seen.unsettled & {one for one, engine in state.engines.items() if engine.state != "gone"}
         unsettled = set(before)
@@ -308,8 +316,11 @@ class Runner:
             if now.monotonic - since < limit:
                 wakes.append(since + limit)
                 continue
-            noticed = overdue[one] = seen.overdue.get(one, now.monotonic)
             starting = engine.state == "starting" and one not in unsettled
+            if slept and not starting and one not in seen.overdue:
+                wakes.append(now.monotonic + 1.0)
+                continue
+            noticed = overdue[one] = seen.overdue.get(one, now.monotonic)
             if noticed == now.monotonic and not starting:
                 effects.append(EndEngine(engine_id=one, reason="nothing is heard of it"))
             if now.monotonic - noticed < SECOND_LOOK:
@@ -330,6 +341,7 @@ class Runner:
             moved={one: at for one, at in moved.items() if one in changing | unsettled},
             early=seen.early & changing,
             overdue=overdue,
+            looked_at=now.monotonic,
             unsettled=frozenset(unsettled),
             measured={one: size for one, size in seen.measured.items() if _is_alive(state, one)},
         )

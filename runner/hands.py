@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 TellActor = Callable[[Address, Command], None]
 """Sends a command; must not raise when the system is stopping."""
 
+_ENDED_REMEMBERED = 64
 _CANCELLED = Failure(kind="cancelled", code="cancelled", message="cancelled")
 
 
@@ -177,6 +179,9 @@ class RunnerHands:
         self._tell = tell
         self._board = board
         self._backends: dict[str, str] = {}
+        self._ended: deque[str] = deque()
+        """Engines that have ended: late reports of the last ones still find their runner."""
+        self._lock = threading.Lock()
         self.host: EngineHost | None = None
         """Set once, before the system starts: the host needs us as its listener."""
 
@@ -196,6 +201,14 @@ class RunnerHands:
                 host.recover(engines)
             case _:
                 raise TypeError(f"a runner's hands do not know {type(effect).__name__} ({cause})")
+
+    def _end(self, engine_id: str, report: Command) -> None:
+        self._board.clear(load_job(engine_id))
+        self._report(engine_id, report)
+        with self._lock:
+            self._ended.append(engine_id)
+            while len(self._ended) > _ENDED_REMEMBERED:
+                self._backends.pop(self._ended.popleft(), None)
 
     def _report(self, engine_id: str, report: Command) -> None:
         backend = self._backends.get(engine_id)
@@ -234,8 +247,7 @@ class RunnerHands:
 
     def exited(self, engine_id: str, exit: EngineExit) -> None:  # noqa: A002 - the listener's word
         """It has ended."""
-        self._board.clear(load_job(engine_id))
-        self._report(engine_id, msg.EngineEnded(engine_id=engine_id, exit=exit))
+        self._end(engine_id, msg.EngineEnded(engine_id=engine_id, exit=exit))
 
     def adopted(self, engine_id: str, pid: int, started: float, endpoint: str, ready: bool) -> None:
         """It outlived the last daemon."""
@@ -246,8 +258,7 @@ class RunnerHands:
 
     def lost(self, engine_id: str, reason: str) -> None:
         """There is no such process."""
-        self._board.clear(load_job(engine_id))
-        self._report(engine_id, msg.LostEngine(engine_id=engine_id, reason=reason))
+        self._end(engine_id, msg.LostEngine(engine_id=engine_id, reason=reason))
 
     def stalled(self, engine_id: str, failure: Failure) -> None:
         """It cannot be reached, was stopped, or does nothing."""

@@ -22,6 +22,13 @@ _RECEIVE_BYTES = 262_144
 _DETACHED: list[subprocess.Popen[bytes]] = []
 """Keepers we left running; polled now and then so that a long-lived host program collects no zombies."""
 
+_DETACHED_LOCK = threading.Lock()
+
+
+def _reap_detached() -> None:
+    with _DETACHED_LOCK:
+        _DETACHED[:] = [process for process in _DETACHED if process.poll() is None]
+
 
 class KeeperGone(Exception):
     """The keeper closed the connection or refused it."""
@@ -46,8 +53,7 @@ class Channel:
     @classmethod
     def spawn(cls) -> Channel:
         """Start a keeper that waits for its `start`; it ends by itself when we are gone before that."""
-        for left in [process for process in _DETACHED if process.poll() is not None]:
-            _DETACHED.remove(left)
+        _reap_detached()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # -S: it imports nothing but the standard library, and is ready some milliseconds sooner.
@@ -162,7 +168,8 @@ class Channel:
         if self._process is None:
             return
         if not reap:
-            _DETACHED.append(self._process)
+            with _DETACHED_LOCK:
+                _DETACHED.append(self._process)
             return
         try:
             self._process.wait(2.0)

@@ -199,6 +199,15 @@ class Handle:
         endpoint = str(self.endpoint)
         self._tell(lambda: self._listener.adopted(self.engine_id, self.pid, self.started, endpoint, ready))
 
+    def tell_kept(self) -> None:
+        """It never was away; whoever asks has lost what he knew of it."""
+        with self._lock:
+            self.given_up_at = 0.0
+            if self.pid:
+                self.tell_adopted(self.answers)
+            else:
+                self.tell_progress("starting", "")
+
     def tell_stalled(self, failure: Failure, ladder: Ladder, *, may_finish: bool = False) -> None:
         """It cannot be reached, was stopped, or does nothing any more. When it is ended for that, this ladder
         is climbed, for what does not run obeys no polite signal; `may_finish` lets those inside finish first.

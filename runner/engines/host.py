@@ -24,6 +24,7 @@ signs of all engines, and one for each engine that is loading or being settled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import signal
@@ -40,6 +41,7 @@ from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.capsule import engine_exit, read_end, write_end
 from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.environment import cleaned
+from greenroom.runner.engines.folders import Folders
 from greenroom.runner.engines.handle import EngineListener, Handle, Prepare, Prepared
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id
 from greenroom.runner.engines.keeper import LADDER
@@ -77,12 +79,6 @@ _FINISH_SECONDS = 45.0
 _FINISH_QUIET = 5.0
 """Seconds without a byte after which they are not answered any more."""
 _FINISH_EVERY = 0.5
-_KEPT_FOLDERS = 20
-"""Folders of ended engines that a sweep leaves for `why` and `logs`, newest first."""
-_KEPT_MEANWHILE = 64
-"""The same between two sweeps: more than runners tell of, so that what `ps --all` shows has its logs."""
-_PRUNED_EVERY = 16
-"""Ends after which those beyond that are removed."""
 
 
 class EngineHost:
@@ -117,7 +113,7 @@ class EngineHost:
         self._handles: dict[str, Handle] = {}
         self._lock = threading.Lock()
         self._closing = False
-        self._ends = 0
+        self._folders = Folders(self._dir, self._keeps)
         self._spare: Channel | None = None
         self._spare_wanted = spare_keeper
         self._readings = readings
@@ -127,6 +123,10 @@ class EngineHost:
         )
         if spare_keeper:
             self._thread("keeper-spare", self._refill_spare)
+
+    def _keeps(self, engine_id: str) -> bool:
+        with self._lock:
+            return engine_id in self._handles
 
     def _living(self) -> list[Handle]:
         with self._lock:
@@ -142,13 +142,19 @@ class EngineHost:
                 return
             self._handles[spec.engine_id] = handle
         self._vitals.wake()
-        self._thread(f"engine-{spec.engine_id}", partial(self._start, handle))
+        try:
+            threading.Thread(
+                target=self._start, args=(handle,), name=f"engine-{spec.engine_id}", daemon=True
+            ).start()
+        except RuntimeError as problem:
+            refused = OSError(errno.EAGAIN, str(problem))
+            self._failed(handle, refused_by_machine("The engine cannot be started", refused))
 
     def _start(self, handle: Handle) -> None:
         try:
             sockets = handle.folder.create()
             prepared = self._prepare(handle.spec, sockets.engine)
-            if handle.stop_requested:
+            if handle.stop_requested or self._closing:
                 self._never_ran(handle)
                 return
             handle.endpoint = sockets.engine
@@ -353,8 +359,25 @@ class EngineHost:
         self._thread(f"engine-{handle.engine_id}", partial(self._settle_without_keeper, handle))
 
     def _settle_without_keeper(self, handle: Handle) -> None:
+        try:
+            self._find_end(handle)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
+            _log.exception("engine %s: how it ended could not be found out", handle.engine_id)
+            self._forget(handle)
+            handle.tell_lost(f"its keeper had died, and how it ended could not be found out: {problem!r}")
+
+    def _find_end(self, handle: Handle) -> None:
         end = read_end(handle.folder.exit)
-        if end is None and not handle.pid and claim_for_daemon(handle.folder):
+        if end is None and not handle.pid:
+            try:
+                never_began = claim_for_daemon(handle.folder)
+            except OSError as problem:
+                # Its keeper was ours and is dead: without a claim nobody else ever carries this start out.
+                if read_claim(handle.folder):
+                    raise
+                self._failed(handle, refused_by_machine("The engine cannot be started", problem))
+                return
+        if end is None and not handle.pid and never_began:
             said = handle.folder.keeper_said()
             text = "The engine's keeper ended before it had started the engine."
             self._failed(handle, _no_keeper(text, said))
@@ -415,9 +438,13 @@ class EngineHost:
     def _recover(self, expected: Engine) -> None:
         handle = Handle(expected.spec, EngineFolder.of(self._dir, expected.spec.engine_id), self._listener)
         with self._lock:
-            if self._closing or handle.engine_id in self._handles:
+            if self._closing:
                 return
-            self._handles[handle.engine_id] = handle
+            kept = self._handles.setdefault(handle.engine_id, handle)
+        if kept is not handle:
+            # A runner that was rebuilt asks for engines that never were away.
+            kept.tell_kept()
+            return
         self._vitals.wake()
         try:
             self._settle(handle, expected)
@@ -468,26 +495,8 @@ class EngineHost:
 
     def sweep(self, known_ids: Collection[str]) -> Future[list[str]]:
         """End engines nobody knows, and remove old folders of ended ones; the ids of those ended."""
-        known = set(known_ids)
-        return self._future("engine-sweep", partial(self._sweep, known))
-
-    def _sweep(self, known: set[str]) -> list[str]:
-        ended: list[str] = []
-        kept: list[tuple[float, EngineFolder]] = []
-        if not self._dir.is_dir():
-            return ended
-        for path in sorted(self._dir.iterdir()):
-            with self._lock:
-                ours = path.name in known or path.name in self._handles
-            if ours or not path.is_dir():
-                continue
-            folder = EngineFolder(path)
-            if read_end(folder.exit) is None and self._end_unknown(folder):
-                ended.append(folder.engine_id)
-            kept.append((path.stat().st_mtime, folder))
-        for _, folder in sorted(kept, key=lambda item: item[0], reverse=True)[_KEPT_FOLDERS:]:
-            folder.remove()
-        return ended
+        sweep = partial(self._folders.sweep, set(known_ids), self._end_unknown)
+        return self._future("engine-sweep", sweep)
 
     def _end_unknown(self, folder: EngineFolder) -> bool:
         found = look(folder, self._stop_bound)
@@ -529,6 +538,7 @@ class EngineHost:
         handle.spawned.wait(5.0)  # one that is just being spawned: its keeper must hear of the grace
         channel = handle.channel
         if channel is None or handle.over.is_set():
+            handle.silence()  # still being prepared: it never begins, since the host is closing
             return
         with contextlib.suppress(KeeperGone):
             channel.send("leave", grace=None if math.isinf(keep) else keep)
@@ -542,26 +552,16 @@ class EngineHost:
             if self._handles.get(handle.engine_id) is not handle:
                 return
             del self._handles[handle.engine_id]
-            self._ends += 1
-            due = self._ends % _PRUNED_EVERY == 0 and not self._closing
-        if due:
-            self._thread("engine-prune", self._prune)
-
-    def _prune(self) -> None:
-        """Remove the oldest folders of ended engines: a daemon may run for months."""
-        ended: list[tuple[float, EngineFolder]] = []
-        for path in self._dir.iterdir():
-            folder = EngineFolder(path)
-            with self._lock:
-                ours = path.name in self._handles
-            with contextlib.suppress(OSError):
-                if not ours:
-                    ended.append((folder.exit.stat().st_mtime, folder))
-        for _, folder in sorted(ended, key=lambda item: item[0], reverse=True)[_KEPT_MEANWHILE:]:
-            folder.remove()
+        if self._folders.has_ended() and not self._closing:
+            self._thread("engine-prune", self._folders.prune)
 
     def _thread(self, name: str, run: Callable[[], None]) -> None:
-        threading.Thread(target=run, name=name, daemon=True).start()
+        """On a thread of its own; here and now where the machine has none left."""
+        try:
+            threading.Thread(target=run, name=name, daemon=True).start()
+        except RuntimeError:
+            _log.warning("there is no thread left for %s", name)
+            run()
 
     def _future(self, name: str, run: Callable[[], _T]) -> Future[_T]:
         future: Future[_T] = Future()

@@ -29,6 +29,10 @@ CPU_SHARE = 0.02
 """Of one core; less than this is what idle servers use, and no sign of progress."""
 
 
+_SLEPT = 10.0
+"""Seconds between two looks, which are a second apart, that count against nobody."""
+
+
 class Health(Enum):
     """What one probe has found."""
 
@@ -75,6 +79,8 @@ class Patience:
         self._seen, self._seen_at = pulse, now
         moved = (
             before is None
+            # Nobody looked for so long: we were stopped, or the machine slept.
+            or elapsed > _SLEPT
             or pulse.log_size != before.log_size
             or pulse.bytes_read > before.bytes_read
             or pulse.cpu_seconds - before.cpu_seconds > CPU_SHARE * elapsed

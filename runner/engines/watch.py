@@ -32,6 +32,7 @@ class KeeperWatch:
         self._selector = selectors.DefaultSelector()
         self._wakeup, self._wakeup_write = socket.socketpair()
         self._wakeup.setblocking(False)
+        self._wakeup_write.setblocking(False)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._lock = threading.Lock()
         self._new: list[Handle] = []
@@ -76,9 +77,7 @@ class KeeperWatch:
                 leaving, self._leaving = self._leaving, []
                 closed = self._closed
             for handle in new:
-                assert handle.channel is not None
-                self._selector.register(handle.channel, selectors.EVENT_READ, handle)
-                self._watched.add(handle)
+                self._begin(handle)
             for handle, done in leaving:
                 self._drop(handle, reap=False)
                 done.set()
@@ -98,6 +97,18 @@ class KeeperWatch:
         self._selector.close()
         self._wakeup.close()
         self._wakeup_write.close()
+
+    def _begin(self, handle: Handle) -> None:
+        assert handle.channel is not None
+        try:
+            self._selector.register(handle.channel, selectors.EVENT_READ, handle)
+        except (OSError, ValueError, KeyError):
+            # Nobody would hear of its end: it is told like one whose keeper has gone.
+            _log.exception("engine %s cannot be watched", handle.engine_id)
+            handle.channel.close(reap=True)
+            self._guarded(partial(self._gone, handle))
+            return
+        self._watched.add(handle)
 
     def _timeout(self) -> float | None:
         due = [handle.kill_at for handle in self._watched if handle.kill_at > 0]

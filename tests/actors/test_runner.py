@@ -246,6 +246,29 @@ class TestAnEarlierLife:
         case.when(adopted()).rest().then()
         assert case.of(EndEngine)
 
+    def test_whose_own_process_was_stopped_meanwhile_hears_first_what_was_reported(self) -> None:
+        case = runner(*past())
+        assert not case.advance(SILENT_RECOVERY * 10).rest().of(EndEngine)
+        case.when(adopted()).rest().then(ev.EngineAdopted)
+        assert not case.advance(1).rest().of(EndEngine)
+        assert state(case) == "ready"
+
+    def test_that_was_rebuilt_hears_of_the_engines_its_host_never_let_go_of(self) -> None:
+        case = ready(started())
+        case.rebuild().when(Recovered()).rest()
+        assert case.of(RecoverEngines)
+        case.when(adopted()).rest().then(ev.EngineAdopted)
+        assert lists(case.advance(5).rest())
+        assert state(case) == "ready"
+
+    def test_that_was_rebuilt_while_an_engine_is_prepared_does_not_look_for_it(self) -> None:
+        case = started()
+        case.rebuild().when(Recovered()).rest()
+        case.when(msg.EngineMoved(engine_id="e1")).rest()
+        assert lists(case.advance(5).rest())
+        assert not case.advance(SILENT_RECOVERY + SECOND_LOOK).rest().of(EndEngine)
+        spawned(case).then(ev.EngineSpawned)
+
     def test_whose_engine_was_to_end_is_not_taken_for_a_working_one(self) -> None:
         stop = ev.EngineStopRequested(engine_id="e1", reason="idle")
         case = runner(*past(), stop).when(adopted()).rest()

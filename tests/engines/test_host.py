@@ -246,7 +246,7 @@ def test_many_engines_come_and_go_and_nothing_is_left(stage):
 
 
 def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(stage, monkeypatch):
-    from greenroom.runner.engines import host as module
+    from greenroom.runner.engines import folders as module
 
     monkeypatch.setattr(module, "_KEPT_MEANWHILE", 3)
     monkeypatch.setattr(module, "_PRUNED_EVERY", 4)

@@ -205,7 +205,7 @@ def test_a_sweep_ends_engines_nobody_knows_and_leaves_those_somebody_does(stage)
 
 
 def test_a_sweep_removes_folders_of_ended_engines_but_the_newest(stage, monkeypatch):
-    monkeypatch.setattr("greenroom.runner.engines.host._KEPT_FOLDERS", 2)
+    monkeypatch.setattr("greenroom.runner.engines.folders._KEPT_AT_SWEEP", 2)
     for index in range(4):
         folder = EngineFolder.of(stage.folder, f"e-{index}")
         folder.create()

@@ -1,0 +1,221 @@
+"""What goes wrong around engines costs the one it is about, and whoever waits hears of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import threading
+from typing import Any
+
+import pytest
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import Engine, EngineExit
+from greenroom.actors.progress import ProgressBoard
+from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.runner.engines import channel, folders, host, recovery
+from greenroom.runner.engines.channel import Channel
+from greenroom.runner.engines.host import Prepared
+from greenroom.runner.hands import RunnerHands
+
+
+def known(stage: Any, spec: Any, state: Any = "ready") -> Engine:
+    pid, started, endpoint = stage.heard.wait("spawned", engine_id=spec.engine_id)
+    return Engine(spec=spec, state=state, since=1.0, pid=pid, started=started, endpoint=endpoint)
+
+
+def test_a_runner_that_was_rebuilt_hears_again_of_an_engine_that_never_was_away(stage: Any) -> None:
+    engines, spec = stage.host(), stage.spec()
+    engines.start(spec)
+    stage.heard.wait("ready")
+    engine = known(stage, spec)
+    engines.recover([engine]).result(10)
+    assert stage.heard.wait("adopted") == (engine.pid, engine.started, engine.endpoint, True)
+    assert stage.alive(engine.pid)
+    engines.stop(spec.engine_id)
+    stage.heard.wait("exited")
+
+
+def test_a_runner_that_was_rebuilt_while_an_engine_is_prepared_hears_that_it_is_on_its_way(
+    stage: Any,
+) -> None:
+    go = threading.Event()
+    spec = stage.spec()
+    plain = stage.host()._prepare
+
+    def prepare(*given: Any) -> Prepared:
+        assert go.wait(20)
+        return plain(*given)
+
+    engines = stage.host(prepare=prepare)
+    engines.start(spec)
+    engines.recover([Engine(spec=spec, state="starting", since=1.0)]).result(10)
+    assert stage.heard.wait("progress") == ("starting", "")
+    go.set()
+    stage.heard.wait("ready")
+    assert stage.heard.names() == ["spawned", "ready"]
+
+
+@pytest.mark.parametrize("keep", [None, 30.0], ids=["stops", "leaves its engines"])
+def test_an_engine_that_is_still_prepared_when_the_host_ends_never_runs(stage: Any, keep: Any) -> None:
+    go, prepared = threading.Event(), threading.Event()
+    plain = stage.host()._prepare
+
+    def prepare(*given: Any) -> Prepared:
+        assert go.wait(60)
+        made = plain(*given)
+        prepared.set()
+        return made
+
+    engines = stage.host(prepare=prepare, ladder=(("SIGKILL", 0.0),))
+    engines._stop_bound = 0.1
+    engines.start(stage.spec())
+    engines.shutdown(keep=keep)
+    go.set()
+    assert prepared.wait(10)
+    threading.Event().wait(0.5)  # what must not happen has no event
+    assert stage.pids() == []
+    assert "spawned" not in stage.heard.names()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EMFILE, "too_many_files"), (errno.ENOSPC, "no_space"), (errno.EAGAIN, "no_process")],
+)
+def test_a_keeper_that_cannot_be_started_is_the_machines_failure(
+    stage: Any, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    stage.host().start(stage.spec())
+    (failure,) = stage.heard.wait("failed")
+    assert (failure.kind, failure.code, failure.blame) == ("transient", code, "machine")
+    assert os.strerror(number) in failure.message
+    assert failure.advice
+
+
+def test_without_a_thread_left_a_start_fails_and_the_next_one_is_tried(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines, spec = stage.host(), stage.spec()
+
+    def refuse(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", refuse)
+        engines.start(spec)
+    (failure,) = stage.heard.wait("failed")
+    assert (failure.code, failure.blame) == ("no_process", "machine")
+    engines.start(stage.spec())
+    stage.heard.wait("ready")
+
+
+def test_a_program_that_is_not_there_is_the_configurations_failure(stage: Any) -> None:
+    def prepare(*_: Any) -> Prepared:
+        return Prepared(Command(argv=("/nowhere/llama-server",)), Readiness())
+
+    stage.host(prepare=prepare).start(stage.spec())
+    (failure,) = stage.heard.wait("failed")
+    assert (failure.code, failure.blame) == ("cannot_start", "configuration")
+
+
+def test_an_end_that_cannot_be_written_for_want_of_room_is_told_all_the_same(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines, spec = stage.host("--load-forever"), stage.spec()
+    engines.start(spec)
+    stage.heard.wait("spawned")
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(host, "write_end", full)
+    os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGKILL)
+    assert stage.heard.wait("exited", "lost", "failed")
+
+
+def test_a_start_whose_keeper_dies_on_a_full_disk_fails_and_wedges_nothing(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(recovery, "create_claim", full)
+    begun = stage.host()._begin
+
+    def begin(**config: Any) -> Channel:
+        made: Channel = begun(**{**config, "folder": "/nowhere"})
+        return made
+
+    engines = stage.host()
+    monkeypatch.setattr(engines, "_begin", begin)
+    engines.start(stage.spec())
+    (failure,) = stage.heard.wait("failed")
+    assert (failure.code, failure.blame) == ("no_space", "machine")
+
+
+def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> None:
+    problems: list[ValueError] = []
+    for _ in range(3):
+        left = [subprocess.Popen(["true"]) for _ in range(20)]
+        for process in left:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        channel._DETACHED.extend(left)
+        barrier = threading.Barrier(4)
+
+        def reap(barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                channel._reap_detached()
+            except ValueError as problem:
+                problems.append(problem)
+
+        threads = [threading.Thread(target=reap) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+    assert channel._DETACHED == []
+
+
+def test_the_watch_over_keepers_never_blocks_who_wakes_it(stage: Any) -> None:
+    watch = stage.host()._watch
+    assert not watch._wakeup_write.getblocking()
+    for _ in range(100_000):
+        watch.wake()
+
+
+def test_folders_of_starts_that_came_to_nothing_are_removed_too_and_those_of_living_engines_are_not(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_KEPT_MEANWHILE", 2)
+    engines, spec = stage.host(), stage.spec()
+    engines.start(spec)
+    stage.heard.wait("ready")
+    engines.sweep([spec.engine_id]).result(10)
+    for number in range(10):
+        (stage.folder / f"nothing-{number}").mkdir()
+    for ours in ({spec.engine_id}, set()):
+        folders.Folders(stage.folder, ours.__contains__).prune()
+        left = sorted(path.name for path in stage.folder.iterdir())
+        assert spec.engine_id in left
+        assert len(left) == 3
+
+
+def test_what_the_hands_remember_of_engines_that_have_ended_is_bounded() -> None:
+    told: list[Any] = []
+    hands = RunnerHands(lambda to, command: told.append((to, command)), ProgressBoard())
+    end = EngineExit(at=1.0, code=0)
+    for number in range(500):
+        hands._backends[f"e{number}"] = "fake"
+        hands.exited(f"e{number}", end)
+    assert len(told) == 500
+    assert len(hands._backends) < 100
+    # What comes late of one of the last still finds its runner.
+    hands.lost("e499", "late")
+    assert told[-1] == (msg.runner_address("fake"), msg.LostEngine(engine_id="e499", reason="late"))

@@ -39,7 +39,7 @@ class LastByte:
     Whoever reads an engine's answers writes `at` for every piece, without a lock: that must cost nothing.
     """
 
-    __slots__ = ("asked_at", "asked_since", "at")
+    __slots__ = ("asked_at", "asked_since", "at", "left_at")
 
     def __init__(self, at: float = 0.0) -> None:
         self.at = at
@@ -47,6 +47,8 @@ class LastByte:
         """When a request last entered an empty engine; what `at` is then."""
         self.asked_since = at
         """When the first one entered after the last byte."""
+        self.left_at = 0.0
+        """When the last one left an engine that nobody is inside any more."""
 
     def ask(self, now: float) -> None:
         """A request has entered an empty engine: silence counts from the question on.
@@ -88,6 +90,8 @@ class GateReading(NamedTuple):
     """Ids of some of the requests inside, for people."""
     unanswered_since: float = 0.0
     """Monotonic second of the first entry that no byte has followed; 0 when there is none."""
+    left_at: float = 0.0
+    """Monotonic second at which the last one left, by the clock of these two, not by `idle_since`'s."""
     slots: int = 0
     """Requests it takes at once; 0 when it takes all that come."""
     used: int = 0
@@ -223,10 +227,11 @@ class GateBoard:
                     gate.last_byte.at,
                     tuple(islice(gate.inside, _NAMED)),
                     gate.last_byte.unanswered_since,
-                    gate.slots,
-                    gate.used,
-                    gate.held,
-                    max(0.0, now - gate.last_byte.at),
+                    slots=gate.slots,
+                    used=gate.used,
+                    held=gate.held,
+                    quiet_for=max(0.0, now - gate.last_byte.at),
+                    left_at=gate.last_byte.left_at,
                 )
                 for engine_id, gate in self._gates.items()
             }
@@ -287,6 +292,7 @@ class GateBoard:
             empty, held = not gate.inside, gate.held
             if empty:
                 gate.idle_since = self._monotonic()
+                gate.last_byte.left_at = time.monotonic()
         if held and self.on_freed is not None:
             self.on_freed(engine_id)
         elif empty and self.on_empty is not None:

@@ -100,10 +100,9 @@ class Life:
         """Whether there is anything it should be doing: for those inside, or for those who have left with
         nothing after they had waited for it.
         """
-        left = reading.unanswered_since and reading.idle_since - reading.unanswered_since >= _IN_VAIN
-        if left and self.proved_at > reading.idle_since:
-            left = False
-        return bool(reading.inside or left or self.due)
+        waited = reading.left_at - reading.unanswered_since if reading.unanswered_since else 0.0
+        in_vain = waited >= _IN_VAIN and self.proved_at <= reading.left_at
+        return bool(reading.inside or in_vain or self.due)
 
     def quiet_for(self, reading: GateReading, now: float) -> float:
         """Seconds for which it has told nothing, though it is asked."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from greenroom.actors.gates import GateBoard, GateReading
+from greenroom.actors.gates import GateBoard, GateReading, LastByte
 from greenroom.runner.backends.declaration import Command
 from greenroom.runner.engines import condition, reach
 from greenroom.runner.engines.handle import batch_of
@@ -59,25 +59,39 @@ class TestLife:
         assert life.still_for(reading(), 20.0) == 0.0
 
     def test_clients_that_come_and_go_without_an_answer_do_not_begin_the_silence_anew(self) -> None:
-        now = [0.0]
-        gates = GateBoard(monotonic=lambda: now[0])
-        gates.open("e", "m", "completion", "fake", "/e")
-        gates.last_byte("e").at = 0.5
+        byte = LastByte(0.5)
+
+        def told(inside: int) -> GateReading:
+            since, left = byte.unanswered_since, byte.left_at
+            return reading(inside, byte.at, unanswered_since=since, left_at=left)
+
         for number in range(10):
-            now[0] = 1.0 + 2 * number
-            assert gates.enter("m", "completion", "", f"r{number}")
-            now[0] += 1.5
-            gates.leave(f"r{number}")
-        life = Life(0.0)
-        assert life.quiet_for(gates.readings()["e"], now[0]) == now[0] - 1.0
-        gates.enter("m", "completion", "", "answered")
-        gates.last_byte("e").at = now[0] = 30.0
-        gates.leave("answered")
-        assert life.quiet_for(gates.readings()["e"], 100.0) == 0.0
+            byte.ask(1.0 + 2 * number)
+            assert Life(0.0).quiet_for(told(1), 2.0 + 2 * number) == 1.0 + 2 * number
+            byte.left_at = 2.5 + 2 * number
+        assert Life(0.0).quiet_for(told(0), 20.5) == 19.5
+        byte.ask(25.0)
+        byte.at = 30.0
+        assert Life(0.0).quiet_for(told(1), 31.0) == 1.0
+        byte.left_at = 32.0
+        assert Life(0.0).quiet_for(told(0), 100.0) == 0.0
 
     def test_who_leaves_at_once_is_no_reason_to_ask_an_idle_engine(self) -> None:
-        left = reading(0, 10.0, idle_since=10.2, unanswered_since=10.0)
+        left = reading(0, 10.0, left_at=10.2, unanswered_since=10.0)
         assert Life(0.0).quiet_for(left, 100.0) == 0.0
+
+    def test_a_gate_tells_since_when_a_question_is_unanswered_and_when_the_last_one_left(self) -> None:
+        gates = GateBoard()
+        gates.open("e", "m", "completion", "fake", "/e")
+        assert gates.enter("m", "completion", "", "r")
+        (asked,) = gates.readings().values()
+        assert asked.unanswered_since == asked.quiet_since > 0
+        gates.leave("r")
+        (left,) = gates.readings().values()
+        assert left.left_at >= left.unanswered_since == asked.unanswered_since
+        gates.last_byte("e").at = time.monotonic() + 1
+        (answered,) = gates.readings().values()
+        assert answered.unanswered_since == 0.0
 
     def test_counters_that_move_are_work_and_show_how_long_a_batch_takes(self) -> None:
         life = Life(0.0)

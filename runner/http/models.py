@@ -108,7 +108,7 @@ class Models:
 
     async def repackage(self, request: web.Request) -> web.Response:
         """Store a model once more with another configuration; its files are shared."""
-        body = await read_json(request, _LIMIT, RepackageBody)
+        body = await read_json(request, _LIMIT, RepackageBody, aliases={"context-size": "context_size"})
         if not body.target:
             raise HttpRefusal(400, "invalid_request", "target is required")
         name = request.match_info["reference"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import BinaryIO
 
+from greenroom.actors.limits import is_line
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.failures import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata, Readable
@@ -280,7 +281,7 @@ def _whole(value: object) -> int:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) and len(value) <= 100 else ""
+    return value if isinstance(value, str) and is_line(value, 100) else ""
 
 
 def _shown(value: Value) -> str:

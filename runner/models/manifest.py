@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from greenroom.actors.limits import CONTEXT
 from greenroom.runner.models.failures import size_text
 from greenroom.runner.models.gguf import shard_of
 from greenroom.runner.models.metadata import Metadata
@@ -45,8 +46,6 @@ FILEPATH = "org.cncf.model.filepath"
 _UNTESTED = "org.cncf.model.file.mediatype.untested"
 
 _MANIFEST_LIMIT = 4 * 2**20
-LARGEST_CONTEXT = 2**31 - 1
-"""Tokens; other programs read it as a 32-bit number."""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
@@ -176,7 +175,7 @@ def context_size(config_bytes: bytes) -> int:
         size = msgspec.json.decode(config_bytes)["config"]["context_size"]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
         return 0
-    return size if isinstance(size, int) and 0 < size <= LARGEST_CONTEXT else 0
+    return size if isinstance(size, int) and 0 < size <= CONTEXT else 0
 
 
 def reconfigured(manifest_bytes: bytes, config_bytes: bytes, *, context_size: int | None) -> Artifact:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 from greenroom.actors.facts import ModelFormat
+from greenroom.actors.limits import is_line
 from greenroom.runner.models.failures import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata, Readable
 
@@ -206,7 +207,7 @@ def _whole(value: object) -> int:
 
 
 def _word(value: object) -> str:
-    return value if isinstance(value, str) and len(value) <= 100 else ""
+    return value if isinstance(value, str) and is_line(value, 100) else ""
 
 
 def _first(value: object) -> object:

@@ -22,9 +22,10 @@ from typing import IO
 
 import msgspec
 from greenroom.runner.failures import JobFailed
-from greenroom.runner.installations.disk import LOCK, InstallationStore, need_space, segment
+from greenroom.runner.installations.disk import LOCK, InstallationStore, segment
 from greenroom.runner.installations.lock import Lock, LockedFile
 from greenroom.runner.installations.record import Record, Wheel
+from greenroom.runner.installations.space import need_space
 from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.wheels import WheelStore

@@ -29,6 +29,7 @@ from greenroom.runner.failures import JobCancelled, JobFailed, blamed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.bounded import Beside, TookTooLong
 from greenroom.runner.installations.record import MARK, Record, Unclear
+from greenroom.runner.installations.space import existing
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import changed, complaint, walk
 
@@ -42,8 +43,6 @@ _ID = re.compile(r"(?P<version>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 _END_SECONDS = 2.0
 _LOOK_SECONDS = 60.0
 UNREADABLE = "Look at the disk and at who owns the data directory. It is looked at again by itself."
-_SPARE = 64 * 2**20
-"""Bytes of the disk we never plan to use: journal, logs, and what else runs here."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,7 +290,7 @@ def discard(folder: Path) -> None:
 
 def no_exec(home: Path) -> str:
     """A clause that says so where the data directory's disk does not let anything on it be run."""
-    place = _existing(home)
+    place = existing(home)
     forbidden = getattr(os, "ST_NOEXEC", 0)
     if os.statvfs(place).f_flag & forbidden:
         return f"the disk of {place} is mounted noexec, so nothing on it can be run"
@@ -311,31 +310,6 @@ def need_exec(home: Path) -> None:
             advice="Mount it without noexec, or set GREENROOM_HOME to a folder on another disk.",
         )
         raise JobFailed(blamed(failed.failure))
-
-
-def _existing(place: Path) -> Path:
-    while not _is_there(place) and place != place.parent:
-        place = place.parent
-    return place
-
-
-def need_space(home: Path, needed: int) -> None:
-    """See that the data directory's disk has room.
-
-    Raises:
-        JobFailed: Permanent, `no_space`, with what is needed and what is there.
-    """
-    if not needed:
-        return
-    place = _existing(home)
-    there = shutil.disk_usage(place).free
-    if there < needed + _SPARE:
-        raise JobFailed.permanent(
-            "no_space",
-            f"Installing needs {(needed + _SPARE) / 1e6:.0f} MB, of which {_SPARE / 1e6:.0f} MB stay free "
-            f"for the journal and the logs; the disk of {place} has {there / 1e6:.0f} MB left.",
-            advice="Free some space, or set GREENROOM_HOME to a folder on another disk.",
-        )
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -32,13 +31,19 @@ from greenroom.runner.installations.disk import (
     freed,
     kept_if_unclear,
     need_exec,
-    need_space,
     usage,
 )
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
 from greenroom.runner.installations.progress import ProgressReport
 from greenroom.runner.installations.record import Interpreter, Record, Unclear, Wheel
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.installations.space import (
+    is_ample,
+    keep_reserve,
+    need_space,
+    unpacked,
+    unpacked_wheel,
+)
 from greenroom.runner.installations.unpacking import Unpacking
 from greenroom.runner.installations.uv import Uv, os_failure
 from greenroom.runner.installations.verification import inventory, own_sums, probe
@@ -151,8 +156,7 @@ class Environments:
                 self.wheels.check(files, cancel)
                 self._unpacker.run(["cache", "clean", *(file.project for file in files)], cancel=cancel)
             report.bytes(f"Downloading {name}", sum(self.wheels.arrived(f) for f in files), plan.total_bytes)
-            # What is unpacked is never smaller than what is fetched; its exact size shows when it is here.
-            self._need_space(plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
+            self._need_all(source, lock, files, plan, cancel)
             folder = self.installed.new_folder(backend, plan.version, lock.digest, job)
             try:
                 self._fill(folder, source, lock, files, cancel, report)
@@ -277,12 +281,11 @@ class Environments:
         from greenroom.runner.installations.fetch import AnyOf, Fetcher
 
         (folder / LOCK).write_text(lock.text, encoding="utf-8")
-        # With a whole installation of the same lock here, unpacking only makes hard links.
-        linked = any(record.digest == lock.digest for record in self.installed.records())
+        linked = self._is_linked(lock)
 
         def before(batch: list[LockedFile]) -> None:
             if not linked:
-                self._need_space(self._unpacked_size(batch))
+                need_space(self.installed.home, self._unpacked_size(batch))
 
         name = f"{source.distribution} {lock.version_of(source.distribution)}"
         unpacking = Unpacking(self._unpacker, self.wheels, folder, report.job, before)
@@ -290,7 +293,7 @@ class Environments:
         try:
             if self.wheels.missing(files):
                 sources.understood()
-            Fetcher(self.wheels, sources).fetch(
+            Fetcher(self.wheels, sources, room=partial(keep_reserve, self.installed.home)).fetch(
                 sorted(files, key=_unpacking_last),
                 cancel=AnyOf(cancel, unpacking),
                 on_bytes=lambda done, total: report.bytes(f"Downloading {name}", done, total),
@@ -341,26 +344,43 @@ class Environments:
         return found.wheels if found is not None else ()
 
     def _unpacked_size(self, files: Sequence[LockedFile]) -> int:
-        total = 0
-        for file in files:
-            try:
-                with zipfile.ZipFile(self.wheels.path(file)) as archive:
-                    total += sum(member.file_size for member in archive.infolist())
-            except zipfile.BadZipFile:
-                total += file.size  # uv will say what is wrong with it
-        return total
+        return sum(unpacked_wheel(self.wheels.path(file), file.size) for file in files)
+
+    def _is_linked(self, lock: Lock) -> bool:
+        """With a whole installation of the same lock here, unpacking only makes hard links."""
+        return any(record.digest == lock.digest for record in self.installed.records())
+
+    def _need_all(
+        self, source: Environment, lock: Lock, files: Sequence[LockedFile], plan: Plan, cancel: Event
+    ) -> None:
+        """See that there is room for all of it; where that is in doubt, the index is asked how much it is."""
+        home = self.installed.home
+        if is_ample(home, plan.download_bytes, plan.total_bytes):
+            return
+        if self._is_linked(lock):
+            need_space(home, plan.download_bytes)
+            return
+        # What cannot be unpacked beside what is fetched needs no asking.
+        need_space(home, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
+        from greenroom.runner.installations.fetch import PackageOrigin
+
+        origin = PackageOrigin(self._sources_of(source))
+
+        def here(file: LockedFile) -> Path | None:
+            return self.wheels.path(file) if self.wheels.has(file) else origin.local(file)
+
+        need_space(home, plan.download_bytes + unpacked(files, here, origin.tail, cancel))
 
     def _with_numbers(self, failed: JobFailed, files: Sequence[LockedFile]) -> JobFailed:
         """The same; of a disk that others have filled meanwhile, with what is needed and what is there."""
         if failed.failure.code == "no_space":
             try:
-                self._need_space(sum(2 * file.size - self.wheels.arrived(file) for file in files))
+                need_space(
+                    self.installed.home, sum(2 * file.size - self.wheels.arrived(file) for file in files)
+                )
             except JobFailed as told:
                 return JobFailed(msgspec.structs.replace(told.failure, detail=failed.failure.detail))
         return failed
-
-    def _need_space(self, needed: int) -> None:
-        need_space(self.installed.home, needed)
 
 
 def _unpacking_last(file: LockedFile) -> tuple[bool, int, str]:

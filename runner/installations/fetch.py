@@ -151,6 +151,14 @@ class PackageOrigin:
             )
         return response
 
+    def tail(self, file: LockedFile, size: int) -> bytes | None:
+        """The last bytes of a file; None where its server gives no parts of files."""
+        url = self._urls.get(file.sha256) or self._finder.find(file)
+        if file.size <= size:
+            size = file.size
+        found = self._web.fetch(url, headers={"Range": f"bytes=-{size}"}, limit=size)
+        return found.body if found.status == 206 and len(found.body) == size else None
+
     def broken(self, file: LockedFile, error: Exception) -> JobFailed:
         """As `Origin`."""
         return self._web.failure(self._urls[file.sha256], error)

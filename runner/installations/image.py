@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -28,7 +29,6 @@ from greenroom.runner.installations.disk import (
     freed,
     kept_if_unclear,
     need_exec,
-    need_space,
     usage,
 )
 from greenroom.runner.installations.progress import ProgressReport
@@ -41,6 +41,7 @@ from greenroom.runner.installations.record import (
     Wheel,
 )
 from greenroom.runner.installations.sources import PackageSources
+from greenroom.runner.installations.space import is_ample, keep_reserve, need_space
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import NotRunning, identity, inventory, probe
 from greenroom.runner.installations.wheels import WheelStore
@@ -131,10 +132,7 @@ class Images:
                 self.parts.check(image.parts, cancel)
             name = f"Downloading {backend} {image.version}"
             report.bytes(name, sum(self.parts.arrived(part) for part in image.parts), plan.total_bytes)
-            # What is unpacked is hardly smaller than what is fetched; its size shows when it is here.
-            need_space(
-                self.installed.home, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0)
-            )
+            self._need_all(image, plan)
             folder = self.installed.new_folder(
                 backend, image.version, image.digest.removeprefix("sha256:"), job
             )
@@ -229,7 +227,24 @@ class Images:
         from greenroom.runner.installations.image_resolution import RegistryOrigin
 
         largest_first = sorted(image.parts, key=lambda part: (-part.size, part.name))
-        Fetcher(self.parts, RegistryOrigin(image)).fetch(largest_first, cancel=cancel, on_bytes=on_bytes)
+        fetcher = Fetcher(self.parts, RegistryOrigin(image), room=partial(keep_reserve, self.installed.home))
+        fetcher.fetch(largest_first, cancel=cancel, on_bytes=on_bytes)
+
+    def _need_all(self, image: ResolvedImage, plan: Plan) -> None:
+        """See that there is room for all of it; where that is in doubt, the registry is asked."""
+        from greenroom.runner.installations.layers import unpacked_size
+
+        home = self.installed.home
+        if is_ample(home, plan.download_bytes, plan.total_bytes):
+            return
+        need_space(home, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
+        needed = 0
+        for layer, _ in image.layers:
+            if self.parts.has(layer):
+                needed += unpacked_size(self.parts.path(layer))
+            else:
+                needed += image.unpacked_size(layer)
+        need_space(home, plan.download_bytes + needed)
 
     def _fill(
         self,
@@ -247,7 +262,8 @@ class Images:
         need_space(
             self.installed.home, sum(unpacked_size(self.parts.path(layer)) for layer, _ in image.layers)
         )
-        with Tree(tree, source.tree, image.name, cancel) as laid:
+        room = partial(keep_reserve, self.installed.home)
+        with Tree(tree, source.tree, image.name, cancel, room) as laid:
             for number, (layer, diff_id) in enumerate(image.layers, 1):
                 report.phase("unpacking", f"Unpacking layer {number} of {len(image.layers)}")
                 laid.lay(self.parts.path(layer), diff_id)

@@ -20,6 +20,7 @@ from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations.bounded import TookTooLong, bounded
 from greenroom.runner.installations.disk import InstallationStore
+from greenroom.runner.installations.layers import GZIP
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
@@ -57,6 +58,26 @@ class ResolvedImage:
     parts: tuple[LockedFile, ...]
     """All that is fetched, each once."""
     registry: Registry
+
+    def unpacked_size(self, layer: LockedFile) -> int:
+        """About how many bytes a layer unpacks to that is not here: as its first and last bytes say."""
+        try:
+            begin = self._bytes(layer, 0, 2)
+            end = self._bytes(layer, layer.size - 4, 4) if begin == GZIP and layer.size >= 20 else b""
+        except (JobFailed, HTTPError, OSError):
+            return layer.size
+        return max(layer.size, int.from_bytes(end, "little"))
+
+    def _bytes(self, layer: LockedFile, offset: int, size: int) -> bytes:
+        response = self.registry.blob(f"sha256:{layer.sha256}", offset)
+        try:
+            return (
+                response.read(size)
+                if response.status in (200, 206) and (response.status == 206) == bool(offset)
+                else b""
+            )
+        finally:
+            response.close()
 
 
 class ImageResolver:

@@ -44,7 +44,7 @@ _FREE = 64 * 2**20
 """A layer may unpack to this much whatever its size, and beyond it to `_RATIO` times its size."""
 _REFUSED = frozenset({errno.ENAMETOOLONG, errno.EMLINK, errno.EILSEQ, errno.EINVAL, errno.ELOOP})
 """What a file system says of names and links it cannot hold; the layer is to blame, and not the disk."""
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 Parts = tuple[str, ...]
 
@@ -388,7 +388,7 @@ def unpacked_size(blob: Path) -> int:
     """
     size = blob.stat().st_size
     with blob.open("rb") as file:
-        if file.read(2) != _GZIP or size < 20:
+        if file.read(2) != GZIP or size < 20:
             return size
         file.seek(-4, os.SEEK_END)
         return max(size, int.from_bytes(file.read(4), "little"))
@@ -399,7 +399,7 @@ def _opened(blob: Path, go_on: Callable[[], None]) -> _Readable:
     file = _Blob(blob.open("rb"), go_on)
     begin = file.read(4)
     file.seek(0)
-    if begin.startswith(_GZIP):
+    if begin.startswith(GZIP):
         return _Gzip(file)
     if begin == _ZSTD:
         return _Zstd(file)

@@ -217,12 +217,19 @@ def test_a_uv_that_fails_ends_the_fetching_too(home, index, toy, program, misbeh
         (errno.EDQUOT, "no_space", "The disk is full."),
         (errno.EROFS, "read_only", "The data directory cannot be written to."),
         (errno.EACCES, "no_permission", "It could not be made: permission denied (/data)."),
-        (errno.EIO, "os_error", "It could not be made: Input/output error."),
+        (errno.ENOENT, "os_error", "It could not be made: No such file or directory (/data)."),
+        (errno.EIO, "io_error", "It could not be made: the disk failed (Input/output error) (/data)."),
+        (errno.EMFILE, "too_many_files", "It could not be made: Too many open files."),
+        (errno.ENOMEM, "no_memory", "It could not be made: Cannot allocate memory."),
+        (errno.EAGAIN, "no_process", "It could not be made: Resource temporarily unavailable."),
     ],
 )
-def test_what_the_system_refuses_becomes_a_sentence(number, code, sentence):
+def test_what_the_system_refuses_becomes_a_sentence_and_is_the_machines(number, code, sentence):
     failure = os_failure(OSError(number, os.strerror(number), "/data"), "It could not be made").failure
-    assert (failure.kind, failure.code, failure.message) == ("permanent", code, sentence)
+    assert (failure.code, failure.message, failure.blame) == (code, sentence, "machine")
+    # What may pass by itself is worth another attempt.
+    passing = code in ("io_error", "too_many_files", "no_memory", "no_process")
+    assert failure.kind == ("transient" if passing else "permanent")
 
 
 def test_a_file_in_the_place_of_the_folder_is_a_sentence(environments, toy, home):
@@ -254,8 +261,10 @@ def test_another_version_is_resolved_locked_and_lies_beside_the_first(environmen
     assert (plan.version, plan.packages) == ("2.0", ("toy==2.0",))
     assert plan.total_bytes == len(index.wheels["toy"]["toy-2.0-py3-none-any.whl"])
     second = build(environments, toy, version="2.0")
-    latest = build(environments, toy, version="latest")
-    assert (second.version, latest.version) == ("2.0", "2.0")
+    assert second.version == "2.0"
+    assert build(environments, toy, version="latest") == second, "the newest is here"
+    latest = build(environments, toy, version="latest", repair=True)
+    assert latest.version == "2.0"
     assert "toy==2.0" in (folder_of(home, second) / "lock.txt").read_text()
     assert [found.version for found in environments.installed.look("toy")] == ["1.0", "2.0", "2.0"]
     assert first.digest != second.digest

@@ -42,7 +42,8 @@ def make_wheel(
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, data in contents.items():
-            archive.writestr(zipfile.ZipInfo(path, date_time=(2026, 1, 1, 0, 0, 0)), data)
+            entry = zipfile.ZipInfo(path, date_time=(2026, 1, 1, 0, 0, 0))
+            archive.writestr(entry, data, compress_type=zipfile.ZIP_DEFLATED)
     return f"{name}-{version}-{tag}.whl", out.getvalue()
 
 
@@ -176,7 +177,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         start, status = 0, 200
         wanted = self.headers.get("Range", "")
         if wanted.startswith("bytes=") and wrong.ranges:
-            start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
+            begin, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, status = int(begin) if begin else max(0, len(data) - int(last)), 206
             if start >= len(data):
                 return self._answer(416, b"")
         body = data[start:]

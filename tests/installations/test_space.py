@@ -1,0 +1,100 @@
+"""The whole need is checked before the first byte comes, and what stays free stays free."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations.environment import Environments
+from greenroom.runner.installations.space import RESERVE, need_space
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def environments(home, index):
+    return Environments(home, index.sources)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Has the disk say that so much is free, beyond the reserve."""
+
+    def make(beyond):
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=RESERVE + beyond))
+
+    return make
+
+
+@pytest.fixture
+def dense(make_toy):
+    """A toy of 20 kB that unpacks to 10 MB, and its lock."""
+    return make_toy("toy", size=1, body=b"#" * 10_000_000, companion=False)
+
+
+def fetched(index, toy):
+    return index.sent[toy.files[0].name]
+
+
+def test_what_does_not_fit_unpacked_is_refused_before_it_is_fetched(environments, index, dense, small):
+    small(50_000)  # room for the wheel, and for as much again
+    with pytest.raises(JobFailed) as told:
+        environments.build("toy", dense.source, job="install-1")
+    failure = told.value.failure
+    assert (failure.code, failure.blame) == ("no_space", "machine")
+    needed, kept, there = (int(one) for one in re.findall(r"(\d+) MB", failure.message))
+    assert (needed, kept, there) == (77, 67, 67)
+    assert "stay free for the journal and the logs" in failure.message
+    assert not environments.wheels.has(dense.files[0])
+    assert fetched(index, dense) < dense.files[0].size * 2, "only its directory was asked for"
+
+
+def test_what_fits_unpacked_is_installed(environments, dense, small):
+    small(10_000_000 + 2 * dense.files[0].size)
+    assert environments.build("toy", dense.source, job="install-1").version == "1.0"
+
+
+def test_a_server_that_gives_no_parts_of_files_is_believed_by_sizes_alone(
+    environments, index, dense, small, misbehave
+):
+    index.wrong[dense.files[0].name] = misbehave(ranges=False)
+    small(50_000)
+    with pytest.raises(JobFailed, match="the disk of") as told:
+        environments.build("toy", dense.source, job="install-1")
+    assert told.value.failure.code == "no_space"
+    assert environments.wheels.has(dense.files[0]), "what it unpacks to was known when it was here"
+
+
+def test_where_there_is_ample_room_nobody_is_asked(environments, index, dense):
+    environments.build("toy", dense.source, job="install-1")
+    assert sum(path.startswith("/files/") for path in index.paths()) == 1
+
+
+def test_a_second_one_of_the_same_files_needs_no_room_but_what_stays_free(environments, dense, small):
+    environments.build("toy", dense.source, job="install-1")
+    small(100_000)
+    assert environments.build("toy", dense.source, job="install-2").id.endswith(".2")
+
+
+def test_the_reserve_is_named_with_its_size(home, small):
+    small(0)
+    with pytest.raises(
+        JobFailed, match=r"needs 68 MB, of which 67 MB stay free for the journal and the logs"
+    ):
+        need_space(home, 1_000_000)
+
+
+def test_a_disk_that_others_fill_while_bytes_come_stops_the_download_in_time(
+    environments, toy, small, monkeypatch
+):
+    small(-1)
+    monkeypatch.setattr("greenroom.runner.installations.environment.is_ample", lambda *_: True)
+    with pytest.raises(JobFailed, match="stay free for the journal and the logs") as told:
+        environments.build("toy", toy.source, job="install-1")
+    assert told.value.failure.code == "no_space"
+    assert not environments.wheels.has(toy.files[0])

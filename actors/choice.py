@@ -77,7 +77,8 @@ def choose(
         return Use(
             backend=best.name,
             installation_id=current.id,
-            reasons=_reasons(best, fitting, installed, model, binding),
+            reasons=_reasons(best, fitting, installed, model, binding)
+            + _passed_over(statuses, best, current),
         )
     offered = sorted(runnable, key=lambda one: one.install_preference)
     for one in offered:  # 5
@@ -135,6 +136,15 @@ def _theirs_is_broken(backend: BackendFacts, statuses: Mapping[str, BackendStatu
         status=412,
         subject=backend.name,
     )
+
+
+def _passed_over(
+    statuses: Mapping[str, BackendStatus], backend: BackendFacts, current: Installation
+) -> tuple[str, ...]:
+    theirs = _theirs(statuses, backend)
+    if theirs is None or theirs.id == current.id:
+        return ()
+    return (f"not the {backend.name} named in the config: {theirs.broken or 'it is not in use'}",)
 
 
 def _reasons(

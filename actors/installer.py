@@ -424,6 +424,7 @@ class Installer:
         broken = [one.broken for one in backend.installations.values() if one.broken]
         if backend.usable is not None:
             word: msg.BackendState = "installed"
+            failure = refusals.passed_over(backend) or failure
         elif backend.unread:
             word, failure = "broken", _unread(name, backend.unread)
         elif job is not None:

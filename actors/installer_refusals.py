@@ -96,6 +96,21 @@ def unknown(backend: str, known: Iterable[str]) -> Refusal:
     )
 
 
+def passed_over(backend: BackendInstallState) -> Failure | None:
+    """What the user has named in the config, where that cannot be used and one of ours serves instead."""
+    theirs, usable = backend.theirs, backend.usable
+    if theirs is None or not theirs.broken or usable is None or not usable.managed:
+        return None
+    return Failure(
+        kind="permanent",
+        code="configured_broken",
+        message=f"The {theirs.backend} that is named in your configuration cannot be used, so "
+        f"{usable.version}, which Greenroom has installed, serves instead: {theirs.broken}.",
+        advice=f'Repair it, or remove [backends."{theirs.backend}"] from config.toml.',
+        blame="configuration",
+    )
+
+
 def not_ours(theirs: Installation) -> Refusal:
     """It is the user's own."""
     name = theirs.backend

@@ -119,6 +119,8 @@ def _state(found: dict[str, Any]) -> str:
     word = str(found["state"]).replace("_", " ")
     if word == "installed" and found.get("job"):
         return f"{word}; another is being installed"
+    if word == "installed" and (found.get("failure") or {}).get("code") == "configured_broken":
+        return f"{word} ({failure.rstrip('.')})"
     if word == "installed" and failure:
         return f"{word} (the last attempt at another failed: {failure})"
     return f"{word}: {failure}" if failure else word

@@ -21,6 +21,7 @@ from greenroom.actors.events import (
     LoadRefused,
 )
 from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.installer_refusals import passed_over
 from greenroom.actors.installer_state import JobState
 from greenroom.runner.diagnosis.endings import install, named_backend
 from greenroom.runner.diagnosis.explanation import Remedy
@@ -116,6 +117,13 @@ class WhyBackend:
         else:
             finding.answer += " It was found on disk, complete and verified."
         self._tell_chosen(finding, usable, born)
+        if (passed := passed_over(self._state)) is not None:
+            finding.cause = passed.code
+            finding.answer += f" {passed.message}"
+            finding.remedies = [
+                Remedy(aim="To see where that is named", command="greenroom config"),
+                *finding.remedies,
+            ]
         finding.also = [*self._serves(), *self._beside(usable)]
         job, failure = self._state.job, self._state.failure
         if job is not None:

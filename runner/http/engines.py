@@ -80,7 +80,9 @@ class Engines:
                     return "Running: version unknown"
                 away = [one for one in self._door.quarantines() if one.backend == status.name]
                 notes = [f"{short(one.model_ref)} stays on {one.back_to_version}" for one in away]
-                if status.failure is not None and not status.job:
+                if status.failure is not None and status.failure.code == "configured_broken":
+                    notes.append(f"the one named in the config cannot be used: greenroom why {status.name}")
+                elif status.failure is not None and not status.job:
                     notes.append(f"the last attempt at another failed: greenroom why {status.name}")
                 noted = f" ({', '.join(notes)})" if notes else ""
                 return f"Running: {status.name} {version}{noted}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from greenroom.actors.facts import Installation
 from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.models.durable import sync_folder, write_atomically
 
 MARK = "installation.json"
 ENVIRONMENT = "env"
@@ -152,23 +153,22 @@ def read(folder: Path) -> Record | None:
 def write(folder: Path, record: Record) -> None:
     """Make the folder an installation. Everything in it reaches the disk before the mark does."""
     flush(folder)
-    draft = folder / f"{MARK}.new"
-    with draft.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(folder / MARK)
-    for place in (folder, folder.parent, folder.parent.parent):
-        _sync_folder(place)
+    write_atomically(folder / MARK, msgspec.json.format(msgspec.json.encode(record), indent=1))
+    for place in (folder.parent, folder.parent.parent):
+        sync_folder(place)
 
 
-def flush(folder: Path) -> None:
-    """Write the whole file system's dirty pages: thousands of small files one by one take far longer.
+def flush(folder: Path, system: str = sys.platform) -> None:
+    """Have everything in a folder on the disk.
+
+    On Linux the whole file system's dirty pages are written at once, and waited for: thousands of small files
+    one by one take far longer. Elsewhere `sync` may return before it is done, so there it is one by one; the
+    mark, which comes after, flushes the drive's own cache.
 
     Raises:
         OSError: They cannot be written.
     """
-    if sys.platform == "linux":
+    if system == "linux":
         import ctypes
 
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -180,11 +180,16 @@ def flush(folder: Path) -> None:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
         finally:
             os.close(handle)
-    os.sync()
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _write_out(os.path.join(place, name))
+        sync_folder(Path(place))
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _write_out(file: str) -> None:
+    if os.path.islink(file):
+        return
+    handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
     finally:

@@ -18,11 +18,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import IO, Literal
 
 import msgspec
+import psutil
 from greenroom.runner.failures import JobCancelled, JobFailed, is_machines, refused_by_machine
 from greenroom.runner.installations.sources import PackageSources
 
@@ -110,10 +112,11 @@ class Uv:
             on_output: Gets each line of standard error, redacted.
             on_start: Gets the pid.
             activity: Called now and then; a value that changes proves that uv is at work although it prints
-                nothing (it prints no progress without a terminal).
+                nothing (it prints no progress without a terminal). What its processes compute, read and write
+                when not given.
             env: Further variables.
             deadline: Seconds for the whole run.
-            idle: Seconds without output or activity.
+            idle: Seconds without output or activity: a uv that is stopped, or waits for a disk that hangs.
 
         Raises:
             JobFailed: It could not start, ended with an error, or a deadline passed.
@@ -186,6 +189,7 @@ class Uv:
         assert process.stdout is not None
         assert process.stderr is not None
         out, err = _Tail(), _Tail(self.sources, on_output)
+        activity = activity or partial(_work_of, process.pid)
         seen: object = None
         last_sign = time.monotonic()
         with selectors.DefaultSelector() as selector:
@@ -203,7 +207,7 @@ class Uv:
                     else:
                         selector.unregister(stream)
                 now = time.monotonic()
-                if activity is not None and now - last_sign > 1.0 and (value := activity()) != seen:
+                if now - last_sign > 1.0 and (value := activity()) != seen:
                     seen, last_sign = value, now
                 if now > deadline or now - last_sign > idle:
                     raise JobFailed.transient(
@@ -222,6 +226,21 @@ class Uv:
         except subprocess.TimeoutExpired as error:
             raise JobFailed.transient("timed_out", "uv did not end.", detail=err.text()) from error
         return out.text(), err.text()
+
+
+def _work_of(pid: int) -> tuple[float, int]:
+    """What a process and its children have computed, read and written; rises while they are at work."""
+    seconds, moved = 0.0, 0
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                used = one.cpu_times()
+                seconds += used.user + used.system
+                # Not everywhere told.
+                counters = getattr(one, "io_counters", None)
+                moved += sum(counters()[:4]) if counters is not None else 0
+    return seconds, moved
 
 
 class _Tail:

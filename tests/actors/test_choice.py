@@ -138,3 +138,16 @@ def test_beside_the_users_own_broken_one_ours_is_not_installed() -> None:
 def test_where_the_users_own_is_broken_another_backend_may_be_installed() -> None:
     choice = pick(SAFE, broken("mlx", managed=False), policy="auto")
     assert choice == Install(backend="vllm", reason="the install policy is auto")
+
+
+def test_the_users_own_that_cannot_be_used_is_named_when_another_serves() -> None:
+    import msgspec
+
+    theirs = msgspec.structs.replace(
+        installation("mlx", managed=False, broken="it does not start"), id="external"
+    )
+    serving = installed("mlx")
+    both = msgspec.structs.replace(serving, installations=(*serving.installations, theirs))
+    choice = pick(QUANTISED, both)
+    assert isinstance(choice, Use)
+    assert "not the mlx named in the config: it does not start" in choice.reasons

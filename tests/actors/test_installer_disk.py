@@ -185,3 +185,24 @@ class TestAnInstallationThatCannotBeJudged:
         self.seen(case, built())
         assert status(case).current == new
         assert {one.id for one in status(case).installations} == {"1-aaaa.1", "2-bbbb.1"}
+
+
+class TestWhatTheConfigNames:
+    def theirs(self, broken: str = "") -> Any:
+        root = "/opt/llama-server"
+        return built("external", version="b1", managed=False, root=root, broken=broken, built_at=0.0)
+
+    def test_and_cannot_be_used_is_said_while_ours_serves(self) -> None:
+        case = new_life(requested(), committed(), disk=(built(), self.theirs("it does not start")))
+        assert (status(case).state, status(case).current) == ("installed", built())
+        failure = status(case).failure
+        assert failure is not None
+        assert (failure.code, failure.blame) == ("configured_broken", "configuration")
+        assert "named in your configuration cannot be used" in failure.message
+        assert "it does not start" in failure.message
+        assert "1, which Greenroom has installed, serves instead" in failure.message
+
+    def test_and_can_be_used_is_used_and_nothing_is_said(self) -> None:
+        case = new_life(requested(), committed(), disk=(built(), self.theirs()))
+        assert status(case).current == self.theirs()
+        assert status(case).failure is None

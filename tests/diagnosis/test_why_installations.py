@@ -161,6 +161,36 @@ def test_an_installation_of_the_users_own(script: Any) -> None:
     assert "/opt/mlx" in found.answer
 
 
+def test_an_installation_of_the_users_own_that_cannot_be_used_is_told_beside_ours_that_serves(
+    script: Any,
+) -> None:
+    script.install("mlx", "0.32")
+    theirs = Installation(id="external", backend="mlx", version="0.31", managed=False, root="/opt/mlx")
+    script.add(ev.InstallationFound(backend="mlx", installation=theirs))
+    reason = "it does not start"
+    script.add(ev.InstallationBroken(backend="mlx", installation_id="external", reason=reason))
+
+    found = script.why("mlx")
+
+    assert (found.state, found.cause) == ("installed", "configured_broken")
+    assert "cannot be used, so 0.32, which Greenroom has installed, serves instead" in found.answer
+    assert "greenroom config" in found.remedies[0].command
+
+
+def test_a_disk_that_cannot_be_looked_at_is_told_with_since_when(script: Any) -> None:
+    script.install("mlx", "0.32")
+    script.add(ev.InstallationsUnread(backend="mlx", reason="Input/output error"))
+
+    found = script.why("mlx")
+
+    assert (found.state, found.cause) == ("broken", "unreadable")
+    assert "Input/output error" in found.answer
+    assert "Nothing of it is used, replaced or removed" in found.answer
+
+    script.add(ev.InstallationsReadAgain(backend="mlx"))
+    assert script.why("mlx").state == "installed"
+
+
 def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) -> None:
     old = script.install()
     script.install(version="1.1", wanted_by="repair")

@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations import record
 from greenroom.runner.installations.disk import folder_of
 from greenroom.runner.installations.environment import Environments
 
@@ -149,3 +151,28 @@ def test_a_data_directory_mounted_noexec_is_said_before_anything_is_fetched(
     assert told.value.failure.code == "noexec"
     assert told.value.failure.blame == "machine"
     assert index.requests == []
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+def test_everything_is_on_the_disk_before_the_mark_is_there(environments, built, home, monkeypatch, system):
+    folder = folder_of(home, built)
+    found = record.read(folder)
+    (folder / "installation.json").unlink()
+    order = []
+    real = os.fsync
+
+    def fsync(handle):
+        order.append(Path(f"/proc/self/fd/{handle}").readlink())
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(record, "flush", partial(record.flush, system=system))
+    record.write(folder, found)
+    marks = [place for place, path in enumerate(order) if path.name.startswith(".tmp-")]
+    assert len(marks) == 1
+    before = set(order[: marks[0]])
+    files = {path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    if system != "linux":
+        assert before >= files - {folder / "installation.json"}
+    assert {folder, folder.parent, folder.parent.parent} <= set(order[marks[0] + 1 :])
+    assert environments.installed.look("toy") == [built]

@@ -80,6 +80,21 @@ def test_activity_that_can_be_seen_from_outside_is_a_sign_of_life(uv, program):
     uv(fake).run(["x"], idle=1.5, activity=time.monotonic)
 
 
+def test_a_uv_that_works_in_silence_is_let_go_on(uv, program):
+    fake = program("uv", f"#!/bin/sh\nexec {sys.executable} -c '{BUSY}'\n")
+    uv(fake).run(["x"], idle=1.5)
+
+
+BUSY = "import time; end = time.monotonic() + 3\nwhile time.monotonic() < end: sum(range(1000))"
+
+
+def test_a_uv_that_is_stopped_is_given_up_and_ended(uv, program, tmp_path):
+    fake = program("uv", f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -STOP $$\nsleep 100\n")
+    with pytest.raises(JobFailed, match="no sign of life"):
+        uv(fake).run(["x"], idle=1.5)
+    assert not _alive(int((tmp_path / "pid").read_text()))
+
+
 def test_what_it_prints_is_redacted_line_by_line(uv, program):
     sources = PackageSources(index=Setting("https://me:s3cret@mirror.example/simple", "test"))
     fake = program("uv", '#!/bin/sh\necho "fetching $UV_DEFAULT_INDEX" >&2\necho done >&2\n')

@@ -277,6 +277,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             break
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, sent)
+            os.killpg(process.pid, signal.SIGCONT)  # one that is stopped would not hear of it
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_TERM_GRACE)
     for stream in (process.stdout, process.stderr):

@@ -1,0 +1,172 @@
+"""Stopping ends within a bound, whatever an installation waits for, and leaves no process behind."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations import verification
+from greenroom.runner.installations.builder import Builder
+from greenroom.runner.installations.disk import InstallationStore
+
+BOUND = 8.0
+"""Seconds; a stopped uv takes two until it is killed."""
+
+
+class Deaf:
+    """A listener that keeps the kinds of what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.phases: list[str] = []
+
+    def progress(self, progress: Any) -> None:
+        self.phases.append(progress.phase)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: self.heard.append(name)
+
+
+@pytest.fixture
+def deaf() -> Deaf:
+    return Deaf()
+
+
+@pytest.fixture
+def builder(tmp_path, deaf, toy, index):
+    def make(**more: Any) -> Builder:
+        return Builder(
+            tmp_path / "home", deaf, backends={"toy": toy.backend}, **{"sources": index.sources, **more}
+        )
+
+    return make
+
+
+def stopped(fake_uv: str, pids: Path) -> str:
+    """A uv that writes down who it is and then does not move any more."""
+    return f"#!/bin/sh\n{fake_uv}\necho $$ >> {pids}\nkill -STOP $$\nsleep 100\n"
+
+
+def ends(builder: Builder) -> None:
+    began = time.monotonic()
+    builder.close()
+    assert time.monotonic() - began < BOUND
+
+
+def verified(builder: Builder, installation: str) -> None:
+    with suppress(JobFailed, OSError):
+        builder.verify("toy", installation)
+
+
+def alive(pids: Path) -> list[int]:
+    found = []
+    for line in pids.read_text().split() if pids.exists() else []:
+        try:
+            if psutil.Process(int(line)).status() != psutil.STATUS_ZOMBIE:
+                found.append(int(line))
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("at", ["venv", "pip", "pip compile"])
+def test_with_a_uv_that_is_stopped(builder, deaf, program, tmp_path, eventually, at) -> None:
+    pids = tmp_path / "pids"
+    passed = {
+        "venv": "",
+        "pip": f'if [ "$1" = venv ]; then exec {sys.executable} -m venv --without-pip "$2"; fi',
+        "pip compile": "",
+    }[at]
+    one = builder(uv_binary=program("uv", stopped(passed, pids)))
+    one.start("j1", "toy", version="0.9" if at == "pip compile" else "")
+    eventually(lambda: alive(pids))
+    ends(one)
+    assert alive(pids) == []
+    assert deaf.heard == ["cancelled"]
+
+
+@pytest.mark.parametrize("what", ["page", "file"])
+def test_with_an_index_that_hangs(builder, deaf, toy, index, misbehave, eventually, what) -> None:
+    name = "toy" if what == "page" else toy.files[0].name
+    index.wrong[name] = misbehave(hang=threading.Event())
+    one = builder()
+    one.start("j1", "toy")
+    eventually(lambda: any(name in path for path in index.paths()))
+    ends(one)
+    assert deaf.heard == ["cancelled"]
+
+
+def test_with_a_file_that_trickles(builder, deaf, toy, index, misbehave, eventually) -> None:
+    index.wrong[toy.files[0].name] = misbehave(rate=1_000)
+    one = builder()
+    one.start("j1", "toy")
+    eventually(lambda: index.sent[toy.files[0].name])
+    ends(one)
+    assert deaf.heard == ["cancelled"]
+
+
+def test_with_a_probe_that_hangs(builder, deaf, make_toy, tmp_path, eventually, index) -> None:
+    pids = tmp_path / "pids"
+    body = f"import os, time\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(100)\n"
+    toy = make_toy("hangs", body=body.encode(), companion=False)
+    one = Builder(tmp_path / "home", deaf, backends={"hangs": toy.backend}, sources=index.sources)
+    one.start("j1", "hangs")
+    eventually(lambda: alive(pids))
+    ends(one)
+    assert alive(pids) == []
+    assert deaf.heard == ["cancelled"]
+
+
+@pytest.mark.parametrize("hangs", ["flush", "sums", "look", "verify", "remove"])
+def test_with_a_disk_that_hangs(builder, deaf, monkeypatch, eventually, hangs) -> None:
+    gate, reached = threading.Event(), threading.Event()
+
+    def hang(*_: Any, **__: Any) -> Any:
+        reached.set()
+        gate.wait(60)
+        raise OSError("the disk came back")
+
+    one = builder()
+    if hangs in ("flush", "sums"):
+        place = {
+            "flush": "greenroom.runner.installations.environment.records.flush",
+            "sums": "greenroom.runner.installations.environment.own_sums",
+        }[hangs]
+        monkeypatch.setattr(place, hang)
+        one.start("j1", "toy")
+    else:
+        one.start("j1", "toy")
+        eventually(lambda: deaf.heard == ["committed"])
+        (installation,) = InstallationStore(one._home).look("toy")
+        monkeypatch.setattr("greenroom.runner.installations.disk.records.read", hang)
+        threading.Thread(
+            target={
+                "look": one.look,
+                "verify": lambda: verified(one, installation.id),
+                "remove": lambda: one.remove("toy", installation.id),
+            }[hangs],
+            daemon=True,
+        ).start()
+    assert reached.wait(20)
+    ends(one)
+    gate.set()
+
+
+def test_a_child_that_holds_the_pipes_of_a_probe_holds_up_nobody(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(verification, "_END_SECONDS", 0.5)
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen(['sleep', '6'], start_new_session=True)\n"
+        "print(child.pid, flush=True)\ntime.sleep(100)\n"
+    )
+    began = time.monotonic()
+    outcome = verification.run_python(Path(sys.executable), ["-c", script], seconds=1.0)
+    assert outcome.code is None
+    assert time.monotonic() - began < 5

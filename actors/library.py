@@ -86,11 +86,11 @@ class Library:
         """One command."""
         match command:
             case msg.Pull():
-                return pulls.pull(state, command, seen)
+                return pulls.pull(state, command, now, seen)
             case msg.LeavePull():
                 return Decision(seen=pulls.leave(command, seen))
             case msg.CancelPull():
-                return pulls.cancel(state, command, seen)
+                return pulls.cancel(state, command, now, seen)
             case msg.RemoveModel():
                 return changes.remove(state, command, now, seen)
             case msg.Released():
@@ -122,7 +122,7 @@ class Library:
     ) -> Decision[LibrarySeen]:
         match report:
             case msg.PullCommitted():
-                return pulls.committed(state, report, now)
+                return pulls.committed(state, report, now, seen)
             case msg.PullAttemptEnded():
                 return pulls.attempt_ended(state, report, now, seen, self._policies)
             case msg.ModelsSeen():
@@ -225,7 +225,7 @@ class Library:
         for ask in seen.pending.values():  # 2
             waiting = seen.waiting
             pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
-            decision = pulls.pull(state, ask, msgspec.structs.replace(seen, pending=pending))
+            decision = pulls.pull(state, ask, now, msgspec.structs.replace(seen, pending=pending))
             # It has been counted already, when it came.
             seen = msgspec.structs.replace(decision.seen or seen, pending=pending, waiting=waiting)
             if decision.events:

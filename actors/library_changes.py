@@ -26,11 +26,13 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library_pulls import refusal_of
-from greenroom.actors.library_state import LibrarySeen, LibraryState, Removal
+from greenroom.actors.library_state import LibrarySeen, LibraryState, Removal, Sending
 
 _ASK_AGAIN = 5.0
 """Seconds after which the scheduler is asked again: that is harmless, and may have been lost."""
 _SWEPT = "prune"
+_UNPUBLISHED = 256
+"""Pushes that are remembered to have failed."""
 
 V = TypeVar("V")
 
@@ -204,48 +206,73 @@ def swept(report: msg.StoreSwept) -> Decision[LibrarySeen]:
 
 
 def push(state: LibraryState, ask: msg.Push, seen: LibrarySeen) -> Decision[LibrarySeen]:
-    """Publish a model; whoever wants the same under the same reference joins."""
+    """Publish a model; whoever wants the same one under the same reference joins."""
     if ask.model_id not in state.models:
         return _unknown(ask.model_id)
-    waiting = seen.sending.get(ask.reference, 0)
+    under_way = seen.sending.get(ask.reference)
+    if under_way is not None and (under_way.model_id != ask.model_id or under_way.ending):
+        other = "is just being ended" if under_way.ending else "of another model is under way"
+        busy = refuse(
+            "conflict",
+            f"A push to {ask.reference} {other}.",
+            advice="Push again when it has ended.",
+            status=409,
+        )
+        return Decision(reply=busy)
+    waiting = under_way.waiting + 1 if under_way is not None else 1
     send = SendModel(model_id=ask.model_id, reference=ask.reference, token=ask.token)
+    sending = Sending(model_id=ask.model_id, waiting=waiting)
     return Decision(
-        effects=() if waiting else (send,),
-        reply=Later(_push_key(ask.reference)),
-        seen=msgspec.structs.replace(seen, sending={**seen.sending, ask.reference: waiting + 1}),
+        effects=() if under_way is not None else (send,),
+        reply=Later(_push_key(ask.reference, ask.model_id)),
+        seen=msgspec.structs.replace(seen, sending={**seen.sending, ask.reference: sending}),
     )
 
 
 def cancel_push(ask: msg.CancelPush, seen: LibrarySeen) -> Decision[LibrarySeen]:
     """Somebody waits no longer; a push for nobody ends."""
-    waiting = seen.sending.get(ask.reference, 0)
-    if not waiting:
+    under_way = seen.sending.get(ask.reference)
+    if under_way is None or ask.model_id not in ("", under_way.model_id):
         return Decision(reply=msg.Cancelled(ended=False))
-    if waiting > 1:
-        sending = {**seen.sending, ask.reference: waiting - 1}
-        seen = msgspec.structs.replace(seen, sending=sending)
+    if under_way.waiting > 1:
+        change: dict[str, object] = {"waiting": under_way.waiting - 1}
+    else:
+        # It stays until it has really ended: another one must not begin beside it.
+        change = {"ending": True}
+    changed = msgspec.structs.replace(under_way, **change)
+    seen = msgspec.structs.replace(seen, sending={**seen.sending, ask.reference: changed})
+    if not changed.ending:
         return Decision(reply=msg.Cancelled(ended=False), seen=seen)
-    # It stays counted until it has really ended: another one must not begin beside it.
-    return Decision(effects=(CancelSend(reference=ask.reference),), reply=msg.Cancelled(ended=True))
+    cancel = CancelSend(reference=ask.reference)
+    return Decision(effects=(cancel,), reply=msg.Cancelled(ended=True), seen=seen)
 
 
 def push_ended(report: msg.PushEnded, seen: LibrarySeen) -> Decision[LibrarySeen]:
-    """It is published, or could not be."""
-    seen = msgspec.structs.replace(seen, sending=_without(seen.sending, report.reference))
-    key = _push_key(report.reference)
+    """It is published, or could not be. The same failure again and again is stored once."""
+    under_way = seen.sending.get(report.reference)
+    if under_way is not None and under_way.model_id == report.model_id:
+        seen = msgspec.structs.replace(seen, sending=_without(seen.sending, report.reference))
+    key = _push_key(report.reference, report.model_id)
+    known = _without(seen.unpublished, key)
     if report.failure is not None:
-        cancelled = report.failure.kind == "cancelled"
+        code = report.failure.code
         refusal = (
             refuse("cancelled", "The push was cancelled.", status=409)
-            if cancelled
+            if report.failure.kind == "cancelled"
             else refusal_of(report.failure)
         )
         failed = ev.PushFailed(model_id=report.model_id, reference=report.reference, failure=report.failure)
-        return Decision(events=(failed,), effects=(Answer(key=key, outcome=refusal),), seen=seen)
+        unpublished = dict([*known.items(), (key, code)][-_UNPUBLISHED:])
+        return Decision(
+            events=() if seen.unpublished.get(key) == code else (failed,),
+            effects=(Answer(key=key, outcome=refusal),),
+            seen=msgspec.structs.replace(seen, unpublished=unpublished),
+        )
     pushed = ev.ModelPushed(
         model_id=report.model_id, reference=report.reference, sent=report.sent, seconds=report.seconds
     )
     outcome = msg.Pushed(reference=report.reference, model_id=report.model_id, sent=report.sent)
+    seen = msgspec.structs.replace(seen, unpublished=known)
     return Decision(events=(pushed,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
 
 
@@ -273,5 +300,5 @@ def _repackage_key(model_id: str, tag: str) -> str:
     return f"repackage/{model_id}/{tag}"
 
 
-def _push_key(reference: str) -> str:
-    return f"push/{reference}"
+def _push_key(reference: str, model_id: str) -> str:
+    return f"push/{reference}@{model_id}"

@@ -153,6 +153,8 @@ class CancelPush(Command, frozen=True, kw_only=True):
     """Wait no longer for a push; it ends when nobody else waits: `Cancelled`."""
 
     reference: Name
+    model_id: Line = ""
+    """Of which model; empty for whichever is on its way there."""
 
 
 class Release(Command, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ def refusal_of(failure: Failure) -> Refusal:
     )
 
 
-def pull(state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def pull(state: LibraryState, ask: msg.Pull, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
     """Decide on a wish for a model.
 
     1. The store has not been looked at in this life: the look comes first, it is a matter of ms.
@@ -58,7 +58,8 @@ def pull(state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[Libr
        source too: has it changed? If the source does not answer, what is here will do.
     3. A pull of the same reference is under way: join it; what a person typed goes on even when the
        request that began it is gone.
-    4. Otherwise a pull begins; `settle` starts its first attempt.
+    4. The same has failed again and again: it is answered from memory for a while.
+    5. Otherwise a pull begins; `settle` starts its first attempt.
     """
     key = pull_key(ask.reference)
     if not seen.looked:  # 1
@@ -71,7 +72,11 @@ def pull(state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[Libr
         return Decision(reply=msg.Pulled(model=here, fresh=False))
     events: tuple[Event, ...] = ()
     under_way = state.pulls.get(ask.reference)
-    if under_way is None:  # 4
+    if under_way is None:
+        refusal = seen.failures.answer(ask.reference, now, anew=bool(ask.token) or ask.force)
+        if refusal is not None:  # 4
+            return Decision(reply=refusal)
+        # 5
         job = f"pull.{state.jobs + 1}"
         seen = msgspec.structs.replace(seen, tokens={**seen.tokens, job: ask.token})
         events = (
@@ -89,7 +94,7 @@ def pull(state: LibraryState, ask: msg.Pull, seen: LibrarySeen) -> Decision[Libr
     return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask))
 
 
-def cancel(state: LibraryState, ask: msg.CancelPull, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def cancel(state: LibraryState, ask: msg.CancelPull, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
     """End a pull; with `leave`, only when nobody else wants it."""
     under_way = state.pulls.get(ask.reference)
     if under_way is None and ask.reference not in seen.pending:
@@ -103,6 +108,7 @@ def cancel(state: LibraryState, ask: msg.CancelPull, seen: LibrarySeen) -> Decis
     answer = Answer(key=pull_key(ask.reference), outcome=_cancelled(ask.reason))
     if under_way is None:
         return Decision(effects=(answer,), reply=msg.Cancelled(ended=True), seen=seen)
+    seen = msgspec.structs.replace(seen, failures=seen.failures.came_to_nothing(now))
     return Decision(
         events=(ev.PullCancelled(job=under_way.job, reason=ask.reason),),
         effects=(CancelFetch(job=under_way.job), InformPull(reference=ask.reference), answer),
@@ -111,7 +117,9 @@ def cancel(state: LibraryState, ask: msg.CancelPull, seen: LibrarySeen) -> Decis
     )
 
 
-def committed(state: LibraryState, report: msg.PullCommitted, now: Moment) -> Decision[LibrarySeen]:
+def committed(
+    state: LibraryState, report: msg.PullCommitted, now: Moment, seen: LibrarySeen
+) -> Decision[LibrarySeen]:
     """An attempt has succeeded."""
     under_way = state.pull_of(report.job)
     if under_way is None and report.model.id in state.models:
@@ -121,7 +129,9 @@ def committed(state: LibraryState, report: msg.PullCommitted, now: Moment) -> De
     if under_way is not None:
         outcome = msg.Pulled(model=report.model, fresh=report.fresh)
         effects = (Answer(key=pull_key(under_way.reference), outcome=outcome),)
+        seen = msgspec.structs.replace(seen, failures=seen.failures.succeeded(under_way.reference))
     return Decision(
+        seen=seen,
         effects=effects,
         events=(
             ev.ModelCommitted(
@@ -179,10 +189,11 @@ def attempt_ended(
     else:
         event = ev.PullFailed(job=under_way.job, failure=failure)
         outcome = refusal_of(failure)
+        seen = msgspec.structs.replace(seen, failures=seen.failures.failed(under_way.reference, outcome, now))
     effects: tuple[Effect, ...] = (inform,)
     if outcome is not None:
         effects = (inform, Answer(key=pull_key(under_way.reference), outcome=outcome))
-    return Decision(events=(event,), effects=effects, cause=under_way.cause)
+    return Decision(events=(event,), effects=effects, cause=under_way.cause, seen=seen)
 
 
 def leave(ask: msg.LeavePull, seen: LibrarySeen) -> LibrarySeen:

@@ -10,6 +10,7 @@ from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Model, WantedBy
 from greenroom.actors.kernel.core import Stored
+from greenroom.actors.library_failures import Failures
 from greenroom.actors.waiters import Waiters
 
 
@@ -58,6 +59,15 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
     """The scheduler has; its files are being deleted."""
 
 
+class Sending(msgspec.Struct, frozen=True, kw_only=True):
+    """A push that is under way."""
+
+    model_id: str
+    waiting: int = 1
+    ending: bool = False
+    """Nobody waits any more: it has been told to end."""
+
+
 class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
     """What this life knows and the journal does not."""
 
@@ -76,8 +86,12 @@ class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
     """job → bearer token; never stored."""
     removing: Mapping[str, Removal] = msgspec.field(default_factory=dict)
     """By model id."""
-    sending: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """reference → how many wait for the push to it."""
+    sending: Mapping[str, Sending] = msgspec.field(default_factory=dict)
+    """By reference: the push to it that is under way."""
+    unpublished: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """reference and model → the code that its last push has failed with, and that is stored."""
+    failures: Failures = Failures()
+    """Pulls that failed of late."""
     told: int = -1
     told_at: float = 0.0
 

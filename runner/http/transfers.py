@@ -106,7 +106,7 @@ class Transfers:
             try:
                 return await stream_job(request, backstage.board, push_job(reference), reply, lines)
             except (asyncio.CancelledError, ConnectionError):
-                backstage.system.tell(LIBRARY, CancelPush(reference=reference))
+                backstage.system.tell(LIBRARY, CancelPush(reference=reference, model_id=model.id))
                 raise
 
         return await self._door.visitors.attend(request, push)

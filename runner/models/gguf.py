@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -23,12 +24,14 @@ from greenroom.runner.models.metadata import Metadata, Readable
 
 _HEADER_LIMIT = 256 * 2**20
 _KEYS_LIMIT = 65_536
-_TENSORS_LIMIT = 200_000
-_ITEMS_LIMIT = 8_000_000
+_TENSORS_LIMIT = 65_536
+_ITEMS_LIMIT = 2_500_000
+"""Of all arrays of texts; real vocabularies have a quarter million tokens and twice the merges."""
 _TEXT_LIMIT = 2 * 2**20
 _NAME_LIMIT = 65_535
 _NAMES_LIMIT = 4 * 2**20
 """Bytes of all keys together; models have some kilobytes."""
+_BLOCK = 256 * 1024
 _KEPT_ITEMS = 4_096
 _KEPT_TEXT = 1_024
 """Characters of a text that are kept: nothing here needs more of it."""
@@ -168,7 +171,9 @@ class _Reader:
     def _tensors(self, count: int, alignment: int, values: dict[str, Value]) -> Header:
         spans: list[tuple[int, int]] = []
         parameters = 0
-        for _ in range(count):
+        for number in range(count):
+            if not number % 1_000:
+                _let_others_go_on()
             self._string(_NAME_LIMIT)
             dimensions = self._number("I")
             if dimensions > 8:
@@ -216,14 +221,31 @@ class _Reader:
         if self._items < 0 or count > self._left // 8:
             raise self._bad(f"has an array of {count} items, more than fit into it")
         if kind == _STRING:
-            for _ in range(count):
-                self._skip(self._number("Q"))
+            self._skip_strings(count)
         elif kind == _ARRAY and depth < 4:
             for _ in range(count):
                 self._array(depth + 1)
         else:
             raise self._bad("has an array of a type that cannot be")
         return None
+
+    def _skip_strings(self, count: int) -> None:
+        """Walk over texts in memory: a file operation for each would hold everybody else up for seconds."""
+        length_at = struct.Struct("<Q").unpack_from
+        while count:
+            block = self._file.read(_BLOCK)
+            at = 0
+            while count and at + 8 <= len(block):
+                end = at + 8 + length_at(block, at)[0]
+                if end > len(block):
+                    break
+                at, count = end, count - 1
+            self._file.seek(at - len(block), 1)
+            self._spend(at)
+            if count and not at:  # longer than a block, or cut short
+                self._skip(self._number("Q"))
+                count -= 1
+            _let_others_go_on()
 
     def _string(self, limit: int) -> str:
         length = self._number("Q")
@@ -253,6 +275,11 @@ class _Reader:
 
     def _bad(self, reason: str) -> JobFailed:
         return not_a_model(f"{self._name} {reason}.")
+
+
+def _let_others_go_on() -> None:
+    """Other threads wait for the interpreter, the event loop's among them."""
+    time.sleep(0.0005)
 
 
 def _kv_bytes(architecture: str, values: dict[str, Value]) -> int:

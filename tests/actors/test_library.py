@@ -485,6 +485,10 @@ class TestPruning:
         assert case.answers["prune"].code == "no_space"
 
 
+KEY_OF_PUSH = f"push/r/m:1@{SMOL.id}"
+OTHER = Model(id="sha256:other", tags=("x:1",), size=1)
+
+
 class TestAPush:
     def push(self, case: Case[Any, Any]) -> Case[Any, Any]:
         return case.when(msg.Push(model_id=SMOL.id, reference="r/m:1", token="secret"))
@@ -495,7 +499,7 @@ class TestAPush:
         case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5, seconds=2.0)).then(
             ev.ModelPushed(model_id=SMOL.id, reference="r/m:1", sent=5, seconds=2.0)
         )
-        assert case.answers == {"push/r/m:1": msg.Pushed(reference="r/m:1", model_id=SMOL.id, sent=5)}
+        assert case.answers == {KEY_OF_PUSH: msg.Pushed(reference="r/m:1", model_id=SMOL.id, sent=5)}
         assert not case.seen.sending
 
     def test_to_the_same_reference_joins_and_ends_only_when_nobody_waits(self) -> None:
@@ -505,11 +509,118 @@ class TestAPush:
         assert case.when(msg.CancelPush(reference="r/m:1")).of(CancelSend)
         gone = Failure(kind="cancelled", code="cancelled", message="cancelled")
         case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, failure=gone)).then(ev.PushFailed)
-        assert case.answers["push/r/m:1"].code == "cancelled"
+        assert case.answers[KEY_OF_PUSH].code == "cancelled"
         assert case.when(msg.CancelPush(reference="r/m:1")).reply == msg.Cancelled(ended=False)
 
     def test_of_what_is_not_here_is_refused(self) -> None:
         assert self.push(new_life()).refusal.status == 404
+
+    def test_of_another_model_to_the_same_reference_is_refused_and_told_no_success(self) -> None:
+        case = self.push(new_life(store=(SMOL, OTHER)))
+        case.when(msg.Push(model_id=OTHER.id, reference="r/m:1"))
+        assert (case.refusal.status, case.refusal.code) == (409, "conflict")
+        assert not case.of(SendModel)
+        case.when(msg.CancelPush(reference="r/m:1", model_id=OTHER.id))
+        assert case.reply == msg.Cancelled(ended=False)
+        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ev.ModelPushed)
+        assert list(case.answers) == [KEY_OF_PUSH]
+        assert case.when(msg.Push(model_id=OTHER.id, reference="r/m:1")).of(SendModel)
+
+    def test_that_a_rebuilt_actor_knows_nothing_of_answers_only_whoever_wanted_that_model(self) -> None:
+        case = new_life(store=(SMOL, OTHER))
+        case.when(msg.Push(model_id=OTHER.id, reference="r/m:1"))
+        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ev.ModelPushed)
+        assert list(case.answers) == [KEY_OF_PUSH]
+        assert case.seen.sending["r/m:1"].model_id == OTHER.id
+
+    def test_to_one_that_is_being_ended_is_not_ended_with_it(self) -> None:
+        case = self.push(new_life(store=(SMOL,)))
+        case.when(msg.CancelPush(reference="r/m:1"))
+        assert self.push(case).refusal.code == "conflict"
+
+    def test_that_fails_again_and_again_is_stored_once(self) -> None:
+        case = new_life(store=(SMOL,))
+        for number in range(5):
+            self.push(case)
+            case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, failure=OFFLINE))
+            case.then(*[ev.PushFailed] * (not number))
+            assert case.answers[KEY_OF_PUSH].code == OFFLINE.code
+        self.push(case)
+        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, failure=NO_SPACE)).then(ev.PushFailed)
+
+
+NOT_FOUND = Failure(kind="permanent", code="not_found", message="There is no such model.", advice="Look.")
+
+
+class TestAPullThatFailsAgainAndAgain:
+    def failing(self, case: Case[Any, Any], times: int, reference: str = REF) -> None:
+        for _ in range(times):
+            assert pull(case, reference=reference) == Later(f"pull/{reference}")
+            case.when(msg.PullAttemptEnded(job=f"pull.{case.state.jobs}", failure=NOT_FOUND)).rest()
+
+    def test_is_answered_from_memory_for_a_while_and_then_asked_of_its_source_again(self) -> None:
+        case = new_life()
+        self.failing(case, 3)
+        stored = len(case.history)
+        for _ in range(100):
+            refusal = pull(case)
+            assert (refusal.code, refusal.status) == ("not_found", 404)
+            assert "It has failed 3 times in a row" in refusal.advice
+            assert 0 < refusal.retry_after <= 1
+        assert len(case.history) == stored
+        case.advance(1.0)
+        self.failing(case, 1)
+        assert 1 < pull(case).retry_after <= 2
+
+    def test_is_asked_of_its_source_once_a_minute_at_last(self) -> None:
+        case = new_life()
+        begun = 0
+        for _ in range(3_600):
+            if pull(case) == Later(KEY):
+                begun += 1
+                case.when(msg.PullAttemptEnded(job=f"pull.{case.state.jobs}", failure=NOT_FOUND)).rest()
+            case.advance(1.0)
+        assert begun < 75
+        assert len(case.history) == 2 * begun
+
+    def test_is_asked_anew_with_a_token_or_by_force(self) -> None:
+        case = new_life()
+        self.failing(case, 3)
+        assert pull(case).code == "not_found"
+        assert pull(case, token="new") == Later(KEY)
+
+    def test_is_forgotten_with_a_success(self) -> None:
+        case = new_life()
+        self.failing(case, 3)
+        case.advance(1.0)
+        assert pull(case) == Later(KEY)
+        case.when(msg.PullCommitted(job=f"pull.{case.state.jobs}", model=SMOL)).rest()
+        self.failing(case, 1)
+        assert pull(case) == Later(KEY)
+
+    def test_and_many_that_do_are_held_to_so_many_a_minute(self) -> None:
+        case = new_life()
+        for number in range(60):
+            self.failing(case, 1, f"r/x{number}:1")
+        refusal = pull(case, reference="r/new:1")
+        assert (refusal.code, refusal.status) == ("too_many_failures", 429)
+        assert pull(case, reference="r/new:1", force=True).code == "too_many_failures"
+        case.advance(61.0)
+        assert pull(case, reference="r/new:1") == Later("pull/r/new:1")
+
+    def test_and_cancels_count_too(self) -> None:
+        case = new_life()
+        for _ in range(60):
+            assert pull(case) == Later(KEY)
+            case.when(msg.CancelPull(reference=REF)).rest()
+        assert pull(case).code == "too_many_failures"
+
+    def test_is_remembered_in_bounds(self) -> None:
+        case = new_life()
+        for number in range(400):
+            self.failing(case, 1, f"r/x{number}:1")
+            case.advance(2.0)
+        assert len(case.seen.failures.by_reference) == 256
 
 
 class TestTheList:

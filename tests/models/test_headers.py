@@ -8,12 +8,14 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.metadata import count_text, read_metadata
 
 Make = Callable[..., bytes]
@@ -126,6 +128,39 @@ def test_a_hostile_gguf_is_refused_with_a_sentence(name: str, tmp_path: Path, gg
     assert time.process_time() - began < 1.0
 
 
+def test_a_header_of_many_texts_is_read_or_refused_without_holding_up_other_threads(
+    tmp_path: Path, gguf: Make
+) -> None:
+    texts = 2_400_000
+    path = written(tmp_path, gguf({"a": array(8, texts, struct.pack("<Q", 0) * texts)}))
+    beats, over = 0, threading.Event()
+
+    def beat() -> None:
+        nonlocal beats
+        while not over.wait(0.001):
+            beats += 1
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    began = time.thread_time()
+    read_header(path)
+    took = time.thread_time() - began
+    over.set()
+    thread.join()
+    assert took < 2.0
+    assert beats > 20
+    more = written(tmp_path, gguf({"a": array(8, 8_000_000, struct.pack("<Q", 0) * 8_000_000)}), "more.gguf")
+    assert "an array of 8000000 items, more than fit" in refusal(more)
+
+
+def test_texts_of_every_length_are_walked_over(tmp_path: Path, gguf: Make) -> None:
+    rng = random.Random(7)
+    texts = [rng.randbytes(rng.choice([0, 1, 7, 4_096, 262_136, 262_137, 600_000])) for _ in range(60)]
+    data = b"".join(struct.pack("<Q", len(one)) + one for one in texts)
+    header = read_header(written(tmp_path, gguf({"a": array(8, len(texts), data), "b": "end"})))
+    assert header.values["b"] == "end"
+
+
 def test_hostile_headers_are_read_in_bounded_memory(tmp_path: Path, gguf: Make, safetensors: Make) -> None:
     """All of them again, and some large ones, in a process that may have 200 MiB."""
     for name, (make, _) in HOSTILE.items():
@@ -142,8 +177,8 @@ def test_hostile_headers_are_read_in_bounded_memory(tmp_path: Path, gguf: Make, 
     texts = {f"t{n}": struct.pack("<IQ", 8, len(text)) + text for n in range(60)}
     written(tmp_path, gguf(texts), "texts.gguf")
     written(tmp_path, gguf({f"{name.decode()}{n}": 1 for n in range(100)}), "keys.gguf")
-    tensors = [("t", (1,), 0, 32 * n) for n in range(200_000)]
-    written(tmp_path, gguf(tensors=tensors, data=b"\0" * 32 * 200_000), "tensors.gguf")
+    tensors = [("t", (1,), 0, 32 * n) for n in range(60_000)]
+    written(tmp_path, gguf(tensors=tensors, data=b"\0" * 32 * 60_000), "tensors.gguf")
     one = b'"%06d":{"dtype":"U8","shape":[1],"data_offsets":[%d,%d]}'
     header = b"{" + b",".join(one % (n, n, n + 1) for n in range(120_000)) + b"}"
     (tmp_path / "entries.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 120_000)

@@ -1,0 +1,94 @@
+"""Pulls that failed of late: the same question again and again is answered from memory for a while.
+
+Each pull that begins and fails makes two events. Programs ask again and again, several times a second, for
+what cannot be had; so a reference that has failed a few times in a row is asked of its source less and less
+often, and only so many pulls a minute may come to nothing at all. What is remembered here is lost with the
+actor, and that is no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import refuse
+from greenroom.actors.kernel.errors import Refusal
+
+FREE = 3
+"""Failures in a row after which the next question is still asked at once."""
+LONGEST = 60.0
+"""Seconds that an answer is given from memory at most."""
+A_MINUTE = 60
+"""Pulls a minute that may come to nothing."""
+_REMEMBERED = 256
+_FORGOTTEN = 600.0
+"""Seconds after which a failure is no longer one in a row."""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """How pulls of one reference have ended of late."""
+
+    times: int
+    at: float
+    """Monotonic second of the last."""
+    refusal: Refusal
+
+
+class Failures(msgspec.Struct, frozen=True, kw_only=True):
+    """What has failed of late, and when anything has come to nothing."""
+
+    by_reference: Mapping[str, Failed] = msgspec.field(default_factory=dict)
+    """The newest last."""
+    recent: tuple[float, ...] = ()
+    """Monotonic seconds."""
+
+    def failed(self, reference: str, refusal: Refusal, now: Moment) -> Failures:
+        """A pull has failed for good."""
+        known = self.by_reference.get(reference)
+        again = known is not None and now.monotonic - known.at < _FORGOTTEN
+        times = known.times + 1 if known is not None and again else 1
+        others = {one: known for one, known in self.by_reference.items() if one != reference}
+        kept = dict(list(others.items())[-(_REMEMBERED - 1) :])
+        kept[reference] = Failed(times=times, at=now.monotonic, refusal=refusal)
+        return msgspec.structs.replace(self, by_reference=kept).came_to_nothing(now)
+
+    def came_to_nothing(self, now: Moment) -> Failures:
+        """A pull has begun and brought no model; also one that was cancelled."""
+        return msgspec.structs.replace(self, recent=(*self.recent, now.monotonic)[-A_MINUTE:])
+
+    def succeeded(self, reference: str) -> Failures:
+        """A pull has brought its model."""
+        if reference not in self.by_reference:
+            return self
+        kept = {one: known for one, known in self.by_reference.items() if one != reference}
+        return msgspec.structs.replace(self, by_reference=kept)
+
+    def answer(self, reference: str, now: Moment, *, anew: bool) -> Refusal | None:
+        """What a pull is refused with that is not worth beginning; None for one that is.
+
+        `anew`: something is different from last time, such as a token.
+        """
+        if len(self.recent) >= A_MINUTE and (left := self.recent[0] + 60.0 - now.monotonic) > 0:
+            return msgspec.structs.replace(
+                refuse(
+                    "too_many_failures",
+                    f"{A_MINUTE} pulls have come to nothing within the last minute.",
+                    advice="Something asks for models that cannot be had: greenroom log says which.",
+                    status=429,
+                ),
+                retry_after=left,
+            )
+        known = self.by_reference.get(reference)
+        if known is None or known.times < FREE or anew:
+            return None
+        wait = min(LONGEST, 2.0 ** (known.times - FREE))
+        left = known.at + wait - now.monotonic
+        if left <= 0:
+            return None
+        again = f"It has failed {known.times} times in a row; it is tried again after {left:.0f} s."
+        return msgspec.structs.replace(
+            known.refusal,
+            advice=f"{known.refusal.advice.rstrip('.')}. {again}" if known.refusal.advice else again,
+            retry_after=left,
+        )

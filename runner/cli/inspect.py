@@ -56,6 +56,8 @@ def _lines(model: dict[str, Any]) -> list[str]:
         "Size": format_size(float(model["bytes"])) if model.get("bytes") else str(config.get("size") or ""),
     }
     lines = [f"{label + ':':<14} {value}" for label, value in facts.items() if value]
+    if "chat_template" in model:
+        lines.append(f"{'Chat template:':<14} {_template(model['chat_template'])}")
     files = [
         f"  {one['name'] or one['digest'][7:19]} ({format_size(one['size'])})"
         for one in model.get("files") or ()
@@ -67,6 +69,13 @@ def _lines(model: dict[str, Any]) -> list[str]:
         lines += ["", "Quantizations:", *others]
     serving = [line for one in model.get("serving") or () for line in _served(one)]
     return [*lines, "", "Served by:", *serving] if serving else lines
+
+
+def _template(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none: chats are put together by the backend's own rules"
+    names = ", ".join(found.get("names") or ())
+    return f"{found['file']} ({names})" if names else str(found["file"])
 
 
 def _served(mode: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.queries import is_true
 from greenroom.runner.http.serving import prospects
 from greenroom.runner.http.transfers import canonical
-from greenroom.runner.models.description import described, described_remote, files_of
+from greenroom.runner.models.description import described, described_remote, files_of, template_of
 from greenroom.runner.models.references import BadReference, Reference, is_id, shown
 from greenroom.runner.waits import Cancel, in_thread
 from msgspec import Meta
@@ -71,7 +71,11 @@ class Models:
             files, config = await in_thread(lambda: files_of(store, model.id))
         except JobFailed as failed:
             raise Refused(refusal_of(failed.failure)) from None
-        more = {"source": model.source, "bytes": model.size, "files": files}
+        try:
+            template = await in_thread(lambda: template_of(store, model.id))
+        except JobFailed:
+            template = None  # damaged: the files say so
+        more = {"source": model.source, "bytes": model.size, "files": files, "chat_template": template}
         # In a thread: what engines may use depends on limits that are read from files.
         serving = await asyncio.to_thread(prospects, self._door, model)
         return web.json_response(described(model, config) | more | {"serving": serving})

@@ -26,6 +26,7 @@ from greenroom.runner.models.manifest import (
 )
 from greenroom.runner.models.references import relative_name
 from greenroom.runner.models.selection import belongs
+from greenroom.runner.models.templates import JINJA, of_folder
 from greenroom.runner.models.unpacking import unpack
 
 
@@ -51,7 +52,8 @@ def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -
     files = [(layer, relative_name(name)) for layer, name in file_names(manifest) if belongs(name)]
     model = folder / "model"
     archives = [blob(layer.digest) for layer in manifest.layers if kind_of(layer) in ARCHIVES]
-    if not model.is_dir() or not all(_same(model / name, blob(layer.digest)) for layer, name in files):
+    whole = model.is_dir() and all(_same(model / name, blob(layer.digest)) for layer, name in files)
+    if not whole or not _template_is_known(model):
         names = {model.relative_to(folder) / name: blob(layer.digest) for layer, name in files}
         _make(folder, names, archives)
     weights = sorted(
@@ -81,6 +83,7 @@ def _make(folder: Path, files: dict[Path, Path], archives: list[Path]) -> None:
             _link(blob, target)
         for archive in archives:
             unpack(archive, fresh / "model")
+        _lay_out_template(fresh / "model")
         if folder.exists():
             # An engine that has the old files open keeps them; the name is free at once.
             folder.rename(fresh.with_name(f"{fresh.name}-old"))
@@ -88,6 +91,25 @@ def _make(folder: Path, files: dict[Path, Path], archives: list[Path]) -> None:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(fresh.with_name(f"{fresh.name}-old"), ignore_errors=True)
+
+
+def _template_is_known(model: Path) -> bool:
+    """Whether an engine finds the chat template of safetensors by itself, or there is none."""
+    return (model / JINJA).exists() or not _unknown_template(model)
+
+
+def _lay_out_template(model: Path) -> None:
+    text = _unknown_template(model)
+    if text and not (model / JINJA).exists():
+        (model / JINJA).write_text(text, encoding="utf-8")
+
+
+def _unknown_template(model: Path) -> str:
+    files = [path for path in model.iterdir() if path.is_file()] if model.is_dir() else []
+    if any(path.suffix.lower() == ".gguf" for path in files):
+        return ""  # it is named on the command line
+    found = of_folder(files)
+    return found.text if found is not None else ""
 
 
 def _link(blob: Path, target: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from greenroom.actors.facts import Model
 from greenroom.runner.models import manifest as artifacts
+from greenroom.runner.models import templates
 from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.store import Store
 
 if TYPE_CHECKING:
@@ -59,6 +62,31 @@ def files_of(store: Store, model_id: str) -> tuple[list[dict[str, Any]], dict[st
         return files, flat_config(store.blob(manifest.config.digest).read_bytes())
     except OSError:
         return files, {}
+
+
+def template_of(store: Store, model_id: str) -> dict[str, Any] | None:
+    """Where the chat template of a stored model is, and the names of several; None when it has none.
+
+    Raises:
+        JobFailed: permanent, `no_such_model`, `model_damaged` or `not_a_model`.
+    """
+    bundle = store.open_model(model_id)
+    if bundle.path.is_file():
+        own = bundle.chat_template
+        keys = list(read_header(bundle.path).values)
+        found = templates.Templates(own.name) if own is not None else templates.of_header(keys)
+    else:
+        files = [path for path in bundle.path.iterdir() if path.is_file()]
+        found = templates.of_folder(files)
+        # What was laid beside the model for engines is not where it came from.
+        source = templates.of_folder([path for path in files if path.name != templates.JINJA])
+        if source is not None and source.text and source.text == _text_of(bundle.path / templates.JINJA):
+            found = source
+    return {"file": found.file, "names": list(found.names)} if found is not None else None
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
 def flat_config(data: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from greenroom.actors.facts import ModelFormat
 from greenroom.actors.limits import is_line
 from greenroom.runner.models.failures import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata, Readable
+from greenroom.runner.models.templates import of_folder
 
 _HEADER_LIMIT = 16 * 2**20
 _COLONS_LIMIT = 600_000
@@ -77,7 +78,7 @@ def read_files(files: Sequence[Readable]) -> Metadata:
         quantization=_quantization(config, tensors),
         context_length=next((n for key in _CONTEXT_KEYS if (n := _whole(inner.get(key)))), 0),
         kv_bytes_per_token=_kv_bytes(inner),
-        chat_template=_has_template(files),
+        chat_template=of_folder(files) is not None,
         raw={"tensor_count": str(len(tensors)), "file_count": str(len(weights))},
     )
 
@@ -190,16 +191,6 @@ def _kv_bytes(config: dict[str, Any]) -> int:
     head = _whole(config.get("head_dim")) or (hidden // heads if heads else 0)
     size = 2 * layers * kv_heads * head * 2
     return size if size < 2**40 else 0
-
-
-def _has_template(files: Sequence[Readable]) -> bool:
-    for path in files:
-        if path.suffix == ".jinja" or path.name == "chat_template.json":
-            return True
-        bounded = path.name == "tokenizer_config.json" and path.stat().st_size <= 2 * _CONFIG_LIMIT
-        if bounded and b'"chat_template"' in path.read_bytes():
-            return True
-    return False
 
 
 def _whole(value: object) -> int:

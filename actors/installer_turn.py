@@ -13,21 +13,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 from greenroom.actors import events as ev
+from greenroom.actors import installer_refusals as refusals
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import (
     BuildInstallation,
+    CancelBuild,
     InformInstall,
     LookAtInstallations,
     RemoveInstallation,
 )
-from greenroom.actors.facts import Installation
+from greenroom.actors.facts import Failure, Installation
 from greenroom.actors.installer_state import BackendInstallState, InstallerSeen, InstallerState
-from greenroom.actors.installer_waiters import ensure_key, uninstall_key
+from greenroom.actors.installer_waiters import answers, ensure_key, uninstall_key
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell, not_storable
+from greenroom.actors.kernel.core import (
+    Answer,
+    Decision,
+    Effect,
+    Event,
+    Fault,
+    Later,
+    Tell,
+    fault,
+    not_storable,
+)
 from greenroom.actors.retry import RetryPolicy
 
 _TELL_EVERY = 5.0
@@ -59,6 +72,7 @@ class InstallerTurn:
         self._effects: list[Effect] = []
         self._unless_stored: list[Effect] = []
         self._wakes: list[float] = []
+        self._faults: list[Fault] = []
         self._seen = self._pruned(seen)
 
     def take(self, ensure: Ensure, list_of: ListOf) -> Decision[InstallerSeen]:
@@ -68,15 +82,13 @@ class InstallerTurn:
             if name in unlooked:
                 continue
             backend = self._state.of(name)
-            if self._decide_pending(name, ensure):
-                # The state is about to be another one; the next round goes on with it.
-                continue
-            self._activate(name, backend)
-            self._build(name, backend)
-            self._install_default(name, backend, facts)
-            self._retire(name, backend)
-            self._remove(name, backend)
-            self._answer(name, backend)
+            before = self._mark()
+            try:
+                self._settle(name, backend, facts, ensure)
+            except Exception as error:  # noqa: BLE001 - it costs this backend, and no other
+                self._take_back(before)
+                self._faults.append(fault(error, doing="settle a backend", about=name))
+                self._give_up(name, backend)
         again = tuple(dict.fromkeys((*unlooked, *self._seen.unclear)))
         if again and self._now.monotonic - self._seen.looking_since >= _LOOK_AGAIN_AFTER:
             self._effects.append(LookAtInstallations(backends=again))
@@ -87,6 +99,7 @@ class InstallerTurn:
             effects=tuple(self._effects),
             seen=self._seen,
             wake_at=min(self._wakes, default=None),
+            faults=tuple(self._faults),
         )
         otherwise = msgspec.structs.replace(
             decision, events=(), effects=(*decision.effects, *self._unless_stored)
@@ -97,6 +110,47 @@ class InstallerTurn:
             otherwise = self._telling(otherwise, list_of)  # 8
         # The next round sees these events applied: it tells then, unless they cannot be stored.
         return msgspec.structs.replace(decision, otherwise=otherwise) if events else otherwise
+
+    def _settle(
+        self, name: str, backend: BackendInstallState, facts: msg.BackendFacts, ensure: Ensure
+    ) -> None:
+        if self._decide_pending(name, ensure):
+            # The state is about to be another one; the next round goes on with it.
+            return
+        self._activate(name, backend)
+        self._build(name, backend)
+        self._install_default(name, backend, facts)
+        self._retire(name, backend)
+        self._remove(name, backend)
+        self._answer(name, backend)
+
+    def _mark(self) -> tuple[tuple[int, ...], InstallerSeen]:
+        lists: tuple[list[Any], ...] = (self._events, self._effects, self._unless_stored, self._wakes)
+        return tuple(len(one) for one in lists), self._seen
+
+    def _take_back(self, mark: tuple[tuple[int, ...], InstallerSeen]) -> None:
+        """Nothing of a backend's steps holds where one of them has failed."""
+        lengths, self._seen = mark
+        lists: tuple[list[Any], ...] = (self._events, self._effects, self._unless_stored, self._wakes)
+        for one, length in zip(lists, lengths, strict=True):
+            del one[length:]
+
+    def _give_up(self, name: str, backend: BackendInstallState) -> None:
+        """Its jobs have failed, by a fault of ours, and whoever waits for it hears so."""
+        failure = Failure(
+            kind="permanent",
+            code="internal_error",
+            message=f"Greenroom itself failed on the installation of {name}.",
+            advice="Please report it with the output of `greenroom bundle`.",
+            blame="ours",
+        )
+        for job in backend.jobs_open:
+            failed = ev.InstallFailed(job=job.id, backend=name, failure=failure)
+            self._events.append(failed)
+            self._effects += [CancelBuild(job=job.id), *answers(backend.jobs_open, job, failed)]
+        gone = [key for key, ask in self._seen.pending.items() if ask.backend == name]
+        self._effects += [Answer(key=key, outcome=refusals.failed(failure, name)) for key in gone]
+        self._update(pending={key: ask for key, ask in self._seen.pending.items() if key not in gone})
 
     def _tell_at(self) -> float:
         return self._seen.told_at + _TELL_EVERY
@@ -109,6 +163,7 @@ class InstallerTurn:
             effects=(*decision.effects, Tell(to=msg.SCHEDULER, command=whole)),
             seen=msgspec.structs.replace(self._seen, told=self._state.version, told_at=self._now.monotonic),
             wake_at=decision.wake_at,
+            faults=decision.faults,
         )
 
     # the steps

@@ -375,3 +375,51 @@ def test_a_retry_is_recorded_in_wall_clock_time() -> None:
     (event,) = case.events
     assert isinstance(event, ev.InstallAttemptFailed)
     assert event.retry_at == 1_795_348_800.0 + 2.0
+
+
+class TestAFaultOfOurs:
+    def poisoned(self, monkeypatch: Any, step: str) -> Any:
+        """A life in which one step fails whenever it is about mlx."""
+        from greenroom.actors.installer_turn import InstallerTurn
+
+        real = getattr(InstallerTurn, step)
+
+        def fail(turn: Any, name: str, *arguments: Any) -> Any:
+            if name == "mlx":
+                raise ValueError("boom")
+            return real(turn, name, *arguments)
+
+        monkeypatch.setattr(InstallerTurn, step, fail)
+        other = msgspec.structs.replace(MLX, name="other", deferred=True)
+        case = given(Installer((MLX, other)), now=NOW)
+        case.when(Recovered()).rest()
+        case.faults_allowed = True
+        return case
+
+    def look(self, case: Any) -> None:
+        for name in ("other", "mlx"):
+            case.when(msg.InstallationsSeen(backend=name, installations=())).rest()
+
+    @pytest.mark.parametrize("step", ["_activate", "_build", "_retire", "_remove", "_decide_pending"])
+    def test_about_one_backend_costs_that_one_and_whoever_waits_hears_so(
+        self, monkeypatch: Any, step: str
+    ) -> None:
+        case = self.poisoned(monkeypatch, step)
+        later = [ensure(case), ensure(case, version="7")]
+        self.look(case)
+        for one in later:
+            assert case.answers[one.key].code == "internal_error"
+        assert {fault.about for fault in case.faults} == {"mlx"}
+        assert not case.of(BuildInstallation)
+        case.when(msg.Ensure(backend="other")).rest()
+        assert [one.backend for one in case.of(BuildInstallation)] == ["other"]
+        assert case.told("scheduler")[-1].backends
+
+    def test_that_is_over_leaves_nothing_behind(self, monkeypatch: Any) -> None:
+        case = self.poisoned(monkeypatch, "_build")
+        self.look(case)
+        ensure(case)
+        assert status(case).state == "failed"
+        monkeypatch.undo()
+        ensure(case)
+        assert status(case).state == "installing"

@@ -15,7 +15,7 @@ from greenroom.runner.http.abilities import refuse_what_it_cannot
 from greenroom.runner.http.checking import check
 from greenroom.runner.http.dialogues import CHAT, COMPLETION, EMBEDDING, MESSAGES, RERANKING, Dialogue
 from greenroom.runner.http.errors import HttpRefusal
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -183,6 +183,7 @@ JSON = st.recursive(
 
 @pytest.mark.parametrize("dialogue", [CHAT, COMPLETION, EMBEDDING, MESSAGES, RERANKING])
 def test_whatever_is_sent_is_right_or_refused_with_a_sentence(dialogue: Dialogue) -> None:
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.dictionaries(st.sampled_from(sorted(dialogue.fields)), JSON, max_size=6))
     def hostile(fields: dict[str, Any]) -> None:
         body = json.dumps(fields).replace("NaN", "1e999").encode()

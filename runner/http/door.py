@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from aiohttp import web
-from greenroom.actors.facts import Caller, Mode, Model
+from greenroom.actors.facts import Caller, Engine, Mode, Model
 from greenroom.actors.kernel.errors import KernelError, SystemFailed
 from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.messages import SCHEDULER
@@ -19,6 +19,7 @@ from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.callers import Callers
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.lingering import Lingering
 from greenroom.runner.http.request_ids import RequestIds
 from greenroom.runner.http.suspects import Suspects
 from greenroom.runner.http.upstreams import Upstreams
@@ -48,6 +49,7 @@ class Door:
         self.callers = Callers()
         self.upstreams = Upstreams(self._live_endpoints)
         self.suspects = Suspects()
+        self.lingering = Lingering(backstage.gates, self.engine)
         self.abilities = Abilities(backstage, self.configs)
         self.verdicts = {one.name: one.verdict for one in backstage.facts}
         """Why this machine cannot run a backend; empty for those it can."""
@@ -116,6 +118,10 @@ class Door:
         except KernelError:
             return ()
         return tuple(state.quarantines.values())
+
+    def engine(self, engine_id: str) -> Engine | None:
+        """An engine there is, or was lately."""
+        return next((one for one in self.backstage.engines() if one.spec.engine_id == engine_id), None)
 
     def wanted(self, engine_id: str) -> str:
         """Who wants a place in this engine, in words; empty when nobody does."""

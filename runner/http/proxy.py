@@ -92,6 +92,8 @@ class Exchange:
         self._stream: Stream | None = None
         self._reader: Reader | None = None
         self._fingerprint = b""
+        self._engine_id = ""
+        """The engine that has this request; empty while none has."""
         self._turn = contextlib.AsyncExitStack()
         """Held while this request is tried again alone."""
         self._has_turn = False
@@ -109,11 +111,29 @@ class Exchange:
                 self._waiting.cancel()
             if self._reader is not None:
                 self._reader.end()
+            whole = self._upstream is not None and self._upstream.complete
             if self._upstream is not None:
                 self._upstream.close()
             if self._admission is not None:
-                self._admission.leave()
+                self._leave(self._admission, whole=whole)
             await self._turn.aclose()
+
+    def _leave(self, admission: Admission, *, whole: bool) -> None:
+        """Give the place back; at once, unless the engine may still be at work for a client that left."""
+        lingering, engine_id = self._door.lingering, self._engine_id
+        if engine_id and not whole:
+            lingering.note(engine_id)
+        if not engine_id or not lingering.may_work(engine_id, admission.request_id):
+            admission.leave()
+            return
+
+        async def later() -> None:
+            try:
+                await lingering.until_still(engine_id, admission.request_id)
+            finally:
+                admission.leave()
+
+        self._door.keep(later())
 
     async def farewell(self) -> web.StreamResponse:
         """The last answer when the front door closes with this request inside."""
@@ -176,8 +196,7 @@ class Exchange:
             when = "before its answer was whole" if self._stream is None else "in mid-stream"
             raise await self._died_of(place, model, right.body, when) from None
         finally:
-            early = self._request.get(SERVED) is None
-            door.suspects.leave(place.engine_id, admission.request_id, early=early)
+            door.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
         return response
 
     # to the engine
@@ -200,6 +219,7 @@ class Exchange:
             translated = translate(right.body, dialect, dialect.spoken(model.id), self._ours)
             last_byte = self._door.backstage.gates.last_byte(place.engine_id)
             suspects.enter(place.engine_id, admission.request_id)
+            self._engine_id = place.engine_id
             began, seen = False, True
             try:
                 upstream = await self._door.upstreams.post(
@@ -232,6 +252,7 @@ class Exchange:
             if self._upstream is not None:
                 self._upstream.close()
                 self._upstream = None
+            self._engine_id = ""
             admission.leave()
             await self._wait_for_turn(model, right.body)
             await asyncio.sleep(_REACH_PAUSE)

@@ -54,6 +54,11 @@ class Answer:
         """
         return await self._connection.read(push)
 
+    @property
+    def complete(self) -> bool:
+        """The engine has said all of it. Only before it is closed."""
+        return self._connection.complete
+
     async def rest(self, limit: int | None = None) -> bytes:
         """All that is left, or the first `limit` bytes of it. Raises Lost."""
         pieces, size = [], 0
@@ -111,6 +116,11 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Free, and still connected."""
         return not self._busy and self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def complete(self) -> bool:
+        """All of the answer has come."""
+        return self._complete
 
     async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Send a POST and wait for the head of its answer. Raises Lost."""

@@ -1,0 +1,126 @@
+"""Clients' mistakes and clients that leave, on real engines: one status and code for one mistake, and no
+processor busy for nobody."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
+HELLO = [{"role": "user", "content": "Name a colour."}]
+TOOL = {"type": "function", "function": {"name": "w", "description": None, "parameters": None}}
+CALL = {"id": "1", "type": "function", "function": {"name": "w", "arguments": "{broken"}}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+MISTAKES: dict[str, tuple[str, Any]] = {
+    "an unknown role": (CHAT, {"messages": [{"role": "robot", "content": "x"}]}),
+    "no messages": (CHAT, {"messages": []}),
+    "an image": (CHAT, {"messages": [{"role": "user", "content": [IMAGE]}]}),
+    "broken arguments": (CHAT, {"messages": [*HELLO, {"role": "assistant", "tool_calls": [CALL]}]}),
+    "an unknown tool": (CHAT, {"messages": HELLO, "tools": [{"type": "custom", "custom": {}}]}),
+    "an unknown choice": (CHAT, {"messages": HELLO, "tools": [TOOL], "tool_choice": "sometimes"}),
+    "an unknown format": (CHAT, {"messages": HELLO, "response_format": {"type": "yaml"}}),
+    "no tokens": (CHAT, {"messages": HELLO, "max_tokens": 0}),
+    "a hot temperature": (CHAT, {"messages": HELLO, "temperature": 9}),
+    "text for a number": (CHAT, {"messages": HELLO, "top_p": "x"}),
+    "no prompt": (COMPLETE, {}),
+    "too many tokens": (COMPLETE, {"prompt": [1] * 9000}),
+}
+
+
+def told(answer: Any) -> tuple[int, str, str | None]:
+    error = answer.json["error"]
+    assert isinstance(error["code"], str)
+    return answer.status, error["code"], error["param"]
+
+
+def test_one_mistake_has_one_status_and_code_on_both_engines_cold_and_warm(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path
+) -> None:
+    daemon = make_daemon(furnished).start()
+    models = (str(smollm2_gguf), str(smollm2_mlx))
+
+    def told_of(model: str, path: str, fields: dict[str, Any]) -> tuple[int, str, str | None]:
+        return told(daemon.post(path, {"model": model, **fields}))
+
+    def all_told() -> list[dict[str, Any]]:
+        return [{name: told_of(model, *asked) for name, asked in MISTAKES.items()} for model in models]
+
+    cold = all_told()
+    assert cold[0] == cold[1]
+    assert daemon.engines() == [], "none of them needs an engine to be seen"
+    for model in models:
+        answer = daemon.post(CHAT, {"model": model, "messages": HELLO, "max_tokens": 4, "tools": [TOOL]})
+        assert answer.status == 200, answer.body
+    assert all_told() == cold
+
+
+def test_a_prompt_that_is_too_long_for_llama_cpp_is_told_the_same_cold_in_a_stream_and_warm(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
+) -> None:
+    daemon = make_daemon(furnished, GREENROOM_PROGRESS_AFTER="0.05").start()
+    long = {"model": str(smollm2_gguf), "messages": [{"role": "user", "content": "word " * 9000}]}
+    cold = daemon.post(CHAT, {**long, "stream": True})
+    assert (cold.status, cold.body[:2]) == (200, b": ")
+    (event,) = [line for line in cold.body.decode().splitlines() if line.startswith("data: ")]
+    error = json.loads(event.removeprefix("data: "))["error"]
+    warm = daemon.post(CHAT, long)
+    assert (warm.status, warm.json["error"]) == (400, error)
+    assert error["code"] == "context_length_exceeded"
+    assert error["n_prompt_tokens"] > 9000
+    assert error["n_ctx"] < 9000
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "mlx"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_whoever_leaves_ends_his_generation_and_nobody_is_inside_only_when_the_engine_is_still(
+    furnished: Path,
+    make_daemon: Callable[..., Any],
+    smollm2_gguf: Path,
+    smollm2_mlx: Path,
+    wait_until: Any,
+    engine: str,
+    stream: bool,
+) -> None:
+    daemon = make_daemon(furnished).start()
+    model = str(smollm2_gguf if engine == "llama.cpp" else smollm2_mlx)
+    assert daemon.chat(model, max_tokens=1).status == 200
+    (row,) = daemon.engines()
+    process = psutil.Process(row["pid"])
+    generating = {"messages": [{"role": "user", "content": "Count."}], "max_tokens": 6000, "ignore_eos": True}
+    reading = {"messages": [{"role": "user", "content": "a word and " * 2400}], "max_tokens": 1}
+    for fields in (generating, reading):
+        client = _ask(daemon.url, {"model": model, "stream": stream, **fields})
+        wait_until(lambda: daemon.engines()[0]["inside"] == 1)
+        before = _seconds(process)
+        wait_until(lambda before=before: _seconds(process) > before + 0.5)
+        client.close()
+        wait_until(lambda: daemon.engines()[0]["inside"] == 0, 20)
+        before = _seconds(process)
+        time.sleep(1.0)
+        assert _seconds(process) - before < 0.4, "it works on, and nobody is inside"
+    assert daemon.engines()[0]["pid"] == row["pid"]
+    assert daemon.chat(model, max_tokens=2).status == 200
+
+
+def _ask(url: str, body: dict[str, Any]) -> socket.socket:
+    address = urlsplit(url)
+    client = socket.create_connection((address.hostname, address.port), timeout=30)
+    data = json.dumps(body).encode()
+    client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode())
+    client.sendall(data)
+    return client
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

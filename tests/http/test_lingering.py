@@ -1,0 +1,67 @@
+"""`inside` says nobody only when no processor is busy for somebody who has left."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def at_work(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the engine computes, as it is looked at; one item, to be changed."""
+    works = [True]
+    monkeypatch.setattr("greenroom.runner.http.lingering._works", lambda _: works[0])
+    return works
+
+
+async def _leave_a_stream(house: Any) -> None:
+    async with house.chat(stream=True) as response:
+        await response.content.readuntil(b"word1 ")
+        response.close()
+
+
+async def test_who_leaves_last_stays_inside_until_the_engine_is_still(
+    open_house: Any, wait_until: Any, at_work: list[bool]
+) -> None:
+    house = await open_house("--tokens", "1000", "--token-delay", "0.01")
+    await _leave_a_stream(house)
+    await asyncio.sleep(0.3)
+    assert house.inside() == 1
+    at_work[0] = False
+    await wait_until(lambda: house.inside() == 0)
+
+
+async def test_who_is_served_after_that_may_be_the_last_too(
+    open_house: Any, wait_until: Any, at_work: list[bool]
+) -> None:
+    house = await open_house("--tokens", "1000", "--token-delay", "0.01")
+    staying = asyncio.create_task(house.stream(max_tokens=40))
+    await wait_until(lambda: house.inside() == 1)
+    await _leave_a_stream(house)
+    await wait_until(lambda: house.inside() == 1)
+    assert (await staying)[0] == 200
+    await asyncio.sleep(0.2)
+    assert house.inside() == 1
+    at_work[0] = False
+    await wait_until(lambda: house.inside() == 0)
+
+
+async def test_who_has_had_a_whole_answer_leaves_at_once(
+    open_house: Any, wait_until: Any, at_work: list[bool]
+) -> None:
+    house = await open_house("--tokens", "2")
+    for stream in (True, False):
+        async with house.chat(stream=stream) as response:
+            await response.read()
+    await wait_until(lambda: house.inside() == 0)
+
+
+async def test_a_place_is_not_kept_for_ever(
+    open_house: Any, wait_until: Any, at_work: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenroom.runner.http.lingering._LONGEST", 0.3)
+    house = await open_house("--tokens", "1000", "--token-delay", "0.01")
+    await _leave_a_stream(house)
+    await wait_until(lambda: house.inside() == 0)

@@ -33,13 +33,9 @@ _UNKNOWN = re.compile(r"unknown field `(.*?)`", re.DOTALL)
 
 
 class Routing(msgspec.Struct, frozen=True, gc=False):
-    """What routing needs of an inference request; all the rest is the engine's."""
+    """What routing needs of an inference request; all the rest is its family's, or the engine's."""
 
     model: Name = ""
-    stream: bool | None = False
-    user: str | None = None
-    n: int | None = None
-    """Answers wanted at the same time."""
     keep_alive: str | float | None = None
     """How long the model shall stay: a duration, or a number of seconds; negative means for ever."""
 

@@ -125,11 +125,13 @@ class Door:
 
     def wanted(self, engine_id: str) -> str:
         """Who wants a place in this engine, in words; empty when nobody does."""
-        waiting = sum(job.startswith(request_job("")) for job in self.backstage.board.running())
-        if waiting:
-            return f"{waiting} requests wait" if waiting > 1 else "another request waits"
+        if self.backstage.gates.is_wanted(engine_id):
+            return "others wait for its engine"
         reading = self.backstage.gates.readings().get(engine_id)
-        return "its engine shall end" if reading is not None and not reading.open else ""
+        if reading is not None and not reading.open:
+            return "its engine shall end"
+        waiting = any(job.startswith(request_job("")) for job in self.backstage.board.running())
+        return "another request waits" if waiting else ""
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done that nobody waits for."""

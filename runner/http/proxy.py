@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 from greenroom.actors.facts import EngineExit, Mode, Model
@@ -156,29 +158,16 @@ class Exchange:
         routing = routing_of(body)
         model = door.model(routing.model)
         self._asked_as = routing.model
-        user = routing.user or ""
-        admission = self._admission = Admission(
-            door.backstage,
-            door.ids,
-            model,
-            asked_as=routing.model,
-            mode=kind.mode,
-            backend=self._backend,
-            caller=door.callers.at_once(request, user),
-            look_up=lambda: door.callers.looked_up(request, user),
-            places=_places(routing),
-            request_id=request_id_of(request),
-            keep_alive=_keep_alive(routing),
-        )
         self._ours = _OURS if routing.keep_alive is not None else frozenset()
         if request.headers.get("X-Preload-Only", "").lower() == "true":
-            await admission.enter()
+            await self._admit(model, routing, {}).enter()
             return web.Response()
         right = await checked(body, kind.dialogue)
         await door.abilities.look(model, kind.mode, self._backend, right.fields, self._asked(self._backend))
         if len(door.suspects) and door.suspects.counts(self._print_of(model, right.body)) > 1:
             raise self._suspected()
-        if routing.stream and kind.end:
+        admission = self._admit(model, routing, right.fields)
+        if right.fields.get("stream") and kind.end:
             self._waiting = Waiting(
                 request,
                 after=settings.progress_after,
@@ -199,6 +188,24 @@ class Exchange:
             door.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
         return response
 
+    def _admit(self, model: Model, routing: Routing, fields: Mapping[str, Any]) -> Admission:
+        """The way in for a request with these fields."""
+        door, request, user = self._door, self._request, fields.get("user", "")
+        self._admission = Admission(
+            door.backstage,
+            door.ids,
+            model,
+            asked_as=routing.model,
+            mode=self._kind.mode,
+            backend=self._backend,
+            caller=door.callers.at_once(request, user),
+            look_up=lambda: door.callers.looked_up(request, user),
+            places=_places(fields),
+            request_id=request_id_of(request),
+            keep_alive=_keep_alive(routing),
+        )
+        return self._admission
+
     # to the engine
 
     async def _first_byte(
@@ -207,9 +214,8 @@ class Exchange:
         """Send the request until an engine has begun to answer it."""
         loop = asyncio.get_running_loop()
         suspects = self._door.suspects
+        # Without the query, in which some clients have their keys.
         path = self._kind.path
-        if self._request.query_string:
-            path = f"{path}?{self._request.rel_url.raw_query_string}"
         headers = forwarded(self._request)
         give_up, losses = 0.0, 0
         while True:
@@ -431,9 +437,12 @@ class Exchange:
         return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
 
 
-def _places(routing: Routing) -> int:
+def _places(fields: Mapping[str, Any]) -> int:
     """Slots that a request takes: one for each answer it wants at the same time."""
-    return max(1, min(routing.n or 1, SLOTS))
+    prompt = fields.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+    answers = max(fields.get("n", 1), fields.get("best_of", 1))
+    return min(prompts * int(answers), SLOTS)
 
 
 def _keep_alive(routing: Routing) -> float | None:

@@ -282,3 +282,28 @@ async def test_comments_go_only_to_clients_of_streams(open_house: Any) -> None:
     async with asked as response:
         assert response.status == 200
         assert (await response.json())["data"]
+
+
+@pytest.mark.parametrize(("param", "value"), [("stream", "yes"), ("n", "two"), ("user", 5), ("n", 10**30)])
+async def test_fields_that_routing_reads_are_told_like_all_others(
+    open_house: Any, param: str, value: Any
+) -> None:
+    house = await open_house()
+    status, error = await house.error(house.chat(**{param: value}))
+    assert (status, error["param"]) == (400, param)
+    assert error["code"] in ("invalid_type", "invalid_value")
+
+
+def test_each_answer_and_each_prompt_takes_a_slot() -> None:
+    from greenroom.runner.http.proxy import _places
+
+    for fields, slots in [
+        ({}, 1),
+        ({"n": 3}, 3),
+        ({"prompt": "x"}, 1),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": ["a", "b"], "n": 2}, 4),
+        ({"prompt": [[1], [2], [3]]}, 3),
+        ({"prompt": ["a"] * 200, "n": 100}, 256),
+    ]:
+        assert _places(fields) == slots, fields

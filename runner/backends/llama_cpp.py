@@ -26,6 +26,8 @@ _CANNOT = (
     Cannot("dimensions", lambda fields: fields.get("dimensions"), "Its vectors have the model's own length."),
 )
 """What llama.cpp's server takes no notice of."""
+_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
+"""Else a failed assertion has a debugger print the stack, with whatever clients have said."""
 _BATCH_SECONDS = 2.0
 _LEAST_BATCH = 32
 _MOST_BATCH = 2048
@@ -87,8 +89,9 @@ class LlamaCpp(Backend):
             args += ["--mmproj", str(launch.model.mmproj)]
         args += ["--jinja"]
         if launch.binary is not None:
-            return Command(argv=(str(launch.binary), *args))
-        return Command(argv=(str(launch.python), "-I", str(launcher("llama_cpp")), *args))
+            return Command(argv=(str(launch.binary), *args), env=_ENVIRONMENT)
+        argv = (str(launch.python), "-I", str(launcher("llama_cpp")), *args)
+        return Command(argv=argv, env=_ENVIRONMENT)
 
 
 def _batch(launch: Launch) -> int:

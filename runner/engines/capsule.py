@@ -14,11 +14,38 @@ from greenroom.runner.engines.keeper import write_atomically
 
 _MIB = 2**20
 
-# First match wins; searched from the last line back. `{0}` is the matched group.
+_NO_TEMPLATE = "its chat template cannot be read"
+_OTHER_TEMPLATE = (
+    "package the model with another one (greenroom package --chat-template FILE), or set the runtime flag "
+    "--chat-template chatml"
+)
+_NO_PROJECTOR = (
+    "its projector (mmproj) is damaged or belongs to another model; pull the model again, or package it with "
+    "the right one (greenroom package --mmproj FILE)"
+)
+_NOT_LOADED = "it could not load the model {0}"
+# First match wins; searched from the last line back. `{0}` is the matched group. Where there is a cure, the
+# sentence says it.
 _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), sentence)
     for pattern, sentence in (
         (r"unknown model architecture: '?([\w.-]+)", "this version does not know the model architecture {0}"),
+        (r"unusable flag: (.*)", "{0}"),
+        (
+            r"common_chat_templates_init: error: (?:parser: )?(.*)",
+            f"{_NO_TEMPLATE} ({{0}}); {_OTHER_TEMPLATE}",
+        ),
+        (r"chat template parsing error", f"{_NO_TEMPLATE}; {_OTHER_TEMPLATE}"),
+        (r"failed to load multimodal model", _NO_PROJECTOR),
+        (
+            r"quantized V cache requires flash_attn",
+            "a value cache of this type (--cache-type-v) needs the runtime flag --flash-attn on",
+        ),
+        (
+            r"failed to parse grammar",
+            "its runtime flag --grammar is no grammar that can be read; change the flag",
+        ),
+        (r"couldn't bind HTTP server socket", "its socket could not be made"),
         (
             r"(?:out of memory|bad_alloc|cudaMalloc failed|OutOfMemoryError|MemoryError)",
             "it ran out of memory",
@@ -28,12 +55,16 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "it could not get the memory it needs",
         ),
         (r"invalid magic|not a gguf|failed to read magic", "the file is not a model it can read"),
-        (r"tensor '?[^']*'? data is not within the file bounds", "the model file is cut short"),
+        (
+            r"tensor '?[^']*'? data is not within the file bounds|gguf_init_from_reader: failed to read",
+            "the model file is cut short or damaged; remove the model and pull it again",
+        ),
         (r"ModuleNotFoundError: No module named '?([\w.]+)", "its installation lacks the module {0}"),
         (r"(?:ImportError|OSError): (.*(?:\.so|\.dylib).*)", "a library of its installation fails: {0}"),
         (r"(?:unknown|invalid|unrecognized) argument[s]?: (.*)", "it does not know the argument {0}"),
         (r"No space left on device", "the disk is full"),
-        (r"(?:error loading model|failed to load model)[:, ]*(.*)", "it could not load the model {0}"),
+        # What our launcher adds ("Failed to init server, please check the input params") says nothing.
+        (r"(?:error loading model|failed to load model)[:, ]+((?!.*Failed to init server).*)", _NOT_LOADED),
     )
 )
 _LACKED = re.compile(

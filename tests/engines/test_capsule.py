@@ -43,6 +43,83 @@ def test_a_known_complaint_becomes_a_cause(line, cause):
     assert cause_of(["starting", line, "bye"]) == cause
 
 
+# ruff: noqa: E501 - lines as they were written
+# What llama.cpp and our launcher have really written, last lines of failed loads.
+RECORDED = {
+    "a broken chat template": """\
+0.02.713.270 I srv    load_model: initializing, n_slots = 4, n_ctx_slot = 8192, kv_unified = 'true'
+0.02.713.681 E common_chat_templates_init: error: parser: Parser Error: Expected }} (Got })
+...{% for m in messages %}{{ m.content }...
+                                       ^
+0.02.713.715 E common_chat_templates_init: failed to initialize chat template
+0.02.713.742 E common_chat_templates_init: please consider disabling jinja via --no-jinja, or using another chat template
+0.02.713.789 E srv          init: init: chat template parsing error: std::exception
+0.02.713.816 E srv          init: init: please consider disabling jinja via --no-jinja, or use a custom chat template
+0.02.713.872 I srv    operator(): operator(): cleaning up before exit...
+0.02.714.295 E srv          init: exiting due to model loading error
+error loading model SmolLM2-135M-Instruct.Q4_1.gguf: Failed to init server, please check the input params.""",
+    "a projector that is none": """\
+0.02.839.547 E gguf_init_from_reader: invalid magic characters: 'not ', expected 'GGUF'
+0.02.839.619 E clip_init: failed to load model 'bad.gguf': clip_model_loader: failed to load CLIP model from bad.gguf.
+0.02.839.628 E mtmd_init_from_file: error: Failed to load CLIP model from bad.gguf
+0.02.839.630 E srv    load_model: failed to load multimodal model, 'bad.gguf'
+0.02.844.311 E srv          init: exiting due to model loading error
+error loading model SmolLM2-135M-Instruct.Q4_1.gguf: Failed to init server, please check the input params.""",
+    "a file that was cut": """\
+0.00.003.074 E gguf_init_from_reader: failed to read key-value pairs
+0.00.003.257 E llama_model_load: error loading model: llama_model_loader: failed to load model from cut.gguf
+0.00.003.379 E srv    load_model: failed to load model, 'cut.gguf'
+0.00.003.802 E srv          init: exiting due to model loading error
+error loading model cut.gguf: Failed to init server, please check the input params.""",
+    "a cache that needs flash attention": """\
+0.00.415.866 E llama_init_from_model: quantized V cache requires flash_attn to be enabled
+0.00.415.977 E srv    load_model: failed to create_context with model '/m/x.gguf'
+0.00.416.404 E srv          init: exiting due to model loading error
+error loading model SmolLM2-135M-Instruct.Q4_1.gguf: Failed to init server, please check the input params.""",
+    "a grammar that is none": """\
+parse: error parsing grammar: expecting ')' at
+root ::= (
+terminate called after throwing an instance of 'std::runtime_error'
+  what():  failed to parse grammar""",
+    "an assertion": """\
+/workspace/thirdparty/llama.cpp/src/llama-context.cpp:2529: GGML_ASSERT(n_outputs >= 1) failed""",
+    "a socket that cannot be": """\
+0.00.000.646 E srv         start: couldn't bind HTTP server socket, hostname: /tmp/s.sock, port: 0
+0.00.000.711 E srv          init: exiting due to HTTP server error
+error loading model SmolLM2-135M-Instruct.Q4_1.gguf: Failed to init server, please check the input params.""",
+    "a flag": "error: unusable flag: --cache-type-k cannot be 'q99'; it takes f32, f16, q8_0 or q4_0",
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "reason", "cure"),
+    [
+        (
+            "a broken chat template",
+            "chat template cannot be read (Parser Error: Expected }}",
+            "--chat-template FILE",
+        ),
+        (
+            "a projector that is none",
+            "projector (mmproj) is damaged or belongs to another model",
+            "--mmproj FILE",
+        ),
+        ("a file that was cut", "the model file is cut short or damaged", "pull it again"),
+        ("a cache that needs flash attention", "--cache-type-v", "--flash-attn on"),
+        ("a grammar that is none", "--grammar is no grammar", "change the flag"),
+        ("an assertion", "GGML_ASSERT(n_outputs >= 1) failed", ""),
+        ("a socket that cannot be", "its socket could not be made", ""),
+        ("a flag", "--cache-type-k cannot be 'q99'", "it takes f32, f16, q8_0 or q4_0"),
+    ],
+)
+def test_a_failed_load_says_the_reason_and_the_cure_in_one_sentence(what, reason, cure):
+    said = sentence({"code": 1, "last_lines": RECORDED[what].splitlines()}, was_ready=False)
+    assert reason in said
+    assert cure in said
+    assert "check the input params" not in said
+    assert "does not know the argument" not in said
+
+
 def test_the_end_of_a_traceback_is_preferred_to_a_line_that_mentions_an_error():
     lines = ["Traceback (most recent call last):", "KeyError: 'x'", "worker failed, see above"]
     assert cause_of(lines) == "KeyError: 'x'"

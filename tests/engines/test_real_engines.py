@@ -137,6 +137,23 @@ def test_a_flag_xllamacpp_cannot_follow_is_refused_not_ignored(llama):
     assert "--device is not offered by xllamacpp" in end.summary
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--cache-type-k", "q99"), "--cache-type-k cannot be 'q99'; it takes f32, f16, bf16"),
+        (("--flash-attn", "maybe"), "--flash-attn cannot be 'maybe'; it takes on, off or auto"),
+        (("--batch-size", "0"), "--batch-size cannot be '0'; it takes a whole number of at least 1"),
+        (("--rope-freq-base", "nan"), "--rope-freq-base cannot be 'nan'; it takes a number"),
+        (("--keep", "9" * 30), "it is out of range"),
+        (("--chat-template", "{{ nope("), "its chat template cannot be read (Parser Error: Unexpected EOF)"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_named_with_what_it_takes(llama, flags, said):
+    llama.host(**llama.options).start(llama.spec(backend="llama.cpp", flags=flags))
+    (end,) = llama.heard.wait("exited", bound=60)
+    assert said in end.summary
+
+
 def test_every_allowed_flag_is_followed_or_known_to_be_out_of_reach(llama_cpp_python, programs):
     done = subprocess.run(
         [str(llama_cpp_python), str(programs / "llama_flags.py"), str(launcher("llama_cpp"))],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 import signal
 import sys
@@ -165,6 +166,21 @@ _SWITCHES = """
 --no-spec-draft-backend-sampling : speculative.draft.backend_sampling false
 """
 
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "inverse": "a number other than 0",
+    "bit": "0 or 1",
+    "layers": "a number of layers, auto or all",
+    "kwargs": "an object of JSON",
+    "schema": "a JSON schema",
+    "shares": "numbers with commas between them",
+    "mebibytes": "whole numbers of MiB with commas between them",
+    "experts": "a number of layers",
+    "enum:ggml_type:GGML_TYPE_": "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl",
+    "ggml_sched_priority": "a priority from -1 to 3",
+}
+"""What values of a kind look like."""
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """Names of the tensors that mixture-of-experts models keep their experts in."""
 _ON = {"on": True, "off": False, "1": True, "0": False, "true": True, "false": False}
@@ -177,7 +193,7 @@ _BYTES_PER_WEIGHT = 0.6
 
 
 class Unusable(Exception):
-    """An argument that cannot be followed; the text is the sentence."""
+    """A flag that cannot be followed; the text says why and what to do, without a full stop."""
 
 
 class Arguments:
@@ -213,33 +229,52 @@ class Arguments:
                 self._set(name, *self._switches[name])
             elif name in self._values:
                 if not rest:
-                    raise Unusable(f"{name} wants a value.")
+                    raise Unusable(f"{name} wants a value; it takes {self._wanted(self._values[name][0])}")
                 self._take_value(name, rest.pop())
             else:
                 self._take_special(name, rest)
+        for name, value in (
+            ("--batch-size", self.params.n_batch),
+            ("--ubatch-size", self.params.n_ubatch),
+            ("--threads", self.params.cpuparams.n_threads or 0),
+            ("--threads-batch", self.params.cpuparams_batch.n_threads or 0),
+        ):
+            if value == 0 or value < -1:
+                raise Unusable(f"{name} cannot be '{value}'; it takes a whole number of at least 1")
         return self.params
 
     def _take_value(self, name: str, text: str) -> None:
         kind, place, configures = self._values[name]
         try:
             value = self._convert(kind, text)
-        except (KeyError, ValueError, OSError) as problem:
-            raise Unusable(f"{name} cannot be {text!r} ({problem}).") from problem
+        except (KeyError, ValueError, OSError, OverflowError, ZeroDivisionError) as problem:
+            raise Unusable(f"{name} cannot be {text!r}; it takes {self._wanted(kind)}") from problem
         self._set(name, place, value)
         if configures:
             # Else the defaults that lie in the model file would win over what the user has said.
             flag = self._library.common_params_sampling_config[f"COMMON_PARAMS_SAMPLING_CONFIG_{configures}"]
             self.params.sampling.user_sampling_config |= int(flag)
 
+    def _wanted(self, kind: str) -> str:
+        """What values of a kind look like, in words."""
+        if kind in _WANTED or ":" not in kind:
+            return _WANTED.get(kind, "another value")
+        _, enum, prefix = kind.split(":")
+        members = [str(name) for name in getattr(self._library, enum).__members__]
+        known = sorted(
+            name.removeprefix(prefix).lower().replace("_", "-") for name in members if prefix in name
+        )
+        return ", ".join(name for name in known if name != "count")
+
     def _convert(self, kind: str, text: str) -> Any:
         simple: dict[str, Callable[[str], Any]] = {
             "int": int,
-            "float": float,
+            "float": _finite,
             "str": str,
             "names": lambda word: set(word.split(",")),
             "bit": lambda word: bool(int(word)),
             "file": lambda word: Path(word).read_text("utf-8"),
-            "inverse": lambda word: 1.0 / float(word),
+            "inverse": lambda word: 1.0 / _finite(word),
             "layers": lambda word: {"auto": -1, "all": -2}.get(word) or int(word),
             "kwargs": lambda word: {key: json.dumps(value) for key, value in json.loads(word).items()},
             "ggml_sched_priority": lambda word: self._library.ggml_sched_priority(int(word)),
@@ -276,7 +311,9 @@ class Arguments:
             params.embedding = True
             params.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
         elif name in ("--flash-attn", "-fa"):
-            on = rest.pop() if rest and rest[-1] in (*_ON, "auto") else "on"
+            on = rest.pop() if rest and not rest[-1].startswith("-") else "on"
+            if on not in (*_ON, "auto"):
+                raise Unusable(f"{name} cannot be {on!r}; it takes on, off or auto")
             state = "AUTO" if on == "auto" else "ENABLED" if _ON[on] else "DISABLED"
             self._set(
                 name, "flash_attn_type", library.llama_flash_attn_type[f"LLAMA_FLASH_ATTN_TYPE_{state}"]
@@ -296,10 +333,14 @@ class Arguments:
                 int(rest.pop()),
                 int(rest.pop()),
             )
+        elif not name.startswith("-"):
+            raise Unusable(
+                f"{name!r} is no flag, and what stands before it takes no such value; leave it out"
+            )
         else:
             raise Unusable(
-                f"{name} is not offered by xllamacpp {library.__version__}. "
-                "Leave it out, or name a llama-server of your own in the configuration."
+                f"{name} is not offered by xllamacpp {library.__version__}; "
+                "leave it out, or name a llama-server of your own in the configuration"
             )
 
     def _set(self, name: str, place: str, value: Any) -> None:
@@ -310,7 +351,11 @@ class Arguments:
                 target = getattr(target, part)
             setattr(target, last, value)
         except AttributeError as problem:
-            raise Unusable(f"{name} is not known to xllamacpp {self._library.__version__}.") from problem
+            raise Unusable(
+                f"{name} is not known to xllamacpp {self._library.__version__}; leave it out"
+            ) from problem
+        except (OverflowError, TypeError) as problem:
+            raise Unusable(f"{name} cannot be {value!r}; it is out of range") from problem
 
     def _optional(self, place: str, value: Any) -> None:
         if hasattr(self.params, place):
@@ -355,6 +400,13 @@ def _shards_of(name: str) -> str:
     )
 
 
+def _finite(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(word)
+    return value
+
+
 def _split(word: str) -> list[str]:
     """`--name=value` is two words; a value that contains `=` is left alone."""
     name, equals, value = word.partition("=")
@@ -371,7 +423,7 @@ def main() -> int:
         params = Arguments(xllamacpp).take(sys.argv[1:])
         _pace(xllamacpp, params, sys.argv[1:])
     except Unusable as problem:
-        sys.stderr.write(f"error: invalid argument: {problem}\n")
+        sys.stderr.write(f"error: unusable flag: {problem}\n")
         return 2
     try:
         server = xllamacpp.Server(params)

@@ -198,6 +198,10 @@ class Turn:
             device_footprint=footprint(spec, turn.seen, spec.device) if spec.device else 0,
         )
         turn.record(failed, cause=load.cause)
+        if failure.code == "model_damaged":
+            # It is here no more: whoever asks for it again has it fetched anew.
+            damage = msg.NoteDamage(model_id=spec.model_id, reason=failure.message)
+            turn.effects.append(Tell(to=msg.LIBRARY, command=damage, cause=load.cause))
         if failure.code in NOT_THE_MODELS_FAULT:
             # Whoever waited for it waits on: the next step finds it another engine.
             return

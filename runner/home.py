@@ -8,7 +8,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-_FOLDERS = ("models", "backends", "cache", "engines")
+_MODELS = "models"
+_FOLDERS = (_MODELS, "backends", "cache", "engines")
 _FILES = ("secret", "instance", "daemon.json", "daemon.lock", "daemon.log", "journal.db", "journal.db-wal")
 _OTHERS_WRITE = 0o022
 _ELSEWHERE = "Set GREENROOM_HOME to a folder you may write to."
@@ -65,7 +66,9 @@ def _expect_usable(path: Path) -> None:
     is_folder = stat.S_ISDIR(status.st_mode)
     if path.name in _FILES and is_folder:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not os.access(path, os.R_OK | os.W_OK | (os.X_OK if is_folder else 0)):
+    # Models that can only be read are served; whoever wants to store one is told.
+    written = 0 if _MODELS in (path.name, path.parent.name) else os.W_OK
+    if not os.access(path, os.R_OK | written | (os.X_OK if is_folder else 0)):
         number = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
         raise PermissionError(number, os.strerror(number), str(path))
 

@@ -6,7 +6,8 @@ import errno
 import logging
 import os
 
-from greenroom.actors.facts import Failure, Model
+import msgspec
+from greenroom.actors.facts import Blame, Failure, Model
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.references import BadReference, familiar, shown
 from greenroom.runner.quantities import format_size
@@ -19,14 +20,33 @@ TOO_SLOW = "too_slow"
 """The code of a transfer that was ended because next to nothing moved: what did is no progress."""
 
 
+_BLAME: dict[Blame, str] = {
+    "network": "unreachable too_slow bad_answer rate_limited offline changed untrusted_certificate refused",
+    "client": "bad_reference bad_model_name not_found no_such_model no_such_quantisation unauthorized "
+    "conflict not_absolute cancelled does_not_fit cannot_run_here",
+    "model": "not_a_model unsupported_artifact model_damaged hash_mismatch",
+    "machine": "no_space not_allowed not_a_folder too_many_files no_memory io_error store_damaged",
+    "configuration": "unsupported_source bad_settings",
+    "ours": "internal stopping daemon_restarted",
+}
+_WHOSE = {code: blame for blame, codes in _BLAME.items() for code in codes.split()}
+
+
 def failure_of(error: Exception, doing: str) -> Failure:
-    """What an exception of a job means for the user; what nobody foresaw is logged."""
+    """What an exception of a job means for the user, and whose it was; what nobody foresaw is logged."""
+    failure = _failure_of(error, doing)
+    return msgspec.structs.replace(failure, blame=failure.blame or _WHOSE.get(failure.code, ""))
+
+
+def _failure_of(error: Exception, doing: str) -> Failure:
     if isinstance(error, JobFailed):
         return error.failure
     if isinstance(error, BadReference):
         return Failure(kind="permanent", code="bad_reference", message=str(error))
     if isinstance(error, OSError):
         return from_os_error(error, doing).failure
+    if isinstance(error, MemoryError):
+        return from_os_error(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), doing).failure
     log.error("A job of the model store failed in a way nobody foresaw", exc_info=error)
     return Failure(
         kind="permanent",

@@ -47,6 +47,18 @@ def never_ran(stage: Stage, spec: EngineSpec, failure: Failure) -> Stage:
     return stage.engine_is(spec, "gone", exit=end)
 
 
+def test_a_model_that_is_found_damaged_is_told_to_the_library_with_the_answer() -> None:
+    stage = upgraded()
+    damaged = Failure(kind="permanent", code="model_damaged", message="It is damaged.", blame="model")
+    stage.serve("r1", "qwen")
+    spec = stage.spec_of("qwen")
+    never_ran(stage, spec, damaged)
+    assert stage.refused("r1").code == "model_damaged"
+    assert stage.sent(msg.NoteDamage, "library") == [
+        msg.NoteDamage(model_id=spec.model_id, reason="It is damaged.")
+    ]
+
+
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 def test_a_load_that_fails_without_the_engines_doing_opens_no_breaker_and_quarantines_nothing(
     failure: Failure,

@@ -18,7 +18,8 @@ from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models import files
-from greenroom.runner.models.failures import from_os_error
+from greenroom.runner.models.failures import failure_of
+from greenroom.runner.models.references import BadReference
 from greenroom.runner.models.store import Store
 from greenroom.runner.testing import fake_backend
 
@@ -90,22 +91,39 @@ def test_a_touched_original_in_a_store_that_can_only_be_read_is_whole(
     assert store.look() == (model,)
 
 
-def test_a_daemon_whose_store_cannot_be_written_to_starts_and_says_why_pulls_fail(
-    tmp_path: Path, programs: Path, gguf: Callable[..., bytes]
+def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
+    tmp_path: Path, programs: Path, gguf: Callable[..., bytes], bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    home.mkdir()
-    (home / "models").symlink_to(tmp_path / "nowhere" / "models")
+    store = Store(home / "models")
+    store.prepare()
+    model = bring(store, "docker.io/ai/here:latest")
     (tmp_path / "m.gguf").write_bytes(gguf())
+    real = os.open
+
+    def open_(path: Any, flags: int, *arguments: Any, **more: Any) -> int:
+        if str(path).startswith(str(home / "models")) and flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *arguments, **more)
+
+    def refuses(path: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(sys.modules[Store.__module__], "check_writable", refuses)
     settings = Settings(home=home, port=0, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
     with Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")}) as greenroom:
+        assert greenroom.models() == (model,)
         asked = greenroom.system.ask(msg.LIBRARY, msg.Pull(reference=str(tmp_path / "m.gguf")))
         with pytest.raises(Refused) as caught:
             asked.get(timeout=30)
+        serve = msg.Serve(request_id="r1", model_id=model.id, model_ref="here")
+        granted = greenroom.system.ask(msg.SCHEDULER, serve, timeout=60).get(timeout=60)
+        assert isinstance(granted, msg.Granted)
     refusal = caught.value.refusal
-    assert refusal.code == "not_a_folder"
-    assert str(home / "models") in refusal.message
-    assert refusal.advice
+    assert refusal.code == "not_allowed"
+    assert "The disk can only be read while storing the model" in refusal.message
+    assert "GREENROOM_HOME" in refusal.advice
 
 
 @pytest.mark.parametrize(
@@ -124,6 +142,20 @@ def test_a_daemon_whose_store_cannot_be_written_to_starts_and_says_why_pulls_fai
 )
 def test_a_failed_system_call_keeps_what_kind_it_was(number: int, kind: str, code: str) -> None:
     name = os.fsdecode(b"/x/caf\xe9")
-    failure = from_os_error(OSError(number, os.strerror(number), name), "storing the model").failure
+    failure = failure_of(OSError(number, os.strerror(number), name), "storing the model")
     assert (failure.kind, failure.code) == (kind, code)
+    assert failure.blame == ("model" if code == "not_a_model" else "machine")
     failure.message.encode()
+
+
+def test_each_failure_of_a_pull_says_whose_it_was() -> None:
+    errors = {
+        "network": JobFailed.transient("unreachable", "No answer."),
+        "model": JobFailed.permanent("not_a_model", "It is none."),
+        "client": BadReference("no name"),
+        "ours": ZeroDivisionError(),
+        "machine": MemoryError(),
+    }
+    assert {whose: failure_of(error, "pulling").blame for whose, error in errors.items()} == {
+        whose: whose for whose in errors
+    }

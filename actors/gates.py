@@ -292,7 +292,7 @@ class GateBoard:
             empty, held = not gate.inside, gate.held
             if empty:
                 gate.idle_since = self._monotonic()
-                gate.last_byte.left_at = time.monotonic()
+                gate.last_byte.left_at = self._bytes_clock()
         if held and self.on_freed is not None:
             self.on_freed(engine_id)
         elif empty and self.on_empty is not None:

@@ -257,6 +257,7 @@ class EngineHost:
             now = time.monotonic()
             if health is Health.READY:
                 handle.tell_ready()
+                self._vitals.wake()  # from now on it is looked at more often
                 return
             if health is Health.DEAD:
                 self._give_up(handle, "it says that its model could not be loaded")
@@ -489,6 +490,7 @@ class EngineHost:
         probe = _probe(handle)
         ready = probe.look() is Health.READY
         handle.tell_adopted(ready)
+        self._vitals.wake()
         self._watch.add(handle)
         if not ready:
             self._thread(f"engine-{handle.engine_id}", partial(self._await_ready, handle))

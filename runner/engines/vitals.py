@@ -1,8 +1,9 @@
 """The watch over all engines of a host: their memory, whether they can be reached, and whether they work.
 
-Nobody waits for it. It has one thread; questions that an engine may leave unanswered are asked on threads of
-their own, one at a time for each engine; and no lock is held while anybody waits. What is found is told to
-the listener and ends nothing. When an engine is to be replaced is judged in `liveness`.
+Nobody waits for it. It has two threads, so that measuring many processes does not delay the look at sockets;
+questions that an engine may leave unanswered are asked on threads of their own, one at a time for each
+engine; and no lock is held while anybody waits. What is found is told to the listener and ends nothing. When
+an engine is to be replaced is judged in `liveness`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 EVERY = 2.0
 """Seconds between two looks at memory and work."""
-REACH_EVERY = 0.6
+REACH_EVERY = 0.5
 """Seconds between two looks at sockets: what cannot be reached is told within one second."""
 _SUSPECT_EVERY = 0.2
 """The same while there is a suspicion, which counts once it was found twice."""
@@ -111,8 +112,13 @@ class Vitals:
         self._watched: dict[str, Watched] = {}
         self._news = threading.Event()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="engine-vitals", daemon=True)
-        self._thread.start()
+        self._measuring = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name="engine-vitals", daemon=True),
+            threading.Thread(target=self._measure, name="engine-measures", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def wake(self) -> None:
         """There may be an engine now, or one was stopped."""
@@ -122,7 +128,17 @@ class Vitals:
         """End the thread."""
         self._closed.set()
         self._news.set()
-        self._thread.join(5.0)
+        self._measuring.set()
+        for thread in self._threads:
+            thread.join(5.0)
+
+    def _measure(self) -> None:
+        while not self._closed.is_set():
+            self._measuring.wait()
+            self._measuring.clear()
+            watched = self._watched
+            living = [one for one in self._handles() if one.engine_id in watched and _lives(one)]
+            self._guarded(partial(self._look_at_work, living, watched))
 
     def _run(self) -> None:
         seen_at, boot_at, measured_at = time.monotonic(), _since_boot(), 0.0
@@ -143,11 +159,11 @@ class Vitals:
                     one.life.excuse(now)
                     one.life.due, one.ill_since, one.health_at = True, 0.0, now
             seen_at, boot_at = now, boot
-            living = [one for one in handles if one.pid and not one.over.is_set()]
+            living = [one for one in handles if _lives(one)]
             self._guarded(partial(self._look_at_reach, living, now))
             if now - measured_at >= self._every:
                 measured_at = now
-                self._guarded(partial(self._look_at_work, living))
+                self._measuring.set()
             pause = self._pause(living)
             self._news.wait(pause)
 
@@ -205,13 +221,13 @@ class Vitals:
 
     # whether it works
 
-    def _look_at_work(self, handles: Sequence[Handle]) -> None:
+    def _look_at_work(self, handles: Sequence[Handle], all_watched: Mapping[str, Watched]) -> None:
         members = processes.groups({one.pid for one in handles})
         readings = self._readings()
         measured: dict[str, Measured] = {}
         now = time.monotonic()
         for handle in handles:
-            watched, pids = self._watched[handle.engine_id], members[handle.pid]
+            watched, pids = all_watched[handle.engine_id], members[handle.pid]
             size = processes.memory_of(pids)
             # A group that is just ending holds nothing; that is for its exit to say.
             device = self._device_usage(pids) if handle.spec.device else None
@@ -336,6 +352,10 @@ def _probe(handle: Handle) -> Probe:
         leader=handle.pid,
         mode=handle.spec.mode,
     )
+
+
+def _lives(handle: Handle) -> bool:
+    return bool(handle.pid) and not handle.over.is_set()
 
 
 def _since_boot() -> float:

@@ -209,6 +209,7 @@ class Odd:
         self.pid, _, self.endpoint = stage.heard.wait("spawned")
         stage.heard.wait("ready")
         self.gates.open(self.spec.engine_id, "m", "completion", "fake", self.endpoint)
+        self.lag = stage.lag()
         self.since = time.monotonic()
 
     def goes(self, wrong: str) -> None:
@@ -239,7 +240,7 @@ def test_one_that_was_stopped_is_found_within_a_second_with_nobody_inside(odd: O
     os.kill(odd.pid, signal.SIGSTOP)
     failure = odd.found_out()
     assert (failure.code, failure.blame) == ("engine_halted", "machine")
-    assert odd.took < 1.0
+    assert odd.lag.allows(odd.took, 1.0)
     assert "exited" not in odd.stage.heard.names()
     began = time.monotonic()
     odd.host.stop(odd.spec.engine_id, reason="it is replaced")
@@ -272,14 +273,14 @@ def test_one_whose_socket_is_gone_is_found_within_a_second_though_clients_keep_a
         odd.gates.leave(f"r{number}")
     failure = odd.found_out()
     assert (failure.code, failure.blame) == ("engine_unreachable", "machine")
-    assert odd.took < 1.5  # one second, and what a busy machine takes
+    assert odd.lag.allows(odd.took, 1.0)
 
 
 def test_one_that_refuses_connections_is_found_within_a_second(odd: Odd) -> None:
     odd.goes("close")
     failure = odd.found_out()
     assert (failure.code, failure.blame) == ("engine_closed", "engine")
-    assert odd.took < 1.5
+    assert odd.lag.allows(odd.took, 1.0)
     assert odd.stage.alive(odd.pid)
 
 

@@ -17,6 +17,7 @@ from greenroom.runner.backends.declaration import Command, Readiness
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.reach import inode_of
+from greenroom.runner.engines.readiness import Probe
 
 _log = logging.getLogger(__name__)
 
@@ -140,6 +141,16 @@ class Handle:
     def wanted(self) -> bool:
         """Nobody has asked it to end, and it has not."""
         return not (self.stop_requested or self.fault or self.over.is_set())
+
+    def probe(self) -> Probe:
+        """To ask it whether it is ready, or still works."""
+        return Probe(
+            self.endpoint,
+            self.readiness,
+            model_name=self.model_name,
+            leader=self.pid,
+            mode=self.spec.mode,
+        )
 
     def about(self, prepared: Prepared) -> dict[str, Any]:
         """What the claim remembers, so that the next daemon can adopt without asking anybody."""

@@ -47,7 +47,7 @@ from greenroom.runner.engines.identity import ProcessIdentity, boot_id
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
 from greenroom.runner.engines.paths import EngineFolder
-from greenroom.runner.engines.readiness import Health, Patience, Probe, take_pulse
+from greenroom.runner.engines.readiness import Health, Patience, take_pulse
 from greenroom.runner.engines.recovery import (
     Ended,
     Missing,
@@ -249,7 +249,7 @@ class EngineHost:
 
     def _await_ready(self, handle: Handle) -> None:
         """Probe until it is ready, dead, or has shown no sign of life for too long."""
-        probe = _probe(handle)
+        probe = handle.probe()
         begun = time.monotonic()
         patience, next_pulse = Patience(begun), begun + _PULSE_SECONDS
         while handle.wanted and not handle.given_up_at:
@@ -487,7 +487,7 @@ class EngineHost:
             self._send_stop(handle, handle.distrust or "asked to stop before the restart")
             handle.over.wait(self._stop_bound + 10.0)
             return
-        probe = _probe(handle)
+        probe = handle.probe()
         ready = probe.look() is Health.READY
         handle.tell_adopted(ready)
         self._vitals.wake()
@@ -589,13 +589,3 @@ def _not_begun(code: str, number: int, message: str) -> Failure:
     if is_machines(number):
         return msgspec.structs.replace(refused_by_machine("", OSError(number, "")), message=message)
     return Failure(kind="permanent", code="cannot_start", message=message, blame="configuration")
-
-
-def _probe(handle: Handle) -> Probe:
-    return Probe(
-        handle.endpoint,
-        handle.readiness,
-        model_name=handle.model_name,
-        leader=handle.pid,
-        mode=handle.spec.mode,
-    )

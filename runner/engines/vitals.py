@@ -19,7 +19,7 @@ from greenroom.actors.gates import GateReading
 from greenroom.runner.engines import condition, graphics, liveness, processes, reach
 from greenroom.runner.engines.handle import EngineListener, Handle, Ladder
 from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, Life
-from greenroom.runner.engines.readiness import CPU_SHARE, Probe, Vitality
+from greenroom.runner.engines.readiness import CPU_SHARE, Vitality
 
 _log = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ class Vitals:
         threading.Thread(target=run, name=f"{question}-{handle.engine_id}", daemon=True).start()
 
     def _read_counters(self, handle: Handle, watched: Watched) -> None:
-        told = _probe(handle).counters(_COUNTER_SECONDS)
+        told = handle.probe().counters(_COUNTER_SECONDS)
         if told is not None:
             watched.life.count(told, time.monotonic())
 
@@ -281,7 +281,7 @@ class Vitals:
         life = watched.life
         before, began = graphics.seconds(pids), time.monotonic()
         left = self._limit - life.still_for(self._reading(handle), began)
-        said = _probe(handle).canary(max(1.0, left))
+        said = handle.probe().canary(max(1.0, left))
         now = time.monotonic()
         if said is Vitality.WELL:
             life.prove(now)
@@ -317,7 +317,7 @@ class Vitals:
     def _ask_for_health(self, handle: Handle, watched: Watched, pids: Sequence[int]) -> None:
         """Of an engine with nobody inside: it is found out before the next one comes."""
         began = time.monotonic()
-        said = _probe(handle).health(min(_HEALTH_SECONDS, self._limit))
+        said = handle.probe().health(min(_HEALTH_SECONDS, self._limit))
         now = time.monotonic()
         if said is Vitality.WELL:
             watched.health_at, watched.ill_since, watched.garbled = now, 0.0, 0
@@ -342,16 +342,6 @@ class Vitals:
 
 
 _NOBODY = GateReading(False, 0, 0.0, 0)
-
-
-def _probe(handle: Handle) -> Probe:
-    return Probe(
-        handle.endpoint,
-        handle.readiness,
-        model_name=handle.model_name,
-        leader=handle.pid,
-        mode=handle.spec.mode,
-    )
 
 
 def _lives(handle: Handle) -> bool:

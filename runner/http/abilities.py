@@ -100,8 +100,9 @@ class Abilities:
         self, model: Model, config: ModelConfigState, fields: Mapping[str, Any], asked: Asked
     ) -> None:
         size = model.context_size if config.context_size is None else config.context_size
-        # Left to itself llama.cpp is given less than a model was trained for, and the others are not.
-        given = context_reckoned(size, model.context_length) if model.format == "gguf" else size
+        # llama.cpp and mlx are given a bound where nothing is configured; vLLM finds its own.
+        bounded = model.format in ("gguf", "safetensors-mlx")
+        given = context_reckoned(size, model.context_length) if bounded else size
         context = given if given > 0 else model.context_length
         flagged = {"-c", "--ctx-size", "--max-model-len"}.intersection(
             flag.partition("=")[0] for flag in config.flags or ()

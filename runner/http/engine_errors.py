@@ -100,6 +100,7 @@ _KNOWN = (
 _LENGTHS = re.compile(
     r"exceeds? the available context size|context size has been exceeded|maximum context length"
     r"|context.?length|longer than the maximum model length|too large to process|exceed_context_size"
+    r"|(?:prompt|input|request) is too long"
     r"|physical batch size|max_model_len",
     re.IGNORECASE,
 )
@@ -124,6 +125,9 @@ def told(status: int, body: bytes, asked: Asked) -> Told:
     said = error.get("code") if isinstance(error, dict) else None
     if isinstance(said, int) and 400 <= said < 600:
         status = said
+    if status == 413:
+        message = f'The {asked.backend} engine for "{asked.model}" does not take so large a request.'
+        return Told(Refusal(code="request_too_large", message=message, advice="Send less.", status=413))
     if _LENGTHS.search(words) or _LENGTHS.search(_text(error, "type")):
         return _too_long(error, words, asked)
     if status in (404, 405, 501) and _NO_PATH.fullmatch(words.strip()):

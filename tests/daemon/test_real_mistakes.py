@@ -64,11 +64,13 @@ def test_one_mistake_has_one_status_and_code_on_both_engines_cold_and_warm(
     assert all_told() == cold
 
 
-def test_a_prompt_that_is_too_long_for_llama_cpp_is_told_the_same_cold_in_a_stream_and_warm(
-    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path
+@pytest.mark.parametrize("engine", ["llama.cpp", "mlx"])
+def test_a_prompt_that_is_too_long_is_told_the_same_cold_in_a_stream_and_warm(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path, engine: str
 ) -> None:
     daemon = make_daemon(furnished, GREENROOM_PROGRESS_AFTER="0.05").start()
-    long = {"model": str(smollm2_gguf), "messages": [{"role": "user", "content": "word " * 9000}]}
+    model = str(smollm2_gguf if engine == "llama.cpp" else smollm2_mlx)
+    long = {"model": model, "messages": [{"role": "user", "content": "word " * 9000}]}
     cold = daemon.post(CHAT, {**long, "stream": True})
     assert (cold.status, cold.body[:2]) == (200, b": ")
     (event,) = [line for line in cold.body.decode().splitlines() if line.startswith("data: ")]

@@ -46,6 +46,8 @@ CASES: list[tuple[int, str, int, str, str | None]] = [
     (500, '{"error":{"code":500,"message":"SECRET"}}', 502, "engine_failed", None),
     (500, "<html>SECRET", 502, "engine_failed", None),
     (503, '{"error":{"code":503,"message":"Loading model"}}', 503, "engine_busy", None),
+    (413, '{"error":{"message":"the prompt is too long: SECRET"}}', 413, "request_too_large", None),
+    (400, '{"error":"prompt is too long"}', 400, "context_length_exceeded", "messages"),
     (302, "", 502, "engine_failed", None),
 ]  # fmt: skip
 

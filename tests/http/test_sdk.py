@@ -97,3 +97,37 @@ async def test_the_sdk_raises_what_ends_a_stream(open_house: Any) -> None:
         with pytest.raises(openai.APIError) as caught:
             [chunk async for chunk in stream]
     assert "SIGKILL" in str(caught.value)
+
+
+async def test_the_sdk_raises_a_mistake_as_a_bad_request_and_sends_it_once(open_house: Any) -> None:
+    house = await open_house()
+    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
+        for mistake in ({"n": 0}, {"temperature": 9}, {"tools": [{"type": "custom", "custom": {}}]}):
+            for stream in (False, True):
+                with pytest.raises(openai.BadRequestError) as caught:
+                    await client.chat.completions.create(
+                        model="tiny", messages=HELLO, stream=stream, extra_body=mistake
+                    )
+                assert isinstance(caught.value.code, str)
+                assert str(caught.value.param).startswith(next(iter(mistake)))
+    assert house.greenroom.engines() == ()
+
+
+async def test_the_sdk_raises_what_an_engine_refuses_with_a_code_of_ours(open_house: Any) -> None:
+    said = '{"error":{"code":500,"message":"image input is not supported","type":"server_error"}}'
+    house = await open_house("--answer", "500", said)
+    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model="tiny", messages=HELLO)
+    assert (caught.value.code, caught.value.param) == ("unsupported_input", "messages")
+    assert (await house.stats())["requests"] == 1, "an SDK sends what is answered 500 three times"
+
+
+async def test_the_sdk_does_not_send_what_killed_an_engine_again(open_house: Any) -> None:
+    house = await open_house("--die-of", "hi", "--die-by", "SIGABRT")
+    async with openai.AsyncOpenAI(base_url=f"{house.base}/v1", api_key="none") as client:
+        for _ in range(2):
+            with pytest.raises(openai.UnprocessableEntityError) as caught:
+                await client.chat.completions.create(model="tiny", messages=HELLO)
+            assert caught.value.code == "request_ended_engine"
+    assert len(house.greenroom.engines()) == 1

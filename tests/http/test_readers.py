@@ -85,3 +85,15 @@ async def test_a_place_is_wanted_when_a_request_waits(open_house: Any, wait_unti
     await wait_until(lambda: house.waiting() == 1 and house.app[DOOR].wanted("nobody"))
     assert house.app[DOOR].wanted("nobody") == "another request waits"
     task.cancel()
+
+
+async def test_whoever_waits_for_the_slot_of_one_that_does_not_read_gets_it(
+    open_house: Any, wait_until: Any
+) -> None:
+    house = await open_house("--tokens", "1000000", backend={"slots": 1}, unread_for=0.5)
+    client = await _stay(house)
+    await wait_until(lambda: house.inside() == 1)
+    status, _ = await house.stream(max_tokens=3)
+    assert status == 200
+    client.close()
+    await house.nothing_is_held()

@@ -93,17 +93,23 @@ _LINE_START = re.compile(r"^(?:\d[\d.:\-T ]*\s+)?(?:[EWI]\s+)?")
 
 
 def engine_exit(
-    end: Mapping[str, Any], spec: EngineSpec, *, expected: bool, was_ready: bool, reason: str = ""
+    end: Mapping[str, Any],
+    spec: EngineSpec,
+    *,
+    expected: bool,
+    was_ready: bool,
+    served: bool = False,
+    reason: str = "",
 ) -> EngineExit:
     """The fact for the journal, from what the keeper wrote.
 
     `reason` is why we ended it ourselves (stalled, load dead); "" when it ended of its own accord or was
-    asked to by the user.
+    asked to by the user. `served` says that it may have been ready before, though it was not at its end.
     """
     first = tuple(str(line) for line in end.get("first_lines", ()))
     last = tuple(str(line) for line in end.get("last_lines", ()))
-    if was_ready:
-        # Clients were inside, and engines print what they are asked. What is stored is shown to others.
+    if was_ready or served:
+        # Clients may have been inside, and engines print what they are asked. Others see what is stored.
         first, last = own_words(first), own_words(last)
     code = end.get("code")
     summary = _summary(end, (*first, *last), spec, expected, was_ready, reason)

@@ -112,6 +112,8 @@ class Handle:
         self.may_finish = False
         """Those inside are still answered, though nobody else can reach it: its end waits for them."""
         self.was_ready = False
+        self.served = False
+        """Clients may have been inside, also in an earlier life: what it prints may be their words."""
         self.answers = False
         """It was seen to answer in this life of the host."""
         self.stop_requested = False
@@ -197,7 +199,7 @@ class Handle:
         with self._lock:
             if self.stop_requested or self.fault:
                 return
-            self.was_ready = self.answers = True
+            self.was_ready = self.answers = self.served = True
             self.inode = inode_of(self.endpoint)
             self._tell(lambda: self._listener.ready(self.engine_id))
 

@@ -265,7 +265,7 @@ class EngineHost:
             if now >= next_pulse:
                 next_pulse = now + _PULSE_SECONDS
                 if patience.moved(take_pulse(handle.pid, handle.folder.log_size()), now):
-                    handle.tell_progress("loading", handle.folder.last_line())
+                    handle.tell_progress("loading", "" if handle.served else handle.folder.last_line())
                 elif patience.silent_for(now) >= self._stall_after:
                     silent = patience.silent_for(now)
                     self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f} s")
@@ -414,6 +414,7 @@ class EngineHost:
                 handle.spec,
                 expected=not handle.fault and bool(handle.stop_requested or own_accord),
                 was_ready=handle.was_ready,
+                served=handle.served,
                 reason=handle.fault or handle.stop_reason or own_accord,
             )
         )
@@ -456,6 +457,7 @@ class EngineHost:
 
     def _settle(self, handle: Handle, expected: Engine) -> None:
         handle.was_ready = expected.state in ("ready", "stopping")
+        handle.served = True  # one that is starting may have been ready before
         handle.pid, handle.started = expected.pid, expected.started
         found = look(handle.folder, None if math.isinf(self._grace) else self._grace)
         if isinstance(found, Ended):

@@ -179,5 +179,7 @@ def test_of_an_engine_that_served_clients_only_its_own_words_are_kept():
     assert (kept.first_lines, kept.last_lines) == ((own,), (own,))
     assert "SECRET" not in kept.summary
     assert kept.summary == f"The mlx engine for ai/smollm2 exited with code 1: {own}."
+    again = engine_exit(end, SPEC, expected=False, was_ready=False, served=True)
+    assert (again.last_lines, "SECRET" in again.summary) == ((own,), False)
     loading = engine_exit(end, SPEC, expected=False, was_ready=False)
     assert loading.last_lines == tuple(said), "while it loads no client is inside"

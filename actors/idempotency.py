@@ -36,6 +36,7 @@ REMEMBERED = 1000
 """Keys."""
 REMEMBERED_FOR = 86_400.0
 """Seconds."""
+_NEWEST = 64
 
 
 _NOTHING = refuse(
@@ -105,9 +106,25 @@ class Keyed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IdempotencyState(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys that are remembered, by digest, the oldest first."""
+    """The keys that are remembered, by digest, the oldest first.
 
-    keys: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
+    Each event makes a new state, so the few that change often are kept apart: to copy a thousand keys for
+    each of a hundred thousand events would take minutes at a start.
+    """
+
+    older: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
+    newest: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
+    """At most `_NEWEST`; what is here counts, whatever `older` says."""
+
+    @property
+    def keys(self) -> Mapping[str, Keyed]:
+        """All that are remembered."""
+        older = {key: one for key, one in self.older.items() if key not in self.newest}
+        return dict(list({**older, **self.newest}.items())[-REMEMBERED:])
+
+    def get(self, key: str) -> Keyed | None:
+        """What is known of a key."""
+        return self.newest.get(key) or self.older.get(key)
 
 
 class IdempotencySeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +161,7 @@ class Idempotency:
         match event:
             case ev.CommandKeyed():
                 keyed = Keyed(command=event.command, at=stored.at)
-            case ev.CommandAnswered() if (old := state.keys.get(event.key)) is not None:
+            case ev.CommandAnswered() if (old := state.get(event.key)) is not None:
                 outcome = Outcome(
                     status=event.status,
                     content_type=event.content_type,
@@ -154,13 +171,13 @@ class Idempotency:
                 keyed = msgspec.structs.replace(old, outcome=outcome)
             case _:
                 return state
-        others = {
-            key: one
-            for key, one in state.keys.items()
-            if key != event.key and stored.at - one.at < REMEMBERED_FOR
-        }
-        kept = list(others.items())[-(REMEMBERED - 1) :]
-        return IdempotencyState(keys={**dict(kept), event.key: keyed})
+        newest = {key: one for key, one in state.newest.items() if key != event.key}
+        newest[event.key] = keyed
+        if len(newest) < _NEWEST:
+            return IdempotencyState(older=state.older, newest=newest)
+        full = IdempotencyState(older=state.older, newest=newest)
+        older = {key: one for key, one in full.keys.items() if stored.at - one.at < REMEMBERED_FOR}
+        return IdempotencyState(older=older)
 
     def decide(
         self, state: IdempotencyState, command: Command, now: Moment, seen: IdempotencySeen
@@ -188,7 +205,7 @@ class Idempotency:
         3. It is being carried out: whoever asks may wait for the answer.
         4. It is new, or the daemon ended in the middle: it is to be carried out.
         """
-        known = state.keys.get(ask.key)
+        known = state.get(ask.key)
         if known is not None and ask.key not in seen.under_way and now.wall - known.at >= REMEMBERED_FOR:
             known = None
         if known is not None and known.command != ask.command:  # 1
@@ -216,7 +233,7 @@ class Idempotency:
     ) -> Decision[IdempotencySeen]:
         if ask.key in seen.under_way:
             return Decision(reply=Later(ask.key))
-        known = state.keys.get(ask.key)
+        known = state.get(ask.key)
         return Decision(reply=known.outcome if known is not None and known.outcome is not None else _NOTHING)
 
     def _end(
@@ -227,7 +244,7 @@ class Idempotency:
             return Decision(effects=(Answer(key=report.key, outcome=_NOTHING),), reply=Noted(), seen=left)
         outcome = report.outcome
         events: tuple[Event, ...] = ()
-        if report.key in state.keys and not outcome.passing:
+        if state.get(report.key) is not None and not outcome.passing:
             answered = ev.CommandAnswered(
                 key=report.key,
                 status=outcome.status,

@@ -139,7 +139,7 @@ def apply(state: LibraryState, stored: Stored[Any]) -> LibraryState:
 
 def _apply_tags(models: dict[str, Model], tags: Sequence[str]) -> None:
     """A tag is on one model only: whoever gets it takes it from whoever had it."""
-    for one, model in models.items():
-        if set(tags) & set(model.tags):
-            kept = tuple(tag for tag in model.tags if tag not in tags)
-            models[one] = msgspec.structs.replace(model, tags=kept)
+    disjoint = frozenset(tags).isdisjoint
+    for one in [one for one, model in models.items() if not disjoint(model.tags)]:
+        kept = tuple(tag for tag in models[one].tags if tag not in tags)
+        models[one] = msgspec.structs.replace(models[one], tags=kept)

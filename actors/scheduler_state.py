@@ -13,15 +13,17 @@ from greenroom.actors.kernel.core import Stored
 from greenroom.actors.ledger import Memory
 from greenroom.actors.limits import CONTEXT, DURATION, flags_complaint
 from greenroom.actors.messages import BackendStatus
+from greenroom.actors.remembering import remembered, without
 
 T = TypeVar("T")
 
-_ENDED_REMEMBERED = 31
-_FOOTPRINTS_REMEMBERED = 255
-_INTERRUPTED_REMEMBERED = 63
-_PROVEN_REMEMBERED = 255
+_ENDED_REMEMBERED = 32
+_FOOTPRINTS_REMEMBERED = 256
+_INTERRUPTED_REMEMBERED = 64
+_PROVEN_REMEMBERED = 256
 _VERSIONS_REMEMBERED = 3
-_QUARANTINES_REMEMBERED = 63
+_QUARANTINES_REMEMBERED = 64
+_REFUSALS_REMEMBERED = 256
 
 FORGIVEN_AFTER = 1800.0
 """Seconds after which a failure has nothing to do any more with a load that begins then."""
@@ -287,16 +289,16 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
             return change(
                 new,
                 loads={**state.loads, spec.engine_id: load},
-                refusals=_apply_without(state.refusals, config_key(spec.model_id, spec.mode)),
-                interrupted=_apply_without(state.interrupted, config_key(spec.model_id, spec.mode)),
+                refusals=without(state.refusals, config_key(spec.model_id, spec.mode)),
+                interrupted=without(state.interrupted, config_key(spec.model_id, spec.mode)),
                 admitted=state.admitted + 1,
             )
         case ev.LoadRefused() as e:
             key = config_key(e.model_id, e.mode)
             codes = (*state.refusals.get(key, ()), e.code)
-            return change(new, refusals={**state.refusals, key: codes})
+            return change(new, refusals=remembered(state.refusals, key, codes, _REFUSALS_REMEMBERED))
         case ev.LoadFailed() as e:
-            loads = _apply_without(state.loads, e.engine_id)
+            loads = without(state.loads, e.engine_id)
             new = change(
                 new,
                 ended=_apply_ended(state, e.engine_id, stored.id),
@@ -320,7 +322,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
                 new = change(new, proven=_apply_proven(state, e.model_id, e.backend, e.installation_id))
             return change(
                 new,
-                loads=_apply_without(state.loads, e.engine_id),
+                loads=without(state.loads, e.engine_id),
                 ended=_apply_ended(state, e.engine_id, stored.id),
                 footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
                 interrupted=interrupted,
@@ -338,18 +340,17 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
         case ev.BreakerClosed() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             proven = _apply_proven(state, e.model_id, e.backend, e.installation_id)
-            return change(new, breakers=_apply_without(state.breakers, key), proven=proven)
+            return change(new, breakers=without(state.breakers, key), proven=proven)
         case ev.ModelQuarantined() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             away = Quarantine(since=stored.at, **msgspec.structs.asdict(e))
-            kept_ones = list(_apply_without(state.quarantines, key).items())[-_QUARANTINES_REMEMBERED:]
-            return change(new, quarantines={**dict(kept_ones), key: away})
+            return change(new, quarantines=remembered(state.quarantines, key, away, _QUARANTINES_REMEMBERED))
         case ev.QuarantineLifted() as e:
             key = breaker_key(e.model_id, e.backend, e.installation_id)
             return change(
                 new,
-                quarantines=_apply_without(state.quarantines, key),
-                breakers=_apply_without(state.breakers, key),
+                quarantines=without(state.quarantines, key),
+                breakers=without(state.breakers, key),
             )
         case ev.ConfigChanged() as e:
             return _apply_config(new, e)
@@ -358,11 +359,7 @@ def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
 
 
 def _apply_ended(state: SchedulerState, engine_id: str, event_id: str) -> dict[str, str]:
-    kept = dict(state.ended)
-    while len(kept) > _ENDED_REMEMBERED:
-        del kept[next(iter(kept))]
-    kept[engine_id] = event_id
-    return kept
+    return remembered(state.ended, engine_id, event_id, _ENDED_REMEMBERED)
 
 
 def _apply_footprints(
@@ -371,13 +368,12 @@ def _apply_footprints(
     load = state.loads.get(engine_id)
     if load is None:
         return state.footprints
-    found = dict(state.footprints)
+    found = state.footprints
     for size, on_device in ((footprint, False), (device_footprint, True)):
         if size:
             key = footprint_key(load.spec, on_device=on_device)
-            found.pop(key, None)
-            found[key] = size
-    return dict(list(found.items())[-_FOOTPRINTS_REMEMBERED - 1 :])
+            found = remembered(found, key, size, _FOOTPRINTS_REMEMBERED)
+    return found
 
 
 def _apply_interrupted(state: SchedulerState, engine_id: str, at: float) -> Mapping[str, Interrupted]:
@@ -385,8 +381,8 @@ def _apply_interrupted(state: SchedulerState, engine_id: str, at: float) -> Mapp
     if load is None:
         return state.interrupted
     key = config_key(load.spec.model_id, load.spec.mode)
-    kept = list(_apply_without(state.interrupted, key).items())[-_INTERRUPTED_REMEMBERED:]
-    return {**dict(kept), key: Interrupted(spec=load.spec, at=at, kept=load.kept)}
+    interrupted = Interrupted(spec=load.spec, at=at, kept=load.kept)
+    return remembered(state.interrupted, key, interrupted, _INTERRUPTED_REMEMBERED)
 
 
 def _apply_proven(
@@ -394,8 +390,8 @@ def _apply_proven(
 ) -> Mapping[str, tuple[str, ...]]:
     key = proven_key(model_id, backend)
     before = tuple(one for one in state.proven.get(key, ()) if one != installation_id)
-    kept = list(_apply_without(state.proven, key).items())[-_PROVEN_REMEMBERED:]
-    return {**dict(kept), key: (*before[-_VERSIONS_REMEMBERED:], installation_id)}
+    now = (*before[-_VERSIONS_REMEMBERED:], installation_id)
+    return remembered(state.proven, key, now, _PROVEN_REMEMBERED)
 
 
 def _apply_unproven(
@@ -403,7 +399,7 @@ def _apply_unproven(
 ) -> Mapping[str, tuple[str, ...]]:
     key = proven_key(model_id, backend)
     left = tuple(one for one in state.proven.get(key, ()) if one != installation_id)
-    return {**state.proven, key: left} if left else _apply_without(state.proven, key)
+    return {**state.proven, key: left} if left else without(state.proven, key)
 
 
 def _apply_config(state: SchedulerState, e: ev.ConfigChanged) -> SchedulerState:
@@ -422,14 +418,10 @@ def _apply_config(state: SchedulerState, e: ev.ConfigChanged) -> SchedulerState:
         slots=left.slots if e.slots is None else e.slots,
         prompt_cache=left.prompt_cache if e.prompt_cache is None else e.prompt_cache,
     )
-    configs = _apply_without(state.configs, key)
+    configs = dict(without(state.configs, key))
     if new != ModelConfigState():
         configs[key] = new
     breakers = state.breakers
     if msgspec.structs.replace(old, keep_alive=None) != msgspec.structs.replace(new, keep_alive=None):
         breakers = {one: it for one, it in breakers.items() if not one.startswith(f"{e.model_id}|")}
     return msgspec.structs.replace(state, configs=configs, breakers=breakers)
-
-
-def _apply_without(mapping: Mapping[str, T], key: str) -> dict[str, T]:
-    return {k: v for k, v in mapping.items() if k != key}

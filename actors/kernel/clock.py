@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import random
 import threading
 import time
@@ -41,7 +42,10 @@ class Clock(Protocol):
         ...
 
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
-        """Run `call` once the monotonic clock has reached that second. It must be quick and not raise."""
+        """Run `call` once the monotonic clock has reached that second; at infinity, never.
+
+        It must be quick and not raise. Raises ValueError for what is no number.
+        """
         ...
 
     def close(self) -> None:
@@ -60,6 +64,13 @@ class _Call:
 
 
 _COMPACT_FROM = 256
+_LONGEST_WAIT = 3_600.0
+
+
+def _check(monotonic: float) -> None:
+    if math.isnan(monotonic):
+        # It is neither before nor after any other, so all timers would fall into disorder.
+        raise ValueError("a timer is due at a number of seconds, not at NaN")
 
 
 class SystemClock:
@@ -82,6 +93,7 @@ class SystemClock:
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
         """Run `call` on the timer thread."""
         entry = _Call(call)
+        _check(monotonic)
         with self._changed:
             if self._closed:
                 return entry
@@ -114,7 +126,8 @@ class SystemClock:
             with self._changed:
                 while not self._closed and (not self._heap or self._heap[0][0] > self._monotonic()):
                     wait = self._heap[0][0] - self._monotonic() if self._heap else None
-                    self._changed.wait(wait)
+                    # The system takes no wait of centuries; one that is cut short is waited for again.
+                    self._changed.wait(None if wait is None else min(wait, _LONGEST_WAIT))
                 if self._closed:
                     return
                 call = heapq.heappop(self._heap)[2].call
@@ -143,6 +156,7 @@ class ManualClock:
     def call_at(self, monotonic: float, call: Callable[[], None]) -> Timer:
         """Run `call` when `advance` reaches that second."""
         entry = _Call(call)
+        _check(monotonic)
         with self._lock:
             heapq.heappush(self._heap, (monotonic, next(self._order), entry))
         return entry

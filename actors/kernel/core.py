@@ -73,9 +73,6 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Recovered(Command, frozen=True, kw_only=True):
     """The first command of every life: the state is replayed, now look at the world."""
 
-    rebuilt: bool = False
-    """The volatile state is lost and to be collected again, but the system has run on."""
-
 
 class Address(NamedTuple):
     """How an actor is found; it stays the same when the actor is rebuilt."""

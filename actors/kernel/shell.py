@@ -552,7 +552,7 @@ class Shell(pykka.ThreadingActor):
         self._seen = self._core.unseen()
         self._unrecovered = None
         self._stuck.try_now()
-        self._handle(Asked(command=Recovered(rebuilt=True), cause=""))
+        self._handle(Asked(command=Recovered(), cause=""))
         for one in waiters:
             if one.repeatable:
                 self._receive(one.asked)

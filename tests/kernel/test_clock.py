@@ -58,6 +58,24 @@ def test_a_timer_that_raises_stops_no_other(clock, error) -> None:
     assert done.wait(5)
 
 
+@pytest.mark.parametrize("seconds", [1e9, 1e11, 1e300, float("inf")])
+def test_a_timer_that_is_too_far_away_stops_no_other(clock, seconds) -> None:
+    done = threading.Event()
+    clock.call_at(clock.now().monotonic + seconds, lambda: None)
+    clock.call_at(clock.now().monotonic + 0.05, lambda: None)
+    deadline = time.monotonic() + 5
+    while len(clock._heap) > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)  # until the far one is the one that is waited for
+    clock.call_at(clock.now().monotonic + 0.01, done.set)
+    assert done.wait(5)
+
+
+def test_a_timer_at_no_time_is_an_error_for_whoever_sets_it(clock) -> None:
+    for one in (clock, ManualClock()):
+        with pytest.raises(ValueError, match="NaN"):
+            one.call_at(float("nan"), lambda: None)
+
+
 def test_cancelled_deadlines_do_not_pile_up(clock) -> None:
     far = clock.now().monotonic + 3_600
     kept = [clock.call_at(far, lambda: None) for _ in range(10)]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from greenroom.actors.journal.memory import MemoryJournal
     from greenroom.actors.journal.port import (
         Entry,
+        EventChanged,
         Journal,
         JournalBusy,
         JournalDamaged,
@@ -99,7 +100,7 @@ _PLACES = {
     "facts": "Engine EngineExit EngineSpec Failure Installation Model Plan Progress",
     "journal.memory": "MemoryJournal",
     "journal.port": (
-        "Entry Journal JournalBusy JournalDamaged JournalError JournalFailed JournalFull "
+        "Entry EventChanged Journal JournalBusy JournalDamaged JournalError JournalFailed JournalFull "
         "JournalTooNew NotAJournal NotWritten Record"
     ),
     "journal.reader": "JournalReader read_journal",
@@ -152,6 +153,7 @@ __all__ = [
     "Ensured",
     "Entry",
     "Event",
+    "EventChanged",
     "Failure",
     "FaultyJournal",
     "Forked",

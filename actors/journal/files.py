@@ -12,7 +12,9 @@ journal.db-reserve   space kept back for a full disk (see `reserve`)
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +66,11 @@ class JournalFiles(msgspec.Struct, frozen=True):
         return self._beside("-reserve")
 
     @property
+    def probe(self) -> Path:
+        """Written and removed at once, to find out whether anything can be."""
+        return self._beside("-probe")
+
+    @property
     def draft(self) -> Path:
         """A journal that is being made, until it is whole and takes its name."""
         return self._beside("-new")
@@ -90,6 +97,33 @@ def size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
+
+
+NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What the system says when there is no room, in one way or another."""
+
+
+def why_no_write(files: JournalFiles, length: int = 65_536) -> OSError | None:
+    """Why nothing can be written beside the database, found out by trying; None when something can.
+
+    SQLite says only that a write has failed, whether the disk is broken, read-only or full.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    largest = max(size(files.db) or 0, size(files.wal) or 0)
+    if limit != resource.RLIM_INFINITY and largest + length > limit:
+        return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    try:
+        descriptor = os.open(files.probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            left = memoryview(os.urandom(length))
+            while left:
+                left = left[os.write(descriptor, left) :]
+        finally:
+            os.close(descriptor)
+            files.probe.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None
 
 
 def sync_folder(folder: Path) -> None:

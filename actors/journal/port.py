@@ -6,6 +6,7 @@ JournalError
 ├── JournalFailed     unknown whether written (fsync or I/O error): never retried, the system stops
 ├── JournalDamaged    what is stored is not what was written; `seq` is the first bad row
 ├── JournalTooNew     written by a newer Greenroom
+├── EventChanged      the journal is whole, but the program that reads it has another class for an event
 ├── JournalBusy       another process writes to it; `pid` is that process
 └── NotAJournal       the file is something else, and was not touched
 """
@@ -44,6 +45,14 @@ class JournalDamaged(JournalError):
 
 class JournalTooNew(JournalError):
     """The log format is newer than this program."""
+
+
+class EventChanged(JournalError):
+    """A stored event does not fit the class that shall read it: the code has changed, not the journal."""
+
+    def __init__(self, message: str, seq: int) -> None:
+        super().__init__(message)
+        self.seq = seq
 
 
 class JournalBusy(JournalError):

@@ -142,9 +142,11 @@ class JournalReader:
         self._check_end(self.last_seq())
 
     def flaws(self) -> list[str]:
-        """What SQLite itself finds wrong with the database, its indexes included; slow."""
+        """What is wrong with the database beside its rows: its indexes, and what is not ours; slow."""
         found = [str(row[0]) for row in self._query("PRAGMA integrity_check(20)", (), 1)]
-        return [] if found == ["ok"] else found
+        flaws = [] if found == ["ok"] else found
+        foreign = schema.triggers(self._connection)
+        return flaws + ([schema.has_triggers(self._name, foreign)] if foreign else [])
 
     def copy_to(self, target: Path) -> None:
         """Copy the database as it is now, with what is still in the log, to a file that is not there yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -44,9 +45,15 @@ class Reserve:
 
 def _allocate(descriptor: int, length: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, length)
-        return
-    # macOS. Random bytes, since a file system that compresses would store zeros in no space at all.
+        try:
+            os.posix_fallocate(descriptor, 0, length)
+        except OSError as error:
+            # Some C libraries do not make up for a file system that cannot (ZFS, NFS, 9p).
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        else:
+            return
+    # Random bytes, since a file system that compresses would store zeros in no space at all.
     remaining = memoryview(os.urandom(length))
     while remaining:
         remaining = remaining[os.write(descriptor, remaining) :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -45,6 +45,10 @@ CREATE TABLE events(
 ) STRICT;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORMAT};
+"""
+_INDEX = """
+SELECT stream, count(*), max(version), sum(version), sum(seq)
+FROM events INDEXED BY sqlite_autoindex_events_1 GROUP BY stream
 """
 _OLDEST_SQLITE = (3, 37, 0)
 
@@ -115,6 +119,40 @@ def discard_draft(files: JournalFiles) -> None:
     """Remove what a creation that was cut short has left."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         files.draft.with_name(files.draft.name + suffix).unlink(missing_ok=True)
+
+
+def triggers(connection: sqlite3.Connection) -> list[str]:
+    """Names of triggers; we make none, and one of somebody else's can change what we store."""
+    found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY name")
+    return [str(name) for (name,) in found.fetchall()]
+
+
+def has_triggers(name: str, found: Sequence[str]) -> str:
+    """What is said of them."""
+    return (
+        f"{name} has triggers that Greenroom did not make ({', '.join(found)}): they can change what is "
+        "stored. No event is lost; remove them with `DROP TRIGGER` in an SQLite shell"
+    )
+
+
+def index_is_whole(connection: sqlite3.Connection, heads: Mapping[str, int]) -> bool:
+    """Whether the index has every row that is there: `heads` are the last versions, known from the rows.
+
+    The rows have checksums and the index has none. It is read alone, and quickly; its sums give away what a
+    flipped bit leaves.
+    """
+    try:
+        found = connection.execute(_INDEX).fetchall()
+    except sqlite3.Error as error:
+        if is_damage(error):
+            return False
+        raise
+    rows = sum(heads.values())
+    return (
+        {stream: last for stream, _, last, _, _ in found} == heads
+        and all(count == last and total == last * (last + 1) // 2 for _, count, last, total, _ in found)
+        and sum(seqs for *_, seqs in found) == rows * (rows + 1) // 2
+    )
 
 
 def read_meta(connection: sqlite3.Connection, name: str) -> Meta:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.chain import Chain, Draft, Row, checked, records
-from greenroom.actors.journal.files import Clock, JournalFiles, size
+from greenroom.actors.journal.files import NO_SPACE, Clock, JournalFiles, size, why_no_write
 from greenroom.actors.journal.lock import WriterLock
 from greenroom.actors.journal.port import (
     Entry,
@@ -235,7 +235,7 @@ class SqliteJournal:
 
     def _not_opened(self, error: OSError | sqlite3.Error) -> JournalError:
         sentence = f"{self.files.db} cannot be opened for writing: {error}"
-        if _is_full(error):
+        if _is_full(self.files, error):
             return JournalFull(sentence)
         if isinstance(error, sqlite3.DatabaseError) and _primary(error) == sqlite3.SQLITE_CORRUPT:
             # All events were read; the damage is where the next one would go.
@@ -245,11 +245,12 @@ class SqliteJournal:
     def _start_writing(self, clock: Clock) -> None:
         self._connection = self._connect()
         try:
+            self._mend()
             mark = f"{os.getpid()} {clock()!r}"
             try:
                 self._mark_in_use(mark)
             except sqlite3.Error as error:
-                if not _is_full(error):
+                if not _is_full(self.files, error):
                     raise
                 self._reserve.give_up()
                 self._mark_in_use(mark)
@@ -265,6 +266,20 @@ class SqliteJournal:
             self._reserve.lay_in()
         except OSError as error:
             _log.warning("no space to keep back for a full disk beside %s: %s", self.files.db, error)
+
+    def _mend(self) -> None:
+        """See to what is beside the rows, which are good: triggers are refused, an index is made anew."""
+        found = schema.triggers(self._connection)
+        if found:
+            raise JournalDamaged(schema.has_triggers(str(self.files.db), found), self._chain.seq + 1)
+        if schema.index_is_whole(self._connection, self._chain.heads):
+            return
+        _log.warning("%s: its index is damaged and is made anew; no event is lost", self.files.db)
+        self._connection.execute("REINDEX events")
+        self._logged_pages = _CHECKPOINT_PAGES
+        if not schema.index_is_whole(self._connection, self._chain.heads):
+            what = f"{self.files.db} is damaged: its index cannot be made anew"
+            raise JournalDamaged(what, self._chain.seq + 1)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -375,7 +390,7 @@ class SqliteJournal:
             self._connection.executemany(schema.INSERT, draft.rows)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
-            is_full = _is_full(error)
+            is_full = _is_full(self.files, error)
             if not (is_full or _is_busy(error)) or not self._is_rolled_back():
                 raise
             if is_full:
@@ -416,7 +431,7 @@ class SqliteJournal:
         try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
-            if _is_full(error):
+            if _is_full(self.files, error):
                 self._starved = True
                 return False
             if _is_busy(error):
@@ -428,8 +443,11 @@ class SqliteJournal:
     def _space_is_back(self) -> bool:
         try:
             self._reserve.lay_in()
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return False
+            # Nor would another try help: then it goes without one, as at a start.
+            _log.warning("no space is kept back for a full disk beside %s: %s", self.files.db, error)
         self._starved = not self._checkpoint()
         return not self._starved
 
@@ -507,21 +525,26 @@ def _failure(files: JournalFiles, error: BaseException) -> str:
     if isinstance(error, JournalFailed):
         return str(error)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
+    why = why_no_write(files) if isinstance(error, sqlite3.Error) else None
+    said = f"{error}; the disk says: {why.strerror}" if why is not None else str(error)
     return (
-        f"writing to {files.db} failed ({name}: {error}), and what of it is on disk is not known; "
+        f"writing to {files.db} failed ({name}: {said}), and what of it is on disk is not known; "
         "check the disk, then start again"
     )
 
 
-def _is_full(error: sqlite3.Error | OSError) -> bool:
+def _is_full(files: JournalFiles, error: sqlite3.Error | OSError) -> bool:
     """No space, or a limit on the file's size, met before the commit was whole in the log.
 
     Not an error of a sync, which may also name a lack of space: by then it was.
     """
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return error.errno in NO_SPACE
     code = getattr(error, "sqlite_errorcode", 0)
-    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+    if code == sqlite3.SQLITE_IOERR_WRITE:
+        why = why_no_write(files)
+        return why is not None and why.errno in NO_SPACE
+    return code == sqlite3.SQLITE_FULL
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
-from greenroom.actors.journal.port import Entry, JournalDamaged, JournalTooNew, NotWritten, Record
+from greenroom.actors.journal.port import Entry, EventChanged, JournalTooNew, NotWritten, Record
 from greenroom.actors.kernel.core import Event, Stored, Upcasters
 
 
@@ -89,18 +89,30 @@ class Codec:
     def decode(self, record: Record) -> Stored[Event] | None:
         """The stored event, or None for a retired one.
 
-        Raises JournalTooNew for what is not known here, JournalDamaged for what cannot be read.
+        Raises JournalTooNew for what is not known here, EventChanged for what does not fit its class: what
+        a journal hands out is what was written, so it is the class that has changed.
         """
         decode = self._current.get((record.type, record.schema))
         try:
             event = decode(record.data) if decode is not None else self._old(record)
         except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
-            raise JournalDamaged(
-                f"event {record.seq} ({record.id}, {record.type}, schema {record.schema}) cannot be read: "
-                f"{error}. Put the journal aside with `greenroom journal set-aside`.",
-                record.seq,
-            ) from error
+            raise EventChanged(self._how_changed(record, error), record.seq) from error
         return None if event is None else Stored(event, record.id, record.at, record.cause)
+
+    def _how_changed(self, record: Record, error: Exception) -> str:
+        kind = self._types[record.type]
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        what = f"event {record.seq} ({record.id}, {record.type}, schema {record.schema})"
+        if record.schema < kind.SCHEMA:
+            return (
+                f"{what} cannot be raised to schema {kind.SCHEMA} of {name}: {error!r}. The journal is "
+                "whole; the upcasters of that class do not fit what was stored"
+            )
+        return (
+            f"{what} does not fit {name}: {error}. The journal is whole, but the class has changed since the "
+            f"event was stored. Give it SCHEMA = {kind.SCHEMA + 1} and an upcaster from {kind.SCHEMA}, make "
+            "the new field optional, or run the version that wrote it"
+        )
 
     def _old(self, record: Record) -> Event | None:
         """An event of an older schema, raised to today's; None for a retired one."""

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from greenroom.actors.journal.port import JournalDamaged, JournalError, JournalTooNew, NotAJournal
+from greenroom.actors.journal.port import (
+    EventChanged,
+    JournalDamaged,
+    JournalError,
+    JournalTooNew,
+    NotAJournal,
+)
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.main import settings_of
@@ -45,7 +51,7 @@ def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
         raise Problem(
             f"There is no journal at {path}: nothing has happened here yet.", "Begin: greenroom run smollm2"
         ) from error
-    except (JournalDamaged, JournalTooNew, NotAJournal) as error:
+    except (JournalDamaged, JournalTooNew, EventChanged, NotAJournal) as error:
         raise Problem(_sentence(error), code=exit_codes.JOURNAL) from error
     except JournalError as error:
         raise Problem(_sentence(error)) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 from greenroom.actors.journal.port import (
+    EventChanged,
     JournalBusy,
     JournalDamaged,
     JournalError,
@@ -123,6 +124,6 @@ def _journal(error: JournalError) -> Problem:
             "what is good); backends and models on disk are found again without it.",
             code=exit_codes.JOURNAL,
         )
-    if isinstance(error, JournalTooNew | NotAJournal):
+    if isinstance(error, JournalTooNew | EventChanged | NotAJournal):
         return Problem(text, code=exit_codes.JOURNAL)
     return Problem(text, code=exit_codes.NOT_RUNNING)

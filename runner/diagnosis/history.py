@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from greenroom.actors import messages as msg
 from greenroom.actors.daemon_log import DaemonState
 from greenroom.actors.installer_state import BackendInstallState, InstallerState
-from greenroom.actors.journal.port import JournalDamaged, JournalError, Record
+from greenroom.actors.journal.port import EventChanged, JournalDamaged, JournalError, Record
 from greenroom.actors.kernel.core import Address, Event
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library import LibraryState
@@ -85,6 +85,8 @@ class History:
                 self._add(record)
         except JournalDamaged as damage:
             self.notices.append(f"The journal is damaged from event {damage.seq} on: {damage}")
+        except EventChanged as changed:
+            self.notices.append(f"This cannot read the journal from event {changed.seq} on: {changed}")
         return self
 
     # the state it leads to

@@ -73,7 +73,7 @@ class Replay:
     def add(self, record: Record) -> Stored[Any] | None:
         """Fold the next record; the event as its actor read it, None for one nobody knows any more.
 
-        Raises JournalTooNew and JournalDamaged as a start of the daemon would.
+        Raises JournalTooNew and EventChanged as a start of the daemon would.
         """
         owner = self._owner(record.stream)
         self._record = record

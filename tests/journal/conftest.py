@@ -61,9 +61,12 @@ def live(shim: Path) -> Iterator[Life]:
     assert process.stdin is not None
     assert process.stdout is not None
 
-    def once(folder: Path, *, kill_at: int = 0, tear: bool = False, fail_sync_at: int = 0) -> dict[str, Any]:
+    def once(
+        folder: Path, *, kill_at: int = 0, tear: bool = False, fail_sync_at: int = 0, break_at: int = 0
+    ) -> dict[str, Any]:
         folder.mkdir()
         order = {"folder": str(folder), "kill_at": kill_at, "tear": int(tear), "fail_sync_at": fail_sync_at}
+        order["break_at"] = break_at
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()

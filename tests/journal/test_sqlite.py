@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import stat
 import threading
@@ -9,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from greenroom.actors.journal import reserve
 from greenroom.actors.journal import sqlite as module
 from greenroom.actors.journal.kit import entries, entry, ids
-from greenroom.actors.journal.port import JournalFailed, NotWritten
+from greenroom.actors.journal.port import JournalFailed, JournalFull, NotWritten
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 
@@ -181,4 +184,45 @@ def test_a_path_with_odd_characters_is_no_trouble(folder: Path) -> None:
     journal = SqliteJournal(odd / "journal.db")
     journal.append([entry("a", 1)])
     assert ids(journal.read()) == ["a/1"]
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "goes_on"), [(errno.EOPNOTSUPP, True), (errno.EFBIG, True), (errno.ENOSPC, False)]
+)
+def test_a_reserve_that_can_never_be_laid_in_does_not_starve_the_journal_for_good(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, goes_on: bool
+) -> None:
+    journal = SqliteJournal(path)
+    long = '{"log":"' + "x" * 9_000 + '"}'
+    journal.append([entry("a", 1, data=long)])
+    pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
+    journal._connection.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(JournalFull):
+        journal.append([entry("a", 2, data=long)])
+
+    def cannot(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(reserve.os, "posix_fallocate", cannot)
+    monkeypatch.setattr(reserve.os, "write", cannot)
+    journal._connection.execute("PRAGMA max_page_count=1000000")
+    if goes_on:
+        journal.append([entry("a", 2, data=long)])
+    else:
+        with pytest.raises(JournalFull):
+            journal.append([entry("a", 2, data=long)])
+    journal.close()
+
+
+def test_a_file_system_without_allocation_still_keeps_space_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(reserve.os, "posix_fallocate", cannot)
+    journal = SqliteJournal(path)
+    journal.append([entry("a", 1)])
+    assert path.with_name("journal.db-reserve").stat().st_size == module.RESERVE
     journal.close()

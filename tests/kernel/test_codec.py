@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from counting import COUNTER, Add, Counted, Counter, Sum
 from greenroom.actors.journal.memory import MemoryJournal
-from greenroom.actors.journal.port import Entry, JournalDamaged, JournalTooNew
+from greenroom.actors.journal.port import Entry, EventChanged, JournalTooNew
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import (
@@ -156,12 +156,12 @@ def test_retired_tags_are_skipped_and_still_count_as_versions() -> None:
         (entry("counter", 1, "counted", schema=2), JournalTooNew, r"event 1 .*has schema 2.*up to 1"),
         (
             entry("counter", 1, "counted", '{"by": "two"}'),
-            JournalDamaged,
-            r"event 1 .*cannot be read.*set-aside",
+            EventChanged,
+            r"event 1 .*does not fit counting.Counted: .*journal is whole.*SCHEMA = 2 and an upcaster from 1",
         ),
-        (entry("counter", 1, "counted", "{}"), JournalDamaged, "missing required field `by`"),
-        (entry("host/scales/1", 1, "weighed", "{}", 1), JournalDamaged, "schema 1.*pounds"),
-        (entry("host/scales/1", 1, "weighed", "[]", 1), JournalDamaged, "schema 1"),
+        (entry("counter", 1, "counted", "{}"), EventChanged, "missing required field `by`"),
+        (entry("host/scales/1", 1, "weighed", "{}", 1), EventChanged, "schema 1.*pounds.*upcasters"),
+        (entry("host/scales/1", 1, "weighed", "[]", 1), EventChanged, "schema 1"),
     ],
 )
 def test_what_cannot_be_read_stops_the_boot_with_a_sentence(bad, error, says) -> None:

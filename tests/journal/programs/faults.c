@@ -4,6 +4,7 @@
  * that contains `what`; syncs are those of them that sync. Before step `kill_at` the process is killed,
  * with `tear` after half of what that step would have written. Sync `fail_sync_at` does nothing and
  * returns EIO, once, as a kernel does that has dropped the dirty pages.
+ * faults_break_disk(write_at) has write `write_at` and all after it fail with EIO and write nothing.
  * faults_steps() and faults_syncs() say how many there were.
  */
 #define _GNU_SOURCE
@@ -18,18 +19,20 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-static atomic_int steps, syncs;
-static int armed, kill_step, tear_step, fail_sync;
+static atomic_int steps, syncs, writes;
+static int armed, kill_step, tear_step, fail_sync, fail_write;
 static char watched[256];
 
 void faults_arm(int kill_at, int tear, int fail_sync_at, const char *what) {
-    steps = syncs = 0;
+    steps = syncs = writes = 0;
     kill_step = kill_at;
     tear_step = tear;
     fail_sync = fail_sync_at;
     snprintf(watched, sizeof watched, "%s", what);
     armed = 1;
 }
+void faults_break_disk(int write_at) { fail_write = write_at; }
+int faults_writes(void) { return writes; }
 int faults_steps(void) { return steps; }
 int faults_syncs(void) { return syncs; }
 
@@ -59,6 +62,13 @@ static int sync_fails(void) {
     return 1;
 }
 
+static int write_fails(void) {
+    int number = ++writes;
+    if (!fail_write || number < fail_write) return 0;
+    errno = EIO;
+    return 1;
+}
+
 #define REAL(type, name, ...)                                   \
     static type (*real)(__VA_ARGS__);                           \
     if (!real) real = (type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
@@ -66,9 +76,12 @@ static int sync_fails(void) {
 #define PWRITE(function, offset_type)                                                 \
     ssize_t function(int fd, const void *data, size_t length, offset_type offset) {   \
         REAL(ssize_t, #function, int, const void *, size_t, offset_type);             \
-        if (is_watched(fd, NULL) && step(1)) {                                        \
-            real(fd, data, length / 2, offset);                                       \
-            raise(SIGKILL);                                                           \
+        if (is_watched(fd, NULL)) {                                                   \
+            if (step(1)) {                                                            \
+                real(fd, data, length / 2, offset);                                   \
+                raise(SIGKILL);                                                       \
+            }                                                                         \
+            if (write_fails()) return -1;                                             \
         }                                                                             \
         return real(fd, data, length, offset);                                        \
     }

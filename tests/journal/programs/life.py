@@ -1,7 +1,7 @@
 """One journal's life, again and again, each time with another fault (see faults.c; Linux, LD_PRELOAD).
 
-Reads lines of JSON, `{"folder": …, "kill_at": n, "tear": 0|1, "fail_sync_at": n}`; lives each in a child
-of its own and answers with what came of it.
+Reads lines of JSON, `{"folder": …, "kill_at": n, "tear": 0|1, "fail_sync_at": n, "break_at": n}`; lives each
+in a child of its own and answers with what came of it.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ def main() -> None:
                 shim.faults_arm(
                     order["kill_at"], order["tear"], order["fail_sync_at"], order["folder"].encode()
                 )
+                shim.faults_break_disk(order["break_at"])
                 live(Path(order["folder"]), tell)
-                say(tell, {"steps": shim.faults_steps(), "syncs": shim.faults_syncs()})
+                counts = {"syncs": shim.faults_syncs(), "writes": shim.faults_writes()}
+                say(tell, {"steps": shim.faults_steps(), **counts})
                 code = 0
             finally:
                 os._exit(code)

@@ -22,6 +22,7 @@ from greenroom.runner.http.headers import request_id_of
 from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfer_lines import TransferLines
 from greenroom.runner.models.references import familiar
+from greenroom.runner.waits import in_thread
 
 _LIMIT = 2**20
 _DEFAULT_BACKEND = "llama.cpp"
@@ -52,10 +53,10 @@ class Upkeep:
         """Bytes on disk, each once."""
         backstage = self._door.backstage
         try:
-            blobs = await asyncio.to_thread(backstage.store.blobs)
+            blobs = await in_thread(backstage.store.blobs)
         except JobFailed as failed:
             raise Refused(refusal_of(failed.failure)) from None
-        usage = await asyncio.to_thread(measure, backstage.home, blobs)
+        usage = await in_thread(lambda: measure(backstage.home, blobs))
         return web.json_response(
             {
                 "models_disk_usage": usage.models,
@@ -137,7 +138,7 @@ class Upkeep:
 
         try:
             async with self._verifying:
-                problems = await asyncio.to_thread(read)
+                problems = await in_thread(read)
         except JobFailed as failed:
             raise Refused(refusal_of(failed.failure)) from None
         finally:

@@ -25,7 +25,7 @@ _BLAME: dict[Blame, str] = {
     "client": "bad_reference bad_model_name not_found no_such_model no_such_quantisation unauthorized "
     "conflict not_absolute cancelled does_not_fit cannot_run_here",
     "model": "not_a_model unsupported_artifact model_damaged hash_mismatch",
-    "machine": "no_space not_allowed not_a_folder too_many_files no_memory io_error store_damaged",
+    "machine": "no_space not_allowed not_a_folder too_many_files no_memory io_error store_damaged store_busy",
     "configuration": "unsupported_source bad_settings",
     "ours": "internal stopping daemon_restarted",
 }

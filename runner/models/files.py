@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.failures import from_os_error
+
+_LOCK_SECONDS = 30.0
 
 
 @contextmanager
@@ -18,6 +22,7 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         OSError: it cannot be opened.
+        JobFailed: transient, `store_busy`: another process holds it on and on.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -26,10 +31,25 @@ def locked(path: Path) -> Iterator[None]:
             raise
         descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _hold(descriptor, path)
         yield
     finally:
         os.close(descriptor)
+
+
+def _hold(descriptor: int, path: Path) -> None:
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise JobFailed.transient(
+                    "store_busy",
+                    f"Another process has held {path} for {_LOCK_SECONDS:.0f} s.",
+                    advice="End it (fuser says which it is), and try again.",
+                ) from None
+            time.sleep(0.01)
 
 
 def check_no_other(folder: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlencode
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.catalogue import Catalogue
+from greenroom.runner.models.failures import failure_of
+from greenroom.runner.waits import Cancel
 
 DOCKER_HUB = "https://hub.docker.com"
 _PAGE = 100
+_SECONDS = 30.0
+"""For all sources: who searches waits in front of a terminal."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,50 @@ class Results:
 
 def search(query: str, *, limit: int, catalogue: Catalogue, docker_hub: str = DOCKER_HUB) -> Results:
     """Ask all sources at once; one that does not answer does not keep the others from being shown."""
-    sources: list[Callable[[], list[Found]]] = [
-        lambda: list(_catalogue(query, catalogue)),
-        lambda: list(_docker_hub(query, limit, docker_hub)),
-        lambda: list(_hugging_face(query, limit)),
-    ]
+    cancel = Cancel()
+    sources: dict[str, Callable[[], list[Found]]] = {
+        "The catalogue": lambda: list(_catalogue(query, catalogue)),
+        "Docker Hub": lambda: list(_docker_hub(query, limit, docker_hub, cancel)),
+        "Hugging Face": lambda: list(_hugging_face(query, limit, cancel)),
+    }
+    asked = {name: _Question(source) for name, source in sources.items()}
+    deadline = time.monotonic() + _SECONDS
     models: list[Found] = []
     silent: list[str] = []
-    with ThreadPoolExecutor(len(sources), thread_name_prefix="search") as pool:
-        for future in [pool.submit(source) for source in sources]:
-            try:
-                models += future.result()[:limit]
-            except JobFailed as failed:
-                silent.append(failed.failure.message)
+    try:
+        for name, question in asked.items():
+            if not question.over.wait(max(0.0, deadline - time.monotonic())):
+                silent.append(f"{name} did not answer within {_SECONDS:.0f} s.")
+            elif question.problem:
+                silent.append(question.problem)
+            else:
+                models += question.found[:limit]
+    finally:
+        cancel.set()
     return Results(tuple(models), tuple(silent))
+
+
+class _Question:
+    """One source that is asked, on a thread that nobody has to wait for."""
+
+    def __init__(self, source: Callable[[], list[Found]]) -> None:
+        self.found: list[Found] = []
+        self.problem = ""
+        self.over = Event()
+        self._source = source
+        Thread(target=self._ask, name="search", daemon=True).start()
+
+    def _ask(self) -> None:
+        try:
+            self.found = self._source()
+        except JobFailed as failed:
+            self.problem = failed.failure.message
+        except JobCancelled:
+            self.problem = "The search was ended."
+        except Exception as error:  # noqa: BLE001 - one source is no reason to show nothing
+            self.problem = failure_of(error, "searching").message
+        finally:
+            self.over.set()
 
 
 def _catalogue(query: str, catalogue: Catalogue) -> Iterator[Found]:
@@ -64,12 +98,12 @@ def _catalogue(query: str, catalogue: Catalogue) -> Iterator[Found]:
             yield Found(name, "catalogue", entry.title)
 
 
-def _docker_hub(query: str, limit: int, base: str) -> Iterator[Found]:
+def _docker_hub(query: str, limit: int, base: str, cancel: Cancel) -> Iterator[Found]:
     from greenroom.runner.installations.sources import PackageSources
     from greenroom.runner.installations.web import Web
 
     url = f"{base}/v2/namespaces/ai/repositories?{urlencode({'name': query, 'page_size': _PAGE})}"
-    page = Web(PackageSources.discover()).read(url, accept="application/json")
+    page = Web(PackageSources.discover(), cancel=cancel).read(url, accept="application/json")
     try:
         results = json.loads(page[0])["results"] if page is not None else []
         models = [one for one in results if query.lower() in str(one["name"]).lower()]
@@ -86,10 +120,10 @@ def _docker_hub(query: str, limit: int, base: str) -> Iterator[Found]:
         )
 
 
-def _hugging_face(query: str, limit: int) -> Iterator[Found]:
+def _hugging_face(query: str, limit: int, cancel: Cancel) -> Iterator[Found]:
     from greenroom.runner.models.sources.huggingface import ask_hub
 
-    answer = ask_hub({"search": query, "limit": limit, "token": ""}, Event())
+    answer = ask_hub({"search": query, "limit": limit, "token": ""}, cancel)
     if "error" in answer:
         raise JobFailed.transient(
             "unreachable", "Hugging Face did not answer.", detail=str(answer.get("detail", ""))

@@ -184,7 +184,7 @@ class Registry:
                 raise self._refused(endpoint, status, body)
             try:
                 names = json.loads(body).get("tags") or []
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 raise self._nonsense(endpoint) from None
             yield from (name for name in names if isinstance(name, str))
             following = _NEXT.search(headers.get("Link", ""))
@@ -277,7 +277,7 @@ class Registry:
         try:
             answer = json.loads(body)
             token = answer.get("token") or answer.get("access_token")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             token = None
         if not isinstance(token, str) or not token or not token.isprintable():
             raise self._nonsense(endpoint)

@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,18 +103,37 @@ def _ask_helper(helper: str, name: str, environment: Mapping[str, str]) -> Crede
         return Credentials()
     program = f"docker-credential-{helper}"
     try:
-        done = subprocess.run(
-            [program, "get"],
-            input=name.encode(),
-            capture_output=True,
-            timeout=_SECONDS,
-            env=dict(environment),
-            check=False,
-        )
-        answer = json.loads(done.stdout) if done.returncode == 0 else {}
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        answer = json.loads(_run([program, "get"], name.encode(), environment) or b"{}")
+    except (OSError, ValueError, RecursionError, subprocess.TimeoutExpired) as error:
         log.warning("%s was no help: %s", program, type(error).__name__)
+        return Credentials()
+    if not isinstance(answer, dict):
         return Credentials()
     user, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
     # Docker's convention: this user means that the secret is an identity token.
     return Credentials(identity_token=secret) if user == "<token>" else Credentials(user, secret)
+
+
+def _run(argv: list[str], asked: bytes, environment: Mapping[str, str]) -> bytes:
+    """What a helper answers; nothing if it refuses. Ends in time with all that it has begun.
+
+    Raises:
+        OSError: It cannot be started.
+        subprocess.TimeoutExpired: It takes too long, or holds its output open without end.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(environment), start_new_session=True
+    ) as process:
+        try:
+            answer, _ = process.communicate(asked, timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            # With what it has begun, which may hold its output open.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+    return answer if process.returncode == 0 else b""

@@ -107,7 +107,7 @@ def decode(data: bytes) -> ImageManifest | ImageIndex:
         if shape.layers is None:
             raise NotAnImage("it lists neither layers nor platforms")
         manifest = msgspec.json.decode(data, type=ImageManifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NotAnImage(f"its manifest cannot be read: {error}") from error
     _check((manifest.config, *manifest.layers))
     return manifest
@@ -121,7 +121,7 @@ def decode_config(data: bytes, manifest: ImageManifest) -> ImageConfig:
     """
     try:
         config = msgspec.json.decode(data, type=ImageConfig)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NotAnImage(f"its configuration cannot be read: {error}") from error
     if len(config.rootfs.diff_ids) != len(manifest.layers):
         raise NotAnImage("its configuration names other layers than its manifest")

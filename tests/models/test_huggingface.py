@@ -249,6 +249,41 @@ def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_
     assert hub.ranges()[-1].startswith("bytes=")
 
 
+@pytest.mark.parametrize("what", ["commit", "name", "size", "hash"])
+def test_a_hub_that_answers_nonsense_is_not_believed(
+    what: str,
+    hub: LocalHub,
+    quants: dict[str, bytes],
+    new_puller: NewPuller,
+    recorder: Any,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = hub.listing
+
+    def lies(name: str) -> dict[str, Any]:
+        answer = honest(name)
+        first = next(one for one in answer["siblings"] if one["rfilename"] == "m-Q8_0.gguf")
+        if what == "commit":
+            answer["sha"] = "../../../etc?x="
+        elif what == "name":
+            names = ("\udce9.gguf", "x" * 300 + ".gguf")
+            answer["siblings"] += [{**first, "rfilename": name} for name in names]
+        elif what == "size":
+            first["size"] = first["lfs"]["size"] = 2**60
+        else:
+            first["lfs"]["sha256"] = "../../" + "0" * 58
+        return answer
+
+    monkeypatch.setattr(hub, "listing", lies)
+    outcome, found = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")
+    if what == "name":
+        assert outcome == "committed", found
+    else:
+        assert (outcome, found.code) == ("failed", "bad_answer")
+        assert store.models() == ()
+
+
 def test_two_pulls_of_one_file_do_not_write_to_one_file(
     hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
 import threading
@@ -146,6 +147,21 @@ def test_a_failed_system_call_keeps_what_kind_it_was(number: int, kind: str, cod
     assert (failure.kind, failure.code) == (kind, code)
     assert failure.blame == ("model" if code == "not_a_model" else "machine")
     failure.message.encode()
+
+
+def test_a_store_that_another_process_holds_is_waited_for_in_bounds(
+    store: Store, bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bring(store, "a")
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.2)
+    with (store.root / "lock").open("r") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(JobFailed) as caught:
+            store.tag(model.id, "b")
+    failure = caught.value.failure
+    assert (failure.kind, failure.code) == ("transient", "store_busy")
+    assert str(store.root / "lock") in failure.message
+    assert store.tag(model.id, "b").tags == ("a", "b")
 
 
 def test_each_failure_of_a_pull_says_whose_it_was() -> None:

@@ -13,6 +13,10 @@ import sys
 import threading
 from typing import Any
 
+_MEMORY = 4 * 2**30
+"""Bytes of address space, which is far more than what is used of it."""
+_FILES = 50_000
+
 
 def describe(repository: str, token: str) -> dict[str, Any]:
     """The newest commit of a repository, its files, and where the user's cache has them."""
@@ -23,7 +27,7 @@ def describe(repository: str, token: str) -> dict[str, Any]:
         repository, files_metadata=True, timeout=30.0
     )
     files = []
-    for sibling in info.siblings or ():
+    for sibling in (info.siblings or ())[:_FILES]:
         cached = try_to_load_from_cache(repository, sibling.rfilename, revision=info.sha)
         files.append(
             {
@@ -91,6 +95,7 @@ def failure(error: Exception) -> dict[str, str]:
 
 def main() -> None:
     """Read the request from standard input, and answer on standard output."""
+    _bound_memory()
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -103,6 +108,18 @@ def main() -> None:
         answer = failure(error)
     print(json.dumps(answer), flush=True)
     os._exit(0)  # the thread that watches standard input would hold up an orderly end
+
+
+def _bound_memory() -> None:
+    """What a hub sends without end shall end this process, not the machine."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    except (ValueError, OSError):
+        return  # not on every system
 
 
 def _end_with_parent() -> None:

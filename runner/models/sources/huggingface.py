@@ -9,6 +9,7 @@ model is on the disk twice.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ import msgspec
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.failures import NO_ANSWER, not_a_model
-from greenroom.runner.models.references import DEFAULT_TAG, Reference
+from greenroom.runner.models.references import DEFAULT_TAG, BadReference, Reference, is_id, relative_name
 from greenroom.runner.models.selection import choose_from_repository, quantisations_of
 from greenroom.runner.models.sources.base import Context, Offer, Report
 from greenroom.runner.models.sources.transfer import Piece, Transfer
@@ -30,6 +31,8 @@ from greenroom.runner.models.sources.transfer import Piece, Transfer
 _SECONDS = 90.0
 _TICK = 0.1
 _ANSWER_LIMIT = 64 * 2**20
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_REPOSITORY = re.compile(r"[A-Za-z0-9_.-]{1,96}(?:/[A-Za-z0-9_.-]{1,96})?")
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -100,7 +103,33 @@ class HuggingFaceSource:
         answer = ask_hub(request, cancel)
         if "error" in answer:
             raise _failure(reference, answer)
-        return msgspec.convert(answer, _Listing)
+        return _checked(answer)
+
+
+def _checked(answer: dict[str, Any]) -> _Listing:
+    """A listing, believed as far as it makes sense."""
+    try:
+        listing = msgspec.convert(answer, _Listing)
+    except msgspec.ValidationError as error:
+        raise _nonsense(str(error)) from error
+    if not _COMMIT.fullmatch(listing.commit) or not _REPOSITORY.fullmatch(listing.repository):
+        raise _nonsense(f"commit {listing.commit[:80]!r} of {listing.repository[:80]!r}")
+    files = []
+    for file in listing.files:
+        known = file.sha256 == "" or is_id(f"sha256:{file.sha256}")
+        if not known or not 0 <= file.size < 2**50:
+            raise _nonsense(f"{file.name[:80]!r} has {file.size} bytes and the hash {file.sha256[:80]!r}")
+        # A name that no disk takes belongs to no model.
+        with suppress(BadReference):
+            relative_name(file.name)
+            files.append(file)
+    return msgspec.structs.replace(listing, files=files)
+
+
+def _nonsense(detail: str) -> JobFailed:
+    return JobFailed.transient(
+        "bad_answer", "Hugging Face's answer makes no sense.", advice="Try again later.", detail=detail
+    )
 
 
 def _from_cache(file: _File, arrival: Arrival, cancel: Event) -> bool:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
-PROGRAMS = ("journal", "kernel", "front_door", "engines", "installer", "daemon")
+PROGRAMS = ("journal", "kernel", "front_door", "engines", "clients", "installer", "daemon")
 QUICK = {
     "journal": ["--seconds", "0.5", "--events", "20000"],
     "kernel": ["--seconds", "0.3"],
     "front_door": ["--requests", "100", "--streams", "16", "--seconds", "2"],
+    "clients": ["--repeat", "1", "--clients", "4", "16", "--tokens", "16", "--context", "256"],
     "installer": ["--repeat", "1"],
     "daemon": ["--events", "20000", "--repeat", "2", "--callers", "200"],
 }
@@ -66,6 +67,21 @@ BUDGETS = (
     Budget("throughput beside the bare engine, 256 streams", "front_door", stream(256), 98, "%", True),
     Budget(
         "cold request, of the engine's own start", "engines", lambda found: found["cold"]["ratio"], 1.05, "x"
+    ),
+    Budget(
+        "tokens a second of 16 clients on one llama.cpp engine, beside the same by hand",
+        "clients",
+        lambda found: 100 * next(one["ratio"] for one in found["clients"] if one["clients"] == 16),
+        95,
+        "%",
+        True,
+    ),
+    Budget(
+        "answers lost by clients on one engine",
+        "clients",
+        lambda found: sum(one["lost"] for one in (*found["clients"], found["long_answers"])),
+        0,
+        "",
     ),
     Budget(
         "restart to ready, 100,000 events", "daemon", lambda found: found["restart"]["long_ready_s"], 1, "s"

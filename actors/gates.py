@@ -39,7 +39,7 @@ class LastByte:
     Whoever reads an engine's answers writes `at` for every piece, without a lock: that must cost nothing.
     """
 
-    __slots__ = ("asked_at", "asked_since", "at", "left_at")
+    __slots__ = ("asked_at", "asked_since", "at", "doubted_at", "left_at")
 
     def __init__(self, at: float = 0.0) -> None:
         self.at = at
@@ -49,6 +49,8 @@ class LastByte:
         """When the first one entered after the last byte."""
         self.left_at = 0.0
         """When the last one left an engine that nobody is inside any more."""
+        self.doubted_at = 0.0
+        """When the front door last got from it what is no answer, though it lives."""
 
     def ask(self, now: float) -> None:
         """A request has entered an empty engine: silence counts from the question on.
@@ -90,6 +92,8 @@ class GateReading(NamedTuple):
     """Ids of some of the requests inside, for people."""
     unanswered_since: float = 0.0
     """Monotonic second of the first entry that no byte has followed; 0 when there is none."""
+    doubted_at: float = 0.0
+    """Monotonic second at which it last gave what is no answer; 0 when it never has."""
     left_at: float = 0.0
     """Monotonic second at which the last one left, by the clock of these two, not by `idle_since`'s."""
     slots: int = 0
@@ -231,6 +235,7 @@ class GateBoard:
                     used=gate.used,
                     held=gate.held,
                     quiet_for=max(0.0, now - gate.last_byte.at),
+                    doubted_at=gate.last_byte.doubted_at,
                     left_at=gate.last_byte.left_at,
                 )
                 for engine_id, gate in self._gates.items()
@@ -302,6 +307,10 @@ class GateBoard:
         """The clock to be set for every piece of an answer this engine sends."""
         gate = self._gates.get(engine_id)
         return gate.last_byte if gate is not None else LastByte()
+
+    def doubt(self, engine_id: str) -> None:
+        """An engine that lives has given what is no answer: the watch over engines asks it itself."""
+        self.last_byte(engine_id).doubted_at = self._bytes_clock()
 
     def inside(self, engine_id: str) -> frozenset[str]:
         """The ids of the requests inside an engine."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from greenroom.runner.engines.capsule import read_end
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.recovery import keeper_of, read_claim
+
+_log = logging.getLogger(__name__)
 
 _KEPT_AT_SWEEP = 20
 """Folders of ended engines that a sweep leaves, newest first."""
@@ -43,10 +46,12 @@ class Folders:
             if path.name in known or self._ours(path.name) or not path.is_dir():
                 continue
             folder = EngineFolder(path)
-            if read_end(folder.exit) is None and end_unknown(folder):
-                ended.append(folder.engine_id)
-            with contextlib.suppress(OSError):
+            try:
+                if read_end(folder.exit) is None and end_unknown(folder):
+                    ended.append(folder.engine_id)
                 kept.append((path.stat().st_mtime, folder))
+            except OSError as problem:
+                _log.warning("engine folder %s is left alone, it cannot be looked at: %s", path.name, problem)
         _remove_beyond(_KEPT_AT_SWEEP, kept)
         return ended
 

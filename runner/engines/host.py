@@ -36,7 +36,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.capsule import engine_exit, read_end, write_end
 from greenroom.runner.engines.channel import Channel, KeeperGone
@@ -60,9 +59,10 @@ from greenroom.runner.engines.recovery import (
     look,
     read_claim,
 )
-from greenroom.runner.engines.vitals import DeviceUsage, Readings, Vitals
+from greenroom.runner.engines.unbegun import no_keeper, not_begun
+from greenroom.runner.engines.vitals import KILL, DeviceUsage, Readings, Vitals
 from greenroom.runner.engines.watch import KeeperWatch
-from greenroom.runner.failures import JobFailed, blamed, is_machines, refused_by_machine
+from greenroom.runner.failures import JobFailed, blamed, refused_by_machine
 
 __all__ = ["EngineHost", "EngineListener", "Prepare", "Prepared"]
 
@@ -74,6 +74,8 @@ _SPAWN_SECONDS = 60.0
 """How long a keeper may take to claim and spawn; it takes milliseconds."""
 _PROBE_PAUSE = (0.01, 0.1)
 """The shortest and the longest pause between two questions whether an engine is ready, in seconds."""
+_SETTLE_SECONDS = 60.0
+"""How long an engine of an earlier life is looked at again and again when the machine refuses a look."""
 _FINISH_SECONDS = 45.0
 """The longest that an engine which nobody new can reach is left to answer those inside."""
 _FINISH_QUIET = 5.0
@@ -178,7 +180,7 @@ class EngineHost:
             self._want_spare()
             return
         except KeeperGone as problem:
-            self._failed(handle, _no_keeper(f"The engine's keeper cannot be started: {problem}."))
+            self._failed(handle, no_keeper(f"The engine's keeper cannot be started: {problem}."))
             self._want_spare()
             return
         except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
@@ -315,6 +317,8 @@ class EngineHost:
         if channel is None or handle.stop_sent:
             return  # not spawned yet: whoever spawns it looks at `stop_requested` afterwards
         handle.stop_sent = True
+        if handle.halted_at:
+            handle.ladder = KILL  # it obeys nothing else
         handle.kill_at = time.monotonic() + self._stop_bound
         try:
             channel.send("stop", reason=reason, ladder=list(handle.ladder or self._ladder))
@@ -342,7 +346,7 @@ class EngineHost:
                 self._send_stop(handle, handle.stop_reason or "asked to stop")
         elif event == "failed":
             text = str(message.get("message"))
-            self._failed(handle, _not_begun(str(message.get("code")), int(message.get("errno") or 0), text))
+            self._failed(handle, not_begun(str(message.get("code")), int(message.get("errno") or 0), text))
         elif event == "halted":
             handle.halted_at = time.monotonic()
             self._vitals.wake()
@@ -381,7 +385,7 @@ class EngineHost:
         if end is None and not handle.pid and never_began:
             said = handle.folder.keeper_said()
             text = "The engine's keeper ended before it had started the engine."
-            self._failed(handle, _no_keeper(text, said))
+            self._failed(handle, no_keeper(text, said))
             return
         if end is None:
             leader = ProcessIdentity(handle.pid, handle.started, boot_id())
@@ -404,7 +408,7 @@ class EngineHost:
             return
         if end.get("failed"):
             number = int(end.get("errno") or 0)
-            handle.tell_failed(_not_begun("spawn", number, str(end["failed"])))
+            handle.tell_failed(not_begun("spawn", number, str(end["failed"])))
             return
         # Without a word from us, a keeper stops its engine when nobody came back, or at a shutdown.
         own_accord = "" if handle.stop_requested else str(end.get("stop_reason") or "")
@@ -449,11 +453,25 @@ class EngineHost:
             return
         self._vitals.wake()
         try:
-            self._settle(handle, expected)
+            self._settle_patiently(handle, expected)
         except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
             _log.exception("engine %s: it could not be settled", handle.engine_id)
             self._forget(handle)
             handle.tell_lost(f"it could not be settled: {problem!r}")
+
+    def _settle_patiently(self, handle: Handle, expected: Engine) -> None:
+        """What cannot be looked at, for want of descriptors or room, is looked at again: it may well run."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            try:
+                self._settle(handle, expected)
+            except OSError as problem:
+                if time.monotonic() > deadline or self._closing:
+                    raise
+                _log.warning("engine %s cannot be looked at: %s", handle.engine_id, problem)
+                handle.over.wait(1.0)
+            else:
+                return
 
     def _settle(self, handle: Handle, expected: Engine) -> None:
         handle.was_ready = expected.state in ("ready", "stopping")
@@ -578,16 +596,3 @@ class EngineHost:
 
         self._thread(name, settle)
         return future
-
-
-def _no_keeper(message: str, said: str = "") -> Failure:
-    return Failure(kind="transient", code="keeper", message=message, detail=said, blame="machine")
-
-
-def _not_begun(code: str, number: int, message: str) -> Failure:
-    """What a keeper says that could not begin: another has settled this start, or exec or fork failed."""
-    if code == "claimed":
-        return Failure(kind="transient", code="claimed", message=message, blame="ours")
-    if is_machines(number):
-        return msgspec.structs.replace(refused_by_machine("", OSError(number, "")), message=message)
-    return Failure(kind="permanent", code="cannot_start", message=message, blame="configuration")

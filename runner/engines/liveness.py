@@ -102,13 +102,19 @@ class Life:
         """
         waited = reading.left_at - reading.unanswered_since if reading.unanswered_since else 0.0
         in_vain = waited >= _IN_VAIN and self.proved_at <= reading.left_at
-        return bool(reading.inside or in_vain or self.due)
+        return bool(reading.inside or in_vain or self.due or self.is_doubted(reading))
+
+    def is_doubted(self, reading: GateReading) -> bool:
+        """Whether the front door got what is no answer, and it has not proved itself since."""
+        return reading.doubted_at > self.proved_at
 
     def quiet_for(self, reading: GateReading, now: float) -> float:
         """Seconds for which it has told nothing, though it is asked."""
         if not self.is_asked(reading):
             return 0.0
         since = 0.0 if self.due else reading.unanswered_since or reading.quiet_since
+        if self.is_doubted(reading) and not reading.inside:
+            since = reading.doubted_at
         return now - max(since, self.proved_at)
 
     def still_for(self, reading: GateReading, now: float) -> float:

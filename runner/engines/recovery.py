@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ from greenroom.runner.engines.identity import ProcessIdentity, boot_id, of_folde
 from greenroom.runner.engines.keeper import create_claim
 from greenroom.runner.engines.paths import EngineFolder
 
-_KEEPER_SECONDS = 5.0
-"""How long a living keeper may take to answer; between its claim and its socket lie milliseconds."""
+_KEEPER_SECONDS = 20.0
+"""How long a living keeper may take to answer. Between its claim and its socket lie milliseconds, but to give
+it up ends its engine, and a machine that has just started may be busy."""
 _GONE_SECONDS = 5.0
 _TERM_SECONDS = 3.0
 
@@ -49,13 +51,17 @@ def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running
     """Find out about one engine folder, and end what no keeper keeps. Blocks for some seconds at most.
 
     A start that nobody has claimed yet is claimed here, so that its keeper, should it come late, gives up.
+
+    Raises OSError when it cannot be looked at: that says nothing about the engine.
     """
     if (end := read_end(folder.exit)) is not None:
         return Ended(end)
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if claim_for_daemon(folder):
-        return Missing("it had not been started before the daemon ended")
-    claim = read_claim(folder)
+    # Read before it is tried: with a full disk a claim that is there could not be found by making one.
+    if not (claim := _claim_of(folder)):
+        if claim_for_daemon(folder):
+            return Missing("it had not been started before the daemon ended")
+        claim = _claim_of(folder)
     if "keeper_pid" not in claim:
         return Missing("its start was settled before: it never ran")
     if claim.get("boot_id") != boot_id():
@@ -127,6 +133,15 @@ def read_claim(folder: EngineFolder) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _claim_of(folder: EngineFolder) -> dict[str, Any]:
+    """The same; raises OSError when there is one that cannot be read."""
+    if claim := read_claim(folder):
+        return claim
+    with contextlib.suppress(FileNotFoundError):
+        folder.claim.read_bytes()
+    return {}
 
 
 def keeper_of(claim: dict[str, Any]) -> ProcessIdentity:

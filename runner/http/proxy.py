@@ -381,6 +381,7 @@ class Exchange:
         end, gone = await self._end_of(place)
         if not gone:
             suspects.lives(place.engine_id)
+            self._door.backstage.gates.doubt(place.engine_id)
             return self._broke_off(place, when)
         what = f'The {place.backend} engine that served "{self._asked_as}" ended {when}: {_how(end)}.'
         print_ = self._print_of(model, body)

@@ -329,6 +329,18 @@ def test_one_that_answers_no_request_is_found_whether_or_not_clients_keep_asking
     assert odd.took < 15.0
 
 
+def test_one_whose_answers_are_none_is_asked_as_soon_as_the_front_door_says_so(odd: Odd) -> None:
+    odd.goes("mumble")
+    odd.gates.doubt(odd.spec.engine_id)
+    assert odd.found_out().code == "engine_garbled"
+    assert odd.took < 15.0
+
+
+def test_one_that_is_doubted_and_answers_is_left_alone(odd: Odd) -> None:
+    odd.gates.doubt(odd.spec.engine_id)
+    odd.is_left_alone_for(4.0)
+
+
 def test_one_that_computes_is_left_alone_for_long(odd: Odd) -> None:
     odd.goes("spin")
     odd.enter()

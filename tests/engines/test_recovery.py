@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 import msgspec
 import pytest
 from greenroom.actors.facts import Engine
+from greenroom.runner.engines import recovery
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.recovery import end_processes
@@ -71,6 +73,46 @@ def test_an_engine_still_loading_is_adopted_and_becomes_ready_later(stage):
     host.recover([expected_of(stage.spec("e-1"), state="starting")]).result(10)
     assert stage.heard.wait("adopted")[3] is False
     stage.heard.wait("ready")
+
+
+def test_a_full_disk_at_the_next_start_costs_no_engine(stage, monkeypatch):
+    pid, started = killed_daemon(stage, "e-1")
+    expected = expected_of(stage.spec("e-1"), pid=pid, started=started)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(recovery, "create_claim", full)
+    stage.host().recover([expected]).result(20)
+    stage.heard.wait("adopted")
+    assert stage.alive(pid)
+
+
+def test_an_engine_that_cannot_be_looked_at_is_looked_at_again(stage, monkeypatch):
+    pid, started = killed_daemon(stage, "e-1")
+    expected = expected_of(stage.spec("e-1"), pid=pid, started=started)
+    read, refused = recovery._claim_of, iter([True])
+
+    def sometimes(folder):
+        if next(refused, False):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return read(folder)
+
+    monkeypatch.setattr(recovery, "_claim_of", sometimes)
+    stage.host().recover([expected]).result(20)
+    stage.heard.wait("adopted")
+    assert stage.alive(pid)
+
+
+def test_a_sweep_leaves_alone_what_it_cannot_look_at(stage, monkeypatch):
+    pid, _ = killed_daemon(stage, "e-1")
+
+    def unreadable(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(recovery, "_claim_of", unreadable)
+    assert stage.host().sweep([]).result(20) == []
+    assert stage.alive(pid)
 
 
 def test_a_daemon_killed_between_spawn_and_report_leaves_one_engine_not_two(stage):

@@ -1,8 +1,11 @@
-"""An engine that can be told to go wrong while it runs: by a file in its working folder.
+"""An engine that can be told to go wrong while it runs: by the word in a file, `--wish FILE`.
 
-`--wish FILE`: the word in it decides. `well` (or no file): answers. `hang`: accepts and says nothing.
-`garble`: answers what is no HTTP. `hollow`: its health path answers, nothing else does. `close`: listens no
-more. `spin`: uses a processor and says nothing. `half`: half a stream, then silence.
+* `well`, or no file: answers.
+* `hang`: accepts and says nothing. `hollow`: the same, but its health path answers.
+* `garble`: answers what is no HTTP. `mumble`: the same, but its health path answers.
+* `close`: listens no more.
+* `spin`: uses a processor and says nothing.
+* `half`: half a stream, then silence.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ def serve(connection: socket.socket, file: str) -> None:
         if how == "spin" and not is_health:
             while wish(file) == "spin":
                 sum(range(100_000))
-        if how == "garble":
+        if how == "garble" or (how == "mumble" and not is_health):
             connection.sendall(b"\x00\x01\x02 this is not HTTP at all\r\n\r\n")
             return
         if how == "half" and not is_health:

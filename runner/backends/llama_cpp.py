@@ -36,6 +36,9 @@ _UBATCH = 512
 _SPEED = re.compile(r"prompt eval time = +[\d.]+ ms / +(\d+) tokens \(.*?([\d.]+) tokens per second\)")
 _TELLING_TOKENS = 64
 """Shorter prompts tell more of the overhead than of the speed."""
+_CHECKPOINTS = 4
+"""States a slot keeps to go back to, of models whose layers look at a window only. 32 by default, which no
+other bound counts and which may be gigabytes; these few fit into what such layers need less than reckoned."""
 
 
 class LlamaCpp(Backend):
@@ -90,6 +93,8 @@ class LlamaCpp(Backend):
         args += ["--jinja"]
         if launch.binary is not None:
             return Command(argv=(str(launch.binary), *args), env=_ENVIRONMENT)
+        # Older servers of the user's own do not know this one.
+        args += ["--ctx-checkpoints", str(_CHECKPOINTS)]
         argv = (str(launch.python), "-I", str(launcher("llama_cpp")), *args)
         return Command(argv=argv, env=_ENVIRONMENT)
 

@@ -48,6 +48,7 @@ _OPTIONS = """
 --cache-type-v -ctv : enum:ggml_type:GGML_TYPE_ cache_type_v
 --cache-ram -cram : int cache_ram_mib
 --cache-reuse : int n_cache_reuse
+--ctx-checkpoints -ctxcp : int n_ctx_checkpoints
 --slot-prompt-similarity -sps : float slot_prompt_similarity
 --sleep-idle-seconds : int sleep_idle_seconds
 --rope-scaling : enum:llama_rope_scaling_type:LLAMA_ROPE_SCALING_TYPE_ rope_scaling_type

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from pathlib import Path
 
 import msgspec
 from greenroom.actors.facts import Blame, Failure, Model
@@ -25,7 +26,8 @@ _BLAME: dict[Blame, str] = {
     "client": "bad_reference bad_model_name not_found no_such_model no_such_quantisation unauthorized "
     "conflict not_absolute cancelled does_not_fit cannot_run_here",
     "model": "not_a_model unsupported_artifact model_damaged hash_mismatch",
-    "machine": "no_space not_allowed not_a_folder too_many_files no_memory io_error store_damaged store_busy",
+    "machine": "no_space not_allowed read_only not_a_folder too_many_files no_memory io_error "
+    "store_damaged store_busy store_gone",
     "configuration": "unsupported_source bad_settings",
     "ours": "internal stopping daemon_restarted",
 }
@@ -75,6 +77,15 @@ def model_damaged(model: Model, problem: str) -> JobFailed:
     name = familiar(model.tags[0]) if model.tags else model.id[7:19]
     return JobFailed.permanent(
         "model_damaged", f"The stored model {name} is damaged: {problem}", advice=f"greenroom pull {name}"
+    )
+
+
+def store_gone(root: Path) -> JobFailed:
+    """The folder of the store is not there any more, or another one: an unmounted disk, for one."""
+    return JobFailed.transient(
+        "store_gone",
+        f"The models are not where they were: {root} is gone or another folder now.",
+        advice="If it is on a disk of its own, mount that again; else start the daemon anew.",
     )
 
 
@@ -138,7 +149,7 @@ def from_os_error(error: OSError, doing: str) -> JobFailed:
         )
     if error.errno == errno.EROFS:
         return JobFailed.permanent(
-            "not_allowed",
+            "read_only",
             f"The disk can only be read while {doing}{where}.",
             advice="Mount it for writing, or use another data directory (GREENROOM_HOME).",
         )

@@ -52,6 +52,15 @@ def _hold(descriptor: int, path: Path) -> None:
             time.sleep(0.01)
 
 
+def place_of(folder: Path) -> tuple[int, int] | None:
+    """Which folder this is, whatever it is called; None if there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def check_no_other(folder: Path) -> None:
     """Raise JobFailed if what should be a folder is something else, such as a link that leads nowhere."""
     if os.path.lexists(folder) and not folder.is_dir():

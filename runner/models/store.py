@@ -34,13 +34,20 @@ from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival, Count, hash_file
 from greenroom.runner.models.bundle import open_bundle, remove_bundle
 from greenroom.runner.models.durable import TEMPORARY, sync_folder, write_atomically
-from greenroom.runner.models.failures import check_pin, from_os_error, model_damaged, no_such_model
+from greenroom.runner.models.failures import (
+    check_pin,
+    from_os_error,
+    model_damaged,
+    no_such_model,
+    store_gone,
+)
 from greenroom.runner.models.files import (
     check_no_other,
     check_writable,
     children,
     has_size,
     locked,
+    place_of,
     size_of,
     unlink,
     walk,
@@ -84,6 +91,8 @@ class Store:
         self._index = IndexFile(root, self._blobs, self._bundles)
         self._lock = threading.Lock()
         self._arrivals: set[Path] = set()
+        self._place: tuple[int, int] | None = None
+        """Which folder it is, once it has been prepared: another one of its name is not this store."""
 
     # Reading
 
@@ -120,6 +129,7 @@ class Store:
             JobFailed: the store cannot be read, or what should lead to it leads nowhere.
         """
         check_no_other(self.root)
+        self._check_place()
         return tuple(e.model for e in self._read().entries if not self._problem(e))
 
     def recovered(self) -> bool:
@@ -222,6 +232,7 @@ class Store:
             marker = self.root / "oci-layout"
             if not marker.exists():
                 write_atomically(marker, msgspec.json.encode({"imageLayoutVersion": LAYOUT_VERSION}))
+            self._place = place_of(self.root)
             with self._changing("preparing the model store") as index:
                 if not self._index.file.exists():
                     # From now on an index that is not there has been lost.
@@ -452,6 +463,7 @@ class Store:
         """Alone with the index, in this process and among processes."""
         try:
             with self._lock:
+                self._check_place()
                 self.root.mkdir(parents=True, exist_ok=True)
                 with locked(self.root / "lock"):
                     yield self._index.whole()
@@ -461,8 +473,13 @@ class Store:
     def _entry(self, model_id: str) -> Entry:
         entry = self._read().find(model_id)
         if entry is None:
+            self._check_place()
             raise no_such_model(model_id)
         return entry
+
+    def _check_place(self) -> None:
+        if self._place is not None and place_of(self.root) != self._place:
+            raise store_gone(self.root)
 
     def _manifest(self, model_id: str) -> Manifest:
         try:

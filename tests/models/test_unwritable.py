@@ -59,7 +59,7 @@ def test_models_in_a_store_that_can_only_be_read_are_listed_and_opened(
     assert store.open_model(model.id).path.read_bytes()[:4] == b"GGUF"
     with pytest.raises(JobFailed) as caught, store.arrival():
         pass
-    assert caught.value.failure.code == "not_allowed"
+    assert caught.value.failure.code == "read_only"
     assert "The disk can only be read while storing the model" in caught.value.failure.message
 
 
@@ -122,7 +122,7 @@ def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
         granted = greenroom.system.ask(msg.SCHEDULER, serve, timeout=60).get(timeout=60)
         assert isinstance(granted, msg.Granted)
     refusal = caught.value.refusal
-    assert refusal.code == "not_allowed"
+    assert (refusal.code, refusal.status) == ("read_only", 507)
     assert "The disk can only be read while storing the model" in refusal.message
     assert "GREENROOM_HOME" in refusal.advice
 
@@ -136,7 +136,7 @@ def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
         (errno.EIO, "transient", "io_error"),
         (errno.ENOSPC, "permanent", "no_space"),
         (errno.EDQUOT, "permanent", "no_space"),
-        (errno.EROFS, "permanent", "not_allowed"),
+        (errno.EROFS, "permanent", "read_only"),
         (errno.EACCES, "permanent", "not_allowed"),
         (errno.ENAMETOOLONG, "permanent", "not_a_model"),
     ],
@@ -162,6 +162,27 @@ def test_a_store_that_another_process_holds_is_waited_for_in_bounds(
     assert (failure.kind, failure.code) == ("transient", "store_busy")
     assert str(store.root / "lock") in failure.message
     assert store.tag(model.id, "b").tags == ("a", "b")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_store_whose_disk_is_gone_is_neither_empty_nor_made_anew(
+    there: bool, store: Store, bring: Bring
+) -> None:
+    model = bring(store, "a")
+    store.root.rename(store.root.with_name("unmounted"))
+    if there:
+        store.root.mkdir()
+    calls = (store.look, store.check_writable, store.sweep, lambda: store.open_model(model.id))
+    for call in calls:
+        with pytest.raises(JobFailed) as caught:
+            call()
+        assert (caught.value.failure.kind, caught.value.failure.code) == ("transient", "store_gone")
+    assert store.root.exists() is there
+    assert not there or not list(store.root.iterdir())
+    if there:
+        store.root.rmdir()
+    store.root.with_name("unmounted").rename(store.root)
+    assert store.look() == (model,)
 
 
 def test_each_failure_of_a_pull_says_whose_it_was() -> None:

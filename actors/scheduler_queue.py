@@ -85,19 +85,25 @@ class QueueStep:
 
     def take(self) -> None:
         """Go through the queue in turn."""
-        self._forget_wishes()
+        turn = self._turn
+        turn.guarded(self._forget_wishes, doing="forget wishes")
         for waiting in self._in_turn():
-            if self._turn.events:
+            if turn.events:
                 return
-            one, kind = waiting.request_id, self._kind(waiting)
-            if kind in self._same:
-                self._wait(waiting, self._same[kind])
-            elif not self._turn.guarded(partial(self._serve, waiting), doing="serve a request", about=one):
+            one = waiting.request_id
+            if not turn.guarded(partial(self._decide, waiting), doing="serve a request", about=one):
                 no = undecided(waiting)
-                if not self._turn.guarded(partial(self._refuse, waiting, no), doing="refuse it", about=one):
-                    self._turn.answer(waiting, no)
-        self._tell_awaited()
-        self._hold_gates()
+                if not turn.guarded(partial(self._refuse, waiting, no), doing="refuse it", about=one):
+                    turn.answer(waiting, no)
+        turn.guarded(self._tell_awaited, doing="tell what is waited for")
+        turn.guarded(self._hold_gates, doing="hold gates")
+
+    def _decide(self, waiting: Waiting) -> None:
+        kind = self._kind(waiting)
+        if kind in self._same:
+            self._wait(waiting, self._same[kind])
+        else:
+            self._serve(waiting)
 
     def _in_turn(self) -> list[Waiting]:
         """One request of each caller after the other, first the caller whose turn was longest ago.

@@ -28,7 +28,8 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import CloseGate, OpenGate, RemoveGates
-from greenroom.actors.facts import EngineSpec, Failure
+from greenroom.actors.facts import Engine, EngineSpec, Failure
+from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.progress import load_job
@@ -269,27 +270,33 @@ class Turn:
         turn, seen = self._turn, self._turn.seen
         retiring = {(name, one) for name, status in (seen.statuses or {}).items() for one in status.retiring}
         for load in turn.state.loads.values():
-            engine = seen.engine(load.spec.engine_id)
-            if engine is None:
-                # Its runner has not told of it yet; until then nobody could tell when it is gone.
-                continue
-            if seen.draining:
-                turn.record(eviction(engine, seen, turn.now, "shutdown"), cause=load.cause)
-            elif (load.spec.backend, load.spec.installation_id) in retiring:
-                turn.record(eviction(engine, seen, turn.now, "retiring"), cause=load.cause)
+            reason = "retiring" if (load.spec.backend, load.spec.installation_id) in retiring else ""
+            if seen.draining or reason:
+                ended = partial(self._end, load, "shutdown" if seen.draining else reason)
+                turn.guarded(ended, doing="end an engine", about=load.spec.engine_id)
         if turn.events:
             return
         for engine, reading in turn.empty():
-            spec = engine.spec
-            keep = turn.keep_alive(spec.model_id, spec.mode)
-            if keep < 0 or not reading.open or turn.wanted(spec):
-                continue
-            ends = reading.idle_since + keep
-            if ends <= turn.now.monotonic:
-                cause = turn.state.loads[spec.engine_id].cause
-                turn.record(eviction(engine, seen, turn.now, "idle"), cause=cause)
-            else:
-                turn.wakes.append(ends)
+            rest = partial(self._end_idle, engine, reading)
+            turn.guarded(rest, doing="end an idle engine", about=engine.spec.engine_id)
+
+    def _end(self, load: LoadState, reason: str) -> None:
+        turn, engine = self._turn, self._turn.seen.engine(load.spec.engine_id)
+        # Until its runner has told of it, nobody could tell when it is gone.
+        if engine is not None:
+            turn.record(eviction(engine, turn.seen, turn.now, reason), cause=load.cause)
+
+    def _end_idle(self, engine: Engine, reading: GateReading) -> None:
+        turn, spec = self._turn, engine.spec
+        keep = turn.keep_alive(spec.model_id, spec.mode)
+        if keep < 0 or not reading.open or turn.wanted(spec):
+            return
+        ends = reading.idle_since + keep
+        if ends <= turn.now.monotonic:
+            cause = turn.state.loads[spec.engine_id].cause
+            turn.record(eviction(engine, turn.seen, turn.now, "idle"), cause=cause)
+        else:
+            turn.wakes.append(ends)
 
     # 5
 

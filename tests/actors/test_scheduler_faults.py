@@ -6,8 +6,9 @@ import pytest
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.kernel.core import Recovered
+from greenroom.actors.ledger import Memory
 from greenroom.actors.scheduler import Scheduler
-from stage import FACTS, Stage, begun, model
+from stage import FACTS, GIB, Stage, begun, model
 
 POISON = ev.ConfigChanged(model_id="sha256:bad", model_ref="bad", mode="completion", context_size=10**320)
 
@@ -95,3 +96,14 @@ def test_a_command_for_another_actor_is_the_askers_mistake() -> None:
     with pytest.raises(TypeError, match="scheduler does not know the command Pull"):
         core.decide(core.initial(), msg.Pull(reference="x"), Stage().now, core.unseen())
     assert core.decide(core.initial(), Recovered(), Stage().now, core.unseen()).effects
+
+
+def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises) -> None:
+    stage = begun(model("bad"), model("good"), memory=Memory(budget=64 * GIB, available=64 * GIB))
+    stage.loaded("bad")
+    stage.loaded("good")
+    stage.faults_allowed = True
+    raises("scheduler_turn", "eviction", "bad", lambda engine, *_: engine.spec.model_ref)
+    stage.pass_time(301)
+    assert [spec.model_ref for spec in stage.loads] == ["bad"]
+    assert {one.doing for one in stage.faults} == {"end an idle engine"}

@@ -24,18 +24,28 @@ from greenroom.actors.kernel.core import (
     Decision,
     Effect,
     Event,
+    Fault,
     Later,
     NotUnderstood,
     Recovered,
     Stored,
     Tell,
+    fault,
     not_storable,
 )
-from greenroom.actors.library_state import LibrarySeen, LibraryState, apply
+from greenroom.actors.library_state import LibrarySeen, LibraryState, PullState, apply
 from greenroom.actors.retry import CONTACT_RETRIES, PULL_RETRIES, RetryPolicy
 
 _TELL_EVERY = 5.0
 _LOOK_AGAIN_AFTER = 30.0
+
+_OURS = Failure(
+    kind="permanent",
+    code="internal",
+    message="Greenroom itself failed on this pull.",
+    advice="`greenroom log --kind command_parked` shows where; please report it.",
+    blame="ours",
+)
 
 
 class Library:
@@ -222,10 +232,15 @@ class Library:
             seen = msgspec.structs.replace(seen, looking_since=now.monotonic)
             return Decision(effects=(LookAtModels(),), seen=seen)
         effects: list[Effect] = []
+        faults: list[Fault] = []
         for ask in seen.pending.values():  # 2
             waiting = seen.waiting
             pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
-            decision = pulls.pull(state, ask, now, msgspec.structs.replace(seen, pending=pending))
+            try:
+                decision = pulls.pull(state, ask, now, msgspec.structs.replace(seen, pending=pending))
+            except Exception as error:  # noqa: BLE001 - it costs this wish, and no other
+                faults.append(fault(error, doing="begin a pull", about=ask.reference))
+                decision = Decision(reply=pulls.refusal_of(_OURS))
             # It has been counted already, when it came.
             seen = msgspec.structs.replace(decision.seen or seen, pending=pending, waiting=waiting)
             if decision.events:
@@ -234,6 +249,7 @@ class Library:
                     decision,
                     seen=seen,
                     effects=tuple(effects),
+                    faults=tuple(faults),
                     reply=None,
                     otherwise=Decision(effects=(*effects, full), seen=seen),
                 )
@@ -245,9 +261,18 @@ class Library:
             if (pull.job, pull.attempt) in fetching:
                 continue
             key = f"{pull.job}/{pull.attempt}"
-            if key not in due:
-                wait = self._policies[0].clamp(pull.retry_at, now.wall) - now.wall if pull.retry_at else 0.0
-                due[key] = now.monotonic + max(0.0, wait)
+            try:
+                due.setdefault(key, now.monotonic + self._wait(pull, now))
+            except Exception as error:  # noqa: BLE001 - it costs this pull, and no other
+                faults.append(fault(error, doing="go on with a pull", about=pull.job))
+                ended = Answer(key=pulls.pull_key(pull.reference), outcome=pulls.refusal_of(_OURS))
+                unstored = Decision(
+                    effects=(*effects, ended),
+                    seen=msgspec.structs.replace(seen, fetching=frozenset(fetching), due=due),
+                    faults=tuple(faults),
+                )
+                failed = (ev.PullFailed(job=pull.job, failure=_OURS),)
+                return msgspec.structs.replace(unstored, events=failed, cause=pull.cause, otherwise=unstored)
             if due[key] <= now.monotonic:
                 fetching.add((pull.job, pull.attempt))
                 effects.append(
@@ -267,7 +292,15 @@ class Library:
         if seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY:  # 5
             effects.append(Tell(to=msg.SCHEDULER, command=self.list_of(state, seen)))
             seen = msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic)
-        return Decision(effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None))
+        return Decision(
+            effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None), faults=tuple(faults)
+        )
+
+    def _wait(self, pull: PullState, now: Moment) -> float:
+        """Seconds until its next attempt may begin."""
+        if not pull.retry_at:
+            return 0.0
+        return max(0.0, self._policies[0].clamp(pull.retry_at, now.wall) - now.wall)
 
     def _pruned(self, state: LibraryState, seen: LibrarySeen) -> LibrarySeen:
         """Forget what belongs to pulls that are over, their tokens above all."""

@@ -8,6 +8,7 @@ Exception
 from __future__ import annotations
 
 import errno
+import os
 from typing import Literal
 
 import msgspec
@@ -71,6 +72,26 @@ def refused_by_machine(doing: str, problem: OSError) -> Failure:
     code, advice = _SYSTEM.get(problem.errno or 0, ("io_error", "Ask again; greenroom logs has the details."))
     why = problem.strerror or str(problem)
     return Failure(kind="transient", code=code, message=f"{doing}: {why}.", advice=advice, blame="machine")
+
+
+def not_begun(error: Exception) -> Failure:
+    """Why hands could not even begin: what raised was not the job, which would have reported its end."""
+    if isinstance(error, JobFailed):
+        return error.failure
+    if isinstance(error, RuntimeError) and "new thread" in str(error):
+        error = OSError(errno.EAGAIN, "no further thread can be started")
+    elif isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    if isinstance(error, OSError):
+        return refused_by_machine("It could not be begun", error)
+    return Failure(
+        kind="permanent",
+        code="internal",
+        message=f"Greenroom itself failed as it began this ({type(error).__name__}).",
+        advice="Please report it; greenroom logs has the details.",
+        detail=_text(repr(error)[-_DETAIL_LIMIT:]),
+        blame="ours",
+    )
 
 
 def is_machines(number: int) -> bool:

@@ -25,7 +25,7 @@ from greenroom.actors.installer_messages import (
 from greenroom.actors.kernel.core import Address, Command, Effect
 from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, push_job, request_job
 from greenroom.runner.engines.host import EngineHost
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.failures import JobFailed, not_begun
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.models.puller import Puller
 
@@ -48,7 +48,35 @@ class InstallerHands:
         """Set once, before the system starts: the builder needs us as its listener."""
 
     def perform(self, effect: Effect, cause: str) -> None:
-        """Begin."""
+        """Begin. What cannot be begun has failed, and whoever waits for it hears so."""
+        try:
+            self._begin(effect, cause)
+        except Exception as error:
+            if not self._could_not(effect, error):
+                raise
+            _log.exception("%s (caused by %s) could not be begun", type(effect).__name__, cause)
+
+    def _could_not(self, effect: Effect, error: Exception) -> bool:
+        failure = not_begun(error)
+        report: Command
+        match effect:
+            case fx.BuildInstallation(job=job):
+                self._ended(job, failure)
+                return True
+            case fx.RemoveInstallation(backend=backend, installation_id=one):
+                report = msg.InstallationGone(backend=backend, installation_id=one, failure=failure)
+            case VerifyInstallations(backend=backend):
+                report = BackendVerified(backend=backend, failure=failure)
+            case DropUnneeded():
+                report = FetchedDropped(failure=failure)
+            case fx.PlanInstallation(backend=backend, version=version):
+                report = msg.PlanMade(backend=backend, version=version, failure=failure)
+            case _:
+                return False
+        self._tell(msg.INSTALLER, report)
+        return True
+
+    def _begin(self, effect: Effect, cause: str) -> None:
         builder = self.builder
         assert builder is not None
         match effect:
@@ -186,7 +214,22 @@ class RunnerHands:
         """Set once, before the system starts: the host needs us as its listener."""
 
     def perform(self, effect: Effect, cause: str) -> None:
-        """Begin."""
+        """Begin. What cannot be begun has failed, and whoever waits for it hears so."""
+        try:
+            self._begin(effect, cause)
+        except Exception as error:
+            if not self._could_not(effect, error):
+                raise
+            _log.exception("%s (caused by %s) could not be begun", type(effect).__name__, cause)
+
+    def _could_not(self, effect: Effect, error: Exception) -> bool:
+        # Looking and ending are asked for again by the runner, which notices that nothing came of it.
+        if not isinstance(effect, fx.SpawnEngine):
+            return False
+        self.failed(effect.spec.engine_id, not_begun(error))
+        return True
+
+    def _begin(self, effect: Effect, cause: str) -> None:
         host = self.host
         assert host is not None
         match effect:
@@ -286,7 +329,34 @@ class LibraryHands:
         """Set once, before the system starts: the puller needs us as its listener."""
 
     def perform(self, effect: Effect, cause: str) -> None:
-        """Begin."""
+        """Begin. What cannot be begun has failed, and whoever waits for it hears so."""
+        try:
+            self._begin(effect, cause)
+        except Exception as error:
+            if not self._could_not(effect, error):
+                raise
+            _log.exception("%s (caused by %s) could not be begun", type(effect).__name__, cause)
+
+    def _could_not(self, effect: Effect, error: Exception) -> bool:
+        failure = not_begun(error)
+        match effect:
+            case fx.FetchModel(job=job):
+                self.failed(job, failure, reached=False, moved=0)
+            case fx.DeleteModel(model_id=one):
+                self.remove_failed(one, failure)
+            case fx.AddTag(model_id=one, tag=tag) | fx.RemoveTag(model_id=one, tag=tag):
+                self.tag_failed(one, tag, failure)
+            case fx.StoreAgain(model_id=one, tag=tag):
+                self.repackage_failed(one, tag, failure)
+            case fx.SweepStore():
+                self.prune_failed(failure)
+            case fx.SendModel(model_id=one, reference=reference):
+                self.push_failed(reference, one, failure)
+            case _:
+                return False
+        return True
+
+    def _begin(self, effect: Effect, cause: str) -> None:
         puller = self.puller
         assert puller is not None
         match effect:

@@ -1,0 +1,99 @@
+"""A fault inside a running Greenroom costs what it is about: everyone else is served."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greenroom.actors import (
+    LIBRARY,
+    SCHEDULER,
+    Abandon,
+    Configure,
+    Pull,
+    Refused,
+    Serve,
+    read_journal,
+    scheduler_queue,
+)
+from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short path: sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="gr-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def made(home: Path, programs: Path) -> Greenroom:
+    settings = Settings(home=home, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
+    return Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")})
+
+
+def serve(greenroom: Greenroom, home: Path, name: str, request_id: str) -> Any:
+    file = home / f"{name}.gguf"
+    if not file.exists():
+        tiny_gguf(file, name)
+    pulled = greenroom.system.ask(LIBRARY, Pull(reference=str(file))).get(timeout=30)
+    ask = Serve(request_id=request_id, model_id=pulled.model.id, model_ref=name)
+    return greenroom.system.ask(SCHEDULER, ask)
+
+
+def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_and_the_next(
+    home: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = scheduler_queue.choose
+
+    def picky(model: Any, *more: Any) -> Any:
+        if any("bad" in tag for tag in model.tags):
+            raise OverflowError("int too large to convert to float")
+        return real(model, *more)
+
+    monkeypatch.setattr(scheduler_queue, "choose", picky)
+    for life in range(2):
+        with made(home, programs) as greenroom:
+            bad, good = (serve(greenroom, home, name, f"{name}-{life}") for name in ("bad", "good"))
+            granted = good.get(timeout=30)
+            assert granted.endpoint
+            with pytest.raises(Refused, match="Greenroom failed as it decided where bad can run") as caught:
+                bad.get(timeout=30)
+            assert caught.value.refusal.status == 500
+            greenroom.system.tell(SCHEDULER, Abandon(request_id=f"good-{life}"))
+            assert greenroom.failure is None
+    parked = [one for one in read_journal(home / "journal.db") if one.type == "command_parked"]
+    assert {one.stream for one in parked} == {"parked/scheduler"}
+    assert all("OverflowError" in one.data for one in parked)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Serve(request_id=1, model_id="m", model_ref="m"),  # type: ignore[arg-type]
+        Serve(request_id="r", model_id="m", model_ref="m", mode="chat"),  # type: ignore[arg-type]
+        Serve(request_id="r", model_id="m", model_ref="m", keep_alive=float("nan")),
+        Configure(model_id="m", model_ref="m", context_size=-5),
+        Configure(model_id="m", model_ref="m", context_size=2**70),
+        Configure(model_id="m\ud800", model_ref="m"),
+        Pull(reference="a"),
+    ],
+    ids=repr,
+)
+def test_a_wrong_ask_is_its_askers_mistake_and_those_who_wait_go_on_waiting(
+    home: Path, programs: Path, wrong: Any
+) -> None:
+    with made(home, programs) as greenroom:
+        waiting = serve(greenroom, home, "good", "r1")
+        with pytest.raises(Refused) as caught:
+            greenroom.system.ask(SCHEDULER, wrong).get(timeout=10)
+        assert caught.value.refusal.status == 400
+        assert "disk" not in str(caught.value)
+        assert waiting.get(timeout=30).endpoint
+    types = [one.type for one in read_journal(home / "journal.db")]
+    assert "command_parked" not in types

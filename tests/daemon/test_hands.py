@@ -1,0 +1,93 @@
+"""Hands that cannot even begin: what they were asked for has failed, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+from greenroom.actors import effects as fx
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import EngineSpec
+from greenroom.actors.progress import ProgressBoard
+from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands
+
+
+class Broken:
+    """A builder, host or puller of which nothing can be had."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.error
+
+
+SPEC = EngineSpec(
+    engine_id="e1",
+    backend="mlx",
+    installation_id="i",
+    model_id="m",
+    model_ref="m",
+    mode="completion",
+    context_size=0,
+    flags=(),
+    memory=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("effect", "report"),
+    [
+        (
+            fx.BuildInstallation(job="mlx.1", backend="mlx", version="1", attempt=1, repair=False),
+            msg.InstallAttemptEnded,
+        ),
+        (fx.RemoveInstallation(backend="mlx", installation_id="i"), msg.InstallationGone),
+        (fx.SpawnEngine(spec=SPEC), msg.EngineEnded),
+        (fx.FetchModel(job="p1", reference="r"), msg.PullAttemptEnded),
+        (fx.DeleteModel(model_id="m"), msg.ModelGone),
+        (fx.AddTag(model_id="m", tag="t"), msg.TagsWritten),
+        (fx.RemoveTag(model_id="m", tag="t"), msg.TagsWritten),
+        (fx.StoreAgain(model_id="m", tag="t", context_size=1), msg.ModelRepackaged),
+        (fx.SweepStore(), msg.StoreSwept),
+        (fx.SendModel(model_id="m", reference="r"), msg.PushEnded),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+@pytest.mark.parametrize(
+    ("error", "code", "blame"),
+    [
+        (RuntimeError("can't start new thread"), "no_process", "machine"),
+        (OSError(errno.EMFILE, "Too many open files"), "too_many_files", "machine"),
+        (ZeroDivisionError("a bug"), "internal", "ours"),
+    ],
+    ids=["thread", "files", "bug"],
+)
+def test_what_cannot_be_begun_is_reported_as_failed(
+    effect: Any, report: type[Any], error: Exception, code: str, blame: str
+) -> None:
+    told: list[Any] = []
+    board = ProgressBoard()
+    tell = lambda _to, command: told.append(command)  # noqa: E731
+    installer, runner, library = (
+        InstallerHands(tell, board),
+        RunnerHands(tell, board),
+        LibraryHands(tell, board),
+    )
+    installer.builder = runner.host = library.puller = Broken(error)  # type: ignore[assignment]
+    hands = {"Build": installer, "Remov": installer, "Spawn": runner}.get(type(effect).__name__[:5], library)
+    if isinstance(effect, fx.RemoveTag):
+        hands = library
+    hands.perform(effect, "cause")
+    (sent,) = told
+    assert type(sent) is report
+    failure = sent.exit.failure if isinstance(sent, msg.EngineEnded) else sent.failure
+    assert (failure.code, failure.blame) == (code, blame)
+
+
+def test_what_nobody_waits_for_is_left_to_the_actor_which_looks_again() -> None:
+    runner = RunnerHands(lambda _to, _command: None, ProgressBoard())
+    runner.host = Broken(OSError(errno.EMFILE, "Too many open files"))  # type: ignore[assignment]
+    with pytest.raises(OSError, match="Too many"):
+        runner.perform(fx.EndEngine(engine_id="e1", reason="x"), "cause")

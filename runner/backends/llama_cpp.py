@@ -20,6 +20,7 @@ from greenroom.runner.backends.flags import LLAMA_CPP, without_sizes
 from greenroom.runner.engines.launchers import launcher
 
 _CANNOT = (
+    Cannot("id_slot", lambda fields: "id_slot" in fields, "Greenroom gives each request a slot."),
     Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
     Cannot("echo", lambda fields: fields.get("echo")),
     Cannot("suffix", lambda fields: fields.get("suffix")),

@@ -24,6 +24,7 @@ _CANNOT = (
     ),
     Cannot("prompt", lambda fields: fields.get("prompt") == "", "Send a prompt that is not empty."),
     Cannot("n", lambda fields: fields.get("n", 1) > 1, "Send the request several times."),
+    Cannot("seed", lambda fields: fields.get("seed", 0) < 0, "Use one that is not negative."),
     Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
     Cannot("echo", lambda fields: fields.get("echo")),
     Cannot("suffix", lambda fields: fields.get("suffix")),

@@ -185,6 +185,8 @@ _SAMPLING: dict[str, Check] = {
     "stop": either("a string or a list of strings", (str, text()), (list, array(text(), most=64))),
     "logit_bias": _bias,
     "user": text(),
+    "id_slot": whole(),
+    "reasoning_format": one_of("none", "auto", "deepseek", "deepseek-legacy"),
 }
 
 

@@ -115,6 +115,8 @@ _FIELD = re.compile(
     r"(?::| must be| is required| should be)",
     re.IGNORECASE,
 )
+_NAMED = re.compile(r"Field '([a-z_]{1,40})': ")
+"""As llama.cpp names a field of its own list."""
 _NO_PATH = re.compile(r"(?:file )?not found", re.IGNORECASE)
 
 
@@ -194,7 +196,7 @@ def _by_status(status: int, words: str, asked: Asked) -> Told:
         message = f'The {asked.backend} engine for "{asked.model}" has too much to do.'
         return Told(Refusal(code="engine_busy", message=message, status=429, retry_after=2.0))
     if 400 <= status < 500:
-        field = _FIELD.search(words)
+        field = _NAMED.match(words) or _FIELD.search(words)
         if field is not None:
             name = field[1].lower()
             message = f"{name} has a value that the {asked.backend} engine does not take."

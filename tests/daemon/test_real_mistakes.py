@@ -64,6 +64,18 @@ def test_one_mistake_has_one_status_and_code_on_both_engines_cold_and_warm(
     assert all_told() == cold
 
 
+def test_tokens_that_the_model_does_not_have_end_no_engine(
+    furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path
+) -> None:
+    daemon = make_daemon(furnished).start()
+    model = str(smollm2_mlx)
+    assert daemon.chat(model, top_k=10**9, temperature=1, max_tokens=2).status == 200
+    answer = daemon.chat(model, logit_bias={"999999999": 1}, max_tokens=2)
+    assert told(answer) == (400, "invalid_value", "logit_bias")
+    assert daemon.chat(model, logit_bias={"5": -100}, seed=7, max_tokens=2).status == 200
+    assert len(daemon.events("engine_spawned")) == 1
+
+
 @pytest.mark.parametrize("engine", ["llama.cpp", "mlx"])
 def test_a_prompt_that_is_too_long_is_told_the_same_cold_in_a_stream_and_warm(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path, engine: str

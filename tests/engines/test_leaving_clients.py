@@ -127,7 +127,7 @@ def test_mlxs_queue_drops_what_nobody_waits_for_any_more():
         def _next_request(self, timeout=None):
             return self.requests.get_nowait()
 
-    generator = mlx_launcher().attentive(Generator, Pace())()
+    generator = mlx_launcher().attentive(Generator, Pace(), 100)()
     left, waits = Replies(None), Replies(None)
     left.leave()
     generator.requests.put((left, "a", "b"))
@@ -233,3 +233,18 @@ def test_the_speed_is_the_one_the_last_engine_of_the_model_has_logged(tmp_path):
     (tmp_path / "e-4").mkdir()
     (tmp_path / "e-4" / "claim").write_text("[]")
     assert prompt_speed(tmp_path, spec, LlamaCpp().prompt_speed) == 25.58
+
+
+def test_mlx_is_never_asked_for_tokens_that_its_model_does_not_have():
+    keep = mlx_launcher().keep_in_vocabulary
+    args = SimpleNamespace(sampling=SimpleNamespace(top_k=100), logits=SimpleNamespace(logit_bias={99: 1.0}))
+    keep(args, 101)
+    assert args.sampling.top_k == 100
+    keep(args, 100)
+    assert args.sampling.top_k == 0, "more than all are all"
+    for token in (100, -1):
+        args.logits.logit_bias = {token: 1.0}
+        with pytest.raises(ValueError, match="logit_bias"):
+            keep(args, 100)
+    args.logits.logit_bias = None
+    keep(args, 100)

@@ -38,6 +38,8 @@ CASES: list[tuple[int, str, int, str, str | None]] = [
     (404, '{"error": "Conversation roles must alternate SECRET"}', 400, "template_refused", "messages"),
     (400, '{"error":{"code":400,"message":"Field \'n\': Value must be between 1 <= value <= 4, but got 99"}}',
      400, "invalid_value", "n"),
+    (400, '{"error":{"code":400,"message":"Field \'n_keep\': Value must be SECRET"}}',
+     400, "invalid_value", "n_keep"),
     (400, '{"error": "top_k must be of type int"}', 400, "invalid_value", "top_k"),
     (422, '{"detail":[{"msg":"SECRET"}]}', 400, "engine_refused", None),
     (404, "Not Found", 404, "not_offered", None),

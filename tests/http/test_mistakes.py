@@ -63,6 +63,7 @@ CHAT_MISTAKES: dict[str, dict[str, Any]] = {
     "tool_choice.function": chat(tools=[TOOL], tool_choice={"type": "function"}),
     "response_format.type": chat(response_format={"type": "yaml"}),
     "response_format.json_schema": chat(response_format={"type": "json_schema"}),
+    "reasoning_format": chat(reasoning_format="nope"),
     "modalities": chat(modalities=["audio"]),
     "functions": chat(functions=[{"name": "x"}]),
 }
@@ -203,6 +204,7 @@ MLX_CANNOT: dict[str, tuple[dict[str, Any], Dialogue]] = {
     "logprobs": (chat(stream=True, logprobs=True), CHAT),
     "tool_choice": (chat(tools=[TOOL], tool_choice="required"), CHAT),
     "echo": ({"prompt": "a", "echo": True}, COMPLETION),
+    "seed": (chat(seed=-1), CHAT),
     "top_logprobs": (chat(logprobs=True, top_logprobs=20), CHAT),
 }
 

@@ -115,6 +115,7 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
                     f"the request ({tokens} tokens) exceeds the available context size ({context} tokens)"
                 )
             args.max_tokens = min(args.max_tokens, context - tokens)
+            keep_in_vocabulary(args, tokenizer.vocab_size + len(tokenizer.get_added_vocab()))
             return found
 
         def _next_request(self, timeout: float | None = None) -> Any:
@@ -127,6 +128,18 @@ def attentive(base: Any, pace: Pace, context: int) -> Any:
             super()._serve_single(request, stream)
 
     return AttentiveGenerator
+
+
+def keep_in_vocabulary(args: Any, vocabulary: int) -> None:
+    """Tokens that the model does not have would end the whole server.
+
+    Raises:
+        ValueError: A bias is for one.
+    """
+    if args.sampling.top_k >= vocabulary:
+        args.sampling.top_k = 0  # all of them, which is what was asked for
+    if any(not 0 <= token < vocabulary for token in args.logits.logit_bias or ()):
+        raise ValueError("logit_bias must be for tokens that the model has")
 
 
 def _tokens(said: Iterator[Any], progress: Any) -> Iterator[Any]:

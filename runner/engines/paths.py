@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -16,6 +15,11 @@ from greenroom.runner.failures import JobFailed
 
 SOCKET_BYTES = 100
 """Longest socket path in bytes; the systems' own limits begin at 104 (macOS), with the closing NUL."""
+
+_SHORT = "greenroom-"
+"""How folders for sockets are called that lie in a temporary folder."""
+_ELSEWHERE = "sockets"
+"""The file in an engine's folder that says where those are."""
 
 _ENGINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -109,25 +113,25 @@ class EngineFolder:
         inside = Sockets(self.path / "keeper.sock", self.path / "engine.sock")
         if inside.fits():
             return inside
-        digest = hashlib.sha256(os.fsencode(self.path.absolute())).hexdigest()[:16]
-        short = _private_runtime_dir() / digest
-        short.mkdir(mode=0o700, exist_ok=True)
-        _check_private(short)
-        outside = Sockets(short / "k.sock", short / "e.sock")
-        if not outside.fits():
-            raise JobFailed.permanent(
-                "socket_path",
-                f"The runtime directory {short.parent} has too long a path for a unix socket.",
-                advice="Set XDG_RUNTIME_DIR or TMPDIR to a short path, such as /tmp.",
-            )
-        return outside
+        short = self._elsewhere()
+        if short is None:
+            short = _make_short_folder()
+            (self.path / _ELSEWHERE).write_bytes(os.fsencode(short))
+        return Sockets(short / "k.sock", short / "e.sock")
 
     def remove(self) -> None:
         """Remove the folder and, when they lie elsewhere, its sockets."""
-        digest = hashlib.sha256(os.fsencode(self.path.absolute())).hexdigest()[:16]
-        with contextlib.suppress(JobFailed, OSError):
-            shutil.rmtree(_private_runtime_dir() / digest)
+        if (short := self._elsewhere()) is not None:
+            shutil.rmtree(short, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _elsewhere(self) -> Path | None:
+        """Where this engine's sockets lie when its own path is too long; None without one that is ours alone."""
+        with contextlib.suppress(OSError):
+            short = Path(os.fsdecode((self.path / _ELSEWHERE).read_bytes()))
+            if short.name.startswith(_SHORT) and _is_private(short):
+                return short
+        return None
 
 
 @dataclass(frozen=True)
@@ -142,24 +146,26 @@ class Sockets:
         return all(len(os.fsencode(path)) <= SOCKET_BYTES for path in (self.keeper, self.engine))
 
 
-def _private_runtime_dir() -> Path:
-    """A short folder of this user alone."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if base and os.path.isdir(base) and os.access(base, os.W_OK) and len(os.fsencode(base)) <= 64:
-        folder = Path(base) / "greenroom"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"greenroom-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    _check_private(folder)
-    return folder
+def _make_short_folder() -> Path:
+    """A folder of this user alone with a short path and a name that nobody could know before.
+
+    In a shared temporary folder others may have taken any name that can be foreseen.
+    """
+    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - see above
+        if not base or len(os.fsencode(base)) > SOCKET_BYTES - len(f"/{_SHORT}12345678/k.sock"):
+            continue
+        with contextlib.suppress(OSError):
+            mode = os.stat(base).st_mode
+            # Where everybody may write and nothing is sticky, others could put their folder in its place.
+            if stat.S_ISDIR(mode) and (mode & stat.S_ISVTX or not mode & 0o022):
+                return Path(tempfile.mkdtemp(prefix=_SHORT, dir=base))
+    raise JobFailed.permanent(
+        "socket_path",
+        "The data directory's path is too long for a unix socket, and no shorter folder can be used.",
+        advice="Set XDG_RUNTIME_DIR or TMPDIR to a folder with a short path that only you can write to.",
+    )
 
 
-def _check_private(folder: Path) -> None:
-    """In a shared temporary directory somebody else may have been first: never trust his folder."""
+def _is_private(folder: Path) -> bool:
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise JobFailed.permanent(
-            "socket_path",
-            f"{folder} is not a private folder of this user, so no engine socket is put there.",
-            advice=f"Remove it, or set XDG_RUNTIME_DIR to a private folder: rm -r {folder}",
-        )
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077

@@ -37,7 +37,7 @@ def test_a_long_path_gets_short_sockets_in_a_private_runtime_folder(tmp_path, ru
     folder = EngineFolder.of(tmp_path / ("x" * 80), "e-1")
     sockets = folder.create()
     assert len(os.fsencode(sockets.keeper)) <= SOCKET_BYTES
-    assert sockets.engine.parent.parent == runtime / "greenroom"
+    assert sockets.engine.parent.parent == runtime
     assert sockets.engine.parent.stat().st_mode & 0o777 == 0o700
     assert folder.create() == sockets
     folder.remove()
@@ -45,18 +45,55 @@ def test_a_long_path_gets_short_sockets_in_a_private_runtime_folder(tmp_path, ru
     assert not folder.path.exists()
 
 
-def test_a_runtime_folder_others_can_reach_is_refused(tmp_path, runtime):
-    (runtime / "greenroom").mkdir()
-    (runtime / "greenroom").chmod(0o777)
-    with pytest.raises(JobFailed, match="not a private folder"):
+def test_nobody_can_take_the_name_of_a_short_folder_before(tmp_path, runtime):
+    for name in (f"greenroom-{os.getuid()}", "greenroom"):
+        (runtime / name).mkdir(mode=0o777)
+    made = {EngineFolder.of(tmp_path / ("x" * 80), f"e-{n}").create().engine.parent for n in range(3)}
+    assert len(made) == 3
+    assert all(one.parent == runtime for one in made)
+
+
+def test_a_short_folder_that_others_can_reach_or_a_link_is_not_used_again(tmp_path, runtime):
+    folder = EngineFolder.of(tmp_path / ("x" * 80), "e-1")
+    first = folder.create().engine.parent
+    first.chmod(0o777)
+    second = folder.create().engine.parent
+    assert second != first
+    second.rmdir()
+    second.symlink_to(first)
+    assert folder.create().engine.parent not in (first, second)
+
+
+def test_a_folder_where_anybody_may_replace_ours_is_passed_over(tmp_path, runtime):
+    runtime.chmod(0o777)
+    assert EngineFolder.of(tmp_path / ("x" * 80), "e-1").create().engine.parent.parent != runtime
+
+
+def test_without_any_short_folder_the_reason_and_the_cure_are_said(tmp_path, monkeypatch):
+
+    def fail(**_):
+        raise OSError("read-only")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
+    with pytest.raises(JobFailed, match="too long for a unix socket"):
         EngineFolder.of(tmp_path / ("x" * 80), "e-1").create()
 
 
-def test_a_runtime_folder_that_is_a_link_is_refused(tmp_path, runtime):
-    (runtime / "elsewhere").mkdir(mode=0o700)
-    (runtime / "greenroom").symlink_to(runtime / "elsewhere")
-    with pytest.raises(JobFailed, match="not a private folder"):
-        EngineFolder.of(tmp_path / ("x" * 80), "e-1").create()
+@pytest.mark.parametrize(
+    "name",
+    """VLLM_HTTP_AUTH VLLM_S3_ACCESS_KEY_ID VLLM_S3_SECRET_ACCESS_KEY VLLM_API_KEY MLX_CREDS CUDA_LICENSE_KEY
+    NVIDIA_API_KEY NCCL_AUTH_TOKEN GGML_PASSWORD OMP_SECRET_THING MKL_LOGIN VLLM_LOGGING_LEVEL
+    VLLM_DEBUG_LOG_API_SERVER_RESPONSE DATABASE_URL AWS_SESSION_TOKEN GITHUB_TOKEN LLAMA_ARG_API_KEY
+    LLAMA_LOG_FILE HTTPS_PROXY SSH_AUTH_SOCK""".split(),
+)
+def test_no_credential_and_no_switch_that_logs_requests_reaches_an_engine(name):
+    assert cleaned({}, {name: "hush"}) == {}
+
+
+def test_an_address_in_a_switch_is_not_passed_on_since_it_may_hold_a_password():
+    assert cleaned({}, {"NCCL_SOCKET": "https://me:hush@host", "NCCL_DEBUG": "WARN"}) == {
+        "NCCL_DEBUG": "WARN"
+    }
 
 
 def test_an_engine_sees_what_it_needs_and_no_secret():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from greenroom.runner.systems import here, macos
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +81,9 @@ class MemoryReader:
 
     def _read(self) -> MachineMemory:
         machine = psutil.virtual_memory()
-        total, available, limited_by = int(machine.total), int(machine.available), ""
+        total, limited_by = int(machine.total), ""
+        told = here.available_memory(total)
+        available = int(machine.available) if told is None else told
         if time.monotonic() >= self._look_again:
             # Where we are changes when somebody moves us; what may be used there is read each time.
             self._groups = tuple(memory_groups(self._root))
@@ -212,15 +215,4 @@ def _metal(total: int) -> int | None:
     machine = os.uname()
     if (machine.sysname, machine.machine) != ("Darwin", "arm64"):
         return None
-    return metal_limit(total, _sysctl("iogpu.wired_limit_mb"))
-
-
-def _sysctl(name: str) -> int:
-    """A number of macOS's kernel; 0 where it has none of that name."""
-    import ctypes
-
-    value, size = ctypes.c_uint64(0), ctypes.c_size_t(8)
-    failed = ctypes.CDLL(None).sysctlbyname(
-        name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)
-    )
-    return 0 if failed else int(value.value)
+    return metal_limit(total, macos.sysctl_number("iogpu.wired_limit_mb"))

@@ -161,6 +161,38 @@ def test_a_keeper_is_made_of_few_modules_and_the_standard_library() -> None:
         assert others <= sys.stdlib_module_names, name
 
 
+def test_files_are_forced_to_the_disk_in_one_way() -> None:
+    """`os.fsync` alone leaves them in the drive's cache on macOS."""
+    callers = {
+        module.name
+        for module in MODULES
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.fsync", "os.sync", "os.fdatasync")
+    }
+    assert callers == {"actors.journal.disk", "runner.systems.linux", "runner.systems.macos"}
+
+
+def test_what_depends_on_the_system_is_asked_of_its_module() -> None:
+    known = {
+        "runner.systems": "chooses",
+        "runner.systems.linux": "is one",
+        "runner.backends.declaration": "the platform's name, a value of its own",
+        "runner.engines.launchers.keeper_watch": "runs in an installation's own Python",
+        "runner.cli.first_process": "is the first process of a container or not",
+        "runner.config": "where data lies without a home of its own",
+        "runner.memory": "whether Metal's limit counts",
+        "runner.installations.archive": "part of a name",
+        "runner.installations.sources": "where pip and uv keep their settings",
+    }
+    askers = {
+        module.name
+        for module in MODULES
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.platform", "os.uname")
+    }
+    assert askers <= set(known), askers - set(known)
+
+
 # only `apply` makes durable state
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from greenroom.actors.journal.disk import force
 
 Clock = Callable[[], float]
 """Wall clock, seconds since the epoch."""
@@ -130,6 +131,6 @@ def sync_folder(folder: Path) -> None:
     """Make created, renamed and removed names durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        force(descriptor)
     finally:
         os.close(descriptor)

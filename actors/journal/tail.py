@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 import msgspec
+from greenroom.actors.journal.disk import force
 
 _LENGTH = 96
 _TRIES = 4
@@ -67,7 +68,7 @@ class TailWriter:
         try:
             os.pwrite(self._descriptor, tail.encode(), 0)
             os.ftruncate(self._descriptor, _LENGTH)
-            os.fsync(self._descriptor)
+            force(self._descriptor)
         except BaseException:
             os.close(self._descriptor)
             raise

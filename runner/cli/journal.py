@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import click
+from greenroom.actors.journal.disk import force
 from greenroom.actors.journal.port import (
     JournalBusy,
     JournalDamaged,
@@ -195,7 +195,7 @@ def _fresh_file(path: Path) -> Iterator[IO[bytes]]:
         try:
             yield out
             out.flush()
-            os.fsync(out.fileno())
+            force(out.fileno())
         except BaseException:
             path.unlink(missing_ok=True)
             raise

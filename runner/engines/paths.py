@@ -126,7 +126,7 @@ class EngineFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _elsewhere(self) -> Path | None:
-        """Where this engine's sockets lie when its own path is too long; None without one that is ours alone."""
+        """Where the sockets lie whose own path would be too long; None where that is not ours alone."""
         with contextlib.suppress(OSError):
             short = Path(os.fsdecode((self.path / _ELSEWHERE).read_bytes()))
             if short.name.startswith(_SHORT) and _is_private(short):

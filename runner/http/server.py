@@ -29,6 +29,7 @@ from greenroom.runner.http.app import DOOR, front_door
 from greenroom.runner.http.connections import Connections
 from greenroom.runner.http.malformed import Runner
 from greenroom.runner.proof import write_privately
+from greenroom.runner.systems import here
 
 _log = logging.getLogger(__name__)
 
@@ -209,8 +210,7 @@ def _bind(greenroom: Greenroom) -> socket.socket:
         )
     listener = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        here.bind_alone(listener, address)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()

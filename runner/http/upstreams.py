@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
 from greenroom.actors.gates import LastByte
 from greenroom.runner.http.wire import Answer, Connection, Lost
+from greenroom.runner.systems import here
 
 __all__ = ["Answer", "Lost", "Unreached", "Upstreams"]
 
@@ -99,8 +99,8 @@ class _Pool:
             try:
                 return await self._connect()
             except OSError as error:
-                # A unix socket says EAGAIN when its backlog is full, and some engines have room for five.
-                if error.errno != errno.EAGAIN or waited >= _CROWDED:
+                # A full backlog is no death, and some engines have room for five.
+                if not here.may_be_crowded(error) or waited >= _CROWDED:
                     raise Unreached(str(error)) from error
             await asyncio.sleep(delay)
             waited += delay

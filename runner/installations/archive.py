@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import platform
 import sys
 import tarfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+from greenroom.actors.journal.disk import force
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.disk import LOCK, InstallationStore, segment
 from greenroom.runner.installations.lock import Lock, LockedFile
@@ -193,7 +193,7 @@ def _draft(place: Path) -> Iterator[IO[bytes]]:
         with draft.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            force(file.fileno())
         draft.replace(place)
     finally:
         draft.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from greenroom.actors.journal.disk import force
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.verification import sha256
 
@@ -94,7 +95,7 @@ def _copy(source: Path, target: Path) -> None:
         with os.fdopen(handle, "wb") as out, source.open("rb") as content:
             shutil.copyfileobj(content, out)
             out.flush()
-            os.fsync(out.fileno())
+            force(out.fileno())
         shutil.copymode(source, draft)
         os.replace(draft, target)
     except BaseException:

@@ -14,6 +14,7 @@ import msgspec
 from greenroom.actors.facts import Installation
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.models.durable import sync_folder, write_atomically
+from greenroom.runner.systems import System, here
 
 MARK = "installation.json"
 ENVIRONMENT = "env"
@@ -158,39 +159,10 @@ def write(folder: Path, record: Record) -> None:
         sync_folder(place)
 
 
-def flush(folder: Path, system: str = sys.platform) -> None:
-    """Have everything in a folder on the disk.
-
-    On Linux the whole file system's dirty pages are written at once, and waited for: thousands of small files
-    one by one take far longer. Elsewhere `sync` may return before it is done, so there it is one by one; the
-    mark, which comes after, flushes the drive's own cache.
+def flush(folder: Path, system: System = here) -> None:
+    """Hand everything in a folder to the disk; the mark, which comes after, empties the drive's own cache.
 
     Raises:
         OSError: They cannot be written.
     """
-    if system == "linux":
-        import ctypes
-
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-            if syncfs is not None and syncfs(handle) == 0:
-                return
-            if ctypes.get_errno():
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
-        finally:
-            os.close(handle)
-    for place, _, names in os.walk(folder):
-        for name in names:
-            _write_out(os.path.join(place, name))
-        sync_folder(Path(place))
-
-
-def _write_out(file: str) -> None:
-    if os.path.islink(file):
-        return
-    handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    system.sync_tree(folder)

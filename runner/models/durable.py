@@ -6,6 +6,8 @@ import os
 import secrets
 from pathlib import Path
 
+from greenroom.actors.journal.disk import force
+
 TEMPORARY = ".tmp-"
 """Prefix of files that only a crash leaves behind."""
 
@@ -21,7 +23,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            force(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -32,7 +34,7 @@ def sync_file(path: Path) -> None:
     """Force a file's bytes to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        force(descriptor)
     finally:
         os.close(descriptor)
 
@@ -41,6 +43,6 @@ def sync_folder(folder: Path) -> None:
     """Force a folder's names to the disk: a rename counts only after this."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        force(descriptor)
     finally:
         os.close(descriptor)

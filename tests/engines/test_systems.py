@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from greenroom.actors.journal import disk
 from greenroom.runner.engines import keeper
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.readiness import take_pulse
@@ -270,6 +272,25 @@ def test_a_tree_is_handed_to_the_disk_with_links_left_alone(system, tmp_path):
     (tmp_path / "a/b/file").write_bytes(b"x")
     (tmp_path / "a/dangling").symlink_to("nowhere")
     system.sync_tree(tmp_path)
+
+
+def test_forcing_to_the_disk_empties_the_drives_cache_where_the_system_can(tmp_path, monkeypatch):
+    """macOS's fsync leaves bytes in the drive; some of its file systems know nothing else."""
+    calls = []
+
+    def full(descriptor, command):
+        calls.append(command)
+        if len(calls) > 1:
+            raise OSError((len(calls) == 2 and errno.ENOTSUP) or errno.EIO, "no")
+
+    monkeypatch.setattr(disk, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=full))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync"))
+    disk.force(3)
+    assert calls == [51]
+    disk.force(3)
+    assert calls == [51, 51, "fsync"]
+    with pytest.raises(OSError, match="no"):
+        disk.force(3)
 
 
 # macOS, by bytes

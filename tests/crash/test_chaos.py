@@ -1,0 +1,49 @@
+"""Anything happens to a live daemon at any time; everybody has an answer or a reason, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from chaos import Chaos
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process (Linux)")
+
+
+@pytest.fixture
+def rage(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[int, float], Chaos]]:
+    """`rage(seed, seconds)`; `GREENROOM_CHAOS_SEED` is another seed."""
+    folder = Path(tempfile.mkdtemp(prefix="gr-"))
+    made: list[Chaos] = []
+
+    def live(seed: int, seconds: float) -> Chaos:
+        seed = int(os.environ.get("GREENROOM_CHAOS_SEED", seed))
+        made.append(Chaos(folder, seed))
+        made[0].rage(seconds)
+        with capsys.disabled():
+            print(f"\nseed {seed}: {len(made[0].happened)} faults, {dict(made[0].answers)}")
+        return made[0]
+
+    yield live
+    for chaos in made:
+        chaos.end()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_some_seconds_of_chaos_lose_nothing(rage: Callable[[int, float], Chaos]) -> None:
+    chaos = rage(1, 6.0)
+    assert len(chaos.happened) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ten_minutes_of_chaos_lose_nothing(rage: Callable[[int, float], Chaos]) -> None:
+    chaos = rage(random.randrange(2**32), 600.0)
+    assert len(chaos.happened) > 100
+    assert chaos.answers["chat"] > 100

@@ -46,12 +46,15 @@ if TYPE_CHECKING:
         Decision,
         Effect,
         Event,
+        Fault,
         Hands,
         Later,
+        NotUnderstood,
         Recovered,
         SingleStream,
         Stored,
         Tell,
+        fault,
         refuse,
     )
     from greenroom.actors.kernel.errors import (
@@ -107,8 +110,8 @@ _PLACES = {
     "journal.sqlite": "SqliteJournal",
     "kernel.clock": "Clock ManualClock Moment SystemClock Timer",
     "kernel.core": (
-        "Address Answer Command Core Decision Effect Event Hands Later Recovered SingleStream Stored "
-        "Tell refuse"
+        "Address Answer Command Core Decision Effect Event Fault Hands Later NotUnderstood Recovered "
+        "SingleStream Stored Tell fault refuse"
     ),
     "kernel.errors": (
         "ActorStopped AskExpired Forked KernelError MailboxFull Refusal Refused StartFailed SystemFailed "
@@ -155,6 +158,7 @@ __all__ = [
     "Event",
     "EventChanged",
     "Failure",
+    "Fault",
     "FaultyJournal",
     "Forked",
     "Granted",
@@ -177,6 +181,7 @@ __all__ = [
     "Moment",
     "NoAnswerYet",
     "NotAJournal",
+    "NotUnderstood",
     "NotWritten",
     "Plan",
     "PlanInstall",
@@ -207,6 +212,7 @@ __all__ = [
     "UnknownActor",
     "Unload",
     "Unloaded",
+    "fault",
     "given",
     "read_journal",
     "refuse",

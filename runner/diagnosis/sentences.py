@@ -352,10 +352,19 @@ class Narrator:
         last = str(fields.get("traceback") or "").strip().rsplit("\n", 1)[-1]
         count = int(fields.get("count") or 1)
         times = f" for the {count}th time" if count > 1 else ""
-        return _ended(
-            f"A fault in Greenroom: {fields['actor']} failed twice on {fields['command']}{times} "
-            f"and put it aside: {last}"
-        )
+        actor, what = str(fields["actor"]), str(fields["command"])
+        where = "Greenroom" if actor.partition("/")[0] in OUR_ACTORS else f"the program's own actor {actor}"
+        if what.isidentifier() and what != "settle":
+            did = f"{actor} failed twice on {what}{times} and put it aside"
+        else:
+            # Not a command, but what was being done, and of what.
+            about = f" ({fields['fields']})" if fields.get("fields") else ""
+            did = f"{actor} could not {what}{about}{times} and left it out"
+        return _ended(f"A fault in {where}: {did}: {last}")
+
+
+OUR_ACTORS = frozenset({"daemon", "idempotency", "installer", "library", "runner", "scheduler"})
+"""Names of our actors, `runner/<backend>` without its backend; any other is a host program's."""
 
 
 def short(reference: str) -> str:

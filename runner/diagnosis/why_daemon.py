@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 
 from greenroom.actors.events import DaemonStarted, DaemonStopped
+from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding
 from greenroom.runner.diagnosis.history import History, latest
+from greenroom.runner.diagnosis.sentences import OUR_ACTORS
 from greenroom.runner.diagnosis.times import moment
 
 
@@ -27,10 +29,11 @@ def why_daemon(history: History, now: float) -> Finding:
         steps=[*daemons[-8:], *list(history.faults)[-4:]],
         remedies=[Remedy(aim="To start it", command="greenroom serve")],
     )
-    if history.faults:
-        count = len(history.faults)
-        faults = f"{count} commands" if count > 1 else "One command"
-        finding.also = [f"{faults} failed in Greenroom itself. Please report it: greenroom bundle."]
+    parked = [one.event for one in history.faults if isinstance(one.event, CommandParked)]
+    ours = sum(one.actor.partition("/")[0] in OUR_ACTORS for one in parked)
+    if ours:
+        faults = f"{ours} faults" if ours > 1 else "One fault"
+        finding.also = [f"{faults} in Greenroom itself. Please report it: greenroom bundle."]
     if started is None:
         return finding
     if stopped is not None and stopped[0].record.seq > started[0].record.seq:

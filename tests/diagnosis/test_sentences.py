@@ -128,3 +128,20 @@ def test_an_eviction_says_what_decided() -> None:
 )
 def test_what_cannot_be_told_is_shown_as_it_is(tag: str, data: str) -> None:
     assert Narrator().tell(record_of(tag, data)) == f"{tag}: {data}"
+
+
+def test_a_fault_is_told_with_what_it_was_about_and_whose_it_was() -> None:
+    def told(actor: str, command: str, fields: str) -> str:
+        traceback = "Traceback …\nZeroDivisionError: division by zero"
+        event = CommandParked(actor=actor, command=command, fields=fields, traceback=traceback)
+        return Narrator()._command_parked(msgspec.to_builtins(event))
+
+    assert told("library", "Pull", "{}").startswith(
+        "A fault in Greenroom: library failed twice on Pull and put it aside: ZeroDivisionError: division"
+    )
+    assert told("scheduler", "serve a request", "r-7").startswith(
+        "A fault in Greenroom: scheduler could not serve a request (r-7) and left it out: Zero"
+    )
+    assert told("allowance", "settle", "").startswith(
+        "A fault in the program's own actor allowance: allowance could not settle and left it out: Zero"
+    )

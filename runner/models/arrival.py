@@ -22,7 +22,7 @@ from greenroom.runner.models.durable import sync_file
 from greenroom.runner.models.failures import from_os_error, hash_mismatch, nearly_full, not_a_model
 from greenroom.runner.models.held import HeldFile, hold
 from greenroom.runner.models.manifest import Artifact, Layer
-from greenroom.runner.models.references import BadReference, blob_name, relative_name
+from greenroom.runner.models.references import BadReference, blob_name, relative_name, shown
 
 _CHUNK = 2**20
 RESERVE = 64 * 2**20
@@ -152,7 +152,10 @@ class Arrival:
         target = self._files / relative
         if target.exists():
             raise not_a_model(f"The model has two files called {name}.")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise not_a_model(f"In the model a file and a folder have one name: {shown(name)}.") from error
         return target
 
     def _share(self, original: HeldFile, target: Path, cancel: Event, count: Count) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Literal, Protocol
 
 from greenroom.actors.facts import ModelFormat
+
+_MOST_PARAMETERS = 2**50
+_LONGEST_CONTEXT = 2**27
+_MOST_KEYS = 2_000
+"""Of a header that are shown; models have a hundred."""
 
 
 class Readable(Protocol):
@@ -68,7 +73,17 @@ def read_metadata(files: Sequence[Readable]) -> Metadata:
     from greenroom.runner.models import gguf, safetensors
 
     ggufs = [path for path in files if path.suffix.lower() == ".gguf" and "mmproj" not in path.name.lower()]
-    return gguf.read_shards(ggufs) if ggufs else safetensors.read_files(files)
+    return _sane(gguf.read_shards(ggufs) if ggufs else safetensors.read_files(files))
+
+
+def _sane(said: Metadata) -> Metadata:
+    """What headers say, without what cannot be: numbers that nothing could hold are as good as unknown."""
+    return replace(
+        said,
+        parameter_count=said.parameter_count if said.parameter_count <= _MOST_PARAMETERS else 0,
+        context_length=said.context_length if said.context_length <= _LONGEST_CONTEXT else 0,
+        raw=dict(list(said.raw.items())[:_MOST_KEYS]),
+    )
 
 
 def count_text(count: int) -> str:

@@ -16,6 +16,9 @@ from greenroom.runner.models.unpacking import BYTES_LIMIT, unpack
 CONFIG_NAME = "other/config"
 """What the configuration is called while it is on its way."""
 CONFIG_LIMIT = 16 * 2**20
+_MOST_LAYERS = 5_000
+_LARGEST = 2**41
+"""Bytes of one file."""
 _WEIGHTS = (artifacts.GGUF, artifacts.SAFETENSORS)
 
 
@@ -37,7 +40,10 @@ def checked(data: bytes, name: str) -> Manifest:
             f'config type "{manifest.config.media_type}" is not supported (supported: {", ".join(CONFIGS)}).',
             advice="It may be a container image, or need a newer Greenroom.",
         )
-    if manifest.config.size > CONFIG_LIMIT or any(blob.size < 0 for blob in manifest.blobs()):
+    if len(manifest.layers) > _MOST_LAYERS:
+        raise not_a_model(f"{name} is not a model: it has {len(manifest.layers)} parts.")
+    impossible = any(not 0 <= blob.size <= _LARGEST for blob in manifest.blobs())
+    if manifest.config.size > CONFIG_LIMIT or impossible:
         raise not_a_model(f"{name} is not a model: its manifest has impossible sizes.")
     if any(
         artifacts.kind_of(layer) in ARCHIVES and layer.size > 2 * BYTES_LIMIT for layer in manifest.layers

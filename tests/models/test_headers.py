@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import resource
 import struct
@@ -151,6 +152,25 @@ def test_a_header_of_many_texts_is_read_or_refused_without_holding_up_other_thre
     assert beats > 20
     more = written(tmp_path, gguf({"a": array(8, 8_000_000, struct.pack("<Q", 0) * 8_000_000)}), "more.gguf")
     assert "an array of 8000000 items, more than fit" in refusal(more)
+
+
+def test_numbers_that_nothing_could_hold_are_as_good_as_unknown(
+    tmp_path: Path, gguf: Make, safetensors: Make
+) -> None:
+    endless = struct.pack("<IQ", 10, 2**64 - 1)
+    shape = [(f"t{n}", (2**31, 2**31), 999, 0) for n in range(8)]
+    keys = {"llama.context_length": endless, "llama.block_count": endless}
+    said = read_metadata([written(tmp_path, gguf(keys, tensors=shape, data=b"x" * 64))])
+    assert (said.parameter_count, said.parameters) == (0, "")
+    assert (said.context_length, said.kv_bytes_per_token) == (0, 0)
+    many = read_metadata([written(tmp_path, gguf({f"k{n}": 1 for n in range(5_000)}))])
+    assert len(many.raw) == 2_000
+    header = json.dumps({"a": {"dtype": "Q9", "shape": [2**62] * 16, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "z.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    config = {"max_position_embeddings": 2**39, "num_hidden_layers": 2**39, "hidden_size": 2**39}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 1}))
+    said = read_metadata([tmp_path / "z.safetensors", tmp_path / "config.json"])
+    assert (said.parameter_count, said.context_length, said.kv_bytes_per_token) == (0, 0, 0)
 
 
 def test_texts_of_every_length_are_walked_over(tmp_path: Path, gguf: Make) -> None:

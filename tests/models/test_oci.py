@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 from greenroom.runner.config import RegistrySettings
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models.published import checked
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 from greenroom.runner.registry.credentials import credentials_for
 from model_registry import (
     BASIC,
+    CONFIG,
     CONFIG_TAR,
     FILEPATH,
     GGUF,
@@ -207,6 +210,41 @@ def test_nothing_leaves_its_folder(
     after = {str(p) for p in store.root.parent.parent.rglob("*") if "partial" not in str(p)}
     assert after == before
     assert not Path("/tmp/absolute").exists()
+
+
+@needs_registry
+@pytest.mark.parametrize(
+    "names", [("m.gguf", "m.gguf"), ("m.gguf", "m.gguf/x.json"), ("a/b/c.json", "a/b"), ("a", "a/b.gguf")]
+)
+def test_names_that_cannot_lie_side_by_side_are_the_models_fault(
+    names: tuple[str, str],
+    registry: RealRegistry,
+    gguf: Make,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: Store,
+) -> None:
+    kind = "application/vnd.docker.ai.model.file"
+    registry.push(
+        "org/clash", [(kind, gguf(filler=b"%d" % n), {FILEPATH: name}) for n, name in enumerate(names)]
+    )
+    what, failure = pull(new_puller, recorder, f"{registry.host}/org/clash")
+    assert (what, failure.kind, failure.code) == ("failed", "permanent", "not_a_model"), failure
+    assert store.models() == ()
+
+
+@pytest.mark.parametrize("lie", [2**42, 2**62, 2**63, 10**30])
+def test_a_size_that_no_file_has_is_refused_before_anything_is_fetched(lie: int, gguf: Make) -> None:
+    body = json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": {"mediaType": CONFIG, "digest": digest(b"{}"), "size": 2},
+            "layers": [{"mediaType": GGUF, "digest": digest(gguf()), "size": lie}],
+        }
+    ).encode()
+    with pytest.raises(JobFailed) as caught:
+        checked(body, "it")
+    assert caught.value.failure.code == "not_a_model"
 
 
 @needs_registry

@@ -54,6 +54,10 @@ _TURN = 30.0
 """Seconds that one of those who were inside a dying engine together waits to be tried again alone."""
 _TOLD = 64 * 1024
 """Bytes of an engine's error that are read."""
+_TOLD_WITHIN = 5.0
+"""Seconds to wait for that."""
+_WHOLE = 256 * 2**20
+"""Bytes of an answer that is not streamed and must be whole before it is sent on."""
 _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
 
@@ -307,12 +311,12 @@ class Exchange:
                 502, "engine_failed", f"The {place.backend} engine did not answer with a stream."
             )
         if rename is not None:
+            body = chunk + await upstream.rest(_WHOLE)
+            if len(body) > _WHOLE or not upstream.complete:
+                message = f"The {place.backend} engine's answer has more than {_WHOLE // 2**20} MiB."
+                raise HttpRefusal(502, "engine_failed", message)
             return self._served(
-                web.Response(
-                    status=upstream.status,
-                    headers=returned(upstream),
-                    body=rename(chunk + await upstream.rest()),
-                )
+                web.Response(status=upstream.status, headers=returned(upstream), body=rename(body))
             )
         response = await self._begin(upstream, upstream.length)
         while chunk:
@@ -466,8 +470,9 @@ async def _first_chunk(upstream: Answer) -> bytes:
 async def _rest(upstream: Answer, chunk: bytes) -> bytes:
     """What an engine says instead of an answer, as far as it is looked at."""
     try:
-        return chunk + await upstream.rest(_TOLD)
-    except Lost:
+        async with asyncio.timeout(_TOLD_WITHIN):
+            return chunk + await upstream.rest(_TOLD)
+    except (Lost, TimeoutError):
         return chunk
 
 

@@ -24,6 +24,8 @@ _ENGINES = 64
 _AFTERMATH = 5.0
 """Seconds an engine may die of a request whose client has left."""
 _OWN_SIGNALS = frozenset(("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"))
+_TOLD_TO = frozenset((0, 130, 143))
+"""Exit codes of a program that SIGINT or SIGTERM has told to end, as a person at a terminal may."""
 
 
 def fingerprint(model_id: str, path: str, body: bytes) -> bytes:
@@ -34,12 +36,12 @@ def fingerprint(model_id: str, path: str, body: bytes) -> bytes:
 
 
 def own_doing(end: EngineExit | None) -> bool:
-    """Whether an engine ended by what it did itself: not killed from outside, not asked to, not given up."""
+    """Whether an engine ended by what it did itself: not killed or told from outside, not given up by us."""
     if end is None or end.expected or end.lost or end.failure is not None:
         return False
     if end.signal:
         return end.signal in _OWN_SIGNALS
-    return end.code is not None
+    return end.code is not None and end.code not in _TOLD_TO
 
 
 class Suspects:

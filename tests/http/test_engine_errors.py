@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from greenroom.runner.backends.declaration import Dialect
 from greenroom.runner.http.engine_errors import Asked, told
 
 ASKED = Asked("llama.cpp", "tiny")
@@ -100,6 +101,16 @@ async def test_the_same_mistake_is_told_the_same_warm_and_cold_whole_and_in_a_st
         "n_prompt_tokens": 9031,
         "n_ctx": 8192,
     }
+    await house.nothing_is_held()
+
+
+async def test_an_answer_without_end_that_must_be_whole_is_given_up(
+    open_house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenroom.runner.http.proxy._WHOLE", 1000)
+    house = await open_house("--answer", "200", "x" * 100_000, backend={"dialect": Dialect(model_name="m")})
+    status, error = await house.error(house.chat())
+    assert (status, error["code"]) == (502, "engine_failed")
     await house.nothing_is_held()
 
 

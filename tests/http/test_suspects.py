@@ -8,10 +8,11 @@ import signal
 from typing import Any
 
 import pytest
-from greenroom.actors.facts import EngineExit
+from greenroom.actors.facts import EngineExit, Failure
 from greenroom.runner.http.suspects import KEPT, Suspects, fingerprint, own_doing
 
 POISON = [{"role": "user", "content": "poison"}]
+GIVEN_UP = Failure(kind="transient", code="hangs", message="It was given up.", blame="engine")
 ONE, TWO = fingerprint("m", "/p", b"1"), fingerprint("m", "/p", b"2")
 
 
@@ -34,7 +35,9 @@ def clock() -> Clock:
         (EngineExit(at=0, signal="SIGSEGV"), True),
         (EngineExit(at=0, signal="SIGABRT"), True),
         (EngineExit(at=0, code=1), True),
-        (EngineExit(at=0, code=0), True),
+        (EngineExit(at=0, code=0), False),
+        (EngineExit(at=0, code=143), False),
+        (EngineExit(at=0, signal="SIGABRT", failure=GIVEN_UP), False),
         (EngineExit(at=0, signal="SIGKILL"), False),
         (EngineExit(at=0, signal="SIGTERM"), False),
         (EngineExit(at=0, code=1, expected=True), False),

@@ -20,6 +20,7 @@ _MODELS = frozenset({"model_damaged", "not_a_model", "unsupported_model"})
 _CONFIGURATIONS = frozenset({"socket_path", "bad_settings", "cannot_start"})
 _MACHINES = frozenset(
     {
+        "keeper",
         "no_space",
         "noexec",
         "read_only",

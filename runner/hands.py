@@ -25,7 +25,7 @@ from greenroom.actors.installer_messages import (
 from greenroom.actors.kernel.core import Address, Command, Effect
 from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, push_job, request_job
 from greenroom.runner.engines.host import EngineHost
-from greenroom.runner.failures import JobFailed, not_begun
+from greenroom.runner.failures import JobFailed, blamed, not_begun
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.models.puller import Puller
 
@@ -279,7 +279,8 @@ class RunnerHands:
         self._report(engine_id, msg.EngineIsReady(engine_id=engine_id))
 
     def failed(self, engine_id: str, failure: Failure) -> None:
-        """It could not be spawned."""
+        """It could not be spawned: whatever the reason was, the engine has done nothing."""
+        failure = blamed(failure)
         end = EngineExit(
             at=time.time(),
             summary=failure.sentence(),

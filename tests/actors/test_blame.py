@@ -78,6 +78,14 @@ def test_a_load_that_fails_without_the_engines_doing_opens_no_breaker_and_quaran
     assert {one.failure.blame for one in stage.stored(ev.LoadFailed)} == {failure.blame}
 
 
+def test_an_engine_that_nobody_has_seen_run_or_end_counts_for_nothing() -> None:
+    stage = upgraded().serve("r1", "qwen")
+    stage.dies(stage.spec_of("qwen"), code=None, summary="The engine's keeper cannot be started.")
+    assert not stage.stored(ev.ModelQuarantined)
+    assert not stage.state.breakers
+    assert stage.stored(ev.LoadFailed)[-1].failure.blame == "machine"
+
+
 def test_who_keeps_asking_meanwhile_hears_the_same_and_stores_nothing() -> None:
     stage = Stage().begin(model("one"))
     stage.serve("first", "one")

@@ -177,7 +177,7 @@ class Backends:
         return body
 
     async def _body(self, request: web.Request, kind: type[Any], what: str = "") -> Any:
-        return await read_json(request, self._door.backstage.settings.max_body, kind, what)
+        return await read_json(request, kind, what)
 
 
 def _forced(request: web.Request) -> bool:

@@ -22,6 +22,9 @@ IGNORED: web.RequestKey[list[str]] = web.RequestKey("greenroom.ignored", list)
 _BODY_TIMEOUT = 120.0
 """Seconds for a whole body: generous for 10 MiB on a bad line, and still an end."""
 
+NAMING = 2**20
+"""Bytes of a body that only names things: what is larger is not worth the time to read it."""
+
 NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding somebody else's JSON may raise: brackets in brackets go as deep as their sender likes."""
 
@@ -51,6 +54,8 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     """
     known: bytes | None = request.get(BODY)
     if known is not None:
+        if len(known) > limit:
+            raise _too_large(limit)
         return known
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
@@ -96,7 +101,6 @@ def routing_of(body: bytes) -> Routing:
 
 async def read_json(
     request: web.Request,
-    limit: int,
     kind: type[T],
     what: str = "",
     *,
@@ -108,7 +112,7 @@ async def read_json(
     fields. What is in the body and not in the struct is refused where the struct forbids it, and otherwise
     told back as ignored.
     """
-    body = await read_body(request, limit)
+    body = await read_body(request, NAMING)
     try:
         if aliases is not None:
             body = _spelled(body, aliases)
@@ -194,5 +198,5 @@ def _too_large(limit: int) -> HttpRefusal:
         413,
         "request_too_large",
         f"request too large: the body is bigger than {mebibytes:g} MiB.",
-        advice="Send less, or raise max_body in the configuration.",
+        advice="Send less." if limit <= NAMING else "Send less, or raise max_body in the configuration.",
     )

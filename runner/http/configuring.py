@@ -100,7 +100,7 @@ class Configuring:
         """Change how a model is loaded, then load it in the background."""
         door = self._door
         backend = door.backend_of(request)
-        body = await read_json(request, door.backstage.settings.max_body, ConfigureBody, aliases=_ALIASES)
+        body = await read_json(request, ConfigureBody, aliases=_ALIASES)
         if not body.model.strip():
             raise invalid("model is required")
         if (body.speculative or {}).get("draft_model"):

@@ -30,6 +30,11 @@ def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[s
     return msgspec.json.encode(fields)
 
 
+def dropped_of(body: bytes, dialect: Dialect) -> list[str]:
+    """The fields of a body that the engine does not see, whose client is told so."""
+    return sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []
+
+
 class Renaming:
     """Gives the model in an answer the name the client knows it by."""
 

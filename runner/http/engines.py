@@ -56,7 +56,7 @@ class Engines:
     async def unload(self, request: web.Request) -> web.Response:
         """End idle engines. Models that are not here are no error."""
         backstage = self._door.backstage
-        body = await read_json(request, backstage.settings.max_body, UnloadBody)
+        body = await read_json(request, UnloadBody)
         models = []
         for name in body.models or ():
             try:

@@ -91,7 +91,7 @@ class Health:
 
     async def stop(self, request: web.Request) -> web.Response:
         """Begin an orderly stop."""
-        body = await read_json(request, 2**16, StopBody)
+        body = await read_json(request, StopBody)
         if self._door.stop is None:
             raise HttpRefusal(409, "not_a_daemon", "This Greenroom is part of another program.")
         self._door.stop(body.keep_engines)

@@ -209,8 +209,7 @@ class Installs:
         return web.json_response({"ended": cancelled.ended})
 
     async def _body(self, request: web.Request, kind: type[Any]) -> Any:
-        limit = self._door.backstage.settings.max_body
-        body = await read_json(request, limit, kind, what="backend is required")
+        body = await read_json(request, kind, what="backend is required")
         if not body.backend:
             raise invalid("backend is required")
         return body

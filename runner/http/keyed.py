@@ -24,6 +24,7 @@ from greenroom.actors.idempotency import (
 )
 from greenroom.actors.kernel.errors import KernelError, Refused
 from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.limits import escaped
 from greenroom.runner.http.bodies import BODY, read_body
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal, answer_error
@@ -33,6 +34,8 @@ from greenroom.runner.http.headers import request_id_of
 HEADER = "Idempotency-Key"
 _LONGEST = 255
 """Characters of a key."""
+_SHOWN = 300
+"""Characters of method and path that are stored."""
 _METHODS = frozenset({"POST", "DELETE", "PUT", "PATCH"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -52,7 +55,7 @@ def keyed(door: Door) -> Middleware:
             begin = BeginKeyed(
                 key=key,
                 command=_digest(request.method, request.path_qs, body.decode("utf-8", "surrogateescape")),
-                name=f"{request.method} {request.path}",
+                name=escaped(f"{request.method} {request.path}", _SHOWN),
             )
             return await door.visitors.attend(request, lambda: commands.answer(begin, request, handler))
         except (HttpRefusal, KernelError) as error:

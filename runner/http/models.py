@@ -26,8 +26,6 @@ from greenroom.runner.models.references import BadReference, Reference, is_id, s
 from greenroom.runner.waits import Cancel, in_thread
 from msgspec import Meta
 
-_LIMIT = 2**20
-"""Bytes of a body that only names things."""
 _REMOTES = 8
 """Questions to sources that are asked at once."""
 
@@ -112,7 +110,7 @@ class Models:
 
     async def repackage(self, request: web.Request) -> web.Response:
         """Store a model once more with another configuration; its files are shared."""
-        body = await read_json(request, _LIMIT, RepackageBody, aliases={"context-size": "context_size"})
+        body = await read_json(request, RepackageBody, aliases={"context-size": "context_size"})
         if not body.target:
             raise HttpRefusal(400, "invalid_request", "target is required")
         name = request.match_info["reference"]

@@ -26,9 +26,9 @@ from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
 from greenroom.runner.http.abilities import refusal_of_told, refuse_what_it_cannot
 from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.bodies import Routing, read_body, routing_of
+from greenroom.runner.http.bodies import IGNORED, Routing, read_body, routing_of
 from greenroom.runner.http.checking import Checked, checked
-from greenroom.runner.http.dialects import Renaming, translate
+from greenroom.runner.http.dialects import Renaming, dropped_of, translate
 from greenroom.runner.http.dialogues import Dialogue
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.engine_errors import Asked, told
@@ -226,6 +226,8 @@ class Exchange:
             place = await admission.enter(afresh=give_up > 0 or losses > 0)
             dialect = self._door.backstage.backends[place.backend].dialect
             refuse_what_it_cannot(place.backend, dialect, right.fields)
+            if dropped := dropped_of(right.body, dialect):
+                self._request[IGNORED] = dropped
             translated = translate(right.body, dialect, dialect.spoken(model.id), self._ours)
             last_byte = self._door.backstage.gates.last_byte(place.engine_id)
             suspects.enter(place.engine_id, admission.request_id)

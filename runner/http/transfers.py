@@ -21,8 +21,6 @@ from greenroom.runner.http.progress_stream import stream_job
 from greenroom.runner.http.transfer_lines import TransferLines
 from greenroom.runner.models.references import BadReference, Reference, familiar, shown
 
-_LIMIT = 2**20
-"""Bytes of a body that only names things."""
 _TAR = "application/x-tar"
 
 
@@ -70,7 +68,7 @@ class Transfers:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Have a model in the store, and tell how far it is."""
-        body = await read_json(request, _LIMIT, CreateBody, what="it is no JSON object with a from")
+        body = await read_json(request, CreateBody, what="it is no JSON object with a from")
         reference = canonical(body.reference)
         backstage = self._door.backstage
         lines = TransferLines(pull_job(reference), "pull", raw=wants_json(request))
@@ -86,14 +84,14 @@ class Transfers:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """End a pull."""
-        body = await read_json(request, _LIMIT, CancelBody, what="it is no JSON object with a from")
+        body = await read_json(request, CancelBody, what="it is no JSON object with a from")
         cancel = CancelPull(reference=canonical(body.reference), leave=body.leave, waiter=body.waiter)
         cancelled = await self._door.backstage.system.ask(LIBRARY, cancel, cause=request_id_of(request))
         return web.json_response({"ended": cancelled.ended})
 
     async def push(self, request: web.Request) -> web.StreamResponse:
         """Publish a model. It ends when the last client that waits for it has gone."""
-        body = await read_json(request, _LIMIT, PushBody)
+        body = await read_json(request, PushBody)
         name = request.match_info["reference"]
         model = self._door.model(name, "from")
         reference = _published_as(name, model)

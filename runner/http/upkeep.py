@@ -24,7 +24,6 @@ from greenroom.runner.http.transfer_lines import TransferLines
 from greenroom.runner.models.references import familiar
 from greenroom.runner.waits import in_thread
 
-_LIMIT = 2**20
 _DEFAULT_BACKEND = "llama.cpp"
 
 
@@ -78,7 +77,7 @@ class Upkeep:
         If asked for, models without a name too, unless they are in use. `kept_for` names backends that are
         being installed: what was fetched for installations stays until that has ended.
         """
-        body = await read_json(request, _LIMIT, PruneBody)
+        body = await read_json(request, PruneBody)
         system = self._door.backstage.system
         deleted: list[str] = []
         freed = 0

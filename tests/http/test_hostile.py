@@ -23,6 +23,7 @@ import pytest
 from aiohttp import web
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.messages import INSTALLER, SCHEDULER, Configure, Ensure
+from greenroom.runner.backends.declaration import Dialect
 from greenroom.runner.http.app import DOOR
 from greenroom.runner.http.bodies import Routing
 from greenroom.runner.http.queries import _KNOWN, _OURS
@@ -336,3 +337,31 @@ async def test_a_page_of_this_machine_and_a_link_from_elsewhere_are_let_in(open_
     assert (await ask(house, "GET", "/livez", header=b"Origin: http://localhost:3000")).status == 200
     assert (await ask(house, "GET", "/livez", header=b"Sec-Fetch-Site: same-origin")).status == 200
     assert (await ask(house, "GET", "", target="http://localhost/livez")).status == 200
+
+
+@pytest.mark.parametrize("prefix", ["/llm"], ids=["mounted"])
+async def test_a_mounted_front_door_is_bounded_in_the_same_way(open_house: Any) -> None:
+    house = await open_house()
+    for path in (f"/llm/jobs?{MARK}=1", f"/llm/models/{PATHS['a NUL']}", f"/llm/engines/ps?all={MARK}"):
+        refused(await ask(house, "GET", path), path)
+    packed = await ask(house, "POST", "/llm/models/load", b"x" * 1000, b"Content-Encoding: gzip")
+    assert packed.status == 415
+    assert (await ask(house, "GET", "/llm/readyz")).status == 200
+
+
+async def test_what_an_engine_must_not_see_is_told_back_as_ignored(open_house: Any) -> None:
+    house = await open_house(backend={"dialect": Dialect(dropped=frozenset({"adapters", "draft_model"}))})
+    async with house.chat(adapters="x", temperature=0.5) as response:
+        assert response.status == 200
+        assert response.headers["X-Greenroom-Ignored"] == "adapters"
+    async with house.chat(temperature=0.5) as response:
+        assert "X-Greenroom-Ignored" not in response.headers
+
+
+async def test_a_body_that_only_names_things_has_a_megabyte_at_most(open_house: Any) -> None:
+    house = await open_house()
+    body = b'{"backend": "fake", "x": "' + b"y" * 2**20 + b'"}'
+    for header in (b"", b"Idempotency-Key: one"):
+        answer = await ask(house, "POST", "/engines/verify-backend", body, header)
+        assert answer.status == 413
+        assert "1 MiB" in answer.text

@@ -217,6 +217,13 @@ def test_a_relative_name_never_leaves_its_folder(text: str) -> None:
     assert inside != Path("/base")
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "folder/" + "x" * 255, "ü" * 127])
+def test_a_file_inside_a_model_is_named_as_files_can_be(name: str) -> None:
+    assert str(relative_name(name)) == name
+    with pytest.raises(BadReference, match="is not a file name"):
+        relative_name(name + "xx")
+
+
 @pytest.mark.parametrize(
     "text", ["sha256:..", "../x", HEX, "sha256:" + "A" * 64, ID + "\n", "sha512:" + "a" * 128]
 )

@@ -32,6 +32,8 @@ class InstallRequested(Event, frozen=True, kw_only=True):
     backend: str
     version: str
     wanted_by: WantedBy
+    caller: Caller = Caller()
+    """Who asked."""
 
 
 class InstallAttemptFailed(Event, frozen=True, kw_only=True):
@@ -426,6 +428,8 @@ class ConfigChanged(Event, frozen=True, kw_only=True):
     """Bytes; negative lets the ledger decide."""
     reset: tuple[str, ...] = ()
     """Names of those that are as if they had never been set, unless this event sets them."""
+    caller: Caller = Caller()
+    """Who asked."""
 
 
 # library
@@ -440,6 +444,8 @@ class PullRequested(Event, frozen=True, kw_only=True):
     wanted_by: WantedBy = "explicit"
     force: bool = False
     """Also when it cannot fit on the disk or run on this machine."""
+    caller: Caller = Caller()
+    """Who asked."""
 
 
 class PullAttemptFailed(Event, frozen=True, kw_only=True):

@@ -470,7 +470,9 @@ def _unread(name: str, reason: str) -> Failure:
 
 def _requested(ask: msg.Ensure, job: str, version: str) -> ev.InstallRequested:
     wanted_by = "repair" if ask.repair else ask.wanted_by
-    return ev.InstallRequested(job=job, backend=ask.backend, version=version, wanted_by=wanted_by)
+    return ev.InstallRequested(
+        job=job, backend=ask.backend, version=version, wanted_by=wanted_by, caller=ask.caller
+    )
 
 
 def _plan_key(backend: str, version: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from greenroom.actors.facts import Failure, Model, WantedBy
+from greenroom.actors.facts import Caller, Failure, Model, WantedBy
 from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import Context, Id, Ids, Line, Many, Name, Names, Real, Reason, Secret, Whole
@@ -24,6 +24,8 @@ class Pull(Command, frozen=True, kw_only=True):
     """Also when it cannot fit on the disk or run on this machine."""
     waiter: Id = ""
     """Who waits, by a name nobody else has."""
+    caller: Caller = Caller()
+    """Who asks."""
 
 
 class Pulled(Command, frozen=True, kw_only=True):

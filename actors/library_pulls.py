@@ -84,7 +84,13 @@ def pull(state: LibraryState, ask: msg.Pull, now: Moment, seen: LibrarySeen) -> 
         job = f"pull.{state.jobs + 1}"
         seen = msgspec.structs.replace(seen, tokens={**seen.tokens, job: ask.token})
         events = (
-            ev.PullRequested(job=job, reference=ask.reference, wanted_by=ask.wanted_by, force=ask.force),
+            ev.PullRequested(
+                job=job,
+                reference=ask.reference,
+                wanted_by=ask.wanted_by,
+                force=ask.force,
+                caller=ask.caller,
+            ),
         )
     elif ask.wanted_by == "explicit" and (
         under_way.wanted_by == "request" or (ask.force and not under_way.force)
@@ -92,7 +98,11 @@ def pull(state: LibraryState, ask: msg.Pull, now: Moment, seen: LibrarySeen) -> 
         force = ask.force or under_way.force
         events = (
             ev.PullRequested(
-                job=under_way.job, reference=ask.reference, wanted_by=ask.wanted_by, force=force
+                job=under_way.job,
+                reference=ask.reference,
+                wanted_by=ask.wanted_by,
+                force=force,
+                caller=ask.caller,
             ),
         )
     return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask))

@@ -216,6 +216,8 @@ class Ensure(Command, frozen=True, kw_only=True):
     """Build anew even when the installation looks whole."""
     token: Id = ""
     """For those who do not wait for the reply: comes back in the installer's list once this is decided."""
+    caller: Caller = Caller()
+    """Who asks."""
     waiter: Id = ""
     """Who waits, by a name nobody else has; without one it is wanted until the job ends, or until `leave`."""
 
@@ -381,6 +383,8 @@ class Configure(Command, frozen=True, kw_only=True):
     """Requests at once, each with the whole context; 0 lets the ledger decide."""
     prompt_cache: PromptCache | None = None
     """Bytes of prompts kept after their requests; negative lets the ledger decide."""
+    caller: Caller = Caller()
+    """Who asks."""
     reset: Annotated[tuple[ConfigField, ...], Many] = ()
     """What is as if it had never been set, unless it is set here."""
 

@@ -297,6 +297,7 @@ class Scheduler:
             flags=ask.flags,
             keep_alive=ask.keep_alive,
             reset=ask.reset,
+            caller=ask.caller,
             slots=ask.slots,
             prompt_cache=ask.prompt_cache,
         )

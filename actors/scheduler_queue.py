@@ -273,7 +273,7 @@ class QueueStep:
         else:
             if wish is None or now - wish.told_at >= AGAIN:  # 4, 5
                 token = wish.token if wish is not None else waiting.request_id
-                ensure = msg.Ensure(backend=backend, wanted_by="request", token=token)
+                ensure = msg.Ensure(backend=backend, wanted_by="request", token=token, caller=waiting.caller)
                 turn.effects.append(Tell(to=msg.INSTALLER, command=ensure, cause=waiting.request_id))
                 wish = Wish(token=token, told_at=now)
                 turn.update(wishes={**turn.seen.wishes, backend: wish})

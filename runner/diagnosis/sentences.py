@@ -102,7 +102,7 @@ class Narrator:
 
     def _install_requested(self, fields: Fields) -> str:
         why = _WANTED_BY.get(str(fields["wanted_by"]), str(fields["wanted_by"]))
-        return f"The installation of {_versioned(fields)} begins: {why}."
+        return f"The installation of {_versioned(fields)} begins: {why}.{_asked_by(fields)}"
 
     def _install_attempt_failed(self, fields: Fields) -> str:
         return (
@@ -206,7 +206,7 @@ class Narrator:
         return (
             f"{_load(spec)} may be loaded: {format_size(spec.get('memory') or 0)} are kept for it, "
             f"{format_size(fields['promised'])} of {format_size(fields['budget'])} are promised in all"
-            f"{_refused_before(before)}."
+            f"{_refused_before(before)}.{_asked_by(fields)}"
         )
 
     def _load_refused(self, fields: Fields) -> str:
@@ -278,7 +278,7 @@ class Narrator:
 
     def _pull_requested(self, fields: Fields) -> str:
         why = _WANTED_BY.get(str(fields.get("wanted_by", "explicit")), "")
-        return f"Fetching {short(str(fields['reference']))} begins: {why}."
+        return f"Fetching {short(str(fields['reference']))} begins: {why}.{_asked_by(fields)}"
 
     def _pull_attempt_failed(self, fields: Fields) -> str:
         return (
@@ -371,6 +371,14 @@ def short(reference: str) -> str:
     """A reference as people write it: `docker.io/ai/smollm2:latest` is `smollm2`."""
     match = _TOO_PRECISE.match(reference)
     return match[1] if match else reference
+
+
+def _asked_by(fields: Fields) -> str:
+    """Which process, key or address asked; nothing of Greenroom's own, which the reason names."""
+    caller: Fields = fields.get("caller") or {}
+    if caller.get("kind") in ("", None, "greenroom"):
+        return ""
+    return f" Asked for by {caller.get('name') or caller.get('id')}."
 
 
 def _refused_before(count: int) -> str:

@@ -74,7 +74,13 @@ class Backends:
         if not body.name:
             raise invalid("name is required")
         name = self._door.backend(body.name)
-        wish = Ensure(backend=name, version=body.version, wanted_by="explicit", repair=body.reinstall)
+        wish = Ensure(
+            backend=name,
+            version=body.version,
+            wanted_by="explicit",
+            repair=body.reinstall,
+            caller=await self._door.callers.looked_up(request),
+        )
         here = await self._soon(request, wish) is not None
         return self._followed(f"{request.path.rstrip('/')}/{name}", name, 200 if here else 202)
 

@@ -141,6 +141,7 @@ class Configuring:
             flags=flags,
             keep_alive=_keep_alive(body.keep_alive or None),
             reset=tuple(reset),
+            caller=await door.callers.looked_up(request),
         )
         await door.backstage.system.ask(SCHEDULER, configure, cause=request_id_of(request))
         door.preload(model, body.model.strip(), mode, backend)

@@ -165,6 +165,7 @@ class Installs:
                 wanted_by="explicit",
                 repair=body.reinstall,
                 waiter=waiter,
+                caller=await self._door.callers.looked_up(request),
             )
             reply = backstage.system.ask(INSTALLER, ensure, cause=request_id_of(request))
             lines = _lines(request, backend)

@@ -75,7 +75,13 @@ class Transfers:
 
         async def pull() -> web.StreamResponse:
             waiter = body.waiter or request_id_of(request)
-            ask = Pull(reference=reference, token=body.bearer_token, force=body.force, waiter=waiter)
+            ask = Pull(
+                reference=reference,
+                token=body.bearer_token,
+                force=body.force,
+                waiter=waiter,
+                caller=await self._door.callers.looked_up(request),
+            )
             reply = backstage.system.ask(LIBRARY, ask, cause=request_id_of(request))
             with counted(backstage.system, reply, LIBRARY, LeavePull(reference=reference, waiter=waiter)):
                 return await stream_job(request, backstage.board, pull_job(reference), reply, lines)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from greenroom.actors.facts import Engine
+from greenroom.actors.facts import Engine, EngineSpec
 from greenroom.runner.engines.capsule import read_end
 from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id, of_folder
@@ -108,9 +108,17 @@ def distrust(expected: Engine, state: dict[str, Any]) -> str:
         if pid == expected.pid:
             return f"process {pid} is another one than the recorded, with the same number"
         return f"its process is {pid}, not the recorded {expected.pid}"
-    if state.get("about", {}).get("spec") != msgspec.to_builtins(expected.spec):
+    if _spec_of(state) != expected.spec:
         return "it was started for another model or configuration"
     return ""
+
+
+def _spec_of(state: dict[str, Any]) -> EngineSpec | None:
+    """What a keeper says its engine was started with; None when that is no such thing."""
+    try:
+        return msgspec.convert(state.get("about", {}).get("spec"), EngineSpec)
+    except msgspec.ValidationError:
+        return None
 
 
 def end_processes(leader: ProcessIdentity, folder: EngineFolder) -> None:

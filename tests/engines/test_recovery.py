@@ -12,11 +12,11 @@ import sys
 
 import msgspec
 import pytest
-from greenroom.actors.facts import Engine
+from greenroom.actors.facts import Engine, Promise
 from greenroom.runner.engines import recovery
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.paths import EngineFolder
-from greenroom.runner.engines.recovery import end_processes
+from greenroom.runner.engines.recovery import distrust, end_processes
 
 
 def expected_of(spec, state="ready", pid=0, started=0.0) -> Engine:
@@ -141,6 +141,15 @@ def test_an_engine_whose_pid_is_not_the_recorded_one_is_ended_not_trusted(stage)
     assert f"its process is {pid}, not the recorded {os.getpid()}" in stage.heard.wait("lost")[0]
     assert not stage.alive(pid)
     assert stage.heard.names() == ["lost"]
+
+
+def test_an_engine_with_flags_slots_and_promises_is_known_again(stage):
+    promise = Promise(weights=5, cache=2, slots=4)
+    spec = stage.spec("e-1", flags=("--threads", "2"), slots=4, promises=(promise,), memory=13)
+    kept = json.loads(msgspec.json.encode({"engine_id": "e-1", "about": {"spec": spec}}))
+    assert distrust(expected_of(spec), kept) == ""
+    other = msgspec.structs.replace(spec, flags=("--threads", "3"))
+    assert distrust(expected_of(other), kept) == "it was started for another model or configuration"
 
 
 def test_an_engine_that_serves_another_model_is_ended_not_trusted(stage):

@@ -219,7 +219,8 @@ async def test_fifty_who_ask_for_one_absent_backend_share_one_installation(
     await asyncio.to_thread(builds.started.wait, 10)
     from greenroom.runner.http.app import DOOR
 
-    await wait_until(lambda: len(house.app[DOOR].visitors) == 50)
+    # By then it is known of each who asks, and all have asked the installer.
+    await wait_until(lambda: len(house.app[DOOR].callers._known) == 50)
     builds.go.set()
     assert len(set(await asyncio.gather(*tasks))) == 1
     assert builds.count == 1

@@ -34,7 +34,10 @@ _LEAST_BATCH = 32
 _MOST_BATCH = 2048
 _UBATCH = 512
 """Tokens computed at once at most, as llama-server itself has it."""
-_SPEED = re.compile(r"prompt eval time = +[\d.]+ ms / +(\d+) tokens \(.*?([\d.]+) tokens per second\)")
+_LOGGED = re.compile(
+    r"task (\d+) \| (?:(processing task)|(stop processing)"
+    r"|prompt eval time = +[\d.]+ ms / +(\d+) tokens \(.*?([\d.]+) tokens per second\))"
+)
 _TELLING_TOKENS = 64
 """Shorter prompts tell more of the overhead than of the speed."""
 _CHECKPOINTS = 4
@@ -69,8 +72,18 @@ class LlamaCpp(Backend):
         return ""
 
     def prompt_speed(self, log: str) -> float:
-        """The median of the last prompts, from the server's own timings."""
-        told = [float(speed) for tokens, speed in _SPEED.findall(log) if int(tokens) >= _TELLING_TOKENS]
+        """The median of the last prompts that had the server to themselves, from its own timings."""
+        told: list[float] = []
+        inside: set[str] = set()
+        shared: set[str] = set()
+        for task, begins, ends, tokens, speed in _LOGGED.findall(log):
+            if begins:
+                inside.add(task)
+                shared |= inside if len(inside) > 1 else set()
+            elif ends:
+                inside.discard(task)
+            elif task not in shared and int(tokens) >= _TELLING_TOKENS:
+                told.append(float(speed))
         return statistics.median(told[-9:]) if told else 0.0
 
     def command(self, launch: Launch) -> Command:

@@ -211,6 +211,22 @@ def test_before_anything_was_measured_batches_follow_from_the_models_size():
     assert module.guess_batch(1000, 64) == 512
 
 
+def test_a_prompt_that_shared_the_engine_says_nothing_of_its_speed():
+    begin = "I slot launch_slot_: id  0 | task %d | processing task, is_child = 0\n"
+    timing = (
+        "I slot print_timing: id  0 | task %d | prompt eval time = 9 ms / 100 tokens ( 1 ms per token, %s)\n"
+    )
+    end = "I slot      release: id  0 | task %d | stop processing: n_tokens = 1, truncated = 0\n"
+    alone = begin % 1 + timing % (1, "200.00 tokens per second") + end % 1
+    two = begin % 2 + begin % 3 + timing % (2, "9.00 tokens per second") + end % 2
+    two += timing % (3, "8.00 tokens per second") + end % 3
+    assert (
+        LlamaCpp().prompt_speed(alone + two + two.replace("task 2", "task 4").replace("task 3", "task 5"))
+        == 200
+    )
+    assert LlamaCpp().prompt_speed(two) == 0.0
+
+
 def test_the_speed_is_the_one_the_last_engine_of_the_model_has_logged(tmp_path):
     spec = EngineSpec(engine_id="e-9", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m")
 

@@ -208,9 +208,11 @@ def _unexpected(error: Exception) -> str:
     kind = type(error).__name__
     try:
         log = load().home / "cli-errors.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not log.exists() or log.stat().st_size > _ERROR_LOG_LIMIT
-        with log.open("w" if fresh else "a", encoding="utf-8") as file:
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        if log.exists() and log.stat().st_size > _ERROR_LOG_LIMIT:
+            flags |= os.O_TRUNC
+        with os.fdopen(os.open(log, flags, 0o600), "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"greenroom {' '.join(_without_prompts(sys.argv[1:]))}\n")
             file.writelines(traceback.format_exception(error))
     except (OSError, BadSetting):

@@ -18,6 +18,7 @@ from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.library_pulls import refusal_of
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.patience import Patience
 from greenroom.runner.models.store import Store
 from greenroom.runner.waits import Cancel, in_thread
 
@@ -84,7 +85,7 @@ class _Turns:
             raise _busy()
         self._waiting += 1
         try:
-            async with asyncio.timeout(_TURN_SECONDS):
+            async with Patience(_TURN_SECONDS):
                 await self._slots.acquire()
         except TimeoutError:
             raise _busy() from None
@@ -136,12 +137,10 @@ async def _load(request: web.Request, store: Store) -> Model:
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
     """The body as it comes. Only the time that the client takes counts, not what the disk does."""
-    loop = asyncio.get_running_loop()
     waited, came = 0.0, 0
     while True:
-        began = loop.time()
         try:
-            async with asyncio.timeout(max(0.0, _WINDOW - waited)):
+            async with Patience(_WINDOW - waited) as patience:
                 chunk = await request.content.readany()
         except TimeoutError:
             raise HttpRefusal(
@@ -149,7 +148,7 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
             ) from None
         if not chunk:
             return
-        waited += loop.time() - began
+        waited += patience.used
         came += len(chunk)
         if came >= _LEAST:
             waited, came = 0.0, 0
@@ -160,7 +159,7 @@ async def _write(request: web.Request, response: web.StreamResponse, piece: byte
     """Hand a piece over, little by little: a client that takes nothing is cut off."""
     for start in range(0, len(piece), _LEAST):
         try:
-            async with asyncio.timeout(_WINDOW):
+            async with Patience(_WINDOW):
                 await response.write(piece[start : start + _LEAST])
         except TimeoutError:
             if request.transport is not None:

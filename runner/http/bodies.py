@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -11,6 +10,7 @@ import msgspec
 from aiohttp import web
 from greenroom.actors.limits import Name, complaint
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.patience import Patience
 from greenroom.runner.models.references import shown
 
 BODY: web.RequestKey[bytes] = web.RequestKey("greenroom.body", bytes)
@@ -69,7 +69,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(_BODY_TIMEOUT):
+        async with Patience(_BODY_TIMEOUT):
             while not content.at_eof():
                 chunk = await content.readany()
                 size += len(chunk)

@@ -24,6 +24,7 @@ from greenroom.actors.kernel.core import (
     Effect,
     Event,
     Later,
+    NotUnderstood,
     Recovered,
     Stored,
     refuse,
@@ -193,7 +194,7 @@ class Idempotency:
             case Recovered():
                 return Decision()
             case _:
-                raise TypeError(f"the keys do not know {type(command).__name__}")
+                raise NotUnderstood(self.address, command)
 
     def _begin(
         self, state: IdempotencyState, ask: BeginKeyed, now: Moment, seen: IdempotencySeen

@@ -83,6 +83,10 @@ class RunnerSeen(msgspec.Struct, frozen=True, kw_only=True):
     told_at: float = 0.0
 
 
+_Report = msg.SpawnedEngine | msg.EngineIsReady | msg.AdoptedEngine | msg.EngineEnded | msg.LostEngine
+"""What hands say of one engine."""
+
+
 class Runner:
     """The pure core; see the module's text."""
 
@@ -223,13 +227,21 @@ class Runner:
                 return Decision(events=(stalled,), cause=engine.cause, seen=_moved(seen, one, now))
             case msg.EnginesMeasured(measured=measured):
                 return Decision(seen=_measured(seen, measured))
-            case _:
+            case (
+                msg.SpawnedEngine()
+                | msg.EngineIsReady()
+                | msg.AdoptedEngine()
+                | msg.EngineEnded()
+                | msg.LostEngine()
+            ):
                 return self._report(state, command, now, seen)
+            case _:
+                raise NotUnderstood(self.address, command)
 
     def _report(
-        self, state: RunnerState, report: Command, now: Moment, seen: RunnerSeen
+        self, state: RunnerState, report: _Report, now: Moment, seen: RunnerSeen
     ) -> Decision[RunnerSeen]:
-        one: str = getattr(report, "engine_id", "")
+        one = report.engine_id
         engine = state.engines.get(one)
         if engine is None or engine.state == "gone":
             if isinstance(report, (msg.SpawnedEngine, msg.AdoptedEngine, msg.EngineIsReady)):
@@ -271,8 +283,6 @@ class Runner:
                 seen = _settled(seen, one)
             case msg.EngineIsReady():
                 pass
-            case _:
-                raise NotUnderstood(self.address, report)
         return Decision(events=events, cause=engine.cause, seen=seen)
 
     def react(self, state: RunnerState, stored: Stored[Any]) -> Sequence[Effect]:

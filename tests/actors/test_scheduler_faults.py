@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.kernel.core import Recovered
+from greenroom.actors.daemon_log import DaemonLog
+from greenroom.actors.idempotency import Idempotency
+from greenroom.actors.installer import Installer
+from greenroom.actors.kernel.core import Command, NotUnderstood
 from greenroom.actors.ledger import Memory
+from greenroom.actors.library import Library
+from greenroom.actors.runner import Runner
 from greenroom.actors.scheduler import Scheduler
 from stage import FACTS, GIB, Stage, begun, model
 
+STARTED = ev.DaemonStarted(pid=1, version="0", platform="test")
 POISON = ev.ConfigChanged(model_id="sha256:bad", model_ref="bad", mode="completion", context_size=10**320)
 
 
@@ -91,13 +96,6 @@ def test_a_step_that_raises_is_left_out_and_the_others_are_taken(raises) -> None
     assert {one.doing for one in stage.faults} == {"schedule (lift_quarantines)"}
 
 
-def test_a_command_for_another_actor_is_the_askers_mistake() -> None:
-    core = Scheduler(FACTS)
-    with pytest.raises(TypeError, match="scheduler does not know the command Pull"):
-        core.decide(core.initial(), msg.Pull(reference="x"), Stage().now, core.unseen())
-    assert core.decide(core.initial(), Recovered(), Stage().now, core.unseen()).effects
-
-
 def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises) -> None:
     stage = begun(model("bad"), model("good"), memory=Memory(budget=64 * GIB, available=64 * GIB))
     stage.loaded("bad")
@@ -107,3 +105,16 @@ def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises) -> No
     stage.pass_time(301)
     assert [spec.model_ref for spec in stage.loads] == ["bad"]
     assert {one.doing for one in stage.faults} == {"end an idle engine"}
+
+
+@pytest.mark.parametrize(
+    "core",
+    [Scheduler(FACTS), Installer(FACTS), Library(), Runner("mlx"), Idempotency(), DaemonLog(STARTED)],
+    ids=lambda core: type(core).__name__,
+)
+def test_every_actor_says_what_it_does_not_know_and_nothing_comes_of_it(core) -> None:
+    class Strange(Command, frozen=True, kw_only=True):
+        pass
+
+    with pytest.raises(NotUnderstood, match=f"{core.address} does not know the command Strange"):
+        core.decide(core.initial(), Strange(), Stage().now, core.unseen())

@@ -67,6 +67,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--flood", type=int, default=0, help="bytes of output at the start")
     parser.add_argument("--child", action="store_true", help="start a child that ignores SIGINT and SIGTERM")
     parser.add_argument("--child-escapes", action="store_true", help="that child makes a session of its own")
+    parser.add_argument("--memory", type=int, default=0, metavar="MIB", help="held while it runs")
     parser.add_argument("--device-memory", type=int, default=0, metavar="MIB", help="held while it runs")
     parser.add_argument("--note", default="", metavar="FILE", help="write down there that it was started")
     parser.add_argument("--ignore-keeper", action="store_true", help="do not watch the keeper's pipe")
@@ -113,6 +114,8 @@ class Engine:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.loaded = asyncio.Event()
+        self.memory = b"\1" * (options.memory * 2**20)
+        """Of bytes that are not zero: those would take no memory."""
         self.load_failed = False
 
     async def load(self) -> None:

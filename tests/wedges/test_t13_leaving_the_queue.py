@@ -12,7 +12,10 @@ TOKENS = 60
 
 async def test_streams_go_on_untouched_while_a_crowd_in_the_queue_comes_and_goes(make_daemon: Any) -> None:
     daemon = await make_daemon(
-        "--tokens", str(TOKENS), "--token-delay", "0.03", memory_budget="100MiB", max_wait="30"
+        # What it holds leaves no room for another, also once it has been measured.
+        *("--tokens", str(TOKENS), "--token-delay", "0.03", "--memory", "50"),
+        memory_budget="100MiB",
+        max_wait="30",
     )
     await daemon.add("busy", "wanted")
     assert (await daemon.chat("busy", max_tokens=1)).status == 200

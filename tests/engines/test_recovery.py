@@ -56,6 +56,17 @@ def test_the_next_daemon_adopts_the_engine_of_one_that_was_killed(stage):
     assert not stage.alive(pid)
 
 
+def test_an_engine_with_flags_and_several_promises_is_the_same_after_a_restart(stage):
+    """JSON has lists where a spec has tuples: no such engine was ever taken over."""
+    promises = (Promise(weights=7, cache=3, slots=4), Promise(device="gpu-1", weights=9))
+    spec = msgspec.structs.replace(stage.spec("e-1"), flags=("--echo", "--tokens"), promises=promises)
+    kept = json.loads(json.dumps({"engine_id": "e-1", "about": {"spec": msgspec.to_builtins(spec)}}))
+    assert recovery.distrust(expected_of(spec), kept) == ""
+    other = msgspec.structs.replace(spec, promises=promises[:1])
+    assert "another model or configuration" in recovery.distrust(expected_of(other), kept)
+    assert "another model or configuration" in recovery.distrust(expected_of(spec), {"engine_id": "e-1"})
+
+
 def test_an_adopted_engine_that_dies_is_noticed_like_any_other(stage):
     pid, started = killed_daemon(stage, "e-1")
     host = stage.host()

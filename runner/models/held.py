@@ -16,11 +16,13 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import BinaryIO, Literal
 
+from greenroom.actors.limits import is_line
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.failures import from_os_error, not_a_model
 from greenroom.runner.models.references import is_text, shown
 
 _LINKS = 16
+_NAME = 255
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -62,7 +64,7 @@ class HeldFolder:
         self._root = _boundary(self.path)
 
     def names(self) -> list[str]:
-        """The files in it that have a name that is text.
+        """The files in it whose names are text, in one line.
 
         Raises:
             JobFailed: permanent, `not_a_model`: weights have a name that is not.
@@ -71,9 +73,10 @@ class HeldFolder:
         with os.scandir(self.path) as entries:
             names = [entry.name for entry in entries if entry.is_file()]
         for name in names:
-            if not is_text(name) and name.lower().endswith((".gguf", ".safetensors")):
-                raise not_a_model(f'The name of the file "{shown(name)}" is not UTF-8. Rename it.')
-        return [name for name in names if is_text(name)]
+            if not is_line(name, _NAME) and name.lower().endswith((".gguf", ".safetensors")):
+                wrong = "not UTF-8" if not is_text(name) else "not one line of printable characters"
+                raise not_a_model(f'The name of the file "{shown(name)}" is {wrong}. Rename it.')
+        return [name for name in names if is_line(name, _NAME)]
 
     @contextmanager
     def holding(self, names: list[str]) -> Iterator[list[HeldFile]]:

@@ -91,10 +91,10 @@ class Reference:
         text = text.strip()
         if not text:
             raise BadReference("The model name is empty. Name one, such as smollm2.")
-        if not is_line(text):
-            raise BadReference("A model name is one short line of printable characters.")
         if not is_text(text):
             raise BadReference(f'"{shown(text)}" is not UTF-8. Rename the file or folder.')
+        if not is_line(text):
+            raise BadReference("A model name is one short line of printable characters.")
         if text.startswith("pypi:"):
             return _pypi(text)
         if text.startswith("file:") or _looks_like_path(text):
@@ -251,8 +251,7 @@ def relative_name(text: str) -> PurePosixPath:
         or path.is_absolute()
         or any(part in ("", ".", "..") or len(part.encode("utf-8", "replace")) > _FILE_NAME for part in parts)
         or "\\" in text
-        or any(ord(c) < 32 or ord(c) == 127 for c in text)
-        or not is_text(text)
+        or not is_line(text, 1_024)
         or any(len(part.encode()) > _NAME_LIMIT for part in parts)
     ):
         raise BadReference(f'"{shown(text)}" is not a file name inside a model.')

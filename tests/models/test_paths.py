@@ -154,7 +154,7 @@ def test_a_file_name_that_is_not_utf8_beside_a_model_is_passed_over(
     model_folder: Folder, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path
 ) -> None:
     folder = model_folder(tmp_path / "model")
-    for name in (NOT_UTF8 + b".txt", NOT_UTF8):
+    for name in (NOT_UTF8 + b".txt", NOT_UTF8, b"two\nlines.txt", "\u202etxt.json".encode()):
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"x")
     what, model = pull(new_puller, recorder, folder)
     assert what == "committed", model

@@ -334,13 +334,17 @@ def test_a_listener_that_fails_does_not_stop_the_puller(
             return told
 
     (tmp_path / "m.gguf").write_bytes(gguf())
+    before = set(threading.enumerate())
     puller = Puller(store, Moody())
     puller.start("one", str(tmp_path / "m.gguf"))
     assert recorder.outcome("one")[0] == "committed"
     puller.start("two", str(tmp_path / "m.gguf"))
     assert recorder.outcome("two")[0] == "committed"
     puller.close()
-    assert threading.active_count() < 20
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in left)
 
 
 @pytest.mark.real

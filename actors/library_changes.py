@@ -42,6 +42,8 @@ def tag(state: LibraryState, ask: msg.TagModel) -> Decision[LibrarySeen]:
     model = state.models.get(ask.model_id)
     if model is None:
         return _unknown(ask.model_id)
+    if not _is_tag(ask.tag):
+        return _no_tag(ask.tag)
     if ask.tag in model.tags:
         return Decision(reply=msg.Tagged(tags=model.tags))
     return Decision(
@@ -61,6 +63,18 @@ def lost_tags(state: LibraryState, report: msg.ModelsSeen) -> tuple[AddTag, ...]
         for tag in model.tags
         if model.id in there and tag not in taken
     )
+
+
+def _is_tag(tag: str) -> bool:
+    """Whether it can be a canonical tag: a path of names as in a registry, or a source with its prefix."""
+    if tag.startswith(("file:", "pypi:")):
+        return True
+    return not any(part in ("", ".", "..") or part.split() != [part] for part in tag.split("/"))
+
+
+def _no_tag(tag: str) -> Decision[LibrarySeen]:
+    message = f'"{tag}" cannot be a model\'s tag: that is a name such as docker.io/ai/smollm2:latest.'
+    return Decision(reply=refuse("bad_reference", message, status=400))
 
 
 def tags_written(report: msg.TagsWritten) -> Decision[LibrarySeen]:
@@ -162,6 +176,8 @@ def repackage(state: LibraryState, ask: msg.RepackageModel) -> Decision[LibraryS
     """Store a model once more with another configuration."""
     if ask.model_id not in state.models:
         return _unknown(ask.model_id)
+    if not _is_tag(ask.tag):
+        return _no_tag(ask.tag)
     again = StoreAgain(model_id=ask.model_id, tag=ask.tag, context_size=ask.context_size)
     return Decision(effects=(again,), reply=Later(_repackage_key(ask.model_id, ask.tag)))
 

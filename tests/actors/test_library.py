@@ -632,3 +632,12 @@ class TestTheList:
         assert not case.advance(4).rest().told("scheduler")
         assert case.advance(1).rest().told("scheduler")
         assert case.when(msg.RollCall()).rest().told("scheduler")
+
+
+@pytest.mark.parametrize("tag", ["", "../../x y", "a//b", "a/./b", "/etc/passwd", "x y", "..", " smol"])
+def test_what_cannot_be_a_tag_is_refused_and_nothing_is_written(tag: str) -> None:
+    case = new_life(ev.ModelCommitted(job="", model=SMOL), store=(SMOL,))
+    for ask in (msg.TagModel(model_id=SMOL.id, tag=tag), msg.RepackageModel(model_id=SMOL.id, tag=tag)):
+        refusal = case.when(ask).refusal
+        assert (refusal.code, refusal.status) == ("bad_reference", 400)
+        assert case.effects == []

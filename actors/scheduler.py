@@ -174,7 +174,7 @@ class Scheduler:
             case Recovered():
                 # The roll is called by the turn that follows.
                 life = f"{now.monotonic}/{now.draw}"
-                # Whoever waited before has been refused.
+                # Who waited before is in the queue again in a moment, and told of then.
                 nobody = Tell(to=msg.INSTALLER, command=msg.InstallsAwaited())
                 return Decision(
                     effects=(nobody,), seen=change(seen, life=life, called_at=now.monotonic - AGAIN)

@@ -115,7 +115,13 @@ class SqliteJournal:
         """See `Journal.append`."""
         if self._is_forked:
             raise NotWritten(f"{self.files.db} is written by process {self._pid}, from which this was forked")
-        job = _Job(checked(batch), urgent)
+        try:
+            job = _Job(checked(batch), urgent)
+        except MemoryError as error:
+            # Nothing has been handed to the writer yet.
+            raise NotWritten(
+                "there is no memory for the batch; end some other programs and try again"
+            ) from error
         if self._thread is None and not self._closed:
             self._check()
         with self._wake:

@@ -51,8 +51,7 @@ class Reply(pykka.ThreadingFuture[Any]):
         if not self._done and getattr(_thread, "is_actor", False):
             # Two actors that wait for each other wait for ever; one that waits for itself does at once.
             raise RuntimeError("an actor must not wait for an answer inside a handler: tell, and be told")
-        if not self._done and os.getpid() != self._pid:
-            raise Forked("this was asked before the fork, and is answered in the parent alone")
+        self._expect_an_answer()
         if timeout is not None:
             timeout = min(timeout, threading.TIMEOUT_MAX)
         try:
@@ -97,6 +96,7 @@ class Reply(pykka.ThreadingFuture[Any]):
         callback()
 
     def __await__(self) -> Generator[Any, None, Any]:
+        self._expect_an_answer()
         loop = asyncio.get_running_loop()
         answered = loop.create_future()
 
@@ -112,6 +112,10 @@ class Reply(pykka.ThreadingFuture[Any]):
         self.on_done(wake)
         yield from answered.__await__()
         return self.get(timeout=0)
+
+    def _expect_an_answer(self) -> None:
+        if not self._done and os.getpid() != self._pid:
+            raise Forked("this was asked before the fork, and is answered in the parent alone")
 
     def _fire(self) -> None:
         with self._callbacks_lock:

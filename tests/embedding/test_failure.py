@@ -12,17 +12,21 @@ from pathlib import Path
 import psutil
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from counting import Counter
 from greenroom.actors import (
     LIBRARY,
     SCHEDULER,
     Abandon,
     Configure,
+    Decision,
     FaultyJournal,
     Granted,
     JournalFailed,
     MemoryJournal,
     Pull,
+    RecordingHands,
     Serve,
+    StartFailed,
     SystemFailed,
 )
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, front_door, tiny_gguf
@@ -110,3 +114,30 @@ async def test_clients_are_told_that_it_failed_and_not_that_a_model_is_missing(f
 def test_a_host_that_listens_nowhere_is_not_said_to_have_an_address(failing: Failing) -> None:
     (started,) = (one for one in failing.journal.read() if one.type == "daemon_started")
     assert "http" not in started.data
+
+
+def test_a_start_that_fails_leaves_the_engines_it_has_adopted_for_the_next_one(
+    home: Path, programs: Path
+) -> None:
+    class Broken(Counter):
+        def decide(self, *_: object) -> Decision[int]:
+            raise LookupError("a bug of the host's")
+
+    def made() -> Greenroom:
+        mine = {"fake": ExternalBackend(binary=Path(sys.executable))}
+        settings = Settings(home=home, backends=mine, engine_grace=30.0)
+        return Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")})
+
+    with made() as first:
+        ask = first.system.ask
+        model = ask(LIBRARY, Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30).model
+        ask(SCHEDULER, Serve(request_id="r", model_id=model.id, model_ref="tiny")).get(timeout=30)
+        (engine,) = (one for one in first.engines() if one.state == "ready")
+        first.stop(keep_engines=30.0)
+    failing = made()
+    failing.register(Broken("broken"), hands=RecordingHands())
+    with pytest.raises(StartFailed, match="broken could not start: LookupError"):
+        failing.start()
+    with made() as third:
+        (adopted,) = (one for one in third.engines() if one.state != "gone")
+        assert adopted.pid == engine.pid

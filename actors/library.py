@@ -312,6 +312,7 @@ class Library:
             due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
             waiting={one: names for one, names in seen.waiting.items() if one in wanted},
             tokens={job: token for job, token in seen.tokens.items() if job in jobs},
+            asked_by={job: caller for job, caller in seen.asked_by.items() if job in jobs},
         )
 
     def list_of(self, state: LibraryState, seen: LibrarySeen) -> msg.ModelList:

@@ -2,8 +2,8 @@
 
 Each pull that begins and fails makes two events. Programs ask again and again, several times a second, for
 what cannot be had; so a reference that has failed a few times in a row is asked of its source less and less
-often, and only so many pulls a minute may come to nothing at all. What is remembered here is lost with the
-actor, and that is no loss.
+often, and of one caller only so many pulls a minute may come to nothing; the others' pulls go on. What is
+remembered here is lost with the actor, and that is no loss.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ FREE = 3
 """Failures in a row after which the next question is still asked at once."""
 LONGEST = 60.0
 """Seconds that an answer is given from memory at most."""
-A_MINUTE = 60
-"""Pulls a minute that may come to nothing."""
+A_MINUTE = 30
+"""Pulls of one caller that may come to nothing within a minute."""
+_TOGETHER = 120
+"""Those of all callers; beyond it a caller may have none."""
 _REMEMBERED = 256
 _FORGOTTEN = 600.0
 """Seconds after which a failure is no longer one in a row."""
@@ -40,10 +42,10 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
 
     by_reference: Mapping[str, Failed] = msgspec.field(default_factory=dict)
     """The newest last."""
-    recent: tuple[float, ...] = ()
-    """Monotonic seconds."""
+    recent: tuple[tuple[str, float], ...] = ()
+    """(caller, monotonic second), the newest last."""
 
-    def failed(self, reference: str, refusal: Refusal, now: Moment) -> Failures:
+    def failed(self, reference: str, refusal: Refusal, caller: str, now: Moment) -> Failures:
         """A pull has failed for good."""
         known = self.by_reference.get(reference)
         again = known is not None and now.monotonic - known.at < _FORGOTTEN
@@ -51,11 +53,12 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
         others = {one: known for one, known in self.by_reference.items() if one != reference}
         kept = dict(list(others.items())[-(_REMEMBERED - 1) :])
         kept[reference] = Failed(times=times, at=now.monotonic, refusal=refusal)
-        return msgspec.structs.replace(self, by_reference=kept).came_to_nothing(now)
+        return msgspec.structs.replace(self, by_reference=kept).came_to_nothing(caller, now)
 
-    def came_to_nothing(self, now: Moment) -> Failures:
+    def came_to_nothing(self, caller: str, now: Moment) -> Failures:
         """A pull has begun and brought no model; also one that was cancelled."""
-        return msgspec.structs.replace(self, recent=(*self.recent, now.monotonic)[-A_MINUTE:])
+        recent = (*self.recent, (caller, now.monotonic))
+        return msgspec.structs.replace(self, recent=recent[-2 * _TOGETHER :])
 
     def succeeded(self, reference: str) -> Failures:
         """A pull has brought its model."""
@@ -64,17 +67,20 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
         kept = {one: known for one, known in self.by_reference.items() if one != reference}
         return msgspec.structs.replace(self, by_reference=kept)
 
-    def answer(self, reference: str, now: Moment, *, anew: bool) -> Refusal | None:
+    def answer(self, reference: str, caller: str, now: Moment, *, anew: bool) -> Refusal | None:
         """What a pull is refused with that is not worth beginning; None for one that is.
 
         `anew`: something is different from last time, such as a token.
         """
-        if len(self.recent) >= A_MINUTE and (left := self.recent[0] + 60.0 - now.monotonic) > 0:
+        late = [(who, at) for who, at in self.recent if now.monotonic - at < 60.0]
+        own = [at for who, at in late if who == caller]
+        if own and (len(own) >= A_MINUTE or len(late) >= _TOGETHER):
+            left = own[-A_MINUTE:][0] + 60.0 - now.monotonic
             return msgspec.structs.replace(
                 refuse(
                     "too_many_failures",
-                    f"{A_MINUTE} pulls have come to nothing within the last minute.",
-                    advice="Something asks for models that cannot be had: greenroom log says which.",
+                    f"{len(own)} of your pulls have come to nothing within the last minute.",
+                    advice="They are for models that cannot be had: greenroom log says which.",
                     status=429,
                 ),
                 retry_after=left,

@@ -10,7 +10,7 @@ from greenroom.actors.facts import Failure
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, refuse
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.library_state import LibrarySeen, LibraryState
+from greenroom.actors.library_state import LibrarySeen, LibraryState, PullState
 from greenroom.actors.retry import NO_NETWORK_AFTER, RetryPolicy
 from greenroom.actors.waiters import count, joined, left
 
@@ -77,12 +77,16 @@ def pull(state: LibraryState, ask: msg.Pull, now: Moment, seen: LibrarySeen) -> 
     events: tuple[Event, ...] = ()
     under_way = state.pulls.get(ask.reference)
     if under_way is None:
-        refusal = seen.failures.answer(ask.reference, now, anew=bool(ask.token) or ask.force)
+        refusal = seen.failures.answer(ask.reference, ask.caller.key, now, anew=bool(ask.token) or ask.force)
         if refusal is not None:  # 4
             return Decision(reply=refusal)
         # 5
         job = f"pull.{state.jobs + 1}"
-        seen = msgspec.structs.replace(seen, tokens={**seen.tokens, job: ask.token})
+        seen = msgspec.structs.replace(
+            seen,
+            tokens={**seen.tokens, job: ask.token},
+            asked_by={**seen.asked_by, job: ask.caller.key},
+        )
         events = (
             ev.PullRequested(
                 job=job,
@@ -122,7 +126,9 @@ def cancel(state: LibraryState, ask: msg.CancelPull, now: Moment, seen: LibraryS
     answer = Answer(key=pull_key(ask.reference), outcome=_cancelled(ask.reason))
     if under_way is None:
         return Decision(effects=(answer,), reply=msg.Cancelled(ended=True), seen=seen)
-    seen = msgspec.structs.replace(seen, failures=seen.failures.came_to_nothing(now))
+    seen = msgspec.structs.replace(
+        seen, failures=seen.failures.came_to_nothing(_caller(under_way, seen), now)
+    )
     return Decision(
         events=(ev.PullCancelled(job=under_way.job, reason=ask.reason),),
         effects=(CancelFetch(job=under_way.job), InformPull(reference=ask.reference), answer),
@@ -203,7 +209,9 @@ def attempt_ended(
     else:
         event = ev.PullFailed(job=under_way.job, failure=failure)
         outcome = refusal_of(failure)
-        seen = msgspec.structs.replace(seen, failures=seen.failures.failed(under_way.reference, outcome, now))
+        seen = msgspec.structs.replace(
+            seen, failures=seen.failures.failed(under_way.reference, outcome, _caller(under_way, seen), now)
+        )
     effects: tuple[Effect, ...] = (inform,)
     if outcome is not None:
         effects = (inform, Answer(key=pull_key(under_way.reference), outcome=outcome))
@@ -213,6 +221,10 @@ def attempt_ended(
 def leave(ask: msg.LeavePull, seen: LibrarySeen) -> LibrarySeen:
     """Somebody waits no longer."""
     return msgspec.structs.replace(seen, waiting=left(seen.waiting, ask.reference, ask.waiter))
+
+
+def _caller(pull: PullState, seen: LibrarySeen) -> str:
+    return seen.asked_by.get(pull.job, "")
 
 
 def _one_more(seen: LibrarySeen, ask: msg.Pull) -> LibrarySeen:

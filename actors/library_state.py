@@ -84,6 +84,8 @@ class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
     """By reference."""
     tokens: Mapping[str, str] = msgspec.field(default_factory=dict)
     """job → bearer token; never stored."""
+    asked_by: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """job → who began it."""
     removing: Mapping[str, Removal] = msgspec.field(default_factory=dict)
     """By model id."""
     sending: Mapping[str, Sending] = msgspec.field(default_factory=dict)

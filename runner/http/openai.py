@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from greenroom.actors.facts import Model
 from greenroom.actors.scheduler_state import ModelConfigState, config_key
 from greenroom.runner.http.dialogues import (
@@ -20,6 +20,7 @@ from greenroom.runner.http.dialogues import (
     TOKEN_COUNT,
 )
 from greenroom.runner.http.door import Door, shown_name
+from greenroom.runner.http.errors import HttpRefusal, answer_error
 from greenroom.runner.http.proxy import Exchange, Kind
 from greenroom.runner.models.failures import size_text
 
@@ -43,7 +44,7 @@ def routes(door: Door) -> Iterator[web.RouteDef]:
     for path, kind in _KINDS.items():
         handler = _inference(door, kind)
         for prefix in _PREFIXES:
-            yield web.post(prefix + path, handler)
+            yield web.post(prefix + path, handler, expect_handler=_expecting(kind))
     listing = Listing(door)
     for prefix in _PREFIXES:
         yield web.get(f"{prefix}/v1/models", listing.all)
@@ -57,6 +58,21 @@ def _inference(door: Door, kind: Kind) -> Callable[[web.Request], Awaitable[web.
         return await door.visitors.attend(request, exchange.serve, exchange.farewell)
 
     return serve
+
+
+def _expecting(kind: Kind) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    """What is asked before the body is sent: aiohttp would refuse the unknown in plain text."""
+
+    async def expected(request: web.Request) -> web.StreamResponse | None:
+        if request.headers["Expect"].lower() != "100-continue":
+            refusal = HttpRefusal(417, "expectation_failed", "Only 100-continue can be expected here.")
+            return answer_error(request, refusal, kind.family)
+        if request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        return None
+
+    return expected
 
 
 class Listing:

@@ -213,3 +213,23 @@ async def test_fields_the_engine_must_not_see_are_dropped_and_the_name_is_transl
     assert {chunk["model"] for chunk in chunks} == {"tiny"}
     said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert said.strip() == '"model": "default_model"'
+
+
+@pytest.mark.parametrize(("expect", "status"), [("100-continue", 200), ("200-ok", 417)])
+async def test_what_is_expected_before_the_body_is_answered_in_the_familys_form(
+    open_house: Any, expect: str, status: int
+) -> None:
+    house = await open_house()
+    host, port = house.root.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps({"model": "tiny", "messages": HELLO}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nExpect: {expect}\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode())
+    if status == 200:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+    writer.write(body)
+    answer = await reader.read()
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    content = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert content["choices"] if status == 200 else content["error"]["code"] == "expectation_failed"
+    writer.close()

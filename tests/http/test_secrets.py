@@ -39,8 +39,7 @@ def _secret_in(text: str) -> list[str]:
     return [name for name, secret in SECRETS.items() if secret in text]
 
 
-@pytest.mark.parametrize("by", ["SIGSEGV", "7", "SIGKILL"])
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("by", "stream"), [("SIGSEGV", True), ("7", False), ("SIGKILL", False)])
 async def test_a_secret_stays_with_the_engine_it_was_told(open_house: Any, by: str, stream: bool) -> None:
     quoting = [word for line in TOLD for word in ("--quote", line)]
     house = await open_house("--die-of", "poison", "--die-by", by, *quoting)
@@ -76,7 +75,7 @@ async def test_a_secret_stays_with_the_engine_it_was_told(open_house: Any, by: s
     assert {name: _secret_in(text) for name, text in texts.items() if _secret_in(text)} == {}
 
 
-@pytest.mark.parametrize("status", [400, 404, 422, 500, 503])
+@pytest.mark.parametrize("status", [400, 500])
 async def test_what_an_engine_answers_about_a_request_is_not_passed_on(open_house: Any, status: int) -> None:
     body = json.dumps(
         {"error": {"message": f"cannot parse {SECRETS['tool']}", "code": status, "more": SECRETS}}

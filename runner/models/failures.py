@@ -130,7 +130,7 @@ def nearly_full(free: int, folder: str) -> JobFailed:
     return JobFailed.permanent(
         "no_space",
         f"The disk that holds {folder} has {format_size(free)} left. They are kept for the journal.",
-        advice="Free some space (greenroom df, greenroom prune) and try again. What has come is kept.",
+        advice="Free some space (greenroom df says what takes it) and try again. What has come is kept.",
     )
 
 

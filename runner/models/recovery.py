@@ -10,13 +10,11 @@ from pathlib import Path
 from greenroom.actors.facts import Model
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models import manifest as artifacts
-from greenroom.runner.models.arrival import hash_file
 from greenroom.runner.models.bundle import open_bundle
 from greenroom.runner.models.layout import Entry, Index
 from greenroom.runner.models.manifest import CONFIGS, Descriptor, Manifest
 from greenroom.runner.models.metadata import Metadata, read_metadata
 from greenroom.runner.models.references import BadReference, is_id
-from greenroom.runner.waits import Cancel
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +105,9 @@ def _entry(digest: str, blob: Callable[[str], Path], bundles: Path) -> Entry | N
 
 
 def _seal(file: Path, descriptor: Descriptor) -> tuple[int, int] | None:
-    """Size and time of a whole blob that may be linked from elsewhere: its owner may still write to it.
+    """What is noted of a whole blob that may be linked from elsewhere, so that its owner may write to it.
+
+    The time is none that a file has: the blob is hashed at the next look, and not while the daemon starts.
 
     Raises:
         ValueError: it is not what it was.
@@ -116,8 +116,4 @@ def _seal(file: Path, descriptor: Descriptor) -> tuple[int, int] | None:
     status = file.stat()
     if status.st_size != descriptor.size:
         raise ValueError(f"{descriptor.digest[:19]} has another size")
-    if status.st_nlink <= _OWN_LINKS:
-        return None
-    if hash_file(file, Cancel()) != descriptor.digest:
-        raise ValueError(f"{descriptor.digest[:19]} has been written to")
-    return status.st_size, status.st_mtime_ns
+    return (status.st_size, 0) if status.st_nlink > _OWN_LINKS else None

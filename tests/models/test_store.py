@@ -367,6 +367,25 @@ def test_no_blob_is_lost_with_an_index_and_each_whole_model_is_found_again(
         assert (model.architecture, model.parameters) == ("llama", "1.02K")
 
 
+def test_an_original_that_was_written_to_is_noticed_though_the_index_was_lost_meanwhile(
+    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+) -> None:
+    ids = []
+    for name in ("good", "bad"):
+        original = tmp_path / f"{name}.gguf"
+        original.write_bytes(gguf(filler=name[:1].encode()))
+        with store.arrival() as arrival:
+            arrival.take(original, f"{name}.gguf", how="link", cancel=NEVER)
+            ids.append(store.commit(arrival).id)
+    damage(store, *BOTH)
+    with (tmp_path / "bad.gguf").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\0")
+    store.prepare()
+    assert [model.id for model in store.look()] == ids[:1]
+    assert [model.id for model, _ in store.damaged()] == ids[1:]
+
+
 def test_who_follows_the_advice_of_a_damaged_index_loses_nothing(store: Store, bring: Bring) -> None:
     ids = {bring(store, tag, bytes([number])).id for number, tag in enumerate("ab", 1)}
     had = blobs(store)

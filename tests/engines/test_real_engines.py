@@ -96,7 +96,7 @@ def test_llama_cpp_that_is_killed_says_so_and_one_stopped_while_loading_ends_at_
     heard.wait("spawned")
     host.stop(other.engine_id)
     heard.wait("exited")
-    assert heard.moment("exited") - heard.moment("spawned") < 2.0
+    assert heard.moment("exited") - heard.moment("spawned") < 5.0, "it waited for the second signal"
 
 
 def test_a_llama_cpp_adopted_by_the_next_host_has_not_loaded_again(llama):

@@ -117,11 +117,13 @@ def _batch(launch: Launch) -> int:
     """Tokens of a prompt read at once, as many as fit into two seconds: only in between does the server
     notice that a client has left. 0 leaves it to the launcher, which looks at the machine, or to the server.
     """
-    if launch.spec.mode != "completion" or launch.model.mmproj is not None:
-        return 0  # an input to embed, or an image, must fit into one batch
+    if launch.spec.mode != "completion":
+        return 0  # an input to embed must fit into one batch
     if not launch.prompt_speed:
         return 0 if launch.binary is None else _UBATCH
-    fitting = max(_LEAST_BATCH, min(_MOST_BATCH, int(launch.prompt_speed * _BATCH_SECONDS)))
+    # The parts of an image may have to fit into one batch.
+    least = _LEAST_BATCH if launch.model.mmproj is None else _UBATCH
+    fitting = max(least, min(_MOST_BATCH, int(launch.prompt_speed * _BATCH_SECONDS)))
     return 1 << (fitting.bit_length() - 1)
 
 

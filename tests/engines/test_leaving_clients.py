@@ -193,7 +193,7 @@ def test_llama_cpps_batches_last_two_seconds_at_the_speed_that_was_measured(spee
 
 def test_batches_are_left_alone_where_an_input_must_fit_into_one():
     assert batches(60, mode="embedding") == batches(60, mode="reranking") == {}
-    assert batches(60, mmproj=Path("/p.gguf")) == {}
+    assert batches(60, mmproj=Path("/p.gguf")) == {"--batch-size": "512", "--ubatch-size": "512"}
 
 
 def test_a_users_own_server_begins_with_short_batches_and_a_users_own_flag_wins():

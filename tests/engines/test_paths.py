@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from greenroom.runner.backends.flags import LLAMA_CPP, refusal
 from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.paths import SOCKET_BYTES, EngineFolder
 from greenroom.runner.failures import JobFailed
@@ -133,3 +134,10 @@ def test_the_last_line_of_an_engine_is_shown_without_what_its_logger_puts_before
     folder.create()
     (folder.path / "log").write_text(f"before\n{line}\n")
     assert folder.last_line() == shown
+
+
+@pytest.mark.parametrize(
+    "flag", ["--verbose", "-v", "--log-verbosity", "-lv", "--verbose-prompt", "--log-file"]
+)
+def test_a_flag_that_has_an_engine_log_what_clients_say_is_refused(flag):
+    assert flag in refusal((flag,), LLAMA_CPP, "llama.cpp")

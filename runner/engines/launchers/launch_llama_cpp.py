@@ -376,11 +376,11 @@ def guess_batch(size: int, cores: int) -> int:
 def _pace(library: Any, params: Any, words: list[str]) -> None:
     """Make batches short where nobody has said how long they shall be."""
     said = {part.partition("=")[0] for part in words} & {"--batch-size", "-b", "--ubatch-size", "-ub"}
-    if said or params.embedding or params.mmproj.path:
+    if said or params.embedding:
         return
     kinds = {str(device["type"]) for device in library.get_device_info()}
-    if any("CPU" not in kind for kind in kinds):
-        params.n_batch = 512
+    if params.mmproj.path or any("CPU" not in kind for kind in kinds):
+        params.n_batch = 512  # the parts of an image may have to fit into one
         return
     shards = sorted(Path(params.model.path).parent.glob(_shards_of(Path(params.model.path).name)))
     size = sum(shard.stat().st_size for shard in shards)

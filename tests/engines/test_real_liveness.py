@@ -1,4 +1,4 @@
-"""llama.cpp itself: found out when it is stopped or out of reach, left alone as long as it works."""
+"""llama.cpp and mlx themselves: found out when they stop, hang or are out of reach, else left alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from greenroom.actors.gates import GateBoard
-from greenroom.runner.backends.declaration import Launch, ModelFiles
+from greenroom.runner.backends.declaration import Backend, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
+from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.host import Prepared
 from greenroom.runner.engines.liveness import LIMIT
 from greenroom.runner.engines.readiness import Probe
@@ -24,28 +26,48 @@ pytestmark = pytest.mark.real
 PROMPT = "The sea is deep and blue and nobody has counted its fish. "
 
 
-class Llama:
-    """One llama.cpp under a host, and who is inside."""
+HANGING = """
+import os, runpy, sys, time
+from mlx_lm import server
+compute = server.BatchGenerator.next
+def hang(self, *given, **named):
+    while os.path.exists({file!r}):
+        time.sleep(0.1)
+    return compute(self, *given, **named)
+server.BatchGenerator.next = hang
+runpy.run_path({launcher!r}, run_name="__main__")
+"""
+"""mlx-lm's own server, whose generation hangs while a file is there; its health path goes on answering."""
 
-    def __init__(self, stage: Any, python: Path, gguf: Path) -> None:
+
+class Real:
+    """One real engine under a host, and who is inside."""
+
+    def __init__(self, stage: Any, backend: Backend, python: Path, model: ModelFiles, spoken: str) -> None:
         self.stage = stage
+        self.backend = backend
         self.python = python
-        self.gguf = gguf
+        self.model = model
+        self.spoken = spoken
         self.gates = GateBoard()
 
-    def start(self, *flags: str, context: int = 2048) -> None:
+    def start(self, *flags: str, context: int = 2048, hanging: Path | None = None) -> None:
         def prepare(spec: Any, place: Path) -> Prepared:
-            model = ModelFiles(path=self.gguf, format="gguf", name="ai/smollm2")
-            launch = Launch(spec=spec, root=Path("/"), python=self.python, model=model, socket=place)
-            return Prepared(LlamaCpp().command(launch), LlamaCpp.readiness)
+            launch = Launch(spec=spec, root=Path("/"), python=self.python, model=self.model, socket=place)
+            command = self.backend.command(launch)
+            if hanging is not None:
+                python, isolated, program, *rest = command.argv
+                code = HANGING.format(file=str(hanging), launcher=program)
+                command = replace(command, argv=(python, isolated, "-c", code, *rest))
+            return Prepared(command, self.backend.readiness, model_name=self.spoken)
 
-        spec = self.stage.spec(backend="llama.cpp", context_size=context, flags=flags)
+        spec = self.stage.spec(backend=self.backend.name, context_size=context, flags=flags)
         self.engine_id = spec.engine_id
         self.host = self.stage.host(prepare=prepare, readings=self.gates.readings, stall_after=60.0)
         self.host.start(spec)
         self.pid, _, self.endpoint = self.stage.heard.wait("spawned")
-        self.stage.heard.wait("ready", bound=60)
-        self.gates.open(spec.engine_id, "m", "completion", "llama.cpp", self.endpoint)
+        self.stage.heard.wait("ready", bound=100)
+        self.gates.open(spec.engine_id, "m", "completion", self.backend.name, self.endpoint)
 
     def found_out(self, since: float, bound: float) -> Any:
         lag = self.stage.lag()
@@ -58,7 +80,7 @@ class Llama:
     def asked(self, words: int, tokens: int = 2) -> Iterator[threading.Thread]:
         """With a long prompt inside that is read by nobody but the engine."""
         assert self.gates.enter("m", "completion", "", "r")
-        body = {"prompt": PROMPT * words, "max_tokens": tokens, "cache_prompt": False}
+        body = {"model": self.spoken, "prompt": PROMPT * words, "max_tokens": tokens}
 
         def ask() -> None:
             with contextlib.suppress(OSError):
@@ -84,29 +106,52 @@ class Llama:
 
 
 @pytest.fixture
-def llama(stage: Any, llama_cpp_python: Path, smollm2_gguf: Path) -> Llama:
-    return Llama(stage, llama_cpp_python, smollm2_gguf)
+def llama(stage: Any, llama_cpp_python: Path, smollm2_gguf: Path) -> Real:
+    model = ModelFiles(path=smollm2_gguf, format="gguf", name="ai/smollm2")
+    return Real(stage, LlamaCpp(), llama_cpp_python, model, "ai/smollm2")
+
+
+@pytest.fixture
+def mlx(stage: Any, mlx_python: Path, smollm2_mlx: Path) -> Real:
+    model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
+    return Real(stage, Mlx(), mlx_python, model, "default_model")
+
+
+@pytest.fixture(params=["llama", "mlx"])
+def engine(request: pytest.FixtureRequest) -> Real:
+    found: Real = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["idle", "at work"])
-def test_one_that_is_stopped_is_found_within_a_second(llama: Llama, inside: bool) -> None:
-    llama.start()
-    with llama.asked(100) if inside else contextlib.nullcontext():
+def test_one_that_is_stopped_is_found_within_a_second(engine: Real, inside: bool) -> None:
+    engine.start()
+    with engine.asked(100) if inside else contextlib.nullcontext():
         since = time.monotonic()
-        os.kill(llama.pid, signal.SIGSTOP)
-        assert llama.found_out(since, 1.0).code == "engine_halted"
-        llama.host.stop(llama.engine_id, reason="it is replaced")
-        llama.stage.heard.wait("exited")
+        os.kill(engine.pid, signal.SIGSTOP)
+        assert engine.found_out(since, 1.0).code == "engine_halted"
+        engine.host.stop(engine.engine_id, reason="it is replaced")
+        engine.stage.heard.wait("exited")
 
 
-def test_one_whose_socket_is_removed_is_found_within_a_second(llama: Llama) -> None:
-    llama.start()
+def test_one_whose_socket_is_removed_is_found_within_a_second(engine: Real) -> None:
+    engine.start()
     since = time.monotonic()
-    os.unlink(llama.endpoint)
-    assert llama.found_out(since, 1.0).code == "engine_unreachable"
+    os.unlink(engine.endpoint)
+    assert engine.found_out(since, 1.0).code == "engine_unreachable"
 
 
-def test_its_counters_stand_still_while_it_does_nothing_and_move_with_its_work(llama: Llama) -> None:
+def test_one_whose_computing_thread_hangs_is_found_within_15_seconds(mlx: Real, tmp_path: Path) -> None:
+    mlx.start(hanging=tmp_path / "hang")
+    (tmp_path / "hang").touch()
+    since = time.monotonic()
+    with mlx.asked(1):
+        assert mlx.found_out(since, 15.0).code == "engine_stalled"
+        mlx.host.stop(mlx.engine_id, reason="it is replaced")
+        mlx.stage.heard.wait("exited")
+
+
+def test_its_counters_stand_still_while_it_does_nothing_and_move_with_its_work(llama: Real) -> None:
     llama.start()
     probe = Probe(Path(llama.endpoint), LlamaCpp.readiness, model_name="ai/smollm2", leader=llama.pid)
     first = probe.counters(5.0)
@@ -118,8 +163,18 @@ def test_its_counters_stand_still_while_it_does_nothing_and_move_with_its_work(l
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_a_prompt_that_mlx_reads_for_longer_than_its_limit_is_work(mlx: Real) -> None:
+    mlx.start(context=8192)
+    with mlx.asked(60) as client:
+        client.join(800)
+    assert mlx.status == 200, mlx.answer
+    assert "stalled" not in mlx.stage.heard.names()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("batch", ["32", "2048"], ids=["small batches", "one batch"])
-def test_a_prompt_that_takes_a_minute_and_more_is_work(llama: Llama, batch: str) -> None:
+def test_a_prompt_that_takes_a_minute_and_more_is_work(llama: Real, batch: str) -> None:
     llama.start("-t", "1", "-tb", "1", "-b", batch, "-ub", batch, context=8192)
     began = time.monotonic()
     with llama.asked(320) as client:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from greenroom.runner.engines import processes
 from greenroom.runner.systems import here
 
 
@@ -19,6 +20,13 @@ def traced(pids: Collection[int]) -> bool:
 def stopped(pids: Collection[int]) -> bool:
     """True when a signal has stopped any of them, as SIGSTOP does."""
     return any(here.is_stopped(pid) for pid in pids)
+
+
+def is_kept_waiting(leader: int) -> bool:
+    """True when an engine is silent since the machine lets it wait for a disk or a processor, or a debugger
+    holds it."""
+    pids = processes.groups([leader])[leader]
+    return wants_to_work(pids) or traced(pids)
 
 
 def wants_to_work(pids: Collection[int]) -> bool:

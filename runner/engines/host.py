@@ -37,9 +37,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure
-from greenroom.runner.engines import condition, processes
 from greenroom.runner.engines.capsule import engine_exit, read_end, write_end
 from greenroom.runner.engines.channel import Channel, KeeperGone
+from greenroom.runner.engines.condition import is_kept_waiting
 from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.folders import Folders
 from greenroom.runner.engines.handle import EngineListener, Handle, Prepare, Prepared
@@ -266,10 +266,12 @@ class EngineHost:
                 self._give_up(handle, "it says that its model could not be loaded")
                 return
             if now >= next_pulse:
-                next_pulse = now + _PULSE_SECONDS
+                next_pulse, silent = now + _PULSE_SECONDS, patience.silent_for(now)
                 if patience.moved(take_pulse(handle.pid, handle.folder.log_size()), now):
                     handle.tell_progress("loading", "" if handle.served else handle.folder.last_line())
-                elif (silent := patience.silent_for(now)) >= self._stall_after and not _waits(handle):
+                elif (silent := patience.silent_for(now)) >= self._stall_after and not is_kept_waiting(
+                    handle.pid
+                ):
                     self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f} s")
                     return
             # Noticed late by a hundredth of the load, on average: asking more often would cost more than that
@@ -596,9 +598,3 @@ class EngineHost:
 
         self._thread(name, settle)
         return future
-
-
-def _waits(handle: Handle) -> bool:
-    """Whether it is silent since the machine keeps it waiting for a disk or a processor, or a debugger."""
-    pids = processes.groups([handle.pid])[handle.pid]
-    return condition.wants_to_work(pids) or condition.traced(pids)

@@ -14,7 +14,7 @@ from greenroom.runner.http.dialogues import Dialogue
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.fields import Wrong, cleaned, missing
 
-_ASIDE = 512 * 1024
+_ASIDE = 128 * 1024
 """Bytes of a body from which on it is looked at in a thread: other streams go on meanwhile."""
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -24,7 +24,7 @@ from greenroom.runner.http.fields import (
     one_of,
     record,
     text,
-    token,
+    tokens,
     whole,
 )
 
@@ -232,8 +232,6 @@ CHAT = Dialogue(
     together=_chat_together,
 )
 
-_tokens = array(token, least=1)
-
 
 def _prompts(least: int) -> Check:
     """A text, a list of texts, a list of tokens, or a list of lists of tokens."""
@@ -249,8 +247,8 @@ def _prompts(least: int) -> Check:
         if isinstance(value[0], str):
             return array(one)(value, where)
         if isinstance(value[0], list):
-            return array(_tokens)(value, where)
-        return _tokens(value, where)
+            return array(tokens)(value, where)
+        return tokens(value, where)
 
     return check
 

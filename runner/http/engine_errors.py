@@ -82,7 +82,7 @@ _KNOWN = (
     ),
     _known(r"grammar", 400, "invalid_grammar", "The grammar in this request cannot be read.", "", "grammar"),
     _known(
-        r"tool_choice", 400, "invalid_value", "The engine cannot do this tool_choice with these tools.", "",
+        r"tool.choice", 400, "invalid_value", "The engine cannot do this tool_choice with these tools.", "",
         "tool_choice",
     ),
     _known(

@@ -86,7 +86,17 @@ def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:
 
 
 count = whole(1, _INT32)
-token = whole(0, _INT32)
+_token = whole(0, _INT32)
+
+
+def tokens(value: Any, where: str) -> Any:
+    """A list of token ids, at least one."""
+    if not isinstance(value, list):
+        raise wrong_type(where, "a list", value)
+    # There may be a hundred thousand: each is looked at more closely only where one is wrong.
+    if not value or not all(type(one) is int and 0 <= one <= _INT32 for one in value):
+        return array(_token, least=1)(value, where)
+    return value
 
 
 def one_of(*words: str) -> Check:

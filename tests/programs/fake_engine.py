@@ -67,6 +67,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--flood", type=int, default=0, help="bytes of output at the start")
     parser.add_argument("--child", action="store_true", help="start a child that ignores SIGINT and SIGTERM")
     parser.add_argument("--child-escapes", action="store_true", help="that child makes a session of its own")
+    parser.add_argument("--unwell-while", default="", metavar="FILE", help="health is 503 while it is there")
     parser.add_argument("--memory", type=int, default=0, metavar="MIB", help="held while it runs")
     parser.add_argument("--device-memory", type=int, default=0, metavar="MIB", help="held while it runs")
     parser.add_argument("--note", default="", metavar="FILE", help="write down there that it was started")
@@ -166,6 +167,7 @@ class Engine:
             await answer(writer, 200, {**STATS, "pid": os.getpid(), **seen})
         elif path == "/health":
             ok = self.loaded.is_set() or (self.options.lie_while_loading and not self.load_failed)
+            ok = ok and not (self.options.unwell_while and there(self.options.unwell_while))
             await answer(writer, 200 if ok else 503, {"status": "ok" if ok else "loading"})
         elif path == "/v1/models":
             await answer(writer, 200, {"object": "list", "data": [{"id": self.options.model}]})

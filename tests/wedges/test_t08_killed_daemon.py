@@ -99,5 +99,6 @@ async def test_engines_kept_for_a_time_end_when_nobody_has_come_back(make_daemon
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
     await daemon.stop(keep_engines=1)
-    assert daemon.engine_pids()
+    # That second may be over by now, so the journal says that the daemon did not end them.
+    assert daemon.events("engine_stop_requested", "engine_exited") == []
     await until(lambda: not daemon.processes())

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from wedge import until
 
 
-async def test_an_engine_that_did_not_answer_once_is_asked_again_and_heals(make_daemon: Any) -> None:
-    daemon = await make_daemon()
+async def test_an_engine_that_was_not_well_once_is_asked_again_and_heals(
+    make_daemon: Any, place: Path
+) -> None:
+    unwell = place / "unwell"
+    daemon = await make_daemon("--unwell-while", str(unwell))
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
     engine = await daemon.engine("tiny")
     await daemon.kill()
-    os.kill(engine["pid"], signal.SIGSTOP)
-    try:
-        await daemon.start()
-        # It is stored that it did not answer when it was looked at.
-        (adopted,) = daemon.events("engine_adopted")
-        assert adopted["ready"] is False
-    finally:
-        os.kill(engine["pid"], signal.SIGCONT)
+    unwell.touch()
+    await daemon.start()
+    # It is stored that it was not well when it was looked at.
+    (adopted,) = daemon.events("engine_adopted")
+    assert adopted["ready"] is False
+    unwell.unlink()
     healed = await daemon.engine("tiny")
     assert healed["pid"] == engine["pid"]
     assert (await daemon.chat("tiny")).status == 200

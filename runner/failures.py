@@ -48,6 +48,10 @@ _SYSTEM: dict[int, tuple[str, str]] = {
 """What a system call that the machine refused is told as: code and advice."""
 
 
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN})
+"""What the machine refuses for a while."""
+
+
 class JobFailed(Exception):
     """A step of an install, pull or load did not work."""
 
@@ -73,6 +77,16 @@ def refused_by_machine(doing: str, problem: OSError) -> Failure:
     code, advice = _SYSTEM.get(problem.errno or 0, ("io_error", "Ask again; greenroom logs has the details."))
     why = problem.strerror or str(problem)
     return Failure(kind="transient", code=code, message=f"{doing}: {why}.", advice=advice, blame="machine")
+
+
+def machine_failure(error: BaseException) -> Failure | None:
+    """What the machine refused us while we answered somebody; None for anything else that failed."""
+    doing = "Greenroom could not answer"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "new thread" in str(error)):
+        return refused_by_machine(doing, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    if isinstance(error, OSError) and error.errno in _PASSING:
+        return refused_by_machine(doing, error)
+    return None
 
 
 def not_begun(error: Exception) -> Failure:

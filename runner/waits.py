@@ -8,6 +8,7 @@ nor the interpreter's end waits for them.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import logging
 import threading
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 5.0
 """Seconds that a cancelled job has to end by itself."""
 
+_BEGUN_WITHIN = 5.0
+"""Seconds within which a thread must have begun to run, or there was no memory for it."""
 _TICK = 0.1
 
 T = TypeVar("T")
@@ -296,7 +299,11 @@ async def in_thread(work: Callable[[], T]) -> T:
         else:
             future.set_result(result)  # type: ignore[arg-type]
 
+    has_begun = False
+
     def run() -> None:
+        nonlocal has_begun
+        has_begun = True
         result: T | None = None
         failed: BaseException | None = None
         try:
@@ -308,5 +315,15 @@ async def in_thread(work: Callable[[], T]) -> T:
         except RuntimeError:
             log.debug("the loop was closed before %s had ended", work)
 
-    threading.Thread(target=run, name="blocking", daemon=True).start()
-    return await future
+    def expect_begun() -> None:
+        if not has_begun:
+            settle(None, MemoryError("a thread could not begin"))
+
+    # Not `Thread.start`, which waits for the thread: one that finds no memory to begin with would hold up the
+    # loop for ever.
+    _thread.start_new_thread(run, ())
+    check = loop.call_later(_BEGUN_WITHIN, expect_begun)
+    try:
+        return await future
+    finally:
+        check.cancel()

@@ -22,6 +22,7 @@ from greenroom.actors.kernel.errors import (
     SystemFailed,
 )
 from greenroom.runner.daemon import NotRunning
+from greenroom.runner.failures import machine_failure
 from greenroom.runner.http.headers import request_id_of
 
 Family = Literal["openai", "anthropic", "text"]
@@ -70,6 +71,11 @@ def refusal_of(error: BaseException) -> Refusal:
         )
     if isinstance(error, KernelError | NotRunning):
         return Refusal(code="stopping", message="Greenroom is stopping.", status=503, retry_after=2.0)
+    if (failure := machine_failure(error)) is not None:
+        status = 507 if failure.code == "no_space" else 503
+        return Refusal(
+            code=failure.code, message=failure.message, advice=failure.advice, status=status, retry_after=5.0
+        )
     _log.error("a request failed in a way nobody foresaw", exc_info=error)
     return Refusal(
         code="internal_error",

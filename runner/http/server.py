@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ NOTE = "daemon.json"
 _BACKLOG = 1024
 _CLOSE = 3.0
 """Seconds for the last words to reach their clients."""
+_THREADS = 8
 _LOOK = 0.25
 """Seconds between two looks at whether the system has stopped itself."""
 _KEEP_ALIVE = 75.0
@@ -118,6 +120,7 @@ class _Serving:
         self._stop = asyncio.Event()
 
     async def serve(self) -> None:
+        _begin_threads()
         with _signals(self._signalled):
             await asyncio.to_thread(self._greenroom.start)
             try:
@@ -245,6 +248,18 @@ def _write_note(note: Path, url: str, instance_id: str) -> None:
         "started_at": time.time(),
     }
     write_privately(note, (json.dumps(fields) + "\n").encode())
+
+
+def _begin_threads() -> None:
+    """Start the threads for blocking calls now.
+
+    Later each would be started by the loop, which waits for it: for ever, if there is no memory for it.
+    """
+    executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
+    together = threading.Barrier(_THREADS)
+    for _ in range(_THREADS):
+        executor.submit(together.wait, 10.0)
+    asyncio.get_running_loop().set_default_executor(executor)
 
 
 def _remove(note: Path) -> None:

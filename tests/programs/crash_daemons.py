@@ -34,6 +34,7 @@ from greenroom.actors import messages as msg
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.core import Address, Command, Effect, Hands
+from greenroom.actors.kernel.replay import replay
 from greenroom.actors.kernel.shell import Shell
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.runner.config import Settings
@@ -55,7 +56,7 @@ WORLD = (
     fx.AddTag,
     fx.RemoveTag,
 )
-NO_END = (msg.EngineMoved, msg.GateEmptied, msg.JobMoved)
+NO_END = (msg.EngineMoved, msg.GateEmptied)
 """Reports that say nothing about how an effect ended."""
 
 
@@ -199,7 +200,8 @@ class WatchedGreenroom(Greenroom):
         # Actors act on as long as they run: what differs once may have moved between the two looks.
         for address, core in system.addresses.items():
             for _ in range(20):
-                if system.replay(core).state == system.state(address):
+                replayed, _ = replay(system.journal.read(), system.codec, [core])
+                if replayed[address].state == system.state(address):
                     break
             else:
                 self.boundary.note(f"! replay of {address} differs")
@@ -215,9 +217,10 @@ def watch(boundary: Boundary) -> None:
         register(self, core, hands=hands and WatchedHands(hands, boundary), **more)
 
     @functools.wraps(settle)
-    def settled(self: Shell, now: Any) -> None:
-        settle(self, now)
+    def settled(self: Shell, now: Any) -> float:
+        wake_at = settle(self, now)
         boundary.settled()
+        return wake_at
 
     ActorSystem.register = registered  # type: ignore[method-assign]
     Shell._settle = settled  # type: ignore[method-assign]

@@ -14,12 +14,13 @@ from typing import Any
 
 
 class Inbox:
-    """First in, first out, from any thread; after `close` every message goes to `refuse` at once."""
+    """Envelopes, first in, first out, from any thread; after `close` every message goes to `refuse` at once."""
 
     def __init__(self) -> None:
         self._messages: deque[Any] = deque()
         self._ready = threading.Condition()
         self._refuse: Callable[[Any], None] | None = None
+        self._taken: Any = None
 
     def put(self, message: Any) -> None:
         """Add a message, or refuse it when the mailbox is closed. Never blocks."""
@@ -33,10 +34,15 @@ class Inbox:
 
     def get(self) -> Any:
         """Take the oldest message; wait for one if there is none."""
+        if self._taken is not None:
+            # Pykka's loop keeps its last envelope while it waits here, and with it what should end with its
+            # holder.
+            self._taken.message = None
         with self._ready:
             while not self._messages:
                 self._ready.wait()
-            return self._messages.popleft()
+            self._taken = self._messages.popleft()
+            return self._taken
 
     def qsize(self) -> int:
         """How many messages wait."""

@@ -441,7 +441,12 @@ class ActorSystem:
     def _begin_lease(self, shell: Shell, command: Command, cause: str, answer: Any) -> None:
         """Withdraw the command with the last reference to its answer."""
         number = next(self._lease_numbers)
-        end = weakref.finalize(answer, self._end_lease, number, shell, command, cause)
+        try:
+            end = weakref.finalize(answer, self._end_lease, number, shell, command, cause)
+        except TypeError:
+            # A struct without `weakref=True`: it is answered all the same, and leased to nobody.
+            _log.exception("the answer to %s cannot be leased", type(command).__name__)
+            return
         # At the end of the process there is nobody left to tell.
         end.atexit = False
         self._leases[number] = end

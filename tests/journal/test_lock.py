@@ -17,7 +17,9 @@ from greenroom.actors.journal.lock import WriterLock
 from greenroom.actors.journal.port import JournalBusy
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 
-# Takes the lock and forks a child that has not begun its own program yet: it does so with the next line.
+# Takes the lock and starts a child that has not begun its own program yet: it does so with the next line.
+# Python closes the lock in children that it forks itself; another number of the same open file stands for
+# what one has that is forked in C, as `subprocess` does it.
 HOLDER = """
 import os, sys
 from pathlib import Path
@@ -25,6 +27,7 @@ from greenroom.actors.journal.lock import WriterLock
 from greenroom.runner.daemon_lock import DaemonLock
 path = Path(sys.argv[2])
 held = DaemonLock(path) if sys.argv[1] == "daemon" else WriterLock(path / "lock")
+os.dup(held._descriptor if isinstance(held, WriterLock) else held._file.fileno())
 child = os.fork()
 if child:
     print(os.getpid(), flush=True)

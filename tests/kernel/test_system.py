@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
@@ -384,3 +385,46 @@ def test_an_ask_that_is_answered_in_time_takes_nothing_back(bench) -> None:
     bench.system.rest()
     assert reply.get(timeout=5) == 1
     assert bench.system.state(COUNTER).total == 0
+
+
+def test_a_leased_answer_withdraws_its_command_with_the_last_reference_to_it(bench) -> None:
+    class Seat(msgspec.Struct, weakref=True):
+        number: int
+
+    class Book(Await, frozen=True, kw_only=True):
+        is_leased = True
+
+        def withdrawn(self) -> Command:
+            return Add(by=-1)
+
+    reply = bench.system.ask(COUNTER, Book(key="seat"))
+    bench.system.report(COUNTER, Release(key="seat", outcome=Seat(1)))
+    seat = reply.get(timeout=5)
+    del reply
+    bench.system.rest()
+    assert (seat.number, bench.system.state(COUNTER).total) == (1, 0)
+    del seat
+    gc.collect()
+    bench.system.rest()
+    assert bench.system.state(COUNTER).total == -1
+
+
+def test_leases_can_be_ended_at_once_and_an_answer_that_cannot_be_leased_is_given_all_the_same(bench) -> None:
+    class Seat(msgspec.Struct, weakref=True):
+        number: int
+
+    class Book(Await, frozen=True, kw_only=True):
+        is_leased = True
+
+        def withdrawn(self) -> Command:
+            return Add(by=-1)
+
+    replies = [bench.system.ask(COUNTER, Book(key=key)) for key in "ab"]
+    bench.system.report(COUNTER, Release(key="a", outcome=Seat(1)))
+    bench.system.report(COUNTER, Release(key="b", outcome=5))
+    held = [reply.get(timeout=5) for reply in replies]
+    for _ in range(2):
+        bench.system.end_leases()
+        bench.system.rest()
+    assert held[1] == 5
+    assert bench.system.state(COUNTER).total == -1

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Inbox:
-    """Envelopes, first in, first out, from any thread; after `close` every message goes to `refuse` at once."""
+    """Envelopes, first in, first out, from any thread; after `close` each goes to `refuse` at once."""
 
     def __init__(self) -> None:
         self._messages: deque[Any] = deque()

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import typing
 from collections.abc import Iterator
 from typing import Any
 
+import greenroom.actors
 import msgspec
 import pytest
-from greenroom.actors import (
-    idempotency,
-    installer_messages,
-    library_messages,
-    limits,
-    messages,
-    runner_messages,
-)
+from greenroom.actors import limits, messages
 from greenroom.actors.kernel.core import Command
 from msgspec import inspect as types
 
 COMMANDS = sorted(
     {
         kind
-        for module in (messages, library_messages, installer_messages, runner_messages, idempotency)
-        for _, kind in inspect.getmembers(module, inspect.isclass)
+        for module in pkgutil.iter_modules(greenroom.actors.__path__)
+        for _, kind in inspect.getmembers(
+            importlib.import_module(f"greenroom.actors.{module.name}"), inspect.isclass
+        )
         if issubclass(kind, Command) and not issubclass(kind, messages.Reply) and kind is not Command
     },
     key=lambda kind: kind.__name__,

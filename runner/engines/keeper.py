@@ -42,6 +42,12 @@ LADDER = (("SIGINT", 5.0), ("SIGTERM", 5.0), ("SIGKILL", 0.0))
 
 _SIGNALS = {int(one): one.name for one in signal.Signals}
 _NAMES = frozenset(_SIGNALS.values())
+_NO_LINKS = frozenset(
+    {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+)
+"""What file systems without hard links answer."""
+_CONNECTIONS = 16
+"""More are let go at once: one daemon has one, and commands ask for moments."""
 _LOOK_SECONDS = 10.0
 """Between two looks at the engine's memory, and at whether the sockets are still there."""
 
@@ -63,8 +69,23 @@ def create_claim(path: str, value: dict[str, Any]) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as problem:
+        if problem.errno not in _NO_LINKS:
+            raise
+        return _create_claim_without_links(path, value)
     finally:
         os.unlink(temporary)
+    return True
+
+
+def _create_claim_without_links(path: str, value: dict[str, Any]) -> bool:
+    """Exclusive too, but there a moment before its content: the best that memory cards and shares can."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(value, file)
     return True
 
 
@@ -179,7 +200,7 @@ class Keeper:
                 self._drain()
             elif key.fileobj is self._listener:
                 with contextlib.suppress(OSError):
-                    self._connect(self._listener.accept()[0])
+                    self._welcome(self._listener.accept()[0])
             elif key.fd in self._connections:
                 self._serve(self._connections[key.fd])
         now = time.monotonic()
@@ -201,6 +222,12 @@ class Keeper:
         if self._orphaned_at is None or self._grace is None or self._stop_reason:
             return math.inf
         return self._orphaned_at + self._grace
+
+    def _welcome(self, sock: socket.socket) -> None:
+        if len(self._connections) < _CONNECTIONS:
+            self._connect(sock)
+        else:
+            sock.close()
 
     def _connect(self, sock: socket.socket) -> Connection:
         connection = Connection(sock)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class EngineFolder:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.chmod(0o700)
         inside = Sockets(self.path / "keeper.sock", self.path / "engine.sock")
-        if inside.fits():
+        if inside.fits() and _takes_sockets(self.path):
             return inside
         short = self._elsewhere()
         if short is None:
@@ -161,9 +162,20 @@ def _make_short_folder() -> Path:
                 return Path(tempfile.mkdtemp(prefix=_SHORT, dir=base))
     raise JobFailed.permanent(
         "socket_path",
-        "The data directory's path is too long for a unix socket, and no shorter folder can be used.",
+        "No unix socket can be made in the data directory (its path is too long, or its disk has none), nor "
+        "in a temporary folder.",
         advice="Set XDG_RUNTIME_DIR or TMPDIR to a folder with a short path that only you can write to.",
     )
+
+
+def _takes_sockets(folder: Path) -> bool:
+    """Memory cards and some shares have no sockets."""
+    place = folder / f".{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as trial, contextlib.suppress(OSError):
+        trial.bind(os.fspath(place))
+        place.unlink()
+        return True
+    return False
 
 
 def _is_private(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -81,6 +82,36 @@ def test_a_late_keeper_gives_up_when_recovery_has_claimed_the_start(stage):
     assert channel.await_event("failed", BOUND)["code"] == "claimed"
     channel.close()
     assert not stage.pids()
+
+
+def test_a_claim_is_exclusive_on_disks_without_hard_links_too(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    claim = str(tmp_path / "claim")
+    assert keeper.create_claim(claim, {"by": 1})
+    assert not keeper.create_claim(claim, {"by": 2})
+    assert os.listdir(tmp_path) == ["claim"]
+    assert json.loads((tmp_path / "claim").read_text()) == {"by": 1}
+
+
+def test_connections_beyond_what_anybody_needs_are_let_go(stage):
+    channel = start_keeper(stage, "e-1")
+    channel.await_event("spawned", BOUND)
+    path = stage.claim("e-1")["keeper_socket"]
+    many = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+    for one in many:
+        stage.until(lambda one=one: one.connect_ex(path) == 0)  # the backlog is short
+        one.settimeout(BOUND)
+    assert many[-1].recv(1) == b""
+    channel.send("hold", grace=30.0)
+    channel.await_event("state", BOUND)
+    for one in many:
+        one.close()
+    channel.send("stop")
+    channel.await_event("exited", BOUND)
+    channel.close()
 
 
 def test_a_keeper_whose_daemon_dies_before_the_start_message_ends(stage):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from greenroom.runner.backends.flags import LLAMA_CPP, refusal
+from greenroom.runner.engines import paths
 from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.paths import SOCKET_BYTES, EngineFolder
 from greenroom.runner.failures import JobFailed
@@ -70,13 +71,18 @@ def test_a_folder_where_anybody_may_replace_ours_is_passed_over(tmp_path, runtim
     assert EngineFolder.of(tmp_path / ("x" * 80), "e-1").create().engine.parent.parent != runtime
 
 
+def test_where_the_disk_has_no_sockets_they_lie_in_a_short_folder(tmp_path, runtime, monkeypatch):
+    monkeypatch.setattr(paths, "_takes_sockets", lambda folder: False)
+    assert EngineFolder.of(tmp_path, "e-1").create().engine.parent.parent == runtime
+
+
 def test_without_any_short_folder_the_reason_and_the_cure_are_said(tmp_path, monkeypatch):
 
     def fail(**_):
         raise OSError("read-only")
 
     monkeypatch.setattr(tempfile, "mkdtemp", fail)
-    with pytest.raises(JobFailed, match="too long for a unix socket"):
+    with pytest.raises(JobFailed, match="No unix socket can be made"):
         EngineFolder.of(tmp_path / ("x" * 80), "e-1").create()
 
 

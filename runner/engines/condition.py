@@ -25,7 +25,10 @@ def stopped(pids: Collection[int]) -> bool:
 def is_kept_waiting(leader: int) -> bool:
     """True when an engine is silent since the machine lets it wait for a disk or a processor, or a debugger
     holds it."""
-    pids = processes.groups([leader])[leader]
+    try:
+        pids = processes.groups([leader])[leader]
+    except OSError:
+        return True
     return wants_to_work(pids) or traced(pids)
 
 

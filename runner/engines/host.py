@@ -266,12 +266,12 @@ class EngineHost:
                 self._give_up(handle, "it says that its model could not be loaded")
                 return
             if now >= next_pulse:
-                next_pulse, silent = now + _PULSE_SECONDS, patience.silent_for(now)
+                next_pulse = now + _PULSE_SECONDS
                 if patience.moved(take_pulse(handle.pid, handle.folder.log_size()), now):
                     handle.tell_progress("loading", "" if handle.served else handle.folder.last_line())
-                elif (silent := patience.silent_for(now)) >= self._stall_after and not is_kept_waiting(
-                    handle.pid
-                ):
+                    continue
+                silent = patience.silent_for(now)
+                if silent >= self._stall_after and not is_kept_waiting(handle.pid):
                     self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f} s")
                     return
             # Noticed late by a hundredth of the load, on average: asking more often would cost more than that

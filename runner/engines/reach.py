@@ -75,7 +75,11 @@ def look(endpoint: Path, *, leader: int, inode: int, listening: frozenset[bytes]
 
 def knock(endpoint: Path, leader: int) -> Reach:
     """Connect and hang up. Never waits: a unix socket connects, refuses or says that its queue is full."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    try:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:
+        return Reach.REACHED  # no descriptor left: that says nothing about it
+    with made as sock:
         sock.setblocking(False)
         try:
             sock.connect(os.fspath(endpoint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -99,10 +100,10 @@ def take_pulse(pid: int, log_size: int) -> Pulse:
     import psutil
 
     cpu, read = 0.0, 0
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, OSError):
         leader = psutil.Process(pid)
         for process in (leader, *leader.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):
                 times = process.cpu_times()
                 cpu += times.user + times.system
                 read += here.bytes_read(process.pid)
@@ -141,7 +142,7 @@ class Probe:
         if answer.status is not None:
             well = judge(self._readiness, answer.status) is Health.READY
             return Vitality.WELL if well else Vitality.ILL
-        return Vitality.GARBLED if answer.garbled else Vitality.SILENT
+        return answer.none
 
     def canary(self, bound: float) -> Vitality:
         """Whether it still computes: ask for one token."""
@@ -153,7 +154,7 @@ class Probe:
         if answer.status is not None:
             # A refusal may be about our question, and somebody has thought about it.
             return Vitality.WELL if answer.status < 500 else Vitality.ILL
-        return Vitality.GARBLED if answer.garbled else Vitality.SILENT
+        return answer.none
 
     def counters(self, bound: float) -> bytes | None:
         """The engine's own counters as it tells them; None when it has none, or does not tell."""
@@ -184,8 +185,8 @@ class Probe:
             connection.request(method, path, payload, {"Content-Type": "application/json"} if payload else {})
             response = connection.getresponse()
             return _Answer(response.status, body=response.read(_ANSWER_LIMIT))
-        except OSError:
-            return _Answer(None)
+        except OSError as problem:
+            return _Answer(None, unasked=problem.errno in _OURS)
         except (http.client.HTTPException, ValueError):
             return _Answer(None, garbled=True)
         finally:
@@ -205,6 +206,11 @@ class Vitality(Enum):
     GARBLED = "garbled"
     """What it answers is no HTTP."""
     SILENT = "silent"
+    UNASKED = "unasked"
+    """We had no descriptor or memory to ask with: that says nothing about it."""
+
+
+_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,15 @@ class _Answer:
     """None when there was none in time."""
     body: bytes = b""
     garbled: bool = False
+    unasked: bool = False
+    """We could not even ask."""
+
+    @property
+    def none(self) -> Vitality:
+        """Why there is none."""
+        if self.unasked:
+            return Vitality.UNASKED
+        return Vitality.GARBLED if self.garbled else Vitality.SILENT
 
 
 class _UnixConnection(http.client.HTTPConnection):

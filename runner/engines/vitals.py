@@ -269,7 +269,10 @@ class Vitals:
             finally:
                 watched.asking.discard(question)
 
-        threading.Thread(target=run, name=f"{question}-{handle.engine_id}", daemon=True).start()
+        try:
+            threading.Thread(target=run, name=f"{question}-{handle.engine_id}", daemon=True).start()
+        except RuntimeError:
+            watched.asking.discard(question)  # no thread left: it is asked another time
 
     def _read_counters(self, handle: Handle, watched: Watched) -> None:
         told = handle.probe().counters(_COUNTER_SECONDS)
@@ -286,6 +289,9 @@ class Vitals:
         if said is Vitality.WELL:
             life.prove(now)
             watched.garbled = 0
+            return
+        if said is Vitality.UNASKED:
+            life.excuse(now)
             return
         watched.garbled = watched.garbled + 1 if said is Vitality.GARBLED else 0
         life.use(processes.cpu_seconds(pids), now)
@@ -319,7 +325,7 @@ class Vitals:
         began = time.monotonic()
         said = handle.probe().health(min(_HEALTH_SECONDS, self._limit))
         now = time.monotonic()
-        if said is Vitality.WELL:
+        if said in (Vitality.WELL, Vitality.UNASKED):
             watched.health_at, watched.ill_since, watched.garbled = now, 0.0, 0
             return
         watched.garbled = watched.garbled + 1 if said is Vitality.GARBLED else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -339,6 +340,21 @@ def test_one_whose_answers_are_none_is_asked_as_soon_as_the_front_door_says_so(o
 def test_one_that_is_doubted_and_answers_is_left_alone(odd: Odd) -> None:
     odd.gates.doubt(odd.spec.engine_id)
     odd.is_left_alone_for(4.0)
+
+
+def test_without_a_descriptor_to_ask_with_nothing_is_said_of_an_engine(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(reach, "listeners", frozenset)
+    odd.enter()
+    odd.is_left_alone_for(5.0)
+    odd.gates.leave("r")
+    odd.is_left_alone_for(5.0)
+    monkeypatch.undo()
 
 
 def test_one_that_computes_is_left_alone_for_long(odd: Odd) -> None:

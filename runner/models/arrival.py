@@ -166,6 +166,8 @@ class Arrival:
             with original.open("rb") as reader, target.open("xb") as writer:
                 while chunk := reader.read(_CHUNK):
                     _check(cancel)
+                    if not writer.tell() // _CHUNK % 16:
+                        self.check_room()
                     writer.write(chunk)
             return _hash(target, cancel, count)
         with original.open("rb") as reader:

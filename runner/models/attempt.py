@@ -6,13 +6,15 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from greenroom.actors.facts import Part, Progress
 
 _REPORT_EVERY = 0.1
 _WINDOW = 4.0
 """Seconds over which the rate is measured."""
+_TICK = 1.0
 STALL = 5.0
 """Seconds without a byte after which that is said."""
 
@@ -52,6 +54,8 @@ class Attempt:
         self._marks: deque[tuple[float, int]] = deque()
         """(when, bytes) of late, in this phase."""
         self._moved_at = 0.0
+        self._said = ""
+        self._moving: tuple[Moving, ...] = ()
         self.reached = False
         """The source has said what it has."""
         self.blobs: tuple[tuple[str, int], ...] = ()
@@ -69,7 +73,7 @@ class Attempt:
     ) -> None:
         """Sources call this as often as they like, from any of their threads."""
         with self._lock:
-            now, last = self._now(), self._last
+            now, last, said, moved = self._now(), self._last, message, tuple(moving)
             begun = phase != last.phase
             if self._ended or not (begun or now - self._at >= _REPORT_EVERY or (total and done >= total)):
                 return
@@ -84,7 +88,8 @@ class Attempt:
             rate = (after - before) / (now - then) if now > then else 0.0
             still = now - self._moved_at
             if still >= STALL and done < total:
-                message = message or f"nothing has come for {still:.0f} s"
+                words = f"nothing has come for {still:.0f} s"
+                message = f"{message}: {words}" if message else words
                 rate = 0.0
             self._last = Progress(
                 job=self._job,
@@ -93,10 +98,28 @@ class Attempt:
                 done=done,
                 total=total,
                 rate=round(rate, 1),
-                parts=tuple(one.part() for one in moving),
+                parts=tuple(one.part() for one in moved),
             )
             self._at = now
+            self._said, self._moving = said, moved
             self._tell(self._last)
+
+    @contextmanager
+    def ticking(self) -> Iterator[None]:
+        """While inside, what was told last is told again each second: a stalled disk is said too."""
+        over = threading.Event()
+
+        def tick() -> None:
+            while not over.wait(_TICK):
+                last = self._last
+                if last.total and last.done < last.total and self._now() - self._at >= _TICK:
+                    self.report(last.phase, last.done, last.total, self._said, self._moving)
+
+        threading.Thread(target=tick, name="progress", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def end(self) -> None:
         """Nothing is told any more: the outcome is the last word."""

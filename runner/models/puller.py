@@ -259,7 +259,7 @@ class Puller:
         with self._lock:
             self._attempts[job_id] = attempt
         try:
-            with cancel.ends(attempt.end):
+            with cancel.ends(attempt.end), attempt.ticking():
                 model, fresh = self._pull(Reference.parse(text), token, force, attempt, cancel)
         except JobCancelled:
             return Ending(lambda: self._listener.cancelled(job_id))

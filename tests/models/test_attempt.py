@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from greenroom.actors.facts import Progress
 from greenroom.runner.models.attempt import Attempt
 
@@ -58,3 +60,23 @@ def test_nothing_is_told_after_the_end() -> None:
     attempt.end()
     attempt.report("downloading", 2, 2)
     assert len(told) == 1
+
+
+def test_a_disk_that_stalls_is_said_though_nobody_reports() -> None:
+    told: list[Progress] = []
+    news = threading.Condition()
+
+    def tell(progress: Progress) -> None:
+        with news:
+            told.append(progress)
+            news.notify_all()
+
+    clock = Clock()
+    attempt = Attempt("j", tell, clock)
+    with attempt.ticking():
+        attempt.report("importing", 5 * MB, 10 * MB, "Importing")
+        clock.now += 7.0
+        with news:
+            assert news.wait_for(lambda: len(told) > 1, 30)
+    assert told[-1].message == "Importing: nothing has come for 7 s"
+    assert (told[-1].done, told[-1].rate) == (5 * MB, 0.0)

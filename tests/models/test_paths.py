@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,23 @@ def test_weights_or_a_folder_whose_name_is_not_utf8_are_refused_with_a_sentence_
     assert failure.code == ("not_a_model" if inside else "bad_reference")
     assert "is not UTF-8. Rename" in failure.message
     failure.message.encode()
+
+
+def test_a_copy_stops_before_the_disk_is_full(
+    gguf: Make,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    (tmp_path / "mine.gguf").write_bytes(gguf())
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(os, "link", refuses)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    what, failure = pull(new_puller, recorder, tmp_path / "mine.gguf")
+    assert (what, failure.code, failure.blame) == ("failed", "no_space", "machine")
+    assert store.models() == ()

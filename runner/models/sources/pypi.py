@@ -125,6 +125,8 @@ class PypiSource:
                             writer.write(chunk)
                             digest.update(chunk)
                             done += len(chunk)
+                            if not done // _CHUNK % 16:
+                                arrival.check_room()
                             # More than it says it holds is refused by zipfile itself.
                             report("unpacking", done, total, f"Unpacking {PurePosixPath(name).name}")
                     found = f"sha256:{digest.hexdigest()}"

@@ -30,6 +30,7 @@ from greenroom.actors.kernel.core import (
     refuse,
 )
 from greenroom.actors.limits import Id, Kept, Name, Real, Whole
+from greenroom.actors.remembering import remembered
 
 IDEMPOTENCY = Address("idempotency")
 
@@ -172,8 +173,7 @@ class Idempotency:
                 keyed = msgspec.structs.replace(old, outcome=outcome)
             case _:
                 return state
-        newest = {key: one for key, one in state.newest.items() if key != event.key}
-        newest[event.key] = keyed
+        newest = remembered(state.newest, event.key, keyed, _NEWEST)
         if len(newest) < _NEWEST:
             return IdempotencyState(older=state.older, newest=newest)
         full = IdempotencyState(older=state.older, newest=newest)

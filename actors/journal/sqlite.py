@@ -240,7 +240,9 @@ class SqliteJournal:
         return tuple(said)
 
     def _not_opened(self, error: OSError | sqlite3.Error) -> JournalError:
-        sentence = f"{self.files.db} cannot be opened for writing: {error}"
+        why = why_no_write(self.files) if isinstance(error, sqlite3.OperationalError) else None
+        reason = f"{error}; the disk says: {why.strerror}" if why is not None else str(error)
+        sentence = f"{self.files.db} cannot be opened for writing: {reason}"
         if _is_full(self.files, error):
             return JournalFull(sentence)
         if isinstance(error, sqlite3.DatabaseError) and _primary(error) == sqlite3.SQLITE_CORRUPT:

@@ -14,7 +14,7 @@ import pytest
 from greenroom.actors.journal import reserve
 from greenroom.actors.journal import sqlite as module
 from greenroom.actors.journal.kit import entries, entry, ids
-from greenroom.actors.journal.port import JournalFailed, JournalFull, NotWritten
+from greenroom.actors.journal.port import JournalError, JournalFailed, JournalFull, NotWritten
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 
@@ -226,3 +226,18 @@ def test_a_file_system_without_allocation_still_keeps_space_back(
     journal.append([entry("a", 1)])
     assert path.with_name("journal.db-reserve").stat().st_size == module.RESERVE
     journal.close()
+
+
+def test_a_disk_that_cannot_be_written_to_is_named_when_it_is_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SqliteJournal(path).close()
+
+    def refuse(*_: object) -> None:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    monkeypatch.setattr(SqliteJournal, "_mark_in_use", refuse)
+    monkeypatch.setattr(module, "why_no_write", lambda _files: read_only)
+    with pytest.raises(JournalError, match=r"cannot be opened for writing: .*says: Read-only file system"):
+        SqliteJournal(path)

@@ -15,6 +15,7 @@ from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations import record
 from greenroom.runner.installations.disk import folder_of
 from greenroom.runner.installations.environment import Environments
+from greenroom.runner.systems import linux, macos
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_a_data_directory_mounted_noexec_is_said_before_anything_is_fetched(
     assert index.requests == []
 
 
-@pytest.mark.parametrize("system", ["linux", "darwin"])
+@pytest.mark.parametrize("system", [linux, macos])
 def test_everything_is_on_the_disk_before_the_mark_is_there(environments, built, home, monkeypatch, system):
     folder = folder_of(home, built)
     found = record.read(folder)
@@ -172,7 +173,7 @@ def test_everything_is_on_the_disk_before_the_mark_is_there(environments, built,
     assert len(marks) == 1
     before = set(order[: marks[0]])
     files = {path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
-    if system != "linux":
+    if system is macos:
         assert before >= files - {folder / "installation.json"}
     assert {folder, folder.parent, folder.parent.parent} <= set(order[marks[0] + 1 :])
     assert environments.installed.look("toy") == [built]

@@ -167,6 +167,7 @@ def test_every_allowed_flag_is_followed_or_known_to_be_out_of_reach(llama_cpp_py
     assert set(refused) == NOT_OFFERED & LLAMA_CPP, refused
 
 
+@pytest.mark.timeout(300)
 def test_mlx_loads_answers_and_stops_on_a_unix_socket(stage, mlx_python, smollm2_mlx):
     def prepare(spec, socket):
         model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
@@ -229,21 +230,23 @@ def asking(words, **fields):
     return {"messages": [{"role": "user", "content": words}], "model": "default_model", **fields}
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
 def test_mlx_ends_what_nobody_reads_although_it_is_not_streamed(mlx, seed):
     never_ending = asking(
         "Count to a million.", max_tokens=20000, logit_bias={"2": -100, "0": -100}, seed=seed
     )
     client = leaving(mlx.endpoint, never_ending)
-    mlx.until(lambda: "Prompt processing progress: 1/1" in mlx.log().rpartition("Prompt Cache")[2])
+    mlx.until(lambda: "Prompt processing progress: 1/1" in mlx.log().rpartition("Prompt Cache")[2], bound=100)
     client.close()
     # Another seed is served alone, after all that runs: so what nobody reads is over by then.
     assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
 
 
+@pytest.mark.timeout(300)
 def test_mlx_gives_up_a_prompt_that_is_read_for_nobody(mlx):
     client = leaving(mlx.endpoint, asking("word and again " * 1500, max_tokens=5))
-    mlx.until(lambda: re.search(r"Prompt processing progress: [1-9]\d*/4\d\d\d", mlx.log()))
+    mlx.until(lambda: re.search(r"Prompt processing progress: [1-9]\d*/4\d\d\d", mlx.log()), bound=100)
     client.close()
     assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
 

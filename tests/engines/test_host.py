@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -50,7 +51,10 @@ def test_the_folder_and_everything_in_it_is_private(stage):
     stage.heard.wait("ready")
     folder = stage.folder / spec.engine_id
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert all(path.lstat().st_mode & 0o077 == 0 for path in folder.iterdir())
+    for path in folder.iterdir():
+        # A draft may have got its name meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            assert path.lstat().st_mode & 0o077 == 0, path.name
 
 
 def test_the_exit_of_an_engine_is_noticed_within_tens_of_milliseconds(stage):

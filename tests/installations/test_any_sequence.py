@@ -145,6 +145,7 @@ def test_a_life_of_everything() -> None:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=1, derandomize=True, **_RULES)
 @given(st.lists(STEPS, min_size=3, max_size=5))
 def test_any_short_sequence_ends_with_a_status_that_equals_the_disk(steps: list[Any]) -> None:

@@ -45,7 +45,12 @@ def check(body: bytes, dialogue: Dialogue) -> Checked:
         raise _invalid(f"the body is not UTF-8: see byte {error.start}") from None
     try:
         given = _fields.decode(body)
-        known = {name: _value.decode(raw) for name, raw in given.items() if name in dialogue.fields}
+        absent = [name for name, raw in given.items() if _stands_for_nothing(name, bytes(raw))]
+        known = {
+            name: _value.decode(raw)
+            for name, raw in given.items()
+            if name in dialogue.fields and name not in absent
+        }
     except NOT_UNDERSTOOD as error:
         deep = isinstance(error, RecursionError)
         raise _invalid("JSON is nested too deeply" if deep else str(error)) from None
@@ -59,12 +64,16 @@ def check(body: bytes, dialogue: Dialogue) -> Checked:
         raise HttpRefusal(400, wrong.code, str(wrong), param=wrong.where) from None
     except RecursionError:
         raise _invalid("JSON is nested too deeply") from None
-    nulls = [name for name, raw in given.items() if bytes(raw) == b"null"]
-    if fields is known and not nulls:
+    if fields is known and not absent:
         return Checked(body, fields)
-    passed: dict[str, Any] = {name: raw for name, raw in given.items() if name not in nulls}
+    passed: dict[str, Any] = {name: raw for name, raw in given.items() if name not in absent}
     passed |= {name: value for name, value in fields.items() if value is not known[name]}
     return Checked(msgspec.json.encode(passed), fields)
+
+
+def _stands_for_nothing(name: str, raw: bytes) -> bool:
+    """A field that might as well be left out. -1 tokens means no limit, in the words of LM Studio."""
+    return raw == b"null" or (raw == b"-1" and name in ("max_tokens", "max_completion_tokens"))
 
 
 def _invalid(what: str) -> HttpRefusal:

@@ -136,6 +136,12 @@ def test_a_refusal_never_repeats_what_was_sent() -> None:
         assert secret not in refused(fields, CHAT).refusal.sentence()
 
 
+def test_minus_one_token_means_no_limit_as_some_clients_say_it() -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        right = check(json.dumps({"model": "m", "messages": HELLO, name: -1}).encode(), CHAT)
+        assert json.loads(right.body) == {"model": "m", "messages": HELLO}
+
+
 def test_null_means_left_out_and_nulls_inside_of_schemas_stay() -> None:
     schema = {"type": "object", "properties": {"a": {"enum": [None, 1], "default": None}}}
     body = {

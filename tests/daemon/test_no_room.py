@@ -166,10 +166,10 @@ def test_on_a_data_directory_that_cannot_be_written_to_nothing_starts_and_a_sent
 
     serve = daemon.run("serve")
     assert serve.returncode == 3
-    assert "daemon.lock: Read-only file system. Set GREENROOM_HOME to a folder you may" in serve.stderr
+    assert "is mounted read-only. Set GREENROOM_HOME to a folder you may write to." in serve.stderr
     install = daemon.run("install-runner", "--backend", "bulky", GREENROOM_HOST="")
     assert install.returncode == 3
-    assert "cannot be used: Read-only file system. Set GREENROOM_HOME" in install.stderr
+    assert "is mounted read-only. Set GREENROOM_HOME to a folder you may write to." in install.stderr
     assert "Traceback" not in serve.stderr + install.stderr
 
     mounts.writable(daemon.home)

@@ -80,6 +80,8 @@ class SqliteJournal:
         self._reserve = Reserve(self.files.reserve, reserve)
         # True from when there was no space until the reserve is laid in and the log is in the database.
         self._starved = False
+        self._goes_without = False
+        """No reserve can be laid in, and that has been said."""
         self._logged_pages = 0
         self._checkpoint_pages = _CHECKPOINT_PAGES
         self._failure = ""
@@ -454,8 +456,10 @@ class SqliteJournal:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return False
-            # Nor would another try help: then it goes without one, as at a start.
-            _log.warning("no space is kept back for a full disk beside %s: %s", self.files.db, error)
+            # Nor would another try help: then it goes without one, as at a start. Said once.
+            level = logging.DEBUG if self._goes_without else logging.WARNING
+            self._goes_without = True
+            _log.log(level, "no space is kept back for a full disk beside %s: %s", self.files.db, error)
         self._starved = not self._checkpoint()
         return not self._starved
 

@@ -117,7 +117,9 @@ class EngineFolder:
         short = self._elsewhere()
         if short is None:
             short = _make_short_folder()
-            (self.path / _ELSEWHERE).write_bytes(os.fsencode(short))
+            note = os.open(self.path / _ELSEWHERE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(note, "wb") as file:
+                file.write(os.fsencode(short))
         return Sockets(short / "k.sock", short / "e.sock")
 
     def remove(self) -> None:

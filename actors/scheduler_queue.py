@@ -129,7 +129,8 @@ class QueueStep:
 
     def _is_patient(self, waiting: Waiting) -> bool:
         """Whether it has waited for so long that nothing may overtake it any more."""
-        return self._turn.now.monotonic - waiting.since >= self._turn.limits.max_wait / 2
+        since = max(waiting.since, waiting.bereft)
+        return self._turn.now.monotonic - since >= self._turn.limits.max_wait / 2
 
     def _serve(self, waiting: Waiting) -> None:
         """Decide on one waiting request.
@@ -202,7 +203,8 @@ class QueueStep:
         """Who comes while others are queued for an engine queues behind them."""
         turn = self._turn
         held = {one for one, reading in turn.seen.gates.items() if reading.held}
-        if not turn.events and held != self._full & turn.seen.gates.keys():
+        # Of an engine whose gate opens in this turn, too, more requests may wait than it has slots.
+        if not turn.events and held != self._full:
             turn.effects.append(HoldGates(engine_ids=tuple(sorted(self._full))))
 
     def _grant(self, waiting: Waiting, engine: Engine) -> None:
@@ -450,7 +452,11 @@ class QueueStep:
     def _wait(self, waiting: Waiting, wait: _Wait) -> None:
         turn, now = self._turn, self._turn.now.monotonic
         place = self._place + 1
-        since, moved, longest = waiting.since, waiting.moved, turn.limits.max_wait
+        moved, bereft, longest = waiting.moved, waiting.bereft, turn.limits.max_wait
+        if waiting.phase == "queued" and wait.phase != "queued":
+            # Its engine has gone. The time it was queued for that one is no time it waited for another.
+            bereft = now
+        since = max(waiting.since, bereft)
         if wait.phase == "queued":
             # Answers may take long, and an engine that hangs is noticed by others. What counts is that the
             # queue moves, or that those inside are being answered.
@@ -461,6 +467,8 @@ class QueueStep:
             return
         turn.wakes.append(since + longest)
         self._place = place
+        if (waiting.until, waiting.bereft) != (since + longest, bereft):
+            waiting = turn.change(waiting, until=since + longest, bereft=bereft)
         if (waiting.follows, waiting.said, waiting.place) != (wait.follows, wait.text, place):
             turn.change(
                 waiting, phase=wait.phase, follows=wait.follows, said=wait.text, place=place, moved=moved

@@ -50,6 +50,7 @@ def _device(turn: TurnContext, device: Device) -> msg.DeviceAccount:
 
 def _entry(turn: TurnContext, waiting: Waiting) -> msg.QueueEntry:
     waited = turn.now.monotonic - waiting.since
+    left = waiting.until - turn.now.monotonic if waiting.until else turn.limits.max_wait - waited
     return msg.QueueEntry(
         request_id=waiting.request_id,
         model_ref=waiting.model_ref,
@@ -59,7 +60,7 @@ def _entry(turn: TurnContext, waiting: Waiting) -> msg.QueueEntry:
         message=waiting.said,
         follows=waiting.follows,
         waited=round(waited, 3),
-        left=round(max(0.0, turn.limits.max_wait - waited), 3),
+        left=round(max(0.0, left), 3),
         caller=str(waiting.caller),
     )
 

@@ -135,6 +135,10 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """Slots it needs."""
     moved: float = 0.0
     """Monotonic second of the last sign that its turn comes nearer; 0 before the first."""
+    bereft: float = 0.0
+    """Monotonic second at which the engine whose slot it was queued for had gone; 0 when none has."""
+    until: float = 0.0
+    """Monotonic second at which it is refused, should nothing come of it; 0 before it is decided on."""
     cause: str = ""
     follows: str = ""
     """The board's key of the job it was last told to wait for."""

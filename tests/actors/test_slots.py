@@ -120,6 +120,21 @@ def test_nobody_walks_in_past_those_who_are_queued() -> None:
     assert at.gates.enter("sha256:qwen", "completion", "", "walks in") is not None
 
 
+def test_more_requests_than_slots_that_waited_for_a_load_hold_its_gate_from_the_start() -> None:
+    at = stage(slots=2)
+    for number in range(4):
+        at.serve(f"r{number}", "qwen")
+    spec = at.spec_of("qwen")
+    at.engine_is(spec, "ready")
+    assert at.gates.inside(spec.engine_id) == {"r0", "r1"}
+    assert held(at, spec)
+    freed: list[str] = []
+    at.gates.on_freed = freed.append
+    at.gates.leave("r0")
+    assert freed == [spec.engine_id], "nobody hears that a slot is free, and it stays empty"
+    assert at.gates.enter("sha256:qwen", "completion", "", "walks in") is None
+
+
 def test_a_gate_that_a_request_found_full_is_free_again_when_that_one_has_gone() -> None:
     at = stage(slots=1)
     spec = at.loaded("qwen")
@@ -196,6 +211,28 @@ def test_a_queue_waits_as_long_as_those_before_it_are_being_answered() -> None:
     assert "r2" not in at.outcomes
     at.pass_time(61)
     assert at.refused("r2").status == 503
+
+
+def test_the_time_in_a_queue_does_not_count_when_its_engine_has_to_be_replaced() -> None:
+    at = stage(slots=1, max_wait=20, max_queued=60)
+    spec = at.loaded("qwen")
+    at.serve("r1", "qwen").serve("r2", "qwen")
+    at.pass_time(50)
+    at.dies(spec)
+    assert "r2" not in at.outcomes, "it had to wait for a slot, and has only begun to wait for an engine"
+    at.pass_time(19)
+    assert "r2" not in at.outcomes
+    at.pass_time(1)
+    assert at.refused("r2").code == "not_ready_yet"
+
+
+def test_who_is_queued_for_a_slot_is_told_how_long_that_may_last() -> None:
+    at = stage(slots=1, max_wait=20, max_queued=60)
+    at.loaded("qwen")
+    at.serve("r1", "qwen").serve("r2", "qwen")
+    at.pass_time(25)
+    (entry,) = at.when(msg.ReadLedger()).reply.queue
+    assert (entry.waited, entry.left) == (25, 35)
 
 
 def test_measurements_of_few_slots_say_nothing_about_many() -> None:

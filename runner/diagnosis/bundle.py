@@ -40,6 +40,8 @@ EVENTS = 5_000
 _LOG_BYTES = 512 * 1024
 _ENGINES = 10
 _EXPLAINED = 40
+_UNBROKEN = 2**20
+"""Characters of a line in `why.txt`: what is taken out is found line by line, and a broken line would hide it."""
 _OURS = ("GREENROOM_", "MODEL_RUNNER_", "PIP_", "UV_", "HF_", "SSL_", "REQUESTS_", "CUDA_", "HIP_", "VLLM_")
 _ALSO = (
     "PATH",
@@ -200,7 +202,7 @@ class Bundle:
         told = []
         for name in names if self._history.count else ():
             found = answer(self._history, name, now)
-            told.append(f"== {found.name} ==\n\n{found.text(now)}")
+            told.append(f"== {found.name} ==\n\n{found.text(now, width=_UNBROKEN)}")
         if told:
             yield self._text("why.txt", "greenroom why, for each backend and model", "\n\n\n".join(told))
 

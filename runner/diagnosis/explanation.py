@@ -75,31 +75,31 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     as_of: float = 0.0
     """When the last event of the journal was stored."""
 
-    def text(self, now: float) -> str:
-        """For people."""
-        parts = ["\n".join(_wrapped(self.answer))]
+    def text(self, now: float, *, width: int = _WIDTH) -> str:
+        """For people, in lines of at most `width` characters."""
+        parts = ["\n".join(_wrapped(self.answer, width))]
         if self.also:
-            parts.append("\n".join(line for one in self.also for line in _wrapped(one)))
+            parts.append("\n".join(line for one in self.also for line in _wrapped(one, width)))
         # A single one says what the answer says.
         if len(self.steps) > 1:
-            parts.append("\n".join(["How it came about:", *self._told_steps(now)]))
+            parts.append("\n".join(["How it came about:", *self._told_steps(now, width)]))
         parts += ["\n".join(_told_words(one)) for one in self.words]
         if self.notices:
-            parts.append("\n".join(line for one in self.notices for line in _wrapped(f"Note: {one}")))
+            parts.append("\n".join(line for one in self.notices for line in _wrapped(f"Note: {one}", width)))
         if self.remedies:
-            width = max(len(one.aim) for one in self.remedies) + 1
-            parts.append("\n".join(f"{one.aim + ':':<{width}} {one.command}" for one in self.remedies))
+            column = max(len(one.aim) for one in self.remedies) + 1
+            parts.append("\n".join(f"{one.aim + ':':<{column}} {one.command}" for one in self.remedies))
         return "\n\n".join(parts)
 
-    def _told_steps(self, now: float) -> Iterator[str]:
+    def _told_steps(self, now: float, width: int) -> Iterator[str]:
         times = [clock(one.at, now) for one in self.steps]
-        width = max(len(one) for one in times)
-        margin = " " * (width + 4)
+        column = max(len(one) for one in times)
+        margin = " " * (column + 4)
         for number, (at, step) in enumerate(zip(times, self.steps, strict=True)):
             if self.left_out and number == FIRST:
                 yield f"{margin}… {self.left_out} more …"
-            lines = textwrap.wrap(step.text, _WIDTH - len(margin)) or [""]
-            yield f"  {at:<{width}}  {lines[0]}"
+            lines = textwrap.wrap(step.text, width - len(margin)) or [""]
+            yield f"  {at:<{column}}  {lines[0]}"
             yield from (margin + line for line in lines[1:])
 
 
@@ -110,5 +110,5 @@ def _told_words(said: Words) -> Iterator[str]:
     yield from (f"  | {line}" for line in shown)
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False) or [""]
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]

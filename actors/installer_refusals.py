@@ -55,8 +55,8 @@ def unread(backend: str, reason: str) -> Refusal:
     """What lies on the disk cannot be looked at, so nothing of it is used, replaced or removed."""
     return refuse(
         "unreadable",
-        f"The installations of {backend} cannot be looked at: {reason}.",
-        advice="Look at the disk and at who owns the data directory. It is looked at again by itself.",
+        f"The installations of {backend} cannot be read: {reason}.",
+        advice="Check the disk and who owns the data directory. Greenroom checks again by itself.",
         status=503,
         subject=backend,
         retry_after=30.0,

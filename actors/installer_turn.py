@@ -140,7 +140,7 @@ class InstallerTurn:
         failure = Failure(
             kind="permanent",
             code="internal_error",
-            message=f"Greenroom itself failed on the installation of {name}.",
+            message=f"Greenroom failed while it installed {name}.",
             advice="Please report it with the output of `greenroom bundle`.",
             blame="ours",
         )

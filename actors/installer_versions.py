@@ -68,7 +68,7 @@ def not_needed(backend: BackendInstallState, report: InstallCommitted) -> Decisi
         failure = Failure(
             kind="transient",
             code="not_here_any_more",
-            message=f"{here.id} was here when it was looked for, and is not whole any more.",
+            message=f"{here.id} was installed before, but is no longer complete.",
         )
         ended = InstallAttemptEnded(job=job.id, backend=here.backend, failure=failure)
         return Decision(effects=(Tell(to=msg.INSTALLER, command=ended),))

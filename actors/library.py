@@ -42,7 +42,7 @@ _LOOK_AGAIN_AFTER = 30.0
 _OURS = Failure(
     kind="permanent",
     code="internal",
-    message="Greenroom itself failed on this pull.",
+    message="Greenroom failed on this pull.",
     advice="`greenroom log --kind command_parked` shows where; please report it.",
     blame="ours",
 )

@@ -227,11 +227,11 @@ def push(state: LibraryState, ask: msg.Push, seen: LibrarySeen) -> Decision[Libr
         return _unknown(ask.model_id)
     under_way = seen.sending.get(ask.reference)
     if under_way is not None and (under_way.model_id != ask.model_id or under_way.ending):
-        other = "is just being ended" if under_way.ending else "of another model is under way"
+        other = "is being cancelled" if under_way.ending else "of another model is under way"
         busy = refuse(
             "conflict",
             f"A push to {ask.reference} {other}.",
-            advice="Push again when it has ended.",
+            advice="Push again when it is done.",
             status=409,
         )
         return Decision(reply=busy)

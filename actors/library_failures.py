@@ -79,8 +79,8 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.structs.replace(
                 refuse(
                     "too_many_failures",
-                    f"{len(own)} of your pulls have come to nothing within the last minute.",
-                    advice="They are for models that cannot be had: greenroom log says which.",
+                    f"{len(own)} of your pulls have failed within the last minute.",
+                    advice="Check the names of the models; greenroom log shows which pulls failed.",
                     status=429,
                 ),
                 retry_after=left,
@@ -92,7 +92,7 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
         left = known.at + wait - now.monotonic
         if left <= 0:
             return None
-        again = f"It has failed {known.times} times in a row; it is tried again after {left:.0f} s."
+        again = f"It has failed {known.times} times in a row; the next try is in {left:.0f} s."
         return msgspec.structs.replace(
             known.refusal,
             advice=f"{known.refusal.advice.rstrip('.')}. {again}" if known.refusal.advice else again,

@@ -58,7 +58,7 @@ _ASCII = r"^[\x21-\x7e]*\Z"
 _IN_WORDS = {
     _LINE: "must be one line of printable characters",
     _LINES: "must be text without control characters",
-    _VERSION: "is not a version: letters, digits and .!+_- only",
+    _VERSION: "may have only letters, digits and .!+_-",
     _ASCII: "must be printable ASCII without spaces",
 }
 
@@ -103,8 +103,8 @@ def complaint(error: Exception) -> tuple[str, str]:
         return field, f"{name} {_IN_WORDS.get(regex[1].replace(chr(92) * 2, chr(92)), 'is not well formed')}"
     if (length := _LENGTH.search(said)) is not None:
         if length[1] == "str":
-            return field, f"{name} is too long: it may have {length[2]} characters"
-        return field, f"{name} is too long: it may have {length[2]} entries"
+            return field, f"{name} is too long: the limit is {length[2]} characters"
+        return field, f"{name} is too long: the limit is {length[2]} entries"
     if (bound := _BOUND.search(said)) is not None:
         side = "at most" if bound[1] == "<=" else "at least"
         return field, f"{name} must be {side} {float(bound[2]):.15g}"
@@ -116,9 +116,9 @@ def complaint(error: Exception) -> tuple[str, str]:
 def flags_complaint(flags: Sequence[str]) -> str:
     """Why these are too many or too long for an engine, as a sentence; empty when they are not."""
     if len(flags) > FLAGS:
-        return f"There are too many flags: {FLAGS} words at most."
+        return f"There are too many flags: the limit is {FLAGS} words."
     if sum(len(flag.encode("utf-8", "replace")) for flag in flags) > FLAGS_TOGETHER:
-        return f"The flags are too long: {FLAGS_TOGETHER // 1024} KiB at most, all together."
+        return f"The flags are too long: the limit is {FLAGS_TOGETHER // 1024} KiB for all together."
     return ""
 
 

@@ -209,12 +209,14 @@ class Scheduler:
     def _full(self, ask: msg.Serve, seen: SchedulerSeen) -> Refusal | None:
         """The refusal when the queue is full, or full of this caller's requests."""
         waiting, most = len(seen.queue), self._limits.queue
-        message = f"{waiting} requests are queued already."
+        message = f"{waiting} requests are already queued."
         if waiting < most:
             own = sum(one.caller.key == ask.caller.key for one in seen.queue)
             if own < max(1, round(most * _OWN_SHARE)):
                 return None
-            message = f"{own} of your requests are queued already; the rest of the queue is for others."
+            message = (
+                f"{own} of your requests are already queued; the rest of the queue is for other callers."
+            )
         return refuse("queue_full", message, advice="Try again later.", status=429, retry_after=5.0)
 
     def _unload(

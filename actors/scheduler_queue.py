@@ -95,7 +95,7 @@ class QueueStep:
                 no = undecided(waiting)
                 if not turn.guarded(partial(self._refuse, waiting, no), doing="refuse it", about=one):
                     turn.answer(waiting, no)
-        turn.guarded(self._tell_awaited, doing="tell what is waited for")
+        turn.guarded(self._tell_awaited, doing="say what requests wait for")
         turn.guarded(self._hold_gates, doing="hold gates")
 
     def _decide(self, waiting: Waiting) -> None:
@@ -169,7 +169,7 @@ class QueueStep:
             return
         if model is None or seen.statuses is None or turn.silent:  # d
             silent = ", ".join(turn.silent) or "what is installed"
-            self._wait_for(waiting, _Wait("starting", f"finding out what runs already ({silent})"))
+            self._wait_for(waiting, _Wait("starting", f"checking what is already running ({silent})"))
             return
         choice = choose(  # e
             model, waiting.mode, waiting.backend, waiting.policy, turn.facts, seen.statuses

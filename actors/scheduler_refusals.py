@@ -60,8 +60,8 @@ def undecided(waiting: Waiting) -> Refusal:
     """Deciding on this request raised: a fault of ours, which the journal has as `command_parked`."""
     return refuse(
         "internal_error",
-        f"Greenroom failed as it decided where {waiting.model_ref} can run.",
-        advice="`greenroom log --kind command_parked` shows where. Other models are served.",
+        f"Greenroom failed while it decided where {waiting.model_ref} can run.",
+        advice="`greenroom log --kind command_parked` shows where. Other models still work.",
         status=500,
         subject=waiting.model_ref,
     )

@@ -115,7 +115,7 @@ class Case(Generic[S, V]):
             if not self.decision.events:
                 self.wake_at = earliest
                 return self
-        raise AssertionError(f"{self.core.address} does not come to rest: {self.events[-4:]}")
+        raise AssertionError(f"{self.core.address} does not settle: {self.events[-4:]}")
 
     def advance(self, seconds: float) -> Self:
         """Let time pass, and nothing else: follow it with `rest` to see what comes of it."""

@@ -37,7 +37,7 @@ class AwakeTime:
             gap, self._seen = now - self._seen, now
             if gap > _GAP:
                 self._lost += gap - _EVERY
-                _log.warning("nothing ran here for %.0f s; that time counts against nobody", gap)
+                _log.warning("this process did not run for %.0f s; timeouts do not count that time", gap)
             return now - self._lost
 
 

@@ -199,7 +199,7 @@ def _default_home() -> Path:
         home = user_home()
         if home == NO_HOME:
             raise BadSetting(
-                f"There is no place for the data directory: HOME is not set, and the user {os.getuid()} has "
+                f"There is no place for the data directory: HOME is not set, and user {os.getuid()} has "
                 "no home directory. Set GREENROOM_HOME, or use --home, with a folder you may write to."
             )
         shared = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
@@ -276,7 +276,7 @@ def _bounded(text: str) -> str:
 def _path(raw: Any) -> Path:
     text = str(raw).strip()
     if "\0" in text:
-        raise ValueError("a path has no NUL in it")
+        raise ValueError("a path must not contain NUL")
     if not text:
         raise ValueError("an empty path names nothing")
     return expanded(text).absolute()
@@ -342,7 +342,7 @@ def _whole(raw: Any) -> int:
         raise ValueError(f"{raw!r} is not a whole number")
     # Python refuses to read very long ones; so do we, with a sentence.
     if len(str(raw).strip()) > len(str(_MOST)) or int(raw) > _MOST:
-        raise ValueError(f"that is too large; {_MOST} is the most")
+        raise ValueError(f"that is too large; the limit is {_MOST}")
     return int(raw)
 
 
@@ -368,7 +368,7 @@ def _slots(raw: Any) -> int | None:
         return None
     slots = _whole(raw)
     if not 1 <= slots <= SLOTS:
-        raise ValueError(f"{raw!r} is not from 1 to {SLOTS}; an engine answers that many requests at once")
+        raise ValueError(f"{raw!r} must be from 1 to {SLOTS}: the requests an engine answers at once")
     return slots
 
 

@@ -162,7 +162,9 @@ class Greenroom:
         Raises HomeLocked, JournalError, StartFailed, OSError; after any of them nothing is left running.
         """
         if self._lock is not None and os.getpid() != self._pid:
-            raise StartFailed(f"this Greenroom was started in process {self._pid}: make another one here")
+            raise StartFailed(
+                f"this Greenroom was started in process {self._pid}; create another one in this process"
+            )
         self._pid = os.getpid()
         prepare_home(self.home)
         self._lock = DaemonLock(self.home)

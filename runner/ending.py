@@ -40,7 +40,7 @@ class Ending:
         for name, thread in threads.items():
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                _log.error("%s did not end in time and are left behind", name)
+                _log.error("%s did not end in time and is abandoned", name)
 
 
 class LastResort:
@@ -71,7 +71,7 @@ class LastResort:
     def _wait(self) -> None:
         if self._over.wait(self._seconds):
             return
-        _log.critical("the stop hangs; the process ends all the same")
+        _log.critical("the stop hangs; the process exits without waiting for it")
         time.sleep(0.5)  # for the log's own thread
         os._exit(self._code)
 

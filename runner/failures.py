@@ -38,9 +38,12 @@ _SYSTEM: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no_space", "Free some space on the disk that holds Greenroom's data directory."),
     errno.EDQUOT: ("no_space", "The user's disk quota is used up: free some space."),
     errno.EROFS: ("read_only", "Greenroom's data directory must be writable."),
-    errno.EMFILE: ("too_many_files", "Raise the limit of open files (ulimit -n) and start Greenroom again."),
-    errno.ENFILE: ("too_many_files", "The machine has no file descriptor left: end some other programs."),
-    errno.EAGAIN: ("no_process", "The limit of processes is reached: end some programs, or raise ulimit -u."),
+    errno.EMFILE: ("too_many_files", "Raise the limit on open files (ulimit -n) and restart Greenroom."),
+    errno.ENFILE: ("too_many_files", "The machine has no file descriptors left: end some other programs."),
+    errno.EAGAIN: (
+        "no_process",
+        "The limit on processes is reached: end some programs, or raise it (ulimit -u).",
+    ),
     errno.ENOMEM: ("no_memory", "The machine has no memory left: end some other programs."),
     errno.EACCES: ("not_allowed", "Check who owns Greenroom's data directory."),
     errno.EPERM: ("not_allowed", "Check who owns Greenroom's data directory."),
@@ -94,15 +97,15 @@ def not_begun(error: Exception) -> Failure:
     if isinstance(error, JobFailed):
         return error.failure
     if isinstance(error, RuntimeError) and "new thread" in str(error):
-        error = OSError(errno.EAGAIN, "no further thread can be started")
+        error = OSError(errno.EAGAIN, "no more threads can be started")
     elif isinstance(error, MemoryError):
         error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if isinstance(error, OSError):
-        return refused_by_machine("It could not be begun", error)
+        return refused_by_machine("It could not be started", error)
     return Failure(
         kind="permanent",
         code="internal",
-        message=f"Greenroom itself failed as it began this ({type(error).__name__}).",
+        message=f"Greenroom failed while it started this ({type(error).__name__}).",
         advice="Please report it; greenroom logs has the details.",
         detail=_text(repr(error)[-_DETAIL_LIMIT:]),
         blame="ours",

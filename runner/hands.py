@@ -54,7 +54,7 @@ class InstallerHands:
         except Exception as error:
             if not self._could_not(effect, error):
                 raise
-            _log.exception("%s (caused by %s) could not be begun", type(effect).__name__, cause)
+            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
 
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         failure = not_begun(error)
@@ -220,7 +220,7 @@ class RunnerHands:
         except Exception as error:
             if not self._could_not(effect, error):
                 raise
-            _log.exception("%s (caused by %s) could not be begun", type(effect).__name__, cause)
+            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
 
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         # Looking and ending are asked for again by the runner, which notices that nothing came of it.
@@ -336,7 +336,7 @@ class LibraryHands:
         except Exception as error:
             if not self._could_not(effect, error):
                 raise
-            _log.exception("%s (caused by %s) could not be begun", type(effect).__name__, cause)
+            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
 
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         failure = not_begun(error)

@@ -84,7 +84,7 @@ def complaint(error: OSError, home: Path) -> tuple[str, str]:
         case errno.EROFS:
             return f"{begin}{path} is on a file system that is mounted read-only.", _ELSEWHERE
         case errno.ENOSPC | errno.EDQUOT:
-            return f"{begin}there is no room left on the disk of {path}.", f"Make room, or: {_ELSEWHERE}"
+            return f"{begin}the disk of {path} is full.", f"Make room, or: {_ELSEWHERE}"
         case errno.EMFILE | errno.ENFILE:
             return f"{begin}too many files are open.", "Raise the limit (ulimit -n), then try again."
         case errno.EISDIR:

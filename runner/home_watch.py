@@ -40,8 +40,8 @@ class HomeWatch:
         """What is wrong with the data directory; empty when nothing is."""
         if self._is_gone:
             return (
-                f"The data directory {self._home} was removed, replaced or unmounted under the daemon: what "
-                "it stores is lost. Put it back, or stop the daemon: greenroom stop"
+                f"The data directory {self._home} was removed, replaced or unmounted while the daemon runs: "
+                "what it stores is lost. Put it back, or stop the daemon: greenroom stop"
             )
         since = self._looking_since
         if since and time.monotonic() - since > _PATIENCE:

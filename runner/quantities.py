@@ -64,9 +64,9 @@ def parse_size(text: str | int) -> int:
             raise ValueError(f"{_shown(text)} is not a size; write 512MiB, 8GB or a number of bytes")
         size = int(float(match[1]) * unit)
     if size < 0:
-        raise ValueError(f"{_shown(text)} is negative; a size is not")
+        raise ValueError(f"{_shown(text)} is negative; a size cannot be")
     if size > LARGEST:
-        raise ValueError(f"{_shown(text)} is too much; write 512MiB, 8GB or a number of bytes")
+        raise ValueError(f"{_shown(text)} is too large; write 512MiB, 8GB or a smaller number of bytes")
     return size
 
 

@@ -48,7 +48,7 @@ class Cancel(threading.Event):
             try:
                 end()
             except Exception:
-                log.exception("A wait could not be ended")
+                log.exception("A wait could not be cancelled")
 
     @contextmanager
     def ends(self, end: Callable[[], None]) -> Iterator[None]:
@@ -166,7 +166,7 @@ class Crew:
             try:
                 threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True).start()
             except RuntimeError:  # the system lets us have no more threads
-                log.exception("%s could not be begun", job.key)
+                log.exception("%s could not be started", job.key)
                 job.over = True
                 del self._running[job.key]
                 _tell(job.gone)
@@ -175,7 +175,7 @@ class Crew:
         try:
             ending = job.work(job.cancel)
         except BaseException:
-            log.exception("%s failed in a way nobody foresaw", job.key)
+            log.exception("%s failed unexpectedly", job.key)
             ending = Ending(job.gone)
         self._leave(job, ending.tell, late=ending.late)
 
@@ -211,7 +211,7 @@ class Crew:
 
     def _give_up(self, job: _Job) -> None:
         if self._leave(job, job.gone):
-            log.warning("%s did not end within %.0f s and is left alone", job.key, self._patience)
+            log.warning("%s did not end within %.0f s and is abandoned", job.key, self._patience)
 
 
 class _Batch(Generic[T]):
@@ -283,7 +283,7 @@ def _tell(call: Callable[[], None]) -> None:
     try:
         call()
     except Exception:
-        log.exception("What a job came to could not be told")
+        log.exception("The result of a job could not be reported")
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -317,7 +317,7 @@ async def in_thread(work: Callable[[], T]) -> T:
 
     def expect_begun() -> None:
         if not has_begun:
-            settle(None, MemoryError("a thread could not begin"))
+            settle(None, MemoryError("a thread could not start"))
 
     # Not `Thread.start`, which waits for the thread: one that finds no memory to begin with would hold up the
     # loop for ever.

@@ -116,13 +116,13 @@ class SqliteJournal:
     def append(self, batch: Sequence[Entry], *, urgent: bool = False) -> list[Record]:
         """See `Journal.append`."""
         if self._is_forked:
-            raise NotWritten(f"{self.files.db} is written by process {self._pid}, from which this was forked")
+            raise NotWritten(f"{self.files.db} belongs to process {self._pid}, of which this is a fork")
         try:
             job = _Job(checked(batch), urgent)
         except MemoryError as error:
             # Nothing has been handed to the writer yet.
             raise NotWritten(
-                "there is no memory for the batch; end some other programs and try again"
+                "there is not enough memory for the batch; end some other programs and try again"
             ) from error
         if self._thread is None and not self._closed:
             self._check()
@@ -140,7 +140,7 @@ class SqliteJournal:
     def read(self, *, after: int = 0, stream: str | None = None) -> Iterator[Record]:
         """See `Journal.read`."""
         if self._is_forked:
-            raise JournalError(f"{self.files.db} is open in process {self._pid}, from which this was forked")
+            raise JournalError(f"{self.files.db} is open in process {self._pid}, of which this is a fork")
         is_first = self._thread is None and not self._closed
         if is_first and after == 0 and stream is None:
             for rows in self._checked_rows():
@@ -275,7 +275,9 @@ class SqliteJournal:
         try:
             self._reserve.lay_in()
         except OSError as error:
-            _log.warning("no space to keep back for a full disk beside %s: %s", self.files.db, error)
+            _log.warning(
+                "no space can be reserved beside %s for when the disk is full: %s", self.files.db, error
+            )
 
     def _mend(self) -> None:
         """See to what is beside the rows, which are good: triggers are refused, an index is made anew."""
@@ -284,11 +286,11 @@ class SqliteJournal:
             raise JournalDamaged(schema.has_triggers(str(self.files.db), found), self._chain.seq + 1)
         if schema.index_is_whole(self._connection, self._chain.heads):
             return
-        _log.warning("%s: its index is damaged and is made anew; no event is lost", self.files.db)
+        _log.warning("%s: its index is damaged and is rebuilt; no event is lost", self.files.db)
         self._connection.execute("REINDEX events")
         self._logged_pages = _CHECKPOINT_PAGES
         if not schema.index_is_whole(self._connection, self._chain.heads):
-            what = f"{self.files.db} is damaged: its index cannot be made anew"
+            what = f"{self.files.db} is damaged: its index cannot be rebuilt"
             raise JournalDamaged(what, self._chain.seq + 1)
 
     def _connect(self) -> sqlite3.Connection:
@@ -456,10 +458,15 @@ class SqliteJournal:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return False
-            # Nor would another try help: then it goes without one, as at a start. Said once.
+            # Retrying would not help either: go on without a reserve, as at a start. Say it once.
             level = logging.DEBUG if self._goes_without else logging.WARNING
             self._goes_without = True
-            _log.log(level, "no space is kept back for a full disk beside %s: %s", self.files.db, error)
+            _log.log(
+                level,
+                "no space can be reserved beside %s for when the disk is full: %s",
+                self.files.db,
+                error,
+            )
         self._starved = not self._checkpoint()
         return not self._starved
 

@@ -70,7 +70,7 @@ _LONGEST_WAIT = 3_600.0
 def _check(monotonic: float) -> None:
     if math.isnan(monotonic):
         # It is neither before nor after any other, so all timers would fall into disorder.
-        raise ValueError("a timer is due at a number of seconds, not at NaN")
+        raise ValueError("a timer must be due at a number of seconds, not NaN")
 
 
 class SystemClock:

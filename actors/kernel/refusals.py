@@ -8,7 +8,7 @@ from greenroom.actors.kernel.core import Address, NotUnderstood
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.kernel.supervision import in_one_line
 
-_WHERE = "The journal has it as command_parked, with the place where it failed."
+_WHERE = "The journal has it as command_parked, with the place of the failure."
 
 
 def failed_twice(address: Address, error: BaseException) -> Refusal:
@@ -19,15 +19,15 @@ def failed_twice(address: Address, error: BaseException) -> Refusal:
 
 def stuck(address: Address) -> Refusal:
     """What follows from the actor's state cannot be decided on, whatever was asked."""
-    message = f"{address} cannot work out what to do next."
-    advice = f"It tries again by itself, so ask again later. {_WHERE}"
+    message = f"{address} cannot decide what to do next."
+    advice = f"It retries by itself, so ask again later. {_WHERE}"
     return Refusal(code="internal_error", message=message, advice=advice, status=503, retry_after=5.0)
 
 
 def not_understood(error: NotUnderstood) -> Refusal:
     """The command went to the wrong actor."""
     return Refusal(
-        code="not_understood", message=f"{error}.", advice="Ask the actor that knows it.", status=400
+        code="not_understood", message=f"{error}.", advice="Send it to the actor that handles it.", status=400
     )
 
 
@@ -38,19 +38,19 @@ def bad_fields(command: str, problem: str) -> Refusal:
 
 def not_taken(error: NotWritten) -> Refusal:
     """What was decided could not be stored, so nothing has happened."""
-    code, advice = "journal_refused", "Try again; if it stays so, verify the journal."
+    code, advice = "journal_refused", "Try again; if it fails again, run greenroom journal verify."
     if isinstance(error, JournalFull):
-        code, advice = "journal_full", "What needs nothing new to be stored goes on meanwhile."
+        code, advice = "journal_full", "Make room on its disk. What needs nothing stored still works."
     elif isinstance(error, CannotEncode):
         code, advice = "not_storable", "This is a bug; please report it."
-    return Refusal(code=code, message=f"The journal cannot take this: {error}.", advice=advice, status=507)
+    return Refusal(code=code, message=f"The journal cannot store this: {error}.", advice=advice, status=507)
 
 
 def unrecorded(error: NotWritten) -> Refusal:
     """What someone waits for has been done and cannot be recorded."""
     return Refusal(
         code="journal_full" if isinstance(error, JournalFull) else "journal_refused",
-        message=f"This has been done, but the journal cannot take it: {error}.",
-        advice="It is recorded by itself when there is room; until then it may not show.",
+        message=f"This was done, but the journal cannot store it: {error}.",
+        advice="It is stored as soon as there is room; until then it may not show.",
         status=507,
     )

@@ -115,7 +115,7 @@ class Reply(pykka.ThreadingFuture[Any]):
 
     def _expect_an_answer(self) -> None:
         if not self._done and os.getpid() != self._pid:
-            raise Forked("this was asked before the fork, and is answered in the parent alone")
+            raise Forked("this was asked before the fork, so only the parent process gets the answer")
 
     def _fire(self) -> None:
         with self._callbacks_lock:

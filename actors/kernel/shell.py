@@ -322,8 +322,8 @@ class Shell(pykka.ThreadingActor):
         try:
             if not self._perform(effects) and asked is not None and asked.reply is not None:
                 # Not a refusal: what was decided has happened. Others who wait for it are asked again.
-                failed = f"{self._core.address} failed on this and was rebuilt"
-                asked.reply.fail(ActorStopped(f"{failed}; see what came of it before you ask again"))
+                failed = f"{self._core.address} failed on this command and was rebuilt"
+                asked.reply.fail(ActorStopped(f"{failed}; check what it did before you ask again"))
             elif answer is not None:
                 self._owed.append(answer)
             culprit = self._go_on(now, is_suspect=before is not None)
@@ -446,7 +446,7 @@ class Shell(pykka.ThreadingActor):
                 wake_at = decision.wake_at
             if not decision.events:
                 return wake_at
-        raise _Restless(f"{self._core.address} does not come to rest")
+        raise _Restless(f"{self._core.address} does not settle")
 
     def _take_back(self, asked: Asked, reply: Reply, before: Any, error: BaseException) -> None:
         """Nothing can follow from what this command has changed, so it changes nothing and is refused."""

@@ -171,7 +171,7 @@ class ActorSystem:
         stream = f"{PARKED}{core.address}"
         noted = {record.cause for record in self.journal.read() if record.stream == stream}
         for one in found.left_out:
-            _log.error("event %s cannot be replayed and is left out: %s", one.event_id, one.fault.error)
+            _log.error("event %s cannot be replayed and is skipped: %s", one.event_id, one.fault.error)
             if one.event_id not in noted:
                 self.park(core, one.fault, one.event_id)
 
@@ -420,11 +420,11 @@ class ActorSystem:
             )
         if not isinstance(command, Command):
             what = f"the class {command.__name__}" if isinstance(command, type) else repr(command)[:100]
-            raise TypeError(f"an actor takes an instance of a Command, not {what}")
+            raise TypeError(f"an actor accepts an instance of a Command, not {what}")
         if isinstance(to, str):
             return Address(to)
         if not isinstance(to, Address):
-            raise TypeError(f"an actor is named by its address or a text, not by {to!r:.100}")
+            raise TypeError(f"the recipient must be an address or a string, not {to!r:.100}")
         return to
 
     def _send(self, address: Address, command: Command, cause: str) -> None:

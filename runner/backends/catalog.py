@@ -113,7 +113,7 @@ def _usable(entry: EntryPoint, known: Mapping[str, Backend]) -> Backend:
     if not isinstance(backend.source, Environment | Image):
         raise _Unusable("its source is neither an Environment nor an Image")
     if not isinstance(backend.verdict(Platform.here()), str):
-        raise _Unusable("its verdict is no text")
+        raise _Unusable("its verdict is not text")
     return backend
 
 

@@ -20,11 +20,15 @@ from greenroom.runner.backends.flags import LLAMA_CPP, without_sizes
 from greenroom.runner.engines.launchers import launcher
 
 _CANNOT = (
-    Cannot("id_slot", lambda fields: "id_slot" in fields, "Greenroom gives each request a slot."),
+    Cannot("id_slot", lambda fields: "id_slot" in fields, "Leave it out: Greenroom chooses the slot."),
     Cannot("best_of", lambda fields: fields.get("best_of", 1) > 1),
     Cannot("echo", lambda fields: fields.get("echo")),
     Cannot("suffix", lambda fields: fields.get("suffix")),
-    Cannot("dimensions", lambda fields: fields.get("dimensions"), "Its vectors have the model's own length."),
+    Cannot(
+        "dimensions",
+        lambda fields: fields.get("dimensions"),
+        "Leave it out: vectors have the length that the model gives them.",
+    ),
 )
 """What llama.cpp's server takes no notice of."""
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}

@@ -20,7 +20,7 @@ _TOP = 11
 _CANNOT = (
     # A list ends its generation thread, and with it whatever else is inside.
     Cannot(
-        "prompt", lambda fields: not isinstance(fields.get("prompt", ""), str), "Send one text a request."
+        "prompt", lambda fields: not isinstance(fields.get("prompt", ""), str), "Send one prompt per request."
     ),
     Cannot("prompt", lambda fields: fields.get("prompt") == "", "Send a prompt that is not empty."),
     Cannot("n", lambda fields: fields.get("n", 1) > 1, "Send the request several times."),
@@ -31,17 +31,17 @@ _CANNOT = (
     Cannot(
         "response_format",
         lambda fields: fields.get("response_format", {}).get("type", "text") != "text",
-        "Ask for the format in words, or use a model in GGUF, which llama.cpp serves.",
+        "Describe the format in the prompt, or use a GGUF model, which llama.cpp serves.",
     ),
     Cannot("grammar", lambda fields: fields.get("grammar")),
     Cannot("json_schema", lambda fields: fields.get("json_schema")),
     Cannot("logprobs", lambda fields: fields.get("stream") and fields.get("logprobs"), "Ask without stream."),
     Cannot("logprobs", lambda fields: "prompt" in fields and type(fields.get("logprobs")) is int),
-    Cannot("top_logprobs", lambda fields: fields.get("top_logprobs", 0) > _TOP, f"It gives {_TOP} at most."),
+    Cannot("top_logprobs", lambda fields: fields.get("top_logprobs", 0) > _TOP, f"The limit is {_TOP}."),
     Cannot(
         "tool_choice",
         lambda fields: fields.get("tools") and fields.get("tool_choice", "auto") != "auto",
-        "Leave it to the model, or leave out the tools it may not call.",
+        "Leave it out, and leave out the tools that the model must not call.",
     ),
 )
 """What mlx-lm's server (0.32) takes no notice of, or ends of."""

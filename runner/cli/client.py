@@ -147,7 +147,7 @@ class Client:
                 secret=self._secret,
             )
         except NotProven as error:
-            raise Gone(self.url, "has gone, and somebody else answers there; nothing was sent") from error
+            raise Gone(self.url, "is gone, and something else answers there; nothing was sent") from error
         except TimeoutError as error:
             raise Gone(self.url, f"has not answered {method} {path} within {timeout:g} seconds") from error
         except (NobodyThere, NotHttp, BrokenOff, OSError) as error:

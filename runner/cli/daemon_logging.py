@@ -100,7 +100,7 @@ class Handed(logging.Handler):
                 self._lost += 1
 
     def _notice(self, lost: int) -> str:
-        text = f"{lost} lines are missing here: they could not be written"
+        text = f"{lost} lines are missing here because they could not be written"
         return self.format(logging.LogRecord("greenroom.log", logging.WARNING, "", 0, text, None, None))
 
 

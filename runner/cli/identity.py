@@ -66,12 +66,12 @@ class Unresponsive(Problem):
         pid = holder.pid
         if holder.is_stopped:
             said = f"The Greenroom daemon (process {pid}) is stopped, by SIGSTOP, Ctrl-Z or a debugger."
-            advice = f"Let it go on: kill -CONT {pid}"
+            advice = f"Resume it: kill -CONT {pid}"
         else:
             said = (
                 f"The Greenroom daemon (process {pid}) does not answer: it is starting, stopping, or stuck."
             )
-            advice = f"What it wrote last: greenroom logs. To end it at once: kill -9 {pid}"
+            advice = f"See its last lines: greenroom logs. Kill it: kill -9 {pid}"
         super().__init__(said, advice, code=exit_codes.NOT_RUNNING)
         self.holder = holder
 
@@ -81,9 +81,9 @@ class InsideAnother(Problem):
 
     def __init__(self, settings: Settings, holder: Holder) -> None:
         super().__init__(
-            f"The data directory {settings.home} is in use by another program with Greenroom inside it: "
+            f"The data directory {settings.home} is in use by another program that embeds Greenroom: "
             f"{holder}. It does not listen for commands at {settings.url}.",
-            "Use that program, or stop it; or choose another data directory with GREENROOM_HOME.",
+            "Stop that program, or choose another data directory with GREENROOM_HOME.",
             code=exit_codes.ALREADY_RUNNING,
         )
 
@@ -98,23 +98,23 @@ class Unproven(Problem):
         where, home = urlsplit(daemon.url).netloc, settings.home
         if not self.is_own_process:
             super().__init__(
-                f"At {where} answers a Greenroom daemon that does not prove to be the one of {home}; nothing "
-                "was sent to it.",
-                f"If you trust it, name it with GREENROOM_INSTANCE={daemon.instance_id}; else give this data "
+                f"A Greenroom daemon answers at {where} but does not prove that it is the one of {home}; "
+                "nothing was sent to it.",
+                f"If you trust it, set GREENROOM_INSTANCE={daemon.instance_id}; otherwise give this data "
                 "directory a port of its own: GREENROOM_PORT=12401.",
                 code=exit_codes.PORT_TAKEN,
             )
         elif not (home / "daemon.lock").exists():
             super().__init__(
-                f"The data directory {home} is gone: it was removed or unmounted under its daemon (process "
+                f"The data directory {home} is gone: it was removed or unmounted while its daemon (process "
                 f"{daemon.pid} at {where}), which can store nothing any more.",
                 "Put it back, or stop that daemon: greenroom stop",
                 code=exit_codes.NOT_RUNNING,
             )
         else:
             super().__init__(
-                f"At {where} answers a Greenroom daemon (process {daemon.pid}, version {daemon.version}) "
-                f"that does not prove to be the one of {home}: the directory was replaced under it, or the "
+                f"A Greenroom daemon (process {daemon.pid}, version {daemon.version}) answers at {where} "
+                f"but does not prove that it is the one of {home}: the directory was replaced, or the "
                 "daemon is of an older version.",
                 "Stop it: greenroom stop",
                 code=exit_codes.PORT_TAKEN,

@@ -73,7 +73,7 @@ def _lines(model: dict[str, Any]) -> list[str]:
 
 def _template(found: dict[str, Any] | None) -> str:
     if found is None:
-        return "none: chats are put together by the backend's own rules"
+        return "none: the backend formats chats by its own rules"
     names = ", ".join(found.get("names") or ())
     return f"{found['file']} ({names})" if names else str(found["file"])
 

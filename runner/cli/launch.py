@@ -109,7 +109,7 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
                     raise
             if not has_said and time.monotonic() - began_at > _SAY_AFTER:
                 has_said = True
-                say("It looks at what is installed and what runs; that can take minutes on a slow disk…")
+                say("It is checking what is installed and running; on a slow disk that can take minutes…")
             # Of two daemons that start at once, one finds the port taken before the other answers there.
             perhaps_ours = code == exit_codes.PORT_TAKEN and time.monotonic() - tried < _PORT_PATIENCE
             if code is not None and code != exit_codes.ALREADY_RUNNING and not perhaps_ours:

@@ -82,12 +82,12 @@ def _wait(daemon: Daemon) -> None:
             return
         if not has_said and time.monotonic() > began + _SAY_AFTER:
             has_said = True
-            click.echo(f"Waiting for the daemon (pid {daemon.pid}) to end what it is at…", err=True)
+            click.echo(f"Waiting for the daemon (pid {daemon.pid}) to finish…", err=True)
         time.sleep(_LOOK_EVERY)  # waiting on another process, bounded
     raise Problem(
         f"The Greenroom daemon (pid {daemon.pid}) has been told to stop but is still there after "
         f"{_STOP_SECONDS:g} seconds.",
-        f"What it waits for: greenroom logs. To end it at once: kill -9 {daemon.pid}",
+        f"See what it waits for: greenroom logs. Kill it: kill -9 {daemon.pid}",
     )
 
 

@@ -29,7 +29,7 @@ def command(ctx: click.Context, backend: str, version: str) -> None:
     # Whether another one was in use until now is not told.
     word = "is installed and in use"
     if done.already:
-        word = "is in use; it was installed already"
+        word = "is in use; it was already installed"
         if version == "latest":
-            word = "is the newest and was installed already; it is in use"
+            word = "is the newest version; it was already installed and is in use"
     click.echo(f"{backend} {done.version} {word}")

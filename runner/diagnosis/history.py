@@ -86,7 +86,9 @@ class History:
         except JournalDamaged as damage:
             self.notices.append(f"The journal is damaged from event {damage.seq} on: {damage}")
         except EventChanged as changed:
-            self.notices.append(f"This cannot read the journal from event {changed.seq} on: {changed}")
+            self.notices.append(
+                f"This version cannot read the journal from event {changed.seq} on: {changed}"
+            )
         return self
 
     # the state it leads to

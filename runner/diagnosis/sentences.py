@@ -120,7 +120,7 @@ class Narrator:
 
     def _install_not_needed(self, fields: Fields) -> str:
         return (
-            f"{fields['backend']} {fields['version']} is the newest version and is here already "
+            f"{fields['backend']} {fields['version']} is the newest version and is already installed "
             f"({fields['installation_id']}): nothing was built."
         )
 
@@ -204,8 +204,8 @@ class Narrator:
         spec: Fields = fields["spec"]
         before = int(fields.get("refused_before") or 0)
         return (
-            f"{_load(spec)} may be loaded: {format_size(spec.get('memory') or 0)} are kept for it, "
-            f"{format_size(fields['promised'])} of {format_size(fields['budget'])} are promised in all"
+            f"{_load(spec)} may be loaded: {format_size(spec.get('memory') or 0)} are promised to it, "
+            f"{format_size(fields['promised'])} of {format_size(fields['budget'])} in all"
             f"{_refused_before(before)}.{_asked_by(fields)}"
         )
 
@@ -355,12 +355,12 @@ class Narrator:
         actor, what = str(fields["actor"]), str(fields["command"])
         where = "Greenroom" if actor.partition("/")[0] in OUR_ACTORS else f"the program's own actor {actor}"
         if what.isidentifier() and what != "settle":
-            did = f"{actor} failed twice on {what}{times} and put it aside"
+            did = f"{actor} failed twice on {what}{times}, and refused it"
         else:
             # Not a command, but what was being done, and of what.
             about = f" ({fields['fields']})" if fields.get("fields") else ""
-            did = f"{actor} could not {what}{about}{times} and left it out"
-        return _ended(f"A fault in {where}: {did}: {last}")
+            did = f"{actor} could not {what}{about}{times}, and skipped it"
+        return _ended(f"A bug in {where}: {did}: {last}")
 
 
 OUR_ACTORS = frozenset({"daemon", "idempotency", "installer", "library", "runner", "scheduler"})

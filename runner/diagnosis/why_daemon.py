@@ -33,7 +33,7 @@ def why_daemon(history: History, now: float) -> Finding:
     ours = sum(one.actor.partition("/")[0] in OUR_ACTORS for one in parked)
     if ours:
         faults = f"{ours} faults" if ours > 1 else "One fault"
-        finding.also = [f"{faults} in Greenroom itself. Please report it: greenroom bundle."]
+        finding.also = [f"{faults} in Greenroom. Please report it with the output of greenroom bundle."]
     if started is None:
         return finding
     if stopped is not None and stopped[0].record.seq > started[0].record.seq:

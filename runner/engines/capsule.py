@@ -43,7 +43,7 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (
             r"failed to parse grammar",
-            "its runtime flag --grammar is no grammar that can be read; change the flag",
+            "the grammar in its runtime flag --grammar cannot be read; change the flag",
         ),
         (r"couldn't bind HTTP server socket", "its socket could not be made"),
         (

@@ -51,7 +51,7 @@ class Folders:
                     ended.append(folder.engine_id)
                 kept.append((path.stat().st_mtime, folder))
             except OSError as problem:
-                _log.warning("engine folder %s is left alone, it cannot be looked at: %s", path.name, problem)
+                _log.warning("engine folder %s is kept, because it cannot be read: %s", path.name, problem)
         _remove_beyond(_KEPT_AT_SWEEP, kept)
         return ended
 

@@ -186,14 +186,14 @@ class EngineHost:
             return
         except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
             _log.exception("engine %s: its start could not be prepared", handle.engine_id)
-            text = f"Greenroom itself failed while it started the engine ({type(problem).__name__})."
+            text = f"Greenroom failed while it started the engine ({type(problem).__name__})."
             advice = "Please report it; greenroom logs has the details."
             failure = Failure(kind="permanent", code="internal", message=text, advice=advice, blame="ours")
             self._failed(handle, failure)
             return
         self._watch.add(handle)
         if not handle.spawned.wait(_SPAWN_SECONDS):
-            _log.warning("engine %s: its keeper does not begin; it is killed", handle.engine_id)
+            _log.warning("engine %s: its keeper does not start the engine, so it is killed", handle.engine_id)
             handle.channel.kill()  # its end is then told like that of any keeper that dies
             handle.spawned.wait()
         try:
@@ -369,9 +369,9 @@ class EngineHost:
         try:
             self._find_end(handle)
         except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
-            _log.exception("engine %s: how it ended could not be found out", handle.engine_id)
+            _log.exception("engine %s: how it ended is not known", handle.engine_id)
             self._forget(handle)
-            handle.tell_lost(f"its keeper had died, and how it ended could not be found out: {problem!r}")
+            handle.tell_lost(f"its keeper had died, and how it ended is not known: {problem!r}")
 
     def _find_end(self, handle: Handle) -> None:
         end = read_end(handle.folder.exit)

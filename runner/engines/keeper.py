@@ -256,7 +256,7 @@ class Keeper:
             except (ValueError, TypeError, LookupError, ArithmeticError) as problem:
                 # Whatever somebody sends us, the engine and its other connections are kept.
                 event = "refused" if self._started_once else "failed"
-                connection.send(event, code="refused", message=f"The keeper cannot follow: {problem}.")
+                connection.send(event, code="refused", message=f"The keeper cannot do that: {problem}.")
 
     def _carry_out(self, connection: Connection, message: dict[str, Any]) -> None:
         op = message.get("op")
@@ -511,7 +511,7 @@ def checked_start(message: dict[str, Any]) -> dict[str, Any]:
     """
     for name in ("engine_id", "folder", "keeper_socket", "engine_socket"):
         if not isinstance(message[name], str):
-            raise TypeError(f"{name} is no text")
+            raise TypeError(f"{name} is not text")
     if not isinstance(message["argv"], list) or not message["argv"] or not isinstance(message["env"], dict):
         raise TypeError("there is no command line")
     return {**message, "grace": seconds_of(message["grace"])}
@@ -523,7 +523,7 @@ def seconds_of(value: Any) -> float | None:
         return None
     seconds = float(value)
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{value!r} is no number of seconds")
+        raise ValueError(f"{value!r} is not a number of seconds")
     return seconds
 
 
@@ -532,7 +532,7 @@ def ladder_of(message: dict[str, Any]) -> tuple[tuple[str, float], ...]:
     ladder = [(str(name), seconds_of(bound) or 0.0) for name, bound in message.get("ladder") or LADDER]
     for name, _ in ladder:
         if name not in _NAMES:
-            raise ValueError(f"{name} is no signal")
+            raise ValueError(f"{name} is not a signal")
     return tuple(ladder)
 
 

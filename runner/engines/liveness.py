@@ -159,7 +159,7 @@ def unreachable() -> Failure:
     return Failure(
         kind="transient",
         code="engine_unreachable",
-        message="the file of its socket is gone, so nobody could reach it any more",
+        message="its socket file is gone, so it could not be reached",
         advice="Keep programs that clean up temporary files away from Greenroom's folders.",
         blame="machine",
     )
@@ -188,7 +188,7 @@ def replaced() -> Failure:
 def garbled() -> Failure:
     """What it answers is no HTTP."""
     return Failure(
-        kind="permanent", code="engine_garbled", message="what it answered was not HTTP", blame="engine"
+        kind="permanent", code="engine_garbled", message="its answers were not HTTP", blame="engine"
     )
 
 

@@ -63,7 +63,7 @@ class Abilities:
             raise HttpRefusal(
                 400,
                 "unsupported_input",
-                f'The model "{asked.model}" takes no {_MEDIA[kind]}: it has no part that reads them.',
+                f'The model "{asked.model}" cannot read {_MEDIA[kind]}: it has no projector.',
                 advice="Send text, or use a model with a projector.",
                 param=where,
             )
@@ -86,7 +86,7 @@ class Abilities:
                 422,
                 "not_an_embedding_model",
                 f'The model "{asked.model}" does not make embeddings.',
-                advice="Use a model that is made for them, or configure --pooling for this one.",
+                advice="Use an embedding model, or configure --pooling for this one.",
                 param="model",
             )
 

@@ -126,7 +126,7 @@ async def _plainly(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPMethodNotAllowed as wrong:
         allowed = ", ".join(sorted(wrong.allowed_methods))
         error = HttpRefusal(
-            405, "wrong_method", f"{escaped(request.method, _METHOD)} is not offered here, only {allowed}."
+            405, "wrong_method", f"{escaped(request.method, _METHOD)} is not supported here, only {allowed}."
         )
     except (web.HTTPException, ConnectionError):
         raise

@@ -124,11 +124,11 @@ async def _load(request: web.Request, store: Store) -> Model:
         transport.close()
         return await asyncio.shield(work)
     except web.RequestPayloadError:
-        raise HttpRefusal(400, "bad_body", "The archive was cut off.") from None
+        raise HttpRefusal(400, "bad_body", "The archive ended early.") from None
     except JobFailed as failed:
         raise Refused(refusal_of(failed.failure)) from None
     except JobCancelled:
-        raise HttpRefusal(499, "cancelled", "The client has gone.") from None
+        raise HttpRefusal(499, "cancelled", "The client disconnected.") from None
     finally:
         cancel.set()
         if not transport.is_closing():
@@ -144,7 +144,7 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
                 chunk = await request.content.readany()
         except TimeoutError:
             raise HttpRefusal(
-                408, "body_too_slow", f"Only {came} bytes of the archive came within {_WINDOW:.0f} s."
+                408, "body_too_slow", f"Only {came} bytes of the archive arrived within {_WINDOW:.0f} s."
             ) from None
         if not chunk:
             return
@@ -164,15 +164,15 @@ async def _write(request: web.Request, response: web.StreamResponse, piece: byte
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
-            raise ConnectionResetError("the client has taken nothing for too long") from None
+            raise ConnectionResetError("the client read nothing for too long") from None
 
 
 def _busy() -> HttpRefusal:
     return HttpRefusal(
         503,
         "busy",
-        "Too many archives are on their way at this moment.",
-        advice="Try again when one of them has ended.",
+        "Too many archives are being sent or received.",
+        advice="Try again when one of them is done.",
         retry_after=10.0,
     )
 

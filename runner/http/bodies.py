@@ -150,7 +150,7 @@ def _spelled(body: bytes, aliases: Mapping[str, str]) -> bytes:
     for given, value in _fields.decode(body).items():
         name = aliases.get(given, given)
         if name in fields:
-            raise invalid(f'"{name}" is said twice', param=name)
+            raise invalid(f'"{name}" is given twice', param=name)
         fields[name] = value
     return msgspec.json.encode(fields)
 

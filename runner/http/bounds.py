@@ -52,9 +52,9 @@ def _refusal(request: web.Request) -> HttpRefusal | None:
     if request.query_string:
         query = request.query
         if len(query) > _QUERIES:
-            return _bad("bad_query", f"There may be {_QUERIES} names after the ? at most.")
+            return _bad("bad_query", f"There are too many query parameters: the limit is {_QUERIES}.")
         if not all(is_line(name) and is_line(value) for name, value in query.items()):
-            return _bad("bad_query", "What follows the ? must be one line of printable characters.")
+            return _bad("bad_query", "The query must be one line of printable characters.")
     for name, value in request.headers.items():
         if not is_line(value.replace("\t", " "), 2 * NAME):
             # What is not UTF-8 was read as halves of characters.
@@ -64,8 +64,8 @@ def _refusal(request: web.Request) -> HttpRefusal | None:
         return HttpRefusal(
             415,
             "encoded_body",
-            f"A body with Content-Encoding {escaped(encoding, 40)} is not taken.",
-            advice="Send it as it is.",
+            f"A body with Content-Encoding {escaped(encoding, 40)} is not supported.",
+            advice="Send it uncompressed.",
         )
     return None
 

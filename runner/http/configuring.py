@@ -104,7 +104,7 @@ class Configuring:
         if not body.model.strip():
             raise invalid("model is required")
         if (body.speculative or {}).get("draft_model"):
-            raise invalid("draft models are not offered; leave speculative out")
+            raise invalid("draft models are not supported; leave speculative out")
         model = door.model(body.model)
         given = _flags(body)
         mode: Mode = body.mode or ("embedding" if given and "--embeddings" in given else "completion")
@@ -209,7 +209,7 @@ class Configuring:
             "does_not_fit",
             f"{shown_name(model)} with a context of {context} tokens{slots} needs {format_size(needed)} of "
             f"memory; engines may use {format_size(budget)} in all.",
-            advice=f"{advice} Nothing was changed.",
+            advice=f"{advice} Nothing has changed.",
             param="slots" if slots else "context-size",
             numbers={"needed": float(needed), "budget": float(budget)},
         )
@@ -275,7 +275,8 @@ def _sizes(body: ConfigureBody, flags: tuple[str, ...] | None) -> tuple[tuple[st
     for setting, value in typed:
         if not re.fullmatch(r"-?[0-9]{1,9}", value) or int(value) > _MOST[setting]:
             raise invalid(
-                f"{limits.escaped(value, 40)} is no number from 0 to {_MOST[setting]}", param="runtime-flags"
+                f"{limits.escaped(value, 40)} is not a number from 0 to {_MOST[setting]}",
+                param="runtime-flags",
             )
         number = int(value)
         if setting == "prompt-cache":
@@ -292,7 +293,9 @@ def _sizes(body: ConfigureBody, flags: tuple[str, ...] | None) -> tuple[tuple[st
             found[setting].add(said)
     for setting, values in found.items():
         if len(values) > 1:
-            raise invalid(f"{setting} is said twice, and not the same; say {setting} alone", param=setting)
+            raise invalid(
+                f"{setting} is given twice with different values; give {setting} once", param=setting
+            )
     context, slots, cache = (values.pop() if values else None for values in found.values())
     return (kept if flags is not None else None), Sizes(context, slots, cache)
 
@@ -317,7 +320,7 @@ def _options(body: ConfigureBody, model: Model) -> dict[str, str]:
 
 def _only(section: str, reads: str, model: Model) -> None:
     if not model.format.startswith(reads):
-        raise invalid(f"{section} is about {reads} models; {shown_name(model)} is {model.format}")
+        raise invalid(f"{section} is for {reads} models; {shown_name(model)} is {model.format}")
 
 
 def _check_keys(value: Any, depth: int = 0) -> None:
@@ -327,7 +330,9 @@ def _check_keys(value: Any, depth: int = 0) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if not _KEY.fullmatch(key):
-                raise invalid(f"hf-overrides has the key {limits.escaped(key, 40)!r}, which is no plain name")
+                raise invalid(
+                    f"hf-overrides has the key {limits.escaped(key, 40)!r}, which is not a plain name"
+                )
             _check_keys(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:

@@ -31,7 +31,7 @@ _REFUSALS = 16
 _FAREWELL = 2.0
 """Seconds a newcomer has to send its request and read that it is refused."""
 
-_SENTENCE = "Too many connections are open, and all of them are in use. Try again in a moment."
+_SENTENCE = "All connections are in use. Try again in a moment."
 
 
 class Connections:
@@ -88,7 +88,7 @@ class Connections:
                 client, _ = await loop.sock_accept(self._listener)
             except OSError as error:
                 if error.errno in PASSING:
-                    self._say_full(f"the system has no descriptor for another client ({error.strerror})")
+                    self._say_full(f"there is no file descriptor for another client ({error.strerror})")
                 # Else somebody left before it was let in.
                 await asyncio.sleep(_PAUSE)
                 continue
@@ -101,7 +101,7 @@ class Connections:
                     client.close()
             except OSError as error:
                 client.close()
-                _log.debug("a client was gone before it was let in: %s", error)
+                _log.debug("a client disconnected before it was accepted: %s", error)
 
     async def _has_room(self, server: web.Server) -> bool:
         """Whether one more can be let in, now or within a moment."""
@@ -112,7 +112,7 @@ class Connections:
             else:
                 self._full_since = self._full_since or now
                 if now - self._full_since >= _PATIENCE:
-                    self._say_full(f"all {self._most} connections that are possible are in use")
+                    self._say_full(f"all {self._most} connections are in use")
                     return False
             await asyncio.sleep(_LOOK)  # clients come and go without telling us
         self._full_since = 0.0
@@ -137,7 +137,7 @@ class Connections:
 
     def _say_full(self, why: str) -> None:
         if not self._has_said:
-            _log.warning("new clients are refused: %s; raise the limit of open files (ulimit -n)", why)
+            _log.warning("new clients are refused: %s; raise the limit on open files (ulimit -n)", why)
         self._has_said = True
 
 

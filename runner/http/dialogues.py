@@ -194,7 +194,7 @@ def _chat_together(fields: dict[str, Any]) -> None:
     tools = fields.get("tools") or ()
     choice = fields.get("tool_choice")
     if choice == "required" and not tools:
-        raise Wrong("tool_choice", 'tool_choice is "required", and there are no tools.')
+        raise Wrong("tool_choice", 'tool_choice is "required", but there are no tools.')
     if isinstance(choice, dict):
         name = choice["function"]["name"]
         if not any(tool["function"]["name"] == name for tool in tools):
@@ -202,7 +202,7 @@ def _chat_together(fields: dict[str, Any]) -> None:
     if fields.get("top_logprobs") and not fields.get("logprobs"):
         raise Wrong("top_logprobs", "top_logprobs needs logprobs to be true.")
     if any(kind != "text" for kind in fields.get("modalities", ())):
-        raise Wrong("modalities", "modalities: only text can be answered here.", "unsupported_value")
+        raise Wrong("modalities", "modalities: only text answers are supported.", "unsupported_value")
     for name in ("functions", "function_call"):
         if fields.get(name):
             raise Wrong(name, f"{name} is not supported; use tools.", "unsupported_parameter")
@@ -336,7 +336,7 @@ _anthropic_choice = by_type(
 def _messages_together(fields: dict[str, Any]) -> None:
     choice, tools = fields.get("tool_choice") or {}, fields.get("tools") or ()
     if choice.get("type") in ("any", "tool") and not tools:
-        raise Wrong("tool_choice", "tool_choice asks for a tool, and there are no tools.")
+        raise Wrong("tool_choice", "tool_choice asks for a tool, but there are no tools.")
     if choice.get("type") == "tool" and not any(tool["name"] == choice["name"] for tool in tools):
         raise Wrong("tool_choice", "tool_choice names a tool that is not among the tools.")
 

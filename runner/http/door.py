@@ -129,7 +129,7 @@ class Door:
             return "others wait for its engine"
         reading = self.backstage.gates.readings().get(engine_id)
         if reading is not None and not reading.open:
-            return "its engine shall end"
+            return "its engine is to end"
         waiting = any(job.startswith(request_job("")) for job in self.backstage.board.running())
         return "another request waits" if waiting else ""
 

@@ -52,7 +52,7 @@ def _known(pattern: str, *rest: Any) -> _Known:
     return _Known(re.compile(pattern, re.IGNORECASE | re.DOTALL), *rest)
 
 
-_TEXT_ONLY = 'The model "{model}" cannot take this kind of input: it has no part that reads it.'
+_TEXT_ONLY = 'The model "{model}" cannot read this kind of input: it has no projector.'
 _KNOWN = (
     _known(
         r"(?:image|audio|video) input is not supported|only 'text' content type|not a multimodal model"
@@ -68,21 +68,21 @@ _KNOWN = (
         r"pooling type|not support embedding|embeddings? (?:is|are) not supported"
         r"|start it with `?--embedding",
         422, "not_an_embedding_model", 'The model "{model}" does not make embeddings.',
-        "Use a model that is made for them.",
+        "Use an embedding model.",
     ),
     _known(
         r"not support rerank|start it with `?--rerank",
         422, "not_a_reranking_model", 'The model "{model}" does not rank documents.',
-        "Use a model that is made for it.",
+        "Use a reranking model.",
     ),
     _known(
         r"json.?schema|\$ref\b|grammar from schema|response_format",
         400, "invalid_schema", "A JSON schema of response_format or of a tool cannot be used.",
-        "Use the types and keywords that JSON schema has, and references into the schema itself.",
+        "Use only the types and keywords of JSON Schema, and references within the schema.",
     ),
     _known(r"grammar", 400, "invalid_grammar", "The grammar in this request cannot be read.", "", "grammar"),
     _known(
-        r"tool.choice", 400, "invalid_value", "The engine cannot do this tool_choice with these tools.", "",
+        r"tool.choice", 400, "invalid_value", "The engine does not support this tool_choice.", "",
         "tool_choice",
     ),
     _known(
@@ -92,8 +92,8 @@ _KNOWN = (
     _known(
         r"jinja|chat.?template|templat|raise_exception|roles must alternate|assistant messages? at the end"
         r"|conversation roles|parse messages",
-        400, "template_refused", 'The chat template of "{model}" does not take these messages.',
-        "Some templates want user and assistant in turn, or no system message.", "messages",
+        400, "template_refused", 'The chat template of "{model}" does not accept these messages.',
+        "Some templates require user and assistant to alternate, or allow no system message.", "messages",
     ),
 )  # fmt: skip
 
@@ -128,7 +128,7 @@ def told(status: int, body: bytes, asked: Asked) -> Told:
     if isinstance(said, int) and 400 <= said < 600:
         status = said
     if status == 413:
-        message = f'The {asked.backend} engine for "{asked.model}" does not take so large a request.'
+        message = f'The {asked.backend} engine for "{asked.model}" does not accept a request this large.'
         return Told(Refusal(code="request_too_large", message=message, advice="Send less.", status=413))
     if _LENGTHS.search(words) or _LENGTHS.search(_text(error, "type")):
         return _too_long(error, words, asked)
@@ -182,30 +182,30 @@ def _too_long(error: Any, words: str, asked: Asked) -> Told:
 
 
 def _by_status(status: int, words: str, asked: Asked) -> Told:
-    where = f"greenroom logs {asked.model} may say more, to who runs this server."
+    where = f"greenroom logs {asked.model} on the server may say more."
     if status == 503:
         return Told(
             Refusal(
                 code="engine_busy",
-                message=f'The {asked.backend} engine for "{asked.model}" takes no requests at this moment.',
+                message=f'The {asked.backend} engine for "{asked.model}" accepts no requests at the moment.',
                 status=503,
                 retry_after=2.0,
             )
         )
     if status == 429:
-        message = f'The {asked.backend} engine for "{asked.model}" has too much to do.'
+        message = f'The {asked.backend} engine for "{asked.model}" is overloaded.'
         return Told(Refusal(code="engine_busy", message=message, status=429, retry_after=2.0))
     if 400 <= status < 500:
         field = _NAMED.match(words) or _FIELD.search(words)
         if field is not None:
             name = field[1].lower()
-            message = f"{name} has a value that the {asked.backend} engine does not take."
+            message = f"{name} has a value that the {asked.backend} engine does not accept."
             return Told(Refusal(code="invalid_value", message=message, status=400), name)
         return Told(
             Refusal(
                 code="engine_refused",
-                message=f'The {asked.backend} engine for "{asked.model}" does not take this request.',
-                advice=f"A field of it is not what it must be; {where}",
+                message=f'The {asked.backend} engine for "{asked.model}" does not accept this request.',
+                advice=f"A field is invalid; {where}",
                 status=400,
             )
         )

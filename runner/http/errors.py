@@ -76,11 +76,11 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(
             code=failure.code, message=failure.message, advice=failure.advice, status=status, retry_after=5.0
         )
-    _log.error("a request failed in a way nobody foresaw", exc_info=error)
+    _log.error("a request failed unexpectedly", exc_info=error)
     return Refusal(
         code="internal_error",
         message="Greenroom failed on this request.",
-        advice="Its log (greenroom logs) says why.",
+        advice="greenroom logs says why.",
         status=500,
     )
 

@@ -44,7 +44,7 @@ def text(least: int = 0, most: int | None = None) -> Check:
         if len(value) < least:
             raise Wrong(where, f"{where} must not be empty.")
         if most is not None and len(value) > most:
-            raise Wrong(where, f"{where} has {len(value)} characters; at most {most} are taken.")
+            raise Wrong(where, f"{where} has {len(value)} characters; the limit is {most}.")
         return value
 
     return check
@@ -128,7 +128,7 @@ def array(of: Check, least: int = 0, most: int | None = None) -> Check:
         if len(value) < least:
             raise Wrong(where, f"{where} must not be empty.")
         if most is not None and len(value) > most:
-            raise Wrong(where, f"{where} has {len(value)} items; at most {most} are taken.")
+            raise Wrong(where, f"{where} has {len(value)} items; the limit is {most}.")
         cleaned: list[Any] | None = None
         for index, item in enumerate(value):
             clean = of(item, f"{where}[{index}]")
@@ -192,7 +192,10 @@ def by_type(kinds: Mapping[str, Check], what: str, *, default: str = "") -> Chec
             raise wrong_type(f"{where}.type", "a string", kind)
         if kind not in kinds:
             known = ", ".join(kinds)
-            raise Wrong(f"{where}.type", f"{where}.type is no {what} this server takes; it takes {known}.")
+            raise Wrong(
+                f"{where}.type",
+                f"{where}.type is not a {what} that this server supports; use one of {known}.",
+            )
         return kinds[kind](value, where)
 
     return check

@@ -81,7 +81,7 @@ def _of_the_page(request: web.Request, origins: frozenset[str]) -> HttpRefusal |
         return HttpRefusal(403, "origin_not_allowed", f"Origin not allowed: {origin[:_CHARS]!r}.")
     if request.headers.get("Sec-Fetch-Site") != "cross-site" or _is_a_plain_link(request):
         return None
-    return HttpRefusal(403, "origin_not_allowed", "A page of another site may not use Greenroom.")
+    return HttpRefusal(403, "origin_not_allowed", "Pages of other sites may not use Greenroom.")
 
 
 def _is_a_plain_link(request: web.Request) -> bool:
@@ -98,7 +98,7 @@ def _preflight(request: web.Request) -> web.StreamResponse:
     asked = request.headers.get("Access-Control-Request-Headers", "*")
     if not _HEADER_NAMES.fullmatch(asked):
         refusal = HttpRefusal(
-            400, "bad_header", "Access-Control-Request-Headers must be a list of names of headers."
+            400, "bad_header", "Access-Control-Request-Headers must be a list of header names."
         )
         return answer_error(request, refusal, family_of(request))
     headers = {

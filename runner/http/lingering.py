@@ -33,7 +33,7 @@ class Lingering:
         """When each was last left early, by the loop's time."""
 
     def note(self, engine_id: str) -> None:
-        """A client has left before its answer was whole."""
+        """A client has left before its answer was complete."""
         now = asyncio.get_running_loop().time()
         self._left = {one: at for one, at in self._left.items() if at > now - _LONGEST}
         self._left[engine_id] = now

@@ -23,9 +23,9 @@ from greenroom.runner.http.errors import answer
 _log = logging.getLogger(__name__)
 
 _WHAT = (
-    (LineTooLong, "a line of its head is too long"),
-    (InvalidHeader, "a header of it is not well formed"),
-    ((BadHttpMethod, BadStatusLine), "its first line is not that of a request"),
+    (LineTooLong, "a header line is too long"),
+    (InvalidHeader, "a header is malformed"),
+    ((BadHttpMethod, BadStatusLine), "its first line is not a request line"),
 )
 
 
@@ -72,15 +72,15 @@ class Connection(web.RequestHandler):
                 code="malformed_request", message=f"This request cannot be read: {what}.", status=400
             )
         else:
-            _log.error("a request failed in a way nobody foresaw", exc_info=exc)
+            _log.error("a request failed unexpectedly", exc_info=exc)
             refusal = Refusal(
                 code="internal_error",
                 message="Greenroom failed on this request.",
-                advice="Its log (greenroom logs) says why.",
+                advice="greenroom logs says why.",
                 status=500,
             )
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
+            raise ConnectionError("an answer has already begun")
         response = answer(request, refusal, "openai")
         response.force_close()
         return response

@@ -89,7 +89,7 @@ class Models:
         except JobFailed as failed:
             raise Refused(refusal_of(failed.failure)) from None
         except JobCancelled:
-            raise HttpRefusal(499, "cancelled", "The client has gone.") from None
+            raise HttpRefusal(499, "cancelled", "The client disconnected.") from None
         finally:
             cancel.set()
         return web.json_response(described_remote(published))

@@ -65,7 +65,7 @@ def _expecting(kind: Kind) -> Callable[[web.Request], Awaitable[web.StreamRespon
 
     async def expected(request: web.Request) -> web.StreamResponse | None:
         if request.headers["Expect"].lower() != "100-continue":
-            refusal = HttpRefusal(417, "expectation_failed", "Only 100-continue can be expected here.")
+            refusal = HttpRefusal(417, "expectation_failed", "Only Expect: 100-continue is supported.")
             return answer_error(request, refusal, kind.family)
         if request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

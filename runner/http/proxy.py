@@ -186,7 +186,7 @@ class Exchange:
             raise self._broke_off(place, "in mid-stream") from None
         except Lost:
             # It has begun to answer, and perhaps the client to read, so there is no trying again.
-            when = "before its answer was whole" if self._stream is None else "in mid-stream"
+            when = "before its answer was complete" if self._stream is None else "in mid-stream"
             raise await self._died_of(place, model, right.body, when) from None
         finally:
             door.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
@@ -315,7 +315,7 @@ class Exchange:
         if rename is not None:
             body = chunk + await upstream.rest(_WHOLE)
             if len(body) > _WHOLE or not upstream.complete:
-                message = f"The {place.backend} engine's answer has more than {_WHOLE // 2**20} MiB."
+                message = f"The {place.backend} engine's answer is larger than {_WHOLE // 2**20} MiB."
                 raise HttpRefusal(502, "engine_failed", message)
             return self._served(
                 web.Response(status=upstream.status, headers=returned(upstream), body=rename(body))
@@ -424,7 +424,7 @@ class Exchange:
             422,
             "request_ended_engine",
             what or f'An engine for "{self._asked_as}" ended while it worked on this request.',
-            advice="The request may be why, so it is not sent to another engine for ten minutes: change it.",
+            advice="The request may be the cause, so it is refused for ten minutes; change it.",
         )
 
     def _print_of(self, model: Model, body: bytes) -> bytes:

@@ -69,7 +69,7 @@ class Reader:
         idle = loop.time() - self._since
         if idle >= self._patience and (who := self._wanted()):
             _log.warning(
-                "%s is cut off: its client has read nothing for %.0f s, and %s",
+                "%s is cut off: its client read nothing for %.0f s while %s",
                 self._request_id,
                 idle,
                 who,

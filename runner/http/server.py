@@ -168,7 +168,7 @@ class _Serving:
             async with asyncio.timeout(2 * _CLOSE):
                 await work
         except TimeoutError:
-            _log.error("%s hangs; the stop goes on without it", what)
+            _log.error("%s hangs; the stop continues without it", what)
         except OSError as error:
             _log.warning("%s failed: %s", what, error)
 

@@ -33,7 +33,7 @@ Push = Callable[[bytes], bool]
 
 
 class Lost(Exception):
-    """The engine broke off: before it had answered, or before its answer was whole."""
+    """The engine broke off: before it had answered, or before its answer was complete."""
 
 
 class Answer:
@@ -243,7 +243,7 @@ class Connection(asyncio.Protocol):
         if self._surplus:
             self._cut()
         elif self._overhead > _OVERHEAD and not self._complete:
-            self._fail(f"the engine sent more than {_OVERHEAD // 1024} KiB that belong to no answer")
+            self._fail(f"the engine sent more than {_OVERHEAD // 1024} KiB outside of an answer")
         if self._size > _READ_AHEAD and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()

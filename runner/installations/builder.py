@@ -339,16 +339,18 @@ class Builder:
             try:
                 found, unclear = self._there(makers.installed, name)
             except OSError as error:
-                _log.warning("the installations of %s cannot be looked at: %s", name, error)
+                _log.warning("the installations of %s cannot be read: %s", name, error)
                 self._listener.unread(name, error.strerror or str(error))
             except Exception as error:  # noqa: BLE001 - it must cost no other backend, nor what is there
                 _log.exception("the installations of %s could not be looked at", name)
-                self._listener.unread(name, f"Greenroom itself failed to look at it ({error!r})"[:_REASON])
+                self._listener.unread(name, f"Greenroom failed to check it ({error!r})"[:_REASON])
             else:
                 for one, reason in unclear.items():
                     if (name, one, reason) not in self._told:
                         self._told.add((name, one, reason))
-                        _log.warning("%s of %s is taken for what it was: %s", one, name, reason)
+                        _log.warning(
+                            "%s of %s could not be checked and keeps its state: %s", one, name, reason
+                        )
                 self._listener.seen(name, tuple(found), building, unclear)
 
     def _there(self, installed: InstallationStore, name: str) -> tuple[list[Installation], Mapping[str, str]]:

@@ -40,7 +40,7 @@ class Exchange:
             self._socket = found
             ended = self._ended
         if ended:
-            raise TimeoutError("nobody waits for this answer any more")
+            raise TimeoutError("this answer is no longer needed")
 
     def end(self) -> None:
         """Wake whoever waits for the answer. A connection that is being made stays as it is."""

@@ -42,7 +42,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<version>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 _END_SECONDS = 2.0
 _LOOK_SECONDS = 60.0
-UNREADABLE = "Look at the disk and at who owns the data directory. It is looked at again by itself."
+UNREADABLE = "Check the disk and who owns the data directory. Greenroom checks again by itself."
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,11 +318,11 @@ def kept_if_unclear() -> Iterator[None]:
     try:
         yield
     except (Unclear, OSError) as error:
-        _log.warning("nothing of what was fetched is removed: %s", error)
+        _log.warning("downloads are not cleaned up: %s", error)
     except JobFailed as failed:
-        _log.warning("the package cache could not be tidied up: %s", failed)
+        _log.warning("the package cache could not be cleaned up: %s", failed)
     except JobCancelled:
-        _log.info("the package cache is tidied up another time")
+        _log.info("the package cache is cleaned up later")
 
 
 def usage(places: Iterable[Path]) -> int:

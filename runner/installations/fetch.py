@@ -398,6 +398,6 @@ class _Growing:
 def _too_slow(came: int) -> JobFailed:
     return JobFailed.transient(
         "unreachable",
-        f"Only {came} bytes have come in {_SILENCE:.0f} s.",
-        advice="Check the network, and the index or mirror in the settings. What has come is kept.",
+        f"Only {came} bytes arrived in {_SILENCE:.0f} s.",
+        advice="Check the network, and the index or mirror in the settings. What has arrived is kept.",
     )

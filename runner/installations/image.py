@@ -312,8 +312,8 @@ def _identity(python: Path, name: str, cancel: Event) -> tuple[str, str]:
         if error.passing:
             raise JobFailed.transient(
                 "probe_ended",
-                f"The Python in the image {name} did not get to start here: {error}.",
-                advice="The machine may be out of memory, or too busy; what was fetched is kept.",
+                f"The Python in the image {name} could not be started here: {error}.",
+                advice="The machine may be out of memory or too busy. What was fetched is kept.",
             ) from error
         raise JobFailed.permanent(
             "probe_failed",

@@ -118,7 +118,7 @@ class Tree:
         except OSError as error:
             if error.errno in _REFUSED:
                 raise self._unsafe(
-                    "unsafe_image", f"it has an entry that no disk here can hold ({error.strerror})"
+                    "unsafe_image", f"it has an entry that this disk cannot hold ({error.strerror})"
                 ) from error
             raise
         if stream.digest() != diff_id:

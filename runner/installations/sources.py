@@ -424,7 +424,7 @@ class _Files:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except UnicodeDecodeError as error:
-            self.senseless.append(f"{file} is no text: {error.reason} at byte {error.start}.")
+            self.senseless.append(f"{file} is not text: {error.reason} at byte {error.start}.")
         except OSError as error:
             self.unreadable.append(f"{file} cannot be read: {error.strerror}.")
         return None

@@ -455,7 +455,7 @@ def _os_failure(error: OSError, what: str) -> JobFailed:
         return JobFailed.transient(
             "io_error",
             f"{what}: the disk failed ({error.strerror}){named}.",
-            advice="Look into the system's log, and whether the disk is still mounted.",
+            advice="Check the system log, and whether the disk is still mounted.",
             detail=detail,
         )
     return JobFailed.permanent(

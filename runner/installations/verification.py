@@ -108,7 +108,7 @@ def strange_python(folder: Path, record: Record) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return f"its Python is gone: {record.python.base} no longer exists"
     except OSError as error:
-        raise Unclear(f"its Python cannot be looked at: {error.strerror}") from error
+        raise Unclear(f"its Python cannot be read: {error.strerror}") from error
     try:
         tag, version = identity(python)
     except NotRunning as error:
@@ -140,7 +140,7 @@ def identity(python: Path, cancel: Event | None = None) -> tuple[str, str]:
         raise NotRunning(outcome.ending, passing=outcome.passing)
     tag, _, version = outcome.output.strip().partition(" ")
     if not tag or not version:
-        raise NotRunning("it said nothing of itself", passing=True)
+        raise NotRunning("it printed nothing", passing=True)
     return tag, version
 
 
@@ -173,8 +173,8 @@ def _not_probed(name: str, outcome: Outcome) -> Failure:
     return Failure(
         kind="transient",
         code="probe_ended",
-        message=f"{name} was installed but did not get to start here: {outcome.ending}.",
-        advice="The machine may be out of memory, or too busy; what was fetched is kept.",
+        message=f"{name} was installed but could not be started here: {outcome.ending}.",
+        advice="The machine may be out of memory or too busy. What was fetched is kept.",
         detail=outcome.output[-4_000:],
         blame="machine",
     )

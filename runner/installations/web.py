@@ -176,7 +176,7 @@ class Web:
                 left=exchange.end,
             )
         except TookTooLong:
-            assert seconds is not None, "without a bound nothing takes too long"
+            assert seconds is not None, "a timeout needs a bound"
             raise self._slow(url, seconds) from None
 
     def _send(

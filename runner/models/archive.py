@@ -176,7 +176,7 @@ def _keep(content: IO[bytes], size: int, arrival: Arrival, name: str, cancel: Ev
             sums.update(chunk)
             left -= len(chunk)
     if left:
-        raise not_a_model("The archive was cut off.")
+        raise not_a_model("The archive ended early.")
     if sums.hexdigest() != name:
         raise not_a_model(f"The blob sha256:{name[:12]} in the archive is not what its name says.")
     return target

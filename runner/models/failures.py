@@ -49,7 +49,7 @@ def _failure_of(error: Exception, doing: str) -> Failure:
         return from_os_error(error, doing).failure
     if isinstance(error, MemoryError):
         return from_os_error(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), doing).failure
-    log.error("A job of the model store failed in a way nobody foresaw", exc_info=error)
+    log.error("A job of the model store failed unexpectedly", exc_info=error)
     return Failure(
         kind="permanent",
         code="internal",
@@ -84,8 +84,8 @@ def store_gone(root: Path) -> JobFailed:
     """The folder of the store is not there any more, or another one: an unmounted disk, for one."""
     return JobFailed.transient(
         "store_gone",
-        f"The models are not where they were: {root} is gone or another folder now.",
-        advice="If it is on a disk of its own, mount that again; else start the daemon anew.",
+        f"The model store {root} is gone or was replaced.",
+        advice="If its disk was unmounted, mount it again; otherwise restart the daemon.",
     )
 
 
@@ -129,8 +129,8 @@ def nearly_full(free: int, folder: str) -> JobFailed:
     """So little is left on the disk that it is not for models."""
     return JobFailed.permanent(
         "no_space",
-        f"The disk that holds {folder} has {format_size(free)} left. They are kept for the journal.",
-        advice="Free some space (greenroom df says what takes it) and try again. What has come is kept.",
+        f"The disk that holds {folder} has {format_size(free)} left, which is kept for the journal.",
+        advice="Free some space (greenroom df says what takes it) and try again. What has arrived is kept.",
     )
 
 
@@ -159,7 +159,7 @@ def from_os_error(error: OSError, doing: str) -> JobFailed:
         return JobFailed.permanent(
             "not_a_folder",
             f"Something is in the way while {doing}{where} ({why}).",
-            advice="Move it away, or mend the link.",
+            advice="Move it away, or fix the link.",
         )
     if error.errno == errno.ENAMETOOLONG:
         return not_a_model("A file of the model has a name that is longer than the disk allows.")
@@ -167,7 +167,7 @@ def from_os_error(error: OSError, doing: str) -> JobFailed:
         return JobFailed.transient(
             "too_many_files",
             f"Too many files were open while {doing}.",
-            advice="Raise the limit of open files (ulimit -n), or try again when less goes on.",
+            advice="Raise the limit on open files (ulimit -n), or try again later.",
         )
     if error.errno in (errno.ENOMEM, errno.EAGAIN):
         return JobFailed.transient(
@@ -176,7 +176,7 @@ def from_os_error(error: OSError, doing: str) -> JobFailed:
     return JobFailed.transient(
         "io_error",
         f"The disk failed while {doing}{where} ({why}).",
-        advice="Look into the system's log: the disk may be going.",
+        advice="Check the system log: the disk may be failing.",
     )
 
 

@@ -46,8 +46,8 @@ def _hold(descriptor: int, path: Path) -> None:
             if time.monotonic() > deadline:
                 raise JobFailed.transient(
                     "store_busy",
-                    f"Another process has held {path} for {_LOCK_SECONDS:.0f} s.",
-                    advice="End it (fuser says which it is), and try again.",
+                    f"Another process has locked {path} for {_LOCK_SECONDS:.0f} s.",
+                    advice="End it (fuser shows which it is), and try again.",
                 ) from None
             time.sleep(0.01)
 

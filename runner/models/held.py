@@ -187,7 +187,7 @@ def _close(descriptors: list[int]) -> None:
 
 def _leads_out(name: str) -> JobFailed:
     return not_a_model(
-        f"{shown(name)} is a link that leads out of its folder. Put the file itself there, or name the "
+        f"{shown(name)} is a link that leads out of its folder. Put the file itself there, or give the "
         "folder that holds it."
     )
 

@@ -57,7 +57,7 @@ class IndexFile:
         raise JobFailed.permanent(
             "store_damaged",
             f"{self.file} {reason}.",
-            advice="Start the daemon anew (greenroom stop, greenroom serve): it builds the index again.",
+            advice="Restart the daemon (greenroom stop, greenroom serve): it rebuilds the index.",
         ) from lost
 
     def whole(self) -> Index:
@@ -96,7 +96,7 @@ class IndexFile:
             if failed.failure.code != "store_damaged":
                 raise
             known = Index()
-        log.warning("%s is gone or damaged and is built again", self.file)
+        log.warning("%s is gone or damaged and is rebuilt", self.file)
         self._bundles.mkdir(parents=True, exist_ok=True)
         index = with_what_is_here(known, self._blobs, self._blob, self._bundles)
         with suppress(FileNotFoundError):

@@ -71,7 +71,7 @@ def complete(arrival: Arrival, manifest: Manifest, manifest_bytes: bytes) -> Non
     for blob in manifest.blobs():
         if sizes[blob.digest] != blob.size:
             raise not_a_model(
-                f"The manifest lies about a size: {blob.digest[:19]} should have {blob.size} bytes, and has "
+                f"The manifest gives a wrong size: {blob.digest[:19]} should have {blob.size} bytes, and has "
                 f"{sizes[blob.digest]}."
             )
     paths = {layer.digest: arrival.path_of(layer) for layer in arrival.layers}

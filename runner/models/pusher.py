@@ -202,7 +202,7 @@ class _Push:
         if self._gone > self._seen:
             self._seen, self._seen_at = self._gone, now
         elif now - self._seen_at > _SILENCE:
-            message = f"The registry took nothing for {_SILENCE:.0f} s."
+            message = f"The registry accepted no data for {_SILENCE:.0f} s."
             raise JobFailed.transient(TOO_SLOW, message, advice=NO_ANSWER)
         with self._lock:
             self._tell()
@@ -264,8 +264,8 @@ def _other(reference: str) -> Failure:
     return Failure(
         kind="permanent",
         code="conflict",
-        message=f"Another model is being pushed to {familiar(reference)} at this moment.",
-        advice="Push again when that has ended, or under another tag.",
+        message=f"Another model is being pushed to {familiar(reference)} already.",
+        advice="Push again when that is done, or under another tag.",
     )
 
 

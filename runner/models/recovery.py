@@ -99,7 +99,7 @@ def _entry(digest: str, blob: Callable[[str], Path], bundles: Path) -> Entry | N
         if isinstance(error, JobFailed) and error.failure.kind == "transient":
             raise  # it may be whole, and could only not be read
         # Most are configurations or tokenizers; a model that is not whole can be pulled again.
-        log.debug("%s is no whole model: %s", digest[:19], error)
+        log.debug("%s is not a complete model: %s", digest[:19], error)
         return None
     return Entry(model, len(data), origin)
 

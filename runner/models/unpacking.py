@@ -47,12 +47,12 @@ class BoundedMember(tarfile.TarInfo):
         if self.type == tarfile.GNUTYPE_SPARSE or (self.type not in _PLAIN and self.size > _HEADER_LIMIT):
             raise tarfile.ReadError("a member is larger than its archive, or has an endless header")
         if not 0 <= self.size <= _SIZE_LIMIT:
-            raise tarfile.ReadError(f"a member claims to have {self.size} bytes")
+            raise tarfile.ReadError(f"an entry claims to have {self.size} bytes")
         assert isinstance(archive, BoundedTar)
         archive.depth += 1
         try:
             if archive.depth > _HEADERS_LIMIT:
-                raise tarfile.ReadError("a member has more headers than any needs")
+                raise tarfile.ReadError("an entry has too many headers")
             member = super()._proc_member(archive)  # type: ignore[misc]
         finally:
             archive.depth -= 1
@@ -77,7 +77,7 @@ def headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             return
         archive.members.clear()  # type: ignore[attr-defined]
         yield member
-    raise tarfile.ReadError("it has more members than any model")
+    raise tarfile.ReadError("it has more entries than any model")
 
 
 class Ending(io.RawIOBase):
@@ -106,7 +106,7 @@ class Ending(io.RawIOBase):
         # One look beyond the end is how tarfile finds it, and it may begin another member with it.
         self._over = 0 if data else self._over + 1
         if self._over > _LOOKS_BEYOND:
-            raise EOFError("it ends before its last member does")
+            raise EOFError("it ends in the middle of an entry")
         return data
 
 

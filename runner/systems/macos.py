@@ -56,7 +56,7 @@ def start_of(told: bytes, pid: int) -> float:
     if not told:
         return 0.0
     if len(told) < 44 or struct.unpack_from("=i", told, 40)[0] != pid:
-        raise OSError(errno.EPROTO, "the kernel tells of processes in a way that is not known")
+        raise OSError(errno.EPROTO, "the kernel describes processes in an unknown way")
     seconds, microseconds = struct.unpack_from("=qi", told)
     return 0.0 if state_of(told) == _ZOMBIE else float(seconds + microseconds / 1e6)
 

@@ -109,8 +109,8 @@ def refused(kind: type[Command], name: str, value: Any) -> bool:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"version": "9" * 5000}, '"version" is too long: it may have 128 characters'),
-        ({"version": "1.0 && true"}, '"version" is not a version: letters, digits and .!+_- only'),
+        ({"version": "9" * 5000}, '"version" is too long: the limit is 128 characters'),
+        ({"version": "1.0 && true"}, '"version" may have only letters, digits and .!+_-'),
         ({"backend": "a\nb"}, '"backend" must be one line of printable characters'),
         ({"waiter": "\ud800"}, '"waiter" must be one line of printable characters'),
         ({"repair": "perhaps"}, ""),

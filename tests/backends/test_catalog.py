@@ -95,7 +95,7 @@ def test_importing_the_catalogue_looks_at_no_distribution() -> None:
         (changed(formats=("gguf", "onnx")), "its formats or modes are not ours: onnx"),
         (changed(modes=()), "its formats or modes are not ours: none"),
         (changed(source="pip install it"), "its source is neither an Environment nor an Image"),
-        (changed(verdict=lambda self, platform: None), "its verdict is no text"),
+        (changed(verdict=lambda self, platform: None), "its verdict is not text"),
         (Raising, "RuntimeError: what a mess"),
     ],
 )

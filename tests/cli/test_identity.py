@@ -251,7 +251,7 @@ def test_a_program_with_greenroom_inside_it_is_named_and_no_daemon_is_started(
     with held(home) as program:
         outcome = greenroom(*command)
     assert outcome.code == 4
-    assert "in use by another program with Greenroom inside it" in outcome.err
+    assert "in use by another program that embeds Greenroom" in outcome.err
     assert f"process {program.pid} ({sys.executable} -c" in outcome.err
     assert not (home / "daemon.log").exists()
 

@@ -43,7 +43,7 @@ def test_upgrading_asks_for_the_pinned_version_or_the_named_one(greenroom: Any, 
     assert outcome.out.splitlines()[-1] == "mlx 2 is installed and in use"
     our_daemon.routes["POST /engines/install-backend"] = [json.dumps(done | {"already": True})]
     assert greenroom("upgrade-runner", "--backend", "mlx", "--version", "2").out == (
-        "mlx 2 is in use; it was installed already\n"
+        "mlx 2 is in use; it was already installed\n"
     )
     assert our_daemon.bodies("/engines/install-backend") == [
         {"backend": "mlx", "version": "pinned"},

@@ -62,7 +62,9 @@ def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_a
             bad, good = (serve(greenroom, home, name, f"{name}-{life}") for name in ("bad", "good"))
             granted = good.get(timeout=30)
             assert granted.endpoint
-            with pytest.raises(Refused, match="Greenroom failed as it decided where bad can run") as caught:
+            with pytest.raises(
+                Refused, match="Greenroom failed while it decided where bad can run"
+            ) as caught:
                 bad.get(timeout=30)
             assert caught.value.refusal.status == 500
             greenroom.system.tell(SCHEDULER, Abandon(request_id=f"good-{life}"))

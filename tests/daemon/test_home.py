@@ -143,7 +143,7 @@ def test_a_mode_that_keeps_its_owner_out_is_named_with_the_cure(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("number", "part"),
     [
-        (errno.ENOSPC, "there is no room left on the disk"),
+        (errno.ENOSPC, " is full"),
         (errno.EROFS, "is on a file system that is mounted read-only"),
         (errno.EMFILE, "too many files are open"),
         (errno.EIO, "Input/output error"),
@@ -177,7 +177,7 @@ def test_a_user_without_a_home_is_told_to_name_a_data_directory(
 ) -> None:
     if home is not None:
         monkeypatch.setenv("HOME", home)
-    with pytest.raises(BadSetting, match=r"HOME is not set, and the user \d+ has no home directory"):
+    with pytest.raises(BadSetting, match=r"HOME is not set, and user \d+ has no home directory"):
         load({})
     assert load({"home": "/srv/greenroom"}).home == Path("/srv/greenroom")
     assert user_home() == NO_HOME

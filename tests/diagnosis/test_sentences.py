@@ -137,11 +137,11 @@ def test_a_fault_is_told_with_what_it_was_about_and_whose_it_was() -> None:
         return Narrator()._command_parked(msgspec.to_builtins(event))
 
     assert told("library", "Pull", "{}").startswith(
-        "A fault in Greenroom: library failed twice on Pull and put it aside: ZeroDivisionError: division"
+        "A bug in Greenroom: library failed twice on Pull, and refused it: ZeroDivisionError: division"
     )
     assert told("scheduler", "serve a request", "r-7").startswith(
-        "A fault in Greenroom: scheduler could not serve a request (r-7) and left it out: Zero"
+        "A bug in Greenroom: scheduler could not serve a request (r-7), and skipped it: Zero"
     )
     assert told("allowance", "settle", "").startswith(
-        "A fault in the program's own actor allowance: allowance could not settle and left it out: Zero"
+        "A bug in the program's own actor allowance: allowance could not settle, and skipped it: Zero"
     )

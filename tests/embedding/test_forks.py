@@ -83,7 +83,7 @@ def test_a_child_can_ask_nothing_and_stop_nothing_and_its_parent_goes_on(home: P
             greenroom.stop()
             greenroom.system.stop()
             assert time.monotonic() - begun < 1
-            with pytest.raises(StartFailed, match="make another one here"):
+            with pytest.raises(StartFailed, match="create another one in this process"):
                 greenroom.start()
             with pytest.raises(HomeLocked):
                 made(home, programs).start()
@@ -166,7 +166,7 @@ def test_a_journal_is_written_by_the_process_that_opened_it(tmp_path: Path) -> N
     journal.append([entry(1)])
 
     def child() -> None:
-        with pytest.raises(NotWritten, match="from which this was forked"):
+        with pytest.raises(NotWritten, match="of which this is a fork"):
             journal.append([entry(2)])
         journal.close()
 

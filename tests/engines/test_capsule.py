@@ -106,7 +106,7 @@ error loading model SmolLM2-135M-Instruct.Q4_1.gguf: Failed to init server, plea
         ),
         ("a file that was cut", "the model file is cut short or damaged", "pull it again"),
         ("a cache that needs flash attention", "--cache-type-v", "--flash-attn on"),
-        ("a grammar that is none", "--grammar is no grammar", "change the flag"),
+        ("a grammar that is none", "--grammar cannot be read", "change the flag"),
         ("an assertion", "GGML_ASSERT(n_outputs >= 1) failed", ""),
         ("a socket that cannot be", "its socket could not be made", ""),
         ("a flag", "--cache-type-k cannot be 'q99'", "it takes f32, f16, q8_0 or q4_0"),

@@ -165,7 +165,7 @@ def test_what_a_keeper_cannot_follow_is_refused_and_its_engine_kept(stage, messa
     channel = start_keeper(stage, "e-1")
     pid = channel.await_event("spawned", BOUND)["pid"]
     channel._socket.sendall(json.dumps(message).encode() + b"\n")
-    assert "cannot follow" in channel.await_event("refused", BOUND)["message"]
+    assert "cannot do that" in channel.await_event("refused", BOUND)["message"]
     channel.send("hold", grace=30.0)
     assert channel.await_event("state", BOUND)["pid"] == pid
     channel.send("stop")

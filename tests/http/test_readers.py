@@ -42,7 +42,7 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
     await wait_until(lambda: house.inside() == 0)
     await house.nothing_is_held()
     (told,) = [one.getMessage() for one in caplog.records if "cut off" in one.getMessage()]
-    assert "has read nothing" in told
+    assert "its client read nothing" in told
     assert "another request waits" in told
     client.close()
 

@@ -202,7 +202,7 @@ def test_a_hard_link_too_many_is_the_layers_fault(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "link", refuse)
     data = whole("opt/a") + header("opt/b", b"1", linkname="opt/a") + END
-    assert "no disk here can hold" in hostile(data, tmp_path).failure.message
+    assert "this disk cannot hold" in hostile(data, tmp_path).failure.message
 
 
 def test_a_layer_is_not_unpacked_into_the_room_that_is_kept_free(tmp_path: Path) -> None:

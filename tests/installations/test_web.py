@@ -194,7 +194,7 @@ def test_a_download_that_trickles_is_given_up_and_what_came_is_kept(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greenroom.runner.installations.fetch._SILENCE", 0.6)
-    with answering(trickle_body) as (url, _), pytest.raises(JobFailed, match="bytes have come in") as told:
+    with answering(trickle_body) as (url, _), pytest.raises(JobFailed, match="bytes arrived in") as told:
         Fetcher(WheelStore(tmp_path), Straight(url)).fetch([wheel(10**9)])
     assert told.value.failure.kind == "transient"
     assert list(tmp_path.rglob("*.part"))

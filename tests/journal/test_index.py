@@ -55,7 +55,7 @@ def test_a_damaged_index_is_noticed_and_made_anew_and_no_event_is_lost(
         journal = SqliteJournal(path, lazy=True)
         assert len(ids(journal.read())) == 450
         journal.append([entry("scheduler", 151)])
-    assert "index is damaged and is made anew" in caplog.text
+    assert "index is damaged and is rebuilt" in caplog.text
     assert ids(journal.read(stream="scheduler"))[-1] == "scheduler/151"
     journal.close()
     assert verify(path).problems == ()

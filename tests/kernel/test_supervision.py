@@ -117,7 +117,7 @@ def test_who_waits_for_what_cannot_be_asked_twice_hears_of_the_rebuild(bench) ->
 
 def test_a_command_is_never_repeated_once_it_was_decided(bench) -> None:
     fail_in_hands(bench)
-    with pytest.raises(ActorStopped, match="failed on this and was rebuilt"):
+    with pytest.raises(ActorStopped, match="failed on this command and was rebuilt"):
         bench.system.ask(COUNTER, Add(by=3)).get(timeout=5)
     bench.system.rest()
     assert bench.stored() == ["counted", "command_parked"]
@@ -191,7 +191,7 @@ def test_nobody_waits_for_an_actor_that_cannot_settle(bench) -> None:
         bench.clock.advance(1)
         bench.system.rest()
     for one in (waiting, bench.system.ask(COUNTER, Await(key="never"))):
-        with pytest.raises(Refused, match="cannot work out what to do next") as caught:
+        with pytest.raises(Refused, match="cannot decide what to do next") as caught:
             one.get(timeout=5)
         assert caught.value.refusal.status == 503
     bench.counter.on_settle = lambda *_: None
@@ -282,7 +282,7 @@ def test_a_core_that_never_comes_to_rest_is_slowed_down(make_bench) -> None:
     assert first == 200
     assert bench.stored().count("counted") < first + 20
     assert bench.system.ask(COUNTER, Total()).get(timeout=5) >= first
-    assert "does not come to rest" in parked(bench)[0].traceback
+    assert "does not settle" in parked(bench)[0].traceback
 
 
 def test_rebuilds_are_forgiven_after_a_while(bench) -> None:

@@ -319,14 +319,14 @@ def test_rest_says_when_it_does_not_come(make_bench) -> None:
 @pytest.mark.parametrize("wrong", ["Total", Total, None, {"by": 1}, Counted(by=1)])
 def test_what_is_no_command_is_a_type_error_for_whoever_asks_and_nothing_else(bench, wrong) -> None:
     for send in (bench.system.ask, bench.system.tell):
-        with pytest.raises(TypeError, match="an actor takes an instance of a Command, not"):
+        with pytest.raises(TypeError, match="an actor accepts an instance of a Command, not"):
             send(COUNTER, wrong)
     assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
     assert (bench.failures, bench.stored()) == ([], [])
 
 
 def test_an_address_is_a_text_or_an_address(bench) -> None:
-    with pytest.raises(TypeError, match="named by its address or a text, not by 7"):
+    with pytest.raises(TypeError, match="must be an address or a string, not 7"):
         bench.system.ask(7, Total())
 
 

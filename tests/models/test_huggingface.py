@@ -237,7 +237,7 @@ def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_
     hub.hold_after = 500_000
     what, failure = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")
     assert (what, failure.kind, failure.code) == ("failed", "transient", "too_slow")
-    assert "bytes of the model came within" in failure.message
+    assert "bytes of the model arrived within" in failure.message
     (job,) = recorder.moved
     assert recorder.moved[job] == 0, "a server that trickles is not asked for ever"
     last = recorder.progress_of(job)[-1]

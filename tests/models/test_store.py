@@ -392,7 +392,7 @@ def test_who_follows_the_advice_of_a_damaged_index_loses_nothing(store: Store, b
     damage(store, *BOTH)
     with pytest.raises(JobFailed) as caught:
         store.models()
-    assert "Start the daemon anew" in caught.value.failure.advice
+    assert "Restart the daemon" in caught.value.failure.advice
     Store(store.root).prepare()
     assert {model.id for model in store.look()} == ids
     # What the advice of earlier versions said: move the file away, start again, pull again.

@@ -148,7 +148,7 @@ class Shell:
                 self.wake_at = min(self.wake_at, max(decision.wake_at, self.world.monotonic + 0.01))
             if not decision.events:
                 return
-        raise AssertionError(f"{self.core.address} does not come to rest")
+        raise AssertionError(f"{self.core.address} does not settle")
 
     def storable(self, decision: Decision[Any]) -> bool:
         urgent = any(event.is_urgent for event in decision.events)

@@ -119,7 +119,7 @@ async def test_one_whose_socket_is_gone_is_replaced_though_clients_keep_asking(m
     assert max(one.seconds for one in answers) < 8.0
     assert (await daemon.engine("tiny"))["pid"] != first["pid"]
     assert daemon.events("load_failed")[0]["failure"]["code"] == "engine_unreachable"
-    assert "the file of its socket is gone" in (await daemon.get("/why/tiny")).body.decode()
+    assert "its socket file is gone" in (await daemon.get("/why/tiny")).body.decode()
 
 
 async def _inside(daemon: Any) -> bool:

@@ -336,7 +336,7 @@ class Arguments:
             )
         elif not name.startswith("-"):
             raise Unusable(
-                f"{name!r} is no flag, and what stands before it takes no such value; leave it out"
+                f"{name!r} is not a flag, and the flag before it takes no such value; leave it out"
             )
         else:
             raise Unusable(

@@ -128,7 +128,7 @@ def _checked(answer: dict[str, Any]) -> _Listing:
 
 def _nonsense(detail: str) -> JobFailed:
     return JobFailed.transient(
-        "bad_answer", "Hugging Face's answer makes no sense.", advice="Try again later.", detail=detail
+        "bad_answer", "Hugging Face's answer is invalid.", advice="Try again later.", detail=detail
     )
 
 

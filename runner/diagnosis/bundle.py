@@ -41,7 +41,7 @@ _LOG_BYTES = 512 * 1024
 _ENGINES = 10
 _EXPLAINED = 40
 _UNBROKEN = 2**20
-"""Characters of a line in `why.txt`: what is taken out is found line by line, and a broken line would hide it."""
+"""Characters of a line in `why.txt`. Lines are not wrapped, since prompts are redacted line by line."""
 _OURS = ("GREENROOM_", "MODEL_RUNNER_", "PIP_", "UV_", "HF_", "SSL_", "REQUESTS_", "CUDA_", "HIP_", "VLLM_")
 _ALSO = (
     "PATH",

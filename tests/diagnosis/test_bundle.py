@@ -21,7 +21,7 @@ SECRETS = {
     "shapeless": "correct horse battery",
     "file": "token-in-the-hub-file",
 }
-PROMPT = "my secret diary entry"
+PROMPT = " ".join(["my secret diary entry"] * 8)  # longer than a line
 
 
 @pytest.fixture
@@ -53,19 +53,18 @@ def planted(script: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f'{{"messages": [{{"role": "user", "content": "{PROMPT}"}}]}}',
     )
     script.die(engine, "It died.", was_ready=True, code=1, last_lines=said)
-    for padding in range(0, 60, 4):  # wherever a line is broken, the prompt is to be found
-        script.raw(
-            "parked/scheduler",
-            "command_parked",
-            json.dumps(
-                {
-                    "actor": "scheduler",
-                    "command": "Serve",
-                    "fields": json.dumps({"messages": [PROMPT], "token": SECRETS["hub"]}),
-                    "traceback": f"{'x' * padding}ValueError: input_value='{PROMPT}' {SECRETS['file']}",
-                }
-            ),
-        )
+    script.raw(
+        "parked/scheduler",
+        "command_parked",
+        json.dumps(
+            {
+                "actor": "scheduler",
+                "command": "Serve",
+                "fields": json.dumps({"messages": [PROMPT], "token": SECRETS["hub"]}),
+                "traceback": f"ValueError: input_value='{PROMPT}' {SECRETS['file']}",
+            }
+        ),
+    )
     script.write(home / "journal.db")
     folder = home / "engines" / engine
     folder.mkdir(parents=True)

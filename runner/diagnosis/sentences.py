@@ -102,7 +102,7 @@ class Narrator:
 
     def _install_requested(self, fields: Fields) -> str:
         why = _WANTED_BY.get(str(fields["wanted_by"]), str(fields["wanted_by"]))
-        return f"The installation of {_versioned(fields)} begins: {why}.{_asked_by(fields)}"
+        return f"The installation of {_versioned(fields)} begins: {_why(why, fields)}."
 
     def _install_attempt_failed(self, fields: Fields) -> str:
         return (
@@ -203,8 +203,10 @@ class Narrator:
     def _load_admitted(self, fields: Fields) -> str:
         spec: Fields = fields["spec"]
         before = int(fields.get("refused_before") or 0)
+        slots = int(spec.get("slots") or 0)
+        with_slots = f" with {slots} slot{'s' if slots > 1 else ''}" if slots else ""
         return (
-            f"{_load(spec)} may be loaded: {format_size(spec.get('memory') or 0)} are promised to it, "
+            f"{_load(spec)} may be loaded{with_slots}: {format_size(spec.get('memory') or 0)} are promised to it, "
             f"{format_size(fields['promised'])} of {format_size(fields['budget'])} in all"
             f"{_refused_before(before)}.{_asked_by(fields)}"
         )
@@ -278,7 +280,7 @@ class Narrator:
 
     def _pull_requested(self, fields: Fields) -> str:
         why = _WANTED_BY.get(str(fields.get("wanted_by", "explicit")), "")
-        return f"Fetching {short(str(fields['reference']))} begins: {why}.{_asked_by(fields)}"
+        return f"Fetching {short(str(fields['reference']))} begins: {_why(why, fields)}."
 
     def _pull_attempt_failed(self, fields: Fields) -> str:
         return (
@@ -373,12 +375,21 @@ def short(reference: str) -> str:
     return match[1] if match else reference
 
 
+def _why(why: str, fields: Fields) -> str:
+    """The reason of a job; with the process, key or address behind it where that is known."""
+    asked_by = _asked_by(fields).removeprefix(" Asked for by ").removesuffix(".")
+    return f"{asked_by} asked for it" if asked_by and why == _WANTED_BY["explicit"] else why
+
+
 def _asked_by(fields: Fields) -> str:
-    """Which process, key or address asked; nothing of Greenroom's own, which the reason names."""
+    """Which process, key or address asked. An address of this machine says nothing, and Greenroom itself has
+    said its reason.
+    """
     caller: Fields = fields.get("caller") or {}
-    if caller.get("kind") in ("", None, "greenroom"):
+    name = str(caller.get("name") or caller.get("id") or "")
+    if caller.get("kind") in ("", None, "greenroom") or name in ("127.0.0.1", "::1"):
         return ""
-    return f" Asked for by {caller.get('name') or caller.get('id')}."
+    return f" Asked for by {name}."
 
 
 def _refused_before(count: int) -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 from greenroom.actors import events
-from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors.facts import Caller, EngineExit, EngineSpec, Failure, Installation, Model
 from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.kernel.supervision import CommandParked
@@ -145,3 +145,21 @@ def test_a_fault_is_told_with_what_it_was_about_and_whose_it_was() -> None:
     assert told("allowance", "settle", "").startswith(
         "A bug in the program's own actor allowance: allowance could not settle, and skipped it: Zero"
     )
+
+
+def test_a_job_names_the_process_that_asked_and_no_address_of_this_machine() -> None:
+    process = Caller(kind="process", id="1000/7", name="curl (process 7)")
+    pull = events.PullRequested(job="pull.1", reference="docker.io/ai/smollm2:latest", caller=process)
+    assert tell(Narrator(), pull) == "Fetching smollm2 begins: curl (process 7) asked for it."
+    here = Caller(kind="address", id="127.0.0.1", name="127.0.0.1")
+    pull = msgspec.structs.replace(pull, caller=here)
+    assert tell(Narrator(), pull) == "Fetching smollm2 begins: somebody asked for it."
+
+
+def test_a_load_tells_its_slots_and_who_wanted_it() -> None:
+    there = Caller(kind="address", id="192.0.2.7", name="192.0.2.7")
+    spec = msgspec.structs.replace(SPEC, slots=4)
+    admitted = events.LoadAdmitted(spec=spec, promised=312_000_000, budget=10**9, caller=there)
+    told = tell(Narrator(), admitted)
+    assert told.startswith("smollm2 on llama.cpp may be loaded with 4 slots: 312 MB are promised to it")
+    assert told.endswith("in all. Asked for by 192.0.2.7.")

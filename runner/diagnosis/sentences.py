@@ -206,7 +206,8 @@ class Narrator:
         slots = int(spec.get("slots") or 0)
         with_slots = f" with {slots} slot{'s' if slots > 1 else ''}" if slots else ""
         return (
-            f"{_load(spec)} may be loaded{with_slots}: {format_size(spec.get('memory') or 0)} are promised to it, "
+            f"{_load(spec)} may be loaded{with_slots}: "
+            f"{format_size(spec.get('memory') or 0)} are promised to it, "
             f"{format_size(fields['promised'])} of {format_size(fields['budget'])} in all"
             f"{_refused_before(before)}.{_asked_by(fields)}"
         )

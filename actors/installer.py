@@ -238,7 +238,7 @@ class Installer:
             return Decision(reply=refusals.not_ours(backend.theirs), seen=seen)
         if ask.version and not ask.repair and (here := whole_of(backend, ask.version)) is not None:  # 5
             activated = ev.InstallationActivated(
-                backend=ask.backend, installation_id=here.id, reason="somebody wants this version"
+                backend=ask.backend, installation_id=here.id, reason="this version was requested"
             )
             reply = msg.Ensured(installation=here, fresh=False)
             return Decision(events=(activated,), reply=reply, seen=seen)

@@ -26,7 +26,7 @@ from greenroom.actors.waiters import count, left
 def uninstall(backend: BackendInstallState, ask: msg.Uninstall, seen: Seen) -> Decision[Seen]:
     """Retire everything of a backend, or a version; it is removed once its engines are gone.
 
-    Without anything left, or on its way, the backend stays uninstalled until somebody asks for it.
+    Without anything left, or on its way, the backend stays uninstalled until it is requested.
     """
     if backend.theirs is not None:
         return Decision(reply=refusals.not_ours(backend.theirs))

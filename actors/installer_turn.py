@@ -312,7 +312,7 @@ def _why_useless(one: Installation, usable: Installation) -> str:
     if one.broken:
         return f"broken: {one.broken}"
     same = one.id != usable.id and one.digest == usable.digest
-    return f"built anew as {usable.id}" if same and one.built_at < usable.built_at else ""
+    return f"rebuilt as {usable.id}" if same and one.built_at < usable.built_at else ""
 
 
 def between_attempts(state: InstallerState, event: Event) -> Sequence[Effect]:

@@ -49,7 +49,7 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerS
         # Nothing to switch; whoever names it wants models to be tried on it again.
         lift = Tell(to=msg.SCHEDULER, command=msg.LiftQuarantines(backend=ask.backend))
         return Decision(reply=reply, effects=(lift,))
-    reason = "somebody wants this version" if ask.version else "somebody goes back to it"
+    reason = "this version was requested" if ask.version else "a rollback was requested"
     activated = ev.InstallationActivated(backend=ask.backend, installation_id=chosen.id, reason=reason)
     return Decision(events=(activated,), reply=reply)
 

@@ -245,7 +245,7 @@ class Runner:
         engine = state.engines.get(one)
         if engine is None or engine.state == "gone":
             if isinstance(report, (msg.SpawnedEngine, msg.AdoptedEngine, msg.EngineIsReady)):
-                return Decision(effects=(EndEngine(engine_id=one, reason="nobody wants it any more"),))
+                return Decision(effects=(EndEngine(engine_id=one, reason="it is no longer needed"),))
             return Decision()
         events: tuple[Event, ...] = ()
         seen = _moved(seen, one, now)

@@ -136,7 +136,7 @@ class Scheduler:
                 wished = {**seen.keep_alive, config_key(one, mode): seconds}
                 return Decision(seen=change(seen, keep_alive=wished))
             case msg.LiftQuarantines(backend=backend):
-                reason = f"somebody asked for {backend} again"
+                reason = f"{backend} was requested again"
                 return Decision(events=lifted_by_hand(state, reason, backend=backend))
             case msg.ReadLedger():
                 return Decision(reply=ledger_reading(state, now, seen, self._facts, self._limits))

@@ -72,7 +72,7 @@ def never_started(spec: EngineSpec) -> Failure:
     return Failure(
         kind="transient",
         code="engine_lost",
-        message=f"The engine of {spec.model_ref} is gone; nobody saw how it ended.",
+        message=f"The engine of {spec.model_ref} is gone, and how it ended is not known.",
     )
 
 

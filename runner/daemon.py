@@ -329,7 +329,7 @@ class Greenroom:
                 stopped = msg.NoteStopped(pid=os.getpid(), reason=reason)
                 system.ask(msg.DAEMON, stopped).get(timeout=ending.left(spare=STOP_BOUND / 10, most=5.0))
             except (KernelError, TimeoutError) as error:
-                _log.warning("the journal does not say that this stop was in order: %s", error)
+                _log.warning("this stop could not be recorded in the journal: %s", error)
         ending.all_of({"the actors and the journal": lambda: self._stop_system(system)})
         self._system = None
         if self._lock is not None:
@@ -487,7 +487,7 @@ class Greenroom:
             variables = self._devices.variables(spec.device)
             if variables is None:
                 raise JobFailed.permanent(
-                    "device_gone", f"The graphics device {spec.device} that was chosen is not there any more."
+                    "device_gone", f"The graphics device {spec.device} that was chosen is gone."
                 )
             command = replace(command, env={**command.env, **variables})
         return Prepared(

@@ -10,8 +10,8 @@ from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.run import statistics, tell
 
 _HELP = """\
-/system TEXT   begin anew with this instruction
-/clear         begin anew
+/system TEXT   start over with this instruction
+/clear         start over
 /stats         how many tokens the last answer had, and how quickly they came
 /bye           leave (Ctrl-D too)
 \"\"\"            begins and ends a text of several lines

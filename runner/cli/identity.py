@@ -284,7 +284,7 @@ def not_running(settings: Settings) -> Problem:
             code=exit_codes.NOT_RUNNING,
         )
     return Problem(
-        f"Greenroom is not running (nobody answers at {settings.url}).",
+        f"Greenroom is not running (nothing answers at {settings.url}).",
         "Start it: greenroom serve, or let greenroom run start it.",
         code=exit_codes.NOT_RUNNING,
     )

@@ -61,7 +61,7 @@ def command(ctx: click.Context, keep_engines: str | None) -> None:
         daemon.client().post("/daemon/stop", {"keep_engines": seconds})
     else:
         if daemon is None:
-            click.echo(f"Greenroom is not running (nobody answers at {settings.url}).")
+            click.echo(f"Greenroom is not running (nothing answers at {settings.url}).")
             return
         daemon.client().post("/daemon/stop", {"keep_engines": seconds})
     _wait(daemon)

@@ -12,12 +12,12 @@ from greenroom.runner.quantities import format_size
 @click.command("uninstall-runner")
 @click.option("--backend", required=True, metavar="NAME", help="Which backend.")
 @click.option("--version", metavar="VERSION", help="Only this one, of several.")
-@click.option("--force", is_flag=True, help="End its engines also when they answer somebody.")
+@click.option("--force", is_flag=True, help="End its engines even while they answer requests.")
 @click.pass_context
 def command(ctx: click.Context, backend: str, version: str | None, force: bool) -> None:
     """Remove a backend, all versions or one, once its engines have answered what they were asked.
 
-    It stays removed until somebody asks for it. When the version in use goes, another that is here comes into
+    It stays removed until it is requested. When the version in use goes, another that is here comes into
     use.
     """
     client = ensure_daemon(settings_of(ctx), announce)

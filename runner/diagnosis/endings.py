@@ -69,7 +69,7 @@ def of_eviction(event: EvictionDecided, at: float, history: History, now: float)
                 sentence=(
                     f"it was unloaded at {when} to make room for {winner}, which needed "
                     f"{format_size(event.needed)} while {format_size(event.free)} were free. "
-                    f"It held {format_size(event.memory)} and nobody had used it for {format_duration(idle)}."
+                    f"It held {format_size(event.memory)} and had been idle for {format_duration(idle)}."
                 ),
                 numbers={**numbers, "needed": float(event.needed), "free": float(event.free)},
                 also=(*_still_held(event.in_favour_of, history), *_machine_was_short(event, steps)),
@@ -81,7 +81,7 @@ def of_eviction(event: EvictionDecided, at: float, history: History, now: float)
                 cause="idle",
                 at=at,
                 sentence=(
-                    f"it was unloaded at {when} because nobody had used it for {format_duration(idle)}, "
+                    f"it was unloaded at {when} because it had been idle for {format_duration(idle)}, "
                     f"which is as long as it is kept."
                 ),
                 numbers=numbers,
@@ -97,7 +97,7 @@ def of_eviction(event: EvictionDecided, at: float, history: History, now: float)
             return Ending(
                 cause="unload",
                 at=at,
-                sentence=f"somebody asked for it to be unloaded at {when}.",
+                sentence=f"its unload was requested at {when}.",
                 numbers=numbers,
                 remedies=(again,),
             )
@@ -335,7 +335,7 @@ def _of_reconfiguring(
         at=at,
         sentence=f"its configuration was changed at {moment(at, now)}, and it ran with another one.{what}",
         numbers=numbers,
-        remedies=(Remedy(aim="To load it anew", command=run(short(event.model_ref))),),
+        remedies=(Remedy(aim="To load it again", command=run(short(event.model_ref))),),
     )
 
 
@@ -345,7 +345,7 @@ def _of_shutdown(at: float, history: History, now: float, numbers: dict[str, flo
     also: tuple[str, ...] = ()
     if started:
         also = (
-            f"Greenroom runs again since {clock(started[0].at, now)}; nobody has asked for the model since.",
+            f"Greenroom runs again since {clock(started[0].at, now)}; the model was not requested since.",
         )
     return Ending(
         cause="shutdown",

@@ -131,7 +131,7 @@ def _scheduler(state: SchedulerState, at: float) -> Iterator[str]:
         )
     for key, config in state.configs.items():
         parts = [f"{name} {value}" for name, value in _set_values(config)]
-        yield f"configured {_short_key(key)}: {', '.join(parts) or 'as by default'}"
+        yield f"configured {_short_key(key)}: {', '.join(parts) or 'the defaults'}"
     for key, breaker in state.breakers.items():
         until = f", left alone until {clock(breaker.until, at)}" if breaker.until else ""
         yield f"{_short_key(key)} has failed {breaker.failures} times{until}: {breaker.reason}"

@@ -19,14 +19,14 @@ Fields = Mapping[str, Any]
 
 _WANTED_BY = {
     "default": "it is a default backend",
-    "explicit": "somebody asked for it",
+    "explicit": "it was requested",
     "request": "a request needs it",
-    "repair": "what is installed is to be built anew",
+    "repair": "a rebuild was requested",
 }
 _EVICTED = {
-    "idle": "nobody has used it for {idle}",
+    "idle": "it has been idle for {idle}",
     "room": "{favoured} needs the room ({needed} needed, {free} free, it holds {memory})",
-    "unload": "somebody asked for it",
+    "unload": "an unload was requested",
     "retiring": "its installation is being removed",
     "removed": "its model is being removed",
     "reconfigured": "its model is configured differently now",
@@ -139,12 +139,12 @@ class Narrator:
 
     def _installations_unread(self, fields: Fields) -> str:
         return _ended(
-            f"What is on the disk of {fields['backend']} cannot be looked at, so nothing of it is used: "
+            f"The installations of {fields['backend']} cannot be read, so none of them is used: "
             f"{fields['reason']}"
         )
 
     def _installations_read_again(self, fields: Fields) -> str:
-        return f"What is on the disk of {fields['backend']} can be looked at again."
+        return f"The installations of {fields['backend']} can be read again."
 
     def _installation_broken(self, fields: Fields) -> str:
         return _ended(f"{_id(fields)} is broken: {fields['reason']}")
@@ -154,7 +154,7 @@ class Narrator:
         return f"New engines of {fields['backend']} start from {fields['installation_id']}{reason}."
 
     def _installation_retiring(self, fields: Fields) -> str:
-        stays = " It stays uninstalled until somebody asks for it." if fields.get("unwanted") else ""
+        stays = " It stays uninstalled until it is requested." if fields.get("unwanted") else ""
         return f"{_id(fields)} will be removed once no engine uses it: {fields['reason']}.{stays}"
 
     def _installation_removed(self, fields: Fields) -> str:
@@ -267,15 +267,15 @@ class Narrator:
             parts.append(f"kept for {format_duration(float(fields['keep_alive']))} after its last request")
         back = [name.replace("_", " ") for name in fields.get("reset") or () if fields.get(name) is None]
         if back:
-            parts.append(f"{', '.join(back)} as by default")
+            parts.append(f"{', '.join(back)} by default")
         return (
-            f"{self._model(fields)} ({fields['mode']}) is configured: {', '.join(parts) or 'as by default'}."
+            f"{self._model(fields)} ({fields['mode']}) is configured: {', '.join(parts) or 'the defaults'}."
         )
 
     def _keep_alive_wished(self, fields: Fields) -> str:
         if float(fields["keep_alive"]) < 0:
-            return f"{self._model(fields)} stays for ever: a request wished so."
-        return f"{self._model(fields)} does not stay for ever any more: a request wished so."
+            return f"{self._model(fields)} stays for ever: a request asked for that."
+        return f"{self._model(fields)} no longer stays for ever: a request asked for that."
 
     # library
 

@@ -61,7 +61,7 @@ class Story:
         """Why a load stays until it is told to go; empty when it does not."""
         config = self.history.scheduler.configs.get(config_key(load.spec.model_id, load.spec.mode))
         if load.kept:
-            return "a request wished so"
+            return "a request asked for that"
         pinned = config is not None and config.keep_alive is not None and config.keep_alive < 0
         return "it is configured so" if pinned else ""
 

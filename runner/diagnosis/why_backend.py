@@ -34,9 +34,9 @@ from greenroom.runner.quantities import format_duration, format_size
 
 _WANTED_BY = {
     "default": ("it is a default backend", "it is a default backend"),
-    "explicit": ("somebody has asked for it", "somebody asked for it"),
+    "explicit": ("it was requested", "it was requested"),
     "request": ("a request needs it", "a request needed it"),
-    "repair": ("what is installed is to be built anew", "what was installed was to be built anew"),
+    "repair": ("a rebuild was requested", "a rebuild was requested"),
 }
 """Why a job runs, and why one has run."""
 _GONE = (InstallationRemoved, InstallationMissing, InstallCancelled)
@@ -97,7 +97,7 @@ class WhyBackend:
             numbers={"size": float(usable.size)},
             steps=[born] if born is not None else [],
             remedies=[
-                Remedy(aim="To build it anew", command=f"greenroom reinstall-runner --backend {name}"),
+                Remedy(aim="To rebuild it", command=f"greenroom reinstall-runner --backend {name}"),
                 Remedy(aim="To remove it", command=f"greenroom uninstall-runner --backend {name}"),
             ],
         )
@@ -155,7 +155,7 @@ class WhyBackend:
         episode = self._episode(last[1].job)
         asked = latest(episode, InstallRequested)
         version = asked[1].version if asked is not None else ""
-        what = f"to install {version}" if version else "to build it anew"
+        what = f"to install {version}" if version else "to rebuild it"
         at = moment(last[0].at, self._now)
         told = f"The last attempt {what} failed at {at}. {failure.sentence()}"
         finding.also = [*finding.also, told]
@@ -201,8 +201,8 @@ class WhyBackend:
         return Finding(
             state="broken",
             cause="unreadable",
-            answer=f"What is on the disk of {self._name} cannot be looked at since {since}: {ended(reason)} "
-            "Nothing of it is used, replaced or removed until it can be; it is looked at again every 30 s.",
+            answer=f"The installations of {self._name} cannot be read since {since}: {ended(reason)} "
+            "They are not used, replaced or removed until then. Greenroom checks again every 30 s.",
             steps=found[-1:],
             remedies=[Remedy(aim="What else is known of it", command="greenroom logs")],
         )
@@ -278,7 +278,7 @@ class WhyBackend:
         at = moment(last[0].at, self._now) if last is not None else "the last attempt"
         after = f" after {len(failures) + 1} attempts" if failures else ""
         then = (
-            "It is tried again when somebody asks for it."
+            "It is tried again at the next request."
             if failure.kind == "transient"
             else "It is not tried again by itself."
         )
@@ -343,7 +343,7 @@ class WhyBackend:
                 freed = f" {format_size(e.freed)} were freed." if e.freed else ""
                 finding.answer = f"{name} is not installed since {at}: {ended(reason)}{freed}"
                 if self._state.wanted is False:
-                    finding.answer += " It stays uninstalled until somebody asks for it."
+                    finding.answer += " It stays uninstalled until it is requested."
             case InstallCancelled() as e:
                 finding.cause = "cancelled"
                 finding.answer = (
@@ -372,7 +372,7 @@ class WhyBackend:
         return Finding(
             state="absent",
             cause="never_asked",
-            answer=f"{name} is not installed: nobody has asked for it yet.",
+            answer=f"{name} is not installed: it was never requested.",
             also=self._who_wants_it(),
             steps=self._refusals()[-4:],
             remedies=[Remedy(aim="To install it", command=install(name))],

@@ -35,7 +35,7 @@ def why_loaded(story: Story, loads: Sequence[LoadState]) -> Finding:
     finding = _ready(story, life) if life.state == "ready" else _loading(story, life)
     stays = story.stays(load)
     if stays:
-        also.append(f"It stays until somebody unloads it: {stays}.")
+        also.append(f"It stays until it is unloaded: {stays}.")
     finding.also = [*also, *why_backend_of(life.chosen), *finding.also]
     finding.steps = [*finding.steps, *life.happenings, *story.done_for(life)]
     finding.numbers["memory"] = float(spec.memory)
@@ -86,7 +86,7 @@ def who_wanted(life: Life, name: str) -> tuple[str, str]:
         return "warm", f"the settings want {name} to be warm"
     if cause.startswith("restore-"):
         return "restored", f"{name} was loaded when the daemon before ended"
-    return "asked_for", f"request {cause} wanted {name}" if cause else f"somebody wanted {name}"
+    return "asked_for", f"request {cause} wanted {name}" if cause else f"{name} was requested"
 
 
 def preferred_absent(chosen: BackendChosen | None) -> str:

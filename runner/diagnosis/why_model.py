@@ -189,9 +189,7 @@ def _never_asked(story: Story, model: Model) -> Finding:
     return Finding(
         state="unloaded",
         cause="never_asked",
-        answer=(
-            f"{story.name} is not loaded: it is here since {since} ({facts}), and nobody has asked for it."
-        ),
+        answer=(f"{story.name} is not loaded: it is here since {since} ({facts}), but was never requested."),
         numbers={"size": float(model.size)},
         also=[also],
         steps=[one for one in story.own if one.record.stream == "library"][-4:],

@@ -24,7 +24,7 @@ def why_not_here(story: Story) -> Finding:
         return Finding(
             state="not_here",
             cause="never_pulled",
-            answer=f"{story.name} is not here, and nobody has fetched it.",
+            answer=f"{story.name} is not here and was never pulled.",
             steps=story.own[-6:],
             remedies=[pull],
         )

@@ -100,7 +100,7 @@ def _tell_room(finding: Finding, caused: list[Happening]) -> None:
         finding.state, finding.cause = "waiting", "room"
         finding.answer += (
             f" {short(event.model_ref)} had to make room for it: {format_size(event.needed)} were needed and "
-            f"{format_size(event.free)} free; it held {format_size(event.memory)} and nobody had used it for "
+            f"{format_size(event.free)} free; it held {format_size(event.memory)} and had been idle for "
             f"{format_duration(event.idle_seconds)}."
         )
         finding.numbers |= {

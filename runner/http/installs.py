@@ -202,7 +202,7 @@ class Installs:
             backend=self._door.backend(body.backend),
             version=body.version,
             job=body.job,
-            reason="whoever waited for it has left" if body.leave else "cancelled by the user",
+            reason="all that waited for it have left" if body.leave else "cancelled by the user",
             leave=body.leave,
             waiter=body.waiter,
         )

@@ -481,9 +481,9 @@ async def _rest(upstream: Answer, chunk: bytes) -> bytes:
 def _how(end: EngineExit | None) -> str:
     """How an engine ended, without a word of its own: it may have printed what others have said."""
     if end is None:
-        return "it has gone"
+        return "it is gone"
     if end.failure is not None:
         return end.failure.message.rstrip(".")
     if end.signal:
         return f"it was killed by {end.signal}"
-    return "it has gone" if end.code is None else f"it exited with code {end.code}"
+    return "it is gone" if end.code is None else f"it exited with code {end.code}"

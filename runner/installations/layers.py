@@ -343,7 +343,7 @@ class Tree:
         return JobFailed.permanent(
             code,
             f"The image {self._name} cannot be used: {clause}.",
-            advice="Nothing of it was kept. Report it to whoever publishes the image.",
+            advice="Nothing of it was kept. Report it to the publisher of the image.",
         )
 
 

@@ -15,7 +15,7 @@ from greenroom.runner.models.arrival import RESERVE
 from greenroom.runner.models.sources.base import Offer
 from greenroom.runner.quantities import format_size
 
-_ANYWAY = "greenroom pull --force fetches it all the same."
+_ANYWAY = "greenroom pull --force fetches it anyway."
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class Repository(Registry):
             return JobFailed.permanent(
                 "unauthorized",
                 f"{self.host} does not let us write to {self.repository}.",
-                advice=f"Log in with `docker login {self.host}` as somebody who may.",
+                advice=f"Log in with `docker login {self.host}` as a user with write access.",
                 detail=detail,
             )
         if status in (405, 415):

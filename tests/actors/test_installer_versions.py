@@ -198,7 +198,7 @@ class TestActivating:
         case = upgraded()
         assert status(case).current == NEW
         assert ask(case, Activate(backend="mlx")) == msg.Ensured(installation=OLD, fresh=False)
-        back = "somebody goes back to it"
+        back = "a rollback was requested"
         case.then(ev.InstallationActivated(backend="mlx", installation_id=OLD.id, reason=back))
         assert status(case).current == OLD
         assert len(status(case).installations) == 2

@@ -168,7 +168,7 @@ def test_ctrl_c_ends_the_job_when_nobody_else_waits(
     assert (code, err.splitlines()[-2:]) == (130, [f"Ended: {name}.", ""])
     assert job_events(daemon, name) == [
         ("install_requested", ""),
-        ("install_cancelled", "whoever waited for it has left"),
+        ("install_cancelled", "all that waited for it have left"),
     ]
     wait_until(lambda: not folder.exists())
     assert daemon.get(f"/engines/{name}").json["state"] == "absent"

@@ -153,7 +153,7 @@ def test_a_job_names_the_process_that_asked_and_no_address_of_this_machine() -> 
     assert tell(Narrator(), pull) == "Fetching smollm2 begins: curl (process 7) asked for it."
     here = Caller(kind="address", id="127.0.0.1", name="127.0.0.1")
     pull = msgspec.structs.replace(pull, caller=here)
-    assert tell(Narrator(), pull) == "Fetching smollm2 begins: somebody asked for it."
+    assert tell(Narrator(), pull) == "Fetching smollm2 begins: it was requested."
 
 
 def test_a_load_tells_its_slots_and_who_wanted_it() -> None:

@@ -185,7 +185,7 @@ def test_a_disk_that_cannot_be_looked_at_is_told_with_since_when(script: Any) ->
 
     assert (found.state, found.cause) == ("broken", "unreadable")
     assert "Input/output error" in found.answer
-    assert "Nothing of it is used, replaced or removed" in found.answer
+    assert "They are not used, replaced or removed" in found.answer
 
     script.add(ev.InstallationsReadAgain(backend="mlx"))
     assert script.why("mlx").state == "installed"
@@ -197,7 +197,7 @@ def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) ->
     script.add(ev.InstallationActivated(backend="llama.cpp", installation_id="1.1-ab12cd34.1"))
 
     found = script.why("llama.cpp")
-    assert "It was installed in 5s because what was installed was to be built anew." in found.answer
+    assert "It was installed in 5s because a rebuild was requested." in found.answer
     assert f"1.0 lies beside it (installation {old}, whole)." in found.also
 
     script.add(ev.InstallationRetiring(backend="llama.cpp", installation_id=old, reason="built anew"))
@@ -225,7 +225,7 @@ def test_a_failed_attempt_at_another_version_is_told_beside_what_is_in_use(scrip
 def test_a_version_that_was_gone_back_to_says_since_when_and_why(script: Any) -> None:
     old = script.install("mlx", "0.32", wanted_by="explicit")
     script.install("mlx", "0.33", wanted_by="explicit")
-    back = ev.InstallationActivated(backend="mlx", installation_id=old, reason="somebody goes back to it")
+    back = ev.InstallationActivated(backend="mlx", installation_id=old, reason="a rollback was requested")
     script.add(back, cause="r-1", after=60.0)
 
     found = script.why("mlx")
@@ -234,5 +234,5 @@ def test_a_version_that_was_gone_back_to_says_since_when_and_why(script: Any) ->
 
     assert found.answer.startswith("mlx 0.32 is installed since 12:00:")
     assert "It is the one in use since 12:01:" in found.answer
-    assert found.answer.endswith("somebody goes back to it.")
-    assert found.steps[-1].text == f"New engines of mlx start from {old}: somebody goes back to it."
+    assert found.answer.endswith("a rollback was requested.")
+    assert found.steps[-1].text == f"New engines of mlx start from {old}: a rollback was requested."

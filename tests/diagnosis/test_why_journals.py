@@ -74,7 +74,7 @@ def test_an_answer_ends_with_the_command_that_would_change_it(script: Any) -> No
     lines = script.why("smollm2").text(script.now).splitlines()
 
     assert " ".join(lines[:2]) == (
-        "smollm2 is not loaded: it was unloaded at 12:00:07 (just now) because nobody had used it for 5m, "
+        "smollm2 is not loaded: it was unloaded at 12:00:07 (just now) because it had been idle for 5m, "
         "which is as long as it is kept."
     )
     assert lines[2:7] == [
@@ -88,7 +88,7 @@ def test_an_answer_ends_with_the_command_that_would_change_it(script: Any) -> No
         f"  12:00:07  Engine {engine} (smollm2 on llama.cpp) is to be started.",
         f"  12:00:07  Engine {engine} (smollm2 on llama.cpp) runs as process 4711 and loads its model.",
         f"  12:00:07  Engine {engine} (smollm2 on llama.cpp) is ready after 0.8s.",
-        f"  12:00:07  Engine {engine} (smollm2 on llama.cpp) is to end: nobody has used it for 5m.",
+        f"  12:00:07  Engine {engine} (smollm2 on llama.cpp) is to end: it has been idle for 5m.",
         f"  12:00:07  Engine {engine} (smollm2 on llama.cpp) was asked to end: it is not wanted any more.",
         f"  12:00:08  Engine {engine} (smollm2 on llama.cpp) has ended (code 0), as it was asked to.",
         "",

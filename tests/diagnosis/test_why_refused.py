@@ -42,9 +42,9 @@ def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
 
     assert (found.state, found.cause) == ("refused", "no_room")
     assert found.numbers == {"needed": 3.0, "budget": 8.0, "pinned": 6.0}
-    assert found.also == ("gemma3 holds 6.00 GB and stays: a request wished so.",)
+    assert found.also == ("gemma3 holds 6.00 GB and stays: a request asked for that.",)
     assert commands(found)[0] == "greenroom ps"
-    assert "It stays until somebody unloads it: a request wished so." in script.why("gemma3").also
+    assert "It stays until it is unloaded: a request asked for that." in script.why("gemma3").also
 
 
 ABSENT = 'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'

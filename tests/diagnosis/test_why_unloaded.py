@@ -38,7 +38,7 @@ def test_a_model_that_made_room_for_another(script: Any) -> None:
     }
     assert found.answer == (
         "smollm2 is not loaded: it was unloaded at 12:12:09 (3s ago) to make room for gemma3, which needed "
-        "5.00 GB while 4.00 GB were free. It held 2.00 GB and nobody had used it for 12m."
+        "5.00 GB while 4.00 GB were free. It held 2.00 GB and had been idle for 12m."
     )
     assert "gemma3 holds 5.00 GB now." in found.also
     assert types(found)[-5:] == [
@@ -99,7 +99,7 @@ def test_a_model_nobody_has_used_for_its_keep_alive(script: Any) -> None:
 
     assert (found.state, found.cause) == ("unloaded", "idle")
     assert found.numbers == {"memory": 444e6, "idle_seconds": 300.2}
-    assert "because nobody had used it for 5m, which is as long as it is kept." in found.answer
+    assert "because it had been idle for 5m, which is as long as it is kept." in found.answer
     assert commands(found) == ["greenroom run smollm2", "greenroom stop && greenroom serve --keep-alive 30m"]
 
 
@@ -110,7 +110,7 @@ def test_a_model_somebody_unloaded(script: Any) -> None:
     found = script.why("smollm2")
 
     assert (found.state, found.cause) == ("unloaded", "unload")
-    assert "somebody asked for it to be unloaded at 12:00:07" in found.answer
+    assert "its unload was requested at 12:00:07" in found.answer
     assert found.numbers["idle_seconds"] == 12.0
 
 
@@ -146,7 +146,7 @@ def test_a_model_whose_daemon_stopped(script: Any) -> None:
 
     assert (found.state, found.cause) == ("unloaded", "shutdown")
     assert "Greenroom stopped at 12:00:07" in found.answer
-    assert found.also[0] == "Greenroom runs again since 12:01:08; nobody has asked for the model since."
+    assert found.also[0] == "Greenroom runs again since 12:01:08; the model was not requested since."
     assert types(found)[-2:] == ["daemon_stopped", "daemon_started"]
 
 
@@ -173,7 +173,7 @@ def test_a_model_whose_backend_was_uninstalled_meanwhile(script: Any) -> None:
     assert commands(found)[0] == "greenroom install-runner --backend mlx"
     assert (backend.state, backend.cause) == ("absent", "uninstalled")
     assert backend.numbers == {"freed": 297e6}
-    assert "297 MB were freed. It stays uninstalled until somebody asks for it." in backend.answer
+    assert "297 MB were freed. It stays uninstalled until it is requested." in backend.answer
 
 
 # not here, never asked for
@@ -184,7 +184,7 @@ def test_a_model_nobody_has_asked_for(script: Any) -> None:
 
     assert (found.state, found.cause) == ("unloaded", "never_asked")
     assert found.numbers == {"size": 98e6}
-    assert "it is here since 12:00:07 (just now) (98.0 MB, gguf, Q4_1), and nobody has asked for it." in (
+    assert "it is here since 12:00:07 (just now) (98.0 MB, gguf, Q4_1), but was never requested." in (
         found.answer
     )
     assert found.also == ("llama.cpp can serve it and is installed.",)

@@ -67,5 +67,5 @@ async def test_it_is_served_by_the_old_version_until_a_person_has_it_tried_again
     assert (await daemon.post("/engines/activate-backend", newer)).status == 200
     assert (await daemon.chat("fragile")).status == 200
     (lifted,) = daemon.events("quarantine_lifted")
-    assert lifted["reason"] == "somebody asked for toy again"
+    assert lifted["reason"] == "toy was requested again"
     assert len(daemon.events("model_quarantined")) == 2

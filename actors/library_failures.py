@@ -1,9 +1,9 @@
-"""Pulls that failed of late: the same question again and again is answered from memory for a while.
+"""Remembers pulls that failed, so that repeated requests are refused without asking the source again.
 
-Each pull that begins and fails makes two events. Programs ask again and again, several times a second, for
-what cannot be had; so a reference that has failed a few times in a row is asked of its source less and less
-often, and of one caller only so many pulls a minute may come to nothing; the others' pulls go on. What is
-remembered here is lost with the actor, and that is no loss.
+Each pull that begins and fails makes two events, and programs may request a missing model several times a
+second. So after a few failures in a row a reference is asked of its source less and less often, and one
+caller may have only so many failing pulls a minute; other callers are not affected. Losing this memory with
+the actor does no harm.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
 
 FREE = 3
-"""Failures in a row after which the next question is still asked at once."""
+"""Failures in a row that are still followed by an immediate retry."""
 LONGEST = 60.0
-"""Seconds that an answer is given from memory at most."""
+"""Longest pause, in seconds, during which the last error is repeated."""
 A_MINUTE = 30
-"""Pulls of one caller that may come to nothing within a minute."""
+"""Failed pulls that one caller may have within a minute."""
 _TOGETHER = 120
-"""Those of all callers; beyond it a caller may have none."""
+"""Failed pulls of all callers within a minute, beyond which no caller may have another."""
 _REMEMBERED = 256
 _FORGOTTEN = 600.0
-"""Seconds after which a failure is no longer one in a row."""
+"""Seconds after which a failure no longer counts as one in a row."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
-    """How pulls of one reference have ended of late."""
+    """How recent pulls of one reference ended."""
 
     times: int
     at: float
@@ -38,7 +38,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failures(msgspec.Struct, frozen=True, kw_only=True):
-    """What has failed of late, and when anything has come to nothing."""
+    """Recent failures: of each reference, and when each caller had one."""
 
     by_reference: Mapping[str, Failed] = msgspec.field(default_factory=dict)
     """The newest last."""

@@ -65,7 +65,7 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
     model_id: str
     waiting: int = 1
     ending: bool = False
-    """Nobody waits any more: it has been told to end."""
+    """It has been told to end; nothing waits for it."""
 
 
 class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
     unpublished: Mapping[str, str] = msgspec.field(default_factory=dict)
     """reference and model → the code that its last push has failed with, and that is stored."""
     failures: Failures = Failures()
-    """Pulls that failed of late."""
+    """Pulls that failed recently."""
     told: int = -1
     told_at: float = 0.0
 

@@ -1,8 +1,8 @@
-"""What may be said from outside, and how much of it: the one table of limits.
+"""The one table of limits for input from outside.
 
-Commands (`messages`) and the bodies of HTTP requests are made of these types, so whoever decodes or checks
-one applies the table, and `complaint` says in words what was too much. What is stored (`facts`, `events`) is
-not made of them: a limit that changes must never make an old journal unreadable.
+Commands (`messages`) and the bodies of HTTP requests are declared with these types, so decoding or checking
+one applies the limits, and `complaint` says in words which one was exceeded. What is stored (`facts`,
+`events`) does not use them: changing a limit must never make an old journal unreadable.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTEXT = 2**27
 SLOTS = 256
 """Requests that one engine answers at once."""
 DURATION = 10 * 365 * 86_400.0
-"""Seconds of a wait or a keep-alive: ten years. What shall last longer lasts for ever."""
+"""Seconds of a wait or a keep-alive: ten years. For longer there is "for ever" (-1)."""
 SIZE = 2**60
 """Bytes."""
 NAMED = 1_000
@@ -43,9 +43,9 @@ NAMED = 1_000
 MANY = 100_000
 """Entries of a list that one of our own actors or hands sends."""
 NUMBER = 2**63 - 1
-"""What SQLite, JSON readers and engines take for a whole number."""
+"""The largest whole number that SQLite, JSON readers and engines accept."""
 REAL = 1e18
-"""The largest number that is not whole; infinity and what is no number at all are none."""
+"""The largest number with a fraction; infinity and NaN are refused."""
 KEYED = 131_072
 """Characters of an answer that is kept for an Idempotency-Key."""
 
@@ -128,7 +128,7 @@ def is_line(text: str, longest: int = NAME) -> bool:
 
 
 def escaped(text: str, longest: int = 200) -> str:
-    """What somebody else has said, fit for a line of a log: one line, bounded, nothing a terminal obeys."""
+    """Foreign text made fit for a log: one line, bounded, without control characters."""
     text = visible(text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

@@ -44,7 +44,7 @@ SILENT_STOP = 60.0
 SILENT_RECOVERY = 120.0
 """Seconds after which an engine of an earlier life that is still being looked for counts as lost."""
 _SLEPT = 15.0
-"""Seconds between two settlings, which come every few seconds, that say that nobody ran here."""
+"""Seconds between two settlings (which come every few seconds) that show that this process did not run."""
 SECOND_LOOK = 30.0
 """Seconds for which a silence must go on after it was noticed: it may have been this actor that was busy, and
 what was reported meanwhile lies in its mailbox."""

@@ -49,7 +49,7 @@ from greenroom.actors.scheduler_state import (
 from greenroom.actors.scheduler_turn import DRAINED, READY, take_turn
 
 _OWN_SHARE = 0.75
-"""Of the queue, what one caller's requests may fill."""
+"""The share of the queue that one caller's requests may fill."""
 
 
 class Scheduler:

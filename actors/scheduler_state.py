@@ -178,7 +178,7 @@ class Setback(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     """In a row."""
     pause: float
-    """Seconds to leave it alone: clients that keep asking must not fill the journal with loads."""
+    """Seconds before it is retried: clients that keep asking must not fill the journal with loads."""
     at: float
     """Monotonic second of the last one."""
 

@@ -1,8 +1,8 @@
-"""Loads that failed for reasons that are not the model's, and for how long they are left alone.
+"""Loads that failed for reasons other than the model, and the pause before each is retried.
 
-A full disk or a process table without room says nothing about a model: no breaker opens, nothing is
-quarantined. But each try costs events, so the next one waits, for a second at first and a minute at most.
-Never stored: what was wrong with the machine may be well again after a restart.
+A full disk or a full process table says nothing about a model: no breaker opens and nothing is quarantined.
+But each try costs events, so the pause grows from a second to a minute. It is never stored, since the machine
+may be well again after a restart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Time as it passes for us: what passes while this process does not run counts for nobody.
+"""A clock that leaves out the time during which this process did not run.
 
-A process that was stopped, or a machine that slept, finds all its deadlines past when it goes on. Nobody has
-kept anybody waiting meanwhile: a request has not waited, an engine has not been idle, a drain has not begun.
+When a process was suspended, or the machine slept, all its deadlines have passed when it continues. That time
+must not count: requests have not waited, engines have not been idle, a drain has not begun.
 """
 
 from __future__ import annotations

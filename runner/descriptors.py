@@ -7,9 +7,9 @@ import os
 import resource
 
 _WANTED = 65_536
-"""Far more than a daemon needs. More would only cost programs that close every descriptor they might have."""
+"""Far more than a daemon needs. A larger limit slows programs that close every possible descriptor."""
 _RESERVE = 64
-"""Descriptors beside those that are open now which clients never get: for the journal, engines, jobs."""
+"""Descriptors, beyond those open now, that clients never get: for the journal, engines and jobs."""
 _EACH = 2
 """What one client may take: its connection, and the one to its engine or the file it is sent."""
 _MOST_CLIENTS = 4_096
@@ -17,7 +17,7 @@ _MOST_CLIENTS = 4_096
 _FEWEST_CLIENTS = 8
 
 PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of somebody who asks for one more when there is none: they pass when others let go."""
+"""Errors of a call that found no free descriptor or memory: they pass when others release some."""
 
 
 def raise_soft_limit() -> int:

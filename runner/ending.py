@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 _log = logging.getLogger(__name__)
 
 _LEAST = 0.2
-"""Seconds that whatever comes last has all the same."""
+"""Seconds that the last part gets even when the time is used up."""
 
 
 class Ending:

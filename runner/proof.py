@@ -33,7 +33,7 @@ def prove(secret: bytes, challenge: str, address: str) -> str:
 
 
 def is_proof(answer: object, secret: bytes, challenge: str, address: str) -> bool:
-    """Whether somebody who knows the secret has answered."""
+    """Whether the answer came from a process that knows the secret."""
     expected = prove(secret, challenge, address)
     if not expected or not isinstance(answer, str):
         return False
@@ -68,7 +68,7 @@ def keep_secret(home: Path) -> bytes:
 
 
 def write_privately(file: Path, content: bytes) -> None:
-    """Replace a file by one that nobody else may read, whatever the umask. Raises OSError."""
+    """Replace a file by one that only its owner may read, whatever the umask. Raises OSError."""
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:

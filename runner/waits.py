@@ -1,9 +1,9 @@
-"""Waits that end: a cancel that wakes what blocks, and threads that nobody has to wait for.
+"""Waits that can be cancelled, and threads that can be abandoned.
 
-A thread cannot be ended from outside. What it waits for can be: sockets are shut down, children are killed.
-What is left (a name server that does not answer, a disk that is frozen) is left alone: the job is over, its
-slot is free, and what the thread comes to later is dropped. The threads are daemons, so that neither a stop
-nor the interpreter's end waits for them.
+A thread cannot be ended from outside, but what it waits for can: sockets are shut down, children are killed.
+The rest (a name server that does not answer, a disk that is frozen) is abandoned: the job is over, its slot
+is free, and a later result of the thread is dropped. The threads are daemons, so that neither a stop nor the
+interpreter's exit waits for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a command holds what its type says, before an actor sees it: Python itself does not ask."""
+"""Checks the fields of a command against its types before an actor sees it; Python itself does not."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A fork is another process: it has copies of our objects, and none of our threads.
+"""Cleans up in a forked child, which has copies of our objects but none of our threads.
 
-A lock that a thread of the parent held as it forked stays locked in the child for ever, and a descriptor
-that the child inherits keeps alive what should end with the parent. So what has either is told of a fork, in
-the child.
+A lock that a thread of the parent held during the fork stays locked in the child for ever, and a descriptor
+that the child inherits keeps alive what should end with the parent. So objects that have locks or descriptors
+register here and are called in the child.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The daemon's log: lines are handed to a thread, so that a disk or terminal that hangs holds up nobody.
+"""The daemon's log: a thread writes it, so that a disk or terminal that hangs blocks nothing else.
 
-What does not fit while a line cannot be written is counted, and said once lines can be written again.
+Lines that do not fit into the queue are counted; the count is logged once lines can be written again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DaemonLog:
     """Where the daemon's lines go. `close` it in the end; it waits for a bounded time."""
 
     def __init__(self, file: Path | None, *, terminal: bool) -> None:
-        """`file` is opened with the first line: who may not run here leaves the log of who does alone."""
+        """`file` is opened with the first line, so that a daemon that may not run never touches it."""
         self._handlers = [Handed(_File(file))] if file is not None else []
         if terminal:
             self._handlers.append(Handed(_Terminal()))
@@ -113,7 +113,7 @@ class _Place:
 
 
 class _File(_Place):
-    """`daemon.log`, which is put aside when it is long; nobody else may read it."""
+    """`daemon.log`, which is rotated when it is long; only its owner may read it."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

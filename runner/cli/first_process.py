@@ -1,7 +1,7 @@
-"""The daemon as the first process of a container: somebody has to bury the orphans there.
+"""The daemon as the first process of a container, which has to reap orphans.
 
-Whoever's parent has ended becomes a child of process 1, and stays a zombie until that asks what became of it.
-So process 1 forks the daemon, passes signals on to it, buries everybody, and ends as the daemon does.
+A process whose parent has ended becomes a child of process 1, and stays a zombie until process 1 waits for
+it. So process 1 forks the daemon, passes signals on to it, reaps all children, and exits as the daemon does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is written to the terminal: one filter, through which everything goes that commands print.
+"""The filter through which everything goes that commands print to the terminal.
 
-Names and metadata of models, their answers, what engines and registries say: any of it may hold sequences
-that a terminal obeys. They are shown instead (`\\u001b[2J`), in pipes too, whose end may be a terminal.
-Colours of our own pass, since `own` marks them with a word that nobody else can know.
+Names and metadata of models, answers, and texts of engines and registries may contain control sequences. They
+are printed escaped (`\\u001b[2J`), in pipes too, which may end at a terminal. Our own colours pass, because
+`own` marks them with a random word.
 """
 
 from __future__ import annotations
@@ -81,5 +81,5 @@ def filtered() -> Iterator[None]:
 
 
 def unfiltered(stream: TextIO) -> TextIO:
-    """The stream behind the filter, for who draws on it: what is drawn must have gone through `visible`."""
+    """The stream behind the filter, for drawing; text drawn on it must have gone through `visible`."""
     return stream.unfiltered if isinstance(stream, Filtered) else stream

@@ -1,4 +1,4 @@
-"""Standard input, output and error as somebody else has left them: closed, full, or in another encoding."""
+"""Copes with standard streams that are closed, full, or in another encoding."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_about_output(error: OSError) -> bool:
 
 
 def drop_output() -> None:
-    """What is still to be written goes nowhere: nobody reads it, and Python would complain at the end."""
+    """Discard what is still to be written: its reader is gone, and Python would complain at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

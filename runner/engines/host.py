@@ -76,11 +76,11 @@ _SPAWN_SECONDS = 60.0
 _PROBE_PAUSE = (0.01, 0.1)
 """The shortest and the longest pause between two questions whether an engine is ready, in seconds."""
 _SETTLE_SECONDS = 60.0
-"""How long an engine of an earlier life is looked at again and again when the machine refuses a look."""
+"""How long we keep looking at an engine of an earlier daemon when the machine refuses to tell."""
 _FINISH_SECONDS = 45.0
-"""The longest that an engine which nobody new can reach is left to answer those inside."""
+"""The longest that an unreachable engine may continue to answer the requests inside it."""
 _FINISH_QUIET = 5.0
-"""Seconds without a byte after which they are not answered any more."""
+"""Seconds without a byte after which these requests no longer count as being answered."""
 _FINISH_EVERY = 0.5
 
 

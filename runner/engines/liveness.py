@@ -1,17 +1,17 @@
-"""Whether an engine still works: one pure judgement over what was seen of it.
+"""Judges whether an engine still works; pure, over what was observed of it.
 
 It has to be replaced when
 
-1. a signal has stopped it, or nobody listens on its socket any more: at once;
-2. somebody waits (or its last client left with nothing, or nobody is inside and its health path is silent),
-   and for `limit` seconds no byte came, its own counters stood still, a question of ours went unanswered, and
-   it used neither processor nor graphics time;
-3. the same but for the last, for several times as long as the longest batch it may compute. Processor time
-   alone proves no work, and where a graphics processor may be at work that nobody measures, its absence
-   proves no rest.
+1. a signal has stopped it, or nothing listens on its socket any more: at once;
+2. a request is inside (or the last client left without an answer, or no request is inside and the health path
+   is silent), and for `limit` seconds it sent no byte, its counters stood still, it did not answer our own
+   question, and it used neither processor nor graphics time;
+3. the same, but it used the processor: after several times the longest batch it may compute. Processor time
+   alone does not prove work, and where a graphics processor cannot be measured, missing processor time does
+   not prove idleness.
 
-A batch of minutes is work, an engine in a debugger's hands is left alone, and time in which we did not look
-ourselves counts against nobody.
+A batch of minutes is work, an engine under a debugger is left alone, and time in which we did not watch does
+not count.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from greenroom.actors.gates import GateReading
 from greenroom.runner.engines.readiness import CPU_SHARE
 
 LIMIT = 12.0
-"""Seconds of nothing at all after which an engine is given up."""
+"""Seconds without any sign of work after which an engine is given up."""
 ASK_AFTER = 1 / 3
-"""Of that limit: then it is asked for one token."""
+"""Share of that limit after which it is asked for one token."""
 BATCHES = 5.0
 """An engine at work may be silent for so many times the longest batch."""
 UNKNOWN_BATCH = 120.0
-"""Seconds a batch may take of an engine of which none was seen yet, and whose speed nobody knows."""
+"""Seconds a batch may take when none was seen yet and the engine's speed is not known."""
 DARK_BATCH = 24.0
-"""The same of an engine that may compute where nobody can see it: processors of such kind are fast."""
+"""The same for an engine that may compute where it cannot be measured: such processors are fast."""
 DEFAULT_BATCH = 2048
 """Tokens llama.cpp computes at once unless its command line says otherwise."""
 
 _IN_VAIN = 1.0
-"""Seconds of waiting after which whoever leaves without an answer is a reason to ask it ourselves."""
+"""A client that leaves without an answer after so many seconds is a reason to ask the engine ourselves."""
 
 _PROMPT_TOKENS = re.compile(rb"^llamacpp:prompt_tokens_total (\S+)", re.MULTILINE)
 _PROMPT_SECONDS = re.compile(rb"^llamacpp:prompt_seconds_total (\S+)", re.MULTILINE)
@@ -64,7 +64,7 @@ class Life:
         """It must prove that it works, whether or not anybody asks."""
 
     def excuse(self, now: float) -> None:
-        """Nobody looked for a while: what has not been seen meanwhile counts for nothing."""
+        """We did not watch for a while: start all times again."""
         self.worked_at = self.proved_at = self.looked_at = now
         self.cpu = -1.0
 
@@ -126,7 +126,7 @@ class Life:
         return max(limit, BATCHES * self._longest_batch(UNKNOWN_BATCH))
 
     def patience_in_the_dark(self, limit: float) -> float:
-        """The same where it may be at work and nobody can see it."""
+        """The same where it may be at work without our seeing it."""
         return max(limit, BATCHES * self._longest_batch(DARK_BATCH))
 
     def _longest_batch(self, unknown: float) -> float:
@@ -145,7 +145,7 @@ def _number(pattern: re.Pattern[bytes], told: bytes) -> float:
 
 
 def halted(number: str = "SIGSTOP") -> Failure:
-    """A signal has stopped its process: whoever sent it, the engine did not."""
+    """A signal from outside has stopped its process."""
     return Failure(
         kind="transient",
         code="engine_halted",
@@ -155,7 +155,7 @@ def halted(number: str = "SIGSTOP") -> Failure:
 
 
 def unreachable() -> Failure:
-    """Its socket's file is gone: nobody can connect to it ever again."""
+    """Its socket file is gone: no client can connect to it again."""
     return Failure(
         kind="transient",
         code="engine_unreachable",
@@ -166,7 +166,7 @@ def unreachable() -> Failure:
 
 
 def closed() -> Failure:
-    """It lives and listens no more."""
+    """It is alive but no longer listens."""
     return Failure(
         kind="permanent",
         code="engine_closed",
@@ -186,12 +186,12 @@ def replaced() -> Failure:
 
 
 def garbled() -> Failure:
-    """What it answers is no HTTP."""
+    """Its answers are not HTTP."""
     return Failure(
         kind="permanent", code="engine_garbled", message="its answers were not HTTP", blame="engine"
     )
 
 
 def stalled(reason: str) -> Failure:
-    """It does nothing any more, or nothing that leads anywhere."""
+    """It hangs, or works without a result."""
     return Failure(kind="permanent", code="engine_stalled", message=reason, blame="engine")

@@ -1,8 +1,8 @@
-"""Whether somebody listens on an engine's socket: seen from outside where the system tells, else by knocking.
+"""Whether an engine's socket has a listener: by looking from outside where possible, else by connecting.
 
-An engine is not disturbed by a look at `/proc/net/unix`. A knock connects and hangs up, so it is left for
-what that look does not answer: a file that is not the one we know, or a listener that is not in the list (of
-another network namespace, or on a system without that file).
+Reading `/proc/net/unix` does not disturb an engine; connecting and hanging up does. So we connect only when
+that file cannot answer: the socket file is not the one we know, or its listener is not listed (it is in
+another network namespace, or the system has no such file).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Reach(Enum):
     """What a look at a socket has found."""
 
     REACHED = "reached"
-    """Somebody listens, or nothing says that nobody does."""
+    """It has a listener, or at least nothing shows that it has none."""
     GONE = "gone"
     """There is no such file any more, or it is not a socket."""
     REFUSED = "refused"
-    """The file is there and nobody listens."""
+    """The file is there, but it has no listener."""
     STRANGER = "stranger"
-    """A process that is not the engine's listens there."""
+    """Another process listens on it."""
 
 
 def listeners() -> frozenset[bytes]:

@@ -204,7 +204,7 @@ class Vitality(Enum):
     ILL = "ill"
     """It answers that something is wrong with it."""
     GARBLED = "garbled"
-    """What it answers is no HTTP."""
+    """Its answers are not HTTP."""
     SILENT = "silent"
     UNASKED = "unasked"
     """We had no descriptor or memory to ask with: that says nothing about it."""

@@ -40,7 +40,7 @@ _SLEPT = 3.0
 _NOTICED = 2**20
 """Bytes by which memory must have changed to be told."""
 KILL: Ladder = (("SIGKILL", 0.0),)
-"""How a stopped process is ended: it obeys nothing else."""
+"""How a stopped process is ended: it reacts to no other signal."""
 HURRY: Ladder = (("SIGTERM", 2.0), ("SIGKILL", 0.0))
 """How an engine that does not work is ended: its successor waits for its memory."""
 

@@ -1,7 +1,7 @@
-"""Models as archives over HTTP: in as a request's body, out as an answer's. A few at once.
+"""Models as archives over HTTP: imported from a request's body, exported as a response. A few at once.
 
-What blocks goes on on threads of its own, so that a client that stalls takes nobody else's place. A client
-that sends or takes next to nothing is let go after a while.
+Blocking work has its own threads, so that a client that stalls does not block others. A client that sends or
+reads next to nothing is cut off after a while.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Who asks: the process on this machine, or the address, at the other end of a connection.
+"""Who sends a request: the local process at the other end of the connection, or else the address.
 
-A request that finds a slot at once is filed under its address, which costs nothing. Only for one that has to
-queue is the process looked up, since there callers take turns. All connections that are asked about while one
-look-up is under way share the next.
+A request that finds a free slot is recorded under its address, which costs nothing. The process is looked up
+only for requests that have to queue, because there callers take turns. Lookups that arrive while one is
+running share the next one.
 """
 
 from __future__ import annotations

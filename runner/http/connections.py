@@ -1,7 +1,7 @@
 """Accepts clients as long as there are descriptors for them.
 
-Whoever is connected and asks nothing gives way to whoever comes. When all who are connected are being served,
-a newcomer waits a moment and is then refused with a sentence; never does the daemon run out of descriptors.
+Idle connections are closed for new ones. When all connections are in use, a new client waits a moment and is
+then refused with a sentence, so the daemon never runs out of descriptors.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from greenroom.runner.descriptors import PASSING
 _log = logging.getLogger(__name__)
 
 _IDLE = 0.5
-"""Seconds without a request after which a connection may be closed for somebody else."""
+"""Seconds without a request after which a connection may be closed for a new one."""
 _PATIENCE = 1.0
-"""Seconds newcomers wait for a place before they are refused."""
+"""Seconds a new connection waits for a place before it is refused."""
 _LOOK = 0.05
 _PAUSE = 0.1
 """Seconds before the next try after the system had no descriptor."""
 _REFUSALS = 16
-"""Newcomers that are being refused at the same time; more are closed without a word."""
+"""New connections that are being refused at the same time; more are closed without an answer."""
 _FAREWELL = 2.0
-"""Seconds a newcomer has to send its request and read that it is refused."""
+"""Seconds a refused connection has to send its request and read the refusal."""
 
 _SENTENCE = "All connections are in use. Try again in a moment."
 
@@ -48,7 +48,7 @@ class Connections:
         self._quiet_since: dict[asyncio.BaseProtocol, float] = {}
         self._refusing: set[_Refusal] = set()
         self._full_since = 0.0
-        """Since when everybody has been in use; 0 while there is a place, or will be."""
+        """Since when all connections have been in use; 0 while there is a place, or will be."""
         self._has_said = False
 
     @web.middleware
@@ -72,7 +72,7 @@ class Connections:
         self._task = asyncio.get_running_loop().create_task(self._accept(server))
 
     async def stop(self) -> None:
-        """Accept nobody any more; who is connected stays."""
+        """Accept no more connections; those that are open stay."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

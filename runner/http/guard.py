@@ -1,4 +1,4 @@
-"""Who may come in: whoever calls us by a name of ours, and no web page from elsewhere."""
+"""Admits requests that use one of our host names, and refuses web pages of other sites."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def guard(allowed_hosts: Collection[str], allowed_origins: Collection[str]) -> M
 
 
 def _of_the_host(request: web.Request, hosts: frozenset[str]) -> HttpRefusal | None:
-    """A browser that was lured to a name which points here must not get in."""
+    """Refuse names that point here from elsewhere (DNS rebinding)."""
     if "*" in hosts:
         return None
     named = [host] if (host := request.headers.get("Host")) is not None else []
@@ -69,7 +69,7 @@ def _of_the_host(request: web.Request, hosts: frozenset[str]) -> HttpRefusal | N
 
 
 def _of_the_page(request: web.Request, origins: frozenset[str]) -> HttpRefusal | None:
-    """A page from elsewhere may neither call nor have an image or a script fetched from here."""
+    """A page of another site may neither call us nor embed an image or a script from here."""
     if "*" in origins:
         return None
     origin = request.headers.get("Origin")
@@ -85,7 +85,7 @@ def _of_the_page(request: web.Request, origins: frozenset[str]) -> HttpRefusal |
 
 
 def _is_a_plain_link(request: web.Request) -> bool:
-    """Somebody follows a link to here, and nothing is done for it but showing what is here."""
+    """A browser follows a plain link to here, which only reads."""
     return (
         request.method == "GET"
         and request.headers.get("Sec-Fetch-Mode") == "navigate"

@@ -1,8 +1,8 @@
-"""A place in an engine is given back once the engine has stopped working for whoever left it.
+"""Keeps a slot taken until the engine has stopped working for a client that left.
 
-Engines notice a closed connection between two batches, up to seconds later. A place that was free by then
-would say that nobody is inside while a processor is busy, and an engine might be ended or given to others as
-idle. So whoever leaves early and is the last inside keeps the place until the engine is still.
+Engines notice a closed connection only between two batches, up to seconds later. If the slot were free by
+then, an engine that is still busy would look idle and might be ended or given to others. So a request that
+leaves early and is the last one inside keeps its slot until the engine is still.
 """
 
 from __future__ import annotations

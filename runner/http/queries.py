@@ -1,7 +1,7 @@
-"""What may follow the `?` of each route: one table, applied to all of them.
+"""The query parameters of each route: one table, applied to all of them.
 
-On routes that are ours alone another name is refused, for what was meant would not be done; on routes of
-other families it passes, and is told back as ignored.
+On Greenroom's own routes an unknown parameter is refused, because the request would not do what was meant. On
+routes of other families it passes and is reported as ignored.
 """
 
 from __future__ import annotations

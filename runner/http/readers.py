@@ -1,7 +1,7 @@
-"""Whether a client takes what it is sent.
+"""Notices clients that do not read what they are sent.
 
-One that stays and does not read holds its place in an engine for as long as it likes. While nobody wants
-that place it may; once others wait, it is cut off after some time without a byte taken.
+Such a client may keep its slot while no other request wants it; once others wait, it is cut off after some
+time without reading a byte.
 """
 
 from __future__ import annotations

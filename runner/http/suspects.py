@@ -1,8 +1,8 @@
-"""Requests that may have killed an engine, and are not sent to another.
+"""Requests that may have crashed an engine, and are not sent to another.
 
-A request is a suspect when an engine died of its own doing with this one alone inside, or when it was inside
-at two such deaths. It is kept as a hash for ten minutes. Those that were inside together at one death are
-*candidates*: they are sent again one at a time, so that none is blamed for a neighbour's.
+A request is a suspect when an engine crashed with this one alone inside, or when it was inside at two such
+crashes. It is remembered as a hash for ten minutes. Requests that were inside together at one crash are
+*candidates*: they are sent again one at a time, so that none is blamed for another.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MOST = 4096
 _ENGINES = 64
 """Engines that are remembered beyond those that run."""
 _AFTERMATH = 5.0
-"""Seconds an engine may die of a request whose client has left."""
+"""Seconds during which a crash is still blamed on a request whose client has left."""
 _OWN_SIGNALS = frozenset(("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"))
 _TOLD_TO = frozenset((0, 130, 143))
-"""Exit codes of a program that SIGINT or SIGTERM has told to end, as a person at a terminal may."""
+"""Exit codes of a program that ended after SIGINT or SIGTERM."""
 
 
 def fingerprint(model_id: str, path: str, body: bytes) -> bytes:
@@ -50,7 +50,7 @@ class Suspects:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
-        """How many deaths each was inside at, and until when that is remembered; alone counts two."""
+        """How many crashes each request was inside at (alone counts two), and until when that is kept."""
         self._inside: dict[str, dict[str, float]] = {}
         """Who is inside which engine, and for those that have left early, until when it may die of them."""
         self._company: dict[str, bool] = {}

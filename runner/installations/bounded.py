@@ -1,7 +1,7 @@
-"""Waiting for work that may never end: no longer than so many seconds, and not after somebody cancels.
+"""Runs work that may never end: waiting for it has a time limit and ends on a cancel.
 
-Nothing in Python interrupts a thread that looks up a name, connects, or reads from a file system that hangs.
-So such work has a thread of its own, and whoever waits for it leaves; the thread goes when it can.
+Python cannot interrupt a thread that looks up a name, connects, or reads from a file system that hangs. So
+such work has a thread of its own that can be abandoned; the thread ends when it can.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Work(Generic[T]):
             self.ended.set()
 
     def leave(self) -> None:
-        """Nobody waits any more."""
+        """Nothing waits for the result any more."""
         with self._guard:
             self._left = True
             late = list(self._result)

@@ -1,8 +1,8 @@
-"""Files of a folder, opened without ever leaving it, and held: what is looked at is what is taken.
+"""Opens files of a folder without ever leaving it, and holds them: the file that is checked is the one used.
 
 A name can mean another file a moment later, and a link can lead anywhere. So each part of a path is opened
-by itself, without following links; a link is read, and followed by us as long as it stays inside. From then
-on the descriptor is the file: it is checked, read, hashed and copied through it.
+separately without following links; links are read and followed by us as long as they stay inside. From then
+on the descriptor stands for the file: it is checked, read, hashed and copied through it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An index that was lost is built again from the manifests that lie in the store. Nothing is removed here."""
+"""Rebuilds a lost index from the manifests in the store. Removes nothing."""
 
 from __future__ import annotations
 

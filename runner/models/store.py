@@ -92,7 +92,7 @@ class Store:
         self._lock = threading.Lock()
         self._arrivals: set[Path] = set()
         self._place: tuple[int, int] | None = None
-        """Which folder it is, once it has been prepared: another one of its name is not this store."""
+        """Identity of the folder, once prepared: another folder with its name is not this store."""
 
     # Reading
 

@@ -1,7 +1,7 @@
-"""Blobs that no model has: left by a crash, or named by an index that was lost. They go after a while.
+"""Blobs that belong to no model (left by a crash, or by a lost index), removed after a while.
 
-For each there is an empty file that says since when it has been seen without a model; so one wrong look at
-the models removes nothing.
+For each, an empty file records since when it has been seen without a model, so that one wrong look at the
+models removes nothing.
 """
 
 from __future__ import annotations

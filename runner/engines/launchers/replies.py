@@ -13,7 +13,7 @@ LOOK_SECONDS = 0.25
 
 
 class ClientLeft(ConnectionError):
-    """The client has closed its connection: nobody reads the answer."""
+    """The client has closed its connection and no longer reads the answer."""
 
 
 def has_left(connection: socket.socket) -> bool:
@@ -75,7 +75,7 @@ class Replies(queue.Queue[Any]):
                     raise ClientLeft
 
     def leave(self) -> None:
-        """Nobody reads any more: a generation that has begun ends, one that has not never begins."""
+        """The reader is gone: a running generation ends, and one that has not begun does not begin."""
         self.left = True
         self._stop()
 

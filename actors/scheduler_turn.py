@@ -34,6 +34,7 @@ from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
 from greenroom.actors.progress import load_job
 from greenroom.actors.quarantine import broken_by_version, cleared_by, is_telling, outlived
+from greenroom.actors.remembering import without
 from greenroom.actors.scheduler_context import Limits, TurnContext, eviction, footprint
 from greenroom.actors.scheduler_queue import (
     AGAIN,
@@ -54,7 +55,7 @@ from greenroom.actors.scheduler_state import (
     counts_against_model,
     failures_with,
 )
-from greenroom.actors.setbacks import setback_key, setbacks_after
+from greenroom.actors.setbacks import SPARED, setback_key, setbacks_after
 
 DRAINED = "drained"
 """Under which whoever stops the daemon waits."""
@@ -204,7 +205,11 @@ class Turn:
             damage = msg.NoteDamage(model_id=spec.model_id, reason=failure.message)
             turn.effects.append(Tell(to=msg.LIBRARY, command=damage, cause=load.cause))
         if failure.code in NOT_THE_MODELS_FAULT:
-            # Whoever waited for it waits on: the next step finds it another engine.
+            # Whoever waited for it waits on: the next step finds it another engine. But where every engine is
+            # lost as it starts, each would be followed by the next at once, as long as anybody waits.
+            if not failed.was_ready:
+                now = turn.now.monotonic
+                turn.update(setbacks=setbacks_after(turn.seen.setbacks, spec, failure, now, spared=SPARED))
             return
         if not counts_against_model(failure):
             setbacks = setbacks_after(turn.seen.setbacks, spec, failure, turn.now.monotonic)
@@ -253,6 +258,8 @@ class Turn:
         for engine in turn.serving():
             reading = gates.get(engine.spec.engine_id)
             if reading is None or not reading.open:
+                # What failed before does not count any more.
+                turn.update(setbacks=without(turn.seen.setbacks, setback_key(engine.spec)))
                 turn.effects.append(
                     OpenGate(
                         engine_id=engine.spec.engine_id,

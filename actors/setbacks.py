@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from greenroom.actors.facts import EngineSpec, Failure
 from greenroom.actors.scheduler_state import Setback, breaker_key
 
+SPARED = 2
+"""Loads in a row that may be lost, by no fault of theirs, before the next one has to wait."""
 _LONGEST_PAUSE = 60.0
 _FORGOTTEN_AFTER = 300.0
 _REMEMBERED = 63
@@ -23,13 +25,13 @@ def setback_key(spec: EngineSpec) -> str:
 
 
 def setbacks_after(
-    before: Mapping[str, Setback], spec: EngineSpec, failure: Failure, now: float
+    before: Mapping[str, Setback], spec: EngineSpec, failure: Failure, now: float, *, spared: int = 0
 ) -> dict[str, Setback]:
-    """With this failure; `now` is the monotonic second."""
+    """With this failure; `now` is the monotonic second. The first `spared` in a row cost no pause."""
     key = setback_key(spec)
     old = before.get(key)
     count = old.count + 1 if old is not None and now - old.at < _FORGOTTEN_AFTER else 1
-    pause = min(_LONGEST_PAUSE, 2.0 ** (min(count, 10) - 1))
+    pause = min(_LONGEST_PAUSE, 2.0 ** (min(count - spared, 10) - 1)) if count > spared else 0.0
     others = [(name, one) for name, one in before.items() if name != key][-_REMEMBERED:]
     return {**dict(others), key: Setback(failure=failure, count=count, pause=pause, at=now)}
 

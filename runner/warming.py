@@ -9,6 +9,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal, NamedTuple
 
 from greenroom.actors.facts import Caller, Mode
@@ -88,14 +89,15 @@ class Warming:
             )
             timeout = self._max_wait + _GRACE
             reply = self._system.ask(SCHEDULER, serve, cause=request_id, timeout=timeout)
-            asked.append((one, request_id, reply))
-        for one, request_id, reply in asked:
+            # At once, not in turn: a model that has its place must not keep it while another one loads, since
+            # that one may need the memory, and clients the slot.
+            reply.on_done(partial(self._leave, request_id))
+            asked.append((one, reply))
+        for one, reply in asked:
             try:
                 reply.get()
             except KernelError as error:
                 _log.warning("%s is not loaded (%s): %s", one.model_ref, one.why, error)
-            finally:
-                self._leave(request_id)
 
     def _leave(self, request_id: str) -> None:
         try:

@@ -50,13 +50,30 @@ class TestEnds:
         stage.engine_is(stage.spec_of("qwen"), "ready")
         assert stage.granted("r1")
 
+    def test_where_every_engine_is_lost_as_it_starts_who_waits_is_told_after_the_third(self) -> None:
+        stage = begun(model("qwen"))
+        stage.serve("r1", "qwen")
+        for _ in range(3):
+            assert "r1" not in stage.outcomes
+            (spec,) = stage.loads
+            stage.engine_is(spec, "starting")
+            stage.dies(spec, code=None, lost=True, summary="its keeper is gone")
+        refusal = stage.refused("r1")
+        assert (refusal.code, refusal.status, refusal.retry_after) == ("engine_lost", 503, 1.0)
+        assert len(stage.stored(ev.LoadAdmitted)) == 3, "a load that begins at once fills the journal"
+        stage.pass_time(1).serve("r2", "qwen")
+        (spec,) = stage.loads
+        stage.engine_is(spec, "ready")
+        assert stage.granted("r2")
+        assert not stage.seen.setbacks
+
     @pytest.mark.parametrize("how", [{"lost": True}, {"expected": True}])
     def test_what_is_not_the_models_fault_does_not_count_against_it(self, how: dict[str, Any]) -> None:
         stage = begun(QWEN)
         for number in range(5):
             stage.serve(f"r{number}", "qwen")
             stage.dies(stage.spec_of("qwen"), **how)
-            stage.when(msg.Abandon(request_id=f"r{number}")).rest()
+            stage.when(msg.Abandon(request_id=f"r{number}")).pass_time(10)
         assert not stage.state.breakers
 
     def test_a_start_is_told_again_until_its_runner_has_told_of_it(self) -> None:

@@ -1,0 +1,37 @@
+"""Models that are loaded at the start give back what they were granted."""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+from greenroom.actors import messages as msg
+from greenroom.actors.kernel.reply import Reply
+from greenroom.runner.warming import Wanted, Warming
+
+GRANTED = msg.Granted(engine_id="e", backend="b", endpoint="s")
+
+
+class Scheduler:
+    """Notes what it is asked and told, and answers when the test does."""
+
+    def __init__(self) -> None:
+        self.asked: queue.Queue[tuple[msg.Serve, Reply]] = queue.Queue()
+        self.abandoned: queue.Queue[str] = queue.Queue()
+
+    def ask(self, _to: object, serve: msg.Serve, **_: object) -> Reply:
+        reply = Reply()
+        self.asked.put((serve, reply))
+        return reply
+
+    def tell(self, _to: object, abandon: msg.Abandon, **_: object) -> None:
+        self.abandoned.put(abandon.request_id)
+
+
+def test_a_model_that_is_loaded_gives_its_slot_back_while_another_one_loads() -> None:
+    system: Any = Scheduler()
+    Warming(system, 300.0).start([Wanted("sha256:slow", "slow"), Wanted("sha256:quick", "quick")])
+    slow, quick = (system.asked.get(timeout=10) for _ in range(2))
+    for serve, reply in (quick, slow):
+        reply.set(GRANTED)
+        assert system.abandoned.get(timeout=10) == serve.request_id

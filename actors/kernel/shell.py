@@ -459,8 +459,12 @@ class Shell(pykka.ThreadingActor):
 
     def _tell_if_hopeless(self) -> None:
         """While nothing follows from anything, nobody waits for it without an end."""
-        if self._stuck.failures >= _HOPELESS:
-            self._waiting.fail(lambda: Refused(refusals.stuck(self._core.address)))
+        for one in self._waiting.take() if self._stuck.failures >= _HOPELESS else ():
+            one.reply.fail(Refused(refusals.stuck(self._core.address)))
+            # It may get on again by itself, and must not do then what nobody waits for any more.
+            undo = one.asked.command.withdrawn()
+            if undo is not None:
+                self._put(Asked(command=undo, cause=one.asked.cause))
 
     def _settle_unstored(self, decision: Decision[Any]) -> None:
         """Do what needs no event: those who wait hear that nothing can be stored, ready engines serve on."""

@@ -202,6 +202,23 @@ def test_nobody_waits_for_an_actor_that_cannot_settle(bench) -> None:
     assert not waiting.done()
 
 
+def test_what_is_refused_because_its_actor_cannot_settle_is_withdrawn(bench) -> None:
+    class AwaitOrAddTen(Await, frozen=True, kw_only=True):
+        def withdrawn(self) -> Command:
+            return Add(by=10)
+
+    waiting = bench.system.ask(COUNTER, AwaitOrAddTen(key="never"))
+    bench.counter.on_settle = lambda state, now, seen: fail() if state.total == 1 else None
+    bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+    for _ in range(20):
+        bench.clock.advance(1)
+        bench.system.rest()
+    with pytest.raises(Refused, match="cannot work out what to do next"):
+        waiting.get(timeout=5)
+    # Else it would be done once the actor gets on again, and nobody would know of it.
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 11
+
+
 def test_a_command_after_which_nothing_can_follow_is_taken_back_and_others_go_on_waiting(bench) -> None:
     waiting = bench.system.ask(COUNTER, Await(key="a"))
     bench.system.rest()

@@ -248,7 +248,9 @@ class Vitals:
         quiet = life.quiet_for(reading, now)
         if quiet >= self._limit * ASK_AFTER:
             self._begin("counters", handle, watched, self._read_counters)
-        if life.still_for(reading, now) >= self._limit * ASK_AFTER or life.is_doubted(reading):
+        still = life.still_for(reading, now) >= self._limit * ASK_AFTER
+        # A whole answer may take longer than that to compute. Many engines answer others meanwhile.
+        if still or life.is_doubted(reading) or quiet >= life.patience(self._limit) / 2:
             self._begin("token", handle, watched, partial(self._ask_for_a_token, pids=pids))
         if quiet >= life.patience(self._limit) and not condition.traced(pids):
             text = f"it sent nothing for {quiet:.0f} s while it used a processor; no batch takes that long"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
 from greenroom.runner.backends.declaration import Command
-from greenroom.runner.engines import condition, reach
+from greenroom.runner.engines import condition, liveness, reach
 from greenroom.runner.engines.handle import batch_of
 from greenroom.runner.engines.host import Prepared
 from greenroom.runner.engines.liveness import LIMIT, Life
@@ -366,6 +366,19 @@ def test_one_that_computes_is_left_alone_for_long(odd: Odd) -> None:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\n\r\n")
         odd.is_left_alone_for(6.0)
     odd.goes("well")
+
+
+def test_one_that_computes_a_long_answer_and_answers_others_is_left_alone(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "UNKNOWN_BATCH", 0.5)
+    odd.enter()
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(odd.endpoint)
+        client.sendall(b"POST /long HTTP/1.1\r\n\r\n")
+        odd.is_left_alone_for(8.0)
+        odd.goes("hollow")
 
 
 def test_one_in_a_debuggers_hands_is_left_alone(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:

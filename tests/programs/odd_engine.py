@@ -1,6 +1,6 @@
 """An engine that can be told to go wrong while it runs: by the word in a file, `--wish FILE`.
 
-* `well`, or no file: answers.
+* `well`, or no file: answers; but a request to `/long` keeps it computing, beside others.
 * `hang`: accepts and says nothing. `hollow`: the same, but its health path answers.
 * `garble`: answers what is no HTTP. `mumble`: the same, but its health path answers.
 * `close`: listens no more.
@@ -63,6 +63,8 @@ def serve(connection: socket.socket, file: str) -> None:
         how = wish(file)
         if how == "hang" or (how == "hollow" and not is_health):
             time.sleep(3600)
+        while asked.startswith(b"POST /long ") and wish(file) == "well":
+            sum(range(100_000))
         if how == "spin" and not is_health:
             while wish(file) == "spin":
                 sum(range(100_000))

@@ -547,7 +547,7 @@ def _failure(files: JournalFiles, error: BaseException) -> str:
     why = why_no_write(files) if isinstance(error, sqlite3.Error) else None
     said = f"{error}; the disk says: {why.strerror}" if why is not None else str(error)
     return (
-        f"writing to {files.db} failed ({name}: {said}), and what of it is on disk is not known; "
+        f"writing to {files.db} failed ({name}: {said}), and it is not known how much of it is on disk; "
         "check the disk, then start again"
     )
 

@@ -378,7 +378,7 @@ def short(reference: str) -> str:
 
 def _why(why: str, fields: Fields) -> str:
     """The reason of a job; with the process, key or address behind it where that is known."""
-    asked_by = _asked_by(fields).removeprefix(" Asked for by ").removesuffix(".")
+    asked_by = _asked_by(fields).removeprefix(" Requested by ").removesuffix(".")
     return f"{asked_by} asked for it" if asked_by and why == _WANTED_BY["explicit"] else why
 
 
@@ -390,7 +390,7 @@ def _asked_by(fields: Fields) -> str:
     name = str(caller.get("name") or caller.get("id") or "")
     if caller.get("kind") in ("", None, "greenroom") or name in ("127.0.0.1", "::1"):
         return ""
-    return f" Asked for by {name}."
+    return f" Requested by {name}."
 
 
 def _refused_before(count: int) -> str:

@@ -470,7 +470,7 @@ class EngineHost:
             except OSError as problem:
                 if time.monotonic() > deadline or self._closing:
                     raise
-                _log.warning("engine %s cannot be looked at: %s", handle.engine_id, problem)
+                _log.warning("engine %s cannot be checked: %s", handle.engine_id, problem)
                 handle.over.wait(1.0)
             else:
                 return

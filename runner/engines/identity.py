@@ -42,7 +42,7 @@ class ProcessIdentity:
         try:
             return start_time(self.pid) == self.started
         except OSError as problem:
-            _log.warning("process %s cannot be looked at: %s", self.pid, problem)
+            _log.warning("process %s cannot be checked: %s", self.pid, problem)
             return True
 
     def send(self, number: signal.Signals) -> bool:

@@ -181,7 +181,7 @@ class Vitals:
         try:
             look()
         except Exception:  # noqa: BLE001 - one odd process must not end the watch over all others
-            _log.exception("the engines could not be looked at")
+            _log.exception("the engines could not be checked")
 
     # whether it runs and can be reached
 
@@ -253,7 +253,7 @@ class Vitals:
         if still or life.is_doubted(reading) or quiet >= life.patience(self._limit) / 2:
             self._begin("token", handle, watched, partial(self._ask_for_a_token, pids=pids))
         if quiet >= life.patience(self._limit) and not condition.traced(pids):
-            text = f"it sent nothing for {quiet:.0f} s while it used a processor; no batch takes that long"
+            text = f"it used a processor but sent nothing for {quiet:.0f} s, longer than any batch takes"
             self._give_up(handle, liveness.stalled(text), HURRY)
         if not reading.inside and now - watched.health_at >= min(_HEALTH_EVERY, self._limit):
             self._begin("health", handle, watched, partial(self._ask_for_health, pids=pids))
@@ -341,7 +341,7 @@ class Vitals:
         elif ill >= self._limit * (1 - ASK_AFTER) and (said is Vitality.ILL or idle >= self._limit / 2):
             text = f"its health path did not answer for {ill:.0f} s"
             if said is Vitality.ILL:
-                text = f"its health path has said for {ill:.0f} s that it does not work"
+                text = f"its health path has reported an error for {ill:.0f} s"
             failure = liveness.halted() if condition.stopped(pids) else liveness.stalled(text)
             self._give_up(handle, failure, KILL if condition.stopped(pids) else HURRY)
 

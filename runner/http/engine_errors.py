@@ -157,12 +157,16 @@ def too_long(asked: Asked, tokens: int, context: int, *, at_least: bool = False)
     if context:
         numbers["n_ctx"] = float(context)
     has = f"has {'at least ' if at_least else ''}{tokens} tokens" if tokens else "is too long"
-    fits = f'"{asked.model}" takes {context} here' if context else f'"{asked.model}" takes fewer here'
+    fits = (
+        f'"{asked.model}" accepts at most {context} here'
+        if context
+        else f'"{asked.model}" accepts fewer here'
+    )
     return Told(
         Refusal(
             code=TOO_LONG,
             message=f"The prompt {has}, and {fits}.",
-            advice="Send less, or configure a larger context-size for the model.",
+            advice="Shorten it, or configure a larger context-size for the model.",
             status=400,
             numbers=numbers,
         ),

@@ -204,7 +204,7 @@ def _records(data: bytes) -> dict[str, str]:
         record = data[place : place + length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not equals or len(record) != length or record[-1:] != b"\n":
-            raise BadTar("an extended header makes no sense")
+            raise BadTar("an extended header is invalid")
         place += length
         if key in (b"path", b"linkpath", b"size") or key.startswith(b"GNU.sparse."):
             told[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")

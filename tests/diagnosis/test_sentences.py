@@ -162,4 +162,4 @@ def test_a_load_tells_its_slots_and_who_wanted_it() -> None:
     admitted = events.LoadAdmitted(spec=spec, promised=312_000_000, budget=10**9, caller=there)
     told = tell(Narrator(), admitted)
     assert told.startswith("smollm2 on llama.cpp may be loaded with 4 slots: 312 MB are promised to it")
-    assert told.endswith("in all. Asked for by 192.0.2.7.")
+    assert told.endswith("in all. Requested by 192.0.2.7.")

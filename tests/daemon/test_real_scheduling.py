@@ -131,7 +131,7 @@ def test_one_that_stops_computing_while_it_answers_is_replaced_under_the_request
     assert answer.status == 200, answer.body
     assert loaded(daemon)["pid"] != engine["pid"]
     (stop,) = [fields for _, fields in daemon.events("engine_stop_requested") if fields.get("fault")]
-    assert "did not answer a request for one token" in stop["reason"]
+    assert "stopped by a signal" in stop["reason"]
 
 
 def test_a_prefill_that_takes_far_longer_than_silence_may_is_never_ended(

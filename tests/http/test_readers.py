@@ -50,13 +50,13 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
 async def test_a_client_that_reads_slowly_is_left_alone(
     open_house: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = await open_house("--tokens", "1000000", unread_for=0.6)
+    house = await open_house("--tokens", "1000000", unread_for=1.5)
     from greenroom.runner.http.door import Door
 
     monkeypatch.setattr(Door, "wanted", lambda *_: "another request waits")
     client = await _stay(house)
     loop = asyncio.get_running_loop()
-    end = loop.time() + 2.0
+    end = loop.time() + 4.0
     while loop.time() < end:
         assert await loop.sock_recv(client, 16384)
         await asyncio.sleep(0.02)

@@ -10,7 +10,7 @@ from typing import Any
 async def test_what_an_engine_has_no_slot_for_is_queued_here_and_answered_in_turn(
     open_house: Any, wait_until: Any
 ) -> None:
-    house = await open_house("--tokens", "3", backend={"slots": 2})
+    house = await open_house("--tokens", "3", "--token-delay", "0.1", backend={"slots": 2})
     answers = await asyncio.gather(*(house.stream() for _ in range(12)))
     assert [status for status, _ in answers] == [200] * 12
     assert (await house.stats())["most_at_once"] == 2

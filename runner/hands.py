@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -38,7 +39,28 @@ _ENDED_REMEMBERED = 64
 _CANCELLED = Failure(kind="cancelled", code="cancelled", message="cancelled")
 
 
-class InstallerHands:
+class _Hands(ABC):
+    """What handlers of effects that take time share: one that cannot be begun is reported as failed."""
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin, and return at once. Raises only when there is nobody to report a failure to."""
+        try:
+            self._begin(effect, cause)
+        except Exception as error:
+            if not self._could_not(effect, error):
+                raise
+            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
+
+    @abstractmethod
+    def _begin(self, effect: Effect, cause: str) -> None:
+        """Begin what the effect asks for."""
+
+    @abstractmethod
+    def _could_not(self, effect: Effect, error: Exception) -> bool:
+        """Report that it could not be begun; False when no job waits for it."""
+
+
+class InstallerHands(_Hands):
     """Builds, looks at and removes installations; hears the builder."""
 
     def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
@@ -46,15 +68,6 @@ class InstallerHands:
         self._board = board
         self.builder: Builder | None = None
         """Set once, before the system starts: the builder needs us as its listener."""
-
-    def perform(self, effect: Effect, cause: str) -> None:
-        """Begin. What cannot be begun has failed, and whoever waits for it hears so."""
-        try:
-            self._begin(effect, cause)
-        except Exception as error:
-            if not self._could_not(effect, error):
-                raise
-            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
 
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         failure = not_begun(error)
@@ -200,7 +213,7 @@ class InstallerHands:
         )
 
 
-class RunnerHands:
+class RunnerHands(_Hands):
     """Starts and ends engines of all backends; hears the engine host."""
 
     def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
@@ -212,15 +225,6 @@ class RunnerHands:
         self._lock = threading.Lock()
         self.host: EngineHost | None = None
         """Set once, before the system starts: the host needs us as its listener."""
-
-    def perform(self, effect: Effect, cause: str) -> None:
-        """Begin. What cannot be begun has failed, and whoever waits for it hears so."""
-        try:
-            self._begin(effect, cause)
-        except Exception as error:
-            if not self._could_not(effect, error):
-                raise
-            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
 
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         # Looking and ending are asked for again by the runner, which notices that nothing came of it.
@@ -319,7 +323,7 @@ class RunnerHands:
             self._tell(msg.runner_address(backend), msg.EnginesMeasured(measured=share))
 
 
-class LibraryHands:
+class LibraryHands(_Hands):
     """Pulls models and changes the store; hears the puller."""
 
     def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
@@ -328,15 +332,6 @@ class LibraryHands:
         self._references: dict[str, str] = {}
         self.puller: Puller | None = None
         """Set once, before the system starts: the puller needs us as its listener."""
-
-    def perform(self, effect: Effect, cause: str) -> None:
-        """Begin. What cannot be begun has failed, and whoever waits for it hears so."""
-        try:
-            self._begin(effect, cause)
-        except Exception as error:
-            if not self._could_not(effect, error):
-                raise
-            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
 
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         failure = not_begun(error)

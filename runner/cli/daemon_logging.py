@@ -9,6 +9,7 @@ import logging
 import os
 import queue
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,12 @@ class Handed(logging.Handler):
         return self.format(logging.LogRecord("greenroom.log", logging.WARNING, "", 0, text, None, None))
 
 
-class _Place:
+class _Place(ABC):
     """Something lines are written to."""
 
+    @abstractmethod
     def write(self, line: str) -> bool:
         """Write one; whether it was possible. Blocks as long as the system does."""
-        raise NotImplementedError
 
 
 class _File(_Place):

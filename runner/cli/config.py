@@ -13,8 +13,15 @@ from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.quantities import format_duration, format_size
 
-_DURATIONS = ("keep_alive", "max_wait", "progress_after", "unread_for", "engine_grace", "stall_after")
-_SIZES = ("memory_budget", "headroom", "gpu_headroom", "max_body")
+_DURATIONS = frozenset(
+    ("keep_alive", "max_wait", "max_queued", "progress_after", "unread_for", "engine_grace", "stall_after")
+)
+_SIZES = frozenset(("memory_budget", "headroom", "gpu_headroom", "prompt_cache", "max_body"))
+_UNSET = {
+    "memory_budget": "auto (90 % of memory, less the headroom)",
+    "slots": "auto (the backend's default, fewer where memory is short)",
+    "prompt_cache": "auto (two contexts, 1 GiB at most, less where memory is short)",
+}
 
 
 @click.command("config")
@@ -83,14 +90,12 @@ def _source(entry: Any) -> str:
 def _readable(name: str, value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "(none)"
-    if name == "memory_budget" and value is None:
-        return "auto (90 % of memory, less the headroom)"
+    if value is None:
+        return _UNSET[name]
     if name in _DURATIONS:
         return format_duration(value)
     if name in _SIZES:
         return _size(value)
-    if isinstance(value, tuple):
-        return ", ".join(value)
     return str(value)
 
 

@@ -214,14 +214,14 @@ def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
         else:
             advice += ", or give this data directory a port of its own: GREENROOM_PORT=12401."
         return Problem(
-            f"At {where} answers the Greenroom daemon of another data directory "
-            f"({found.home or 'unknown'}, pid {found.pid}), not the one of {settings.home}.",
+            f"The Greenroom daemon at {where} is that of another data directory "
+            f"({found.home or 'unknown'}, pid {found.pid}), not of {settings.home}.",
             advice,
             code=exit_codes.PORT_TAKEN,
         )
     holder = listener_at(found.url)
     return Problem(
-        f"At {where} answers {found.description}{f' ({holder})' if holder else ''}, not Greenroom.",
+        f"Not Greenroom but {found.description} answers at {where}{f' ({holder})' if holder else ''}.",
         "Set GREENROOM_HOST to the right address."
         if settings.host
         else "Stop it, or give Greenroom another port: GREENROOM_PORT=12401.",

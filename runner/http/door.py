@@ -133,12 +133,17 @@ class Door:
         waiting = any(job.startswith(request_job("")) for job in self.backstage.board.running())
         return "another request waits" if waiting else ""
 
-    def keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have something done that nobody waits for."""
+    def keep(self, work: Coroutine[Any, Any, None], then: Callable[[], None] | None = None) -> None:
+        """Have something done that nobody waits for, and `then` whatever comes of it.
+
+        A door that closes may cancel it before it has begun: a `finally` in it would not be reached.
+        """
         task = asyncio.get_running_loop().create_task(work)
         # A loop keeps only weak references to its tasks.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if then is not None:
+            task.add_done_callback(lambda _: then())
 
     def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
         """Have a model loaded in the background; what comes of it is in the journal."""

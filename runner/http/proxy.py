@@ -132,14 +132,7 @@ class Exchange:
         if not engine_id or not lingering.may_work(engine_id, admission.request_id):
             admission.leave()
             return
-
-        async def later() -> None:
-            try:
-                await lingering.until_still(engine_id, admission.request_id)
-            finally:
-                admission.leave()
-
-        self._door.keep(later())
+        self._door.keep(lingering.until_still(engine_id, admission.request_id), then=admission.leave)
 
     async def farewell(self) -> web.StreamResponse:
         """The last answer when the front door closes with this request inside."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from greenroom.runner.http.app import DOOR
 
 
 @pytest.fixture
@@ -46,6 +47,16 @@ async def test_who_is_served_after_that_may_be_the_last_too(
     assert house.inside() == 1
     at_work[0] = False
     await wait_until(lambda: house.inside() == 0)
+
+
+async def test_a_place_is_given_back_though_the_front_door_closes_as_its_client_leaves(
+    open_house: Any,
+) -> None:
+    house = await open_house()
+    door, left = house.app[DOOR], []
+    door.keep(asyncio.sleep(60), then=lambda: left.append("the gate"))
+    await door.close()
+    assert left == ["the gate"]
 
 
 async def test_who_has_had_a_whole_answer_leaves_at_once(

@@ -14,7 +14,7 @@ import msgspec
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import LeaveGate
-from greenroom.actors.facts import EngineSpec, InstallPolicy, Mode
+from greenroom.actors.facts import Caller, EngineSpec, InstallPolicy, Mode
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -119,11 +119,8 @@ class Scheduler:
                     effects=(LeaveGate(request_id=gone), Answer(key=gone, outcome=outcome)),
                     seen=change(seen, queue=queue),
                 )
-            case msg.CallerFound(request_id=one, caller=caller):
-                queue = tuple(
-                    change(other, caller=caller) if other.request_id == one else other for other in seen.queue
-                )
-                return Decision(seen=change(seen, queue=queue))
+            case msg.CallerFound():
+                return self._found(command, seen)
             case msg.Unload():
                 return self._unload(state, command, now, seen)
             case msg.Configure():
@@ -185,7 +182,7 @@ class Scheduler:
     def _serve(self, ask: msg.Serve, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
         if any(one.request_id == ask.request_id for one in seen.queue):
             return Decision(reply=Later(ask.request_id))
-        if (full := self._full(ask, seen)) is not None:
+        if (full := self._full(ask.caller, seen.queue)) is not None:
             return Decision(reply=full)
         waiting = Waiting(
             request_id=ask.request_id,
@@ -206,12 +203,26 @@ class Scheduler:
             seen=msgspec.structs.replace(seen, queue=(*seen.queue, waiting), keep_alive=keep_alive),
         )
 
-    def _full(self, ask: msg.Serve, seen: SchedulerSeen) -> Refusal | None:
+    def _found(self, told: msg.CallerFound, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+        """Who asks is known better by now; that this one has too many queued may only show now."""
+        others = tuple(one for one in seen.queue if one.request_id != told.request_id)
+        if len(others) == len(seen.queue):
+            return Decision()
+        if (full := self._full(told.caller, others)) is not None:
+            answer = Answer(key=told.request_id, outcome=full)
+            return Decision(effects=(answer,), seen=msgspec.structs.replace(seen, queue=others))
+        queue = tuple(
+            msgspec.structs.replace(one, caller=told.caller) if one.request_id == told.request_id else one
+            for one in seen.queue
+        )
+        return Decision(seen=msgspec.structs.replace(seen, queue=queue))
+
+    def _full(self, caller: Caller, queue: Sequence[Waiting]) -> Refusal | None:
         """The refusal when the queue is full, or full of this caller's requests."""
-        waiting, most = len(seen.queue), self._limits.queue
+        waiting, most = len(queue), self._limits.queue
         message = f"{waiting} requests are already queued."
         if waiting < most:
-            own = sum(one.caller.key == ask.caller.key for one in seen.queue)
+            own = sum(one.caller.key == caller.key for one in queue)
             if own < max(1, round(most * _OWN_SHARE)):
                 return None
             message = (

@@ -185,8 +185,23 @@ def test_one_caller_cannot_fill_the_queue() -> None:
         at.serve(f"r{number}", "qwen", caller=caller("greedy"))
     refused = [one for one in at.outcomes.values() if isinstance(one, Refusal)]
     assert len(refused) == 13, "one is inside, six are queued"
-    assert refused[0].message.startswith("6 of your requests are queued already")
+    assert refused[0].message.startswith("6 of your requests are already queued")
     at.serve("modest", "qwen", caller=caller("modest"))
+    assert "modest" not in at.outcomes
+
+
+def test_one_caller_cannot_fill_the_queue_from_connections_that_are_not_known_yet() -> None:
+    at = stage(slots=1, queue=8)
+    at.loaded("qwen")
+    greedy = Caller(kind="process", id="0/7", name="greedy (process 7)")
+    for number in range(9):
+        at.serve(f"r{number}", "qwen", caller=caller("127.0.0.1"))
+        at.when(msg.CallerFound(request_id=f"r{number}", caller=greedy)).rest()
+    refused = {key for key, one in at.outcomes.items() if isinstance(one, Refusal)}
+    assert refused == {"r7", "r8"}, "one is inside, six are queued"
+    assert at.refused("r7").code == "queue_full"
+    assert at.gates.enter("sha256:qwen", "completion", "", "modest") is None
+    at.serve("modest", "qwen", caller=caller("127.0.0.1"))
     assert "modest" not in at.outcomes
 
 

@@ -107,7 +107,7 @@ class Unproven(Problem):
         elif not (home / "daemon.lock").exists():
             super().__init__(
                 f"The data directory {home} is gone: it was removed or unmounted while its daemon (process "
-                f"{daemon.pid} at {where}), which can store nothing any more.",
+                f"{daemon.pid} at {where}) was running, which can store nothing any more.",
                 "Put it back, or stop that daemon: greenroom stop",
                 code=exit_codes.NOT_RUNNING,
             )

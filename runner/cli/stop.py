@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import click
 from greenroom.runner.cli.client import Gone, Refused
@@ -12,12 +13,15 @@ from greenroom.runner.cli.identity import Daemon, Unproven, Unresponsive, find, 
 from greenroom.runner.cli.launch import await_answer
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
+from greenroom.runner.daemon_lock import holder_of
 from greenroom.runner.quantities import format_duration, parse_duration
 
 _STOP_SECONDS = 90.0
 """More than a daemon gives itself before it ends whatever hangs."""
 _SAY_AFTER = 5.0
 _LOOK_EVERY = 0.05
+_LET_GO = 2.0
+"""Seconds after which a daemon that has let go of its data directory has ended, whatever runs as its pid."""
 _CONFIGURED = "configured"
 
 
@@ -64,7 +68,7 @@ def command(ctx: click.Context, keep_engines: str | None) -> None:
             click.echo(f"Greenroom is not running (nothing answers at {settings.url}).")
             return
         daemon.client().post("/daemon/stop", {"keep_engines": seconds})
-    _wait(daemon)
+    _wait(daemon, settings.home)
     if seconds is None:
         click.echo(f"Stopped the Greenroom daemon (pid {daemon.pid}).")
     else:
@@ -74,11 +78,19 @@ def command(ctx: click.Context, keep_engines: str | None) -> None:
         )
 
 
-def _wait(daemon: Daemon) -> None:
-    """Until its process has gone, or until nobody answers when it runs on another machine."""
+def _wait(daemon: Daemon, home: Path) -> None:
+    """Until its process has gone, or until nobody answers when it runs on another machine.
+
+    One that runs in a container has another pid there: as that number some other process runs here.
+    """
     began, has_said = time.monotonic(), False
+    held_at = began
     while time.monotonic() < began + _STOP_SECONDS:
         if not _is_there(daemon):
+            return
+        if not daemon.secret or holder_of(home) is not None:
+            held_at = time.monotonic()
+        elif time.monotonic() > held_at + _LET_GO:
             return
         if not has_said and time.monotonic() > began + _SAY_AFTER:
             has_said = True

@@ -1,0 +1,32 @@
+"""What `greenroom stop` takes for the end of a daemon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from greenroom.runner.cli import stop
+from greenroom.runner.cli.identity import Daemon
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.daemon_lock import DaemonLock
+
+
+def test_a_daemon_has_ended_that_let_go_of_its_data_directory_though_its_pid_is_anothers_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop, "_STOP_SECONDS", 0.5)
+    monkeypatch.setattr(stop, "_LET_GO", 0.1)
+    daemon = Daemon(
+        url="http://127.0.0.1:1",
+        instance_id="i",
+        pid=os.getpid(),
+        version="1",
+        home=str(tmp_path),
+        secret=b"known",
+    )
+    lock = DaemonLock(tmp_path)
+    with pytest.raises(Problem, match="still there"):
+        stop._wait(daemon, tmp_path)
+    lock.release()
+    stop._wait(daemon, tmp_path)

@@ -213,7 +213,7 @@ def test_what_is_refused_because_its_actor_cannot_settle_is_withdrawn(bench) -> 
     for _ in range(20):
         bench.clock.advance(1)
         bench.system.rest()
-    with pytest.raises(Refused, match="cannot work out what to do next"):
+    with pytest.raises(Refused, match="cannot decide what to do next"):
         waiting.get(timeout=5)
     # Else it would be done once the actor gets on again, and nobody would know of it.
     assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 11

@@ -351,7 +351,12 @@ class Scheduler:
             events.append(eviction(engine, seen, now, "reconfigured"))
         if reload:
             events += lifted_by_hand(state, "it is configured differently now", model_id=ask.model_id)
-        return Decision(events=tuple(events), reply=msg.Configured(changed=True))
+            # What it failed of may have been the configuration it had.
+            others = {
+                name: one for name, one in seen.setbacks.items() if not name.startswith(f"{ask.model_id}|")
+            }
+            seen = msgspec.structs.replace(seen, setbacks=others)
+        return Decision(events=tuple(events), seen=seen, reply=msg.Configured(changed=True))
 
     def react(self, _state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:
         """A load that has its place is started."""

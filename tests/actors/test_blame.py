@@ -102,6 +102,18 @@ def test_who_keeps_asking_meanwhile_hears_the_same_and_stores_nothing() -> None:
     assert isinstance(stage.outcomes["later"], msg.Granted)
 
 
+def test_a_model_that_is_configured_differently_is_tried_again_at_once() -> None:
+    stage = Stage().begin(model("one"), model("two"))
+    for name in ("one", "two"):
+        stage.serve(f"first-{name}", name)
+        never_ran(stage, stage.spec_of(name), FAILURES["cannot_start"])
+    stage.when(msg.Configure(model_id="sha256:one", model_ref="one", flags=("--mlock",))).rest()
+    stage.serve("mended", "one")
+    assert stage.spec_of("one").flags == ("--mlock",)
+    stage.serve("not mended", "two")
+    assert stage.refused("not mended").code == "cannot_start"
+
+
 def test_what_the_engine_itself_did_counts_as_before() -> None:
     stage = Stage().begin(model("one"))
     for number in range(3):

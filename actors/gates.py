@@ -183,9 +183,16 @@ class GateBoard:
     def hold(self, engine_ids: Iterable[str]) -> None:
         """Requests are queued for these engines and for no others."""
         held = set(engine_ids)
+        freed: list[str] = []
         with self._lock:
             for engine_id, gate in self._gates.items():
+                if engine_id in held and not gate.held and gate.used < gate.slots:
+                    # Perhaps somebody left since the scheduler looked, and nobody was told of it.
+                    freed.append(engine_id)
                 gate.held = engine_id in held
+        for engine_id in freed:
+            if self.on_freed is not None:
+                self.on_freed(engine_id)
 
     def close(self, engine_id: str) -> None:
         """Let nobody else in; who is inside stays."""

@@ -87,6 +87,20 @@ def test_the_last_one_to_leave_is_told_of(board: Board) -> None:
     assert board.emptied == ["e1"]
 
 
+def test_who_leaves_between_the_schedulers_look_and_its_hold_on_a_gate_is_told_of(board: Board) -> None:
+    freed: list[str] = []
+    board.on_freed = freed.append
+    board.open("e1", "m", "completion", "mlx", "/run/e1", slots=2)
+    for request in ("r1", "r2"):
+        board.enter("m", "completion", "", request)
+    board.leave("r1")
+    assert not freed
+    board.hold(["e1"])
+    assert freed == ["e1"]
+    board.hold(["e1"])
+    assert freed == ["e1"], "said again, it would never come to rest while somebody waits for both"
+
+
 def test_a_granted_request_has_a_reserved_place(board: Board) -> None:
     board.opened("e1")
     assert board.reserve("e1", "r1")

@@ -77,7 +77,10 @@ def bare(backend: Backend, model: Path, folder: Path) -> float:
     """Seconds from the start of the engine's process to its first token."""
     path = folder / "bare.sock"
     path.unlink(missing_ok=True)
-    spec = EngineSpec(engine_id="b", backend="b", installation_id="i", model_id="m", model_ref="m")
+    # With as many slots as ours has: what is compared is the way to the engine, not its size.
+    spec = EngineSpec(
+        engine_id="b", backend="b", installation_id="i", model_id="m", model_ref="m", slots=backend.slots
+    )
     files = ModelFiles(path=model, format="gguf", name="m", context_length=8192)
     launch = Launch(spec=spec, root=folder, python=Path(sys.executable), model=files, socket=path)
     command = backend.command(launch)

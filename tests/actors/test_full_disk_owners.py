@@ -124,7 +124,7 @@ def test_what_is_done_and_cannot_be_recorded_is_answered_at_once_and_recorded_la
     before = len(list(house.journal.read()))
     refusal = refused(house.system.ask(owner, command))
     assert (refusal.status, refusal.code) == (507, "journal_full")
-    assert "has been done" in refusal.message
+    assert "This was done" in refusal.message
     assert "no space left on device" in refusal.message
     assert event not in [one.type for one in house.journal.read()][before:]
     house.space_is_back()

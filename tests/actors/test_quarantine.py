@@ -217,4 +217,5 @@ def test_failures_that_are_not_the_models_fault_quarantine_nothing() -> None:
     for number in range(4):
         stage.serve(f"r{number}", "qwen")
         stage.dies(stage.spec_of("qwen"), lost=True)
+        stage.pass_time(120)  # after several in a row, loads pause
     assert not stage.stored(ev.ModelQuarantined)

@@ -56,7 +56,7 @@ def test_a_size_is_read_as_people_write_it(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "many", "10 apples", "-5", -5, True, 1.5, "2.5 b", "1e3"])
 def test_what_is_not_a_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"not a size|a size is not"):
+    with pytest.raises(ValueError, match=r"not a size|a size cannot be"):
         parse_size(text)
 
 
@@ -85,7 +85,7 @@ def test_a_duration_of_more_than_ten_years_is_refused_in_a_short_line(text: str 
 
 @pytest.mark.parametrize("text", [10**320, 2**70, "9" * 400, "9" * 400 + "GB", "9999999999TB", "9" * 10_000])
 def test_a_size_beyond_any_machine_is_refused_in_a_short_line(text: str | int) -> None:
-    with pytest.raises(ValueError, match=r"too much|not a size") as caught:
+    with pytest.raises(ValueError, match=r"too large|not a size") as caught:
         parse_size(text)
     assert len(str(caught.value)) < 200
 

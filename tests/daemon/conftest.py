@@ -294,6 +294,10 @@ def furnished(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, smol
             assert answer.status == 200, answer.body
         daemon.pull(str(smollm2_gguf))
         daemon.pull(str(smollm2_mlx))
+        # As many threads as there are processors wait for each other beside other tests: that takes ten times
+        # as long as one thread does.
+        one_thread = {"model": str(smollm2_gguf), "runtime-flags": ["--threads", "1"]}
+        assert daemon.post("/engines/_configure", one_thread).status == 202
         daemon.stop()
     finally:
         _end(daemon)

@@ -94,6 +94,7 @@ def test_on_a_full_disk_engines_serve_stops_are_recorded_and_all_recovers(life: 
     assert [*read_journal(life.home / "journal.db")][-1].type == "daemon_stopped"
 
 
+@pytest.mark.slow
 def test_a_daemon_whose_disk_is_full_stops_in_order_and_says_so_in_its_journal(life: Life) -> None:
     with small_disk(life):
         refused_when_full(life)

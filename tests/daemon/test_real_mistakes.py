@@ -95,7 +95,7 @@ def test_a_prompt_that_is_too_long_is_told_the_same_cold_in_a_stream_and_warm(
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "mlx"])
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_whoever_leaves_ends_his_generation_and_nobody_is_inside_only_when_the_engine_is_still(
     furnished: Path,
     make_daemon: Callable[..., Any],

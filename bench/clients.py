@@ -1,6 +1,6 @@
 """Several clients at once on one real llama.cpp engine: tokens a second, and answers lost.
 
-    python bench/clients.py [--json] [--repeat 3] [--clients 4 16 64] [--tokens 48] [--context 1024]
+    python bench/clients.py [--json] [--repeat 3] [--clients 4 16 64] [--tokens 96] [--context 1024]
                             [--python PATH] [--model FILE]
 
 By turns in one run: the same server by hand with the same memory (as many slots, each with the same context),
@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 16, 64])
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--python", type=Path, default=CACHE / "llama-cpp-env" / "bin" / "python")
     parser.add_argument("--model", type=Path, default=next(iter(CACHE.glob("smollm2/*.gguf")), None))

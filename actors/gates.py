@@ -187,7 +187,7 @@ class GateBoard:
         with self._lock:
             for engine_id, gate in self._gates.items():
                 if engine_id in held and not gate.held and gate.used < gate.slots:
-                    # Perhaps somebody left since the scheduler looked, and nobody was told of it.
+                    # A request may have left since the scheduler looked: that was not reported.
                     freed.append(engine_id)
                 gate.held = engine_id in held
         for engine_id in freed:

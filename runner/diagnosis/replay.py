@@ -7,7 +7,7 @@ the daemon down and on a journal from another machine.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -26,6 +26,8 @@ from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library import Library
 from greenroom.actors.runner import Runner
 from greenroom.actors.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
 
 _RUNNER = "runner/"
 _REMEMBERED = 1_000
@@ -88,8 +90,10 @@ class Replay:
         if stored is None:
             return None
         # An event that cannot be folded is left out, as at a start, where a `command_parked` names it.
-        with contextlib.suppress(Exception):
+        try:
             self._states[owner.address] = owner.apply(state, stored)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other events are not about it
+            _log.warning("event %d (%s) is left out of the replay: %r", record.seq, record.type, error)
         return stored
 
     @property

@@ -178,7 +178,7 @@ class Admission:
         return msgspec.structs.replace(refusal, numbers={"download_bytes": float(plan.download_bytes)})
 
     def _wish(self) -> None:
-        """Tell how long the model shall stay, which nobody has heard of a request that had to ask nobody."""
+        """Tell the scheduler how long the model is to stay: a request that walked in has not told it yet."""
         if self._keep_alive is None:
             return
         keep = Keep(model_id=self._model.id, mode=self._mode, keep_alive=self._keep_alive)

@@ -50,7 +50,7 @@ class Callers:
         return Caller(kind=known.kind, id=known.id, name=known.name, share=share)
 
     async def looked_up(self, request: web.Request, user: str = "") -> Caller:
-        """The same, after looking which process of this machine it is."""
+        """The same, once the process behind a connection from this machine has been looked up."""
         transport = request.transport
         ends = _ends(transport) if transport is not None and transport not in self._known else None
         if transport is None or ends is None:
@@ -76,7 +76,7 @@ class Callers:
         self._recent[pid] = caller
 
     def _begin(self) -> asyncio.Task[Mapping[_Ends, Caller]]:
-        """A look that begins after this call: one under way may have passed the connection already."""
+        """A look-up that begins after this call: one that is under way may have passed this connection."""
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(asyncio.to_thread(_processes))
             return self._look
@@ -112,7 +112,7 @@ def _plain(address: str) -> str:
 
 
 def _among(ends: _Ends, recent: tuple[tuple[int, Caller], ...]) -> Caller | None:
-    """Which of these processes has this end of a connection, the last one first."""
+    """The one of these processes that has this end of a connection; the most recent is tried first."""
     for pid, caller in reversed(recent):
         try:
             connections = psutil.Process(pid).net_connections("tcp")

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from greenroom.actors import events
 from greenroom.actors import messages as msg
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.installer import Installer
@@ -32,7 +33,7 @@ from greenroom.actors.scheduler import Scheduler
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.diagnosis.explain import explain
-from greenroom.runner.diagnosis.replay import Walk, as_builtins, changes, replay, seq_at
+from greenroom.runner.diagnosis.replay import Replay, Walk, as_builtins, changes, replay, seq_at
 from greenroom.runner.testing import fake_backend
 
 BOUND = 20.0
@@ -350,3 +351,22 @@ def test_nothing_is_the_state_before_the_first_event() -> None:
 
     assert snapshot.seq == 0
     assert as_builtins(snapshot)["event"] is None
+
+
+def test_an_event_that_cannot_be_folded_is_left_out_and_named(
+    life: Life, monkeypatch: Any, caplog: Any
+) -> None:
+    real = Scheduler.apply
+
+    def picky(self: Any, state: Any, stored: Any) -> Any:
+        if isinstance(stored.event, events.EvictionDecided):
+            raise ZeroDivisionError("poison")
+        return real(self, state, stored)
+
+    monkeypatch.setattr(Scheduler, "apply", picky)
+    fold = Replay()
+    for record in life.records:
+        fold.add(record)
+    evicted = [record.seq for record in life.records if record.type == "eviction_decided"]
+    assert [one.args[0] for one in caplog.records if one.args] == evicted
+    assert fold.snapshot.seq == life.records[-1].seq

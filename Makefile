@@ -40,8 +40,8 @@ test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 check: $(VENV)/.installed-dev ## lint, format, strict types for Linux and macOS
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	MYPYPATH=$(VENV)/types $(BIN)/mypy -p greenroom.actors -p greenroom.runner
-	MYPYPATH=$(VENV)/types $(BIN)/mypy --platform darwin -p greenroom.actors -p greenroom.runner
+	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin
 
 format: $(VENV)/.installed-dev ## mend what ruff can mend
 	$(BIN)/ruff check --fix
@@ -68,11 +68,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 	@$(PIP) install --editable .
 	@touch $@
 
-# Type checkers follow folders, not the mapping in pyproject.toml, so the packages get a folder that has them.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what tests and checks need into $(VENV)"
 	@$(PIP) install --editable '.[dev]'
-	@mkdir -p $(VENV)/types/greenroom
-	@ln -sfn ../../../actors $(VENV)/types/greenroom/actors
-	@ln -sfn ../../../runner $(VENV)/types/greenroom/runner
 	@touch $@

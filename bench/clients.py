@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import BOUND, CACHE, Daemon, backend_of, call, knock
+
 from greenroom.actors.facts import EngineSpec
 from greenroom.runner.backends.declaration import Launch, ModelFiles
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from greenroom.actors import INSTALLER, Ensure, Event, SqliteJournal, read_journal
 from greenroom.actors import events as ev
 from greenroom.actors.facts import EngineExit, EngineSpec

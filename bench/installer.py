@@ -32,6 +32,7 @@ from typing import Any
 import aiohttp
 import uv
 from aiohttp import web
+
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Progress
 from greenroom.runner.backends.catalog import BACKENDS

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 import pykka
+
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Moment

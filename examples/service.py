@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+
 from greenroom.runner import Greenroom, front_door, load
 
 GREENROOM = web.AppKey("greenroom", Greenroom)

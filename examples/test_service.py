@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from service import make_app
+
 from greenroom.actors import LIBRARY, Pull
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
-from service import make_app
 
 ENGINE = Path(__file__).parent / "echo_engine.py"
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from alone import alone
 from real_registry import Doorway, RealRegistry
 

@@ -16,8 +16,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # The two packages themselves are no layer: they say what is public, and import it when it is used.
-LISTS = {ROOT / "actors" / "__init__.py", ROOT / "runner" / "__init__.py"}
-FILES = sorted({*ROOT.glob("actors/**/*.py"), *ROOT.glob("runner/**/*.py")} - LISTS)
+SOURCES = (ROOT / "actors", ROOT / "runner")
+LISTS = {
+    *(source / "greenroom" / "__init__.py" for source in SOURCES),
+    *(source / "greenroom" / source.name / "__init__.py" for source in SOURCES),
+}
+FILES = sorted({path for source in SOURCES for path in source.glob("greenroom/*/**/*.py")} - LISTS)
 
 # Each layer may import itself and those before it; the longest name that fits counts.
 LAYERS = (
@@ -74,7 +78,7 @@ class Module(typing.NamedTuple):
 
 
 def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts[2:]).removesuffix(".__init__")
 
 
 NAMES = {name_of(path) for path in FILES}
@@ -100,6 +104,11 @@ PURE = [
     and not is_in(module.name, "actors.journal")
     and module.name not in NOT_PURE
 ]
+
+
+def test_both_source_roots_begin_the_package_with_the_same_text() -> None:
+    one, other = ((source / "greenroom" / "__init__.py").read_text() for source in SOURCES)
+    assert one == other
 
 
 def test_imports_go_one_way() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from greenroom.actors import effects as fx
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Engine

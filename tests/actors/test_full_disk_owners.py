@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from greenroom.actors import effects as fx
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Failure, Installation

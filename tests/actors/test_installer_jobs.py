@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from freezegun import freeze_time
+
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import BuildInstallation, CancelBuild, InformInstall, RemoveInstallation

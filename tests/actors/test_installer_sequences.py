@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import BuildInstallation, CancelBuild, RemoveInstallation
 from greenroom.actors.facts import Failure, Installation
@@ -12,9 +16,6 @@ from greenroom.actors.installer_messages import Activate
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case, given
-from hypothesis import HealthCheck, settings
-from hypothesis import given as drawn
-from hypothesis import strategies as st
 from stage import MLX, NO_SPACE, OFFLINE
 
 WISHES = ["install", "install 1", "install 2", "latest", "repair", "rollback", "cancel"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import BuildInstallation, CancelBuild

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from greenroom.actors.ledger import (
     DEFAULT_CONTEXT,
     Account,
@@ -11,8 +14,6 @@ from greenroom.actors.ledger import (
     fewest_victims,
     promise_for,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from stage import model
 
 GIB = 2**30

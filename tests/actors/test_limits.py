@@ -9,12 +9,13 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-import greenroom.actors
 import msgspec
 import pytest
+from msgspec import inspect as types
+
+import greenroom.actors
 from greenroom.actors import limits, messages
 from greenroom.actors.kernel.core import Command
-from msgspec import inspect as types
 
 COMMANDS = sorted(
     {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+
 from greenroom.actors import events as ev
 from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation, Model
 from greenroom.actors.idempotency import Idempotency

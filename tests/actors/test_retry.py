@@ -6,10 +6,11 @@ import time
 
 import pytest
 from freezegun import freeze_time
-from greenroom.actors.retry import INSTALL_RETRIES, PULL_RETRIES, RetryPolicy
 from hypothesis import given
 from hypothesis import strategies as st
 from tenacity import stop_after_attempt, wait_exponential, wait_fixed
+
+from greenroom.actors.retry import INSTALL_RETRIES, PULL_RETRIES, RetryPolicy
 
 HOURLY = RetryPolicy(stop_after_attempt(3), wait_fixed(3600), longest=60.0)
 

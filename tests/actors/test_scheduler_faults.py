@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from greenroom.actors import events as ev
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.idempotency import Idempotency

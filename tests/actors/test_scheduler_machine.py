@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Caller
 from greenroom.actors.ledger import Device
 from greenroom.actors.scheduler_context import Limits
-from hypothesis import HealthCheck, note, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from stage import model
 from world import NO_SPACE, OFFLINE, World
 

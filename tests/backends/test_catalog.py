@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.backends.catalog import OWN, Catalog
 from greenroom.runner.backends.declaration import Backend, Command, Environment, Launch, Platform
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.backends.nvidia import answers

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
+
 from greenroom.actors.facts import EngineSpec
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Image, Launch, ModelFiles, Platform
 from greenroom.runner.backends.flags import refusal
 from greenroom.runner.engines.launchers import launcher
-from msgspec import structs
 
 METAL = BACKENDS["vllm-metal"]
 MAC = Platform(system="darwin", machine="arm64", python=(3, 12), macos=(15, 1))

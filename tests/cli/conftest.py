@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.cli import main as command_line
 from greenroom.runner.proof import CHALLENGE, address_of, prove
 from quiet_server import QuietServer

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.cli import daemon_logging
 from greenroom.runner.cli.daemon_logging import DaemonLog, Handed
 

@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 import pytest
+
 from greenroom.runner.cli.display import Bars, Lines, describe, display, title_of
 
 

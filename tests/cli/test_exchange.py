@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp
 from greenroom.runner.cli.identity import Stranger, probe
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+
 from greenroom.runner.cli.client import Gone
 from greenroom.runner.cli.identity import Unresponsive, find, listener_at
 from greenroom.runner.cli.problem import Problem

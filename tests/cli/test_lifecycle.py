@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from greenroom.actors.journal.reader import read_journal
 
 GREENROOM = [sys.executable, "-m", "greenroom.runner.cli"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import pytest
+
 from greenroom.runner.cli.display import Bars
 from greenroom.runner.cli.output import Filtered, own, style
 

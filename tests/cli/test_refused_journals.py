@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.kit import entry
 from greenroom.actors.journal.sqlite import SqliteJournal

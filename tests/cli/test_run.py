@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from greenroom.runner.cli.exchange import Exchange
 
 CHAT = "POST /v1/chat/completions"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.cli import stop
 from greenroom.runner.cli.identity import Daemon
 from greenroom.runner.cli.problem import Problem

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from greenroom.runner.cli.table import table
 
 HEADINGS = ("NAME", "BACKEND", "CAUSE", "UNTIL")

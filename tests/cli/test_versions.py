@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from greenroom.runner.installations import archive
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from greenroom.actors import limits
 from greenroom.runner.quantities import (
     FOREVER,

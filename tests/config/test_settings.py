@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.config import NAMES, BadSetting, Settings, load
 
 

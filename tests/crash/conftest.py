@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from crashing import Daemons, Life, write_models
 from toy import make_wheel
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from crashing import POINTS, Daemons, Kill, Life, boundaries
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc (Linux)")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from chaos import Chaos
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process (Linux)")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+
 from crashing import Life, until
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+
 from crashing import Life
 from greenroom.actors.journal.reader import read_journal
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.reader import read_journal
 from package_index import serving

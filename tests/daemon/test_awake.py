@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.messages import LIBRARY, SCHEDULER, Abandon, Pull, Serve
 from greenroom.runner import awake as module
 from greenroom.runner.awake import AwakeClock, AwakeTime

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations import archive
 from greenroom.runner.testing import tiny_gguf

@@ -6,6 +6,7 @@ import errno
 from typing import Any
 
 import pytest
+
 from greenroom.actors import effects as fx
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import EngineSpec

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.config import BadSetting, Settings, load
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.home import HomeUnusable, complaint, prepare_home
@@ -196,6 +197,7 @@ def test_an_empty_home_is_what_the_list_of_users_says(monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("nobody")
 def test_every_command_ends_with_a_sentence_for_a_user_without_a_home() -> None:
     from click.testing import CliRunner
+
     from greenroom.runner.cli import main as command_line
 
     for name in command_line._COMMANDS:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+
 from package_index import Misbehaviour
 from workshop import Workshop
 

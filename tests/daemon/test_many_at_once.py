@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+
 from package_index import Misbehaviour
 from workshop import Workshop
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.memory import MachineMemory, MemoryReader, metal_limit

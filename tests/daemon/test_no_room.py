@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mounts import Mounts, NotPermitted
 from package_index import Misbehaviour
 from workshop import Workshop

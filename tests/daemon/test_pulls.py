@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from hub import LocalHub
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]

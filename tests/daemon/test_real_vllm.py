@@ -14,6 +14,7 @@ from typing import Any
 
 import openai
 import pytest
+
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.installations.lock import shipped_version

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors import messages as msg
 from greenroom.actors.kernel.clock import ManualClock
 from greenroom.actors.kernel.errors import Refused

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from hub import LocalHub
 from model_registry import RealRegistry, needs_registry
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.runner import daemon as daemon_module

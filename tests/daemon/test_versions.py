@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import toy
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Installation

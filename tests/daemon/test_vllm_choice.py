@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.installations.lock import shipped_version

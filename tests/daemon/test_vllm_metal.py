@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from real_registry import Doorway, Layer, Published, RealRegistry, Wrong, file, folder_layer, layer
 from stand_in import make_tree
 

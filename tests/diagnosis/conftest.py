@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+
 from greenroom.actors import events as ev
 from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation, Model
 from greenroom.actors.installer import Installer

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors import events as ev
 from greenroom.actors.facts import Failure
 

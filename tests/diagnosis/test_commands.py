@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors import events as ev
 
 COMMANDS = (["why", "smollm2"], ["replay"], ["replay", "--step"], ["log"])

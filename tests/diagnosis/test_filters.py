@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from greenroom.actors import events as ev
 from greenroom.runner.diagnosis.filters import Filter, unknown_kinds
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.diagnosis.known_secrets import known_secrets
 from greenroom.runner.diagnosis.redaction import NO_PROMPT, Redactor, is_secret_name
 

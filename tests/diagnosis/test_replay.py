@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from greenroom.actors import events
 from greenroom.actors import messages as msg
 from greenroom.actors.daemon_log import DaemonLog

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+
 from greenroom.actors import events
 from greenroom.actors.facts import Caller, EngineExit, EngineSpec, Failure, Installation, Model
 from greenroom.actors.journal.port import Record

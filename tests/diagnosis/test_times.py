@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from greenroom.runner.diagnosis.times import clock, moment, parse_time, precise
 
 NOON = 1_700_049_600.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from explained import GB, SMOLLM2, commands, types
 from greenroom.actors import events as ev
 from greenroom.actors.facts import Failure

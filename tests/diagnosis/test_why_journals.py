@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+
 from explained import types
 from greenroom.actors.journal.port import JournalDamaged
 from greenroom.runner.diagnosis.explain import explain

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from explained import GB, commands, types
 from greenroom.actors import events as ev
 

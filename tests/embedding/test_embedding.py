@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
+
 from counting import COUNTER, Add, Counter, Total
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.kernel.errors import StartFailed

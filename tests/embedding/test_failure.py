@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+
 from counting import Counter
 from greenroom.actors import (
     LIBRARY,

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from greenroom.actors import LIBRARY, SCHEDULER, Abandon, Forked, NotWritten, Pull, Serve, StartFailed
 from greenroom.actors.journal.port import Entry
 from greenroom.actors.journal.sqlite import SqliteJournal

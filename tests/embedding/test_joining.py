@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
+
 from greenroom.actors import INSTALLER, LIBRARY, SCHEDULER, Abandon, Ensure, Pull, Serve
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner import Greenroom, Settings, tiny_gguf

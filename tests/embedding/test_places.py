@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors import LIBRARY, SCHEDULER, AskExpired, Granted, NoAnswerYet, Pull, Serve
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
 

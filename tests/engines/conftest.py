@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from alone import alone
 from greenroom.actors.facts import EngineSpec
 from greenroom.runner.backends.declaration import Command, Readiness

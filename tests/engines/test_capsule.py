@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from greenroom.actors.facts import EngineSpec
 from greenroom.runner.engines.capsule import cause_of, engine_exit
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.engines import devices as module
 from greenroom.runner.engines.devices import Card, Devices, cards_in, users_in, visible
 

@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+
 from greenroom.actors.facts import Failure
 from greenroom.runner.backends.declaration import Command, Readiness
 from greenroom.runner.engines.host import Prepared

@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 import pytest
+
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Engine, EngineExit
 from greenroom.actors.progress import ProgressBoard

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.engines import host as host_module
 from greenroom.runner.engines import keeper, keeper_log
 from greenroom.runner.engines.channel import Channel, KeeperGone

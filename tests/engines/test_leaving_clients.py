@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from greenroom.actors.facts import EngineSpec
 from greenroom.runner.backends.declaration import Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp

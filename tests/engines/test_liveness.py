@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
 from greenroom.runner.backends.declaration import Command
 from greenroom.runner.engines import condition, liveness, reach

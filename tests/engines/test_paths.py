@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.backends.flags import LLAMA_CPP, refusal
 from greenroom.runner.engines import paths
 from greenroom.runner.engines.environment import cleaned

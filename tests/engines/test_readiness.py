@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from greenroom.runner.backends.declaration import Readiness
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx

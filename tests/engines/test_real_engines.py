@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.facts import Engine
 from greenroom.runner.backends.declaration import Launch, ModelFiles
 from greenroom.runner.backends.flags import LLAMA_CPP

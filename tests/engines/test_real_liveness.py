@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.gates import GateBoard
 from greenroom.runner.backends.declaration import Backend, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp

@@ -12,6 +12,7 @@ import sys
 
 import msgspec
 import pytest
+
 from greenroom.actors.facts import Engine, Promise
 from greenroom.runner.engines import recovery
 from greenroom.runner.engines.identity import ProcessIdentity

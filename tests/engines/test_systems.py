@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+
 from greenroom.actors.journal import disk
 from greenroom.runner.engines import keeper
 from greenroom.runner.engines.identity import ProcessIdentity

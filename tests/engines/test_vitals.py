@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+
 from greenroom.actors.facts import Measured
 from greenroom.actors.gates import GateReading
 from greenroom.runner.engines import graphics, processes

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.testing import tiny_gguf
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "another_backend"

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.journal.reader import JournalReader
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from blockbuster import blockbuster_ctx
+
 from greenroom.actors.facts import Engine, Model
 from greenroom.actors.gates import GateReading
 from greenroom.actors.messages import LIBRARY, SCHEDULER, Pull

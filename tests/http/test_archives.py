@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+
 from greenroom.runner.http import archives
 
 BOUND = 20.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from builds import Builds
 from greenroom.runner.failures import JobFailed
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+
 from greenroom.runner.descriptors import connections_within
 from greenroom.runner.http.connections import Connections
 

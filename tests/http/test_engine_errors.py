@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from greenroom.runner.backends.declaration import Dialect
 from greenroom.runner.http.engine_errors import Asked, told
 

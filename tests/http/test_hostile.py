@@ -17,11 +17,12 @@ import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import greenroom.runner.http
 import msgspec
 import psutil
 import pytest
 from aiohttp import web
+
+import greenroom.runner.http
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.messages import INSTALLER, SCHEDULER, Configure, Ensure
 from greenroom.runner.backends.declaration import Dialect

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from builds import Builds
 from greenroom.actors.facts import Failure, Progress
 from greenroom.actors.idempotency import IDEMPOTENCY

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from greenroom.runner.http.app import DOOR
 
 JSON = {"Accept": "application/json"}

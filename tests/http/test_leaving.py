@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from greenroom.runner.http.app import DOOR
 
 

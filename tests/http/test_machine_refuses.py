@@ -7,6 +7,7 @@ import errno
 import os
 
 import pytest
+
 from greenroom.runner import waits
 from greenroom.runner.http.errors import refusal_of
 from greenroom.runner.waits import in_thread

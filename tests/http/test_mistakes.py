@@ -8,6 +8,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from greenroom.runner.backends.declaration import Dialect
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
@@ -15,8 +18,6 @@ from greenroom.runner.http.abilities import refuse_what_it_cannot
 from greenroom.runner.http.checking import check
 from greenroom.runner.http.dialogues import CHAT, COMPLETION, EMBEDDING, MESSAGES, RERANKING, Dialogue
 from greenroom.runner.http.errors import HttpRefusal
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 HELLO = [{"role": "user", "content": "hi"}]
 OTHER = {"type": "function", "function": {"name": "v"}}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.messages import LIBRARY, Pull
 
 TINY = "docker.io/ai/tiny:latest"

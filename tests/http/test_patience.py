@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+
 from greenroom.runner.http import patience
 from greenroom.runner.http.patience import Patience
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.messages import SCHEDULER, Abandon, AwaitReady
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+
 from greenroom.runner.config import Settings
 from greenroom.runner.diagnosis.bundle import Bundle
 from greenroom.runner.diagnosis.redaction import Redactor

@@ -8,6 +8,7 @@ import signal
 from typing import Any
 
 import pytest
+
 from greenroom.actors.facts import EngineExit, Failure
 from greenroom.runner.http.suspects import KEPT, Suspects, fingerprint, own_doing
 

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import pytest
+
 from greenroom.actors.facts import Failure, Progress
 from greenroom.actors.messages import INSTALLER, Ensured
 from greenroom.actors.progress import install_job

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from greenroom.runner.http.upstreams import Unreached, Upstreams
-from greenroom.runner.http.wire import Lost
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from greenroom.runner.http.upstreams import Unreached, Upstreams
+from greenroom.runner.http.wire import Lost
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -207,6 +208,7 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 @given(texts=st.lists(TEXT, max_size=6), cuts=st.lists(st.integers(0, 400), max_size=6))
 def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
     import msgspec
+
     from greenroom.runner.http.dialects import Lines, Renaming
 
     events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]
@@ -259,6 +261,7 @@ def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> N
 
 def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
     import msgspec
+
     from greenroom.runner.backends.declaration import Dialect
     from greenroom.runner.http.dialects import translate
 
@@ -273,6 +276,7 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
 @pytest.mark.parametrize("said", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
 def test_whatever_a_client_calls_its_json_the_engine_is_told_that_it_is_json(said: dict[str, str]) -> None:
     from aiohttp.test_utils import make_mocked_request
+
     from greenroom.runner.http.headers import forwarded
 
     assert forwarded(make_mocked_request("POST", "/v1/completions", headers=said)).getall("Content-Type") == [
@@ -348,8 +352,9 @@ async def test_an_answer_that_comes_before_the_body_is_read_is_the_answer(
 
 def test_only_headers_on_a_list_pass_in_either_direction() -> None:
     from aiohttp.test_utils import make_mocked_request
-    from greenroom.runner.http.headers import forwarded, returned
     from multidict import CIMultiDict
+
+    from greenroom.runner.http.headers import forwarded, returned
 
     secrets = ["Api-Key", "x-goog-api-key", "X-Api-Key", "Authorization", "Cookie", "X-Whatever-Token"]
     asked = {**dict.fromkeys(secrets, "secret"), "Accept": "text/event-stream", "User-Agent": "me"}

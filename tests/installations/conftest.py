@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.backends.declaration import Backend, Command, Environment
 from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
 from package_index import Index, Misbehaviour, serving

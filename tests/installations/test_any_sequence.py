@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import toy
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "toy_greenroom.py"
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.facts import Installation
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Platform

@@ -7,6 +7,7 @@ import sys
 import msgspec
 import psutil
 import pytest
+
 from greenroom.actors.facts import Installation
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations import record as records

@@ -7,6 +7,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations import archive
 from greenroom.runner.installations.disk import discard, folder_of, python_of

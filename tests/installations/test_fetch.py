@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations.fetch import Fetcher
 from greenroom.runner.installations.sources import PackageSources, Setting

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event, Timer
 
 import pytest
+
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations.layers import Tree
 

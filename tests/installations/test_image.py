@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from greenroom.actors.facts import Installation, Progress
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.backends.declaration import Image, Platform

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations.layers import Tree, unpacked_size
 from real_registry import Entry, Layer, file, layer, link, special

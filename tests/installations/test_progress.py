@@ -1,4 +1,5 @@
 import pytest
+
 from greenroom.runner.installations.progress import ProgressReport
 
 

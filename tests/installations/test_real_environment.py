@@ -1,6 +1,7 @@
 import time
 
 import pytest
+
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.installations.disk import python_of
 from greenroom.runner.installations.environment import Environments

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting, redact
 

@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.space import RESERVE, need_space

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations import verification
 from greenroom.runner.installations.builder import Builder

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations import record
 from greenroom.runner.installations.disk import folder_of

@@ -4,6 +4,7 @@ import time
 
 import psutil
 import pytest
+
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.uv import Uv, classify

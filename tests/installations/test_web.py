@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
+
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.installations import web as webs
 from greenroom.runner.installations.fetch import Fetcher, PackageOrigin

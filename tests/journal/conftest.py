@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.journal.kit import entry
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.sqlite import SqliteJournal

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.journal.kit import entry
 from greenroom.actors.journal.port import (
     JournalDamaged,

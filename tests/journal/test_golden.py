@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from golden import DIGESTS, GOLDEN, SCHEMA, differences, digest, event_types, every_type, shapes, whole
 from greenroom.actors.installer_state import InstallerState
 from greenroom.actors.journal import maintenance

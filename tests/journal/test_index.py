@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.journal.kit import entries, entry, ids
 from greenroom.actors.journal.maintenance import set_aside, verify
 from greenroom.actors.journal.port import JournalDamaged

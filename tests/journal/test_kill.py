@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.journal.kit import entry
 from greenroom.actors.journal.maintenance import verify
 from greenroom.actors.journal.reader import JournalReader

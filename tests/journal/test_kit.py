@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.journal.kit import JournalKit, entries, entry, ids
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten

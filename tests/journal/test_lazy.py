@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.journal.kit import entries, entry, ids
 from greenroom.actors.journal.lock import WriterLock
 from greenroom.actors.journal.port import JournalDamaged, NotWritten

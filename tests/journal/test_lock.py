@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.journal import lock
 from greenroom.actors.journal.lock import WriterLock
 from greenroom.actors.journal.port import JournalBusy

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.chain import checksum
 from greenroom.actors.journal.kit import entries, entry, ids

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from greenroom.actors.journal import reserve
 from greenroom.actors.journal import sqlite as module
 from greenroom.actors.journal.kit import entries, entry, ids

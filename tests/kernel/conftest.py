@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from counting import Counter
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Journal

@@ -6,6 +6,7 @@ import random
 import threading
 
 import pytest
+
 from counting import COUNTER, Add, Await, Counter, Do, Done, Release, Run, Total
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+
 from greenroom.actors.kernel.clock import ManualClock, SystemClock
 
 

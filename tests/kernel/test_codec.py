@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+
 from counting import COUNTER, Add, Counted, Counter, Sum
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, EventChanged, JournalTooNew

@@ -8,6 +8,7 @@ import time
 
 import pykka
 import pytest
+
 from counting import COUNTER, Add, Counter, Done, Run, Total, Turnstile
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pykka
 import pytest
 from blockbuster import blockbuster_ctx
+
 from counting import COUNTER, Add, Await, Forward, Never, Release, Run, Total, Turnstile
 from greenroom.actors.kernel.errors import AskExpired, Refused
 from greenroom.actors.kernel.reply import Reply

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 import pytest
+
 from counting import COUNTER, Add, Await, Counted, Counter, Done, Forward, Release, Run, Total, Turnstile
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.kernel.clock import SystemClock

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,

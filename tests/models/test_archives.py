@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.archive import load
 from greenroom.runner.models.store import Store

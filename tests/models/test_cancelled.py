@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.facts import Model
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models import puller as puller_module

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from greenroom.runner.models.catalogue import BadCatalogue, Catalogue
 from greenroom.runner.models.references import Reference
 

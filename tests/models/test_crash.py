@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.models.store import Store
 from hub import LocalHub
 from model_registry import GGUF, Gate, RealRegistry, digest, needs_registry

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.metadata import count_text, read_metadata

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.models import attempt
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.sources import transfer

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from greenroom.actors.facts import Model
-from greenroom.runner.models.layout import Entry, Index, IndexDamaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from greenroom.actors.facts import Model
+from greenroom.runner.models.layout import Entry, Index, IndexDamaged
 
 IDS = [f"sha256:{c * 64}" for c in "abcd"]
 ids = st.sampled_from(IDS)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.published import checked

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from greenroom.runner.cli import package as packaging
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.packing import Ingredients, pack

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.facts import Model
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.models.catalogue import Catalogue

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.facts import Model
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.models.metadata import read_metadata
 
 SPEAK = """

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from greenroom.actors.facts import Model
 from greenroom.runner.models.references import (
     AmbiguousName,
@@ -17,8 +20,6 @@ from greenroom.runner.models.references import (
     normalise,
     relative_name,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 HEX = "0123456789abcdef" * 4
 ID = f"sha256:{HEX}"

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from greenroom.runner.models import search as search_module
 from greenroom.runner.models.catalogue import Catalogue
 from greenroom.runner.models.search import search

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.models.selection import (
     choose_files,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors.facts import Model
 from greenroom.runner.failures import JobCancelled, JobFailed
 from greenroom.runner.models.manifest import digest_of

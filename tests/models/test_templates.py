@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.models.description import template_of
 from greenroom.runner.models.store import Store
 from greenroom.runner.models.templates import of_folder, of_header

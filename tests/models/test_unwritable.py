@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.actors import messages as msg
 from greenroom.actors.facts import Model
 from greenroom.actors.kernel.errors import Refused

@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
 import msgspec
+
 import toy
 from greenroom.actors import messages as msg
 from greenroom.actors.installer_messages import Activate

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from greenroom.runner.failures import JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.web import Web

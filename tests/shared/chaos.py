@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.testing import tiny_gguf

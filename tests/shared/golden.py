@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import msgspec
+
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.events import DaemonStarted
 from greenroom.actors.idempotency import Idempotency

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
 from quiet_server import QuietServer
 
 needs_registry = pytest.mark.skipif(

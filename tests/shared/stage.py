@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
 import msgspec
+
 from greenroom.actors import messages as msg
 from greenroom.actors.effects import (
     AdmitRequest,

@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.testing import tiny_gguf
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+
 from greenroom.actors import effects as fx
 from greenroom.actors import events as ev
 from greenroom.actors import messages as msg

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+
 from wedge import BOUND, Daemon
 
 MakeDaemon = Callable[..., Awaitable[Daemon]]

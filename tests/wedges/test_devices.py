@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from wedge import MIB, PROGRAM, Daemon, until
 
 NEED = 64

@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+
 from greenroom.actors.scheduler_queue import LONGEST_COOL_DOWN
 from wedge import MIB, Daemon, until
 

@@ -8,10 +8,11 @@ import signal
 from typing import Any
 
 import pytest
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import EngineExit, Measured
 from hypothesis import given, settings
 from hypothesis import strategies as some
+
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import EngineExit, Measured
 from stage import GIB, Stage, exited, model
 from wedge import until
 

@@ -1,0 +1,104 @@
+"""The daemon's own stream: when it started and whether it stopped in order or was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from greenroom.actors import events as ev
+from greenroom.actors import messages as msg
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    NotUnderstood,
+    Recovered,
+    Stored,
+)
+
+
+class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal says of the daemon."""
+
+    starts: int = 0
+    running_pid: int = 0
+    """The pid of the daemon that has not said that it stopped; another than ours was killed."""
+    running_life: str = ""
+    """And its own name."""
+    started_at: float = 0.0
+    """When the last one started."""
+    started_before: float = 0.0
+    """When the one before it did."""
+
+
+class DaemonSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing beside the journal."""
+
+
+class DaemonLog:
+    """The pure core."""
+
+    def __init__(self, started: ev.DaemonStarted) -> None:
+        """`started` is stored at the beginning of this daemon's life."""
+        self._started = started
+
+    address: Address = msg.DAEMON
+    event_types: Sequence[type[Event]] = (ev.DaemonStarted, ev.DaemonStopped)
+
+    def claims(self, stream: str) -> bool:
+        """`daemon`."""
+        return stream == "daemon"
+
+    def stream_of(self, _event: Event) -> str:
+        """`daemon`."""
+        return "daemon"
+
+    def initial(self) -> DaemonState:
+        """It never ran."""
+        return DaemonState()
+
+    def unseen(self) -> DaemonSeen:
+        """Nothing."""
+        return DaemonSeen()
+
+    def apply(self, state: DaemonState, stored: Stored[Any]) -> DaemonState:
+        """Fold one event."""
+        match stored.event:
+            case ev.DaemonStarted(pid=pid, life=life):
+                return DaemonState(
+                    starts=state.starts + 1,
+                    running_pid=pid,
+                    running_life=life,
+                    started_at=stored.at,
+                    started_before=state.started_at,
+                )
+            case _:
+                return msgspec.structs.replace(state, running_pid=0, running_life="")
+
+    def decide(
+        self, state: DaemonState, command: Command, _now: Moment, _seen: DaemonSeen
+    ) -> Decision[DaemonSeen]:
+        """One command."""
+        match command:
+            case msg.NoteStopped() as c:
+                return Decision(events=(ev.DaemonStopped(pid=c.pid, reason=c.reason),))
+            case Recovered():
+                # A rebuild of this actor is not another start of the daemon.
+                ours = (self._started.pid, self._started.life)
+                known = (state.running_pid, state.running_life) == ours
+                return Decision(events=() if known else (self._started,))
+            case _:
+                raise NotUnderstood(self.address, command)
+
+    def react(self, _state: DaemonState, _stored: Stored[Any]) -> Sequence[Effect]:
+        """Nothing follows."""
+        return ()
+
+    def settle(self, _state: DaemonState, _now: Moment, _seen: DaemonSeen) -> Decision[DaemonSeen]:
+        """Nothing follows."""
+        return Decision()

@@ -1,0 +1,269 @@
+"""Commands that may come twice: what became of those that carried an `Idempotency-Key`.
+
+Whoever does not know whether a command has arrived sends it again with the same key. The first one is
+carried out; one that comes while that goes on is told so and may wait for its answer, and a later one gets
+the same answer, also from the next daemon. A key that comes with another command is refused.
+
+What the daemon's end interrupted is carried out again: the job it asked for goes on, so that joins it. Only
+digests of keys and commands are stored. The last keys are remembered, for a day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from greenroom.actors import events as ev
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    Later,
+    NotUnderstood,
+    Recovered,
+    Stored,
+    refuse,
+)
+from greenroom.actors.limits import Id, Kept, Name, Real, Whole
+from greenroom.actors.remembering import remembered
+
+IDEMPOTENCY = Address("idempotency")
+
+REMEMBERED = 1000
+"""Keys."""
+REMEMBERED_FOR = 86_400.0
+"""Seconds."""
+_NEWEST = 64
+
+
+_NOTHING = refuse(
+    "no_outcome",
+    "The command that came first with this Idempotency-Key has ended without an outcome.",
+    advice="Send it again.",
+    status=503,
+    retry_after=1.0,
+)
+
+
+class BeginKeyed(Command, frozen=True, kw_only=True):
+    """Somebody wants a command carried out: `Begun`, `UnderWay`, or `Outcome` when that was done before."""
+
+    key: Id
+    """Digest of the key."""
+    command: Id
+    """Digest of what is wanted."""
+    name: Name
+    """Method and path, for people."""
+
+
+class AwaitKeyed(Command, frozen=True, kw_only=True):
+    """Somebody waits for a command that is under way: its `Outcome`."""
+
+    key: Id
+
+
+class EndKeyed(Command, frozen=True, kw_only=True):
+    """How it ended: `Noted`. Without an outcome, or with a passing one, the next one is carried out."""
+
+    key: Id
+    outcome: Outcome | None = None
+
+
+class Begun(Command, frozen=True, kw_only=True):
+    """It is yours to carry out."""
+
+
+class UnderWay(Command, frozen=True, kw_only=True):
+    """Another who sent it has it carried out: see `AwaitKeyed`."""
+
+
+class Noted(Command, frozen=True, kw_only=True):
+    """It is stored."""
+
+
+class Outcome(Command, frozen=True, kw_only=True):
+    """The answer to a command, as it goes over the wire."""
+
+    status: Whole
+    content_type: Id = ""
+    body: Kept = ""
+    location: Name = ""
+    retry_after: Real = 0.0
+    """Seconds; only of a passing one."""
+    passing: bool = False
+    """It says only that now was a bad moment: for those who wait already, not for those who come later."""
+
+
+class Keyed(msgspec.Struct, frozen=True, kw_only=True):
+    """One key."""
+
+    command: str
+    at: float
+    outcome: Outcome | None = None
+
+
+class IdempotencyState(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys that are remembered, by digest, the oldest first.
+
+    Each event makes a new state, so the few that change often are kept apart: to copy a thousand keys for
+    each of a hundred thousand events would take minutes at a start.
+    """
+
+    older: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
+    newest: Mapping[str, Keyed] = msgspec.field(default_factory=dict)
+    """At most `_NEWEST`; what is here counts, whatever `older` says."""
+
+    @property
+    def keys(self) -> Mapping[str, Keyed]:
+        """All that are remembered."""
+        older = {key: one for key, one in self.older.items() if key not in self.newest}
+        return dict(list({**older, **self.newest}.items())[-REMEMBERED:])
+
+    def get(self, key: str) -> Keyed | None:
+        """What is known of a key."""
+        return self.newest.get(key) or self.older.get(key)
+
+
+class IdempotencySeen(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys whose command is being carried out in this life."""
+
+    under_way: frozenset[str] = frozenset()
+
+
+class Idempotency:
+    """The pure core; see the module's text."""
+
+    address: Address = IDEMPOTENCY
+    event_types: Sequence[type[Event]] = (ev.CommandKeyed, ev.CommandAnswered)
+
+    def claims(self, stream: str) -> bool:
+        """`idempotency`."""
+        return stream == "idempotency"
+
+    def stream_of(self, _event: Event) -> str:
+        """`idempotency`."""
+        return "idempotency"
+
+    def initial(self) -> IdempotencyState:
+        """No keys."""
+        return IdempotencyState()
+
+    def unseen(self) -> IdempotencySeen:
+        """Nothing is being carried out."""
+        return IdempotencySeen()
+
+    def apply(self, state: IdempotencyState, stored: Stored[Any]) -> IdempotencyState:
+        """Fold one event."""
+        event = stored.event
+        match event:
+            case ev.CommandKeyed():
+                keyed = Keyed(command=event.command, at=stored.at)
+            case ev.CommandAnswered() if (old := state.get(event.key)) is not None:
+                outcome = Outcome(
+                    status=event.status,
+                    content_type=event.content_type,
+                    body=event.body,
+                    location=event.location,
+                )
+                keyed = msgspec.structs.replace(old, outcome=outcome)
+            case _:
+                return state
+        newest = remembered(state.newest, event.key, keyed, _NEWEST)
+        if len(newest) < _NEWEST:
+            return IdempotencyState(older=state.older, newest=newest)
+        full = IdempotencyState(older=state.older, newest=newest)
+        older = {key: one for key, one in full.keys.items() if stored.at - one.at < REMEMBERED_FOR}
+        return IdempotencyState(older=older)
+
+    def decide(
+        self, state: IdempotencyState, command: Command, now: Moment, seen: IdempotencySeen
+    ) -> Decision[IdempotencySeen]:
+        """One command."""
+        match command:
+            case BeginKeyed():
+                return self._begin(state, command, now, seen)
+            case AwaitKeyed():
+                return self._await(state, command, seen)
+            case EndKeyed():
+                return self._end(state, command, seen)
+            case Recovered():
+                return Decision()
+            case _:
+                raise NotUnderstood(self.address, command)
+
+    def _begin(
+        self, state: IdempotencyState, ask: BeginKeyed, now: Moment, seen: IdempotencySeen
+    ) -> Decision[IdempotencySeen]:
+        """Decide on a command with a key.
+
+        1. The key has come with another command: refused.
+        2. It has been answered: the answer.
+        3. It is being carried out: whoever asks may wait for the answer.
+        4. It is new, or the daemon ended in the middle: it is to be carried out.
+        """
+        known = state.get(ask.key)
+        if known is not None and ask.key not in seen.under_way and now.wall - known.at >= REMEMBERED_FOR:
+            known = None
+        if known is not None and known.command != ask.command:  # 1
+            return Decision(
+                reply=refuse(
+                    "idempotency_key_reused",
+                    "This Idempotency-Key came with another command before.",
+                    advice="Make a new key for each command, and keep it only to send the same one again.",
+                    status=422,
+                )
+            )
+        if known is not None and known.outcome is not None:  # 2
+            return Decision(reply=known.outcome)
+        if ask.key in seen.under_way:  # 3
+            return Decision(reply=UnderWay())
+        keyed = ev.CommandKeyed(key=ask.key, command=ask.command, name=ask.name)
+        return Decision(  # 4
+            events=() if known is not None else (keyed,),
+            reply=Begun(),
+            seen=IdempotencySeen(under_way=seen.under_way | {ask.key}),
+        )
+
+    def _await(
+        self, state: IdempotencyState, ask: AwaitKeyed, seen: IdempotencySeen
+    ) -> Decision[IdempotencySeen]:
+        if ask.key in seen.under_way:
+            return Decision(reply=Later(ask.key))
+        known = state.get(ask.key)
+        return Decision(reply=known.outcome if known is not None and known.outcome is not None else _NOTHING)
+
+    def _end(
+        self, state: IdempotencyState, report: EndKeyed, seen: IdempotencySeen
+    ) -> Decision[IdempotencySeen]:
+        left = IdempotencySeen(under_way=seen.under_way - {report.key})
+        if report.outcome is None:
+            return Decision(effects=(Answer(key=report.key, outcome=_NOTHING),), reply=Noted(), seen=left)
+        outcome = report.outcome
+        events: tuple[Event, ...] = ()
+        if state.get(report.key) is not None and not outcome.passing:
+            answered = ev.CommandAnswered(
+                key=report.key,
+                status=outcome.status,
+                content_type=outcome.content_type,
+                body=outcome.body,
+                location=outcome.location,
+            )
+            events = (answered,)
+        answer = Answer(key=report.key, outcome=outcome)
+        return Decision(events=events, effects=(answer,), reply=Noted(), seen=left)
+
+    def react(self, _state: IdempotencyState, _stored: Stored[Any]) -> Sequence[Effect]:
+        """Nothing follows."""
+        return ()
+
+    def settle(
+        self, _state: IdempotencyState, _now: Moment, _seen: IdempotencySeen
+    ) -> Decision[IdempotencySeen]:
+        """Nothing follows."""
+        return Decision()

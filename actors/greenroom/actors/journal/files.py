@@ -1,0 +1,137 @@
+"""The files a journal consists of, and what the operating system must promise about them.
+
+```
+journal.db           the events
+journal.db-wal       what is committed and not yet in journal.db: SQLite's; one is nothing without the other
+journal.db-shm       SQLite's index of it; made anew when it is missing
+journal.db-lock      held by the writer, names its pid
+journal.db-tail      how far the journal goes (see `tail`)
+journal.db-reserve   space kept back for a full disk (see `reserve`)
+```
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from greenroom.actors.journal.disk import force
+
+Clock = Callable[[], float]
+"""Wall clock, seconds since the epoch."""
+
+
+class JournalFiles(msgspec.Struct, frozen=True):
+    """Paths of one journal's files."""
+
+    db: Path
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> JournalFiles:
+        """The files of the journal whose events are in `path`; SQLite, too, follows links to the database."""
+        return cls(Path(path).resolve())
+
+    @property
+    def folder(self) -> Path:
+        """Where they all lie."""
+        return self.db.parent
+
+    @property
+    def wal(self) -> Path:
+        """SQLite's write-ahead log."""
+        return self._beside("-wal")
+
+    @property
+    def shm(self) -> Path:
+        """SQLite's shared memory."""
+        return self._beside("-shm")
+
+    @property
+    def lock(self) -> Path:
+        """The writer's lock; never removed, since that would let two writers hold one."""
+        return self._beside("-lock")
+
+    @property
+    def tail(self) -> Path:
+        """How far the journal goes."""
+        return self._beside("-tail")
+
+    @property
+    def reserve(self) -> Path:
+        """Space kept back."""
+        return self._beside("-reserve")
+
+    @property
+    def probe(self) -> Path:
+        """Written and removed at once, to find out whether anything can be."""
+        return self._beside("-probe")
+
+    @property
+    def draft(self) -> Path:
+        """A journal that is being made, until it is whole and takes its name."""
+        return self._beside("-new")
+
+    def aside(self, clock: Clock) -> JournalFiles:
+        """Names for these files when they are put away: `journal.20261122T101500Z.db` and so on."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock()))
+        number = 0
+        while True:
+            again = f"-{number}" if number else ""
+            name = f"{self.db.stem}.{stamp}{again}{self.db.suffix}"
+            files = JournalFiles(self.db.with_name(name))
+            if not (files.db.exists() or files.wal.exists() or files.tail.exists()):
+                return files
+            number += 1
+
+    def _beside(self, suffix: str) -> Path:
+        return self.db.with_name(self.db.name + suffix)
+
+
+def size(path: Path) -> int | None:
+    """Bytes in the file; None when there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What the system says when there is no room, in one way or another."""
+
+
+def why_no_write(files: JournalFiles, length: int = 65_536) -> OSError | None:
+    """Why nothing can be written beside the database, found out by trying; None when something can.
+
+    SQLite says only that a write has failed, whether the disk is broken, read-only or full.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    largest = max(size(files.db) or 0, size(files.wal) or 0)
+    if limit != resource.RLIM_INFINITY and largest + length > limit:
+        return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    try:
+        descriptor = os.open(files.probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            left = memoryview(os.urandom(length))
+            while left:
+                left = left[os.write(descriptor, left) :]
+        finally:
+            os.close(descriptor)
+            files.probe.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make created, renamed and removed names durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        force(descriptor)
+    finally:
+        os.close(descriptor)

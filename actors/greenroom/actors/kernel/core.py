@@ -1,0 +1,292 @@
+"""What an actor is made of: a pure core. The shell around it is `shell.py`.
+
+    decide(state, command, now, seen) -> Decision     what shall be, no clock, no I/O, no logging
+    apply(state, stored) -> state                     total; cannot refuse; the only maker of durable state
+    react(state, stored) -> effects                   for new events only, never in replay
+    settle(state, now, seen) -> Decision              what follows from the state as it stands
+
+The shell's order for each decision: persist its events as one batch, apply them, run the effects, reply.
+(`apply` and `react` are called before the commit, since they are pure and an event that cannot be folded
+must never be stored; the state they make is taken over only after it.)
+After each command, and on a tick, it asks `settle` until that has no more events, so what to do next is
+derived from state and never depends on somebody remembering to call it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.errors import Refusal
+
+
+class Upcast(Protocol):
+    """Turns the raw fields of one schema version into those of the next."""
+
+    def __call__(self, fields: dict[str, Any], /) -> dict[str, Any]:
+        """Return the fields as the next version has them."""
+        ...
+
+
+Upcasters = Mapping[int, Upcast]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that has happened. Tag and schema are stored beside it, so both are part of the format."""
+
+    TAG: ClassVar[str]
+    SCHEMA: ClassVar[int] = 1
+    URGENT: ClassVar[bool] = False
+    """True for what must be recorded even on a full disk: that something has stopped."""
+    UPCASTERS: ClassVar[Upcasters] = {}
+    """From each older schema version, how its raw fields become those of the next."""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether this one must be recorded even on a full disk; an event may know better than its type."""
+        return self.URGENT
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that is asked or reported."""
+
+    SECRETS: ClassVar[tuple[str, ...]] = ()
+    """Text fields, such as a token, that must never be stored, not even of a command that failed."""
+    REPEATABLE: ClassVar[bool] = False
+    """Asking twice does what asking once does. So a rebuilt actor is asked again by its shell, and whoever
+    waits need not. (What was answered `Later` without events or effects is asked again in any case.)"""
+
+    def withdrawn(self) -> Command | None:
+        """What takes this command back once whoever asked has given up; None when nothing has to be."""
+        return None
+
+    @property
+    def is_leased(self) -> bool:
+        """The answer holds something for as long as somebody holds the answer: with the last reference to it
+        the command is withdrawn. The answer's type must allow weak references."""
+        return False
+
+
+class Recovered(Command, frozen=True, kw_only=True):
+    """The first command of every life: the state is replayed, now look at the world."""
+
+
+class Address(NamedTuple):
+    """How an actor is found; it stays the same when the actor is rebuilt."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+E_co = TypeVar("E_co", bound=Event, covariant=True)
+
+
+class Stored(NamedTuple, Generic[E_co]):
+    """An event with what the journal knows of it."""
+
+    event: E_co
+    id: str
+    """`stream/version`."""
+    at: float
+    cause: str
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that must now be done, by the actor's hands. It reports back with a command."""
+
+
+class Tell(Effect, frozen=True, kw_only=True):
+    """Send a command to an actor of this system."""
+
+    to: Address
+    command: Command
+    cause: str = ""
+    """Overrides what made the effect necessary, when the reason is an event of an earlier decision."""
+
+
+class Answer(Effect, frozen=True, kw_only=True):
+    """Answer everybody who was told `Later(key)`."""
+
+    key: str
+    outcome: Any
+    """A reply, or a `Refusal`."""
+
+
+class Later(msgspec.Struct, frozen=True):
+    """No answer yet: it comes with an `Answer` of the same key."""
+
+    key: str
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """An exception that was kept to what it was about. The shell stores it as `command_parked`."""
+
+    doing: str
+    """What was being done, such as `serve a request`."""
+    about: str
+    """Id of the request, job, engine or event it happened to; empty when there is none."""
+    error: str
+    """Type and message, in one line."""
+    traceback: str
+    place: str
+    """File and line that raised."""
+
+
+def fault(error: BaseException, *, doing: str, about: str = "") -> Fault:
+    """Describe an exception that was caught where it could do no harm."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return Fault(
+        doing=doing,
+        about=about,
+        # Unlike `str`, these never raise.
+        error=traceback.format_exception_only(error)[-1].strip(),
+        traceback="".join(traceback.format_exception(error)),
+        place=f"{last[0].filename}:{last[0].lineno}" if last else "",
+    )
+
+
+V = TypeVar("V")
+S = TypeVar("S")
+
+
+class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
+    """What a core has decided."""
+
+    events: tuple[Event, ...] = ()
+    """Stored as one batch, all or none."""
+    reply: Any = None
+    """The answer, a `Refusal`, or `Later`."""
+    effects: tuple[Effect, ...] = ()
+    """What needs no event because it may be lost or repeated: telling, answering, looking."""
+    seen: V | None = None
+    """The new volatile state; None leaves it as it is. Taken over only once the events are stored."""
+    cause: str = ""
+    """Overrides the message's own cause: a report belongs to the intent it fulfils."""
+    wake_at: float | None = None
+    """Monotonic second at which time alone changes what follows. Read from `settle` only."""
+    otherwise: Decision[V] | None = None
+    """What holds instead, without events, when these cannot be stored. Read from `settle` and from decisions
+    on what was told: nobody is there to be refused, but there may be somebody who waits. (Whoever waits for
+    an `Answer` of such a decision is refused without this.)"""
+    faults: tuple[Fault, ...] = ()
+    """What was left out because it raised; the decision is right for everything else."""
+
+
+class Core(Protocol[S, V]):
+    """The pure part of an actor. `S` is its durable state, `V` the volatile one; both immutable."""
+
+    @property
+    def address(self) -> Address:
+        """Where commands for it go."""
+        ...
+
+    @property
+    def event_types(self) -> Sequence[type[Event]]:
+        """Every event it stores or has ever stored."""
+        ...
+
+    def claims(self, stream: str) -> bool:
+        """True for the streams it owns."""
+        ...
+
+    def stream_of(self, event: Event) -> str:
+        """The stream an event of its own belongs to."""
+        ...
+
+    def initial(self) -> S:
+        """The durable state before the first event."""
+        ...
+
+    def unseen(self) -> V:
+        """The volatile state at the start of each life."""
+        ...
+
+    def decide(self, state: S, command: Command, now: Moment, seen: V) -> Decision[V]:
+        """Turn a command into events, a reply and effects."""
+        ...
+
+    def apply(self, state: S, stored: Stored[Any]) -> S:
+        """Fold one event into the state."""
+        ...
+
+    def react(self, state: S, stored: Stored[Any]) -> Sequence[Effect]:
+        """What a new event makes necessary; `state` has it already."""
+        ...
+
+    def settle(self, state: S, now: Moment, seen: V) -> Decision[V]:
+        """What follows from state, desired against observed."""
+        ...
+
+
+class SingleStream(Generic[S]):
+    """A start for a small core: its events lie in one stream named like its address, and nothing follows.
+
+    Say `address`, `event_types`, `initial`, `decide` and `apply`; the rest can be said when it is needed.
+    """
+
+    address: Address
+    event_types: Sequence[type[Event]] = ()
+
+    def claims(self, stream: str) -> bool:
+        """The stream of its name."""
+        return stream == self.address.name
+
+    def stream_of(self, event: Event) -> str:  # noqa: ARG002 - all lie in one
+        """The stream of its name."""
+        return self.address.name
+
+    def unseen(self) -> None:
+        """There is nothing beside the durable state."""
+        return
+
+    def react(self, state: S, stored: Stored[Any]) -> Sequence[Effect]:  # noqa: ARG002
+        """Nothing."""
+        return ()
+
+    def settle(self, state: S, now: Moment, seen: None) -> Decision[None]:  # noqa: ARG002
+        """Nothing."""
+        return Decision()
+
+
+class Hands(Protocol):
+    """Whatever carries out an actor's own effects. Must not block: long work goes to a thread of its own."""
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin. `cause` is the id of the event that made it necessary, or of the message's own cause."""
+        ...
+
+
+class NoHands:
+    """For actors whose effects are all telling and answering."""
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """There is nothing this actor could ask for."""
+        raise TypeError(f"nobody performs {type(effect).__name__} (caused by {cause})")
+
+
+class NotUnderstood(TypeError):
+    """Raised by `decide` for a command that is not this actor's: whoever asked is refused, nothing else."""
+
+    def __init__(self, address: Address, command: Command) -> None:
+        super().__init__(f"{address} does not know the command {type(command).__name__}")
+
+
+def refuse(code: str, message: str, *, advice: str = "", status: int = 400, **more: Any) -> Refusal:
+    """A refusal, readable at the place where it is decided."""
+    return Refusal(code=code, message=message, advice=advice, status=status, **more)
+
+
+def not_storable() -> Refusal:
+    """What is told to whoever waits for something that would need an event while the journal takes none."""
+    return refuse(
+        "journal_full",
+        "This cannot be begun: the journal cannot be written.",
+        advice="Make room on the disk that holds the journal, and ask again.",
+        status=507,
+    )

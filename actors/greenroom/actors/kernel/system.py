@@ -1,0 +1,483 @@
+"""An actor system: addresses, one journal, one clock. Two of them live side by side in one process."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import msgspec
+import pykka
+from pykka._envelope import Envelope
+from pykka.messages import _ActorStop
+
+from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
+from greenroom.actors.kernel.checks import Explain, complaint, no_words
+from greenroom.actors.kernel.clock import Clock, SystemClock
+from greenroom.actors.kernel.codec import Batch, Codec
+from greenroom.actors.kernel.core import (
+    Address,
+    Command,
+    Core,
+    Event,
+    Fault,
+    Hands,
+    NoHands,
+    Stored,
+    Tell,
+)
+from greenroom.actors.kernel.errors import (
+    ActorStopped,
+    AskExpired,
+    Forked,
+    KernelError,
+    MailboxFull,
+    Refused,
+    StartFailed,
+    SystemFailed,
+    UnknownActor,
+)
+from greenroom.actors.kernel.refusals import bad_fields
+from greenroom.actors.kernel.replay import PARKED, Replayed, replay
+from greenroom.actors.kernel.reply import Reply
+from greenroom.actors.kernel.shell import Shell
+from greenroom.actors.kernel.supervision import (
+    CommandParked,
+    Complaints,
+    as_text,
+    in_one_line,
+    without_secrets,
+)
+from greenroom.actors.kernel.waiting import Asked
+
+_log = logging.getLogger(__name__)
+
+
+class _Registered(msgspec.Struct):
+    core: Core[Any, Any]
+    hands: Hands
+    sense: Callable[[Any], Any] | None
+    mailbox: int
+
+
+class ActorSystem:
+    """Runs cores on one journal. A context manager; starts on entry, stops on exit.
+
+    It keeps nothing global: no signal handlers, no atexit, no logging set-up, no entry in Pykka's registry.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        clock: Clock | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
+        redact: Callable[[str], str] = str,
+        explain: Explain = no_words,
+    ) -> None:
+        """Make a system that owns `journal` (it closes it) and, unless one is given, its clock.
+
+        `on_failure` hears once, from any thread, that the system has stopped itself. `redact` takes
+        secrets out of what is stored of a command that failed, beside those the command names itself.
+        `explain` may have better words than msgspec for a field that is wrong.
+        """
+        self.journal = journal
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self._owns_clock = clock is None
+        self.codec = Codec()
+        self.codec.register([CommandParked])
+        self.failure: BaseException | None = None
+        self._on_failure = on_failure
+        self._redact = redact
+        self._explain = explain
+        self._pid = os.getpid()
+        """Of the process whose threads the actors are."""
+        self._registered: dict[Address, _Registered] = {}
+        self._shells: dict[Address, Shell] = {}
+        self._dormant: dict[str, int] = {}
+        self._complaints = Complaints()
+        self._in_flight = 0
+        self._rest = threading.Condition()
+        self._ending = threading.Lock()
+        self._stopping = False
+        self._closed = False
+        self._listeners: list[Callable[[Record], None]] = []
+        self._lease_numbers = itertools.count()
+        self._leases: dict[int, weakref.finalize[Any, Any]] = {}
+
+    # making
+
+    def register(
+        self,
+        core: Core[Any, Any],
+        *,
+        hands: Hands | None = None,
+        sense: Callable[[Any], Any] | None = None,
+        mailbox: int = 10_000,
+    ) -> None:
+        """Add an actor before the start.
+
+        `hands` carry out its own effects; `sense` refreshes its volatile state from what others own just
+        before it decides; more than `mailbox` waiting asks are refused.
+        """
+        if self._shells:
+            raise StartFailed("actors are registered before the system starts")
+        if core.address in self._registered:
+            raise StartFailed(f"there is an actor {core.address} already")
+        self.codec.register(core.event_types)
+        self._registered[core.address] = _Registered(core, hands or NoHands(), sense, mailbox)
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Replay the journal, start every actor, and wait until each has had its first look at the world.
+
+        Raises JournalError when the journal cannot be trusted, StartFailed when an actor cannot start; the
+        system has stopped then. A system is started once.
+        """
+        if self._shells or self._stopping:
+            raise StartFailed("a system is started once; make another")
+        self._pid = os.getpid()
+        try:
+            self._start(timeout)
+        except BaseException:
+            self.stop(min(timeout, 10.0))
+            raise
+
+    def _start(self, timeout: float) -> None:
+        cores = [one.core for one in self._registered.values()]
+        replayed, self._dormant = replay(self.journal.read(), self.codec, cores)
+        for address, one in self._registered.items():
+            found = replayed[address]
+            self._note_left_out(one.core, found)
+            self._shells[address] = Shell(one.core, one.hands, self, found.state, found.versions, one.sense)
+        deadline = time.monotonic() + timeout
+        for address, shell in self._shells.items():
+            # One after the other, so that what the first looks store stands in the order of registration.
+            shell.begin()
+            try:
+                shell.started.get(timeout=max(0.0, deadline - time.monotonic()))
+            except pykka.Timeout as late:
+                raise StartFailed(f"{address} did not start within {timeout:g} seconds") from late
+
+    def _note_left_out(self, core: Core[Any, Any], found: Replayed) -> None:
+        """Store which events are left out of the state, once for each and not at every start."""
+        if not found.left_out:
+            return
+        stream = f"{PARKED}{core.address}"
+        noted = {record.cause for record in self.journal.read() if record.stream == stream}
+        for one in found.left_out:
+            _log.error("event %s cannot be replayed and is skipped: %s", one.event_id, one.fault.error)
+            if one.event_id not in noted:
+                self.park(core, one.fault, one.event_id)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Let every actor finish what it has in hand, then close the journal. Idempotent, bounded.
+
+        An actor that does not end within `timeout` seconds is left behind; it can store nothing any more.
+        In a forked child this does nothing: actors and journal are the parent's.
+        """
+        if os.getpid() != self._pid:
+            return
+        self._stop_actors()
+        deadline = time.monotonic() + timeout
+        for address, shell in self._shells.items():
+            # An actor that stops the system, from `on_failure` say, cannot wait for itself.
+            if shell.thread is threading.current_thread():
+                continue
+            if shell.thread is None or not shell.stopped.wait(max(0.05, deadline - time.monotonic())):
+                if shell.thread is not None:
+                    _log.error("%s did not stop within %g seconds and is left behind", address, timeout)
+                shell.leave_behind()
+        self._closed = True
+        if self._owns_clock:
+            self.clock.close()
+        self.journal.close()
+
+    def _stop_actors(self) -> None:
+        with self._ending:
+            if self._stopping:
+                return
+            self._stopping = True
+        for shell in self._shells.values():
+            shell.actor_inbox.put(Envelope(_ActorStop()))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        from greenroom.actors.kernel.embedding import start_in_thread
+
+        await start_in_thread(self.start, self.stop)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from greenroom.actors.kernel.embedding import stop_in_thread
+
+        await stop_in_thread(self.stop)
+
+    # using
+
+    def ask(
+        self, to: Address | str, command: Command, *, cause: str = "", timeout: float | None = None
+    ) -> Reply:
+        """Ask an actor; the reply is had by `.get(timeout)` in a thread or by `await` in a loop.
+
+        The reply raises Refused, ActorStopped, AskExpired (after `timeout` seconds), MailboxFull,
+        SystemFailed. Abandoning it does not undo the command. Raises TypeError at once for what is no
+        command, and Forked in a child of the process that started the system.
+        """
+        address = self._checked(to, command)
+        reply = Reply()
+        shell = self._shells.get(address)
+        if self.failure is not None:
+            reply.fail(SystemFailed(f"the system has stopped: {in_one_line(self.failure)}"))
+        elif shell is None:
+            reply.fail(self._nobody(address))
+        elif wrong := complaint(command, self._explain):
+            reply.fail(Refused(bad_fields(type(command).__name__, wrong)))
+        elif (waiting := shell.actor_inbox.qsize()) >= self._registered[address].mailbox:
+            reply.fail(MailboxFull(f"{address} has {waiting} requests waiting; try again later"))
+        else:
+            deadline = None
+            if timeout is not None:
+                deadline = self.clock.now().monotonic + timeout
+                late = f"{address} did not answer within {timeout:g} seconds"
+                timer = self.clock.call_at(deadline, lambda: self._expire(shell, command, cause, reply, late))
+                reply.on_done(timer.cancel)
+            if command.is_leased:
+                reply.lease(partial(self._begin_lease, shell, command, cause))
+            self._put(shell, Asked(command=command, cause=cause, reply=reply, deadline=deadline))
+        return reply
+
+    def tell(self, to: Address | str, command: Command, *, cause: str = "") -> None:
+        """Send a command without waiting for anything. To a stopped actor it goes nowhere.
+
+        Raises Refused for a command with a wrong field, UnknownActor, ActorStopped before the start,
+        TypeError for what is no command, and Forked.
+        """
+        address = self._checked(to, command)
+        if wrong := complaint(command, self._explain):
+            raise Refused(bad_fields(type(command).__name__, wrong))
+        self._send(address, command, cause)
+
+    def report(self, to: Address | str, command: Command, *, cause: str = "") -> None:
+        """Tell what has happened; for hands. It is sent whatever its fields hold, since it must not be lost.
+
+        Raises UnknownActor, ActorStopped before the start, TypeError for what is no command, and Forked.
+        """
+        self._send(self._checked(to, command), command, cause)
+
+    def end_leases(self) -> None:
+        """Withdraw every command whose answer is still held (see `Command.is_leased`)."""
+        for end in list(self._leases.values()):
+            end()
+
+    def state(self, of: Address | str) -> Any:
+        """The durable state of an actor as of its last event: an immutable value."""
+        address = Address(of) if isinstance(of, str) else of
+        shell = self._shells.get(address)
+        if shell is None:
+            raise self._nobody(address)
+        return shell.state
+
+    @property
+    def addresses(self) -> Mapping[Address, Core[Any, Any]]:
+        """Who is registered."""
+        return MappingProxyType({address: one.core for address, one in self._registered.items()})
+
+    def on_record(self, listener: Callable[[Record], None]) -> None:
+        """Hear of every stored event, from the thread of the actor that stored it. Must be quick."""
+        self._listeners.append(listener)
+
+    def rest(self, timeout: float = 10.0) -> None:
+        """Wait until no message waits or is being handled. For tests; timers that are not due do not count.
+
+        Raises TimeoutError.
+        """
+        with self._rest:
+            if not self._rest.wait_for(lambda: self._in_flight <= 0, timeout):
+                raise TimeoutError(f"{self._in_flight} messages are still in flight")
+
+    # what shells need (`Surroundings`)
+
+    def prepare(
+        self, core: Core[Any, Any], versions: dict[str, int], events: Sequence[Event], cause: str
+    ) -> Batch:
+        """Make the events of one decision ready to be stored. Raises CannotEncode."""
+        at = self.clock.now().wall
+        ahead = dict(versions)
+        entries: list[Entry] = []
+        stored: list[Stored[Event]] = []
+        for event in events:
+            stream = core.stream_of(event)
+            if not core.claims(stream):
+                # A replay would not find it again.
+                raise ValueError(f"{core.address} does not claim the stream {stream!r} of {event!r}")
+            ahead[stream] = ahead.get(stream, 0) + 1
+            entry, as_read = self.codec.entry(event, stream=stream, version=ahead[stream], cause=cause, at=at)
+            entries.append(entry)
+            stored.append(as_read)
+        return Batch(tuple(entries), tuple(stored), ahead, any(event.is_urgent for event in events))
+
+    def commit(self, batch: Batch) -> None:
+        """Store a batch, all or none. Raises NotWritten or JournalFailed."""
+        try:
+            records = self.journal.append(batch.entries, urgent=batch.urgent)
+        except (NotWritten, JournalFailed):
+            raise
+        except BaseException as error:
+            # A store that raises what its port does not name has not said that nothing is written.
+            raise JournalFailed(f"the journal raised {in_one_line(error)}") from error
+        for record in records:
+            for listener in self._listeners:
+                try:
+                    listener(record)
+                except Exception:  # noqa: BLE001
+                    # It is stored: whoever fails to hear of it must not make it look otherwise.
+                    _log.exception("a listener failed on %s", record.id)
+
+    def send(self, effect: Tell, cause: str) -> None:
+        """Deliver a command to another actor of this system."""
+        try:
+            self.report(effect.to, effect.command, cause=cause)
+        except KernelError as error:
+            # The sender is right whatever its host has put together: to fail here would fail it for ever.
+            _log.error("undelivered %s, caused by %s: %s", type(effect.command).__name__, cause, error)
+
+    def park(self, core: Core[Any, Any], about: Fault, cause: str, command: Command | None = None) -> None:
+        """Store that something failed and was put aside; of what fails often, only how often."""
+        count, worth_storing = self._complaints.count(str(core.address), about)
+        said = self._clean(command, f"{core.address} failed: {about.doing} {about.about}".rstrip())
+        if not worth_storing:
+            _log.error("%s: %s (%d times now)", said, self._clean(command, about.error), count)
+            return
+        _log.error("%s\n%s", said, self._clean(command, about.traceback))
+        stream = f"{PARKED}{core.address}"
+        version = self._dormant.get(stream, 0) + 1
+        event = CommandParked(
+            actor=str(core.address),
+            command=about.doing,
+            fields=self._clean(command, as_text(command) if command is not None else about.about)[:4_000],
+            traceback=self._clean(command, about.traceback)[-8_000:],
+            count=count,
+        )
+        try:
+            entry, stored = self.codec.entry(
+                event, stream=stream, version=version, cause=cause, at=self.clock.now().wall
+            )
+            self.commit(Batch((entry,), (stored,), {}, False))
+        except NotWritten as full:
+            _log.error("%s is put aside, and the journal takes no note of it: %s", event.command, full)
+            return
+        self._dormant[stream] = version
+
+    def failed(self, error: BaseException) -> None:
+        """Stop the system once and for all."""
+        with self._ending:
+            if self.failure is not None:
+                return
+            self.failure = error
+        if self._closed:
+            # An actor that was left behind has found its journal closed; nobody has to be told.
+            return
+        _log.critical("the actor system stops itself: %s", in_one_line(error))
+        self._stop_actors()
+        if self._on_failure is not None:
+            try:
+                self._on_failure(error)
+            except BaseException:  # noqa: BLE001
+                # A host may well call `sys.exit` here; raised in this thread it would only do damage.
+                _log.exception("on_failure raised")
+
+    def handled(self) -> None:
+        """One message is done."""
+        with self._rest:
+            self._in_flight -= 1
+            if self._in_flight <= 0:
+                self._rest.notify_all()
+
+    # inside
+
+    def _checked(self, to: object, command: object) -> Address:
+        """Who is meant; raises TypeError and Forked."""
+        if os.getpid() != self._pid:
+            raise Forked(
+                f"the actor system runs in process {self._pid}, of which this one, {os.getpid()}, is a fork; "
+                "start another system here"
+            )
+        if not isinstance(command, Command):
+            what = f"the class {command.__name__}" if isinstance(command, type) else repr(command)[:100]
+            raise TypeError(f"an actor accepts an instance of a Command, not {what}")
+        if isinstance(to, str):
+            return Address(to)
+        if not isinstance(to, Address):
+            raise TypeError(f"the recipient must be an address or a string, not {to!r:.100}")
+        return to
+
+    def _send(self, address: Address, command: Command, cause: str) -> None:
+        shell = self._shells.get(address)
+        if shell is None:
+            raise self._nobody(address)
+        self._put(shell, Asked(command=command, cause=cause))
+
+    def _expire(self, shell: Shell, command: Command, cause: str, reply: Reply, late: str) -> None:
+        """Nobody waits any more: what the actor does for them is taken back, if the command can be."""
+        if reply.fail(AskExpired(late)):
+            self._withdraw(shell, command, cause)
+
+    def _begin_lease(self, shell: Shell, command: Command, cause: str, answer: Any) -> None:
+        """Withdraw the command with the last reference to its answer."""
+        number = next(self._lease_numbers)
+        try:
+            end = weakref.finalize(answer, self._end_lease, number, shell, command, cause)
+        except TypeError:
+            # A struct without `weakref=True`: it is answered all the same, and leased to nobody.
+            _log.exception("the answer to %s cannot be leased", type(command).__name__)
+            return
+        # At the end of the process there is nobody left to tell.
+        end.atexit = False
+        self._leases[number] = end
+
+    def _end_lease(self, number: int, shell: Shell, command: Command, cause: str) -> None:
+        self._leases.pop(number, None)
+        self._withdraw(shell, command, cause)
+
+    def _withdraw(self, shell: Shell, command: Command, cause: str) -> None:
+        """Take a command back. Runs in any thread, also while an answer that nobody holds is collected."""
+        undo = command.withdrawn()
+        if undo is not None and os.getpid() == self._pid:
+            self._put(shell, Asked(command=undo, cause=cause))
+
+    def _put(self, shell: Shell, asked: Asked) -> None:
+        self.sent()
+        shell.actor_inbox.put(Envelope(asked))
+
+    def sent(self) -> None:
+        """One message is under way."""
+        with self._rest:
+            self._in_flight += 1
+
+    def _clean(self, command: Command | None, text: str) -> str:
+        known = text if command is None else without_secrets(command, text)
+        # What cannot be encoded could not be stored, and may be why something failed.
+        return self._redact(known).encode("utf-8", "replace").decode()
+
+    def _nobody(self, address: Address) -> UnknownActor | ActorStopped:
+        if address in self._registered:
+            return ActorStopped(f"{address} is not running")
+        known = ", ".join(sorted(map(str, self._registered))) or "none"
+        return UnknownActor(f"no actor {str(address)!r} in this system (there are: {known})")

@@ -1,0 +1,6 @@
+"""`python -m greenroom` is the command line."""
+
+from greenroom.runner.cli.main import main
+
+if __name__ == "__main__":
+    main()

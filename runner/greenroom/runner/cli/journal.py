@@ -1,0 +1,221 @@
+"""`greenroom journal`: verify, count, copy, hand over and put away the journal. None of it needs a daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+
+from greenroom.actors.journal.disk import force
+from greenroom.actors.journal.port import (
+    JournalBusy,
+    JournalDamaged,
+    JournalError,
+    JournalFull,
+    JournalTooNew,
+    NotAJournal,
+)
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.journal_file import option, path_of
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.cli.table import table
+from greenroom.runner.quantities import format_size
+
+_TYPES_SHOWN = 12
+
+
+@click.group("journal")
+def command() -> None:
+    """Verify, count, copy, hand over or put away the journal: everything that has happened here.
+
+    What has happened is told by `greenroom log`, and why by `greenroom why`.
+    """
+
+
+@command.command("verify")
+@option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def verify(ctx: click.Context, journal: Path | None, as_json: bool) -> int:
+    """Check every event, every stream, the journal's end and the database itself. Changes nothing."""
+    from greenroom.actors.journal import maintenance
+
+    path = path_of(ctx, journal)
+    with _in_sentences(path):
+        found = maintenance.verify(path)
+    if as_json:
+        _print_json(found)
+    else:
+        for notice in found.notices:
+            click.echo(f"Note: {notice}", err=True)
+        for problem in found.problems:
+            click.echo(f"Problem: {_sentence(problem)}")
+        state = "sound" if found.is_sound else "damaged"
+        click.echo(f"{path} is {state}: {_count(found.events, 'good event')} in {found.streams} streams.")
+    if found.is_sound:
+        return exit_codes.OK
+    if not as_json:
+        click.echo(
+            "Put it away with `greenroom journal set-aside`; with --keep the good events stay. Backends and "
+            "models are found again on disk.",
+            err=True,
+        )
+    return exit_codes.JOURNAL
+
+
+@command.command("stats")
+@option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def stats(ctx: click.Context, journal: Path | None, as_json: bool) -> None:
+    """Count: events by stream and by type, since when, how many bytes."""
+    from greenroom.actors.journal import maintenance
+
+    path = path_of(ctx, journal)
+    with _in_sentences(path):
+        found = maintenance.stats(path)
+    if as_json:
+        _print_json(found)
+        return
+    click.echo(f"{path}, journal {found.id}, log format {found.format}")
+    span = f", {_moment(found.first_at)} to {_moment(found.last_at)}" if found.events else ""
+    click.echo(f"{_count(found.events, 'event')} in {format_size(found.bytes)}{span}\n")
+    click.echo(table(("STREAM", "EVENTS"), ((name, f"{n:,}") for name, n in found.streams.items())))
+    click.echo()
+    rows = [(name, f"{n:,}") for name, n in found.types.items()]
+    click.echo(table(("TYPE", "EVENTS"), rows[:_TYPES_SHOWN]))
+    if len(rows) > _TYPES_SHOWN:
+        click.echo(f"and {len(rows) - _TYPES_SHOWN} more types; --json has them all")
+
+
+@command.command("export")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("-"))
+@option
+@click.pass_context
+def export(ctx: click.Context, file: Path, journal: Path | None) -> None:
+    """Write the journal as JSON lines to FILE (standard output when there is none); `import` reads them."""
+    from greenroom.actors.journal import maintenance
+
+    path = path_of(ctx, journal)
+    with _in_sentences(path):
+        if str(file) == "-":
+            count = maintenance.export(path, sys.stdout.buffer)
+        else:
+            with _fresh_file(file) as out:
+                count = maintenance.export(path, out)
+    click.echo(f"Exported {_count(count, 'event')}.", err=True)
+
+
+@command.command("import")
+@click.argument("file", type=click.File("rb"))
+@click.pass_context
+def import_(ctx: click.Context, file: IO[bytes]) -> None:
+    """Make this data directory's journal from an export: all of FILE (`-` for standard input) or nothing."""
+    from greenroom.actors.journal import maintenance
+
+    home = settings_of(ctx).home
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = home / "journal.db"
+    with _in_sentences(path):
+        count = maintenance.import_(path, file)
+    click.echo(f"Imported {_count(count, 'event')} into {path}.")
+
+
+@command.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+@option
+@click.pass_context
+def backup(ctx: click.Context, file: Path, journal: Path | None) -> None:
+    """Copy the journal, also while a daemon writes to it, into one FILE that is whole by itself."""
+    from greenroom.actors.journal import maintenance
+
+    path = path_of(ctx, journal)
+    with _in_sentences(path):
+        count = maintenance.backup(path, file)
+    click.echo(f"Copied {_count(count, 'event')} to {file}.")
+
+
+@command.command("set-aside")
+@click.option("--keep", is_flag=True, help="Begin the new journal with the good events of the old one.")
+@click.pass_context
+def set_aside(ctx: click.Context, keep: bool) -> None:
+    """Rename a journal that cannot be used, so that the daemon can begin a new one. Removes nothing.
+
+    Backends and models are found again on disk; only history is lost, and with --keep only what is damaged.
+    """
+    from greenroom.actors.journal import maintenance
+
+    path = settings_of(ctx).home / "journal.db"
+    with _in_sentences(path):
+        done = maintenance.set_aside(path, keep=keep)
+    if done.reason:
+        click.echo(f"What was wrong: {_sentence(done.reason)}")
+    click.echo(f"The journal is now {done.path}, with {_count(done.events, 'good event')}.")
+    if done.kept:
+        click.echo(f"The new one begins with {_count(done.kept, 'event')} of it.")
+    else:
+        click.echo("The next daemon begins a new one and finds backends and models on disk.")
+
+
+@contextlib.contextmanager
+def _in_sentences(path: Path) -> Iterator[None]:
+    """Whatever a journal or its place is up to, as a sentence, advice and exit code."""
+    try:
+        yield
+    except JournalBusy as error:
+        advice = "Stop it first: greenroom stop"
+        raise Problem(_sentence(error), advice, code=exit_codes.ALREADY_RUNNING) from error
+    except JournalDamaged as error:
+        advice = "`greenroom journal verify` says more, `greenroom journal set-aside` puts it away."
+        raise Problem(_sentence(error), advice, code=exit_codes.JOURNAL) from error
+    except (JournalTooNew, NotAJournal) as error:
+        raise Problem(_sentence(error), code=exit_codes.JOURNAL) from error
+    except (JournalFull, JournalError) as error:
+        raise Problem(_sentence(error)) from error
+    except FileNotFoundError as error:
+        missing = error.filename or path
+        raise Problem(f"There is no journal at {missing}: nothing has happened there yet.") from error
+    except FileExistsError as error:
+        raise Problem(_sentence(error), "Name a file that is not there yet.") from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Problem(f"{error.filename or path} cannot be used: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def _fresh_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that is gone again if it does not become whole."""
+    with path.open("xb") as out:
+        try:
+            yield out
+            out.flush()
+            force(out.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _sentence(error: object) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

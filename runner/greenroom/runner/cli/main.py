@@ -1,0 +1,227 @@
+"""`greenroom`: the group of all commands. Start-up stays quick since only the command used is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.output import filtered, style
+from greenroom.runner.cli.problem import Problem
+from greenroom.runner.cli.streams import drop_output, is_about_output, prepare_streams
+from greenroom.runner.config import BadSetting, Settings, load
+from greenroom.runner.home import HomeUnusable
+
+_COMMANDS = {
+    "run": "Ask a model something, or chat with it.",
+    "pull": "Fetch a model.",
+    "list": "List the models that are here.",
+    "inspect": "Show what a model is, and what would serve it.",
+    "search": "Look for models to pull.",
+    "tag": "Give a model another name.",
+    "rm": "Remove models.",
+    "push": "Publish a model on a registry.",
+    "package": "Make a model out of files, and publish it if wanted.",
+    "export": "Write a model into one file.",
+    "load": "Store a model out of such a file.",
+    "models": "Verify the models that are here.",
+    "prune": "Remove downloads that broke off, and what no model needs.",
+    "ps": "List the engines that run.",
+    "status": "Is the daemon running, and how are its backends?",
+    "unload": "End idle engines.",
+    "serve": "Run the daemon in the foreground.",
+    "stop": "Stop the daemon.",
+    "logs": "Show the daemon's log, or an engine's.",
+    "log": "Show what has happened: the journal, readably.",
+    "why": "Say why a model, backend, engine or request is as it is.",
+    "replay": "Show what every actor knew at any time, from the journal alone.",
+    "bundle": "Make one file to attach to a bug report, without secrets and prompts.",
+    "journal": "Verify, count, copy, hand over or put away the journal.",
+    "backends": "List the backends and what each can do here; verify their files.",
+    "install-runner": "Install a backend.",
+    "start-runner": "Start the daemon and make sure that a backend is installed.",
+    "reinstall-runner": "Rebuild a backend's installation.",
+    "uninstall-runner": "Remove a backend.",
+    "upgrade-runner": "Build another version of a backend beside the one in use, and switch.",
+    "rollback-runner": "Go back to the version of a backend that was in use before.",
+    "cancel": "End an installation or a pull.",
+    "df": "Show what models and backends use of the disk.",
+    "config": "Show every setting and where its value comes from.",
+    "completion": "Make your shell complete commands and the names of models.",
+    "version": "Show the versions of this program and of the daemon.",
+}
+"""Each command and its line in the help: listing them must not import them."""
+
+_ALIASES = {"ls": "list"}
+_ERROR_LOG_LIMIT = 1_000_000
+_HANGING_THREADS = 5.0
+"""Seconds that threads may outlive the command."""
+
+
+class CommandGroup(click.Group):
+    """Finds the command `a-b` as `command` in the module `greenroom.runner.cli.a_b`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """All of them, in the order in which people meet them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the one that is used."""
+        name = _ALIASES.get(cmd_name, cmd_name)
+        if name not in _COMMANDS:
+            return None
+        module = import_module(f"greenroom.runner.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest what may have been meant."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(name, _COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " See: greenroom --help"
+            raise click.UsageError(f"There is no command {name!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The help's list, without importing a single command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(
+    cls=CommandGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Settings: docs/configuration.md. Exit codes: docs/cli.md.",
+)
+@click.option("--home", metavar="DIR", help="The data directory (GREENROOM_HOME).")
+@click.option("--host", metavar="URL", help="Talk to the daemon at this address (GREENROOM_HOST).")
+@click.option("--port", metavar="PORT", help="The daemon's port (GREENROOM_PORT; 12400).")
+@click.pass_context
+def greenroom(ctx: click.Context, /, **flags: Any) -> None:
+    """Run models on this machine; backends are installed when they are needed."""
+    ctx.obj = flags
+
+
+def settings_of(ctx: click.Context, **flags: Any) -> Settings:
+    """The settings, with the flags of the group and of the command."""
+    given = {name: value for name, value in ctx.obj.items() if value is not None}
+    return load(given | {name: value for name, value in flags.items() if value is not None})
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit; whatever goes wrong ends in a sentence and a documented code."""
+    prepare_streams()
+    code = run(arguments)
+    if threading.active_count() > 1:
+        from greenroom.runner.ending import LastResort
+
+        # A daemon's thread that hangs would be waited for, for ever.
+        LastResort(_HANGING_THREADS, code=code).begin()
+    sys.exit(code)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Like `main`, but gives the exit code."""
+    with filtered():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        if "_GREENROOM_COMPLETE" in os.environ:
+            greenroom.main(arguments, prog_name="greenroom")
+        # Not click's `main`, which ends with 1 when whoever reads our output has had enough.
+        with greenroom.make_context("greenroom", sys.argv[1:] if arguments is None else arguments) as ctx:
+            code = greenroom.invoke(ctx)
+        _flush()
+        return code if isinstance(code, int) else exit_codes.OK
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        return exit_codes.USAGE
+    except BadSetting as error:
+        return _fail(str(error), exit_codes.USAGE)
+    except Problem as problem:
+        if problem.detail:
+            click.echo(problem.detail.rstrip(), err=True)
+        return _fail(str(problem), problem.exit_code)
+    except HomeUnusable as error:
+        return _fail(str(error), exit_codes.NOT_RUNNING)
+    except (KeyboardInterrupt, EOFError, click.Abort):
+        click.echo(err=True)
+        return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `greenroom log | head` does; there is nobody to tell.
+        drop_output()
+        return exit_codes.OK
+    except OSError as error:
+        if is_about_output(error):
+            drop_output()
+            return _fail(f"The output could not be written: {error.strerror}.", exit_codes.FAILED)
+        unusable = _of_the_home(error)
+        if unusable is not None:
+            return _fail(str(unusable), exit_codes.NOT_RUNNING)
+        return _fail(_unexpected(error), exit_codes.FAILED)
+    except Exception as error:  # noqa: BLE001 - the last resort: people get a sentence, never a traceback
+        return _fail(_unexpected(error), exit_codes.FAILED)
+
+
+def _flush() -> None:
+    """Notice a reader that has gone while the error can still be caught."""
+    sys.stdout.flush()
+
+
+def _fail(sentence: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        click.echo(f"{style('Error:', fg='red')} {sentence}", err=True)
+    return code
+
+
+def _of_the_home(error: OSError) -> HomeUnusable | None:
+    """What is wrong with the data directory, if the error is about a file in it."""
+    try:
+        home = load().home
+    except (BadSetting, HomeUnusable):
+        return None
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    path = Path(os.fsdecode(error.filename))
+    return HomeUnusable(error, home) if path == home or home in path.parents else None
+
+
+def _unexpected(error: Exception) -> str:
+    """One line, and where the rest is."""
+    import traceback
+
+    kind = type(error).__name__
+    try:
+        log = load().home / "cli-errors.log"
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        if log.exists() and log.stat().st_size > _ERROR_LOG_LIMIT:
+            flags |= os.O_TRUNC
+        with os.fdopen(os.open(log, flags, 0o600), "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"greenroom {' '.join(_without_prompts(sys.argv[1:]))}\n")
+            file.writelines(traceback.format_exception(error))
+    except (OSError, BadSetting):
+        where = Path(error.__traceback__.tb_frame.f_code.co_filename).name if error.__traceback__ else "?"
+        return f"Something unexpected went wrong ({kind}: {error}; in {where})."
+    return f"Something unexpected went wrong ({kind}: {error}). The details are in {log}."
+
+
+def _without_prompts(arguments: list[str]) -> list[str]:
+    """The command and its flags: logs hold no prompts."""
+    return [word.split("=")[0] for word in arguments if word.startswith("-") or word in _COMMANDS]

@@ -1,0 +1,170 @@
+"""`greenroom ps`: the engines that run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from greenroom.runner.cli.client import Client, Refused
+from greenroom.runner.cli.identity import client_for
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.output import own
+from greenroom.runner.cli.table import table, terminal_width
+from greenroom.runner.quantities import format_duration, format_size, parse_keep_alive
+
+_HEADINGS = (
+    *(
+        "MODEL NAME",
+        "BACKEND",
+        "MODE",
+        "STATE",
+        "PID",
+        "PROMISED",
+        "USED",
+        "SLOTS",
+        "CONTEXT",
+        "QUEUE",
+        "IDLE",
+    ),
+    *("UNTIL", "ENGINE", "CAUSE"),
+)
+_SPARE = ("CONTEXT", "CAUSE", "ENGINE", "PID", "IDLE", "MODE", "QUEUE", "USED")
+_EVERY = 1.0
+_HOME_AND_CLEAR = "\x1b[H\x1b[J"
+
+
+@click.command("ps")
+@click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
+@click.option("--all", "-a", "everything", is_flag=True, help="The last engines that ended too, and how.")
+@click.option(
+    "--watch",
+    "-w",
+    is_flag=False,
+    flag_value=str(_EVERY),
+    type=click.FloatRange(min=0.1),
+    metavar="[SECONDS]",
+    help="Show it again and again, every second or as often as you say, until Ctrl-C.",
+)
+@click.pass_context
+def command(ctx: click.Context, as_json: bool, everything: bool, watch: float | None) -> None:
+    """List the engines that run: the memory promised to each and used, who waits, how long each stays."""
+    settings = settings_of(ctx)
+    client = client_for(settings)
+    if watch is None:
+        click.echo(_picture(client, as_json, everything, settings.keep_alive))
+        return
+    while True:
+        picture = _picture(client, as_json, everything, settings.keep_alive)
+        click.echo(f"{own(_HOME_AND_CLEAR)}{picture}" if sys.stdout.isatty() else picture)
+        time.sleep(watch)  # what is watched tells nobody that it changes; ends with Ctrl-C
+
+
+def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float) -> str:
+    engines = client.get("/engines/ps?all=true" if everything else "/engines/ps") or []
+    if as_json:
+        return json.dumps(engines, indent=4, ensure_ascii=False)
+    listed = sorted(_row(engine, keep_alive) for engine in engines)
+    rows = table(_HEADINGS, listed, spare=_SPARE, width=terminal_width())
+    ends = [(engine.get("engine_id"), (engine.get("exit") or {}).get("summary")) for engine in engines]
+    try:
+        queue = [_waiting(one) for one in client.get("/engines/queue") or []]
+    except Refused as refused:
+        # What runs is known without the scheduler, who waits is not.
+        queue = [f"in the queue: not known, {refused.message}"]
+    return "\n".join([rows, *(f"{one}: {summary}" for one, summary in ends if summary), *queue])
+
+
+def _waiting(entry: dict[str, Any]) -> str:
+    waited = format_duration(round(float(entry.get("waited") or 0)))
+    what = ": ".join(str(entry[key]) for key in ("message", "progress") if entry.get(key))
+    place = f"{entry['place']}. " if entry.get("place") else ""
+    return (
+        f"in the queue: {place}{_name(str(entry.get('model_ref', '')))} for {waited}, {what or 'just come'}"
+    )
+
+
+def _row(engine: dict[str, Any], keep_alive: float) -> tuple[str, ...]:
+    gone = engine.get("state") == "gone"
+    return (
+        _name(str(engine.get("model_name", ""))),
+        str(engine.get("backend_name", "")),
+        str(engine.get("mode", "")),
+        str(engine.get("state", "")),
+        str(engine.get("pid") or ""),
+        _memory(engine, "memory"),
+        "" if gone else _memory(engine, "measured", "not measured"),
+        _slots(engine),
+        str(engine.get("context_size") or ""),
+        str(engine.get("queue") or ""),
+        _idle(engine),
+        "" if gone else _until(engine, keep_alive),
+        str(engine.get("engine_id", "")),
+        str(engine.get("cause") or ""),
+    )
+
+
+def _name(name: str) -> str:
+    # As `references.familiar`, which would import a good deal for three prefixes.
+    return name.removeprefix("docker.io/").removeprefix("ai/").removesuffix(":latest")
+
+
+def _size(size: Any, otherwise: str = "") -> str:
+    return format_size(float(size)) if size else otherwise
+
+
+def _memory(engine: dict[str, Any], key: str, otherwise: str = "") -> str:
+    """The machine's; for an engine on a graphics device that device's too, told apart by `gpu`."""
+    size = _size(engine.get(key), otherwise)
+    if not engine.get("device"):
+        return size
+    return f"{size} + gpu {_size(engine.get(f'device_{key}'), otherwise)}"
+
+
+def _slots(engine: dict[str, Any]) -> str:
+    """How many of its slots are taken; how many requests are inside where it takes all that come."""
+    slots = engine.get("slots")
+    if not slots or engine.get("state") == "gone":
+        return str(engine.get("inside") or "")
+    return f"{engine.get('slots_used') or 0}/{slots}"
+
+
+def _idle(engine: dict[str, Any]) -> str:
+    idle = engine.get("idle_seconds")
+    return "" if idle is None else format_duration(round(float(idle)))
+
+
+def _until(engine: dict[str, Any], otherwise: float) -> str:
+    if engine.get("loading"):
+        return "Loading..."
+    if engine.get("state") == "stopping":
+        return "Stopping..."
+    try:
+        keep_alive = parse_keep_alive(str(engine.get("stays") or engine.get("keep_alive") or otherwise))
+    except ValueError:
+        keep_alive = otherwise
+    if keep_alive < 0:
+        return "Forever"
+    idle = 0.0 if engine.get("in_use") else _seconds_since(str(engine.get("last_used") or ""))
+    left = keep_alive - idle
+    return f"{format_duration(round(left))} from now" if left > 0 else "Expiring"
+
+
+def _seconds_since(moment: str) -> float:
+    """How long ago an RFC 3339 time was; 0 for the zero time, which stands for now."""
+    from datetime import datetime
+
+    if not moment or moment.startswith("0001-"):
+        return 0.0
+    try:
+        # Nanoseconds are more than `fromisoformat` takes.
+        head, _, rest = moment.partition(".")
+        digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+        zone = rest[len(digits) :] or ("" if rest else head[19:])
+        text = f"{head[:19]}.{digits[:6]:0<6}{zone}".replace("Z", "+00:00")
+        return max(0.0, time.time() - datetime.fromisoformat(text).timestamp())
+    except ValueError:
+        return 0.0

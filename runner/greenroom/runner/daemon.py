@@ -1,0 +1,553 @@
+"""The whole runner without HTTP: it wires actors, hands, journal and data directory together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from greenroom import __version__
+from greenroom.actors import messages as msg
+from greenroom.actors.daemon_log import DaemonLog, DaemonState
+from greenroom.actors.events import DaemonStarted
+from greenroom.actors.facts import Engine, EngineSpec, Model
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.idempotency import Idempotency
+from greenroom.actors.installer import Installer
+from greenroom.actors.installer_state import InstallerState
+from greenroom.actors.journal.port import Journal
+from greenroom.actors.journal.sqlite import SqliteJournal
+from greenroom.actors.kernel.clock import Clock
+from greenroom.actors.kernel.core import Address, Command, Core, Hands
+from greenroom.actors.kernel.errors import KernelError, StartFailed
+from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.ledger import Memory
+from greenroom.actors.library import Library
+from greenroom.actors.library_state import LibraryState
+from greenroom.actors.limits import complaint
+from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.runner import Runner, RunnerState
+from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.scheduler_state import SchedulerSeen, SchedulerState
+from greenroom.actors.scheduler_turn import Limits
+from greenroom.runner.awake import AwakeClock, AwakeTime
+from greenroom.runner.backends.catalog import BACKENDS, Catalog
+from greenroom.runner.backends.declaration import Backend, Environment, Image, Launch, Platform
+from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
+from greenroom.runner.daemon_lock import DaemonLock
+from greenroom.runner.emptied import Emptied
+from greenroom.runner.ending import Ending
+from greenroom.runner.engines.devices import Devices
+from greenroom.runner.engines.host import EngineHost, Prepared
+from greenroom.runner.engines.identity import boot_id
+from greenroom.runner.engines.previous import prompt_speed
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
+from greenroom.runner.home import prepare_home
+from greenroom.runner.home_watch import HomeWatch
+from greenroom.runner.installations.builder import Builder, source_of
+from greenroom.runner.installations.disk import folder_of, python_of
+from greenroom.runner.installations.lock import shipped_version
+from greenroom.runner.installations.sources import redact
+from greenroom.runner.memory import MachineMemory, MemoryReader
+from greenroom.runner.models.catalogue import Catalogue
+from greenroom.runner.models.fitness import Machine, Reader
+from greenroom.runner.models.puller import Puller
+from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
+from greenroom.runner.models.store import Store
+from greenroom.runner.proof import keep_secret, prove, write_privately
+from greenroom.runner.warming import Wanted, Warming, interrupted
+
+_log = logging.getLogger(__name__)
+
+_LOOK_BOUND = 120.0
+"""Seconds a start waits for the first look at disk and processes."""
+STOP_BOUND = 60.0
+"""Seconds a stop takes at most, whatever hangs."""
+
+_LEASES_END = 2.0
+"""Seconds of a stop after which places that this program itself holds are taken from it."""
+
+
+class NotRunning(RuntimeError):
+    """This Greenroom has not been started, or has been stopped."""
+
+
+class Greenroom:
+    """Everything but HTTP. A context manager, plain and asynchronous.
+
+    It keeps nothing global: no signal handlers, no atexit, no logging set-up. Two of them live side by side
+    in one process as long as their data directories differ.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        journal: Journal | None = None,
+        clock: Clock | None = None,
+        backends: Mapping[str, Backend] = BACKENDS,
+        here: Platform | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """Wire everything; nothing is started and nothing is written before `start`.
+
+        `journal` replaces the SQLite file; `here` is the machine that verdicts are about. `on_failure` hears
+        once, from any thread, that the actors have stopped themselves; `stop` is still to be called.
+        """
+        self.settings = settings
+        self.home = settings.home
+        self._awake = AwakeTime()
+        self.gates = GateBoard(self._awake if clock is None else lambda: clock.now().monotonic)
+        self.board = ProgressBoard()
+        self._platform = here or Platform.here()
+        self._declared = backends
+        self.backends = {name: backend.on(self._platform) for name, backend in backends.items()}
+        self._journal = journal
+        self._clock = clock
+        self._lock: DaemonLock | None = None
+        self._watch: HomeWatch | None = None
+        self._system: ActorSystem | None = None
+        self._host: EngineHost | None = None
+        self._builder: Builder | None = None
+        self._puller: Puller | None = None
+        self._store = Store(self.home / "models")
+        self._memory = MemoryReader()
+        self._devices = Devices(headroom=settings.gpu_headroom)
+        self._guests: list[tuple[Core[Any, Any], Hands | None]] = []
+        self.failure: BaseException | None = None
+        """Why the system has stopped itself, if it has."""
+        self._on_failure = on_failure
+        self.address = ""
+        """Where its front door listens, for the journal; empty in a program that listens nowhere."""
+        self._pid = os.getpid()
+        """Of the process that has started it: in a fork of that one, it is not ours."""
+        self.facts = tuple(
+            facts_of(backend, self._platform, settings.backends.get(name))
+            for name, backend in self.backends.items()
+        )
+        self.instance_id = ""
+        self._secret = b""
+
+    # life
+
+    def register(self, core: Core[Any, Any], *, hands: Hands | None = None) -> None:
+        """Add an actor of the host's own before the start; its events share the journal.
+
+        Raises StartFailed once it is running.
+        """
+        if self._system is not None:
+            raise StartFailed("actors are registered before the start")
+        self._guests.append((core, hands))
+
+    def start(self) -> None:
+        """Lock, open and verify the journal, replay, start the actors, look, settle.
+
+        Raises HomeLocked, JournalError, StartFailed, OSError; after any of them nothing is left running.
+        """
+        if self._lock is not None and os.getpid() != self._pid:
+            raise StartFailed(
+                f"this Greenroom was started in process {self._pid}; create another one in this process"
+            )
+        self._pid = os.getpid()
+        prepare_home(self.home)
+        self._lock = DaemonLock(self.home)
+        self._watch = HomeWatch(self.home, self._lock.is_in_place)
+        try:
+            self.instance_id, self._secret = _instance_id(self.home), keep_secret(self.home)
+            self._start()
+            self._watch.start()
+        except BaseException:
+            # Engines of the last daemon may have been adopted already: the next start finds them.
+            self._end_hands(self.settings.engine_grace, Ending(STOP_BOUND))
+            self._lock.release()
+            raise
+
+    def _start(self) -> None:
+        self._devices.start()
+        try:
+            self._store.prepare()
+        except JobFailed as failed:
+            # What is in it may still be read; pulls say why they fail.
+            _log.error("the model store cannot be written to: %s", failed.failure.sentence())
+        clock = self._clock or AwakeClock(self._awake)
+        journal = self._journal or self._open_journal()
+        system = ActorSystem(journal, clock=clock, on_failure=self._failed, redact=redact, explain=complaint)
+        self._system = system
+        try:
+            self._populate(system, clock)
+            system.start()
+        except BaseException:
+            self._stop_system(system)
+            raise
+        # Green only once everybody has looked: what is installed, what runs, what lies in the store.
+        try:
+            system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=_LOOK_BOUND)
+        except TimeoutError:
+            _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
+        assert self._host is not None
+        self._host.sweep([engine.spec.engine_id for engine in self.engines()])
+        Warming(system, self.settings.max_wait).start(self._wanted())
+
+    def _populate(self, system: ActorSystem, clock: Clock) -> None:
+        """Register all actors, with the hands that do their work."""
+        tell = self._tell
+        installer, runner = InstallerHands(tell, self.board), RunnerHands(tell, self.board)
+        library = LibraryHands(tell, self.board)
+        installer.builder = self._builder = Builder(
+            self.home,
+            installer,
+            backends=self.backends,
+            platform=self._platform,
+            external=self.settings.backends,
+            registries=self.settings.registries,
+        )
+        runner.host = self._host = EngineHost(
+            self.home / "engines",
+            prepare=self._prepare,
+            listener=runner,
+            grace=self.settings.engine_grace,
+            stall_after=self.settings.stall_after,
+            readings=self.gates.readings,
+            device_usage=self._devices.used_by,
+        )
+        library.puller = self._puller = Puller(
+            self._store,
+            library,
+            catalogue=Catalogue.load(self.settings.models),
+            registries=self.settings.registries,
+            machine=self.machine,
+        )
+        limits = Limits(
+            keep_alive=self.settings.keep_alive,
+            max_wait=self.settings.max_wait,
+            max_queued=self.settings.max_queued,
+            queue=self.settings.queue_limit,
+            slots=self.settings.slots,
+            prompt_cache=self.settings.prompt_cache,
+        )
+        for problem in self._declared.problems if isinstance(self._declared, Catalog) else ():
+            _log.warning("%s", problem)
+        # First, so that what follows a start stands behind it in the journal.
+        system.register(DaemonLog(self._started()))
+        system.register(Idempotency())
+        system.register(Installer(self.facts), hands=installer)
+        for name in self.backends:
+            system.register(Runner(name), hands=runner)
+        system.register(Library(), hands=library)
+        system.register(
+            Scheduler(self.facts, policy=self.settings.install_policy, limits=limits),
+            hands=SchedulerHands(self.gates, self.board),
+            sense=self._sense,
+        )
+        for core, hands in self._guests:
+            system.register(core, hands=hands)
+        self.gates.on_freed = lambda one: tell(msg.SCHEDULER, msg.SlotFreed(engine_id=one))
+        self.gates.on_empty = Emptied(clock, lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one)))
+
+    def _wanted(self) -> Iterator[Wanted]:
+        """Models to load at once."""
+        daemon: DaemonState = self.system.state(msg.DAEMON)
+        state: SchedulerState = self.system.state(msg.SCHEDULER)
+        yield from interrupted(
+            state,
+            self.settings.restore,
+            since=daemon.started_before,
+            keep_alive=self.settings.keep_alive,
+        )
+        for name in self.settings.warm:
+            try:
+                model = self.find_model(name)
+            except (BadReference, AmbiguousName) as problem:
+                _log.warning("a model that should be warm has no usable name: %s", problem)
+                continue
+            if model is None:
+                _log.warning("%s should be warm and is not here; run: greenroom pull %s", name, name)
+            else:
+                yield Wanted(model.id, name)
+
+    def _open_journal(self) -> Journal:
+        # Checked while it is replayed: reading it twice would be most of a restart.
+        journal = SqliteJournal(self.home / "journal.db", lazy=True)
+        for notice in journal.notices:
+            _log.warning("%s", notice)
+        return journal
+
+    def _started(self) -> DaemonStarted:
+        return DaemonStarted(
+            pid=os.getpid(),
+            version=__version__,
+            platform=platform.platform(),
+            boot_id=boot_id(),
+            address=self.address,
+            life=uuid.uuid4().hex,
+        )
+
+    def stop(self, keep_engines: float | None = None, *, reason: str = "asked to stop") -> None:
+        """End in order: engines, jobs, actors, journal. Idempotent; takes `STOP_BOUND` seconds at most.
+
+        `keep_engines` leaves the engines running for so many seconds (`math.inf`: for ever), for the next
+        daemon to adopt; None ends them. What hangs is left behind and named in the log. If the actors have
+        stopped themselves, engines are left for their grace in any case: what may be lost must not cost what
+        still works. In a forked child this does nothing, since all of it is the parent's.
+        """
+        system = self._system
+        if system is None or os.getpid() != self._pid:
+            return
+        ending = Ending(STOP_BOUND)
+        if system.failure is not None and keep_engines is None:
+            keep_engines = self.settings.engine_grace
+        if self._watch is not None:
+            self._watch.close()
+        if keep_engines is None and system.failure is None:
+            with contextlib.suppress(Exception):
+                # A scheduler that does not answer in time is overruled by the host below.
+                drained = system.ask(msg.SCHEDULER, msg.Drain())
+                with contextlib.suppress(TimeoutError):
+                    drained.get(timeout=_LEASES_END)
+                system.end_leases()
+                drained.get(timeout=STOP_BOUND / 2 - _LEASES_END)
+        self._end_hands(keep_engines, ending, spare=STOP_BOUND / 5)
+        if system.failure is None:
+            try:
+                stopped = msg.NoteStopped(pid=os.getpid(), reason=reason)
+                system.ask(msg.DAEMON, stopped).get(timeout=ending.left(spare=STOP_BOUND / 10, most=5.0))
+            except (KernelError, TimeoutError) as error:
+                _log.warning("this stop could not be recorded in the journal: %s", error)
+        ending.all_of({"the actors and the journal": lambda: self._stop_system(system)})
+        self._system = None
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        from greenroom.actors.kernel.embedding import start_in_thread
+
+        await start_in_thread(self.start, self.stop)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from greenroom.actors.kernel.embedding import stop_in_thread
+
+        await stop_in_thread(self.stop)
+
+    # reading
+
+    @property
+    def system(self) -> ActorSystem:
+        """The actors. Raises NotRunning before the start and after the stop."""
+        if self._system is None:
+            raise NotRunning("this Greenroom is not running: start it, or use it as a context manager")
+        return self._system
+
+    def prove(self, challenge: str, address: str) -> str:
+        """Prove to a client that has reached us at `host:port` that this data directory is ours."""
+        return prove(self._secret, challenge, address)
+
+    @property
+    def home_problem(self) -> str:
+        """What is wrong with the data directory under us; empty when nothing is."""
+        return "" if self._watch is None else self._watch.problem
+
+    @property
+    def store(self) -> Store:
+        """The models on disk, for reading."""
+        return self._store
+
+    @property
+    def puller(self) -> Puller:
+        """Where models come from, for asking; it is the library that has them pulled."""
+        assert self._puller is not None, "not running"
+        return self._puller
+
+    @property
+    def builder(self) -> Builder:
+        """The installations on disk, for reading and verifying."""
+        assert self._builder is not None, "not running"
+        return self._builder
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes that engines may use in all."""
+        if self.settings.memory_budget is not None:
+            return self.settings.memory_budget
+        memory = self._memory.now()
+        return memory.budget(self._left(memory))
+
+    def budget_for(self, backend: str) -> int:
+        """Bytes one engine of this backend may use at most; of a graphics device if it computes there."""
+        devices = self._devices.now()
+        if devices and any(one.name == backend and one.device for one in self.facts):
+            return max(one.budget for one in devices)
+        return self.memory_budget
+
+    def machine(self) -> Machine:
+        """What a model must fit to be of use here."""
+        readers = [Reader(one.name, one.formats, one.overhead, one.verdict) for one in self.facts]
+        most = max([self.memory_budget, *(self.budget_for(one.name) for one in self.facts)])
+        return Machine(memory=most, readers=tuple(readers))
+
+    def models(self) -> tuple[Model, ...]:
+        """All models that are here."""
+        state: LibraryState = self.system.state(msg.LIBRARY)
+        return tuple(state.models.values())
+
+    def find_model(self, text: str) -> Model | None:
+        """The model people call by this name. Raises BadReference, AmbiguousName."""
+        return find_model(text, self.models())
+
+    def engines(self) -> tuple[Engine, ...]:
+        """All engines of all runners, and the last that are gone."""
+        found: list[Engine] = []
+        for name in self.backends:
+            state: RunnerState = self.system.state(msg.runner_address(name))
+            found += state.engines.values()
+        return tuple(found)
+
+    def statuses(self) -> tuple[msg.BackendStatus, ...]:
+        """All backends as the installer sees them."""
+        core = self.system.addresses[msg.INSTALLER]
+        assert isinstance(core, Installer)
+        state: InstallerState = self.system.state(msg.INSTALLER)
+        return core.list_of(state, self.system.clock.now().wall).backends
+
+    # inside
+
+    def _tell(self, to: Address, command: Command) -> None:
+        system = self._system
+        if system is None:
+            _log.debug("%s came after the stop", type(command).__name__)
+            return
+        system.report(to, command)
+
+    def _sense(self, seen: SchedulerSeen) -> SchedulerSeen:
+        """What the scheduler cannot be told but must look at: gates and memory."""
+        now = self._memory.now()
+        left, budget = self._left(now), self.settings.memory_budget
+        memory = Memory(
+            budget=now.budget(left) if budget is None else budget,
+            available=max(0, now.available - left),
+            devices=self._devices.now(),
+        )
+        return msgspec.structs.replace(seen, gates=self.gates.readings(), memory=memory)
+
+    def _left(self, memory: MachineMemory) -> int:
+        """Bytes to leave to the rest of the machine, or of the container."""
+        return memory.left(self.settings.headroom, is_default=self.settings.headroom == DEFAULT_HEADROOM)
+
+    def _prepare(self, spec: EngineSpec, socket: Path) -> Prepared:
+        """The command line of one engine, from what is on disk now."""
+        backend = self.backends[spec.backend]
+        state: InstallerState = self.system.state(msg.INSTALLER)
+        installation = state.of(spec.backend).installations.get(spec.installation_id)
+        if installation is None:
+            raise JobFailed.permanent(
+                "backend_not_installed", f"The installation {spec.installation_id} of {spec.backend} is gone."
+            )
+        self.builder.prepare(installation)
+        external = self.settings.backends.get(spec.backend)
+        files = self._store.open_model(spec.model_id, name=spec.model_ref)
+        launch = Launch(
+            spec=spec,
+            root=folder_of(self.home, installation),
+            python=python_of(self.home, installation),
+            model=files,
+            socket=socket,
+            binary=external.binary if external is not None and not installation.managed else None,
+            prompt_speed=prompt_speed(self.home / "engines", spec, backend.prompt_speed),
+        )
+        command = backend.command(launch)
+        if spec.device:
+            variables = self._devices.variables(spec.device)
+            if variables is None:
+                raise JobFailed.permanent(
+                    "device_gone", f"The graphics device {spec.device} that was chosen is gone."
+                )
+            command = replace(command, env={**command.env, **variables})
+        return Prepared(
+            command=command,
+            readiness=backend.readiness,
+            model_name=backend.dialect.spoken(spec.model_id) or files.name,
+            version=installation.version,
+        )
+
+    def _failed(self, error: BaseException) -> None:
+        self.failure = error
+        if self._on_failure is not None:
+            self._on_failure(error)
+
+    def _stop_system(self, system: ActorSystem) -> None:
+        system.stop(STOP_BOUND / 10)
+        if self._clock is None:
+            # The system ends only a clock of its own, and this one is ours.
+            system.clock.close()
+
+    def _end_hands(self, keep_engines: float | None, ending: Ending, *, spare: float = 0.0) -> None:
+        """All at once: one that hangs takes nothing from the others. `spare` seconds are left over."""
+        work: dict[str, Callable[[], None]] = {"the graphics devices": self._devices.close}
+        if (host := self._host) is not None:
+            work["the engines"] = lambda: host.shutdown(keep=keep_engines)
+        if (builder := self._builder) is not None:
+            work["installations"] = builder.close
+        if (puller := self._puller) is not None:
+            work["pulls"] = puller.close
+        ending.all_of(work, spare=spare)
+
+
+def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = None) -> msg.BackendFacts:
+    """What the actors need to know of a declaration on this machine."""
+    return msg.BackendFacts(
+        name=backend.name,
+        deferred=backend.deferred,
+        formats=backend.formats,
+        modes=backend.modes,
+        preference=backend.preference,
+        install_preference=backend.install_preference,
+        verdict=backend.verdict(here),
+        overhead=backend.overhead_bytes,
+        slots=backend.slots,
+        shares_cache=backend.shares_cache,
+        prompt_cache=backend.keeps_prompts,
+        device=backend.uses_devices or (named is not None and named.gpu),
+        version=_pinned(source_of(backend, named), here),
+    )
+
+
+def _pinned(source: Environment | Image, here: Platform) -> str:
+    """What is installed when nobody names a version."""
+    return source.version if isinstance(source, Image) else shipped_version(source, here)
+
+
+def _instance_id(home: Path) -> str:
+    """What clients know this data directory by; made once, stays with the folder."""
+    file = home / "instance"
+    try:
+        text = file.read_text().strip()
+    except FileNotFoundError:
+        text = ""
+    if not text:
+        text = uuid.uuid4().hex
+        write_privately(file, f"{text}\n".encode())
+    return text
+
+
+__all__ = ["AmbiguousName", "BadReference", "Greenroom", "facts_of"]

@@ -1,0 +1,243 @@
+"""The durable state of every actor as it was, from the journal alone.
+
+Records are folded by the cores' own `apply`, read through the kernel's `Codec`, so what comes out is what
+the daemon had in memory when it had stored that event. Nothing of the machine is looked at: it works with
+the daemon down and on a journal from another machine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from greenroom.actors.daemon_log import DaemonLog
+from greenroom.actors.events import DaemonStarted
+from greenroom.actors.idempotency import Idempotency
+from greenroom.actors.installer import Installer
+from greenroom.actors.journal.port import Record
+from greenroom.actors.kernel.codec import Codec
+from greenroom.actors.kernel.core import Address, Core, Stored
+from greenroom.actors.kernel.replay import PARKED
+from greenroom.actors.kernel.supervision import CommandParked
+from greenroom.actors.library import Library
+from greenroom.actors.runner import Runner
+from greenroom.actors.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+_RUNNER = "runner/"
+_REMEMBERED = 1_000
+"""Steps that can be walked back without folding the journal anew."""
+
+
+class Snapshot(NamedTuple):
+    """Everything that was durable once an event was stored."""
+
+    record: Record | None
+    """The event; None before the first one."""
+    states: Mapping[Address, Any]
+    """By actor, in the order of its first event."""
+    dormant: Mapping[str, int]
+    """Streams none of our actors owns, with their last version."""
+
+    @property
+    def seq(self) -> int:
+        """The event's number; 0 before the first one."""
+        return self.record.seq if self.record is not None else 0
+
+
+class Replay:
+    """Folds one journal from its beginning, a record at a time."""
+
+    def __init__(self) -> None:
+        self._codec = Codec()
+        self._codec.register([CommandParked])
+        # What a core was made with matters to `decide` alone, and nothing is decided here.
+        started = DaemonStarted(pid=0, version="", platform="")
+        self._cores: list[Core[Any, Any]] = [
+            DaemonLog(started),
+            Idempotency(),
+            Installer(()),
+            Library(),
+            Scheduler(()),
+        ]
+        for core in (*self._cores, Runner("")):
+            self._codec.register(core.event_types)
+        self._owners: dict[str, Core[Any, Any] | None] = {}
+        self._states: dict[Address, Any] = {}
+        self._dormant: dict[str, int] = {}
+        self._record: Record | None = None
+
+    def add(self, record: Record) -> Stored[Any] | None:
+        """Fold the next record; the event as its actor read it, None for one nobody knows any more.
+
+        Raises JournalTooNew and EventChanged as a start of the daemon would.
+        """
+        owner = self._owner(record.stream)
+        self._record = record
+        if owner is None:
+            self._dormant[record.stream] = record.version
+            # What the kernel stores of its actors' faults is nobody's state, but worth telling.
+            return self._codec.decode(record) if record.type == CommandParked.TAG else None
+        state = self._states.get(owner.address)
+        if state is None:
+            state = self._states[owner.address] = owner.initial()
+        stored = self._codec.decode(record)
+        if stored is None:
+            return None
+        # An event that cannot be folded is left out, as at a start, where a `command_parked` names it.
+        try:
+            self._states[owner.address] = owner.apply(state, stored)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other events are not about it
+            _log.warning("event %d (%s) is left out of the replay: %r", record.seq, record.type, error)
+        return stored
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """As of the last record. It stays as it is whatever is added later."""
+        states, dormant = dict(self._states), dict(self._dormant)
+        return Snapshot(self._record, MappingProxyType(states), MappingProxyType(dormant))
+
+    def _owner(self, stream: str) -> Core[Any, Any] | None:
+        if stream not in self._owners:
+            self._owners[stream] = None if stream.startswith(PARKED) else self._find_owner(stream)
+        return self._owners[stream]
+
+    def _find_owner(self, stream: str) -> Core[Any, Any] | None:
+        owner = next((core for core in self._cores if core.claims(stream)), None)
+        if owner is None and stream.startswith(_RUNNER):
+            # A runner for each backend there ever was: the journal knows which.
+            owner = Runner(stream.removeprefix(_RUNNER))
+            self._cores.append(owner)
+        return owner
+
+
+def replay(records: Iterable[Record], *, until: int | None = None) -> Snapshot:
+    """Fold everything up to the event with number `until`, or all."""
+    fold = Replay()
+    for record in records:
+        if until is not None and record.seq > until:
+            break
+        fold.add(record)
+    return fold.snapshot
+
+
+def seq_at(records: Iterable[Record], at: float) -> int:
+    """The number of the last event stored at or before a wall-clock second; 0 when all came later.
+
+    A clock that was set back makes an event look older than the one before it; the last one counts.
+    """
+    return max((record.seq for record in records if record.at <= at), default=0)
+
+
+class Walk:
+    """A journal that is walked forwards and back, a step an event."""
+
+    def __init__(self, read: Callable[[], Iterator[Record]], start: int = 0) -> None:
+        """`read` begins to read the journal from its first event; the walk begins after event `start`."""
+        self._read = read
+        self.here: Snapshot = Replay().snapshot
+        """Where the walk stands."""
+        self._start_over()
+        self.go_to(start)
+
+    def forwards(self) -> Snapshot | None:
+        """One event on; None at the end."""
+        if self._ahead:
+            self._behind.append(self.here)
+            self.here = self._ahead.pop()
+            return self.here
+        record = next(self._records, None)
+        if record is None:
+            return None
+        self._replay.add(record)
+        self._behind.append(self.here)
+        self.here = self._replay.snapshot
+        return self.here
+
+    def back(self) -> Snapshot | None:
+        """One event back; None at the beginning."""
+        if not self._behind and self.here.seq > 0:
+            self._go_again_to(self.here.seq - 1)
+            return self.here
+        if not self._behind:
+            return None
+        self._ahead.append(self.here)
+        self.here = self._behind.pop()
+        return self.here
+
+    def go_to(self, seq: int) -> Snapshot:
+        """To the event with this number, or the nearest there is."""
+        while self.here.seq < seq and self.forwards() is not None:
+            pass
+        while self.here.seq > seq and self.back() is not None:
+            pass
+        return self.here
+
+    def before(self) -> Snapshot:
+        """The snapshot one event back, without going there."""
+        if not self._behind and self.here.seq > 0:
+            self._go_again_to(self.here.seq)
+        return self._behind[-1] if self._behind else self.here
+
+    def _start_over(self) -> None:
+        self._replay = Replay()
+        self._records = self._read()
+        self.here = self._replay.snapshot
+        # Snapshots share all that did not change between them.
+        self._behind: deque[Snapshot] = deque(maxlen=_REMEMBERED)
+        self._ahead: list[Snapshot] = []
+
+    def _go_again_to(self, seq: int) -> None:
+        self._start_over()
+        self.go_to(seq)
+
+
+def as_builtins(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot as JSON has it: what `greenroom replay --json` prints."""
+    record = snapshot.record
+    return {
+        "seq": snapshot.seq,
+        "at": record.at if record is not None else None,
+        "event": record.id if record is not None else None,
+        "type": record.type if record is not None else None,
+        "states": {str(address): msgspec.to_builtins(state) for address, state in snapshot.states.items()},
+        "dormant": dict(snapshot.dormant),
+    }
+
+
+def changes(before: Snapshot, after: Snapshot) -> dict[str, tuple[Any, Any]]:
+    """What differs between two snapshots: path → (old, new); None where there was or is nothing.
+
+    What came or went as a whole is one entry. Counters of events say nothing and are left out.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for address in {**before.states, **after.states}:
+        old, new = before.states.get(address), after.states.get(address)
+        if old is not new:
+            _compare(str(address), _plain(old), _plain(new), found)
+    return found
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    return {} if state is None else {k: v for k, v in msgspec.to_builtins(state).items() if k != "version"}
+
+
+def _compare(path: str, old: Any, new: Any, found: dict[str, tuple[Any, Any]]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            _compare(f"{path} {key}", old.get(key), new.get(key), found)
+    elif old != new and (old or new):
+        found[path] = (_worth_saying(old), _worth_saying(new))
+
+
+def _worth_saying(value: Any) -> Any:
+    """Without what is empty: a new state has many fields that are not set yet."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _worth_saying(one) for key, one in value.items() if one not in (None, "", [], {}, 0)}

@@ -1,0 +1,524 @@
+"""The actors' hands: what carries out their effects, and reports back with commands.
+
+Each begins and returns; the work is done on threads of the builder, the engine host and the puller.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from greenroom.actors import effects as fx
+from greenroom.actors import messages as msg
+from greenroom.actors.facts import EngineExit, Failure, Installation, Measured, Model, Progress
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.installer_messages import (
+    BackendVerified,
+    DropUnneeded,
+    FetchedDropped,
+    VerifyInstallations,
+)
+from greenroom.actors.kernel.core import Address, Command, Effect
+from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, push_job, request_job
+from greenroom.runner.engines.host import EngineHost
+from greenroom.runner.failures import JobFailed, blamed, not_begun
+from greenroom.runner.installations.builder import Builder
+from greenroom.runner.models.puller import Puller
+
+_log = logging.getLogger(__name__)
+
+TellActor = Callable[[Address, Command], None]
+"""Sends a command; must not raise when the system is stopping."""
+
+_ENDED_REMEMBERED = 64
+_CANCELLED = Failure(kind="cancelled", code="cancelled", message="cancelled")
+
+
+class _Hands(ABC):
+    """What handlers of effects that take time share: one that cannot be begun is reported as failed."""
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin, and return at once. Raises only when there is nobody to report a failure to."""
+        try:
+            self._begin(effect, cause)
+        except Exception as error:
+            if not self._could_not(effect, error):
+                raise
+            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
+
+    @abstractmethod
+    def _begin(self, effect: Effect, cause: str) -> None:
+        """Begin what the effect asks for."""
+
+    @abstractmethod
+    def _could_not(self, effect: Effect, error: Exception) -> bool:
+        """Report that it could not be begun; False when no job waits for it."""
+
+
+class InstallerHands(_Hands):
+    """Builds, looks at and removes installations; hears the builder."""
+
+    def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
+        self._tell = tell
+        self._board = board
+        self.builder: Builder | None = None
+        """Set once, before the system starts: the builder needs us as its listener."""
+
+    def _could_not(self, effect: Effect, error: Exception) -> bool:
+        failure = not_begun(error)
+        report: Command
+        match effect:
+            case fx.BuildInstallation(job=job):
+                self._ended(job, failure)
+                return True
+            case fx.RemoveInstallation(backend=backend, installation_id=one):
+                report = msg.InstallationGone(backend=backend, installation_id=one, failure=failure)
+            case VerifyInstallations(backend=backend):
+                report = BackendVerified(backend=backend, failure=failure)
+            case DropUnneeded():
+                report = FetchedDropped(failure=failure)
+            case fx.PlanInstallation(backend=backend, version=version):
+                report = msg.PlanMade(backend=backend, version=version, failure=failure)
+            case _:
+                return False
+        self._tell(msg.INSTALLER, report)
+        return True
+
+    def _begin(self, effect: Effect, cause: str) -> None:
+        builder = self.builder
+        assert builder is not None
+        match effect:
+            case fx.BuildInstallation() as e:
+                self._board.clear(install_job(e.backend))
+                builder.start(e.job, e.backend, version=e.version, attempt=e.attempt, repair=e.repair)
+            case fx.CancelBuild(job=job):
+                builder.cancel(job)
+            case fx.InformInstall(backend=backend, phase=""):
+                self._board.clear(install_job(backend))
+            case fx.InformInstall(backend=backend, phase=phase, message=message):
+                self._board.publish(Progress(job=install_job(backend), phase=phase, message=message))
+            case fx.LookAtInstallations(backends=backends):
+                builder.look(backends)
+            case fx.RemoveInstallation(backend=backend, installation_id=one):
+                builder.remove(backend, one)
+            case VerifyInstallations(backend=backend, installations=those):
+                threading.Thread(
+                    target=self._verify, args=(builder, backend, those), name="verify", daemon=True
+                ).start()
+            case DropUnneeded():
+                threading.Thread(target=self._drop, args=(builder,), name="prune", daemon=True).start()
+            case fx.PlanInstallation(backend=backend, version=version):
+                threading.Thread(
+                    target=self._plan, args=(builder, backend, version), name="plan", daemon=True
+                ).start()
+            case _:
+                raise TypeError(f"the installer's hands do not know {type(effect).__name__} ({cause})")
+
+    def _plan(self, builder: Builder, backend: str, version: str) -> None:
+        try:
+            plan = builder.plan(backend, version)
+        except JobFailed as failed:
+            made = msg.PlanMade(backend=backend, version=version, failure=failed.failure)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
+            _log.exception("planning %s failed", backend)
+            failure = Failure(kind="permanent", code="fault", message=f"Planning failed: {error!r}.")
+            made = msg.PlanMade(backend=backend, version=version, failure=failure)
+        else:
+            made = msg.PlanMade(backend=backend, version=version, plan=plan)
+        self._tell(msg.INSTALLER, made)
+
+    def _drop(self, builder: Builder) -> None:
+        try:
+            report = FetchedDropped(freed=builder.drop_fetched())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
+            _log.exception("dropping what was fetched failed")
+            failure = Failure(kind="permanent", code="fault", message=f"Pruning failed: {error!r}.")
+            report = FetchedDropped(failure=failure)
+        self._tell(msg.INSTALLER, report)
+
+    def _verify(self, builder: Builder, backend: str, installations: tuple[str, ...]) -> None:
+        try:
+            damaged = {one: tuple(builder.verify(backend, one)) for one in installations}
+        except JobFailed as failed:
+            report = BackendVerified(backend=backend, failure=failed.failure)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
+            _log.exception("verifying %s failed", backend)
+            failure = Failure(kind="permanent", code="fault", message=f"Verifying failed: {error!r}.")
+            report = BackendVerified(backend=backend, failure=failure)
+        else:
+            found = {one: complaints for one, complaints in damaged.items() if complaints}
+            report = BackendVerified(backend=backend, checked=installations, damaged=found)
+        self._tell(msg.INSTALLER, report)
+
+    # BuilderListener
+
+    def progress(self, progress: Progress) -> None:
+        """On the board under the backend's key: whoever waits knows the backend, not the job."""
+        key = install_job(_backend_of(progress.job))
+        self._board.publish(_renamed(progress, key))
+
+    def committed(self, job_id: str, installation: Installation) -> None:
+        """An attempt has succeeded."""
+        self._board.clear(install_job(installation.backend))
+        self._tell(msg.INSTALLER, msg.InstallCommitted(job=job_id, installation=installation))
+
+    def failed(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
+        """An attempt has failed."""
+        self._ended(job_id, failure, reached=reached)
+
+    def cancelled(self, job_id: str) -> None:
+        """An attempt was ended."""
+        self._ended(job_id, _CANCELLED)
+
+    def _ended(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
+        backend = _backend_of(job_id)
+        self._board.clear(install_job(backend))
+        ended = msg.InstallAttemptEnded(job=job_id, backend=backend, failure=failure, reached=reached)
+        self._tell(msg.INSTALLER, ended)
+
+    def seen(
+        self,
+        backend: str,
+        installations: tuple[Installation, ...],
+        building: tuple[tuple[str, int], ...],
+        unclear: Mapping[str, str],
+    ) -> None:
+        """What lies on disk, and what is being built."""
+        seen = msg.InstallationsSeen(
+            backend=backend, installations=installations, building=building, unclear=unclear
+        )
+        self._tell(msg.INSTALLER, seen)
+
+    def unread(self, backend: str, reason: str) -> None:
+        """What lies on disk cannot be read now."""
+        self._tell(msg.INSTALLER, msg.InstallationsUnread(backend=backend, reason=reason))
+
+    def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
+        """Its files are gone."""
+        self._tell(
+            msg.INSTALLER,
+            msg.InstallationGone(backend=backend, installation_id=installation_id, freed=freed_bytes),
+        )
+
+    def remove_failed(self, backend: str, installation_id: str, failure: Failure) -> None:
+        """Its files are not gone."""
+        self._tell(
+            msg.INSTALLER,
+            msg.InstallationGone(backend=backend, installation_id=installation_id, failure=failure),
+        )
+
+
+class RunnerHands(_Hands):
+    """Starts and ends engines of all backends; hears the engine host."""
+
+    def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
+        self._tell = tell
+        self._board = board
+        self._backends: dict[str, str] = {}
+        self._ended: deque[str] = deque()
+        """Engines that have ended: late reports of the last ones still find their runner."""
+        self._lock = threading.Lock()
+        self.host: EngineHost | None = None
+        """Set once, before the system starts: the host needs us as its listener."""
+
+    def _could_not(self, effect: Effect, error: Exception) -> bool:
+        # Looking and ending are asked for again by the runner, which notices that nothing came of it.
+        if not isinstance(effect, fx.SpawnEngine):
+            return False
+        self.failed(effect.spec.engine_id, not_begun(error))
+        return True
+
+    def _begin(self, effect: Effect, cause: str) -> None:
+        host = self.host
+        assert host is not None
+        match effect:
+            case fx.SpawnEngine(spec=spec):
+                self._backends[spec.engine_id] = spec.backend
+                host.start(spec)
+            case fx.EndEngine(engine_id=one, reason=reason):
+                host.stop(one, reason=reason)
+            case fx.RecoverEngines(engines=engines):
+                for engine in engines:
+                    self._backends[engine.spec.engine_id] = engine.spec.backend
+                host.recover(engines)
+            case _:
+                raise TypeError(f"a runner's hands do not know {type(effect).__name__} ({cause})")
+
+    def _end(self, engine_id: str, report: Command) -> None:
+        self._board.clear(load_job(engine_id))
+        self._report(engine_id, report)
+        with self._lock:
+            self._ended.append(engine_id)
+            while len(self._ended) > _ENDED_REMEMBERED:
+                self._backends.pop(self._ended.popleft(), None)
+
+    def _report(self, engine_id: str, report: Command) -> None:
+        backend = self._backends.get(engine_id)
+        if backend is None:
+            _log.warning("engine %s is nobody's: %s", engine_id, type(report).__name__)
+            return
+        self._tell(msg.runner_address(backend), report)
+
+    # EngineListener
+
+    def spawned(self, engine_id: str, pid: int, started: float, endpoint: str) -> None:
+        """Its process runs."""
+        self._report(
+            engine_id, msg.SpawnedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint)
+        )
+
+    def progress(self, engine_id: str, phase: str, message: str) -> None:
+        """It is getting on."""
+        self._board.publish(Progress(job=load_job(engine_id), phase=phase, message=message))
+        self._report(engine_id, msg.EngineMoved(engine_id=engine_id))
+
+    def ready(self, engine_id: str) -> None:
+        """It answers."""
+        self._board.clear(load_job(engine_id))
+        self._report(engine_id, msg.EngineIsReady(engine_id=engine_id))
+
+    def failed(self, engine_id: str, failure: Failure) -> None:
+        """It could not be spawned: whatever the reason was, the engine has done nothing."""
+        failure = blamed(failure)
+        end = EngineExit(
+            at=time.time(),
+            summary=failure.sentence(),
+            last_lines=tuple(failure.detail.splitlines()[-20:]),
+            failure=failure,
+        )
+        self.exited(engine_id, end)
+
+    def exited(self, engine_id: str, exit: EngineExit) -> None:  # noqa: A002 - the listener's word
+        """It has ended."""
+        self._end(engine_id, msg.EngineEnded(engine_id=engine_id, exit=exit))
+
+    def adopted(self, engine_id: str, pid: int, started: float, endpoint: str, ready: bool) -> None:
+        """It outlived the last daemon."""
+        self._report(
+            engine_id,
+            msg.AdoptedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint, ready=ready),
+        )
+
+    def lost(self, engine_id: str, reason: str) -> None:
+        """There is no such process."""
+        self._end(engine_id, msg.LostEngine(engine_id=engine_id, reason=reason))
+
+    def stalled(self, engine_id: str, failure: Failure) -> None:
+        """It cannot be reached, was stopped, or does nothing."""
+        self._report(engine_id, msg.EngineStalled(engine_id=engine_id, failure=failure))
+
+    def measured(self, measured: Mapping[str, Measured]) -> None:
+        """Each runner hears of its own engines."""
+        shares: dict[str, dict[str, Measured]] = {}
+        for engine_id, size in measured.items():
+            backend = self._backends.get(engine_id)
+            if backend is not None:
+                shares.setdefault(backend, {})[engine_id] = size
+        for backend, share in shares.items():
+            self._tell(msg.runner_address(backend), msg.EnginesMeasured(measured=share))
+
+
+class LibraryHands(_Hands):
+    """Pulls models and changes the store; hears the puller."""
+
+    def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
+        self._tell = tell
+        self._board = board
+        self._references: dict[str, str] = {}
+        self.puller: Puller | None = None
+        """Set once, before the system starts: the puller needs us as its listener."""
+
+    def _could_not(self, effect: Effect, error: Exception) -> bool:
+        failure = not_begun(error)
+        match effect:
+            case fx.FetchModel(job=job):
+                self.failed(job, failure, reached=False, moved=0)
+            case fx.DeleteModel(model_id=one):
+                self.remove_failed(one, failure)
+            case fx.AddTag(model_id=one, tag=tag) | fx.RemoveTag(model_id=one, tag=tag):
+                self.tag_failed(one, tag, failure)
+            case fx.StoreAgain(model_id=one, tag=tag):
+                self.repackage_failed(one, tag, failure)
+            case fx.SweepStore():
+                self.prune_failed(failure)
+            case fx.SendModel(model_id=one, reference=reference):
+                self.push_failed(reference, one, failure)
+            case _:
+                return False
+        return True
+
+    def _begin(self, effect: Effect, cause: str) -> None:
+        puller = self.puller
+        assert puller is not None
+        match effect:
+            case fx.FetchModel() as e:
+                self._references[e.job] = e.reference
+                puller.start(e.job, e.reference, token=e.token, force=e.force)
+            case fx.CancelFetch(job=job):
+                # Nothing is told of it any more, however long it takes to end.
+                self._end(job)
+                puller.cancel(job)
+            case fx.InformPull() as e:
+                self._inform(e)
+            case fx.LookAtModels():
+                puller.look()
+            case fx.DeleteModel(model_id=one):
+                puller.remove(one)
+            case fx.AddTag(model_id=one, tag=tag):
+                puller.tag(one, tag)
+            case fx.RemoveTag(model_id=one, tag=tag):
+                puller.untag(one, tag)
+            case fx.StoreAgain() as e:
+                puller.repackage(e.model_id, e.tag, e.context_size)
+            case fx.SweepStore():
+                puller.prune()
+            case fx.SendModel() as e:
+                puller.push(e.model_id, e.reference, token=e.token)
+            case fx.CancelSend(reference=reference):
+                puller.cancel_push(reference)
+            case _:
+                raise TypeError(f"the library's hands do not know {type(effect).__name__} ({cause})")
+
+    def _inform(self, inform: fx.InformPull) -> None:
+        """Between two attempts the pull has a line of its own; an attempt that runs speaks for itself."""
+        key = pull_job(inform.reference)
+        if inform.phase:
+            self._board.publish(Progress(job=key, phase=inform.phase, message=inform.message))
+        elif inform.reference not in self._references.values():
+            self._board.clear(key)
+
+    # PullerListener
+
+    def progress(self, progress: Progress) -> None:
+        """On the board under the reference's key; of a push under its own."""
+        reference = self._references.get(progress.job)
+        if reference is not None:
+            self._board.publish(_renamed(progress, pull_job(reference)))
+        elif progress.job.startswith("push/"):
+            self._board.publish(progress)
+
+    def committed(self, job_id: str, model: Model, *, fresh: bool) -> None:
+        """The model is in the store."""
+        self._end(job_id)
+        self._tell(msg.LIBRARY, msg.PullCommitted(job=job_id, model=model, fresh=fresh))
+
+    def failed(self, job_id: str, failure: Failure, *, reached: bool, moved: int) -> None:
+        """An attempt has failed."""
+        self._end(job_id)
+        ended = msg.PullAttemptEnded(job=job_id, failure=failure, reached=reached, moved=moved)
+        self._tell(msg.LIBRARY, ended)
+
+    def cancelled(self, job_id: str) -> None:
+        """An attempt was ended."""
+        self._end(job_id)
+        self._tell(msg.LIBRARY, msg.PullAttemptEnded(job=job_id, failure=_CANCELLED))
+
+    def _end(self, job_id: str) -> None:
+        reference = self._references.pop(job_id, None)
+        if reference is not None:
+            self._board.clear(pull_job(reference))
+
+    def seen(self, models: tuple[Model, ...], running: tuple[str, ...], *, recovered: bool) -> None:
+        """What lies in the store, and which pulls are under way."""
+        self._tell(msg.LIBRARY, msg.ModelsSeen(models=models, running=running, recovered=recovered))
+
+    def look_failed(self, failure: Failure) -> None:
+        """The store cannot be read: nothing in it can be served, and everything else goes on."""
+        _log.error("the model store cannot be read: %s %s", failure.sentence(), failure.detail)
+        self._tell(msg.LIBRARY, msg.ModelsSeen(models=(), failure=failure))
+
+    def removed(self, model_id: str, freed: int) -> None:
+        """A model is gone."""
+        self._tell(msg.LIBRARY, msg.ModelGone(model_id=model_id, freed=freed))
+
+    def remove_failed(self, model_id: str, failure: Failure) -> None:
+        """A model is not gone."""
+        self._tell(msg.LIBRARY, msg.ModelGone(model_id=model_id, failure=failure))
+
+    def tagged(self, model_id: str, tag: str, tags: tuple[str, ...]) -> None:
+        """The store has these tags for a model."""
+        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tag=tag, tags=tags))
+
+    def tag_failed(self, model_id: str, tag: str, failure: Failure) -> None:
+        """The store's tags are as they were."""
+        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tag=tag, tags=(), failure=failure))
+
+    def repackaged(self, source_id: str, tag: str, model: Model) -> None:
+        """A model is in the store with another configuration."""
+        self._tell(msg.LIBRARY, msg.ModelRepackaged(source_id=source_id, tag=tag, model=model))
+
+    def repackage_failed(self, source_id: str, tag: str, failure: Failure) -> None:
+        """It is not."""
+        self._tell(msg.LIBRARY, msg.ModelRepackaged(source_id=source_id, tag=tag, failure=failure))
+
+    def pruned(self, freed: int) -> None:
+        """What no model needs is gone."""
+        self._tell(msg.LIBRARY, msg.StoreSwept(freed=freed))
+
+    def prune_failed(self, failure: Failure) -> None:
+        """It is not."""
+        self._tell(msg.LIBRARY, msg.StoreSwept(failure=failure))
+
+    def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
+        """A model is published."""
+        self._board.clear(push_job(reference))
+        report = msg.PushEnded(reference=reference, model_id=model_id, sent=sent, seconds=seconds)
+        self._tell(msg.LIBRARY, report)
+
+    def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
+        """It is not."""
+        self._board.clear(push_job(reference))
+        self._tell(msg.LIBRARY, msg.PushEnded(reference=reference, model_id=model_id, failure=failure))
+
+
+class SchedulerHands:
+    """Opens and closes gates, puts granted requests inside, and tells waiting ones what goes on."""
+
+    def __init__(self, gates: GateBoard, board: ProgressBoard) -> None:
+        self._gates = gates
+        self._board = board
+
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Done at once: nothing here waits."""
+        match effect:
+            case fx.OpenGate() as e:
+                self._gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
+            case fx.HoldGates(engine_ids=held):
+                self._gates.hold(held)
+            case fx.CloseGate(engine_id=one):
+                self._gates.close(one)
+            case fx.RemoveGates(keep=keep):
+                self._gates.keep(keep)
+            case fx.AdmitRequest(engine_id=one, request_id=request) as e:
+                self._gates.reserve(one, request, e.caller, e.places)
+                self._board.clear(request_job(request))
+            case fx.LeaveGate(request_id=request):
+                self._gates.leave(request)
+                self._board.clear(request_job(request))
+            case fx.InformRequest() as e:
+                self._board.publish(
+                    Progress(
+                        job=request_job(e.request_id),
+                        phase=e.phase,
+                        message=e.message,
+                        follows=e.follows,
+                        place=e.place,
+                    )
+                )
+            case _:
+                raise TypeError(f"the scheduler's hands do not know {type(effect).__name__} ({cause})")
+
+
+def _backend_of(job: str) -> str:
+    """Install jobs are called `<backend>.<n>`."""
+    return job.rpartition(".")[0]
+
+
+def _renamed(progress: Progress, key: str) -> Progress:
+    return msgspec.structs.replace(progress, job=key)

@@ -1,0 +1,194 @@
+"""Models as archives over HTTP: imported from a request's body, exported as a response. A few at once.
+
+Blocking work has its own threads, so that a client that stalls does not block others. A client that sends or
+reads next to nothing is cut off after a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+from aiohttp import web
+
+from greenroom.actors.facts import Model
+from greenroom.actors.kernel.errors import Refused
+from greenroom.actors.library_pulls import refusal_of
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.patience import Patience
+from greenroom.runner.models.store import Store
+from greenroom.runner.waits import Cancel, in_thread
+
+_AT_ONCE = 4
+_WAITING = 32
+"""Clients that wait for their turn."""
+_TURN_SECONDS = 60.0
+_WINDOW = 30.0
+_LEAST = 64 * 1024
+"""Bytes that have to move within a window of so many seconds, or the client is let go."""
+
+
+class Archives:
+    """Those under way. Lives in one event loop."""
+
+    def __init__(self) -> None:
+        self._loads = _Turns()
+        self._exports = _Turns()
+
+    async def load(self, request: web.Request, store: Store) -> Model:
+        """Stream a request's body into the store; both go on side by side, and neither waits in memory.
+
+        Raises:
+            HttpRefusal: 400 cut off, 408 too slow, 499 gone, 503 too many.
+            Refused: it is no model, or cannot be stored.
+        """
+        async with self._loads.turn():
+            return await _load(request, store)
+
+    async def send(
+        self, request: web.Request, response: web.StreamResponse, store: Store, model: Model
+    ) -> None:
+        """Answer with a model's archive; the response has its headers but for the length.
+
+        Raises:
+            HttpRefusal: 503 too many.
+            Refused: the model is damaged.
+        """
+        from greenroom.runner.models.archive import export
+
+        async with self._exports.turn():
+            try:
+                size, pieces = await in_thread(lambda: export(store, model.id))
+            except JobFailed as failed:
+                raise Refused(refusal_of(failed.failure)) from None
+            response.content_length = size
+            with contextlib.closing(_Pieces(pieces)) as archive:
+                await response.prepare(request)
+                while piece := await in_thread(archive.next):
+                    await _write(request, response, piece)
+                await response.write_eof()
+
+
+class _Turns:
+    """A few at once, some more that wait, each for a bounded time."""
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._waiting = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        if self._waiting >= _WAITING:
+            raise _busy()
+        self._waiting += 1
+        try:
+            async with Patience(_TURN_SECONDS):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise _busy() from None
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+
+async def _load(request: web.Request, store: Store) -> Model:
+    from greenroom.runner.models.archive import load
+
+    cancel = Cancel()
+    # Not a pipe: uvloop closes a pipe's descriptor twice, and by then it may be another thread's file.
+    ours, theirs = socket.socketpair()
+
+    def store_it() -> Model:
+        with theirs, theirs.makefile("rb") as stream:
+            return load(store, stream, cancel)
+
+    work = asyncio.ensure_future(in_thread(store_it))
+    # Of a client that has left nobody asks what became of it.
+    work.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
+    _, writer = await asyncio.open_unix_connection(sock=ours)
+    transport = writer.transport
+    try:
+        # A reader that has seen enough closes its end: what is wrong is told by `work`.
+        with contextlib.suppress(ConnectionError):
+            async for chunk in _chunks(request):
+                writer.write(chunk)
+                await writer.drain()
+                if work.done():
+                    break
+        transport.close()
+        return await asyncio.shield(work)
+    except web.RequestPayloadError:
+        raise HttpRefusal(400, "bad_body", "The archive ended early.") from None
+    except JobFailed as failed:
+        raise Refused(refusal_of(failed.failure)) from None
+    except JobCancelled:
+        raise HttpRefusal(499, "cancelled", "The client disconnected.") from None
+    finally:
+        cancel.set()
+        if not transport.is_closing():
+            transport.abort()
+
+
+async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    """The body as it comes. Only the time that the client takes counts, not what the disk does."""
+    waited, came = 0.0, 0
+    while True:
+        try:
+            async with Patience(_WINDOW - waited) as patience:
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise HttpRefusal(
+                408, "body_too_slow", f"Only {came} bytes of the archive arrived within {_WINDOW:.0f} s."
+            ) from None
+        if not chunk:
+            return
+        waited += patience.used
+        came += len(chunk)
+        if came >= _LEAST:
+            waited, came = 0.0, 0
+        yield chunk
+
+
+async def _write(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
+    """Hand a piece over, little by little: a client that takes nothing is cut off."""
+    for start in range(0, len(piece), _LEAST):
+        try:
+            async with Patience(_WINDOW):
+                await response.write(piece[start : start + _LEAST])
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the client read nothing for too long") from None
+
+
+def _busy() -> HttpRefusal:
+    return HttpRefusal(
+        503,
+        "busy",
+        "Too many archives are being sent or received.",
+        advice="Try again when one of them is done.",
+        retry_after=10.0,
+    )
+
+
+class _Pieces:
+    """Pieces that are read on threads. A client that leaves may do so while one is being read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces: Iterator[bytes] | None = pieces
+        self._lock = threading.Lock()
+
+    def next(self) -> bytes:
+        with self._lock:
+            return b"" if self._pieces is None else next(self._pieces, b"")
+
+    def close(self) -> None:
+        """Whoever reads at this moment ends it afterwards: the files close with the last reference."""
+        self._pieces = None

@@ -1,0 +1,203 @@
+"""Reading request bodies: bounded in size and time, and no more of them than is needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+from aiohttp import web
+
+from greenroom.actors.limits import Name, complaint
+from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.patience import Patience
+from greenroom.runner.models.references import shown
+
+BODY: web.RequestKey[bytes] = web.RequestKey("greenroom.body", bytes)
+"""A body that was read before its handler came to it."""
+
+IGNORED: web.RequestKey[list[str]] = web.RequestKey("greenroom.ignored", list)
+"""What a request said that is not known here: it is told back in a header, `X-Greenroom-Ignored`."""
+
+_BODY_TIMEOUT = 120.0
+"""Seconds for a whole body: generous for 10 MiB on a bad line, and still an end."""
+
+NAMING = 2**20
+"""Bytes of a body that only names things: what is larger is not worth the time to read it."""
+
+NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding somebody else's JSON may raise: brackets in brackets go as deep as their sender likes."""
+
+T = TypeVar("T")
+_FIELD = re.compile(r"`\$\.(\w+)")
+"""As msgspec names the place of a wrong type."""
+_UNKNOWN = re.compile(r"unknown field `(.*?)`", re.DOTALL)
+"""As msgspec names what a struct that forbids it does not have."""
+
+
+class Routing(msgspec.Struct, frozen=True, gc=False):
+    """What routing needs of an inference request; all the rest is its family's, or the engine's."""
+
+    model: Name = ""
+    keep_alive: str | float | None = None
+    """How long the model shall stay: a duration, or a number of seconds; negative means for ever."""
+
+
+_decode_routing = msgspec.json.Decoder(Routing).decode
+
+
+async def read_body(request: web.Request, limit: int) -> bytes:
+    """The whole body.
+
+    `limit` is in bytes and holds for what arrives unpacked too, also in a host's application with other
+    limits. Raises HttpRefusal: 413 past the limit, 408 when it does not come, 400 when it is cut off.
+    """
+    known: bytes | None = request.get(BODY)
+    if known is not None:
+        if len(known) > limit:
+            raise _too_large(limit)
+        return known
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    content = request.content
+    if content.is_eof():
+        # The usual case: it has come together with the head.
+        body = content.read_nowait()
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with Patience(_BODY_TIMEOUT):
+            while not content.at_eof():
+                chunk = await content.readany()
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise HttpRefusal(408, "body_timeout", "The request's body did not arrive in time.") from None
+    except web.RequestPayloadError:
+        raise HttpRefusal(400, "bad_body", "The request's body was cut off or badly encoded.") from None
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def routing_of(body: bytes) -> Routing:
+    """What routing needs. Raises HttpRefusal: 400 for broken JSON or a missing model."""
+    try:
+        routing = _decode_routing(body or b"{}")
+    except NOT_UNDERSTOOD as error:
+        raise _not_understood(error) from None
+    if not routing.model.strip():
+        raise HttpRefusal(
+            400,
+            "model_required",
+            'model is required: name one in the body, such as {"model": "smollm2"}.',
+            param="model",
+        )
+    return routing
+
+
+async def read_json(
+    request: web.Request,
+    kind: type[T],
+    what: str = "",
+    *,
+    aliases: Mapping[str, str] | None = None,
+) -> T:
+    """The body as a struct, or as its defaults when there is none.
+
+    `what` is said when it does not fit, such as `backend is required`; `aliases` are other spellings of
+    fields. What is in the body and not in the struct is refused where the struct forbids it, and otherwise
+    told back as ignored.
+    """
+    body = await read_body(request, NAMING)
+    try:
+        if aliases is not None:
+            body = _spelled(body, aliases)
+        body = body.strip() or b"{}"
+        found = msgspec.json.decode(body, type=kind)
+        if ignored := [*_unknown(body, kind)]:
+            request.setdefault(IGNORED, []).extend(ignored)
+    except NOT_UNDERSTOOD as error:
+        raise _not_understood(error, what) from None
+    return found
+
+
+def invalid(what: str, param: str | None = None) -> HttpRefusal:
+    """400, in the contract's words."""
+    return HttpRefusal(400, "invalid_request", f"invalid request: {what}", param=param)
+
+
+def checked(value: object, kind: Any, name: str) -> Any:
+    """A value of a path, a query or a header as this type. Raises HttpRefusal: 400."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        sentence = complaint(error)[1] or str(error)
+        raise invalid(sentence.replace("the value", f'"{name}"', 1), param=name) from None
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _spelled(body: bytes, aliases: Mapping[str, str]) -> bytes:
+    """The body with every field under its own name. Raises HttpRefusal for one that comes twice."""
+    if not body.strip():
+        return body
+    fields: dict[str, msgspec.Raw] = {}
+    for given, value in _fields.decode(body).items():
+        name = aliases.get(given, given)
+        if name in fields:
+            raise invalid(f'"{name}" is given twice', param=name)
+        fields[name] = value
+    return msgspec.json.encode(fields)
+
+
+def _unknown(body: bytes, kind: type[Any], prefix: str = "") -> Iterator[str]:
+    """The fields of a JSON object that its struct does not have, those of objects in it too."""
+    structs = {}
+    hints = get_type_hints(kind)
+    for field in msgspec.structs.fields(kind):
+        options = (hints[field.name], *get_args(hints[field.name]))
+        structs[field.encode_name] = next(
+            (one for one in options if isinstance(one, type) and issubclass(one, msgspec.Struct)), None
+        )
+    for name, value in _fields.decode(body).items():
+        if name not in structs:
+            yield prefix + name
+        elif (inner := structs[name]) is not None and bytes(value) != b"null":
+            yield from _unknown(bytes(value), inner, f"{prefix}{name}.")
+
+
+def _not_understood(error: Exception, what: str = "") -> HttpRefusal:
+    # msgspec names the field of a wrong type; for broken JSON it names the byte. Neither shows the content.
+    field = ""
+    if isinstance(error, RecursionError):
+        what = "JSON is nested too deeply"
+    elif isinstance(error, UnicodeDecodeError):
+        what = "the text is not UTF-8"
+    elif isinstance(error, msgspec.ValidationError):
+        field, sentence = complaint(error)
+        place = _FIELD.search(str(error))
+        if unknown := _UNKNOWN.search(str(error)):
+            what = f'"{shown(unknown[1])}" is not known here'
+        elif sentence:
+            what = sentence
+        elif place is not None and not what.startswith(place[1]):
+            # What is wrong with another field than the one that must be there is no matter of that one.
+            what = str(error)
+        field = field or (place[1] if place is not None else "")
+    return invalid(what or str(error), param=field or None)
+
+
+def _too_large(limit: int) -> HttpRefusal:
+    mebibytes = limit / 2**20
+    return HttpRefusal(
+        413,
+        "request_too_large",
+        f"request too large: the body is bigger than {mebibytes:g} MiB.",
+        advice="Send less." if limit <= NAMING else "Send less, or raise max_body in the configuration.",
+    )

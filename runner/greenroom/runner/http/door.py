@@ -1,0 +1,190 @@
+"""What all routes of one front door share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from greenroom.actors.facts import Caller, Engine, Mode, Model
+from greenroom.actors.kernel.errors import KernelError, SystemFailed
+from greenroom.actors.limits import NAME, is_line
+from greenroom.actors.messages import SCHEDULER
+from greenroom.actors.progress import request_job
+from greenroom.actors.scheduler_state import ModelConfigState, Quarantine, SchedulerState
+from greenroom.runner.http.abilities import Abilities
+from greenroom.runner.http.admission import Admission
+from greenroom.runner.http.backstage import Backstage
+from greenroom.runner.http.callers import Callers
+from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.lingering import Lingering
+from greenroom.runner.http.request_ids import RequestIds
+from greenroom.runner.http.suspects import Suspects
+from greenroom.runner.http.upstreams import Upstreams
+from greenroom.runner.http.visitors import Visitors
+from greenroom.runner.models.references import AmbiguousName, BadReference, shown
+
+_NAMES = 1_000
+"""Names that are remembered: clients use few, and hostile ones shall not fill the memory."""
+_REMEMBERED = 256
+"""Characters of a name that is remembered; a longer one is looked up each time."""
+
+_log = logging.getLogger(__name__)
+
+Stop = Callable[[float | None], None]
+"""Stops the daemon in order; the argument is for how many seconds its engines are kept (None: not)."""
+
+
+class Door:
+    """One front door: who is inside, the ways to the engines, and what lies behind."""
+
+    def __init__(self, backstage: Backstage, stop: Stop | None = None) -> None:
+        """`stop` is what `POST /daemon/stop` calls; without it that route says that it is the host's."""
+        self.backstage = backstage
+        self.stop = stop
+        self.visitors = Visitors()
+        self.ids = RequestIds()
+        self.callers = Callers()
+        self.upstreams = Upstreams(self._live_endpoints)
+        self.suspects = Suspects()
+        self.lingering = Lingering(backstage.gates, self.engine)
+        self.abilities = Abilities(backstage, self.configs)
+        self.verdicts = {one.name: one.verdict for one in backstage.facts}
+        """Why this machine cannot run a backend; empty for those it can."""
+        self._models: tuple[Model, ...] = ()
+        self._named: dict[str, Model] = {}
+        """What names stood for while the models were these."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def model(self, name: str, param: str = "model") -> Model:
+        """The model of that name. Raises HttpRefusal: 404 when it is not here, 400 when it is no name.
+
+        Raises SystemFailed when the actors have stopped themselves: what is here is not known then.
+        """
+        failure = self.backstage.failure
+        if failure is not None:
+            raise SystemFailed(str(failure)) from failure
+        if not is_line(name):
+            message = f"A model's name is one line of at most {NAME} printable characters."
+            raise HttpRefusal(400, "bad_model_name", message, param=param)
+        models = self.backstage.models()
+        if models != self._models:
+            self._models, self._named = models, {}
+        known = self._named.get(name)
+        if known is not None:
+            return known
+        try:
+            model = self.backstage.find_model(name)
+        except (BadReference, AmbiguousName) as error:
+            raise HttpRefusal(400, "bad_model_name", str(error), param=param) from None
+        if model is None:
+            name = shown(name.strip())
+            raise HttpRefusal(
+                404,
+                "model_not_found",
+                f'model "{name}" is not here; run: greenroom pull {name}',
+                param=param,
+            )
+        if len(name) <= _REMEMBERED and len(self._named) < _NAMES:
+            self._named[name] = model
+        return model
+
+    def backend(self, name: str) -> str:
+        """The name of a backend there is. Raises HttpRefusal: 404."""
+        if name not in self.backstage.backends:
+            known = ", ".join(self.backstage.backends)
+            raise HttpRefusal(404, "backend_not_found", f"backend not found; there are: {known}.")
+        return name
+
+    def backend_of(self, request: web.Request) -> str:
+        """The backend that a request's path names; empty when it names none. Raises HttpRefusal: 404."""
+        name = request.match_info.get("backend", "")
+        return self.backend(name) if name else ""
+
+    def configs(self) -> Mapping[str, ModelConfigState]:
+        """How models are configured, by `config_key`; empty while the scheduler cannot tell."""
+        try:
+            state: SchedulerState = self.backstage.system.state(SCHEDULER)
+        except KernelError:
+            return {}
+        return state.configs
+
+    def quarantines(self) -> tuple[Quarantine, ...]:
+        """Models that an older version of a backend serves; empty while the scheduler cannot tell."""
+        try:
+            state: SchedulerState = self.backstage.system.state(SCHEDULER)
+        except KernelError:
+            return ()
+        return tuple(state.quarantines.values())
+
+    def engine(self, engine_id: str) -> Engine | None:
+        """An engine there is, or was lately."""
+        return next((one for one in self.backstage.engines() if one.spec.engine_id == engine_id), None)
+
+    def wanted(self, engine_id: str) -> str:
+        """Who wants a place in this engine, in words; empty when nobody does."""
+        if self.backstage.gates.is_wanted(engine_id):
+            return "others wait for its engine"
+        reading = self.backstage.gates.readings().get(engine_id)
+        if reading is not None and not reading.open:
+            return "its engine is to end"
+        waiting = any(job.startswith(request_job("")) for job in self.backstage.board.running())
+        return "another request waits" if waiting else ""
+
+    def keep(self, work: Coroutine[Any, Any, None], then: Callable[[], None] | None = None) -> None:
+        """Have something done that nobody waits for, and `then` whatever comes of it.
+
+        A door that closes may cancel it before it has begun: a `finally` in it would not be reached.
+        """
+        task = asyncio.get_running_loop().create_task(work)
+        # A loop keeps only weak references to its tasks.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if then is not None:
+            task.add_done_callback(lambda _: then())
+
+    def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
+        """Have a model loaded in the background; what comes of it is in the journal."""
+        admission = Admission(
+            self.backstage,
+            self.ids,
+            model,
+            asked_as=asked_as,
+            mode=mode,
+            backend=backend,
+            caller=Caller(kind="greenroom", id="preload", name="preload"),
+        )
+        self.keep(_preload(admission))
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self.visitors.close()
+        self.upstreams.close()
+
+    def _live_endpoints(self) -> set[str]:
+        return {engine.endpoint for engine in self.backstage.engines() if engine.state != "gone"}
+
+
+def shown_name(model: Model) -> str:
+    """The name a model is listed by: a tag like a registry's where it has one, else any tag, else its id."""
+    for tag in model.tags:
+        if not tag.startswith(("file:", "pypi:")):
+            return tag
+    return model.tags[0] if model.tags else model.id
+
+
+async def _preload(admission: Admission) -> None:
+    try:
+        # Not through an open gate: it may be that of the engine which a new configuration is just ending.
+        await admission.enter(afresh=True)
+    except KernelError as error:
+        _log.info("a preload was refused: %s", error)
+    finally:
+        admission.leave()

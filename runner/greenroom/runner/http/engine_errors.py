@@ -1,0 +1,247 @@
+"""What an engine answers when it refuses or fails, in our words.
+
+An engine's own words may hold what a client has said, even another one's: engines serve several at once, and
+some quote whole requests. So nothing of them is passed on; they are matched against what is known of them,
+and each mistake has one code, one status and one sentence, whatever the engine. Numbers are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.runner.http.bodies import NOT_UNDERSTOOD
+
+_LOOKED_AT = 4000
+"""Characters of an engine's words that are looked at: it may have quoted megabytes."""
+TOO_LONG = "context_length_exceeded"
+
+
+class Told(NamedTuple):
+    """A refusal, and the field it is about."""
+
+    refusal: Refusal
+    param: str | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of whom, for the sentences."""
+
+    backend: str
+    model: str
+    """As the client wrote it."""
+    param: str = "messages"
+    """The field that holds the prompt."""
+
+
+class _Known(NamedTuple):
+    pattern: re.Pattern[str]
+    status: int
+    code: str
+    message: str
+    advice: str = ""
+    param: str | None = None
+
+
+def _known(pattern: str, *rest: Any) -> _Known:
+    return _Known(re.compile(pattern, re.IGNORECASE | re.DOTALL), *rest)
+
+
+_TEXT_ONLY = 'The model "{model}" cannot read this kind of input: it has no projector.'
+_KNOWN = (
+    _known(
+        r"(?:image|audio|video) input is not supported|only 'text' content type|not a multimodal model"
+        r"|(?:image|audio|video)s? (?:is|are) not supported",
+        400, "unsupported_input", _TEXT_ONLY, "Send text, or use a model with a projector.", "messages",
+    ),
+    _known(
+        r"failed to (?:load|decode|process) (?:image|audio|bitmap|media)|invalid base64"
+        r"|cannot identify image",
+        400, "invalid_input", "An image or sound in this request cannot be read.", "", "messages",
+    ),
+    _known(
+        r"pooling type|not support embedding|embeddings? (?:is|are) not supported"
+        r"|start it with `?--embedding",
+        422, "not_an_embedding_model", 'The model "{model}" does not make embeddings.',
+        "Use an embedding model.",
+    ),
+    _known(
+        r"not support rerank|start it with `?--rerank",
+        422, "not_a_reranking_model", 'The model "{model}" does not rank documents.',
+        "Use a reranking model.",
+    ),
+    _known(
+        r"json.?schema|\$ref\b|grammar from schema|response_format",
+        400, "invalid_schema", "A JSON schema of response_format or of a tool cannot be used.",
+        "Use only the types and keywords of JSON Schema, and references within the schema.",
+    ),
+    _known(r"grammar", 400, "invalid_grammar", "The grammar in this request cannot be read.", "", "grammar"),
+    _known(
+        r"tool.choice", 400, "invalid_value", "The engine does not support this tool_choice.", "",
+        "tool_choice",
+    ),
+    _known(
+        r"parse tools|tool call|tools param", 400, "invalid_value",
+        "The engine cannot read the tools or tool calls in this request.", "", "tools",
+    ),
+    _known(
+        r"jinja|chat.?template|templat|raise_exception|roles must alternate|assistant messages? at the end"
+        r"|conversation roles|parse messages",
+        400, "template_refused", 'The chat template of "{model}" does not accept these messages.',
+        "Some templates require user and assistant to alternate, or allow no system message.", "messages",
+    ),
+)  # fmt: skip
+
+_LENGTHS = re.compile(
+    r"exceeds? the available context size|context size has been exceeded|maximum context length"
+    r"|context.?length|longer than the maximum model length|too large to process|exceed_context_size"
+    r"|(?:prompt|input|request) is too long"
+    r"|physical batch size|max_model_len",
+    re.IGNORECASE,
+)
+_PROMPT_TOKENS = re.compile(
+    r"(?:request|prompt|input|has|requested) \(?(\d{1,9})[ a-z]* tokens", re.IGNORECASE
+)
+_CONTEXT = re.compile(r"(?:context (?:size|length)(?: is)?|current batch size:?) \(?(\d{1,9})", re.IGNORECASE)
+_FIELD = re.compile(
+    r"(?:field )?'?\b(temperature|top_p|top_k|min_p|n|max_tokens|max_completion_tokens|n_predict|stop|seed"
+    r"|presence_penalty|frequency_penalty|repeat_penalty|logit_bias|logprobs|top_logprobs|stream"
+    r"|stream_options|best_of|prompt|input|samplers|mirostat|dimensions|encoding_format)\b'?"
+    r"(?::| must be| is required| should be)",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(r"Field '([a-z_]{1,40})': ")
+"""As llama.cpp names a field of its own list."""
+_NO_PATH = re.compile(r"(?:file )?not found", re.IGNORECASE)
+
+
+def told(status: int, body: bytes, asked: Asked) -> Told:
+    """The refusal for what an engine has answered, or said in an event of its stream."""
+    error = _error_of(body)
+    words = _words_of(error, body)[:_LOOKED_AT]
+    said = error.get("code") if isinstance(error, dict) else None
+    if isinstance(said, int) and 400 <= said < 600:
+        status = said
+    if status == 413:
+        message = f'The {asked.backend} engine for "{asked.model}" does not accept a request this large.'
+        return Told(Refusal(code="request_too_large", message=message, advice="Send less.", status=413))
+    if _LENGTHS.search(words) or _LENGTHS.search(_text(error, "type")):
+        return _too_long(error, words, asked)
+    if status in (404, 405, 501) and _NO_PATH.fullmatch(words.strip()):
+        return Told(
+            Refusal(
+                code="not_offered",
+                message=f"{asked.backend} does not offer this route.",
+                status=404,
+                subject=asked.backend,
+            )
+        )
+    for known in _KNOWN if 400 <= status < 600 and status != 503 else ():
+        if known.pattern.search(words):
+            message = known.message.format(model=asked.model)
+            refusal = Refusal(code=known.code, message=message, advice=known.advice, status=known.status)
+            return Told(refusal, asked.param if known.param == "messages" else known.param)
+    return _by_status(status, words, asked)
+
+
+def too_long(asked: Asked, tokens: int, context: int, *, at_least: bool = False) -> Told:
+    """A prompt that does not fit into the context."""
+    numbers: dict[str, float] = {}
+    if tokens:
+        numbers["n_prompt_tokens"] = float(tokens)
+    if context:
+        numbers["n_ctx"] = float(context)
+    has = f"has {'at least ' if at_least else ''}{tokens} tokens" if tokens else "is too long"
+    fits = (
+        f'"{asked.model}" accepts at most {context} here'
+        if context
+        else f'"{asked.model}" accepts fewer here'
+    )
+    return Told(
+        Refusal(
+            code=TOO_LONG,
+            message=f"The prompt {has}, and {fits}.",
+            advice="Shorten it, or configure a larger context-size for the model.",
+            status=400,
+            numbers=numbers,
+        ),
+        asked.param,
+    )
+
+
+def _too_long(error: Any, words: str, asked: Asked) -> Told:
+    def number(name: str, pattern: re.Pattern[str]) -> int:
+        value = error.get(name) if isinstance(error, dict) else None
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
+            return value
+        found = pattern.search(words)
+        return int(found[1]) if found else 0
+
+    return too_long(asked, number("n_prompt_tokens", _PROMPT_TOKENS), number("n_ctx", _CONTEXT))
+
+
+def _by_status(status: int, words: str, asked: Asked) -> Told:
+    where = f"greenroom logs {asked.model} on the server may say more."
+    if status == 503:
+        return Told(
+            Refusal(
+                code="engine_busy",
+                message=f'The {asked.backend} engine for "{asked.model}" accepts no requests at the moment.',
+                status=503,
+                retry_after=2.0,
+            )
+        )
+    if status == 429:
+        message = f'The {asked.backend} engine for "{asked.model}" is overloaded.'
+        return Told(Refusal(code="engine_busy", message=message, status=429, retry_after=2.0))
+    if 400 <= status < 500:
+        field = _NAMED.match(words) or _FIELD.search(words)
+        if field is not None:
+            name = field[1].lower()
+            message = f"{name} has a value that the {asked.backend} engine does not accept."
+            return Told(Refusal(code="invalid_value", message=message, status=400), name)
+        return Told(
+            Refusal(
+                code="engine_refused",
+                message=f'The {asked.backend} engine for "{asked.model}" does not accept this request.',
+                advice=f"A field is invalid; {where}",
+                status=400,
+            )
+        )
+    return Told(
+        Refusal(
+            code="engine_failed",
+            message=f'The {asked.backend} engine for "{asked.model}" failed on this request.',
+            advice=where,
+            status=502,
+        )
+    )
+
+
+def _error_of(body: bytes) -> Any:
+    said: Any = None
+    with contextlib.suppress(*NOT_UNDERSTOOD):
+        said = msgspec.json.decode(body)
+    if not isinstance(said, dict):
+        return said
+    error = said.get("error")
+    return error if isinstance(error, dict | str) and error else said
+
+
+def _words_of(error: Any, body: bytes) -> str:
+    if isinstance(error, str):
+        return error
+    if isinstance(error, dict):
+        return _text(error, "message") or _text(error, "detail")
+    return body[:_LOOKED_AT].decode(errors="replace")
+
+
+def _text(error: Any, name: str) -> str:
+    value = error.get(name) if isinstance(error, dict) else None
+    return value if isinstance(value, str) else str(value)[:_LOOKED_AT] if value else ""

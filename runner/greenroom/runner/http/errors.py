@@ -1,0 +1,174 @@
+"""What a client is told when something did not work.
+
+Three families: inference routes speak OpenAI's error object, `/v1/messages` Anthropic's, and the verbs under
+`/engines` and `/models` one line of text (or OpenAI's object, to a client that accepts JSON). All carry the
+same sentence, code and status. Never a traceback, never what a tool or an engine has printed or answered.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import web
+
+from greenroom.actors.kernel.errors import (
+    AskExpired,
+    Forked,
+    KernelError,
+    MailboxFull,
+    Refusal,
+    Refused,
+    SystemFailed,
+)
+from greenroom.runner.daemon import NotRunning
+from greenroom.runner.failures import machine_failure
+from greenroom.runner.http.headers import request_id_of
+
+Family = Literal["openai", "anthropic", "text"]
+
+_log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+JSON = "application/json"
+DOCKER_CLI = "docker-model-cli/"
+
+
+class HttpRefusal(Exception):
+    """A no of the front door itself, told like an actor's."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, **more: Any
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.refusal = Refusal(code=code, message=message, status=status, **more)
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """The refusal an exception stands for; what nobody foresaw is logged, and told without details."""
+    if isinstance(error, Refused | HttpRefusal):
+        return error.refusal
+    if isinstance(error, SystemFailed):
+        return Refusal(
+            code="stopped",
+            message=f"Greenroom has stopped itself: {error}.",
+            advice="Start it again with greenroom serve; greenroom log says what happened.",
+            status=503,
+        )
+    if isinstance(error, Forked):
+        return Refusal(
+            code="forked",
+            message=f"{error}.",
+            advice="Start Greenroom after the fork, in one process, and let the others ask that one.",
+            status=503,
+        )
+    if isinstance(error, MailboxFull):
+        return Refusal(code="busy", message="Too many requests wait already.", status=429, retry_after=1.0)
+    if isinstance(error, AskExpired):
+        return Refusal(
+            code="not_in_time", message="There was no answer in time.", status=503, retry_after=5.0
+        )
+    if isinstance(error, KernelError | NotRunning):
+        return Refusal(code="stopping", message="Greenroom is stopping.", status=503, retry_after=2.0)
+    if (failure := machine_failure(error)) is not None:
+        status = 507 if failure.code == "no_space" else 503
+        return Refusal(
+            code=failure.code, message=failure.message, advice=failure.advice, status=status, retry_after=5.0
+        )
+    _log.error("a request failed unexpectedly", exc_info=error)
+    return Refusal(
+        code="internal_error",
+        message="Greenroom failed on this request.",
+        advice="greenroom logs says why.",
+        status=500,
+    )
+
+
+def error_object(
+    refusal: Refusal, param: str | None = None, family: Family = "openai", request_id: str = ""
+) -> dict[str, Any]:
+    """The family's error object, with what programs may want to know beside it."""
+    error: dict[str, Any] = {"message": refusal.sentence()}
+    if family == "anthropic":
+        error |= {"type": _anthropic_type_of(refusal.status), "code": refusal.code}
+    else:
+        error |= {"type": _type_of(refusal.status), "code": refusal.code or None, "param": param}
+    if refusal.subject and refusal.code.startswith("backend"):
+        error["backend"] = refusal.subject
+    if refusal.retry_after:
+        error["retry_after"] = refusal.retry_after
+    for name, number in refusal.numbers.items():
+        error[name] = int(number) if number.is_integer() else number
+    if family != "anthropic":
+        return {"error": error}
+    return {"type": "error", "error": error, "request_id": request_id or None}
+
+
+def frame(
+    refusal: Refusal, param: str | None = None, family: Family = "openai", request_id: str = ""
+) -> bytes:
+    """The refusal as the last event of a stream.
+
+    No `[DONE]` follows: clients that overlook the error would take the stream for a whole answer.
+    """
+    name = b"event: error\n" if family == "anthropic" else b""
+    return name + b"data: " + _encode(error_object(refusal, param, family, request_id)) + b"\n\n"
+
+
+def status_for(request: web.BaseRequest, refusal: Refusal) -> int:
+    """The status this client can make sense of.
+
+    Docker's CLI takes every 503 for "the runner is not running" and throws the sentence away.
+    """
+    if refusal.status == 503 and DOCKER_CLI in request.headers.get("User-Agent", ""):
+        return 500
+    return refusal.status
+
+
+def answer(
+    request: web.BaseRequest, refusal: Refusal, family: Family, param: str | None = None
+) -> web.Response:
+    """The refusal as a response of its own."""
+    headers = {"X-Content-Type-Options": "nosniff"}
+    if refusal.retry_after > 0:
+        headers["Retry-After"] = str(max(1, round(refusal.retry_after)))
+    status = status_for(request, refusal)
+    if family != "text" or wants_json(request):
+        body = _encode(error_object(refusal, param, family, request_id_of(request)))
+        return web.Response(status=status, body=body, content_type=JSON, headers=headers)
+    return web.Response(status=status, text=refusal.sentence() + "\n", headers=headers)
+
+
+def family_of(request: web.BaseRequest) -> Family:
+    """Inference speaks its family's error object wherever it is mounted; the verbs speak text."""
+    path = request.path
+    if path.endswith(("/v1/messages", "/v1/messages/count_tokens")):
+        return "anthropic"
+    inference = "/v1/" in path or path.endswith(("/rerank", "/score"))
+    return "openai" if inference and "/models/" not in path.partition("/v1/")[0] else "text"
+
+
+def answer_error(request: web.BaseRequest, error: BaseException, family: Family) -> web.Response:
+    """The response for an exception."""
+    return answer(request, refusal_of(error), family, getattr(error, "param", None))
+
+
+def wants_json(request: web.BaseRequest) -> bool:
+    """True for a client that asks for JSON in any of its forms."""
+    accepted = request.headers.get("Accept", "")
+    return JSON in accepted or "ndjson" in accepted
+
+
+def _type_of(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _anthropic_type_of(status: int) -> str:
+    named = {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+    if status in (503, 507):
+        return "overloaded_error"
+    return named.get(status, "invalid_request_error" if status < 500 else "api_error")

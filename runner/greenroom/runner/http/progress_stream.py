@@ -1,0 +1,225 @@
+"""Watching a job over HTTP: its progress while an answer is awaited, then the answer.
+
+The client who leaves stops watching; the job goes on. Refusals that come before any progress carry their
+status; after that the status is 200 and the last line tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from greenroom.actors.facts import Progress
+from greenroom.actors.idempotency import Outcome
+from greenroom.actors.kernel.errors import KernelError, Refusal
+from greenroom.actors.progress import ProgressBoard
+from greenroom.runner.http.errors import refusal_of
+from greenroom.runner.http.following import FOLLOWING, REPLAYED, hand_over, refused_as, replayed
+from greenroom.runner.quantities import format_size
+
+_PAUSE = 0.1
+"""Seconds between two lines of the same phase."""
+_HEARTBEAT = 5.0
+"""Seconds after which a silent job gets a line, so that neither client nor proxy gives up."""
+_QUEUE = 100
+
+
+class Lines(Protocol):
+    """How a stream of this content type says things. Empty bytes are not sent."""
+
+    content_type: str
+
+    def again(self) -> Lines:
+        """The same for another client, who has been told nothing yet."""
+        ...
+
+    def progress(self, progress: Progress) -> bytes:
+        """A line about where the job is."""
+        ...
+
+    def heartbeat(self) -> bytes:
+        """A line that says nothing."""
+        ...
+
+    def success(self, result: Any) -> bytes:
+        """The last line, with the answer."""
+        ...
+
+    def error(self, refusal: Refusal) -> bytes:
+        """The last line of a job that failed."""
+        ...
+
+
+class Feed:
+    """The progress of one job, from whichever thread publishes it, for one loop. Steps of a phase merge."""
+
+    def __init__(self, board: ProgressBoard, job: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._steps: deque[Progress] = deque(maxlen=_QUEUE)
+        self._news = asyncio.Event()
+        self._stop = board.listen(job, self._hear)
+        latest = board.latest(job)
+        if latest is not None:
+            self._take(latest)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._stop()
+
+    def next(self) -> Progress | None:
+        """The oldest step nobody has seen yet."""
+        step = self._steps.popleft() if self._steps else None
+        if not self._steps:
+            self._news.clear()
+        return step
+
+    async def wait(self) -> None:
+        """Until there is a step."""
+        await self._news.wait()
+
+    def _hear(self, progress: Progress) -> None:
+        # The loop may be closed already while a job goes on.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._take, progress)
+
+    def _take(self, progress: Progress) -> None:
+        if self._steps and self._steps[-1].phase == progress.phase:
+            self._steps.pop()
+        self._steps.append(progress)
+        self._news.set()
+
+
+async def stream_job(
+    request: web.Request,
+    board: ProgressBoard,
+    job: str,
+    reply: Awaitable[Any],
+    lines: Lines,
+    *,
+    headers: Mapping[str, str] | None = None,
+    unwatched: Callable[[Any], web.Response] | None = None,
+) -> web.StreamResponse:
+    """Tell a job's progress until its answer is there. Raises the refusal that comes before any progress.
+
+    Args:
+        headers: Of the answer.
+        unwatched: Makes the answer to a job of which there was nothing to tell; its last line otherwise.
+    """
+    feed = Feed(board, job)
+    answer = asyncio.ensure_future(_answer(reply))
+    following = request.get(FOLLOWING)
+    if following is not None:
+        following.told_by(lambda joiner, outcome: _join(joiner, board, job, outcome, lines))
+    news: asyncio.Task[None] | None = None
+    response: web.StreamResponse | None = None
+    try:
+        while not answer.done():
+            news = news or asyncio.ensure_future(feed.wait())
+            await asyncio.wait({answer, news}, timeout=_HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                break
+            line = lines.heartbeat()
+            if news.done():
+                news = None
+                step = feed.next()
+                line = lines.progress(step) if step is not None else b""
+            if line:
+                # Not before there is something to say: what is refused at once keeps its status.
+                response = response or await _begin(request, lines, headers)
+                await response.write(line)
+            if news is None:
+                await asyncio.wait({answer}, timeout=_PAUSE)
+        if response is None and unwatched is not None:
+            return unwatched(answer.result())
+        if response is None:
+            last = lines.success(answer.result())
+            if following is not None:
+                following.outcome = _said(lines, last)
+            response = await _begin(request, lines, headers)
+            await response.write(last)
+        else:
+            # What came just before the end would otherwise be missing from it.
+            while (step := feed.next()) is not None:
+                await response.write(lines.progress(step))
+            try:
+                last = lines.success(answer.result())
+                outcome = _said(lines, last)
+            except KernelError as error:
+                last = lines.error(refusal_of(error))
+                outcome = refused_as(error, lambda _: _said(lines, last))
+            if following is not None:
+                following.outcome = outcome
+            await response.write(last)
+        await response.write_eof()
+        return response
+    finally:
+        feed.close()
+        if not answer.done():
+            hand_over(
+                request,
+                answer,
+                lambda result: _said(lines, lines.success(result)),
+                lambda refusal: _said(lines, lines.error(refusal)),
+            )
+        if news is not None:
+            news.cancel()
+
+
+class _Joined:
+    """The lines of whoever sends a command a second time: another's answer ends them."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.content_type = lines.content_type
+        self.again = lines.again
+        self.progress = lines.progress
+        self.heartbeat = lines.heartbeat
+        self.error = lines.error
+
+    def success(self, outcome: Outcome) -> bytes:
+        """The last line, as the first one got it; a line about it when that one had no stream."""
+        if outcome.content_type != self.content_type:
+            return self.error(Refusal(code="refused", message=outcome.body.strip(), status=outcome.status))
+        return outcome.body.encode()
+
+
+async def _join(
+    request: web.Request, board: ProgressBoard, job: str, outcome: Awaitable[Outcome], lines: Lines
+) -> web.StreamResponse:
+    joined = _Joined(lines.again())
+    return await stream_job(
+        request, board, job, outcome, joined, headers={REPLAYED: "true"}, unwatched=replayed
+    )
+
+
+def sentence_of(progress: Progress, board: ProgressBoard | None = None) -> str:
+    """Where a job is, for people; with a board, also where the job is that it waits for."""
+    followed = board.latest(progress.follows) if board is not None and progress.follows else None
+    text = progress.message or progress.phase.replace("_", " ")
+    if progress.place:
+        text = f"number {progress.place} in the queue, {text}"
+    if followed is not None:
+        return f"{text}: {sentence_of(followed)}"
+    if progress.total:
+        text += f" ({format_size(progress.done)} of {format_size(progress.total)})"
+    elif progress.done:
+        text += f" ({format_size(progress.done)})"
+    return text
+
+
+def _said(lines: Lines, last: bytes) -> Outcome | None:
+    return Outcome(status=200, content_type=lines.content_type, body=last.decode())
+
+
+async def _answer(reply: Awaitable[Any]) -> Any:
+    return await reply
+
+
+async def _begin(request: web.Request, lines: Lines, headers: Mapping[str, str] | None) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Cache-Control": "no-cache", **(headers or {})})
+    response.content_type = lines.content_type
+    await response.prepare(request)
+    return response

@@ -1,0 +1,483 @@
+"""One inference request, from its arrival to its last byte.
+
+1. Read the body, bounded; find out the model; refuse what needs no engine to be refused.
+2. Enter the gate of a ready engine, or ask the scheduler for a place.
+3. Send the request on and wait for the first byte of the answer. An engine that cannot be reached has
+   seen nothing, so the scheduler is asked again; one that dies with the request inside is replaced once,
+   unless it died of this request.
+4. Pass the bytes through as they come. What the engine says instead of an answer is told in our words. An
+   engine that dies now is one error frame, and the end of the connection.
+5. Whatever happened: close the way to the engine, then leave the gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from greenroom.actors.facts import EngineExit, Mode, Model
+from greenroom.actors.gates import Place
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import SLOTS
+from greenroom.actors.progress import request_job
+from greenroom.runner.http.abilities import refusal_of_told, refuse_what_it_cannot
+from greenroom.runner.http.admission import Admission
+from greenroom.runner.http.bodies import IGNORED, Routing, read_body, routing_of
+from greenroom.runner.http.checking import Checked, checked
+from greenroom.runner.http.dialects import Renaming, dropped_of, translate
+from greenroom.runner.http.dialogues import Dialogue
+from greenroom.runner.http.door import Door
+from greenroom.runner.http.engine_errors import Asked, told
+from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
+from greenroom.runner.http.go_text import keep_alive_of
+from greenroom.runner.http.headers import forwarded, request_id_of, returned
+from greenroom.runner.http.progress_stream import sentence_of
+from greenroom.runner.http.readers import Reader
+from greenroom.runner.http.stream import Said, Stream, Unfinished
+from greenroom.runner.http.suspects import fingerprint, own_doing
+from greenroom.runner.http.upstreams import Answer, Lost, Unreached
+from greenroom.runner.http.visitors import SERVED
+from greenroom.runner.http.waiting import EVENT_STREAM, Waiting
+
+_REACH_FOR = 5.0
+"""Seconds to go on asking for an engine that can be reached: an exit is noticed in hundredths of one."""
+_REACH_PAUSE = 0.025
+_OURS = frozenset({"keep_alive"})
+"""Fields that are for us and that an engine might refuse."""
+_OBITUARY = 3.0
+"""Seconds to wait for the reason of an engine's death."""
+_TURN = 30.0
+"""Seconds that one of those who were inside a dying engine together waits to be tried again alone."""
+_TOLD = 64 * 1024
+"""Bytes of an engine's error that are read."""
+_TOLD_WITHIN = 5.0
+"""Seconds to wait for that."""
+_WHOLE = 256 * 2**20
+"""Bytes of an answer that is not streamed and must be whole before it is sent on."""
+_PIECE = 64 * 1024
+"""Bytes of a body that are written at once."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a route asks of an engine."""
+
+    mode: Mode
+    path: str
+    """Where the engine has it."""
+    dialogue: Dialogue
+    """What its requests may hold."""
+    family: Family = "openai"
+    """In whose form its errors are told."""
+    param: str = "messages"
+    """The field with the prompt."""
+    end: bytes = b""
+    """What begins the last event of its streams, so that one which ends without was cut off; empty where it
+    has no streams."""
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, door: Door, request: web.Request, kind: Kind, backend: str) -> None:
+        """`backend`, unless empty, is binding."""
+        self._door = door
+        self._request = request
+        self._kind = kind
+        self._backend = backend
+        self._asked_as = ""
+        self._ours: frozenset[str] = frozenset()
+        self._admission: Admission | None = None
+        self._waiting: Waiting | None = None
+        self._upstream: Answer | None = None
+        self._response: web.StreamResponse | None = None
+        self._stream: Stream | None = None
+        self._reader: Reader | None = None
+        self._fingerprint = b""
+        self._engine_id = ""
+        """The engine that has this request; empty while none has."""
+        self._turn = contextlib.AsyncExitStack()
+        """Held while this request is tried again alone."""
+        self._has_turn = False
+
+    async def serve(self) -> web.StreamResponse:
+        """Do all of it."""
+        try:
+            return await self._serve()
+        except ConnectionError:
+            raise  # the client has left
+        except Exception as error:  # noqa: BLE001 - whatever it is, a stream that has begun gets its end
+            return await self._refuse(error)
+        finally:
+            if self._waiting is not None:
+                self._waiting.cancel()
+            if self._reader is not None:
+                self._reader.end()
+            whole = self._upstream is not None and self._upstream.complete
+            if self._upstream is not None:
+                self._upstream.close()
+            if self._admission is not None:
+                self._leave(self._admission, whole=whole)
+            await self._turn.aclose()
+
+    def _leave(self, admission: Admission, *, whole: bool) -> None:
+        """Give the place back; at once, unless the engine may still be at work for a client that left."""
+        lingering, engine_id = self._door.lingering, self._engine_id
+        if engine_id and not whole:
+            lingering.note(engine_id)
+        if not engine_id or not lingering.may_work(engine_id, admission.request_id):
+            admission.leave()
+            return
+        self._door.keep(lingering.until_still(engine_id, admission.request_id), then=admission.leave)
+
+    async def farewell(self) -> web.StreamResponse:
+        """The last answer when the front door closes with this request inside."""
+        refusal = Refusal(
+            code="stopping",
+            message="Greenroom stops, and this request ends with it.",
+            advice="Send it again in a moment.",
+            status=503,
+            retry_after=5.0,
+        )
+        response = self._response or (self._waiting.response if self._waiting is not None else None)
+        if response is None:
+            return answer(self._request, refusal, self._kind.family)
+        return await self._last_words(response, refusal)
+
+    async def _serve(self) -> web.StreamResponse:
+        door, request, kind = self._door, self._request, self._kind
+        settings = door.backstage.settings
+        body = await read_body(request, settings.max_body)
+        routing = routing_of(body)
+        model = door.model(routing.model)
+        self._asked_as = routing.model
+        self._ours = _OURS if routing.keep_alive is not None else frozenset()
+        if request.headers.get("X-Preload-Only", "").lower() == "true":
+            await self._admit(model, routing, {}).enter()
+            return web.Response()
+        right = await checked(body, kind.dialogue)
+        await door.abilities.look(model, kind.mode, self._backend, right.fields, self._asked(self._backend))
+        if len(door.suspects) and door.suspects.counts(self._print_of(model, right.body)) > 1:
+            raise self._suspected()
+        admission = self._admit(model, routing, right.fields)
+        if right.fields.get("stream") and kind.end:
+            self._waiting = Waiting(
+                request,
+                after=settings.progress_after,
+                headers={"Cache-Control": "no-cache"},
+                say=self._what_goes_on,
+            )
+            self._waiting.begin()
+        place, upstream, first = await self._first_byte(admission, model, right)
+        try:
+            response = await self._pass_on(place, model, upstream, first)
+        except Unfinished:
+            raise self._broke_off(place, "in mid-stream") from None
+        except Lost:
+            # It has begun to answer, and perhaps the client to read, so there is no trying again.
+            when = "before its answer was complete" if self._stream is None else "in mid-stream"
+            raise await self._died_of(place, model, right.body, when) from None
+        finally:
+            door.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
+        return response
+
+    def _admit(self, model: Model, routing: Routing, fields: Mapping[str, Any]) -> Admission:
+        """The way in for a request with these fields."""
+        door, request, user = self._door, self._request, fields.get("user", "")
+        self._admission = Admission(
+            door.backstage,
+            door.ids,
+            model,
+            asked_as=routing.model,
+            mode=self._kind.mode,
+            backend=self._backend,
+            caller=door.callers.at_once(request, user),
+            look_up=lambda: door.callers.looked_up(request, user),
+            places=_places(fields),
+            request_id=request_id_of(request),
+            keep_alive=_keep_alive(routing),
+        )
+        return self._admission
+
+    # to the engine
+
+    async def _first_byte(
+        self, admission: Admission, model: Model, right: Checked
+    ) -> tuple[Place, Answer, bytes]:
+        """Send the request until an engine has begun to answer it."""
+        loop = asyncio.get_running_loop()
+        suspects = self._door.suspects
+        # Without the query, in which some clients have their keys.
+        path = self._kind.path
+        headers = forwarded(self._request)
+        give_up, losses = 0.0, 0
+        while True:
+            place = await admission.enter(afresh=give_up > 0 or losses > 0)
+            dialect = self._door.backstage.backends[place.backend].dialect
+            refuse_what_it_cannot(place.backend, dialect, right.fields)
+            if dropped := dropped_of(right.body, dialect):
+                self._request[IGNORED] = dropped
+            translated = translate(right.body, dialect, dialect.spoken(model.id), self._ours)
+            last_byte = self._door.backstage.gates.last_byte(place.engine_id)
+            suspects.enter(place.engine_id, admission.request_id)
+            self._engine_id = place.engine_id
+            began, seen = False, True
+            try:
+                upstream = await self._door.upstreams.post(
+                    place.endpoint, path, translated, headers, last_byte
+                )
+                self._upstream = upstream
+                first = await _first_chunk(upstream)
+            except Unreached:
+                seen = False
+                give_up = give_up or loop.time() + _REACH_FOR
+                if loop.time() >= give_up:
+                    raise HttpRefusal(
+                        503,
+                        "engine_unreachable",
+                        f'The {place.backend} engine that serves "{self._asked_as}" cannot be reached.',
+                        advice=f"greenroom why {self._asked_as} says more.",
+                        retry_after=5.0,
+                    ) from None
+            except Lost:
+                losses += 1
+                died = await self._died_of(place, model, right.body, "before it had answered")
+                if losses > 1 or died.refusal.status < 500:
+                    raise died from None
+            else:
+                began = True
+                return place, upstream, first
+            finally:
+                if not began:
+                    suspects.leave(place.engine_id, admission.request_id, early=seen)
+            if self._upstream is not None:
+                self._upstream.close()
+                self._upstream = None
+            self._engine_id = ""
+            admission.leave()
+            await self._wait_for_turn(model, right.body)
+            await asyncio.sleep(_REACH_PAUSE)
+
+    async def _wait_for_turn(self, model: Model, body: bytes) -> None:
+        """Those that were inside a dying engine together go on one at a time, for the next death to tell."""
+        suspects = self._door.suspects
+        if self._has_turn or not len(suspects) or suspects.counts(self._print_of(model, body)) != 1:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TURN):
+                await self._turn.enter_async_context(suspects.turn)
+                self._has_turn = True
+
+    # to the client
+
+    async def _pass_on(
+        self, place: Place, model: Model, upstream: Answer, chunk: bytes
+    ) -> web.StreamResponse:
+        response = await self._waiting.end() if self._waiting is not None else None
+        if not 200 <= upstream.status < 300:
+            raise refusal_of_told(
+                told(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
+            )
+        spoken = self._door.backstage.backends[place.backend].dialect.spoken(model.id)
+        rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
+        self._reader = Reader(
+            self._request,
+            request_id_of(self._request),
+            self._door.backstage.settings.unread_for,
+            lambda: self._door.wanted(place.engine_id),
+        )
+        self._reader.begin()
+        if upstream.content_type == EVENT_STREAM:
+            if response is None:
+                response = await self._begin(upstream)
+            stream = self._stream = Stream(self._request, response, self._reader, rename, self._kind.end)
+            try:
+                await stream.pass_on(upstream, chunk)
+            except Said as said:
+                raise refusal_of_told(told(500, said.event, self._asked(place.backend))) from None
+            return response
+        if response is not None:
+            # The stream has begun with comments, and a whole answer cannot be told in one.
+            raise HttpRefusal(
+                502, "engine_failed", f"The {place.backend} engine did not answer with a stream."
+            )
+        if rename is not None:
+            body = chunk + await upstream.rest(_WHOLE)
+            if len(body) > _WHOLE or not upstream.complete:
+                message = f"The {place.backend} engine's answer is larger than {_WHOLE // 2**20} MiB."
+                raise HttpRefusal(502, "engine_failed", message)
+            return self._served(
+                web.Response(status=upstream.status, headers=returned(upstream), body=rename(body))
+            )
+        response = await self._begin(upstream, upstream.length)
+        while chunk:
+            for start in range(0, len(chunk), _PIECE):
+                piece = chunk[start : start + _PIECE]
+                self._reader.sent += len(piece)
+                await response.write(piece)
+            try:
+                chunk = await upstream.read()
+            except Lost:
+                # The head promised a whole answer. Cutting the connection is the only way to take it back.
+                self._hang_up()
+        await response.write_eof()
+        return self._served(response)
+
+    def _served(self, response: web.StreamResponse) -> web.StreamResponse:
+        self._request[SERVED] = response.status
+        return response
+
+    async def _begin(self, upstream: Answer, length: int | None = None) -> web.StreamResponse:
+        response = web.StreamResponse(status=upstream.status, headers=returned(upstream))
+        if length is not None:
+            response.content_length = length
+        await response.prepare(self._request)
+        self._response = response
+        return response
+
+    # when it does not go well
+
+    async def _refuse(self, error: Exception) -> web.StreamResponse:
+        response = self._response
+        if self._waiting is not None:
+            response = await self._waiting.end() or response
+        if response is None:
+            return answer_error(self._request, error, self._kind.family)
+        return await self._last_words(response, refusal_of(error), getattr(error, "param", None))
+
+    async def _last_words(
+        self, response: web.StreamResponse, refusal: Refusal, param: str | None = None
+    ) -> web.StreamResponse:
+        """End a stream that has begun with an error, and its connection: so no client takes it for whole."""
+        if response.content_type != EVENT_STREAM:
+            self._hang_up()
+        if self._stream is not None and self._stream.in_event:
+            # Part of an event was sent; a blank line ends it.
+            await response.write(b"\n\n")
+        request_id = request_id_of(self._request)
+        await response.write(frame(refusal, param, self._kind.family, request_id))
+        await response.write_eof()
+        transport = self._request.transport
+        if transport is not None:
+            self._request[SERVED] = response.status
+            transport.close()
+        return response
+
+    def _hang_up(self) -> None:
+        transport = self._request.transport
+        if transport is not None:
+            transport.abort()
+        raise ConnectionResetError("the answer could not be completed")
+
+    async def _died_of(self, place: Place, model: Model, body: bytes, when: str) -> HttpRefusal:
+        """What is told of an engine that broke off; a request it died of is remembered."""
+        suspects = self._door.suspects
+        in_company = suspects.in_company(place.engine_id)
+        end, gone = await self._end_of(place)
+        if not gone:
+            suspects.lives(place.engine_id)
+            self._door.backstage.gates.doubt(place.engine_id)
+            return self._broke_off(place, when)
+        what = f'The {place.backend} engine that served "{self._asked_as}" ended {when}: {_how(end)}.'
+        print_ = self._print_of(model, body)
+        if own_doing(end) and suspects.blame(print_, in_company=in_company):
+            return self._suspected(what)
+        failure = end.failure if end is not None else None
+        return HttpRefusal(
+            502,
+            failure.code if failure is not None else "engine_died",
+            what,
+            advice="Send the request again; another engine will be started.",
+        )
+
+    def _broke_off(self, place: Place, when: str) -> HttpRefusal:
+        return HttpRefusal(
+            502,
+            "engine_broke_off",
+            f'The {place.backend} engine that serves "{self._asked_as}" broke off {when}.',
+            advice="Send the request again.",
+        )
+
+    async def _end_of(self, place: Place) -> tuple[EngineExit | None, bool]:
+        """How an engine ended, and whether it has, once its runner knows."""
+        for _ in range(round(_OBITUARY / _REACH_PAUSE)):
+            engines = self._door.backstage.engines()
+            engine = next((one for one in engines if one.spec.engine_id == place.engine_id), None)
+            if engine is None or engine.state == "gone":
+                return (engine.exit if engine is not None else None), True
+            await asyncio.sleep(_REACH_PAUSE)
+        return None, False
+
+    def _suspected(self, what: str = "") -> HttpRefusal:
+        return HttpRefusal(
+            422,
+            "request_ended_engine",
+            what or f'An engine for "{self._asked_as}" ended while it worked on this request.',
+            advice="The request may be the cause, so it is refused for ten minutes; change it.",
+        )
+
+    def _print_of(self, model: Model, body: bytes) -> bytes:
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(model.id, self._kind.path, body)
+        return self._fingerprint
+
+    def _asked(self, backend: str) -> Asked:
+        return Asked(backend or "serving", self._asked_as, self._kind.param)
+
+    def _what_goes_on(self) -> str:
+        request_id = self._admission.request_id if self._admission is not None else ""
+        board = self._door.backstage.board
+        progress = board.latest(request_job(request_id))
+        if progress is None:
+            return f"waiting for {self._asked_as}"
+        return f"waiting for {self._asked_as}: {sentence_of(progress, board)}"
+
+
+def _places(fields: Mapping[str, Any]) -> int:
+    """Slots that a request takes: one for each answer it wants at the same time."""
+    prompt = fields.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+    answers = max(fields.get("n", 1), fields.get("best_of", 1))
+    return min(prompts * int(answers), SLOTS)
+
+
+def _keep_alive(routing: Routing) -> float | None:
+    if routing.keep_alive is None:
+        return None
+    try:
+        return keep_alive_of(routing.keep_alive)
+    except ValueError as error:
+        raise HttpRefusal(400, "invalid_request", f"keep_alive: {error}.", param="keep_alive") from None
+
+
+async def _first_chunk(upstream: Answer) -> bytes:
+    first = await upstream.read()
+    if not first and upstream.status == 200 and upstream.length != 0:
+        # An answer that is delimited by the end of the connection ends the same way when its engine dies.
+        raise Lost("the engine closed the connection")
+    return first
+
+
+async def _rest(upstream: Answer, chunk: bytes) -> bytes:
+    """What an engine says instead of an answer, as far as it is looked at."""
+    try:
+        async with asyncio.timeout(_TOLD_WITHIN):
+            return chunk + await upstream.rest(_TOLD)
+    except (Lost, TimeoutError):
+        return chunk
+
+
+def _how(end: EngineExit | None) -> str:
+    """How an engine ended, without a word of its own: it may have printed what others have said."""
+    if end is None:
+        return "it is gone"
+    if end.failure is not None:
+        return end.failure.message.rstrip(".")
+    if end.signal:
+        return f"it was killed by {end.signal}"
+    return "it is gone" if end.code is None else f"it exited with code {end.code}"

@@ -1,0 +1,294 @@
+"""The daemon's main loop: bind, start the runner, open the front door, wait for the end, close in order.
+
+The port is bound before anything is started, so that a daemon which cannot have it has changed nothing;
+clients that come meanwhile wait in the socket's queue. `daemon.json` tells other processes where we are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from greenroom import __version__
+from greenroom.runner.daemon import STOP_BOUND, Greenroom
+from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
+from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
+from greenroom.runner.ending import LastResort
+from greenroom.runner.http.app import DOOR, front_door
+from greenroom.runner.http.connections import Connections
+from greenroom.runner.http.malformed import Runner
+from greenroom.runner.proof import write_privately
+from greenroom.runner.systems import here
+
+_log = logging.getLogger(__name__)
+
+NOTE = "daemon.json"
+
+_BACKLOG = 1024
+_CLOSE = 3.0
+"""Seconds for the last words to reach their clients."""
+_THREADS = 8
+_LOOK = 0.25
+"""Seconds between two looks at whether the system has stopped itself."""
+_KEEP_ALIVE = 75.0
+_BOUND = STOP_BOUND + 15.0
+"""Seconds beyond the drain that a stop may take."""
+
+
+class PortTaken(Exception):
+    """Another program listens on the address; the data directory is not the reason."""
+
+    def __init__(self, address: str, port: int) -> None:
+        super().__init__(
+            f"Port {port} of {address} is taken by another program. "
+            "Stop it, or choose another port with --port or GREENROOM_PORT."
+        )
+        self.address = address
+        self.port = port
+
+
+class BadBind(Exception):
+    """The address cannot be listened on; the text says why."""
+
+
+class SystemStopped(Exception):
+    """The actor system has stopped itself; the cause is why."""
+
+
+def run(
+    greenroom: Greenroom,
+    *,
+    allowed_hosts: Collection[str] = (),
+    allowed_origins: Collection[str] = (),
+    opened: Callable[[str], None] | None = None,
+    drain: float = 5.0,
+    bound: float = _BOUND,
+) -> None:
+    """Serve until SIGINT, SIGTERM, SIGHUP or `POST /daemon/stop`; a second SIGINT or SIGTERM ends at once.
+
+    `greenroom` is not started yet; it is started and stopped here. `opened` is told the URL once the front
+    door is open. `drain` are the seconds that requests under way have to end by themselves at a stop; then
+    they are ended with a sentence. A stop that has not come to its end after `bound` seconds more ends the
+    process, whatever it hangs on; engines then end with their keepers.
+
+    Raises BadBind, PortTaken, HomeLocked (all before anything has changed), what `Greenroom.start` raises,
+    and SystemStopped.
+    """
+    listener = _bind(greenroom)
+    greenroom.address = _url(listener)
+    last_resort = LastResort(drain + bound)
+    serving = _Serving(greenroom, listener, allowed_hosts, allowed_origins, opened, drain, last_resort)
+    # A thread that hangs, on a frozen disk say, would be waited for here.
+    with last_resort, contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serving.serve())
+
+
+class _Serving:
+    """One life of the daemon."""
+
+    def __init__(
+        self,
+        greenroom: Greenroom,
+        listener: socket.socket,
+        hosts: Collection[str],
+        origins: Collection[str],
+        opened: Callable[[str], None] | None,
+        drain: float,
+        last_resort: LastResort,
+    ) -> None:
+        self._greenroom = greenroom
+        self._last_resort = last_resort
+        self._drain = drain
+        self._listener = listener
+        self._hosts = hosts
+        self._origins = origins
+        self._opened = opened
+        self._keep_engines: float | None = None
+        self._reason = ""
+        self._stop = asyncio.Event()
+
+    async def serve(self) -> None:
+        _begin_threads()
+        with _signals(self._signalled):
+            await asyncio.to_thread(self._greenroom.start)
+            try:
+                await self._receive()
+            finally:
+                self._last_resort.begin()
+                _log.info("stopping: %s", self._reason or "an error")
+                await asyncio.to_thread(self._greenroom.stop, self._keep_engines, reason=self._reason)
+        failure = self._greenroom.failure
+        if failure is not None:
+            raise SystemStopped(str(failure)) from failure
+
+    async def _receive(self) -> None:
+        greenroom = self._greenroom
+        app = front_door(
+            greenroom, allowed_hosts=self._hosts, allowed_origins=self._origins, stop=self._asked_to_stop
+        )
+        runner = Runner(
+            app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_CLOSE, handle_signals=False
+        )
+        most = connections_within(raise_soft_limit(), open_now())
+        connections = Connections(self._listener, most)
+        app.middlewares.insert(0, connections.watching)
+        await runner.setup()
+        assert runner.server is not None
+        note = greenroom.home / NOTE
+        url = _url(self._listener)
+        try:
+            await asyncio.to_thread(_write_note, note, url, greenroom.instance_id)
+            connections.start(runner.server)
+            _log.info("listening on %s, for %d clients at a time", url, most)
+            if self._opened is not None:
+                self._opened(url)
+            await self._until_the_end()
+            self._last_resort.begin()
+            await connections.stop()
+            await app[DOOR].visitors.empty(self._drain)
+        finally:
+            await connections.stop()
+            await self._bounded(asyncio.to_thread(note.unlink, missing_ok=True), f"removing {note}")
+            await self._bounded(runner.cleanup(), "closing the front door")
+
+    async def _bounded(self, work: Awaitable[object], what: str) -> None:
+        try:
+            async with asyncio.timeout(2 * _CLOSE):
+                await work
+        except TimeoutError:
+            _log.error("%s hangs; the stop continues without it", what)
+        except OSError as error:
+            _log.warning("%s failed: %s", what, error)
+
+    async def _until_the_end(self) -> None:
+        while self._greenroom.failure is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await self._stop.wait()
+                return
+        self._reason = "the actor system has stopped itself"
+
+    def _asked_to_stop(self, keep_engines: float | None) -> None:
+        self._keep_engines = keep_engines
+        self._reason = self._reason or "asked to stop"
+        self._stop.set()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._stop.is_set() and number == signal.SIGHUP:
+            return  # a terminal that closes says it more than once
+        if self._stop.is_set():
+            # Whoever says it twice means it. Engines end with their keepers, which miss us soon.
+            tidying = threading.Thread(target=_remove, args=(self._greenroom.home / NOTE,), daemon=True)
+            tidying.start()
+            tidying.join(0.5)  # not longer: the disk may hang
+            os._exit(128 + number)
+        self._reason = number.name
+        self._stop.set()
+
+
+def _bind(greenroom: Greenroom) -> socket.socket:
+    settings = greenroom.settings
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.bind, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise BadBind(f"{settings.bind} is no address of this machine: {error.strerror}.") from None
+    if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        raise BadBind(
+            f"{settings.bind} can be reached from other machines, and Greenroom has no keys yet to keep "
+            "strangers out. Listen on 127.0.0.1, and put a proxy that authenticates before it."
+        )
+    listener = socket.socket(family, kind, protocol)
+    try:
+        here.bind_alone(listener, address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            _is_it_ours(greenroom.home)
+            raise PortTaken(settings.bind, settings.port) from None
+        raise BadBind(
+            f"{settings.bind} port {settings.port} cannot be listened on: {error.strerror}."
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _is_it_ours(home: Path) -> None:
+    """Raise HomeLocked when the port is taken because this data directory's daemon runs already."""
+    if not home.is_dir():
+        return
+    DaemonLock(home).release()
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _write_note(note: Path, url: str, instance_id: str) -> None:
+    fields: dict[str, Any] = {
+        "pid": os.getpid(),
+        "url": url,
+        "instance_id": instance_id,
+        "version": __version__,
+        "started_at": time.time(),
+    }
+    write_privately(note, (json.dumps(fields) + "\n").encode())
+
+
+def _begin_threads() -> None:
+    """Start the threads for blocking calls now.
+
+    Later each would be started by the loop, which waits for it: for ever, if there is no memory for it.
+    """
+    executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
+    together = threading.Barrier(_THREADS)
+    for _ in range(_THREADS):
+        executor.submit(together.wait, 10.0)
+    asyncio.get_running_loop().set_default_executor(executor)
+
+
+def _remove(note: Path) -> None:
+    with contextlib.suppress(OSError):
+        note.unlink()
+
+
+@contextlib.contextmanager
+def _signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` and a detached daemon have it
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, handle, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+__all__ = ["BadBind", "HomeLocked", "PortTaken", "SystemStopped", "run"]

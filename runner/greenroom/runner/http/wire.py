@@ -1,0 +1,350 @@
+"""One connection to an engine: a request out, an answer in, as lean as it can be.
+
+aiohttp's client would do and costs a quarter of a millisecond a request on a small machine, which is most of
+what the front door may add. Parsing is llhttp's (httptools), so nothing of the protocol is decided here but
+where an answer ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from time import monotonic
+from typing import cast
+
+import httptools
+from multidict import CIMultiDict
+
+from greenroom.actors.gates import LastByte
+
+_READ_AHEAD = 256 * 1024
+"""Bytes that may lie unread before the engine is made to wait."""
+_PIECE = 256 * 1024
+"""Bytes that are written to an engine at once: megabytes would hold up every other stream."""
+_SMALL = 64 * 1024
+"""Bytes of a body that a socket takes at once, whether or not the engine reads."""
+_INFORMATIONAL = 200
+_OVERHEAD = 64 * 1024
+"""Bytes an engine may send without one that belongs to an answer's body: heads, chunk sizes, trailers."""
+
+
+Push = Callable[[bytes], bool]
+"""Takes a piece of an answer at once, or declines it."""
+
+
+class Lost(Exception):
+    """The engine broke off: before it had answered, or before its answer was complete."""
+
+
+class Answer:
+    """An answer, from its head on. Read it to the end or close it; a connection has one at a time."""
+
+    def __init__(self, connection: Connection, status: int, headers: CIMultiDict[str]) -> None:
+        self._connection = connection
+        self.status = status
+        self.headers = headers
+        self.content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        length = headers.get("Content-Length", "")
+        self.length = int(length) if length.isdigit() else None
+
+    async def read(self, push: Push | None = None) -> bytes:
+        """What has come since; empty bytes at the end. Raises Lost when it was cut off.
+
+        `push` is offered each piece that comes while we wait; we go on waiting as long as it takes them.
+        """
+        return await self._connection.read(push)
+
+    @property
+    def complete(self) -> bool:
+        """The engine has said all of it. Only before it is closed."""
+        return self._connection.complete
+
+    async def rest(self, limit: int | None = None) -> bytes:
+        """All that is left, or the first `limit` bytes of it. Raises Lost."""
+        pieces, size = [], 0
+        while (limit is None or size < limit) and (piece := await self.read()):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)[:limit]
+
+    def close(self) -> None:
+        """Let go of it. If it was not read to its end the connection is cut, by which the engine notices."""
+        self._connection.release()
+
+
+class Connection(asyncio.Protocol):
+    """One socket. Made by a pool, which hears by `on_free` when it may be used again."""
+
+    def __init__(self, on_free: Callable[[Connection], None], last_byte: LastByte) -> None:
+        """`last_byte` is set whenever something comes."""
+        self._on_free = on_free
+        self._last_byte = last_byte
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._news: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._push: Push | None = None
+        self._paused = False
+        self._begin()
+        self._busy = False
+        self.idle_since = 0.0
+        """The loop's time when it was last freed."""
+
+    def _begin(self) -> None:
+        self._busy = True
+        self._headers: CIMultiDict[str] = CIMultiDict()
+        self._has_head = False
+        self._status = 0
+        self._stays = False
+        """It may be used again after this answer."""
+        self._surplus = False
+        """More has come than was asked for, which is dropped, and the connection with it."""
+        self._unsent = False
+        """The engine did not want the whole body, so what it reads next would not be a request."""
+        self._overhead = 0
+        self._complete = False
+        self._delimited = False
+        """Its end is told by its head or its chunks, not by the end of the connection."""
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._broken: Lost | None = None
+
+    # asked by whoever sends
+
+    @property
+    def usable(self) -> bool:
+        """Free, and still connected."""
+        return not self._busy and self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def complete(self) -> bool:
+        """All of the answer has come."""
+        return self._complete
+
+    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Send a POST and wait for the head of its answer. Raises Lost."""
+        self._begin()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise Lost("the connection was closed")
+        # An engine may answer before it has read all, and hang up. A write that fails then closes the
+        # transport with the answer unread: a second descriptor can still read it.
+        spare = _Spare(transport) if len(body) > _SMALL else None
+        try:
+            await self._write(transport, path, headers, body)
+            while not self._has_head:
+                await self._wait()
+        except Lost:
+            if spare is None or not self._hear_out(spare):
+                self.abort()
+                raise
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            if spare is not None:
+                spare.close()
+        return Answer(self, self._status, self._headers)
+
+    async def read(self, push: Push | None = None) -> bytes:
+        """See `Answer.read`."""
+        self._push = push
+        try:
+            while not self._pieces and not self._complete:
+                await self._wait()
+        finally:
+            self._push = None
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        self._pieces, self._size = [], 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def release(self) -> None:
+        """The answer is not wanted any more, or read. Idempotent."""
+        if not self._busy:
+            return
+        keep = self._complete and self._delimited and not self._pieces and not (self._surplus or self._unsent)
+        self._busy = False
+        if keep and self._stays and self.usable:
+            self.idle_since = self._loop.time()
+            self._on_free(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Cut it. Idempotent."""
+        self._busy = False
+        self._cut()
+
+    async def _write(
+        self, transport: asyncio.Transport, path: str, headers: Mapping[str, str], body: bytes
+    ) -> None:
+        lines = [f"POST {path} HTTP/1.1\r\nHost: localhost\r\n"]
+        lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+        # The length is said in any case: some engines cannot read a body that comes in chunks.
+        lines.append(f"Content-Length: {len(body)}\r\n\r\n")
+        head = "".join(lines).encode("utf-8", "surrogateescape")
+        if len(body) <= _PIECE:
+            transport.write(head + body)
+            return
+        transport.write(head)
+        for start in range(0, len(body), _PIECE):
+            if self._writable is not None:
+                await self._writable
+            else:
+                await asyncio.sleep(0)  # an early answer is read before more is written
+            if self._has_head or transport.is_closing():
+                self._unsent = True
+                return
+            transport.write(body[start : start + _PIECE])
+
+    def _hear_out(self, spare: _Spare) -> bool:
+        """Parse what a closed transport has not read. Whether it was a whole answer."""
+        self._broken = None
+        for data in spare.rest():
+            self.data_received(data)
+        return self._complete or (self._has_head and not self._delimited)
+
+    async def _wait(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        self._news = self._loop.create_future()
+        try:
+            await self._news
+        finally:
+            self._news = None
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    # told by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is connected."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        self._last_byte.at = monotonic()
+        if not self._busy:
+            self.abort()  # nobody has asked
+            return
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"the engine does not speak HTTP: {error}")
+        if self._surplus:
+            self._cut()
+        elif self._overhead > _OVERHEAD and not self._complete:
+            self._fail(f"the engine sent more than {_OVERHEAD // 1024} KiB outside of an answer")
+        if self._size > _READ_AHEAD and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        if self._push is None or self._pieces or self._complete or self._broken is not None:
+            self._wake()
+
+    def _fail(self, reason: str) -> None:
+        self._broken = Lost(reason)
+        self._cut()
+
+    def _cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def eof_received(self) -> None:
+        """The engine has said all; the transport closes itself."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is closed, by whomever."""
+        self._transport = None
+        ended_so = self._has_head and not self._delimited and error is None
+        if self._broken is None and ended_so:
+            # As HTTP/1.0 has it. Whether the answer is whole can be seen from its content alone.
+            self._complete = True
+        elif self._broken is None and not self._complete:
+            self._broken = Lost(str(error) if error else "the engine closed the connection")
+        self.resume_writing()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """The engine does not take what is sent."""
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """It does again, or never will."""
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    # told by the parser
+
+    def on_message_begin(self) -> None:
+        """An answer begins: the one that was asked for, or one that was not."""
+        if self._complete:
+            self._surplus = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or a trailer, which is dropped."""
+        if not self._has_head and not self._surplus:
+            self._headers.add(name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        if self._surplus:
+            return
+        self._status = status = self._parser.get_status_code()
+        self._has_head = status >= _INFORMATIONAL
+        self._stays = self._parser.should_keep_alive()
+        headers = self._headers
+        coding = headers.get("Transfer-Encoding", "").lower()
+        self._delimited = "Content-Length" in headers or "chunked" in coding or status in (204, 304)
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._overhead = 0
+        if self._surplus:
+            return
+        # Once a piece lies here the next ones must queue behind it.
+        if self._push is not None and not self._pieces and self._push(data):
+            return
+        self._pieces.append(data)
+        self._size += len(data)
+
+    def on_message_complete(self) -> None:
+        """The answer is whole, or was an informational one."""
+        if self._has_head:
+            self._complete = True
+        else:
+            self._headers = CIMultiDict()
+
+
+class _Spare:
+    """A second descriptor of a connection."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        own = transport.get_extra_info("socket")
+        self._socket = socket.fromfd(own.fileno(), own.family, own.type)
+        self._socket.setblocking(False)
+
+    def close(self) -> None:
+        """Close this one; the other stays as it is."""
+        self._socket.close()
+
+    def rest(self) -> Iterator[bytes]:
+        """What has arrived and was not read."""
+        while True:
+            try:
+                data = self._socket.recv(_PIECE)
+            except OSError:
+                return  # nothing more, or the connection was reset
+            if not data:
+                return
+            yield data

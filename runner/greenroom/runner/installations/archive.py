@@ -1,0 +1,223 @@
+"""One installation as one file, for a machine without a network.
+
+A tar with, in this order, `backend.json` (what it is), `lock.txt`, every wheel of the lock under
+`wheels/<sha256>/<name>`, and the sums of the first two, as `sha256sum` writes them. Environments hold their
+own path and cannot be moved, so what travels is what they are made from; the other machine builds its own,
+offline, and believes no byte without its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import platform
+import sys
+import tarfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from greenroom.actors.journal.disk import force
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.installations.disk import LOCK, InstallationStore, segment
+from greenroom.runner.installations.lock import Lock, LockedFile
+from greenroom.runner.installations.record import Record, Wheel
+from greenroom.runner.installations.space import need_space
+from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
+from greenroom.runner.installations.uv import os_failure
+from greenroom.runner.installations.wheels import WheelStore
+
+MANIFEST = "backend.json"
+SUMS = "SHA256SUMS"
+SCHEMA = 1
+_SMALL = 16 * 2**20
+"""Bytes a manifest or a lock may have."""
+_LARGEST = 2**40
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`backend.json`."""
+
+    schema: int = SCHEMA
+    backend: str
+    distribution: str
+    version: str
+    machine: str
+    """What the wheels were chosen for, such as `linux x86_64 cpython-311`."""
+    wheels: tuple[Wheel, ...]
+
+
+def here() -> str:
+    """This machine and Python, as far as wheels care."""
+    return f"{sys.platform} {platform.machine().lower()} {sys.implementation.cache_tag}"
+
+
+def kept_lock(home: Path, distribution: str, version: str) -> Path:
+    """Where the lock of an imported version lies.
+
+    Raises:
+        JobFailed: The version could mean another place.
+    """
+    return home / "cache" / "locks" / f"{segment(f'{distribution}-{version}')}.txt"
+
+
+def write(home: Path, found: Record, distribution: str, out: IO[bytes]) -> None:
+    """Write an installation's archive.
+
+    Raises:
+        JobFailed: It is not made of packages, or one of them is not here any more.
+        OSError: `out` cannot be written.
+    """
+    if found.image is not None:
+        raise JobFailed.permanent(
+            "not_exportable",
+            f"{found.backend} is installed from an image, not from packages.",
+            advice="Copy the image to a registry that machine can reach, and name it in its config.toml.",
+        )
+    wheels = WheelStore(home / "cache" / "wheels")
+    if missing := wheels.missing([wheel.locked() for wheel in found.wheels]):
+        raise JobFailed.permanent(
+            "not_exportable",
+            f"{missing[0].name} of {found.backend} {found.version} is not in the cache any more.",
+            advice=f"Fetch it again: greenroom reinstall-runner --backend {found.backend}",
+        )
+    manifest = Manifest(
+        backend=found.backend,
+        distribution=distribution,
+        version=found.version,
+        machine=here(),
+        wheels=found.wheels,
+    )
+    lock = InstallationStore(home).root / segment(found.backend) / segment(found.id) / LOCK
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        first = {MANIFEST: msgspec.json.encode(manifest), LOCK: lock.read_bytes()}
+        for name, content in first.items():
+            _add(archive, name, content)
+        for wheel in found.wheels:
+            with wheels.path(wheel.locked()).open("rb") as file:
+                _add(archive, f"wheels/{wheel.sha256}/{wheel.name}", file, wheel.size)
+        _add(archive, SUMS, sums(first))
+
+
+def sums(contents: Mapping[str, bytes]) -> bytes:
+    """The sums of files by name, as `sha256sum` writes them."""
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
+    return "".join(lines).encode()
+
+
+def read(home: Path, source: IO[bytes]) -> Manifest:
+    """Put an archive's wheels and lock where an installation looks for them; nothing is installed yet.
+
+    Raises:
+        JobFailed: It is not an archive of ours, is for another machine, is cut off or damaged, or there is
+            no space. Nothing of it is left.
+    """
+    wheels, kept = WheelStore(home / "cache" / "wheels"), list[LockedFile]()
+    try:
+        try:
+            return _read(home, TarStream(source.read, _LARGEST), wheels, kept)
+        except BaseException:
+            for file in kept:
+                wheels.drop(file)
+            raise
+    except (BadTar, EOFError, ValueError, msgspec.MsgspecError) as error:
+        raise _damaged(str(error)) from error
+    except OSError as error:
+        raise os_failure(error, "The backend could not be imported") from error
+
+
+def _read(home: Path, archive: TarStream, wheels: WheelStore, kept: list[LockedFile]) -> Manifest:
+    """`kept` gets the wheels that were not here before."""
+    members = iter(archive)
+    first = {MANIFEST: _small(archive, next(members, None), MANIFEST)}
+    manifest = msgspec.json.decode(first[MANIFEST], type=Manifest)
+    if manifest.schema != SCHEMA:
+        raise _damaged(f"it was written by another release of Greenroom (schema {manifest.schema})")
+    if manifest.machine != here():
+        raise JobFailed.permanent(
+            "unsupported_platform",
+            f"The archive was made for {manifest.machine}; this is {here()}.",
+            advice="Export it on a machine of the same kind, with the same Python.",
+        )
+    first[LOCK] = _small(archive, next(members, None), LOCK)
+    lock = Lock(first[LOCK].decode())
+    files = {one.sha256: one.locked() for one in manifest.wheels}
+    need_space(home, sum(file.size for file in wheels.missing(files.values())))
+    whole = False
+    for member in members:
+        if member.name == SUMS:
+            whole = _small(archive, member, SUMS) == sums(first)
+            break
+        _, _, rest = member.name.partition("wheels/")
+        sha256, _, name = rest.partition("/")
+        file = files.get(sha256)
+        if file is None or (file.name, file.size, "file") != (name, member.size, member.kind):
+            raise _damaged(f"{member.name[:200]!r} does not belong in it")
+        if _keep(wheels, file, archive.content()):
+            kept.append(file)
+    if absent := wheels.missing(files.values()):
+        raise _damaged(f"{absent[0].name} is not in it")
+    if not whole:
+        raise _damaged(f"{MANIFEST} and {LOCK} are not the files their sums are of")
+    place = kept_lock(home, manifest.distribution, manifest.version)
+    with _draft(place) as draft:
+        draft.write(lock.text.encode())
+    return manifest
+
+
+def _keep(wheels: WheelStore, file: LockedFile, content: Iterator[bytes]) -> bool:
+    """Store a wheel; False when it was here before."""
+    segment(file.sha256)
+    segment(file.name)
+    if wheels.has(file) and not wheels.check([file]):
+        return False
+    digest = hashlib.sha256()
+    with _draft(wheels.path(file)) as draft:
+        for chunk in content:
+            digest.update(chunk)
+            draft.write(chunk)
+        if digest.hexdigest() != file.sha256:
+            raise _damaged(f"{file.name} is not the file its hash is of")
+    return True
+
+
+@contextmanager
+def _draft(place: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when all of it is there: a daemon may be reading."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            force(file.fileno())
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            place.parent.rmdir()  # unless there is something in it
+
+
+def _small(archive: TarStream, member: Entry | None, name: str) -> bytes:
+    if member is None or (member.name, member.kind) != (name, "file") or member.size > _SMALL:
+        raise _damaged(f"it has no {name} where that should be")
+    return b"".join(archive.content())
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes | IO[bytes], size: int = 0) -> None:
+    info = tarfile.TarInfo(name)
+    info.mode = 0o644
+    info.size = len(content) if isinstance(content, bytes) else size
+    archive.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else content)
+
+
+def _damaged(reason: str) -> JobFailed:
+    return JobFailed.permanent(
+        "bad_archive",
+        f"This is not a whole archive of a backend: {reason}.",
+        advice="Make it again: greenroom backends export NAME > NAME.tar",
+    )

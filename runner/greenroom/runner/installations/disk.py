@@ -1,0 +1,396 @@
+"""The installations that lie on the disk: found, verified, swept, removed. Nothing here needs a network.
+
+<home>/backends/<backend>/<version>-<digest8>.<n>/
+    attempt.json         while it is being built: who builds it
+    env/                 the Python environment, or the tree out of an image
+    lock.txt             the lock it was built from, of an environment
+    installation.json    written last: the commit mark
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+import msgspec
+
+from greenroom.actors.facts import Installation
+from greenroom.runner.engines.identity import ProcessIdentity
+from greenroom.runner.failures import JobCancelled, JobFailed, blamed
+from greenroom.runner.installations import record as records
+from greenroom.runner.installations.bounded import Beside, TookTooLong
+from greenroom.runner.installations.record import MARK, Record, Unclear
+from greenroom.runner.installations.space import existing
+from greenroom.runner.installations.uv import os_failure
+from greenroom.runner.installations.verification import changed, complaint, walk
+
+_log = logging.getLogger(__name__)
+
+ATTEMPT = "attempt.json"
+LOCK = "lock.txt"
+
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
+_ID = re.compile(r"(?P<version>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
+_END_SECONDS = 2.0
+_LOOK_SECONDS = 60.0
+UNREADABLE = "Check the disk and who owns the data directory. Greenroom checks again by itself."
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """`attempt.json`: the program that writes into a folder without a commit mark."""
+
+    job: str
+    pid: int = 0
+    """uv's, while it runs; start time and boot tell it from a later process of that number."""
+    started: float = 0.0
+    boot: str = ""
+
+
+def segment(name: str) -> str:
+    """A name as one folder name; the only way from a name to a path.
+
+    Raises:
+        JobFailed: It could mean another place.
+    """
+    if not _SEGMENT.fullmatch(name) or ".." in name:
+        raise JobFailed.permanent(
+            "bad_name",
+            f"{name!r} cannot be the name of a folder.",
+            advice="Use letters, digits, `-`, `.`, `_`.",
+        )
+    return name
+
+
+def folder_of(home: Path, installation: Installation) -> Path:
+    """Where an installation lies, the user's own included."""
+    if not installation.managed:
+        return Path(installation.root)
+    return home / "backends" / segment(installation.backend) / segment(installation.id)
+
+
+def python_of(home: Path, installation: Installation) -> Path:
+    """The interpreter an installation runs with; for a program the user named, that program."""
+    folder = folder_of(home, installation)
+    if installation.managed:
+        return records.interpreter(folder)
+    return folder / "bin" / "python" if folder.is_dir() else folder
+
+
+class InstallationStore:
+    """All installations of one data directory."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.root = home / "backends"
+        self._guard = threading.Lock()
+        self._live: set[Path] = set()
+
+    def look(self, backend: str) -> list[Installation]:
+        """Committed installations of a backend, oldest first; each whole, or broken with the reason.
+
+        Raises:
+            OSError: The folder of the backend cannot be read.
+        """
+        return list(self.judged(backend)[0])
+
+    def whole(self, backend: str, version: str) -> Installation | None:
+        """The latest built installation of a version that is whole."""
+        named = [one for one in self.look(backend) if one.version == version and not one.broken]
+        return named[-1] if named else None
+
+    def judged(self, backend: str) -> tuple[tuple[Installation, ...], dict[str, str]]:
+        """The same, and those of which it cannot be told now, with the reason.
+
+        Looks at presence and size of every file and starts each Python once: some tens of milliseconds.
+
+        Raises:
+            OSError: The folder of the backend cannot be read.
+        """
+        folders = sorted(self._folders(backend), key=_age)
+        looks = [Beside(partial(_seen, backend, folder), f"look-{folder.name}") for folder in folders]
+        found: list[Installation] = []
+        unclear: dict[str, str] = {}
+        for folder, look in zip(folders, looks, strict=True):
+            try:
+                one = look.result(seconds=_LOOK_SECONDS)
+            except Unclear as error:
+                unclear[folder.name] = str(error)
+            except TookTooLong:
+                unclear[folder.name] = f"its disk has not answered for {_LOOK_SECONDS:.0f} s"
+            else:
+                found += [one] if one is not None else []
+        return tuple(found), unclear
+
+    def backends(self) -> list[str]:
+        """Names of all backends that have a folder."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        return []
+
+    def record(self, installation: Installation) -> Record:
+        """What an installation wrote down about itself.
+
+        Raises:
+            JobFailed: It is gone, or its mark is damaged or cannot be read.
+        """
+        try:
+            found = records.read(folder_of(self.home, installation))
+        except ValueError as error:
+            raise JobFailed.permanent(
+                "broken", f"{installation.id} of {installation.backend} is broken: {error}."
+            ) from error
+        except Unclear as error:
+            raise JobFailed.transient(
+                "unreadable",
+                f"{installation.id} of {installation.backend} cannot be read now: {error}.",
+                advice=UNREADABLE,
+            ) from error
+        if found is None:
+            raise JobFailed.permanent(
+                "not_installed", f"{installation.backend} has no installation {installation.id}."
+            )
+        return found
+
+    def is_image(self, installation: Installation) -> bool:
+        """True for a tree out of an image; False for an environment, and where no record says so.
+
+        Raises:
+            JobFailed: It is not a name an installation can have.
+        """
+        with suppress(ValueError):
+            found = records.read(folder_of(self.home, installation))
+            return found is not None and found.image is not None
+        return False
+
+    def records(self, *, all_of_them: bool = False) -> Iterator[Record]:
+        """The records of the committed installations of all backends that can be read.
+
+        Args:
+            all_of_them: For whoever wants to take away what none of them names.
+
+        Raises:
+            Unclear: With `all_of_them`, one cannot be read now.
+            OSError: A backend's folder cannot be read.
+        """
+        for backend in self.backends():
+            for folder in self._folders(backend):
+                try:
+                    found = records.read(folder)
+                except ValueError:
+                    continue
+                except Unclear:
+                    if all_of_them:
+                        raise
+                    continue
+                if found is not None:
+                    yield found
+
+    def verify(self, installation: Installation, cancel: Event | None = None) -> list[str]:
+        """Every file whose bytes are not the ones that were installed; reads all of them.
+
+        Raises:
+            JobFailed: There is no such installation, or it cannot be read now.
+        """
+        try:
+            return changed(folder_of(self.home, installation), self.record(installation), cancel)
+        except OSError as error:
+            raise os_failure(error, f"{installation.id} of {installation.backend} cannot be read") from error
+        except Unclear as error:
+            raise JobFailed.transient(
+                "unreadable",
+                f"{installation.id} of {installation.backend} cannot be read now: {error}.",
+                advice=UNREADABLE,
+            ) from error
+
+    def new_folder(self, backend: str, version: str, digest: str, job: str) -> Path:
+        """A folder of its own for one attempt, marked as being built until `settled`.
+
+        Raises:
+            JobFailed: It cannot be made.
+        """
+        stem = f"{segment(re.sub(r'[^0-9A-Za-z._+!-]', '_', version))}-{digest[:8]}"
+        place = self.root / segment(backend)
+        # Made and marked as live in one step: a sweep in between would take it for a leftover.
+        with self._guard:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                taken = [m for entry in os.scandir(place) if (m := _ID.fullmatch(entry.name))]
+                numbers = [int(m["number"]) for m in taken if f"{m['version']}-{m['digest']}" == stem]
+                folder = place / f"{stem}.{max(numbers, default=0) + 1}"
+                folder.mkdir()
+                write_attempt(folder, Attempt(job=job))
+            except OSError as error:
+                raise os_failure(error, "The installation's folder could not be made") from error
+            self._live.add(folder)
+        return folder
+
+    def settled(self, folder: Path) -> None:
+        """The attempt is over: the folder has a commit mark, or is nothing."""
+        with self._guard:
+            self._live.discard(folder)
+
+    def sweep(self) -> list[Path]:
+        """Remove every folder without a commit mark that nobody of us is building; returns these.
+
+        Raises OSError where it cannot be told whether there is a mark.
+
+        A uv that outlived a killed daemon may still write there: it is ended first.
+        """
+        swept = []
+        for backend in self.backends():
+            for folder in self._folders(backend):
+                with self._guard:
+                    if folder in self._live or _is_there(folder / MARK):
+                        continue
+                    _end_builder(folder)
+                    discard(folder)
+                swept.append(folder)
+        return swept
+
+    def _folders(self, backend: str) -> list[Path]:
+        try:
+            with os.scandir(self.root / segment(backend)) as entries:
+                return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            if self.root.is_symlink() and not os.path.exists(self.root):
+                # The disk it leads to is not there: nobody knows what is on it.
+                raise
+            return []
+
+
+def write_attempt(folder: Path, attempt: Attempt) -> None:
+    """Mark a folder as being built."""
+    (folder / ATTEMPT).write_bytes(msgspec.json.encode(attempt))
+
+
+def discard(folder: Path) -> None:
+    """Remove an installation's folder; the mark goes first, so that no half of it is ever believed.
+
+    Raises:
+        OSError: Something in it cannot be removed.
+    """
+    (folder / MARK).unlink(missing_ok=True)
+    for _ in range(3):
+        # A program that just ended may have made a file after its folder was listed.
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+    shutil.rmtree(folder)
+
+
+def no_exec(home: Path) -> str:
+    """A clause that says so where the data directory's disk does not let anything on it be run."""
+    place = existing(home)
+    forbidden = getattr(os, "ST_NOEXEC", 0)
+    if os.statvfs(place).f_flag & forbidden:
+        return f"the disk of {place} is mounted noexec, so nothing on it can be run"
+    return ""
+
+
+def need_exec(home: Path) -> None:
+    """See that what is installed in the data directory can be run.
+
+    Raises:
+        JobFailed: Permanent, `noexec`: engines map their libraries for execution, wherever Python itself is.
+    """
+    if clause := no_exec(home):
+        failed = JobFailed.permanent(
+            "noexec",
+            f"Nothing can be installed there: {clause}.",
+            advice="Mount it without noexec, or set GREENROOM_HOME to a folder on another disk.",
+        )
+        raise JobFailed(blamed(failed.failure))
+
+
+@contextmanager
+def kept_if_unclear() -> Iterator[None]:
+    """Tidying up is not done on a guess, and fails nothing: what is left is looked at again."""
+    try:
+        yield
+    except (Unclear, OSError) as error:
+        _log.warning("downloads are not cleaned up: %s", error)
+    except JobFailed as failed:
+        _log.warning("the package cache could not be cleaned up: %s", failed)
+    except JobCancelled:
+        _log.info("the package cache is cleaned up later")
+
+
+def usage(places: Iterable[Path]) -> int:
+    """Bytes on disk below all places together, hard links between them counted once."""
+    return sum(blocks(places).values())
+
+
+def blocks(places: Iterable[Path]) -> dict[tuple[int, int], int]:
+    """Bytes on disk by file, whatever its names are."""
+    found: dict[tuple[int, int], int] = {}
+    for place in places:
+        # Whatever vanishes while we look does not count any more.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in walk(place):
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    found[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return found
+
+
+def _seen(backend: str, folder: Path) -> Installation | None:
+    try:
+        found = records.read(folder)
+    except ValueError as error:
+        match = _ID.fullmatch(folder.name)
+        version = match["version"] if match else folder.name
+        return Installation(id=folder.name, backend=backend, version=version, broken=str(error))
+    if found is None:
+        return None
+    if (found.id, found.backend) != (folder.name, backend):
+        # Copied or renamed by hand: environments hold their own path and do not survive that.
+        return msgspec.structs.replace(
+            found.installation(f"it was built as {found.backend}/{found.id} and has been moved"),
+            id=folder.name,
+            backend=backend,
+        )
+    return found.installation(complaint(folder, found))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; unlike `exists`, no other answer of the system is taken for a no."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _age(folder: Path) -> tuple[float, str]:
+    try:
+        return (folder / MARK).stat().st_mtime, folder.name
+    except OSError:
+        return 0.0, folder.name
+
+
+def _end_builder(folder: Path) -> None:
+    try:
+        attempt = msgspec.json.decode((folder / ATTEMPT).read_bytes(), type=Attempt)
+    except (OSError, msgspec.MsgspecError):
+        return
+    builder = ProcessIdentity(attempt.pid, attempt.started, attempt.boot)
+    builder.send_group(signal.SIGKILL)
+    deadline = time.monotonic() + _END_SECONDS
+    while builder.alive() and time.monotonic() < deadline:
+        time.sleep(0.01)  # a killed process of somebody else's: nothing tells us but looking
+
+
+def freed(before: dict[tuple[int, int], int], after: dict[tuple[int, int], int]) -> int:
+    """Bytes of the files that have no name left."""
+    return sum(size for key, size in before.items() if key not in after)

@@ -1,0 +1,404 @@
+"""Fetches files into a store: by hash, in parallel, resumed where they broke off.
+
+uv could fetch wheels as well, but prints no byte counts without a terminal and begins a broken file again
+from zero; the layers of images come the same way. A file enters the store only when its hash is the one it
+was asked for by, so whatever lies there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+from typing import Protocol
+
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+
+from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.installations.bounded import Flag
+from greenroom.runner.installations.index import Finder
+from greenroom.runner.installations.lock import LockedFile
+from greenroom.runner.installations.sources import PackageSources, is_local, local_path
+from greenroom.runner.installations.uv import os_failure
+from greenroom.runner.installations.web import NOT_HERE, Web
+from greenroom.runner.installations.wheels import WheelStore, file_sha256
+
+_CHUNK = 256 * 1024
+_WORKERS = 8
+_TICK = 0.1
+_RESUMES = 3
+"""How often one attempt goes on with a file whose connection broke, as long as each brings new bytes."""
+
+_SILENCE = 300.0
+_LEAST = 16 * 1024
+"""Bytes that have to come in `_SILENCE` seconds, of all files together: below that it would take for ever."""
+_UNKNOWN_MOST = 16 * 2**30
+"""Bytes of a file whose size nobody has said."""
+_ROOM_EVERY = 32 * 2**20
+
+OnBytes = Callable[[int, int], None]
+"""Gets the bytes that are here and the bytes of all files asked for."""
+
+
+class AnyOf:
+    """Set when any of its flags is."""
+
+    def __init__(self, *flags: Flag) -> None:
+        self._flags = flags
+
+    def is_set(self) -> bool:
+        """True when one is."""
+        return any(flag.is_set() for flag in self._flags)
+
+
+class Origin(Protocol):
+    """Where the files of one fetch come from; asked on several threads at once."""
+
+    def local(self, file: LockedFile) -> Path | None:
+        """The file, when it lies on this machine.
+
+        Raises:
+            JobFailed: Nobody has it.
+        """
+
+    def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+        """Its bytes from an offset on, unread: status 200 (from the beginning), 206, or 416 (no more there).
+
+        Raises:
+            JobFailed: They are not to be had.
+        """
+        ...
+
+    def broken(self, file: LockedFile, error: Exception) -> JobFailed:
+        """What a transfer that broke means for the user."""
+        ...
+
+    def strange(self, file: LockedFile, detail: str) -> JobFailed:
+        """What other bytes than the ones asked for mean for the user."""
+        ...
+
+
+class Fetcher:
+    """Brings files into a store."""
+
+    def __init__(
+        self, store: WheelStore, origin: Origin | PackageSources, *, room: Callable[[], None] | None = None
+    ) -> None:
+        """Fetch nothing yet.
+
+        Args:
+            origin: `PackageSources` are the origin of wheels.
+            room: Called now and then while files are written; may refuse, when the disk has no room left.
+        """
+        self.store = store
+        self._origin: Origin = PackageOrigin(origin) if isinstance(origin, PackageSources) else origin
+        self._room = room or _unheard
+
+    def fetch(
+        self,
+        files: Sequence[LockedFile],
+        *,
+        cancel: Flag | None = None,
+        on_bytes: OnBytes | None = None,
+        on_file: Callable[[LockedFile], None] | None = None,
+    ) -> None:
+        """Have all files in the store; blocks.
+
+        Args:
+            files: In the order in which they are to be begun.
+            cancel: When set, transfers are ended at once; what has come stays for the next attempt.
+            on_bytes: Called at the beginning, at the end, about ten times a second while bytes come, and once
+                a second while none do.
+            on_file: Called for each file that is in the store, at once or when it has arrived, on any thread.
+
+        Raises:
+            JobFailed: The first failure of any file; what has come so far stays for the next attempt.
+            JobCancelled: `cancel` was set.
+        """
+        transfer = _Transfer(self.store, self._origin, files, on_file or _unheard, self._room)
+        transfer.run(cancel or Event(), on_bytes or _unheard)
+
+
+class PackageOrigin:
+    """The user's package indexes and folders of wheels."""
+
+    def __init__(self, sources: PackageSources) -> None:
+        self._web = Web(sources)
+        self._finder = Finder(sources, self._web)
+        self._urls: dict[str, str] = {}
+
+    def local(self, file: LockedFile) -> Path | None:
+        """As `Origin`; where the file is, is found out here."""
+        url = self._urls[file.sha256] = self._finder.find(file)
+        return local_path(url) if url.startswith("file:") or is_local(url) else None
+
+    def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+        """As `Origin`."""
+        url = self._urls[file.sha256]
+        response = self._web.open(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+        if response.status in NOT_HERE:
+            response.close()
+            raise JobFailed.permanent(
+                "not_on_index",
+                f"The package index lists {file.name}, but does not have it (HTTP status {response.status}).",
+                advice="Check the index or mirror in pip's or uv's settings.",
+            )
+        return response
+
+    def tail(self, file: LockedFile, size: int) -> bytes | None:
+        """The last bytes of a file; None where its server gives no parts of files."""
+        url = self._urls.get(file.sha256) or self._finder.find(file)
+        if file.size <= size:
+            size = file.size
+        found = self._web.fetch(url, headers={"Range": f"bytes=-{size}"}, limit=size)
+        return found.body if found.status == 206 and len(found.body) == size else None
+
+    def broken(self, file: LockedFile, error: Exception) -> JobFailed:
+        """As `Origin`."""
+        return self._web.failure(self._urls[file.sha256], error)
+
+    def strange(self, file: LockedFile, detail: str) -> JobFailed:
+        """As `Origin`."""
+        return JobFailed.permanent(
+            "hash_mismatch",
+            f"The bytes of {file.name} are not the ones this release of Greenroom was tested with.",
+            advice="Check the package index or proxy that served it; it may rewrite or rebuild packages.",
+            detail=detail,
+        )
+
+
+def _unheard(*_: object) -> None:
+    """For callers who do not wait for progress."""
+
+
+class _Transfer:
+    """One call of `fetch`: a few threads that take file after file, and the caller who watches them."""
+
+    def __init__(
+        self,
+        store: WheelStore,
+        origin: Origin,
+        files: Sequence[LockedFile],
+        on_file: Callable[[LockedFile], None],
+        room: Callable[[], None],
+    ) -> None:
+        self._room = room
+        self._store = store
+        self._origin = origin
+        self._on_file = on_file
+        missing = store.missing(files)
+        self._queue = deque(missing)
+        self._present = [file for file in files if file not in missing]
+        self._total = sum(file.size for file in files)
+        self._here = {file.sha256: store.arrived(file) for file in files}
+        self._stop = Event()
+        self._idle = threading.Semaphore(0)
+        self._guard = threading.Lock()
+        self._open: set[BaseHTTPResponse] = set()
+        self._failed: list[JobFailed] = []
+        self._surprise: list[BaseException] = []
+
+    def run(self, cancel: Flag, on_bytes: OnBytes) -> None:
+        if cancel.is_set():
+            raise JobCancelled
+        said, said_at = sum(self._here.values()), time.monotonic()
+        on_bytes(said, self._total)
+        for file in self._present:
+            self._on_file(file)
+        workers = min(_WORKERS, len(self._queue))
+        for number in range(workers):
+            # Daemon threads: a connection attempt cannot be interrupted, and must not hold up the end.
+            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True).start()
+        ended = 0
+        moved, moved_at = said, time.monotonic()
+        while ended < workers:
+            one_more = self._idle.acquire(timeout=_TICK)
+            ended += one_more
+            if cancel.is_set() or self._failed or self._surprise:
+                self._halt()
+                break
+            done = sum(self._here.values())
+            if done != said or time.monotonic() - said_at >= 1.0:
+                said, said_at = done, time.monotonic()
+                on_bytes(min(done, self._total), self._total)
+            if one_more or done - moved >= _LEAST:
+                moved, moved_at = done, time.monotonic()
+            elif time.monotonic() - moved_at > _SILENCE:
+                self._failed.append(_too_slow(done - moved))
+        if cancel.is_set():
+            raise JobCancelled
+        if self._surprise:
+            raise self._surprise[0]
+        if self._failed:
+            raise min(self._failed, key=lambda failed: failed.failure.kind != "permanent")
+        if said != self._total:
+            on_bytes(self._total, self._total)
+
+    def _halt(self) -> None:
+        """Wake every thread that waits for bytes; those that still connect find `_stop` set afterwards."""
+        self._stop.set()
+        with self._guard:
+            for response in self._open:
+                with suppress(OSError, ValueError, RuntimeError, NotImplementedError):
+                    response.shutdown()
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    file = self._queue.popleft()
+                except IndexError:
+                    return
+                self._one(file)
+        except JobFailed as failed:
+            if not self._stop.is_set():
+                self._failed.append(failed)
+        except OSError as error:
+            if not self._stop.is_set():
+                self._failed.append(os_failure(error, "A package could not be stored"))
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, and raised there
+            self._surprise.append(error)
+        finally:
+            self._idle.release()
+
+    def _one(self, file: LockedFile) -> None:
+        lock = self._store.only_one(file)
+        while not lock.acquire(timeout=_TICK):
+            if self._stop.is_set():
+                return
+            # Somebody else fetches it: what he has got counts as well.
+            self._here[file.sha256] = self._store.arrived(file)
+        try:
+            if not self._store.has(file):
+                self._bring(file)
+            self._here[file.sha256] = file.size
+            if self._store.has(file):
+                self._on_file(file)
+        finally:
+            lock.release()
+
+    def _bring(self, file: LockedFile) -> None:
+        part = self._store.part(file)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        resumed = False
+        if (here := self._origin.local(file)) is not None:
+            digest = self._copy(file, here, part)
+        else:
+            digest, resumed = self._download(file, part)
+        if self._stop.is_set():
+            return
+        if digest.hexdigest() != file.sha256:
+            part.unlink(missing_ok=True)
+            if resumed:
+                # What an earlier attempt left was never flushed, so it may be anything: from zero, next time.
+                raise JobFailed.transient(
+                    "cache_damaged",
+                    f"What an earlier attempt had fetched of {file.name} was damaged and has been removed.",
+                    advice="It is fetched again by the next attempt.",
+                )
+            raise self._origin.strange(file, f"expected sha256 {file.sha256}, got {digest.hexdigest()}")
+        target = self._store.path(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
+
+    def _copy(self, file: LockedFile, here: Path, part: Path) -> hashlib._Hash:
+        digest, out = hashlib.sha256(), _Growing(file, self._here, self._room)
+        with here.open("rb") as content, part.open("wb") as copy:
+            while not self._stop.is_set() and (chunk := content.read(_CHUNK)):
+                out.grows(len(chunk))
+                copy.write(chunk)
+                digest.update(chunk)
+        return digest
+
+    def _download(self, file: LockedFile, part: Path) -> tuple[hashlib._Hash, bool]:
+        """Bring the rest of the file; goes on where the connection broke while each try brings new bytes.
+
+        Returns the hash, and whether some of the bytes are of an earlier attempt.
+        """
+        digest = file_sha256(part) if part.exists() else hashlib.sha256()
+        resumes = 0
+        with part.open("a+b") as out:
+            growing = _Growing(file, self._here, self._room, out.seek(0, os.SEEK_END))
+            resumed = growing.size > 0
+            while not self._stop.is_set() and (growing.size < file.size or not file.size):
+                began, broken = growing.size, HTTPError("the answer ended early")
+                response = self._begin(file, began)
+                try:
+                    if began and response.status != 206:
+                        # The server cannot resume: from zero.
+                        digest, growing.size, resumed = hashlib.sha256(), out.truncate(0), False
+                    while not self._stop.is_set() and (chunk := response.read1(_CHUNK)):
+                        if growing.grows(len(chunk)):
+                            part.unlink(missing_ok=True)
+                            raise self._origin.strange(file, f"more than {growing.most} bytes")
+                        out.write(chunk)
+                        digest.update(chunk)
+                except (HTTPError, ConnectionError, TimeoutError) as error:
+                    broken = error if isinstance(error, HTTPError) else HTTPError(str(error))
+                else:
+                    if not file.size:
+                        break
+                finally:
+                    self._close(response)
+                resumes += 1
+                # Without a size nobody can say how much is missing, only that it broke.
+                missing = not file.size or growing.size < file.size
+                if missing and (resumes > _RESUMES or growing.size <= began) and not self._stop.is_set():
+                    raise self._origin.broken(file, broken)
+        return digest, resumed
+
+    def _begin(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
+        response = self._origin.open(file, offset)
+        length = response.headers.get("Content-Length", "")
+        expected = file.size - (offset if response.status == 206 else 0)
+        if response.status == 416 or (file.size and length.isdigit() and int(length) != expected):
+            response.close()
+            self._store.part(file).unlink(missing_ok=True)
+            raise self._origin.strange(file, f"{length or 'fewer'} bytes where {expected} are expected")
+        with self._guard:
+            self._open.add(response)
+        return response
+
+    def _close(self, response: BaseHTTPResponse) -> None:
+        with self._guard:
+            self._open.discard(response)
+        response.close()
+
+
+class _Growing:
+    """A file on its way: how much of it is here, and whether there is room for more."""
+
+    def __init__(
+        self, file: LockedFile, here: dict[str, int], room: Callable[[], None], size: int = 0
+    ) -> None:
+        self.size = size
+        self.most = file.size or _UNKNOWN_MOST
+        self._sha256 = file.sha256
+        self._here = here
+        self._room = room
+        self._unlooked = _ROOM_EVERY
+
+    def grows(self, more: int) -> bool:
+        """So many bytes are about to be written; True when the file is larger than it can be."""
+        self.size += more
+        self._unlooked += more
+        if self._unlooked > _ROOM_EVERY:
+            self._unlooked = 0
+            self._room()
+        self._here[self._sha256] = self.size
+        return self.size > self.most
+
+
+def _too_slow(came: int) -> JobFailed:
+    return JobFailed.transient(
+        "unreachable",
+        f"Only {came} bytes arrived in {_SILENCE:.0f} s.",
+        advice="Check the network, and the index or mirror in the settings. What has arrived is kept.",
+    )

@@ -1,0 +1,219 @@
+"""How much memory engines may use: the machine's, or less where a container or a service has a limit.
+
+Linux limits memory by control groups, version 1 or 2, one inside another; each group on the way from ours to
+the top counts. Everything is read from files, so tests give a tree of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from greenroom.runner.systems import here, macos
+
+_log = logging.getLogger(__name__)
+
+_RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
+"""What the kernel drops before it ends a process, by its name in `memory.stat`."""
+_V1_NAMES = {f"total_{name}": name for name in _RECLAIMABLE}
+"""Version 1 counts the groups below only under these names."""
+_LOOK_AGAIN = 10.0
+"""Seconds after which the way from our control group to the top is read again."""
+_HEADROOM_SHARE = 8
+"""A headroom that nobody has set is at most this part of the memory: 512 MiB are all of a small container."""
+
+
+class MachineMemory(NamedTuple):
+    """One reading, in bytes."""
+
+    total: int
+    """What there is, or what we are limited to."""
+    available: int
+    """What new programs can take without swapping, or before the limit is reached."""
+    limited_by: str = ""
+    """The control group whose limit is the smallest; empty where there is none below the machine's memory."""
+
+    metal: int | None = None
+    """What Apple's graphics processors can hold of it at once; None on other machines."""
+
+    def left(self, headroom: int, *, is_default: bool) -> int:
+        """How many bytes to leave to everything that is no engine."""
+        return min(headroom, self.total // _HEADROOM_SHARE) if is_default else headroom
+
+    def budget(self, left: int) -> int:
+        """What engines may use when nobody has said how much."""
+        most = max(0, self.total * 9 // 10 - left)
+        return most if self.metal is None else min(most, self.metal)
+
+
+class MemoryReader:
+    """Reads the memory again and again; a reading that fails repeats the one before.
+
+    Too many open files or a strange kernel must not keep anybody from being served.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._groups: tuple[Group, ...] = ()
+        self._look_again = 0.0
+        self._last: MachineMemory | None = None
+        self._failing = False
+
+    def now(self) -> MachineMemory:
+        """The memory as it is now."""
+        try:
+            self._last = self._read()
+            self._failing = False
+        except (OSError, psutil.Error) as error:
+            if not self._failing:
+                _log.warning("the machine's memory cannot be read now: %s", error)
+            self._failing = True
+        if self._last is None:
+            # Needs no open file.
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            return MachineMemory(total, total)
+        return self._last
+
+    def _read(self) -> MachineMemory:
+        machine = psutil.virtual_memory()
+        total, limited_by = int(machine.total), ""
+        told = here.available_memory(total)
+        available = int(machine.available) if told is None else told
+        if time.monotonic() >= self._look_again:
+            # Where we are changes when somebody moves us; what may be used there is read each time.
+            self._groups = tuple(memory_groups(self._root))
+            self._look_again = time.monotonic() + _LOOK_AGAIN
+        for group in self._groups:
+            limit = group.limit()
+            if limit is None or limit >= machine.total:
+                continue
+            if limit < total:
+                total, limited_by = limit, str(group.folder)
+            available = min(available, max(0, limit - group.used()))
+        return MachineMemory(total, available, limited_by, _metal(int(machine.total)))
+
+
+class Group(NamedTuple):
+    """One control group that may limit memory."""
+
+    folder: Path
+    version: int
+
+    def limit(self) -> int | None:
+        """Bytes it may use; None for as many as there are."""
+        names = ("memory.max", "memory.high") if self.version == 2 else ("memory.limit_in_bytes",)
+        found = [number for name in names if (number := _number(self.folder / name)) is not None]
+        return min(found, default=None)
+
+    def used(self) -> int:
+        """Bytes it uses and cannot let go of."""
+        name = "memory.current" if self.version == 2 else "memory.usage_in_bytes"
+        usage = _number(self.folder / name) or 0
+        return max(0, usage - self._reclaimable())
+
+    def _reclaimable(self) -> int:
+        found: dict[str, int] = {}
+        for line in _text(self.folder / "memory.stat").splitlines():
+            name, _, value = line.partition(" ")
+            if self.version == 1:
+                name = _V1_NAMES.get(name, "")
+            if name in _RECLAIMABLE and value.strip().isdigit():
+                found[name] = int(value)
+        return sum(found.values())
+
+
+def memory_groups(root: Path) -> Iterator[Group]:
+    """The groups this process is in that can limit its memory, from its own to the topmost one we can see."""
+    paths = _own_paths(_text(root / "proc/self/cgroup"))
+    for version, mounted_part, mount in _mounts(_text(root / "proc/self/mountinfo")):
+        if version not in paths:
+            continue
+        top = root / mount.lstrip("/")
+        inside = _inside(paths[version], mounted_part)
+        folder = top / inside
+        while True:
+            yield Group(folder, version)
+            if folder == top:
+                break
+            folder = folder.parent
+
+
+def _own_paths(text: str) -> dict[int, str]:
+    """Where `/proc/self/cgroup` says that we are, by version."""
+    paths: dict[int, str] = {}
+    for line in text.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            paths[2] = path
+        elif "memory" in controllers.split(","):
+            paths[1] = path
+    return paths
+
+
+def _mounts(text: str) -> Iterator[tuple[int, str, str]]:
+    """Version, mounted part and mount point of each memory hierarchy in `/proc/self/mountinfo`."""
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kinds = before.split(" "), after.split(" ")
+        if len(fields) < 5 or len(kinds) < 3:
+            continue
+        if kinds[0] == "cgroup2":
+            yield 2, _unescaped(fields[3]), _unescaped(fields[4])
+        elif kinds[0] == "cgroup" and "memory" in kinds[2].split(","):
+            yield 1, _unescaped(fields[3]), _unescaped(fields[4])
+
+
+def _inside(path: str, mounted_part: str) -> str:
+    """Our group relative to the mount point.
+
+    A container may see its own group alone as the whole tree, under the path that it has outside; what does
+    not lie below the mounted part is taken for the mount point itself.
+    """
+    parts = [part for part in path.split("/") if part]
+    above = [part for part in mounted_part.split("/") if part]
+    if ".." in parts or parts[: len(above)] != above:
+        return ""
+    return "/".join(parts[len(above) :])
+
+
+def _unescaped(text: str) -> str:
+    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, letter)
+    return text
+
+
+def _number(file: Path) -> int | None:
+    text = _text(file).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _text(file: Path) -> str:
+    """A file's text; nothing where there is no such file, since older kernels lack some."""
+    try:
+        return file.read_text("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ""
+
+
+def metal_limit(total: int, configured_mib: int) -> int:
+    """Bytes Metal lets programs keep resident, as `iogpu.wired_limit_mb` says; 0 there means its own rule.
+
+    That rule is two thirds of up to 36 GiB of memory, and three quarters of more.
+    """
+    if configured_mib > 0:
+        return configured_mib * 2**20
+    return total * 2 // 3 if total <= 36 * 2**30 else total * 3 // 4
+
+
+def _metal(total: int) -> int | None:
+    machine = os.uname()
+    if (machine.sysname, machine.machine) != ("Darwin", "arm64"):
+        return None
+    return metal_limit(total, macos.sysctl_number("iogpu.wired_limit_mb"))

@@ -1,0 +1,138 @@
+"""A model in the words of Docker Model Runner's API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from greenroom.actors.facts import Model
+from greenroom.runner.models import manifest as artifacts
+from greenroom.runner.models import templates
+from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.gguf import read_header
+from greenroom.runner.models.store import Store
+
+if TYPE_CHECKING:
+    from greenroom.runner.models.puller import Published
+
+_MAPS = ("gguf", "safetensors", "diffusers")
+
+
+def described(model: Model, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A stored model; `config`, as it was published, adds what its headers say."""
+    about: dict[str, Any] = {
+        "format": "safetensors" if model.format == "safetensors-mlx" else model.format,
+        "quantization": model.quantization,
+        "parameters": model.parameters,
+        "architecture": model.architecture,
+        "size": size_text(model.size) if model.size else "",
+        "context_size": model.context_size or model.context_length,
+        **{name: config[name] for name in _MAPS if config and isinstance(config.get(name), dict)},
+    }
+    told: dict[str, Any] = {"id": model.id}
+    if model.tags:
+        told["tags"] = list(model.tags)
+    return told | {
+        "created": int(model.created),
+        "config": {name: value for name, value in about.items() if value},
+    }
+
+
+def files_of(store: Store, model_id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The files of a stored model, and its configuration as it was published.
+
+    Raises:
+        JobFailed: permanent, `no_such_model` or `model_damaged`.
+    """
+    manifest = store.manifest(model_id)
+    names = {layer.digest: name for layer, name in artifacts.file_names(manifest)}
+    files = [
+        {
+            "name": names.get(layer.digest, ""),
+            "size": layer.size,
+            "digest": layer.digest,
+            "media_type": layer.media_type,
+        }
+        for layer in manifest.layers
+    ]
+    try:
+        return files, flat_config(store.blob(manifest.config.digest).read_bytes())
+    except OSError:
+        return files, {}
+
+
+def template_of(store: Store, model_id: str) -> dict[str, Any] | None:
+    """Where the chat template of a stored model is, and the names of several; None when it has none.
+
+    Raises:
+        JobFailed: permanent, `no_such_model`, `model_damaged` or `not_a_model`.
+    """
+    bundle = store.open_model(model_id)
+    if bundle.path.is_file():
+        own = bundle.chat_template
+        keys = list(read_header(bundle.path).values)
+        found = templates.Templates(own.name) if own is not None else templates.of_header(keys)
+    else:
+        files = [path for path in bundle.path.iterdir() if path.is_file()]
+        found = templates.of_folder(files)
+        # What was laid beside the model for engines is not where it came from.
+        source = templates.of_folder([path for path in files if path.name != templates.JINJA])
+        if source is not None and source.text and source.text == _text_of(bundle.path / templates.JINJA):
+            found = source
+    return {"file": found.file, "names": list(found.names)} if found is not None else None
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text("utf-8", "replace") if path.is_file() else ""
+
+
+def flat_config(data: bytes) -> dict[str, Any]:
+    """The inner `config` of a configuration; the CNCF's form in Docker's words. Empty when it has none."""
+    try:
+        config = msgspec.json.decode(data)["config"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+        return {}
+    if not isinstance(config, dict):
+        return {}
+    if "paramSize" in config:
+        size = config["paramSize"]
+        known = ("format", "architecture", "quantization")
+        return {name: config[name] for name in known if config.get(name)} | {
+            "parameters": size,
+            "size": size,
+        }
+    return config
+
+
+def described_remote(published: Published) -> dict[str, Any]:
+    """What a source has: like a stored model, without tags."""
+    offer = published.offer
+    config = flat_config(published.config)
+    config.setdefault("format", offer.format)
+    if offer.size:
+        config.setdefault("size", size_text(offer.size))
+    told: dict[str, Any] = {
+        "id": published.id,
+        "created": _created(published.config),
+        "config": {name: value for name, value in config.items() if value},
+        "source": offer.source,
+        "bytes": offer.size,
+    }
+    if offer.others:
+        told["quantizations"] = dict(sorted(offer.others.items(), key=lambda one: one[1]))
+    return told
+
+
+def _created(config: bytes) -> int:
+    try:
+        descriptor = msgspec.json.decode(config)["descriptor"]
+        text = descriptor.get("created") or descriptor.get("createdAt") or ""
+        return int(datetime.fromisoformat(text).timestamp())
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError):
+        return 0
+    except ValueError:
+        return 0

@@ -1,0 +1,187 @@
+"""The store's index: which models are here and what they are called. Pure.
+
+On disk it is an OCI image layout's `index.json`, one descriptor a tag (or one without a name for a model
+that has none), so that other OCI tools can read the folder. What we measured about a model lies in
+annotations of ours: the index is then the one file that changes, and it changes at once or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from greenroom.actors.facts import Model
+from greenroom.runner.models.manifest import MANIFEST, Descriptor
+
+LAYOUT_VERSION = "1.0.0"
+INDEX = "application/vnd.oci.image.index.v1+json"
+_NAME = "org.opencontainers.image.ref.name"
+_FACTS = "greenroom.model"
+_RECOVERED = "greenroom.recovered"
+_FINGERPRINTS = 8
+
+
+class IndexDamaged(ValueError):
+    """The index cannot be read; the message says why."""
+
+
+class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    schema_version: int
+    manifests: tuple[Descriptor, ...]
+    media_type: str = INDEX
+    annotations: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model in the index."""
+
+    model: Model
+    manifest_size: int
+    origin: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """For files imported by hard link: digest → (size, mtime in ns) when they were hashed, since whoever
+    named them can still write to them."""
+    fingerprints: tuple[str, ...] = ()
+    """What sources said of it before it was fetched: the same again means that it need not be fetched."""
+
+    @property
+    def id(self) -> str:
+        """The model's id, its manifest's digest."""
+        return self.model.id
+
+
+class _Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    model: Model
+    origin: dict[str, tuple[int, int]] = {}
+    fingerprints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Index:
+    """All models in the order they came. Each change makes a new index; a tag is never on two models."""
+
+    entries: tuple[Entry, ...] = ()
+    recovered: bool = False
+    """It was lost and built again: it may not name all that is wanted, so only a person may have the files
+    removed that it does not name."""
+
+    def find(self, model_id: str) -> Entry | None:
+        """The entry with this id."""
+        return next((entry for entry in self.entries if entry.id == model_id), None)
+
+    def tagged(self, tag: str) -> Entry | None:
+        """The entry this tag is on."""
+        return next((entry for entry in self.entries if tag in entry.model.tags), None)
+
+    def with_model(self, new: Entry) -> Index:
+        """Add a model, or more tags and newer facts to one that is here."""
+        old = self.find(new.id)
+        tags = new.model.tags
+        if old is None:
+            entries = (*_without_tags(self.entries, tags), new)
+        else:
+            merged = tuple(dict.fromkeys((*old.model.tags, *tags)))
+            changed = replace(
+                new,
+                model=msgspec.structs.replace(
+                    new.model, tags=merged, created=old.model.created, source=old.model.source
+                ),
+                fingerprints=_newest((*old.fingerprints, *new.fingerprints)),
+            )
+            rest = _without_tags(self.entries, tags)
+            entries = tuple(changed if e.id == new.id else e for e in rest)
+        return replace(self, entries=entries)
+
+    def with_tag(self, model_id: str, tag: str) -> Index:
+        """Put a tag on a model; taken from whichever had it.
+
+        Raises:
+            KeyError: no such model.
+        """
+        entry = self.find(model_id)
+        if entry is None:
+            raise KeyError(model_id)
+        if tag in entry.model.tags:
+            return self
+        return replace(
+            self,
+            entries=tuple(
+                _tagged(e, (*e.model.tags, tag)) if e.id == model_id else e
+                for e in _without_tags(self.entries, (tag,))
+            ),
+        )
+
+    def without_tag(self, tag: str) -> Index:
+        """Take a tag off whichever model has it; the model stays."""
+        return replace(self, entries=_without_tags(self.entries, (tag,)))
+
+    def without_model(self, model_id: str) -> Index:
+        """Take a model and all its tags out."""
+        return replace(self, entries=tuple(entry for entry in self.entries if entry.id != model_id))
+
+    def encode(self) -> bytes:
+        """The bytes of `index.json`."""
+        manifests = []
+        for entry in self.entries:
+            bare = msgspec.structs.replace(entry.model, tags=())
+            facts = msgspec.json.encode(
+                _Facts(model=bare, origin=dict(entry.origin), fingerprints=entry.fingerprints)
+            ).decode()
+            for tag in entry.model.tags or ("",):
+                annotations = {_FACTS: facts} | ({_NAME: tag} if tag else {})
+                manifests.append(
+                    Descriptor(
+                        media_type=MANIFEST,
+                        digest=entry.id,
+                        size=entry.manifest_size,
+                        annotations=annotations,
+                    )
+                )
+        annotations = {_RECOVERED: "true"} if self.recovered else {}
+        document = _Document(schema_version=2, manifests=tuple(manifests), annotations=annotations)
+        return msgspec.json.format(msgspec.json.encode(document), indent=1)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Index:
+        """Read `index.json`.
+
+        Raises:
+            IndexDamaged: it is not one of ours.
+        """
+        try:
+            document = msgspec.json.decode(data, type=_Document)
+            entries: dict[str, Entry] = {}
+            taken: set[str] = set()
+            for descriptor in document.manifests:
+                tag = descriptor.annotations.get(_NAME, "")
+                if tag in taken:
+                    raise IndexDamaged(f"the tag {tag!r} is in it twice")
+                taken |= {tag} if tag else set()
+                known = entries.get(descriptor.digest)
+                if known is None:
+                    facts = msgspec.json.decode(descriptor.annotations[_FACTS], type=_Facts)
+                    if facts.model.id != descriptor.digest:
+                        raise IndexDamaged("a model's id is not its manifest's digest")
+                    known = Entry(facts.model, descriptor.size, facts.origin, facts.fingerprints)
+                entries[descriptor.digest] = _tagged(known, (*known.model.tags, tag)) if tag else known
+        except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, RecursionError) as error:
+            raise IndexDamaged(f"it cannot be read ({type(error).__name__}: {error})") from error
+        return cls(tuple(entries.values()), recovered=_RECOVERED in document.annotations)
+
+
+def _newest(fingerprints: tuple[str, ...]) -> tuple[str, ...]:
+    """Bounded, the newest last: a file that changes every day must not grow the index for ever."""
+    return tuple(reversed(dict.fromkeys(reversed(fingerprints))))[-_FINGERPRINTS:]
+
+
+def _tagged(entry: Entry, tags: Sequence[str]) -> Entry:
+    return replace(entry, model=msgspec.structs.replace(entry.model, tags=tuple(tags)))
+
+
+def _without_tags(entries: tuple[Entry, ...], tags: Sequence[str]) -> tuple[Entry, ...]:
+    return tuple(
+        _tagged(e, [t for t in e.model.tags if t not in tags]) if set(tags) & set(e.model.tags) else e
+        for e in entries
+    )

@@ -1,0 +1,251 @@
+"""A model as an OCI artifact: its layers, its configuration, its manifest. Pure.
+
+Media types and annotations are Docker Model Runner's, so that what lies in the store can be pushed to a
+registry as it is, and what comes from one can be stored as it is. A model's id is the SHA-256 of its
+manifest's bytes; nothing that varies between two arrivals of the same files goes into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from greenroom.actors.limits import CONTEXT
+from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.gguf import shard_of
+from greenroom.runner.models.metadata import Metadata
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPED = "application/vnd.docker.ai.model.config.v0.1+json"
+"""The layers' media types say what they are (GGUF)."""
+CONFIG_FILES = "application/vnd.docker.ai.model.config.v0.2+json"
+"""A layer a file, each with its path (safetensors)."""
+GGUF = "application/vnd.docker.ai.gguf.v3"
+SAFETENSORS = "application/vnd.docker.ai.safetensors"
+MMPROJ = "application/vnd.docker.ai.mmproj"
+CHAT_TEMPLATE = "application/vnd.docker.ai.chat.template.jinja"
+MODEL_FILE = "application/vnd.docker.ai.model.file"
+LICENSE = "application/vnd.docker.ai.license"
+
+ARCHIVES = frozenset({"application/vnd.docker.ai.vllm.config.tar", "application/vnd.docker.ai.dir.tar"})
+"""Layers that are tars of small files, in older artifacts."""
+CONFIGS = (CONFIG_TYPED, CONFIG_FILES, "application/vnd.cncf.model.config.v1+json")
+"""The configurations of models; what has another is something else."""
+
+_SYNONYMS = {
+    "application/vnd.cncf.model.weight.v1.raw": MODEL_FILE,
+    "application/vnd.cncf.model.weight.config.v1.raw": MODEL_FILE,
+    "application/vnd.cncf.model.doc.v1.raw": MODEL_FILE,
+    "application/vnd.cncf.model.weight.v1.gguf": GGUF,
+    "application/vnd.cncf.model.weight.v1.safetensors": SAFETENSORS,
+}
+
+FILEPATH = "org.cncf.model.filepath"
+_UNTESTED = "org.cncf.model.file.mediatype.untested"
+
+_MANIFEST_LIMIT = 4 * 2**20
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """OCI's pointer to a blob."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """OCI's image manifest, as far as models use it."""
+
+    schema_version: int
+    media_type: str = ""
+    artifact_type: str = ""
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = {}
+
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """All that it refers to, the configuration first."""
+        return (self.config, *self.layers)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file of a model, hashed."""
+
+    name: str
+    """Relative path within the model."""
+    digest: str
+    size: int
+
+    @property
+    def media_type(self) -> str:
+        """What the file is, by its name."""
+        lower = self.name.lower()
+        if lower.endswith(".mmproj") or (lower.endswith(".gguf") and "mmproj" in lower):
+            return MMPROJ
+        if lower.endswith(".gguf"):
+            return GGUF
+        if lower.endswith(".safetensors"):
+            return SAFETENSORS
+        if lower.endswith(".jinja"):
+            return CHAT_TEMPLATE
+        return MODEL_FILE
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model ready to be stored: the bytes of its configuration and manifest."""
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    config_bytes: bytes
+
+    @property
+    def id(self) -> str:
+        """The model's id."""
+        return digest_of(self.manifest_bytes)
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:<hex>` of some bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def build(
+    layers: Sequence[Layer],
+    metadata: Metadata,
+    *,
+    licenses: Sequence[Layer] = (),
+    context_size: int = 0,
+) -> Artifact:
+    """Describe a model's files as an artifact. The same files always make the same one.
+
+    `context_size` is what it shall be loaded with, in tokens; 0 leaves that open.
+    """
+    # GGUF shards must keep their order; everything else is sorted by name, whatever order it came in.
+    layers = sorted(layers, key=lambda layer: (layer.media_type != GGUF, shard_of(layer.name), layer.name))
+    size = sum(layer.size for layer in layers)
+    descriptors = [*map(_described, layers), *(_described(one, LICENSE) for one in licenses)]
+    weights = "gguf" if metadata.format == "gguf" else "safetensors"
+    config = {
+        "format": weights,
+        "quantization": metadata.quantization,
+        "parameters": metadata.parameters,
+        "architecture": metadata.architecture,
+        "size": size_text(size),
+        weights: dict(sorted(metadata.raw.items())),
+        "context_size": context_size,
+    }
+    config_bytes = msgspec.json.encode(
+        {
+            "config": {key: value for key, value in config.items() if value},
+            "descriptor": {},
+            "rootfs": {"type": "rootfs", "diff_ids": [one.digest for one in descriptors]},
+        }
+    )
+    manifest = Manifest(
+        schema_version=2,
+        media_type=MANIFEST,
+        config=Descriptor(
+            media_type=CONFIG_TYPED if metadata.format == "gguf" else CONFIG_FILES,
+            digest=digest_of(config_bytes),
+            size=len(config_bytes),
+        ),
+        layers=tuple(descriptors),
+    )
+    return Artifact(manifest, msgspec.json.encode(manifest), config_bytes)
+
+
+def _described(layer: Layer, media_type: str = "") -> Descriptor:
+    return Descriptor(
+        media_type=media_type or layer.media_type,
+        digest=layer.digest,
+        size=layer.size,
+        annotations={FILEPATH: layer.name, _UNTESTED: "false"},
+    )
+
+
+def context_size(config_bytes: bytes) -> int:
+    """Tokens its publisher wants a model loaded with; 0 when its configuration leaves that open."""
+    try:
+        size = msgspec.json.decode(config_bytes)["config"]["context_size"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+        return 0
+    return size if isinstance(size, int) and 0 < size <= CONTEXT else 0
+
+
+def reconfigured(manifest_bytes: bytes, config_bytes: bytes, *, context_size: int | None) -> Artifact:
+    """The same files with another configuration; everything else stays as it was published.
+
+    Raises:
+        ValueError: they are no manifest and configuration.
+    """
+    try:
+        manifest, config = msgspec.json.decode(manifest_bytes), msgspec.json.decode(config_bytes)
+        if context_size is not None:
+            config["config"]["context_size"] = context_size
+        new_config = msgspec.json.encode(config)
+        manifest["config"] |= {"digest": digest_of(new_config), "size": len(new_config)}
+        new_manifest = msgspec.json.encode(manifest)
+        return Artifact(msgspec.convert(manifest, Manifest), new_manifest, new_config)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
+        raise ValueError(f"It is no manifest: {error}.") from error
+
+
+def decode(data: bytes, digest: str) -> Manifest:
+    """Read a manifest, whose bytes must have this digest.
+
+    Raises:
+        ValueError: it is not one, or not this one.
+    """
+    if digest_of(data) != digest:
+        raise ValueError("Its manifest has changed.")
+    if len(data) > _MANIFEST_LIMIT:
+        raise ValueError("The manifest is larger than 4 MiB.")
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"It is no manifest: {error}.") from error
+
+
+def kind_of(layer: Descriptor) -> str:
+    """What a layer is, as one of our media types; its own media type if it is none of them.
+
+    The CNCF's types and Docker's newer ones say only that it is a file: then its name says what it is.
+    """
+    kind = _SYNONYMS.get(layer.media_type, layer.media_type)
+    name = layer.annotations.get(FILEPATH, "")
+    if name and kind in (MODEL_FILE, GGUF):
+        return Layer(name, layer.digest, layer.size).media_type
+    return kind
+
+
+def file_names(manifest: Manifest) -> list[tuple[Descriptor, str]]:
+    """Each layer with the name its file has in a bundle; names come from annotations where there are any.
+
+    Layers that are not files (tars, licences) are left out. The names are checked by whoever makes paths.
+    """
+    plain = {GGUF: "model.gguf", MMPROJ: "model.mmproj", CHAT_TEMPLATE: "template.jinja"}
+    kinds = [kind_of(layer) for layer in manifest.layers]
+    seen = dict.fromkeys((GGUF, SAFETENSORS), 0)
+    named: list[tuple[Descriptor, str]] = []
+    for layer, kind in zip(manifest.layers, kinds, strict=True):
+        if kind in seen:
+            seen[kind] += 1
+        suffix = "gguf" if kind == GGUF else "safetensors"
+        if kind in ARCHIVES:
+            continue
+        if layer.annotations.get(FILEPATH):
+            named.append((layer, layer.annotations[FILEPATH]))
+        elif kind in seen and kinds.count(kind) > 1:
+            named.append((layer, f"model-{seen[kind]:05d}-of-{kinds.count(kind):05d}.{suffix}"))
+        elif kind in seen:
+            named.append((layer, f"model.{suffix}"))
+        elif kind in plain:
+            named.append((layer, plain[kind]))
+    return named

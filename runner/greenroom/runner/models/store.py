@@ -1,0 +1,579 @@
+"""The content-addressed store: an OCI image layout under `<home>/models`.
+
+```
+oci-layout   index.json   index.previous.json   index.damaged.json   lock
+blobs/sha256/<hex>                 layers, configurations, manifests
+bundles/sha256/<hex>/model/…       a model's files under their names, linked to blobs
+incoming/<random>/                 arrivals; swept at start
+partial/<hex>                      downloads that broke off, for the next attempt; a week
+unnamed/<hex>                      empty; since when the blob of that name is in no model; a week
+```
+
+Only the daemon writes; anybody may read, at any time. A model is here from the moment the index names it:
+its blobs, hashed on arrival, and its bundle are on disk before. Removal goes the other way round. So a
+crash anywhere leaves the old or the new, and files that no index names, which `sweep` removes after a week.
+An index that is lost is built again from the manifests, and nothing is removed on its word.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from greenroom.actors.facts import Model
+from greenroom.runner.backends.declaration import ModelFiles
+from greenroom.runner.failures import JobFailed
+from greenroom.runner.models import manifest as artifacts
+from greenroom.runner.models.arrival import Arrival, Count, hash_file
+from greenroom.runner.models.bundle import open_bundle, remove_bundle
+from greenroom.runner.models.durable import TEMPORARY, sync_folder, write_atomically
+from greenroom.runner.models.failures import (
+    check_pin,
+    from_os_error,
+    model_damaged,
+    no_such_model,
+    store_gone,
+)
+from greenroom.runner.models.files import (
+    check_no_other,
+    check_writable,
+    children,
+    has_size,
+    locked,
+    place_of,
+    size_of,
+    unlink,
+    walk,
+)
+from greenroom.runner.models.index_file import IndexFile
+from greenroom.runner.models.layout import LAYOUT_VERSION, Entry, Index
+from greenroom.runner.models.manifest import Manifest
+from greenroom.runner.models.metadata import read_metadata
+from greenroom.runner.models.partial import sweep_partial
+from greenroom.runner.models.recovery import model_of
+from greenroom.runner.models.references import BadReference, blob_name
+from greenroom.runner.models.unnamed import Unnamed
+
+log = logging.getLogger(__name__)
+
+_KEPT = 7 * 86_400.0
+"""Seconds that a download which broke off, or a file that no model has, is kept."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes on disk, each counted once however many names it has."""
+
+    models: int
+    """What the index names."""
+    other: int
+    """Arrivals in flight, and what the next sweep removes."""
+
+
+class Store:
+    """The models on disk. Thread-safe; changes are made one at a time, also between processes."""
+
+    def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.root = root
+        self._clock = clock
+        self._blobs = root / "blobs" / "sha256"
+        self._bundles = root / "bundles" / "sha256"
+        self._incoming = root / "incoming"
+        self._partial = root / "partial"
+        self._unnamed = Unnamed(root / "unnamed", self._blobs)
+        self._index = IndexFile(root, self._blobs, self._bundles)
+        self._lock = threading.Lock()
+        self._arrivals: set[Path] = set()
+        self._place: tuple[int, int] | None = None
+        """Identity of the folder, once prepared: another folder with its name is not this store."""
+
+    # Reading
+
+    def models(self) -> tuple[Model, ...]:
+        """What the index names, in the order it came; files are not looked at.
+
+        Raises:
+            JobFailed: permanent, `store_damaged`.
+        """
+        return tuple(entry.model for entry in self._read().entries)
+
+    def model(self, model_id: str) -> Model:
+        """One model by its id.
+
+        Raises:
+            JobFailed: permanent, `no_such_model`.
+        """
+        return self._entry(model_id).model
+
+    def manifest(self, model_id: str) -> Manifest:
+        """The stored manifest of a model.
+
+        Raises:
+            JobFailed: permanent, `no_such_model` or `model_damaged`.
+        """
+        self._entry(model_id)
+        return self._manifest(model_id)
+
+    def look(self) -> tuple[Model, ...]:
+        """The models that are whole: every file is there with its size, and what was linked from elsewhere
+        has not been written to since.
+
+        Raises:
+            JobFailed: the store cannot be read, or what should lead to it leads nowhere.
+        """
+        check_no_other(self.root)
+        self._check_place()
+        return tuple(e.model for e in self._read().entries if not self._problem(e))
+
+    def recovered(self) -> bool:
+        """The index was lost and built again, without some names."""
+        return self._read().recovered
+
+    def damaged(self) -> tuple[tuple[Model, str], ...]:
+        """The models that are not whole, each with the reason in one sentence."""
+        return tuple((e.model, p) for e in self._read().entries if (p := self._problem(e)))
+
+    def problem(self, model_id: str) -> str:
+        """Why a model is not whole, in one sentence; empty when it is, as far as sizes tell.
+
+        Raises:
+            JobFailed: permanent, `no_such_model`.
+        """
+        return self._problem(self._entry(model_id))
+
+    def known(self, fingerprint: str) -> Model | None:
+        """The whole model that a source announced by this fingerprint when it was fetched."""
+        entries = (e for e in self._read().entries if fingerprint and fingerprint in e.fingerprints)
+        return next((e.model for e in entries if not self._problem(e)), None)
+
+    def verify(
+        self,
+        model_id: str,
+        *,
+        cancel: threading.Event | None = None,
+        count: Count = lambda _: None,
+        condemn: bool = False,
+    ) -> tuple[str, ...]:
+        """Read every byte of a model; one sentence for each file that is not what it was.
+
+        `condemn` removes such files, so that the model counts as damaged and the next pull repairs it.
+
+        Raises:
+            JobFailed: permanent, `no_such_model`.
+            JobCancelled: `cancel` was set.
+        """
+        entry = self._entry(model_id)
+        problem = self._problem(entry)
+        if problem:
+            return (problem,)
+        cancel = cancel or threading.Event()
+        problems = []
+        for layer in self._manifest(model_id).blobs():
+            blob = self._blob(layer.digest)
+            # Looked at twice: what is condemned is removed, and memory and disks err too.
+            if hash_file(blob, cancel, count) != layer.digest != hash_file(blob, cancel):
+                name = layer.annotations.get(artifacts.FILEPATH, layer.digest[:19])
+                problems.append(f"{name} has changed since it arrived.")
+                if condemn:
+                    blob.unlink(missing_ok=True)
+        return tuple(problems)
+
+    def blobs(self) -> frozenset[Path]:
+        """The files that stored models consist of."""
+        return frozenset(self._blob(one) for e in self._read().entries for one in self._digests(e))
+
+    def usage(self) -> Usage:
+        """What the store takes on the disk."""
+        index = self._read()
+        kept = {self._blob(d) for entry in index.entries for d in self._digests(entry)}
+        seen: set[tuple[int, int]] = set()
+        named = size_of(kept, seen)
+        return Usage(models=named, other=size_of(walk(self.root), seen))
+
+    def blob(self, digest: str) -> Path:
+        """Where a blob lies, for reading.
+
+        Raises:
+            BadReference: not a digest.
+        """
+        return self._blob(digest)
+
+    def present(self, blobs: Iterable[tuple[str, int]]) -> int:
+        """Bytes of these blobs (digest, size) that need not be fetched: stored, or left of an earlier try."""
+        return sum(self._present(digest, size) for digest, size in blobs)
+
+    def _present(self, digest: str, size: int) -> int:
+        name = blob_name(digest)
+        wheel = self._partial / "wheels" / f"{name}.part"
+        for place in (self._blob(digest), self._partial / name, wheel):
+            with suppress(OSError):
+                return min(place.stat().st_size, size)
+        return size if wheel.with_name(name).is_dir() else 0
+
+    def free(self) -> int:
+        """Bytes that may still be written to the store's disk."""
+        folder = next(p for p in (self.root, *self.root.parents) if p.exists())
+        return shutil.disk_usage(folder).free
+
+    # Writing
+
+    def prepare(self) -> None:
+        """Make the folders and remove what a crash has left. Called once, by the daemon, before any pull."""
+        try:
+            for folder in (self._blobs, self._bundles, self._incoming):
+                folder.mkdir(parents=True, exist_ok=True)
+            marker = self.root / "oci-layout"
+            if not marker.exists():
+                write_atomically(marker, msgspec.json.encode({"imageLayoutVersion": LAYOUT_VERSION}))
+            self._place = place_of(self.root)
+            with self._changing("preparing the model store") as index:
+                if not self._index.file.exists():
+                    # From now on an index that is not there has been lost.
+                    self._write(index)
+            self.sweep()
+        except OSError as error:
+            raise from_os_error(error, "preparing the model store") from error
+
+    def check_writable(self) -> None:
+        """Find out whether models can be stored at all, before anything is fetched.
+
+        Raises:
+            JobFailed: they cannot.
+        """
+        with self._changing("storing the model"):
+            for folder in (self.root, self._blobs, self._bundles):
+                folder.mkdir(parents=True, exist_ok=True)
+                check_writable(folder)
+
+    @contextmanager
+    def arrival(self) -> Iterator[Arrival]:
+        """A place for a model's files to arrive in; removed at the end, whatever happened.
+
+        Raises:
+            JobFailed: the store cannot be written to, which is told before anything is fetched.
+        """
+        self.check_writable()
+        arrival = Arrival(self._incoming, self._partial, self._whole_blob)
+        self._arrivals.add(arrival.folder)
+        try:
+            yield arrival
+        finally:
+            arrival.discard()
+            self._arrivals.discard(arrival.folder)
+
+    def commit(
+        self,
+        arrival: Arrival,
+        *,
+        tag: str = "",
+        source: str = "",
+        fingerprint: str = "",
+        pin: str = "",
+    ) -> Model:
+        """Take an arrival's files into the store under their digests, and name the model in the index.
+
+        The tag is taken from whichever model had it. Files that are here already are kept, once.
+
+        Raises:
+            JobFailed: its files are no model, or not the one whose id is the `pin`, or the disk refused; the
+                store is as before.
+        """
+        metadata = read_metadata([*arrival.paths(), *arrival.extras])
+        artifact = arrival.artifact or artifacts.build(arrival.layers, metadata)
+        check_pin(artifact.id, pin)
+        model = model_of(
+            artifact.id,
+            artifact.manifest,
+            metadata,
+            artifact.config_bytes,
+            created=self._clock(),
+            tag=tag,
+            source=source,
+        )
+        with self._changing("storing the model") as index:
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            origin = dict(arrival.origin)
+            for layer in arrival.layers:
+                blob = self._blob(layer.digest)
+                if self._is_fit(index, layer.digest, layer.size):
+                    # The bytes stay where they are, so what was remembered about them stays true too.
+                    origin.pop(layer.digest, None)
+                    origin |= {k: v for k, v in _origins(index).items() if k == layer.digest}
+                else:
+                    arrival.path_of(layer).replace(blob)
+            for data in (artifact.config_bytes, artifact.manifest_bytes):
+                write_atomically(self._blob(artifacts.digest_of(data)), data)
+            sync_folder(self._blobs)
+            open_bundle(self._bundle(model.id), artifact.manifest, self._blob)
+            fingerprints = (fingerprint,) if fingerprint else ()
+            self._write(index.with_model(Entry(model, len(artifact.manifest_bytes), origin, fingerprints)))
+        return self.model(model.id)
+
+    def tag(self, model_id: str, tag: str) -> Model:
+        """Put a tag on a model; taken from whichever had it.
+
+        Raises:
+            JobFailed: permanent, `no_such_model`.
+        """
+        with self._changing("naming the model") as index:
+            self._entry(model_id)
+            self._write(index.with_tag(model_id, tag))
+        return self.model(model_id)
+
+    def untag(self, tag: str) -> str:
+        """Take a tag off; returns the id of the model that had it. The model stays, with or without tags.
+
+        Raises:
+            JobFailed: permanent, `no_such_model`.
+        """
+        with self._changing("naming the model") as index:
+            entry = index.tagged(tag)
+            if entry is None:
+                raise no_such_model(tag)
+            self._write(index.without_tag(tag))
+            return entry.id
+
+    def remove(self, model_id: str) -> int:
+        """Remove a model, its tags, and the files no other model has; returns the bytes that are free now.
+
+        Raises:
+            JobFailed: permanent, `no_such_model`.
+        """
+        with self._changing("removing the model") as index:
+            entry = index.find(model_id)
+            if entry is None:
+                raise no_such_model(model_id)
+            mine = self._digests(entry)
+            rest = index.without_model(model_id)
+            self._write(rest)
+            remove_bundle(self._bundle(model_id))
+            try:
+                gone = mine - self._named(rest)
+            except JobFailed as failed:
+                log.warning("the files of %s are kept for now: %s", model_id[7:19], failed)
+                gone = {model_id}
+            return sum(unlink(self._blob(digest)) for digest in gone)
+
+    def repackage(self, model_id: str, *, tag: str, context_size: int | None) -> Model:
+        """Store a model once more with another configuration, under a tag. Its files are shared.
+
+        Raises:
+            JobFailed: permanent, `no_such_model` or `model_damaged`; the store is as before.
+        """
+        with self._changing("storing the model") as index:
+            entry = self._entry(model_id)
+            config = self._blob(self._manifest(model_id).config.digest)
+            try:
+                artifact = artifacts.reconfigured(
+                    self._blob(model_id).read_bytes(), config.read_bytes(), context_size=context_size
+                )
+            except ValueError as error:
+                raise model_damaged(entry.model, str(error)) from error
+            for data in (artifact.config_bytes, artifact.manifest_bytes):
+                write_atomically(self._blob(artifacts.digest_of(data)), data)
+            sync_folder(self._blobs)
+            open_bundle(self._bundle(artifact.id), artifact.manifest, self._blob)
+            size = context_size if context_size is not None else entry.model.context_size
+            model = msgspec.structs.replace(
+                entry.model, id=artifact.id, tags=(tag,), created=self._clock(), context_size=size
+            )
+            fresh = Entry(model, len(artifact.manifest_bytes), entry.origin)
+            self._write(index.with_model(fresh))
+        return self.model(model.id)
+
+    def sweep(self, *, kept: float = _KEPT, busy: Container[str] = ()) -> int:
+        """Remove what no index names: dead arrivals, bundles, blobs, and downloads that broke off.
+
+        Blobs and downloads only `kept` seconds after they were last needed, and no download that is (in hex)
+        `busy`. With 0 a person has asked for it. No blob goes while it cannot be said which ones models have.
+        Returns the bytes freed.
+        """
+        with self._changing("sweeping the model store") as index:
+            freed = 0
+            for folder in children(self._incoming):
+                if folder not in self._arrivals:
+                    freed += size_of(walk(folder), set())
+                    shutil.rmtree(folder, ignore_errors=True)
+            for path in children(self.root):
+                if path.name.startswith(TEMPORARY):
+                    freed += unlink(path)
+            now = self._clock()
+            before = now - kept
+            freed += sweep_partial(self._partial, before, busy)
+            for folder in children(self._bundles):
+                if index.find(f"sha256:{folder.name}") is None:
+                    remove_bundle(folder)
+            try:
+                named = {self._blob(digest) for digest in self._named(index)}
+            except JobFailed as failed:
+                log.warning("no files are removed from the model store: %s", failed)
+                return freed
+            if index.recovered and kept > 0:
+                return freed
+            freed += self._unnamed.sweep(named, now, before)
+            if index.recovered:
+                self._write(replace(index, recovered=False))
+            return freed
+
+    def open_model(self, model_id: str, *, name: str = "") -> ModelFiles:
+        """A model's files for an engine, under their own names.
+
+        Raises:
+            JobFailed: permanent, `no_such_model` or `model_damaged`.
+        """
+        entry = self._entry(model_id)
+        problem = self._problem(entry)
+        if problem:
+            raise model_damaged(entry.model, problem)
+        model = entry.model
+        try:
+            with self._lock:
+                bundle = open_bundle(self._bundle(model_id), self._manifest(model_id), self._blob)
+        except OSError as error:
+            raise from_os_error(error, "opening the model") from error
+        except BadReference as error:
+            raise model_damaged(model, str(error)) from error
+        return ModelFiles(
+            path=bundle.path,
+            format=model.format,
+            name=name or (model.tags[0] if model.tags else model.id),
+            context_length=model.context_length,
+            kv_bytes_per_token=model.kv_bytes_per_token,
+            mmproj=bundle.mmproj,
+            chat_template=bundle.chat_template,
+        )
+
+    # Inside
+
+    def _read(self) -> Index:
+        return self._index.read()[0]
+
+    def _write(self, index: Index) -> None:
+        self._index.write(index)
+
+    @contextmanager
+    def _changing(self, doing: str) -> Iterator[Index]:
+        """Alone with the index, in this process and among processes."""
+        try:
+            with self._lock:
+                self._check_place()
+                self.root.mkdir(parents=True, exist_ok=True)
+                with locked(self.root / "lock"):
+                    yield self._index.whole()
+        except OSError as error:
+            raise from_os_error(error, doing) from error
+
+    def _entry(self, model_id: str) -> Entry:
+        entry = self._read().find(model_id)
+        if entry is None:
+            self._check_place()
+            raise no_such_model(model_id)
+        return entry
+
+    def _check_place(self) -> None:
+        if self._place is not None and place_of(self.root) != self._place:
+            raise store_gone(self.root)
+
+    def _manifest(self, model_id: str) -> Manifest:
+        try:
+            return artifacts.decode(self._blob(model_id).read_bytes(), model_id)
+        except (OSError, ValueError) as error:
+            raise JobFailed.permanent(
+                "model_damaged",
+                f"The stored model {model_id[7:19]} is damaged: {error}",
+                advice="Pull it again.",
+            ) from error
+
+    def _problem(self, entry: Entry) -> str:
+        """Why a model is not whole; empty when it is."""
+        try:
+            manifest = self._manifest(entry.id)
+        except JobFailed as error:
+            return error.failure.message
+        for layer in manifest.blobs():
+            name = layer.annotations.get(artifacts.FILEPATH, layer.digest[:19])
+            blob = self._blob(layer.digest)
+            try:
+                status = blob.stat()
+            except OSError:
+                return f"{name} is missing."
+            if status.st_size != layer.size:
+                return f"{name} has {status.st_size} bytes and should have {layer.size}."
+            sealed = entry.origin.get(layer.digest)
+            if sealed and sealed != (status.st_size, status.st_mtime_ns):
+                # The original was touched: only its content can tell whether it was written to.
+                if hash_file(blob, threading.Event()) != layer.digest:
+                    return f"{name} was imported without a copy, and its original has been written to since."
+                try:
+                    self._reseal(entry.id, layer.digest, (status.st_size, status.st_mtime_ns))
+                except JobFailed as failed:  # it is whole all the same, and is hashed again the next time
+                    log.warning("%s cannot be noted as unchanged: %s", name, failed)
+        return ""
+
+    def _reseal(self, model_id: str, digest: str, seal: tuple[int, int]) -> None:
+        with self._changing("looking at the model store") as index:
+            entry = index.find(model_id)
+            if entry is not None:
+                fresh = replace(entry, origin={**entry.origin, digest: seal})
+                entries = tuple(fresh if e.id == model_id else e for e in index.entries)
+                self._write(replace(index, entries=entries))
+
+    def _written_to(self, index: Index, digest: str) -> bool:
+        """True when a blob that is linked from elsewhere is no longer what it was."""
+        sealed = _origins(index).get(digest)
+        blob = self._blob(digest)
+        status = blob.stat()
+        if sealed is None or sealed == (status.st_size, status.st_mtime_ns):
+            return False
+        return hash_file(blob, threading.Event()) != digest
+
+    def _named(self, index: Index) -> set[str]:
+        """The digests of all blobs that models of an index consist of.
+
+        Raises:
+            JobFailed: a manifest cannot be read, so that nobody knows what belongs to its model.
+        """
+        manifests = [self._manifest(entry.id) for entry in index.entries]
+        return {entry.id for entry in index.entries} | {
+            blob.digest for manifest in manifests for blob in manifest.blobs()
+        }
+
+    def _digests(self, entry: Entry) -> set[str]:
+        try:
+            manifest = self._manifest(entry.id)
+        except JobFailed:
+            return {entry.id}
+        return {entry.id, *(layer.digest for layer in manifest.blobs())}
+
+    def _whole_blob(self, digest: str, size: int) -> Path | None:
+        """A blob that is here and fit to be part of another model."""
+        blob = self._blob(digest)
+        if not has_size(blob, size):
+            return None
+        if self._is_fit(self._read(), digest, size):
+            return blob
+        # Of no model that is known it may be left of a crash, or of an index that was lost.
+        return blob if hash_file(blob, threading.Event()) == digest else None
+
+    def _is_fit(self, index: Index, digest: str, size: int) -> bool:
+        """True for a blob that a model has, and that is what it was."""
+        named = any(digest in self._digests(entry) for entry in index.entries)
+        return named and has_size(self._blob(digest), size) and not self._written_to(index, digest)
+
+    def _blob(self, digest: str) -> Path:
+        return self._blobs / blob_name(digest)
+
+    def _bundle(self, model_id: str) -> Path:
+        return self._bundles / blob_name(model_id)
+
+
+def _origins(index: Index) -> Mapping[str, tuple[int, int]]:
+    return {digest: seal for entry in index.entries for digest, seal in entry.origin.items()}

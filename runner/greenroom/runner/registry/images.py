@@ -1,0 +1,172 @@
+"""Images as registries describe them: indexes, manifests, configurations, and the choice of a platform. Pure.
+
+OCI image specification 1.1 and Docker's schema 2, which differ in their media types only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from greenroom.runner.failures import JobFailed
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LAYERS = 500
+_SIZE = 2**40
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class ImagePlatform(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image runs on, in OCI's words."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+    @classmethod
+    def of(cls, system: str, machine: str) -> ImagePlatform:
+        """A machine as `platform` names it: `x86_64` is `amd64` here."""
+        return cls(os=system, architecture=_MACHINES.get(machine, machine))
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part) or "unknown"
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A pointer to a blob or a manifest."""
+
+    media_type: str = ""
+    digest: str
+    size: int
+    platform: ImagePlatform | None = None
+    annotations: dict[str, str] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The digest's hex digits."""
+        return self.digest.removeprefix("sha256:")
+
+
+class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One image: its configuration and its layers, the lowest first."""
+
+    media_type: str = ""
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+class ImageIndex(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One image for several platforms."""
+
+    media_type: str = ""
+    manifests: tuple[Descriptor, ...]
+
+
+class _RootFs(msgspec.Struct, frozen=True, kw_only=True):
+    diff_ids: tuple[str, ...] = ()
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image says about itself, as far as it matters here."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+    rootfs: _RootFs = _RootFs()
+
+    @property
+    def platform(self) -> ImagePlatform:
+        """What it runs on."""
+        return ImagePlatform(os=self.os, architecture=self.architecture, variant=self.variant)
+
+
+class _Shape(msgspec.Struct, frozen=True):
+    """Enough to tell one kind of manifest from another."""
+
+    manifests: object = None
+    layers: object = None
+
+
+class NotAnImage(Exception):
+    """Bytes that describe no image; the text is one clause that says why."""
+
+
+def decode(data: bytes) -> ImageManifest | ImageIndex:
+    """Read what a registry has answered.
+
+    Raises:
+        NotAnImage: It is something else, or makes no sense.
+    """
+    try:
+        shape = msgspec.json.decode(data, type=_Shape)
+        if shape.manifests is not None:
+            index = msgspec.json.decode(data, type=ImageIndex)
+            _check(index.manifests)
+            return index
+        if shape.layers is None:
+            raise NotAnImage("it lists neither layers nor platforms")
+        manifest = msgspec.json.decode(data, type=ImageManifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NotAnImage(f"its manifest cannot be read: {error}") from error
+    _check((manifest.config, *manifest.layers))
+    return manifest
+
+
+def decode_config(data: bytes, manifest: ImageManifest) -> ImageConfig:
+    """Read an image's configuration.
+
+    Raises:
+        NotAnImage: It makes no sense, or belongs to other layers.
+    """
+    try:
+        config = msgspec.json.decode(data, type=ImageConfig)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NotAnImage(f"its configuration cannot be read: {error}") from error
+    if len(config.rootfs.diff_ids) != len(manifest.layers):
+        raise NotAnImage("its configuration names other layers than its manifest")
+    return config
+
+
+def choose(index: ImageIndex, wanted: ImagePlatform, name: str) -> Descriptor:
+    """The image for a platform.
+
+    Raises:
+        JobFailed: Permanent, `wrong_platform`: it has none.
+    """
+    fitting = [one for one in index.manifests if one.platform is not None and fits(one.platform, wanted)]
+    if not fitting:
+        there = sorted({str(one.platform) for one in index.manifests if _is_image(one)})
+        raise wrong_platform(name, wanted, there)
+    # `arm64` means `arm64/v8`; any further variant needs more than every machine has.
+    return min(fitting, key=lambda one: one.platform is not None and one.platform.variant not in ("", "v8"))
+
+
+def fits(offered: ImagePlatform, wanted: ImagePlatform) -> bool:
+    """True when an image for the one runs on the other."""
+    return (offered.os, offered.architecture) == (wanted.os, wanted.architecture)
+
+
+def wrong_platform(name: str, wanted: ImagePlatform, there: Sequence[str]) -> JobFailed:
+    """The sentence for an image that is not for this machine."""
+    return JobFailed.permanent(
+        "wrong_platform",
+        f"The image {name} is not for {wanted}; it is for {', '.join(there) or 'no platform at all'}.",
+        advice="Name an image for this machine, or use another backend: see `greenroom backends`.",
+    )
+
+
+def _is_image(one: Descriptor) -> bool:
+    """False for signatures and attestations, which are listed beside images."""
+    return one.platform is not None and one.platform.os not in ("", "unknown")
+
+
+def _check(blobs: Sequence[Descriptor]) -> None:
+    if len(blobs) > _LAYERS:
+        raise NotAnImage(f"it has {len(blobs)} parts")
+    for blob in blobs:
+        if not _DIGEST.fullmatch(blob.digest):
+            raise NotAnImage(f"it names a part by {blob.digest[:80]!r}, which is no SHA-256 digest")
+        if not 0 <= blob.size <= _SIZE:
+            raise NotAnImage(f"it has a part of {blob.size} bytes")

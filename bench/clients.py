@@ -29,8 +29,8 @@ from typing import Any
 
 from engines import BOUND, CACHE, Daemon, backend_of, call, knock
 
-from greenroom.actors.facts import EngineSpec
-from greenroom.runner.backends.declaration import Launch, ModelFiles
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.backends.base import Launch, ModelFiles
 
 BUDGET = 0.95
 AT = 16

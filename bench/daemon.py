@@ -25,10 +25,17 @@ from typing import Any
 import psutil
 
 from greenroom.actors import INSTALLER, Ensure, Event, SqliteJournal, read_journal
-from greenroom.actors import events as ev
-from greenroom.actors.facts import EngineExit, EngineSpec
+from greenroom.actors.engine_runner.events import (
+    EngineExited,
+    EngineReady,
+    EngineSpawned,
+    EngineStartRequested,
+    EngineStopRequested,
+)
 from greenroom.actors.journal.port import Entry
 from greenroom.actors.kernel.codec import Codec
+from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
+from greenroom.actors.values import EngineExit, EngineSpec
 from greenroom.runner import Greenroom, Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -49,18 +56,18 @@ def lives() -> Iterator[tuple[str, Event]]:
             model_ref="tiny",
         )
         end = EngineExit(at=1.8e9, code=0, summary="The engine was asked to end and did.", expected=True)
-        yield "scheduler", ev.LoadAdmitted(spec=spec, promised=2**30, budget=2**33)
-        yield "runner/llama.cpp", ev.EngineStartRequested(spec=spec)
-        yield "runner/llama.cpp", ev.EngineSpawned(engine_id=one, pid=7, started=1.0, endpoint="/run/e.sock")
-        yield "runner/llama.cpp", ev.EngineReady(engine_id=one, seconds=1.5)
+        yield "scheduler", LoadAdmitted(spec=spec, promised=2**30, budget=2**33)
+        yield "runner/llama.cpp", EngineStartRequested(spec=spec)
+        yield "runner/llama.cpp", EngineSpawned(engine_id=one, pid=7, started=1.0, endpoint="/run/e.sock")
+        yield "runner/llama.cpp", EngineReady(engine_id=one, seconds=1.5)
         yield (
             "scheduler",
-            ev.EvictionDecided(
+            EvictionDecided(
                 engine_id=one, model_id="sha256:m", model_ref="tiny", backend="llama.cpp", reason="idle"
             ),
         )
-        yield "runner/llama.cpp", ev.EngineStopRequested(engine_id=one, reason="it is not wanted any more")
-        yield "runner/llama.cpp", ev.EngineExited(engine_id=one, exit=end)
+        yield "runner/llama.cpp", EngineStopRequested(engine_id=one, reason="it is not wanted any more")
+        yield "runner/llama.cpp", EngineExited(engine_id=one, exit=end)
 
 
 def write_journal(path: Path, events: int) -> None:

@@ -26,8 +26,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from greenroom.actors.facts import EngineSpec
-from greenroom.runner.backends.declaration import Backend, Command, Launch, ModelFiles
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.backends.base import Backend, Command, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom

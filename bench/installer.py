@@ -33,10 +33,11 @@ import aiohttp
 import uv
 from aiohttp import web
 
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Progress
+from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.scheduler.messages import AwaitReady
+from greenroom.actors.values import Progress
+from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.app import front_door
@@ -186,7 +187,7 @@ def statuses(home: Path) -> dict[str, Any]:
         return found
 
     with Greenroom(Settings(home=home), backends=backends, here=here) as greenroom:
-        greenroom.system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=30)
+        greenroom.system.ask(SCHEDULER, AwaitReady()).get(timeout=30)
         return {"backends": len(backends), **asyncio.run(ask(greenroom))}
 
 

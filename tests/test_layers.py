@@ -30,8 +30,8 @@ LAYERS = (
     ("actors",),
     ("runner.systems",),
     (
-        "runner.failures",
-        "runner.quantities",
+        "runner.errors",
+        "runner.units",
         "runner.user_home",
         "runner.home",
         "runner.config",
@@ -185,7 +185,7 @@ def test_what_depends_on_the_system_is_asked_of_its_module() -> None:
     known = {
         "runner.systems": "chooses",
         "runner.systems.linux": "is one",
-        "runner.backends.declaration": "the platform's name, a value of its own",
+        "runner.backends.base": "the platform's name, a value of its own",
         "runner.engines.launchers.keeper_watch": "runs in an installation's own Python",
         "runner.cli.first_process": "is the first process of a container or not",
         "runner.config": "where data lies without a home of its own",
@@ -218,7 +218,7 @@ def durable_types() -> set[type]:
 
 def inside(annotation: Any) -> set[type]:
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        if annotation.__module__ in ("greenroom.actors.facts", "greenroom.actors.messages"):
+        if annotation.__module__ == "greenroom.actors.values" or annotation.__module__.endswith(".messages"):
             return set()
         found = {annotation}
         for hint in typing.get_type_hints(annotation).values():

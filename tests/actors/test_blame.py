@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation
-from greenroom.actors.runner import Runner
+from greenroom.actors.engine_runner.core import Runner
+from greenroom.actors.engine_runner.events import EngineStartRequested
+from greenroom.actors.engine_runner.messages import EngineEnded, EngineIsReady, EngineStalled, SpawnedEngine
+from greenroom.actors.installer.messages import BackendStatus
+from greenroom.actors.library.messages import NoteDamage
+from greenroom.actors.scheduler.events import BreakerOpened, LoadFailed, ModelQuarantined
+from greenroom.actors.scheduler.messages import Configure, Granted, Unload
 from greenroom.actors.testing import given
+from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation
 from stage import Stage, exited, installation, model
 
 FAILURES = {
@@ -32,15 +36,13 @@ def upgraded() -> Stage:
     stage = Stage().begin(model("qwen", format="safetensors-mlx"), installed_ones=())
     stage.hear_installer(_mlx(old))
     spec = stage.loaded("qwen")
-    stage.when(msg.Unload(all=True)).rest()
+    stage.when(Unload(all=True)).rest()
     stage.engine_is(spec, "gone")
     return stage.hear_installer(_mlx(NEW, old))
 
 
-def _mlx(*there: Installation) -> msg.BackendStatus:
-    return msg.BackendStatus(
-        name="mlx", state="installed", current=there[0], installations=there, wanted=True
-    )
+def _mlx(*there: Installation) -> BackendStatus:
+    return BackendStatus(name="mlx", state="installed", current=there[0], installations=there, wanted=True)
 
 
 def never_ran(stage: Stage, spec: EngineSpec, failure: Failure) -> Stage:
@@ -55,9 +57,7 @@ def test_a_model_that_is_found_damaged_is_told_to_the_library_with_the_answer() 
     spec = stage.spec_of("qwen")
     never_ran(stage, spec, damaged)
     assert stage.refused("r1").code == "model_damaged"
-    assert stage.sent(msg.NoteDamage, "library") == [
-        msg.NoteDamage(model_id=spec.model_id, reason="It is damaged.")
-    ]
+    assert stage.sent(NoteDamage, "library") == [NoteDamage(model_id=spec.model_id, reason="It is damaged.")]
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
@@ -73,18 +73,18 @@ def test_a_load_that_fails_without_the_engines_doing_opens_no_breaker_and_quaran
         assert refusal.code == failure.code
         assert refusal.retry_after > 0
         stage.pass_time(refusal.retry_after)
-    assert not stage.stored(ev.ModelQuarantined)
-    assert not stage.stored(ev.BreakerOpened)
+    assert not stage.stored(ModelQuarantined)
+    assert not stage.stored(BreakerOpened)
     assert not stage.state.breakers
-    assert {one.failure.blame for one in stage.stored(ev.LoadFailed)} == {failure.blame}
+    assert {one.failure.blame for one in stage.stored(LoadFailed)} == {failure.blame}
 
 
 def test_an_engine_that_nobody_has_seen_run_or_end_counts_for_nothing() -> None:
     stage = upgraded().serve("r1", "qwen")
     stage.dies(stage.spec_of("qwen"), code=None, summary="The engine's keeper cannot be started.")
-    assert not stage.stored(ev.ModelQuarantined)
+    assert not stage.stored(ModelQuarantined)
     assert not stage.state.breakers
-    assert stage.stored(ev.LoadFailed)[-1].failure.blame == "machine"
+    assert stage.stored(LoadFailed)[-1].failure.blame == "machine"
 
 
 def test_who_keeps_asking_meanwhile_hears_the_same_and_stores_nothing() -> None:
@@ -100,7 +100,7 @@ def test_who_keeps_asking_meanwhile_hears_the_same_and_stores_nothing() -> None:
     assert len(stage.history) == stored
     stage.pass_time(2.0).serve("later", "one")
     stage.engine_is(stage.spec_of("one"), "starting").engine_is(stage.spec_of("one"), "ready")
-    assert isinstance(stage.outcomes["later"], msg.Granted)
+    assert isinstance(stage.outcomes["later"], Granted)
 
 
 def test_a_model_that_is_configured_differently_is_tried_again_at_once() -> None:
@@ -108,7 +108,7 @@ def test_a_model_that_is_configured_differently_is_tried_again_at_once() -> None
     for name in ("one", "two"):
         stage.serve(f"first-{name}", name)
         never_ran(stage, stage.spec_of(name), FAILURES["cannot_start"])
-    stage.when(msg.Configure(model_id="sha256:one", model_ref="one", flags=("--mlock",))).rest()
+    stage.when(Configure(model_id="sha256:one", model_ref="one", flags=("--mlock",))).rest()
     stage.serve("mended", "one")
     assert stage.spec_of("one").flags == ("--mlock",)
     stage.serve("not mended", "two")
@@ -120,14 +120,14 @@ def test_what_the_engine_itself_did_counts_as_before() -> None:
     for number in range(3):
         stage.serve(f"r{number}", "one")
         stage.dies(stage.spec_of("one"))
-    assert stage.stored(ev.BreakerOpened)
+    assert stage.stored(BreakerOpened)
 
 
 def test_an_engine_that_was_stopped_from_outside_is_replaced_for_who_waits() -> None:
     stage = Stage().begin(model("one"))
     spec = stage.loaded("one")
     stage.engine_is(spec, "stopping", fault="it was stopped by SIGSTOP", failure=HALTED)
-    (failed,) = stage.stored(ev.LoadFailed)
+    (failed,) = stage.stored(LoadFailed)
     assert (failed.failure.code, failed.failure.blame) == ("engine_halted", "machine")
     stage.serve("next", "one")
     new = stage.spec_of("one")
@@ -140,11 +140,11 @@ def test_an_engine_that_was_stopped_from_outside_is_replaced_for_who_waits() -> 
 
 def test_a_runner_keeps_kind_code_and_blame_to_the_end() -> None:
     spec = EngineSpec(engine_id="e1", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m")
-    case: Any = given(Runner("llama.cpp"), ev.EngineStartRequested(spec=spec))
-    case.when(msg.SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
-    case.when(msg.EngineIsReady(engine_id="e1")).rest()
-    case.when(msg.EngineStalled(engine_id="e1", failure=HALTED))
-    case.when(msg.EngineEnded(engine_id="e1", exit=exited(signal="SIGKILL")))
+    case: Any = given(Runner("llama.cpp"), EngineStartRequested(spec=spec))
+    case.when(SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
+    case.when(EngineIsReady(engine_id="e1")).rest()
+    case.when(EngineStalled(engine_id="e1", failure=HALTED))
+    case.when(EngineEnded(engine_id="e1", exit=exited(signal="SIGKILL")))
     engine = case.state.engines["e1"]
     assert engine.failure.message == "The llama.cpp engine of m was given up: it was stopped by SIGSTOP."
     assert (engine.exit.failure.code, engine.exit.failure.kind, engine.exit.failure.blame) == (

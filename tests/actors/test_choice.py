@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors import messages as msg
-from greenroom.actors.choice import Install, Use, choose
+from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.scheduler.backend_choice import Install, Use, choose
 from stage import FACTS, METAL, absent, installation, installed, model
 
 GGUF, SAFE, QUANTISED = (model("m", format=one) for one in ("gguf", "safetensors", "safetensors-mlx"))
 
 
-def pick(what: Any, *statuses: msg.BackendStatus, binding: str = "", policy: Any = "ask", **more: Any) -> Any:
+def pick(what: Any, *statuses: BackendStatus, binding: str = "", policy: Any = "ask", **more: Any) -> Any:
     known = {one.name: one for one in statuses}
     return choose(what, more.get("mode", "completion"), binding, policy, FACTS, known)
 
@@ -23,12 +23,12 @@ def refused(*arguments: Any, **more: Any) -> Refusal:
     return outcome
 
 
-def broken(backend: str, **more: Any) -> msg.BackendStatus:
-    from greenroom.actors.facts import Failure
+def broken(backend: str, **more: Any) -> BackendStatus:
+    from greenroom.actors.values import Failure
 
     one = installation(backend, broken="a file is missing", **more)
     failure = Failure(kind="permanent", code="broken", message="a file is missing")
-    return msg.BackendStatus(name=backend, state="broken", installations=(one,), failure=failure)
+    return BackendStatus(name=backend, state="broken", installations=(one,), failure=failure)
 
 
 def test_of_the_installed_ones_the_most_preferred_serves() -> None:

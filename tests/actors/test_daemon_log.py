@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from greenroom.actors import messages as msg
-from greenroom.actors.daemon_log import DaemonLog
-from greenroom.actors.events import DaemonStarted, DaemonStopped
+from greenroom.actors.daemon_log import DaemonLog, DaemonStarted, DaemonStopped, NoteStopped
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.testing import given
 
@@ -30,7 +28,7 @@ def test_a_daemon_with_the_pid_of_one_that_was_killed_has_started_too() -> None:
 def test_a_stop_in_order_is_told_apart_from_a_killed_daemon() -> None:
     case = given(DaemonLog(STARTED), STARTED)
     assert case.state.running_pid == 42
-    case.when(msg.NoteStopped(pid=42, reason="asked to stop")).then(DaemonStopped)
+    case.when(NoteStopped(pid=42, reason="asked to stop")).then(DaemonStopped)
     assert case.state.running_pid == 0
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import EngineSpec, Measured
-from greenroom.actors.ledger import Device, Memory
-from greenroom.actors.scheduler_state import footprint_key
+from greenroom.actors.engine_runner.messages import EngineList
+from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
+from greenroom.actors.scheduler.ledger import Device, Memory
+from greenroom.actors.scheduler.messages import ReadLedger, Unload
+from greenroom.actors.scheduler.state import footprint_key
+from greenroom.actors.values import EngineSpec, Measured
 from stage import FACTS, GIB, Stage, model
 
 ONE = model("one", 2 * GIB, format="safetensors")
@@ -39,9 +40,7 @@ def stage(*devices: Device, budget: int = 8 * GIB, **more: Any) -> Stage:
 def measured(at: Stage, spec: EngineSpec, on_device: int | None, here: int = BESIDE) -> None:
     size = Measured(now=here, peak=here, device=on_device, device_peak=on_device or 0)
     engines = tuple(at.engines["vllm"].values())
-    at.when(
-        msg.EngineList(backend="vllm", engines=engines, version=2, measured={spec.engine_id: size})
-    ).rest()
+    at.when(EngineList(backend="vllm", engines=engines, version=2, measured={spec.engine_id: size})).rest()
 
 
 def test_an_engine_goes_to_the_device_with_the_most_room_and_a_little_of_it_stays_here() -> None:
@@ -49,7 +48,7 @@ def test_an_engine_goes_to_the_device_with_the_most_room_and_a_little_of_it_stay
     spec = at.loaded("one")
     assert (spec.device, spec.device_memory, spec.device_total) == ("GPU-1", 2 * GIB + BESIDE, 4 * GIB)
     assert spec.memory == BESIDE
-    (admitted,) = at.stored(ev.LoadAdmitted)
+    (admitted,) = at.stored(LoadAdmitted)
     assert (admitted.promised, admitted.budget) == (BESIDE, 8 * GIB)
     assert (admitted.device_promised, admitted.device_budget) == (2 * GIB + BESIDE, 4 * GIB)
     assert at.loaded("two").device == "GPU-0"
@@ -75,7 +74,7 @@ def test_where_what_is_free_cannot_be_measured_promises_alone_decide() -> None:
     at = stage(device(0, 3 * GIB))
     spec = at.loaded("one")
     at.serve("r", "two")
-    evicted = at.stored(ev.EvictionDecided)
+    evicted = at.stored(EvictionDecided)
     assert [(one.engine_id, one.device, one.reason) for one in evicted] == [(spec.engine_id, "GPU-0", "room")]
     assert (evicted[0].memory, evicted[0].needed, evicted[0].free) == (
         2 * GIB + BESIDE,
@@ -92,7 +91,7 @@ def test_room_is_made_on_the_device_where_the_fewest_must_end() -> None:
     assert {first.device, other.device} == {"GPU-0", "GPU-1"}
     at.pass_time(1).serve("cpu", "cpu")
     at.pass_time(1).serve("r", "two")
-    (evicted,) = at.stored(ev.EvictionDecided)
+    (evicted,) = at.stored(EvictionDecided)
     assert evicted.engine_id in (first.engine_id, other.engine_id)
     # An engine that has nothing there is not ended for it.
     assert at.spec_of("cpu")
@@ -123,7 +122,7 @@ def test_whoever_waits_for_a_device_does_not_keep_others_from_the_machines_memor
     at.loaded("cpu")
     # Room comes, and nobody overtakes whoever has waited for it.
     at.leave("busy").rest()
-    assert [one.engine_id for one in at.stored(ev.EvictionDecided)] == [spec.engine_id]
+    assert [one.engine_id for one in at.stored(EvictionDecided)] == [spec.engine_id]
     at.serve("late", "small")
     assert at.informed["late"].message == "waiting for memory, behind two"
 
@@ -132,11 +131,11 @@ def test_a_peak_above_the_promise_counts_at_once_and_is_remembered() -> None:
     at = stage(device(0, 8 * GIB))
     spec = at.loaded("one")
     measured(at, spec, 5 * GIB)
-    reading = at.when(msg.ReadLedger()).reply
+    reading = at.when(ReadLedger()).reply
     (engine,) = reading.engines
     assert (engine.device_promised, engine.device_measured, engine.promised) == (5 * GIB, 5 * GIB, BESIDE)
     assert [(one.promised, one.free) for one in reading.devices] == [(5 * GIB, 3 * GIB)]
-    at.when(msg.Unload(all=True)).rest()
+    at.when(Unload(all=True)).rest()
     assert at.state.footprints[footprint_key(spec, on_device=True)] == 5 * GIB
     at.engine_is(spec, "gone")
     assert at.loaded("one").device_memory == 5 * GIB
@@ -146,7 +145,7 @@ def test_what_is_not_measured_stays_the_estimate() -> None:
     at = stage(device(0, 8 * GIB))
     spec = at.loaded("one")
     measured(at, spec, None)
-    (engine,) = at.when(msg.ReadLedger()).reply.engines
+    (engine,) = at.when(ReadLedger()).reply.engines
     assert (engine.device_promised, engine.device_measured) == (2 * GIB + BESIDE, None)
 
 

@@ -8,18 +8,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.actors import effects as fx
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Engine
+from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.engine_runner.messages import EngineList
 from greenroom.actors.gates import GateBoard
+from greenroom.actors.installer.messages import InstallationList
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.core import Effect
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.ledger import Memory
-from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.library.messages import ModelList
+from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.scheduler.effects import AdmitRequest, OpenGate
+from greenroom.actors.scheduler.ledger import Memory
+from greenroom.actors.scheduler.messages import Serve
 from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingHands
+from greenroom.actors.values import Engine
 from stage import GIB, LLAMA, installed, model
 
 QWEN, PHI = model("qwen"), model("phi")
@@ -32,7 +36,7 @@ class House:
         self.clock = ManualClock()
         self.journal = FaultyJournal(MemoryJournal())
         self.gates = GateBoard(monotonic=lambda: self.clock.now().monotonic)
-        self.hands = RecordingHands({fx.OpenGate: self._open, fx.AdmitRequest: self._admit})
+        self.hands = RecordingHands({OpenGate: self._open, AdmitRequest: self._admit})
         self.system = ActorSystem(self.journal, clock=self.clock)
         self.system.register(Scheduler((LLAMA,)), hands=self.hands, sense=self._sense)
         self.system.start()
@@ -53,19 +57,19 @@ class House:
         return f"{now.monotonic}/{now.draw}"
 
     def begin(self) -> None:
-        self.system.tell(msg.SCHEDULER, msg.ModelList(models=(QWEN, PHI), version=1))
-        told = msg.InstallationList(backends=(installed("llama.cpp"),), version=1)
-        self.system.tell(msg.SCHEDULER, told)
+        self.system.tell(SCHEDULER, ModelList(models=(QWEN, PHI), version=1))
+        told = InstallationList(backends=(installed("llama.cpp"),), version=1)
+        self.system.tell(SCHEDULER, told)
         self.hear()
 
     def hear(self, *engines: Engine) -> None:
-        told = msg.EngineList(backend="llama.cpp", engines=engines, version=1, token=self.life)
-        self.system.tell(msg.SCHEDULER, told)
+        told = EngineList(backend="llama.cpp", engines=engines, version=1, token=self.life)
+        self.system.tell(SCHEDULER, told)
         self.system.rest()
 
     def serve(self, request_id: str, name: str) -> Any:
-        ask = msg.Serve(request_id=request_id, model_id=f"sha256:{name}", model_ref=name)
-        return self.system.ask(msg.SCHEDULER, ask)
+        ask = Serve(request_id=request_id, model_id=f"sha256:{name}", model_ref=name)
+        return self.system.ask(SCHEDULER, ask)
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def ready(house: House, name: str) -> Engine:
     """A model that is loaded before anything goes wrong."""
     reply = house.serve(f"load-{name}", name)
     house.system.rest()
-    loads = house.system.state(msg.SCHEDULER).loads.values()
+    loads = house.system.state(SCHEDULER).loads.values()
     spec = next(load.spec for load in loads if load.spec.model_ref == name)
     engine = Engine(spec=spec, state="ready", since=house.clock.now().wall, endpoint="/run/e.sock")
     house.hear(engine)
@@ -118,13 +122,13 @@ def test_nothing_has_to_be_restarted_when_there_is_room_again(house: House) -> N
     house.journal.fault = None
     house.serve("r2", "phi")
     house.system.rest()
-    assert len(house.system.state(msg.SCHEDULER).loads) == 1
+    assert len(house.system.state(SCHEDULER).loads) == 1
 
 
 def test_the_effects_of_what_could_not_be_stored_do_not_happen(house: House) -> None:
     house.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused):
         house.serve("r1", "phi").get(timeout=5)
-    assert not [one for one in house.hands.effects if isinstance(one, fx.AdmitRequest)]
+    assert not [one for one in house.hands.effects if isinstance(one, AdmitRequest)]
     assert all(isinstance(one, Effect) for one in house.hands.effects)
-    assert not house.system.state(msg.SCHEDULER).loads
+    assert not house.system.state(SCHEDULER).loads

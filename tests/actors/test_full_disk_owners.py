@@ -7,17 +7,32 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import effects as fx
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Failure, Installation
-from greenroom.actors.installer import Installer
+from greenroom.actors.addresses import INSTALLER, LIBRARY
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.effects import BuildInstallation, LookAtInstallations
+from greenroom.actors.installer.messages import Ensure, InstallationsSeen, InstallCommitted, Uninstall
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.core import Command, Effect
 from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.library import Library
+from greenroom.actors.library.core import Library
+from greenroom.actors.library.effects import AddTag, FetchModel, LookAtModels, SendModel, StoreAgain
+from greenroom.actors.library.messages import (
+    CancelPull,
+    ModelRepackaged,
+    ModelsSeen,
+    Pull,
+    PullAttemptEnded,
+    PullCommitted,
+    Push,
+    PushEnded,
+    RepackageModel,
+    TagModel,
+    TagsWritten,
+)
 from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingHands
+from greenroom.actors.values import Failure, Installation
 from stage import MLX, NO_SPACE, model
 
 SMOL, QWEN = model("smol"), model("qwen")
@@ -39,38 +54,38 @@ class House:
         on = self.reports
         on(
             self.library,
-            fx.AddTag,
-            lambda e: msg.TagsWritten(model_id=e.model_id, tag=e.tag, tags=("smol", e.tag)),
+            AddTag,
+            lambda e: TagsWritten(model_id=e.model_id, tag=e.tag, tags=("smol", e.tag)),
         )
-        on(self.library, fx.FetchModel, lambda e: msg.PullCommitted(job=e.job, model=QWEN))
+        on(self.library, FetchModel, lambda e: PullCommitted(job=e.job, model=QWEN))
         on(
             self.library,
-            fx.SendModel,
-            lambda e: msg.PushEnded(model_id=e.model_id, reference=e.reference, sent=1, seconds=1.0),
+            SendModel,
+            lambda e: PushEnded(model_id=e.model_id, reference=e.reference, sent=1, seconds=1.0),
         )
         on(
             self.library,
-            fx.StoreAgain,
-            lambda e: msg.ModelRepackaged(source_id=e.model_id, tag=e.tag, model=QWEN),
+            StoreAgain,
+            lambda e: ModelRepackaged(source_id=e.model_id, tag=e.tag, model=QWEN),
         )
         on(
             self.installer,
-            fx.BuildInstallation,
-            lambda e: msg.InstallCommitted(job=e.job, installation=BUILT),
+            BuildInstallation,
+            lambda e: InstallCommitted(job=e.job, installation=BUILT),
         )
         if looks:
-            on(self.library, fx.LookAtModels, lambda _: msg.ModelsSeen(models=(SMOL,)))
+            on(self.library, LookAtModels, lambda _: ModelsSeen(models=(SMOL,)))
             on(
                 self.installer,
-                fx.LookAtInstallations,
-                lambda _: msg.InstallationsSeen(backend="mlx", installations=()),
+                LookAtInstallations,
+                lambda _: InstallationsSeen(backend="mlx", installations=()),
             )
         self.system.start()
         self.system.rest()
 
     def reports(self, hands: RecordingHands, kind: type[Effect], report: Callable[[Any], Command]) -> None:
         """Have hands report this as soon as they are asked for that."""
-        to = msg.LIBRARY if hands is self.library else msg.INSTALLER
+        to = LIBRARY if hands is self.library else INSTALLER
         hands.on[kind] = lambda effect, _: self.system.tell(to, report(effect))
 
     def fills_up_before(self, hands: RecordingHands, kind: type[Effect]) -> None:
@@ -102,18 +117,18 @@ def refused(reply: Any) -> Refusal:
     return error.value.refusal
 
 
-TAG = msg.TagModel(model_id=SMOL.id, tag="mine")
+TAG = TagModel(model_id=SMOL.id, tag="mine")
 DONE: list[tuple[str, Command, str, type[Effect]]] = [
-    (msg.LIBRARY.name, TAG, "model_tagged", fx.AddTag),
-    (msg.LIBRARY.name, msg.Pull(reference="qwen"), "model_committed", fx.FetchModel),
-    (msg.LIBRARY.name, msg.Push(model_id=SMOL.id, reference="r/smol"), "model_pushed", fx.SendModel),
+    (LIBRARY.name, TAG, "model_tagged", AddTag),
+    (LIBRARY.name, Pull(reference="qwen"), "model_committed", FetchModel),
+    (LIBRARY.name, Push(model_id=SMOL.id, reference="r/smol"), "model_pushed", SendModel),
     (
-        msg.LIBRARY.name,
-        msg.RepackageModel(model_id=SMOL.id, tag="small", context_size=512),
+        LIBRARY.name,
+        RepackageModel(model_id=SMOL.id, tag="small", context_size=512),
         "model_committed",
-        fx.StoreAgain,
+        StoreAgain,
     ),
-    (msg.INSTALLER.name, msg.Ensure(backend="mlx"), "installation_committed", fx.BuildInstallation),
+    (INSTALLER.name, Ensure(backend="mlx"), "installation_committed", BuildInstallation),
 ]
 
 
@@ -133,9 +148,9 @@ def test_what_is_done_and_cannot_be_recorded_is_answered_at_once_and_recorded_la
 
 
 def test_a_failure_that_cannot_be_recorded_is_told_as_what_it_is(house: House) -> None:
-    house.reports(house.library, fx.FetchModel, lambda e: msg.PullAttemptEnded(job=e.job, failure=NO_SPACE))
-    house.fills_up_before(house.library, fx.FetchModel)
-    refusal = refused(house.system.ask(msg.LIBRARY, msg.Pull(reference="qwen")))
+    house.reports(house.library, FetchModel, lambda e: PullAttemptEnded(job=e.job, failure=NO_SPACE))
+    house.fills_up_before(house.library, FetchModel)
+    refusal = refused(house.system.ask(LIBRARY, Pull(reference="qwen")))
     assert (refusal.code, refusal.message) == (NO_SPACE.code, NO_SPACE.message)
     house.space_is_back()
     assert [one.type for one in house.journal.read()][-1] == "pull_failed"
@@ -144,13 +159,13 @@ def test_a_failure_that_cannot_be_recorded_is_told_as_what_it_is(house: House) -
 def test_a_wish_that_waited_for_the_first_look_is_refused_and_not_kept_waiting() -> None:
     house = House(looks=False)
     replies = [
-        house.system.ask(msg.LIBRARY, msg.Pull(reference="qwen")),
-        house.system.ask(msg.INSTALLER, msg.Ensure(backend="mlx")),
+        house.system.ask(LIBRARY, Pull(reference="qwen")),
+        house.system.ask(INSTALLER, Ensure(backend="mlx")),
     ]
     house.system.rest()
     house.journal.fault = FULL
-    house.system.tell(msg.LIBRARY, msg.ModelsSeen(models=()))
-    house.system.tell(msg.INSTALLER, msg.InstallationsSeen(backend="mlx", installations=()))
+    house.system.tell(LIBRARY, ModelsSeen(models=()))
+    house.system.tell(INSTALLER, InstallationsSeen(backend="mlx", installations=()))
     for reply in replies:
         refusal = refused(reply)
         assert (refusal.status, refusal.code) == (507, "journal_full")
@@ -162,15 +177,15 @@ def test_a_wish_that_waited_for_the_first_look_is_refused_and_not_kept_waiting()
 
 
 def test_uninstalling_and_cancelling_make_room_and_are_recorded_all_the_same(house: House) -> None:
-    house.system.ask(msg.INSTALLER, msg.Ensure(backend="mlx")).get(timeout=5)
-    house.library.on[fx.FetchModel] = lambda effect, cause: None
-    pull = house.system.ask(msg.LIBRARY, msg.Pull(reference="qwen"))
+    house.system.ask(INSTALLER, Ensure(backend="mlx")).get(timeout=5)
+    house.library.on[FetchModel] = lambda effect, cause: None
+    pull = house.system.ask(LIBRARY, Pull(reference="qwen"))
     house.system.rest()
     house.journal.fault = FULL
-    cancelled = house.system.ask(msg.LIBRARY, msg.CancelPull(reference="qwen", reason="no room"))
+    cancelled = house.system.ask(LIBRARY, CancelPull(reference="qwen", reason="no room"))
     assert cancelled.get(timeout=5).ended
     assert refused(pull).code == "cancelled"
-    house.system.ask(msg.INSTALLER, msg.Uninstall(backend="mlx"))
+    house.system.ask(INSTALLER, Uninstall(backend="mlx"))
     house.system.rest()
     types = [one.type for one in house.journal.read()]
     assert types[-2:] == ["pull_cancelled", "installation_retiring"]
@@ -181,9 +196,9 @@ def test_a_failure_is_a_failure(house: House) -> None:
     failure = Failure(kind="permanent", code="no_space", message="There is no space for the tag.")
     house.reports(
         house.library,
-        fx.AddTag,
-        lambda e: msg.TagsWritten(model_id=e.model_id, tag=e.tag, tags=(), failure=failure),
+        AddTag,
+        lambda e: TagsWritten(model_id=e.model_id, tag=e.tag, tags=(), failure=failure),
     )
     house.journal.fault = FULL
-    refusal = refused(house.system.ask(msg.LIBRARY, TAG))
+    refusal = refused(house.system.ask(LIBRARY, TAG))
     assert (refusal.status, refusal.message) == (507, failure.message)

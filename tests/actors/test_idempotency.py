@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors import events as ev
 from greenroom.actors.idempotency import (
     REMEMBERED,
     REMEMBERED_FOR,
     AwaitKeyed,
     BeginKeyed,
     Begun,
+    CommandAnswered,
+    CommandKeyed,
     EndKeyed,
     Idempotency,
     Outcome,
@@ -19,10 +20,10 @@ from greenroom.actors.idempotency import (
 from greenroom.actors.kernel.core import Answer, Later
 from greenroom.actors.testing import given
 
-KEYED = ev.CommandKeyed(key="k", command="c", name="POST /engines")
+KEYED = CommandKeyed(key="k", command="c", name="POST /engines")
 BEGIN = BeginKeyed(key="k", command="c", name="POST /engines")
 DONE = Outcome(status=202, content_type="application/json", body="{}", location="/engines/mlx")
-ANSWERED = ev.CommandAnswered(
+ANSWERED = CommandAnswered(
     key="k", status=202, content_type="application/json", body="{}", location="/engines/mlx"
 )
 
@@ -82,12 +83,12 @@ def test_what_says_only_that_now_was_a_bad_moment_is_told_and_not_kept() -> None
 
 def test_a_key_is_forgotten_after_a_day() -> None:
     case = given(Idempotency(), KEYED, ANSWERED).advance(REMEMBERED_FOR)
-    case.when(BeginKeyed(key="k", command="d", name="POST /engines")).then(ev.CommandKeyed)
+    case.when(BeginKeyed(key="k", command="d", name="POST /engines")).then(CommandKeyed)
     assert isinstance(case.reply, Begun)
 
 
 def test_only_the_last_keys_are_remembered() -> None:
-    many = [ev.CommandKeyed(key=f"k{number}", command="c", name="n") for number in range(REMEMBERED + 5)]
+    many = [CommandKeyed(key=f"k{number}", command="c", name="n") for number in range(REMEMBERED + 5)]
     case = given(Idempotency(), *many)
     assert len(case.state.keys) == REMEMBERED
     assert "k4" not in case.state.keys

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import BuildInstallation, LookAtInstallations, RemoveInstallation
+from greenroom.actors.installer.effects import BuildInstallation, LookAtInstallations, RemoveInstallation
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationBroken,
+    InstallationCommitted,
+    InstallationFound,
+    InstallationMissing,
+    InstallationRetiring,
+    InstallationsReadAgain,
+    InstallationsUnread,
+)
+from greenroom.actors.installer.messages import (
+    CancelInstall,
+    Ensured,
+    InstallationList,
+    InstallationsSeen,
+    InstallCommitted,
+    Uninstall,
+)
+from greenroom.actors.installer.messages import InstallationsUnread as InstallationsUnread_msg
 from greenroom.actors.kernel.core import Answer, Later
 from installer_life import NOW, built, committed, ensure, fails, look, new_life, requested, status
 from stage import NO_SPACE
@@ -21,9 +38,9 @@ class TestTheDisk:
 
     def test_with_an_installation_the_journal_does_not_know_is_believed(self) -> None:
         case = new_life(disk=(built(),))
-        assert [type(one.event) for one in case.history] == [ev.InstallationFound]
+        assert [type(one.event) for one in case.history] == [InstallationFound]
         assert status(case).current == built()
-        assert ensure(case) == msg.Ensured(installation=built(), fresh=False)
+        assert ensure(case) == Ensured(installation=built(), fresh=False)
 
     def test_with_several_unknown_ones_brings_the_latest_into_use(self) -> None:
         old, new = built("1-aaaa.1", built_at=1.0), built("2-bbbb.1", built_at=2.0)
@@ -33,7 +50,7 @@ class TestTheDisk:
 
     def test_without_an_installation_the_journal_knows_is_believed_as_well(self) -> None:
         case = new_life(requested(), committed())
-        assert [type(one.event) for one in case.history][2:] == [ev.InstallationMissing]
+        assert [type(one.event) for one in case.history][2:] == [InstallationMissing]
         assert status(case).state == "absent"
 
     def test_with_a_broken_one_says_so_with_the_reason_and_the_next_wish_repairs_it(self) -> None:
@@ -47,12 +64,12 @@ class TestTheDisk:
         (build,) = case.of(BuildInstallation)
         assert build.repair
         whole = built("1-aaaa.2", built_at=NOW.wall + 5)
-        case.when(msg.InstallCommitted(job="mlx.2", installation=whole)).rest()
-        case.then(ev.InstallationCommitted, ev.InstallationRetiring)
+        case.when(InstallCommitted(job="mlx.2", installation=whole)).rest()
+        case.then(InstallationCommitted, InstallationRetiring)
         assert status(case).current == whole
 
     def test_with_one_that_is_whole_again_finds_it(self) -> None:
-        broken = ev.InstallationBroken(backend="mlx", installation_id="1-aaaa.1", reason="gone")
+        broken = InstallationBroken(backend="mlx", installation_id="1-aaaa.1", reason="gone")
         case = new_life(requested(), committed(), broken, disk=(built(),))
         assert status(case).state == "installed"
 
@@ -61,13 +78,13 @@ class TestTheDisk:
         history = (requested(), committed(one=old), requested("mlx.2"), committed("mlx.2", new))
         broken = built("2-bbbb.1", built_at=2.0, broken="it does not start")
         case = new_life(*history, disk=(old, broken))
-        assert ev.InstallationActivated in [type(one.event) for one in case.history]
+        assert InstallationActivated in [type(one.event) for one in case.history]
         assert status(case).current == old
 
     def test_is_not_believed_when_the_look_is_older_than_a_commit(self) -> None:
         case = new_life()
         ensure(case)
-        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
+        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
         look(case)
         assert status(case).state == "installed"
 
@@ -81,8 +98,8 @@ class TestARepair:
         assert build.repair
         assert status(case).state == "installed"
         new = built("1-aaaa.2", built_at=NOW.wall + 9)
-        case.when(msg.InstallCommitted(job="mlx.2", installation=new)).rest()
-        case.then(ev.InstallationCommitted, ev.InstallationRetiring)
+        case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
+        case.then(InstallationCommitted, InstallationRetiring)
         assert status(case).current == new
         assert status(case).retiring == ("1-aaaa.1",)
 
@@ -91,19 +108,19 @@ class TestARepair:
         ensure(case, repair=True)
         fails(case, NO_SPACE, job="mlx.2")
         assert status(case).state == "installed"
-        case.when(msg.CancelInstall(backend="mlx")).rest()
+        case.when(CancelInstall(backend="mlx")).rest()
         assert status(case).wanted
 
 
 def unread(case: Any, reason: str = "Input/output error", backend: str = "mlx") -> Any:
-    return case.when(msg.InstallationsUnread(backend=backend, reason=reason)).rest()
+    return case.when(InstallationsUnread_msg(backend=backend, reason=reason)).rest()
 
 
 class TestADiskThatCannotBeLookedAt:
     def test_says_nothing_of_what_is_there_and_none_of_it_is_used(self) -> None:
         case = new_life(requested(), committed(), looked=False)
         unread(case)
-        case.then(ev.InstallationsUnread)
+        case.then(InstallationsUnread)
         assert (status(case).state, status(case).current) == ("broken", None)
         assert status(case).failure.code == "unreadable"  # type: ignore[union-attr]
         assert status(case).installations == (built(),)
@@ -114,7 +131,7 @@ class TestADiskThatCannotBeLookedAt:
         case = new_life(requested(), committed(), looked=False)
         unread(case)
         unread(case)
-        assert [type(one.event) for one in case.history].count(ev.InstallationsUnread) == 1
+        assert [type(one.event) for one in case.history].count(InstallationsUnread) == 1
 
     def test_refuses_a_wish_with_the_reason_and_ends_no_installation_that_is_wanted(self) -> None:
         case = new_life(requested(), committed(), looked=False)
@@ -124,14 +141,14 @@ class TestADiskThatCannotBeLookedAt:
         (answer,) = [one for one in case.of(Answer) if one.key == later.key]
         assert answer.outcome.code == "unreadable"
         assert ensure(case).status == 503
-        case.when(msg.Uninstall(backend="mlx"))
+        case.when(Uninstall(backend="mlx"))
         assert case.reply.code == "unreadable"
 
     def test_costs_no_other_backend(self) -> None:
         case = new_life(looked=False)
         unread(case)
-        case.when(msg.InstallationsSeen(backend="vllm-metal", installations=())).rest()
-        (told,) = [one for one in case.told("scheduler") if isinstance(one, msg.InstallationList)][-1:]
+        case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
+        (told,) = [one for one in case.told("scheduler") if isinstance(one, InstallationList)][-1:]
         assert {one.name: one.state for one in told.backends} == {"mlx": "broken", "vllm-metal": "absent"}
 
     def test_is_looked_at_again_and_what_is_there_is_used_as_before(self) -> None:
@@ -141,13 +158,13 @@ class TestADiskThatCannotBeLookedAt:
         assert "mlx" in case.of(LookAtInstallations)[-1].backends
         look(case, built())
         assert status(case).current == built()
-        assert [type(one.event) for one in case.history][-1] is ev.InstallationsReadAgain
+        assert [type(one.event) for one in case.history][-1] is InstallationsReadAgain
 
 
 class TestAnInstallationThatCannotBeJudged:
     def seen(self, case: Any, *disk: Any, unclear: tuple[str, ...] = ()) -> None:
         case.when(
-            msg.InstallationsSeen(
+            InstallationsSeen(
                 backend="mlx", installations=disk, unclear=dict.fromkeys(unclear, "its Python did not answer")
             )
         ).rest()
@@ -155,14 +172,14 @@ class TestAnInstallationThatCannotBeJudged:
     def test_is_taken_for_what_it_was(self) -> None:
         case = new_life(requested(), committed(), looked=False)
         self.seen(case, unclear=("1-aaaa.1",))
-        case.when(msg.InstallationsSeen(backend="vllm-metal", installations=())).rest()
+        case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
         assert status(case).current == built()
         assert [type(one.event) for one in case.history][2:] == []
 
     def test_is_judged_when_it_can_be(self) -> None:
         case = new_life(requested(), committed(), looked=False)
         self.seen(case, unclear=("1-aaaa.1",))
-        case.when(msg.InstallationsSeen(backend="vllm-metal", installations=())).rest()
+        case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
         case.advance(31).rest()
         assert case.of(LookAtInstallations)[-1].backends == ("mlx",)
         self.seen(case, built(broken="a file is missing"))
@@ -177,10 +194,10 @@ class TestAnInstallationThatCannotBeJudged:
     def test_leaves_what_was_built_meanwhile_alone(self) -> None:
         case = new_life(requested(), committed(), looked=False)
         self.seen(case, unclear=("1-aaaa.1",))
-        case.when(msg.InstallationsSeen(backend="vllm-metal", installations=())).rest()
+        case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
         ensure(case, version="2")
         new = built("2-bbbb.1")
-        case.when(msg.InstallCommitted(job="mlx.2", installation=new)).rest()
+        case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
         # A look that began before that.
         self.seen(case, built())
         assert status(case).current == new

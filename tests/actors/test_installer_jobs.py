@@ -8,14 +8,39 @@ import msgspec
 import pytest
 from freezegun import freeze_time
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import BuildInstallation, CancelBuild, InformInstall, RemoveInstallation
-from greenroom.actors.installer import Installer
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.effects import (
+    BuildInstallation,
+    CancelBuild,
+    InformInstall,
+    RemoveInstallation,
+)
+from greenroom.actors.installer.events import (
+    InstallationCommitted,
+    InstallationFound,
+    InstallationMissing,
+    InstallationRetiring,
+    InstallAttemptBegun,
+    InstallAttemptFailed,
+    InstallCancelled,
+    InstallFailed,
+    InstallRequested,
+)
+from greenroom.actors.installer.messages import (
+    CancelInstall,
+    Ensure,
+    Ensured,
+    InstallationGone,
+    InstallationsSeen,
+    InstallCommitted,
+    InstallsAwaited,
+    LeaveInstall,
+)
 from greenroom.actors.kernel.clock import Moment, SystemClock
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.retry import NO_NETWORK_AFTER
 from greenroom.actors.testing import Case, given
+from greenroom.actors.values import Cancelled
 from installer_life import KEY, NOW, built, committed, ensure, fails, look, new_life, requested, status
 from stage import MLX, NO_SPACE, OFFLINE
 
@@ -26,40 +51,40 @@ class TestARebuildInTheMiddleOfABuild:
     @pytest.mark.parametrize("wanted_by", ["request", "explicit"])
     def test_leaves_it_alone_and_takes_its_end(self, wanted_by: str) -> None:
         case = self.rebuilt(wanted_by=wanted_by)
-        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
         case.then()
         assert case.of(BuildInstallation) == []
         assert ensure(case) == Later(KEY)
-        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
-        case.then(ev.InstallationCommitted)
-        assert case.answers[KEY] == msg.Ensured(installation=built(), fresh=True)
+        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+        case.then(InstallationCommitted)
+        assert case.answers[KEY] == Ensured(installation=built(), fresh=True)
 
     def test_tries_again_what_fails_then(self) -> None:
         case = self.rebuilt()
-        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
-        fails(case, OFFLINE).then(ev.InstallAttemptFailed)
+        case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        fails(case, OFFLINE).then(InstallAttemptFailed)
         case.wake()
         assert [one.attempt for one in case.of(BuildInstallation)] == [2]
 
     def test_that_ends_well_while_the_disk_is_looked_at_is_not_taken_for_missing(self) -> None:
         case = self.rebuilt()
-        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
+        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
         # Begun before the commit, told after it.
-        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
         assert status(case).current == built()
-        assert not any(isinstance(one, ev.InstallationMissing) for one in case.history)
+        assert not any(isinstance(one, InstallationMissing) for one in case.history)
 
     def test_that_fails_while_the_disk_is_looked_at_is_tried_again(self) -> None:
         case = self.rebuilt()
         fails(case, OFFLINE)
-        case.when(msg.InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+        case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
         case.wake()
         assert [one.attempt for one in case.of(BuildInstallation)] == [2]
 
     def test_does_not_find_what_was_removed_while_the_disk_was_looked_at(self) -> None:
-        retiring = ev.InstallationRetiring(backend="mlx", installation_id=built().id, reason="old")
+        retiring = InstallationRetiring(backend="mlx", installation_id=built().id, reason="old")
         case = new_life(committed(), retiring, looked=False)
-        case.when(msg.InstallationGone(backend="mlx", installation_id=built().id)).rest()
+        case.when(InstallationGone(backend="mlx", installation_id=built().id)).rest()
         look(case, built())
         assert built().id not in case.state.of("mlx").installations
 
@@ -75,7 +100,7 @@ class TestAJob:
     def test_that_fails_for_good_answers_everybody_and_does_not_stick(self) -> None:
         case = new_life()
         ensure(case)
-        fails(case, NO_SPACE).then(ev.InstallFailed)
+        fails(case, NO_SPACE).then(InstallFailed)
         refusal = case.answers[KEY]
         assert (refusal.status, refusal.code) == (507, "no_space")
         assert status(case).state == "failed"
@@ -87,7 +112,7 @@ class TestAJob:
         ensure(case)
         fails(case, OFFLINE)
         (event,) = case.events
-        assert isinstance(event, ev.InstallAttemptFailed)
+        assert isinstance(event, InstallAttemptFailed)
         assert (event.attempt, event.retry_at) == (1, NOW.wall + 1.0)
         assert status(case).state == "waiting_to_retry"
         assert not case.of(BuildInstallation)
@@ -106,24 +131,24 @@ class TestAJob:
         assert case.of(InformInstall) == [line]
         assert not case.wake().of(InformInstall), "an attempt that runs speaks for itself"
         fails(case, OFFLINE)
-        case.when(msg.CancelInstall(backend="mlx"))
+        case.when(CancelInstall(backend="mlx"))
         assert case.of(InformInstall) == [InformInstall(backend="mlx")]
 
     def test_that_is_cancelled_in_the_queue_leaves_the_line_of_the_one_under_way(self) -> None:
         case = new_life()
         ensure(case)
         ensure(case, version="2")
-        case.when(msg.CancelInstall(backend="mlx", version="2"))
-        case.then(ev.InstallCancelled)
+        case.when(CancelInstall(backend="mlx", version="2"))
+        case.then(InstallCancelled)
         assert not case.of(InformInstall)
 
     def test_is_given_up_after_five_attempts(self) -> None:
         case = new_life()
         ensure(case)
         for _ in range(4):
-            fails(case, OFFLINE).then(ev.InstallAttemptFailed)
+            fails(case, OFFLINE).then(InstallAttemptFailed)
             case.wake()
-        fails(case, OFFLINE).then(ev.InstallFailed)
+        fails(case, OFFLINE).then(InstallFailed)
         refusal = case.answers[KEY]
         assert (refusal.status, refusal.code, refusal.retry_after) == (503, "unreachable", 30.0)
 
@@ -131,9 +156,9 @@ class TestAJob:
         case = new_life()
         ensure(case, waiter="a")
         for _ in range(2):
-            fails(case, OFFLINE, reached=False).then(ev.InstallAttemptFailed)
+            fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
             case.wake()
-        fails(case, OFFLINE, reached=False).then(ev.InstallFailed)
+        fails(case, OFFLINE, reached=False).then(InstallFailed)
         assert case.now.wall - NOW.wall < NO_NETWORK_AFTER
         assert case.answers[KEY].code == "unreachable"
 
@@ -141,7 +166,7 @@ class TestAJob:
         case = new_life()
         ensure(case, waiter="a")
         case.advance(NO_NETWORK_AFTER)
-        fails(case, OFFLINE, reached=False).then(ev.InstallFailed)
+        fails(case, OFFLINE, reached=False).then(InstallFailed)
 
     @pytest.mark.parametrize("patient", ["reached once", "nobody waits", "he has left"])
     def test_that_reaches_nobody_is_tried_on_otherwise(self, patient: str) -> None:
@@ -151,20 +176,20 @@ class TestAJob:
             case = new_life()
             ensure(case, waiter="a")
         if patient == "he has left":
-            case.when(msg.LeaveInstall(backend="mlx", waiter="a"))
-        fails(case, OFFLINE, reached=patient == "reached once").then(ev.InstallAttemptFailed)
+            case.when(LeaveInstall(backend="mlx", waiter="a"))
+        fails(case, OFFLINE, reached=patient == "reached once").then(InstallAttemptFailed)
         case.wake()
         for _ in range(2):
-            fails(case, OFFLINE, reached=False).then(ev.InstallAttemptFailed)
+            fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
             case.wake()
 
     def test_that_reaches_nobody_is_waited_for_by_requests_too(self) -> None:
         case = new_life(requested())
-        case.when(msg.InstallsAwaited(backends=frozenset({"mlx"})))
+        case.when(InstallsAwaited(backends=frozenset({"mlx"})))
         # The restart has cost one of them.
-        fails(case, OFFLINE, reached=False).then(ev.InstallAttemptFailed)
+        fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
         case.wake()
-        fails(case, OFFLINE, reached=False).then(ev.InstallFailed)
+        fails(case, OFFLINE, reached=False).then(InstallFailed)
 
     def test_waits_longer_from_attempt_to_attempt_and_never_longer_than_its_bound(self) -> None:
         case = new_life()
@@ -173,7 +198,7 @@ class TestAJob:
         for _ in range(4):
             fails(case, OFFLINE)
             (event,) = case.events
-            assert isinstance(event, ev.InstallAttemptFailed)
+            assert isinstance(event, InstallAttemptFailed)
             waits.append(event.retry_at - case.now.wall)
             case.wake()
         assert waits == [1.0, 2.0, 4.0, 8.0]
@@ -202,93 +227,93 @@ class TestAJob:
     def test_that_is_cancelled_answers_and_stops_the_build(self) -> None:
         case = new_life()
         ensure(case)
-        case.when(msg.CancelInstall(backend="mlx"))
-        assert case.reply == msg.Cancelled(ended=True)
+        case.when(CancelInstall(backend="mlx"))
+        assert case.reply == Cancelled(ended=True)
         assert case.of(CancelBuild) == [CancelBuild(job="mlx.1")]
         assert case.answers[KEY].message == "The installation of mlx was ended: cancelled by the user."
-        case.rest().then(ev.InstallCancelled)
+        case.rest().then(InstallCancelled)
         assert status(case).state == "absent"
 
     def test_that_somebody_leaves_goes_on_while_another_waits(self) -> None:
         case = new_life()
         ensure(case)
         ensure(case)
-        case.when(msg.CancelInstall(backend="mlx", leave=True)).rest().then()
-        case.when(msg.CancelInstall(backend="mlx", leave=True))
-        assert case.reply == msg.Cancelled(ended=True)
-        case.rest().then(ev.InstallCancelled)
+        case.when(CancelInstall(backend="mlx", leave=True)).rest().then()
+        case.when(CancelInstall(backend="mlx", leave=True))
+        assert case.reply == Cancelled(ended=True)
+        case.rest().then(InstallCancelled)
 
     def test_that_somebody_leaves_does_not_go_on_for_one_who_has_gone(self) -> None:
         case = new_life()
         ensure(case, waiter="a")
         ensure(case, waiter="b")
-        case.when(msg.LeaveInstall(backend="mlx", waiter="a")).rest().then()
-        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="b"))
-        assert case.reply == msg.Cancelled(ended=True)
+        case.when(LeaveInstall(backend="mlx", waiter="a")).rest().then()
+        case.when(CancelInstall(backend="mlx", leave=True, waiter="b"))
+        assert case.reply == Cancelled(ended=True)
 
     def test_that_somebody_leaves_twice_goes_on_for_the_other(self) -> None:
         case = new_life()
         ensure(case, waiter="a")
         ensure(case, waiter="b")
-        case.when(msg.LeaveInstall(backend="mlx", waiter="a"))
-        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="a")).then()
-        assert case.reply == msg.Cancelled(ended=False)
+        case.when(LeaveInstall(backend="mlx", waiter="a"))
+        case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+        assert case.reply == Cancelled(ended=False)
 
     def test_that_was_asked_for_without_waiting_goes_on_whoever_leaves(self) -> None:
         case = new_life()
         ensure(case)
         ensure(case, waiter="a")
-        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="a")).then()
-        assert case.reply == msg.Cancelled(ended=False)
+        case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+        assert case.reply == Cancelled(ended=False)
 
     def test_that_somebody_leaves_goes_on_as_long_as_requests_wait_for_it(self) -> None:
         case = new_life()
         ensure(case, waiter="a")
         ensure(case, waiter="b", version="2")
-        case.when(msg.InstallsAwaited(backends=frozenset({"mlx"})))
-        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="a")).then()
-        assert case.reply == msg.Cancelled(ended=False)
+        case.when(InstallsAwaited(backends=frozenset({"mlx"})))
+        case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+        assert case.reply == Cancelled(ended=False)
         # They wait for the one under way, whatever comes after it.
-        case.when(msg.CancelInstall(backend="mlx", version="2", leave=True, waiter="b"))
-        assert case.reply == msg.Cancelled(ended=True)
-        case.when(msg.InstallsAwaited())
-        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="nobody"))
-        assert case.reply == msg.Cancelled(ended=True)
+        case.when(CancelInstall(backend="mlx", version="2", leave=True, waiter="b"))
+        assert case.reply == Cancelled(ended=True)
+        case.when(InstallsAwaited())
+        case.when(CancelInstall(backend="mlx", leave=True, waiter="nobody"))
+        assert case.reply == Cancelled(ended=True)
 
     def test_that_the_scheduler_began_counts_only_those_who_wait_there(self) -> None:
         case = new_life()
         for _ in range(3):
             ensure(case, wanted_by="request", token="r0")
         ensure(case, waiter="a")
-        case.when(msg.CancelInstall(backend="mlx", leave=True, waiter="a"))
-        assert case.reply == msg.Cancelled(ended=True)
+        case.when(CancelInstall(backend="mlx", leave=True, waiter="a"))
+        assert case.reply == Cancelled(ended=True)
 
     def test_of_the_pinned_version_is_left_by_that_name(self) -> None:
         pinned = msgspec.structs.replace(MLX, version="2")
         case = given(Installer((pinned,)), now=NOW)
         case.when(Recovered()).rest()
-        case.when(msg.InstallationsSeen(backend="mlx", installations=())).rest()
+        case.when(InstallationsSeen(backend="mlx", installations=())).rest()
         ensure(case, version="pinned", waiter="a")
-        case.when(msg.CancelInstall(backend="mlx", version="pinned", leave=True, waiter="a"))
-        assert case.reply == msg.Cancelled(ended=True)
+        case.when(CancelInstall(backend="mlx", version="pinned", leave=True, waiter="a"))
+        assert case.reply == Cancelled(ended=True)
 
     def test_that_is_not_there_cannot_be_cancelled(self) -> None:
         case = new_life()
-        case.when(msg.CancelInstall(backend="mlx")).then()
-        assert case.reply == msg.Cancelled(ended=False)
+        case.when(CancelInstall(backend="mlx")).then()
+        assert case.reply == Cancelled(ended=False)
 
     def test_that_was_cancelled_a_moment_before_its_last_step_leaves_nothing(self) -> None:
         case = new_life()
         ensure(case)
-        case.when(msg.CancelInstall(backend="mlx")).rest()
-        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).then()
+        case.when(CancelInstall(backend="mlx")).rest()
+        case.when(InstallCommitted(job="mlx.1", installation=built())).then()
         assert case.of(RemoveInstallation) == [RemoveInstallation(backend="mlx", installation_id="1-aaaa.1")]
 
     def test_that_is_reported_committed_twice_keeps_its_installation(self) -> None:
         case = new_life()
         ensure(case)
         for _ in range(2):
-            case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
+            case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
             assert not case.of(RemoveInstallation)
         assert status(case).state == "installed"
 
@@ -307,40 +332,40 @@ class TestAJobOfAnEarlierLife:
     def test_that_a_person_typed_goes_on(self) -> None:
         case = new_life(requested())
         (_, failed, begun) = [one.event for one in case.history]
-        assert isinstance(failed, ev.InstallAttemptFailed)
+        assert isinstance(failed, InstallAttemptFailed)
         assert (failed.attempt, failed.failure.code) == (1, "daemon_restarted")
-        assert begun == ev.InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
+        assert begun == InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
         (build,) = case.of(BuildInstallation)
         assert (build.job, build.attempt) == ("mlx.1", 2)
 
     def test_whose_wait_ended_while_no_daemon_ran_has_lost_no_attempt(self) -> None:
         case = new_life(requested(), waits(retry_at=NOW.wall - 60))
-        assert case.history[-1].event == ev.InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
+        assert case.history[-1].event == InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
         assert [one.attempt for one in case.of(BuildInstallation)] == [2]
 
     def test_that_had_begun_again_has_lost_that_attempt(self) -> None:
-        begun = ev.InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
+        begun = InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
         case = new_life(requested(), waits(retry_at=NOW.wall + 30), begun)
         assert [type(one.event) for one in case.history[-2:]] == [
-            ev.InstallAttemptFailed,
-            ev.InstallAttemptBegun,
+            InstallAttemptFailed,
+            InstallAttemptBegun,
         ]
         assert [one.attempt for one in case.of(BuildInstallation)] == [3]
 
     def test_that_only_a_request_wanted_is_over(self) -> None:
         case = new_life(requested(wanted_by="request"))
         last = case.history[-1].event
-        assert isinstance(last, ev.InstallCancelled)
+        assert isinstance(last, InstallCancelled)
         assert "the request that wanted it is gone" in last.reason
         assert status(case).job == ""
 
     def test_that_only_a_request_wanted_is_over_also_while_it_waited_to_be_retried(self) -> None:
         case = new_life(requested(wanted_by="request"), waits(retry_at=NOW.wall + 20))
-        assert isinstance(case.history[-1].event, ev.InstallCancelled)
+        assert isinstance(case.history[-1].event, InstallCancelled)
 
     def test_whose_installation_is_there_after_all_is_committed(self) -> None:
         case = new_life(requested(wanted_by="request"), disk=(built(),))
-        assert [type(one.event) for one in case.history] == [ev.InstallRequested, ev.InstallationCommitted]
+        assert [type(one.event) for one in case.history] == [InstallRequested, InstallationCommitted]
         assert status(case).state == "installed"
 
     def test_that_repairs_does_not_take_what_it_was_to_replace(self) -> None:
@@ -348,22 +373,22 @@ class TestAJobOfAnEarlierLife:
         case = new_life(requested(wanted_by="repair"), disk=(old,))
         kinds = [type(one.event) for one in case.history]
         assert kinds == [
-            ev.InstallRequested,
-            ev.InstallationFound,
-            ev.InstallAttemptFailed,
-            ev.InstallAttemptBegun,
+            InstallRequested,
+            InstallationFound,
+            InstallAttemptFailed,
+            InstallAttemptBegun,
         ]
         assert status(case).job == "mlx.1"
 
     def test_is_answered_to_whoever_asks_before_the_look(self) -> None:
         case = new_life(requested(), looked=False)
         assert ensure(case) == Later(KEY)
-        case.when(msg.InstallationsSeen(backend="mlx", installations=(built(),))).rest()
+        case.when(InstallationsSeen(backend="mlx", installations=(built(),))).rest()
         assert case.answers[KEY].installation == built()
 
 
-def waits(*, retry_at: float) -> ev.InstallAttemptFailed:
-    return ev.InstallAttemptFailed(job="mlx.1", backend="mlx", attempt=1, failure=OFFLINE, retry_at=retry_at)
+def waits(*, retry_at: float) -> InstallAttemptFailed:
+    return InstallAttemptFailed(job="mlx.1", backend="mlx", attempt=1, failure=OFFLINE, retry_at=retry_at)
 
 
 @freeze_time("2026-11-22 12:00:00")
@@ -371,17 +396,17 @@ def test_a_retry_is_recorded_in_wall_clock_time() -> None:
     moment = SystemClock().now()
     case = given(Installer((MLX,)), requested(), now=Moment(moment.wall, 5.0, 0.5))
     case.when(Recovered()).rest()
-    case.when(msg.InstallationsSeen(backend="mlx", installations=())).rest()
+    case.when(InstallationsSeen(backend="mlx", installations=())).rest()
     fails(case, OFFLINE)
     (event,) = case.events
-    assert isinstance(event, ev.InstallAttemptFailed)
+    assert isinstance(event, InstallAttemptFailed)
     assert event.retry_at == 1_795_348_800.0 + 2.0
 
 
 class TestAFaultOfOurs:
     def poisoned(self, monkeypatch: Any, step: str) -> Any:
         """A life in which one step fails whenever it is about mlx."""
-        from greenroom.actors.installer_turn import InstallerTurn
+        from greenroom.actors.installer.reconcile import InstallerTurn
 
         real = getattr(InstallerTurn, step)
 
@@ -399,7 +424,7 @@ class TestAFaultOfOurs:
 
     def look(self, case: Any) -> None:
         for name in ("other", "mlx"):
-            case.when(msg.InstallationsSeen(backend=name, installations=())).rest()
+            case.when(InstallationsSeen(backend=name, installations=())).rest()
 
     @pytest.mark.parametrize("step", ["_activate", "_build", "_retire", "_remove", "_decide_pending"])
     def test_about_one_backend_costs_that_one_and_whoever_waits_hears_so(
@@ -412,7 +437,7 @@ class TestAFaultOfOurs:
             assert case.answers[one.key].code == "internal_error"
         assert {fault.about for fault in case.faults} == {"mlx"}
         assert not case.of(BuildInstallation)
-        case.when(msg.Ensure(backend="other")).rest()
+        case.when(Ensure(backend="other")).rest()
         assert [one.backend for one in case.of(BuildInstallation)] == ["other"]
         assert case.told("scheduler")[-1].backends
 

@@ -8,14 +8,24 @@ from hypothesis import HealthCheck, settings
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import BuildInstallation, CancelBuild, RemoveInstallation
-from greenroom.actors.facts import Failure, Installation
-from greenroom.actors.installer import Installer
-from greenroom.actors.installer_messages import Activate
+from greenroom.actors.engine_runner.messages import EngineList
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.effects import BuildInstallation, CancelBuild, RemoveInstallation
+from greenroom.actors.installer.messages import (
+    Activate,
+    BackendStatus,
+    CancelInstall,
+    Ensure,
+    InstallationGone,
+    InstallationsSeen,
+    InstallAttemptEnded,
+    InstallCommitted,
+    Uninstall,
+)
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case, given
+from greenroom.actors.values import Failure, Installation
 from stage import MLX, NO_SPACE, OFFLINE
 
 WISHES = ["install", "install 1", "install 2", "latest", "repair", "rollback", "cancel"]
@@ -38,8 +48,8 @@ class Life:
     def begin(self) -> None:
         self.builds, self.removals, self.waiting = {}, [], set()
         self.tell(Recovered())
-        self.tell(msg.InstallationsSeen(backend="mlx", installations=tuple(self.disk.values())))
-        self.tell(msg.EngineList(backend="mlx", engines=(), version=1, installations=10**9))
+        self.tell(InstallationsSeen(backend="mlx", installations=tuple(self.disk.values())))
+        self.tell(EngineList(backend="mlx", engines=(), version=1, installations=10**9))
 
     def tell(self, command: Any) -> None:
         self.case.when(command)
@@ -75,27 +85,27 @@ class Life:
     def ends(self, failure: Failure) -> None:
         for job in list(self.builds):
             del self.builds[job]
-            self.tell(msg.InstallAttemptEnded(job=job, backend="mlx", failure=failure))
+            self.tell(InstallAttemptEnded(job=job, backend="mlx", failure=failure))
 
     def step(self, name: str) -> None:
         word, _, version = name.partition(" ")
         match word:
             case "install":
-                self.tell(msg.Ensure(backend="mlx", version=version))
+                self.tell(Ensure(backend="mlx", version=version))
             case "latest":
-                self.tell(msg.Ensure(backend="mlx", version="latest"))
+                self.tell(Ensure(backend="mlx", version="latest"))
             case "repair":
-                self.tell(msg.Ensure(backend="mlx", repair=True))
+                self.tell(Ensure(backend="mlx", repair=True))
             case "uninstall":
-                self.tell(msg.Uninstall(backend="mlx", version=version))
+                self.tell(Uninstall(backend="mlx", version=version))
             case "rollback":
                 self.tell(Activate(backend="mlx"))
             case "cancel":
-                self.tell(msg.CancelInstall(backend="mlx"))
+                self.tell(CancelInstall(backend="mlx"))
             case "built":
                 for job, build in list(self.builds.items()):
                     del self.builds[job]
-                    self.tell(msg.InstallCommitted(job=job, installation=self.make(build)))
+                    self.tell(InstallCommitted(job=job, installation=self.make(build)))
             case "offline":
                 self.ends(OFFLINE)
             case "no":
@@ -104,7 +114,7 @@ class Life:
                 removals, self.removals = self.removals, []
                 for one in dict.fromkeys(removals):
                     self.disk.pop(one, None)
-                    self.tell(msg.InstallationGone(backend="mlx", installation_id=one, freed=1))
+                    self.tell(InstallationGone(backend="mlx", installation_id=one, freed=1))
             case "time":
                 self.case.advance(120).rest()
                 self.hear()
@@ -120,8 +130,8 @@ class Life:
         self.case.rebuild()
         self.begin()
 
-    def status(self) -> msg.BackendStatus:
-        found: msg.BackendStatus = self.case.core.status(  # type: ignore[attr-defined]
+    def status(self) -> BackendStatus:
+        found: BackendStatus = self.case.core.status(  # type: ignore[attr-defined]
             self.case.state, "mlx", self.case.now.wall
         )
         return found

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import RemoveInstallation
-from greenroom.actors.facts import Failure
+from greenroom.actors.installer.effects import RemoveInstallation
+from greenroom.actors.installer.events import InstallationRemoved, InstallationRetiring, InstallCancelled
+from greenroom.actors.installer.messages import (
+    InstallationGone,
+    InstallationList,
+    InstallCommitted,
+    Uninstall,
+    Uninstalled,
+)
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case
+from greenroom.actors.values import Failure, RollCall
 from installer_life import KEY, built, committed, engines, ensure, look, new_life, requested, status
 
 
@@ -19,27 +25,27 @@ class TestUninstalling:
         return case.when(engines()).rest()
 
     def uninstall(self, case: Case[Any, Any]) -> Any:
-        case.when(msg.Uninstall(backend="mlx"))
+        case.when(Uninstall(backend="mlx"))
         reply = case.reply
         case.rest()
         return reply
 
     def gone(self, case: Case[Any, Any], **more: Any) -> Case[Any, Any]:
-        report = msg.InstallationGone(backend="mlx", installation_id="1-aaaa.1", **more)
+        report = InstallationGone(backend="mlx", installation_id="1-aaaa.1", **more)
         return case.when(report).rest()
 
     def test_retires_removes_and_answers_with_the_bytes(self) -> None:
         case = self.installed()
         assert self.uninstall(case) == Later("uninstall/mlx")
-        case.then(ev.InstallationRetiring)
+        case.then(InstallationRetiring)
         assert case.of(RemoveInstallation)
-        self.gone(case, freed=123).then(ev.InstallationRemoved)
-        assert case.answers == {"uninstall/mlx": msg.Uninstalled(freed=123, was_installed=True)}
+        self.gone(case, freed=123).then(InstallationRemoved)
+        assert case.answers == {"uninstall/mlx": Uninstalled(freed=123, was_installed=True)}
         assert not status(case).wanted
 
     def test_of_what_is_not_installed_is_answered_at_once(self) -> None:
         case = new_life()
-        assert self.uninstall(case) == msg.Uninstalled(freed=0, was_installed=False)
+        assert self.uninstall(case) == Uninstalled(freed=0, was_installed=False)
         case.then()
 
     def test_waits_until_no_engine_uses_it(self) -> None:
@@ -62,7 +68,7 @@ class TestUninstalling:
         case.when(engines(acted_on=-1)).rest()
         self.uninstall(case)
         told = case.told("scheduler")[-1]
-        assert isinstance(told, msg.InstallationList)
+        assert isinstance(told, InstallationList)
         assert not case.of(RemoveInstallation)
         case.when(engines(acted_on=told.version - 1)).rest()
         assert not case.of(RemoveInstallation)
@@ -75,7 +81,7 @@ class TestUninstalling:
         self.uninstall(case)
         assert not case.advance(89).rest().told("runner/mlx")
         (call,) = case.advance(1).rest().told("runner/mlx")
-        assert isinstance(call, msg.RollCall)
+        assert isinstance(call, RollCall)
         assert not case.advance(10).rest().told("runner/mlx")
         case.when(engines(acted_on=-1)).rest()
         assert not case.of(RemoveInstallation)
@@ -85,8 +91,8 @@ class TestUninstalling:
     def test_ends_the_job_that_is_under_way(self) -> None:
         case = new_life()
         ensure(case)
-        assert self.uninstall(case) == msg.Uninstalled(freed=0, was_installed=False)
-        case.then(ev.InstallCancelled)
+        assert self.uninstall(case) == Uninstalled(freed=0, was_installed=False)
+        case.then(InstallCancelled)
         assert case.answers[KEY].code == "cancelled"
 
     def test_is_answered_although_the_backend_is_asked_for_again_meanwhile(self) -> None:
@@ -95,10 +101,10 @@ class TestUninstalling:
         self.uninstall(case)
         assert ensure(case) == Later(KEY)
         new = built("1-aaaa.2")
-        case.when(msg.InstallCommitted(job="mlx.2", installation=new)).rest()
+        case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
         case.when(engines()).rest()
         self.gone(case, freed=5)
-        assert case.answers["uninstall/mlx"] == msg.Uninstalled(freed=5, was_installed=True)
+        assert case.answers["uninstall/mlx"] == Uninstalled(freed=5, was_installed=True)
         assert status(case).current == new
 
     def test_asked_twice_is_answered_to_both_with_all_the_bytes(self) -> None:
@@ -107,8 +113,8 @@ class TestUninstalling:
         self.uninstall(case)
         self.gone(case, freed=10)
         assert self.uninstall(case) == Later("uninstall/mlx")
-        case.when(msg.InstallationGone(backend="mlx", installation_id=two.id, freed=7)).rest()
-        assert case.answers["uninstall/mlx"] == msg.Uninstalled(freed=17, was_installed=True)
+        case.when(InstallationGone(backend="mlx", installation_id=two.id, freed=7)).rest()
+        assert case.answers["uninstall/mlx"] == Uninstalled(freed=17, was_installed=True)
 
     def test_that_cannot_remove_says_so_and_tries_again_later(self) -> None:
         case = self.installed()
@@ -131,5 +137,5 @@ class TestUninstalling:
         assert case.of(RemoveInstallation)
 
     def test_of_something_unknown_names_the_known_ones(self) -> None:
-        case = new_life().when(msg.Uninstall(backend="mxl"))
+        case = new_life().when(Uninstall(backend="mxl"))
         assert case.refusal.status == 404

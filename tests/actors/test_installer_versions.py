@@ -7,17 +7,35 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import BuildInstallation, CancelBuild
-from greenroom.actors.facts import Engine, EngineSpec, Installation
-from greenroom.actors.installer import Installer
-from greenroom.actors.installer_messages import (
+from greenroom.actors.engine_runner.messages import EngineList, StopEngine
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.effects import BuildInstallation, CancelBuild
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationCommitted,
+    InstallationFound,
+    InstallationRetiring,
+    InstallCancelled,
+    InstallNotNeeded,
+    InstallRequested,
+)
+from greenroom.actors.installer.messages import (
     Activate,
+    BackendStatus,
     BackendVerified,
+    CancelInstall,
     DropFetched,
     DropUnneeded,
+    Ensure,
+    Ensured,
     FetchedDropped,
+    InstallationGone,
+    InstallationList,
+    InstallationsSeen,
+    InstallAttemptEnded,
+    InstallCommitted,
+    Uninstall,
+    Uninstalled,
     Verified,
     VerifyBackend,
     VerifyInstallations,
@@ -25,7 +43,9 @@ from greenroom.actors.installer_messages import (
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.scheduler.messages import LiftQuarantines
 from greenroom.actors.testing import Case, given
+from greenroom.actors.values import Cancelled, Engine, EngineSpec, Installation
 from stage import METAL, MLX, NO_SPACE, Stage, model
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
@@ -43,8 +63,8 @@ OLD, NEW = built("1"), built("2")
 
 
 def look(case: Case[Any, Any], *disk: Installation) -> Case[Any, Any]:
-    case.when(msg.InstallationsSeen(backend="vllm-metal", installations=()))
-    return case.when(msg.InstallationsSeen(backend="mlx", installations=disk)).rest()
+    case.when(InstallationsSeen(backend="vllm-metal", installations=()))
+    return case.when(InstallationsSeen(backend="mlx", installations=disk)).rest()
 
 
 def new_life(*history: Any, disk: tuple[Installation, ...] = (), looked: bool = True) -> Case[Any, Any]:
@@ -62,22 +82,22 @@ def ask(case: Case[Any, Any], command: Any) -> Any:
 
 
 def ensure(case: Case[Any, Any], version: str = "", **more: Any) -> Any:
-    return ask(case, msg.Ensure(backend="mlx", version=version, **more))
+    return ask(case, Ensure(backend="mlx", version=version, **more))
 
 
-def requested(job: str, version: str = "", wanted_by: Any = "explicit") -> ev.InstallRequested:
-    return ev.InstallRequested(job=job, backend="mlx", version=version, wanted_by=wanted_by)
+def requested(job: str, version: str = "", wanted_by: Any = "explicit") -> InstallRequested:
+    return InstallRequested(job=job, backend="mlx", version=version, wanted_by=wanted_by)
 
 
 def commits(case: Case[Any, Any], job: str, one: Installation) -> Case[Any, Any]:
-    return case.when(msg.InstallCommitted(job=job, installation=one)).rest()
+    return case.when(InstallCommitted(job=job, installation=one)).rest()
 
 
 def fails(case: Case[Any, Any], job: str) -> Case[Any, Any]:
-    return case.when(msg.InstallAttemptEnded(job=job, backend="mlx", failure=NO_SPACE)).rest()
+    return case.when(InstallAttemptEnded(job=job, backend="mlx", failure=NO_SPACE)).rest()
 
 
-def status(case: Case[Any, Any]) -> msg.BackendStatus:
+def status(case: Case[Any, Any]) -> BackendStatus:
     return case.core.status(case.state, "mlx", case.now.wall)  # type: ignore[attr-defined, no-any-return]
 
 
@@ -85,9 +105,9 @@ def upgraded() -> Case[Any, Any]:
     """A life in which version 2 is current and 1 lies beside it."""
     history = (
         requested("mlx.1"),
-        ev.InstallationCommitted(job="mlx.1", backend="mlx", installation=OLD),
+        InstallationCommitted(job="mlx.1", backend="mlx", installation=OLD),
         requested("mlx.2", "2"),
-        ev.InstallationCommitted(job="mlx.2", backend="mlx", installation=NEW),
+        InstallationCommitted(job="mlx.2", backend="mlx", installation=NEW),
     )
     return new_life(*history, disk=(OLD, NEW))
 
@@ -102,10 +122,10 @@ class TestAQueue:
         assert not case.of(BuildInstallation)
         assert (status(case).job, status(case).queue) == ("mlx.1", ("mlx.2", "mlx.3"))
         commits(case, "mlx.1", OLD)
-        assert case.answers == {"install/mlx": msg.Ensured(installation=OLD, fresh=True)}
+        assert case.answers == {"install/mlx": Ensured(installation=OLD, fresh=True)}
         assert [(one.job, one.version) for one in case.of(BuildInstallation)] == [("mlx.2", "2")]
         commits(case, "mlx.2", NEW)
-        assert case.answers["install/mlx@2"] == msg.Ensured(installation=NEW, fresh=True)
+        assert case.answers["install/mlx@2"] == Ensured(installation=NEW, fresh=True)
         assert [one.job for one in case.of(BuildInstallation)] == ["mlx.3"]
 
     def test_has_one_job_for_each_version_however_many_ask(self) -> None:
@@ -113,7 +133,7 @@ class TestAQueue:
         for _ in range(20):
             ensure(case)
             ensure(case, "2")
-        assert [type(one.event) for one in case.history] == [ev.InstallRequested] * 2
+        assert [type(one.event) for one in case.history] == [InstallRequested] * 2
 
     def test_goes_on_after_a_failure_which_only_its_own_askers_hear(self) -> None:
         case = new_life()
@@ -128,14 +148,14 @@ class TestAQueue:
         ensure(case, "2")
         assert ensure(case) == Later("install/mlx")
         commits(case, "mlx.1", NEW)
-        assert case.answers["install/mlx"] == msg.Ensured(installation=NEW, fresh=True)
+        assert case.answers["install/mlx"] == Ensured(installation=NEW, fresh=True)
 
     def test_goes_on_after_a_restart_but_for_what_only_requests_wanted(self) -> None:
         case = new_life(
             requested("mlx.1"), requested("mlx.2", "2", "request"), requested("mlx.3", "3"), disk=(OLD,)
         )
         kinds = [type(one.event) for one in case.history][3:]
-        assert kinds == [ev.InstallationCommitted, ev.InstallCancelled]
+        assert kinds == [InstallationCommitted, InstallCancelled]
         assert status(case).job == "mlx.3"
         assert [one.job for one in case.of(BuildInstallation)] == ["mlx.3"]
 
@@ -151,7 +171,7 @@ class TestAQueue:
         case = new_life()
         ensure(case)
         ensure(case, "2")
-        assert ask(case, msg.CancelInstall(backend="mlx", job="mlx.2")) == msg.Cancelled(ended=True)
+        assert ask(case, CancelInstall(backend="mlx", job="mlx.2")) == Cancelled(ended=True)
         assert set(case.answers) == {"install/mlx@2"}
         assert status(case).job == "mlx.1"
         assert status(case).queue == ()
@@ -160,15 +180,15 @@ class TestAQueue:
         case = new_life()
         ensure(case)
         ensure(case, "2")
-        left = ask(case, msg.CancelInstall(backend="mlx", version="2", leave=True))
-        assert left == msg.Cancelled(ended=True)
+        left = ask(case, CancelInstall(backend="mlx", version="2", leave=True))
+        assert left == Cancelled(ended=True)
         assert (status(case).job, status(case).queue) == ("mlx.1", ())
 
     def test_is_gone_when_the_backend_is_uninstalled(self) -> None:
         case = new_life()
         ensure(case)
         ensure(case, "2")
-        case.when(msg.Uninstall(backend="mlx"))
+        case.when(Uninstall(backend="mlx"))
         assert [one.job for one in case.of(CancelBuild)] == ["mlx.1", "mlx.2"]
         case.rest()
         assert status(case).state == "absent"
@@ -179,14 +199,14 @@ class TestAQueue:
         assert ensure(case, "1") == Later("install/mlx@1")
         assert ensure(case, "2") == Later("install/mlx@2")
         look(case, OLD)
-        assert case.answers == {"install/mlx@1": msg.Ensured(installation=OLD, fresh=False)}
+        assert case.answers == {"install/mlx@1": Ensured(installation=OLD, fresh=False)}
         assert status(case).job == "mlx.1"
 
 
 class TestThePinnedVersion:
     def test_is_the_one_of_the_facts(self) -> None:
         case = new_life(disk=(OLD,))
-        assert ensure(case, "pinned") == msg.Ensured(installation=OLD, fresh=False)
+        assert ensure(case, "pinned") == Ensured(installation=OLD, fresh=False)
 
     def test_is_built_beside_another_one_that_is_here(self) -> None:
         case = new_life(disk=(NEW,))
@@ -198,9 +218,9 @@ class TestActivating:
     def test_goes_back_to_what_was_in_use_before_and_there_again(self) -> None:
         case = upgraded()
         assert status(case).current == NEW
-        assert ask(case, Activate(backend="mlx")) == msg.Ensured(installation=OLD, fresh=False)
+        assert ask(case, Activate(backend="mlx")) == Ensured(installation=OLD, fresh=False)
         back = "a rollback was requested"
-        case.then(ev.InstallationActivated(backend="mlx", installation_id=OLD.id, reason=back))
+        case.then(InstallationActivated(backend="mlx", installation_id=OLD.id, reason=back))
         assert status(case).current == OLD
         assert len(status(case).installations) == 2
         ask(case, Activate(backend="mlx"))
@@ -221,8 +241,8 @@ class TestActivating:
 
     def test_a_version_that_is_here_needs_no_build(self) -> None:
         case = upgraded()
-        assert ensure(case, "1") == msg.Ensured(installation=OLD, fresh=False)
-        case.then(ev.InstallationActivated)
+        assert ensure(case, "1") == Ensured(installation=OLD, fresh=False)
+        case.then(InstallationActivated)
         assert not case.of(BuildInstallation)
 
     def test_names_what_is_there_when_the_version_is_not(self) -> None:
@@ -238,7 +258,7 @@ class TestActivating:
 
     def test_never_goes_back_to_what_is_broken_or_retires(self) -> None:
         case = upgraded()
-        case.when(msg.Uninstall(backend="mlx")).rest()
+        case.when(Uninstall(backend="mlx")).rest()
         assert isinstance(ask(case, Activate(backend="mlx")), Refusal)
 
 
@@ -260,7 +280,7 @@ class TestVerifying:
 
     def test_of_what_is_whole_changes_nothing(self) -> None:
         case = new_life(disk=(OLD,))
-        case.then(ev.InstallationFound)
+        case.then(InstallationFound)
         case.when(BackendVerified(backend="mlx", checked=(OLD.id,))).rest().then()
 
     def test_of_nothing_is_answered_at_once(self) -> None:
@@ -285,7 +305,7 @@ def test_only_force_ends_engines_that_answer_somebody(force: bool) -> None:
         )
     )
     stage.pass_time(1)
-    stops = stage.sent(msg.StopEngine)
+    stops = stage.sent(StopEngine)
     assert [one.engine_id for one in stops] == ([spec.engine_id] if force else [])
 
 
@@ -296,12 +316,12 @@ def test_force_is_told_to_the_scheduler_and_forgotten_when_all_is_gone() -> None
         state="ready",
         since=0.0,
     )
-    case.when(msg.EngineList(backend="mlx", engines=(running,), version=1, installations=10_000)).rest()
-    ask(case, msg.Uninstall(backend="mlx", force=True))
+    case.when(EngineList(backend="mlx", engines=(running,), version=1, installations=10_000)).rest()
+    ask(case, Uninstall(backend="mlx", force=True))
     case.advance(6).rest()
-    told = [one for one in case.told("scheduler") if isinstance(one, msg.InstallationList)]
+    told = [one for one in case.told("scheduler") if isinstance(one, InstallationList)]
     assert told[-1].backends[0].forced
-    case.when(msg.InstallationGone(backend="mlx", installation_id=OLD.id, freed=1)).rest()
+    case.when(InstallationGone(backend="mlx", installation_id=OLD.id, freed=1)).rest()
     assert not case.seen.forced
 
 
@@ -329,47 +349,47 @@ class TestDroppingWhatWasFetched:
 class TestUninstallingAVersion:
     def test_takes_that_one_and_leaves_the_one_in_use(self) -> None:
         case = upgraded()
-        assert ask(case, msg.Uninstall(backend="mlx", version="1")) == Later("uninstall/mlx")
+        assert ask(case, Uninstall(backend="mlx", version="1")) == Later("uninstall/mlx")
         (retiring,) = case.events
-        assert isinstance(retiring, ev.InstallationRetiring)
+        assert isinstance(retiring, InstallationRetiring)
         assert (retiring.installation_id, retiring.unwanted) == (OLD.id, False)
         assert status(case).current == NEW
         assert status(case).wanted
 
     def test_that_is_in_use_brings_another_into_use(self) -> None:
         case = upgraded()
-        ask(case, msg.Uninstall(backend="mlx", version="2"))
-        case.then(ev.InstallationRetiring, ev.InstallationActivated)
+        ask(case, Uninstall(backend="mlx", version="2"))
+        case.then(InstallationRetiring, InstallationActivated)
         assert status(case).current == OLD
 
     def test_that_is_the_last_is_uninstalling_the_backend(self) -> None:
         case = new_life(disk=(OLD,))
-        ask(case, msg.Uninstall(backend="mlx", version="1"))
+        ask(case, Uninstall(backend="mlx", version="1"))
         (retiring,) = case.events
-        assert isinstance(retiring, ev.InstallationRetiring)
+        assert isinstance(retiring, InstallationRetiring)
         assert retiring.unwanted
         assert not status(case).wanted
 
     def test_after_the_other_is_on_its_way_out_is_uninstalling_the_backend(self) -> None:
         case = upgraded()
-        ask(case, msg.Uninstall(backend="mlx", version="1"))
-        ask(case, msg.Uninstall(backend="mlx", version="2"))
+        ask(case, Uninstall(backend="mlx", version="1"))
+        ask(case, Uninstall(backend="mlx", version="2"))
         assert not status(case).wanted
 
     def test_that_is_on_its_way_ends_that_job_alone(self) -> None:
         case = new_life(disk=(OLD,))
         ensure(case, "2")
         ensure(case, "3")
-        case.when(msg.Uninstall(backend="mlx", version="2"))
-        assert case.reply == msg.Uninstalled(freed=0, was_installed=False)
+        case.when(Uninstall(backend="mlx", version="2"))
+        assert case.reply == Uninstalled(freed=0, was_installed=False)
         assert "install/mlx@2" in case.answers
         assert "install/mlx@3" not in case.answers
-        case.rest().then(ev.InstallCancelled)
+        case.rest().then(InstallCancelled)
         assert (status(case).current, status(case).job) == (OLD, "mlx.2")
         assert status(case).wanted
 
     def test_that_is_not_here_is_refused_with_those_that_are(self) -> None:
-        refusal = ask(upgraded(), msg.Uninstall(backend="mlx", version="9"))
+        refusal = ask(upgraded(), Uninstall(backend="mlx", version="9"))
         assert (refusal.status, refusal.code) == (409, "no_such_installation")
         assert refusal.message == "mlx 9 is not installed; installed versions: 1, 2."
 
@@ -385,11 +405,11 @@ class TestTheNewestVersion:
     def test_that_is_in_use_ends_the_job_and_builds_nothing(self) -> None:
         case = self.latest(disk=(OLD, NEW))
         commits(case, "mlx.1", NEW)
-        case.then(ev.InstallNotNeeded)
-        assert case.answers["install/mlx@latest"] == msg.Ensured(installation=NEW, fresh=False)
+        case.then(InstallNotNeeded)
+        assert case.answers["install/mlx@latest"] == Ensured(installation=NEW, fresh=False)
         assert (status(case).job, status(case).current) == ("", NEW)
         assert case.told("scheduler")[-1:]
-        assert msg.LiftQuarantines(backend="mlx") in case.told("scheduler")
+        assert LiftQuarantines(backend="mlx") in case.told("scheduler")
 
     def test_that_lies_beside_the_one_in_use_comes_into_use(self) -> None:
         case = upgraded()
@@ -397,7 +417,7 @@ class TestTheNewestVersion:
         assert status(case).current == OLD
         ensure(case, "latest")
         commits(case, "mlx.3", NEW)
-        case.then(ev.InstallNotNeeded, ev.InstallationActivated)
+        case.then(InstallNotNeeded, InstallationActivated)
         assert status(case).current == NEW
 
     def test_that_breaks_meanwhile_is_built_by_another_attempt(self) -> None:
@@ -407,7 +427,7 @@ class TestTheNewestVersion:
         ).rest()
         commits(case, "mlx.1", NEW)
         assert not case.answers.get("install/mlx@latest")
-        (again,) = [one for one in case.told("installer") if isinstance(one, msg.InstallAttemptEnded)]
+        (again,) = [one for one in case.told("installer") if isinstance(one, InstallAttemptEnded)]
         assert again.failure.kind == "transient"
 
     def test_of_a_job_that_is_over_changes_nothing(self) -> None:

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import BuildInstallation, PlanInstallation
-from greenroom.actors.facts import Installation, Plan
-from greenroom.actors.installer import Installer
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.effects import BuildInstallation, PlanInstallation
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationBroken,
+    InstallationCommitted,
+    InstallationFound,
+    InstallationMissing,
+    InstallationRemoved,
+    InstallationRetiring,
+    InstallCancelled,
+    InstallFailed,
+    InstallRequested,
+)
+from greenroom.actors.installer.messages import (
+    CancelInstall,
+    Ensure,
+    Ensured,
+    InstallationList,
+    InstallationsSeen,
+    InstallAttemptEnded,
+    InstallCommitted,
+    PlanInstall,
+    PlanMade,
+    Uninstall,
+)
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case, given
+from greenroom.actors.values import Cancelled, Installation, Plan, RollCall
 from installer_life import KEY, NOW, built, committed, ensure, look, new_life, requested, status
 from stage import LLAMA, NO_SPACE, OFFLINE
 
@@ -32,14 +54,14 @@ class TestAWish:
             assert ensure(case) == Later(KEY)
             builds += len(case.of(BuildInstallation))
         assert builds == 1
-        assert [type(one.event) for one in case.history] == [ev.InstallRequested]
-        case.when(msg.InstallCommitted(job="mlx.1", installation=built())).rest()
-        case.then(ev.InstallationCommitted)
-        assert case.answers == {KEY: msg.Ensured(installation=built(), fresh=True)}
+        assert [type(one.event) for one in case.history] == [InstallRequested]
+        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+        case.then(InstallationCommitted)
+        assert case.answers == {KEY: Ensured(installation=built(), fresh=True)}
 
     def test_for_what_is_installed_is_answered_at_once(self) -> None:
         case = new_life(requested(), committed(), disk=(built(),))
-        assert ensure(case) == msg.Ensured(installation=built(), fresh=False)
+        assert ensure(case) == Ensured(installation=built(), fresh=False)
         case.then()
 
     def test_for_what_the_journal_claims_waits_for_the_look_at_the_disk(self) -> None:
@@ -48,31 +70,31 @@ class TestAWish:
         case.then()
         look(case, built())
         assert case.told("scheduler")
-        assert ensure(case) == msg.Ensured(installation=built(), fresh=False)
+        assert ensure(case) == Ensured(installation=built(), fresh=False)
 
     def test_that_waited_for_the_look_is_answered_by_it(self) -> None:
         case = new_life(requested(), committed(), looked=False)
         ensure(case)
-        case.when(msg.InstallationsSeen(backend="mlx", installations=(built(),))).rest()
-        assert case.answers == {KEY: msg.Ensured(installation=built(), fresh=False)}
+        case.when(InstallationsSeen(backend="mlx", installations=(built(),))).rest()
+        assert case.answers == {KEY: Ensured(installation=built(), fresh=False)}
 
     def test_that_waited_for_the_look_installs_when_the_disk_shows_nothing(self) -> None:
         case = new_life(requested(), committed(), looked=False)
         ensure(case)
-        case.when(msg.InstallationsSeen(backend="mlx", installations=())).rest()
-        case.then(ev.InstallationMissing, requested("mlx.2"))
+        case.when(InstallationsSeen(backend="mlx", installations=())).rest()
+        case.then(InstallationMissing, requested("mlx.2"))
         assert case.of(BuildInstallation)
         assert not case.answers
 
     def test_for_an_unknown_backend_names_the_known_ones(self) -> None:
         case = new_life()
-        case.when(msg.Ensure(backend="mxl")).then()
+        case.when(Ensure(backend="mxl")).then()
         assert case.refusal.status == 404
         assert case.refusal.sentence() == 'There is no backend "mxl". Known backends: mlx, vllm-metal.'
 
     def test_for_one_this_platform_cannot_run_says_why_without_trying(self) -> None:
         case = new_life()
-        case.when(msg.Ensure(backend="vllm-metal")).then()
+        case.when(Ensure(backend="vllm-metal")).then()
         assert (case.refusal.status, case.refusal.code) == (412, "unsupported_platform")
         assert case.refusal.message == "vllm-metal needs macOS 15 or newer on Apple silicon only."
 
@@ -81,23 +103,23 @@ class TestAWish:
         ensure(case, version="2")
         case.then(requested("mlx.2", version="2"))
         new = built("2-bbbb.1")
-        case.when(msg.InstallCommitted(job="mlx.2", installation=new)).rest()
-        case.then(ev.InstallationCommitted, ev.InstallationActivated)
+        case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
+        case.then(InstallationCommitted, InstallationActivated)
         assert status(case).current == new
         assert len(status(case).installations) == 2
 
     def test_that_is_told_and_not_asked_finds_its_token_in_the_next_list(self) -> None:
         case = new_life()
         ensure(case, wanted_by="request", token="r1")
-        lists = [one for one in case.told("scheduler") if isinstance(one, msg.InstallationList)]
+        lists = [one for one in case.told("scheduler") if isinstance(one, InstallationList)]
         assert lists[-1].heard == {"mlx": "r1"}
         assert lists[-1].backends[0].job == "mlx.1"
 
     def test_that_is_refused_is_heard_too(self) -> None:
         case = new_life()
-        case.when(msg.Ensure(backend="vllm-metal", wanted_by="request", token="r1")).rest()
+        case.when(Ensure(backend="vllm-metal", wanted_by="request", token="r1")).rest()
         (told,) = case.told("scheduler")
-        assert isinstance(told, msg.InstallationList)
+        assert isinstance(told, InstallationList)
         assert told.heard == {"vllm-metal": "r1"}
 
     def test_that_a_person_typed_makes_a_requests_job_his_own(self) -> None:
@@ -116,54 +138,54 @@ class TestADefaultBackend:
     def life(self, *history: Any, disk: tuple[Installation, ...] = ()) -> Case[Any, Any]:
         case = given(Installer((LLAMA,)), *history, now=NOW)
         case.when(Recovered()).rest()
-        return case.when(msg.InstallationsSeen(backend="llama.cpp", installations=disk)).rest()
+        return case.when(InstallationsSeen(backend="llama.cpp", installations=disk)).rest()
 
     def test_is_installed_from_the_start(self) -> None:
         case = self.life()
         (event,) = case.events
-        assert isinstance(event, ev.InstallRequested)
+        assert isinstance(event, InstallRequested)
         assert (event.job, event.wanted_by) == ("llama.cpp.1", "default")
         assert case.of(BuildInstallation)
 
     def test_is_not_installed_again_and_again_when_that_fails(self) -> None:
         case = self.life()
-        failed = msg.InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
-        case.when(failed).rest().then(ev.InstallFailed)
+        failed = InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
+        case.when(failed).rest().then(InstallFailed)
         case.advance(3600).rest().then()
 
     def test_that_failed_is_tried_once_more_in_the_next_life(self) -> None:
         case = self.life()
-        failed = msg.InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
+        failed = InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
         case.when(failed).rest()
         case.rebuild().when(Recovered()).rest()
-        case.when(msg.InstallationsSeen(backend="llama.cpp", installations=())).rest()
-        case.then(ev.InstallRequested)
+        case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest()
+        case.then(InstallRequested)
 
     def test_that_the_user_uninstalled_stays_uninstalled_until_he_asks(self) -> None:
         one = built(backend="llama.cpp")
         gone = (
-            ev.InstallationFound(backend="llama.cpp", installation=one),
-            ev.InstallationRetiring(
+            InstallationFound(backend="llama.cpp", installation=one),
+            InstallationRetiring(
                 backend="llama.cpp", installation_id=one.id, reason="uninstalled", unwanted=True
             ),
-            ev.InstallationRemoved(backend="llama.cpp", installation_id=one.id),
+            InstallationRemoved(backend="llama.cpp", installation_id=one.id),
         )
         case = self.life(*gone).then()
         assert not status(case, "llama.cpp").wanted
-        case.when(msg.Ensure(backend="llama.cpp")).rest().then(ev.InstallRequested)
+        case.when(Ensure(backend="llama.cpp")).rest().then(InstallRequested)
 
     def test_whose_installation_the_user_cancelled_is_not_begun_at_once_again(self) -> None:
         case = self.life()
-        case.when(msg.CancelInstall(backend="llama.cpp")).rest().then(ev.InstallCancelled)
+        case.when(CancelInstall(backend="llama.cpp")).rest().then(InstallCancelled)
         case.advance(10).rest().then()
         case.rebuild().when(Recovered()).rest()
-        case.when(msg.InstallationsSeen(backend="llama.cpp", installations=())).rest().then()
+        case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest().then()
 
     def test_goes_on_when_whoever_joined_leaves(self) -> None:
         case = self.life()
-        case.when(msg.Ensure(backend="llama.cpp")).rest()
-        case.when(msg.CancelInstall(backend="llama.cpp", leave=True)).then()
-        assert case.reply == msg.Cancelled(ended=False)
+        case.when(Ensure(backend="llama.cpp")).rest()
+        case.when(CancelInstall(backend="llama.cpp", leave=True)).then()
+        assert case.reply == Cancelled(ended=False)
 
     def test_that_is_broken_is_repaired(self) -> None:
         one = built(backend="llama.cpp", broken="a file is missing")
@@ -174,27 +196,27 @@ class TestADefaultBackend:
     def test_that_is_the_users_own_is_used_and_never_touched(self) -> None:
         own = built("external", backend="llama.cpp", managed=False, root="/opt/llama")
         case = self.life(disk=(own,))
-        case.then(ev.InstallationFound, ev.InstallationActivated)
+        case.then(InstallationFound, InstallationActivated)
         for ask in (
-            msg.Uninstall(backend="llama.cpp"),
-            msg.Ensure(backend="llama.cpp", repair=True),
-            msg.Ensure(backend="llama.cpp", version="9"),
+            Uninstall(backend="llama.cpp"),
+            Ensure(backend="llama.cpp", repair=True),
+            Ensure(backend="llama.cpp", version="9"),
         ):
             assert case.when(ask).refusal.code == "not_managed"
 
     def test_that_is_the_users_own_and_broken_is_not_replaced_by_ours(self) -> None:
         own = built("external", backend="llama.cpp", managed=False, broken="/opt/llama is no program")
         case = self.life(disk=(own,))
-        case.then(ev.InstallationFound, ev.InstallationBroken)
-        refusal = case.when(msg.Ensure(backend="llama.cpp")).refusal
+        case.then(InstallationFound, InstallationBroken)
+        refusal = case.when(Ensure(backend="llama.cpp")).refusal
         assert "It cannot be used as it is: /opt/llama is no program" in refusal.message
 
     def test_that_is_no_longer_named_in_the_config_leaves_room_for_our_own(self) -> None:
         ours, own = built(backend="llama.cpp"), built("external", backend="llama.cpp", managed=False)
         history = (
-            ev.InstallationFound(backend="llama.cpp", installation=ours),
-            ev.InstallationFound(backend="llama.cpp", installation=own),
-            ev.InstallationActivated(backend="llama.cpp", installation_id="external"),
+            InstallationFound(backend="llama.cpp", installation=ours),
+            InstallationFound(backend="llama.cpp", installation=own),
+            InstallationActivated(backend="llama.cpp", installation_id="external"),
         )
         case = self.life(*history, disk=(ours,))
         assert status(case, "llama.cpp").current == ours
@@ -203,20 +225,20 @@ class TestADefaultBackend:
 class TestAPlan:
     def test_is_made_and_answered(self) -> None:
         case = new_life()
-        case.when(msg.PlanInstall(backend="mlx"))
+        case.when(PlanInstall(backend="mlx"))
         assert case.reply == Later("plan/mlx/")
         assert case.of(PlanInstallation) == [PlanInstallation(backend="mlx", version="")]
         plan = Plan(backend="mlx", version="1", download_bytes=5)
-        case.when(msg.PlanMade(backend="mlx", version="", plan=plan)).then()
+        case.when(PlanMade(backend="mlx", version="", plan=plan)).then()
         assert case.answers == {"plan/mlx/": plan}
 
     def test_that_cannot_be_made_says_why(self) -> None:
         case = new_life()
-        case.when(msg.PlanMade(backend="mlx", version="9", failure=OFFLINE))
+        case.when(PlanMade(backend="mlx", version="9", failure=OFFLINE))
         assert case.answers["plan/mlx/9"].status == 503
 
     def test_for_another_platform_is_refused(self) -> None:
-        assert new_life().when(msg.PlanInstall(backend="vllm-metal")).refusal.status == 412
+        assert new_life().when(PlanInstall(backend="vllm-metal")).refusal.status == 412
 
 
 class TestTheList:
@@ -229,12 +251,12 @@ class TestTheList:
 
     def test_is_told_after_a_roll_call(self) -> None:
         case = new_life()
-        assert len(case.when(msg.RollCall()).rest().told("scheduler")) == 1
+        assert len(case.when(RollCall()).rest().told("scheduler")) == 1
 
     def test_never_shows_a_default_backend_as_absent_before_its_job(self) -> None:
         case = given(Installer((LLAMA,)), now=NOW)
         case.when(Recovered()).rest()
-        case.when(msg.InstallationsSeen(backend="llama.cpp", installations=())).rest()
+        case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest()
         (told,) = case.told("scheduler")
-        assert isinstance(told, msg.InstallationList)
+        assert isinstance(told, InstallationList)
         assert told.backends[0].job == "llama.cpp.1"

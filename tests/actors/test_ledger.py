@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenroom.actors.ledger import (
+from greenroom.actors.scheduler.ledger import (
     DEFAULT_CONTEXT,
     Account,
     Capacity,

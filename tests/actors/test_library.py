@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import (
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Later, Recovered, refuse
+from greenroom.actors.library.core import Library
+from greenroom.actors.library.effects import (
     AddTag,
     CancelFetch,
     CancelSend,
@@ -21,11 +22,50 @@ from greenroom.actors.effects import (
     StoreAgain,
     SweepStore,
 )
-from greenroom.actors.facts import Caller, Failure, Model
-from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Later, Recovered, refuse
-from greenroom.actors.library import Library
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    ModelPushed,
+    ModelRemoved,
+    ModelTagged,
+    PullAttemptFailed,
+    PullCancelled,
+    PullFailed,
+    PullRequested,
+    PushFailed,
+)
+from greenroom.actors.library.messages import (
+    CancelPull,
+    CancelPush,
+    LeavePull,
+    ModelGone,
+    ModelList,
+    ModelNoted,
+    ModelRepackaged,
+    ModelsSeen,
+    NoteDamage,
+    NoteModel,
+    Prune,
+    Pruned,
+    Pull,
+    PullAttemptEnded,
+    PullCommitted,
+    Pulled,
+    Push,
+    Pushed,
+    PushEnded,
+    Release,
+    Released,
+    Removed,
+    RemoveModel,
+    RepackageModel,
+    StoreSwept,
+    Tagged,
+    TagModel,
+    TagsWritten,
+)
+from greenroom.actors.scheduler.messages import ForgetModel
 from greenroom.actors.testing import Case, given
+from greenroom.actors.values import Caller, Cancelled, Failure, Model, RollCall
 from stage import NO_SPACE, OFFLINE
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
@@ -37,22 +77,22 @@ SMOL = Model(id="sha256:smol", tags=(REF,), size=98)
 def new_life(*history: Any, store: tuple[Model, ...] = (), looked: bool = True) -> Case[Any, Any]:
     case = given(Library(), *history, now=NOW)
     case.when(Recovered()).rest()
-    return case.when(msg.ModelsSeen(models=store)).rest() if looked else case
+    return case.when(ModelsSeen(models=store)).rest() if looked else case
 
 
 def pull(case: Case[Any, Any], **more: Any) -> Any:
-    case.when(msg.Pull(**({"reference": REF} | more)))
+    case.when(Pull(**({"reference": REF} | more)))
     reply = case.reply
     case.rest()
     return reply
 
 
-def requested(**more: Any) -> ev.PullRequested:
-    return ev.PullRequested(**({"job": "pull.1", "reference": REF} | more))
+def requested(**more: Any) -> PullRequested:
+    return PullRequested(**({"job": "pull.1", "reference": REF} | more))
 
 
 def fails(case: Case[Any, Any], failure: Failure, job: str = "pull.1") -> Case[Any, Any]:
-    return case.when(msg.PullAttemptEnded(job=job, failure=failure)).rest()
+    return case.when(PullAttemptEnded(job=job, failure=failure)).rest()
 
 
 class TestAPull:
@@ -61,15 +101,15 @@ class TestAPull:
         assert pull(case, token="secret") == Later(KEY)
         case.then(requested())
         assert case.of(FetchModel) == [FetchModel(job="pull.1", reference=REF, token="secret")]
-        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest().then(ev.ModelCommitted)
-        assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=True)}
+        case.when(PullCommitted(job="pull.1", model=SMOL)).rest().then(ModelCommitted)
+        assert case.answers == {KEY: Pulled(model=SMOL, fresh=True)}
         assert case.told("scheduler")
 
     def test_never_stores_a_token_and_forgets_it_with_the_pull(self) -> None:
         case = new_life()
         pull(case, token="secret")
         assert not any("secret" in repr(one) for one in case.history)
-        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest()
+        case.when(PullCommitted(job="pull.1", model=SMOL)).rest()
         assert "secret" not in repr(case.seen)
 
     def test_of_fifty_at_once_fetches_once(self) -> None:
@@ -83,42 +123,42 @@ class TestAPull:
 
     def test_of_what_is_here_is_answered_at_once_if_only_a_request_wants_it(self) -> None:
         case = new_life(store=(SMOL,))
-        assert pull(case, wanted_by="request") == msg.Pulled(model=SMOL, fresh=False)
+        assert pull(case, wanted_by="request") == Pulled(model=SMOL, fresh=False)
         case.then()
 
     def test_of_what_is_here_asks_the_source_whether_it_has_changed(self) -> None:
         case = new_life(store=(SMOL,))
         assert pull(case) == Later(KEY)
         assert case.of(FetchModel)
-        case.when(msg.PullCommitted(job="pull.1", model=SMOL, fresh=False)).rest()
-        case.then(ev.ModelCommitted(job="pull.1", model=SMOL, fresh=False))
-        assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=False)}
+        case.when(PullCommitted(job="pull.1", model=SMOL, fresh=False)).rest()
+        case.then(ModelCommitted(job="pull.1", model=SMOL, fresh=False))
+        assert case.answers == {KEY: Pulled(model=SMOL, fresh=False)}
 
     def test_of_what_the_journal_claims_waits_for_the_look(self) -> None:
-        claim = ev.ModelCommitted(job="", model=SMOL)
+        claim = ModelCommitted(job="", model=SMOL)
         case = new_life(claim, looked=False)
         assert pull(case) == Later(KEY)
-        case.when(msg.ModelsSeen(models=())).rest()
-        case.then(ev.ModelRemoved, requested())
+        case.when(ModelsSeen(models=())).rest()
+        case.then(ModelRemoved, requested())
         assert case.of(FetchModel)
 
     def test_that_waited_for_the_look_is_answered_by_it(self) -> None:
         case = new_life(looked=False)
         pull(case, wanted_by="request")
-        case.when(msg.ModelsSeen(models=(SMOL,))).rest()
-        assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=False)}
+        case.when(ModelsSeen(models=(SMOL,))).rest()
+        assert case.answers == {KEY: Pulled(model=SMOL, fresh=False)}
 
     def test_that_waits_for_the_look_can_be_cancelled(self) -> None:
         case = new_life(looked=False)
         pull(case)
-        case.when(msg.CancelPull(reference=REF))
+        case.when(CancelPull(reference=REF))
         assert case.answers[KEY].code == "cancelled"
-        case.when(msg.ModelsSeen(models=())).rest().then()
+        case.when(ModelsSeen(models=())).rest().then()
 
     def test_that_fails_for_a_while_is_tried_again(self) -> None:
         case = new_life()
         pull(case)
-        fails(case, OFFLINE).then(ev.PullAttemptFailed)
+        fails(case, OFFLINE).then(PullAttemptFailed)
         assert not case.of(FetchModel)
         case.clock.jump(-86_400)
         case.wake()
@@ -127,7 +167,7 @@ class TestAPull:
     def test_that_fails_for_good_says_why_and_the_next_one_may_try_again(self) -> None:
         case = new_life()
         pull(case)
-        fails(case, NO_SPACE).then(ev.PullFailed)
+        fails(case, NO_SPACE).then(PullFailed)
         assert (case.answers[KEY].status, case.answers[KEY].code) == (507, "no_space")
         assert pull(case) == Later(KEY)
         case.then(requested(job="pull.2"))
@@ -136,17 +176,17 @@ class TestAPull:
         case = new_life()
         pull(case)
         for _ in range(5):
-            fails(case, OFFLINE).then(ev.PullAttemptFailed)
+            fails(case, OFFLINE).then(PullAttemptFailed)
             case.wake()
-        fails(case, OFFLINE).then(ev.PullFailed)
+        fails(case, OFFLINE).then(PullFailed)
         assert not any((case.seen.fetching, case.seen.due, case.seen.waiting))
 
     def test_goes_on_for_as_long_as_each_attempt_brings_something(self) -> None:
         case = new_life()
         pull(case)
         for _ in range(30):
-            case.when(msg.PullAttemptEnded(job="pull.1", failure=OFFLINE, moved=1)).rest()
-            case.then(ev.PullAttemptFailed)
+            case.when(PullAttemptEnded(job="pull.1", failure=OFFLINE, moved=1)).rest()
+            case.then(PullAttemptFailed)
             assert case.wake_at is not None
             assert case.wake_at - case.now.monotonic <= 2.0
             case.wake()
@@ -154,11 +194,11 @@ class TestAPull:
     def test_of_what_a_source_that_never_answers_should_have_is_refused_within_seconds(self) -> None:
         case = new_life()
         pull(case)
-        silent = msg.PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)
+        silent = PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)
         for _ in range(2):
-            case.when(silent).rest().then(ev.PullAttemptFailed)
+            case.when(silent).rest().then(PullAttemptFailed)
             case.wake()
-        case.when(silent).rest().then(ev.PullFailed)
+        case.when(silent).rest().then(PullFailed)
         assert case.answers[KEY].status == 503
         assert case.now.monotonic - NOW.monotonic < 5.0
 
@@ -166,14 +206,14 @@ class TestAPull:
         case = new_life()
         pull(case)
         case.advance(10.0)
-        case.when(msg.PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)).rest()
-        case.then(ev.PullFailed)
+        case.when(PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)).rest()
+        case.then(PullFailed)
 
     def test_for_which_nobody_waits_any_more_is_patient_with_its_source(self) -> None:
         case = new_life(requested())
         case.advance(10.0)
-        case.when(msg.PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)).rest()
-        case.then(ev.PullAttemptFailed)
+        case.when(PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)).rest()
+        case.then(PullAttemptFailed)
 
     def test_says_on_the_board_what_it_waits_for(self) -> None:
         case = new_life()
@@ -182,7 +222,7 @@ class TestAPull:
         (inform,) = case.of(InformPull)
         assert (inform.reference, inform.phase) == (REF, "waiting_to_retry")
         assert OFFLINE.message in inform.message
-        case.when(msg.CancelPull(reference=REF))
+        case.when(CancelPull(reference=REF))
         assert case.of(InformPull) == [InformPull(reference=REF)]
 
     def test_is_forced_by_whoever_joins_it_with_force(self) -> None:
@@ -197,8 +237,8 @@ class TestAPull:
     def test_that_is_cancelled_ends(self) -> None:
         case = new_life()
         pull(case)
-        case.when(msg.CancelPull(reference=REF))
-        assert case.reply == msg.Cancelled(ended=True)
+        case.when(CancelPull(reference=REF))
+        assert case.reply == Cancelled(ended=True)
         assert case.of(CancelFetch)
         assert case.answers[KEY].message == "The pull was ended: cancelled by the user."
 
@@ -206,50 +246,50 @@ class TestAPull:
         case = new_life()
         pull(case)
         pull(case)
-        case.when(msg.CancelPull(reference=REF, leave=True)).then()
-        assert case.reply == msg.Cancelled(ended=False)
-        case.when(msg.CancelPull(reference=REF, leave=True)).then(ev.PullCancelled)
+        case.when(CancelPull(reference=REF, leave=True)).then()
+        assert case.reply == Cancelled(ended=False)
+        case.when(CancelPull(reference=REF, leave=True)).then(PullCancelled)
 
     def test_that_somebody_leaves_does_not_go_on_for_one_who_has_gone(self) -> None:
         case = new_life()
         for name in "ab":
-            case.when(msg.Pull(reference=REF, waiter=name)).rest()
-        case.when(msg.LeavePull(reference=REF, waiter="a")).rest().then()
-        case.when(msg.CancelPull(reference=REF, leave=True, waiter="b")).then(ev.PullCancelled)
+            case.when(Pull(reference=REF, waiter=name)).rest()
+        case.when(LeavePull(reference=REF, waiter="a")).rest().then()
+        case.when(CancelPull(reference=REF, leave=True, waiter="b")).then(PullCancelled)
 
     def test_that_does_not_exist_cannot_be_cancelled(self) -> None:
-        assert new_life().when(msg.CancelPull(reference=REF)).reply == msg.Cancelled(ended=False)
+        assert new_life().when(CancelPull(reference=REF)).reply == Cancelled(ended=False)
 
     def test_that_was_cancelled_a_moment_before_its_last_step_has_brought_the_model(self) -> None:
         case = new_life()
         pull(case)
-        case.when(msg.CancelPull(reference=REF)).rest()
-        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest().then(ev.ModelCommitted)
+        case.when(CancelPull(reference=REF)).rest()
+        case.when(PullCommitted(job="pull.1", model=SMOL)).rest().then(ModelCommitted)
         assert case.state.models == {SMOL.id: SMOL}
 
     def test_that_is_reported_twice_counts_once(self) -> None:
         case = new_life()
         pull(case)
-        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest()
-        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest().then()
+        case.when(PullCommitted(job="pull.1", model=SMOL)).rest()
+        case.when(PullCommitted(job="pull.1", model=SMOL)).rest().then()
         fails(case, OFFLINE).then()
 
 
 class TestAnEarlierLife:
     def test_whose_pull_somebody_typed_goes_on_with_it(self) -> None:
         case = new_life(requested())
-        case.then(ev.PullAttemptFailed)
+        case.then(PullAttemptFailed)
         (fetch,) = case.of(FetchModel)
         assert fetch.job == "pull.1"
 
     def test_whose_pull_only_a_request_wanted_ends_it(self) -> None:
         case = new_life(requested(wanted_by="request"))
-        case.then(ev.PullCancelled)
+        case.then(PullCancelled)
         assert not case.state.pulls
 
     def test_whose_pull_only_a_request_wanted_ends_it_also_while_it_waits_to_be_retried(self) -> None:
-        waits = ev.PullAttemptFailed(job="pull.1", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 50)
-        new_life(requested(wanted_by="request"), waits).then(ev.PullCancelled)
+        waits = PullAttemptFailed(job="pull.1", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 50)
+        new_life(requested(wanted_by="request"), waits).then(PullCancelled)
 
     def test_whose_pull_a_person_joined_goes_on_with_it(self) -> None:
         case = new_life()
@@ -257,7 +297,7 @@ class TestAnEarlierLife:
         pull(case)
         case.then(requested())
         case.rebuild().when(Recovered()).rest()
-        case.when(msg.ModelsSeen(models=())).rest()
+        case.when(ModelsSeen(models=())).rest()
         assert REF in case.state.pulls
 
     @pytest.mark.parametrize("wanted_by", ["request", "explicit"])
@@ -265,17 +305,17 @@ class TestAnEarlierLife:
         case = new_life()
         pull(case, wanted_by=wanted_by)
         case.rebuild().when(Recovered()).rest()
-        case.when(msg.ModelsSeen(models=(), running=("pull.1",))).rest().then()
+        case.when(ModelsSeen(models=(), running=("pull.1",))).rest().then()
         assert pull(case, wanted_by=wanted_by) == Later(KEY)
-        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest().then(ev.ModelCommitted)
-        assert case.answers == {KEY: msg.Pulled(model=SMOL, fresh=True)}
+        case.when(PullCommitted(job="pull.1", model=SMOL)).rest().then(ModelCommitted)
+        assert case.answers == {KEY: Pulled(model=SMOL, fresh=True)}
 
     def test_whose_pull_had_come_to_its_end_commits_it(self) -> None:
-        case = new_life(requested(), store=(SMOL,)).then(ev.ModelCommitted)
+        case = new_life(requested(), store=(SMOL,)).then(ModelCommitted)
         assert not case.state.pulls
 
     def test_waits_at_most_the_bound_of_the_policy_for_a_retry(self) -> None:
-        far = ev.PullAttemptFailed(job="pull.1", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 86_400)
+        far = PullAttemptFailed(job="pull.1", attempt=1, failure=OFFLINE, retry_at=NOW.wall + 86_400)
         case = new_life(requested(), far).wake()
         assert case.now.monotonic - NOW.monotonic == pytest.approx(90.0)
         assert case.of(FetchModel)
@@ -288,44 +328,44 @@ class TestTheStore:
         assert case.advance(30).rest().of(LookAtModels)
 
     def test_with_a_model_nobody_knew_is_believed(self) -> None:
-        new_life(store=(SMOL,)).then(ev.ModelCommitted(job="", model=SMOL))
+        new_life(store=(SMOL,)).then(ModelCommitted(job="", model=SMOL))
 
     def test_without_a_model_the_journal_knows_is_believed(self) -> None:
-        case = new_life(ev.ModelCommitted(job="", model=SMOL)).then(ev.ModelRemoved)
+        case = new_life(ModelCommitted(job="", model=SMOL)).then(ModelRemoved)
         assert not case.state.models
 
     def test_that_cannot_be_looked_at_changes_nothing(self) -> None:
-        case = new_life(ev.ModelCommitted(job="", model=SMOL), looked=False)
-        case.when(msg.ModelsSeen(models=(), failure=OFFLINE)).rest().then()
+        case = new_life(ModelCommitted(job="", model=SMOL), looked=False)
+        case.when(ModelsSeen(models=(), failure=OFFLINE)).rest().then()
         assert case.state.models == {SMOL.id: SMOL}
 
     def test_with_other_tags_is_believed(self) -> None:
         other = Model(id=SMOL.id, tags=("mine:latest",), size=98)
-        case = new_life(ev.ModelCommitted(job="", model=SMOL), store=(other,)).then(ev.ModelTagged)
+        case = new_life(ModelCommitted(job="", model=SMOL), store=(other,)).then(ModelTagged)
         assert case.state.models[SMOL.id].tags == ("mine:latest",)
 
     def test_of_a_store_whose_index_was_lost_gives_back_the_tags_that_the_journal_knows(self) -> None:
         two = Model(id="sha256:two", tags=("x:1", "x:2"), size=1)
-        history = [ev.ModelCommitted(job="", model=one) for one in (SMOL, two)]
+        history = [ModelCommitted(job="", model=one) for one in (SMOL, two)]
         case = new_life(*history, looked=False)
         here = (Model(id=SMOL.id, size=98), Model(id=two.id, tags=("x:1",), size=1))
-        case.when(msg.ModelsSeen(models=here, recovered=True)).rest().then()
+        case.when(ModelsSeen(models=here, recovered=True)).rest().then()
         assert case.of(AddTag) == [AddTag(model_id=SMOL.id, tag=REF), AddTag(model_id=two.id, tag="x:2")]
         assert case.state.models[SMOL.id].tags == (REF,)
-        case.when(msg.TagsWritten(model_id=SMOL.id, tag=REF, tags=(REF,))).rest()
+        case.when(TagsWritten(model_id=SMOL.id, tag=REF, tags=(REF,))).rest()
 
     def test_of_a_store_whose_index_was_lost_takes_no_tag_from_another_model(self) -> None:
-        case = new_life(ev.ModelCommitted(job="", model=SMOL), looked=False)
+        case = new_life(ModelCommitted(job="", model=SMOL), looked=False)
         other = Model(id="sha256:other", tags=(REF,), size=1)
-        case.when(msg.ModelsSeen(models=(Model(id=SMOL.id, size=98), other), recovered=True)).rest()
+        case.when(ModelsSeen(models=(Model(id=SMOL.id, size=98), other), recovered=True)).rest()
         assert not case.of(AddTag)
         assert case.state.tagged(REF) == other
 
     def test_seen_before_a_commit_does_not_undo_it(self) -> None:
         case = new_life()
         pull(case)
-        case.when(msg.PullCommitted(job="pull.1", model=SMOL)).rest()
-        case.when(msg.ModelsSeen(models=())).rest().then()
+        case.when(PullCommitted(job="pull.1", model=SMOL)).rest()
+        case.when(ModelsSeen(models=())).rest().then()
 
 
 class TestTags:
@@ -334,155 +374,155 @@ class TestTags:
 
     def test_are_written_before_they_are_recorded(self) -> None:
         case = self.tagged("a")
-        case.when(msg.TagModel(model_id=SMOL.id, tag="b")).then()
+        case.when(TagModel(model_id=SMOL.id, tag="b")).then()
         assert case.of(AddTag) == [AddTag(model_id=SMOL.id, tag="b")]
-        case.when(msg.TagsWritten(model_id=SMOL.id, tag="b", tags=("a", "b"))).then(ev.ModelTagged)
-        assert case.answers == {f"tag/{SMOL.id}/b": msg.Tagged(tags=("a", "b"))}
+        case.when(TagsWritten(model_id=SMOL.id, tag="b", tags=("a", "b"))).then(ModelTagged)
+        assert case.answers == {f"tag/{SMOL.id}/b": Tagged(tags=("a", "b"))}
 
     def test_asked_for_at_once_are_each_answered_when_they_are_written(self) -> None:
         case = self.tagged("a")
-        case.when(msg.TagModel(model_id=SMOL.id, tag="b")).when(msg.TagModel(model_id=SMOL.id, tag="c"))
-        case.when(msg.TagsWritten(model_id=SMOL.id, tag="b", tags=("a", "b")))
+        case.when(TagModel(model_id=SMOL.id, tag="b")).when(TagModel(model_id=SMOL.id, tag="c"))
+        case.when(TagsWritten(model_id=SMOL.id, tag="b", tags=("a", "b")))
         assert list(case.answers) == [f"tag/{SMOL.id}/b"]
-        case.when(msg.TagsWritten(model_id=SMOL.id, tag="c", tags=("a", "b", "c")))
-        assert case.answers[f"tag/{SMOL.id}/c"] == msg.Tagged(tags=("a", "b", "c"))
+        case.when(TagsWritten(model_id=SMOL.id, tag="c", tags=("a", "b", "c")))
+        assert case.answers[f"tag/{SMOL.id}/c"] == Tagged(tags=("a", "b", "c"))
 
     def test_that_are_there_already_change_nothing(self) -> None:
-        case = self.tagged("a").when(msg.TagModel(model_id=SMOL.id, tag="a")).then()
-        assert case.reply == msg.Tagged(tags=("a",))
+        case = self.tagged("a").when(TagModel(model_id=SMOL.id, tag="a")).then()
+        assert case.reply == Tagged(tags=("a",))
 
     def test_of_a_model_that_is_not_here_are_refused(self) -> None:
-        assert new_life().when(msg.TagModel(model_id="x", tag="a")).refusal.status == 404
+        assert new_life().when(TagModel(model_id="x", tag="a")).refusal.status == 404
 
     def test_are_taken_from_the_model_that_had_them(self) -> None:
         other = Model(id="sha256:other", tags=("a",), size=1)
         case = self.tagged("a")
-        case.when(msg.PullCommitted(job="pull.9", model=other)).rest()
+        case.when(PullCommitted(job="pull.9", model=other)).rest()
         assert case.state.models[SMOL.id].tags == ()
 
     def test_that_cannot_be_written_say_why(self) -> None:
-        case = self.tagged("a").when(msg.TagModel(model_id=SMOL.id, tag="b"))
-        case.when(msg.TagsWritten(model_id=SMOL.id, tag="b", tags=(), failure=NO_SPACE)).then()
+        case = self.tagged("a").when(TagModel(model_id=SMOL.id, tag="b"))
+        case.when(TagsWritten(model_id=SMOL.id, tag="b", tags=(), failure=NO_SPACE)).then()
         assert case.answers[f"tag/{SMOL.id}/b"].code == "no_space"
 
     def test_are_removed_one_by_one_and_the_model_with_the_last(self) -> None:
         case = self.tagged("a", "b")
-        case.when(msg.RemoveModel(model_id=SMOL.id, tag="b"))
+        case.when(RemoveModel(model_id=SMOL.id, tag="b"))
         assert case.of(RemoveTag) == [RemoveTag(model_id=SMOL.id, tag="b")]
-        case.when(msg.TagsWritten(model_id=SMOL.id, tag="b", tags=("a",)))
-        case.when(msg.RemoveModel(model_id=SMOL.id, tag="a"))
-        assert case.told("scheduler") == [msg.Release(model_id=SMOL.id)]
+        case.when(TagsWritten(model_id=SMOL.id, tag="b", tags=("a",)))
+        case.when(RemoveModel(model_id=SMOL.id, tag="a"))
+        assert case.told("scheduler") == [Release(model_id=SMOL.id)]
 
     def test_that_a_model_does_not_have_cannot_be_removed(self) -> None:
-        refusal = self.tagged("a").when(msg.RemoveModel(model_id=SMOL.id, tag="b")).refusal
+        refusal = self.tagged("a").when(RemoveModel(model_id=SMOL.id, tag="b")).refusal
         assert refusal.status == 404
 
 
 class TestRemoving:
     def test_is_recorded_when_the_scheduler_has_let_go_and_the_files_are_gone(self) -> None:
         case = new_life(store=(SMOL,))
-        case.when(msg.RemoveModel(model_id=SMOL.id)).then()
+        case.when(RemoveModel(model_id=SMOL.id)).then()
         assert case.reply == Later(f"remove/{SMOL.id}")
-        assert case.told("scheduler") == [msg.Release(model_id=SMOL.id)]
-        case.when(msg.Released(model_id=SMOL.id)).then()
+        assert case.told("scheduler") == [Release(model_id=SMOL.id)]
+        case.when(Released(model_id=SMOL.id)).then()
         assert case.of(DeleteModel) == [DeleteModel(model_id=SMOL.id)]
-        case.when(msg.Released(model_id=SMOL.id)).then()
+        case.when(Released(model_id=SMOL.id)).then()
         assert not case.of(DeleteModel)
-        case.when(msg.ModelGone(model_id=SMOL.id, freed=98)).then(ev.ModelRemoved)
-        removed = msg.Removed(untagged=(REF,), deleted=(SMOL.id,), freed=98)
+        case.when(ModelGone(model_id=SMOL.id, freed=98)).then(ModelRemoved)
+        removed = Removed(untagged=(REF,), deleted=(SMOL.id,), freed=98)
         assert case.answers == {f"remove/{SMOL.id}": removed}
         # How it was configured goes with it.
-        assert case.told("scheduler") == [msg.ForgetModel(model_id=SMOL.id, model_ref=REF)]
+        assert case.told("scheduler") == [ForgetModel(model_id=SMOL.id, model_ref=REF)]
 
     def test_asked_twice_is_done_once(self) -> None:
-        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
-        case.when(msg.RemoveModel(model_id=SMOL.id))
+        case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
+        case.when(RemoveModel(model_id=SMOL.id))
         assert case.reply == Later(f"remove/{SMOL.id}")
         assert not case.told("scheduler")
 
     def test_of_a_model_in_use_is_refused_with_who_uses_it(self) -> None:
-        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
+        case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
         refusal = refuse("in_use", "It is in use.", status=409)
-        case.when(msg.Released(model_id=SMOL.id, refusal=refusal)).rest().then()
+        case.when(Released(model_id=SMOL.id, refusal=refusal)).rest().then()
         assert case.answers[f"remove/{SMOL.id}"] == refusal
-        assert case.when(msg.RemoveModel(model_id=SMOL.id, force=True)).told("scheduler") == [
-            msg.Release(model_id=SMOL.id, force=True)
+        assert case.when(RemoveModel(model_id=SMOL.id, force=True)).told("scheduler") == [
+            Release(model_id=SMOL.id, force=True)
         ]
 
     def test_asks_a_scheduler_that_does_not_answer_again(self) -> None:
-        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id)).rest()
+        case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id)).rest()
         asked = case.advance(5).rest().told("scheduler")
-        assert msg.Release(model_id=SMOL.id) in asked
-        case.when(msg.Released(model_id=SMOL.id))
-        assert msg.Release(model_id=SMOL.id) not in case.advance(5).rest().told("scheduler")
+        assert Release(model_id=SMOL.id) in asked
+        case.when(Released(model_id=SMOL.id))
+        assert Release(model_id=SMOL.id) not in case.advance(5).rest().told("scheduler")
 
     def test_takes_the_model_off_the_list_from_the_schedulers_yes_on(self) -> None:
-        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
-        (told,) = case.when(msg.RollCall()).rest().told("scheduler")
+        case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
+        (told,) = case.when(RollCall()).rest().told("scheduler")
         assert told.models == (SMOL,)
-        case.when(msg.Released(model_id=SMOL.id))
-        (told,) = case.when(msg.RollCall()).rest().told("scheduler")
+        case.when(Released(model_id=SMOL.id))
+        (told,) = case.when(RollCall()).rest().told("scheduler")
         assert told.models == ()
 
     def test_of_a_model_with_several_tags_needs_force(self) -> None:
         case = new_life(store=(Model(id=SMOL.id, tags=("a", "b"), size=98),))
-        assert case.when(msg.RemoveModel(model_id=SMOL.id)).refusal.status == 409
-        assert case.when(msg.RemoveModel(model_id=SMOL.id, force=True)).told("scheduler")
+        assert case.when(RemoveModel(model_id=SMOL.id)).refusal.status == 409
+        assert case.when(RemoveModel(model_id=SMOL.id, force=True)).told("scheduler")
 
     def test_of_a_model_that_is_not_here_is_refused(self) -> None:
-        assert new_life().when(msg.RemoveModel(model_id="x")).refusal.status == 404
+        assert new_life().when(RemoveModel(model_id="x")).refusal.status == 404
 
     def test_that_fails_leaves_the_model(self) -> None:
-        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
-        case.when(msg.ModelGone(model_id=SMOL.id, failure=NO_SPACE)).then()
+        case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
+        case.when(ModelGone(model_id=SMOL.id, failure=NO_SPACE)).then()
         assert case.answers[f"remove/{SMOL.id}"].code == "no_space"
-        assert pull(case, wanted_by="request") == msg.Pulled(model=SMOL, fresh=False)
+        assert pull(case, wanted_by="request") == Pulled(model=SMOL, fresh=False)
         assert case.told("scheduler")[0].models == (SMOL,)
 
     def test_of_a_model_that_is_pulled_again_meanwhile_fetches_it(self) -> None:
-        case = new_life(store=(SMOL,)).when(msg.RemoveModel(model_id=SMOL.id))
+        case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
         assert pull(case) == Later(KEY)
         assert case.of(FetchModel)
 
 
 class TestAnotherWayIn:
     def test_is_noted_once(self) -> None:
-        case = new_life().when(msg.NoteModel(model=SMOL)).then(ev.ModelCommitted(job="", model=SMOL))
-        assert case.reply == msg.ModelNoted(model=SMOL)
-        case.when(msg.NoteModel(model=SMOL)).then()
+        case = new_life().when(NoteModel(model=SMOL)).then(ModelCommitted(job="", model=SMOL))
+        assert case.reply == ModelNoted(model=SMOL)
+        case.when(NoteModel(model=SMOL)).then()
 
     def test_with_another_configuration_is_stored_then_recorded(self) -> None:
         case = new_life(store=(SMOL,))
-        case.when(msg.RepackageModel(model_id=SMOL.id, tag="big", context_size=9)).then()
+        case.when(RepackageModel(model_id=SMOL.id, tag="big", context_size=9)).then()
         assert case.reply == Later(f"repackage/{SMOL.id}/big")
         assert case.of(StoreAgain) == [StoreAgain(model_id=SMOL.id, tag="big", context_size=9)]
         big = Model(id="sha256:big", tags=("big",), size=98, context_size=9)
-        report = msg.ModelRepackaged(source_id=SMOL.id, tag="big", model=big)
-        case.when(report).then(ev.ModelCommitted(job="", model=big))
-        assert case.answers == {f"repackage/{SMOL.id}/big": msg.ModelNoted(model=big)}
+        report = ModelRepackaged(source_id=SMOL.id, tag="big", model=big)
+        case.when(report).then(ModelCommitted(job="", model=big))
+        assert case.answers == {f"repackage/{SMOL.id}/big": ModelNoted(model=big)}
 
     def test_that_leads_nowhere_says_why(self) -> None:
         case = new_life(store=(SMOL,))
-        assert case.when(msg.RepackageModel(model_id="x", tag="big")).refusal.status == 404
-        case.when(msg.RepackageModel(model_id=SMOL.id, tag="big"))
-        case.when(msg.ModelRepackaged(source_id=SMOL.id, tag="big", failure=NO_SPACE)).then()
+        assert case.when(RepackageModel(model_id="x", tag="big")).refusal.status == 404
+        case.when(RepackageModel(model_id=SMOL.id, tag="big"))
+        case.when(ModelRepackaged(source_id=SMOL.id, tag="big", failure=NO_SPACE)).then()
         assert case.answers[f"repackage/{SMOL.id}/big"].code == "no_space"
 
     def test_out_again_is_damage_that_was_found(self) -> None:
         case = new_life(store=(SMOL,))
-        case.when(msg.NoteDamage(model_id=SMOL.id, reason="a byte has changed")).then(
-            ev.ModelRemoved(model_id=SMOL.id, reason="a byte has changed")
+        case.when(NoteDamage(model_id=SMOL.id, reason="a byte has changed")).then(
+            ModelRemoved(model_id=SMOL.id, reason="a byte has changed")
         )
-        case.when(msg.NoteDamage(model_id=SMOL.id, reason="again")).then()
+        case.when(NoteDamage(model_id=SMOL.id, reason="again")).then()
 
 
 class TestPruning:
     def test_is_answered_when_it_is_done(self) -> None:
-        case = new_life().when(msg.Prune())
+        case = new_life().when(Prune())
         assert case.of(SweepStore)
-        case.when(msg.StoreSwept(freed=7)).then()
-        assert case.answers == {"prune": msg.Pruned(freed=7)}
-        case.when(msg.Prune()).when(msg.StoreSwept(failure=NO_SPACE))
+        case.when(StoreSwept(freed=7)).then()
+        assert case.answers == {"prune": Pruned(freed=7)}
+        case.when(Prune()).when(StoreSwept(failure=NO_SPACE))
         assert case.answers["prune"].code == "no_space"
 
 
@@ -492,62 +532,62 @@ OTHER = Model(id="sha256:other", tags=("x:1",), size=1)
 
 class TestAPush:
     def push(self, case: Case[Any, Any]) -> Case[Any, Any]:
-        return case.when(msg.Push(model_id=SMOL.id, reference="r/m:1", token="secret"))
+        return case.when(Push(model_id=SMOL.id, reference="r/m:1", token="secret"))
 
     def test_is_recorded_when_the_model_is_published(self) -> None:
         case = self.push(new_life(store=(SMOL,))).then()
         assert case.of(SendModel) == [SendModel(model_id=SMOL.id, reference="r/m:1", token="secret")]
-        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5, seconds=2.0)).then(
-            ev.ModelPushed(model_id=SMOL.id, reference="r/m:1", sent=5, seconds=2.0)
+        case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5, seconds=2.0)).then(
+            ModelPushed(model_id=SMOL.id, reference="r/m:1", sent=5, seconds=2.0)
         )
-        assert case.answers == {KEY_OF_PUSH: msg.Pushed(reference="r/m:1", model_id=SMOL.id, sent=5)}
+        assert case.answers == {KEY_OF_PUSH: Pushed(reference="r/m:1", model_id=SMOL.id, sent=5)}
         assert not case.seen.sending
 
     def test_to_the_same_reference_joins_and_ends_only_when_nobody_waits(self) -> None:
         case = self.push(self.push(new_life(store=(SMOL,))))
         assert not case.of(SendModel)
-        assert case.when(msg.CancelPush(reference="r/m:1")).reply == msg.Cancelled(ended=False)
-        assert case.when(msg.CancelPush(reference="r/m:1")).of(CancelSend)
+        assert case.when(CancelPush(reference="r/m:1")).reply == Cancelled(ended=False)
+        assert case.when(CancelPush(reference="r/m:1")).of(CancelSend)
         gone = Failure(kind="cancelled", code="cancelled", message="cancelled")
-        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, failure=gone)).then(ev.PushFailed)
+        case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, failure=gone)).then(PushFailed)
         assert case.answers[KEY_OF_PUSH].code == "cancelled"
-        assert case.when(msg.CancelPush(reference="r/m:1")).reply == msg.Cancelled(ended=False)
+        assert case.when(CancelPush(reference="r/m:1")).reply == Cancelled(ended=False)
 
     def test_of_what_is_not_here_is_refused(self) -> None:
         assert self.push(new_life()).refusal.status == 404
 
     def test_of_another_model_to_the_same_reference_is_refused_and_told_no_success(self) -> None:
         case = self.push(new_life(store=(SMOL, OTHER)))
-        case.when(msg.Push(model_id=OTHER.id, reference="r/m:1"))
+        case.when(Push(model_id=OTHER.id, reference="r/m:1"))
         assert (case.refusal.status, case.refusal.code) == (409, "conflict")
         assert not case.of(SendModel)
-        case.when(msg.CancelPush(reference="r/m:1", model_id=OTHER.id))
-        assert case.reply == msg.Cancelled(ended=False)
-        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ev.ModelPushed)
+        case.when(CancelPush(reference="r/m:1", model_id=OTHER.id))
+        assert case.reply == Cancelled(ended=False)
+        case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ModelPushed)
         assert list(case.answers) == [KEY_OF_PUSH]
-        assert case.when(msg.Push(model_id=OTHER.id, reference="r/m:1")).of(SendModel)
+        assert case.when(Push(model_id=OTHER.id, reference="r/m:1")).of(SendModel)
 
     def test_that_a_rebuilt_actor_knows_nothing_of_answers_only_whoever_wanted_that_model(self) -> None:
         case = new_life(store=(SMOL, OTHER))
-        case.when(msg.Push(model_id=OTHER.id, reference="r/m:1"))
-        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ev.ModelPushed)
+        case.when(Push(model_id=OTHER.id, reference="r/m:1"))
+        case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ModelPushed)
         assert list(case.answers) == [KEY_OF_PUSH]
         assert case.seen.sending["r/m:1"].model_id == OTHER.id
 
     def test_to_one_that_is_being_ended_is_not_ended_with_it(self) -> None:
         case = self.push(new_life(store=(SMOL,)))
-        case.when(msg.CancelPush(reference="r/m:1"))
+        case.when(CancelPush(reference="r/m:1"))
         assert self.push(case).refusal.code == "conflict"
 
     def test_that_fails_again_and_again_is_stored_once(self) -> None:
         case = new_life(store=(SMOL,))
         for number in range(5):
             self.push(case)
-            case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, failure=OFFLINE))
-            case.then(*[ev.PushFailed] * (not number))
+            case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, failure=OFFLINE))
+            case.then(*[PushFailed] * (not number))
             assert case.answers[KEY_OF_PUSH].code == OFFLINE.code
         self.push(case)
-        case.when(msg.PushEnded(reference="r/m:1", model_id=SMOL.id, failure=NO_SPACE)).then(ev.PushFailed)
+        case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, failure=NO_SPACE)).then(PushFailed)
 
 
 NOT_FOUND = Failure(kind="permanent", code="not_found", message="There is no such model.", advice="Look.")
@@ -557,7 +597,7 @@ class TestAPullThatFailsAgainAndAgain:
     def failing(self, case: Case[Any, Any], times: int, reference: str = REF) -> None:
         for _ in range(times):
             assert pull(case, reference=reference) == Later(f"pull/{reference}")
-            case.when(msg.PullAttemptEnded(job=f"pull.{case.state.jobs}", failure=NOT_FOUND)).rest()
+            case.when(PullAttemptEnded(job=f"pull.{case.state.jobs}", failure=NOT_FOUND)).rest()
 
     def test_is_answered_from_memory_for_a_while_and_then_asked_of_its_source_again(self) -> None:
         case = new_life()
@@ -579,7 +619,7 @@ class TestAPullThatFailsAgainAndAgain:
         for _ in range(3_600):
             if pull(case) == Later(KEY):
                 begun += 1
-                case.when(msg.PullAttemptEnded(job=f"pull.{case.state.jobs}", failure=NOT_FOUND)).rest()
+                case.when(PullAttemptEnded(job=f"pull.{case.state.jobs}", failure=NOT_FOUND)).rest()
             case.advance(1.0)
         assert begun < 75
         assert len(case.history) == 2 * begun
@@ -595,7 +635,7 @@ class TestAPullThatFailsAgainAndAgain:
         self.failing(case, 3)
         case.advance(1.0)
         assert pull(case) == Later(KEY)
-        case.when(msg.PullCommitted(job=f"pull.{case.state.jobs}", model=SMOL)).rest()
+        case.when(PullCommitted(job=f"pull.{case.state.jobs}", model=SMOL)).rest()
         self.failing(case, 1)
         assert pull(case) == Later(KEY)
 
@@ -615,7 +655,7 @@ class TestAPullThatFailsAgainAndAgain:
         case = new_life()
         for _ in range(30):
             assert pull(case) == Later(KEY)
-            case.when(msg.CancelPull(reference=REF)).rest()
+            case.when(CancelPull(reference=REF)).rest()
         assert pull(case).code == "too_many_failures"
 
     def test_is_remembered_in_bounds(self) -> None:
@@ -630,17 +670,17 @@ class TestTheList:
     def test_is_told_when_something_changes_when_asked_and_every_few_seconds(self) -> None:
         case = new_life(store=(SMOL,))
         (told,) = case.told("scheduler")
-        assert isinstance(told, msg.ModelList)
+        assert isinstance(told, ModelList)
         assert told.models == (SMOL,)
         assert not case.advance(4).rest().told("scheduler")
         assert case.advance(1).rest().told("scheduler")
-        assert case.when(msg.RollCall()).rest().told("scheduler")
+        assert case.when(RollCall()).rest().told("scheduler")
 
 
 @pytest.mark.parametrize("tag", ["", "../../x y", "a//b", "a/./b", "/etc/passwd", "x y", "..", " smol"])
 def test_what_cannot_be_a_tag_is_refused_and_nothing_is_written(tag: str) -> None:
-    case = new_life(ev.ModelCommitted(job="", model=SMOL), store=(SMOL,))
-    for ask in (msg.TagModel(model_id=SMOL.id, tag=tag), msg.RepackageModel(model_id=SMOL.id, tag=tag)):
+    case = new_life(ModelCommitted(job="", model=SMOL), store=(SMOL,))
+    for ask in (TagModel(model_id=SMOL.id, tag=tag), RepackageModel(model_id=SMOL.id, tag=tag)):
         refusal = case.when(ask).refusal
         assert (refusal.code, refusal.status) == ("bad_reference", 400)
         assert case.effects == []

@@ -14,17 +14,18 @@ import pytest
 from msgspec import inspect as types
 
 import greenroom.actors
-from greenroom.actors import limits, messages
+from greenroom.actors import limits
+from greenroom.actors.installer.messages import Ensure
 from greenroom.actors.kernel.core import Command
+from greenroom.actors.scheduler.messages import Configure
+from greenroom.actors.values import Reply
 
 COMMANDS = sorted(
     {
         kind
-        for module in pkgutil.iter_modules(greenroom.actors.__path__)
-        for _, kind in inspect.getmembers(
-            importlib.import_module(f"greenroom.actors.{module.name}"), inspect.isclass
-        )
-        if issubclass(kind, Command) and not issubclass(kind, messages.Reply) and kind is not Command
+        for module in pkgutil.walk_packages(greenroom.actors.__path__, "greenroom.actors.")
+        for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
+        if issubclass(kind, Command) and not issubclass(kind, Reply) and kind is not Command
     },
     key=lambda kind: kind.__name__,
 )
@@ -119,13 +120,13 @@ def refused(kind: type[Command], name: str, value: Any) -> bool:
 )
 def test_a_complaint_is_a_sentence_that_names_the_field(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
-        msgspec.convert({"backend": "mlx", **fields}, messages.Ensure)
+        msgspec.convert({"backend": "mlx", **fields}, Ensure)
     assert limits.complaint(caught.value)[1] == sentence
 
 
 def test_a_complaint_about_a_number_names_the_bound() -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
-        msgspec.convert({"model_id": "m", "model_ref": "m", "context_size": 10**320}, messages.Configure)
+        msgspec.convert({"model_id": "m", "model_ref": "m", "context_size": 10**320}, Configure)
     assert limits.complaint(caught.value) == ("context_size", '"context_size" must be at most 134217728')
 
 

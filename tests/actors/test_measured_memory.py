@@ -6,13 +6,24 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.events import DaemonStarted, EvictionDecided, KeepAliveWished
-from greenroom.actors.facts import Engine, EngineSpec, Failure, Measured
-from greenroom.actors.ledger import Account, Capacity, Memory, expected, promise_for, reckoned
-from greenroom.actors.runner import Runner
+from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.daemon_log import DaemonStarted
+from greenroom.actors.engine_runner.core import Runner
+from greenroom.actors.engine_runner.events import EngineStartRequested, EngineStopRequested
+from greenroom.actors.engine_runner.messages import (
+    EngineEnded,
+    EngineIsReady,
+    EngineList,
+    EnginesMeasured,
+    EngineStalled,
+    SpawnedEngine,
+    StopEngine,
+)
+from greenroom.actors.scheduler.events import EvictionDecided, KeepAliveWished, LoadFailed
+from greenroom.actors.scheduler.ledger import Account, Capacity, Memory, expected, promise_for, reckoned
+from greenroom.actors.scheduler.messages import Drain, Keep, LedgerReading, ReadLedger, Unload
 from greenroom.actors.testing import Case, given
+from greenroom.actors.values import Engine, EngineSpec, Failure, Measured
 from stage import GIB, Stage, exited, model
 
 MIB = 2**20
@@ -26,7 +37,7 @@ DEAD = Failure(kind="permanent", code="engine_stalled", message="it does nothing
 def measure(stage: Stage, spec: EngineSpec, peak: int, now: int = 0) -> None:
     size = Measured(now=now or peak, peak=peak)
     stage.when(
-        msg.EngineList(
+        EngineList(
             backend=spec.backend,
             engines=tuple(stage.engines[spec.backend].values()),
             version=1,
@@ -40,9 +51,9 @@ def serve_times(stage: Stage, name: str, times: int) -> None:
         stage.serve(f"{name}-{number}", name).leave(f"{name}-{number}")
 
 
-def ledger(stage: Stage) -> msg.LedgerReading:
-    reading = stage.when(msg.ReadLedger()).reply
-    assert isinstance(reading, msg.LedgerReading)
+def ledger(stage: Stage) -> LedgerReading:
+    reading = stage.when(ReadLedger()).reply
+    assert isinstance(reading, LedgerReading)
     return reading
 
 
@@ -104,7 +115,7 @@ class TestMeasuredMemory:
         stage = Stage().begin(model("one", 2 * GIB))
         spec = stage.loaded("one")
         measure(stage, spec, 3 * GIB)
-        stage.when(msg.Unload(all=True)).rest()
+        stage.when(Unload(all=True)).rest()
         (evicted,) = stage.stored(EvictionDecided)
         assert (evicted.memory, evicted.footprint) == (3 * GIB, 3 * GIB)
         stage.engine_is(spec, "gone", exit=exited(expected=True))
@@ -116,7 +127,7 @@ class TestMeasuredMemory:
         stage = Stage().begin(model("one", 2 * GIB), model("other", 4 * GIB))
         spec = stage.loaded("one")
         measure(stage, spec, 5 * GIB)
-        stage.when(msg.Unload(all=True)).rest()
+        stage.when(Unload(all=True)).rest()
         stage.engine_is(spec, "gone", exit=exited(expected=True))
         stage.loaded("other")
         stage.serve("r", "one")
@@ -128,7 +139,7 @@ class TestMeasuredMemory:
         spec = stage.loaded("one")
         measure(stage, spec, 6 * GIB)
         stage.dies(spec, code=None, signal="SIGKILL")
-        (failed,) = stage.stored(ev.LoadFailed)
+        (failed,) = stage.stored(LoadFailed)
         assert failed.footprint == 6 * GIB
 
     def test_can_be_read_with_who_waits_and_until_when_everybody_stays(self) -> None:
@@ -159,7 +170,7 @@ class TestAnEngineThatIsGivenUp:
         spec = stage.loaded("one")
         stage.serve("stuck", "one")
         stage.engine_is(spec, "stopping", fault="it sent nothing for 60 s")
-        (failed,) = stage.stored(ev.LoadFailed)
+        (failed,) = stage.stored(LoadFailed)
         assert failed.failure.code == "engine_stalled"
         assert "it sent nothing for 60 s" in failed.failure.message
         stage.serve("next", "one")
@@ -188,42 +199,42 @@ class TestARunner:
     """Owns engines, and ends those that do nothing."""
 
     def ready(self) -> Case[Any, Any]:
-        case = given(Runner("llama.cpp"), ev.EngineStartRequested(spec=SPEC))
-        case.when(msg.SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
-        return case.when(msg.EngineIsReady(engine_id="e1")).rest()
+        case = given(Runner("llama.cpp"), EngineStartRequested(spec=SPEC))
+        case.when(SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
+        return case.when(EngineIsReady(engine_id="e1")).rest()
 
     def test_ends_an_engine_that_has_stalled_and_says_why(self) -> None:
         case = self.ready()
-        case.when(msg.EngineStalled(engine_id="e1", failure=DEAD))
-        (stop,) = [one for one in case.events if isinstance(one, ev.EngineStopRequested)]
+        case.when(EngineStalled(engine_id="e1", failure=DEAD))
+        (stop,) = [one for one in case.events if isinstance(one, EngineStopRequested)]
         assert (stop.reason, stop.fault) == ("it does nothing", True)
         assert stop.failure is not None
         assert (stop.failure.code, stop.failure.blame) == ("engine_stalled", "engine")
         engine: Engine = case.state.engines["e1"]
         assert (engine.state, engine.fault) == ("stopping", "it does nothing")
-        case.when(msg.EngineEnded(engine_id="e1", exit=exited(expected=True)))
+        case.when(EngineEnded(engine_id="e1", exit=exited(expected=True)))
         assert case.state.engines["e1"].exit.expected is False
         assert "it does nothing" in case.state.engines["e1"].exit.summary
 
     def test_does_not_end_one_twice_nor_one_that_is_not_ready(self) -> None:
         case = self.ready()
-        case.when(msg.StopEngine(engine_id="e1", reason="unload"))
-        case.when(msg.EngineStalled(engine_id="e1", failure=DEAD)).then()
-        case.when(msg.EngineStalled(engine_id="nobody", failure=DEAD)).then()
+        case.when(StopEngine(engine_id="e1", reason="unload"))
+        case.when(EngineStalled(engine_id="e1", failure=DEAD)).then()
+        case.when(EngineStalled(engine_id="nobody", failure=DEAD)).then()
 
     def test_tells_measured_memory_with_its_list_and_at_once_when_it_has_grown(self) -> None:
         case = self.ready()
-        case.when(msg.EnginesMeasured(measured={"e1": Measured(now=MIB, peak=MIB)})).rest()
-        assert case.told(msg.SCHEDULER) == []
-        case.when(msg.EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
-        (told,) = case.told(msg.SCHEDULER)
-        assert isinstance(told, msg.EngineList)
+        case.when(EnginesMeasured(measured={"e1": Measured(now=MIB, peak=MIB)})).rest()
+        assert case.told(SCHEDULER) == []
+        case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
+        (told,) = case.told(SCHEDULER)
+        assert isinstance(told, EngineList)
         assert told.measured["e1"].peak == GIB
 
     def test_forgets_the_memory_of_engines_that_are_gone(self) -> None:
         case = self.ready()
-        case.when(msg.EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
-        case.when(msg.EngineEnded(engine_id="e1", exit=exited())).rest()
+        case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
+        case.when(EngineEnded(engine_id="e1", exit=exited())).rest()
         assert case.seen.measured == {}
 
 
@@ -243,8 +254,8 @@ class TestAWishToStayForEver:
         stage.loaded("one", keep_alive=-1)
         for number in range(5):
             stage.serve(f"r{number}", "one", keep_alive=-1).leave(f"r{number}")
-        stage.when(msg.Keep(model_id="sha256:one", keep_alive=60.0)).rest()
-        stage.when(msg.Keep(model_id="sha256:one", keep_alive=90.0)).rest()
+        stage.when(Keep(model_id="sha256:one", keep_alive=60.0)).rest()
+        stage.when(Keep(model_id="sha256:one", keep_alive=90.0)).rest()
         assert [one.keep_alive for one in stage.stored(KeepAliveWished)] == [-1, 60.0]
         stage.pass_time(91)
         assert [one.reason for one in stage.stored(EvictionDecided)] == ["idle"]
@@ -258,7 +269,7 @@ class TestAWishToStayForEver:
         stage = Stage().begin(model("one", GIB))
         stage.loaded("one")
         for number in range(100):
-            stage.when(msg.Keep(model_id="sha256:one", keep_alive=-1.0 if number % 2 else 60.0)).rest()
+            stage.when(Keep(model_id="sha256:one", keep_alive=-1.0 if number % 2 else 60.0)).rest()
         assert len(stage.stored(KeepAliveWished)) == 16
 
 
@@ -269,7 +280,7 @@ class TestWhatWasLoadedWhenTheDaemonEnded:
         stage = Stage().begin(model("one", GIB), model("two", GIB))
         stage.loaded("one", keep_alive=-1)
         spec = stage.loaded("two")
-        stage.when(msg.Drain()).rest()
+        stage.when(Drain()).rest()
         marks = stage.state.interrupted
         assert {one.spec.model_ref: one.kept for one in marks.values()} == {"one": True, "two": False}
         for each in list(stage.engines["llama.cpp"].values()):
@@ -290,7 +301,7 @@ class TestWhatWasLoadedWhenTheDaemonEnded:
         stage = Stage().begin(model("one", GIB), model("two", GIB))
         stage.dies(stage.loaded("one"))
         stage.loaded("two")
-        stage.when(msg.Unload(all=True)).rest()
+        stage.when(Unload(all=True)).rest()
         assert stage.state.interrupted == {}
 
 

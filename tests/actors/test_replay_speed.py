@@ -12,14 +12,34 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation, Model
-from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer import Installer
+from greenroom.actors.engine_runner.core import Runner
+from greenroom.actors.engine_runner.events import (
+    EngineExited,
+    EngineReady,
+    EngineSpawned,
+    EngineStartRequested,
+)
+from greenroom.actors.idempotency import CommandAnswered, CommandKeyed, Idempotency
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.events import (
+    InstallationCommitted,
+    InstallationRemoved,
+    InstallAttemptFailed,
+    InstallRequested,
+)
 from greenroom.actors.kernel.core import Stored
-from greenroom.actors.library import Library
-from greenroom.actors.runner import Runner
-from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.library.core import Library
+from greenroom.actors.library.events import ModelCommitted, PullAttemptFailed, PullRequested
+from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.scheduler.events import (
+    BreakerClosed,
+    BreakerOpened,
+    EvictionDecided,
+    LoadAdmitted,
+    LoadFailed,
+    LoadRefused,
+)
+from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
 
 EVENTS = 10_000
 BUDGET = 25.0
@@ -44,60 +64,60 @@ def spec(number: int) -> EngineSpec:
 
 def keys() -> Iterator[Any]:
     for n in range(EVENTS):
-        yield ev.CommandKeyed(key=f"{n:064x}", command="c" * 64, name="POST /models/create")
-        yield ev.CommandAnswered(key=f"{n:064x}", status=200, content_type="application/json", body="{}")
+        yield CommandKeyed(key=f"{n:064x}", command="c" * 64, name="POST /models/create")
+        yield CommandAnswered(key=f"{n:064x}", status=200, content_type="application/json", body="{}")
 
 
 def loads() -> Iterator[Any]:
     for n in range(EVENTS):
         one = spec(n)
         about = {"model_id": one.model_id, "model_ref": one.model_ref, "backend": one.backend}
-        yield ev.LoadAdmitted(spec=one, promised=1, budget=2)
+        yield LoadAdmitted(spec=one, promised=1, budget=2)
         if n % 2:
             ended = {"installation_id": one.installation_id, "footprint": n + 1, "engine_id": one.engine_id}
-            yield ev.EvictionDecided(reason="shutdown", idle_seconds=1.0, memory=1, **ended, **about)
+            yield EvictionDecided(reason="shutdown", idle_seconds=1.0, memory=1, **ended, **about)
         else:
             place = {"engine_id": one.engine_id, "installation_id": one.installation_id}
-            yield ev.LoadFailed(failure=FAILURE, was_ready=True, footprint=n + 1, **place, **about)
+            yield LoadFailed(failure=FAILURE, was_ready=True, footprint=n + 1, **place, **about)
 
 
 def refusals() -> Iterator[Any]:
     for n in range(EVENTS):
         about = {"model_id": f"sha256:{n}", "model_ref": f"m{n}", "mode": "completion"}
-        yield ev.LoadRefused(code="never_fits", message="no", numbers={}, count=1, **about)
+        yield LoadRefused(code="never_fits", message="no", numbers={}, count=1, **about)
 
 
 def breakers() -> Iterator[Any]:
     for n in range(EVENTS):
         about = {"model_id": f"sha256:{n % MODELS}", "backend": "mlx", "installation_id": "1-aaaa.1"}
-        yield ev.BreakerOpened(model_ref="m", failures=3, until=float(n), reason="it died", **about)
-        yield ev.BreakerClosed(reason="it runs", **about)
+        yield BreakerOpened(model_ref="m", failures=3, until=float(n), reason="it died", **about)
+        yield BreakerClosed(reason="it runs", **about)
 
 
 def engines() -> Iterator[Any]:
     for n in range(EVENTS):
-        yield ev.EngineStartRequested(spec=spec(n))
-        yield ev.EngineSpawned(engine_id=f"e{n}", pid=n, started=1.0, endpoint="/run/e.sock")
-        yield ev.EngineReady(engine_id=f"e{n}", seconds=1.0)
-        yield ev.EngineExited(engine_id=f"e{n}", exit=EngineExit(at=1.0, code=1, summary="It died."))
+        yield EngineStartRequested(spec=spec(n))
+        yield EngineSpawned(engine_id=f"e{n}", pid=n, started=1.0, endpoint="/run/e.sock")
+        yield EngineReady(engine_id=f"e{n}", seconds=1.0)
+        yield EngineExited(engine_id=f"e{n}", exit=EngineExit(at=1.0, code=1, summary="It died."))
 
 
 def pulls() -> Iterator[Any]:
     for n in range(EVENTS):
         model = Model(id=f"sha256:{n % MODELS}", tags=(f"m{n % MODELS}", "latest"), size=1)
-        yield ev.PullRequested(job=f"p{n}", reference=f"m{n % MODELS}", wanted_by="explicit")
-        yield ev.PullAttemptFailed(job=f"p{n}", attempt=1, failure=FAILURE, retry_at=1.0)
-        yield ev.ModelCommitted(job=f"p{n}", model=model)
+        yield PullRequested(job=f"p{n}", reference=f"m{n % MODELS}", wanted_by="explicit")
+        yield PullAttemptFailed(job=f"p{n}", attempt=1, failure=FAILURE, retry_at=1.0)
+        yield ModelCommitted(job=f"p{n}", model=model)
 
 
 def installs() -> Iterator[Any]:
     for n in range(EVENTS):
         job = {"job": f"mlx.{n}", "backend": "mlx"}
         one = Installation(id=f"1-aaaa.{n}", backend="mlx", version="1", digest="aaaa")
-        yield ev.InstallRequested(version="1", wanted_by="explicit", **job)
-        yield ev.InstallAttemptFailed(attempt=1, failure=FAILURE, retry_at=1.0, **job)
-        yield ev.InstallationCommitted(installation=one, **job)
-        yield ev.InstallationRemoved(backend="mlx", installation_id=f"1-aaaa.{n - 1}")
+        yield InstallRequested(version="1", wanted_by="explicit", **job)
+        yield InstallAttemptFailed(attempt=1, failure=FAILURE, retry_at=1.0, **job)
+        yield InstallationCommitted(installation=one, **job)
+        yield InstallationRemoved(backend="mlx", installation_id=f"1-aaaa.{n - 1}")
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,39 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import EndEngine, RecoverEngines, SpawnEngine
-from greenroom.actors.facts import EngineExit, EngineSpec
+from greenroom.actors.engine_runner.core import (
+    SECOND_LOOK,
+    SILENT_RECOVERY,
+    SILENT_START,
+    SILENT_STOP,
+    Runner,
+)
+from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
+from greenroom.actors.engine_runner.events import (
+    EngineAdopted,
+    EngineExited,
+    EngineLost,
+    EngineReady,
+    EngineSpawned,
+    EngineStartRequested,
+    EngineStopRequested,
+)
+from greenroom.actors.engine_runner.messages import (
+    AdoptedEngine,
+    BarEngine,
+    EngineEnded,
+    EngineIsReady,
+    EngineList,
+    EngineMoved,
+    LostEngine,
+    SpawnedEngine,
+    StartEngine,
+    StopEngine,
+)
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Recovered
-from greenroom.actors.runner import SECOND_LOOK, SILENT_RECOVERY, SILENT_START, SILENT_STOP, Runner
 from greenroom.actors.testing import Case, given
+from greenroom.actors.values import EngineExit, EngineSpec, RollCall
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
 ENDED = EngineExit(at=NOW.wall, code=0, expected=True)
@@ -31,90 +56,90 @@ def runner(*history: Any) -> Case[Any, Any]:
 
 
 def started(one: str = "e1") -> Case[Any, Any]:
-    return runner().when(msg.StartEngine(spec=spec(one))).rest()
+    return runner().when(StartEngine(spec=spec(one))).rest()
 
 
 def spawned(case: Case[Any, Any], one: str = "e1") -> Case[Any, Any]:
-    report = msg.SpawnedEngine(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock")
+    report = SpawnedEngine(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock")
     return case.when(report).rest()
 
 
 def ready(case: Case[Any, Any], one: str = "e1") -> Case[Any, Any]:
-    return spawned(case, one).when(msg.EngineIsReady(engine_id=one)).rest()
+    return spawned(case, one).when(EngineIsReady(engine_id=one)).rest()
 
 
 def past(one: str = "e1", *, up_to: str = "ready") -> tuple[Any, ...]:
     """What an earlier life stored of an engine."""
     events = (
-        ev.EngineStartRequested(spec=spec(one)),
-        ev.EngineSpawned(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock"),
-        ev.EngineReady(engine_id=one),
+        EngineStartRequested(spec=spec(one)),
+        EngineSpawned(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock"),
+        EngineReady(engine_id=one),
     )
     return events[: ("requested", "spawned", "ready").index(up_to) + 1]
 
 
-def adopted(one: str = "e1", *, answers: bool = True) -> msg.AdoptedEngine:
-    return msg.AdoptedEngine(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock", ready=answers)
+def adopted(one: str = "e1", *, answers: bool = True) -> AdoptedEngine:
+    return AdoptedEngine(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock", ready=answers)
 
 
 def state(case: Case[Any, Any], one: str = "e1") -> str:
     return str(case.state.engines[one].state)
 
 
-def lists(case: Case[Any, Any]) -> list[msg.EngineList]:
-    return [one for one in case.told("scheduler") if isinstance(one, msg.EngineList)]
+def lists(case: Case[Any, Any]) -> list[EngineList]:
+    return [one for one in case.told("scheduler") if isinstance(one, EngineList)]
 
 
 class TestAStart:
     def test_is_an_intent_before_it_is_a_process(self) -> None:
-        case = started().then(ev.EngineStartRequested(spec=spec()))
+        case = started().then(EngineStartRequested(spec=spec()))
         assert case.of(SpawnEngine) == [SpawnEngine(spec=spec())]
         assert state(case) == "starting"
 
     def test_that_comes_twice_is_harmless(self) -> None:
-        case = started().when(msg.StartEngine(spec=spec())).then()
+        case = started().when(StartEngine(spec=spec())).then()
         assert not case.of(SpawnEngine)
 
     def test_of_what_was_barred_before_is_refused_for_good_and_the_list_says_so(self) -> None:
-        case = runner().when(msg.BarEngine(engine_id="e1"))
-        case.then(ev.EngineLost(engine_id="e1", reason="it had not been started")).rest()
+        case = runner().when(BarEngine(engine_id="e1"))
+        case.then(EngineLost(engine_id="e1", reason="it had not been started")).rest()
         assert lists(case)[-1].barred == ("e1",)
-        case.when(msg.BarEngine(engine_id="e1")).then().rest()
+        case.when(BarEngine(engine_id="e1")).then().rest()
         assert lists(case)[-1].barred == ("e1",)
-        case.when(msg.StartEngine(spec=spec())).then()
+        case.when(StartEngine(spec=spec())).then()
         case.rebuild().when(Recovered()).rest()
-        case.when(msg.StartEngine(spec=spec())).then()
+        case.when(StartEngine(spec=spec())).then()
         assert not case.of(SpawnEngine)
-        case.when(msg.StartEngine(spec=spec("e2"))).then(ev.EngineStartRequested(spec=spec("e2")))
+        case.when(StartEngine(spec=spec("e2"))).then(EngineStartRequested(spec=spec("e2")))
 
     def test_that_was_handled_first_is_left_alone_by_what_bars_it(self) -> None:
-        case = ready(started()).when(msg.BarEngine(engine_id="e1")).then().rest()
+        case = ready(started()).when(BarEngine(engine_id="e1")).then().rest()
         assert state(case) == "ready"
         assert [one.spec.engine_id for one in lists(case)[-1].engines] == ["e1"]
         assert not case.of(EndEngine)
 
     def test_of_an_engine_that_is_gone_is_not_repeated(self) -> None:
         case = ready(started())
-        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest()
-        case.when(msg.StartEngine(spec=spec())).then()
+        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
+        case.when(StartEngine(spec=spec())).then()
 
     def test_leads_to_an_engine_that_has_proved_it_can_answer(self) -> None:
-        case = spawned(started()).then(ev.EngineSpawned)
-        case.advance(2.5).when(msg.EngineIsReady(engine_id="e1")).rest()
-        case.then(ev.EngineReady(engine_id="e1", seconds=2.5))
+        case = spawned(started()).then(EngineSpawned)
+        case.advance(2.5).when(EngineIsReady(engine_id="e1")).rest()
+        case.then(EngineReady(engine_id="e1", seconds=2.5))
         (told,) = lists(case)
         assert (told.engines[0].state, told.engines[0].pid) == ("ready", 42)
 
     def test_that_is_reported_ready_before_its_spawn_is_ready_with_its_endpoint(self) -> None:
-        case = started().when(msg.EngineIsReady(engine_id="e1")).rest().then()
+        case = started().when(EngineIsReady(engine_id="e1")).rest().then()
         assert state(case) == "starting"
-        spawned(case).then(ev.EngineSpawned, ev.EngineReady)
+        spawned(case).then(EngineSpawned, EngineReady)
         assert case.state.engines["e1"].endpoint == "/run/e1.sock"
 
     def test_that_fails_says_how(self) -> None:
         case = spawned(started())
         exit_ = EngineExit(at=NOW.wall, signal="SIGSEGV", summary="It crashed (SIGSEGV).")
-        case.when(msg.EngineEnded(engine_id="e1", exit=exit_)).rest().then(ev.EngineExited)
+        case.when(EngineEnded(engine_id="e1", exit=exit_)).rest().then(EngineExited)
         assert lists(case)[-1].engines[0].exit == exit_
 
     def test_that_makes_no_progress_for_long_is_given_up_and_that_is_its_fault(self) -> None:
@@ -122,10 +147,10 @@ class TestAStart:
         case.wake().then()
         assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START)
         assert not case.of(EndEngine)
-        case.wake().then(ev.EngineStopRequested)
+        case.wake().then(EngineStopRequested)
         assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START + SECOND_LOOK)
         assert case.of(EndEngine)
-        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest()
+        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
         end = case.state.engines["e1"].exit
         assert not end.expected
         assert end.summary == "The engine was given up: no sign of progress for 900 s while starting."
@@ -133,45 +158,45 @@ class TestAStart:
     def test_that_gets_on_is_given_all_the_time_it_needs(self) -> None:
         case = spawned(started())
         for _ in range(10):
-            case.advance(SILENT_START - 1).when(msg.EngineMoved(engine_id="e1")).rest().then()
+            case.advance(SILENT_START - 1).when(EngineMoved(engine_id="e1")).rest().then()
 
 
 class TestAStop:
     def test_is_an_intent_before_it_is_a_signal(self) -> None:
-        case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
-        case.then(ev.EngineStopRequested(engine_id="e1", reason="idle"))
+        case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+        case.then(EngineStopRequested(engine_id="e1", reason="idle"))
         assert case.of(EndEngine) == [EndEngine(engine_id="e1", reason="idle")]
         assert state(case) == "stopping"
 
     def test_that_is_told_again_is_passed_on_again_without_an_event(self) -> None:
-        case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
-        case.when(msg.StopEngine(engine_id="e1", reason="idle")).then()
+        case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+        case.when(StopEngine(engine_id="e1", reason="idle")).then()
         assert case.of(EndEngine)
 
     def test_of_an_engine_that_is_gone_tells_the_list_again(self) -> None:
-        case = ready(started()).when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest()
-        case.when(msg.StopEngine(engine_id="e1", reason="idle")).rest().then()
+        case = ready(started()).when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
+        case.when(StopEngine(engine_id="e1", reason="idle")).rest().then()
         assert lists(case)
 
     def test_that_is_never_answered_makes_the_engine_lost(self) -> None:
-        case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
+        case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
         case.advance(SILENT_STOP - 1).rest().then()
         assert case.advance(1).rest().then().of(EndEngine)
         assert not case.advance(SECOND_LOOK - 1).rest().then().of(EndEngine)
-        case.advance(1).rest().then(ev.EngineLost)
+        case.advance(1).rest().then(EngineLost)
         end = case.state.engines["e1"].exit
         assert (end.lost, end.expected) == (True, True)
 
     def test_is_not_held_against_an_engine_whose_report_lies_unread(self) -> None:
-        case = ready(started()).when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
+        case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
         case.advance(SILENT_STOP * 10).rest().then()
-        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest().then(ev.EngineExited)
+        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
         assert not case.seen.overdue
 
     def test_of_an_engine_that_ran_for_hours_is_given_its_time(self) -> None:
         case = ready(started()).advance(7200).rest()
-        case.when(msg.StopEngine(engine_id="e1", reason="idle")).rest()
-        case.then(ev.EngineStopRequested)
+        case.when(StopEngine(engine_id="e1", reason="idle")).rest()
+        case.then(EngineStopRequested)
         assert state(case) == "stopping"
 
 
@@ -179,9 +204,9 @@ class TestReports:
     @pytest.mark.parametrize(
         "report",
         [
-            msg.SpawnedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x"),
-            msg.EngineIsReady(engine_id="e9"),
-            msg.AdoptedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x", ready=True),
+            SpawnedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x"),
+            EngineIsReady(engine_id="e9"),
+            AdoptedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x", ready=True),
         ],
     )
     def test_of_a_process_nobody_wants_end_it(self, report: Any) -> None:
@@ -189,13 +214,13 @@ class TestReports:
         assert [one.engine_id for one in case.of(EndEngine)] == ["e9"]
 
     def test_of_an_end_of_an_engine_that_was_never_ours_are_dropped(self) -> None:
-        case = runner().when(msg.EngineEnded(engine_id="e9", exit=ENDED)).rest().then()
+        case = runner().when(EngineEnded(engine_id="e9", exit=ENDED)).rest().then()
         assert not case.effects
 
     def test_of_an_end_count_once(self) -> None:
         case = ready(started())
-        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest().then(ev.EngineExited)
-        case.when(msg.EngineEnded(engine_id="e1", exit=ENDED)).rest().then()
+        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
+        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then()
 
     def test_carry_the_intent_they_belong_to(self) -> None:
         case = spawned(started())
@@ -210,29 +235,29 @@ class TestAnEarlierLife:
         assert lists(case)[-1].engines[0].state == "ready"
 
     def test_looks_for_every_engine_that_is_not_gone(self) -> None:
-        gone = ev.EngineExited(engine_id="e1", exit=ENDED)
+        gone = EngineExited(engine_id="e1", exit=ENDED)
         case = given(Runner("mlx"), *past("e1"), gone, *past("e2"), now=NOW).when(Recovered())
         (recover,) = case.of(RecoverEngines)
         assert [one.spec.engine_id for one in recover.engines] == ["e2"]
 
     def test_whose_engine_still_runs_goes_on_with_it(self) -> None:
-        case = runner(*past()).when(adopted()).rest().then(ev.EngineAdopted)
+        case = runner(*past()).when(adopted()).rest().then(EngineAdopted)
         assert state(case) == "ready"
         assert not case.of(SpawnEngine)
 
     def test_whose_engine_became_ready_meanwhile_says_so(self) -> None:
         case = runner(*past(up_to="spawned")).when(adopted()).rest()
-        case.then(ev.EngineAdopted, ev.EngineReady)
+        case.then(EngineAdopted, EngineReady)
 
     def test_whose_engine_does_not_answer_now_does_not_believe_the_journal(self) -> None:
         case = runner(*past()).when(adopted(answers=False)).rest()
         assert state(case) == "starting"
-        case.when(msg.EngineIsReady(engine_id="e1")).rest().then(ev.EngineReady)
+        case.when(EngineIsReady(engine_id="e1")).rest().then(EngineReady)
 
     def test_whose_intent_came_to_nothing_does_not_repeat_it(self) -> None:
         case = runner(*past(up_to="requested"))
-        case.when(msg.LostEngine(engine_id="e1", reason="it was never spawned")).rest()
-        case.then(ev.EngineLost)
+        case.when(LostEngine(engine_id="e1", reason="it was never spawned")).rest()
+        case.then(EngineLost)
         assert not case.of(SpawnEngine)
         assert lists(case)[-1].engines[0].exit.lost  # type: ignore[union-attr]
 
@@ -241,7 +266,7 @@ class TestAnEarlierLife:
         case.advance(SILENT_RECOVERY - 1).rest().then()
         assert case.advance(1).rest().then().of(EndEngine)
         assert not lists(case.advance(SECOND_LOOK - 1).rest())
-        case.advance(1).rest().then(ev.EngineLost)
+        case.advance(1).rest().then(EngineLost)
         assert lists(case)
         # Should it turn up after all, it is ended.
         case.when(adopted()).rest().then()
@@ -250,7 +275,7 @@ class TestAnEarlierLife:
     def test_whose_own_process_was_stopped_meanwhile_hears_first_what_was_reported(self) -> None:
         case = runner(*past())
         assert not case.advance(SILENT_RECOVERY * 10).rest().of(EndEngine)
-        case.when(adopted()).rest().then(ev.EngineAdopted)
+        case.when(adopted()).rest().then(EngineAdopted)
         assert not case.advance(1).rest().of(EndEngine)
         assert state(case) == "ready"
 
@@ -258,20 +283,20 @@ class TestAnEarlierLife:
         case = ready(started())
         case.rebuild().when(Recovered()).rest()
         assert case.of(RecoverEngines)
-        case.when(adopted()).rest().then(ev.EngineAdopted)
+        case.when(adopted()).rest().then(EngineAdopted)
         assert lists(case.advance(5).rest())
         assert state(case) == "ready"
 
     def test_that_was_rebuilt_while_an_engine_is_prepared_does_not_look_for_it(self) -> None:
         case = started()
         case.rebuild().when(Recovered()).rest()
-        case.when(msg.EngineMoved(engine_id="e1")).rest()
+        case.when(EngineMoved(engine_id="e1")).rest()
         assert lists(case.advance(5).rest())
         assert not case.advance(SILENT_RECOVERY + SECOND_LOOK).rest().of(EndEngine)
-        spawned(case).then(ev.EngineSpawned)
+        spawned(case).then(EngineSpawned)
 
     def test_whose_engine_was_to_end_is_not_taken_for_a_working_one(self) -> None:
-        stop = ev.EngineStopRequested(engine_id="e1", reason="idle")
+        stop = EngineStopRequested(engine_id="e1", reason="idle")
         case = runner(*past(), stop).when(adopted()).rest()
         assert state(case) == "stopping"
 
@@ -285,19 +310,19 @@ class TestTheList:
         assert lists(case.advance(1).rest())
 
     def test_tells_what_the_scheduler_had_acted_on_behind_every_start_it_sent(self) -> None:
-        case = runner().when(msg.StartEngine(spec=spec())).when(msg.RollCall(installations=7)).rest()
+        case = runner().when(StartEngine(spec=spec())).when(RollCall(installations=7)).rest()
         (told,) = lists(case)
         assert told.installations == 7
         assert [one.spec.engine_id for one in told.engines] == ["e1"]
-        case.when(msg.RollCall()).rest()
+        case.when(RollCall()).rest()
         assert lists(case)[-1].installations == 7
 
     def test_tells_of_engines_that_are_gone_for_a_while_and_not_for_ever(self) -> None:
         case = runner()
         for number in range(40):
             one = f"e{number}"
-            case.when(msg.StartEngine(spec=spec(one))).rest()
-            case.when(msg.EngineEnded(engine_id=one, exit=ENDED)).rest()
+            case.when(StartEngine(spec=spec(one))).rest()
+            case.when(EngineEnded(engine_id=one, exit=ENDED)).rest()
         assert list(case.state.engines) == [f"e{number}" for number in range(24, 40)]
         assert not case.seen.moved
 

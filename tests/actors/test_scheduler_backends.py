@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.engine_runner.messages import StopEngine
+from greenroom.actors.installer.messages import BackendStatus, Ensure, InstallsAwaited
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.events import BackendChosen, EvictionDecided, LoadRefused
+from greenroom.actors.scheduler.messages import Abandon
+from greenroom.actors.values import RollCall
 from stage import NO_SPACE, OFFLINE, Stage, absent, begun, installation, installed, model
 
 QWEN = model("qwen")
@@ -29,7 +32,7 @@ class TestTheBackend:
         stage.serve("r1", "gemma")
         advice = "(or, with vllm: greenroom install-runner --backend vllm)"
         assert stage.refused("r1").advice == advice
-        (refused,) = stage.stored(ev.LoadRefused)
+        (refused,) = stage.stored(LoadRefused)
         assert refused.advice == advice
 
     def test_is_installed_by_the_request_under_auto(self) -> None:
@@ -70,7 +73,7 @@ class TestTheBackend:
         stage = begun(model("gemma", format="safetensors"), installed_ones=("mlx",))
         stage.serve("r1", "gemma")
         assert stage.spec_of("gemma").backend == "mlx"
-        (chosen,) = stage.stored(ev.BackendChosen)
+        (chosen,) = stage.stored(BackendChosen)
         advice = "vllm would be preferred but is not installed; run: greenroom install-runner --backend vllm"
         assert advice in chosen.reasons
 
@@ -84,14 +87,14 @@ class TestTheBackend:
         assert stage.spec_of("qwen").backend == "llama.cpp"
 
 
-def wishes(stage: Stage) -> list[msg.Ensure]:
+def wishes(stage: Stage) -> list[Ensure]:
     """What the installer was told to install since the last step."""
-    return [one for one in stage.told("installer") if isinstance(one, msg.Ensure)]
+    return [one for one in stage.told("installer") if isinstance(one, Ensure)]
 
 
 def awaited(stage: Stage) -> list[frozenset[str]]:
     """For which backends it was told that requests wait."""
-    return [one.backends for one in stage.told("installer") if isinstance(one, msg.InstallsAwaited)]
+    return [one.backends for one in stage.told("installer") if isinstance(one, InstallsAwaited)]
 
 
 class TestAnInstallation:
@@ -118,7 +121,7 @@ class TestAnInstallation:
         assert awaited(stage) == [], "once is enough"
         stage.pass_time(6)
         assert awaited(stage) == [frozenset({"mlx"})], "unless the installer has been built anew"
-        stage.when(msg.Abandon(request_id="r0")).rest()
+        stage.when(Abandon(request_id="r0")).rest()
         assert awaited(stage) == [frozenset()]
         stage.pass_time(60)
         assert awaited(stage) == []
@@ -140,7 +143,7 @@ class TestAnInstallation:
             refusal = stage.refused(f"r{number}")
             assert (refusal.code, refusal.status) == ("no_space", 507)
             assert refusal.message == "mlx could not be installed: There is no room on the disk."
-        assert len(stage.stored(ev.LoadRefused)) == 1
+        assert len(stage.stored(LoadRefused)) == 1
         assert not wishes(stage)
 
     def test_that_failed_between_two_lists_is_noticed(self) -> None:
@@ -172,7 +175,7 @@ class TestAnInstallation:
         refusal = stage.refused("r498")
         assert "It is tried again in" in refusal.message
         assert refusal.retry_after > 0
-        assert len(stage.stored(ev.LoadRefused)) == 1
+        assert len(stage.stored(LoadRefused)) == 1
 
     def test_wish_that_is_not_heard_is_repeated_with_the_same_token(self) -> None:
         stage = self.wanted()
@@ -203,15 +206,15 @@ class TestAnInstallation:
 
 
 class TestARetiringInstallation:
-    def retiring(self) -> msg.BackendStatus:
+    def retiring(self) -> BackendStatus:
         one = installation("llama.cpp")
-        return msg.BackendStatus(name="llama.cpp", state="retiring", installations=(one,), retiring=(one.id,))
+        return BackendStatus(name="llama.cpp", state="retiring", installations=(one,), retiring=(one.id,))
 
     def test_has_its_engines_ended_and_starts_nothing_new(self) -> None:
         stage = begun(QWEN)
         stage.loaded("qwen")
         stage.hear_installer(self.retiring())
-        (evicted,) = stage.stored(ev.EvictionDecided)
+        (evicted,) = stage.stored(EvictionDecided)
         assert evicted.reason == "retiring"
         stage.serve("r1", "qwen")
         assert stage.refused("r1").code == "backend_not_installed"
@@ -220,15 +223,15 @@ class TestARetiringInstallation:
         stage = begun(QWEN)
         stage.loaded("qwen")
         stage.serve("busy", "qwen").hear_installer(self.retiring()).pass_time(60)
-        assert not stage.sent(msg.StopEngine)
+        assert not stage.sent(StopEngine)
         stage.leave("busy")
-        assert stage.sent(msg.StopEngine)
+        assert stage.sent(StopEngine)
 
     def test_does_not_wait_longer_than_the_drain_for_them(self) -> None:
         stage = begun(QWEN, limits=Limits(drain=60))
         stage.loaded("qwen")
         stage.serve("busy", "qwen").hear_installer(self.retiring()).pass_time(60)
-        stops = stage.sent(msg.StopEngine)
+        stops = stage.sent(StopEngine)
         assert [one.reason for one in stops] == ["its requests did not end in time"]
 
     def test_is_acknowledged_to_the_runner_behind_everything_that_was_sent_to_it(self) -> None:
@@ -236,9 +239,9 @@ class TestARetiringInstallation:
         spec = stage.spec_of("qwen")
         stage.hear_installer(self.retiring())
         # The start is on its way; until the runner has told of it nothing is acknowledged.
-        assert not stage.sent(msg.RollCall)[1:]
+        assert not stage.sent(RollCall)[1:]
         stage.engine_is(spec, "starting")
-        rolls = stage.sent(msg.RollCall)[1:]
+        rolls = stage.sent(RollCall)[1:]
         assert [one.installations for one in rolls] == [stage.seen.statuses_version]
 
     def test_is_acknowledged_again_in_case_the_runner_was_rebuilt(self) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Caller
+from greenroom.actors.engine_runner.messages import BarEngine, StartEngine, StopEngine
 from greenroom.actors.kernel.core import Recovered
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.events import BreakerClosed, LoadAdmitted, LoadFailed
+from greenroom.actors.scheduler.messages import Abandon, Unload
+from greenroom.actors.values import Caller, RollCall
 from stage import Stage, begun, model, room_for
 
 QWEN, PHI = model("qwen"), model("phi")
@@ -26,7 +27,7 @@ class TestEnds:
             assert (refusal.status, refusal.code) == (500, "engine_failed")
             assert refusal.message == "It ran out of memory (SIGKILL)."
             assert f"greenroom logs {spec.engine_id}" in refusal.advice
-        (failed,) = stage.stored(ev.LoadFailed)
+        (failed,) = stage.stored(LoadFailed)
         assert not failed.was_ready
         assert not stage.loads
 
@@ -34,7 +35,7 @@ class TestEnds:
         stage = begun(QWEN)
         spec = stage.loaded("qwen")
         stage.dies(spec)
-        (failed,) = stage.stored(ev.LoadFailed)
+        (failed,) = stage.stored(LoadFailed)
         assert failed.was_ready
         assert not stage.gates.readings()
         stage.serve("r2", "qwen")
@@ -46,7 +47,7 @@ class TestEnds:
         stage.engine_is(spec, "starting")
         stage.dies(spec, code=None, lost=True, summary="its keeper is gone")
         assert "r1" not in stage.outcomes
-        (failed,) = stage.stored(ev.LoadFailed)
+        (failed,) = stage.stored(LoadFailed)
         assert failed.failure.code == "engine_lost"
         stage.engine_is(stage.spec_of("qwen"), "ready")
         assert stage.granted("r1")
@@ -61,7 +62,7 @@ class TestEnds:
             stage.dies(spec, code=None, lost=True, summary="its keeper is gone")
         refusal = stage.refused("r1")
         assert (refusal.code, refusal.status, refusal.retry_after) == ("engine_lost", 503, 1.0)
-        assert len(stage.stored(ev.LoadAdmitted)) == 3, "a load that begins at once fills the journal"
+        assert len(stage.stored(LoadAdmitted)) == 3, "a load that begins at once fills the journal"
         stage.pass_time(1).serve("r2", "qwen")
         (spec,) = stage.loads
         stage.engine_is(spec, "ready")
@@ -74,29 +75,29 @@ class TestEnds:
         for number in range(5):
             stage.serve(f"r{number}", "qwen")
             stage.dies(stage.spec_of("qwen"), **how)
-            stage.when(msg.Abandon(request_id=f"r{number}")).pass_time(10)
+            stage.when(Abandon(request_id=f"r{number}")).pass_time(10)
         assert not stage.state.breakers
 
     def test_a_start_is_told_again_until_its_runner_has_told_of_it(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
         spec = stage.spec_of("qwen")
         stage.pass_time(2)
-        assert stage.sent(msg.StartEngine) == [msg.StartEngine(spec=spec)]
+        assert stage.sent(StartEngine) == [StartEngine(spec=spec)]
         stage.pass_time(3)
-        assert stage.sent(msg.StartEngine) == [msg.StartEngine(spec=spec)] * 2
+        assert stage.sent(StartEngine) == [StartEngine(spec=spec)] * 2
         stage.engine_is(spec, "starting").pass_time(20)
-        assert len(stage.sent(msg.StartEngine)) == 2
+        assert len(stage.sent(StartEngine)) == 2
 
     def test_a_start_that_is_never_taken_is_given_up_and_its_memory_with_it(self) -> None:
         stage = begun(QWEN, limits=Limits(max_wait=50)).serve("r1", "qwen")
         spec = stage.spec_of("qwen")
         for _ in range(11):
             stage.pass_time(5).hear_runner()
-        assert not stage.sent(msg.BarEngine)
+        assert not stage.sent(BarEngine)
         stage.pass_time(5)
-        assert stage.sent(msg.BarEngine) == [msg.BarEngine(engine_id=spec.engine_id)]
+        assert stage.sent(BarEngine) == [BarEngine(engine_id=spec.engine_id)]
         stage.hear_runner()
-        (failed,) = stage.stored(ev.LoadFailed)
+        (failed,) = stage.stored(LoadFailed)
         assert failed.failure.code == "engine_lost"
         assert not stage.loads
         assert stage.refused("r1").code == "not_ready_yet"
@@ -114,7 +115,7 @@ class TestEnds:
         stage.engine_is(spec, "ready").serve("r2", "qwen")
         assert stage.loads == [spec]
         assert stage.granted("r2")
-        assert not stage.sent(msg.StopEngine)
+        assert not stage.sent(StopEngine)
 
     def test_an_engine_that_was_met_and_is_not_told_of_any_more_is_not_started_again(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
@@ -122,12 +123,12 @@ class TestEnds:
         stage.engine_is(spec, "ready").leave("r1")
         del stage.engines["llama.cpp"][spec.engine_id]
         stage.hear_runner()
-        assert [type(one) for one in stage.told("runner/llama.cpp")] == [msg.BarEngine]
+        assert [type(one) for one in stage.told("runner/llama.cpp")] == [BarEngine]
         assert stage.loads == [spec]
         stage.hear_runner()
-        (failed,) = stage.stored(ev.LoadFailed)
+        (failed,) = stage.stored(LoadFailed)
         assert failed.failure.code == "engine_lost"
-        assert len(stage.sent(msg.StartEngine)) == 1
+        assert len(stage.sent(StartEngine)) == 1
 
 
 class TestARestart:
@@ -143,14 +144,14 @@ class TestARestart:
         stage.answering = True
         stage.engine_is(spec, "starting")
         assert stage.loads == [spec]
-        assert not stage.stored(ev.LoadFailed)
+        assert not stage.stored(LoadFailed)
 
     def test_owners_who_say_nothing_are_asked_again(self) -> None:
         stage = Stage().when(Recovered()).rest()
         for owner in ("installer", "library", "runner/llama.cpp", "runner/mlx"):
-            assert len(stage.sent(msg.RollCall, owner)) == 1
+            assert len(stage.sent(RollCall, owner)) == 1
         stage.hear_installer().hear_runner("mlx").pass_time(5)
-        counts = [len(stage.sent(msg.RollCall, one)) for one in ("installer", "library", "runner/mlx")]
+        counts = [len(stage.sent(RollCall, one)) for one in ("installer", "library", "runner/mlx")]
         assert counts == [1, 2, 1]
 
     def test_an_engine_that_is_still_ready_serves_again_without_a_new_start(self) -> None:
@@ -161,7 +162,7 @@ class TestARestart:
         assert not stage.told("runner/llama.cpp")
         stage.serve("r1", "qwen").then()
         assert stage.granted("r1").engine_id == spec.engine_id
-        assert len(stage.stored(ev.LoadAdmitted)) == 1
+        assert len(stage.stored(LoadAdmitted)) == 1
 
     def test_an_engine_that_died_meanwhile_has_failed_with_its_reason(self) -> None:
         stage = begun(QWEN)
@@ -169,7 +170,7 @@ class TestARestart:
         stage.engines["llama.cpp"] = {}
         stage.gates.keep(())
         stage.rebuild().hear_runner()
-        (failed,) = stage.stored(ev.LoadFailed)
+        (failed,) = stage.stored(LoadFailed)
         assert (failed.engine_id, failed.failure.code) == (spec.engine_id, "engine_lost")
         assert not stage.state.breakers
 
@@ -185,16 +186,16 @@ class TestARestart:
     def test_an_engine_that_shall_not_be_is_ended(self) -> None:
         stage = begun(QWEN)
         spec = stage.loaded("qwen")
-        stage.when(msg.Unload(all=True)).rest()
+        stage.when(Unload(all=True)).rest()
         stage.gates.keep(())
         stage.rebuild()
-        assert [one.engine_id for one in stage.sent(msg.StopEngine)] == [spec.engine_id]
+        assert [one.engine_id for one in stage.sent(StopEngine)] == [spec.engine_id]
 
     def test_nothing_that_is_seen_grows_with_the_number_of_loads(self) -> None:
         stage = begun(QWEN)
         for number in range(30):
             spec = stage.loaded("qwen", f"r{number}", keep_alive=5.0, caller=Caller(id=f"c{number}"))
-            stage.when(msg.Unload(all=True)).rest()
+            stage.when(Unload(all=True)).rest()
             stage.dies(spec, expected=True)
             stage.engines["llama.cpp"].clear()
         seen = stage.pass_time(1).seen
@@ -254,9 +255,9 @@ class TestTheBreaker:
         stage = self.broken(2)
         stage.loaded("qwen")
         stage.pass_time(29)
-        assert not stage.stored(ev.BreakerClosed)
+        assert not stage.stored(BreakerClosed)
         stage.pass_time(2)
-        (closed,) = stage.stored(ev.BreakerClosed)
+        (closed,) = stage.stored(BreakerClosed)
         assert closed.reason == "it has been running for a while"
         assert not stage.state.breakers
 
@@ -265,9 +266,9 @@ class TestTheBreaker:
         spec = stage.spec_of("qwen")
         stage.engine_is(spec, "starting").pass_time(100)
         stage.engine_is(spec, "ready").pass_time(90)
-        assert not stage.stored(ev.BreakerClosed)
+        assert not stage.stored(BreakerClosed)
         stage.pass_time(11)
-        assert stage.stored(ev.BreakerClosed)
+        assert stage.stored(BreakerClosed)
 
     def test_does_not_count_what_failed_long_before(self) -> None:
         stage = self.broken(2).pass_time(1801).serve("r1", "qwen")
@@ -306,4 +307,4 @@ class TestTheBreaker:
             if stage.loads:
                 stage.dies(stage.spec_of("qwen"))
                 stage.engines["llama.cpp"].clear()
-        assert len(stage.stored(ev.LoadAdmitted)) < 20
+        assert len(stage.stored(LoadAdmitted)) < 20

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors.daemon_log import DaemonLog
+from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
+from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer import Installer
+from greenroom.actors.installer.core import Installer
 from greenroom.actors.kernel.core import Command, NotUnderstood
-from greenroom.actors.ledger import Memory
-from greenroom.actors.library import Library
-from greenroom.actors.runner import Runner
-from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.library.core import Library
+from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.scheduler.events import ConfigChanged, LoadFailed, LoadRefused
+from greenroom.actors.scheduler.ledger import Memory
 from stage import FACTS, GIB, Stage, begun, model
 
-STARTED = ev.DaemonStarted(pid=1, version="0", platform="test")
-POISON = ev.ConfigChanged(model_id="sha256:bad", model_ref="bad", mode="completion", context_size=10**320)
+STARTED = DaemonStarted(pid=1, version="0", platform="test")
+POISON = ConfigChanged(model_id="sha256:bad", model_ref="bad", mode="completion", context_size=10**320)
 
 
 def poisoned() -> Stage:
@@ -57,16 +57,16 @@ def raises(monkeypatch):
 def test_an_exception_about_one_waiting_request_refuses_that_one_and_is_noted(raises) -> None:
     stage = begun(model("bad"), model("good"))
     stage.faults_allowed = True
-    raises("scheduler_queue", "choose", "bad", lambda one, *_: one.id)
+    raises("scheduler.queue", "choose", "bad", lambda one, *_: one.id)
     stage.serve("r1", "bad").serve("r2", "good")
     refusal = stage.refused("r1")
     assert (refusal.code, refusal.status, refusal.subject) == ("internal_error", 500, "bad")
     assert [spec.model_ref for spec in stage.loads] == ["good"]
     assert {(one.doing, one.about) for one in stage.faults} == {("serve a request", "r1")}
-    assert [one.code for one in stage.stored(ev.LoadRefused)] == ["internal_error"]
+    assert [one.code for one in stage.stored(LoadRefused)] == ["internal_error"]
     stage.serve("r3", "bad")
     assert stage.refused("r3").code == "internal_error"
-    assert len(stage.stored(ev.LoadRefused)) == 1
+    assert len(stage.stored(LoadRefused)) == 1
 
 
 def test_an_exception_about_one_load_fails_that_load_and_no_other(raises) -> None:
@@ -74,12 +74,12 @@ def test_an_exception_about_one_load_fails_that_load_and_no_other(raises) -> Non
     stage.faults_allowed = True
     stage.serve("r1", "bad").serve("r2", "good")
     bad, good = stage.spec_of("bad"), stage.spec_of("good")
-    raises("scheduler_turn", "failure_of", "bad", lambda engine: engine.spec.model_ref)
+    raises("scheduler.reconcile", "failure_of", "bad", lambda engine: engine.spec.model_ref)
     stage.engine_is(bad, "starting").engine_is(good, "starting")
     stage.dies(bad)
     assert stage.refused("r1").code == "internal_error"
     assert [spec.model_ref for spec in stage.loads] == ["good"]
-    [failed] = stage.stored(ev.LoadFailed)
+    [failed] = stage.stored(LoadFailed)
     assert failed.failure.code == "internal_error"
     assert stage.state.breakers == {}
     stage.engine_is(good, "ready")
@@ -89,7 +89,7 @@ def test_an_exception_about_one_load_fails_that_load_and_no_other(raises) -> Non
 def test_a_step_that_raises_is_left_out_and_the_others_are_taken(raises) -> None:
     stage = begun(model("good"))
     stage.faults_allowed = True
-    raises("scheduler_turn", "outlived", "", lambda *_: "")
+    raises("scheduler.reconcile", "outlived", "", lambda *_: "")
     stage.serve("r1", "good")
     spec = stage.spec_of("good")
     stage.engine_is(spec, "starting").engine_is(spec, "ready")
@@ -102,7 +102,7 @@ def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises) -> No
     stage.loaded("bad")
     stage.loaded("good")
     stage.faults_allowed = True
-    raises("scheduler_turn", "eviction", "bad", lambda engine, *_: engine.spec.model_ref)
+    raises("scheduler.reconcile", "eviction", "bad", lambda engine, *_: engine.spec.model_ref)
     stage.pass_time(301)
     assert [spec.model_ref for spec in stage.loads] == ["bad"]
     assert {one.doing for one in stage.faults} == {"end an idle engine"}

@@ -6,10 +6,19 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
+from greenroom.actors.engine_runner.messages import StopEngine
 from greenroom.actors.kernel.core import Stored
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.events import ConfigChanged, EvictionDecided
+from greenroom.actors.scheduler.messages import (
+    CONFIG_FIELDS,
+    Abandon,
+    Configure,
+    Drain,
+    ForgetModel,
+    Unload,
+    Unloaded,
+)
 from stage import Stage, begun, model
 
 QWEN, PHI = model("qwen"), model("phi")
@@ -17,7 +26,7 @@ QWEN, PHI = model("qwen"), model("phi")
 
 class TestKeepAlive:
     def evicted(self, stage: Stage) -> list[str]:
-        return [one.reason for one in stage.stored(ev.EvictionDecided)]
+        return [one.reason for one in stage.stored(EvictionDecided)]
 
     def test_an_idle_engine_ends_when_its_time_is_over_and_not_before(self) -> None:
         stage = begun(QWEN, limits=Limits(keep_alive=300))
@@ -25,12 +34,12 @@ class TestKeepAlive:
         stage.pass_time(299.9)
         assert not self.evicted(stage)
         stage.wake()
-        (event,) = stage.stored(ev.EvictionDecided)
+        (event,) = stage.stored(EvictionDecided)
         assert (event.reason, event.idle_seconds) == ("idle", 300.0)
         # Its gate is closed in this look, and the next one sees that nobody slipped in.
         stage.pass_time(0.01)
         assert stage.told("runner/llama.cpp") == [
-            msg.StopEngine(engine_id=spec.engine_id, reason="it is not wanted any more")
+            StopEngine(engine_id=spec.engine_id, reason="it is not wanted any more")
         ]
 
     def test_a_request_begins_it_anew(self) -> None:
@@ -71,7 +80,7 @@ class TestKeepAlive:
 
     def test_a_requests_wish_goes_before_the_configured_and_that_before_the_default(self) -> None:
         stage = begun(QWEN, limits=Limits(keep_alive=300))
-        stage.when(msg.Configure(model_id=QWEN.id, model_ref="qwen", keep_alive=50)).rest()
+        stage.when(Configure(model_id=QWEN.id, model_ref="qwen", keep_alive=50)).rest()
         stage.loaded("qwen")
         stage.pass_time(49)
         stage.serve("r1", "qwen", keep_alive=10.0).leave("r1")
@@ -83,7 +92,7 @@ class TestKeepAlive:
     def test_a_requests_wish_ends_with_the_engine_that_served_it(self) -> None:
         stage = begun(QWEN)
         spec = stage.loaded("qwen", keep_alive=-1.0)
-        stage.when(msg.Unload(all=True)).rest()
+        stage.when(Unload(all=True)).rest()
         stage.engine_is(spec, "gone")
         stage.loaded("qwen", "again")
         stage.pass_time(300)
@@ -103,29 +112,29 @@ class TestUnload:
         stage.loaded("qwen")
         stage.loaded("phi")
         stage.serve("busy", "phi")
-        stage.when(msg.Unload(all=True))
-        assert stage.reply == msg.Unloaded(engines=1)
+        stage.when(Unload(all=True))
+        assert stage.reply == Unloaded(engines=1)
         assert [spec.model_ref for spec in stage.rest().loads] == ["phi"]
 
     def test_of_all_leaves_a_load_that_a_request_waits_for(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
         stage.engine_is(stage.spec_of("qwen"), "starting")
-        stage.when(msg.Unload(all=True))
-        assert stage.reply == msg.Unloaded(engines=0)
+        stage.when(Unload(all=True))
+        assert stage.reply == Unloaded(engines=0)
 
     def test_of_a_model_ends_its_load_and_tells_the_requests_that_wait_for_it(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
         stage.engine_is(stage.spec_of("qwen"), "starting")
-        stage.when(msg.Unload(model_ids=(QWEN.id,)))
-        assert stage.reply == msg.Unloaded(engines=1)
+        stage.when(Unload(model_ids=(QWEN.id,)))
+        assert stage.reply == Unloaded(engines=1)
         assert stage.rest().refused("r1").code == "unloaded"
-        assert stage.sent(msg.StopEngine)
+        assert stage.sent(StopEngine)
 
     def test_of_models_leaves_others(self) -> None:
         stage = begun(QWEN, PHI)
         stage.loaded("qwen")
         stage.loaded("phi")
-        stage.when(msg.Unload(model_ids=(QWEN.id,))).rest()
+        stage.when(Unload(model_ids=(QWEN.id,))).rest()
         assert [spec.model_ref for spec in stage.loads] == ["phi"]
 
     def test_of_a_backend_leaves_others(self) -> None:
@@ -133,19 +142,19 @@ class TestUnload:
         stage = begun(QWEN, gemma, installed_ones=("llama.cpp", "mlx"))
         stage.loaded("qwen")
         stage.loaded("gemma")
-        stage.when(msg.Unload(backend="mlx")).rest()
+        stage.when(Unload(backend="mlx")).rest()
         assert [spec.backend for spec in stage.loads] == ["llama.cpp"]
 
     def test_ends_a_pinned_engine_too_since_a_person_asked(self) -> None:
         stage = begun(QWEN, limits=Limits(keep_alive=-1))
         stage.loaded("qwen")
-        stage.when(msg.Unload(all=True))
-        assert stage.reply == msg.Unloaded(engines=1)
+        stage.when(Unload(all=True))
+        assert stage.reply == Unloaded(engines=1)
 
     def test_an_engine_that_does_not_end_is_told_again(self) -> None:
         stage = begun(QWEN)
         spec = stage.loaded("qwen")
-        stage.when(msg.Unload(all=True)).rest().pass_time(0.01)
+        stage.when(Unload(all=True)).rest().pass_time(0.01)
         assert len(stage.told("runner/llama.cpp")) == 1
         assert not stage.pass_time(4).told("runner/llama.cpp")
         assert len(stage.pass_time(1).told("runner/llama.cpp")) == 1
@@ -154,7 +163,7 @@ class TestUnload:
 
 class TestConfigure:
     def configure(self, stage: Stage, **what: Any) -> Any:
-        stage.when(msg.Configure(model_id=QWEN.id, model_ref="qwen", **what))
+        stage.when(Configure(model_id=QWEN.id, model_ref="qwen", **what))
         reply = stage.reply
         stage.rest()
         return reply
@@ -178,7 +187,7 @@ class TestConfigure:
         stage = begun(QWEN)
         stage.loaded("qwen")
         self.configure(stage, context_size=4096)
-        (evicted,) = stage.stored(ev.EvictionDecided)
+        (evicted,) = stage.stored(EvictionDecided)
         assert evicted.reason == "reconfigured"
 
     def test_leaves_an_engine_alone_when_only_keep_alive_changes(self) -> None:
@@ -203,7 +212,7 @@ class TestConfigure:
 
     def test_is_refused_while_the_model_is_loading(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
-        stage.when(msg.Abandon(request_id="r1")).rest()
+        stage.when(Abandon(request_id="r1")).rest()
         assert self.configure(stage, context_size=4096).message == "qwen is being loaded."
 
     def test_can_be_taken_back_field_by_field(self) -> None:
@@ -212,14 +221,14 @@ class TestConfigure:
         assert self.configure(stage, reset=("flags",)).changed
         (config,) = stage.state.configs.values()
         assert (config.context_size, config.flags, config.keep_alive) == (4096, None, 9.0)
-        assert self.configure(stage, reset=msg.CONFIG_FIELDS).changed
+        assert self.configure(stage, reset=CONFIG_FIELDS).changed
         assert not stage.state.configs
-        assert not self.configure(stage, reset=msg.CONFIG_FIELDS).changed
+        assert not self.configure(stage, reset=CONFIG_FIELDS).changed
 
     def test_of_one_field_may_be_set_and_the_others_taken_back_at_once(self) -> None:
         stage = begun(QWEN)
         self.configure(stage, context_size=4096, flags=("--mlock",))
-        self.configure(stage, context_size=512, reset=msg.CONFIG_FIELDS)
+        self.configure(stage, context_size=512, reset=CONFIG_FIELDS)
         (config,) = stage.state.configs.values()
         assert (config.context_size, config.flags) == (512, None)
 
@@ -228,20 +237,20 @@ class TestConfigure:
         stage = begun(packaged)
         stage.loaded("qwen")
         self.configure(stage, context_size=4096)
-        assert len(stage.stored(ev.EvictionDecided)) == 1
+        assert len(stage.stored(EvictionDecided)) == 1
         stage = begun(packaged)
         stage.loaded("qwen")
         self.configure(stage, context_size=2048)
         self.configure(stage, reset=("context_size",))
-        assert not stage.stored(ev.EvictionDecided)
+        assert not stage.stored(EvictionDecided)
 
     def test_goes_with_the_model(self) -> None:
         stage = begun(QWEN)
         self.configure(stage, context_size=4096)
         self.configure(stage, keep_alive=-1.0, mode="embedding")
-        stage.when(msg.ForgetModel(model_id="sha256:other", model_ref="other")).rest()
+        stage.when(ForgetModel(model_id="sha256:other", model_ref="other")).rest()
         assert len(stage.state.configs) == 2
-        stage.when(msg.ForgetModel(model_id=QWEN.id, model_ref="qwen")).rest()
+        stage.when(ForgetModel(model_id=QWEN.id, model_ref="qwen")).rest()
         assert not stage.state.configs
         assert not stage.rebuild().state.configs
 
@@ -263,7 +272,7 @@ class TestConfigure:
     )
     def test_that_an_older_version_let_in_without_bounds_counts_for_nothing(self, what: Any) -> None:
         stage = begun(QWEN)
-        poison = ev.ConfigChanged(model_id=QWEN.id, model_ref="qwen", mode="completion", **what)
+        poison = ConfigChanged(model_id=QWEN.id, model_ref="qwen", mode="completion", **what)
         state = stage.core.apply(stage.state, Stored(poison, "scheduler/9", 0.0, ""))
         assert not state.configs
 
@@ -278,17 +287,17 @@ class TestDraining:
     def test_ends_every_engine_and_answers_when_none_is_left(self) -> None:
         stage = begun(QWEN, PHI)
         specs = [stage.loaded("qwen"), stage.loaded("phi")]
-        stage.when(msg.Drain()).rest()
-        assert [one.reason for one in stage.stored(ev.EvictionDecided)] == ["shutdown", "shutdown"]
+        stage.when(Drain()).rest()
+        assert [one.reason for one in stage.stored(EvictionDecided)] == ["shutdown", "shutdown"]
         assert "drained" not in stage.outcomes
         for spec in specs:
             stage.engine_is(spec, "gone")
-        assert stage.outcomes["drained"] == msg.Unloaded(engines=0)
+        assert stage.outcomes["drained"] == Unloaded(engines=0)
 
     def test_waits_for_a_start_that_is_on_its_way(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen")
         spec = stage.spec_of("qwen")
-        stage.when(msg.Drain()).rest()
+        stage.when(Drain()).rest()
         assert stage.refused("r1").code == "stopping"
         assert "drained" not in stage.outcomes
         stage.engine_is(spec, "starting").engine_is(spec, "gone")
@@ -296,6 +305,6 @@ class TestDraining:
 
     def test_admits_nothing_more(self) -> None:
         stage = begun(QWEN)
-        stage.when(msg.Drain()).rest()
+        stage.when(Drain()).rest()
         stage.serve("r1", "qwen").then()
         assert (stage.refused("r1").status, stage.refused("r1").code) == (503, "stopping")

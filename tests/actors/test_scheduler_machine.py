@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Caller
-from greenroom.actors.ledger import Device
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER, runner_address
+from greenroom.actors.installer.messages import CancelInstall, Ensure, Uninstall
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.events import LoadAdmitted, LoadFailed
+from greenroom.actors.scheduler.ledger import Device
+from greenroom.actors.scheduler.messages import Configure, Unload
+from greenroom.actors.values import Caller
 from stage import model
 from world import NO_SPACE, OFFLINE, World
 
@@ -41,7 +43,7 @@ class Greenroom(RuleBasedStateMachine):
     @initialize(installed=st.sets(st.sampled_from(["llama.cpp", "mlx"])))
     def some_backends_are_installed(self, installed: set[str]) -> None:
         for backend in sorted(installed):
-            self.world.tell(msg.INSTALLER, msg.Ensure(backend=backend))
+            self.world.tell(INSTALLER, Ensure(backend=backend))
         for _ in range(3):
             self.world.pass_time(10)
             for job, build in list(self.world.builds.items()):
@@ -80,14 +82,14 @@ class Greenroom(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["small", "large", "safe"]))
     def a_load_is_decided_and_its_start_is_on_its_way(self, name: str) -> None:
         self.world.request(name)
-        self.only(msg.SCHEDULER)
+        self.only(SCHEDULER)
 
     @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
     def a_backend_is_uninstalled_and_its_runner_is_busy(self, backend: str) -> None:
-        self.world.tell(msg.INSTALLER, msg.Uninstall(backend=backend))
-        self.only(msg.INSTALLER)
-        self.only(msg.SCHEDULER)
-        self.only(msg.INSTALLER)
+        self.world.tell(INSTALLER, Uninstall(backend=backend))
+        self.only(INSTALLER)
+        self.only(SCHEDULER)
+        self.only(INSTALLER)
 
     @precondition(lambda self: any(one.waits for one in self.world.clients.values()))
     @rule()
@@ -98,20 +100,20 @@ class Greenroom(RuleBasedStateMachine):
         for one in self.processes("running"):
             world.becomes_ready(one)
         for backend in ("llama.cpp", "mlx"):
-            self.only(msg.runner_address(backend))
+            self.only(runner_address(backend))
         world.leave(next(one for one in world.clients.values() if one.waits))
 
     @rule(name=st.sampled_from(["small", "large", "safe"]))
     def everybody_tells_and_the_scheduler_is_rebuilt_before_it_reads(self, name: str) -> None:
         self.world.pass_time(6, busy=True)
-        self.world.rebuild(msg.SCHEDULER)
+        self.world.rebuild(SCHEDULER)
         self.a_load_is_decided_and_its_start_is_on_its_way(name)
 
     @rule(name=st.sampled_from(["small", "large", "safe"]))
     def runners_are_busy_for_long_and_the_scheduler_goes_on(self, name: str) -> None:
         for _ in range(11):
             self.world.pass_time(6, busy=True)
-            self.only(msg.SCHEDULER)
+            self.only(SCHEDULER)
         self.a_load_is_decided_and_its_start_is_on_its_way(name)
 
     def only(self, address: Any) -> None:
@@ -127,26 +129,24 @@ class Greenroom(RuleBasedStateMachine):
 
     @rule(which=st.sampled_from([{"all": True}, {"backend": "mlx"}, {"model_ids": ("sha256:small",)}]))
     def somebody_unloads(self, which: dict[str, Any]) -> None:
-        self.world.tell(msg.SCHEDULER, msg.Unload(**which))
+        self.world.tell(SCHEDULER, Unload(**which))
 
     @rule(name=st.sampled_from([*MODELS]), size=st.sampled_from([0, 2048]), keep=st.sampled_from([-1.0, 9.0]))
     def somebody_configures(self, name: str, size: int, keep: float) -> None:
-        configure = msg.Configure(
-            model_id=f"sha256:{name}", model_ref=name, context_size=size, keep_alive=keep
-        )
-        self.world.tell(msg.SCHEDULER, configure)
+        configure = Configure(model_id=f"sha256:{name}", model_ref=name, context_size=size, keep_alive=keep)
+        self.world.tell(SCHEDULER, configure)
 
     @rule(backend=st.sampled_from(["llama.cpp", "mlx"]), repair=st.booleans())
     def somebody_installs(self, backend: str, repair: bool) -> None:
-        self.world.tell(msg.INSTALLER, msg.Ensure(backend=backend, repair=repair))
+        self.world.tell(INSTALLER, Ensure(backend=backend, repair=repair))
 
     @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
     def somebody_uninstalls(self, backend: str) -> None:
-        self.world.tell(msg.INSTALLER, msg.Uninstall(backend=backend))
+        self.world.tell(INSTALLER, Uninstall(backend=backend))
 
     @rule(backend=st.sampled_from(["llama.cpp", "mlx"]))
     def somebody_cancels(self, backend: str) -> None:
-        self.world.tell(msg.INSTALLER, msg.CancelInstall(backend=backend))
+        self.world.tell(INSTALLER, CancelInstall(backend=backend))
 
     # engines
 
@@ -222,7 +222,7 @@ class Greenroom(RuleBasedStateMachine):
     def an_actor_is_rebuilt(self, data: Any) -> None:
         # The installer's and the library's hands do not survive what their actors forget, so they are left
         # out here; the daemon's restart rebuilds them too.
-        names = [one for one in self.world.shells if one not in (msg.INSTALLER, msg.LIBRARY)]
+        names = [one for one in self.world.shells if one not in (INSTALLER, LIBRARY)]
         self.world.rebuild(data.draw(st.sampled_from(names)))
 
     @rule(engines_survive=st.booleans())
@@ -251,7 +251,7 @@ class Greenroom(RuleBasedStateMachine):
                 world.leave(client)
         world.pass_time(30)
         world.check()
-        scheduler = world.shells[msg.SCHEDULER]
+        scheduler = world.shells[SCHEDULER]
         assert not scheduler.seen.queue
         wanted = set(scheduler.state.loads)
         # Those that have just been asked to end are given their time.
@@ -264,7 +264,7 @@ class Greenroom(RuleBasedStateMachine):
         world.pass_time(5)
         waits = {one for one, process in world.processes.items() if process.alive and not process.asked}
         assert not waits & (stay - wanted), "engines without an intent"
-        installer = world.shells[msg.INSTALLER]
+        installer = world.shells[INSTALLER]
         for name, backend in installer.state.backends.items():
             assert not backend.retiring, f"{name} retires for ever"
             assert backend.job is None, f"{name} is installed for ever"
@@ -338,7 +338,7 @@ def test_the_world_itself_works() -> None:
     world.becomes_ready(one)
     world.read_mail()
     assert client.inside
-    assert world.stored(ev.LoadAdmitted)
+    assert world.stored(LoadAdmitted)
     world.check()
 
 
@@ -351,12 +351,12 @@ def test_a_start_that_lay_behind_a_full_disk_for_minutes_is_not_carried_out_in_m
     world.build_ends(job, None)
     world.read_mail()
     world.request("large")
-    world.shells[msg.SCHEDULER].deliver()
+    world.shells[SCHEDULER].deliver()
     world.disk_full = True
     for _ in range(40):
         world.pass_time(5)
         world.check()
-    assert [one.failure.code for one in world.stored(ev.LoadFailed)] == ["engine_lost"]
+    assert [one.failure.code for one in world.stored(LoadFailed)] == ["engine_lost"]
     assert not world.processes
     world.disk_full = False
     world.request("large")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.ledger import Memory
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.engine_runner.messages import StopEngine
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.events import EvictionDecided
+from greenroom.actors.scheduler.ledger import Memory
+from greenroom.actors.scheduler.messages import Configure, Serve
 from stage import GIB, LLAMA, begun, model, room_for
 
 QWEN, PHI, BERT = model("qwen"), model("phi"), model("bert")
@@ -38,7 +39,7 @@ class TestMemory:
         stage.loaded("phi")
         stage.pass_time(1).serve("again", "qwen").leave("again")
         stage.serve("r1", "bert")
-        (evicted,) = stage.stored(ev.EvictionDecided)
+        (evicted,) = stage.stored(EvictionDecided)
         assert (evicted.model_ref, evicted.reason, evicted.in_favour_of) == ("phi", "room", "bert")
         assert (evicted.needed, evicted.free) == (GIB, 0)
 
@@ -59,15 +60,15 @@ class TestMemory:
             stage.pass_time(1)
         stage.hear_library(model("new"))
         stage.serve("r1", "new").pass_time(1)
-        assert [one.model_ref for one in stage.stored(ev.EvictionDecided)] == ["qwen"]
+        assert [one.model_ref for one in stage.stored(EvictionDecided)] == ["qwen"]
 
     def test_an_engine_in_use_is_never_evicted(self) -> None:
         stage = begun(QWEN, PHI, memory=room_for(1))
         stage.loaded("qwen")
         stage.serve("busy", "qwen").serve("r1", "phi")
-        assert not stage.stored(ev.EvictionDecided)
+        assert not stage.stored(EvictionDecided)
         stage.leave("busy")
-        (evicted,) = stage.stored(ev.EvictionDecided)
+        (evicted,) = stage.stored(EvictionDecided)
         assert evicted.model_ref == "qwen"
 
     def test_an_engine_that_was_granted_a_moment_ago_is_not_evicted(self) -> None:
@@ -75,34 +76,34 @@ class TestMemory:
         spec = stage.loaded("qwen")
         # Both are in the queue when the engine is looked at: its gate does not show the first one yet.
         for request, name in (("r1", "qwen"), ("r2", "phi")):
-            stage.when(msg.Serve(request_id=request, model_id=f"sha256:{name}", model_ref=name))
+            stage.when(Serve(request_id=request, model_id=f"sha256:{name}", model_ref=name))
         stage.rest()
         assert stage.granted("r1").engine_id == spec.engine_id
-        assert not stage.stored(ev.EvictionDecided)
+        assert not stage.stored(EvictionDecided)
 
     def test_a_request_that_enters_an_engine_at_the_worst_moment_is_served(self) -> None:
         stage = begun(QWEN, PHI, memory=room_for(1))
         spec = stage.loaded("qwen")
-        stage.when(msg.Serve(request_id="r1", model_id=PHI.id, model_ref="phi"))
+        stage.when(Serve(request_id="r1", model_id=PHI.id, model_ref="phi"))
         stage.settle()
-        assert stage.stored(ev.EvictionDecided)
+        assert stage.stored(EvictionDecided)
         # The front door does not ask anybody.
         assert stage.gates.enter(QWEN.id, "completion", "", "late")
         stage.rest().pass_time(1)
-        assert not stage.sent(msg.StopEngine)
+        assert not stage.sent(StopEngine)
         stage.leave("late")
-        (stop,) = stage.sent(msg.StopEngine)
+        (stop,) = stage.sent(StopEngine)
         assert stop.engine_id == spec.engine_id
 
     def test_a_pinned_model_is_never_evicted_and_the_refusal_names_what_it_holds(self) -> None:
         stage = begun(QWEN, PHI, memory=room_for(1))
-        stage.when(msg.Configure(model_id=QWEN.id, model_ref="qwen", keep_alive=-1)).rest()
+        stage.when(Configure(model_id=QWEN.id, model_ref="qwen", keep_alive=-1)).rest()
         stage.loaded("qwen")
         stage.serve("r1", "phi")
         refusal = stage.refused("r1")
         assert (refusal.status, refusal.code) == (507, "no_room")
         assert "pinned models hold 1.0 GiB of the 1.0 GiB" in refusal.message
-        assert not stage.stored(ev.EvictionDecided)
+        assert not stage.stored(EvictionDecided)
 
     def test_pressure_from_outside_makes_wait_and_passes(self) -> None:
         stage = begun(QWEN, memory=Memory(budget=8 * GIB, available=0))
@@ -121,7 +122,7 @@ class TestMemory:
         stage = begun(QWEN, PHI, model("big", 2 * GIB), memory=room_for(2))
         spec = stage.loaded("qwen")
         stage.serve("r1", "big").serve("r2", "phi")
-        assert [one.model_ref for one in stage.stored(ev.EvictionDecided)] == ["qwen"]
+        assert [one.model_ref for one in stage.stored(EvictionDecided)] == ["qwen"]
         assert stage.informed["r2"].message == "waiting for memory, behind big"
         stage.dies(spec, expected=True)
         assert stage.spec_of("big")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Caller
+from greenroom.actors.engine_runner.messages import StartEngine
 from greenroom.actors.kernel.core import Recovered
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.library.messages import ModelList
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted, LoadRefused
+from greenroom.actors.scheduler.messages import Abandon, Drain, ReadLedger, Serve
+from greenroom.actors.values import Caller
 from stage import Stage, begun, installed, model, room_for
 
 QWEN, PHI, BERT = model("qwen"), model("phi"), model("bert")
@@ -17,7 +19,7 @@ class TestARequest:
         stage = begun(QWEN)
         stage.serve("r1", "qwen")
         (spec,) = stage.loads
-        assert stage.told("runner/llama.cpp") == [msg.StartEngine(spec=spec)]
+        assert stage.told("runner/llama.cpp") == [StartEngine(spec=spec)]
         stage.engine_is(spec, "starting")
         assert "r1" not in stage.outcomes
         stage.engine_is(spec, "ready")
@@ -35,7 +37,7 @@ class TestARequest:
         stage = begun(QWEN)
         for number in range(50):
             stage.serve(f"r{number}", "qwen")
-        assert len(stage.stored(ev.LoadAdmitted)) == 1
+        assert len(stage.stored(LoadAdmitted)) == 1
         spec = stage.spec_of("qwen")
         stage.engine_is(spec, "ready")
         assert stage.gates.inside(spec.engine_id) == {f"r{number}" for number in range(50)}
@@ -43,22 +45,22 @@ class TestARequest:
     def test_that_leaves_in_the_middle_of_a_load_does_not_end_it(self) -> None:
         stage = begun(QWEN)
         stage.serve("r1", "qwen").serve("r2", "qwen")
-        stage.when(msg.Abandon(request_id="r1")).rest()
+        stage.when(Abandon(request_id="r1")).rest()
         assert stage.refused("r1").code == "abandoned"
         stage.engine_is(stage.spec_of("qwen"), "ready")
         assert stage.granted("r2")
-        assert len(stage.stored(ev.LoadAdmitted)) == 1
+        assert len(stage.stored(LoadAdmitted)) == 1
 
     def test_that_leaves_before_its_grant_is_seen_gives_its_place_back(self) -> None:
         stage = begun(QWEN)
         spec = stage.loaded("qwen")
         stage.serve("r2", "qwen")
-        stage.when(msg.Abandon(request_id="r2")).rest()
+        stage.when(Abandon(request_id="r2")).rest()
         assert not stage.gates.inside(spec.engine_id)
 
     def test_that_nobody_made_may_be_abandoned(self) -> None:
         stage = begun(QWEN)
-        stage.when(msg.Abandon(request_id="nobody"))
+        stage.when(Abandon(request_id="nobody"))
         stage.then()
         assert stage.reply is None
 
@@ -105,9 +107,9 @@ class TestARequest:
         stage.serve("r4", "qwen", caller=Caller(id="b"))
         places = {one: stage.informed[one].place for one in ("r1", "r2", "r3", "r4")}
         assert places == {"r1": 1, "r4": 2, "r2": 3, "r3": 4}, "fair between callers"
-        stage.when(msg.Abandon(request_id="r4")).rest().pass_time(2)
+        stage.when(Abandon(request_id="r4")).rest().pass_time(2)
         assert [stage.informed[one].place for one in ("r1", "r2", "r3")] == [1, 2, 3]
-        queue = stage.when(msg.ReadLedger()).reply.queue
+        queue = stage.when(ReadLedger()).reply.queue
         assert [(one.request_id, one.place, one.waited, one.left) for one in queue] == [
             *(("r1", 1, 2.0, 298.0), ("r2", 2, 2.0, 298.0), ("r3", 3, 2.0, 298.0)),
         ]
@@ -125,9 +127,9 @@ class TestTheFirstMoments:
     def test_a_silent_runner_keeps_new_loads_waiting_but_not_what_is_ready(self) -> None:
         stage = begun(QWEN, PHI)
         spec = stage.loaded("qwen")
-        stage.when(msg.Drain())  # volatile, lost with the rest
+        stage.when(Drain())  # volatile, lost with the rest
         super(Stage, stage).rebuild().when(Recovered()).rest()
-        stage.when(msg.ModelList(models=(QWEN, PHI), version=1)).rest()
+        stage.when(ModelList(models=(QWEN, PHI), version=1)).rest()
         stage.hear_installer()
         stage.engine_is(spec, "ready")
         stage.serve("r1", "qwen").serve("r2", "phi")
@@ -147,7 +149,7 @@ class TestTheFirstMoments:
 
     def test_a_daemon_that_stops_before_it_has_heard_refuses_at_once(self) -> None:
         stage = Stage().serve("r1", "qwen")
-        stage.when(msg.Drain()).rest()
+        stage.when(Drain()).rest()
         assert stage.refused("r1").code == "stopping"
         assert "drained" not in stage.outcomes
 
@@ -167,7 +169,7 @@ class TestRefusals:
         for number in range(20):
             stage.serve(f"a{number}", "gemma")
             stage.serve(f"b{number}", "gemma", backend="vllm-metal")
-        assert [one.code for one in stage.stored(ev.LoadRefused)] == [
+        assert [one.code for one in stage.stored(LoadRefused)] == [
             "backend_not_installed",
             "unsupported_platform",
         ]
@@ -177,7 +179,7 @@ class TestRefusals:
         for number in range(7):
             stage.serve(f"r{number}", "gemma")
         stage.hear_installer(installed("mlx")).serve("r", "gemma")
-        (admitted,) = stage.stored(ev.LoadAdmitted)
+        (admitted,) = stage.stored(LoadAdmitted)
         assert admitted.refused_before == 7
         assert not stage.state.refusals
 
@@ -212,7 +214,7 @@ class TestAFullDisk:
         stage.disk_full = True
         # In one turn: the first needs an event, the second does not.
         for request, name in (("r1", "phi"), ("r2", "qwen")):
-            stage.when(msg.Serve(request_id=request, model_id=f"sha256:{name}", model_ref=name))
+            stage.when(Serve(request_id=request, model_id=f"sha256:{name}", model_ref=name))
         stage.rest().then()
         assert (stage.refused("r1").status, stage.refused("r1").code) == (507, "journal_full")
         assert stage.granted("r2")
@@ -224,7 +226,7 @@ class TestAFullDisk:
         stage.serve("r1", "phi").then()
         assert stage.refused("r1").status == 507
         assert [spec.engine_id for spec in stage.loads] == [qwen.engine_id]
-        stage.pass_time(3600).then(ev.EvictionDecided)  # that it is idle is recorded all the same
+        stage.pass_time(3600).then(EvictionDecided)  # that it is idle is recorded all the same
 
     def test_still_tells_the_real_reason_of_a_refusal(self) -> None:
         stage = begun(model("gemma", format="safetensors-mlx"))

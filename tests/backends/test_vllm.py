@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from greenroom.actors.facts import EngineSpec
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.backends.base import Image, Launch, ModelFiles, Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Image, Launch, ModelFiles, Platform
 from greenroom.runner.backends.flags import refusal
 from greenroom.runner.engines.launchers import launcher
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from greenroom.actors import limits
-from greenroom.runner.quantities import (
+from greenroom.runner.units import (
     FOREVER,
     LARGEST,
     LONGEST,

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors.messages import LIBRARY, SCHEDULER, Abandon, Pull, Serve
-from greenroom.runner import awake as module
-from greenroom.runner.awake import AwakeClock, AwakeTime
+from greenroom.actors.addresses import LIBRARY, SCHEDULER
+from greenroom.actors.library.messages import Pull
+from greenroom.actors.scheduler.messages import Abandon, Serve
+from greenroom.runner import awake_clock as module
+from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.testing import fake_backend, tiny_gguf

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import archive
 from greenroom.runner.testing import tiny_gguf
 from workshop import Workshop

@@ -7,10 +7,29 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import effects as fx
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import EngineSpec
+from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
+from greenroom.actors.engine_runner.messages import EngineEnded
+from greenroom.actors.installer.effects import BuildInstallation, RemoveInstallation
+from greenroom.actors.installer.messages import InstallationGone, InstallAttemptEnded
+from greenroom.actors.library.effects import (
+    AddTag,
+    DeleteModel,
+    FetchModel,
+    RemoveTag,
+    SendModel,
+    StoreAgain,
+    SweepStore,
+)
+from greenroom.actors.library.messages import (
+    ModelGone,
+    ModelRepackaged,
+    PullAttemptEnded,
+    PushEnded,
+    StoreSwept,
+    TagsWritten,
+)
 from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.values import EngineSpec
 from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands
 
 
@@ -41,18 +60,18 @@ SPEC = EngineSpec(
     ("effect", "report"),
     [
         (
-            fx.BuildInstallation(job="mlx.1", backend="mlx", version="1", attempt=1, repair=False),
-            msg.InstallAttemptEnded,
+            BuildInstallation(job="mlx.1", backend="mlx", version="1", attempt=1, repair=False),
+            InstallAttemptEnded,
         ),
-        (fx.RemoveInstallation(backend="mlx", installation_id="i"), msg.InstallationGone),
-        (fx.SpawnEngine(spec=SPEC), msg.EngineEnded),
-        (fx.FetchModel(job="p1", reference="r"), msg.PullAttemptEnded),
-        (fx.DeleteModel(model_id="m"), msg.ModelGone),
-        (fx.AddTag(model_id="m", tag="t"), msg.TagsWritten),
-        (fx.RemoveTag(model_id="m", tag="t"), msg.TagsWritten),
-        (fx.StoreAgain(model_id="m", tag="t", context_size=1), msg.ModelRepackaged),
-        (fx.SweepStore(), msg.StoreSwept),
-        (fx.SendModel(model_id="m", reference="r"), msg.PushEnded),
+        (RemoveInstallation(backend="mlx", installation_id="i"), InstallationGone),
+        (SpawnEngine(spec=SPEC), EngineEnded),
+        (FetchModel(job="p1", reference="r"), PullAttemptEnded),
+        (DeleteModel(model_id="m"), ModelGone),
+        (AddTag(model_id="m", tag="t"), TagsWritten),
+        (RemoveTag(model_id="m", tag="t"), TagsWritten),
+        (StoreAgain(model_id="m", tag="t", context_size=1), ModelRepackaged),
+        (SweepStore(), StoreSwept),
+        (SendModel(model_id="m", reference="r"), PushEnded),
     ],
     ids=lambda one: type(one).__name__,
 )
@@ -78,12 +97,12 @@ def test_what_cannot_be_begun_is_reported_as_failed(
     )
     installer.builder = runner.host = library.puller = Broken(error)  # type: ignore[assignment]
     hands = {"Build": installer, "Remov": installer, "Spawn": runner}.get(type(effect).__name__[:5], library)
-    if isinstance(effect, fx.RemoveTag):
+    if isinstance(effect, RemoveTag):
         hands = library
     hands.perform(effect, "cause")
     (sent,) = told
     assert type(sent) is report
-    failure = sent.exit.failure if isinstance(sent, msg.EngineEnded) else sent.failure
+    failure = sent.exit.failure if isinstance(sent, EngineEnded) else sent.failure
     assert (failure.code, failure.blame) == (code, blame)
 
 
@@ -91,4 +110,4 @@ def test_what_nobody_waits_for_is_left_to_the_actor_which_looks_again() -> None:
     runner = RunnerHands(lambda _to, _command: None, ProgressBoard())
     runner.host = Broken(OSError(errno.EMFILE, "Too many open files"))  # type: ignore[assignment]
     with pytest.raises(OSError, match="Too many"):
-        runner.perform(fx.EndEngine(engine_id="e1", reason="x"), "cause")
+        runner.perform(EndEngine(engine_id="e1", reason="x"), "cause")

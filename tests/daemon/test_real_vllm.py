@@ -15,8 +15,8 @@ from typing import Any
 import openai
 import pytest
 
+from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.installations.lock import shipped_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(1500)]

@@ -23,7 +23,7 @@ from greenroom.runner import daemon as daemon_module
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.daemon_lock import DaemonLock
-from greenroom.runner.ending import Ending
+from greenroom.runner.shutdown import Ending
 from greenroom.runner.testing import fake_backend, tiny_gguf
 
 BOUND = 1.5
@@ -130,10 +130,10 @@ def test_a_journal_on_a_frozen_disk_holds_up_no_stop(greenroom: Greenroom, journ
 def test_a_scheduler_that_does_not_answer_is_overruled(
     greenroom: Greenroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from greenroom.actors import messages as msg
+    from greenroom.actors.addresses import SCHEDULER
 
     over = threading.Event()
-    core = greenroom.system.addresses[msg.SCHEDULER]
+    core = greenroom.system.addresses[SCHEDULER]
     monkeypatch.setattr(core, "decide", hang(over))
     began = time.monotonic()
     greenroom.stop()

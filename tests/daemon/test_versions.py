@@ -13,14 +13,22 @@ from typing import Any
 import pytest
 
 import toy
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Installation
-from greenroom.actors.installer_messages import Activate, Verified, VerifyBackend
+from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.messages import (
+    Activate,
+    BackendStatus,
+    Ensure,
+    Ensured,
+    Uninstall,
+    Verified,
+    VerifyBackend,
+)
 from greenroom.actors.kernel.errors import Refused
+from greenroom.actors.values import Installation
 from greenroom.runner.cli import main as command_line
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import archive
 
 BOUND = 60.0
@@ -50,11 +58,11 @@ def make_greenroom(tmp_path: Path, wheels: Path) -> Callable[..., AbstractContex
 
 
 def ask(greenroom: Greenroom, command: Any) -> Any:
-    return greenroom.system.ask(msg.INSTALLER, command).get(timeout=BOUND)
+    return greenroom.system.ask(INSTALLER, command).get(timeout=BOUND)
 
 
 def ensure(greenroom: Greenroom, version: str = "", **more: Any) -> Installation:
-    reply: msg.Ensured = ask(greenroom, msg.Ensure(backend="toy", version=version, **more))
+    reply: Ensured = ask(greenroom, Ensure(backend="toy", version=version, **more))
     return reply.installation
 
 
@@ -63,7 +71,7 @@ def module(greenroom: Greenroom, one: Installation) -> Path:
     return file
 
 
-def status(greenroom: Greenroom) -> msg.BackendStatus:
+def status(greenroom: Greenroom) -> BackendStatus:
     return greenroom.statuses()[0]
 
 
@@ -84,7 +92,7 @@ def test_latest_is_resolved_locked_and_lies_beside_the_pinned_one(
     with make_greenroom() as greenroom:
         assert status(greenroom).current == old
         assert ensure(greenroom, "2.0") == new
-        gone = ask(greenroom, msg.Uninstall(backend="toy"))
+        gone = ask(greenroom, Uninstall(backend="toy"))
         assert gone.freed > 0
         assert status(greenroom).state == "absent"
         assert not list((greenroom.home / "backends" / "toy").iterdir())
@@ -96,7 +104,7 @@ def test_the_newest_version_is_not_built_again_and_there_is_no_way_back_to_the_s
     with make_greenroom() as greenroom:
         one = ensure(greenroom)
         for _ in range(2):
-            found = ask(greenroom, msg.Ensure(backend="toy", version="latest"))
+            found = ask(greenroom, Ensure(backend="toy", version="latest"))
             assert (found.installation, found.fresh) == (one, False)
         assert [path.name for path in (greenroom.home / "backends" / "toy").iterdir()] == [one.id]
         with pytest.raises(Refused, match="has no other version to go back to"):

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Environment, Platform
 from greenroom.runner.installations.lock import shipped_version
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CUDA and CPUs runs on Linux")

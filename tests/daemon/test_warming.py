@@ -5,26 +5,26 @@ from __future__ import annotations
 import queue
 from typing import Any
 
-from greenroom.actors import messages as msg
 from greenroom.actors.kernel.reply import Reply
-from greenroom.runner.warming import Wanted, Warming
+from greenroom.actors.scheduler.messages import Abandon, Granted, Serve
+from greenroom.runner.preload import Wanted, Warming
 
-GRANTED = msg.Granted(engine_id="e", backend="b", endpoint="s")
+GRANTED = Granted(engine_id="e", backend="b", endpoint="s")
 
 
 class Scheduler:
     """Notes what it is asked and told, and answers when the test does."""
 
     def __init__(self) -> None:
-        self.asked: queue.Queue[tuple[msg.Serve, Reply]] = queue.Queue()
+        self.asked: queue.Queue[tuple[Serve, Reply]] = queue.Queue()
         self.abandoned: queue.Queue[str] = queue.Queue()
 
-    def ask(self, _to: object, serve: msg.Serve, **_: object) -> Reply:
+    def ask(self, _to: object, serve: Serve, **_: object) -> Reply:
         reply = Reply()
         self.asked.put((serve, reply))
         return reply
 
-    def tell(self, _to: object, abandon: msg.Abandon, **_: object) -> None:
+    def tell(self, _to: object, abandon: Abandon, **_: object) -> None:
         self.abandoned.put(abandon.request_id)
 
 

@@ -13,16 +13,32 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation, Model
-from greenroom.actors.installer import Installer
+from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
+from greenroom.actors.engine_runner.core import Runner
+from greenroom.actors.engine_runner.events import (
+    EngineExited,
+    EngineReady,
+    EngineSpawned,
+    EngineStartRequested,
+    EngineStopRequested,
+)
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.events import InstallationCommitted, InstallRequested
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.core import Event
-from greenroom.actors.library import Library
-from greenroom.actors.runner import Runner
-from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.library.core import Library
+from greenroom.actors.library.events import ModelCommitted, PullRequested
+from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.scheduler.events import (
+    BackendChosen,
+    EvictionDecided,
+    LoadAdmitted,
+    LoadFailed,
+    LoadRefused,
+)
+from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
 from greenroom.runner.diagnosis.explain import explain
 from greenroom.runner.diagnosis.explanation import Explanation
 
@@ -81,11 +97,11 @@ class Script:
 
     def daemon(self, pid: int = 100) -> None:
         """A daemon starts."""
-        self.add(ev.DaemonStarted(pid=pid, version="0.1.0", platform="Linux"))
+        self.add(DaemonStarted(pid=pid, version="0.1.0", platform="Linux"))
 
     def stopped(self, pid: int = 100) -> None:
         """It stops in order."""
-        self.add(ev.DaemonStopped(pid=pid, reason="asked to stop"))
+        self.add(DaemonStopped(pid=pid, reason="asked to stop"))
 
     def install(
         self, backend: str = "llama.cpp", version: str = "1.0", *, cause: str = "", wanted_by: Any = "default"
@@ -93,11 +109,11 @@ class Script:
         """A backend is installed in five seconds; the installation's id."""
         job = self.job(backend)
         asked = self.add(
-            ev.InstallRequested(job=job, backend=backend, version="", wanted_by=wanted_by), cause=cause
+            InstallRequested(job=job, backend=backend, version="", wanted_by=wanted_by), cause=cause
         )
         made = Installation(id=f"{version}-ab12cd34.1", backend=backend, version=version, size=106_000_000)
         self.add(
-            ev.InstallationCommitted(job=job, backend=backend, installation=made, seconds=5.0),
+            InstallationCommitted(job=job, backend=backend, installation=made, seconds=5.0),
             cause=asked,
             after=5.0,
         )
@@ -113,11 +129,9 @@ class Script:
         model_id = f"sha256:{name.encode().hex():0<64.64}"
         tag = f"docker.io/ai/{name}:latest"
         self._jobs += 1
-        asked = self.add(ev.PullRequested(job=f"pull.{self._jobs}", reference=tag))
+        asked = self.add(PullRequested(job=f"pull.{self._jobs}", reference=tag))
         model = Model(id=model_id, tags=(tag,), format=kind, size=size, quantization="Q4_1")
-        self.add(
-            ev.ModelCommitted(job=f"pull.{self._jobs}", model=model, seconds=2.0), cause=asked, after=2.0
-        )
+        self.add(ModelCommitted(job=f"pull.{self._jobs}", model=model, seconds=2.0), cause=asked, after=2.0)
         return model_id
 
     def request(self) -> str:
@@ -152,7 +166,7 @@ class Script:
         )
         self._engines[engine_id] = spec
         self.add(
-            ev.BackendChosen(
+            BackendChosen(
                 model_id=spec.model_id,
                 model_ref=spec.model_ref,
                 mode=mode,
@@ -163,15 +177,15 @@ class Script:
             cause=request,
         )
         admitted = self.add(
-            ev.LoadAdmitted(spec=spec, promised=promised or memory, budget=budget), cause=request
+            LoadAdmitted(spec=spec, promised=promised or memory, budget=budget), cause=request
         )
-        self._chosen[engine_id] = self.add(ev.EngineStartRequested(spec=spec), cause=admitted)
+        self._chosen[engine_id] = self.add(EngineStartRequested(spec=spec), cause=admitted)
         return engine_id
 
     def spawn(self, engine_id: str, pid: int = 4711) -> None:
         """Its process runs."""
         self.add(
-            ev.EngineSpawned(engine_id=engine_id, pid=pid, started=1.0, endpoint="/tmp/x.sock"),
+            EngineSpawned(engine_id=engine_id, pid=pid, started=1.0, endpoint="/tmp/x.sock"),
             cause=self._chosen[engine_id],
             after=0.1,
         )
@@ -181,7 +195,7 @@ class Script:
         engine_id = self.admit(name, **more)
         self.spawn(engine_id)
         self.add(
-            ev.EngineReady(engine_id=engine_id, seconds=seconds),
+            EngineReady(engine_id=engine_id, seconds=seconds),
             cause=self._chosen[engine_id],
             after=seconds - 0.1,
         )
@@ -191,7 +205,7 @@ class Script:
         """It is told to end, and does."""
         spec = self._engines[engine_id]
         decided = self.add(
-            ev.EvictionDecided(
+            EvictionDecided(
                 engine_id=engine_id,
                 model_id=spec.model_id,
                 model_ref=spec.model_ref,
@@ -202,16 +216,14 @@ class Script:
             ),
             cause=cause,
         )
-        self.add(
-            ev.EngineStopRequested(engine_id=engine_id, reason="it is not wanted any more"), cause=decided
-        )
+        self.add(EngineStopRequested(engine_id=engine_id, reason="it is not wanted any more"), cause=decided)
         end = EngineExit(at=self.now, code=0, expected=True, summary="It was stopped.")
-        self.add(ev.EngineExited(engine_id=engine_id, exit=end), cause=self._chosen[engine_id], after=0.2)
+        self.add(EngineExited(engine_id=engine_id, exit=end), cause=self._chosen[engine_id], after=0.2)
 
     def die(self, engine_id: str, summary: str, *, was_ready: bool, **ending: Any) -> None:
         """It ends of its own accord."""
         end = EngineExit(at=self.now, summary=summary, **ending)
-        self.add(ev.EngineExited(engine_id=engine_id, exit=end), cause=self._chosen[engine_id])
+        self.add(EngineExited(engine_id=engine_id, exit=end), cause=self._chosen[engine_id])
         failure = Failure(
             kind="permanent", code="engine_failed", message=summary, detail="\n".join(end.last_lines)
         )
@@ -221,7 +233,7 @@ class Script:
         """The scheduler notes it."""
         spec = self._engines[engine_id]
         self.add(
-            ev.LoadFailed(
+            LoadFailed(
                 engine_id=engine_id,
                 model_id=spec.model_id,
                 model_ref=spec.model_ref,
@@ -237,7 +249,7 @@ class Script:
         self, name: str, code: str, message: str, *, request: str = "", advice: str = "", **numbers: float
     ) -> None:
         """Requests for a model are refused."""
-        refused = ev.LoadRefused(
+        refused = LoadRefused(
             model_id=f"sha256:{name.encode().hex():0<64.64}",
             model_ref=f"docker.io/ai/{name}:latest",
             mode="completion",

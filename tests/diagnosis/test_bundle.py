@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
-from greenroom.actors.facts import Failure
+from greenroom.actors.installer.events import InstallFailed, InstallRequested
+from greenroom.actors.values import Failure
 
 SECRETS = {
     "index": "p4ss-of-the-index",
@@ -38,14 +38,14 @@ def planted(script: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / "config.toml").write_text(
         f'[models]\nmine = "https://me:{SECRETS["config"]}@models.example/m.gguf"\n'
     )
-    asked = script.add(ev.InstallRequested(job="mlx.9", backend="mlx", version="", wanted_by="explicit"))
+    asked = script.add(InstallRequested(job="mlx.9", backend="mlx", version="", wanted_by="explicit"))
     failure = Failure(
         kind="permanent",
         code="refused",
         message=f"https://me:{SECRETS['index']}@index.example/simple answered 403.",
         detail=f"> Authorization: Bearer {SECRETS['header']}\n< 403\nproxy {SECRETS['proxy']}",
     )
-    script.add(ev.InstallFailed(job="mlx.9", backend="mlx", failure=failure), cause=asked)
+    script.add(InstallFailed(job="mlx.9", backend="mlx", failure=failure), cause=asked)
     engine = script.load()
     said = (
         f"HF_TOKEN={SECRETS['hub']}",

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
+from greenroom.actors.installer.events import InstallRequested
+from greenroom.actors.library.events import PullRequested
+from greenroom.actors.scheduler.events import ConfigChanged
 
 COMMANDS = (["why", "smollm2"], ["replay"], ["replay", "--step"], ["log"])
 
@@ -57,7 +59,7 @@ def test_why_says_when_no_daemon_runs_that_could_go_on(greenroom: Any, script: A
 
 
 def test_why_says_that_the_next_daemon_goes_on_with_a_job(greenroom: Any, script: Any, home: Path) -> None:
-    script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
+    script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
     script.write(home / "journal.db")
 
     told = " ".join(greenroom("why", "mlx").out.split())
@@ -364,15 +366,15 @@ def test_what_a_host_stored_is_shown_as_it_is(greenroom: Any, script: Any, home:
 
 def test_an_overview_tells_of_everybody(greenroom: Any, script: Any, home: Path) -> None:
     script.add(
-        ev.ConfigChanged(
+        ConfigChanged(
             model_id=f"sha256:{b'smollm2'.hex():0<64}",
             model_ref="docker.io/ai/smollm2:latest",
             mode="completion",
             context_size=4096,
         )
     )
-    script.add(ev.InstallRequested(job="mlx.9", backend="mlx", version="", wanted_by="explicit"))
-    script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
+    script.add(InstallRequested(job="mlx.9", backend="mlx", version="", wanted_by="explicit"))
+    script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
     script.refuse("smollm2", "does_not_fit", "It does not fit.")
     engine = script.admit()
     script.die(engine, "It died.", was_ready=False, code=1)

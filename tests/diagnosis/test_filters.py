@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import events as ev
+from greenroom.actors.library.events import PullCancelled, PullRequested
 from greenroom.runner.diagnosis.filters import Filter, unknown_kinds
 
 
@@ -106,8 +106,8 @@ def test_a_name_that_is_none_shows_nothing(life: Any) -> None:
 
 
 def test_a_pull_by_the_name_it_was_asked_by(script: Any) -> None:
-    script.add(ev.PullRequested(job="pull.9", reference="huggingface.co/org/model:Q4_K_M"))
-    script.add(ev.PullCancelled(job="pull.9", reason="cancelled"))
+    script.add(PullRequested(job="pull.9", reference="huggingface.co/org/model:Q4_K_M"))
+    script.add(PullCancelled(job="pull.9", reason="cancelled"))
 
     assert shown(script, model="hf.co/org/model:Q4_K_M") == ["library/3", "library/4"]
 

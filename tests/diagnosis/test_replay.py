@@ -18,19 +18,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.actors import events
-from greenroom.actors import messages as msg
+from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.daemon_log import DaemonLog
-from greenroom.actors.installer import Installer
+from greenroom.actors.engine_runner.core import Runner
+from greenroom.actors.installer.core import Installer
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Journal, JournalTooNew, Record
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.core import Address, Stored
 from greenroom.actors.kernel.errors import Refused
-from greenroom.actors.library import Library
-from greenroom.actors.runner import Runner
-from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.library.core import Library
+from greenroom.actors.library.messages import Pull, RemoveModel
+from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.scheduler.events import EvictionDecided
+from greenroom.actors.scheduler.messages import Configure, Serve, Unload
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.diagnosis.explain import explain
@@ -154,21 +156,21 @@ def _live(folder: Path, programs: Path, patch: pytest.MonkeyPatch) -> Life:
         _serve(first, two, "r-00000000-2")  # evicts one
         with pytest.raises(Refused, match="not installed"):
             _serve(first, one, "r-00000000-3", backend="absent")
-        _ask(first, msg.Configure(model_id=two.id, model_ref=two.tags[0], keep_alive=-1.0))
+        _ask(first, Configure(model_id=two.id, model_ref=two.tags[0], keep_alive=-1.0))
         with pytest.raises(Refused, match="pinned"):
             _serve(first, one, "r-00000000-4")
         (engine,) = [one for one in first.engines() if one.state == "ready"]
         os.kill(engine.pid, signal.SIGKILL)
-        until(lambda: not first.system.state(msg.SCHEDULER).loads)
+        until(lambda: not first.system.state(SCHEDULER).loads)
         _serve(first, two, "r-00000000-5")
         rest(first)
         first.stop(keep_engines=BOUND)
     second = daemon()
     with second:
         until(lambda: any(one.state == "ready" for one in second.engines()))
-        _ask(second, msg.Unload(all=True))
+        _ask(second, Unload(all=True))
         until(lambda: all(one.state == "gone" for one in second.engines()))
-        second.system.ask(msg.LIBRARY, msg.RemoveModel(model_id=one.id, force=True)).get(timeout=BOUND)
+        second.system.ask(LIBRARY, RemoveModel(model_id=one.id, force=True)).get(timeout=BOUND)
         rest(second)
     return lived
 
@@ -183,15 +185,15 @@ def _noting(apply: Callable[..., Any], states: dict[str, Any]) -> Callable[..., 
 
 
 def _pull(greenroom: Greenroom, file: Path) -> Any:
-    return greenroom.system.ask(msg.LIBRARY, msg.Pull(reference=f"file:{file}")).get(timeout=BOUND).model
+    return greenroom.system.ask(LIBRARY, Pull(reference=f"file:{file}")).get(timeout=BOUND).model
 
 
 def _ask(greenroom: Greenroom, command: Any, cause: str = "") -> Any:
-    return greenroom.system.ask(msg.SCHEDULER, command, cause=cause).get(timeout=BOUND)
+    return greenroom.system.ask(SCHEDULER, command, cause=cause).get(timeout=BOUND)
 
 
 def _serve(greenroom: Greenroom, model: Any, request: str, **more: Any) -> None:
-    serve = msg.Serve(request_id=request, model_id=model.id, model_ref=model.tags[0], **more)
+    serve = Serve(request_id=request, model_id=model.id, model_ref=model.tags[0], **more)
     _ask(greenroom, serve, cause=request)
     greenroom.gates.leave(request)
 
@@ -360,7 +362,7 @@ def test_an_event_that_cannot_be_folded_is_left_out_and_named(
     real = Scheduler.apply
 
     def picky(self: Any, state: Any, stored: Any) -> Any:
-        if isinstance(stored.event, events.EvictionDecided):
+        if isinstance(stored.event, EvictionDecided):
             raise ZeroDivisionError("poison")
         return real(self, state, stored)
 

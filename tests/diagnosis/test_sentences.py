@@ -3,16 +3,29 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from greenroom.actors import events
-from greenroom.actors.facts import Caller, EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors import daemon_log, engine_runner, idempotency, installer, library, scheduler
+from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
+from greenroom.actors.engine_runner.events import EngineReady, EngineStartRequested
 from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.kernel.supervision import CommandParked
+from greenroom.actors.library.events import PullFailed, PullRequested
+from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
+from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Installation, Model
 from greenroom.runner.diagnosis.sentences import TOLD, Narrator
 
+OWNERS = (
+    installer.events,
+    engine_runner.events,
+    scheduler.events,
+    library.events,
+    idempotency,
+    daemon_log,
+)
 EVENT_TYPES = [
     value
-    for value in vars(events).values()
+    for owner in OWNERS
+    for value in vars(owner).values()
     if isinstance(value, type) and issubclass(value, Event) and value is not Event
 ] + [CommandParked]
 
@@ -72,35 +85,35 @@ def test_a_sentence_is_a_sentence(kind: type[Event]) -> None:
 
 def test_what_names_only_a_job_is_told_with_what_the_job_is_about() -> None:
     narrator = Narrator()
-    tell(narrator, events.PullRequested(job="pull-1", reference="docker.io/ai/smollm2:latest"))
+    tell(narrator, PullRequested(job="pull-1", reference="docker.io/ai/smollm2:latest"))
 
-    sentence = tell(narrator, events.PullFailed(job="pull-1", failure=FAILURE))
+    sentence = tell(narrator, PullFailed(job="pull-1", failure=FAILURE))
 
     assert sentence == "smollm2 could not be fetched: The index did not answer. Wait."
 
 
 def test_what_names_only_an_engine_is_told_with_its_model_and_backend() -> None:
     narrator = Narrator()
-    tell(narrator, events.EngineStartRequested(spec=SPEC))
+    tell(narrator, EngineStartRequested(spec=SPEC))
 
-    sentence = tell(narrator, events.EngineReady(engine_id="e1", seconds=0.84))
+    sentence = tell(narrator, EngineReady(engine_id="e1", seconds=0.84))
 
     assert sentence == "Engine e1 (smollm2 on llama.cpp) is ready after 0.8s."
 
 
 def test_a_start_without_a_stop_before_it_says_so() -> None:
     narrator = Narrator()
-    start = events.DaemonStarted(pid=11, version="0.1", platform="Linux")
+    start = DaemonStarted(pid=11, version="0.1", platform="Linux")
     assert "did not stop" not in tell(narrator, start)
 
     assert "(process 11) did not stop in order" in tell(narrator, msgspec.structs.replace(start, pid=12))
 
-    tell(narrator, events.DaemonStopped(pid=12, reason="asked to stop"))
+    tell(narrator, DaemonStopped(pid=12, reason="asked to stop"))
     assert "did not stop" not in tell(narrator, msgspec.structs.replace(start, pid=13))
 
 
 def test_an_eviction_says_what_decided() -> None:
-    event = events.EvictionDecided(
+    event = EvictionDecided(
         engine_id="e1",
         model_id=SPEC.model_id,
         model_ref=SPEC.model_ref,
@@ -150,7 +163,7 @@ def test_a_fault_is_told_with_what_it_was_about_and_whose_it_was() -> None:
 
 def test_a_job_names_the_process_that_asked_and_no_address_of_this_machine() -> None:
     process = Caller(kind="process", id="1000/7", name="curl (process 7)")
-    pull = events.PullRequested(job="pull.1", reference="docker.io/ai/smollm2:latest", caller=process)
+    pull = PullRequested(job="pull.1", reference="docker.io/ai/smollm2:latest", caller=process)
     assert tell(Narrator(), pull) == "Fetching smollm2 begins: curl (process 7) asked for it."
     here = Caller(kind="address", id="127.0.0.1", name="127.0.0.1")
     pull = msgspec.structs.replace(pull, caller=here)
@@ -160,7 +173,7 @@ def test_a_job_names_the_process_that_asked_and_no_address_of_this_machine() -> 
 def test_a_load_tells_its_slots_and_who_wanted_it() -> None:
     there = Caller(kind="address", id="192.0.2.7", name="192.0.2.7")
     spec = msgspec.structs.replace(SPEC, slots=4)
-    admitted = events.LoadAdmitted(spec=spec, promised=312_000_000, budget=10**9, caller=there)
+    admitted = LoadAdmitted(spec=spec, promised=312_000_000, budget=10**9, caller=there)
     told = tell(Narrator(), admitted)
     assert told.startswith("smollm2 on llama.cpp may be loaded with 4 slots: 312 MB are promised to it")
     assert told.endswith("in all. Requested by 192.0.2.7.")

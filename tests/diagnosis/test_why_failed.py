@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from explained import GB, SMOLLM2, commands, types
-from greenroom.actors import events as ev
-from greenroom.actors.facts import Failure
+from greenroom.actors.engine_runner.events import EngineLost
+from greenroom.actors.scheduler.events import BreakerOpened, ModelQuarantined
+from greenroom.actors.values import Failure
 
 
 def test_an_engine_the_system_killed_for_its_memory(script: Any) -> None:
@@ -66,7 +67,7 @@ def breaker(script: Any, until: float) -> None:
         )
         script.wait(20.0)
     script.add(
-        ev.BreakerOpened(
+        BreakerOpened(
             model_id=SMOLLM2,
             model_ref="docker.io/ai/smollm2:latest",
             backend="llama.cpp",
@@ -106,7 +107,7 @@ def test_a_model_that_a_new_version_breaks_is_told_with_the_way_back(script: Any
         script.spawn(engine)
         script.die(engine, "It cannot read it.", was_ready=False, code=code, last_lines=("bad tensor",))
     script.add(
-        ev.ModelQuarantined(
+        ModelQuarantined(
             model_id=SMOLLM2,
             model_ref="docker.io/ai/smollm2:latest",
             backend="llama.cpp",
@@ -163,7 +164,7 @@ def test_a_daemon_that_was_killed_and_whose_engine_was_lost(script: Any) -> None
     engine = script.load()
     script.wait(10.0)
     script.daemon(pid=101)
-    script.add(ev.EngineLost(engine_id=engine, reason="its process is not there any more"))
+    script.add(EngineLost(engine_id=engine, reason="its process is not there any more"))
     script.failed(
         engine, Failure(kind="transient", code="engine_lost", message="It is gone."), was_ready=False
     )

@@ -5,17 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from explained import commands, hash_mismatch, types
-from greenroom.actors import events as ev
-from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationBroken,
+    InstallationFound,
+    InstallationMissing,
+    InstallationRetiring,
+    InstallationsReadAgain,
+    InstallationsUnread,
+    InstallAttemptBegun,
+    InstallAttemptFailed,
+    InstallCancelled,
+    InstallFailed,
+    InstallRequested,
+)
+from greenroom.actors.values import Failure, Installation
 
 
 def test_an_installation_that_failed_on_a_wrong_hash(script: Any) -> None:
     script.model("qwen3", kind="safetensors-mlx")
     request = script.request()
     asked = script.add(
-        ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"), cause=request
+        InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"), cause=request
     )
-    script.add(ev.InstallFailed(job="mlx.1", backend="mlx", failure=hash_mismatch()), cause=asked, after=7.0)
+    script.add(InstallFailed(job="mlx.1", backend="mlx", failure=hash_mismatch()), cause=asked, after=7.0)
     script.refuse(
         "qwen3",
         "hash_mismatch",
@@ -43,10 +56,10 @@ def test_an_installation_that_failed_on_a_wrong_hash(script: Any) -> None:
 
 
 def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
-    asked = script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
+    asked = script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
     for attempt, wait in ((1, 2.0), (2, 60.0)):
         script.add(
-            ev.InstallAttemptFailed(
+            InstallAttemptFailed(
                 job="mlx.1",
                 backend="mlx",
                 attempt=attempt,
@@ -68,7 +81,7 @@ def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
     assert found.also[0] == ("Attempt 1 failed, the next was set for 12:00:12: The index did not answer (1).")
     assert types(found) == ["install_requested", "install_attempt_failed", "install_attempt_failed"]
 
-    script.add(ev.InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=3))
+    script.add(InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=3))
     begun = script.why("mlx")
     assert begun.state == "installing", "although by the clock of this machine it would still be waiting"
     assert begun.answer.endswith("This is attempt 3. The one before: The index did not answer (2).")
@@ -76,7 +89,7 @@ def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
 
 
 def test_an_installation_under_way(script: Any) -> None:
-    script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"))
+    script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"))
     script.model("qwen3", kind="safetensors-mlx")
     script.wait(8.0)
 
@@ -94,7 +107,7 @@ def test_a_broken_installation(script: Any) -> None:
     script.stopped()
     script.daemon(pid=101)
     script.add(
-        ev.InstallationBroken(backend="mlx", installation_id=mlx, reason="env/lib/mlx/core.so is missing")
+        InstallationBroken(backend="mlx", installation_id=mlx, reason="env/lib/mlx/core.so is missing")
     )
 
     found = script.why("mlx")
@@ -106,8 +119,8 @@ def test_a_broken_installation(script: Any) -> None:
 
 
 def test_an_installation_somebody_ended(script: Any) -> None:
-    script.add(ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
-    script.add(ev.InstallCancelled(job="mlx.1", backend="mlx", reason="cancelled by the user", unwanted=True))
+    script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
+    script.add(InstallCancelled(job="mlx.1", backend="mlx", reason="cancelled by the user", unwanted=True))
 
     found = script.why("mlx")
 
@@ -117,7 +130,7 @@ def test_an_installation_somebody_ended(script: Any) -> None:
 
 def test_an_installation_that_vanished_from_the_disk(script: Any) -> None:
     mlx = script.install("mlx", "0.32", wanted_by="explicit")
-    script.add(ev.InstallationMissing(backend="mlx", installation_id=mlx, reason="its folder is gone"))
+    script.add(InstallationMissing(backend="mlx", installation_id=mlx, reason="its folder is gone"))
 
     assert (script.why("mlx").state, script.why("mlx").cause) == ("absent", "missing")
 
@@ -125,7 +138,7 @@ def test_an_installation_that_vanished_from_the_disk(script: Any) -> None:
 def test_an_installation_that_waits_for_its_engines(script: Any) -> None:
     engine = script.load()
     script.add(
-        ev.InstallationRetiring(
+        InstallationRetiring(
             backend="llama.cpp",
             installation_id="1.0-ab12cd34.1",
             reason="uninstalled by the user",
@@ -153,7 +166,7 @@ def test_a_backend_that_is_installed_says_for_whom_and_what_it_serves(script: An
 
 def test_an_installation_of_the_users_own(script: Any) -> None:
     theirs = Installation(id="external", backend="mlx", version="0.31", managed=False, root="/opt/mlx")
-    script.add(ev.InstallationFound(backend="mlx", installation=theirs))
+    script.add(InstallationFound(backend="mlx", installation=theirs))
 
     found = script.why("mlx")
 
@@ -166,9 +179,9 @@ def test_an_installation_of_the_users_own_that_cannot_be_used_is_told_beside_our
 ) -> None:
     script.install("mlx", "0.32")
     theirs = Installation(id="external", backend="mlx", version="0.31", managed=False, root="/opt/mlx")
-    script.add(ev.InstallationFound(backend="mlx", installation=theirs))
+    script.add(InstallationFound(backend="mlx", installation=theirs))
     reason = "it does not start"
-    script.add(ev.InstallationBroken(backend="mlx", installation_id="external", reason=reason))
+    script.add(InstallationBroken(backend="mlx", installation_id="external", reason=reason))
 
     found = script.why("mlx")
 
@@ -179,7 +192,7 @@ def test_an_installation_of_the_users_own_that_cannot_be_used_is_told_beside_our
 
 def test_a_disk_that_cannot_be_looked_at_is_told_with_since_when(script: Any) -> None:
     script.install("mlx", "0.32")
-    script.add(ev.InstallationsUnread(backend="mlx", reason="Input/output error"))
+    script.add(InstallationsUnread(backend="mlx", reason="Input/output error"))
 
     found = script.why("mlx")
 
@@ -187,27 +200,27 @@ def test_a_disk_that_cannot_be_looked_at_is_told_with_since_when(script: Any) ->
     assert "Input/output error" in found.answer
     assert "They are not used, replaced or removed" in found.answer
 
-    script.add(ev.InstallationsReadAgain(backend="mlx"))
+    script.add(InstallationsReadAgain(backend="mlx"))
     assert script.why("mlx").state == "installed"
 
 
 def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) -> None:
     old = script.install()
     script.install(version="1.1", wanted_by="repair")
-    script.add(ev.InstallationActivated(backend="llama.cpp", installation_id="1.1-ab12cd34.1"))
+    script.add(InstallationActivated(backend="llama.cpp", installation_id="1.1-ab12cd34.1"))
 
     found = script.why("llama.cpp")
     assert "It was installed in 5s because a rebuild was requested." in found.answer
     assert f"1.0 lies beside it (installation {old}, whole)." in found.also
 
-    script.add(ev.InstallationRetiring(backend="llama.cpp", installation_id=old, reason="built anew"))
+    script.add(InstallationRetiring(backend="llama.cpp", installation_id=old, reason="built anew"))
     assert f"1.0 lies beside it (installation {old}, being removed)." in script.why("llama.cpp").also
 
 
 def test_a_failed_attempt_at_another_version_is_told_beside_what_is_in_use(script: Any) -> None:
     script.install("mlx", "0.32", wanted_by="explicit")
-    script.add(ev.InstallRequested(job="mlx.2", backend="mlx", version="0.33", wanted_by="explicit"))
-    script.add(ev.InstallFailed(job="mlx.2", backend="mlx", failure=hash_mismatch()))
+    script.add(InstallRequested(job="mlx.2", backend="mlx", version="0.33", wanted_by="explicit"))
+    script.add(InstallFailed(job="mlx.2", backend="mlx", failure=hash_mismatch()))
 
     found = script.why("mlx")
 
@@ -218,18 +231,18 @@ def test_a_failed_attempt_at_another_version_is_told_beside_what_is_in_use(scrip
     assert types(found)[-2:] == ["install_requested", "install_failed"]
     assert found.words
 
-    script.add(ev.InstallRequested(job="mlx.3", backend="mlx", version="0.33", wanted_by="explicit"))
+    script.add(InstallRequested(job="mlx.3", backend="mlx", version="0.33", wanted_by="explicit"))
     assert not [one for one in script.why("mlx").also if "failed" in one], "that is being mended"
 
 
 def test_a_version_that_was_gone_back_to_says_since_when_and_why(script: Any) -> None:
     old = script.install("mlx", "0.32", wanted_by="explicit")
     script.install("mlx", "0.33", wanted_by="explicit")
-    back = ev.InstallationActivated(backend="mlx", installation_id=old, reason="a rollback was requested")
+    back = InstallationActivated(backend="mlx", installation_id=old, reason="a rollback was requested")
     script.add(back, cause="r-1", after=60.0)
 
     found = script.why("mlx")
-    script.add(ev.InstallationActivated(backend="mlx", installation_id=old))
+    script.add(InstallationActivated(backend="mlx", installation_id=old))
     assert "in use since" not in script.why("mlx").answer, "an older journal has no reasons"
 
     assert found.answer.startswith("mlx 0.32 is installed since 12:00:")

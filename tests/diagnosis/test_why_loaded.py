@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from explained import GB, commands, types
-from greenroom.actors import events as ev
+from greenroom.actors.engine_runner.events import EngineAdopted
 
 
 def test_a_daemon_that_was_killed_and_whose_engine_was_adopted(script: Any) -> None:
     engine = script.load()
     script.wait(10.0)
     script.daemon(pid=101)
-    script.add(ev.EngineAdopted(engine_id=engine, pid=4711, started=1.0, endpoint="/tmp/x.sock"))
+    script.add(EngineAdopted(engine_id=engine, pid=4711, started=1.0, endpoint="/tmp/x.sock"))
     script.wait(5.0)
 
     found = script.why("smollm2")

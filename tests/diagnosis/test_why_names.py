@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from explained import GB, SMOLLM2, hash_mismatch, types
-from greenroom.actors import events as ev
+from greenroom.actors.installer.events import InstallFailed, InstallRequested
+from greenroom.actors.library.events import PullCancelled, PullRequested
 from greenroom.runner.diagnosis.explain import UnknownName, explain
 
 # engines, requests, the daemon
@@ -58,11 +59,11 @@ def test_a_request_tells_who_had_to_make_room_for_it(script: Any) -> None:
 def test_a_request_that_began_an_installation_tells_how_that_stands(script: Any) -> None:
     request = script.request()
     asked = script.add(
-        ev.InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"), cause=request
+        InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="request"), cause=request
     )
     assert (script.why(request).state, script.why(request).cause) == ("waiting", "installing")
 
-    script.add(ev.InstallFailed(job="mlx.1", backend="mlx", failure=hash_mismatch()), cause=asked)
+    script.add(InstallFailed(job="mlx.1", backend="mlx", failure=hash_mismatch()), cause=asked)
     found = script.why(request)
     assert (found.state, found.cause) == ("failed", "hash_mismatch")
     assert found.words[0].lines[0] == "error: Hash mismatch"
@@ -70,10 +71,10 @@ def test_a_request_that_began_an_installation_tells_how_that_stands(script: Any)
 
 def test_a_request_that_began_a_pull_tells_how_that_stands(script: Any) -> None:
     request = script.request()
-    script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"), cause=request)
+    script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"), cause=request)
     assert (script.why(request).state, script.why(request).cause) == ("waiting", "pulling")
 
-    script.add(ev.PullCancelled(job="pull.9", reason="cancelled by the user"))
+    script.add(PullCancelled(job="pull.9", reason="cancelled by the user"))
     assert (script.why(request).state, script.why(request).cause) == ("failed", "cancelled")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from explained import GB, commands, types
-from greenroom.actors import events as ev
+from greenroom.actors.scheduler.events import KeepAliveWished
 
 
 def test_a_model_that_does_not_fit(script: Any) -> None:
@@ -29,7 +29,7 @@ def test_a_model_that_does_not_fit(script: Any) -> None:
 def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
     gemma3 = script.model("gemma3")
     pinned = script.load("gemma3", memory=6 * GB)
-    wish = ev.KeepAliveWished(
+    wish = KeepAliveWished(
         engine_id=pinned, model_id=gemma3, model_ref="docker.io/ai/gemma3:latest", keep_alive=-1.0
     )
     script.add(wish, cause="r-0a1b2c3d-1")

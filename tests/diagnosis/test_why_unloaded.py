@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from explained import GB, SMOLLM2, commands, types
-from greenroom.actors import events as ev
-from greenroom.actors.facts import Failure, Model
+from greenroom.actors.installer.events import InstallationRemoved, InstallationRetiring
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    ModelRemoved,
+    ModelTagged,
+    PullAttemptFailed,
+    PullCancelled,
+    PullFailed,
+    PullRequested,
+)
+from greenroom.actors.scheduler.events import ConfigChanged
+from greenroom.actors.values import Failure, Model
 
 # unloaded
 
@@ -118,7 +128,7 @@ def test_a_model_that_was_configured_differently(script: Any) -> None:
     engine = script.load()
     request = script.request()
     script.add(
-        ev.ConfigChanged(
+        ConfigChanged(
             model_id=SMOLLM2,
             model_ref="docker.io/ai/smollm2:latest",
             mode="completion",
@@ -155,12 +165,12 @@ def test_a_model_whose_backend_was_uninstalled_meanwhile(script: Any) -> None:
     mlx = script.install("mlx", "0.32", wanted_by="explicit")
     engine = script.load("qwen3", backend="mlx", installation=mlx, reasons=("mlx reads it",))
     retiring = script.add(
-        ev.InstallationRetiring(
+        InstallationRetiring(
             backend="mlx", installation_id=mlx, reason="uninstalled by the user", unwanted=True
         )
     )
     script.evict(engine, "retiring", cause=retiring)
-    script.add(ev.InstallationRemoved(backend="mlx", installation_id=mlx, freed=297_000_000))
+    script.add(InstallationRemoved(backend="mlx", installation_id=mlx, freed=297_000_000))
 
     found = script.why("qwen3")
     backend = script.why("mlx")
@@ -192,9 +202,9 @@ def test_a_model_nobody_has_asked_for(script: Any) -> None:
 
 
 def test_a_pull_that_failed(script: Any) -> None:
-    asked = script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
+    asked = script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
     script.add(
-        ev.PullAttemptFailed(
+        PullAttemptFailed(
             job="pull.9",
             attempt=1,
             failure=Failure(kind="transient", code="unreachable", message="The registry did not answer."),
@@ -204,7 +214,7 @@ def test_a_pull_that_failed(script: Any) -> None:
         after=1.0,
     )
     script.add(
-        ev.PullFailed(
+        PullFailed(
             job="pull.9",
             failure=Failure(
                 kind="permanent",
@@ -227,9 +237,9 @@ def test_a_pull_that_failed(script: Any) -> None:
 
 
 def test_a_pull_that_waits_for_its_next_attempt(script: Any) -> None:
-    asked = script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
+    asked = script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
     script.add(
-        ev.PullAttemptFailed(
+        PullAttemptFailed(
             job="pull.9",
             attempt=1,
             failure=Failure(kind="transient", code="unreachable", message="The registry did not answer."),
@@ -247,17 +257,17 @@ def test_a_pull_that_waits_for_its_next_attempt(script: Any) -> None:
 
 
 def test_pulls_under_way_and_ended(script: Any) -> None:
-    script.add(ev.PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
+    script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"))
     script.wait(4.0)
     assert (script.why("gemma3").state, script.why("gemma3").numbers) == ("pulling", {"elapsed": 4.0})
 
-    script.add(ev.PullCancelled(job="pull.9", reason="cancelled by the user"))
+    script.add(PullCancelled(job="pull.9", reason="cancelled by the user"))
     assert (script.why("gemma3").state, script.why("gemma3").cause) == ("not_here", "cancelled")
 
 
 def test_a_model_that_was_removed(script: Any) -> None:
     script.load()
-    script.add(ev.ModelRemoved(model_id=SMOLLM2, reason="removed by the user", freed=98_000_000))
+    script.add(ModelRemoved(model_id=SMOLLM2, reason="removed by the user", freed=98_000_000))
 
     found = script.why("smollm2")
 
@@ -270,24 +280,24 @@ def test_a_model_that_was_removed_goes_by_the_name_it_had_then_and_not_by_one_gi
     script: Any,
 ) -> None:
     kept, given_up = "docker.io/ai/mine:latest", "docker.io/ai/second:latest"
-    asked = script.add(ev.PullRequested(job="pull.7", reference=kept))
+    asked = script.add(PullRequested(job="pull.7", reference=kept))
     model = Model(id="sha256:" + "7" * 64, tags=(kept,), format="gguf", size=192)
-    script.add(ev.ModelCommitted(job="pull.7", model=model), cause=asked)
-    script.add(ev.ModelTagged(model_id=model.id, tags=(kept, given_up)))
-    script.add(ev.ModelTagged(model_id=model.id, tags=(kept,)))
-    script.add(ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
+    script.add(ModelCommitted(job="pull.7", model=model), cause=asked)
+    script.add(ModelTagged(model_id=model.id, tags=(kept, given_up)))
+    script.add(ModelTagged(model_id=model.id, tags=(kept,)))
+    script.add(ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
 
     assert script.why("mine").answer.startswith("mine is not here any more")
 
 
 def test_a_model_that_was_removed_is_fetched_again_by_what_it_was_fetched_as(script: Any) -> None:
     reference = "file:/models/mine.gguf"
-    asked = script.add(ev.PullRequested(job="pull.7", reference=reference))
+    asked = script.add(PullRequested(job="pull.7", reference=reference))
     model = Model(id="sha256:" + "7" * 64, tags=(reference,), format="gguf", size=192)
-    script.add(ev.ModelCommitted(job="pull.7", model=model), cause=asked)
-    script.add(ev.ModelTagged(model_id=model.id, tags=(reference, "docker.io/ai/mine:latest")))
-    script.add(ev.ModelTagged(model_id=model.id, tags=(reference,)))
-    script.add(ev.ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
+    script.add(ModelCommitted(job="pull.7", model=model), cause=asked)
+    script.add(ModelTagged(model_id=model.id, tags=(reference, "docker.io/ai/mine:latest")))
+    script.add(ModelTagged(model_id=model.id, tags=(reference,)))
+    script.add(ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
 
     found = script.why("mine")
 

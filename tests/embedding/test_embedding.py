@@ -16,9 +16,10 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from counting import COUNTER, Add, Counter, Total
+from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.kernel.errors import StartFailed
-from greenroom.actors.messages import LIBRARY, Pull
+from greenroom.actors.library.messages import Pull
 from greenroom.actors.testing import RecordingHands
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom

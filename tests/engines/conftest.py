@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from alone import alone
-from greenroom.actors.facts import EngineSpec
-from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines.host import EngineHost, Prepared
 
 PROGRAMS = Path(__file__).parents[1] / "programs"

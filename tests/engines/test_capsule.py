@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from greenroom.actors.facts import EngineSpec
-from greenroom.runner.engines.capsule import cause_of, engine_exit
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.engines.exit_report import cause_of, engine_exit
 
 SPEC = EngineSpec(engine_id="e-1", backend="mlx", installation_id="i", model_id="m", model_ref="ai/smollm2")
 

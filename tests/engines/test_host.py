@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from greenroom.actors.facts import Failure
-from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.actors.values import Failure
+from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines.host import Prepared
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 
 
 def test_an_engine_is_spawned_becomes_ready_answers_and_is_stopped(stage):

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Engine, EngineExit
+from greenroom.actors.addresses import runner_address
+from greenroom.actors.engine_runner.messages import LostEngine
 from greenroom.actors.progress import ProgressBoard
-from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.actors.values import Engine, EngineExit
+from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines import channel, folders, host, recovery
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.host import Prepared
@@ -219,4 +220,4 @@ def test_what_the_hands_remember_of_engines_that_have_ended_is_bounded() -> None
     assert len(hands._backends) < 100
     # What comes late of one of the last still finds its runner.
     hands.lost("e499", "late")
-    assert told[-1] == (msg.runner_address("fake"), msg.LostEngine(engine_id="e499", reason="late"))
+    assert told[-1] == (runner_address("fake"), LostEngine(engine_id="e499", reason="late"))

@@ -18,7 +18,7 @@ from greenroom.runner.engines import host as host_module
 from greenroom.runner.engines import keeper, keeper_log
 from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.paths import EngineFolder
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.systems import here
 
 BOUND = 30.0

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from greenroom.actors.facts import EngineSpec
-from greenroom.runner.backends.declaration import Launch, ModelFiles
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.backends.base import Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.engines.launchers.prompt_pace import LEAST, MOST, Pace

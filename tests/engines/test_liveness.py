@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
-from greenroom.runner.backends.declaration import Command
-from greenroom.runner.engines import condition, liveness, reach
+from greenroom.runner.backends.base import Command
+from greenroom.runner.engines import liveness, reach
+from greenroom.runner.engines import process_state as condition
 from greenroom.runner.engines.handle import batch_of
 from greenroom.runner.engines.host import Prepared
 from greenroom.runner.engines.liveness import LIMIT, Life
@@ -394,7 +395,7 @@ def test_one_in_a_debuggers_hands_is_left_alone(odd: Odd, monkeypatch: pytest.Mo
 def test_after_the_daemon_was_stopped_itself_an_engine_gets_all_its_time_anew(
     odd: Odd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from greenroom.runner.engines import vitals
+    from greenroom.runner.engines import health_monitor as vitals
 
     odd.goes("hollow")
     odd.enter()

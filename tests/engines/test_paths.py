@@ -12,7 +12,7 @@ from greenroom.runner.backends.flags import LLAMA_CPP, refusal
 from greenroom.runner.engines import paths
 from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.paths import SOCKET_BYTES, EngineFolder
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from greenroom.runner.backends.declaration import Readiness
+from greenroom.runner.backends.base import Readiness
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.readiness import (

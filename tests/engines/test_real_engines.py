@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors.facts import Engine
-from greenroom.runner.backends.declaration import Launch, ModelFiles
+from greenroom.actors.values import Engine
+from greenroom.runner.backends.base import Launch, ModelFiles
 from greenroom.runner.backends.flags import LLAMA_CPP
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from greenroom.actors.gates import GateBoard
-from greenroom.runner.backends.declaration import Backend, Launch, ModelFiles
+from greenroom.runner.backends.base import Backend, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.host import Prepared

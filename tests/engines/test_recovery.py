@@ -13,7 +13,7 @@ import sys
 import msgspec
 import pytest
 
-from greenroom.actors.facts import Engine, Promise
+from greenroom.actors.values import Engine, Promise
 from greenroom.runner.engines import recovery
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.paths import EngineFolder

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from greenroom.actors.facts import Measured
 from greenroom.actors.gates import GateReading
+from greenroom.actors.values import Measured
 from greenroom.runner.engines import graphics, processes
-from greenroom.runner.engines.vitals import Memory
+from greenroom.runner.engines.health_monitor import Memory
 
 MIB = 2**20
 

@@ -18,9 +18,10 @@ import pytest
 from aiohttp import web
 from blockbuster import blockbuster_ctx
 
-from greenroom.actors.facts import Engine, Model
+from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.gates import GateReading
-from greenroom.actors.messages import LIBRARY, SCHEDULER, Pull
+from greenroom.actors.library.messages import Pull
+from greenroom.actors.values import Engine, Model
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.app import DOOR, front_door
@@ -180,7 +181,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
 
 
 async def _tag(greenroom: Greenroom, model: Model) -> None:
-    from greenroom.actors.messages import TagModel
+    from greenroom.actors.library.messages import TagModel
 
     await greenroom.system.ask(LIBRARY, TagModel(model_id=model.id, tag="docker.io/ai/tiny:latest"))
 

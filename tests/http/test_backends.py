@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from builds import Builds
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 
 
 @pytest.fixture

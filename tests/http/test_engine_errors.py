@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.backends.declaration import Dialect
+from greenroom.runner.backends.base import Dialect
 from greenroom.runner.http.engine_errors import Asked, told
 
 ASKED = Asked("llama.cpp", "tiny")

@@ -23,9 +23,11 @@ import pytest
 from aiohttp import web
 
 import greenroom.runner.http
+from greenroom.actors.addresses import INSTALLER, SCHEDULER
+from greenroom.actors.installer.messages import Ensure
 from greenroom.actors.kernel.errors import Refused
-from greenroom.actors.messages import INSTALLER, SCHEDULER, Configure, Ensure
-from greenroom.runner.backends.declaration import Dialect
+from greenroom.actors.scheduler.messages import Configure
+from greenroom.runner.backends.base import Dialect
 from greenroom.runner.http.app import DOOR
 from greenroom.runner.http.bodies import Routing
 from greenroom.runner.http.queries import _KNOWN, _OURS

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.messages import LIBRARY, Pull
+from greenroom.actors.addresses import LIBRARY
+from greenroom.actors.library.messages import Pull
 
 TINY = "docker.io/ai/tiny:latest"
 

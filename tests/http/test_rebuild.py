@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.core import Recovered
-from greenroom.actors.messages import SCHEDULER, Abandon, AwaitReady
+from greenroom.actors.scheduler.messages import Abandon, AwaitReady
 
 STREAMS = 50
 TOKENS = 40

@@ -197,7 +197,7 @@ async def test_a_request_has_an_id_under_which_the_journal_knows_it(open_house: 
 async def test_fields_the_engine_must_not_see_are_dropped_and_the_name_is_translated(
     open_house: Any, frames: Any
 ) -> None:
-    from greenroom.runner.backends.declaration import Dialect
+    from greenroom.runner.backends.base import Dialect
 
     dialect = Dialect(model_name="default_model", dropped=frozenset({"draft_model"}))
     house = await open_house("--echo", backend={"dialect": dialect})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.facts import EngineExit, Failure
+from greenroom.actors.values import EngineExit, Failure
 from greenroom.runner.http.suspects import KEPT, Suspects, fingerprint, own_doing
 
 POISON = [{"role": "user", "content": "poison"}]

@@ -6,8 +6,8 @@ import html
 import json
 from typing import Any
 
-from greenroom.actors.facts import Part, Progress
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.values import Part, Progress
 from greenroom.runner.http.transfer_lines import TransferLines
 
 A, B = (f"sha256:{letter * 64}" for letter in "ab")

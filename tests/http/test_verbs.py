@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.facts import Failure, Progress
-from greenroom.actors.messages import INSTALLER, Ensured
+from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.messages import Ensured
 from greenroom.actors.progress import install_job
-from greenroom.runner.failures import JobFailed
+from greenroom.actors.values import Failure, Progress
+from greenroom.runner.errors import JobFailed
 
 ABSENT = {"backend": "absent"}
 
@@ -397,7 +398,7 @@ async def test_only_a_daemon_can_be_told_to_stop(open_house: Any) -> None:
 async def test_a_host_that_answers_itself_is_heard(open_house: Any) -> None:
     # The actors are the same ones the routes use.
     house = await open_house()
-    from greenroom.actors.messages import Ensure
+    from greenroom.actors.installer.messages import Ensure
 
     ensured = await house.greenroom.system.ask(INSTALLER, Ensure(backend="fake"))
     assert isinstance(ensured, Ensured)

@@ -262,7 +262,7 @@ def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> N
 def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
     import msgspec
 
-    from greenroom.runner.backends.declaration import Dialect
+    from greenroom.runner.backends.base import Dialect
     from greenroom.runner.http.dialects import translate
 
     dialect = Dialect(model_name="{model_id}", dropped=frozenset({"adapters"}))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.runner.backends.declaration import Backend, Command, Environment
+from greenroom.runner.backends.base import Backend, Command, Environment
 from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
 from package_index import Index, Misbehaviour, serving
 

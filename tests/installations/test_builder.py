@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors.facts import Installation
+from greenroom.actors.values import Installation
+from greenroom.runner.backends.base import Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Platform
 from greenroom.runner.config import ExternalBackend
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.sources import PackageSources, Setting

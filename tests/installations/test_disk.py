@@ -8,8 +8,8 @@ import msgspec
 import psutil
 import pytest
 
-from greenroom.actors.facts import Installation
-from greenroom.runner.failures import JobFailed
+from greenroom.actors.values import Installation
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.disk import InstallationStore, discard, folder_of, segment, usage
 from greenroom.runner.installations.environment import Environments

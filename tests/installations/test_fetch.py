@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.fetch import Fetcher
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.wheels import WheelStore

@@ -11,7 +11,7 @@ from threading import Event, Timer
 
 import pytest
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.layers import Tree
 
 END = bytes(1024)

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.facts import Installation, Progress
+from greenroom.actors.values import Installation, Progress
+from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Image, Platform
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.disk import folder_of, python_of
 from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.sources import PackageSources, Setting

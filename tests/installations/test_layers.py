@@ -14,7 +14,7 @@ from threading import Event
 
 import pytest
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.layers import Tree, unpacked_size
 from real_registry import Entry, Layer, file, layer, link, special
 

@@ -4,9 +4,9 @@ import pytest
 from packaging.markers import default_environment
 from packaging.tags import compatible_tags, cpython_tags, mac_platforms
 
+from greenroom.runner.backends.base import Environment, Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Environment, Platform
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.lock import LOCKS, Lock, LockedFile, LockedPackage, render, shipped
 
 SHIPPED = sorted(LOCKS.glob("*.txt"))

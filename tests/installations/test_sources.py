@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting, redact
 
 

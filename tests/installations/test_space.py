@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.space import RESERVE, need_space
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import verification
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.disk import InstallationStore

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record
 from greenroom.runner.installations.disk import folder_of
 from greenroom.runner.installations.environment import Environments

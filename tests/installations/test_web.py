@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import web as webs
 from greenroom.runner.installations.fetch import Fetcher, PackageOrigin
 from greenroom.runner.installations.lock import LockedFile

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from golden import DIGESTS, GOLDEN, SCHEMA, differences, digest, event_types, every_type, shapes, whole
-from greenroom.actors.installer_state import InstallerState
+from greenroom.actors.addresses import DAEMON, INSTALLER, LIBRARY, SCHEDULER, runner_address
+from greenroom.actors.engine_runner.core import RunnerState
+from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.port import JournalTooNew, Record
 from greenroom.actors.journal.reader import read_journal
@@ -21,10 +23,8 @@ from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.kernel.supervision import CommandParked
-from greenroom.actors.library_state import LibraryState
-from greenroom.actors.messages import DAEMON, INSTALLER, LIBRARY, SCHEDULER, runner_address
-from greenroom.actors.runner import RunnerState
-from greenroom.actors.scheduler_state import SchedulerState
+from greenroom.actors.library.state import LibraryState
+from greenroom.actors.scheduler.state import SchedulerState
 from greenroom.runner.diagnosis.replay import replay
 
 JOURNALS = sorted(GOLDEN.glob("*.db"))

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.facts import Failure, Model, Progress
+from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 from quiet_server import QuietServer

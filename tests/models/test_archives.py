@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.archive import load
 from greenroom.runner.models.store import Store
 from greenroom.runner.models.unpacking import unpack
@@ -189,7 +189,7 @@ def test_loading_takes_no_memory_for_what_a_header_claims(tmp_path: Path) -> Non
     program = """
 import resource, sys, threading
 from pathlib import Path
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.archive import load
 from greenroom.runner.models.store import Store
 resource.setrlimit(resource.RLIMIT_AS, (300 * 2**20,) * 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from greenroom.actors.facts import Progress
+from greenroom.actors.values import Progress
 from greenroom.runner.models.attempt import Attempt
 
 MB = 1_000_000

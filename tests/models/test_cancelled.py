@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.facts import Model
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.actors.values import Model
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models import puller as puller_module
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.waits import Cancel, Crew, Ending, side_by_side

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.models.catalogue import BadCatalogue, Catalogue
 from greenroom.runner.models.references import Reference
+from greenroom.runner.models.short_names import BadCatalogue, Catalogue
 
 
 @pytest.mark.parametrize(

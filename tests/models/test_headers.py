@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.metadata import count_text, read_metadata
 
@@ -210,7 +210,7 @@ def test_hostile_headers_are_read_in_bounded_memory(tmp_path: Path, gguf: Make, 
     (tmp_path / "shape.safetensors").write_bytes(struct.pack("<Q", len(shape)) + shape + b"\0")
     program = """
 import resource, sys, pathlib
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models import gguf, safetensors
 limit = 200 * 2**20

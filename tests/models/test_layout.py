@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from greenroom.actors.facts import Model
+from greenroom.actors.values import Model
 from greenroom.runner.models.layout import Entry, Index, IndexDamaged
 
 IDS = [f"sha256:{c * 64}" for c in "abcd"]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.published import checked
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from greenroom.runner.cli import package as packaging
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.packing import Ingredients, pack
 
 

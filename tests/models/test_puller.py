@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.facts import Model
+from greenroom.actors.values import Model
 from greenroom.runner.installations.sources import PackageSources, Setting
-from greenroom.runner.models.catalogue import Catalogue
 from greenroom.runner.models.puller import Puller
+from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import Store, Usage
 
 NewPuller = Callable[..., Puller]

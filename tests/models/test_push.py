@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.facts import Model
+from greenroom.actors.values import Model
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 from model_registry import BASIC, HTPASSWD, Gate, RealRegistry, digest, needs_registry

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenroom.actors.facts import Model
+from greenroom.actors.values import Model
 from greenroom.runner.models.references import (
     AmbiguousName,
     BadReference,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from greenroom.runner.models import search as search_module
-from greenroom.runner.models.catalogue import Catalogue
 from greenroom.runner.models.search import search
+from greenroom.runner.models.short_names import Catalogue
 from trickle import HANGS, Trickle
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.selection import (
     choose_files,
     choose_from_repository,

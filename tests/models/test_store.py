@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.facts import Model
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.actors.values import Model
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.manifest import digest_of
 from greenroom.runner.models.store import Store
 

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Model
+from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.kernel.errors import Refused
+from greenroom.actors.library.messages import Pull
+from greenroom.actors.scheduler.messages import Granted, Serve
+from greenroom.actors.values import Model
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import files
-from greenroom.runner.models.failures import failure_of
+from greenroom.runner.models.errors import failure_of
 from greenroom.runner.models.references import BadReference
 from greenroom.runner.models.store import Store
 from greenroom.runner.testing import fake_backend
@@ -116,12 +118,12 @@ def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
     settings = Settings(home=home, port=0, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
     with Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")}) as greenroom:
         assert greenroom.models() == (model,)
-        asked = greenroom.system.ask(msg.LIBRARY, msg.Pull(reference=str(tmp_path / "m.gguf")))
+        asked = greenroom.system.ask(LIBRARY, Pull(reference=str(tmp_path / "m.gguf")))
         with pytest.raises(Refused) as caught:
             asked.get(timeout=30)
-        serve = msg.Serve(request_id="r1", model_id=model.id, model_ref="here")
-        granted = greenroom.system.ask(msg.SCHEDULER, serve, timeout=60).get(timeout=60)
-        assert isinstance(granted, msg.Granted)
+        serve = Serve(request_id="r1", model_id=model.id, model_ref="here")
+        granted = greenroom.system.ask(SCHEDULER, serve, timeout=60).get(timeout=60)
+        assert isinstance(granted, Granted)
     refusal = caught.value.refusal
     assert (refusal.code, refusal.status) == ("read_only", 507)
     assert "The disk can only be read while storing the model" in refusal.message

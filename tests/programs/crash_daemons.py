@@ -29,14 +29,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from greenroom.actors import effects as fx
-from greenroom.actors import messages as msg
+from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
+from greenroom.actors.engine_runner.messages import EngineMoved
+from greenroom.actors.installer.effects import BuildInstallation, CancelBuild, RemoveInstallation
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.core import Address, Command, Effect, Hands
 from greenroom.actors.kernel.replay import replay
 from greenroom.actors.kernel.shell import Shell
 from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.library.effects import AddTag, DeleteModel, FetchModel, RemoveTag
+from greenroom.actors.scheduler.messages import GateEmptied
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run
@@ -46,17 +49,17 @@ from toy import toy_backend
 
 # Work outside this process, which ends with a report; gates, answers and messages are done at once.
 WORLD = (
-    fx.BuildInstallation,
-    fx.CancelBuild,
-    fx.RemoveInstallation,
-    fx.SpawnEngine,
-    fx.EndEngine,
-    fx.FetchModel,
-    fx.DeleteModel,
-    fx.AddTag,
-    fx.RemoveTag,
+    BuildInstallation,
+    CancelBuild,
+    RemoveInstallation,
+    SpawnEngine,
+    EndEngine,
+    FetchModel,
+    DeleteModel,
+    AddTag,
+    RemoveTag,
 )
-NO_END = (msg.EngineMoved, msg.GateEmptied)
+NO_END = (EngineMoved, GateEmptied)
 """Reports that say nothing about how an effect ended."""
 
 

@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from greenroom.actors.facts import EngineSpec
-from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.actors.values import EngineSpec
+from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines.host import EngineHost, Prepared
 
 FAKE = Path(__file__).with_name("fake_engine.py")

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from greenroom.runner.backends.declaration import Environment
+from greenroom.runner.backends.base import Environment
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.sources import PackageSources, Setting
 

@@ -26,10 +26,10 @@ from typing import Any
 
 import psutil
 
-from greenroom.actors import scheduler_turn
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.runner.backends.declaration import Backend
+from greenroom.actors.scheduler.core import reconcile as scheduler_turn
+from greenroom.runner.backends.base import Backend
 from greenroom.runner.config import ExternalBackend, load
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run

@@ -14,29 +14,30 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 import msgspec
 
 import toy
-from greenroom.actors import messages as msg
-from greenroom.actors.installer_messages import Activate
+from greenroom.actors.addresses import INSTALLER, SCHEDULER
+from greenroom.actors.installer.messages import Activate, Ensure, Uninstall
 from greenroom.actors.kernel.errors import Refused
+from greenroom.actors.scheduler.messages import AwaitReady
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 
 COMMANDS = {
-    "install": lambda version: msg.Ensure(backend="toy", version=version, wanted_by="explicit"),
-    "repair": lambda: msg.Ensure(backend="toy", repair=True, wanted_by="explicit"),
-    "uninstall": lambda version="": msg.Uninstall(backend="toy", version=version),
+    "install": lambda version: Ensure(backend="toy", version=version, wanted_by="explicit"),
+    "repair": lambda: Ensure(backend="toy", repair=True, wanted_by="explicit"),
+    "uninstall": lambda version="": Uninstall(backend="toy", version=version),
     "rollback": lambda: Activate(backend="toy"),
 }
 
 home, folder = map(Path, sys.argv[1:])
 with Greenroom(Settings(home=home), backends={"toy": toy.toy_backend(folder)}) as greenroom:
-    greenroom.system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=60)
+    greenroom.system.ask(SCHEDULER, AwaitReady()).get(timeout=60)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         word, *arguments = line.split()
         refused = ""
         if word != "status":
             try:
-                greenroom.system.ask(msg.INSTALLER, COMMANDS[word](*arguments)).get(timeout=60)
+                greenroom.system.ask(INSTALLER, COMMANDS[word](*arguments)).get(timeout=60)
             except Refused as error:
                 refused = error.refusal.code
         greenroom.system.rest()

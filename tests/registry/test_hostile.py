@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.web import Web
 from greenroom.runner.models.references import Reference

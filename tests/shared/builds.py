@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from greenroom.actors.facts import Failure, Installation
+from greenroom.actors.values import Failure, Installation
 
 
 class Builds:

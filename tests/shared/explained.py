@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenroom.actors.facts import Failure
+from greenroom.actors.values import Failure
 from greenroom.runner.diagnosis.explanation import Explanation
 
 GB = 10**9

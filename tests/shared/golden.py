@@ -23,10 +23,10 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from greenroom.actors.daemon_log import DaemonLog
-from greenroom.actors.events import DaemonStarted
+from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
+from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer import Installer
+from greenroom.actors.installer.core import Installer
 from greenroom.actors.journal.maintenance import export
 from greenroom.actors.journal.port import Entry, Record
 from greenroom.actors.journal.reader import read_journal
@@ -34,9 +34,8 @@ from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import Core, Event
 from greenroom.actors.kernel.supervision import CommandParked
-from greenroom.actors.library import Library
-from greenroom.actors.runner import Runner
-from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.library.core import Library
+from greenroom.actors.scheduler.core import Scheduler
 
 GOLDEN = Path(__file__).parents[1] / "journal" / "golden"
 SCHEMA = GOLDEN / "schema.json"

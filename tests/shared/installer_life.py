@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import Engine, EngineSpec, Failure, Installation
-from greenroom.actors.installer import Installer
+from greenroom.actors.engine_runner.messages import EngineList
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.events import InstallationCommitted, InstallRequested
+from greenroom.actors.installer.messages import (
+    BackendStatus,
+    Ensure,
+    InstallationsSeen,
+    InstallAttemptEnded,
+)
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.testing import Case, given
+from greenroom.actors.values import Engine, EngineSpec, Failure, Installation
 from stage import METAL, MLX
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
@@ -36,35 +42,35 @@ def new_life(*history: Any, disk: tuple[Installation, ...] = (), looked: bool = 
 def look(case: Case[Any, Any], *disk: Installation, backend: str = "mlx") -> Case[Any, Any]:
     for name in ("vllm-metal", "mlx"):
         found = tuple(disk) if name == backend else ()
-        case.when(msg.InstallationsSeen(backend=name, installations=found)).rest()
+        case.when(InstallationsSeen(backend=name, installations=found)).rest()
     return case
 
 
 def ensure(case: Case[Any, Any], **more: Any) -> Any:
     """What the wish was answered, `Later` included; then let follow what follows."""
-    case.when(msg.Ensure(backend="mlx", **more))
+    case.when(Ensure(backend="mlx", **more))
     reply = case.reply
     case.rest()
     return reply
 
 
-def committed(job: str = "mlx.1", one: Installation | None = None) -> ev.InstallationCommitted:
-    return ev.InstallationCommitted(job=job, backend="mlx", installation=one or built())
+def committed(job: str = "mlx.1", one: Installation | None = None) -> InstallationCommitted:
+    return InstallationCommitted(job=job, backend="mlx", installation=one or built())
 
 
-def requested(job: str = "mlx.1", **more: Any) -> ev.InstallRequested:
+def requested(job: str = "mlx.1", **more: Any) -> InstallRequested:
     fields: dict[str, Any] = {"version": "", "wanted_by": "explicit"}
-    return ev.InstallRequested(job=job, backend="mlx", **(fields | more))
+    return InstallRequested(job=job, backend="mlx", **(fields | more))
 
 
 def fails(
     case: Case[Any, Any], failure: Failure, job: str = "mlx.1", *, reached: bool = True
 ) -> Case[Any, Any]:
-    ended = msg.InstallAttemptEnded(job=job, backend="mlx", failure=failure, reached=reached)
+    ended = InstallAttemptEnded(job=job, backend="mlx", failure=failure, reached=reached)
     return case.when(ended).rest()
 
 
-def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "mlx") -> msg.EngineList:
+def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "mlx") -> EngineList:
     running = tuple(
         Engine(
             spec=EngineSpec(
@@ -75,8 +81,8 @@ def engines(*ids: str, acted_on: int = 10_000, token: str = "", backend: str = "
         )
         for one in ids
     )
-    return msg.EngineList(backend=backend, engines=running, version=1, installations=acted_on, token=token)
+    return EngineList(backend=backend, engines=running, version=1, installations=acted_on, token=token)
 
 
-def status(case: Case[Any, Any], name: str = "mlx") -> msg.BackendStatus:
+def status(case: Case[Any, Any], name: str = "mlx") -> BackendStatus:
     return case.core.status(case.state, name, case.now.wall)  # type: ignore[attr-defined, no-any-return]

@@ -7,8 +7,15 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from greenroom.actors import messages as msg
-from greenroom.actors.effects import (
+from greenroom.actors.engine_runner.messages import BarEngine, EngineList
+from greenroom.actors.gates import GateBoard
+from greenroom.actors.installer.messages import BackendStatus, InstallationList
+from greenroom.actors.kernel.core import Answer, Command, Decision, Effect, Recovered, Tell
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.library.messages import ModelList
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.scheduler.effects import (
     AdmitRequest,
     CloseGate,
     HoldGates,
@@ -17,20 +24,25 @@ from greenroom.actors.effects import (
     OpenGate,
     RemoveGates,
 )
-from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure, Installation, Model
-from greenroom.actors.gates import GateBoard
-from greenroom.actors.kernel.core import Answer, Command, Decision, Effect, Recovered, Tell
-from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import Memory
-from greenroom.actors.scheduler import Scheduler
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.scheduler.ledger import Memory
+from greenroom.actors.scheduler.messages import GateEmptied, Granted, Serve
 from greenroom.actors.testing import Case
+from greenroom.actors.values import (
+    BackendFacts,
+    Engine,
+    EngineExit,
+    EngineSpec,
+    Failure,
+    Installation,
+    Model,
+    RollCall,
+)
 
 C = TypeVar("C", bound=Command)
 
 GIB = 2**30
 
-LLAMA = msg.BackendFacts(
+LLAMA = BackendFacts(
     name="llama.cpp",
     deferred=False,
     formats=("gguf",),
@@ -38,7 +50,7 @@ LLAMA = msg.BackendFacts(
     preference=10,
     install_preference=10,
 )
-MLX = msg.BackendFacts(
+MLX = BackendFacts(
     name="mlx",
     deferred=True,
     formats=("safetensors", "safetensors-mlx"),
@@ -47,7 +59,7 @@ MLX = msg.BackendFacts(
     install_preference=10,
     download_bytes=350_000_000,
 )
-VLLM = msg.BackendFacts(
+VLLM = BackendFacts(
     name="vllm",
     deferred=True,
     formats=("safetensors",),
@@ -55,7 +67,7 @@ VLLM = msg.BackendFacts(
     preference=10,
     install_preference=20,
 )
-METAL = msg.BackendFacts(
+METAL = BackendFacts(
     name="vllm-metal",
     deferred=True,
     formats=("safetensors",),
@@ -75,15 +87,15 @@ def installation(backend: str, version: str = "1", **more: Any) -> Installation:
     return Installation(id=f"{version}-aaaa.1", backend=backend, version=version, digest="aaaa", **more)
 
 
-def installed(backend: str, **more: Any) -> msg.BackendStatus:
+def installed(backend: str, **more: Any) -> BackendStatus:
     one = installation(backend)
-    return msg.BackendStatus(
+    return BackendStatus(
         name=backend, state="installed", current=one, installations=(one,), wanted=True, **more
     )
 
 
-def absent(backend: str, **more: Any) -> msg.BackendStatus:
-    return msg.BackendStatus(name=backend, state="absent", **more)
+def absent(backend: str, **more: Any) -> BackendStatus:
+    return BackendStatus(name=backend, state="absent", **more)
 
 
 def exited(at: float = 0.0, **more: Any) -> EngineExit:
@@ -96,7 +108,7 @@ class Stage(Case[Any, Any]):
     def __init__(
         self,
         *,
-        facts: Sequence[msg.BackendFacts] = FACTS,
+        facts: Sequence[BackendFacts] = FACTS,
         policy: Any = "ask",
         limits: Limits = Limits(),  # noqa: B008 - frozen
         memory: Memory = Memory(budget=8 * GIB, available=8 * GIB),  # noqa: B008 - frozen
@@ -137,23 +149,23 @@ class Stage(Case[Any, Any]):
         super().rebuild()
         return self.begin(installed_ones=())
 
-    def hear_installer(self, *changed: msg.BackendStatus, heard: dict[str, str] | None = None) -> Self:
+    def hear_installer(self, *changed: BackendStatus, heard: dict[str, str] | None = None) -> Self:
         self.statuses |= {one.name: one for one in changed}
         self._version += 1
-        told = msg.InstallationList(
+        told = InstallationList(
             backends=tuple(self.statuses.values()), version=self._version, heard=heard or {}
         )
         return self.when(told).rest()
 
     def hear_library(self, *models: Model) -> Self:
         self.models |= {one.id: one for one in models}
-        return self.when(msg.ModelList(models=tuple(self.models.values()), version=1)).rest()
+        return self.when(ModelList(models=tuple(self.models.values()), version=1)).rest()
 
     def hear_runner(self, backend: str = "llama.cpp", *engines: Engine) -> Self:
         self.engines[backend] |= {one.spec.engine_id: one for one in engines}
-        calls = [one.token for one in self.sent(msg.RollCall, f"runner/{backend}") if one.token]
-        barred = [one.engine_id for one in self.sent(msg.BarEngine, f"runner/{backend}")]
-        told = msg.EngineList(
+        calls = [one.token for one in self.sent(RollCall, f"runner/{backend}") if one.token]
+        barred = [one.engine_id for one in self.sent(BarEngine, f"runner/{backend}")]
+        told = EngineList(
             backend=backend,
             engines=tuple(self.engines[backend].values()),
             version=1,
@@ -185,7 +197,7 @@ class Stage(Case[Any, Any]):
     # what clients do
 
     def serve(self, request_id: str, name: str, **more: Any) -> Self:
-        ask = msg.Serve(request_id=request_id, model_id=f"sha256:{name}", model_ref=name, **more)
+        ask = Serve(request_id=request_id, model_id=f"sha256:{name}", model_ref=name, **more)
         self.when(ask)
         if isinstance(self.reply, Refusal):
             self.outcomes[request_id] = self.reply
@@ -197,7 +209,7 @@ class Stage(Case[Any, Any]):
         self.serve(request, name, **more)
         spec = self.spec_of(name)
         self.engine_is(spec, "starting").engine_is(spec, "ready")
-        assert isinstance(self.outcomes[request], msg.Granted), self.outcomes[request]
+        assert isinstance(self.outcomes[request], Granted), self.outcomes[request]
         self.leave(request)
         return spec
 
@@ -205,7 +217,7 @@ class Stage(Case[Any, Any]):
         inside = [one for one in self.gates.readings() if request_id in self.gates.inside(one)]
         self.gates.leave(request_id)
         for one in inside:
-            self.when(msg.GateEmptied(engine_id=one)).rest()
+            self.when(GateEmptied(engine_id=one)).rest()
         return self
 
     def pass_time(self, seconds: float) -> Self:
@@ -216,9 +228,9 @@ class Stage(Case[Any, Any]):
         assert isinstance(outcome, Refusal), outcome
         return outcome
 
-    def granted(self, request_id: str) -> msg.Granted:
+    def granted(self, request_id: str) -> Granted:
         outcome = self.outcomes[request_id]
-        assert isinstance(outcome, msg.Granted), outcome
+        assert isinstance(outcome, Granted), outcome
         return outcome
 
     # as the shell does it

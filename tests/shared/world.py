@@ -15,12 +15,33 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors import effects as fx
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Installation, Model
+from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER, runner_address
+from greenroom.actors.engine_runner.core import Runner
+from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
+from greenroom.actors.engine_runner.events import EngineStartRequested
+from greenroom.actors.engine_runner.messages import (
+    AdoptedEngine,
+    EngineEnded,
+    EngineIsReady,
+    LostEngine,
+    SpawnedEngine,
+    StartEngine,
+)
 from greenroom.actors.gates import GateBoard
-from greenroom.actors.installer import Installer
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.effects import (
+    BuildInstallation,
+    CancelBuild,
+    InformInstall,
+    LookAtInstallations,
+    RemoveInstallation,
+)
+from greenroom.actors.installer.messages import (
+    InstallationGone,
+    InstallationsSeen,
+    InstallAttemptEnded,
+    InstallCommitted,
+)
 from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.codec import Codec
@@ -36,11 +57,22 @@ from greenroom.actors.kernel.core import (
     Tell,
 )
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import Device, Memory
-from greenroom.actors.library import Library
-from greenroom.actors.runner import Runner
-from greenroom.actors.scheduler import Scheduler
-from greenroom.actors.scheduler_context import Limits
+from greenroom.actors.library.core import Library
+from greenroom.actors.library.effects import LookAtModels
+from greenroom.actors.library.messages import ModelsSeen
+from greenroom.actors.scheduler.context import Limits
+from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.scheduler.effects import (
+    AdmitRequest,
+    CloseGate,
+    InformRequest,
+    LeaveGate,
+    OpenGate,
+    RemoveGates,
+)
+from greenroom.actors.scheduler.ledger import Device, Memory
+from greenroom.actors.scheduler.messages import Abandon, GateEmptied, Granted, Serve
+from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
 from stage import LLAMA, MLX, NO_SPACE, OFFLINE
 
 TICK = 5.0
@@ -76,7 +108,7 @@ class Client:
 
     @property
     def inside(self) -> bool:
-        return not self.left and any(isinstance(one, msg.Granted) for one in self.answers)
+        return not self.left and any(isinstance(one, Granted) for one in self.answers)
 
     @property
     def waits(self) -> bool:
@@ -210,7 +242,7 @@ class World:
         self.processes: dict[str, Process] = {}
         self.spawns: dict[str, int] = {}
         self.disk: dict[str, dict[str, Installation]] = {"llama.cpp": {}, "mlx": {}}
-        self.builds: dict[str, fx.BuildInstallation] = {}
+        self.builds: dict[str, BuildInstallation] = {}
         self.chores: list[tuple[float, Effect]] = []
         """What hands have still to do, and by when at the latest."""
         self.delayed: list[tuple[float, Shell, Command, str]] = []
@@ -337,36 +369,36 @@ class World:
 
     def perform(self, shell: Shell, effect: Effect) -> None:
         match effect:
-            case fx.OpenGate() as e:
+            case OpenGate() as e:
                 self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
-            case fx.CloseGate(engine_id=one):
+            case CloseGate(engine_id=one):
                 self.gates.close(one)
-            case fx.RemoveGates(keep=keep):
+            case RemoveGates(keep=keep):
                 self.gates.keep(keep)
-            case fx.AdmitRequest(engine_id=one, request_id=request) as e:
+            case AdmitRequest(engine_id=one, request_id=request) as e:
                 assert self.gates.reserve(one, request, e.caller, e.places), (
                     f"{request} was granted a gate that is not open"
                 )
-            case fx.LeaveGate(request_id=request):
+            case LeaveGate(request_id=request):
                 self.leave_gate(request)
-            case fx.InformRequest() | fx.InformInstall():
+            case InformRequest() | InformInstall():
                 pass
-            case fx.SpawnEngine(spec=spec):
+            case SpawnEngine(spec=spec):
                 self.spawns[spec.engine_id] = self.spawns.get(spec.engine_id, 0) + 1
                 assert self.spawns[spec.engine_id] == 1, f"{spec.engine_id} is started twice"
                 here = spec.installation_id in self.disk[spec.backend]
                 assert here, f"{spec.engine_id} is started on an installation that is removed"
                 self.processes[spec.engine_id] = Process(spec)
-            case fx.EndEngine(engine_id=one, reason=reason):
+            case EndEngine(engine_id=one, reason=reason):
                 self._end_engine(shell, one, reason)
-            case fx.BuildInstallation(job=job):
+            case BuildInstallation(job=job):
                 assert all(build.backend != effect.backend for build in self.builds.values()), "two builds"
                 self.builds[job] = effect
-            case fx.CancelBuild(job=job):
+            case CancelBuild(job=job):
                 self.builds.pop(job, None)
-            case fx.LookAtInstallations() | fx.LookAtModels():
+            case LookAtInstallations() | LookAtModels():
                 self.chores.append((self.monotonic + 20.0, effect))
-            case fx.RecoverEngines() | fx.RemoveInstallation():
+            case RecoverEngines() | RemoveInstallation():
                 self.chores.append((self.monotonic + 20.0, effect))
             case _:
                 raise AssertionError(f"nobody does {effect!r}")
@@ -374,7 +406,7 @@ class World:
     def _end_engine(self, shell: Shell, one: str, reason: str) -> None:
         process = self.processes.get(one)
         if process is None or process.state == "dead":
-            self._report(shell.core.backend, msg.LostEngine(engine_id=one, reason="there is no such engine"))
+            self._report(shell.core.backend, LostEngine(engine_id=one, reason="there is no such engine"))
             return
         in_any_case = ("its requests did not end", "no sign", "it is no longer needed", "nothing is heard")
         willing = reason.startswith(in_any_case)
@@ -386,25 +418,25 @@ class World:
             process.asked, process.dies_at = True, self.monotonic + LADDER
 
     def _report(self, backend: str, report: Command) -> None:
-        self.tell(msg.runner_address(backend), report)
+        self.tell(runner_address(backend), report)
 
     def do_chore(self, effect: Effect) -> None:
         """Carry out one of `chores` and report."""
         self.chores = [item for item in self.chores if item[1] is not effect]
         match effect:
-            case fx.LookAtInstallations(backends=backends):
+            case LookAtInstallations(backends=backends):
                 for name in backends:
                     found = tuple(self.disk[name].values())
-                    self.tell(msg.INSTALLER, msg.InstallationsSeen(backend=name, installations=found))
-            case fx.LookAtModels():
-                self.tell(msg.LIBRARY, msg.ModelsSeen(models=tuple(self.models.values())))
-            case fx.RemoveInstallation(backend=backend, installation_id=one):
+                    self.tell(INSTALLER, InstallationsSeen(backend=name, installations=found))
+            case LookAtModels():
+                self.tell(LIBRARY, ModelsSeen(models=tuple(self.models.values())))
+            case RemoveInstallation(backend=backend, installation_id=one):
                 specs = [p.spec for p in self.processes.values() if p.alive and p.spec.backend == backend]
                 assert not any(spec.installation_id == one for spec in specs), f"{one} is still in use"
                 self.disk[backend].pop(one, None)
-                gone = msg.InstallationGone(backend=backend, installation_id=one, freed=1)
-                self.tell(msg.INSTALLER, gone)
-            case fx.RecoverEngines(backend=backend, engines=engines):
+                gone = InstallationGone(backend=backend, installation_id=one, freed=1)
+                self.tell(INSTALLER, gone)
+            case RecoverEngines(backend=backend, engines=engines):
                 for engine in engines:
                     self._recover(backend, engine.spec, stopping=engine.state == "stopping")
 
@@ -414,9 +446,9 @@ class World:
         if process is None or not process.alive:
             if process is not None:
                 process.state = "dead"
-            self._report(backend, msg.LostEngine(engine_id=one, reason="there is no such process"))
+            self._report(backend, LostEngine(engine_id=one, reason="there is no such process"))
             return
-        adopted = msg.AdoptedEngine(
+        adopted = AdoptedEngine(
             engine_id=one, pid=7, started=1.0, endpoint=f"/run/{one}", ready=process.state == "ready"
         )
         self._report(backend, adopted)
@@ -428,19 +460,19 @@ class World:
     def spawned(self, one: str) -> None:
         process = self.processes[one]
         process.state = "running"
-        spawned = msg.SpawnedEngine(engine_id=one, pid=7, started=1.0, endpoint=f"/run/{one}")
+        spawned = SpawnedEngine(engine_id=one, pid=7, started=1.0, endpoint=f"/run/{one}")
         self._report(process.spec.backend, spawned)
 
     def becomes_ready(self, one: str) -> None:
         self.processes[one].state = "ready"
-        self._report(self.processes[one].spec.backend, msg.EngineIsReady(engine_id=one))
+        self._report(self.processes[one].spec.backend, EngineIsReady(engine_id=one))
 
     def ends(self, one: str, *, expected: bool | None = None) -> None:
         process = self.processes[one]
         process.state, process.dies_at = "dead", None
         asked = process.asked if expected is None else expected
         end = EngineExit(at=self.wall, code=0 if asked else 1, summary="It ended.", expected=asked)
-        self._report(process.spec.backend, msg.EngineEnded(engine_id=one, exit=end))
+        self._report(process.spec.backend, EngineEnded(engine_id=one, exit=end))
         for client in self.clients.values():
             # Its front door sees the stream break, and leaves.
             if client.inside and self.place_of(client) == one:
@@ -449,8 +481,8 @@ class World:
     def build_ends(self, job: str, failure: Failure | None) -> None:
         build = self.builds.pop(job)
         if failure is not None:
-            ended = msg.InstallAttemptEnded(job=job, backend=build.backend, failure=failure)
-            self.tell(msg.INSTALLER, ended)
+            ended = InstallAttemptEnded(job=job, backend=build.backend, failure=failure)
+            self.tell(INSTALLER, ended)
             return
         self._built += 1
         one = Installation(
@@ -461,7 +493,7 @@ class World:
             built_at=self.wall + self._built / 1000,
         )
         self.disk[build.backend][one.id] = one
-        self.tell(msg.INSTALLER, msg.InstallCommitted(job=job, installation=one))
+        self.tell(INSTALLER, InstallCommitted(job=job, installation=one))
 
     # clients
 
@@ -472,11 +504,11 @@ class World:
         place = self.gates.enter(client.model_id, "completion", more.get("backend", ""), client.request_id)
         if place is not None:
             client.answers.append(
-                msg.Granted(engine_id=place.engine_id, backend=place.backend, endpoint=place.endpoint)
+                Granted(engine_id=place.engine_id, backend=place.backend, endpoint=place.endpoint)
             )
         else:
-            ask = msg.Serve(request_id=client.request_id, model_id=client.model_id, model_ref=name, **more)
-            self.ask(client, msg.SCHEDULER, ask)
+            ask = Serve(request_id=client.request_id, model_id=client.model_id, model_ref=name, **more)
+            self.ask(client, SCHEDULER, ask)
         return client
 
     def leave(self, client: Client) -> None:
@@ -485,17 +517,17 @@ class World:
         client.left = True
         self.leave_gate(client.request_id)
         if waited:
-            self.tell(msg.SCHEDULER, msg.Abandon(request_id=client.request_id))
+            self.tell(SCHEDULER, Abandon(request_id=client.request_id))
 
     def leave_gate(self, request_id: str) -> None:
         before = {one for one in self.gates.readings() if request_id in self.gates.inside(one)}
         self.gates.leave(request_id)
         for one in before:
             if not self.gates.inside(one):
-                self.tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one))
+                self.tell(SCHEDULER, GateEmptied(engine_id=one))
 
     def place_of(self, client: Client) -> str:
-        return next((one.engine_id for one in client.answers if isinstance(one, msg.Granted)), "")
+        return next((one.engine_id for one in client.answers if isinstance(one, Granted)), "")
 
     # disasters
 
@@ -529,10 +561,10 @@ class World:
             assert state == shell.state, f"the replayed state of {shell.core.address} is not the live one"
             assert versions == shell.versions
         held = {one: process.spec for one, process in self.processes.items() if process.state != "dead"}
-        intents = {event.spec.engine_id: event.spec for event in self.stored(ev.EngineStartRequested)}
+        intents = {event.spec.engine_id: event.spec for event in self.stored(EngineStartRequested)}
         for one, spec in held.items():
             assert intents.get(one) == spec, f"{one} has no intent"
-        held |= {one: load.spec for one, load in self.shells[msg.SCHEDULER].state.loads.items()}
+        held |= {one: load.spec for one, load in self.shells[SCHEDULER].state.loads.items()}
         held |= {spec.engine_id: spec for spec in self._starts_in_the_mail() if spec.engine_id not in intents}
         total = sum(spec.memory for spec in held.values())
         assert total <= self.budget, f"{total} of {self.budget} are held by {sorted(held)}"
@@ -544,17 +576,17 @@ class World:
         for engine_id in self.gates.readings():
             for request in self.gates.inside(engine_id):
                 client = self.clients[request]
-                gone = client.left and not self.shells[msg.SCHEDULER].mail
+                gone = client.left and not self.shells[SCHEDULER].mail
                 assert not gone, f"{request} is gone and still held in {engine_id}"
 
     def _starts_in_the_mail(self) -> list[EngineSpec]:
         mail = [command for shell in self.shells.values() for command, *_ in shell.mail]
         mail += [command for _, _, command, _ in self.delayed]
-        starts = [command.spec for command in mail if isinstance(command, msg.StartEngine)]
+        starts = [command.spec for command in mail if isinstance(command, StartEngine)]
         return [
             one
             for one in starts
-            if one.engine_id not in self.shells[msg.runner_address(one.backend)].state.barred
+            if one.engine_id not in self.shells[runner_address(one.backend)].state.barred
         ]
 
 

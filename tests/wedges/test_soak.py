@@ -20,7 +20,7 @@ import aiohttp
 import psutil
 import pytest
 
-from greenroom.actors.scheduler_queue import LONGEST_COOL_DOWN
+from greenroom.actors.scheduler.queue import LONGEST_COOL_DOWN
 from wedge import MIB, Daemon, until
 
 SECONDS = float(os.environ.get("GREENROOM_SOAK_SECONDS", "600"))

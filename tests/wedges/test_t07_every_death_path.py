@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import EngineExit, Measured
+from greenroom.actors.engine_runner.messages import EngineList
+from greenroom.actors.scheduler.messages import Granted
+from greenroom.actors.values import EngineExit, Measured
 from stage import GIB, Stage, exited, model
 from wedge import until
 
@@ -54,7 +55,7 @@ def test_after_any_deaths_at_any_moment_time_alone_brings_the_model_back(deaths:
         assert refusal.retry_after
         stage.pass_time(refusal.retry_after + 1.0)
     stage.engine_is(stage.spec_of("tiny"), "starting").engine_is(stage.spec_of("tiny"), "ready")
-    assert isinstance(stage.outcomes[f"last-{patience}"], msg.Granted)
+    assert isinstance(stage.outcomes[f"last-{patience}"], Granted)
     assert len(stage.loads) == 1
 
 
@@ -102,7 +103,7 @@ def test_memory_of_the_dead_is_forgotten() -> None:
     stage = Stage().begin(model("tiny", GIB))
     spec = stage.loaded("tiny")
     stage.when(
-        msg.EngineList(
+        EngineList(
             backend=spec.backend,
             engines=tuple(stage.engines[spec.backend].values()),
             version=2,

@@ -10,15 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from greenroom.actors.facts import (
-        Engine,
-        EngineExit,
-        EngineSpec,
-        Failure,
-        Installation,
-        Model,
-        Plan,
-        Progress,
+    from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER
+    from greenroom.actors.installer.messages import (
+        CancelInstall,
+        Ensure,
+        Ensured,
+        PlanInstall,
+        Uninstall,
+        Uninstalled,
     )
     from greenroom.actors.journal.memory import MemoryJournal
     from greenroom.actors.journal.port import (
@@ -71,60 +70,62 @@ if TYPE_CHECKING:
     )
     from greenroom.actors.kernel.reply import NoAnswerYet, Reply
     from greenroom.actors.kernel.system import ActorSystem
-    from greenroom.actors.messages import (
-        INSTALLER,
-        LIBRARY,
-        SCHEDULER,
-        Abandon,
-        CancelInstall,
-        Cancelled,
+    from greenroom.actors.library.messages import (
         CancelPull,
-        Configure,
-        Configured,
-        Ensure,
-        Ensured,
-        Granted,
-        PlanInstall,
         Pull,
         Pulled,
         Removed,
         RemoveModel,
-        Serve,
         Tagged,
         TagModel,
-        Uninstall,
-        Uninstalled,
+    )
+    from greenroom.actors.scheduler.messages import (
+        Abandon,
+        Configure,
+        Configured,
+        Granted,
+        Serve,
         Unload,
         Unloaded,
     )
     from greenroom.actors.testing import Case, FaultyJournal, RecordingHands, given
+    from greenroom.actors.values import (
+        Cancelled,
+        Engine,
+        EngineExit,
+        EngineSpec,
+        Failure,
+        Installation,
+        Model,
+        Plan,
+        Progress,
+    )
 
 _PLACES = {
-    "facts": "Engine EngineExit EngineSpec Failure Installation Model Plan Progress",
+    "addresses": "INSTALLER LIBRARY SCHEDULER",
+    "installer.messages": "CancelInstall Ensure Ensured PlanInstall Uninstall Uninstalled",
     "journal.memory": "MemoryJournal",
     "journal.port": (
-        "Entry EventChanged Journal JournalBusy JournalDamaged JournalError JournalFailed JournalFull "
-        "JournalTooNew NotAJournal NotWritten Record"
+        "Entry EventChanged Journal JournalBusy JournalDamaged JournalError JournalFailed "
+        "JournalFull JournalTooNew NotAJournal NotWritten Record"
     ),
     "journal.reader": "JournalReader read_journal",
     "journal.sqlite": "SqliteJournal",
     "kernel.clock": "Clock ManualClock Moment SystemClock Timer",
     "kernel.core": (
-        "Address Answer Command Core Decision Effect Event Fault Hands Later NotUnderstood Recovered "
-        "SingleStream Stored Tell fault refuse"
+        "Address Answer Command Core Decision Effect Event Fault Hands Later NotUnderstood "
+        "Recovered SingleStream Stored Tell fault refuse"
     ),
     "kernel.errors": (
-        "ActorStopped AskExpired Forked KernelError MailboxFull Refusal Refused StartFailed SystemFailed "
-        "UnknownActor"
+        "ActorStopped AskExpired Forked KernelError MailboxFull Refusal Refused StartFailed "
+        "SystemFailed UnknownActor"
     ),
     "kernel.reply": "NoAnswerYet Reply",
     "kernel.system": "ActorSystem",
-    "messages": (
-        "Abandon CancelInstall CancelPull Cancelled Configure Configured Ensure Ensured Granted "
-        "INSTALLER LIBRARY PlanInstall Pull Pulled RemoveModel Removed SCHEDULER Serve TagModel "
-        "Tagged Uninstall Uninstalled Unload Unloaded"
-    ),
+    "library.messages": "CancelPull Pull Pulled Removed RemoveModel Tagged TagModel",
+    "scheduler.messages": "Abandon Configure Configured Granted Serve Unload Unloaded",
     "testing": "Case FaultyJournal RecordingHands given",
+    "values": "Cancelled Engine EngineExit EngineSpec Failure Installation Model Plan Progress",
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names.split()}
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors import events as ev
-from greenroom.actors import messages as msg
+from greenroom.actors.addresses import DAEMON
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -20,6 +19,39 @@ from greenroom.actors.kernel.core import (
     Recovered,
     Stored,
 )
+from greenroom.actors.limits import (
+    Reason,
+    Whole,
+)
+
+
+class NoteStopped(Command, frozen=True, kw_only=True):
+    """Store that this daemon stops in order."""
+
+    pid: Whole
+    reason: Reason
+
+
+class DaemonStarted(Event, frozen=True, kw_only=True):
+    """A daemon has opened this journal."""
+
+    TAG = "daemon_started"
+    pid: int
+    version: str
+    platform: str
+    boot_id: str = ""
+    address: str = ""
+    life: str = ""
+    """A name of its own: in a container each daemon has the same pid."""
+
+
+class DaemonStopped(Event, frozen=True, kw_only=True):
+    """It has stopped in order. Without this before the next start, it was killed."""
+
+    TAG = "daemon_stopped"
+    URGENT = True
+    pid: int
+    reason: str
 
 
 class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +75,12 @@ class DaemonSeen(msgspec.Struct, frozen=True, kw_only=True):
 class DaemonLog:
     """The pure core."""
 
-    def __init__(self, started: ev.DaemonStarted) -> None:
+    def __init__(self, started: DaemonStarted) -> None:
         """`started` is stored at the beginning of this daemon's life."""
         self._started = started
 
-    address: Address = msg.DAEMON
-    event_types: Sequence[type[Event]] = (ev.DaemonStarted, ev.DaemonStopped)
+    address: Address = DAEMON
+    event_types: Sequence[type[Event]] = (DaemonStarted, DaemonStopped)
 
     def claims(self, stream: str) -> bool:
         """`daemon`."""
@@ -69,7 +101,7 @@ class DaemonLog:
     def apply(self, state: DaemonState, stored: Stored[Any]) -> DaemonState:
         """Fold one event."""
         match stored.event:
-            case ev.DaemonStarted(pid=pid, life=life):
+            case DaemonStarted(pid=pid, life=life):
                 return DaemonState(
                     starts=state.starts + 1,
                     running_pid=pid,
@@ -85,8 +117,8 @@ class DaemonLog:
     ) -> Decision[DaemonSeen]:
         """One command."""
         match command:
-            case msg.NoteStopped() as c:
-                return Decision(events=(ev.DaemonStopped(pid=c.pid, reason=c.reason),))
+            case NoteStopped() as c:
+                return Decision(events=(DaemonStopped(pid=c.pid, reason=c.reason),))
             case Recovered():
                 # A rebuild of this actor is not another start of the daemon.
                 ours = (self._started.pid, self._started.life)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from greenroom.actors.facts import Caller, Mode
 from greenroom.actors.kernel.fork import on_fork
+from greenroom.actors.values import Caller, Mode
 
 _NAMED = 3
 """Requests of a gate that a reading names."""

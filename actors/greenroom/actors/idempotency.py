@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors import events as ev
+from greenroom.actors.bounded_maps import remembered
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -31,7 +31,6 @@ from greenroom.actors.kernel.core import (
     refuse,
 )
 from greenroom.actors.limits import Id, Kept, Name, Real, Whole
-from greenroom.actors.remembering import remembered
 
 IDEMPOTENCY = Address("idempotency")
 
@@ -49,6 +48,29 @@ _NOTHING = refuse(
     status=503,
     retry_after=1.0,
 )
+
+
+class CommandKeyed(Event, frozen=True, kw_only=True):
+    """A command with an Idempotency-Key is carried out."""
+
+    TAG = "command_keyed"
+    key: str
+    """SHA-256 of the key."""
+    command: str
+    """SHA-256 of method, path and body."""
+    name: str
+    """Method and path."""
+
+
+class CommandAnswered(Event, frozen=True, kw_only=True):
+    """What whoever sends it again is answered."""
+
+    TAG = "command_answered"
+    key: str
+    status: int
+    content_type: str = ""
+    body: str = ""
+    location: str = ""
 
 
 class BeginKeyed(Command, frozen=True, kw_only=True):
@@ -140,7 +162,7 @@ class Idempotency:
     """The pure core; see the module's text."""
 
     address: Address = IDEMPOTENCY
-    event_types: Sequence[type[Event]] = (ev.CommandKeyed, ev.CommandAnswered)
+    event_types: Sequence[type[Event]] = (CommandKeyed, CommandAnswered)
 
     def claims(self, stream: str) -> bool:
         """`idempotency`."""
@@ -162,9 +184,9 @@ class Idempotency:
         """Fold one event."""
         event = stored.event
         match event:
-            case ev.CommandKeyed():
+            case CommandKeyed():
                 keyed = Keyed(command=event.command, at=stored.at)
-            case ev.CommandAnswered() if (old := state.get(event.key)) is not None:
+            case CommandAnswered() if (old := state.get(event.key)) is not None:
                 outcome = Outcome(
                     status=event.status,
                     content_type=event.content_type,
@@ -223,7 +245,7 @@ class Idempotency:
             return Decision(reply=known.outcome)
         if ask.key in seen.under_way:  # 3
             return Decision(reply=UnderWay())
-        keyed = ev.CommandKeyed(key=ask.key, command=ask.command, name=ask.name)
+        keyed = CommandKeyed(key=ask.key, command=ask.command, name=ask.name)
         return Decision(  # 4
             events=() if known is not None else (keyed,),
             reply=Begun(),
@@ -247,7 +269,7 @@ class Idempotency:
         outcome = report.outcome
         events: tuple[Event, ...] = ()
         if state.get(report.key) is not None and not outcome.passing:
-            answered = ev.CommandAnswered(
+            answered = CommandAnswered(
                 key=report.key,
                 status=outcome.status,
                 content_type=outcome.content_type,

@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from greenroom.actors.facts import Progress
 from greenroom.actors.kernel.fork import on_fork
+from greenroom.actors.values import Progress
 
 Listener = Callable[[Progress], None]
 

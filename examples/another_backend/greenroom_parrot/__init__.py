@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from greenroom.runner.backends.declaration import Backend, Command, Environment, Launch, Platform
+from greenroom.runner.backends.base import Backend, Command, Environment, Launch, Platform
 from greenroom.runner.engines.launchers import KEEPER_WATCH
 
 HERE = Path(__file__).parent

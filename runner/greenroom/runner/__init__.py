@@ -10,8 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from greenroom.runner.backends.catalog import BACKENDS
-    from greenroom.runner.backends.declaration import (
+    from greenroom.runner.backends.base import (
         Backend,
         Dialect,
         Environment,
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
         Platform,
         Readiness,
     )
+    from greenroom.runner.backends.catalog import BACKENDS
     from greenroom.runner.config import BadSetting, ExternalBackend, Settings, load
     from greenroom.runner.daemon import Greenroom
     from greenroom.runner.daemon_lock import HomeLocked
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "backends.catalog": "BACKENDS",
-    "backends.declaration": "Backend Dialect Environment Image Launch Platform Readiness",
+    "backends.base": "Backend Dialect Environment Image Launch Platform Readiness",
     "config": "BadSetting ExternalBackend Settings load",
     "daemon": "Greenroom",
     "daemon_lock": "HomeLocked",

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 from greenroom.actors.characters import visible
 from greenroom.runner.home import HomeUnusable
-from greenroom.runner.quantities import parse_duration, parse_keep_alive, parse_size
+from greenroom.runner.units import parse_duration, parse_keep_alive, parse_size
 from greenroom.runner.user_home import NO_HOME, expanded, user_home
 
 if TYPE_CHECKING:
-    from greenroom.actors.facts import InstallPolicy
+    from greenroom.actors.values import InstallPolicy
 
 _LONGEST = 4_096
 """Characters of a text; a path is one."""

@@ -16,41 +16,41 @@ from typing import Any, Self
 import msgspec
 
 from greenroom import __version__
-from greenroom.actors import messages as msg
-from greenroom.actors.daemon_log import DaemonLog, DaemonState
-from greenroom.actors.events import DaemonStarted
-from greenroom.actors.facts import Engine, EngineSpec, Model
+from greenroom.actors.addresses import DAEMON, INSTALLER, LIBRARY, SCHEDULER, runner_address
+from greenroom.actors.daemon_log import DaemonLog, DaemonStarted, DaemonState, NoteStopped
+from greenroom.actors.engine_runner.core import Runner, RunnerState
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer import Installer
-from greenroom.actors.installer_state import InstallerState
+from greenroom.actors.installer.core import Installer
+from greenroom.actors.installer.messages import BackendStatus
+from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Clock
 from greenroom.actors.kernel.core import Address, Command, Core, Hands
 from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.ledger import Memory
-from greenroom.actors.library import Library
-from greenroom.actors.library_state import LibraryState
+from greenroom.actors.library.core import Library
+from greenroom.actors.library.state import LibraryState
 from greenroom.actors.limits import complaint
 from greenroom.actors.progress import ProgressBoard
-from greenroom.actors.runner import Runner, RunnerState
-from greenroom.actors.scheduler import Scheduler
-from greenroom.actors.scheduler_state import SchedulerSeen, SchedulerState
-from greenroom.actors.scheduler_turn import Limits
-from greenroom.runner.awake import AwakeClock, AwakeTime
+from greenroom.actors.scheduler.core import Scheduler
+from greenroom.actors.scheduler.ledger import Memory
+from greenroom.actors.scheduler.messages import AwaitReady, Drain, GateEmptied, SlotFreed
+from greenroom.actors.scheduler.reconcile import Limits
+from greenroom.actors.scheduler.state import SchedulerSeen, SchedulerState
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model
+from greenroom.runner.awake_clock import AwakeClock, AwakeTime
+from greenroom.runner.backends.base import Backend, Environment, Image, Launch, Platform
 from greenroom.runner.backends.catalog import BACKENDS, Catalog
-from greenroom.runner.backends.declaration import Backend, Environment, Image, Launch, Platform
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
-from greenroom.runner.emptied import Emptied
-from greenroom.runner.ending import Ending
 from greenroom.runner.engines.devices import Devices
 from greenroom.runner.engines.host import EngineHost, Prepared
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.engines.previous import prompt_speed
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.gate_notifier import Emptied
 from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
 from greenroom.runner.home import prepare_home
 from greenroom.runner.home_watch import HomeWatch
@@ -59,13 +59,14 @@ from greenroom.runner.installations.disk import folder_of, python_of
 from greenroom.runner.installations.lock import shipped_version
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.memory import MachineMemory, MemoryReader
-from greenroom.runner.models.catalogue import Catalogue
 from greenroom.runner.models.fitness import Machine, Reader
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
+from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import Store
+from greenroom.runner.preload import Wanted, Warming, interrupted
 from greenroom.runner.proof import keep_secret, prove, write_privately
-from greenroom.runner.warming import Wanted, Warming, interrupted
+from greenroom.runner.shutdown import Ending
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ class Greenroom:
             raise
         # Green only once everybody has looked: what is installed, what runs, what lies in the store.
         try:
-            system.ask(msg.SCHEDULER, msg.AwaitReady()).get(timeout=_LOOK_BOUND)
+            system.ask(SCHEDULER, AwaitReady()).get(timeout=_LOOK_BOUND)
         except TimeoutError:
             _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
         assert self._host is not None
@@ -251,13 +252,13 @@ class Greenroom:
         )
         for core, hands in self._guests:
             system.register(core, hands=hands)
-        self.gates.on_freed = lambda one: tell(msg.SCHEDULER, msg.SlotFreed(engine_id=one))
-        self.gates.on_empty = Emptied(clock, lambda one: tell(msg.SCHEDULER, msg.GateEmptied(engine_id=one)))
+        self.gates.on_freed = lambda one: tell(SCHEDULER, SlotFreed(engine_id=one))
+        self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))
 
     def _wanted(self) -> Iterator[Wanted]:
         """Models to load at once."""
-        daemon: DaemonState = self.system.state(msg.DAEMON)
-        state: SchedulerState = self.system.state(msg.SCHEDULER)
+        daemon: DaemonState = self.system.state(DAEMON)
+        state: SchedulerState = self.system.state(SCHEDULER)
         yield from interrupted(
             state,
             self.settings.restore,
@@ -311,7 +312,7 @@ class Greenroom:
         if keep_engines is None and system.failure is None:
             with contextlib.suppress(Exception):
                 # A scheduler that does not answer in time is overruled by the host below.
-                drained = system.ask(msg.SCHEDULER, msg.Drain())
+                drained = system.ask(SCHEDULER, Drain())
                 with contextlib.suppress(TimeoutError):
                     drained.get(timeout=_LEASES_END)
                 system.end_leases()
@@ -319,8 +320,8 @@ class Greenroom:
         self._end_hands(keep_engines, ending, spare=STOP_BOUND / 5)
         if system.failure is None:
             try:
-                stopped = msg.NoteStopped(pid=os.getpid(), reason=reason)
-                system.ask(msg.DAEMON, stopped).get(timeout=ending.left(spare=STOP_BOUND / 10, most=5.0))
+                stopped = NoteStopped(pid=os.getpid(), reason=reason)
+                system.ask(DAEMON, stopped).get(timeout=ending.left(spare=STOP_BOUND / 10, most=5.0))
             except (KernelError, TimeoutError) as error:
                 _log.warning("this stop could not be recorded in the journal: %s", error)
         ending.all_of({"the actors and the journal": lambda: self._stop_system(system)})
@@ -408,7 +409,7 @@ class Greenroom:
 
     def models(self) -> tuple[Model, ...]:
         """All models that are here."""
-        state: LibraryState = self.system.state(msg.LIBRARY)
+        state: LibraryState = self.system.state(LIBRARY)
         return tuple(state.models.values())
 
     def find_model(self, text: str) -> Model | None:
@@ -419,15 +420,15 @@ class Greenroom:
         """All engines of all runners, and the last that are gone."""
         found: list[Engine] = []
         for name in self.backends:
-            state: RunnerState = self.system.state(msg.runner_address(name))
+            state: RunnerState = self.system.state(runner_address(name))
             found += state.engines.values()
         return tuple(found)
 
-    def statuses(self) -> tuple[msg.BackendStatus, ...]:
+    def statuses(self) -> tuple[BackendStatus, ...]:
         """All backends as the installer sees them."""
-        core = self.system.addresses[msg.INSTALLER]
+        core = self.system.addresses[INSTALLER]
         assert isinstance(core, Installer)
-        state: InstallerState = self.system.state(msg.INSTALLER)
+        state: InstallerState = self.system.state(INSTALLER)
         return core.list_of(state, self.system.clock.now().wall).backends
 
     # inside
@@ -457,7 +458,7 @@ class Greenroom:
     def _prepare(self, spec: EngineSpec, socket: Path) -> Prepared:
         """The command line of one engine, from what is on disk now."""
         backend = self.backends[spec.backend]
-        state: InstallerState = self.system.state(msg.INSTALLER)
+        state: InstallerState = self.system.state(INSTALLER)
         installation = state.of(spec.backend).installations.get(spec.installation_id)
         if installation is None:
             raise JobFailed.permanent(
@@ -513,9 +514,9 @@ class Greenroom:
         ending.all_of(work, spare=spare)
 
 
-def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = None) -> msg.BackendFacts:
+def facts_of(backend: Backend, here: Platform, named: ExternalBackend | None = None) -> BackendFacts:
     """What the actors need to know of a declaration on this machine."""
-    return msg.BackendFacts(
+    return BackendFacts(
         name=backend.name,
         deferred=backend.deferred,
         formats=backend.formats,

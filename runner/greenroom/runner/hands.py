@@ -14,20 +14,76 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from greenroom.actors import effects as fx
-from greenroom.actors import messages as msg
-from greenroom.actors.facts import EngineExit, Failure, Installation, Measured, Model, Progress
+from greenroom.actors.addresses import INSTALLER, LIBRARY, runner_address
+from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
+from greenroom.actors.engine_runner.messages import (
+    AdoptedEngine,
+    EngineEnded,
+    EngineIsReady,
+    EngineMoved,
+    EnginesMeasured,
+    EngineStalled,
+    LostEngine,
+    SpawnedEngine,
+)
 from greenroom.actors.gates import GateBoard
-from greenroom.actors.installer_messages import (
+from greenroom.actors.installer.effects import (
+    BuildInstallation,
+    CancelBuild,
+    InformInstall,
+    LookAtInstallations,
+    PlanInstallation,
+    RemoveInstallation,
+)
+from greenroom.actors.installer.messages import (
     BackendVerified,
     DropUnneeded,
     FetchedDropped,
+    InstallationGone,
+    InstallationsSeen,
+    InstallationsUnread,
+    InstallAttemptEnded,
+    InstallCommitted,
+    PlanMade,
     VerifyInstallations,
 )
 from greenroom.actors.kernel.core import Address, Command, Effect
+from greenroom.actors.library.effects import (
+    AddTag,
+    CancelFetch,
+    CancelSend,
+    DeleteModel,
+    FetchModel,
+    InformPull,
+    LookAtModels,
+    RemoveTag,
+    SendModel,
+    StoreAgain,
+    SweepStore,
+)
+from greenroom.actors.library.messages import (
+    ModelGone,
+    ModelRepackaged,
+    ModelsSeen,
+    PullAttemptEnded,
+    PullCommitted,
+    PushEnded,
+    StoreSwept,
+    TagsWritten,
+)
 from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, push_job, request_job
+from greenroom.actors.scheduler.effects import (
+    AdmitRequest,
+    CloseGate,
+    HoldGates,
+    InformRequest,
+    LeaveGate,
+    OpenGate,
+    RemoveGates,
+)
+from greenroom.actors.values import EngineExit, Failure, Installation, Measured, Model, Progress
 from greenroom.runner.engines.host import EngineHost
-from greenroom.runner.failures import JobFailed, blamed, not_begun
+from greenroom.runner.errors import JobFailed, blamed, not_begun
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.models.puller import Puller
 
@@ -74,38 +130,38 @@ class InstallerHands(_Hands):
         failure = not_begun(error)
         report: Command
         match effect:
-            case fx.BuildInstallation(job=job):
+            case BuildInstallation(job=job):
                 self._ended(job, failure)
                 return True
-            case fx.RemoveInstallation(backend=backend, installation_id=one):
-                report = msg.InstallationGone(backend=backend, installation_id=one, failure=failure)
+            case RemoveInstallation(backend=backend, installation_id=one):
+                report = InstallationGone(backend=backend, installation_id=one, failure=failure)
             case VerifyInstallations(backend=backend):
                 report = BackendVerified(backend=backend, failure=failure)
             case DropUnneeded():
                 report = FetchedDropped(failure=failure)
-            case fx.PlanInstallation(backend=backend, version=version):
-                report = msg.PlanMade(backend=backend, version=version, failure=failure)
+            case PlanInstallation(backend=backend, version=version):
+                report = PlanMade(backend=backend, version=version, failure=failure)
             case _:
                 return False
-        self._tell(msg.INSTALLER, report)
+        self._tell(INSTALLER, report)
         return True
 
     def _begin(self, effect: Effect, cause: str) -> None:
         builder = self.builder
         assert builder is not None
         match effect:
-            case fx.BuildInstallation() as e:
+            case BuildInstallation() as e:
                 self._board.clear(install_job(e.backend))
                 builder.start(e.job, e.backend, version=e.version, attempt=e.attempt, repair=e.repair)
-            case fx.CancelBuild(job=job):
+            case CancelBuild(job=job):
                 builder.cancel(job)
-            case fx.InformInstall(backend=backend, phase=""):
+            case InformInstall(backend=backend, phase=""):
                 self._board.clear(install_job(backend))
-            case fx.InformInstall(backend=backend, phase=phase, message=message):
+            case InformInstall(backend=backend, phase=phase, message=message):
                 self._board.publish(Progress(job=install_job(backend), phase=phase, message=message))
-            case fx.LookAtInstallations(backends=backends):
+            case LookAtInstallations(backends=backends):
                 builder.look(backends)
-            case fx.RemoveInstallation(backend=backend, installation_id=one):
+            case RemoveInstallation(backend=backend, installation_id=one):
                 builder.remove(backend, one)
             case VerifyInstallations(backend=backend, installations=those):
                 threading.Thread(
@@ -113,7 +169,7 @@ class InstallerHands(_Hands):
                 ).start()
             case DropUnneeded():
                 threading.Thread(target=self._drop, args=(builder,), name="prune", daemon=True).start()
-            case fx.PlanInstallation(backend=backend, version=version):
+            case PlanInstallation(backend=backend, version=version):
                 threading.Thread(
                     target=self._plan, args=(builder, backend, version), name="plan", daemon=True
                 ).start()
@@ -124,14 +180,14 @@ class InstallerHands(_Hands):
         try:
             plan = builder.plan(backend, version)
         except JobFailed as failed:
-            made = msg.PlanMade(backend=backend, version=version, failure=failed.failure)
+            made = PlanMade(backend=backend, version=version, failure=failed.failure)
         except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
             _log.exception("planning %s failed", backend)
             failure = Failure(kind="permanent", code="fault", message=f"Planning failed: {error!r}.")
-            made = msg.PlanMade(backend=backend, version=version, failure=failure)
+            made = PlanMade(backend=backend, version=version, failure=failure)
         else:
-            made = msg.PlanMade(backend=backend, version=version, plan=plan)
-        self._tell(msg.INSTALLER, made)
+            made = PlanMade(backend=backend, version=version, plan=plan)
+        self._tell(INSTALLER, made)
 
     def _drop(self, builder: Builder) -> None:
         try:
@@ -140,7 +196,7 @@ class InstallerHands(_Hands):
             _log.exception("dropping what was fetched failed")
             failure = Failure(kind="permanent", code="fault", message=f"Pruning failed: {error!r}.")
             report = FetchedDropped(failure=failure)
-        self._tell(msg.INSTALLER, report)
+        self._tell(INSTALLER, report)
 
     def _verify(self, builder: Builder, backend: str, installations: tuple[str, ...]) -> None:
         try:
@@ -154,7 +210,7 @@ class InstallerHands(_Hands):
         else:
             found = {one: complaints for one, complaints in damaged.items() if complaints}
             report = BackendVerified(backend=backend, checked=installations, damaged=found)
-        self._tell(msg.INSTALLER, report)
+        self._tell(INSTALLER, report)
 
     # BuilderListener
 
@@ -166,7 +222,7 @@ class InstallerHands(_Hands):
     def committed(self, job_id: str, installation: Installation) -> None:
         """An attempt has succeeded."""
         self._board.clear(install_job(installation.backend))
-        self._tell(msg.INSTALLER, msg.InstallCommitted(job=job_id, installation=installation))
+        self._tell(INSTALLER, InstallCommitted(job=job_id, installation=installation))
 
     def failed(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
         """An attempt has failed."""
@@ -179,8 +235,8 @@ class InstallerHands(_Hands):
     def _ended(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
         backend = _backend_of(job_id)
         self._board.clear(install_job(backend))
-        ended = msg.InstallAttemptEnded(job=job_id, backend=backend, failure=failure, reached=reached)
-        self._tell(msg.INSTALLER, ended)
+        ended = InstallAttemptEnded(job=job_id, backend=backend, failure=failure, reached=reached)
+        self._tell(INSTALLER, ended)
 
     def seen(
         self,
@@ -190,27 +246,27 @@ class InstallerHands(_Hands):
         unclear: Mapping[str, str],
     ) -> None:
         """What lies on disk, and what is being built."""
-        seen = msg.InstallationsSeen(
+        seen = InstallationsSeen(
             backend=backend, installations=installations, building=building, unclear=unclear
         )
-        self._tell(msg.INSTALLER, seen)
+        self._tell(INSTALLER, seen)
 
     def unread(self, backend: str, reason: str) -> None:
         """What lies on disk cannot be read now."""
-        self._tell(msg.INSTALLER, msg.InstallationsUnread(backend=backend, reason=reason))
+        self._tell(INSTALLER, InstallationsUnread(backend=backend, reason=reason))
 
     def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
         """Its files are gone."""
         self._tell(
-            msg.INSTALLER,
-            msg.InstallationGone(backend=backend, installation_id=installation_id, freed=freed_bytes),
+            INSTALLER,
+            InstallationGone(backend=backend, installation_id=installation_id, freed=freed_bytes),
         )
 
     def remove_failed(self, backend: str, installation_id: str, failure: Failure) -> None:
         """Its files are not gone."""
         self._tell(
-            msg.INSTALLER,
-            msg.InstallationGone(backend=backend, installation_id=installation_id, failure=failure),
+            INSTALLER,
+            InstallationGone(backend=backend, installation_id=installation_id, failure=failure),
         )
 
 
@@ -229,7 +285,7 @@ class RunnerHands(_Hands):
 
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         # Looking and ending are asked for again by the runner, which notices that nothing came of it.
-        if not isinstance(effect, fx.SpawnEngine):
+        if not isinstance(effect, SpawnEngine):
             return False
         self.failed(effect.spec.engine_id, not_begun(error))
         return True
@@ -238,12 +294,12 @@ class RunnerHands(_Hands):
         host = self.host
         assert host is not None
         match effect:
-            case fx.SpawnEngine(spec=spec):
+            case SpawnEngine(spec=spec):
                 self._backends[spec.engine_id] = spec.backend
                 host.start(spec)
-            case fx.EndEngine(engine_id=one, reason=reason):
+            case EndEngine(engine_id=one, reason=reason):
                 host.stop(one, reason=reason)
-            case fx.RecoverEngines(engines=engines):
+            case RecoverEngines(engines=engines):
                 for engine in engines:
                     self._backends[engine.spec.engine_id] = engine.spec.backend
                 host.recover(engines)
@@ -263,25 +319,25 @@ class RunnerHands(_Hands):
         if backend is None:
             _log.warning("engine %s is nobody's: %s", engine_id, type(report).__name__)
             return
-        self._tell(msg.runner_address(backend), report)
+        self._tell(runner_address(backend), report)
 
     # EngineListener
 
     def spawned(self, engine_id: str, pid: int, started: float, endpoint: str) -> None:
         """Its process runs."""
         self._report(
-            engine_id, msg.SpawnedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint)
+            engine_id, SpawnedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint)
         )
 
     def progress(self, engine_id: str, phase: str, message: str) -> None:
         """It is getting on."""
         self._board.publish(Progress(job=load_job(engine_id), phase=phase, message=message))
-        self._report(engine_id, msg.EngineMoved(engine_id=engine_id))
+        self._report(engine_id, EngineMoved(engine_id=engine_id))
 
     def ready(self, engine_id: str) -> None:
         """It answers."""
         self._board.clear(load_job(engine_id))
-        self._report(engine_id, msg.EngineIsReady(engine_id=engine_id))
+        self._report(engine_id, EngineIsReady(engine_id=engine_id))
 
     def failed(self, engine_id: str, failure: Failure) -> None:
         """It could not be spawned: whatever the reason was, the engine has done nothing."""
@@ -296,22 +352,22 @@ class RunnerHands(_Hands):
 
     def exited(self, engine_id: str, exit: EngineExit) -> None:  # noqa: A002 - the listener's word
         """It has ended."""
-        self._end(engine_id, msg.EngineEnded(engine_id=engine_id, exit=exit))
+        self._end(engine_id, EngineEnded(engine_id=engine_id, exit=exit))
 
     def adopted(self, engine_id: str, pid: int, started: float, endpoint: str, ready: bool) -> None:
         """It outlived the last daemon."""
         self._report(
             engine_id,
-            msg.AdoptedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint, ready=ready),
+            AdoptedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint, ready=ready),
         )
 
     def lost(self, engine_id: str, reason: str) -> None:
         """There is no such process."""
-        self._end(engine_id, msg.LostEngine(engine_id=engine_id, reason=reason))
+        self._end(engine_id, LostEngine(engine_id=engine_id, reason=reason))
 
     def stalled(self, engine_id: str, failure: Failure) -> None:
         """It cannot be reached, was stopped, or does nothing."""
-        self._report(engine_id, msg.EngineStalled(engine_id=engine_id, failure=failure))
+        self._report(engine_id, EngineStalled(engine_id=engine_id, failure=failure))
 
     def measured(self, measured: Mapping[str, Measured]) -> None:
         """Each runner hears of its own engines."""
@@ -321,7 +377,7 @@ class RunnerHands(_Hands):
             if backend is not None:
                 shares.setdefault(backend, {})[engine_id] = size
         for backend, share in shares.items():
-            self._tell(msg.runner_address(backend), msg.EnginesMeasured(measured=share))
+            self._tell(runner_address(backend), EnginesMeasured(measured=share))
 
 
 class LibraryHands(_Hands):
@@ -337,17 +393,17 @@ class LibraryHands(_Hands):
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         failure = not_begun(error)
         match effect:
-            case fx.FetchModel(job=job):
+            case FetchModel(job=job):
                 self.failed(job, failure, reached=False, moved=0)
-            case fx.DeleteModel(model_id=one):
+            case DeleteModel(model_id=one):
                 self.remove_failed(one, failure)
-            case fx.AddTag(model_id=one, tag=tag) | fx.RemoveTag(model_id=one, tag=tag):
+            case AddTag(model_id=one, tag=tag) | RemoveTag(model_id=one, tag=tag):
                 self.tag_failed(one, tag, failure)
-            case fx.StoreAgain(model_id=one, tag=tag):
+            case StoreAgain(model_id=one, tag=tag):
                 self.repackage_failed(one, tag, failure)
-            case fx.SweepStore():
+            case SweepStore():
                 self.prune_failed(failure)
-            case fx.SendModel(model_id=one, reference=reference):
+            case SendModel(model_id=one, reference=reference):
                 self.push_failed(reference, one, failure)
             case _:
                 return False
@@ -357,35 +413,35 @@ class LibraryHands(_Hands):
         puller = self.puller
         assert puller is not None
         match effect:
-            case fx.FetchModel() as e:
+            case FetchModel() as e:
                 self._references[e.job] = e.reference
                 puller.start(e.job, e.reference, token=e.token, force=e.force)
-            case fx.CancelFetch(job=job):
+            case CancelFetch(job=job):
                 # Nothing is told of it any more, however long it takes to end.
                 self._end(job)
                 puller.cancel(job)
-            case fx.InformPull() as e:
+            case InformPull() as e:
                 self._inform(e)
-            case fx.LookAtModels():
+            case LookAtModels():
                 puller.look()
-            case fx.DeleteModel(model_id=one):
+            case DeleteModel(model_id=one):
                 puller.remove(one)
-            case fx.AddTag(model_id=one, tag=tag):
+            case AddTag(model_id=one, tag=tag):
                 puller.tag(one, tag)
-            case fx.RemoveTag(model_id=one, tag=tag):
+            case RemoveTag(model_id=one, tag=tag):
                 puller.untag(one, tag)
-            case fx.StoreAgain() as e:
+            case StoreAgain() as e:
                 puller.repackage(e.model_id, e.tag, e.context_size)
-            case fx.SweepStore():
+            case SweepStore():
                 puller.prune()
-            case fx.SendModel() as e:
+            case SendModel() as e:
                 puller.push(e.model_id, e.reference, token=e.token)
-            case fx.CancelSend(reference=reference):
+            case CancelSend(reference=reference):
                 puller.cancel_push(reference)
             case _:
                 raise TypeError(f"the library's hands do not know {type(effect).__name__} ({cause})")
 
-    def _inform(self, inform: fx.InformPull) -> None:
+    def _inform(self, inform: InformPull) -> None:
         """Between two attempts the pull has a line of its own; an attempt that runs speaks for itself."""
         key = pull_job(inform.reference)
         if inform.phase:
@@ -406,18 +462,18 @@ class LibraryHands(_Hands):
     def committed(self, job_id: str, model: Model, *, fresh: bool) -> None:
         """The model is in the store."""
         self._end(job_id)
-        self._tell(msg.LIBRARY, msg.PullCommitted(job=job_id, model=model, fresh=fresh))
+        self._tell(LIBRARY, PullCommitted(job=job_id, model=model, fresh=fresh))
 
     def failed(self, job_id: str, failure: Failure, *, reached: bool, moved: int) -> None:
         """An attempt has failed."""
         self._end(job_id)
-        ended = msg.PullAttemptEnded(job=job_id, failure=failure, reached=reached, moved=moved)
-        self._tell(msg.LIBRARY, ended)
+        ended = PullAttemptEnded(job=job_id, failure=failure, reached=reached, moved=moved)
+        self._tell(LIBRARY, ended)
 
     def cancelled(self, job_id: str) -> None:
         """An attempt was ended."""
         self._end(job_id)
-        self._tell(msg.LIBRARY, msg.PullAttemptEnded(job=job_id, failure=_CANCELLED))
+        self._tell(LIBRARY, PullAttemptEnded(job=job_id, failure=_CANCELLED))
 
     def _end(self, job_id: str) -> None:
         reference = self._references.pop(job_id, None)
@@ -426,55 +482,55 @@ class LibraryHands(_Hands):
 
     def seen(self, models: tuple[Model, ...], running: tuple[str, ...], *, recovered: bool) -> None:
         """What lies in the store, and which pulls are under way."""
-        self._tell(msg.LIBRARY, msg.ModelsSeen(models=models, running=running, recovered=recovered))
+        self._tell(LIBRARY, ModelsSeen(models=models, running=running, recovered=recovered))
 
     def look_failed(self, failure: Failure) -> None:
         """The store cannot be read: nothing in it can be served, and everything else goes on."""
         _log.error("the model store cannot be read: %s %s", failure.sentence(), failure.detail)
-        self._tell(msg.LIBRARY, msg.ModelsSeen(models=(), failure=failure))
+        self._tell(LIBRARY, ModelsSeen(models=(), failure=failure))
 
     def removed(self, model_id: str, freed: int) -> None:
         """A model is gone."""
-        self._tell(msg.LIBRARY, msg.ModelGone(model_id=model_id, freed=freed))
+        self._tell(LIBRARY, ModelGone(model_id=model_id, freed=freed))
 
     def remove_failed(self, model_id: str, failure: Failure) -> None:
         """A model is not gone."""
-        self._tell(msg.LIBRARY, msg.ModelGone(model_id=model_id, failure=failure))
+        self._tell(LIBRARY, ModelGone(model_id=model_id, failure=failure))
 
     def tagged(self, model_id: str, tag: str, tags: tuple[str, ...]) -> None:
         """The store has these tags for a model."""
-        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tag=tag, tags=tags))
+        self._tell(LIBRARY, TagsWritten(model_id=model_id, tag=tag, tags=tags))
 
     def tag_failed(self, model_id: str, tag: str, failure: Failure) -> None:
         """The store's tags are as they were."""
-        self._tell(msg.LIBRARY, msg.TagsWritten(model_id=model_id, tag=tag, tags=(), failure=failure))
+        self._tell(LIBRARY, TagsWritten(model_id=model_id, tag=tag, tags=(), failure=failure))
 
     def repackaged(self, source_id: str, tag: str, model: Model) -> None:
         """A model is in the store with another configuration."""
-        self._tell(msg.LIBRARY, msg.ModelRepackaged(source_id=source_id, tag=tag, model=model))
+        self._tell(LIBRARY, ModelRepackaged(source_id=source_id, tag=tag, model=model))
 
     def repackage_failed(self, source_id: str, tag: str, failure: Failure) -> None:
         """It is not."""
-        self._tell(msg.LIBRARY, msg.ModelRepackaged(source_id=source_id, tag=tag, failure=failure))
+        self._tell(LIBRARY, ModelRepackaged(source_id=source_id, tag=tag, failure=failure))
 
     def pruned(self, freed: int) -> None:
         """What no model needs is gone."""
-        self._tell(msg.LIBRARY, msg.StoreSwept(freed=freed))
+        self._tell(LIBRARY, StoreSwept(freed=freed))
 
     def prune_failed(self, failure: Failure) -> None:
         """It is not."""
-        self._tell(msg.LIBRARY, msg.StoreSwept(failure=failure))
+        self._tell(LIBRARY, StoreSwept(failure=failure))
 
     def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
         """A model is published."""
         self._board.clear(push_job(reference))
-        report = msg.PushEnded(reference=reference, model_id=model_id, sent=sent, seconds=seconds)
-        self._tell(msg.LIBRARY, report)
+        report = PushEnded(reference=reference, model_id=model_id, sent=sent, seconds=seconds)
+        self._tell(LIBRARY, report)
 
     def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
         """It is not."""
         self._board.clear(push_job(reference))
-        self._tell(msg.LIBRARY, msg.PushEnded(reference=reference, model_id=model_id, failure=failure))
+        self._tell(LIBRARY, PushEnded(reference=reference, model_id=model_id, failure=failure))
 
 
 class SchedulerHands:
@@ -487,21 +543,21 @@ class SchedulerHands:
     def perform(self, effect: Effect, cause: str) -> None:
         """Done at once: nothing here waits."""
         match effect:
-            case fx.OpenGate() as e:
+            case OpenGate() as e:
                 self._gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
-            case fx.HoldGates(engine_ids=held):
+            case HoldGates(engine_ids=held):
                 self._gates.hold(held)
-            case fx.CloseGate(engine_id=one):
+            case CloseGate(engine_id=one):
                 self._gates.close(one)
-            case fx.RemoveGates(keep=keep):
+            case RemoveGates(keep=keep):
                 self._gates.keep(keep)
-            case fx.AdmitRequest(engine_id=one, request_id=request) as e:
+            case AdmitRequest(engine_id=one, request_id=request) as e:
                 self._gates.reserve(one, request, e.caller, e.places)
                 self._board.clear(request_job(request))
-            case fx.LeaveGate(request_id=request):
+            case LeaveGate(request_id=request):
                 self._gates.leave(request)
                 self._board.clear(request_job(request))
-            case fx.InformRequest() as e:
+            case InformRequest() as e:
                 self._board.publish(
                     Progress(
                         job=request_job(e.request_id),

@@ -10,16 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from greenroom.actors.facts import Mode, ModelFormat
-from greenroom.runner.backends.declaration import (
-    Backend,
-    Command,
-    Dialect,
-    Environment,
-    Launch,
-    Platform,
-    Readiness,
-)
+from greenroom.actors.values import Mode, ModelFormat
+from greenroom.runner.backends.base import Backend, Command, Dialect, Environment, Launch, Platform, Readiness
 
 
 def fake_backend(

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any, get_args
 
-from greenroom.actors.facts import Mode, ModelFormat
-from greenroom.runner.backends.declaration import RESERVED_NAMES, Backend, Environment, Image, Platform
+from greenroom.actors.values import Mode, ModelFormat
+from greenroom.runner.backends.base import RESERVED_NAMES, Backend, Environment, Image, Platform
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.backends.vllm import Vllm, VllmMetal

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 
-from greenroom.actors.ledger import context_reckoned
-from greenroom.runner.backends.declaration import (
+from greenroom.actors.scheduler.ledger import context_reckoned
+from greenroom.runner.backends.base import (
     Backend,
     Cannot,
     Command,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from greenroom.actors.ledger import context_reckoned
-from greenroom.runner.backends.declaration import (
+from greenroom.actors.scheduler.ledger import context_reckoned
+from greenroom.runner.backends.base import (
     Backend,
     Cannot,
     Command,

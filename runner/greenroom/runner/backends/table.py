@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from greenroom.runner.backends.base import Backend, Environment, Image, Platform
 from greenroom.runner.backends.catalog import OWN
-from greenroom.runner.backends.declaration import Backend, Environment, Image, Platform
 
 BEGIN = "<!-- made by greenroom.runner.backends.table -->"
 END = "<!-- end -->"

@@ -25,8 +25,8 @@ def command(ctx: click.Context) -> int:
     """
     if ctx.invoked_subcommand is not None:
         return exit_codes.OK
+    from greenroom.runner.backends.base import Platform
     from greenroom.runner.backends.catalog import BACKENDS
-    from greenroom.runner.backends.declaration import Platform
     from greenroom.runner.diagnosis.sentences import short
 
     settings = settings_of(ctx)
@@ -52,7 +52,7 @@ def command(ctx: click.Context) -> int:
         )
     click.echo(table(_HEADINGS, rows, spare=("INSTALLED", "MODES", "FORMATS"), width=terminal_width()))
     for one in (one for backend in known for one in backend.get("quarantines") or ()):
-        from greenroom.actors.quarantine import in_a_row
+        from greenroom.actors.scheduler.quarantine import in_a_row
 
         name = short(one["model_ref"])
         click.echo(

@@ -11,7 +11,7 @@ from greenroom.runner.cli import journal_file
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.table import table
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 
 @click.command("bundle")

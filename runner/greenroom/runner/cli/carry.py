@@ -29,9 +29,9 @@ def export_command(ctx: click.Context, backend: str, version: str, output: Path 
 
     It fits machines of the same kind with the same Python. Needs no daemon.
     """
+    from greenroom.runner.backends.base import Environment, Platform
     from greenroom.runner.backends.catalog import BACKENDS
-    from greenroom.runner.backends.declaration import Environment, Platform
-    from greenroom.runner.failures import JobFailed
+    from greenroom.runner.errors import JobFailed
     from greenroom.runner.installations import archive
     from greenroom.runner.installations.disk import InstallationStore
 
@@ -69,7 +69,7 @@ def export_command(ctx: click.Context, backend: str, version: str, output: Path 
 @click.pass_context
 def import_command(ctx: click.Context, file: IO[bytes]) -> None:
     """Install a backend from FILE (`-`: standard input), without a network."""
-    from greenroom.runner.failures import JobFailed
+    from greenroom.runner.errors import JobFailed
     from greenroom.runner.installations import archive
 
     settings = settings_of(ctx)

@@ -12,7 +12,7 @@ from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.table import table
 from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.installations.sources import redact
-from greenroom.runner.quantities import format_duration, format_size
+from greenroom.runner.units import format_duration, format_size
 
 _DURATIONS = frozenset(
     ("keep_alive", "max_wait", "max_queued", "progress_after", "unread_for", "engine_grace", "stall_after")

@@ -10,7 +10,7 @@ import click
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.table import table
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 _OTHERS = ("cache", "unfinished", "engines", "journal", "other", "total")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from greenroom.actors.characters import visible
 from greenroom.runner.cli.output import unfiltered
-from greenroom.runner.quantities import format_duration, format_size
+from greenroom.runner.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -12,7 +12,7 @@ from greenroom.runner.cli.client import Answer, path_of
 from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.names import ModelName
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 _CHUNK = 2**20
 

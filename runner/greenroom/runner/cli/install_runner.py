@@ -8,7 +8,7 @@ from greenroom.runner.cli.conversation import announce
 from greenroom.runner.cli.jobs import Installed, install
 from greenroom.runner.cli.launch import ensure_daemon
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 DEFAULT_BACKEND = "llama.cpp"
 

@@ -25,7 +25,7 @@ from greenroom.runner.cli.journal_file import option, path_of
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.cli.table import table
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 _TYPES_SHOWN = 12
 

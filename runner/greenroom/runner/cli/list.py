@@ -12,7 +12,7 @@ from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.names import ModelName
 from greenroom.runner.cli.table import table, terminal_width
-from greenroom.runner.quantities import format_duration
+from greenroom.runner.units import format_duration
 
 _HEADINGS = (
     "MODEL NAME",

@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     prepare_streams()
     code = run(arguments)
     if threading.active_count() > 1:
-        from greenroom.runner.ending import LastResort
+        from greenroom.runner.shutdown import LastResort
 
         # A daemon's thread that hangs would be waited for, for ever.
         LastResort(_HANGING_THREADS, code=code).begin()

@@ -72,7 +72,7 @@ def _here() -> list[str]:
     from greenroom.runner.cli.identity import find
     from greenroom.runner.cli.problem import Problem
     from greenroom.runner.config import BadSetting, load
-    from greenroom.runner.failures import JobFailed
+    from greenroom.runner.errors import JobFailed
     from greenroom.runner.models.references import familiar
     from greenroom.runner.models.store import Store
 
@@ -92,7 +92,7 @@ def _here() -> list[str]:
 
 def _in_catalogue() -> list[str]:
     from greenroom.runner.config import BadSetting, load
-    from greenroom.runner.models.catalogue import BadCatalogue, Catalogue
+    from greenroom.runner.models.short_names import BadCatalogue, Catalogue
 
     try:
         return [name for name, _ in Catalogue.load(load().models)]

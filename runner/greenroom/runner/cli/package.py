@@ -77,7 +77,7 @@ def command(
 
 
 def _store(client: Client, model: str, ingredients: object) -> None:
-    from greenroom.runner.failures import JobFailed
+    from greenroom.runner.errors import JobFailed
     from greenroom.runner.models.archive import archive_of
     from greenroom.runner.models.packing import Ingredients, config_file, pack
 

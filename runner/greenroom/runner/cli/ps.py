@@ -14,7 +14,7 @@ from greenroom.runner.cli.identity import client_for
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.output import own
 from greenroom.runner.cli.table import table, terminal_width
-from greenroom.runner.quantities import format_duration, format_size, parse_keep_alive
+from greenroom.runner.units import format_duration, format_size, parse_keep_alive
 
 _HEADINGS = (
     *(

@@ -24,8 +24,8 @@ def command(ctx: click.Context, query: str, limit: int, as_json: bool) -> int:
 
     Of Hugging Face only models are shown that come as GGUF or safetensors. HF_ENDPOINT names another hub.
     """
-    from greenroom.runner.models.catalogue import Catalogue
     from greenroom.runner.models.search import search
+    from greenroom.runner.models.short_names import Catalogue
 
     results = search(query, limit=limit, catalogue=Catalogue.load(settings_of(ctx).models))
     for sentence in results.silent:

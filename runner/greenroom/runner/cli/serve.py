@@ -25,7 +25,7 @@ from greenroom.runner.cli.launch import log_of, unusable
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import INSTALL_POLICIES, LOG_LEVELS, Settings
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeUnusable, prepare_home
 from greenroom.runner.proof import read_secret
 
@@ -67,7 +67,7 @@ def command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
 def _serve(settings: Settings, detached: bool) -> None:
     from greenroom.runner.daemon import Greenroom
     from greenroom.runner.http.server import BadBind, HomeLocked, PortTaken, SystemStopped, run
-    from greenroom.runner.models.catalogue import BadCatalogue
+    from greenroom.runner.models.short_names import BadCatalogue
 
     def opened(url: str) -> None:
         if not detached:

@@ -15,7 +15,7 @@ from greenroom.runner.cli.launch import await_answer
 from greenroom.runner.cli.main import settings_of
 from greenroom.runner.cli.problem import Problem
 from greenroom.runner.daemon_lock import holder_of
-from greenroom.runner.quantities import format_duration, parse_duration
+from greenroom.runner.units import format_duration, parse_duration
 
 _STOP_SECONDS = 90.0
 """More than a daemon gives itself before it ends whatever hangs."""

@@ -7,7 +7,7 @@ import click
 from greenroom.runner.cli.conversation import announce
 from greenroom.runner.cli.launch import ensure_daemon
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 
 @click.command("uninstall-runner")

@@ -32,9 +32,9 @@ from greenroom.runner.diagnosis.redaction import Redactor, is_secret_name
 from greenroom.runner.diagnosis.replay import as_builtins
 from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.times import precise
-from greenroom.runner.engines.capsule import own_words
+from greenroom.runner.engines.exit_report import own_words
 from greenroom.runner.memory import MemoryReader
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 EVENTS = 5_000
 """The latest ones are taken along."""

@@ -9,22 +9,17 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from greenroom.actors.events import (
-    ConfigChanged,
-    EvictionDecided,
-    InstallationRetiring,
-    LoadAdmitted,
-    LoadRefused,
-)
-from greenroom.actors.facts import EngineExit
-from greenroom.actors.scheduler_state import counts_against_model
+from greenroom.actors.installer.events import InstallationRetiring
+from greenroom.actors.scheduler.events import ConfigChanged, EvictionDecided, LoadAdmitted, LoadRefused
+from greenroom.actors.scheduler.state import counts_against_model
+from greenroom.actors.values import EngineExit
 from greenroom.runner.diagnosis.explanation import Remedy, Words
 from greenroom.runner.diagnosis.finding import ended
 from greenroom.runner.diagnosis.history import Happening, History, of_type
 from greenroom.runner.diagnosis.lives import Life
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.diagnosis.times import clock, moment
-from greenroom.runner.quantities import format_duration, format_size
+from greenroom.runner.units import format_duration, format_size
 
 _MEMORY_WORDS = ("ran out of memory", "could not get the memory")
 """How the capsule says that it was the memory."""

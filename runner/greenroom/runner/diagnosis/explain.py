@@ -15,7 +15,7 @@ from greenroom.runner.diagnosis.why_daemon import why_daemon
 from greenroom.runner.diagnosis.why_engine import why_engine
 from greenroom.runner.diagnosis.why_model import why_model
 from greenroom.runner.diagnosis.why_request import why_request
-from greenroom.runner.quantities import format_duration
+from greenroom.runner.units import format_duration
 
 __all__ = ["Explanation", "UnknownName", "explain"]
 

@@ -10,21 +10,21 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from greenroom.actors import messages as msg
+from greenroom.actors.addresses import DAEMON, INSTALLER, LIBRARY, SCHEDULER, runner_address
 from greenroom.actors.daemon_log import DaemonState
-from greenroom.actors.installer_state import BackendInstallState, InstallerState
+from greenroom.actors.engine_runner.core import RunnerState
+from greenroom.actors.installer.state import BackendInstallState, InstallerState
 from greenroom.actors.journal.port import EventChanged, JournalDamaged, JournalError, Record
 from greenroom.actors.kernel.core import Address, Event
 from greenroom.actors.kernel.supervision import CommandParked
-from greenroom.actors.library import LibraryState
-from greenroom.actors.runner import RunnerState
-from greenroom.actors.scheduler_state import SchedulerState
+from greenroom.actors.library.core import LibraryState
+from greenroom.actors.scheduler.state import SchedulerState
 from greenroom.runner.diagnosis.replay import Replay, Snapshot
 from greenroom.runner.diagnosis.subjects import About, Subjects
 
 E = TypeVar("E", bound=Event)
 
-_LIBRARY, _DAEMON = str(msg.LIBRARY), str(msg.DAEMON)
+_LIBRARY, _DAEMON = str(LIBRARY), str(DAEMON)
 _KEPT = 600
 """Events of one model or one backend."""
 _REQUESTS = 2_000
@@ -101,30 +101,30 @@ class History:
     @property
     def installer(self) -> InstallerState:
         """What the journal says of installations."""
-        state: InstallerState = self._state(msg.INSTALLER, InstallerState())
+        state: InstallerState = self._state(INSTALLER, InstallerState())
         return state
 
     @property
     def scheduler(self) -> SchedulerState:
         """What the journal says of loads."""
-        state: SchedulerState = self._state(msg.SCHEDULER, SchedulerState())
+        state: SchedulerState = self._state(SCHEDULER, SchedulerState())
         return state
 
     @property
     def library(self) -> LibraryState:
         """What the journal says of models."""
-        state: LibraryState = self._state(msg.LIBRARY, LibraryState())
+        state: LibraryState = self._state(LIBRARY, LibraryState())
         return state
 
     @property
     def daemon(self) -> DaemonState:
         """What the journal says of the daemon."""
-        state: DaemonState = self._state(msg.DAEMON, DaemonState())
+        state: DaemonState = self._state(DAEMON, DaemonState())
         return state
 
     def runner(self, backend: str) -> RunnerState:
         """What the journal says of a backend's engines."""
-        state: RunnerState = self._state(msg.runner_address(backend), RunnerState())
+        state: RunnerState = self._state(runner_address(backend), RunnerState())
         return state
 
     def backend(self, name: str) -> BackendInstallState:

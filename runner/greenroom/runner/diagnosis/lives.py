@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from greenroom.actors.events import (
-    BackendChosen,
-    BreakerOpened,
+from greenroom.actors.engine_runner.events import (
     EngineAdopted,
     EngineExited,
     EngineLost,
@@ -16,11 +14,15 @@ from greenroom.actors.events import (
     EngineSpawned,
     EngineStartRequested,
     EngineStopRequested,
+)
+from greenroom.actors.scheduler.events import (
+    BackendChosen,
+    BreakerOpened,
     EvictionDecided,
     LoadAdmitted,
     LoadFailed,
 )
-from greenroom.actors.facts import EngineExit, EngineSpec
+from greenroom.actors.values import EngineExit, EngineSpec
 from greenroom.runner.diagnosis.history import Happening
 
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from greenroom.actors.daemon_log import DaemonState
-from greenroom.actors.facts import Engine, Model
+from greenroom.actors.engine_runner.core import RunnerState
 from greenroom.actors.idempotency import IdempotencyState
-from greenroom.actors.installer_state import BackendInstallState, InstallerState
-from greenroom.actors.library import LibraryState
-from greenroom.actors.runner import RunnerState
-from greenroom.actors.scheduler_state import SchedulerState
+from greenroom.actors.installer.state import BackendInstallState, InstallerState
+from greenroom.actors.library.core import LibraryState
+from greenroom.actors.scheduler.state import SchedulerState
+from greenroom.actors.values import Engine, Model
 from greenroom.runner.diagnosis.replay import Snapshot, changes
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.diagnosis.times import clock, precise
-from greenroom.runner.quantities import format_duration, format_size
+from greenroom.runner.units import format_duration, format_size
 
 _LONGEST = 200
 """Characters of one value in a change."""

@@ -15,18 +15,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from greenroom.actors.daemon_log import DaemonLog
-from greenroom.actors.events import DaemonStarted
+from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
+from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.idempotency import Idempotency
-from greenroom.actors.installer import Installer
+from greenroom.actors.installer.core import Installer
 from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import Address, Core, Stored
 from greenroom.actors.kernel.replay import PARKED
 from greenroom.actors.kernel.supervision import CommandParked
-from greenroom.actors.library import Library
-from greenroom.actors.runner import Runner
-from greenroom.actors.scheduler import Scheduler
+from greenroom.actors.library.core import Library
+from greenroom.actors.scheduler.core import Scheduler
 
 _log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from greenroom.actors.events import EvictionDecided, LoadAdmitted
-from greenroom.actors.scheduler_state import BreakerState, LoadState, Quarantine, breaker_key, config_key
+from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted
+from greenroom.actors.scheduler.state import BreakerState, LoadState, Quarantine, breaker_key, config_key
 from greenroom.runner.diagnosis.history import Happening, History, of_type
 from greenroom.runner.diagnosis.lives import Life, lives_in
 from greenroom.runner.diagnosis.names import shown_model

@@ -6,7 +6,7 @@ import re
 import time
 from datetime import datetime, timedelta
 
-from greenroom.runner.quantities import format_duration, parse_duration
+from greenroom.runner.units import format_duration, parse_duration
 
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
 _EPOCH = re.compile(r"\d{9,}(?:\.\d+)?")

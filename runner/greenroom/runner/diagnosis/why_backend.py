@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from greenroom.actors.events import (
-    BackendChosen,
+from greenroom.actors.installer.errors import passed_over
+from greenroom.actors.installer.events import (
     InstallationActivated,
     InstallationBroken,
     InstallationCommitted,
@@ -18,11 +18,10 @@ from greenroom.actors.events import (
     InstallCancelled,
     InstallFailed,
     InstallRequested,
-    LoadRefused,
 )
-from greenroom.actors.facts import Failure, Installation
-from greenroom.actors.installer_refusals import passed_over
-from greenroom.actors.installer_state import JobState
+from greenroom.actors.installer.state import JobState
+from greenroom.actors.scheduler.events import BackendChosen, LoadRefused
+from greenroom.actors.values import Failure, Installation
 from greenroom.runner.diagnosis.endings import install, named_backend
 from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding, ended, listed, tool_words
@@ -30,7 +29,7 @@ from greenroom.runner.diagnosis.history import Happening, History, latest, of_ty
 from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.diagnosis.why_loaded import preferred_absent
-from greenroom.runner.quantities import format_duration, format_size
+from greenroom.runner.units import format_duration, format_size
 
 _WANTED_BY = {
     "default": ("it is a default backend", "it is a default backend"),

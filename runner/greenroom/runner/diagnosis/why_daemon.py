@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from greenroom.actors.events import DaemonStarted, DaemonStopped
+from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding

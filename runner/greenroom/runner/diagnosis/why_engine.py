@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenroom.actors.events import LoadAdmitted
+from greenroom.actors.scheduler.events import LoadAdmitted
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding, ended
@@ -11,7 +11,7 @@ from greenroom.runner.diagnosis.lives import Life, lives_in
 from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.diagnosis.why_loaded import who_wanted
-from greenroom.runner.quantities import format_duration
+from greenroom.runner.units import format_duration
 
 
 def why_engine(engine_id: str, history: History, now: float) -> Finding:

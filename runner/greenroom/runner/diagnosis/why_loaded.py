@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from statistics import median
 
-from greenroom.actors.events import BackendChosen, LoadAdmitted
-from greenroom.actors.scheduler_state import LoadState
+from greenroom.actors.scheduler.events import BackendChosen, LoadAdmitted
+from greenroom.actors.scheduler.state import LoadState
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding
 from greenroom.runner.diagnosis.lives import Life, usual_seconds
 from greenroom.runner.diagnosis.story import Story
 from greenroom.runner.diagnosis.times import clock, moment
-from greenroom.runner.quantities import format_duration
+from greenroom.runner.units import format_duration
 
 _SLOW = 3.0
 """A load that takes so many times what earlier ones took is slow."""

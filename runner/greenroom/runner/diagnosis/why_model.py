@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
-from greenroom.actors.events import (
+from greenroom.actors.library.events import ModelCommitted
+from greenroom.actors.scheduler.events import (
     BackendChosen,
     BreakerOpened,
     EvictionDecided,
     LoadFailed,
     LoadRefused,
-    ModelCommitted,
     ModelQuarantined,
 )
-from greenroom.actors.facts import Model
-from greenroom.actors.scheduler_state import NOT_THE_MODELS_FAULT, BreakerState, counts_against_model
+from greenroom.actors.scheduler.state import NOT_THE_MODELS_FAULT, BreakerState, counts_against_model
+from greenroom.actors.values import Model
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.endings import Ending
@@ -28,7 +28,7 @@ from greenroom.runner.diagnosis.times import moment
 from greenroom.runner.diagnosis.why_loaded import why_backend_of, why_loaded
 from greenroom.runner.diagnosis.why_pull import why_not_here
 from greenroom.runner.diagnosis.why_quarantined import of_quarantine, with_quarantines
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 _DECISIVE = (LoadRefused, EvictionDecided, LoadFailed, BreakerOpened, ModelQuarantined)
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from greenroom.actors.events import ModelRemoved, PullAttemptFailed, PullCancelled, PullFailed, PullRequested
+from greenroom.actors.library.events import (
+    ModelRemoved,
+    PullAttemptFailed,
+    PullCancelled,
+    PullFailed,
+    PullRequested,
+)
 from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding, ended, tool_words
 from greenroom.runner.diagnosis.history import Happening, latest, of_type

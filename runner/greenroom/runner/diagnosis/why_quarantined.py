@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from greenroom.actors.events import LoadFailed, ModelQuarantined
-from greenroom.actors.quarantine import in_a_row
-from greenroom.actors.scheduler_state import Quarantine
+from greenroom.actors.scheduler.events import LoadFailed, ModelQuarantined
+from greenroom.actors.scheduler.quarantine import in_a_row
+from greenroom.actors.scheduler.state import Quarantine
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.endings import Ending
 from greenroom.runner.diagnosis.explanation import Remedy, Words

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from greenroom.actors.events import (
-    EvictionDecided,
+from greenroom.actors.installer.events import (
     InstallationCommitted,
     InstallCancelled,
     InstallFailed,
     InstallNotNeeded,
     InstallRequested,
-    LoadAdmitted,
-    LoadRefused,
-    ModelCommitted,
-    PullCancelled,
-    PullFailed,
-    PullRequested,
 )
+from greenroom.actors.library.events import ModelCommitted, PullCancelled, PullFailed, PullRequested
+from greenroom.actors.scheduler.events import EvictionDecided, LoadAdmitted, LoadRefused
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.explanation import Remedy
 from greenroom.runner.diagnosis.finding import Finding, ended, tool_words
@@ -24,7 +19,7 @@ from greenroom.runner.diagnosis.lives import Life, lives_in
 from greenroom.runner.diagnosis.names import shown_model
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.diagnosis.times import moment
-from greenroom.runner.quantities import format_duration, format_size
+from greenroom.runner.units import format_duration, format_size
 
 
 def why_request(request: str, history: History, now: float) -> Finding:

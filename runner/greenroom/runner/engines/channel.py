@@ -15,7 +15,7 @@ from greenroom.actors.kernel.fork import on_fork
 from greenroom.runner.engines import keeper_main
 from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.keeper import MESSAGE_LIMIT
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.systems import here
 
 _RECEIVE_BYTES = 262_144

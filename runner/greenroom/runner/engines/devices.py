@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from greenroom.actors.ledger import Device
+from greenroom.actors.scheduler.ledger import Device
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from greenroom.runner.engines.capsule import read_end
+from greenroom.runner.engines.exit_report import read_end
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.recovery import keeper_of, read_claim
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from greenroom.actors.facts import EngineExit, EngineSpec, Failure, Measured
-from greenroom.runner.backends.declaration import Command, Readiness
+from greenroom.actors.values import EngineExit, EngineSpec, Failure, Measured
+from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.reach import inode_of

@@ -36,17 +36,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from greenroom.actors.facts import Engine, EngineExit, EngineSpec, Failure
-from greenroom.runner.engines.capsule import engine_exit, read_end, write_end
+from greenroom.actors.values import Engine, EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.channel import Channel, KeeperGone
-from greenroom.runner.engines.condition import is_kept_waiting
 from greenroom.runner.engines.environment import cleaned
+from greenroom.runner.engines.exit_report import engine_exit, read_end, write_end
 from greenroom.runner.engines.folders import Folders
 from greenroom.runner.engines.handle import EngineListener, Handle, Prepare, Prepared
+from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, Readings, Vitals
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
 from greenroom.runner.engines.paths import EngineFolder
+from greenroom.runner.engines.process_state import is_kept_waiting
 from greenroom.runner.engines.readiness import Health, Patience, take_pulse
 from greenroom.runner.engines.recovery import (
     Ended,
@@ -61,9 +62,8 @@ from greenroom.runner.engines.recovery import (
     read_claim,
 )
 from greenroom.runner.engines.unbegun import no_keeper, not_begun
-from greenroom.runner.engines.vitals import KILL, DeviceUsage, Readings, Vitals
 from greenroom.runner.engines.watch import KeeperWatch
-from greenroom.runner.failures import JobFailed, blamed, refused_by_machine
+from greenroom.runner.errors import JobFailed, blamed, refused_by_machine
 
 __all__ = ["EngineHost", "EngineListener", "Prepare", "Prepared"]
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import re
 
-from greenroom.actors.facts import Failure
 from greenroom.actors.gates import GateReading
+from greenroom.actors.values import Failure
 from greenroom.runner.engines.readiness import CPU_SHARE
 
 LIMIT = 12.0

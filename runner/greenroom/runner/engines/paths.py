@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 
 SOCKET_BYTES = 100
 """Longest socket path in bytes; the systems' own limits begin at 104 (macOS), with the closing NUL."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from greenroom.actors.facts import EngineSpec
+from greenroom.actors.values import EngineSpec
 from greenroom.runner.engines.paths import EngineFolder
 
 _LOOKED_AT = 5

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from greenroom.actors.facts import Mode
-from greenroom.runner.backends.declaration import Readiness
+from greenroom.actors.values import Mode
+from greenroom.runner.backends.base import Readiness
 from greenroom.runner.systems import here
 
 PROBE_SECONDS = 1.0

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.facts import Engine, EngineSpec
-from greenroom.runner.engines.capsule import read_end
+from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.engines.channel import Channel, KeeperGone
+from greenroom.runner.engines.exit_report import read_end
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id, of_folder
 from greenroom.runner.engines.keeper import create_claim
 from greenroom.runner.engines.paths import EngineFolder

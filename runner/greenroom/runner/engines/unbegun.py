@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from greenroom.actors.facts import Failure
-from greenroom.runner.failures import is_machines, refused_by_machine
+from greenroom.actors.values import Failure
+from greenroom.runner.errors import is_machines, refused_by_machine
 
 
 def no_keeper(message: str, said: str = "") -> Failure:

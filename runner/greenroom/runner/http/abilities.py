@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from greenroom.actors.choice import choose
-from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import context_reckoned
-from greenroom.actors.scheduler_state import ModelConfigState, config_key
-from greenroom.runner.backends.declaration import Dialect
-from greenroom.runner.failures import JobFailed
+from greenroom.actors.scheduler.backend_choice import choose
+from greenroom.actors.scheduler.ledger import context_reckoned
+from greenroom.actors.scheduler.state import ModelConfigState, config_key
+from greenroom.actors.values import Mode, Model
+from greenroom.runner.backends.base import Dialect
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.engine_errors import Asked, Told, too_long
 from greenroom.runner.http.errors import HttpRefusal

@@ -13,20 +13,13 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from greenroom.actors.facts import Caller, Mode, Model, Plan
+from greenroom.actors.addresses import INSTALLER, SCHEDULER
 from greenroom.actors.gates import Place
+from greenroom.actors.installer.messages import PlanInstall
 from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
-from greenroom.actors.messages import (
-    INSTALLER,
-    SCHEDULER,
-    Abandon,
-    CallerFound,
-    Granted,
-    Keep,
-    PlanInstall,
-    Serve,
-)
 from greenroom.actors.progress import request_job
+from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
+from greenroom.actors.values import Caller, Mode, Model, Plan
 from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.request_ids import RequestIds
 

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Iterator
 
 from aiohttp import web
 
-from greenroom.actors.facts import Model
 from greenroom.actors.kernel.errors import Refused
-from greenroom.actors.library_pulls import refusal_of
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.actors.library.pulls import refusal_of
+from greenroom.actors.values import Model
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.patience import Patience
 from greenroom.runner.models.store import Store

@@ -12,12 +12,19 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from greenroom.actors.facts import Installation
-from greenroom.actors.installer_messages import Activate, Verified, VerifyBackend
+from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.messages import (
+    Activate,
+    BackendStatus,
+    Ensure,
+    Uninstall,
+    Verified,
+    VerifyBackend,
+)
 from greenroom.actors.kernel.core import Command
 from greenroom.actors.limits import BackendName, Version
-from greenroom.actors.messages import INSTALLER, BackendFacts, BackendStatus, Ensure, Uninstall
 from greenroom.actors.progress import install_job
+from greenroom.actors.values import BackendFacts, Installation
 from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.headers import request_id_of

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from greenroom.actors.facts import Engine, InstallPolicy, Model
 from greenroom.actors.gates import GateBoard
+from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.messages import BackendFacts, BackendStatus
 from greenroom.actors.progress import ProgressBoard
-from greenroom.runner.backends.declaration import Backend
+from greenroom.actors.values import BackendFacts, Engine, InstallPolicy, Model
+from greenroom.runner.backends.base import Backend
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 

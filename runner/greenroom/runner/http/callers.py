@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import psutil
 from aiohttp import web
 
-from greenroom.actors.facts import Caller
 from greenroom.actors.limits import ID, escaped
+from greenroom.actors.values import Caller
 
 _RECENT = 8
 """Processes that are looked at before all others are."""

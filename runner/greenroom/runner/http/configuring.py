@@ -17,17 +17,18 @@ from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from greenroom.actors import limits
-from greenroom.actors.facts import Mode, Model
-from greenroom.actors.ledger import Capacity, context_reckoned, promise_for
-from greenroom.actors.messages import SCHEDULER, BackendFacts, ConfigField, Configure
-from greenroom.actors.scheduler_state import ModelConfigState, config_key
+from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, promise_for
+from greenroom.actors.scheduler.messages import ConfigField, Configure
+from greenroom.actors.scheduler.state import ModelConfigState, config_key
+from greenroom.actors.values import BackendFacts, Mode, Model
 from greenroom.runner.backends.flags import refusal, without_sizes
 from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.go_text import go_duration, parse_go_duration
 from greenroom.runner.http.headers import request_id_of
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 DEFAULT_BACKEND = "llama.cpp"
 _MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")

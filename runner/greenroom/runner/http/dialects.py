@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-from greenroom.runner.backends.declaration import Dialect
+from greenroom.runner.backends.base import Dialect
 
 _LINE_LIMIT = 4 * 2**20
 """Bytes of one unfinished line that are held back; past it, it passes as it is."""

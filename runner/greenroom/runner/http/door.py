@@ -9,12 +9,12 @@ from typing import Any
 
 from aiohttp import web
 
-from greenroom.actors.facts import Caller, Engine, Mode, Model
+from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.errors import KernelError, SystemFailed
 from greenroom.actors.limits import NAME, is_line
-from greenroom.actors.messages import SCHEDULER
 from greenroom.actors.progress import request_job
-from greenroom.actors.scheduler_state import ModelConfigState, Quarantine, SchedulerState
+from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, SchedulerState
+from greenroom.actors.values import Caller, Engine, Mode, Model
 from greenroom.runner.http.abilities import Abilities
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.backstage import Backstage

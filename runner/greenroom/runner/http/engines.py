@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import msgspec
 from aiohttp import web
 
+from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.limits import BackendName, Names
-from greenroom.actors.messages import SCHEDULER, BackendStatus, Unload
 from greenroom.actors.progress import install_job
+from greenroom.actors.scheduler.messages import Unload
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.configuring import Configuring

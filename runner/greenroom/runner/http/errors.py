@@ -23,7 +23,7 @@ from greenroom.actors.kernel.errors import (
     SystemFailed,
 )
 from greenroom.runner.daemon import NotRunning
-from greenroom.runner.failures import machine_failure
+from greenroom.runner.errors import machine_failure
 from greenroom.runner.http.headers import request_id_of
 
 Family = Literal["openai", "anthropic", "text"]

@@ -11,9 +11,10 @@ from aiohttp import web
 from msgspec import Meta
 
 from greenroom import __version__
+from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.limits import DURATION
-from greenroom.actors.messages import SCHEDULER, AwaitReady
+from greenroom.actors.scheduler.messages import AwaitReady
 from greenroom.runner.daemon import NotRunning
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door

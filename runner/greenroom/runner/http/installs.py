@@ -13,11 +13,8 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
-from greenroom.actors.facts import Progress
-from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.limits import BackendName, Id, Version
-from greenroom.actors.messages import (
-    INSTALLER,
+from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.messages import (
     CancelInstall,
     Ensure,
     Ensured,
@@ -26,7 +23,10 @@ from greenroom.actors.messages import (
     Uninstall,
     Uninstalled,
 )
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import BackendName, Id, Version
 from greenroom.actors.progress import install_job
+from greenroom.actors.values import Progress
 from greenroom.runner.http.bodies import checked, invalid, read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import wants_json

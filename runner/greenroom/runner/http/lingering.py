@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from greenroom.actors.facts import Engine
 from greenroom.actors.gates import GateBoard
-from greenroom.runner.engines.condition import wants_to_work
+from greenroom.actors.values import Engine
+from greenroom.runner.engines.process_state import wants_to_work
 from greenroom.runner.engines.processes import groups
 
 _LONGEST = 30.0

@@ -10,12 +10,13 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from greenroom.actors.facts import Model
+from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.kernel.errors import KernelError, Refused
-from greenroom.actors.library_pulls import refusal_of
+from greenroom.actors.library.messages import Prune, Removed, RemoveModel, RepackageModel, TagModel
+from greenroom.actors.library.pulls import refusal_of
 from greenroom.actors.limits import CONTEXT, Name
-from greenroom.actors.messages import LIBRARY, Prune, Removed, RemoveModel, RepackageModel, TagModel
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.actors.values import Model
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import HttpRefusal

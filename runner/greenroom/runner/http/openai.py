@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from aiohttp import HttpVersion11, web
 
-from greenroom.actors.facts import Model
-from greenroom.actors.scheduler_state import ModelConfigState, config_key
+from greenroom.actors.scheduler.state import ModelConfigState, config_key
+from greenroom.actors.values import Model
 from greenroom.runner.http.dialogues import (
     CHAT,
     COMPLETION,
@@ -23,7 +23,7 @@ from greenroom.runner.http.dialogues import (
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.errors import HttpRefusal, answer_error
 from greenroom.runner.http.proxy import Exchange, Kind
-from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.errors import size_text
 
 _DONE = b"data: [DONE]"
 _STOP = b"event: message_stop"

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from greenroom.actors.facts import Progress
 from greenroom.actors.idempotency import Outcome
 from greenroom.actors.kernel.errors import KernelError, Refusal
 from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.values import Progress
 from greenroom.runner.http.errors import refusal_of
 from greenroom.runner.http.following import FOLLOWING, REPLAYED, hand_over, refused_as, replayed
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 _PAUSE = 0.1
 """Seconds between two lines of the same phase."""

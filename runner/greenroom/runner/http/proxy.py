@@ -20,11 +20,11 @@ from typing import Any
 
 from aiohttp import web
 
-from greenroom.actors.facts import EngineExit, Mode, Model
 from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
+from greenroom.actors.values import EngineExit, Mode, Model
 from greenroom.runner.http.abilities import refusal_of_told, refuse_what_it_cannot
 from greenroom.runner.http.admission import Admission
 from greenroom.runner.http.bodies import IGNORED, Routing, read_body, routing_of

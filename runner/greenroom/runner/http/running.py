@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from greenroom.actors.facts import Engine
+from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.gates import GateReading, Slot
 from greenroom.actors.kernel.errors import KernelError
-from greenroom.actors.messages import SCHEDULER, EngineAccount, LedgerReading, ReadLedger
-from greenroom.actors.scheduler_state import ModelConfigState, config_key
+from greenroom.actors.scheduler.messages import EngineAccount, LedgerReading, ReadLedger
+from greenroom.actors.scheduler.state import ModelConfigState, config_key
+from greenroom.actors.values import Engine
 from greenroom.runner.http.door import Door
 from greenroom.runner.http.errors import refusal_of
 from greenroom.runner.http.go_text import go_duration

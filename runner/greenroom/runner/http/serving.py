@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors.choice import Install, Use, choose
-from greenroom.actors.facts import Mode, Model
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.ledger import Capacity, promise_for
-from greenroom.actors.scheduler_state import ModelConfigState, config_key
+from greenroom.actors.scheduler.backend_choice import Install, Use, choose
+from greenroom.actors.scheduler.ledger import Capacity, promise_for
+from greenroom.actors.scheduler.state import ModelConfigState, config_key
+from greenroom.actors.values import Mode, Model
 from greenroom.runner.http.door import Door
 
 _MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")

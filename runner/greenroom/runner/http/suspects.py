@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from greenroom.actors.facts import EngineExit
+from greenroom.actors.values import EngineExit
 
 KEPT = 600.0
 """Seconds a request is remembered."""

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from greenroom.actors.facts import Part, Progress
 from greenroom.actors.kernel.errors import Refusal
-from greenroom.actors.messages import Pulled, Pushed
+from greenroom.actors.library.messages import Pulled, Pushed
+from greenroom.actors.values import Part, Progress
 from greenroom.runner.http.errors import JSON
-from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.errors import size_text
 
 TransferMode = Literal["pull", "push", "verify"]
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import msgspec
 from aiohttp import web
 
-from greenroom.actors.facts import Model
+from greenroom.actors.addresses import LIBRARY
+from greenroom.actors.library.messages import CancelPull, CancelPush, LeavePull, NoteModel, Pull, Push
 from greenroom.actors.limits import Id, Name, Secret
-from greenroom.actors.messages import LIBRARY, CancelPull, CancelPush, LeavePull, NoteModel, Pull, Push
 from greenroom.actors.progress import pull_job, push_job
+from greenroom.actors.values import Model
 from greenroom.runner.http.archives import Archives
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door

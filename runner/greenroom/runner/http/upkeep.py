@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import msgspec
 from aiohttp import web
 
-from greenroom.actors.facts import Model, Progress
-from greenroom.actors.installer_messages import DropFetched
+from greenroom.actors.addresses import INSTALLER, LIBRARY
+from greenroom.actors.installer.messages import DropFetched
 from greenroom.actors.kernel.errors import Refusal, Refused
-from greenroom.actors.library_pulls import refusal_of
-from greenroom.actors.messages import INSTALLER, LIBRARY, NoteDamage, Prune, RemoveModel
+from greenroom.actors.library.messages import NoteDamage, Prune, RemoveModel
+from greenroom.actors.library.pulls import refusal_of
+from greenroom.actors.values import Model, Progress
 from greenroom.runner.disk_usage import measure
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.http.bodies import read_json
 from greenroom.runner.http.door import Door, shown_name
 from greenroom.runner.http.errors import wants_json

@@ -22,7 +22,7 @@ from typing import IO
 import msgspec
 
 from greenroom.actors.journal.disk import force
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.disk import LOCK, InstallationStore, segment
 from greenroom.runner.installations.lock import Lock, LockedFile
 from greenroom.runner.installations.record import Record, Wheel

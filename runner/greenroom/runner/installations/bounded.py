@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from greenroom.runner.failures import JobCancelled
+from greenroom.runner.errors import JobCancelled
 
 T = TypeVar("T")
 

@@ -19,11 +19,11 @@ from typing import Protocol
 
 import msgspec
 
-from greenroom.actors.facts import Failure, Installation, Plan, Progress
+from greenroom.actors.values import Failure, Installation, Plan, Progress
+from greenroom.runner.backends.base import Backend, Environment, Image, Platform
 from greenroom.runner.backends.catalog import BACKENDS
-from greenroom.runner.backends.declaration import Backend, Environment, Image, Platform
 from greenroom.runner.config import ExternalBackend, RegistrySettings
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import external
 from greenroom.runner.installations.disk import UNREADABLE, InstallationStore, no_exec
 from greenroom.runner.installations.environment import Environments

@@ -24,9 +24,9 @@ from threading import Event
 
 import msgspec
 
-from greenroom.actors.facts import Installation
+from greenroom.actors.values import Installation
 from greenroom.runner.engines.identity import ProcessIdentity
-from greenroom.runner.failures import JobCancelled, JobFailed, blamed
+from greenroom.runner.errors import JobCancelled, JobFailed, blamed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.bounded import Beside, TookTooLong
 from greenroom.runner.installations.record import MARK, Record, Unclear

@@ -16,9 +16,9 @@ from threading import Event
 
 import msgspec
 
-from greenroom.actors.facts import Installation, Plan, Progress
-from greenroom.runner.backends.declaration import Environment, Platform
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.actors.values import Installation, Plan, Progress
+from greenroom.runner.backends.base import Environment, Platform
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.archive import kept_lock
 from greenroom.runner.installations.bounded import Beside

@@ -7,8 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from greenroom.actors.facts import Installation
-from greenroom.runner.backends.declaration import Backend, Environment
+from greenroom.actors.values import Installation
+from greenroom.runner.backends.base import Backend, Environment
 from greenroom.runner.installations.verification import run_python
 
 EXTERNAL = "external"

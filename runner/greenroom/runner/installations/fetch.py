@@ -21,7 +21,7 @@ from typing import Protocol
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.bounded import Flag
 from greenroom.runner.installations.index import Finder
 from greenroom.runner.installations.lock import LockedFile

@@ -14,10 +14,10 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from greenroom.actors.facts import Installation, Plan, Progress
-from greenroom.runner.backends.declaration import Image, Platform
+from greenroom.actors.values import Installation, Plan, Progress
+from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import prebuilt
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.disk import (

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from urllib3.exceptions import HTTPError
 
-from greenroom.runner.backends.declaration import Image, Platform
+from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.bounded import TookTooLong, bounded
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.layers import GZIP

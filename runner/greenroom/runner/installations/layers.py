@@ -25,7 +25,7 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Protocol, Self
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
 
 _WHITEOUT = ".wh."

@@ -24,8 +24,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from greenroom.runner.backends.declaration import Environment, Platform
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.backends.base import Environment, Platform
+from greenroom.runner.errors import JobFailed
 
 if TYPE_CHECKING:
     from packaging.tags import Tag

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from greenroom.actors.facts import Progress
+from greenroom.actors.values import Progress
 
 _STALL_SECONDS = 5.0
 _WINDOW_SECONDS = 4.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from greenroom.actors.facts import Installation
+from greenroom.actors.values import Installation
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.models.durable import sync_folder, write_atomically
 from greenroom.runner.systems import System, here

@@ -13,9 +13,9 @@ from threading import Event
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from greenroom.actors.facts import Failure
-from greenroom.runner.backends.declaration import Environment, Platform
-from greenroom.runner.failures import JobFailed
+from greenroom.actors.values import Failure
+from greenroom.runner.backends.base import Environment, Platform
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.lock import (
     LOCKS,
     Lock,

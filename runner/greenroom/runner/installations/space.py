@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 
-from greenroom.runner.failures import JobFailed, blamed
+from greenroom.runner.errors import JobFailed, blamed
 from greenroom.runner.installations.bounded import Beside, TookTooLong
 from greenroom.runner.installations.lock import LockedFile
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 
 from greenroom.runner.engines.identity import ProcessIdentity
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.disk import Attempt, write_attempt
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.record import ENVIRONMENT, base_python

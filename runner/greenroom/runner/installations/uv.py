@@ -26,7 +26,7 @@ from typing import IO, Literal
 import msgspec
 import psutil
 
-from greenroom.runner.failures import JobCancelled, JobFailed, is_machines, refused_by_machine
+from greenroom.runner.errors import JobCancelled, JobFailed, is_machines, refused_by_machine
 from greenroom.runner.installations.sources import PackageSources
 
 # Filled now, while this module's import keeps others out: in CPython up to 3.12 a second thread that asks

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from greenroom.actors.facts import Failure
-from greenroom.runner.failures import JobCancelled, JobFailed, is_machines, refused_by_machine
+from greenroom.actors.values import Failure
+from greenroom.runner.errors import JobCancelled, JobFailed, is_machines, refused_by_machine
 from greenroom.runner.installations.record import MARK, Record, Unclear, interpreter
 
 _IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"

@@ -24,7 +24,7 @@ from urllib3.exceptions import (
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry, Timeout
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.bounded import Flag, TookTooLong, bounded
 from greenroom.runner.installations.connections import Exchange, HttpPool, HttpsPool
 from greenroom.runner.installations.sources import PackageSources, redact, without_credentials

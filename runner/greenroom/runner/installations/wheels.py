@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
-from greenroom.runner.failures import JobCancelled
+from greenroom.runner.errors import JobCancelled
 from greenroom.runner.installations.lock import LockedFile
 
 _CHUNK = 1 << 20

@@ -15,10 +15,10 @@ from pathlib import Path
 from threading import Event
 from typing import IO
 
-from greenroom.actors.facts import Model
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.actors.values import Model
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.published import blobs_of, checked, complete
 from greenroom.runner.models.references import blob_name
 from greenroom.runner.models.store import Store

@@ -17,9 +17,9 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Literal
 
-from greenroom.runner.failures import JobCancelled
+from greenroom.runner.errors import JobCancelled
 from greenroom.runner.models.durable import sync_file
-from greenroom.runner.models.failures import from_os_error, hash_mismatch, nearly_full, not_a_model
+from greenroom.runner.models.errors import from_os_error, hash_mismatch, nearly_full, not_a_model
 from greenroom.runner.models.held import HeldFile, hold
 from greenroom.runner.models.manifest import Artifact, Layer
 from greenroom.runner.models.references import BadReference, blob_name, relative_name, shown

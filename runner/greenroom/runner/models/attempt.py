@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from greenroom.actors.facts import Part, Progress
+from greenroom.actors.values import Part, Progress
 
 _REPORT_EVERY = 0.1
 _WINDOW = 4.0

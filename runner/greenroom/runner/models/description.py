@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from greenroom.actors.facts import Model
+from greenroom.actors.values import Model
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models import templates
-from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.gguf import read_header
 from greenroom.runner.models.store import Store
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from greenroom.runner.failures import JobFailed
-from greenroom.runner.models.failures import from_os_error
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.models.errors import from_os_error
 
 _LOCK_SECONDS = 30.0
 

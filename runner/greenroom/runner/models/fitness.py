@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from greenroom.actors.facts import ModelFormat
-from greenroom.actors.scheduler_refusals import gib
-from greenroom.runner.failures import JobFailed
+from greenroom.actors.scheduler.errors import gib
+from greenroom.actors.values import ModelFormat
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.arrival import RESERVE
 from greenroom.runner.models.sources.base import Offer
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 
 _ANYWAY = "greenroom pull --force fetches it anyway."
 

@@ -18,8 +18,8 @@ from math import prod
 from typing import BinaryIO
 
 from greenroom.actors.limits import is_line
-from greenroom.runner.failures import JobFailed
-from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata, Readable
 
 _HEADER_LIMIT = 256 * 2**20

@@ -17,8 +17,8 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import BinaryIO, Literal
 
 from greenroom.actors.limits import is_line
-from greenroom.runner.failures import JobFailed
-from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.references import is_text, shown
 
 _LINKS = 16

@@ -8,9 +8,9 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.durable import TEMPORARY, write_atomically
-from greenroom.runner.models.failures import from_os_error
+from greenroom.runner.models.errors import from_os_error
 from greenroom.runner.models.files import children
 from greenroom.runner.models.layout import Index, IndexDamaged
 from greenroom.runner.models.recovery import with_what_is_here

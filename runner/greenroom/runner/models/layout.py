@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from greenroom.actors.facts import Model
+from greenroom.actors.values import Model
 from greenroom.runner.models.manifest import MANIFEST, Descriptor
 
 LAYOUT_VERSION = "1.0.0"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from greenroom.actors.limits import CONTEXT
-from greenroom.runner.models.failures import size_text
+from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.gguf import shard_of
 from greenroom.runner.models.metadata import Metadata
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Literal, Protocol
 
-from greenroom.actors.facts import ModelFormat
+from greenroom.actors.values import ModelFormat
 
 _MOST_PARAMETERS = 2**50
 _LONGEST_CONTEXT = 2**27

@@ -10,7 +10,7 @@ from stat import S_ISREG
 from threading import Event
 
 from greenroom.runner.models.arrival import hash_file
-from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.manifest import Artifact, Layer, build, digest_of
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import is_text

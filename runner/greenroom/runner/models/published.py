@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from greenroom.actors.facts import ModelFormat
-from greenroom.runner.failures import JobFailed
+from greenroom.actors.values import ModelFormat
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.failures import not_a_model
+from greenroom.runner.models.errors import not_a_model
 from greenroom.runner.models.manifest import ARCHIVES, CONFIGS, Artifact, Descriptor, Manifest, digest_of
 from greenroom.runner.models.references import BadReference, blob_name
 from greenroom.runner.models.unpacking import BYTES_LIMIT, unpack

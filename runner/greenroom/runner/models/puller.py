@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from greenroom.actors.facts import Failure, Model, Progress
+from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.attempt import Attempt
-from greenroom.runner.models.catalogue import Catalogue
-from greenroom.runner.models.failures import TOO_SLOW, check_pin, failure_of
+from greenroom.runner.models.errors import TOO_SLOW, check_pin, failure_of
 from greenroom.runner.models.fitness import Machine, check_disk, check_machine
 from greenroom.runner.models.pusher import Pusher
 from greenroom.runner.models.references import Reference
+from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Context, Offer, Pins, Source
 from greenroom.runner.models.sources.oci import OciSource

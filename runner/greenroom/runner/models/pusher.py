@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from greenroom.actors.facts import Failure, Progress
 from greenroom.actors.retry import PUSH_RETRIES
+from greenroom.actors.values import Failure, Progress
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.attempt import Attempt, Moving
-from greenroom.runner.models.failures import NO_ANSWER, TOO_SLOW, failure_of
+from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, failure_of
 from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
 from greenroom.runner.models.references import DEFAULT_TAG, Reference, familiar
 from greenroom.runner.models.store import Store

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from greenroom.actors.facts import Model
-from greenroom.runner.failures import JobFailed
+from greenroom.actors.values import Model
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.bundle import open_bundle
 from greenroom.runner.models.layout import Entry, Index

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from greenroom.actors.facts import Model
 from greenroom.actors.limits import is_line
+from greenroom.actors.values import Model
 
 Scheme = Literal["oci", "huggingface", "pypi", "path", "id"]
 

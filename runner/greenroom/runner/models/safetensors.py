@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from greenroom.actors.facts import ModelFormat
 from greenroom.actors.limits import is_line
-from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.actors.values import ModelFormat
+from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.metadata import Metadata, Readable
 from greenroom.runner.models.templates import of_folder
 

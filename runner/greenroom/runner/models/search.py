@@ -10,9 +10,9 @@ from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlencode
 
-from greenroom.runner.failures import JobCancelled, JobFailed
-from greenroom.runner.models.catalogue import Catalogue
-from greenroom.runner.models.failures import failure_of
+from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.models.errors import failure_of
+from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.waits import Cancel
 
 DOCKER_HUB = "https://hub.docker.com"

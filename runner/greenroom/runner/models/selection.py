@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from greenroom.runner.failures import JobFailed
-from greenroom.runner.models.failures import not_a_model
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.models.errors import not_a_model
 from greenroom.runner.models.gguf import shard_of
 
 _COMPANIONS = {".json", ".jinja", ".txt", ".model", ".vocab", ".tiktoken", ".md"}

@@ -28,20 +28,14 @@ from pathlib import Path
 
 import msgspec
 
-from greenroom.actors.facts import Model
-from greenroom.runner.backends.declaration import ModelFiles
-from greenroom.runner.failures import JobFailed
+from greenroom.actors.values import Model
+from greenroom.runner.backends.base import ModelFiles
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival, Count, hash_file
 from greenroom.runner.models.bundle import open_bundle, remove_bundle
 from greenroom.runner.models.durable import TEMPORARY, sync_folder, write_atomically
-from greenroom.runner.models.failures import (
-    check_pin,
-    from_os_error,
-    model_damaged,
-    no_such_model,
-    store_gone,
-)
+from greenroom.runner.models.errors import check_pin, from_os_error, model_damaged, no_such_model, store_gone
 from greenroom.runner.models.files import (
     check_no_other,
     check_writable,

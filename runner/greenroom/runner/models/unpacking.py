@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Any
 
-from greenroom.runner.failures import JobCancelled
-from greenroom.runner.models.failures import not_a_model
+from greenroom.runner.errors import JobCancelled
+from greenroom.runner.models.errors import not_a_model
 from greenroom.runner.models.references import BadReference, relative_name
 from greenroom.runner.models.selection import belongs
 

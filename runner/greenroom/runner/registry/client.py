@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.registry.credentials import Credentials, credentials_for
 from greenroom.runner.registry.endpoints import Endpoint, endpoints_of
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LAYERS = 500

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.bounded import TookTooLong, bounded
 from greenroom.runner.registry.client import Registry, digest_of
 

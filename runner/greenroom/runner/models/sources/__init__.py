@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.references import Reference, shown
 from greenroom.runner.models.sources.base import Context, Source
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from greenroom.actors.facts import ModelFormat
+from greenroom.actors.values import ModelFormat
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.attempt import Moving

@@ -21,9 +21,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.failures import NO_ANSWER, not_a_model
+from greenroom.runner.models.errors import NO_ANSWER, not_a_model
 from greenroom.runner.models.references import DEFAULT_TAG, BadReference, Reference, is_id, relative_name
 from greenroom.runner.models.selection import choose_from_repository, quantisations_of
 from greenroom.runner.models.sources.base import Context, Offer, Report

@@ -9,10 +9,10 @@ import os
 from functools import partial
 from threading import Event
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.failures import NO_ANSWER
+from greenroom.runner.models.errors import NO_ANSWER
 from greenroom.runner.models.manifest import digest_of
 from greenroom.runner.models.published import blobs_of, checked, complete, format_of, weights_of
 from greenroom.runner.models.references import DEFAULT_TAG, Reference

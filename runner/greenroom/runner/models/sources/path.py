@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from threading import Event
 
-from greenroom.runner.failures import JobFailed
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.arrival import Arrival
-from greenroom.runner.models.failures import from_os_error, not_a_model
+from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.held import HeldFile, HeldFolder, LinkedFile, hold
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import Reference

@@ -20,10 +20,10 @@ from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import TYPE_CHECKING
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.attempt import Moving
-from greenroom.runner.models.failures import from_os_error, hash_mismatch, not_a_model
+from greenroom.runner.models.errors import from_os_error, hash_mismatch, not_a_model
 from greenroom.runner.models.references import Reference, shown
 from greenroom.runner.models.selection import choose_files
 from greenroom.runner.models.sources.base import Context, Offer, Report

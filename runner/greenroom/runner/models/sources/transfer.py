@@ -21,12 +21,12 @@ from pathlib import Path
 from threading import Event
 from typing import IO, TYPE_CHECKING, Any
 
-from greenroom.runner.failures import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.attempt import Moving
-from greenroom.runner.models.failures import NO_ANSWER, TOO_SLOW, from_os_error, hash_mismatch
+from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, from_os_error, hash_mismatch
 from greenroom.runner.models.sources.base import Report
-from greenroom.runner.quantities import format_size
+from greenroom.runner.units import format_size
 from greenroom.runner.waits import side_by_side
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The actor of one backend, which owns its engines."""

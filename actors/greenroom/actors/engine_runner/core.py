@@ -1,0 +1,449 @@
+"""A runner: the actor of one backend, which owns its engines.
+
+    starting → ready → stopping → gone
+
+It knows pids, endpoints, readiness and how each engine ended. The scheduler makes the ids, so a command
+that comes twice is harmless. After a restart no claim of the journal is believed: the engines are looked
+for, and each is adopted, has ended, or is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from greenroom.actors.addresses import INSTALLER, SCHEDULER, runner_address
+from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
+from greenroom.actors.engine_runner.events import (
+    EngineAdopted,
+    EngineExited,
+    EngineLost,
+    EngineReady,
+    EngineSpawned,
+    EngineStartRequested,
+    EngineStopRequested,
+)
+from greenroom.actors.engine_runner.messages import (
+    AdoptedEngine,
+    BarEngine,
+    EngineEnded,
+    EngineIsReady,
+    EngineList,
+    EngineMoved,
+    EnginesMeasured,
+    EngineStalled,
+    LostEngine,
+    SpawnedEngine,
+    StartEngine,
+    StopEngine,
+)
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    NotUnderstood,
+    Recovered,
+    Stored,
+    Tell,
+)
+from greenroom.actors.values import Engine, EngineExit, Failure, Measured, RollCall
+
+_TELL_EVERY = 5.0
+_GROWN = 32 * 2**20
+"""Bytes by which an engine's peak must have grown to be told at once and not with the next list."""
+_REMEMBERED = 16
+"""Engines that are gone are told of for a while, so that nobody misses how they ended."""
+_BARRED = 256
+"""Far more than loads can be in flight at a time: nobody is forgotten whose start may still come."""
+SILENT_START = 900.0
+"""Seconds without any sign of progress after which a start is given up here, should its host be silent."""
+SILENT_STOP = 60.0
+"""Seconds after which an engine that was to end counts as lost; its host's own ladder is much shorter."""
+SILENT_RECOVERY = 120.0
+"""Seconds after which an engine of an earlier life that is still being looked for counts as lost."""
+_SLEPT = 15.0
+"""Seconds between two settlings (which come every few seconds) that show that this process did not run."""
+SECOND_LOOK = 30.0
+"""Seconds for which a silence must go on after it was noticed: it may have been this actor that was busy, and
+what was reported meanwhile lies in its mailbox."""
+
+
+class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
+    """The engines of one backend."""
+
+    engines: Mapping[str, Engine] = msgspec.field(default_factory=dict)
+    """By id, oldest first; gone ones are kept up to a bound."""
+    barred: tuple[str, ...] = ()
+    """Engines that never will start, although that may still be on its way. The last ones only."""
+    version: int = 0
+
+
+class RunnerSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What this life knows and the journal does not."""
+
+    moved: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → monotonic second of its last sign of progress."""
+    overdue: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → monotonic second at which its silence was noticed."""
+    unsettled: frozenset[str] = frozenset()
+    """Engines of an earlier life that are still being looked for."""
+    early: frozenset[str] = frozenset()
+    """Engines that were ready before their start could be stored, as on a full disk."""
+    installations: int = -1
+    """Version of the installer's list that the scheduler had acted on when it last called the roll."""
+    token: str = ""
+    """Of the last roll call that named one."""
+    measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
+    """engine → its memory."""
+    looked_at: float = 0.0
+    """Monotonic second of the last settling."""
+    told: int = -1
+    told_at: float = 0.0
+
+
+_Report = SpawnedEngine | EngineIsReady | AdoptedEngine | EngineEnded | LostEngine
+"""What hands say of one engine."""
+
+
+class Runner:
+    """The pure core; see the module's text."""
+
+    event_types: Sequence[type[Event]] = (
+        EngineStartRequested,
+        EngineSpawned,
+        EngineReady,
+        EngineStopRequested,
+        EngineExited,
+        EngineAdopted,
+        EngineLost,
+    )
+
+    def __init__(self, backend: str) -> None:
+        """`backend` is the name of the one whose engines these are."""
+        self.backend = backend
+        self.address: Address = runner_address(backend)
+        self._stream = str(self.address)
+
+    def claims(self, stream: str) -> bool:
+        """`runner/<backend>`."""
+        return stream == self._stream
+
+    def stream_of(self, _event: Event) -> str:
+        """`runner/<backend>`."""
+        return self._stream
+
+    def initial(self) -> RunnerState:
+        """No engines."""
+        return RunnerState()
+
+    def unseen(self) -> RunnerSeen:
+        """Nothing seen."""
+        return RunnerSeen()
+
+    def apply(self, state: RunnerState, stored: Stored[Any]) -> RunnerState:
+        """Fold one event."""
+        change = msgspec.structs.replace
+        event = stored.event
+        version = state.version + 1
+        if isinstance(event, EngineStartRequested):
+            spec = event.spec
+            new = Engine(spec=spec, state="starting", since=stored.at, cause=stored.id)
+            return change(state, engines={**state.engines, spec.engine_id: new}, version=version)
+        one = event.engine_id
+        old = state.engines.get(one)
+        if old is None:
+            barred = state.barred
+            if isinstance(event, EngineLost):
+                barred = (*barred, one)[-_BARRED:]
+            return change(state, barred=barred, version=version)
+        match event:
+            case EngineSpawned() as e:
+                new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
+            case EngineReady() if old.state == "starting":
+                new = change(old, state="ready", since=stored.at)
+            case EngineAdopted() as e:
+                new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
+                if old.state == "ready" and not e.ready:
+                    new = change(new, state="starting", since=stored.at)
+            case EngineStopRequested() as e if old.state != "gone":
+                fault = e.reason if e.fault else ""
+                new = change(old, state="stopping", since=stored.at, fault=fault, failure=e.failure)
+            case EngineExited() as e:
+                new = change(old, state="gone", since=stored.at, exit=e.exit)
+            case EngineLost() as e:
+                lost = EngineExit(at=stored.at, summary=e.reason, expected=old.state == "stopping", lost=True)
+                new = change(old, state="gone", since=stored.at, exit=lost)
+            case _:
+                new = old
+        engines = {**state.engines, one: new}
+        # There is one to forget only when another has gone; a replay folds by the hundred thousand.
+        if new.state == "gone" and old.state != "gone":
+            engines = _apply_bound(engines)
+        return change(state, engines=engines, version=version)
+
+    def decide(
+        self, state: RunnerState, command: Command, now: Moment, seen: RunnerSeen
+    ) -> Decision[RunnerSeen]:
+        """One command.
+
+        An engine may be barred before its start was heard of: that may still be on its way, behind a full
+        disk or in a busy mailbox, and its memory is promised to others once the list says it never will come.
+
+        Reports on engines that are gone, or were never ours, are dropped; but a process that turns out to run
+        without an intent is ended.
+        """
+        match command:
+            case StartEngine(spec=spec):
+                if spec.engine_id in state.engines or spec.engine_id in state.barred:
+                    return Decision()
+                return Decision(
+                    events=(EngineStartRequested(spec=spec),), seen=_moved(seen, spec.engine_id, now)
+                )
+            case StopEngine(engine_id=one, reason=reason):
+                engine = state.engines.get(one)
+                if engine is None or engine.state == "gone":
+                    return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                if engine.state == "stopping":
+                    return Decision(effects=(EndEngine(engine_id=one, reason=reason),))
+                return Decision(
+                    events=(EngineStopRequested(engine_id=one, reason=reason),),
+                    seen=_moved(seen, one, now),
+                )
+            case BarEngine(engine_id=one):
+                if one in state.engines or one in state.barred:
+                    return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                return Decision(events=(EngineLost(engine_id=one, reason="it had not been started"),))
+            case RollCall() as call:
+                return Decision(
+                    seen=msgspec.structs.replace(
+                        seen,
+                        told=-1,
+                        installations=max(seen.installations, call.installations),
+                        token=call.token or seen.token,
+                    )
+                )
+            case Recovered():
+                left = tuple(one for one in state.engines.values() if one.state != "gone")
+                ids = frozenset(one.spec.engine_id for one in left)
+                return Decision(
+                    effects=(RecoverEngines(backend=self.backend, engines=left),),
+                    seen=msgspec.structs.replace(
+                        seen, unsettled=ids, moved=dict.fromkeys(ids, now.monotonic)
+                    ),
+                )
+            case EngineMoved(engine_id=one):
+                # Its host keeps it: nothing of an earlier life is left to be looked for.
+                return Decision(seen=_settled(_moved(seen, one, now), one))
+            case EngineStalled(engine_id=one, failure=failure):
+                engine = state.engines.get(one)
+                if engine is None or engine.state not in ("starting", "ready"):
+                    return Decision()
+                reason = failure.message.removesuffix(".")
+                stalled = EngineStopRequested(
+                    engine_id=one, reason=reason, fault=True, failure=_given_up(engine, failure)
+                )
+                return Decision(events=(stalled,), cause=engine.cause, seen=_moved(seen, one, now))
+            case EnginesMeasured(measured=measured):
+                return Decision(seen=_measured(seen, measured))
+            case SpawnedEngine() | EngineIsReady() | AdoptedEngine() | EngineEnded() | LostEngine():
+                return self._report(state, command, now, seen)
+            case _:
+                raise NotUnderstood(self.address, command)
+
+    def _report(
+        self, state: RunnerState, report: _Report, now: Moment, seen: RunnerSeen
+    ) -> Decision[RunnerSeen]:
+        one = report.engine_id
+        engine = state.engines.get(one)
+        if engine is None or engine.state == "gone":
+            if isinstance(report, (SpawnedEngine, AdoptedEngine, EngineIsReady)):
+                return Decision(effects=(EndEngine(engine_id=one, reason="it is no longer needed"),))
+            return Decision()
+        events: tuple[Event, ...] = ()
+        seen = _moved(seen, one, now)
+        match report:
+            case SpawnedEngine() as r:
+                events = (EngineSpawned(engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint),)
+                seen = _settled(seen, one)
+                if one in seen.early and engine.state == "starting":
+                    events = (*events, _ready(engine, now))
+            case EngineIsReady() if engine.state == "starting" and engine.endpoint:
+                events = (_ready(engine, now),)
+            case EngineIsReady() if engine.state == "starting":
+                # On a full disk reports are handled again later, so they may come in another order. Without
+                # an endpoint nobody can be let in.
+                seen = msgspec.structs.replace(seen, early=seen.early | {one})
+            case AdoptedEngine() as r:
+                adopted = EngineAdopted(
+                    engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint, ready=r.ready
+                )
+                events = (adopted,)
+                if r.ready and engine.state == "starting":
+                    events = (adopted, EngineReady(engine_id=one, seconds=0.0))
+                seen = _settled(seen, one)
+            case EngineEnded() as r:
+                end = r.exit
+                if engine.fault:
+                    # We asked it to end, but only since it did not work.
+                    end = msgspec.structs.replace(
+                        end, expected=False, summary=_sentence(engine.fault), failure=engine.failure
+                    )
+                events = (EngineExited(engine_id=one, exit=end),)
+                seen = _settled(seen, one)
+            case LostEngine() as r:
+                events = (EngineLost(engine_id=one, reason=r.reason),)
+                seen = _settled(seen, one)
+            case EngineIsReady():
+                pass
+        return Decision(events=events, cause=engine.cause, seen=seen)
+
+    def react(self, state: RunnerState, stored: Stored[Any]) -> Sequence[Effect]:
+        """Intent is stored: act."""
+        match stored.event:
+            case EngineStartRequested(spec=spec):
+                return (SpawnEngine(spec=spec),)
+            case EngineStopRequested(engine_id=one, reason=reason) if one in state.engines:
+                return (EndEngine(engine_id=one, reason=reason),)
+            case _:
+                return ()
+
+    def settle(self, state: RunnerState, now: Moment, seen: RunnerSeen) -> Decision[RunnerSeen]:
+        """What follows.
+
+        1. A start without any sign of progress for very long: it is asked to end.
+        2. An engine that was to end, or of an earlier life, and of which nothing is heard: it counts as lost.
+        3. The list has changed, or every few seconds: tell it, once everybody of an earlier life is settled.
+
+        4. When this actor did not run for a while (its process was stopped, the machine slept), no engine is
+           asked to end for its silence yet: what was reported meanwhile comes first.
+
+        A silence counts once it has been noticed twice; at first its host is asked to end what is silent.
+        """
+        events: list[Event] = []
+        effects: list[Effect] = []
+        wakes: list[float] = []
+        overdue: dict[str, float] = {}
+        slept = 0.0 < seen.looked_at < now.monotonic - _SLEPT  # 4
+        moved = dict(seen.moved)
+        before = seen.unsettled & {one for one, engine in state.engines.items() if engine.state != "gone"}
+        unsettled = set(before)
+        for one, engine in state.engines.items():
+            if engine.state == "gone" or (engine.state == "ready" and one not in unsettled):
+                continue
+            since = moved.setdefault(one, now.monotonic)
+            if one in unsettled:
+                limit = SILENT_RECOVERY
+            else:
+                limit = SILENT_START if engine.state == "starting" else SILENT_STOP
+            if now.monotonic - since < limit:
+                wakes.append(since + limit)
+                continue
+            starting = engine.state == "starting" and one not in unsettled
+            if slept and not starting and one not in seen.overdue:
+                wakes.append(now.monotonic + 1.0)
+                continue
+            noticed = overdue[one] = seen.overdue.get(one, now.monotonic)
+            if noticed == now.monotonic and not starting:
+                effects.append(EndEngine(engine_id=one, reason="nothing is heard of it"))
+            if now.monotonic - noticed < SECOND_LOOK:
+                wakes.append(noticed + SECOND_LOOK)
+            elif starting:  # 1
+                reason = f"no sign of progress for {limit:.0f} s while starting"
+                events.append(EngineStopRequested(engine_id=one, reason=reason, fault=True))
+                moved[one] = now.monotonic
+                del overdue[one]
+            else:  # 2
+                reason = "it was looked for and nothing was heard of it" if one in unsettled else ""
+                lost = reason or "it was asked to end and never reported"
+                events.append(EngineLost(engine_id=one, reason=lost))
+                unsettled.discard(one)
+        changing = {one for one, engine in state.engines.items() if engine.state in ("starting", "stopping")}
+        seen = msgspec.structs.replace(
+            seen,
+            moved={one: at for one, at in moved.items() if one in changing | unsettled},
+            early=seen.early & changing,
+            overdue=overdue,
+            looked_at=now.monotonic,
+            unsettled=frozenset(unsettled),
+            measured={one: size for one, size in seen.measured.items() if _is_alive(state, one)},
+        )
+        decision = Decision(
+            events=tuple(events), effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None)
+        )
+        stale = seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY
+        if not stale or before:
+            return decision
+        whole = msgspec.structs.replace(  # 3
+            self.list_of(state), installations=seen.installations, measured=seen.measured
+        )
+        whole = msgspec.structs.replace(whole, token=seen.token)
+        telling = Decision(
+            effects=(
+                *decision.effects,
+                Tell(to=SCHEDULER, command=whole),
+                Tell(to=INSTALLER, command=whole),
+            ),
+            seen=msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic),
+            wake_at=decision.wake_at,
+        )
+        return msgspec.structs.replace(decision, otherwise=telling) if events else telling
+
+    def list_of(self, state: RunnerState) -> EngineList:
+        """All engines, gone ones last heard of included."""
+        return EngineList(
+            backend=self.backend,
+            engines=tuple(state.engines.values()),
+            barred=state.barred,
+            version=state.version,
+        )
+
+
+def _ready(engine: Engine, now: Moment) -> EngineReady:
+    return EngineReady(engine_id=engine.spec.engine_id, seconds=max(0.0, now.wall - engine.since))
+
+
+def _sentence(fault: str) -> str:
+    return f"The engine was given up: {fault}."
+
+
+def _given_up(engine: Engine, failure: Failure) -> Failure:
+    """The same for whoever asked for the model: names the engine, and says where its output is."""
+    spec, reason = engine.spec, failure.message.removesuffix(".")
+    return msgspec.structs.replace(
+        failure,
+        message=f"The {spec.backend} engine of {spec.model_ref} was given up: {reason}.",
+        advice=failure.advice or f"`greenroom logs {spec.engine_id}` shows its output.",
+    )
+
+
+def _is_alive(state: RunnerState, engine_id: str) -> bool:
+    engine = state.engines.get(engine_id)
+    return engine is not None and engine.state != "gone"
+
+
+def _measured(seen: RunnerSeen, measured: Mapping[str, Measured]) -> RunnerSeen:
+    """Take in what was measured; a peak that has grown a good deal does not wait for the next list."""
+    before = {one: seen.measured[one].peak if one in seen.measured else 0 for one in measured}
+    grown = any(size.peak - before[one] >= _GROWN for one, size in measured.items())
+    told = -1 if grown else seen.told
+    return msgspec.structs.replace(seen, measured={**seen.measured, **measured}, told=told)
+
+
+def _moved(seen: RunnerSeen, engine_id: str, now: Moment) -> RunnerSeen:
+    return msgspec.structs.replace(seen, moved={**seen.moved, engine_id: now.monotonic})
+
+
+def _settled(seen: RunnerSeen, engine_id: str) -> RunnerSeen:
+    return msgspec.structs.replace(seen, unsettled=seen.unsettled - {engine_id})
+
+
+def _apply_bound(engines: dict[str, Engine]) -> dict[str, Engine]:
+    gone = [one for one, engine in engines.items() if engine.state == "gone"]
+    for one in gone[: max(0, len(gone) - _REMEMBERED)]:
+        del engines[one]
+    return engines

@@ -1,0 +1,121 @@
+"""What runners are told, and what their hands report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from greenroom.actors.kernel.core import Command
+from greenroom.actors.limits import (
+    BackendName,
+    Id,
+    Ids,
+    Many,
+    Name,
+    Real,
+    Reason,
+    Whole,
+)
+from greenroom.actors.values import (
+    Engine,
+    EngineExit,
+    EngineSpec,
+    Failure,
+    Measured,
+)
+
+
+class StartEngine(Command, frozen=True, kw_only=True):
+    """Scheduler → runner. The same id twice is harmless."""
+
+    spec: EngineSpec
+
+
+class StopEngine(Command, frozen=True, kw_only=True):
+    """Scheduler → runner. Harmless for an engine that is gone."""
+
+    engine_id: Id
+    reason: Reason
+
+
+class BarEngine(Command, frozen=True, kw_only=True):
+    """Scheduler → runner. An engine that is not known shall never start; one that is known is left alone.
+
+    Either way the runner's list says which it was.
+    """
+
+    engine_id: Id
+
+
+class SpawnedEngine(Command, frozen=True, kw_only=True):
+    """Report: its process runs."""
+
+    engine_id: Id
+    pid: Whole
+    started: Real
+    endpoint: Name
+
+
+class EngineIsReady(Command, frozen=True, kw_only=True):
+    """Report: it has proved that it can answer."""
+
+    engine_id: Id
+
+
+class EngineEnded(Command, frozen=True, kw_only=True):
+    """Report: its process has ended, or never began."""
+
+    engine_id: Id
+    exit: EngineExit
+
+
+class AdoptedEngine(Command, frozen=True, kw_only=True):
+    """Report: it outlived the last daemon."""
+
+    engine_id: Id
+    pid: Whole
+    started: Real
+    endpoint: Name
+    ready: bool
+
+
+class LostEngine(Command, frozen=True, kw_only=True):
+    """Report: there is no such process."""
+
+    engine_id: Id
+    reason: Reason
+
+
+class EngineMoved(Command, frozen=True, kw_only=True):
+    """Report: it is loading and getting on."""
+
+    engine_id: Id
+
+
+class EngineStalled(Command, frozen=True, kw_only=True):
+    """Report: it cannot be reached, was stopped, or does nothing any more; it shall be ended and replaced."""
+
+    engine_id: Id
+    failure: Failure
+
+
+class EnginesMeasured(Command, frozen=True, kw_only=True):
+    """Report: the memory of engines. Never stored."""
+
+    measured: Annotated[Mapping[Id, Measured], Many]
+
+
+class EngineList(Command, frozen=True, kw_only=True):
+    """Runner → scheduler and installer: all its engines, and the last that are gone."""
+
+    backend: BackendName
+    engines: Annotated[tuple[Engine, ...], Many]
+    barred: Ids = ()
+    """Engines that never will start, even if their start is still on its way."""
+    version: Whole
+    installations: Whole = -1
+    """Version of the installer's list that the scheduler had acted on when it last called the roll."""
+    token: Id = ""
+    """Of the last roll call that named one: whatever was sent before that call is in this list."""
+    measured: Annotated[Mapping[Id, Measured], Many] = {}
+    """engine → memory, as far as it could be measured."""

@@ -1,0 +1,512 @@
+"""The installer: which backends are on disk, and the one job a backend that puts them there.
+
+    absent → installing → installed        with waiting_to_retry, failed, broken, retiring
+
+One job a backend at a time; whoever asks meanwhile joins it, and jobs of other versions queue. A failure is
+transient (another attempt, at a time the event records) or permanent; neither sticks, the next request may
+try again. What lies on disk is looked at in every new life, and what is seen becomes events: the journal's
+word alone is never believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from greenroom.actors.addresses import INSTALLER, SCHEDULER, runner_address
+from greenroom.actors.engine_runner.messages import EngineList
+from greenroom.actors.installer import ends
+from greenroom.actors.installer import errors as refusals
+from greenroom.actors.installer.disk import seen_on_disk, unread
+from greenroom.actors.installer.effects import LookAtInstallations, PlanInstallation, RemoveInstallation
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationBroken,
+    InstallationCommitted,
+    InstallationFound,
+    InstallationMissing,
+    InstallationRemoved,
+    InstallationRetiring,
+    InstallationsReadAgain,
+    InstallationsUnread,
+    InstallAttemptBegun,
+    InstallAttemptFailed,
+    InstallCancelled,
+    InstallFailed,
+    InstallNotNeeded,
+    InstallRequested,
+)
+from greenroom.actors.installer.messages import (
+    Activate,
+    BackendState,
+    BackendStatus,
+    BackendVerified,
+    CancelInstall,
+    DropFetched,
+    DropUnneeded,
+    Ensure,
+    Ensured,
+    FetchedDropped,
+    InstallationGone,
+    InstallationList,
+    InstallationsSeen,
+    InstallAttemptEnded,
+    InstallCommitted,
+    InstallsAwaited,
+    LeaveInstall,
+    PlanInstall,
+    PlanMade,
+    Uninstall,
+    VerifyBackend,
+)
+from greenroom.actors.installer.messages import InstallationsUnread as InstallationsUnread_msg
+from greenroom.actors.installer.reconcile import InstallerTurn, between_attempts
+from greenroom.actors.installer.state import InstallerSeen, InstallerState, apply
+from greenroom.actors.installer.versions import activate, not_needed, verified, verify, whole_of
+from greenroom.actors.installer.waiters import (
+    answers,
+    ensure_key,
+    heard,
+    job_for,
+    keys_of,
+    stronger,
+    uninstall_key,
+    waits,
+)
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    Later,
+    NotUnderstood,
+    Recovered,
+    Stored,
+    Tell,
+    refuse,
+)
+from greenroom.actors.retry import CONTACT_RETRIES, INSTALL_RETRIES, NO_NETWORK_AFTER, RetryPolicy
+from greenroom.actors.scheduler.messages import LiftQuarantines
+from greenroom.actors.values import BackendFacts, Failure, RollCall
+from greenroom.actors.waiters import count
+
+_STREAM = "install/"
+_DROP_KEY = "drop-fetched"
+_QUEUE = 8
+"""Jobs of one backend: somebody who asks for one version after the other must not fill the journal."""
+
+Seen = InstallerSeen
+N = TypeVar("N", Ensure, Uninstall, CancelInstall, LeaveInstall)
+
+
+class Installer:
+    """The pure core; see the module's text."""
+
+    address: Address = INSTALLER
+    event_types: Sequence[type[Event]] = (
+        InstallRequested,
+        InstallAttemptFailed,
+        InstallAttemptBegun,
+        InstallationCommitted,
+        InstallNotNeeded,
+        InstallFailed,
+        InstallCancelled,
+        InstallationFound,
+        InstallationMissing,
+        InstallationBroken,
+        InstallationActivated,
+        InstallationRetiring,
+        InstallationRemoved,
+        InstallationsUnread,
+        InstallationsReadAgain,
+    )
+
+    def __init__(
+        self,
+        backends: Sequence[BackendFacts],
+        retries: RetryPolicy = INSTALL_RETRIES,
+        contact: RetryPolicy = CONTACT_RETRIES,
+    ) -> None:
+        """`backends` are all that can be installed, by this Greenroom's declarations.
+
+        `contact` holds while somebody waits and no server has answered at all.
+        """
+        self._facts = {facts.name: facts for facts in backends}
+        self._retries = retries
+        self._contact = contact
+
+    def claims(self, stream: str) -> bool:
+        """Every `install/<backend>`."""
+        return stream.startswith(_STREAM)
+
+    def stream_of(self, event: Event) -> str:
+        """One stream a backend."""
+        return _STREAM + event.backend  # type: ignore[attr-defined, no-any-return]  # all of ours have one
+
+    def initial(self) -> InstallerState:
+        """Nothing is known."""
+        return InstallerState()
+
+    def unseen(self) -> Seen:
+        """Nothing has been looked at."""
+        return InstallerSeen()
+
+    def apply(self, state: InstallerState, stored: Stored[Any]) -> InstallerState:
+        """Fold one event."""
+        return apply(state, stored)
+
+    # decide
+
+    def decide(self, state: InstallerState, command: Command, now: Moment, seen: Seen) -> Decision[Seen]:
+        """One command."""
+        match command:
+            case Ensure():
+                return self._ensure(state, command, seen)
+            case Uninstall():
+                return self._uninstall(state, command, seen)
+            case CancelInstall():
+                return ends.cancel(state.of(command.backend), self._named(command), seen)
+            case LeaveInstall():
+                return ends.leave(self._named(command), seen)
+            case InstallsAwaited():
+                return Decision(seen=msgspec.structs.replace(seen, awaited=command.backends))
+            case Activate() | VerifyBackend():
+                return self._installed(state, command, seen)
+            case BackendVerified():
+                failed = refusals.failed(command.failure, command.backend) if command.failure else None
+                return verified(state, command, failed)
+            case DropFetched():
+                return self._drop_fetched(state)
+            case FetchedDropped(failure=failure):
+                dropped = command if failure is None else refusals.failed(failure, "")
+                return Decision(effects=(Answer(key=_DROP_KEY, outcome=dropped),))
+            case PlanInstall():
+                return self._plan(command)
+            case PlanMade():
+                outcome = command.plan if command.plan is not None else refusals.failed(command.failure, "")
+                return Decision(
+                    effects=(Answer(key=_plan_key(command.backend, command.version), outcome=outcome),)
+                )
+            case InstallCommitted():
+                one = command.installation
+                decision = self._committed(state, command, now)
+                return msgspec.structs.replace(decision, seen=_noted(seen, one.backend, one.id))
+            case InstallAttemptEnded():
+                return self._attempt_ended(state, command, now, seen)
+            case InstallationsSeen():
+                return seen_on_disk(state, command, now.wall, seen)
+            case InstallationsUnread_msg():
+                return unread(state, command, seen)
+            case InstallationGone():
+                return self._gone(state, command, now, seen)
+            case EngineList():
+                using = frozenset(
+                    engine.spec.installation_id for engine in command.engines if engine.state != "gone"
+                )
+                call, version, _ = seen.called.get(command.backend, ("", -1, 0.0))
+                answered = version if call and command.token == call else -1
+                return Decision(
+                    seen=msgspec.structs.replace(
+                        seen,
+                        in_use={**seen.in_use, command.backend: using},
+                        acted_on={**seen.acted_on, command.backend: max(command.installations, answered)},
+                    )
+                )
+            case RollCall():
+                return Decision(seen=msgspec.structs.replace(seen, told=-1))
+            case Recovered():
+                effects: list[Effect] = [LookAtInstallations(backends=tuple(self._facts))]
+                effects += [Tell(to=runner_address(name), command=RollCall()) for name in self._facts]
+                return Decision(
+                    effects=tuple(effects), seen=msgspec.structs.replace(seen, looking_since=now.monotonic)
+                )
+            case _:
+                raise NotUnderstood(self.address, command)
+
+    def _ensure(self, state: InstallerState, ask: Ensure, seen: Seen) -> Decision[Seen]:
+        """Decide on a wish for a backend.
+
+        1. Unknown backend, or one this platform cannot run: refused at once, without trying.
+        2. Its disk has not been looked at in this life: the look comes first, it is a matter of ms. If it
+           could not be: refused, since nobody knows what is there.
+        3. It is installed, in the wanted version, and no repair is asked for: answered at once.
+        4. The user's own is named in the config: refused, we make none beside it.
+        5. The wanted version lies there and another one is current: it comes into use.
+        6. A job of the same version, or for whoever names none any job, is under way: join it; what a person
+           typed goes on even when the request that began it is gone.
+        7. Otherwise a job begins, after those of other versions that are under way.
+        """
+        facts = self._facts.get(ask.backend)
+        if facts is None:  # 1
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
+        if facts.verdict:
+            return Decision(
+                reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend),
+                seen=heard(seen, ask),
+            )
+        ask = self._named(ask)
+        key = ensure_key(ask.backend, ask.version)
+        if ask.backend in seen.unread:  # 2
+            refusal = refusals.unread(ask.backend, state.of(ask.backend).unread)
+            return Decision(reply=refusal, seen=heard(seen, ask))
+        if ask.backend not in seen.looked:
+            if key not in seen.pending and len(seen.pending) >= _QUEUE * len(self._facts):
+                return Decision(reply=refusals.busy(ask.backend, _QUEUE))
+            pending = {**seen.pending, key: stronger(seen.pending.get(key), ask)}
+            seen = msgspec.structs.replace(seen, pending=pending)
+            return Decision(reply=Later(key), seen=waits(seen, key, ask))
+        backend = state.of(ask.backend)
+        usable = backend.usable
+        seen = heard(seen, ask)
+        if usable is not None and not ask.repair and ask.version in ("", usable.version):  # 3
+            # Who names the version that is in use wants models to be tried on it again.
+            again = ask.version and ask.wanted_by == "explicit"
+            lift = Tell(to=SCHEDULER, command=LiftQuarantines(backend=ask.backend))
+            reply = Ensured(installation=usable, fresh=False)
+            return Decision(reply=reply, effects=(lift,) if again else (), seen=seen)
+        if backend.theirs is not None:  # 4
+            return Decision(reply=refusals.not_ours(backend.theirs), seen=seen)
+        if ask.version and not ask.repair and (here := whole_of(backend, ask.version)) is not None:  # 5
+            activated = InstallationActivated(
+                backend=ask.backend, installation_id=here.id, reason="this version was requested"
+            )
+            reply = Ensured(installation=here, fresh=False)
+            return Decision(events=(activated,), reply=reply, seen=seen)
+        events: tuple[Event, ...] = ()
+        job = job_for(backend.jobs_open, ask.version)
+        if job is None:  # 7
+            if len(backend.jobs_open) >= _QUEUE:
+                return Decision(reply=refusals.busy(ask.backend, _QUEUE), seen=seen)
+            events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.version),)
+        elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
+            events = (_requested(ask, job.id, job.version),)
+        return Decision(events=events, reply=Later(key), seen=waits(seen, key, ask))
+
+    def _named(self, ask: N) -> N:
+        """The same with a version for `pinned`, which is a name for one."""
+        facts = self._facts.get(ask.backend)
+        if ask.version != "pinned" or facts is None or not facts.version:
+            return ask
+        return msgspec.structs.replace(ask, version=facts.version)
+
+    def _uninstall(self, state: InstallerState, ask: Uninstall, seen: Seen) -> Decision[Seen]:
+        if ask.backend not in self._facts:
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
+        if ask.backend in seen.unread:
+            return Decision(reply=refusals.unread(ask.backend, state.of(ask.backend).unread))
+        return ends.uninstall(state.of(ask.backend), self._named(ask), seen)
+
+    def _installed(self, state: InstallerState, ask: Activate | VerifyBackend, seen: Seen) -> Decision[Seen]:
+        """What is about installations that are here already."""
+        if ask.backend not in self._facts:
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
+        if ask.backend in seen.unread:
+            return Decision(reply=refusals.unread(ask.backend, state.of(ask.backend).unread))
+        backend = state.of(ask.backend)
+        if isinstance(ask, VerifyBackend):
+            return verify(ask.backend, backend)
+        if backend.theirs is not None:
+            return Decision(reply=refusals.not_ours(backend.theirs))
+        return activate(backend, ask)
+
+    def _drop_fetched(self, state: InstallerState) -> Decision[Seen]:
+        """What a job that waits for its next attempt has fetched is what it goes on with."""
+        at_work = tuple(name for name, backend in state.backends.items() if backend.jobs_open)
+        if at_work:
+            return Decision(reply=FetchedDropped(kept_for=at_work))
+        return Decision(effects=(DropUnneeded(),), reply=Later(_DROP_KEY))
+
+    def _plan(self, ask: PlanInstall) -> Decision[Seen]:
+        facts = self._facts.get(ask.backend)
+        if facts is None:
+            return Decision(reply=refusals.unknown(ask.backend, self._facts))
+        if facts.verdict:
+            return Decision(
+                reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend)
+            )
+        return Decision(
+            reply=Later(_plan_key(ask.backend, ask.version)),
+            effects=(PlanInstallation(backend=ask.backend, version=ask.version),),
+        )
+
+    def _committed(self, state: InstallerState, report: InstallCommitted, now: Moment) -> Decision[Seen]:
+        name = report.installation.backend
+        job = state.of(name).job
+        if report.installation.id in state.of(name).installations:
+            return not_needed(state.of(name), report) if job is not None else Decision()
+        if job is None or job.id != report.job:
+            # The job was cancelled a moment before its last step: nobody wants this installation.
+            return Decision(
+                effects=(RemoveInstallation(backend=name, installation_id=report.installation.id),)
+            )
+        events: list[Event] = [
+            InstallationCommitted(
+                job=job.id,
+                backend=name,
+                installation=report.installation,
+                seconds=max(0.0, now.wall - job.requested_at),
+            )
+        ]
+        before = state.of(name).usable
+        if before is not None and before.version != report.installation.version:
+            # Built beside the other one, and probed: only now does it take its place.
+            activated = InstallationActivated(
+                backend=name,
+                installation_id=report.installation.id,
+                reason=f"it was built for that, beside {before.id}",
+            )
+            events.append(activated)
+        return Decision(events=tuple(events), effects=answers([job], job, events[0]), cause=job.cause)
+
+    def _attempt_ended(
+        self, state: InstallerState, report: InstallAttemptEnded, now: Moment, seen: Seen
+    ) -> Decision[Seen]:
+        """Transient failures are tried again at a recorded time, until the policy says that is enough.
+
+        Where no server has ever answered, and somebody waits, that is within seconds.
+        """
+        backend = state.of(report.backend)
+        job = backend.job
+        if job is None or job.id != report.job:
+            return Decision()
+        failure = report.failure
+        event: Event
+        reached = report.reached or job.reached
+        waited_for = report.backend in seen.awaited or count(seen.waiting, *keys_of(backend.jobs_open, job))
+        patient = reached or not waited_for
+        retry_at = None
+        if failure.kind == "transient" and (patient or now.wall - job.requested_at < NO_NETWORK_AFTER):
+            policy = self._retries if patient else self._contact
+            retry_at = policy.retry_at(job.attempt, now.wall, now.draw)
+        if failure.kind == "cancelled":
+            event = InstallCancelled(job=job.id, backend=report.backend, reason=failure.message)
+        elif retry_at is not None:
+            event = InstallAttemptFailed(
+                job=job.id,
+                backend=report.backend,
+                attempt=job.attempt,
+                failure=failure,
+                retry_at=retry_at,
+                reached=reached,
+            )
+        else:
+            event = InstallFailed(job=job.id, backend=report.backend, failure=failure)
+        return Decision(events=(event,), effects=answers([job], job, event), cause=job.cause)
+
+    def _gone(
+        self, state: InstallerState, report: InstallationGone, now: Moment, seen: Seen
+    ) -> Decision[Seen]:
+        key = f"{report.backend}/{report.installation_id}"
+        if report.failure is not None:
+            # It stays retired and is tried again; whoever asked is not kept waiting for that.
+            answer = Answer(
+                key=uninstall_key(report.backend), outcome=refusals.failed(report.failure, report.backend)
+            )
+            return Decision(
+                effects=(answer,),
+                seen=msgspec.structs.replace(
+                    seen,
+                    removing={**seen.removing, key: now.monotonic},
+                    freed={k: v for k, v in seen.freed.items() if k != report.backend},
+                ),
+            )
+        seen = _noted(seen, report.backend, report.installation_id)
+        if report.backend in seen.freed:
+            freed = {**seen.freed, report.backend: seen.freed[report.backend] + report.freed}
+            seen = msgspec.structs.replace(seen, freed=freed)
+        if report.installation_id not in state.of(report.backend).installations:
+            return Decision(seen=seen)
+        event = InstallationRemoved(
+            backend=report.backend, installation_id=report.installation_id, freed=report.freed
+        )
+        return Decision(events=(event,), seen=seen)
+
+    # react
+
+    def react(self, state: InstallerState, stored: Stored[Any]) -> Sequence[Effect]:
+        """What the board says. Whoever ends a job knows its version, and answers whoever waits for that."""
+        return between_attempts(state, stored.event)
+
+    # settle
+
+    def settle(self, state: InstallerState, now: Moment, seen: Seen) -> Decision[Seen]:
+        """The steps of an `InstallerTurn`."""
+        return InstallerTurn(state, now, seen, self._facts, self._retries).take(self._ensure, self.list_of)
+
+    # the list
+
+    def list_of(
+        self, state: InstallerState, now: float, forced: frozenset[str] = frozenset()
+    ) -> InstallationList:
+        """All backends, as others see them at a wall clock second."""
+        return InstallationList(
+            backends=tuple(self.status(state, name, now, forced=name in forced) for name in self._facts),
+            version=state.version,
+        )
+
+    def status(self, state: InstallerState, name: str, now: float, *, forced: bool = False) -> BackendStatus:
+        """One backend, as others see it at a wall clock second."""
+        backend = state.of(name)
+        job = backend.job
+        failure = job.failure if job is not None else backend.failure
+        broken = [one.broken for one in backend.installations.values() if one.broken]
+        if backend.usable is not None:
+            word: BackendState = "installed"
+            failure = refusals.passed_over(backend) or failure
+        elif backend.unread:
+            word, failure = "broken", _unread(name, backend.unread)
+        elif job is not None:
+            word = "waiting_to_retry" if job.retry_at > now else "installing"
+        elif backend.retiring:
+            word = "retiring"
+        elif backend.failure is not None:
+            word = "failed"
+        elif broken:
+            word = "broken"
+            failure = Failure(kind="permanent", code="broken", message=broken[0])
+        else:
+            word = "absent"
+        return BackendStatus(
+            name=name,
+            state=word,
+            current=backend.usable,
+            installations=tuple(backend.installations.values()),
+            retiring=tuple(sorted(backend.retiring)),
+            job=job.id if job is not None else "",
+            queue=tuple(one.id for one in backend.queue),
+            attempt=job.attempt if job is not None else 0,
+            retry_at=self._retries.clamp(job.retry_at, now) if job is not None else 0.0,
+            failure=failure,
+            forced=forced,
+            wanted=backend.wanted is True or (backend.wanted is None and not self._facts[name].deferred),
+        )
+
+
+def _noted(seen: Seen, backend: str, installation_id: str) -> Seen:
+    """A look at the disk that is still under way may not know this."""
+    if backend in seen.looked:
+        return seen
+    return msgspec.structs.replace(seen, reported=seen.reported | {installation_id})
+
+
+def _unread(name: str, reason: str) -> Failure:
+    told = refusals.unread(name, reason)
+    return Failure(
+        kind="transient", code=told.code, message=told.message, advice=told.advice, blame="machine"
+    )
+
+
+def _requested(ask: Ensure, job: str, version: str) -> InstallRequested:
+    wanted_by = "repair" if ask.repair else ask.wanted_by
+    return InstallRequested(
+        job=job, backend=ask.backend, version=version, wanted_by=wanted_by, caller=ask.caller
+    )
+
+
+def _plan_key(backend: str, version: str) -> str:
+    return f"plan/{backend}/{version}"

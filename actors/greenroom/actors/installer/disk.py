@@ -1,0 +1,200 @@
+"""What the installer makes of what lies on disk: the journal's word alone is never believed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+
+from greenroom.actors.installer import errors as refusals
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationBroken,
+    InstallationCommitted,
+    InstallationFound,
+    InstallationMissing,
+    InstallationsReadAgain,
+    InstallationsUnread,
+    InstallAttemptFailed,
+    InstallCancelled,
+    InstallFailed,
+)
+from greenroom.actors.installer.messages import InstallationsSeen
+from greenroom.actors.installer.messages import InstallationsUnread as InstallationsUnread_msg
+from greenroom.actors.installer.state import BackendInstallState, InstallerSeen, InstallerState, JobState
+from greenroom.actors.installer.waiters import answers
+from greenroom.actors.kernel.core import Answer, Decision, Event
+from greenroom.actors.values import Failure, Installation
+
+_ENDS = (InstallationCommitted, InstallFailed, InstallCancelled)
+
+
+def seen_on_disk(
+    state: InstallerState, report: InstallationsSeen, now: float, seen: InstallerSeen
+) -> Decision[InstallerSeen]:
+    """Settle what the journal says with what lies there.
+
+    Once in each life; of what was unclear then, until it is not.
+
+    1. The first look of this life: all of it, see `settle_with_disk`.
+    2. A later one: only those that could not be judged before. It may have begun before what has been
+       committed since.
+    """
+    name = report.backend
+    backend = state.of(name)
+    before = seen.unclear.get(name, frozenset())
+    unclear = {name: frozenset(report.unclear)} if report.unclear else {}
+    others = {one: ids for one, ids in seen.unclear.items() if one != name}
+    if name in seen.looked:  # 2
+        judged = before - report.unclear.keys()
+        if not judged:
+            return Decision()
+        found = [one for one in report.installations if one.id in judged]
+        events = _of_installations(name, backend, found, backend.installations.keys() - judged)
+        still = {name: before - judged} if before - judged else {}
+        return Decision(events=tuple(events), seen=msgspec.structs.replace(seen, unclear={**others, **still}))
+    # What hands are at, although this actor, being rebuilt, knows nothing of it.
+    building = seen.building | set(report.building)
+    begun = backend.job is not None and any(job == backend.job.id for job, _ in building)
+    told = seen.reported | report.unclear.keys()
+    events = settle_with_disk(name, backend, report.installations, begun=begun, now=now, reported=told)
+    if backend.unread:
+        events = [InstallationsReadAgain(backend=name), *events]
+    open_jobs = {job.id: job for job in backend.jobs_open}
+    answered = [
+        answer
+        for event in events
+        if isinstance(event, _ENDS) and event.job in open_jobs
+        for answer in answers(backend.jobs_open, open_jobs[event.job], event)
+    ]
+    seen = msgspec.structs.replace(
+        seen,
+        looked=seen.looked | {name},
+        unread=seen.unread - {name},
+        unclear={**others, **unclear},
+        building=building,
+    )
+    return Decision(events=tuple(events), effects=tuple(answered), seen=seen)
+
+
+def unread(
+    state: InstallerState, report: InstallationsUnread_msg, seen: InstallerSeen
+) -> Decision[InstallerSeen]:
+    """Nothing is concluded of it. Whoever waits for the look hears why there is none; the others go on."""
+    name = report.backend
+    if name in seen.looked:
+        return Decision()
+    known = state.of(name).unread == report.reason
+    event: tuple[Any, ...] = () if known else (InstallationsUnread(backend=name, reason=report.reason),)
+    gone = [key for key, ask in seen.pending.items() if ask.backend == name]
+    refusal = refusals.unread(name, report.reason)
+    return Decision(
+        events=event,
+        effects=tuple(Answer(key=key, outcome=refusal) for key in gone),
+        seen=msgspec.structs.replace(
+            seen,
+            unread=seen.unread | {name},
+            pending={key: ask for key, ask in seen.pending.items() if key not in gone},
+        ),
+    )
+
+
+def settle_with_disk(
+    name: str,
+    backend: BackendInstallState,
+    found: Sequence[Installation],
+    *,
+    begun: bool,
+    now: float,
+    reported: Collection[str] = (),
+) -> list[Event]:
+    """Settle what the journal says of a backend with what lies there.
+
+    1. A job of an earlier life whose installation is there after all: it is committed.
+    2. Unknown and whole, or known as broken and whole again: found, the most recently built first, since the
+       first one comes into use. The user's own: in use at once.
+    3. Known as whole and not so: broken, with the reason.
+    4. Known and not there: missing.
+    5. A job of an earlier life without an installation: it goes on if somebody typed it or the backend is a
+       default; a request's is over, its client is gone. So are those that a request queued behind it.
+
+    `begun` says that the job is under way, so that its end will be reported; `reported` names installations
+    that were committed or removed while this look was taken, so that it says nothing of them.
+    """
+    orphan = backend.job if backend.job is not None and not begun else None
+    events = _of_installations(name, backend, found, reported, orphan)
+    committed = any(isinstance(one, InstallationCommitted) for one in events)
+    if orphan is not None and not committed:  # 5
+        events += _go_on(name, orphan, now)
+    events += [_over(name, job) for job in backend.queue if job.wanted_by == "request"]
+    return events
+
+
+def _of_installations(
+    name: str,
+    backend: BackendInstallState,
+    found: Sequence[Installation],
+    unsaid: Collection[str],
+    orphan: JobState | None = None,
+) -> list[Event]:
+    """Rules 1 to 4 of `settle_with_disk`; of the `unsaid` nothing is said."""
+    events: list[Event] = []
+    committed = False
+    for one in sorted(found, key=lambda one: -one.built_at):
+        known = backend.installations.get(one.id)
+        if one.id in backend.retiring or one.id in unsaid:
+            continue
+        if one.broken:  # 3
+            if known is None:
+                events.append(InstallationFound(backend=name, installation=one))
+            if known is None or known.broken != one.broken:
+                events.append(InstallationBroken(backend=name, installation_id=one.id, reason=one.broken))
+        elif orphan is not None and not committed and known is None and _made_by(orphan, one):  # 1
+            events.append(InstallationCommitted(job=orphan.id, backend=name, installation=one))
+            committed = True
+        elif known is None or known.broken:  # 2
+            events.append(InstallationFound(backend=name, installation=one))
+        if not one.managed and not one.broken and backend.current != one.id:
+            reason = "it is the user's own, named in the config"
+            events.append(InstallationActivated(backend=name, installation_id=one.id, reason=reason))
+    there = {one.id for one in found}
+    events += [
+        InstallationMissing(backend=name, installation_id=one, reason="its folder is gone")
+        for one in backend.installations
+        if one not in there and one not in unsaid
+    ]  # 4
+    return events
+
+
+def _made_by(job: JobState, one: Installation) -> bool:
+    """Whether a job of an earlier life made this. A repair must not take what it was to replace."""
+    as_wanted = one.managed and job.version in ("", "latest", one.version)
+    return as_wanted and (job.wanted_by != "repair" or one.built_at >= job.requested_at)
+
+
+def _over(name: str, job: JobState) -> Event:
+    reason = "the daemon restarted and the request that wanted it is gone"
+    return InstallCancelled(job=job.id, backend=name, reason=reason)
+
+
+def _go_on(name: str, job: JobState, now: float) -> list[Event]:
+    if job.wanted_by == "request":
+        return [_over(name, job)]
+    if job.retry_at:  # it waited, and goes on waiting
+        return []
+    failure = Failure(
+        kind="transient",
+        code="daemon_restarted",
+        message="The daemon ended in the middle of the installation.",
+    )
+    return [
+        InstallAttemptFailed(
+            job=job.id,
+            backend=name,
+            attempt=job.attempt,
+            failure=failure,
+            retry_at=now,
+            reached=job.reached,
+        )
+    ]

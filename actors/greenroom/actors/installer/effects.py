@@ -1,0 +1,49 @@
+"""What the installer asks the builder to do."""
+
+from __future__ import annotations
+
+from greenroom.actors.kernel.core import Effect
+
+
+class BuildInstallation(Effect, frozen=True, kw_only=True):
+    """Begin an attempt. Reports InstallCommitted or InstallAttemptEnded."""
+
+    job: str
+    backend: str
+    version: str
+    attempt: int
+    repair: bool
+
+
+class CancelBuild(Effect, frozen=True, kw_only=True):
+    """End an attempt and remove what it left."""
+
+    job: str
+
+
+class LookAtInstallations(Effect, frozen=True, kw_only=True):
+    """Sweep what has no commit mark, verify the rest. Reports InstallationsSeen for each backend."""
+
+    backends: tuple[str, ...]
+
+
+class RemoveInstallation(Effect, frozen=True, kw_only=True):
+    """Delete its files. Reports InstallationGone."""
+
+    backend: str
+    installation_id: str
+
+
+class PlanInstallation(Effect, frozen=True, kw_only=True):
+    """Find out what would be fetched. Reports PlanMade."""
+
+    backend: str
+    version: str
+
+
+class InformInstall(Effect, frozen=True, kw_only=True):
+    """Say on the progress board what a job waits for between attempts; without a phase, that it is over."""
+
+    backend: str
+    phase: str = ""
+    message: str = ""

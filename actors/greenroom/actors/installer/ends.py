@@ -1,0 +1,107 @@
+"""How installations and jobs end by somebody's wish: uninstalled, cancelled, left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from greenroom.actors.installer import errors as refusals
+from greenroom.actors.installer.effects import CancelBuild
+from greenroom.actors.installer.events import InstallationRetiring, InstallCancelled
+from greenroom.actors.installer.messages import CancelInstall, LeaveInstall, Uninstall, Uninstalled
+from greenroom.actors.installer.state import BackendInstallState
+from greenroom.actors.installer.state import InstallerSeen as Seen
+from greenroom.actors.installer.waiters import (
+    answers,
+    ensure_key,
+    job_for,
+    keys_of,
+    uninstall_key,
+    without_pending,
+)
+from greenroom.actors.kernel.core import Decision, Effect, Event, Later
+from greenroom.actors.values import Cancelled
+from greenroom.actors.waiters import count, left
+
+
+def uninstall(backend: BackendInstallState, ask: Uninstall, seen: Seen) -> Decision[Seen]:
+    """Retire everything of a backend, or a version; it is removed once its engines are gone.
+
+    Without anything left, or on its way, the backend stays uninstalled until it is requested.
+    """
+    if backend.theirs is not None:
+        return Decision(reply=refusals.not_ours(backend.theirs))
+    version = ask.version
+    going = [one for one in backend.installations.values() if version in ("", one.version)]
+    jobs = [job for job in backend.jobs_open if version in ("", job.version)]
+    key = ensure_key(ask.backend, version) if version else ""
+    if version and not going and not jobs and key not in seen.pending:
+        return Decision(reply=refusals.no_such_installation(backend, ask.backend, version))
+    staying = backend.installations.keys() - backend.retiring - {one.id for one in going}
+    others = bool(staying) or len(jobs) < len(backend.jobs_open)
+    reason = "it was uninstalled meanwhile" if version else "the backend was uninstalled meanwhile"
+    events: list[Event] = []
+    effects: list[Effect] = []
+    for job in jobs:
+        cancelled = InstallCancelled(job=job.id, backend=ask.backend, reason=reason, unwanted=not others)
+        events.append(cancelled)
+        effects += [CancelBuild(job=job.id), *answers(backend.jobs_open, job, cancelled)]
+    seen, unasked = without_pending(seen, ask.backend, reason, key)
+    effects += unasked
+    events += [
+        InstallationRetiring(
+            backend=ask.backend,
+            installation_id=one.id,
+            reason="uninstalled by the user",
+            unwanted=not others,
+        )
+        for one in going
+        if one.id not in backend.retiring
+    ]
+    reply: Any = Uninstalled(freed=0, was_installed=False)
+    if going:
+        reply = Later(uninstall_key(ask.backend))
+        forced = seen.forced | ({ask.backend} if ask.force else frozenset())
+        seen = msgspec.structs.replace(seen, freed={ask.backend: 0, **seen.freed}, forced=forced, told=-1)
+    return Decision(events=tuple(events), effects=tuple(effects), reply=reply, seen=seen)
+
+
+def cancel(backend: BackendInstallState, ask: CancelInstall, seen: Seen) -> Decision[Seen]:
+    """End a job; with `leave`, only when nobody else wants it.
+
+    Which one: the one that is named; else the one of that version; else the one under way. Requests that
+    wait for a backend wait for that.
+    """
+    key = ensure_key(ask.backend, ask.version)
+    if ask.job:
+        job = next((one for one in backend.jobs_open if one.id == ask.job), None)
+    else:
+        job = job_for(backend.jobs_open, ask.version)
+    if job is None and key not in seen.pending:
+        return Decision(reply=Cancelled(ended=False))
+    if ask.leave:
+        waiting = left(seen.waiting, key, ask.waiter)
+        seen = msgspec.structs.replace(seen, waiting=waiting)
+        keys = (key,) if job is None else keys_of(backend.jobs_open, job)
+        awaited = ask.backend in seen.awaited and job in (None, backend.job)
+        if count(waiting, *keys) or awaited or (job is not None and job.wanted_by == "default"):
+            return Decision(reply=Cancelled(ended=False), seen=seen)
+    if job is None:
+        seen, unasked = without_pending(seen, ask.backend, ask.reason, key)
+        return Decision(effects=unasked, reply=Cancelled(ended=True), seen=seen)
+    # A default backend would be installed again at once, were it still wanted.
+    unwanted = backend.usable is None and len(backend.jobs_open) == 1
+    cancelled = InstallCancelled(job=job.id, backend=ask.backend, reason=ask.reason, unwanted=unwanted)
+    return Decision(
+        events=(cancelled,),
+        effects=(CancelBuild(job=job.id), *answers(backend.jobs_open, job, cancelled)),
+        reply=Cancelled(ended=True),
+        seen=seen,
+    )
+
+
+def leave(ask: LeaveInstall, seen: Seen) -> Decision[Seen]:
+    """Somebody waits no longer. Nothing ends for it."""
+    waiting = left(seen.waiting, ensure_key(ask.backend, ask.version), ask.waiter)
+    return Decision(seen=msgspec.structs.replace(seen, waiting=waiting))

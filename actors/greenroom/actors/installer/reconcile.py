@@ -1,0 +1,333 @@
+"""What follows from the installer's state at one moment: the numbered steps of `settle`.
+
+1. A wish that waited for the look at the disk is decided on.
+2. Nothing usable is current, but another whole installation is there: it comes into use.
+3. A job whose attempt is due and not begun in this life: begin it.
+4. A default backend that is wanted and absent: a job, once in each life.
+5. A broken installation beside a whole current one, or an older build of the very same: retire it.
+6. A retiring installation no engine uses, nor will use: remove it.
+7. Nothing retiring is left of an uninstallation: answer.
+8. Whatever changed, or every few seconds: tell the scheduler the whole list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from greenroom.actors.addresses import SCHEDULER, runner_address
+from greenroom.actors.installer import errors as refusals
+from greenroom.actors.installer.effects import (
+    BuildInstallation,
+    CancelBuild,
+    InformInstall,
+    LookAtInstallations,
+    RemoveInstallation,
+)
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationRetiring,
+    InstallAttemptBegun,
+    InstallAttemptFailed,
+    InstallCancelled,
+    InstallFailed,
+    InstallRequested,
+)
+from greenroom.actors.installer.messages import Ensure as Ensure_msg
+from greenroom.actors.installer.messages import InstallationList, Uninstalled
+from greenroom.actors.installer.state import BackendInstallState, InstallerSeen, InstallerState
+from greenroom.actors.installer.waiters import answers, ensure_key, uninstall_key
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Answer,
+    Decision,
+    Effect,
+    Event,
+    Fault,
+    Later,
+    Tell,
+    fault,
+    not_storable,
+)
+from greenroom.actors.retry import RetryPolicy
+from greenroom.actors.values import BackendFacts, Failure, Installation, RollCall
+
+_TELL_EVERY = 5.0
+_REMOVE_AGAIN_AFTER = 30.0
+_LOOK_AGAIN_AFTER = 30.0
+_PATIENCE = 90.0
+"""Seconds after which a removal no longer waits for the scheduler's word, and asks the runner itself."""
+
+Ensure = Callable[[InstallerState, Ensure_msg, InstallerSeen], Decision[InstallerSeen]]
+ListOf = Callable[[InstallerState, float, frozenset[str]], InstallationList]
+
+
+class InstallerTurn:
+    """One settle. Mutable and short-lived: it collects a Decision and nothing outside sees it."""
+
+    def __init__(
+        self,
+        state: InstallerState,
+        now: Moment,
+        seen: InstallerSeen,
+        facts: Mapping[str, BackendFacts],
+        retries: RetryPolicy,
+    ) -> None:
+        self._state = state
+        self._now = now
+        self._facts = facts
+        self._retries = retries
+        self._events: list[Event] = []
+        self._effects: list[Effect] = []
+        self._unless_stored: list[Effect] = []
+        self._wakes: list[float] = []
+        self._faults: list[Fault] = []
+        self._seen = self._pruned(seen)
+
+    def take(self, ensure: Ensure, list_of: ListOf) -> Decision[InstallerSeen]:
+        """Go through the steps."""
+        unlooked = tuple(name for name in self._facts if name not in self._seen.looked)
+        for name, facts in self._facts.items():
+            if name in unlooked:
+                continue
+            backend = self._state.of(name)
+            before = self._mark()
+            try:
+                self._settle(name, backend, facts, ensure)
+            except Exception as error:  # noqa: BLE001 - it costs this backend, and no other
+                self._take_back(before)
+                self._faults.append(fault(error, doing="settle a backend", about=name))
+                self._give_up(name, backend)
+        again = tuple(dict.fromkeys((*unlooked, *self._seen.unclear)))
+        if again and self._now.monotonic - self._seen.looking_since >= _LOOK_AGAIN_AFTER:
+            self._effects.append(LookAtInstallations(backends=again))
+            self._update(looking_since=self._now.monotonic)
+        events = tuple(self._events)
+        decision = Decision(
+            events=events,
+            effects=tuple(self._effects),
+            seen=self._seen,
+            wake_at=min(self._wakes, default=None),
+            faults=tuple(self._faults),
+        )
+        otherwise = msgspec.structs.replace(
+            decision, events=(), effects=(*decision.effects, *self._unless_stored)
+        )
+        stale = self._seen.told != self._state.version or self._now.monotonic >= self._tell_at()
+        # Of what could not be looked at is told that; only what is still to be looked at is waited for.
+        if stale and self._seen.unread.issuperset(unlooked):
+            otherwise = self._telling(otherwise, list_of)  # 8
+        # The next round sees these events applied: it tells then, unless they cannot be stored.
+        return msgspec.structs.replace(decision, otherwise=otherwise) if events else otherwise
+
+    def _settle(self, name: str, backend: BackendInstallState, facts: BackendFacts, ensure: Ensure) -> None:
+        if self._decide_pending(name, ensure):
+            # The state is about to be another one; the next round goes on with it.
+            return
+        self._activate(name, backend)
+        self._build(name, backend)
+        self._install_default(name, backend, facts)
+        self._retire(name, backend)
+        self._remove(name, backend)
+        self._answer(name, backend)
+
+    def _mark(self) -> tuple[tuple[int, ...], InstallerSeen]:
+        lists: tuple[list[Any], ...] = (self._events, self._effects, self._unless_stored, self._wakes)
+        return tuple(len(one) for one in lists), self._seen
+
+    def _take_back(self, mark: tuple[tuple[int, ...], InstallerSeen]) -> None:
+        """Nothing of a backend's steps holds where one of them has failed."""
+        lengths, self._seen = mark
+        lists: tuple[list[Any], ...] = (self._events, self._effects, self._unless_stored, self._wakes)
+        for one, length in zip(lists, lengths, strict=True):
+            del one[length:]
+
+    def _give_up(self, name: str, backend: BackendInstallState) -> None:
+        """Its jobs have failed, by a fault of ours, and whoever waits for it hears so."""
+        failure = Failure(
+            kind="permanent",
+            code="internal_error",
+            message=f"Greenroom failed while it installed {name}.",
+            advice="Please report it with the output of `greenroom bundle`.",
+            blame="ours",
+        )
+        for job in backend.jobs_open:
+            failed = InstallFailed(job=job.id, backend=name, failure=failure)
+            self._events.append(failed)
+            self._effects += [CancelBuild(job=job.id), *answers(backend.jobs_open, job, failed)]
+        gone = [key for key, ask in self._seen.pending.items() if ask.backend == name]
+        self._effects += [Answer(key=key, outcome=refusals.failed(failure, name)) for key in gone]
+        self._update(pending={key: ask for key, ask in self._seen.pending.items() if key not in gone})
+
+    def _tell_at(self) -> float:
+        return self._seen.told_at + _TELL_EVERY
+
+    def _telling(self, decision: Decision[InstallerSeen], list_of: ListOf) -> Decision[InstallerSeen]:
+        whole = msgspec.structs.replace(
+            list_of(self._state, self._now.wall, self._seen.forced), heard=self._seen.heard
+        )
+        return Decision(
+            effects=(*decision.effects, Tell(to=SCHEDULER, command=whole)),
+            seen=msgspec.structs.replace(self._seen, told=self._state.version, told_at=self._now.monotonic),
+            wake_at=decision.wake_at,
+            faults=decision.faults,
+        )
+
+    # the steps
+
+    def _decide_pending(self, name: str, ensure: Ensure) -> bool:  # 1
+        """True when that has made an event; the others wait for the next round."""
+        for key, ask in self._seen.pending.items():
+            if ask.backend != name:
+                continue
+            waiting = self._seen.waiting
+            self._update(pending={k: v for k, v in self._seen.pending.items() if k != key})
+            decision = ensure(self._state, ask, self._seen)
+            self._events += decision.events
+            if decision.seen is not None:
+                # It has been counted already, when it came.
+                self._seen = msgspec.structs.replace(decision.seen, waiting=waiting)
+            if not isinstance(decision.reply, Later):
+                self._effects.append(Answer(key=key, outcome=decision.reply))
+            if decision.events:
+                self._unless_stored.append(Answer(key=key, outcome=not_storable()))
+                return True
+        return False
+
+    def _activate(self, name: str, backend: BackendInstallState) -> None:  # 2
+        if backend.usable is not None:
+            return
+        if backend.whole:
+            best = max(backend.whole, key=lambda one: one.built_at)
+            last = backend.installations.get(backend.current)
+            reason = "no other was in use any more"
+            if last is not None and last.broken:
+                reason = f"the one in use, {last.id}, is broken"
+            self._events.append(InstallationActivated(backend=name, installation_id=best.id, reason=reason))
+
+    def _build(self, name: str, backend: BackendInstallState) -> None:  # 3
+        job = backend.job
+        if job is None or (job.id, job.attempt) in self._seen.building:
+            return
+        key = f"{job.id}/{job.attempt}"
+        due = self._seen.due.get(key)
+        if due is None:
+            wait = self._retries.clamp(job.retry_at, self._now.wall) - self._now.wall if job.retry_at else 0.0
+            due = self._now.monotonic + max(0.0, wait)
+            self._update(due={**self._seen.due, key: due})
+        if due > self._now.monotonic:
+            self._wakes.append(due)
+            return
+        self._update(building=self._seen.building | {(job.id, job.attempt)})
+        if job.retry_at:
+            self._events.append(InstallAttemptBegun(job=job.id, backend=name, attempt=job.attempt))
+        # What is broken shares its files with the cache it came from.
+        broken = any(one.broken and one.managed for one in backend.installations.values())
+        self._effects.append(
+            BuildInstallation(
+                job=job.id,
+                backend=name,
+                version=job.version,
+                attempt=job.attempt,
+                repair=job.wanted_by == "repair" or broken,
+            )
+        )
+
+    def _install_default(self, name: str, backend: BackendInstallState, facts: BackendFacts) -> None:  # 4
+        if facts.deferred or facts.verdict or name in self._seen.defaulted:
+            return
+        here = backend.usable is not None or backend.job is not None
+        if here or backend.wanted is False or backend.theirs is not None:
+            self._update(defaulted=self._seen.defaulted | {name})
+        elif not any(isinstance(one, InstallationActivated) for one in self._events):
+            job = f"{name}.{backend.jobs + 1}"
+            self._events.append(InstallRequested(job=job, backend=name, version="", wanted_by="default"))
+
+    def _retire(self, name: str, backend: BackendInstallState) -> None:  # 5
+        usable = backend.usable
+        if usable is None:
+            return
+        self._events += [
+            InstallationRetiring(backend=name, installation_id=one.id, reason=_why_useless(one, usable))
+            for one in backend.installations.values()
+            if one.managed and one.id not in backend.retiring and _why_useless(one, usable)
+        ]
+
+    def _remove(self, name: str, backend: BackendInstallState) -> None:  # 6
+        now = self._now.monotonic
+        for one in sorted(backend.retiring):
+            key = f"{name}/{one}"
+            version, since = self._seen.retired.get(key, (self._state.version, now))
+            self._update(retired={**self._seen.retired, key: (version, since)})
+            # The runner's list counts once the scheduler, knowing that this one retires, has sent the runner
+            # all it had for it: a start may have been under way.
+            known = self._seen.acted_on.get(name, -1) >= version
+            if not known and now - since >= _PATIENCE:
+                self._call_the_roll(name, version)
+            if not known or name not in self._seen.in_use or one in self._seen.in_use[name]:
+                continue
+            begun = self._seen.removing.get(key)
+            if begun is None or now - begun >= _REMOVE_AGAIN_AFTER:
+                self._update(removing={**self._seen.removing, key: now})
+                self._effects.append(RemoveInstallation(backend=name, installation_id=one))
+
+    def _call_the_roll(self, name: str, version: int) -> None:
+        """Without a scheduler: what was sent to the runner long ago lies before this in its mailbox."""
+        now = self._now.monotonic
+        _, of, at = self._seen.called.get(name, ("", -1, now))
+        if of < version or now - at >= _REMOVE_AGAIN_AFTER:
+            token = f"installer/{version}/{now}"
+            self._effects.append(Tell(to=runner_address(name), command=RollCall(token=token)))
+            self._update(called={**self._seen.called, name: (token, version, now)})
+
+    def _answer(self, name: str, backend: BackendInstallState) -> None:  # 7
+        freed = self._seen.freed.get(name)
+        if freed is not None and not backend.retiring:
+            outcome = Uninstalled(freed=freed, was_installed=True)
+            self._effects.append(Answer(key=uninstall_key(name), outcome=outcome))
+            self._update(freed={k: v for k, v in self._seen.freed.items() if k != name})
+
+    # inside
+
+    def _pruned(self, seen: InstallerSeen) -> InstallerSeen:
+        """Forget what belongs to jobs and installations that are no more."""
+        backends = self._state.backends
+        jobs = {one.job.id for one in backends.values() if one.job is not None}
+        busy = set(seen.pending)
+        for name, one in backends.items():
+            if one.job is not None:
+                busy |= {ensure_key(name), *(ensure_key(name, job.version) for job in one.jobs_open)}
+        retiring = {f"{name}/{one}" for name, backend in backends.items() for one in backend.retiring}
+        return msgspec.structs.replace(
+            seen,
+            building=frozenset(one for one in seen.building if one[0] in jobs),
+            due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
+            waiting={key: names for key, names in seen.waiting.items() if key in busy},
+            forced=seen.forced & {name for name, one in backends.items() if one.retiring},
+            retired={key: since for key, since in seen.retired.items() if key in retiring},
+            removing={key: at for key, at in seen.removing.items() if key in retiring},
+        )
+
+    def _update(self, **changes: object) -> None:
+        self._seen = msgspec.structs.replace(self._seen, **changes)
+
+
+def _why_useless(one: Installation, usable: Installation) -> str:
+    """Why the current installation makes this one useless; other whole versions stay, to go back to."""
+    if one.broken:
+        return f"broken: {one.broken}"
+    same = one.id != usable.id and one.digest == usable.digest
+    return f"rebuilt as {usable.id}" if same and one.built_at < usable.built_at else ""
+
+
+def between_attempts(state: InstallerState, event: Event) -> Sequence[Effect]:
+    """A job that waits for its next attempt has a line on the board; one that runs speaks for itself."""
+    match event:
+        case InstallAttemptFailed(backend=name, attempt=attempt, failure=failure):
+            message = f"Waiting to try again (attempt {attempt + 1}): {failure.message}"
+            return (InformInstall(backend=name, phase="waiting_to_retry", message=message),)
+        case InstallCancelled(backend=name) if state.of(name).job is None:
+            return (InformInstall(backend=name),)
+    return ()

@@ -1,0 +1,147 @@
+"""The versions of a backend that lie side by side: which one is current, and whether they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from greenroom.actors.addresses import INSTALLER, SCHEDULER
+from greenroom.actors.installer.errors import no_such_installation
+from greenroom.actors.installer.events import InstallationActivated, InstallationBroken, InstallNotNeeded
+from greenroom.actors.installer.messages import (
+    Activate,
+    BackendVerified,
+    Ensured,
+    InstallAttemptEnded,
+    InstallCommitted,
+    Verified,
+    VerifyInstallations,
+)
+from greenroom.actors.installer.state import BackendInstallState, InstallerSeen, InstallerState
+from greenroom.actors.installer.waiters import answers
+from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.scheduler.messages import LiftQuarantines
+from greenroom.actors.values import Failure, Installation
+
+
+def verify_key(backend: str) -> str:
+    """Under which whoever wants a backend verified waits."""
+    return f"verify/{backend}"
+
+
+def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerSeen]:
+    """Change what new engines start from. Engines that run go on with what they have.
+
+    1. A version is named: the latest whole installation of it.
+    2. None is named: the one that was current before, and where nobody remembers, the latest built earlier.
+       Another build of the current version is no way back.
+    """
+    current = backend.usable
+    if ask.version:  # 1
+        chosen = whole_of(backend, ask.version)
+    else:  # 2
+        number = current.version if current is not None else ""
+        whole = {one.id: one for one in backend.whole if one.version != number}
+        before = [whole[one] for one in backend.past if one in whole]
+        chosen = before[-1] if before else _built_before(current, whole.values())
+    if chosen is None:
+        return Decision(reply=_nothing_there(backend, ask))
+    reply = Ensured(installation=chosen, fresh=False)
+    if current is not None and current.id == chosen.id:
+        # Nothing to switch; whoever names it wants models to be tried on it again.
+        lift = Tell(to=SCHEDULER, command=LiftQuarantines(backend=ask.backend))
+        return Decision(reply=reply, effects=(lift,))
+    reason = "this version was requested" if ask.version else "a rollback was requested"
+    activated = InstallationActivated(backend=ask.backend, installation_id=chosen.id, reason=reason)
+    return Decision(events=(activated,), reply=reply)
+
+
+def not_needed(backend: BackendInstallState, report: InstallCommitted) -> Decision[InstallerSeen]:
+    """A job that was to build the newest version has found it here.
+
+    1. That job is over, or another one is under way: nothing.
+    2. It is not whole any more, as we know meanwhile: another attempt builds it.
+    3. It comes into use where another one is, as what is built does.
+    """
+    job, here = backend.job, backend.installations[report.installation.id]
+    if job is None or job.id != report.job:  # 1
+        return Decision()
+    if here not in backend.whole:  # 2
+        failure = Failure(
+            kind="transient",
+            code="not_here_any_more",
+            message=f"{here.id} was installed before, but is no longer complete.",
+        )
+        ended = InstallAttemptEnded(job=job.id, backend=here.backend, failure=failure)
+        return Decision(effects=(Tell(to=INSTALLER, command=ended),))
+    events: list[Event] = [
+        InstallNotNeeded(job=job.id, backend=here.backend, installation_id=here.id, version=here.version)
+    ]
+    effects = [*answers(backend.jobs_open, job, events[0], here)]
+    if backend.usable != here:  # 3
+        events.append(
+            InstallationActivated(
+                backend=here.backend, installation_id=here.id, reason="it is the newest version"
+            )
+        )
+    elif job.wanted_by == "explicit":
+        # Whoever asks for it wants models to be tried on it again.
+        effects.append(Tell(to=SCHEDULER, command=LiftQuarantines(backend=here.backend)))
+    return Decision(events=tuple(events), effects=tuple(effects), cause=job.cause)
+
+
+def whole_of(backend: BackendInstallState, version: str) -> Installation | None:
+    """The latest whole installation of a version."""
+    named = [one for one in backend.whole if one.version == version]
+    return max(named, key=lambda one: one.built_at, default=None)
+
+
+def verify(name: str, backend: BackendInstallState) -> Decision[InstallerSeen]:
+    """Have all of a backend's own installations read; those that retire are on their way out anyway."""
+    ours = tuple(
+        one.id for one in backend.installations.values() if one.managed and one.id not in backend.retiring
+    )
+    if not ours:
+        return Decision(reply=Verified(backend=name, checked=(), damaged={}))
+    reading = VerifyInstallations(backend=name, installations=ours)
+    return Decision(reply=Later(verify_key(name)), effects=(reading,))
+
+
+def verified(
+    state: InstallerState, report: BackendVerified, failed: Refusal | None
+) -> Decision[InstallerSeen]:
+    """What is damaged is broken: the next wish for it repairs it. `failed` is the report's failure, told."""
+    name = report.backend
+    if failed is not None:
+        return Decision(effects=(Answer(key=verify_key(name), outcome=failed),))
+    backend = state.of(name)
+    broken: list[Event] = []
+    for one, complaints in report.damaged.items():
+        known = backend.installations.get(one)
+        if known is None or one in backend.retiring or known.broken or not complaints:
+            continue
+        reason = _reason(complaints)
+        broken.append(InstallationBroken(backend=name, installation_id=one, reason=reason))
+    answer = Verified(backend=name, checked=report.checked, damaged=report.damaged)
+    return Decision(events=tuple(broken), effects=(Answer(key=verify_key(name), outcome=answer),))
+
+
+def _built_before(current: Installation | None, whole: Iterable[Installation]) -> Installation | None:
+    if current is None:
+        return None
+    earlier = [one for one in whole if one.id != current.id and one.built_at < current.built_at]
+    return max(earlier, key=lambda one: one.built_at, default=None)
+
+
+def _reason(complaints: tuple[str, ...]) -> str:
+    others = len(complaints) - 1
+    return f"{complaints[0]} (and {others} more)" if others else complaints[0]
+
+
+def _nothing_there(backend: BackendInstallState, ask: Activate) -> Refusal:
+    if ask.version:
+        advice = f"greenroom install-runner --backend {ask.backend} --version {ask.version}"
+        return no_such_installation(backend, ask.backend, ask.version, advice)
+    message = f"{ask.backend} has no other version to go back to."
+    advice = "greenroom backends shows what is installed."
+    return refuse("no_such_installation", message, advice=advice, status=409, subject=ask.backend)

@@ -1,0 +1,1 @@
+"""The actor that owns the models in the store and the pulls that bring them."""

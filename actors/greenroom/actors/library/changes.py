@@ -1,0 +1,347 @@
+"""The library's decisions on what is in the store: tags, removal, other configurations, pushes.
+
+A removal has three steps: the scheduler lets go of the model, or says who is using it; then the files go;
+then it is recorded. From the scheduler's yes on, nothing is loaded from the model any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell, refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.library.effects import (
+    AddTag,
+    CancelSend,
+    DeleteModel,
+    RemoveTag,
+    SendModel,
+    StoreAgain,
+    SweepStore,
+)
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    ModelPushed,
+    ModelRemoved,
+    ModelTagged,
+    PushFailed,
+)
+from greenroom.actors.library.messages import (
+    CancelPush,
+    ModelGone,
+    ModelNoted,
+    ModelRepackaged,
+    ModelsSeen,
+    NoteDamage,
+    Pruned,
+    Push,
+    Pushed,
+    PushEnded,
+    Release,
+    Released,
+    Removed,
+    RemoveModel,
+    RepackageModel,
+    StoreSwept,
+    Tagged,
+    TagModel,
+    TagsWritten,
+)
+from greenroom.actors.library.pulls import refusal_of
+from greenroom.actors.library.state import LibrarySeen, LibraryState, Removal, Sending
+from greenroom.actors.scheduler.messages import ForgetModel
+from greenroom.actors.values import Cancelled, Model
+
+_ASK_AGAIN = 5.0
+"""Seconds after which the scheduler is asked again: that is harmless, and may have been lost."""
+_SWEPT = "prune"
+_UNPUBLISHED = 256
+"""Pushes that are remembered to have failed."""
+
+V = TypeVar("V")
+
+
+def tag(state: LibraryState, ask: TagModel) -> Decision[LibrarySeen]:
+    """Give a model one more name."""
+    model = state.models.get(ask.model_id)
+    if model is None:
+        return _unknown(ask.model_id)
+    if not _is_tag(ask.tag):
+        return _no_tag(ask.tag)
+    if ask.tag in model.tags:
+        return Decision(reply=Tagged(tags=model.tags))
+    return Decision(
+        effects=(AddTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id, ask.tag))
+    )
+
+
+def lost_tags(state: LibraryState, report: ModelsSeen) -> tuple[AddTag, ...]:
+    """The tags that models had until the store's index was lost."""
+    if not report.recovered:
+        return ()
+    there = {model.id for model in report.models}
+    taken = {tag for model in report.models for tag in model.tags}
+    return tuple(
+        AddTag(model_id=model.id, tag=tag)
+        for model in state.models.values()
+        for tag in model.tags
+        if model.id in there and tag not in taken
+    )
+
+
+def _is_tag(tag: str) -> bool:
+    """Whether it can be a canonical tag: a path of names as in a registry, or a source with its prefix."""
+    if tag.startswith(("file:", "pypi:")):
+        return True
+    return not any(part in ("", ".", "..") or part.split() != [part] for part in tag.split("/"))
+
+
+def _no_tag(tag: str) -> Decision[LibrarySeen]:
+    message = f'"{tag}" cannot be a model\'s tag: that is a name such as docker.io/ai/smollm2:latest.'
+    return Decision(reply=refuse("bad_reference", message, status=400))
+
+
+def tags_written(report: TagsWritten) -> Decision[LibrarySeen]:
+    """The store has other tags for a model, or could not be given them."""
+    outcome: Tagged | Refusal
+    events: tuple[Event, ...] = ()
+    if report.failure is not None:
+        outcome = refusal_of(report.failure)
+    else:
+        outcome = Tagged(tags=report.tags)
+        events = (ModelTagged(model_id=report.model_id, tags=report.tags),)
+    return Decision(
+        events=events, effects=(Answer(key=_tag_key(report.model_id, report.tag), outcome=outcome),)
+    )
+
+
+def remove(state: LibraryState, ask: RemoveModel, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """Remove a tag (answered with `Tagged`), and with the last one the model (`Removed`)."""
+    model = state.models.get(ask.model_id)
+    if model is None:
+        return _unknown(ask.model_id)
+    if ask.tag and ask.tag not in model.tags:
+        message = f"{model.id[7:19]} has no tag {ask.tag}."
+        return Decision(reply=refuse("not_found", message, status=404))
+    if model.id in seen.removing:
+        return Decision(reply=Later(_remove_key(model.id)))
+    if ask.tag and len(model.tags) > 1:
+        return Decision(
+            effects=(RemoveTag(model_id=model.id, tag=ask.tag),), reply=Later(_tag_key(model.id, ask.tag))
+        )
+    if len(model.tags) > 1 and not (ask.force or ask.all_tags):
+        return Decision(
+            reply=refuse(
+                "conflict",
+                f'unable to delete "{model.id[7:19]}" (must be forced) due to multiple tag references: '
+                f"{', '.join(model.tags)}.",
+                advice="Remove one tag, or all of them with --force.",
+                status=409,
+            )
+        )
+    removal = Removal(force=ask.force, asked_at=now.monotonic)
+    return Decision(
+        effects=(_release(model.id, ask.force),),
+        reply=Later(_remove_key(model.id)),
+        seen=msgspec.structs.replace(seen, removing={**seen.removing, model.id: removal}),
+    )
+
+
+def released(state: LibraryState, report: Released, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """The scheduler has let go of a model, or has not."""
+    removal = seen.removing.get(report.model_id)
+    if removal is None or removal.released or report.model_id not in state.models:
+        return Decision()
+    if report.refusal is not None:
+        seen = msgspec.structs.replace(seen, removing=_without(seen.removing, report.model_id))
+        answer = Answer(key=_remove_key(report.model_id), outcome=report.refusal)
+        return Decision(effects=(answer,), seen=seen)
+    done = msgspec.structs.replace(removal, released=True)
+    return Decision(
+        effects=(DeleteModel(model_id=report.model_id),),
+        seen=msgspec.structs.replace(seen, removing={**seen.removing, report.model_id: done}),
+    )
+
+
+def ask_again(now: Moment, seen: LibrarySeen) -> tuple[LibrarySeen, tuple[Effect, ...], list[float]]:
+    """Ask the scheduler again for what it has not answered; also when to do so next."""
+    effects: list[Effect] = []
+    wakes: list[float] = []
+    removing = dict(seen.removing)
+    for model_id, removal in seen.removing.items():
+        if removal.released:
+            continue
+        if now.monotonic - removal.asked_at >= _ASK_AGAIN:
+            removing[model_id] = msgspec.structs.replace(removal, asked_at=now.monotonic)
+            effects.append(_release(model_id, removal.force))
+        wakes.append(removing[model_id].asked_at + _ASK_AGAIN)
+    return msgspec.structs.replace(seen, removing=removing), tuple(effects), wakes
+
+
+def gone(state: LibraryState, report: ModelGone, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """A model's files are deleted, or could not be."""
+    seen = msgspec.structs.replace(seen, removing=_without(seen.removing, report.model_id), told=-1)
+    key = _remove_key(report.model_id)
+    if report.failure is not None:
+        return Decision(effects=(Answer(key=key, outcome=refusal_of(report.failure)),), seen=seen)
+    model = state.models.get(report.model_id)
+    if model is None:
+        return Decision(seen=seen)
+    outcome = Removed(untagged=model.tags, deleted=(model.id,), freed=report.freed)
+    event = ModelRemoved(model_id=model.id, reason="removed by the user", freed=report.freed)
+    name = model.tags[0] if model.tags else model.id
+    forget = Tell(to=SCHEDULER, command=ForgetModel(model_id=model.id, model_ref=name))
+    return Decision(events=(event,), effects=(forget, Answer(key=key, outcome=outcome)), seen=seen)
+
+
+def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibrarySeen]:
+    """Store a model once more with another configuration."""
+    if ask.model_id not in state.models:
+        return _unknown(ask.model_id)
+    if not _is_tag(ask.tag):
+        return _no_tag(ask.tag)
+    again = StoreAgain(model_id=ask.model_id, tag=ask.tag, context_size=ask.context_size)
+    return Decision(effects=(again,), reply=Later(_repackage_key(ask.model_id, ask.tag)))
+
+
+def repackaged(state: LibraryState, report: ModelRepackaged) -> Decision[LibrarySeen]:
+    """It is in the store, or could not be put there."""
+    key = _repackage_key(report.source_id, report.tag)
+    if report.failure is not None or report.model is None:
+        assert report.failure is not None
+        return Decision(effects=(Answer(key=key, outcome=refusal_of(report.failure)),))
+    noted = note(state, report.model)
+    return msgspec.structs.replace(noted, reply=None, effects=(Answer(key=key, outcome=noted.reply),))
+
+
+def note(state: LibraryState, model: Model) -> Decision[LibrarySeen]:
+    """A model has come by another way than a pull; one that is known as it is makes no event."""
+    known = state.models.get(model.id) == model
+    events = () if known else (ModelCommitted(job="", model=model),)
+    return Decision(events=events, reply=ModelNoted(model=model))
+
+
+def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibrarySeen]:
+    """A model is not what it was: nothing may be loaded from it, and the next pull repairs it."""
+    if report.model_id not in state.models:
+        return Decision(reply=ModelNoted())
+    return Decision(
+        events=(ModelRemoved(model_id=report.model_id, reason=report.reason),), reply=ModelNoted()
+    )
+
+
+def prune() -> Decision[LibrarySeen]:
+    """Remove what no model needs."""
+    return Decision(effects=(SweepStore(),), reply=Later(_SWEPT))
+
+
+def swept(report: StoreSwept) -> Decision[LibrarySeen]:
+    """That is done, or could not be."""
+    outcome: Pruned | Refusal = Pruned(freed=report.freed)
+    if report.failure is not None:
+        outcome = refusal_of(report.failure)
+    return Decision(effects=(Answer(key=_SWEPT, outcome=outcome),))
+
+
+def push(state: LibraryState, ask: Push, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """Publish a model; whoever wants the same one under the same reference joins."""
+    if ask.model_id not in state.models:
+        return _unknown(ask.model_id)
+    under_way = seen.sending.get(ask.reference)
+    if under_way is not None and (under_way.model_id != ask.model_id or under_way.ending):
+        other = "is being cancelled" if under_way.ending else "of another model is under way"
+        busy = refuse(
+            "conflict",
+            f"A push to {ask.reference} {other}.",
+            advice="Push again when it is done.",
+            status=409,
+        )
+        return Decision(reply=busy)
+    waiting = under_way.waiting + 1 if under_way is not None else 1
+    send = SendModel(model_id=ask.model_id, reference=ask.reference, token=ask.token)
+    sending = Sending(model_id=ask.model_id, waiting=waiting)
+    return Decision(
+        effects=() if under_way is not None else (send,),
+        reply=Later(_push_key(ask.reference, ask.model_id)),
+        seen=msgspec.structs.replace(seen, sending={**seen.sending, ask.reference: sending}),
+    )
+
+
+def cancel_push(ask: CancelPush, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """Somebody waits no longer; a push for nobody ends."""
+    under_way = seen.sending.get(ask.reference)
+    if under_way is None or ask.model_id not in ("", under_way.model_id):
+        return Decision(reply=Cancelled(ended=False))
+    if under_way.waiting > 1:
+        change: dict[str, object] = {"waiting": under_way.waiting - 1}
+    else:
+        # It stays until it has really ended: another one must not begin beside it.
+        change = {"ending": True}
+    changed = msgspec.structs.replace(under_way, **change)
+    seen = msgspec.structs.replace(seen, sending={**seen.sending, ask.reference: changed})
+    if not changed.ending:
+        return Decision(reply=Cancelled(ended=False), seen=seen)
+    cancel = CancelSend(reference=ask.reference)
+    return Decision(effects=(cancel,), reply=Cancelled(ended=True), seen=seen)
+
+
+def push_ended(report: PushEnded, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """It is published, or could not be. The same failure again and again is stored once."""
+    under_way = seen.sending.get(report.reference)
+    if under_way is not None and under_way.model_id == report.model_id:
+        seen = msgspec.structs.replace(seen, sending=_without(seen.sending, report.reference))
+    key = _push_key(report.reference, report.model_id)
+    known = _without(seen.unpublished, key)
+    if report.failure is not None:
+        code = report.failure.code
+        refusal = (
+            refuse("cancelled", "The push was cancelled.", status=409)
+            if report.failure.kind == "cancelled"
+            else refusal_of(report.failure)
+        )
+        failed = PushFailed(model_id=report.model_id, reference=report.reference, failure=report.failure)
+        unpublished = dict([*known.items(), (key, code)][-_UNPUBLISHED:])
+        return Decision(
+            events=() if seen.unpublished.get(key) == code else (failed,),
+            effects=(Answer(key=key, outcome=refusal),),
+            seen=msgspec.structs.replace(seen, unpublished=unpublished),
+        )
+    pushed = ModelPushed(
+        model_id=report.model_id, reference=report.reference, sent=report.sent, seconds=report.seconds
+    )
+    outcome = Pushed(reference=report.reference, model_id=report.model_id, sent=report.sent)
+    seen = msgspec.structs.replace(seen, unpublished=known)
+    return Decision(events=(pushed,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
+
+
+def _release(model_id: str, force: bool) -> Tell:
+    return Tell(to=SCHEDULER, command=Release(model_id=model_id, force=force))
+
+
+def _unknown(model_id: str) -> Decision[LibrarySeen]:
+    return Decision(reply=refuse("not_found", f"There is no model {model_id}.", status=404))
+
+
+def _without(mapping: Mapping[str, V], key: str) -> dict[str, V]:
+    return {one: value for one, value in mapping.items() if one != key}
+
+
+def _remove_key(model_id: str) -> str:
+    return f"remove/{model_id}"
+
+
+def _tag_key(model_id: str, tag: str) -> str:
+    return f"tag/{model_id}/{tag}"
+
+
+def _repackage_key(model_id: str, tag: str) -> str:
+    return f"repackage/{model_id}/{tag}"
+
+
+def _push_key(reference: str, model_id: str) -> str:
+    return f"push/{reference}@{model_id}"

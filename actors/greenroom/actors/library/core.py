@@ -1,0 +1,358 @@
+"""The library: which models lie in the store, under which names, and the pulls that bring them.
+
+Pulls are jobs: single flight for each reference, they outlive whoever asked first, and are tried again by
+tenacity's policies. Only the daemon writes the store; what lies in it is looked at in every new life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from greenroom.actors.addresses import LIBRARY, SCHEDULER
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    Fault,
+    Later,
+    NotUnderstood,
+    Recovered,
+    Stored,
+    Tell,
+    fault,
+    not_storable,
+)
+from greenroom.actors.library import changes, pulls
+from greenroom.actors.library.effects import FetchModel, LookAtModels
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    ModelPushed,
+    ModelRemoved,
+    ModelTagged,
+    PullAttemptFailed,
+    PullCancelled,
+    PullFailed,
+    PullRequested,
+    PushFailed,
+)
+from greenroom.actors.library.messages import (
+    CancelPull,
+    CancelPush,
+    LeavePull,
+    ModelGone,
+    ModelList,
+    ModelRepackaged,
+    ModelsSeen,
+    NoteDamage,
+    NoteModel,
+    Prune,
+    Pull,
+    PullAttemptEnded,
+    PullCommitted,
+    Push,
+    PushEnded,
+    Released,
+    RemoveModel,
+    RepackageModel,
+    StoreSwept,
+    TagModel,
+    TagsWritten,
+)
+from greenroom.actors.library.state import LibrarySeen, LibraryState, PullState, apply
+from greenroom.actors.retry import CONTACT_RETRIES, PULL_RETRIES, RetryPolicy
+from greenroom.actors.values import Failure, RollCall
+
+_TELL_EVERY = 5.0
+_LOOK_AGAIN_AFTER = 30.0
+
+_OURS = Failure(
+    kind="permanent",
+    code="internal",
+    message="Greenroom failed on this pull.",
+    advice="`greenroom log --kind command_parked` shows where; please report it.",
+    blame="ours",
+)
+
+
+class Library:
+    """The pure core; see the module's text."""
+
+    address: Address = LIBRARY
+    event_types: Sequence[type[Event]] = (
+        PullRequested,
+        PullAttemptFailed,
+        ModelCommitted,
+        PullFailed,
+        PullCancelled,
+        ModelPushed,
+        PushFailed,
+        ModelTagged,
+        ModelRemoved,
+    )
+
+    def __init__(self, retries: RetryPolicy = PULL_RETRIES, contact: RetryPolicy = CONTACT_RETRIES) -> None:
+        """How often a pull is tried again; `contact` for a source that has not answered at all."""
+        self._policies = (retries, contact)
+
+    def claims(self, stream: str) -> bool:
+        """`library`."""
+        return stream == "library"
+
+    def stream_of(self, _event: Event) -> str:
+        """`library`."""
+        return "library"
+
+    def initial(self) -> LibraryState:
+        """No models."""
+        return LibraryState()
+
+    def unseen(self) -> LibrarySeen:
+        """Nothing seen."""
+        return LibrarySeen()
+
+    def apply(self, state: LibraryState, stored: Stored[Any]) -> LibraryState:
+        """Fold one event."""
+        return apply(state, stored)
+
+    # decide
+
+    def decide(
+        self, state: LibraryState, command: Command, now: Moment, seen: LibrarySeen
+    ) -> Decision[LibrarySeen]:
+        """One command."""
+        match command:
+            case Pull():
+                return pulls.pull(state, command, now, seen)
+            case LeavePull():
+                return Decision(seen=pulls.leave(command, seen))
+            case CancelPull():
+                return pulls.cancel(state, command, now, seen)
+            case RemoveModel():
+                return changes.remove(state, command, now, seen)
+            case Released():
+                return changes.released(state, command, seen)
+            case TagModel():
+                return changes.tag(state, command)
+            case RepackageModel():
+                return changes.repackage(state, command)
+            case NoteModel(model=model):
+                return changes.note(state, model)
+            case NoteDamage():
+                return changes.note_damage(state, command)
+            case Prune():
+                return changes.prune()
+            case Push():
+                return changes.push(state, command, seen)
+            case CancelPush():
+                return changes.cancel_push(command, seen)
+            case RollCall():
+                return Decision(seen=msgspec.structs.replace(seen, told=-1))
+            case Recovered():
+                seen = msgspec.structs.replace(seen, looking_since=now.monotonic)
+                return Decision(effects=(LookAtModels(),), seen=seen)
+            case _:
+                return self._report(state, command, now, seen)
+
+    def _report(
+        self, state: LibraryState, report: Command, now: Moment, seen: LibrarySeen
+    ) -> Decision[LibrarySeen]:
+        match report:
+            case PullCommitted():
+                return pulls.committed(state, report, now, seen)
+            case PullAttemptEnded():
+                return pulls.attempt_ended(state, report, now, seen, self._policies)
+            case ModelsSeen():
+                return self._seen_in_store(state, report, now, seen)
+            case ModelGone():
+                return changes.gone(state, report, seen)
+            case TagsWritten():
+                return changes.tags_written(report)
+            case ModelRepackaged():
+                return changes.repackaged(state, report)
+            case StoreSwept():
+                return changes.swept(report)
+            case PushEnded():
+                return changes.push_ended(report, seen)
+            case _:
+                raise NotUnderstood(self.address, report)
+
+    def _seen_in_store(
+        self, state: LibraryState, report: ModelsSeen, now: Moment, seen: LibrarySeen
+    ) -> Decision[LibrarySeen]:
+        """Settle what the journal says with what lies in the store.
+
+        1. There and not known, or known under other tags: recorded as it is. If the store's index was lost,
+           the tags that the journal knows and no model in the store has are put on again instead.
+        2. Known and not there: removed.
+        3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it. One
+           that is under way is not: this actor was rebuilt, and its hands will report its end.
+        """
+        if seen.looked:
+            # This look may have begun before what has been committed since.
+            return Decision()
+        if report.failure is not None:
+            # Not being able to look is no reason to believe that everything is gone.
+            return Decision(seen=msgspec.structs.replace(seen, looked=True))
+        there = {model.id: model for model in report.models}
+        events: list[Event] = []
+        fetched = {begun for begun, _ in seen.fetching} | set(report.running)
+        lost = changes.lost_tags(state, report)
+        for model in report.models:  # 1
+            known = state.models.get(model.id)
+            if known is None:
+                pull = next((state.pulls[tag] for tag in model.tags if tag in state.pulls), None)
+                job = pull.job if pull is not None and pull.job not in fetched else ""
+                events.append(ModelCommitted(job=job, model=model))
+            elif known.tags != model.tags and not any(tag.model_id == model.id for tag in lost):
+                events.append(ModelTagged(model_id=model.id, tags=model.tags))
+        events += [
+            ModelRemoved(model_id=one, reason="it is not in the store any more")
+            for one in state.models
+            if one not in there
+        ]  # 2
+        done = {event.job for event in events if isinstance(event, ModelCommitted)}
+        for pull in state.pulls.values():  # 3
+            if pull.job in fetched or pull.job in done:
+                continue
+            if pull.wanted_by == "request":
+                reason = "the daemon restarted and the request that wanted it is gone"
+                events.append(PullCancelled(job=pull.job, reason=reason))
+            elif pull.retry_at <= now.wall:
+                failure = Failure(
+                    kind="transient",
+                    code="daemon_restarted",
+                    message="The daemon ended in the middle of the pull.",
+                )
+                events.append(
+                    PullAttemptFailed(
+                        job=pull.job,
+                        attempt=pull.attempt,
+                        failure=failure,
+                        retry_at=now.wall,
+                        streak=pull.streak,
+                        reached=pull.reached,
+                    )
+                )
+        seen = msgspec.structs.replace(seen, looked=True)
+        return Decision(events=tuple(events), effects=lost, seen=seen)
+
+    def react(self, _state: LibraryState, _stored: Stored[Any]) -> Sequence[Effect]:
+        """Nothing: who waits for a pull is answered by what decides on its end."""
+        return ()
+
+    # settle
+
+    def settle(self, state: LibraryState, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+        """What follows.
+
+        1. The store has not been looked at: nothing yet; if that takes too long, another look.
+        2. A wish that waited for the look is decided on.
+        3. A pull whose attempt is due and not begun in this life: begin it.
+        4. A model that is being removed and that the scheduler has not let go of: ask again.
+        5. Whatever changed, or every few seconds: tell the scheduler the whole list.
+        """
+        seen = self._pruned(state, seen)
+        if not seen.looked:  # 1
+            if now.monotonic - seen.looking_since < _LOOK_AGAIN_AFTER:
+                return Decision(seen=seen)
+            seen = msgspec.structs.replace(seen, looking_since=now.monotonic)
+            return Decision(effects=(LookAtModels(),), seen=seen)
+        effects: list[Effect] = []
+        faults: list[Fault] = []
+        for ask in seen.pending.values():  # 2
+            waiting = seen.waiting
+            pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
+            try:
+                decision = pulls.pull(state, ask, now, msgspec.structs.replace(seen, pending=pending))
+            except Exception as error:  # noqa: BLE001 - it costs this wish, and no other
+                faults.append(fault(error, doing="begin a pull", about=ask.reference))
+                decision = Decision(reply=pulls.refusal_of(_OURS))
+            # It has been counted already, when it came.
+            seen = msgspec.structs.replace(decision.seen or seen, pending=pending, waiting=waiting)
+            if decision.events:
+                full = Answer(key=pulls.pull_key(ask.reference), outcome=not_storable())
+                return msgspec.structs.replace(
+                    decision,
+                    seen=seen,
+                    effects=tuple(effects),
+                    faults=tuple(faults),
+                    reply=None,
+                    otherwise=Decision(effects=(*effects, full), seen=seen),
+                )
+            if not isinstance(decision.reply, Later):
+                effects.append(Answer(key=pulls.pull_key(ask.reference), outcome=decision.reply))
+        wakes: list[float] = []
+        fetching, due = set(seen.fetching), dict(seen.due)
+        for pull in state.pulls.values():  # 3
+            if (pull.job, pull.attempt) in fetching:
+                continue
+            key = f"{pull.job}/{pull.attempt}"
+            try:
+                due.setdefault(key, now.monotonic + self._wait(pull, now))
+            except Exception as error:  # noqa: BLE001 - it costs this pull, and no other
+                faults.append(fault(error, doing="go on with a pull", about=pull.job))
+                ended = Answer(key=pulls.pull_key(pull.reference), outcome=pulls.refusal_of(_OURS))
+                unstored = Decision(
+                    effects=(*effects, ended),
+                    seen=msgspec.structs.replace(seen, fetching=frozenset(fetching), due=due),
+                    faults=tuple(faults),
+                )
+                failed = (PullFailed(job=pull.job, failure=_OURS),)
+                return msgspec.structs.replace(unstored, events=failed, cause=pull.cause, otherwise=unstored)
+            if due[key] <= now.monotonic:
+                fetching.add((pull.job, pull.attempt))
+                effects.append(
+                    FetchModel(
+                        job=pull.job,
+                        reference=pull.reference,
+                        token=seen.tokens.get(pull.job, ""),
+                        force=pull.force,
+                    )
+                )
+            else:
+                wakes.append(due[key])
+        seen = msgspec.structs.replace(seen, fetching=frozenset(fetching), due=due)
+        seen, again, later = changes.ask_again(now, seen)  # 4
+        effects += again
+        wakes += later
+        if seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY:  # 5
+            effects.append(Tell(to=SCHEDULER, command=self.list_of(state, seen)))
+            seen = msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic)
+        return Decision(
+            effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None), faults=tuple(faults)
+        )
+
+    def _wait(self, pull: PullState, now: Moment) -> float:
+        """Seconds until its next attempt may begin."""
+        if not pull.retry_at:
+            return 0.0
+        return max(0.0, self._policies[0].clamp(pull.retry_at, now.wall) - now.wall)
+
+    def _pruned(self, state: LibraryState, seen: LibrarySeen) -> LibrarySeen:
+        """Forget what belongs to pulls that are over, their tokens above all."""
+        jobs = {pull.job for pull in state.pulls.values()}
+        wanted = state.pulls.keys() | seen.pending.keys()
+        return msgspec.structs.replace(
+            seen,
+            fetching=frozenset(one for one in seen.fetching if one[0] in jobs),
+            due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
+            waiting={one: names for one, names in seen.waiting.items() if one in wanted},
+            tokens={job: token for job, token in seen.tokens.items() if job in jobs},
+            asked_by={job: caller for job, caller in seen.asked_by.items() if job in jobs},
+        )
+
+    def list_of(self, state: LibraryState, seen: LibrarySeen) -> ModelList:
+        """All models but those whose files are being deleted."""
+        leaving = {model_id for model_id, removal in seen.removing.items() if removal.released}
+        models = tuple(model for model in state.models.values() if model.id not in leaving)
+        return ModelList(models=models, version=state.version)
+
+
+__all__ = ["Library", "LibraryState"]

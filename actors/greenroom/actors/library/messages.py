@@ -1,0 +1,272 @@
+"""What the library is asked and told, and what it answers. Part of `messages`, which has all of these."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from greenroom.actors.kernel.core import Command
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import (
+    Context,
+    Id,
+    Ids,
+    Line,
+    Many,
+    Name,
+    Names,
+    Real,
+    Reason,
+    Secret,
+    Whole,
+)
+from greenroom.actors.values import (
+    Caller,
+    Failure,
+    Model,
+    WantedBy,
+)
+
+
+class Pull(Command, frozen=True, kw_only=True):
+    """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
+
+    REPEATABLE = True
+    SECRETS = ("token",)
+    reference: Name
+    """Canonical."""
+    wanted_by: WantedBy = "explicit"
+    token: Secret = ""
+    """A bearer token for the source; never stored."""
+    force: bool = False
+    """Also when it cannot fit on the disk or run on this machine."""
+    waiter: Id = ""
+    """Who waits, by a name nobody else has."""
+    caller: Caller = Caller()
+    """Who asks."""
+
+
+class Pulled(Command, frozen=True, kw_only=True):
+    """It is here."""
+
+    model: Model
+    fresh: bool
+    """False when nothing had to be fetched."""
+
+
+class CancelPull(Command, frozen=True, kw_only=True):
+    """End a pull: `Cancelled`."""
+
+    reference: Name
+    reason: Line = "cancelled by the user"
+    leave: bool = False
+    """Only if nobody else waits for it."""
+    waiter: Id = ""
+    """Who leaves."""
+
+
+class LeavePull(Command, frozen=True, kw_only=True):
+    """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
+
+    reference: Name
+    waiter: Id
+
+
+class RemoveModel(Command, frozen=True, kw_only=True):
+    """Remove a model from the store: `Removed`. Its idle engines end; one that is in use refuses (409)."""
+
+    REPEATABLE = True
+    model_id: Id
+    tag: Name = ""
+    """Remove this tag only, and the model when it was the last."""
+    all_tags: bool = False
+    """Also when it has several tags."""
+    force: bool = False
+    """Also when it has several tags or is in use; requests that are being served go on."""
+
+
+class Removed(Command, frozen=True, kw_only=True):
+    """What went."""
+
+    untagged: Names
+    deleted: Ids
+    freed: Whole = 0
+
+
+class TagModel(Command, frozen=True, kw_only=True):
+    """Give a model another tag, taking it from whichever model had it: `Tagged`."""
+
+    REPEATABLE = True
+    model_id: Id
+    tag: Name
+
+
+class Tagged(Command, frozen=True, kw_only=True):
+    """The model's tags."""
+
+    tags: Names
+
+
+class RepackageModel(Command, frozen=True, kw_only=True):
+    """Store a model once more with another configuration, under a tag: `ModelNoted`. Files are shared."""
+
+    REPEATABLE = True
+    model_id: Id
+    tag: Name
+    context_size: Context | None = None
+    """Tokens it is loaded with from then on unless somebody says otherwise; None leaves it."""
+
+
+class NoteModel(Command, frozen=True, kw_only=True):
+    """A model has come into the store by another way than a pull: `ModelNoted`."""
+
+    model: Model
+
+
+class NoteDamage(Command, frozen=True, kw_only=True):
+    """A model was found not to be what it was when it arrived; it is here no more: `ModelNoted`."""
+
+    model_id: Id
+    reason: Reason
+
+
+class ModelNoted(Command, frozen=True, kw_only=True):
+    """The library knows."""
+
+    model: Model | None = None
+
+
+class Prune(Command, frozen=True, kw_only=True):
+    """Remove what no model needs, downloads that broke off too: `Pruned`."""
+
+    REPEATABLE = True
+
+
+class Pruned(Command, frozen=True, kw_only=True):
+    """What that has freed, in bytes."""
+
+    freed: Whole
+
+
+class Push(Command, frozen=True, kw_only=True):
+    """Publish a model under a reference: `Pushed`. Joins a push to the same reference."""
+
+    REPEATABLE = True
+    SECRETS = ("token",)
+    model_id: Id
+    reference: Name
+    """Canonical."""
+    token: Secret = ""
+    """A bearer token for the registry; never stored."""
+
+
+class Pushed(Command, frozen=True, kw_only=True):
+    """It is published."""
+
+    reference: Name
+    model_id: Id
+    sent: Whole
+    """Bytes that had to be sent; the registry had the others."""
+
+
+class CancelPush(Command, frozen=True, kw_only=True):
+    """Wait no longer for a push; it ends when nobody else waits: `Cancelled`."""
+
+    reference: Name
+    model_id: Line = ""
+    """Of which model; empty for whichever is on its way there."""
+
+
+class Release(Command, frozen=True, kw_only=True):
+    """Library → scheduler: let go of a model that is to be removed. Answered with `Released`."""
+
+    model_id: Id
+    force: bool = False
+
+
+class Released(Command, frozen=True, kw_only=True):
+    """Scheduler → library: its engines are told to end, or why that would disturb somebody."""
+
+    model_id: Id
+    refusal: Refusal | None = None
+
+
+class PullCommitted(Command, frozen=True, kw_only=True):
+    """Report: the model is in the store."""
+
+    job: Name
+    model: Model
+    fresh: bool = True
+    """False when it was here already."""
+
+
+class PullAttemptEnded(Command, frozen=True, kw_only=True):
+    """Report: an attempt failed or was cancelled."""
+
+    job: Name
+    failure: Failure
+    reached: bool = True
+    """False when the source has not even said what it has."""
+    moved: Whole = 0
+    """Bytes that came in this attempt and are kept for the next."""
+
+
+class ModelRepackaged(Command, frozen=True, kw_only=True):
+    """Report: a model is in the store with another configuration, or could not be put there."""
+
+    source_id: Id
+    tag: Name
+    model: Model | None = None
+    failure: Failure | None = None
+
+
+class StoreSwept(Command, frozen=True, kw_only=True):
+    """Report: what no model needs is gone, or could not be removed."""
+
+    freed: Whole = 0
+    failure: Failure | None = None
+
+
+class PushEnded(Command, frozen=True, kw_only=True):
+    """Report: a push has succeeded or failed."""
+
+    reference: Name
+    model_id: Id
+    sent: Whole = 0
+    seconds: Real = 0.0
+    failure: Failure | None = None
+
+
+class ModelsSeen(Command, frozen=True, kw_only=True):
+    """Report: what lies in the store, or why that cannot be said."""
+
+    models: Annotated[tuple[Model, ...], Many]
+    failure: Failure | None = None
+    running: Names = ()
+    """Jobs of the pulls under way meanwhile: what a library that was rebuilt has begun."""
+    recovered: bool = False
+    """The store's index was lost and built again, without some names that the models had."""
+
+
+class ModelGone(Command, frozen=True, kw_only=True):
+    """Report: a model's files are removed, or could not be."""
+
+    model_id: Id
+    freed: Whole = 0
+    failure: Failure | None = None
+
+
+class TagsWritten(Command, frozen=True, kw_only=True):
+    """Report: the store has these tags for a model now."""
+
+    model_id: Id
+    tag: Name
+    """Which was put on or taken off."""
+    tags: Names
+    failure: Failure | None = None
+
+
+class ModelList(Command, frozen=True, kw_only=True):
+    """Library → scheduler: all models."""
+
+    models: Annotated[tuple[Model, ...], Many]
+    version: Whole

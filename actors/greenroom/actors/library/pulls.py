@@ -1,0 +1,254 @@
+"""The library's decisions on pulls: begin or join one, end one, and what comes of an attempt."""
+
+from __future__ import annotations
+
+import msgspec
+
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.library.effects import CancelFetch, InformPull
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    PullAttemptFailed,
+    PullCancelled,
+    PullFailed,
+    PullRequested,
+)
+from greenroom.actors.library.messages import (
+    CancelPull,
+    LeavePull,
+    Pull,
+    PullAttemptEnded,
+    PullCommitted,
+    Pulled,
+)
+from greenroom.actors.library.state import LibrarySeen, LibraryState, PullState
+from greenroom.actors.retry import NO_NETWORK_AFTER, RetryPolicy
+from greenroom.actors.values import Cancelled, Failure
+from greenroom.actors.waiters import count, joined, left
+
+_STATUS = {
+    "not_found": 404,
+    "no_such_model": 404,
+    "no_such_quantisation": 404,
+    "unauthorized": 401,
+    "bad_reference": 400,
+    "not_absolute": 400,
+    "not_allowed": 403,
+    "not_a_model": 422,
+    "unsupported_artifact": 422,
+    "unsupported_source": 422,
+    "cannot_run_here": 422,
+    "conflict": 409,
+    "does_not_fit": 507,
+    "no_space": 507,
+    "read_only": 507,
+    "not_a_folder": 507,
+    "hash_mismatch": 502,
+    "refused": 502,
+    "unreachable": 503,
+}
+
+
+def pull_key(reference: str) -> str:
+    """Under which everybody waits who wants this reference."""
+    return f"pull/{reference}"
+
+
+def refusal_of(failure: Failure) -> Refusal:
+    """What whoever asked is told."""
+    transient = failure.kind == "transient"
+    return Refusal(
+        code=failure.code,
+        message=failure.message,
+        advice=failure.advice,
+        status=_STATUS.get(failure.code, 503 if transient else 500),
+        retry_after=30.0 if transient else 0.0,
+    )
+
+
+def pull(state: LibraryState, ask: Pull, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """Decide on a wish for a model.
+
+    1. The store has not been looked at in this life: the look comes first, it is a matter of ms.
+    2. Only a request needs it and it is here: answered at once. What a person types is a question to the
+       source too: has it changed? If the source does not answer, what is here will do.
+    3. A pull of the same reference is under way: join it; what a person typed goes on even when the
+       request that began it is gone.
+    4. The same has failed again and again: it is answered from memory for a while.
+    5. Otherwise a pull begins; `settle` starts its first attempt.
+    """
+    key = pull_key(ask.reference)
+    if not seen.looked:  # 1
+        first = seen.pending.get(ask.reference, ask)
+        typed = ask if ask.wanted_by == "explicit" else first
+        seen = msgspec.structs.replace(seen, pending={**seen.pending, ask.reference: typed})
+        return Decision(reply=Later(key), seen=_one_more(seen, ask))
+    here = state.tagged(ask.reference)
+    if ask.wanted_by == "request" and here is not None and here.id not in seen.removing:  # 2
+        return Decision(reply=Pulled(model=here, fresh=False))
+    events: tuple[Event, ...] = ()
+    under_way = state.pulls.get(ask.reference)
+    if under_way is None:
+        refusal = seen.failures.answer(ask.reference, ask.caller.key, now, anew=bool(ask.token) or ask.force)
+        if refusal is not None:  # 4
+            return Decision(reply=refusal)
+        # 5
+        job = f"pull.{state.jobs + 1}"
+        seen = msgspec.structs.replace(
+            seen,
+            tokens={**seen.tokens, job: ask.token},
+            asked_by={**seen.asked_by, job: ask.caller.key},
+        )
+        events = (
+            PullRequested(
+                job=job,
+                reference=ask.reference,
+                wanted_by=ask.wanted_by,
+                force=ask.force,
+                caller=ask.caller,
+            ),
+        )
+    elif ask.wanted_by == "explicit" and (
+        under_way.wanted_by == "request" or (ask.force and not under_way.force)
+    ):  # 3
+        force = ask.force or under_way.force
+        events = (
+            PullRequested(
+                job=under_way.job,
+                reference=ask.reference,
+                wanted_by=ask.wanted_by,
+                force=force,
+                caller=ask.caller,
+            ),
+        )
+    return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask))
+
+
+def cancel(state: LibraryState, ask: CancelPull, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    """End a pull; with `leave`, only when nobody else wants it."""
+    under_way = state.pulls.get(ask.reference)
+    if under_way is None and ask.reference not in seen.pending:
+        return Decision(reply=Cancelled(ended=False))
+    if ask.leave:
+        seen = leave(LeavePull(reference=ask.reference, waiter=ask.waiter), seen)
+        if count(seen.waiting, ask.reference):
+            return Decision(reply=Cancelled(ended=False), seen=seen)
+    pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
+    seen = msgspec.structs.replace(seen, pending=pending)
+    answer = Answer(key=pull_key(ask.reference), outcome=_cancelled(ask.reason))
+    if under_way is None:
+        return Decision(effects=(answer,), reply=Cancelled(ended=True), seen=seen)
+    seen = msgspec.structs.replace(
+        seen, failures=seen.failures.came_to_nothing(_caller(under_way, seen), now)
+    )
+    return Decision(
+        events=(PullCancelled(job=under_way.job, reason=ask.reason),),
+        effects=(CancelFetch(job=under_way.job), InformPull(reference=ask.reference), answer),
+        reply=Cancelled(ended=True),
+        seen=seen,
+    )
+
+
+def committed(
+    state: LibraryState, report: PullCommitted, now: Moment, seen: LibrarySeen
+) -> Decision[LibrarySeen]:
+    """An attempt has succeeded."""
+    under_way = state.pull_of(report.job)
+    if under_way is None and report.model.id in state.models:
+        return Decision()
+    # Of a pull that was cancelled a moment before its last step, the model is there all the same.
+    effects: tuple[Effect, ...] = ()
+    if under_way is not None:
+        outcome = Pulled(model=report.model, fresh=report.fresh)
+        effects = (Answer(key=pull_key(under_way.reference), outcome=outcome),)
+        seen = msgspec.structs.replace(seen, failures=seen.failures.succeeded(under_way.reference))
+    return Decision(
+        seen=seen,
+        effects=effects,
+        events=(
+            ModelCommitted(
+                job=report.job,
+                model=report.model,
+                seconds=max(0.0, now.wall - under_way.requested_at) if under_way is not None else 0.0,
+                fresh=report.fresh,
+            ),
+        ),
+        cause=under_way.cause if under_way is not None else "",
+    )
+
+
+def attempt_ended(
+    state: LibraryState,
+    report: PullAttemptEnded,
+    now: Moment,
+    seen: LibrarySeen,
+    policies: tuple[RetryPolicy, RetryPolicy],
+) -> Decision[LibrarySeen]:
+    """An attempt has failed or was ended.
+
+    Attempts that bring something may go on for ever, so a bad line does not end a large download. A source
+    that has not even said what it has is given up within seconds, by the second policy, if somebody waits.
+    """
+    under_way = state.pull_of(report.job)
+    if under_way is None:
+        return Decision()
+    failure = report.failure
+    streak = 0 if report.moved else under_way.streak + 1
+    retry_at = None
+    reached = report.reached or under_way.reached
+    patient = reached or not count(seen.waiting, under_way.reference)
+    if failure.kind == "transient" and (patient or now.wall - under_way.requested_at < NO_NETWORK_AFTER):
+        policy = policies[0] if patient else policies[1]
+        retry_at = policy.retry_at(max(streak, 1), now.wall, now.draw)
+    event: Event
+    outcome: Refusal | None = None
+    inform = InformPull(reference=under_way.reference)
+    if failure.kind == "cancelled":
+        event = PullCancelled(job=under_way.job, reason=failure.message)
+        outcome = _cancelled(failure.message)
+    elif retry_at is not None:
+        event = PullAttemptFailed(
+            job=under_way.job,
+            attempt=under_way.attempt,
+            failure=failure,
+            retry_at=retry_at,
+            streak=streak,
+            reached=reached,
+        )
+        inform = InformPull(
+            reference=under_way.reference, phase="waiting_to_retry", message=f"after: {failure.message}"
+        )
+    else:
+        event = PullFailed(job=under_way.job, failure=failure)
+        outcome = refusal_of(failure)
+        seen = msgspec.structs.replace(
+            seen, failures=seen.failures.failed(under_way.reference, outcome, _caller(under_way, seen), now)
+        )
+    effects: tuple[Effect, ...] = (inform,)
+    if outcome is not None:
+        effects = (inform, Answer(key=pull_key(under_way.reference), outcome=outcome))
+    return Decision(events=(event,), effects=effects, cause=under_way.cause, seen=seen)
+
+
+def leave(ask: LeavePull, seen: LibrarySeen) -> LibrarySeen:
+    """Somebody waits no longer."""
+    return msgspec.structs.replace(seen, waiting=left(seen.waiting, ask.reference, ask.waiter))
+
+
+def _caller(pull: PullState, seen: LibrarySeen) -> str:
+    return seen.asked_by.get(pull.job, "")
+
+
+def _one_more(seen: LibrarySeen, ask: Pull) -> LibrarySeen:
+    return msgspec.structs.replace(seen, waiting=joined(seen.waiting, ask.reference, ask.waiter))
+
+
+def _cancelled(reason: str) -> Refusal:
+    return refuse(
+        "cancelled",
+        f"The pull was ended: {reason}.",
+        advice="What was fetched is kept: pull it again to go on, or drop it with greenroom prune.",
+        status=409,
+    )

@@ -1,0 +1,183 @@
+"""Which backend serves a model: a pure function of formats, platform, and what is installed or may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from greenroom.actors.installer.messages import BackendStatus
+from greenroom.actors.kernel.core import refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.values import BackendFacts, Installation, InstallPolicy, Mode, Model
+
+
+class Use(msgspec.Struct, frozen=True, kw_only=True):
+    """This installation serves it now."""
+
+    backend: str
+    installation_id: str
+    reasons: tuple[str, ...]
+
+
+class Install(msgspec.Struct, frozen=True, kw_only=True):
+    """This backend serves it once it is installed."""
+
+    backend: str
+    reason: str
+
+
+def choose(
+    model: Model,
+    mode: Mode,
+    binding: str,
+    policy: InstallPolicy,
+    facts: Sequence[BackendFacts],
+    statuses: Mapping[str, BackendStatus],
+) -> Use | Install | Refusal:
+    """Decide on the backend of a load.
+
+    1. A path that names a backend is binding: no other is looked at.
+    2. Only backends that read the format in that mode count; none: refused, with what would.
+    3. Only those this platform can run count; none: refused, with each verdict.
+    4. Of the installed ones the most preferred serves; absent better ones are named as advice.
+    5. One that is being installed already is waited for.
+    6. Where the user has named an installation of his own, ours is not put beside it; if that leaves none,
+       refused with what is wrong with his.
+    7. One that is not deferred and that the user has not uninstalled is installed without asking, unless
+       the policy is `never`.
+    8. A deferred one is installed under `auto`; under `ask` and `never` the request is refused with the
+       command that installs it.
+    """
+    named = [one for one in facts if one.name == binding] if binding else list(facts)  # 1
+    if not named:
+        known = ", ".join(one.name for one in facts)
+        return refuse(
+            "backend_not_found",
+            f'There is no backend "{binding}".',
+            advice=f"Known backends: {known}.",
+            status=404,
+            subject=binding,
+        )
+    fitting = [one for one in named if model.format in one.formats and mode in one.modes]  # 2
+    if not fitting:
+        return _unfit(model, mode, binding, facts)
+    runnable = [one for one in fitting if not one.verdict]  # 3
+    if not runnable:
+        return refuse(
+            "unsupported_platform",
+            " ".join(one.verdict for one in fitting),
+            status=412,
+            subject=fitting[0].name,
+        )
+    installed = [one for one in runnable if _current(statuses, one) is not None]  # 4
+    if installed:
+        best = min(installed, key=lambda one: one.preference)
+        current = _current(statuses, best)
+        assert current is not None
+        return Use(
+            backend=best.name,
+            installation_id=current.id,
+            reasons=_reasons(best, fitting, installed, model, binding)
+            + _passed_over(statuses, best, current),
+        )
+    offered = sorted(runnable, key=lambda one: one.install_preference)
+    for one in offered:  # 5
+        if one.name in statuses and statuses[one.name].job:
+            return Install(backend=one.name, reason="it is being installed already")
+    ours = [one for one in offered if _theirs(statuses, one) is None]  # 6
+    if not ours:
+        return _theirs_is_broken(offered[0], statuses)
+    for one in ours:  # 7
+        wanted = one.name not in statuses or statuses[one.name].wanted
+        if not one.deferred and wanted and policy != "never":
+            return Install(backend=one.name, reason="it is a default backend")
+    best = ours[0]
+    if policy == "auto":  # 8
+        return Install(backend=best.name, reason="the install policy is auto")
+    return not_installed(best, statuses.get(best.name), ours[1:])
+
+
+def not_installed(
+    backend: BackendFacts, status: BackendStatus | None, others: Sequence[BackendFacts] = ()
+) -> Refusal:
+    """The refusal that tells how to install a backend, and which others could be installed instead."""
+    broken = (
+        status.failure.message if status is not None and status.state == "broken" and status.failure else ""
+    )
+    advice = [f"(What is there is broken: {broken})"] if broken else []
+    advice += [f"(or, with {one.name}: greenroom install-runner --backend {one.name})" for one in others]
+    return refuse(
+        "backend_not_installed",
+        f'backend "{backend.name}" is not installed; run: greenroom install-runner --backend {backend.name}',
+        advice=" ".join(advice),
+        status=412,
+        subject=backend.name,
+        numbers={"download_bytes": float(backend.download_bytes)} if backend.download_bytes else {},
+    )
+
+
+def _current(statuses: Mapping[str, BackendStatus], backend: BackendFacts) -> Installation | None:
+    status = statuses.get(backend.name)
+    return status.current if status is not None else None
+
+
+def _theirs(statuses: Mapping[str, BackendStatus], backend: BackendFacts) -> Installation | None:
+    status = statuses.get(backend.name)
+    return next((one for one in status.installations if not one.managed), None) if status else None
+
+
+def _theirs_is_broken(backend: BackendFacts, statuses: Mapping[str, BackendStatus]) -> Refusal:
+    theirs = _theirs(statuses, backend)
+    why = (theirs.broken if theirs is not None else "") or "it is not in use"
+    return refuse(
+        "backend_broken",
+        f"The {backend.name} that is named in your configuration cannot be used: {why}.",
+        advice=f'Repair it, or remove [backends."{backend.name}"] from config.toml.',
+        status=412,
+        subject=backend.name,
+    )
+
+
+def _passed_over(
+    statuses: Mapping[str, BackendStatus], backend: BackendFacts, current: Installation
+) -> tuple[str, ...]:
+    theirs = _theirs(statuses, backend)
+    if theirs is None or theirs.id == current.id:
+        return ()
+    return (f"not the {backend.name} named in the config: {theirs.broken or 'it is not in use'}",)
+
+
+def _reasons(
+    best: BackendFacts,
+    fitting: Sequence[BackendFacts],
+    installed: Sequence[BackendFacts],
+    model: Model,
+    binding: str,
+) -> tuple[str, ...]:
+    if binding:
+        return (f"the request names {binding}",)
+    reasons = [f"{best.name} reads {model.format} and is installed"]
+    for one in fitting:
+        if one.name == best.name:
+            continue
+        if one.verdict:
+            reasons.append(f"not {one.name}: {one.verdict.rstrip('.')}")
+        elif one in installed:
+            reasons.append(f"not {one.name}: {best.name} is preferred")
+        elif one.preference < best.preference:
+            reasons.append(
+                f"{one.name} would be preferred but is not installed; "
+                f"run: greenroom install-runner --backend {one.name}"
+            )
+    return tuple(reasons)
+
+
+def _unfit(model: Model, mode: Mode, binding: str, facts: Sequence[BackendFacts]) -> Refusal:
+    able = [one for one in facts if model.format in one.formats and mode in one.modes]
+    who = ", ".join(one.name for one in able) or "no backend"
+    if binding:
+        message = f"{binding} cannot serve {model.format} models in {mode} mode; {who} can."
+    else:
+        message = f"No backend serves {model.format} models in {mode} mode."
+    return refuse("unsupported_model", message, status=422, subject=binding)

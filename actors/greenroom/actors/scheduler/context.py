@@ -1,0 +1,296 @@
+"""What the steps of one scheduler turn share: the state they read and the decision they collect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from greenroom.actors.gates import GateReading
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Fault, fault
+from greenroom.actors.scheduler.events import EvictionDecided
+from greenroom.actors.scheduler.ledger import PROVEN_BY, Account, Capacity, promise_for, reckoned
+from greenroom.actors.scheduler.state import (
+    ModelConfigState,
+    SchedulerSeen,
+    SchedulerState,
+    Waiting,
+    config_key,
+)
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Mode
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator has set, in seconds and requests."""
+
+    keep_alive: float = 300.0
+    max_wait: float = 300.0
+    """How long a request waits for an engine to be ready."""
+    max_queued: float = 3600.0
+    """How long it waits for a slot of one that is, while nothing moves before it."""
+    drain: float = 600.0
+    """How long an engine that shall end may go on with the requests inside it."""
+    queue: int = 256
+    slots: int | None = None
+    """Requests an engine takes at once; None leaves that to its backend."""
+    prompt_cache: int | None = None
+    """Bytes of prompts an engine keeps after their requests; None lets the ledger decide."""
+
+
+class TurnContext:
+    """One settle. Mutable and short-lived: it collects a Decision and nothing outside sees it."""
+
+    def __init__(
+        self,
+        state: SchedulerState,
+        now: Moment,
+        seen: SchedulerSeen,
+        facts: Sequence[BackendFacts],
+        limits: Limits,
+        *,
+        storing: bool = True,
+    ) -> None:
+        """Without `storing` the steps do only what needs no event."""
+        self.state = state
+        self.now = now
+        self.seen = pruned(state, seen)
+        self.facts = facts
+        self.limits = limits
+        self.storing = storing
+        self._queue = {one.request_id: one for one in seen.queue}
+        self.events: list[Event] = []
+        self.effects: list[Effect] = []
+        self.wakes: list[float] = []
+        self.faults: list[Fault] = []
+        self.granted: dict[str, int] = {}
+        """Slots that were given away in this turn, by engine; the gates' readings do not show them yet."""
+        self.cause = ""
+        """The request or event this turn's events go back to."""
+
+    def decision(self) -> Decision[SchedulerSeen]:
+        """What has been collected."""
+        return Decision(
+            events=tuple(self.events),
+            effects=tuple(self.effects),
+            seen=msgspec.structs.replace(self.seen, queue=self.queue),
+            cause=self.cause if self.events else "",
+            wake_at=min(self.wakes, default=None),
+            faults=tuple(self.faults),
+        )
+
+    def guarded(self, step: Callable[[], None], *, doing: str, about: str = "") -> bool:
+        """Run a part of the turn; should it raise, only this part is left out. False then."""
+        seen, queue, granted, cause = self.seen, dict(self._queue), dict(self.granted), self.cause
+        events, effects, wakes = len(self.events), len(self.effects), len(self.wakes)
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rest of the turn is not about it
+            self.seen, self._queue, self.granted, self.cause = seen, queue, granted, cause
+            del self.events[events:], self.effects[effects:], self.wakes[wakes:]
+            self.faults.append(fault(error, doing=doing, about=about))
+            return False
+        return True
+
+    # writing
+
+    def record(self, *events: Event, cause: str) -> None:
+        """Have events stored; a turn with events ends with the step that has them."""
+        if self.storing:
+            self.events += events
+            self.cause = cause
+
+    def update(self, **changes: object) -> None:
+        """Change what is seen."""
+        self.seen = msgspec.structs.replace(self.seen, **changes)
+
+    def answer(self, waiting: Waiting, outcome: object) -> None:
+        """A request waits no longer."""
+        del self._queue[waiting.request_id]
+        self.effects.append(Answer(key=waiting.request_id, outcome=outcome))
+
+    def change(self, waiting: Waiting, **changes: object) -> Waiting:
+        """Note something of a request, which keeps its place."""
+        changed = msgspec.structs.replace(waiting, **changes)
+        self._queue[waiting.request_id] = changed
+        return changed
+
+    # reading
+
+    @property
+    def queue(self) -> tuple[Waiting, ...]:
+        """Every request that waits, in the order they came."""
+        return tuple(self._queue.values())
+
+    def wanted(self, spec: EngineSpec) -> bool:
+        """Whether a request waits that this engine could serve."""
+        return any(fits(spec, waiting) for waiting in self._queue.values())
+
+    def has_room(self, spec: EngineSpec, places: int) -> bool:
+        """Whether so many slots of an engine are free, less those given away in this turn."""
+        given = self.granted.get(spec.engine_id, 0)
+        reading = self.seen.gates.get(spec.engine_id) or GateReading(True, 0, 0.0, 0, slots=spec.slots)
+        return reading.has_room(places, given)
+
+    @property
+    def silent(self) -> list[str]:
+        """Backends whose runner has not told its engines in this life: what they hold is not known."""
+        return [one.name for one in self.facts if one.name not in self.seen.engines]
+
+    def serving(self) -> Iterator[Engine]:
+        """Engines that shall be and are ready."""
+        for engine_id in self.state.loads:
+            engine = self.seen.engine(engine_id)
+            if engine is not None and engine.state == "ready":
+                yield engine
+
+    def forced(self, engine: Engine) -> bool:
+        """True for an engine on an installation that is removed without waiting for those inside."""
+        status = (self.seen.statuses or {}).get(engine.spec.backend)
+        return status is not None and status.forced and engine.spec.installation_id in status.retiring
+
+    def empty(self) -> Iterator[tuple[Engine, GateReading]]:
+        """Of those, the ones nobody is inside."""
+        for engine in self.serving():
+            reading = self.seen.gates.get(engine.spec.engine_id)
+            if reading is not None and not reading.inside and engine.spec.engine_id not in self.granted:
+                yield engine, reading
+
+    def keep_alive(self, model_id: str, mode: Mode) -> float:
+        """Seconds a model stays after its last request: the last wish, the configured, the default."""
+        key = config_key(model_id, mode)
+        wished = self.seen.keep_alive.get(key)
+        if wished is not None:
+            return wished
+        if any(
+            load.kept and config_key(load.spec.model_id, load.spec.mode) == key
+            for load in self.state.loads.values()
+        ):
+            return -1.0
+        configured = self.state.configs.get(key, ModelConfigState()).keep_alive
+        return configured if configured is not None else self.limits.keep_alive
+
+    def account(self, device: str = "") -> Account:
+        """The ledger now, of the machine or of one device: loads in flight, engines that run, and engines
+        that have not let go yet.
+        """
+        by_id = {load.spec.engine_id: load.spec for load in self.state.loads.values()}
+        alive = {engine.spec.engine_id: engine for engine in self.seen.alive()}
+        loading = sum(
+            share(spec, device)
+            for one, spec in by_id.items()
+            if one not in alive or alive[one].state == "starting"
+        )
+        for one, engine in alive.items():
+            by_id.setdefault(one, engine.spec)
+        pools = {one.id: one.memory for one in self.seen.memory.devices}
+        return Account(
+            memory=pools[device] if device else self.seen.memory,
+            promised=sum(holding(spec, self.seen, device) for spec in by_id.values()),
+            unclaimed=loading,
+        )
+
+
+def share(spec: EngineSpec, device: str = "") -> int:
+    """Bytes promised to an engine of the machine's memory, or of one device's."""
+    if not device:
+        return spec.memory
+    return spec.device_memory if spec.device == device else 0
+
+
+def holding(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
+    """Bytes an engine or a load in flight is reckoned to hold there: promised, and measured where it is."""
+    promise, measured = share(spec, device), seen.measured.get(spec.engine_id)
+    if not promise or measured is None or (device and measured.device is None):
+        return promise
+    reading = seen.gates.get(spec.engine_id)
+    return reckoned(
+        promise,
+        least(spec, seen, device),
+        measured.device_peak if device else measured.peak,
+        reading.served if reading is not None else 0,
+    )
+
+
+def least(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
+    """Weights and cache, in bytes; the whole promise while the model is not known."""
+    if spec.device and not device:
+        return 0  # they are there, not here
+    for promise in spec.promises:
+        if promise.device == device:
+            return promise.claimable
+    model = (seen.models or {}).get(spec.model_id)
+    if model is None:
+        return share(spec, device)
+    return promise_for(model, spec.context_size, 0, Capacity(slots=spec.slots)).total
+
+
+def footprint(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
+    """What its end tells about the next engine of this kind, in bytes; 0 when that is nothing."""
+    measured, reading = seen.measured.get(spec.engine_id), seen.gates.get(spec.engine_id)
+    if measured is None or (device and measured.device is None):
+        return 0
+    proven = reading is not None and reading.served >= PROVEN_BY
+    peak = measured.device_peak if device else measured.peak
+    return holding(spec, seen, device) if proven or peak > share(spec, device) else 0
+
+
+def eviction(
+    engine: Engine,
+    seen: SchedulerSeen,
+    now: Moment,
+    reason: str,
+    *,
+    in_favour_of: str = "",
+    needed: int = 0,
+    free: int = 0,
+    device: str = "",
+) -> EvictionDecided:
+    """The event that ends an engine, with the numbers that decided: of the machine's memory or a device's."""
+    reading = seen.gates.get(engine.spec.engine_id)
+    idle = now.monotonic - reading.idle_since if reading is not None and not reading.inside else 0.0
+    return EvictionDecided(
+        engine_id=engine.spec.engine_id,
+        model_id=engine.spec.model_id,
+        model_ref=engine.spec.model_ref,
+        backend=engine.spec.backend,
+        reason=reason,
+        in_favour_of=in_favour_of,
+        idle_seconds=round(idle, 3),
+        memory=holding(engine.spec, seen, device),
+        needed=needed,
+        free=free,
+        device=device,
+        footprint=footprint(engine.spec, seen),
+        device_footprint=footprint(engine.spec, seen, engine.spec.device) if engine.spec.device else 0,
+        installation_id=engine.spec.installation_id if engine.spec.engine_id in seen.gates else "",
+    )
+
+
+def pruned(state: SchedulerState, seen: SchedulerSeen) -> SchedulerSeen:
+    """Forget what belongs to engines that need no longer be, so that nothing grows over weeks."""
+    loads = state.loads.keys()
+    alive = {one.spec.engine_id for one in seen.alive()}
+    wanted = {config_key(load.spec.model_id, load.spec.mode) for load in state.loads.values()}
+    wanted |= {config_key(one.model_id, one.mode) for one in seen.queue}
+    cooling = {f"{key}@{breaker.until}" for key, breaker in state.breakers.items()}
+    return msgspec.structs.replace(
+        seen,
+        met=seen.met & loads,
+        measured={one: size for one, size in seen.measured.items() if one in alive or one in loads},
+        begun={one: at for one, at in seen.begun.items() if one in loads},
+        start_told={one: at for one, at in seen.start_told.items() if one in loads},
+        leaving={one: at for one, at in seen.leaving.items() if one in alive},
+        bar_told={one: at for one, at in seen.bar_told.items() if one in loads},
+        stop_told={one: at for one, at in seen.stop_told.items() if one in alive},
+        # A wish for keep-alive is about the engine that served it, not about the next one.
+        keep_alive={key: seconds for key, seconds in seen.keep_alive.items() if key in wanted},
+        ready_since={one: at for one, at in seen.ready_since.items() if one in loads},
+        cooling={name: at for name, at in seen.cooling.items() if name in cooling},
+    )
+
+
+def fits(spec: EngineSpec, waiting: Waiting) -> bool:
+    """Whether this engine could serve that request."""
+    same = spec.model_id == waiting.model_id and spec.mode == waiting.mode
+    return same and waiting.backend in ("", spec.backend)

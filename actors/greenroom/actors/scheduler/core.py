@@ -1,0 +1,438 @@
+"""The scheduler: which model runs where, who waits for it, and what must make room.
+
+It owns loads, promises, evictions, breakers and configuration; everything else it is told by whoever owns
+it, as whole lists. A request that finds no open gate becomes one more in its queue; what then follows is
+derived from the state, in the numbered steps of `scheduler_turn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import msgspec
+
+from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER, runner_address
+from greenroom.actors.engine_runner.messages import EngineList, StartEngine
+from greenroom.actors.installer.messages import InstallationList, InstallsAwaited
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.kernel.core import (
+    Address,
+    Answer,
+    Command,
+    Decision,
+    Effect,
+    Event,
+    Later,
+    NotUnderstood,
+    Recovered,
+    Stored,
+    Tell,
+    refuse,
+)
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.library.messages import ModelList, Release, Released
+from greenroom.actors.limits import flags_complaint
+from greenroom.actors.progress import load_job
+from greenroom.actors.scheduler.context import Limits, eviction, fits
+from greenroom.actors.scheduler.effects import LeaveGate
+from greenroom.actors.scheduler.errors import unloaded
+from greenroom.actors.scheduler.events import (
+    BackendChosen,
+    BreakerClosed,
+    BreakerOpened,
+    ConfigChanged,
+    EvictionDecided,
+    KeepAliveWished,
+    LoadAdmitted,
+    LoadFailed,
+    LoadRefused,
+    ModelQuarantined,
+    QuarantineLifted,
+)
+from greenroom.actors.scheduler.messages import (
+    CONFIG_FIELDS,
+    Abandon,
+    AwaitReady,
+    CallerFound,
+    Configure,
+    Configured,
+    Drain,
+    ForgetModel,
+    GateEmptied,
+    Keep,
+    LiftQuarantines,
+    ReadLedger,
+    Serve,
+    SlotFreed,
+    Unload,
+    Unloaded,
+)
+from greenroom.actors.scheduler.quarantine import lifted_by_hand
+from greenroom.actors.scheduler.queue import AGAIN
+from greenroom.actors.scheduler.reconcile import DRAINED, READY, take_turn
+from greenroom.actors.scheduler.report import ledger_reading
+from greenroom.actors.scheduler.state import (
+    ModelConfigState,
+    SchedulerSeen,
+    SchedulerState,
+    Waiting,
+    apply,
+    config_key,
+)
+from greenroom.actors.values import BackendFacts, Caller, EngineSpec, InstallPolicy, Mode
+
+_OWN_SHARE = 0.75
+"""The share of the queue that one caller's requests may fill."""
+
+
+class Scheduler:
+    """The pure core; see the module's text."""
+
+    address: Address = SCHEDULER
+    event_types: Sequence[type[Event]] = (
+        BackendChosen,
+        LoadAdmitted,
+        LoadRefused,
+        LoadFailed,
+        EvictionDecided,
+        BreakerOpened,
+        BreakerClosed,
+        ConfigChanged,
+        KeepAliveWished,
+        ModelQuarantined,
+        QuarantineLifted,
+    )
+
+    def __init__(
+        self,
+        backends: Sequence[BackendFacts],
+        *,
+        policy: InstallPolicy = "ask",
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+    ) -> None:
+        """`policy` is what a request may cause to be installed; `limits` are the operator's."""
+        self._facts = tuple(backends)
+        self._policy: InstallPolicy = policy
+        self._limits = limits
+
+    def claims(self, stream: str) -> bool:
+        """`scheduler`."""
+        return stream == "scheduler"
+
+    def stream_of(self, _event: Event) -> str:
+        """`scheduler`."""
+        return "scheduler"
+
+    def initial(self) -> SchedulerState:
+        """No loads."""
+        return SchedulerState()
+
+    def unseen(self) -> SchedulerSeen:
+        """Nobody has told anything."""
+        return SchedulerSeen()
+
+    def apply(self, state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
+        """Fold one event."""
+        return apply(state, stored)
+
+    # decide
+
+    def decide(
+        self, state: SchedulerState, command: Command, now: Moment, seen: SchedulerSeen
+    ) -> Decision[SchedulerSeen]:
+        """One command; what it leads to is derived by `settle`."""
+        change = msgspec.structs.replace
+        match command:
+            case Serve():
+                return self._serve(command, now, seen)
+            case Abandon(request_id=gone):
+                queue = tuple(one for one in seen.queue if one.request_id != gone)
+                outcome = refuse("abandoned", "The request was abandoned.", status=499)
+                return Decision(
+                    effects=(LeaveGate(request_id=gone), Answer(key=gone, outcome=outcome)),
+                    seen=change(seen, queue=queue),
+                )
+            case CallerFound():
+                return self._found(command, seen)
+            case Unload():
+                return self._unload(state, command, now, seen)
+            case Configure():
+                return self._configure(state, command, now, seen)
+            case ForgetModel():
+                return Decision(events=_forgotten(state, command))
+            case Release():
+                return self._release(state, command, now, seen)
+            case Keep(model_id=one, mode=mode, keep_alive=seconds):
+                wished = {**seen.keep_alive, config_key(one, mode): seconds}
+                return Decision(seen=change(seen, keep_alive=wished))
+            case LiftQuarantines(backend=backend):
+                reason = f"{backend} was requested again"
+                return Decision(events=lifted_by_hand(state, reason, backend=backend))
+            case ReadLedger():
+                return Decision(reply=ledger_reading(state, now, seen, self._facts, self._limits))
+            case AwaitReady():
+                return Decision(reply=Later(READY))
+            case Drain():
+                return Decision(reply=Later(DRAINED), seen=change(seen, draining=True))
+            case InstallationList():
+                statuses = {one.name: one for one in command.backends}
+                return Decision(
+                    seen=change(
+                        seen, statuses=statuses, statuses_version=command.version, heard=command.heard
+                    )
+                )
+            case ModelList():
+                return Decision(seen=change(seen, models={one.id: one for one in command.models}))
+            case EngineList():
+                if command.backend not in seen.engines and command.token != seen.life:
+                    # It was on its way before this life, and may lack what has been started since.
+                    return Decision()
+                engines = {one.spec.engine_id: one for one in command.engines}
+                ready = {one: now.monotonic for one, engine in engines.items() if engine.state == "ready"}
+                return Decision(
+                    seen=change(
+                        seen,
+                        engines={**seen.engines, command.backend: engines},
+                        barred={**seen.barred, command.backend: frozenset(command.barred)},
+                        measured={**seen.measured, **command.measured},
+                        met=seen.met | frozenset(engines),
+                        ready_since={**ready, **seen.ready_since},
+                    )
+                )
+            case GateEmptied() | SlotFreed():
+                return Decision()
+            case Recovered():
+                # The roll is called by the turn that follows.
+                life = f"{now.monotonic}/{now.draw}"
+                # Who waited before is in the queue again in a moment, and told of then.
+                nobody = Tell(to=INSTALLER, command=InstallsAwaited())
+                return Decision(
+                    effects=(nobody,), seen=change(seen, life=life, called_at=now.monotonic - AGAIN)
+                )
+            case _:
+                raise NotUnderstood(self.address, command)
+
+    def _serve(self, ask: Serve, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+        if any(one.request_id == ask.request_id for one in seen.queue):
+            return Decision(reply=Later(ask.request_id))
+        if (full := self._full(ask.caller, seen.queue)) is not None:
+            return Decision(reply=full)
+        waiting = Waiting(
+            request_id=ask.request_id,
+            model_id=ask.model_id,
+            model_ref=ask.model_ref,
+            mode=ask.mode,
+            backend=ask.backend,
+            policy=ask.policy or self._policy,
+            since=now.monotonic,
+            caller=ask.caller,
+            places=ask.places,
+        )
+        keep_alive = dict(seen.keep_alive)
+        if ask.keep_alive is not None:
+            keep_alive[config_key(ask.model_id, ask.mode)] = ask.keep_alive
+        return Decision(
+            reply=Later(ask.request_id),
+            seen=msgspec.structs.replace(seen, queue=(*seen.queue, waiting), keep_alive=keep_alive),
+        )
+
+    def _found(self, told: CallerFound, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+        """Who asks is known better by now; that this one has too many queued may only show now."""
+        others = tuple(one for one in seen.queue if one.request_id != told.request_id)
+        if len(others) == len(seen.queue):
+            return Decision()
+        if (full := self._full(told.caller, others)) is not None:
+            answer = Answer(key=told.request_id, outcome=full)
+            return Decision(effects=(answer,), seen=msgspec.structs.replace(seen, queue=others))
+        queue = tuple(
+            msgspec.structs.replace(one, caller=told.caller) if one.request_id == told.request_id else one
+            for one in seen.queue
+        )
+        return Decision(seen=msgspec.structs.replace(seen, queue=queue))
+
+    def _full(self, caller: Caller, queue: Sequence[Waiting]) -> Refusal | None:
+        """The refusal when the queue is full, or full of this caller's requests."""
+        waiting, most = len(queue), self._limits.queue
+        message = f"{waiting} requests are already queued."
+        if waiting < most:
+            own = sum(one.caller.key == caller.key for one in queue)
+            if own < max(1, round(most * _OWN_SHARE)):
+                return None
+            message = (
+                f"{own} of your requests are already queued; the rest of the queue is for other callers."
+            )
+        return refuse("queue_full", message, advice="Try again later.", status=429, retry_after=5.0)
+
+    def _unload(
+        self, state: SchedulerState, ask: Unload, now: Moment, seen: SchedulerSeen
+    ) -> Decision[SchedulerSeen]:
+        """End engines that match and are idle; those in use are left alone.
+
+        A load goes on for as long as it gets on, and that may be long. Naming its model ends it, and requests
+        that wait for it are told; with `all`, a load that requests wait for is in use.
+        """
+        events: list[Event] = []
+        effects: list[Effect] = []
+        ended: set[str] = set()
+        for load in state.loads.values():
+            spec = load.spec
+            wanted = ask.all or spec.model_id in ask.model_ids or (ask.backend and not ask.model_ids)
+            if not wanted or ask.backend not in ("", spec.backend):
+                continue
+            engine = seen.engine(spec.engine_id)
+            named = engine is not None and engine.state == "starting" and spec.model_id in ask.model_ids
+            if engine is None or (_users(spec, seen) and not named):
+                continue
+            events.append(eviction(engine, seen, now, "unload"))
+            for waiting in seen.queue:
+                if waiting.follows == load_job(spec.engine_id):
+                    ended.add(waiting.request_id)
+                    effects.append(Answer(key=waiting.request_id, outcome=unloaded(waiting)))
+        queue = tuple(one for one in seen.queue if one.request_id not in ended)
+        return Decision(
+            events=tuple(events),
+            effects=tuple(effects),
+            seen=msgspec.structs.replace(seen, queue=queue),
+            reply=Unloaded(engines=len(events)),
+        )
+
+    def _release(
+        self, state: SchedulerState, ask: Release, now: Moment, seen: SchedulerSeen
+    ) -> Decision[SchedulerSeen]:
+        """Let go of a model that is to be removed: its idle engines end, and nothing is loaded from it.
+
+        One that is in use or being loaded refuses, unless it is forced; then whoever is inside is served to
+        the end.
+        """
+        events: list[Event] = []
+        for load in state.loads.values():
+            spec = load.spec
+            if spec.model_id != ask.model_id:
+                continue
+            engine = seen.engine(spec.engine_id)
+            users = _users(spec, seen)
+            if not ask.force and (engine is None or engine.state == "starting" or users):
+                how = f"is in use on {spec.backend} ({_who(spec, seen)})" if users else "is being loaded"
+                refusal = refuse(
+                    "in_use",
+                    f"{spec.model_ref} {how}.",
+                    advice="Wait for them, or remove it with --force.",
+                    status=409,
+                    subject=spec.model_ref,
+                )
+                released = Released(model_id=ask.model_id, refusal=refusal)
+                return Decision(effects=(Tell(to=LIBRARY, command=released),))
+            if engine is not None:
+                events.append(eviction(engine, seen, now, "removed"))
+        models = {one: model for one, model in (seen.models or {}).items() if one != ask.model_id}
+        return Decision(
+            events=tuple(events),
+            effects=(Tell(to=LIBRARY, command=Released(model_id=ask.model_id)),),
+            seen=msgspec.structs.replace(seen, models=None if seen.models is None else models),
+        )
+
+    def _configure(
+        self, state: SchedulerState, ask: Configure, now: Moment, seen: SchedulerSeen
+    ) -> Decision[SchedulerSeen]:
+        """Merge a configuration; an idle engine that has another one ends, one in use refuses."""
+        event = ConfigChanged(
+            model_id=ask.model_id,
+            model_ref=ask.model_ref,
+            mode=ask.mode,
+            context_size=ask.context_size,
+            flags=ask.flags,
+            keep_alive=ask.keep_alive,
+            reset=ask.reset,
+            caller=ask.caller,
+            slots=ask.slots,
+            prompt_cache=ask.prompt_cache,
+        )
+        if too_much := flags_complaint(ask.flags or ()):
+            return Decision(reply=refuse("flags_too_long", too_much))
+        key = config_key(ask.model_id, ask.mode)
+        old = state.configs.get(key, ModelConfigState())
+        new = apply(state, Stored(event, "", now.wall, "")).configs.get(key, ModelConfigState())
+        if new == old:
+            return Decision(reply=Configured(changed=False))
+        events: list[Event] = [event]
+        reload = _shape(old) != _shape(new)
+        model = (seen.models or {}).get(ask.model_id)
+        packaged = model.context_size if model is not None else 0
+        context = packaged if new.context_size is None else new.context_size
+        for load in state.loads.values() if reload else ():
+            spec = load.spec
+            unlike = (
+                (spec.context_size, spec.flags) != (context, new.flags or ())
+                or (new.slots and spec.slots != new.slots)
+                or (new.prompt_cache is not None and new.prompt_cache not in (-1, spec.prompt_cache))
+            )
+            if spec.model_id != ask.model_id or spec.mode != ask.mode or not unlike:
+                continue
+            engine = seen.engine(spec.engine_id)
+            users = _users(spec, seen)
+            if engine is None or engine.state == "starting" or users:
+                how = f"is in use on {spec.backend} ({_who(spec, seen)})" if users else "is being loaded"
+                return Decision(
+                    reply=refuse(
+                        "in_use",
+                        f"{spec.model_ref} {how}.",
+                        advice="Wait for them, or unload it first.",
+                        status=409,
+                        subject=spec.model_ref,
+                    )
+                )
+            events.append(eviction(engine, seen, now, "reconfigured"))
+        if reload:
+            events += lifted_by_hand(state, "it is configured differently now", model_id=ask.model_id)
+            # What it failed of may have been the configuration it had.
+            others = {
+                name: one for name, one in seen.setbacks.items() if not name.startswith(f"{ask.model_id}|")
+            }
+            seen = msgspec.structs.replace(seen, setbacks=others)
+        return Decision(events=tuple(events), seen=seen, reply=Configured(changed=True))
+
+    def react(self, _state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:
+        """A load that has its place is started."""
+        if isinstance(stored.event, LoadAdmitted):
+            spec = stored.event.spec
+            return (Tell(to=runner_address(spec.backend), command=StartEngine(spec=spec)),)
+        return ()
+
+    # settle
+
+    def settle(self, state: SchedulerState, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+        """The steps of a `Turn`."""
+        return take_turn(state, now, seen, self._facts, self._limits)
+
+
+def _forgotten(state: SchedulerState, gone: ForgetModel) -> tuple[Event, ...]:
+    """Take back how a model was configured, in every mode: another time it begins as it comes."""
+    return tuple(
+        ConfigChanged(model_id=gone.model_id, model_ref=gone.model_ref, mode=mode, reset=CONFIG_FIELDS)
+        for mode in get_args(Mode)
+        if config_key(gone.model_id, mode) in state.configs
+    )
+
+
+def _shape(config: ModelConfigState) -> tuple[object, ...]:
+    """What decides about an engine."""
+    return (config.context_size, config.flags, config.slots, config.prompt_cache)
+
+
+def _users(spec: EngineSpec, seen: SchedulerSeen) -> int:
+    """Requests inside an engine or waiting for it."""
+    reading = seen.gates.get(spec.engine_id)
+    inside = reading.inside if reading is not None else 0
+    return inside + sum(fits(spec, waiting) for waiting in seen.queue)
+
+
+def _who(spec: EngineSpec, seen: SchedulerSeen) -> str:
+    """Who uses or waits for an engine: how many, and some of the ids that `greenroom why` takes."""
+    reading = seen.gates.get(spec.engine_id)
+    names = sorted(reading.some) if reading is not None else []
+    names += [waiting.request_id for waiting in seen.queue if fits(spec, waiting)]
+    count, shown = _users(spec, seen), ", ".join(names[:3])
+    if count > 3:
+        return f"{count} requests, {shown} among them"
+    return f"{count} request{'s' if count > 1 else ''}: {shown}"

@@ -1,0 +1,64 @@
+"""What the scheduler asks of the gates and the progress board."""
+
+from __future__ import annotations
+
+from greenroom.actors.kernel.core import Effect
+from greenroom.actors.values import Caller, Mode
+
+
+class OpenGate(Effect, frozen=True, kw_only=True):
+    """Let requests into an engine."""
+
+    engine_id: str
+    model_id: str
+    mode: Mode
+    backend: str
+    endpoint: str
+    slots: int = 0
+    """As many at once; 0 for all that come."""
+
+
+class HoldGates(Effect, frozen=True, kw_only=True):
+    """Requests are queued for these engines and no others: nobody walks in there."""
+
+    engine_ids: tuple[str, ...]
+
+
+class CloseGate(Effect, frozen=True, kw_only=True):
+    """Let nobody else in."""
+
+    engine_id: str
+
+
+class RemoveGates(Effect, frozen=True, kw_only=True):
+    """Keep the gates of these engines only; the others are gone."""
+
+    keep: tuple[str, ...]
+
+
+class AdmitRequest(Effect, frozen=True, kw_only=True):
+    """Put a request into an engine's gate, which is open: only the scheduler closes it, in a later turn."""
+
+    engine_id: str
+    request_id: str
+    caller: Caller = Caller()
+    places: int = 1
+    """Slots it takes."""
+
+
+class LeaveGate(Effect, frozen=True, kw_only=True):
+    """An abandoned request leaves whatever gate it may be in."""
+
+    request_id: str
+
+
+class InformRequest(Effect, frozen=True, kw_only=True):
+    """Say on the progress board what a waiting request waits for."""
+
+    request_id: str
+    phase: str
+    message: str
+    follows: str = ""
+    """The board's key of the job it waits for."""
+    place: int = 0
+    """In the queue; the first is 1."""

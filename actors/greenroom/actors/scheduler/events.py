@@ -1,0 +1,192 @@
+"""What the scheduler stores, in `scheduler`. A change of a field needs a new SCHEMA and an upcaster."""
+
+from __future__ import annotations
+
+from greenroom.actors.kernel.core import Event
+from greenroom.actors.values import (
+    Caller,
+    EngineSpec,
+    Failure,
+    Mode,
+)
+
+
+class BackendChosen(Event, frozen=True, kw_only=True):
+    """Which backend serves a model, and why not another."""
+
+    TAG = "backend_chosen"
+    model_id: str
+    model_ref: str
+    mode: Mode
+    backend: str
+    installation_id: str
+    reasons: tuple[str, ...] = ()
+
+
+class LoadAdmitted(Event, frozen=True, kw_only=True):
+    """A load has its place in memory; its engine will be started."""
+
+    TAG = "load_admitted"
+    spec: EngineSpec
+    promised: int
+    """Bytes promised to all engines, this one included."""
+    budget: int
+    device_promised: int = 0
+    """The same two of its device's memory, if it has one."""
+    device_budget: int = 0
+    refused_before: int = 0
+    """Requests for it that were refused since the last time it was loaded."""
+    caller: Caller = Caller()
+    """Whose request it was that wanted it."""
+
+
+class LoadRefused(Event, frozen=True, kw_only=True):
+    """Requests for a model are refused; stored when the reason first appears or changes."""
+
+    TAG = "load_refused"
+    model_id: str
+    model_ref: str
+    mode: Mode
+    code: str
+    message: str
+    numbers: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it for every instance
+    count: int = 1
+    advice: str = ""
+    """What else the client was told to do."""
+    caller: Caller = Caller()
+    """Whose request it was."""
+
+
+class LoadFailed(Event, frozen=True, kw_only=True):
+    """An engine that should run does not."""
+
+    TAG = "load_failed"
+    URGENT = True
+    engine_id: str
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    failure: Failure
+    was_ready: bool = False
+    footprint: int = 0
+    """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
+    device_footprint: int = 0
+    """The same of its device's memory."""
+
+
+class EvictionDecided(Event, frozen=True, kw_only=True):
+    """An engine shall end; its place is free once it is gone."""
+
+    TAG = "eviction_decided"
+    URGENT = True
+    engine_id: str
+    model_id: str
+    model_ref: str
+    backend: str
+    reason: str
+    """`idle`, `room`, `unload`, `retiring`, `reconfigured`, `removed`, `shutdown`."""
+    in_favour_of: str = ""
+    """The model that needs the room."""
+    idle_seconds: float = 0.0
+    memory: int = 0
+    """Bytes it was reckoned to hold."""
+    needed: int = 0
+    free: int = 0
+    device: str = ""
+    """Whose memory these three are about; empty for the machine's."""
+    footprint: int = 0
+    """Bytes to reckon with the next time, by measurement; 0 when it was not measured well enough."""
+    device_footprint: int = 0
+    """The same of its device's memory."""
+    installation_id: str = ""
+    """Where it ran; empty when it never was ready."""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Not for another load: that could not be recorded, so room would be made in vain."""
+        return self.reason != "room"
+
+
+class BreakerOpened(Event, frozen=True, kw_only=True):
+    """A model keeps dying on an installation; it is left alone for a while."""
+
+    TAG = "breaker_opened"
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    failures: int
+    until: float
+    reason: str
+
+
+class BreakerClosed(Event, frozen=True, kw_only=True):
+    """It may be tried again without restraint."""
+
+    TAG = "breaker_closed"
+    model_id: str
+    backend: str
+    installation_id: str
+    reason: str
+
+
+class ModelQuarantined(Event, frozen=True, kw_only=True):
+    """A model dies on an installation and has run on another of the same backend: that one serves it."""
+
+    TAG = "model_quarantined"
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    """Where it dies."""
+    version: str
+    back_to: str
+    """The installation it goes back to."""
+    back_to_version: str
+    failures: int
+    reason: str
+    """The last failure, as a sentence."""
+
+
+class QuarantineLifted(Event, frozen=True, kw_only=True):
+    """The model may be tried on that installation again, as if it had never failed there."""
+
+    TAG = "quarantine_lifted"
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    reason: str
+
+
+class KeepAliveWished(Event, frozen=True, kw_only=True):
+    """A request wished that a model stays for ever, or no longer does; other wishes are not stored."""
+
+    TAG = "keep_alive_wished"
+    engine_id: str
+    model_id: str
+    model_ref: str
+    keep_alive: float
+    """Seconds; negative means for ever."""
+
+
+class ConfigChanged(Event, frozen=True, kw_only=True):
+    """How a model is loaded from now on."""
+
+    TAG = "config_changed"
+    model_id: str
+    model_ref: str
+    mode: Mode
+    context_size: int | None = None
+    flags: tuple[str, ...] | None = None
+    keep_alive: float | None = None
+    """Seconds; negative means for ever."""
+    slots: int | None = None
+    """Requests at once; 0 lets the ledger decide."""
+    prompt_cache: int | None = None
+    """Bytes; negative lets the ledger decide."""
+    reset: tuple[str, ...] = ()
+    """Names of those that are as if they had never been set, unless this event sets them."""
+    caller: Caller = Caller()
+    """Who asked."""

@@ -1,0 +1,188 @@
+"""The ledger: what memory is promised to engines and to loads in flight, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from greenroom.actors.values import Model, Promise
+
+DEFAULT_CONTEXT = 8_192
+"""Tokens of key/value cache reckoned with when neither the user nor the model says how many."""
+
+
+GROWTH = 0.25
+"""Of the memory that an engine's first slot leaves free, more slots and a prompt cache take no more than this
+share: two models that fit side by side shall not evict each other for slots that nobody needs."""
+_LEAST_PROMPT_CACHE = 64 * 2**20
+_MOST_PROMPT_CACHE = 2**30
+
+PROVEN_BY = 3
+"""Requests an engine must have served before its measured peak may be less than what it was promised."""
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A graphics device with memory of its own, in bytes."""
+
+    id: str
+    """Stable over restarts of the machine."""
+    name: str
+    """For people."""
+    total: int
+    budget: int
+    """What engines may use of it in all."""
+    available: int | None = None
+    """What is free right now, by measurement, less the head-room; None where it cannot be measured."""
+
+    @property
+    def memory(self) -> Memory:
+        """As a pool of its own. What cannot be measured is bounded by what is promised alone."""
+        return Memory(
+            budget=self.budget, available=2 * self.budget if self.available is None else self.available
+        )
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine has, in bytes; or one pool of it."""
+
+    budget: int
+    """What engines may use in all."""
+    available: int
+    """What is free right now, by measurement, less the head-room."""
+    devices: tuple[Device, ...] = ()
+    """Pools of their own, beside the machine's."""
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that holds memory and could be made to give it back."""
+
+    engine_id: str
+    memory: int
+    idle_since: float
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """The ledger at one moment."""
+
+    memory: Memory
+    promised: int
+    """To engines that run and loads in flight."""
+    unclaimed: int
+    """The part of `promised` whose engines are still loading, so not yet in `available`."""
+
+    @property
+    def free(self) -> int:
+        """What can be promised now: the smaller of what is not promised and what is really there."""
+        return max(0, min(self.memory.budget - self.promised, self.memory.available - self.unclaimed))
+
+
+def context_reckoned(context_size: int, context_length: int) -> int:
+    """Tokens of key/value cache that are reckoned with.
+
+    Args:
+        context_size: As configured; 0 leaves it open, less is as much as the model can take.
+        context_length: What the model was trained for; 0 when unknown.
+    """
+    trained_for = context_length or DEFAULT_CONTEXT
+    if context_size < 0:
+        return trained_for
+    return context_size or min(trained_for, DEFAULT_CONTEXT)
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests an engine takes at once, and what it keeps of those before."""
+
+    slots: int = 0
+    """0 leaves it to the engine."""
+    prompt_cache: int | None = None
+    """Bytes; None leaves it to the engine."""
+    shares_cache: bool = False
+    """The engine's slots share one context's cache, and it makes requests wait for it: none is cut off."""
+
+
+def promise_for(
+    model: Model, context_size: int, compute: int, capacity: Capacity, device: str = ""
+) -> Promise:
+    """What an engine needs where its weights are, in bytes. Every slot has the whole of the context."""
+    context = context_reckoned(context_size, model.context_length)
+    return Promise(
+        device=device,
+        weights=model.size - model.projector_size,
+        projector=model.projector_size,
+        cache=context * model.kv_bytes_per_token,
+        slots=1 if capacity.shares_cache else max(1, capacity.slots),
+        prompt_cache=capacity.prompt_cache or 0,
+        compute=compute,
+    )
+
+
+def larger(smallest: Capacity, slots: int, prompt_cache: int) -> list[Capacity]:
+    """What a capacity may grow to, the largest first. More slots come before a prompt cache.
+
+    Args:
+        slots: The most there may be.
+        prompt_cache: Bytes it may have where it has none; 0 leaves it as it is.
+    """
+    caches = [prompt_cache, smallest.prompt_cache] if prompt_cache else [smallest.prompt_cache]
+    return [
+        msgspec.structs.replace(smallest, slots=count, prompt_cache=size)
+        for count in range(max(slots, smallest.slots), smallest.slots - 1, -1)
+        for size in caches
+    ][:-1]
+
+
+def default_prompt_cache(model: Model, context_size: int) -> int:
+    """Bytes of prompts that an engine keeps after their requests: two whole contexts, within bounds."""
+    context = context_reckoned(context_size, model.context_length)
+    return min(_MOST_PROMPT_CACHE, max(_LEAST_PROMPT_CACHE, 2 * context * model.kv_bytes_per_token))
+
+
+def reckoned(promise: int, least: int, peak: int, served: int) -> int:
+    """What an engine is reckoned to hold, in bytes.
+
+    A measured peak above its promise counts at once. One below it counts only once the engine has served
+    several requests, and never less than `least`, its weights and cache: those it may claim at any time.
+    """
+    if not peak or (peak < promise and served < PROVEN_BY):
+        return promise
+    return max(peak, min(least, promise))
+
+
+def expected(estimate: int, least: int, footprint: int, account: Account) -> int:
+    """What a load is reckoned to need, in bytes, when engines like it were measured at `footprint` (or 0).
+
+    Experience may keep others out, but never the model itself: where the estimate would let it in and
+    nobody else has a promise, it is let in.
+    """
+    if not footprint:
+        return estimate
+    need = max(least, footprint)
+    if not account.promised:
+        need = min(need, max(estimate, account.free))
+    return min(need, max(estimate, account.memory.budget))
+
+
+def fewest_victims(needed: int, idle: Sequence[Holding]) -> tuple[Holding, ...]:
+    """The least recently used idle engines that together free `needed` bytes, as few as possible.
+
+    Empty when all of them together do not suffice: then nobody is evicted in vain.
+    """
+    if needed <= 0:
+        return ()
+    oldest_first = sorted(idle, key=lambda one: one.idle_since)
+    chosen: list[Holding] = []
+    freed = 0
+    for one in oldest_first:
+        chosen.append(one)
+        freed += one.memory
+        if freed >= needed:
+            break
+    if freed < needed:
+        return ()
+    # A later, larger victim may have made earlier, smaller ones unnecessary: let the most recent go free.
+    for one in sorted(chosen, key=lambda one: -one.idle_since):
+        if freed - one.memory >= needed:
+            chosen.remove(one)
+            freed -= one.memory
+    return tuple(chosen)

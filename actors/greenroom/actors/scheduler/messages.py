@@ -1,0 +1,256 @@
+"""What the scheduler is asked and told, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from greenroom.actors.kernel.core import Command
+from greenroom.actors.limits import (
+    BackendName,
+    Context,
+    Flags,
+    Id,
+    Ids,
+    Many,
+    Name,
+    PromptCache,
+    Seconds,
+    Slots,
+)
+from greenroom.actors.values import (
+    Caller,
+    InstallPolicy,
+    Mode,
+    Promise,
+    Reply,
+)
+
+
+class Serve(Command, frozen=True, kw_only=True):
+    """Find an engine for a request whose model is known: `Granted`, with a place in its gate."""
+
+    request_id: Id
+    """Chosen by the caller, so that it can abandon a request whose grant it has not seen."""
+    model_id: Id
+    model_ref: Name
+    mode: Mode = "completion"
+    backend: BackendName = ""
+    """Binding: no other serves it."""
+    policy: InstallPolicy | None = None
+    """Overrides the configured one."""
+    keep_alive: Seconds | None = None
+    """Seconds the model stays after its last request; negative means for ever."""
+    caller: Caller = Caller()
+    """Who asks: callers take turns, and none fills the whole queue."""
+    places: Slots = 1
+    """Slots it needs: one for each answer it wants at the same time."""
+    held: bool = False
+    """The asker leaves the gate whatever happens, so the place does not end with its `Granted`."""
+
+    def withdrawn(self) -> Abandon:
+        """The request is given up."""
+        return Abandon(request_id=self.request_id)
+
+    @property
+    def is_leased(self) -> bool:
+        """Unless the asker leaves the gate by itself."""
+        return not self.held
+
+
+class CallerFound(Command, frozen=True, kw_only=True):
+    """Who asks is known better by now: of a request that is still queued, this counts from now on."""
+
+    request_id: Id
+    caller: Caller
+
+
+class Granted(Reply, frozen=True, kw_only=True, weakref=True):
+    """A place in an engine's gate under the request's id, until `Abandon`, or until nobody holds this."""
+
+    engine_id: str
+    backend: str
+    endpoint: str
+
+
+class AwaitReady(Command, frozen=True, kw_only=True):
+    """Has everybody told what he owns? `Ready`, once the scheduler has heard all owners in this life."""
+
+
+class Ready(Reply, frozen=True, kw_only=True):
+    """What was installed, runs and lies in the store has been looked at."""
+
+
+class Abandon(Command, frozen=True, kw_only=True):
+    """The request is gone, granted or not. Valid at any time."""
+
+    request_id: Id
+
+
+class Unload(Command, frozen=True, kw_only=True):
+    """End idle engines: `Unloaded`. Engines in use are left alone."""
+
+    all: bool = False
+    backend: BackendName = ""
+    model_ids: Ids = ()
+
+
+class Unloaded(Reply, frozen=True, kw_only=True):
+    """How many engines were told to end."""
+
+    engines: int
+
+
+ConfigField = Literal["context_size", "flags", "keep_alive", "slots", "prompt_cache"]
+
+CONFIG_FIELDS: tuple[ConfigField, ...] = get_args(ConfigField)
+
+
+class Configure(Command, frozen=True, kw_only=True):
+    """Change how a model is loaded; what is None stays as it is. 409 while it is in use."""
+
+    model_id: Id
+    model_ref: Name
+    mode: Mode = "completion"
+    context_size: Context | None = None
+    flags: Flags | None = None
+    keep_alive: Seconds | None = None
+    slots: Slots | None = None
+    """Requests at once, each with the whole context; 0 lets the ledger decide."""
+    prompt_cache: PromptCache | None = None
+    """Bytes of prompts kept after their requests; negative lets the ledger decide."""
+    caller: Caller = Caller()
+    """Who asks."""
+    reset: Annotated[tuple[ConfigField, ...], Many] = ()
+    """What is as if it had never been set, unless it is set here."""
+
+
+class ForgetModel(Command, frozen=True, kw_only=True):
+    """Library → scheduler: a model was removed. How it was configured goes with it."""
+
+    model_id: Id
+    model_ref: Name
+
+
+class Configured(Reply, frozen=True, kw_only=True):
+    """Whether anything changed."""
+
+    changed: bool
+
+
+class LiftQuarantines(Command, frozen=True, kw_only=True):
+    """Installer → scheduler: somebody wants this version; every model may be tried on it again."""
+
+    backend: BackendName
+
+
+class Keep(Command, frozen=True, kw_only=True):
+    """How long a model stays after its last request, as a request wished that needed no engine found."""
+
+    model_id: Id
+    keep_alive: Seconds
+    """Seconds; negative means for ever."""
+    mode: Mode = "completion"
+
+
+class ReadLedger(Command, frozen=True, kw_only=True):
+    """Who holds what memory, for whom and until when: `LedgerReading`."""
+
+
+class EngineAccount(Reply, frozen=True, kw_only=True):
+    """One engine that shall run, as the scheduler reckons with it. Bytes and seconds."""
+
+    engine_id: str
+    promised: int
+    measured: int | None
+    """Memory its processes use now; None where it could not be measured."""
+    peak: int | None
+    device: str = ""
+    """Id of the device it computes on; the next are about that device's memory."""
+    device_promised: int = 0
+    device_measured: int | None = None
+    context_size: int = 0
+    """Tokens each request may fill."""
+    slots: int = 0
+    """Requests it takes at once; 0 when it takes all that come."""
+    used: int = 0
+    """Slots that are taken."""
+    promises: tuple[Promise, ...] = ()
+    """What was promised at its start, by pool and part."""
+    inside: int
+    """Requests it is answering."""
+    served: int
+    queue: int
+    """Requests that wait for it."""
+    keep_alive: float
+    """Negative means for ever."""
+    idle_seconds: float | None
+    """None while it is in use or loads."""
+    expires_in: float | None
+    """None while it is in use or loads, and when it stays for ever."""
+    cause: str
+    """Id of the event that admitted it."""
+
+
+class QueueEntry(Reply, frozen=True, kw_only=True):
+    """One request that has no engine yet."""
+
+    request_id: str
+    model_ref: str
+    mode: Mode
+    place: int
+    """The first is 1; 0 when it has only just come."""
+    phase: str
+    message: str
+    """What it waits for."""
+    follows: str
+    """The board's key of the job it waits for; empty when there is none."""
+    waited: float
+    """Seconds."""
+    left: float
+    """Seconds until it is refused, should nothing come of it."""
+    caller: str = ""
+    """Who asks, for people."""
+
+
+class DeviceAccount(Reply, frozen=True, kw_only=True):
+    """The memory of one graphics device, in bytes."""
+
+    id: str
+    name: str
+    total: int
+    budget: int
+    available: int | None
+    """Measured; None where it cannot be."""
+    promised: int
+    free: int
+
+
+class LedgerReading(Reply, frozen=True, kw_only=True):
+    """The ledger at one moment, in bytes."""
+
+    budget: int
+    available: int
+    promised: int
+    free: int
+    waiting: int
+    """Requests that have no engine yet."""
+    engines: tuple[EngineAccount, ...]
+    queue: tuple[QueueEntry, ...] = ()
+    """Those that wait, the first first."""
+    devices: tuple[DeviceAccount, ...] = ()
+
+
+class Drain(Command, frozen=True, kw_only=True):
+    """The daemon stops: admit nothing more and end all engines (`Unloaded`)."""
+
+
+class SlotFreed(Command, frozen=True, kw_only=True):
+    """Report: a slot is free that requests are queued for."""
+
+    engine_id: Id
+
+
+class GateEmptied(Command, frozen=True, kw_only=True):
+    """Report: the last request has left an engine."""
+
+    engine_id: Id

@@ -1,0 +1,234 @@
+"""Where an engine could have its memory: the machine's alone, or a graphics device's and a little beside it.
+
+A device's memory is a pool of its own: promised, measured and made free apart from the machine's. Memory that
+a graphics processor shares with the machine, as on Apple silicon, is the machine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from greenroom.actors.scheduler.context import TurnContext, holding
+from greenroom.actors.scheduler.ledger import (
+    GROWTH,
+    Account,
+    Capacity,
+    Device,
+    Holding,
+    default_prompt_cache,
+    expected,
+    fewest_victims,
+    larger,
+    promise_for,
+)
+from greenroom.actors.scheduler.state import ModelConfigState, config_key, footprint_key
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model, Promise
+
+
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine needs of one pool, in bytes."""
+
+    device: str
+    """Empty for the machine's memory."""
+    name: str
+    """Of the device, for people."""
+    size: int
+    account: Account
+
+    @property
+    def lacking(self) -> int:
+        """What is not free now."""
+        return max(0, self.size - self.account.free)
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to place an engine: its spec with its promises, and the pools they are from, a device first."""
+
+    spec: EngineSpec
+    needs: tuple[Need, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of it is free now."""
+        return not any(need.lacking for need in self.needs)
+
+    @property
+    def room(self) -> int:
+        """What would be left where it is tightest."""
+        return self.needs[0].account.free - self.needs[0].size
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """What must end for a place."""
+
+    place: Place
+    victims: tuple[tuple[str, Need], ...]
+    """Engine ids, and what each is ended for."""
+
+
+def _with(spec: EngineSpec, capacity: Capacity) -> EngineSpec:
+    return msgspec.structs.replace(spec, slots=capacity.slots, prompt_cache=capacity.prompt_cache)
+
+
+class Places:
+    """The places of one turn."""
+
+    def __init__(self, turn: TurnContext) -> None:
+        self._turn = turn
+
+    def of(self, spec: EngineSpec, model: Model, facts: BackendFacts) -> list[Place]:
+        """Everywhere an engine could go with the fewest slots it may have; `spec` has no promises yet."""
+        smallest, _ = self._range(spec, model, facts)
+        devices = self._turn.seen.memory.devices if facts.device else ()
+        if not devices:
+            return [self._on_machine(spec, model, facts, smallest)]
+        return [self._on_device(spec, model, facts, smallest, device) for device in devices]
+
+    def grown(self, place: Place, model: Model, facts: BackendFacts) -> Place:
+        """The same place with as many slots, and as large a prompt cache, as the ledger has room for."""
+        device = next((one for one in self._turn.seen.memory.devices if one.id == place.spec.device), None)
+        spec = msgspec.structs.replace(place.spec, device="", device_total=0)
+        _, sizes = self._range(spec, model, facts)
+        for capacity in sizes:
+            if device is None:
+                grown = self._on_machine(spec, model, facts, capacity)
+            else:
+                grown = self._on_device(spec, model, facts, capacity, device)
+            if all(
+                more.size - need.size <= GROWTH * max(0, need.account.free - need.size)
+                for need, more in zip(place.needs, grown.needs, strict=True)
+            ):
+                return grown
+        return place
+
+    def _range(self, spec: EngineSpec, model: Model, facts: BackendFacts) -> tuple[Capacity, list[Capacity]]:
+        """The smallest capacity an engine may have, and all that it may grow to, the largest first.
+
+        What is configured for the model, or by the operator, is not a wish: it is had, or nothing is loaded.
+        """
+        turn, limits = self._turn, self._turn.limits
+        if not facts.slots:
+            return Capacity(), []
+        config = turn.state.configs.get(config_key(spec.model_id, spec.mode), ModelConfigState())
+        slots = config.slots or limits.slots or 0
+        cache: int | None = None
+        if facts.prompt_cache:
+            wanted = limits.prompt_cache if config.prompt_cache is None else config.prompt_cache
+            cache = wanted if wanted is not None and wanted >= 0 else None
+        asked = cache is not None
+        smallest = Capacity(
+            slots=slots or 1,
+            prompt_cache=cache if asked or not facts.prompt_cache else 0,
+            shares_cache=facts.shares_cache,
+        )
+        most = default_prompt_cache(model, spec.context_size) if facts.prompt_cache and not asked else 0
+        return smallest, larger(smallest, slots or facts.slots, most)
+
+    def _on_machine(self, spec: EngineSpec, model: Model, facts: BackendFacts, capacity: Capacity) -> Place:
+        account = self._turn.account()
+        promise = promise_for(model, spec.context_size, facts.overhead, capacity)
+        spec = _with(spec, capacity)
+        promise = self._learned(spec, promise, account)
+        need = Need(device="", name="", size=promise.total, account=account)
+        placed = msgspec.structs.replace(spec, memory=promise.total, promises=(promise,))
+        return Place(spec=placed, needs=(need,))
+
+    def _on_device(
+        self, spec: EngineSpec, model: Model, facts: BackendFacts, capacity: Capacity, device: Device
+    ) -> Place:
+        turn = self._turn
+        there, beside = turn.account(device.id), turn.account()
+        # Prompts that are kept lie in the machine's memory, wherever the engine computes.
+        kept = capacity.prompt_cache or 0
+        on_device = msgspec.structs.replace(capacity, prompt_cache=None)
+        placed = msgspec.structs.replace(_with(spec, capacity), device=device.id, device_total=device.total)
+        promise = promise_for(model, spec.context_size, facts.overhead, on_device, device.id)
+        promise = self._learned(placed, promise, there)
+        rest = self._learned(placed, Promise(compute=facts.overhead, prompt_cache=kept), beside)
+        needs = (
+            Need(device=device.id, name=device.name, size=promise.total, account=there),
+            Need(device="", name="", size=rest.total, account=beside),
+        )
+        placed = msgspec.structs.replace(
+            placed, memory=rest.total, device_memory=promise.total, promises=(promise, rest)
+        )
+        return Place(spec=placed, needs=needs)
+
+    def _learned(self, spec: EngineSpec, promise: Promise, account: Account) -> Promise:
+        """The promise with what engines of this kind were measured to hold."""
+        key = footprint_key(spec, on_device=bool(promise.device))
+        measured = self._turn.state.footprints.get(key, 0)
+        need = expected(promise.total, promise.claimable, measured, account)
+        return msgspec.structs.replace(promise, learned=need - promise.total)
+
+    def pinned(self, device: str) -> int:
+        """Bytes of a pool that pinned models hold."""
+        turn = self._turn
+        return sum(
+            holding(load.spec, turn.seen, device)
+            for load in turn.state.loads.values()
+            if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
+        )
+
+    def room_for(self, places: Sequence[Place]) -> Room | None:
+        """The place for which the fewest idle engines must end; None when ending all would not suffice."""
+        rooms = [room for place in places if (room := self._room(place)) is not None]
+        return min(rooms, key=lambda room: len(room.victims), default=None)
+
+    def _room(self, place: Place) -> Room | None:
+        seen = self._turn.seen
+        victims: dict[str, Need] = {}
+        for need in place.needs:
+            freed = sum(
+                holding(engine.spec, seen, need.device)
+                for one in victims
+                if (engine := seen.engine(one)) is not None
+            )
+            lacking = need.size - need.account.free - self.coming(need.device) - freed
+            if lacking <= 0:
+                continue
+            more = fewest_victims(
+                lacking, [one for one in self._idle(need.device) if one.engine_id not in victims]
+            )
+            if not more:
+                return None
+            victims |= dict.fromkeys((one.engine_id for one in more), need)
+        return Room(place=place, victims=tuple(victims.items()))
+
+    def coming(self, device: str) -> int:
+        """Bytes of engines that shall end and have not yet let go."""
+        turn = self._turn
+        return sum(holding(one.spec, turn.seen, device) for one in self._leaving())
+
+    def yielding(self, device: str) -> int:
+        """Bytes that time will free: of engines that end, and of those that are not pinned."""
+        turn = self._turn
+        leaving = {one.spec.engine_id for one in self._leaving()}
+        return sum(
+            holding(one.spec, turn.seen, device)
+            for one in turn.seen.alive()
+            if one.spec.engine_id in leaving or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
+        )
+
+    def _leaving(self) -> list[Engine]:
+        turn = self._turn
+        return [one for one in turn.seen.alive() if one.spec.engine_id not in turn.state.loads]
+
+    def _idle(self, device: str) -> list[Holding]:
+        """Engines that may be ended for others: ready, empty, not pinned, not waited for, and with something
+        to give there.
+        """
+        turn = self._turn
+        return [
+            Holding(
+                engine_id=one.spec.engine_id,
+                memory=held,
+                idle_since=reading.idle_since,
+            )
+            for one, reading in turn.empty()
+            if (held := holding(one.spec, turn.seen, device))
+            and turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
+            and not turn.wanted(one.spec)
+        ]

@@ -1,0 +1,142 @@
+"""Models that a version of a backend broke: they go back to the version that served them.
+
+A model is quarantined on an installation that cannot load it, when it has run on another installation of
+the same backend, which is still here, and never on this one. From then on that older one serves it, and
+every other model goes on with the newer one. An engine that ends by itself before it was ready says
+enough: whoever waits for it is served by the older one and never hears of it. What may have come from
+elsewhere (it was killed, it was too slow, it had been ready) must come three times in a row, when the
+breaker opens. A quarantine is left
+
+- when the installation it is about, or the one that serves instead, is not here any more,
+- when a newer installation of the backend comes into use: the model is tried there,
+- when somebody brings the installation into use again, asks for its version, or configures the model anew,
+- when the model dies on the older one too: the version was not to blame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from greenroom.actors.installer.messages import BackendStatus
+from greenroom.actors.scheduler.backend_choice import Use
+from greenroom.actors.scheduler.events import ModelQuarantined, QuarantineLifted
+from greenroom.actors.scheduler.state import Quarantine, SchedulerState, breaker_key, proven_key
+from greenroom.actors.values import Engine, EngineSpec, Failure, Installation
+
+Statuses = Mapping[str, BackendStatus]
+_FROM_OUTSIDE = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"})
+"""Ends that others bring about: a kernel without memory, a person, a machine that goes down."""
+
+
+def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Statuses) -> Use:
+    """The same backend, from the installation that serves this model."""
+    one = state.quarantines.get(breaker_key(model_id, choice.backend, choice.installation_id))
+    if one is None or _whole(statuses, choice.backend).get(one.back_to) is None:
+        return choice
+    reason = (
+        f"it is served from {choice.backend} {one.back_to_version}, since it has failed "
+        f"{in_a_row(one.failures)} on {one.version}"
+    )
+    return Use(backend=choice.backend, installation_id=one.back_to, reasons=(*choice.reasons, reason))
+
+
+def in_a_row(failures: int) -> str:
+    """For people: `once`, `3 times in a row`."""
+    return "once" if failures == 1 else f"{failures} times in a row"
+
+
+def is_telling(engine: Engine | None, failure: Failure) -> bool:
+    """True for an end that only the engine itself can have come to: it went before it was ready, unasked."""
+    if engine is None or engine.exit is None or engine.fault or failure.code != "engine_failed":
+        return False
+    return engine.exit.signal not in _FROM_OUTSIDE
+
+
+def broken_by_version(
+    spec: EngineSpec, failures: int, reason: str, state: SchedulerState, statuses: Statuses
+) -> ModelQuarantined | None:
+    """What follows from failures on this installation alone, if the model has never run on it and has on
+    another that is whole: it goes back there, to the latest of them."""
+    here = _whole(statuses, spec.backend)
+    proven = state.proven.get(proven_key(spec.model_id, spec.backend), ())
+    if spec.installation_id in proven or spec.installation_id not in here:
+        return None
+    good = next((here[one] for one in reversed(proven) if one in here), None)
+    if good is None:
+        return None
+    return ModelQuarantined(
+        model_id=spec.model_id,
+        model_ref=spec.model_ref,
+        backend=spec.backend,
+        installation_id=spec.installation_id,
+        version=here[spec.installation_id].version,
+        back_to=good.id,
+        back_to_version=good.version,
+        failures=failures,
+        reason=reason,
+    )
+
+
+def cleared_by(spec: EngineSpec, failures: int, state: SchedulerState) -> Iterator[QuarantineLifted]:
+    """What follows from a breaker that opens where models went back to: the newer one was not to blame."""
+    for one in state.quarantines.values():
+        if _returns_to(one, spec):
+            yield lifted(one, f"it has failed {in_a_row(failures)} on {one.back_to_version} too")
+
+
+def outlived(
+    state: SchedulerState, statuses: Statuses, before: Mapping[str, str]
+) -> Iterator[QuarantineLifted]:
+    """Quarantines without a reason any more. `before`: what was in use of each backend at the last look."""
+    for one in state.quarantines.values():
+        status = statuses.get(one.backend)
+        if status is None:
+            continue
+        here = _whole(statuses, one.backend)
+        quarantined, current = here.get(one.installation_id), status.current
+        if quarantined is None:
+            yield lifted(one, f"{one.backend} {one.version} is not here any more")
+        elif one.back_to not in here:
+            yield lifted(one, f"{one.backend} {one.back_to_version}, which served it, is not here any more")
+        elif current is not None and _is_newer(current, quarantined):
+            yield lifted(one, f"a newer installation of {one.backend} ({current.version}) is in use")
+        elif current == quarantined and before.get(one.backend, current.id) != current.id:
+            yield lifted(one, f"{one.backend} {one.version} was brought into use again")
+
+
+def lifted(one: Quarantine, reason: str) -> QuarantineLifted:
+    """The event that ends a quarantine."""
+    return QuarantineLifted(
+        model_id=one.model_id,
+        model_ref=one.model_ref,
+        backend=one.backend,
+        installation_id=one.installation_id,
+        reason=reason,
+    )
+
+
+def lifted_by_hand(
+    state: SchedulerState, reason: str, *, backend: str = "", model_id: str = ""
+) -> tuple[QuarantineLifted, ...]:
+    """Somebody wants every model of a backend, or this model everywhere, to be tried again."""
+    return tuple(
+        lifted(one, reason)
+        for one in state.quarantines.values()
+        if (backend and one.backend == backend) or (model_id and one.model_id == model_id)
+    )
+
+
+def _returns_to(one: Quarantine, spec: EngineSpec) -> bool:
+    return (one.model_id, one.backend, one.back_to) == (spec.model_id, spec.backend, spec.installation_id)
+
+
+def _is_newer(current: Installation, quarantined: Installation) -> bool:
+    return current.id != quarantined.id and current.built_at > quarantined.built_at
+
+
+def _whole(statuses: Statuses, backend: str) -> dict[str, Installation]:
+    """Installations that engines could start from."""
+    status = statuses.get(backend)
+    if status is None:
+        return {}
+    return {one.id: one for one in status.installations if not one.broken and one.id not in status.retiring}

@@ -1,0 +1,519 @@
+"""The requests that wait, first come first served and fair between callers: step 3 of a scheduler turn."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.messages import Ensure, InstallsAwaited
+from greenroom.actors.kernel.core import Tell, refuse
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.progress import install_job, load_job
+from greenroom.actors.scheduler.backend_choice import Install, Use, choose
+from greenroom.actors.scheduler.context import TurnContext, eviction, fits
+from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, InformRequest
+from greenroom.actors.scheduler.errors import (
+    breaker_open,
+    gib,
+    load_failed,
+    never_fits,
+    not_installable,
+    not_ready_yet,
+    not_stored,
+    pinned,
+    undecided,
+)
+from greenroom.actors.scheduler.events import BackendChosen, LoadAdmitted, LoadRefused
+from greenroom.actors.scheduler.messages import Granted
+from greenroom.actors.scheduler.placement import Need, Place, Places
+from greenroom.actors.scheduler.quarantine import diverted
+from greenroom.actors.scheduler.setbacks import pause_left
+from greenroom.actors.scheduler.state import (
+    BreakerState,
+    FailedInstalls,
+    ModelConfigState,
+    Waiting,
+    Wish,
+    breaker_key,
+    config_key,
+)
+from greenroom.actors.values import Engine, EngineSpec, Model
+
+AGAIN = 5.0
+"""Seconds after which a command to another actor is told again: it is harmless, and may have been lost."""
+FAILURES_TO_OPEN = 3
+_FIRST_COOL_DOWN = 10.0
+LONGEST_COOL_DOWN = 300.0
+_CALLERS_REMEMBERED = 64
+_UNSTORED = frozenset({"stopping", "model_not_found", "journal_full"})
+"""Refusals that say nothing about a model that is here."""
+
+
+def cool_down(failures: int) -> float:
+    """Seconds for which something that keeps failing is left alone: doubling, bounded."""
+    return min(LONGEST_COOL_DOWN, _FIRST_COOL_DOWN * 2.0 ** min(failures - FAILURES_TO_OPEN, 10))
+
+
+class _Wait(NamedTuple):
+    """What a request waits for."""
+
+    phase: str
+    text: str
+    follows: str = ""
+    alive: float = 0.0
+    """Monotonic second of the last sign of life from what it waits for; 0 where there is none to see."""
+
+
+class QueueStep:
+    """Decides on every waiting request, until one of them has events."""
+
+    def __init__(self, context: TurnContext) -> None:
+        self._turn = context
+        self._place = 0
+        """Of the last request that was left waiting."""
+        self._places = Places(context)
+        self._awaited: set[str] = set()
+        """Backends whose installation is waited for."""
+        self._behind: dict[str, Waiting] = {}
+        """Of each pool of memory, who waits for what is going to be free there: nobody else may take that."""
+        self._full: set[str] = set()
+        """Engines that a request is queued for: those behind it do not overtake it there."""
+        self._same: dict[tuple[object, ...], _Wait] = {}
+        """What requests of one kind wait for. Hundreds may wait for the same, and that is found out once."""
+
+    def take(self) -> None:
+        """Go through the queue in turn."""
+        turn = self._turn
+        turn.guarded(self._forget_wishes, doing="forget wishes")
+        for waiting in self._in_turn():
+            if turn.events:
+                return
+            one = waiting.request_id
+            if not turn.guarded(partial(self._decide, waiting), doing="serve a request", about=one):
+                no = undecided(waiting)
+                if not turn.guarded(partial(self._refuse, waiting, no), doing="refuse it", about=one):
+                    turn.answer(waiting, no)
+        turn.guarded(self._tell_awaited, doing="say what requests wait for")
+        turn.guarded(self._hold_gates, doing="hold gates")
+
+    def _decide(self, waiting: Waiting) -> None:
+        kind = self._kind(waiting)
+        if kind in self._same:
+            self._wait(waiting, self._same[kind])
+        else:
+            self._serve(waiting)
+
+    def _in_turn(self) -> list[Waiting]:
+        """One request of each caller after the other, first the caller whose turn was longest ago.
+
+        A caller's own requests take turns the same way between its connections and users.
+        """
+        served = self._turn.seen.served
+        callers: dict[str, dict[str, list[Waiting]]] = defaultdict(lambda: defaultdict(list))
+        for waiting in self._turn.queue:
+            callers[waiting.caller.key][waiting.caller.share].append(waiting)
+        lines: dict[str, list[Waiting]] = {}
+        for caller, shares in callers.items():
+            lines[caller] = _taking_turns(
+                {share: (served.get(f"{caller}/{share}", -1), line) for share, line in shares.items()}
+            )
+        return _taking_turns({caller: (served.get(caller, -1), line) for caller, line in lines.items()})
+
+    def _kind(self, waiting: Waiting) -> tuple[object, ...]:
+        return (
+            *(waiting.model_id, waiting.mode, waiting.backend, waiting.policy, waiting.places),
+            self._is_patient(waiting),
+        )
+
+    def _is_patient(self, waiting: Waiting) -> bool:
+        """Whether it has waited for so long that nothing may overtake it any more."""
+        since = max(waiting.since, waiting.bereft)
+        return self._turn.now.monotonic - since >= self._turn.limits.max_wait / 2
+
+    def _serve(self, waiting: Waiting) -> None:
+        """Decide on one waiting request.
+
+        a. The daemon stops, or the model is not here: refused.
+        b. A ready engine serves it: a place in its gate, and the answer. Where every slot is taken it is
+           queued, and those behind it do not overtake it.
+        c. A load it can use is in flight: it waits for that one.
+        d. Not everybody has told what is there and what runs: it waits, since memory is not known.
+        e. A backend is chosen; one that must be installed first is waited for, or refused by policy. Where
+           the installation in use has broken this model, an older one serves it: see `quarantine`.
+        f. The breaker of this model on this installation is open, or its last load failed a moment ago for a
+           reason that is not its own: refused, with when to come back.
+        g. It can never fit: refused with the numbers. It fits: a load. It does not fit now: the least
+           recently used idle engines end, or it waits for room, and nobody takes what is made for it.
+        h. Whoever has waited too long is refused; the load or installation goes on.
+        """
+        turn, seen = self._turn, self._turn.seen
+        if seen.draining:  # a
+            self._refuse(waiting, refuse("stopping", "Greenroom is stopping.", status=503, retry_after=5.0))
+            return
+        model = seen.models.get(waiting.model_id) if seen.models is not None else None
+        if seen.models is not None and model is None:
+            name = waiting.model_ref
+            missing = f'model "{name}" is not here; run: greenroom pull {name}'
+            self._refuse(waiting, refuse("model_not_found", missing, status=404, subject=name))
+            return
+        serving = [engine for engine in turn.serving() if fits(engine.spec, waiting)]  # b
+        if serving:
+            self._enter(waiting, serving)
+            return
+        load = next((one for one in turn.state.loads.values() if fits(one.spec, waiting)), None)  # c
+        if load is not None:
+            text = f"loading {waiting.model_ref} on {load.spec.backend}"
+            self._wait_for(waiting, _Wait("loading", text, load_job(load.spec.engine_id)))
+            return
+        if model is None or seen.statuses is None or turn.silent:  # d
+            silent = ", ".join(turn.silent) or "what is installed"
+            self._wait_for(waiting, _Wait("starting", f"checking what is already running ({silent})"))
+            return
+        choice = choose(  # e
+            model, waiting.mode, waiting.backend, waiting.policy, turn.facts, seen.statuses
+        )
+        if isinstance(choice, Refusal):
+            self._refuse(waiting, choice)
+        elif isinstance(choice, Install):
+            self._install(waiting, choice)
+        else:
+            self._load(waiting, model, diverted(choice, model.id, turn.state, seen.statuses))
+
+    # b
+
+    def _enter(self, waiting: Waiting, serving: Sequence[Engine]) -> None:
+        turn = self._turn
+        for engine in serving:
+            one = engine.spec.engine_id
+            if one not in self._full and turn.has_room(engine.spec, waiting.places):
+                self._grant(waiting, engine)
+                return
+        self._full |= {engine.spec.engine_id for engine in serving}
+        slots = sum(engine.spec.slots for engine in serving)
+        readings = [turn.seen.gates.get(engine.spec.engine_id) for engine in serving]
+        wanted = "a slot" if waiting.places == 1 else f"{waiting.places} slots at once"
+        text = f"queued for {wanted} of {waiting.model_ref}, which has {slots}"
+        quiet = min((one.quiet_for for one in readings if one is not None), default=math.inf)
+        alive = turn.now.monotonic - quiet
+        self._wait_for(waiting, _Wait("queued", text, alive=alive))
+
+    def _hold_gates(self) -> None:
+        """Who comes while others are queued for an engine queues behind them."""
+        turn = self._turn
+        held = {one for one, reading in turn.seen.gates.items() if reading.held}
+        # Of an engine whose gate opens in this turn, too, more requests may wait than it has slots.
+        if not turn.events and held != self._full:
+            turn.effects.append(HoldGates(engine_ids=tuple(sorted(self._full))))
+
+    def _grant(self, waiting: Waiting, engine: Engine) -> None:
+        spec = engine.spec
+        self._turn.effects.append(
+            AdmitRequest(
+                engine_id=spec.engine_id,
+                request_id=waiting.request_id,
+                caller=waiting.caller,
+                places=waiting.places,
+            )
+        )
+        self._turn.answer(
+            waiting, Granted(engine_id=spec.engine_id, backend=spec.backend, endpoint=engine.endpoint)
+        )
+        granted = self._turn.granted
+        places = min(waiting.places, spec.slots) if spec.slots else 1
+        granted[spec.engine_id] = granted.get(spec.engine_id, 0) + places
+        served = dict(self._turn.seen.served)
+        now = max(served.values(), default=-1) + 1
+        turns = (waiting.caller.key, f"{waiting.caller.key}/{waiting.caller.share}")
+        for one in turns:
+            served.pop(one, None)
+        kept = dict(list(served.items())[-(_CALLERS_REMEMBERED - len(turns)) :])
+        self._turn.update(served={**kept, **dict.fromkeys(turns, now)})
+
+    # e
+
+    def _forget_wishes(self) -> None:
+        """Wishes the installer has decided on, and failures of what is installed by now."""
+        statuses = self._turn.seen.statuses or {}
+        settled = {
+            name
+            for name, wish in self._turn.seen.wishes.items()
+            if self._turn.seen.heard.get(name) == wish.token
+            or (name in statuses and (statuses[name].job or statuses[name].current is not None))
+        }
+        here = {name for name, status in statuses.items() if status.current is not None}
+        wishes = {name: wish for name, wish in self._turn.seen.wishes.items() if name not in settled}
+        failed = {name: one for name, one in self._turn.seen.failed_installs.items() if name not in here}
+        self._turn.update(wishes=wishes, failed_installs=failed)
+
+    def _install(self, waiting: Waiting, choice: Install) -> None:
+        """Wait for an installation.
+
+        1. The installer has a job: that is the one to wait for.
+        2. The job waited for is over, or the wish came to none: refused with the reason.
+        3. Requests for it failed again and again lately: refused with the reason and when to come back.
+        4. The installer was told by somebody: wait for its list; tell it again if that does not come.
+        5. Otherwise tell it.
+        """
+        turn, backend = self._turn, choice.backend
+        status = (turn.seen.statuses or {}).get(backend)
+        failure = status.failure if status is not None else None
+        wish = turn.seen.wishes.get(backend)
+        failed = turn.seen.failed_installs.get(backend)
+        now = turn.now.monotonic
+        if status is not None and status.job:  # 1
+            if waiting.job != status.job:
+                waiting = turn.change(waiting, job=status.job)
+        elif waiting.job or (waiting.token and (wish is None or wish.token != waiting.token)):  # 2
+            self._note_failed_install(backend, waiting.job or waiting.token)
+            self._refuse(waiting, not_installable(backend, failure))
+            return
+        elif failed is not None and failed.until > now:  # 3
+            self._refuse(waiting, not_installable(backend, failure, failed.until - now))
+            return
+        else:
+            if wish is None or now - wish.told_at >= AGAIN:  # 4, 5
+                token = wish.token if wish is not None else waiting.request_id
+                ensure = Ensure(backend=backend, wanted_by="request", token=token, caller=waiting.caller)
+                turn.effects.append(Tell(to=INSTALLER, command=ensure, cause=waiting.request_id))
+                wish = Wish(token=token, told_at=now)
+                turn.update(wishes={**turn.seen.wishes, backend: wish})
+            if waiting.token != wish.token:
+                waiting = turn.change(waiting, token=wish.token)
+        self._awaited.add(backend)
+        text = f"installing {backend}, since {choice.reason}"
+        # Each has the job it waits for, so none of them stands for the others.
+        self._wait(waiting, _Wait("installing", text, install_job(backend)))
+
+    def _tell_awaited(self) -> None:
+        """Who leaves an installation ends it only if nobody waits for it here."""
+        turn = self._turn
+        told, at = turn.seen.awaited_told
+        awaited, now = frozenset(self._awaited), turn.now.monotonic
+        if awaited != told or (awaited and now - at >= AGAIN):
+            turn.effects.append(Tell(to=INSTALLER, command=InstallsAwaited(backends=awaited)))
+            turn.update(awaited_told=(awaited, now))
+
+    def _note_failed_install(self, backend: str, last: str) -> None:
+        """Once for each job, however many waited for it."""
+        old = self._turn.seen.failed_installs.get(backend)
+        if old is not None and old.last == last:
+            return
+        count = (old.count if old is not None else 0) + 1
+        until = self._turn.now.monotonic + cool_down(count) if count >= FAILURES_TO_OPEN else 0.0
+        failed = FailedInstalls(count=count, last=last, until=until)
+        self._turn.update(failed_installs={**self._turn.seen.failed_installs, backend: failed})
+
+    # f, g
+
+    def _load(self, waiting: Waiting, model: Model, choice: Use) -> None:
+        turn = self._turn
+        key = breaker_key(model.id, choice.backend, choice.installation_id)
+        breaker = turn.state.breakers.get(key)
+        if breaker is not None and (left := self._cooling(key, breaker)) > 0:  # f
+            self._refuse(waiting, breaker_open(waiting, choice.backend, breaker, left))
+            return
+        spec = self._spec(waiting, model, choice)
+        if (left := pause_left(turn.seen.setbacks, key, turn.now.monotonic)) > 0:
+            self._refuse(waiting, load_failed(spec, turn.seen.setbacks[key].failure, left))
+            return
+        facts = next(one for one in turn.facts if one.name == choice.backend)
+        places = self._places.of(spec, model, facts)
+        able = [one for one in places if all(need.size <= need.account.memory.budget for need in one.needs)]
+        if not able:  # g
+            self._refuse_for_ever(waiting, places)
+            return
+        open_ones = [one for one in able if not self._pins_before(one)]
+        unclaimed = [one for one in open_ones if not any(need.device in self._behind for need in one.needs)]
+        if not open_ones:
+            need, held = self._pins_before(able[0])[0]
+            self._refuse(waiting, pinned(waiting, need.size, held, need.account, need.name))
+        elif not unclaimed:
+            pools = [need.device for need in open_ones[0].needs if need.device in self._behind]
+            text = f"waiting for memory, behind {self._behind[pools[0]].model_ref}"
+            self._wait_for(waiting, _Wait("waiting_for_memory", text))
+        elif not (fitting := [one for one in unclaimed if one.fits]):
+            self._make_room(waiting, unclaimed)
+        elif not turn.storing:
+            self._refuse(waiting, not_stored())
+        else:
+            place = max(fitting, key=lambda one: one.room)
+            self._admit(waiting, self._places.grown(place, model, facts), choice.reasons)
+
+    def _refuse_for_ever(self, waiting: Waiting, places: Sequence[Place]) -> None:
+        """No place has so much: the largest of them is named."""
+        needs = [need for one in places for need in one.needs if need.size > need.account.memory.budget]
+        need = max(needs, key=lambda need: need.account.memory.budget)
+        self._refuse(waiting, never_fits(waiting.model_ref, need.size, need.account, need.name))
+
+    def _pins_before(self, place: Place) -> list[tuple[Need, int]]:
+        """Pools of a place in which pinned models hold the room, and how much they hold."""
+        held = [(need, self._places.pinned(need.device)) for need in place.needs]
+        return [(need, size) for need, size in held if need.size > need.account.memory.budget - size]
+
+    def _cooling(self, key: str, breaker: BreakerState) -> float:
+        """Seconds until the breaker may be tried again."""
+        if not breaker.until:
+            return 0.0
+        turn, name = self._turn, f"{key}@{breaker.until}"
+        until = turn.seen.cooling.get(name)
+        if until is None:
+            left = min(max(0.0, breaker.until - turn.now.wall), LONGEST_COOL_DOWN)
+            until = turn.now.monotonic + left
+            turn.update(cooling={**turn.seen.cooling, name: until})
+        return until - turn.now.monotonic
+
+    def _spec(self, waiting: Waiting, model: Model, choice: Use) -> EngineSpec:
+        """The engine that would serve it; where its memory is, is not said yet."""
+        turn = self._turn
+        config = turn.state.configs.get(config_key(model.id, waiting.mode), ModelConfigState())
+        return EngineSpec(
+            engine_id=f"{int(turn.now.wall * 1000):x}-{turn.state.admitted + 1}",
+            backend=choice.backend,
+            installation_id=choice.installation_id,
+            model_id=model.id,
+            model_ref=waiting.model_ref,
+            mode=waiting.mode,
+            context_size=model.context_size if config.context_size is None else config.context_size,
+            flags=config.flags or (),
+        )
+
+    def _admit(self, waiting: Waiting, place: Place, reasons: tuple[str, ...]) -> None:
+        turn, spec = self._turn, place.spec
+        chosen = BackendChosen(
+            model_id=spec.model_id,
+            model_ref=spec.model_ref,
+            mode=spec.mode,
+            backend=spec.backend,
+            installation_id=spec.installation_id,
+            reasons=reasons,
+        )
+        key = config_key(spec.model_id, spec.mode)
+        account = turn.account()
+        device = turn.account(spec.device) if spec.device else None
+        admitted = LoadAdmitted(
+            spec=spec,
+            promised=account.promised + spec.memory,
+            budget=account.memory.budget,
+            device_promised=device.promised + spec.device_memory if device is not None else 0,
+            device_budget=device.memory.budget if device is not None else 0,
+            refused_before=turn.seen.refused.get(key, 0),
+            caller=waiting.caller,
+        )
+        turn.record(chosen, admitted, cause=waiting.request_id)
+        turn.update(
+            begun={**turn.seen.begun, spec.engine_id: turn.now.monotonic},
+            refused={k: v for k, v in turn.seen.refused.items() if k != key},
+        )
+
+    def _make_room(self, waiting: Waiting, places: Sequence[Place]) -> None:
+        turn = self._turn
+        room = self._places.room_for(places)
+        if room is not None and room.victims and not turn.storing:
+            self._refuse(waiting, not_stored())
+            return
+        for one, need in room.victims if room is not None else ():
+            engine = turn.seen.engine(one)
+            assert engine is not None
+            evicted = eviction(
+                engine,
+                turn.seen,
+                turn.now,
+                "room",
+                in_favour_of=waiting.model_ref,
+                needed=need.size,
+                free=need.account.free,
+                device=need.device,
+            )
+            turn.record(evicted, cause=waiting.request_id)
+        # Nobody takes away room that is being made. As long as engines are in use, what fits overtakes, since
+        # that may last; but not for ever, unless it is other programs whose memory is waited for.
+        place = room.place if room is not None else max(places, key=lambda one: one.room)
+        lacking = [need for need in place.needs if need.lacking]
+        comes = all(
+            need.account.memory.available + self._places.yielding(need.device) >= need.size
+            for need in lacking
+        )
+        if room is not None or (self._is_patient(waiting) and comes):
+            self._behind |= {need.device: waiting for need in lacking}
+        need = lacking[0]
+        where = f" on {need.name}" if need.device else ""
+        text = f"waiting for memory: it needs {gib(need.size)}, {gib(need.account.free)} are free{where}"
+        self._wait_for(waiting, _Wait("waiting_for_memory", text))
+
+    # h, and whoever is refused
+
+    def _wait_for(self, waiting: Waiting, wait: _Wait) -> None:
+        """Have it wait for this, and all others of its kind too."""
+        self._same[self._kind(waiting)] = wait
+        self._wait(waiting, wait)
+
+    def _wait(self, waiting: Waiting, wait: _Wait) -> None:
+        turn, now = self._turn, self._turn.now.monotonic
+        place = self._place + 1
+        moved, bereft, longest = waiting.moved, waiting.bereft, turn.limits.max_wait
+        if waiting.phase == "queued" and wait.phase != "queued":
+            # Its engine has gone. The time it was queued for that one is no time it waited for another.
+            bereft = now
+        since = max(waiting.since, bereft)
+        if wait.phase == "queued":
+            # Answers may take long, and an engine that hangs is noticed by others. What counts is that the
+            # queue moves, or that those inside are being answered.
+            moved = now if not 0 < waiting.place <= place else moved
+            since, longest = max(since, moved, wait.alive), turn.limits.max_queued
+        if now - since >= longest:  # h
+            self._refuse(waiting, not_ready_yet(waiting, now - waiting.since, wait.text))
+            return
+        turn.wakes.append(since + longest)
+        self._place = place
+        if (waiting.until, waiting.bereft) != (since + longest, bereft):
+            waiting = turn.change(waiting, until=since + longest, bereft=bereft)
+        if (waiting.follows, waiting.said, waiting.place) != (wait.follows, wait.text, place):
+            turn.change(
+                waiting, phase=wait.phase, follows=wait.follows, said=wait.text, place=place, moved=moved
+            )
+            turn.effects.append(
+                InformRequest(
+                    request_id=waiting.request_id,
+                    phase=wait.phase,
+                    message=wait.text,
+                    follows=wait.follows,
+                    place=place,
+                )
+            )
+
+    def _refuse(self, waiting: Waiting, refusal: Refusal) -> None:
+        """Answer no, and store the reason when it is a new one for this model since its last load."""
+        turn = self._turn
+        turn.answer(waiting, refusal)
+        if refusal.code in _UNSTORED:
+            return
+        key = config_key(waiting.model_id, waiting.mode)
+        count = turn.seen.refused.get(key, 0) + 1
+        turn.update(refused={**turn.seen.refused, key: count})
+        if refusal.code not in turn.state.refusals.get(key, ()):
+            refused = LoadRefused(
+                model_id=waiting.model_id,
+                model_ref=waiting.model_ref,
+                mode=waiting.mode,
+                code=refusal.code,
+                message=refusal.message,
+                numbers=refusal.numbers,
+                count=count,
+                advice=refusal.advice,
+                caller=waiting.caller,
+            )
+            turn.record(refused, cause=waiting.request_id)
+
+
+def _taking_turns(lines: Mapping[str, tuple[int, list[Waiting]]]) -> list[Waiting]:
+    """The first of each line, then the second of each; first the line whose turn was longest ago."""
+    ranked = [(rank, last, waiting) for last, line in lines.values() for rank, waiting in enumerate(line)]
+    # Sorting is stable: lines that had their turn at the same time stay in the order they came.
+    return [waiting for *_, waiting in sorted(ranked, key=lambda one: one[:2])]
+
+
+__all__ = ["AGAIN", "FAILURES_TO_OPEN", "LONGEST_COOL_DOWN", "QueueStep", "cool_down", "fits"]

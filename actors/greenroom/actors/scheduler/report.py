@@ -1,0 +1,98 @@
+"""The ledger as people read it: which engine holds what, for whom, until when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from greenroom.actors.kernel.clock import Moment
+from greenroom.actors.scheduler.context import Limits, TurnContext, holding
+from greenroom.actors.scheduler.ledger import Device, context_reckoned
+from greenroom.actors.scheduler.messages import DeviceAccount, EngineAccount, LedgerReading, QueueEntry
+from greenroom.actors.scheduler.queue import fits
+from greenroom.actors.scheduler.state import LoadState, SchedulerSeen, SchedulerState, Waiting
+from greenroom.actors.values import BackendFacts
+
+
+def ledger_reading(
+    state: SchedulerState,
+    now: Moment,
+    seen: SchedulerSeen,
+    facts: Sequence[BackendFacts],
+    limits: Limits,
+) -> LedgerReading:
+    """Everything at this moment."""
+    turn = TurnContext(state, now, seen, facts, limits, storing=False)
+    account = turn.account()
+    return LedgerReading(
+        budget=account.memory.budget,
+        available=account.memory.available,
+        promised=account.promised,
+        free=account.free,
+        waiting=len(turn.queue),
+        engines=tuple(_engine(turn, load) for load in state.loads.values()),
+        devices=tuple(_device(turn, one) for one in seen.memory.devices),
+        queue=tuple(_entry(turn, one) for one in sorted(turn.queue, key=lambda one: one.place or math.inf)),
+    )
+
+
+def _device(turn: TurnContext, device: Device) -> DeviceAccount:
+    account = turn.account(device.id)
+    return DeviceAccount(
+        id=device.id,
+        name=device.name,
+        total=device.total,
+        budget=device.budget,
+        available=device.available,
+        promised=account.promised,
+        free=account.free,
+    )
+
+
+def _entry(turn: TurnContext, waiting: Waiting) -> QueueEntry:
+    waited = turn.now.monotonic - waiting.since
+    left = waiting.until - turn.now.monotonic if waiting.until else turn.limits.max_wait - waited
+    return QueueEntry(
+        request_id=waiting.request_id,
+        model_ref=waiting.model_ref,
+        mode=waiting.mode,
+        place=waiting.place,
+        phase=waiting.phase,
+        message=waiting.said,
+        follows=waiting.follows,
+        waited=round(waited, 3),
+        left=round(max(0.0, left), 3),
+        caller=str(waiting.caller),
+    )
+
+
+def _engine(turn: TurnContext, load: LoadState) -> EngineAccount:
+    spec = load.spec
+    reading = turn.seen.gates.get(spec.engine_id)
+    engine = turn.seen.engine(spec.engine_id)
+    measured = turn.seen.measured.get(spec.engine_id)
+    keep = turn.keep_alive(spec.model_id, spec.mode)
+    model = (turn.seen.models or {}).get(spec.model_id)
+    ready = engine is not None and engine.state == "ready"
+    idle = ready and reading is not None and not reading.inside
+    idle_for = max(0.0, turn.now.monotonic - reading.idle_since) if idle and reading is not None else None
+    return EngineAccount(
+        engine_id=spec.engine_id,
+        promised=holding(spec, turn.seen),
+        measured=measured.now if measured is not None else None,
+        peak=measured.peak if measured is not None else None,
+        device=spec.device,
+        device_promised=holding(spec, turn.seen, spec.device) if spec.device else 0,
+        device_measured=measured.device if measured is not None else None,
+        context_size=context_reckoned(spec.context_size, model.context_length if model is not None else 0),
+        slots=spec.slots,
+        used=reading.used if reading is not None else 0,
+        promises=spec.promises,
+        inside=reading.inside if reading is not None else 0,
+        served=reading.served if reading is not None else 0,
+        queue=sum(fits(spec, waiting) for waiting in turn.queue),
+        keep_alive=keep,
+        idle_seconds=round(idle_for, 3) if idle_for is not None else None,
+        expires_in=round(max(0.0, keep - idle_for), 3) if idle_for is not None and keep >= 0 else None,
+        cause=load.cause,
+    )

@@ -1,0 +1,42 @@
+"""Loads that failed for reasons other than the model, and the pause before each is retried.
+
+A full disk or a full process table says nothing about a model: no breaker opens and nothing is quarantined.
+But each try costs events, so the pause grows from a second to a minute. It is never stored, since the machine
+may be well again after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from greenroom.actors.scheduler.state import Setback, breaker_key
+from greenroom.actors.values import EngineSpec, Failure
+
+SPARED = 2
+"""Loads in a row that may be lost, by no fault of theirs, before the next one has to wait."""
+_LONGEST_PAUSE = 60.0
+_FORGOTTEN_AFTER = 300.0
+_REMEMBERED = 63
+
+
+def setback_key(spec: EngineSpec) -> str:
+    """How setbacks are filed: as breakers are."""
+    return breaker_key(spec.model_id, spec.backend, spec.installation_id)
+
+
+def setbacks_after(
+    before: Mapping[str, Setback], spec: EngineSpec, failure: Failure, now: float, *, spared: int = 0
+) -> dict[str, Setback]:
+    """With this failure; `now` is the monotonic second. The first `spared` in a row cost no pause."""
+    key = setback_key(spec)
+    old = before.get(key)
+    count = old.count + 1 if old is not None and now - old.at < _FORGOTTEN_AFTER else 1
+    pause = min(_LONGEST_PAUSE, 2.0 ** (min(count - spared, 10) - 1)) if count > spared else 0.0
+    others = [(name, one) for name, one in before.items() if name != key][-_REMEMBERED:]
+    return {**dict(others), key: Setback(failure=failure, count=count, pause=pause, at=now)}
+
+
+def pause_left(before: Mapping[str, Setback], key: str, now: float) -> float:
+    """Seconds until a load may be tried again; 0.0 when now."""
+    one = before.get(key)
+    return max(0.0, one.at + one.pause - now) if one is not None else 0.0

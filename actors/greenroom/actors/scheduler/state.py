@@ -1,0 +1,443 @@
+"""What the journal says of loads, and what the scheduler sees beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from greenroom.actors.bounded_maps import remembered, without
+from greenroom.actors.gates import GateReading
+from greenroom.actors.installer.messages import BackendStatus
+from greenroom.actors.kernel.core import Stored
+from greenroom.actors.limits import CONTEXT, DURATION, flags_complaint
+from greenroom.actors.scheduler.events import (
+    BreakerClosed,
+    BreakerOpened,
+    ConfigChanged,
+    EvictionDecided,
+    KeepAliveWished,
+    LoadAdmitted,
+    LoadFailed,
+    LoadRefused,
+    ModelQuarantined,
+    QuarantineLifted,
+)
+from greenroom.actors.scheduler.ledger import Memory
+from greenroom.actors.values import Caller, Engine, EngineSpec, Failure, InstallPolicy, Measured, Mode, Model
+
+T = TypeVar("T")
+
+_ENDED_REMEMBERED = 32
+_FOOTPRINTS_REMEMBERED = 256
+_INTERRUPTED_REMEMBERED = 64
+_PROVEN_REMEMBERED = 256
+_VERSIONS_REMEMBERED = 3
+_QUARANTINES_REMEMBERED = 64
+_REFUSALS_REMEMBERED = 256
+
+FORGIVEN_AFTER = 1800.0
+"""Seconds after which a failure has nothing to do any more with a load that begins then."""
+NOT_THE_MODELS_FAULT = frozenset(
+    {"engine_lost", "engine_ended", "daemon_restarted", "engine_halted", "engine_unreachable"}
+)
+"""Failure codes that say nothing about whether the model would run: who waited is given another engine."""
+_COUNTED = frozenset({"", "engine", "model"})
+"""Whose failures count against a model; events of older versions do not say, and counted."""
+
+
+class LoadState(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that shall be."""
+
+    spec: EngineSpec
+    admitted_at: float
+    cause: str
+    kept: bool = False
+    """A request has wished that it stays for ever."""
+    wishes: int = 0
+    """How often that has changed."""
+
+
+class Interrupted(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that was loaded when the daemon ended, and has not been loaded since."""
+
+    spec: EngineSpec
+    """Of the engine it had."""
+    at: float
+    kept: bool
+
+
+class ModelConfigState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is loaded; what is None was never set."""
+
+    context_size: int | None = None
+    flags: tuple[str, ...] | None = None
+    keep_alive: float | None = None
+    slots: int | None = None
+    """0 lets the ledger decide."""
+    prompt_cache: int | None = None
+    """Bytes; negative lets the ledger decide."""
+
+
+class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model fared on an installation lately."""
+
+    failures: int = 0
+    """Loads in a row that have failed, however well they went before: one answer each proves nothing."""
+    failed_at: float = 0.0
+    """Wall clock second of the last of them."""
+    until: float = 0.0
+    """Wall clock second until which it is left alone; 0 while it is not."""
+    reason: str = ""
+
+
+class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that an installation broke, and what serves it instead."""
+
+    model_id: str
+    model_ref: str
+    backend: str
+    installation_id: str
+    """Where it dies."""
+    version: str
+    back_to: str
+    back_to_version: str
+    since: float
+    failures: int
+    reason: str
+
+
+class SchedulerState(msgspec.Struct, frozen=True, kw_only=True):
+    """The durable state."""
+
+    loads: Mapping[str, LoadState] = msgspec.field(default_factory=dict)
+    """By engine id: every engine that shall run. One that runs and is not here shall end."""
+    configs: Mapping[str, ModelConfigState] = msgspec.field(default_factory=dict)
+    breakers: Mapping[str, BreakerState] = msgspec.field(default_factory=dict)
+    refusals: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """model|mode → codes of the refusals stored since it was last loaded."""
+    ended: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """engine → id of the event by which it shall end; the last ones only."""
+    footprints: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """What engines of a kind were measured to hold, in bytes; the last ones only."""
+    interrupted: Mapping[str, Interrupted] = msgspec.field(default_factory=dict)
+    """model|mode → what ended only because the daemon did; the last ones only."""
+    proven: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """model|backend → installations on which it was ready and did not die, the last one last."""
+    quarantines: Mapping[str, Quarantine] = msgspec.field(default_factory=dict)
+    """By `breaker_key`: models that go back to an older installation."""
+    admitted: int = 0
+    version: int = 0
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that has no engine yet."""
+
+    request_id: str
+    model_id: str
+    model_ref: str
+    mode: Mode
+    backend: str
+    policy: InstallPolicy
+    since: float
+    """Monotonic."""
+    caller: Caller = Caller()
+    places: int = 1
+    """Slots it needs."""
+    moved: float = 0.0
+    """Monotonic second of the last sign that its turn comes nearer; 0 before the first."""
+    bereft: float = 0.0
+    """Monotonic second at which the engine whose slot it was queued for had gone; 0 when none has."""
+    until: float = 0.0
+    """Monotonic second at which it is refused, should nothing come of it; 0 before it is decided on."""
+    cause: str = ""
+    follows: str = ""
+    """The board's key of the job it was last told to wait for."""
+    phase: str = ""
+    said: str = ""
+    """What it was last told."""
+    place: int = 0
+    """In the queue, as it was last told; the first is 1."""
+    token: str = ""
+    """Of the wish for an installation that it waits for."""
+    job: str = ""
+    """The installer's job that it waits for."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """That the installer was told to install a backend."""
+
+    token: str
+    told_at: float
+    """Monotonic."""
+
+
+class FailedInstalls(msgspec.Struct, frozen=True, kw_only=True):
+    """How requests for an installation fared lately."""
+
+    count: int
+    last: str
+    """The last job, or the token of a wish that came to none."""
+    until: float
+    """Monotonic second until which no request begins another; what people type does."""
+
+
+class Setback(msgspec.Struct, frozen=True, kw_only=True):
+    """A load that failed for a reason that is not the model's: a full disk, no file descriptor."""
+
+    failure: Failure
+    count: int
+    """In a row."""
+    pause: float
+    """Seconds before it is retried: clients that keep asking must not fill the journal with loads."""
+    at: float
+    """Monotonic second of the last one."""
+
+
+class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What others own, and who waits. Starts empty in every life and is collected again."""
+
+    queue: tuple[Waiting, ...] = ()
+    statuses: Mapping[str, BackendStatus] | None = None
+    statuses_version: int = -1
+    models: Mapping[str, Model] | None = None
+    engines: Mapping[str, Mapping[str, Engine]] = msgspec.field(default_factory=dict)
+    """backend → id → engine; a backend is absent until its runner has answered this life's roll call."""
+    life: str = ""
+    """Token of this life's first roll call: a list that was on its way before says nothing."""
+    called_at: float = 0.0
+    """Monotonic second of the last call to those who have not answered."""
+    barred: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
+    """backend → engines that its runner never will start."""
+    met: frozenset[str] = frozenset()
+    """Engines that have been in a runner's list in this life."""
+    measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
+    """engine → memory its processes use."""
+    begun: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """Engines admitted in this life → monotonic second."""
+    gates: Mapping[str, GateReading] = msgspec.field(default_factory=dict)
+    memory: Memory = Memory(budget=0, available=0)
+    in_use: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """backend → the installation that was current when quarantines were last looked at."""
+    wishes: Mapping[str, Wish] = msgspec.field(default_factory=dict)
+    """backend → what the installer was told and has not yet decided on."""
+    awaited_told: tuple[frozenset[str], float] = (frozenset(), 0.0)
+    """For which backends the installer was last told that requests wait, and the monotonic second."""
+    heard: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """backend → token of the last wish that the installer's list has answered."""
+    failed_installs: Mapping[str, FailedInstalls] = msgspec.field(default_factory=dict)
+    cooling: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """breaker@until → monotonic second until which it is open; immune to a wall clock that jumps."""
+    served: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """caller, and each of its shares → when its turn was last, counted in grants; the last few only."""
+    ready_since: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → monotonic second at which this life first saw it ready; immune to a wall clock that jumps."""
+    acted_on: tuple[int, float] = (-1, 0.0)
+    """Version of the installer's list that runners were last told we have acted on, and when."""
+    keep_alive: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """model|mode → seconds, as the last request wished."""
+    leaving: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → monotonic second since which it shall end."""
+    stop_told: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → when its runner was last told to end it."""
+    start_told: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → when its runner was last told again to start it."""
+    bar_told: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """engine → when its runner was last told never to start it."""
+    refused: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """model|mode → refusals since the last load."""
+    setbacks: Mapping[str, Setback] = msgspec.field(default_factory=dict)
+    """By `breaker_key`: loads that failed for reasons that are not the model's."""
+    draining: bool = False
+
+    def engine(self, engine_id: str) -> Engine | None:
+        """An engine as its runner last told."""
+        return next((one[engine_id] for one in self.engines.values() if engine_id in one), None)
+
+    def alive(self) -> list[Engine]:
+        """All engines that are not gone."""
+        return [e for one in self.engines.values() for e in one.values() if e.state != "gone"]
+
+
+def config_key(model_id: str, mode: str) -> str:
+    """How configurations and refusals are filed."""
+    return f"{model_id}|{mode}"
+
+
+def breaker_key(model_id: str, backend: str, installation_id: str) -> str:
+    """How breakers are filed."""
+    return f"{model_id}|{backend}|{installation_id}"
+
+
+def proven_key(model_id: str, backend: str) -> str:
+    """How it is filed where a model has run."""
+    return f"{model_id}|{backend}"
+
+
+def footprint_key(spec: EngineSpec, *, on_device: bool = False) -> str:
+    """How measurements are filed: by all that decides about an engine's memory."""
+    where = "device" if on_device else "beside a device" if spec.device else ""
+    size = (f"slots={spec.slots}", f"prompts={spec.prompt_cache}") if spec.slots else ()
+    words = (spec.model_id, spec.mode, spec.backend, str(spec.context_size), *size, *spec.flags)
+    return "|".join((*words, where) if where else words)
+
+
+def counts_against_model(failure: Failure) -> bool:
+    """Whether a load's failure says that the model may not run: what the machine, the settings or Greenroom
+    itself did opens no breaker and quarantines nothing."""
+    return failure.code not in NOT_THE_MODELS_FAULT and failure.blame in _COUNTED
+
+
+def failures_with(breaker: BreakerState, load: LoadState | None) -> int:
+    """How many failures in a row there are with that of this load, whose predecessors may be long past."""
+    begun = load.admitted_at if load is not None else breaker.failed_at
+    return breaker.failures + 1 if begun - breaker.failed_at <= FORGIVEN_AFTER else 1
+
+
+def apply(state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
+    """Fold one event."""
+    new = msgspec.structs.replace(state, version=state.version + 1)
+    change = msgspec.structs.replace
+    match stored.event:
+        case LoadAdmitted(spec=spec):
+            load = LoadState(spec=spec, admitted_at=stored.at, cause=stored.id)
+            return change(
+                new,
+                loads={**state.loads, spec.engine_id: load},
+                refusals=without(state.refusals, config_key(spec.model_id, spec.mode)),
+                interrupted=without(state.interrupted, config_key(spec.model_id, spec.mode)),
+                admitted=state.admitted + 1,
+            )
+        case LoadRefused() as e:
+            key = config_key(e.model_id, e.mode)
+            codes = (*state.refusals.get(key, ()), e.code)
+            return change(new, refusals=remembered(state.refusals, key, codes, _REFUSALS_REMEMBERED))
+        case LoadFailed() as e:
+            loads = without(state.loads, e.engine_id)
+            new = change(
+                new,
+                ended=_apply_ended(state, e.engine_id, stored.id),
+                footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
+            )
+            if not counts_against_model(e.failure):
+                if e.was_ready:
+                    proven = _apply_proven(state, e.model_id, e.backend, e.installation_id)
+                    new = change(new, proven=proven)
+                return change(new, loads=loads, interrupted=_apply_interrupted(state, e.engine_id, stored.at))
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            old = state.breakers.get(key, BreakerState())
+            failures = failures_with(old, state.loads.get(e.engine_id))
+            breaker = change(old, failures=failures, failed_at=stored.at, reason=e.failure.message)
+            return change(new, loads=loads, breakers={**state.breakers, key: breaker})
+        case EvictionDecided() as e:
+            interrupted = state.interrupted
+            if e.reason == "shutdown":
+                interrupted = _apply_interrupted(state, e.engine_id, stored.at)
+            if e.installation_id:
+                new = change(new, proven=_apply_proven(state, e.model_id, e.backend, e.installation_id))
+            return change(
+                new,
+                loads=without(state.loads, e.engine_id),
+                ended=_apply_ended(state, e.engine_id, stored.id),
+                footprints=_apply_footprints(state, e.engine_id, e.footprint, e.device_footprint),
+                interrupted=interrupted,
+            )
+        case KeepAliveWished(engine_id=one) as e if one in state.loads:
+            load = state.loads[one]
+            load = change(load, kept=e.keep_alive < 0, wishes=load.wishes + 1)
+            return change(new, loads={**state.loads, one: load})
+        case BreakerOpened() as e:
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            old = state.breakers.get(key, BreakerState())
+            breaker = change(old, failures=e.failures, until=e.until, reason=e.reason)
+            proven = _apply_unproven(state, e.model_id, e.backend, e.installation_id)
+            return change(new, breakers={**state.breakers, key: breaker}, proven=proven)
+        case BreakerClosed() as e:
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            proven = _apply_proven(state, e.model_id, e.backend, e.installation_id)
+            return change(new, breakers=without(state.breakers, key), proven=proven)
+        case ModelQuarantined() as e:
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            away = Quarantine(since=stored.at, **msgspec.structs.asdict(e))
+            return change(new, quarantines=remembered(state.quarantines, key, away, _QUARANTINES_REMEMBERED))
+        case QuarantineLifted() as e:
+            key = breaker_key(e.model_id, e.backend, e.installation_id)
+            return change(
+                new,
+                quarantines=without(state.quarantines, key),
+                breakers=without(state.breakers, key),
+            )
+        case ConfigChanged() as e:
+            return _apply_config(new, e)
+        case _:
+            return new
+
+
+def _apply_ended(state: SchedulerState, engine_id: str, event_id: str) -> dict[str, str]:
+    return remembered(state.ended, engine_id, event_id, _ENDED_REMEMBERED)
+
+
+def _apply_footprints(
+    state: SchedulerState, engine_id: str, footprint: int, device_footprint: int
+) -> Mapping[str, int]:
+    load = state.loads.get(engine_id)
+    if load is None:
+        return state.footprints
+    found = state.footprints
+    for size, on_device in ((footprint, False), (device_footprint, True)):
+        if size:
+            key = footprint_key(load.spec, on_device=on_device)
+            found = remembered(found, key, size, _FOOTPRINTS_REMEMBERED)
+    return found
+
+
+def _apply_interrupted(state: SchedulerState, engine_id: str, at: float) -> Mapping[str, Interrupted]:
+    load = state.loads.get(engine_id)
+    if load is None:
+        return state.interrupted
+    key = config_key(load.spec.model_id, load.spec.mode)
+    interrupted = Interrupted(spec=load.spec, at=at, kept=load.kept)
+    return remembered(state.interrupted, key, interrupted, _INTERRUPTED_REMEMBERED)
+
+
+def _apply_proven(
+    state: SchedulerState, model_id: str, backend: str, installation_id: str
+) -> Mapping[str, tuple[str, ...]]:
+    key = proven_key(model_id, backend)
+    before = tuple(one for one in state.proven.get(key, ()) if one != installation_id)
+    now = (*before[-_VERSIONS_REMEMBERED:], installation_id)
+    return remembered(state.proven, key, now, _PROVEN_REMEMBERED)
+
+
+def _apply_unproven(
+    state: SchedulerState, model_id: str, backend: str, installation_id: str
+) -> Mapping[str, tuple[str, ...]]:
+    key = proven_key(model_id, backend)
+    left = tuple(one for one in state.proven.get(key, ()) if one != installation_id)
+    return {**state.proven, key: left} if left else without(state.proven, key)
+
+
+def _apply_config(state: SchedulerState, e: ConfigChanged) -> SchedulerState:
+    """A configuration that is changed, and with it the failures that were another one's."""
+    key = config_key(e.model_id, e.mode)
+    old = state.configs.get(key, ModelConfigState())
+    left = msgspec.structs.replace(old, **dict.fromkeys(e.reset)) if e.reset else old
+    # Older versions stored whatever a client said; what no client may say any more was never said.
+    sane = e.context_size is not None and -1 <= e.context_size <= CONTEXT
+    lasting = e.keep_alive is not None and -DURATION <= e.keep_alive <= DURATION
+    fitting = e.flags is not None and not flags_complaint(e.flags)
+    new = ModelConfigState(
+        context_size=e.context_size if sane else left.context_size,
+        flags=e.flags if fitting else left.flags,
+        keep_alive=e.keep_alive if lasting else left.keep_alive,
+        slots=left.slots if e.slots is None else e.slots,
+        prompt_cache=left.prompt_cache if e.prompt_cache is None else e.prompt_cache,
+    )
+    configs = dict(without(state.configs, key))
+    if new != ModelConfigState():
+        configs[key] = new
+    breakers = state.breakers
+    if msgspec.structs.replace(old, keep_alive=None) != msgspec.structs.replace(new, keep_alive=None):
+        breakers = {one: it for one, it in breakers.items() if not one.startswith(f"{e.model_id}|")}
+    return msgspec.structs.replace(state, configs=configs, breakers=breakers)

@@ -1,0 +1,341 @@
+"""What the actors tell each other about the world: small frozen values, no behaviour.
+
+Times are seconds since the epoch (wall clock), sizes are bytes. Everything here may be stored in
+events, so a change of a field is a change of the journal's schema.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from greenroom.actors.kernel.core import Command
+from greenroom.actors.limits import (
+    Id,
+    Whole,
+)
+
+Mode = Literal["completion", "embedding", "reranking"]
+ModelFormat = Literal["gguf", "safetensors", "safetensors-mlx"]
+"""`safetensors-mlx` is safetensors quantised the MLX way, which only mlx can read."""
+
+InstallPolicy = Literal["ask", "auto", "never"]
+WantedBy = Literal["default", "explicit", "request", "repair"]
+"""Why a job runs: a non-deferred backend, a person's command, a request's need, a broken installation."""
+
+
+Blame = Literal["", "client", "ours", "machine", "network", "configuration", "engine", "model"]
+"""Whose failure it was; empty where older journals do not say."""
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A value that may be stored and sent."""
+
+
+class Caller(Fact, frozen=True, kw_only=True):
+    """Who asks. Made where a request comes in, and carried by all that it causes."""
+
+    kind: Literal["key", "process", "address", "greenroom", ""] = ""
+    """How it is known: by its key, as a process of this machine, by its address; Greenroom itself (a preload,
+    a restart); or not at all."""
+    id: Id = ""
+    """What callers are told apart by, and what turns are counted by."""
+    name: Id = ""
+    """For people, such as `curl (process 4711)`."""
+    share: Id = ""
+    """A connection, or the request's `user`: it divides the caller's share and never makes another."""
+
+    @property
+    def key(self) -> str:
+        """One name for kind and id together."""
+        return f"{self.kind}:{self.id}"
+
+    def __str__(self) -> str:
+        """The name for people."""
+        return self.name or self.id or "unknown"
+
+
+class Failure(Fact, frozen=True, kw_only=True):
+    """Why something did not work, told to the user in one sentence with what to do next."""
+
+    kind: Literal["transient", "permanent", "cancelled"]
+    """Transient failures are retried; permanent ones answer at once. Neither sticks."""
+    code: str
+    """Stable word for programs: `no_space`, `unreachable`, `unsupported_platform`, `hash_mismatch`, …"""
+    message: str
+    """One sentence: what happened."""
+    advice: str = ""
+    """What the user can do now, a command where there is one."""
+    detail: str = ""
+    """Raw tool output (redacted, bounded to 4,000 characters): for the log and `why`, not for clients."""
+    blame: Blame = ""
+    """Whose failure it was: only the engine's own and the model's count against a model."""
+
+    def sentence(self) -> str:
+        """Message and advice as one text."""
+        return f"{self.message} {self.advice}".strip()
+
+
+class Part(Fact, frozen=True, kw_only=True):
+    """How far one file of a transfer is. Never stored."""
+
+    id: str
+    """`sha256:<hex>`: the digest of its bytes, or of its name where the source knows none."""
+    name: str
+    """For people."""
+    size: int
+    """Bytes."""
+    done: int
+    """Bytes that are here (or there, when it is sent); what an earlier attempt has brought counts."""
+
+
+class Progress(Fact, frozen=True, kw_only=True):
+    """How far a job is. Never stored."""
+
+    job: str
+    phase: str
+    """`resolving`, `downloading`, `unpacking`, `verifying`, `loading`, `waiting_to_retry`, …"""
+    message: str = ""
+    done: int = 0
+    """Bytes."""
+    total: int = 0
+    """Bytes; 0 when unknown."""
+    rate: float = 0.0
+    """Bytes a second, smoothed; 0 when unknown."""
+    follows: str = ""
+    """The board's key of another job that this one waits for: its progress says more."""
+    place: int = 0
+    """Of a request that waits: its place in the queue, the first is 1."""
+    parts: tuple[Part, ...] = ()
+    """Of a transfer: each file that moves. What needs no moving is none of them, but is in `total`."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the last byte, at this rate; 0 when that cannot be told."""
+        return max(0, self.total - self.done) / self.rate if self.rate > 0 else 0.0
+
+
+class Plan(Fact, frozen=True, kw_only=True):
+    """What an installation would fetch."""
+
+    backend: str
+    version: str
+    packages: tuple[str, ...] = ()
+    """`name==version`."""
+    download_bytes: int = 0
+    """What is not in the cache yet."""
+    total_bytes: int = 0
+    """All files of the plan, cached or not."""
+
+
+class Installation(Fact, frozen=True, kw_only=True):
+    """One version of one backend on disk, complete and verified."""
+
+    id: str
+    """Folder name `<version>-<digest8>.<n>` under `backends/<backend>/`, or `external` for the user's own."""
+    backend: str
+    version: str
+    digest: str = ""
+    """SHA-256 of the lock it was built from."""
+    size: int = 0
+    """Bytes on disk, hard links counted once."""
+    built_at: float = 0.0
+    managed: bool = True
+    """False for an environment or binary the user named in the config: used, never touched."""
+    root: str = ""
+    """Absolute path for unmanaged ones; managed ones lie in the data directory under their id."""
+    broken: str = ""
+    """Why it cannot be used; empty when whole."""
+
+
+class Promise(Fact, frozen=True, kw_only=True):
+    """What an engine is promised of one pool of memory, by what it is for. Bytes."""
+
+    device: str = ""
+    """Id of the graphics device whose memory it is; empty for the machine's."""
+    weights: int = 0
+    projector: int = 0
+    """What turns images into tokens."""
+    cache: int = 0
+    """Key/value cache of one slot, for the whole of its context."""
+    slots: int = 1
+    prompt_cache: int = 0
+    """Prompts that have left their slot and are kept to be continued; a bound that the engine is given."""
+    compute: int = 0
+    """Buffers, and what the program itself needs."""
+    learned: int = 0
+    """What engines of this kind were measured to hold beyond all that; negative when it was less."""
+
+    @property
+    def claimable(self) -> int:
+        """What the engine may take at any time, whatever was measured."""
+        return self.weights + self.projector + self.cache * self.slots + self.prompt_cache
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.claimable + self.compute + self.learned
+
+
+class EngineSpec(Fact, frozen=True, kw_only=True):
+    """Everything needed to start one engine; fixed for its life."""
+
+    engine_id: str
+    backend: str
+    installation_id: str
+    model_id: str
+    model_ref: str
+    """The reference the load was asked by, for people."""
+    mode: Mode = "completion"
+    context_size: int = 0
+    """Tokens that each request may fill; 0 lets the model decide."""
+    slots: int = 0
+    """Requests that are inside at once, each with a context of its own; 0 leaves that to the engine."""
+    prompt_cache: int | None = None
+    """Bytes of memory for prompts that have left their slot; None leaves that to the engine."""
+    promises: tuple[Promise, ...] = ()
+    """What `memory` and `device_memory` are made of."""
+    flags: tuple[str, ...] = ()
+    """User flags, already checked against the backend's allow-list."""
+    memory: int = 0
+    """Bytes of the machine's memory promised to it."""
+    device: str = ""
+    """Id of the graphics device it computes on; empty where the machine's memory is all there is."""
+    device_memory: int = 0
+    """Bytes of that device's memory promised to it."""
+    device_total: int = 0
+    """Bytes that device has."""
+
+
+class EngineExit(Fact, frozen=True, kw_only=True):
+    """How an engine ended: the capsule's summary."""
+
+    at: float
+    code: int | None = None
+    """Exit code; None when it died of a signal or was never seen to exit."""
+    signal: str = ""
+    """Signal name, such as `SIGKILL`."""
+    summary: str = ""
+    """One sentence for the client."""
+    first_lines: tuple[str, ...] = ()
+    last_lines: tuple[str, ...] = ()
+    memory: int = 0
+    """Bytes resident when last measured."""
+    expected: bool = False
+    """True when we asked it to stop."""
+    lost: bool = False
+    """True when nobody saw it end: then it says nothing about whether the model would run."""
+    failure: Failure | None = None
+    """Why it never ran, or was given up, with kind, code and blame; None when it ended by itself."""
+
+
+EngineState = Literal["starting", "ready", "stopping", "gone"]
+
+
+class Engine(Fact, frozen=True, kw_only=True):
+    """One backend process that serves one model in one mode, as its runner knows it."""
+
+    spec: EngineSpec
+    state: EngineState
+    since: float
+    """When it entered this state."""
+    pid: int = 0
+    started: float = 0.0
+    """Kernel start time of the pid, as `identity` reads it: tells a recycled pid from the real one."""
+    endpoint: str = ""
+    """Absolute path of its unix socket, or `http://127.0.0.1:PORT`."""
+    exit: EngineExit | None = None
+    cause: str = ""
+    fault: str = ""
+    """Why its runner gave it up; empty when it did not."""
+    failure: Failure | None = None
+    """The same with kind, code and blame."""
+
+
+class Measured(Fact, frozen=True, kw_only=True):
+    """Memory that an engine's processes use together, in bytes. Never stored."""
+
+    now: int
+    peak: int
+    """The most that was seen in this life of the daemon."""
+    device: int | None = None
+    """The same of its device's memory; None where that cannot be measured."""
+    device_peak: int = 0
+
+
+class Model(Fact, frozen=True, kw_only=True):
+    """A model that lies in the store, whole and verified."""
+
+    id: str
+    """`sha256:<64 hex>`, the digest of its manifest."""
+    tags: tuple[str, ...] = ()
+    """Canonical references, such as `docker.io/ai/smollm2:latest`."""
+    format: ModelFormat = "gguf"
+    size: int = 0
+    """Bytes of its files."""
+    projector_size: int = 0
+    """The part of them that turns images into tokens."""
+    created: float = 0.0
+    architecture: str = ""
+    parameters: str = ""
+    """For people, such as `134.52M`."""
+    parameter_count: int = 0
+    quantization: str = ""
+    context_length: int = 0
+    """Tokens the model was trained for; 0 when unknown."""
+    context_size: int = 0
+    """Tokens whoever published or repackaged it wants it loaded with; 0 leaves that open."""
+    kv_bytes_per_token: int = 0
+    """Bytes of key/value cache a token of context needs; 0 when unknown."""
+    source: str = ""
+    """Where it came from, redacted."""
+    in_place: str = ""
+    """Absolute path when it is served from where the user keeps it, not from the store."""
+
+
+class Reply(Command, frozen=True, kw_only=True):
+    """An answer."""
+
+
+class BackendFacts(Reply, frozen=True, kw_only=True):
+    """What the actors need to know of a backend's declaration."""
+
+    name: str
+    deferred: bool
+    formats: tuple[ModelFormat, ...]
+    modes: tuple[Mode, ...]
+    preference: int
+    install_preference: int
+    verdict: str = ""
+    """Why this platform cannot run it; empty when it can."""
+    overhead: int = 0
+    """Bytes an engine needs beyond weights and key/value cache."""
+    device: bool = False
+    """Its engines compute on a graphics device with memory of its own, where there is one."""
+    slots: int = 0
+    """Requests an engine takes at once unless somebody says otherwise; 0 when it takes all that come."""
+    shares_cache: bool = False
+    """Its slots share one context's key/value cache, and it makes requests wait for it."""
+    prompt_cache: bool = False
+    """It keeps prompts in memory after their requests, and can be told how many bytes of them."""
+    version: str = ""
+    """What is installed when no version is named, where known."""
+    download_bytes: int = 0
+    """What installing it would fetch, where known."""
+
+
+class RollCall(Command, frozen=True, kw_only=True):
+    """Scheduler → owners, in a new life: tell me your list again."""
+
+    installations: Whole = -1
+    """Version of the installer's list that the sender has acted on. Whatever it starts afterwards runs on
+    nothing that is retiring there, and what it started before has reached the runner before this."""
+    token: Id = ""
+    """Comes back in the list that answers this call."""
+
+
+class Cancelled(Reply, frozen=True, kw_only=True):
+    """Whether there was something to end."""
+
+    ended: bool

@@ -1,0 +1,205 @@
+"""What is kept of an engine's end, and the one sentence that says why it ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from greenroom.actors.values import EngineExit, EngineSpec, Failure
+from greenroom.runner.engines.keeper import write_atomically
+
+_MIB = 2**20
+
+_NO_TEMPLATE = "its chat template cannot be read"
+_OTHER_TEMPLATE = (
+    "package the model with another one (greenroom package --chat-template FILE), or set the runtime flag "
+    "--chat-template chatml"
+)
+_NO_PROJECTOR = (
+    "its projector (mmproj) is damaged or belongs to another model; pull the model again, or package it with "
+    "the right one (greenroom package --mmproj FILE)"
+)
+_NOT_LOADED = "it could not load the model {0}"
+# First match wins; searched from the last line back. `{0}` is the matched group. Where there is a cure, the
+# sentence says it.
+_CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), sentence)
+    for pattern, sentence in (
+        (r"unknown model architecture: '?([\w.-]+)", "this version does not know the model architecture {0}"),
+        (r"unusable flag: (.*)", "{0}"),
+        (
+            r"common_chat_templates_init: error: (?:parser: )?(.*)",
+            f"{_NO_TEMPLATE} ({{0}}); {_OTHER_TEMPLATE}",
+        ),
+        (r"chat template parsing error", f"{_NO_TEMPLATE}; {_OTHER_TEMPLATE}"),
+        (r"failed to load multimodal model", _NO_PROJECTOR),
+        (
+            r"quantized V cache requires flash_attn",
+            "a value cache of this type (--cache-type-v) needs the runtime flag --flash-attn on",
+        ),
+        (
+            r"failed to parse grammar",
+            "the grammar in its runtime flag --grammar cannot be read; change the flag",
+        ),
+        (r"couldn't bind HTTP server socket", "its socket could not be made"),
+        (
+            r"(?:out of memory|bad_alloc|cudaMalloc failed|OutOfMemoryError|MemoryError)",
+            "it ran out of memory",
+        ),
+        (
+            r"(?:unable|failed) to allocate (?:\w+ )?buffer|insufficient memory",
+            "it could not get the memory it needs",
+        ),
+        (r"invalid magic|not a gguf|failed to read magic", "the file is not a model it can read"),
+        (
+            r"tensor '?[^']*'? data is not within the file bounds|gguf_init_from_reader: failed to read",
+            "the model file is cut short or damaged; remove the model and pull it again",
+        ),
+        (r"ModuleNotFoundError: No module named '?([\w.]+)", "its installation lacks the module {0}"),
+        (r"(?:ImportError|OSError): (.*(?:\.so|\.dylib).*)", "a library of its installation fails: {0}"),
+        (r"(?:unknown|invalid|unrecognized) argument[s]?: (.*)", "it does not know the argument {0}"),
+        (r"No space left on device", "the disk is full"),
+        # What our launcher adds ("Failed to init server, please check the input params") says nothing.
+        (r"(?:error loading model|failed to load model)[:, ]+((?!.*Failed to init server).*)", _NOT_LOADED),
+    )
+)
+_LACKED = re.compile(
+    r"(No space left on device|Too many open files|can't start new thread|Cannot allocate memory"
+    r"|Resource temporarily unavailable|Disk quota exceeded)",
+    re.IGNORECASE,
+)
+"""Words of an engine that could not load for want of something the machine had none left of."""
+_LACKED_CODES = {
+    "no space left on device": "no_space",
+    "disk quota exceeded": "no_space",
+    "too many open files": "too_many_files",
+    "cannot allocate memory": "no_memory",
+}
+_ERROR_LINE = re.compile(r"\b(?:error|exception|failed|fatal|abort(?:ed)?|assert)", re.IGNORECASE)
+_EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b")
+"""The last line of a Python traceback: better than a log line that only mentions an error."""
+_OWN_WORDS = re.compile(
+    r"(?:[\w./+-]{1,200}:\d{1,6}: )?(?:GGML_ASSERT\([\w\s()<>=!&|*+.,:\[\]/%-]{1,200}\) failed|GGML_ABORT)"
+    r"|terminate called after throwing an instance of '[\w:]{1,100}'"
+    r"|(?:what\(\):\s+)?std::bad_alloc|(?:libc\+\+abi: )?terminating"
+    r"|CUDA error: [a-z ]{1,60}|Segmentation fault|Killed|Aborted"
+    r"|Fatal Python error: [A-Za-z ]{1,60}|mlx-lm's generation thread has ended"
+)
+_LINE_START = re.compile(r"^(?:\d[\d.:\-T ]*\s+)?(?:[EWI]\s+)?")
+
+
+def engine_exit(
+    end: Mapping[str, Any],
+    spec: EngineSpec,
+    *,
+    expected: bool,
+    was_ready: bool,
+    served: bool = False,
+    reason: str = "",
+) -> EngineExit:
+    """The fact for the journal, from what the keeper wrote.
+
+    `reason` is why we ended it ourselves (stalled, load dead); "" when it ended of its own accord or was
+    asked to by the user. `served` says that it may have been ready before, though it was not at its end.
+    """
+    first = tuple(str(line) for line in end.get("first_lines", ()))
+    last = tuple(str(line) for line in end.get("last_lines", ()))
+    if was_ready or served:
+        # Clients may have been inside, and engines print what they are asked. Others see what is stored.
+        first, last = own_words(first), own_words(last)
+    code = end.get("code")
+    summary = _summary(end, (*first, *last), spec, expected, was_ready, reason)
+    return EngineExit(
+        at=float(end.get("at") or time.time()),
+        code=None if code is None else int(code),
+        signal=str(end.get("signal", "")),
+        summary=summary,
+        failure=None if expected else _lacked(end, None if was_ready else last, summary),
+        first_lines=first,
+        last_lines=last,
+        memory=int(end.get("memory") or end.get("peak_memory") or 0),
+        expected=expected,
+    )
+
+
+def _lacked(end: Mapping[str, Any], lines: Iterable[str] | None, summary: str) -> Failure | None:
+    """What the machine lacked, where an engine could not load for that or lost its keeper; else None.
+
+    `lines` are of one that never was ready, else None: later its output may hold what clients have said.
+    """
+    if lines is None and end.get("out_of_memory"):
+        return Failure(kind="transient", code="out_of_memory", message=summary, blame="machine")
+    if end.get("keeper_died"):
+        return Failure(kind="transient", code="keeper", message=summary, blame="machine")
+    found = next((one for line in reversed(list(lines or ())) if (one := _LACKED.search(line))), None)
+    if found is None:
+        return None
+    code = _LACKED_CODES.get(found[1].lower(), "no_process")
+    return Failure(kind="transient", code=code, message=summary, blame="machine")
+
+
+def _summary(
+    end: Mapping[str, Any],
+    lines: tuple[str, ...],
+    spec: EngineSpec,
+    expected: bool,
+    was_ready: bool,
+    reason: str,
+) -> str:
+    """Subject, how it ended, when, why."""
+    subject = f"The {spec.backend} engine for {spec.model_ref or spec.model_id}"
+    if expected:
+        return f"{subject} was stopped{f' ({reason})' if reason else ''}."
+    when = "" if was_ready else " while it loaded"
+    if reason:
+        cause = cause_of(lines)
+        return f"{subject} was ended{when}: {reason}{f'; {cause}' if cause else ''}."
+    number, code = str(end.get("signal", "")), end.get("code")
+    how = f"was killed by {number}" if number else "has gone" if code is None else f"exited with code {code}"
+    if end.get("out_of_memory"):
+        peak = int(end.get("peak_memory", 0)) // _MIB
+        return f"{subject} {how}{when}: the system ran out of memory (it had used {peak} MiB)."
+    if end.get("keeper_died"):
+        return f"{subject} was ended{when}: its keeper process had died."
+    cause = cause_of(lines)
+    return f"{subject} {how}{when}{f': {cause}' if cause else ''}."
+
+
+def own_words(lines: Iterable[str]) -> tuple[str, ...]:
+    """The lines that can only be the engine's own, such as a failed assertion, and no client's text."""
+    return tuple(line for line in lines if _OWN_WORDS.fullmatch(line.strip()))
+
+
+def cause_of(lines: Iterable[str]) -> str:
+    """The likeliest cause in an engine's own words, without a full stop; "" when nothing looks like one."""
+    latest = list(lines)[::-1]
+    for pattern, sentence in _CAUSES:
+        for line in latest:
+            if found := pattern.search(line):
+                groups = [group.strip(" '\".") for group in found.groups()]
+                return sentence.format(*groups).strip()
+    for telling in (_EXCEPTION_LINE, _ERROR_LINE):
+        for line in latest:
+            if telling.search(line):
+                return _LINE_START.sub("", line).strip().rstrip(".")[:300]
+    return ""
+
+
+def read_end(path: Path) -> dict[str, Any] | None:
+    """What a keeper wrote to `exit.json` or `capsule.json`; None when there is none that can be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_end(path: Path, engine_id: str, **fields: Any) -> dict[str, Any]:
+    """Write an end the keeper could not write, since it had died itself."""
+    end = {"at": time.time(), "engine_id": engine_id, "code": None, "signal": "", **fields}
+    write_atomically(str(path), end)
+    return end

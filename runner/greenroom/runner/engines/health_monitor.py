@@ -1,0 +1,363 @@
+"""The watch over all engines of a host: their memory, whether they can be reached, and whether they work.
+
+Nobody waits for it. It has two threads, so that measuring many processes does not delay the look at sockets;
+questions that an engine may leave unanswered are asked on threads of their own, one at a time for each
+engine; and no lock is held while anybody waits. What is found is told to the listener and ends nothing. When
+an engine is to be replaced is judged in `liveness`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from greenroom.actors.gates import GateReading
+from greenroom.actors.values import Failure, Measured
+from greenroom.runner.engines import graphics, liveness, processes, reach
+from greenroom.runner.engines import process_state as condition
+from greenroom.runner.engines.handle import EngineListener, Handle, Ladder
+from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, Life
+from greenroom.runner.engines.readiness import CPU_SHARE, Vitality
+
+_log = logging.getLogger(__name__)
+
+EVERY = 2.0
+"""Seconds between two looks at memory and work."""
+REACH_EVERY = 0.5
+"""Seconds between two looks at sockets: what cannot be reached is told within one second."""
+_SUSPECT_EVERY = 0.2
+"""The same while there is a suspicion, which counts once it was found twice."""
+_HALTED_FOR = 0.25
+"""Seconds for which an engine must have been stopped: some tools stop a process for a moment."""
+_HEALTH_EVERY = 4.0
+"""Seconds between two questions to the health path of an engine with nobody inside."""
+_HEALTH_SECONDS = 3.0
+_COUNTER_SECONDS = 1.0
+_SLEPT = 3.0
+"""Seconds by which a look must be late to say that we, or the machine, did not run."""
+_NOTICED = 2**20
+"""Bytes by which memory must have changed to be told."""
+KILL: Ladder = (("SIGKILL", 0.0),)
+"""How a stopped process is ended: it reacts to no other signal."""
+HURRY: Ladder = (("SIGTERM", 2.0), ("SIGKILL", 0.0))
+"""How an engine that does not work is ended: its successor waits for its memory."""
+
+Readings = Callable[[], Mapping[str, GateReading]]
+DeviceUsage = Callable[[Sequence[int]], int | None]
+
+
+class Memory:
+    """The memory of one engine, as it was last told."""
+
+    def __init__(self) -> None:
+        self.told = Measured(now=0, peak=0)
+        self.peak = 0
+        self.device_peak = 0
+
+    def measure(self, size: int, device: int | None = None) -> Measured | None:
+        """Take in its memory, and its device's; what to tell, when it has changed noticeably."""
+        self.peak, self.device_peak = max(self.peak, size), max(self.device_peak, device or 0)
+        told = self.told
+        same = abs(size - told.now) < _NOTICED and self.peak - told.peak < _NOTICED
+        there = abs((device or 0) - (told.device or 0)) < _NOTICED and (device is None) == (
+            told.device is None
+        )
+        if same and there and self.device_peak - told.device_peak < _NOTICED:
+            return None
+        self.told = Measured(now=size, peak=self.peak, device=device, device_peak=self.device_peak)
+        return self.told
+
+
+class Watched:
+    """One engine under watch."""
+
+    def __init__(self, handle: Handle, now: float) -> None:
+        self.memory = Memory()
+        self.life = Life(now, handle.batch)
+        self.doubted: reach.Reach | None = None
+        """What the last look at its socket has found that was not well."""
+        self.asking: set[str] = set()
+        """Questions under way: `token`, `counters`, `health`."""
+        self.health_at = now
+        self.ill_since = 0.0
+        """Since when the health path has not answered well; 0 while it does."""
+        self.garbled = 0
+        """Answers in a row that were no HTTP."""
+
+
+class Vitals:
+    """Watches all engines of a host, on one thread that sleeps while there are none."""
+
+    def __init__(
+        self,
+        handles: Callable[[], Sequence[Handle]],
+        listener: EngineListener,
+        readings: Readings,
+        *,
+        stall_after: float,
+        every: float = EVERY,
+        device_usage: DeviceUsage | None = None,
+    ) -> None:
+        """`readings` tells who is inside which engine, and since when nothing has come out of it;
+        `device_usage` how much of a device's memory processes hold, None where nobody can tell.
+        """
+        self._device_usage: DeviceUsage = device_usage or (lambda _: None)
+        self._handles = handles
+        self._listener = listener
+        self._readings = readings
+        self._limit = min(LIMIT, stall_after)
+        self._every = min(every, self._limit / 6)
+        self._watched: dict[str, Watched] = {}
+        self._news = threading.Event()
+        self._closed = threading.Event()
+        self._measuring = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name="engine-vitals", daemon=True),
+            threading.Thread(target=self._measure, name="engine-measures", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """There may be an engine now, or one was stopped."""
+        self._news.set()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._news.set()
+        self._measuring.set()
+        for thread in self._threads:
+            thread.join(5.0)
+
+    def _measure(self) -> None:
+        while not self._closed.is_set():
+            self._measuring.wait()
+            self._measuring.clear()
+            watched = self._watched
+            living = [one for one in self._handles() if one.engine_id in watched and _lives(one)]
+            self._guarded(partial(self._look_at_work, living, watched))
+
+    def _run(self) -> None:
+        seen_at, boot_at, measured_at = time.monotonic(), _since_boot(), 0.0
+        pause = 0.0
+        while not self._closed.is_set():
+            self._news.clear()
+            handles = list(self._handles())
+            now, boot = time.monotonic(), _since_boot()
+            if not handles:
+                self._watched = {}
+                self._news.wait()
+                seen_at, boot_at = time.monotonic(), _since_boot()
+                continue
+            self._watched = {one.engine_id: self._of(one, now) for one in handles}
+            if boot - boot_at > pause + _SLEPT or now - seen_at > pause + _SLEPT:
+                # We were stopped, or the machine slept.
+                for one in self._watched.values():
+                    one.life.excuse(now)
+                    one.life.due, one.ill_since, one.health_at = True, 0.0, now
+            seen_at, boot_at = now, boot
+            living = [one for one in handles if _lives(one)]
+            self._guarded(partial(self._look_at_reach, living, now))
+            if now - measured_at >= self._every:
+                measured_at = now
+                self._measuring.set()
+            pause = self._pause(living)
+            self._news.wait(pause)
+
+    def _of(self, handle: Handle, now: float) -> Watched:
+        return self._watched.get(handle.engine_id) or Watched(handle, now)
+
+    def _pause(self, handles: Sequence[Handle]) -> float:
+        suspects = any(
+            one.wanted and (one.halted_at or self._watched[one.engine_id].doubted) for one in handles
+        )
+        ready = any(one.answers or one.was_ready for one in handles)
+        return _SUSPECT_EVERY if suspects else min(REACH_EVERY, self._every) if ready else self._every
+
+    def _guarded(self, look: Callable[[], None]) -> None:
+        try:
+            look()
+        except Exception:  # noqa: BLE001 - one odd process must not end the watch over all others
+            _log.exception("the engines could not be checked")
+
+    # whether it runs and can be reached
+
+    def _look_at_reach(self, handles: Sequence[Handle], now: float) -> None:
+        listening: frozenset[bytes] | None = None
+        readings: Mapping[str, GateReading] = {}
+        for handle in handles:
+            if not handle.wanted:
+                continue
+            watched = self._watched[handle.engine_id]
+            halted = handle.halted_at and now - handle.halted_at >= _HALTED_FOR
+            if halted and not condition.traced([handle.pid]):
+                self._give_up(handle, liveness.halted(), KILL)
+                continue
+            if not handle.was_ready:
+                continue
+            if listening is None:
+                listening, readings = reach.listeners(), self._readings()
+            before = watched.doubted
+            found = reach.look(handle.endpoint, leader=handle.pid, inode=handle.inode, listening=listening)
+            watched.doubted = None if found is reach.Reach.REACHED else found
+            reading = readings.get(handle.engine_id)
+            if reading is not None:
+                watched.life.read(reading)
+            if watched.doubted is None or before is None or condition.traced([handle.pid]):
+                continue
+            failure = {
+                reach.Reach.GONE: liveness.unreachable,
+                reach.Reach.REFUSED: liveness.closed,
+                reach.Reach.STRANGER: liveness.replaced,
+            }[found]()
+            self._give_up(handle, failure, HURRY, may_finish=True)
+
+    def _give_up(self, handle: Handle, failure: Failure, ladder: Ladder, *, may_finish: bool = False) -> None:
+        _log.warning("engine %s is to be replaced: %s", handle.engine_id, failure.message)
+        handle.tell_stalled(failure, ladder, may_finish=may_finish)
+
+    # whether it works
+
+    def _look_at_work(self, handles: Sequence[Handle], all_watched: Mapping[str, Watched]) -> None:
+        members = processes.groups({one.pid for one in handles})
+        readings = self._readings()
+        measured: dict[str, Measured] = {}
+        now = time.monotonic()
+        for handle in handles:
+            watched, pids = all_watched[handle.engine_id], members[handle.pid]
+            size = processes.memory_of(pids)
+            # A group that is just ending holds nothing; that is for its exit to say.
+            device = self._device_usage(pids) if handle.spec.device else None
+            news = watched.memory.measure(size, device) if size else None
+            if news is not None:
+                measured[handle.engine_id] = news
+            watched.life.use(processes.cpu_seconds(pids), now)
+            reading = readings.get(handle.engine_id)
+            if handle.serves and not handle.halted_at:
+                self._ask(handle, watched, reading or _NOBODY, pids, now)
+        if measured:
+            self._listener.measured(measured)
+
+    def _ask(
+        self, handle: Handle, watched: Watched, reading: GateReading, pids: Sequence[int], now: float
+    ) -> None:
+        life = watched.life
+        quiet = life.quiet_for(reading, now)
+        if quiet >= self._limit * ASK_AFTER:
+            self._begin("counters", handle, watched, self._read_counters)
+        still = life.still_for(reading, now) >= self._limit * ASK_AFTER
+        # A whole answer may take longer than that to compute. Many engines answer others meanwhile.
+        if still or life.is_doubted(reading) or quiet >= life.patience(self._limit) / 2:
+            self._begin("token", handle, watched, partial(self._ask_for_a_token, pids=pids))
+        if quiet >= life.patience(self._limit) and not condition.traced(pids):
+            text = f"it used a processor but sent nothing for {quiet:.0f} s, longer than any batch takes"
+            self._give_up(handle, liveness.stalled(text), HURRY)
+        if not reading.inside and now - watched.health_at >= min(_HEALTH_EVERY, self._limit):
+            self._begin("health", handle, watched, partial(self._ask_for_health, pids=pids))
+
+    def _begin(
+        self, question: str, handle: Handle, watched: Watched, ask: Callable[[Handle, Watched], None]
+    ) -> None:
+        if question in watched.asking:
+            return
+        watched.asking.add(question)
+
+        def run() -> None:
+            try:
+                ask(handle, watched)
+            finally:
+                watched.asking.discard(question)
+
+        try:
+            threading.Thread(target=run, name=f"{question}-{handle.engine_id}", daemon=True).start()
+        except RuntimeError:
+            watched.asking.discard(question)  # no thread left: it is asked another time
+
+    def _read_counters(self, handle: Handle, watched: Watched) -> None:
+        told = handle.probe().counters(_COUNTER_SECONDS)
+        if told is not None:
+            watched.life.count(told, time.monotonic())
+
+    def _ask_for_a_token(self, handle: Handle, watched: Watched, pids: Sequence[int]) -> None:
+        """The last question: who does not answer it, and does nothing either, is given up."""
+        life = watched.life
+        before, began = graphics.seconds(pids), time.monotonic()
+        left = self._limit - life.still_for(self._reading(handle), began)
+        said = handle.probe().canary(max(1.0, left))
+        now = time.monotonic()
+        if said is Vitality.WELL:
+            life.prove(now)
+            watched.garbled = 0
+            return
+        if said is Vitality.UNASKED:
+            life.excuse(now)
+            return
+        watched.garbled = watched.garbled + 1 if said is Vitality.GARBLED else 0
+        life.use(processes.cpu_seconds(pids), now)
+        reading = self._reading(handle)
+        # It may have come back to life, or been left by everybody, while it was asked.
+        still = life.still_for(reading, now)
+        if not handle.serves or condition.traced(pids) or condition.wants_to_work(pids):
+            return
+        if watched.garbled >= 2 and life.is_asked(reading):
+            self._give_up(handle, liveness.garbled(), HURRY)
+            return
+        if still < self._limit:
+            return
+        after = graphics.seconds(pids)
+        if (after or 0.0) - (before or 0.0) > CPU_SHARE * (now - began) or graphics.computing(pids):
+            life.worked_at = now
+            return
+        if after is None and still < life.patience_in_the_dark(self._limit):
+            return
+        text = (
+            f"it sent nothing and used no processor for {still:.0f} s, and did not answer a request "
+            f"for one token within {now - began:.0f} s"
+        )
+        if condition.stopped(pids):
+            self._give_up(handle, liveness.halted(), KILL)
+        else:
+            self._give_up(handle, liveness.stalled(text), HURRY)
+
+    def _ask_for_health(self, handle: Handle, watched: Watched, pids: Sequence[int]) -> None:
+        """Of an engine with nobody inside: it is found out before the next one comes."""
+        began = time.monotonic()
+        said = handle.probe().health(min(_HEALTH_SECONDS, self._limit))
+        now = time.monotonic()
+        if said in (Vitality.WELL, Vitality.UNASKED):
+            watched.health_at, watched.ill_since, watched.garbled = now, 0.0, 0
+            return
+        watched.garbled = watched.garbled + 1 if said is Vitality.GARBLED else 0
+        watched.ill_since = watched.ill_since or began
+        watched.life.use(processes.cpu_seconds(pids), now)
+        ill, idle = now - watched.ill_since, now - watched.life.worked_at
+        if not handle.serves or condition.traced(pids) or condition.wants_to_work(pids):
+            return
+        if watched.garbled >= 2:
+            self._give_up(handle, liveness.garbled(), HURRY)
+        elif ill >= self._limit * (1 - ASK_AFTER) and (said is Vitality.ILL or idle >= self._limit / 2):
+            text = f"its health path did not answer for {ill:.0f} s"
+            if said is Vitality.ILL:
+                text = f"its health path has reported an error for {ill:.0f} s"
+            failure = liveness.halted() if condition.stopped(pids) else liveness.stalled(text)
+            self._give_up(handle, failure, KILL if condition.stopped(pids) else HURRY)
+
+    def _reading(self, handle: Handle) -> GateReading:
+        return self._readings().get(handle.engine_id) or _NOBODY
+
+
+_NOBODY = GateReading(False, 0, 0.0, 0)
+
+
+def _lives(handle: Handle) -> bool:
+    return bool(handle.pid) and not handle.over.is_set()
+
+
+def _since_boot() -> float:
+    """Seconds on a clock that goes on while the machine sleeps."""
+    # macOS: CLOCK_MONOTONIC there is one, unlike what `time.monotonic` reads.
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

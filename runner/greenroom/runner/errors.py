@@ -1,0 +1,145 @@
+"""The one pair of exceptions effects raise, each with what the user is told; and whose failure it was.
+
+Exception
+├── JobFailed      a step did not work: `failure` says whether to retry and what to do
+└── JobCancelled   somebody asked the job to end
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Literal
+
+import msgspec
+
+from greenroom.actors.values import Blame, Failure
+
+_DETAIL_LIMIT = 4_000
+_MODELS = frozenset({"model_damaged", "not_a_model", "unsupported_model"})
+"""Codes of what is wrong with the model itself, found before an engine runs."""
+_CONFIGURATIONS = frozenset({"socket_path", "bad_settings", "cannot_start"})
+_MACHINES = frozenset(
+    {
+        "keeper",
+        "no_space",
+        "noexec",
+        "read_only",
+        "not_allowed",
+        "not_a_folder",
+        "too_many_files",
+        "no_memory",
+        "io_error",
+        "device_gone",
+        "store_damaged",
+        "unsupported_platform",
+    }
+)
+_SYSTEM: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("no_space", "Free some space on the disk that holds Greenroom's data directory."),
+    errno.EDQUOT: ("no_space", "The user's disk quota is used up: free some space."),
+    errno.EROFS: ("read_only", "Greenroom's data directory must be writable."),
+    errno.EMFILE: ("too_many_files", "Raise the limit on open files (ulimit -n) and restart Greenroom."),
+    errno.ENFILE: ("too_many_files", "The machine has no file descriptors left: end some other programs."),
+    errno.EAGAIN: (
+        "no_process",
+        "The limit on processes is reached: end some programs, or raise it (ulimit -u).",
+    ),
+    errno.ENOMEM: ("no_memory", "The machine has no memory left: end some other programs."),
+    errno.EACCES: ("not_allowed", "Check who owns Greenroom's data directory."),
+    errno.EPERM: ("not_allowed", "Check who owns Greenroom's data directory."),
+}
+"""What a system call that the machine refused is told as: code and advice."""
+
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN})
+"""What the machine refuses for a while."""
+
+
+class JobFailed(Exception):
+    """A step of an install, pull or load did not work."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.reached = True
+        """False when no server has answered at all: there may be no network."""
+
+    @classmethod
+    def transient(cls, code: str, message: str, *, advice: str = "", detail: str = "") -> JobFailed:
+        """Worth another attempt: network, index, a lock held by somebody else."""
+        return cls(_failure("transient", code, message, advice, detail))
+
+    @classmethod
+    def permanent(cls, code: str, message: str, *, advice: str = "", detail: str = "") -> JobFailed:
+        """Another attempt would end the same way: platform, hash, space, no such version."""
+        return cls(_failure("permanent", code, message, advice, detail))
+
+
+def refused_by_machine(doing: str, problem: OSError) -> Failure:
+    """A system call that failed in our own hands while `doing`, which is a whole clause."""
+    code, advice = _SYSTEM.get(problem.errno or 0, ("io_error", "Ask again; greenroom logs has the details."))
+    why = problem.strerror or str(problem)
+    return Failure(kind="transient", code=code, message=f"{doing}: {why}.", advice=advice, blame="machine")
+
+
+def machine_failure(error: BaseException) -> Failure | None:
+    """What the machine refused us while we answered somebody; None for anything else that failed."""
+    doing = "Greenroom could not answer"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "new thread" in str(error)):
+        return refused_by_machine(doing, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    if isinstance(error, OSError) and error.errno in _PASSING:
+        return refused_by_machine(doing, error)
+    return None
+
+
+def not_begun(error: Exception) -> Failure:
+    """Why hands could not even begin: what raised was not the job, which would have reported its end."""
+    if isinstance(error, JobFailed):
+        return error.failure
+    if isinstance(error, RuntimeError) and "new thread" in str(error):
+        error = OSError(errno.EAGAIN, "no more threads can be started")
+    elif isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    if isinstance(error, OSError):
+        return refused_by_machine("It could not be started", error)
+    return Failure(
+        kind="permanent",
+        code="internal",
+        message=f"Greenroom failed while it started this ({type(error).__name__}).",
+        advice="Please report it; greenroom logs has the details.",
+        detail=_text(repr(error)[-_DETAIL_LIMIT:]),
+        blame="ours",
+    )
+
+
+def is_machines(number: int) -> bool:
+    """Whether an errno says that the machine lacks something, and nothing of the program it was to run."""
+    return number in _SYSTEM and number not in (errno.EACCES, errno.EPERM)
+
+
+def blamed(failure: Failure) -> Failure:
+    """A failure from before an engine ran, with whose it was: the model's only if its files are at fault."""
+    if failure.blame:
+        return failure
+    blame: Blame = "ours"
+    for one, codes in (("model", _MODELS), ("configuration", _CONFIGURATIONS), ("machine", _MACHINES)):
+        if failure.code in codes:
+            blame = one  # type: ignore[assignment]
+    return msgspec.structs.replace(failure, blame=blame)
+
+
+class JobCancelled(Exception):
+    """The job was asked to end; what it had built so far is removed."""
+
+
+def _failure(
+    kind: Literal["transient", "permanent"], code: str, message: str, advice: str, detail: str
+) -> Failure:
+    detail = _text(detail[-_DETAIL_LIMIT:])
+    return Failure(kind=kind, code=code, message=_text(message), advice=_text(advice), detail=detail)
+
+
+def _text(text: str) -> str:
+    """File names, arguments and output may hold bytes that are no text; what is stored may not."""
+    return text.encode("utf-8", "backslashreplace").decode()

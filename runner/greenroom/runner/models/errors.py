@@ -1,0 +1,191 @@
+"""The failures a model's arrival can end in, each one sentence and what to do next."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+
+from greenroom.actors.values import Blame, Failure, Model
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.models.references import BadReference, familiar, shown
+from greenroom.runner.units import format_size
+
+log = logging.getLogger(__name__)
+
+NO_ANSWER = "Check the name and the network; proxies are taken from pip's and uv's settings."
+"""Advice when a place models come from does not answer."""
+TOO_SLOW = "too_slow"
+"""The code of a transfer that was ended because next to nothing moved: what did is no progress."""
+
+
+_BLAME: dict[Blame, str] = {
+    "network": "unreachable too_slow bad_answer rate_limited offline changed untrusted_certificate refused",
+    "client": "bad_reference bad_model_name not_found no_such_model no_such_quantisation unauthorized "
+    "conflict not_absolute cancelled does_not_fit cannot_run_here",
+    "model": "not_a_model unsupported_artifact model_damaged hash_mismatch",
+    "machine": "no_space not_allowed read_only not_a_folder too_many_files no_memory io_error "
+    "store_damaged store_busy store_gone",
+    "configuration": "unsupported_source bad_settings",
+    "ours": "internal stopping daemon_restarted",
+}
+_WHOSE = {code: blame for blame, codes in _BLAME.items() for code in codes.split()}
+
+
+def failure_of(error: Exception, doing: str) -> Failure:
+    """What an exception of a job means for the user, and whose it was; what nobody foresaw is logged."""
+    failure = _failure_of(error, doing)
+    return msgspec.structs.replace(failure, blame=failure.blame or _WHOSE.get(failure.code, ""))
+
+
+def _failure_of(error: Exception, doing: str) -> Failure:
+    if isinstance(error, JobFailed):
+        return error.failure
+    if isinstance(error, BadReference):
+        return Failure(kind="permanent", code="bad_reference", message=str(error))
+    if isinstance(error, OSError):
+        return from_os_error(error, doing).failure
+    if isinstance(error, MemoryError):
+        return from_os_error(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), doing).failure
+    log.error("A job of the model store failed unexpectedly", exc_info=error)
+    return Failure(
+        kind="permanent",
+        code="internal",
+        message=f"Greenroom itself failed ({type(error).__name__}).",
+        advice="Please report it; greenroom logs has the details.",
+        detail=repr(error)[-4_000:],
+    )
+
+
+def not_a_model(reason: str) -> JobFailed:
+    """The bytes are no model, or not a whole one; `reason` is a whole sentence."""
+    return JobFailed.permanent("not_a_model", reason)
+
+
+def no_such_model(name: str) -> JobFailed:
+    """No stored model has this id or tag."""
+    known = name[7:19] if name.startswith("sha256:") else familiar(name)
+    return JobFailed.permanent(
+        "no_such_model", f"The model {known} is not here.", advice="greenroom list shows what is."
+    )
+
+
+def model_damaged(model: Model, problem: str) -> JobFailed:
+    """A stored model is not whole, or not what it was; `problem` is a whole sentence."""
+    name = familiar(model.tags[0]) if model.tags else model.id[7:19]
+    return JobFailed.permanent(
+        "model_damaged", f"The stored model {name} is damaged: {problem}", advice=f"greenroom pull {name}"
+    )
+
+
+def store_gone(root: Path) -> JobFailed:
+    """The folder of the store is not there any more, or another one: an unmounted disk, for one."""
+    return JobFailed.transient(
+        "store_gone",
+        f"The model store {root} is gone or was replaced.",
+        advice="If its disk was unmounted, mount it again; otherwise restart the daemon.",
+    )
+
+
+def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
+    """What arrived is not what was pinned."""
+    return JobFailed.permanent(
+        "hash_mismatch",
+        f"{what} does not match its pinned hash (expected {expected[:19]}…, got {found[:19]}…); "
+        "nothing was kept.",
+        advice="The file was changed or damaged where it is published, or on the way.",
+    )
+
+
+def check_pin(model_id: str, pin: str) -> None:
+    """Check that a model is the one that its name is pinned to; an empty pin fits all.
+
+    Raises:
+        JobFailed: permanent, `hash_mismatch`.
+    """
+    if pin and model_id != pin:
+        raise JobFailed.permanent(
+            "hash_mismatch",
+            f"What is published under this name is another model ({model_id[:19]}…) than the one "
+            f"it is pinned to ({pin[:19]}…); nothing was kept.",
+            advice="Leave the @sha256:… out to have it as it is now.",
+        )
+
+
+def no_space(needed: int, free: int, folder: str) -> JobFailed:
+    """The disk is too small, known before or found while writing; bytes."""
+    return JobFailed.permanent(
+        "no_space",
+        f"The model needs {format_size(needed)} and {folder} has {format_size(free)} free."
+        if needed
+        else f"The disk that holds {folder} is full.",
+        advice="Free some space and try again.",
+    )
+
+
+def nearly_full(free: int, folder: str) -> JobFailed:
+    """So little is left on the disk that it is not for models."""
+    return JobFailed.permanent(
+        "no_space",
+        f"The disk that holds {folder} has {format_size(free)} left, which is kept for the journal.",
+        advice="Free some space (greenroom df says what takes it) and try again. What has arrived is kept.",
+    )
+
+
+def from_os_error(error: OSError, doing: str) -> JobFailed:
+    """A failed system call while `doing` (such as "writing the model")."""
+    name = shown(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
+    where = f": {name}" if name else ""
+    why = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_space(0, 0, name or "the data directory")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return JobFailed.permanent(
+            "not_allowed",
+            f"Permission denied while {doing}{where}.",
+            advice="Check who owns the file and its folder.",
+        )
+    if error.errno == errno.EROFS:
+        return JobFailed.permanent(
+            "read_only",
+            f"The disk can only be read while {doing}{where}.",
+            advice="Mount it for writing, or use another data directory (GREENROOM_HOME).",
+        )
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return JobFailed.permanent("not_found", f"There is no such file{where}.", advice="Check the path.")
+    if error.errno in (errno.EEXIST, errno.EISDIR, errno.ELOOP):
+        return JobFailed.permanent(
+            "not_a_folder",
+            f"Something is in the way while {doing}{where} ({why}).",
+            advice="Move it away, or fix the link.",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return not_a_model("A file of the model has a name that is longer than the disk allows.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return JobFailed.transient(
+            "too_many_files",
+            f"Too many files were open while {doing}.",
+            advice="Raise the limit on open files (ulimit -n), or try again later.",
+        )
+    if error.errno in (errno.ENOMEM, errno.EAGAIN):
+        return JobFailed.transient(
+            "no_memory", f"The machine had no memory left while {doing}.", advice="Try again later."
+        )
+    return JobFailed.transient(
+        "io_error",
+        f"The disk failed while {doing}{where} ({why}).",
+        advice="Check the system log: the disk may be failing.",
+    )
+
+
+def size_text(size: int) -> str:
+    """Bytes for people, in powers of 1024: `93.81MiB`."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.2f}{unit}" if unit != "B" else f"{size}B"
+        value /= 1024
+    return f"{value:.2f}TiB"

@@ -1,0 +1,111 @@
+"""Models that are loaded when the daemon starts: those that shall be warm, and those that were loaded before.
+
+What outlived the last daemon has been adopted by now and serves already: asking for it costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple
+
+from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.kernel.errors import KernelError
+from greenroom.actors.kernel.system import ActorSystem
+from greenroom.actors.scheduler.messages import Abandon, Serve
+from greenroom.actors.scheduler.state import ModelConfigState, SchedulerState, config_key
+from greenroom.actors.values import Caller, Mode
+
+_log = logging.getLogger(__name__)
+
+_GRACE = 15.0
+"""Seconds beyond the longest wait after which a scheduler that has not answered is given up."""
+
+
+class Wanted(NamedTuple):
+    """A model that shall be loaded."""
+
+    model_id: str
+    model_ref: str
+    mode: Mode = "completion"
+    backend: str = ""
+    keep_alive: float | None = None
+    why: str = "warm"
+
+
+def interrupted(
+    state: SchedulerState,
+    policy: Literal["pinned", "all", "never"],
+    *,
+    since: float,
+    keep_alive: float,
+) -> Iterable[Wanted]:
+    """What was loaded when a daemon ended that started at `since` or later, as far as the policy wants it.
+
+    `keep_alive` is the default one, in seconds.
+    """
+    for one in state.interrupted.values() if policy != "never" else ():
+        spec = one.spec
+        configured = _configured(state.configs, spec.model_id, spec.mode)
+        stays = one.kept or (keep_alive if configured is None else configured) < 0
+        if one.at >= since and (stays or policy == "all"):
+            wish = -1.0 if one.kept else None
+            yield Wanted(spec.model_id, spec.model_ref, spec.mode, spec.backend, wish, "restore")
+
+
+def _configured(configs: Mapping[str, ModelConfigState], model_id: str, mode: Mode) -> float | None:
+    return configs.get(config_key(model_id, mode), ModelConfigState()).keep_alive
+
+
+class Warming:
+    """Asks for all of them at once, on a thread that ends when they are loaded or refused."""
+
+    def __init__(self, system: ActorSystem, max_wait: float) -> None:
+        """`max_wait` are the seconds the scheduler lets anybody wait."""
+        self._system = system
+        self._max_wait = max_wait
+
+    def start(self, wanted: Iterable[Wanted]) -> None:
+        """Begin. What comes of it is in the journal, and refusals in the log."""
+        distinct = list({(one.model_id, one.mode): one for one in wanted}.values())
+        if distinct:
+            threading.Thread(target=self._load, args=(distinct,), name="warming", daemon=True).start()
+
+    def _load(self, wanted: list[Wanted]) -> None:
+        asked = []
+        for one in wanted:
+            request_id = f"{one.why}-{secrets.token_hex(6)}"
+            serve = Serve(
+                request_id=request_id,
+                model_id=one.model_id,
+                model_ref=one.model_ref,
+                mode=one.mode,
+                backend=one.backend,
+                keep_alive=one.keep_alive,
+                caller=Caller(kind="greenroom", id=one.why, name=one.why),
+                held=True,
+            )
+            timeout = self._max_wait + _GRACE
+            reply = self._system.ask(SCHEDULER, serve, cause=request_id, timeout=timeout)
+            # At once, not in turn: a model that has its place must not keep it while another one loads, since
+            # that one may need the memory, and clients the slot.
+            reply.on_done(partial(self._leave, request_id))
+            asked.append((one, reply))
+        for one, reply in asked:
+            try:
+                reply.get()
+            except KernelError as error:
+                _log.warning("%s is not loaded (%s): %s", one.model_ref, one.why, error)
+
+    def _leave(self, request_id: str) -> None:
+        try:
+            # It gives the place back that was granted, and takes the wish back that was not.
+            self._system.tell(SCHEDULER, Abandon(request_id=request_id), cause=request_id)
+        except KernelError as error:
+            _log.debug("%s needs no abandoning any more: %s", request_id, error)
+
+
+__all__ = ["Wanted", "Warming", "interrupted"]

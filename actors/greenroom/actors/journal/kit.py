@@ -10,7 +10,6 @@ Needs pytest. A store is opened in a folder, and opening it there again after `c
 stored: a store in memory keeps its past by folder.
 """
 
-# ruff: noqa: D102 - a test's name is its sentence
 from __future__ import annotations
 
 import threading

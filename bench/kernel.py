@@ -63,10 +63,10 @@ class Counter:
     def initial(self) -> Sum:
         return Sum()
 
-    def unseen(self) -> None:
+    def initial_volatile(self) -> None:
         return None
 
-    def decide(self, state: Sum, command: Command, now: Moment, seen: None) -> Decision[None]:
+    def decide(self, state: Sum, command: Command, now: Moment, volatile: None) -> Decision[None]:
         match command:
             case Add(by=by):
                 event = Counted(by=by, why="somebody has asked for it, and gave a reason of a usual length")
@@ -82,7 +82,7 @@ class Counter:
     def react(self, state: Sum, stored: Stored[Any]) -> Sequence[Effect]:
         return ()
 
-    def settle(self, state: Sum, now: Moment, seen: None) -> Decision[None]:
+    def settle(self, state: Sum, now: Moment, volatile: None) -> Decision[None]:
         return Decision()
 
 

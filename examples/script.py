@@ -40,7 +40,7 @@ class Allowance(SingleStream[int]):
     def initial(self) -> int:
         return 100
 
-    def decide(self, left: int, command: Command, _now: Moment, _seen: None) -> Decision[None]:
+    def decide(self, left: int, command: Command, _now: Moment, _volatile: None) -> Decision[None]:
         match command:
             case Spend(tokens=tokens) if tokens > left:
                 return Decision(reply=refuse("spent", f"Only {left} tokens are left.", status=429))

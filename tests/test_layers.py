@@ -324,10 +324,10 @@ def test_a_breach_of_that_rule_would_be_found(breach: str) -> None:
 
 
 def test_a_shell_takes_its_state_from_apply_alone() -> None:
-    shell = next(module for module in MODULES if module.name == "actors.kernel.shell")
+    actor = next(module for module in MODULES if module.name == "actors.kernel.actor")
     places = {
         name
-        for name, _, function in functions(shell.tree)
+        for name, _, function in functions(actor.tree)
         for node in ast.walk(function)
         if isinstance(node, ast.Attribute) and node.attr == "_state" and isinstance(node.ctx, ast.Store)
     }

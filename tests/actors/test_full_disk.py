@@ -22,7 +22,7 @@ from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import AdmitRequest, OpenGate
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import Serve
-from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingHands
+from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingEffectHandler
 from greenroom.actors.values import Engine
 from stage import GIB, LLAMA, installed, model
 
@@ -36,9 +36,9 @@ class House:
         self.clock = ManualClock()
         self.journal = FaultyJournal(MemoryJournal())
         self.gates = GateBoard(monotonic=lambda: self.clock.now().monotonic)
-        self.hands = RecordingHands({OpenGate: self._open, AdmitRequest: self._admit})
+        self.effect_handler = RecordingEffectHandler({OpenGate: self._open, AdmitRequest: self._admit})
         self.system = ActorSystem(self.journal, clock=self.clock)
-        self.system.register(Scheduler((LLAMA,)), hands=self.hands, sense=self._sense)
+        self.system.register(Scheduler((LLAMA,)), effect_handler=self.effect_handler, observe=self._observe)
         self.system.start()
         self.life = self._life()
 
@@ -48,9 +48,9 @@ class House:
     def _admit(self, effect: Any, cause: str) -> None:
         assert self.gates.reserve(effect.engine_id, effect.request_id)
 
-    def _sense(self, seen: Any) -> Any:
+    def _observe(self, volatile: Any) -> Any:
         memory = Memory(budget=8 * GIB, available=8 * GIB)
-        return msgspec.structs.replace(seen, gates=self.gates.readings(), memory=memory)
+        return msgspec.structs.replace(volatile, gates=self.gates.readings(), memory=memory)
 
     def _life(self) -> str:
         now = self.clock.now()
@@ -129,6 +129,6 @@ def test_the_effects_of_what_could_not_be_stored_do_not_happen(house: House) -> 
     house.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused):
         house.serve("r1", "phi").get(timeout=5)
-    assert not [one for one in house.hands.effects if isinstance(one, AdmitRequest)]
-    assert all(isinstance(one, Effect) for one in house.hands.effects)
+    assert not [one for one in house.effect_handler.effects if isinstance(one, AdmitRequest)]
+    assert all(isinstance(one, Effect) for one in house.effect_handler.effects)
     assert not house.system.state(SCHEDULER).loads

@@ -31,7 +31,7 @@ from greenroom.actors.library.messages import (
     TagModel,
     TagsWritten,
 )
-from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingHands
+from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingEffectHandler
 from greenroom.actors.values import Failure, Installation
 from stage import MLX, NO_SPACE, model
 
@@ -46,11 +46,11 @@ class House:
     def __init__(self, *, looks: bool = True) -> None:
         self.clock = ManualClock()
         self.journal = FaultyJournal(MemoryJournal())
-        self.installer = RecordingHands()
-        self.library = RecordingHands()
+        self.installer = RecordingEffectHandler()
+        self.library = RecordingEffectHandler()
         self.system = ActorSystem(self.journal, clock=self.clock)
-        self.system.register(Installer((MLX,)), hands=self.installer)
-        self.system.register(Library(), hands=self.library)
+        self.system.register(Installer((MLX,)), effect_handler=self.installer)
+        self.system.register(Library(), effect_handler=self.library)
         on = self.reports
         on(
             self.library,
@@ -83,20 +83,22 @@ class House:
         self.system.start()
         self.system.rest()
 
-    def reports(self, hands: RecordingHands, kind: type[Effect], report: Callable[[Any], Command]) -> None:
+    def reports(
+        self, effect_handler: RecordingEffectHandler, kind: type[Effect], report: Callable[[Any], Command]
+    ) -> None:
         """Have hands report this as soon as they are asked for that."""
-        to = LIBRARY if hands is self.library else INSTALLER
-        hands.on[kind] = lambda effect, _: self.system.tell(to, report(effect))
+        to = LIBRARY if effect_handler is self.library else INSTALLER
+        effect_handler.on[kind] = lambda effect, _: self.system.tell(to, report(effect))
 
-    def fills_up_before(self, hands: RecordingHands, kind: type[Effect]) -> None:
+    def fills_up_before(self, effect_handler: RecordingEffectHandler, kind: type[Effect]) -> None:
         """The disk is full by the time they have done it."""
-        do = hands.on[kind]
+        do = effect_handler.on[kind]
 
         def fill(effect: Any, cause: str) -> None:
             self.journal.fault = FULL
             do(effect, cause)
 
-        hands.on[kind] = fill
+        effect_handler.on[kind] = fill
 
     def space_is_back(self) -> None:
         self.journal.fault = None

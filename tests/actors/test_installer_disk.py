@@ -162,7 +162,7 @@ class TestADiskThatCannotBeLookedAt:
 
 
 class TestAnInstallationThatCannotBeJudged:
-    def seen(self, case: Any, *disk: Any, unclear: tuple[str, ...] = ()) -> None:
+    def volatile(self, case: Any, *disk: Any, unclear: tuple[str, ...] = ()) -> None:
         case.when(
             InstallationsSeen(
                 backend="mlx", installations=disk, unclear=dict.fromkeys(unclear, "its Python did not answer")
@@ -171,35 +171,35 @@ class TestAnInstallationThatCannotBeJudged:
 
     def test_is_taken_for_what_it_was(self) -> None:
         case = new_life(requested(), committed(), looked=False)
-        self.seen(case, unclear=("1-aaaa.1",))
+        self.volatile(case, unclear=("1-aaaa.1",))
         case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
         assert status(case).current == built()
         assert [type(one.event) for one in case.history][2:] == []
 
     def test_is_judged_when_it_can_be(self) -> None:
         case = new_life(requested(), committed(), looked=False)
-        self.seen(case, unclear=("1-aaaa.1",))
+        self.volatile(case, unclear=("1-aaaa.1",))
         case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
         case.advance(31).rest()
         assert case.of(LookAtInstallations)[-1].backends == ("mlx",)
-        self.seen(case, built(broken="a file is missing"))
+        self.volatile(case, built(broken="a file is missing"))
         assert status(case).state == "broken"
 
     def test_whose_folder_is_gone_at_last_is_missing(self) -> None:
         case = new_life(requested(), committed(), looked=False)
-        self.seen(case, unclear=("1-aaaa.1",))
-        self.seen(case)
+        self.volatile(case, unclear=("1-aaaa.1",))
+        self.volatile(case)
         assert status(case).state in ("absent", "installing")
 
     def test_leaves_what_was_built_meanwhile_alone(self) -> None:
         case = new_life(requested(), committed(), looked=False)
-        self.seen(case, unclear=("1-aaaa.1",))
+        self.volatile(case, unclear=("1-aaaa.1",))
         case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
         ensure(case, version="2")
         new = built("2-bbbb.1")
         case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
         # A look that began before that.
-        self.seen(case, built())
+        self.volatile(case, built())
         assert status(case).current == new
         assert {one.id for one in status(case).installations} == {"1-aaaa.1", "2-bbbb.1"}
 

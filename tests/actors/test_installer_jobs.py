@@ -324,8 +324,10 @@ class TestAJob:
             fails(case, OFFLINE, job=f"mlx.{number}")
             case.wake()
             fails(case, NO_SPACE, job=f"mlx.{number}")
-        seen = case.seen
-        assert not any((seen.building, seen.due, seen.waiting, seen.removing, seen.pending))
+        volatile = case.volatile
+        assert not any(
+            (volatile.building, volatile.due, volatile.waiting, volatile.removing, volatile.pending)
+        )
 
 
 class TestAJobOfAnEarlierLife:

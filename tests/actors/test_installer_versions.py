@@ -322,7 +322,7 @@ def test_force_is_told_to_the_scheduler_and_forgotten_when_all_is_gone() -> None
     told = [one for one in case.told("scheduler") if isinstance(one, InstallationList)]
     assert told[-1].backends[0].forced
     case.when(InstallationGone(backend="mlx", installation_id=OLD.id, freed=1)).rest()
-    assert not case.seen.forced
+    assert not case.volatile.forced
 
 
 class TestDroppingWhatWasFetched:

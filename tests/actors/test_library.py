@@ -110,7 +110,7 @@ class TestAPull:
         pull(case, token="secret")
         assert not any("secret" in repr(one) for one in case.history)
         case.when(PullCommitted(job="pull.1", model=SMOL)).rest()
-        assert "secret" not in repr(case.seen)
+        assert "secret" not in repr(case.volatile)
 
     def test_of_fifty_at_once_fetches_once(self) -> None:
         case = new_life()
@@ -179,7 +179,7 @@ class TestAPull:
             fails(case, OFFLINE).then(PullAttemptFailed)
             case.wake()
         fails(case, OFFLINE).then(PullFailed)
-        assert not any((case.seen.fetching, case.seen.due, case.seen.waiting))
+        assert not any((case.volatile.fetching, case.volatile.due, case.volatile.waiting))
 
     def test_goes_on_for_as_long_as_each_attempt_brings_something(self) -> None:
         case = new_life()
@@ -541,7 +541,7 @@ class TestAPush:
             ModelPushed(model_id=SMOL.id, reference="r/m:1", sent=5, seconds=2.0)
         )
         assert case.answers == {KEY_OF_PUSH: Pushed(reference="r/m:1", model_id=SMOL.id, sent=5)}
-        assert not case.seen.sending
+        assert not case.volatile.sending
 
     def test_to_the_same_reference_joins_and_ends_only_when_nobody_waits(self) -> None:
         case = self.push(self.push(new_life(store=(SMOL,))))
@@ -572,7 +572,7 @@ class TestAPush:
         case.when(Push(model_id=OTHER.id, reference="r/m:1"))
         case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ModelPushed)
         assert list(case.answers) == [KEY_OF_PUSH]
-        assert case.seen.sending["r/m:1"].model_id == OTHER.id
+        assert case.volatile.sending["r/m:1"].model_id == OTHER.id
 
     def test_to_one_that_is_being_ended_is_not_ended_with_it(self) -> None:
         case = self.push(new_life(store=(SMOL,)))
@@ -663,7 +663,7 @@ class TestAPullThatFailsAgainAndAgain:
         for number in range(400):
             self.failing(case, 1, f"r/x{number}:1")
             case.advance(2.0)
-        assert len(case.seen.failures.by_reference) == 256
+        assert len(case.volatile.failures.by_reference) == 256
 
 
 class TestTheList:

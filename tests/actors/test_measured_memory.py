@@ -235,7 +235,7 @@ class TestARunner:
         case = self.ready()
         case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
         case.when(EngineEnded(engine_id="e1", exit=exited())).rest()
-        assert case.seen.measured == {}
+        assert case.volatile.measured == {}
 
 
 class TestAWishToStayForEver:

@@ -191,7 +191,7 @@ class TestAStop:
         case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
         case.advance(SILENT_STOP * 10).rest().then()
         case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
-        assert not case.seen.overdue
+        assert not case.volatile.overdue
 
     def test_of_an_engine_that_ran_for_hours_is_given_its_time(self) -> None:
         case = ready(started()).advance(7200).rest()
@@ -324,12 +324,12 @@ class TestTheList:
             case.when(StartEngine(spec=spec(one))).rest()
             case.when(EngineEnded(engine_id=one, exit=ENDED)).rest()
         assert list(case.state.engines) == [f"e{number}" for number in range(24, 40)]
-        assert not case.seen.moved
+        assert not case.volatile.moved
 
     def test_is_told_although_nothing_can_be_stored(self) -> None:
         case = spawned(started()).advance(SILENT_START).settle().advance(SECOND_LOOK).settle()
         assert case.decision.events
-        otherwise = case.decision.otherwise
-        assert otherwise is not None
-        assert not otherwise.events
-        assert len(otherwise.effects) == 2
+        if_not_stored = case.decision.if_not_stored
+        assert if_not_stored is not None
+        assert not if_not_stored.events
+        assert len(if_not_stored.effects) == 2

@@ -105,7 +105,7 @@ class TestAnInstallation:
         return stage
 
     def token(self, stage: Stage) -> dict[str, str]:
-        return {"mlx": stage.seen.wishes["mlx"].token}
+        return {"mlx": stage.volatile.wishes["mlx"].token}
 
     def test_is_wished_for_once_by_fifty_requests(self) -> None:
         stage = begun(model("gemma", format="safetensors-mlx"), policy="auto")
@@ -167,7 +167,7 @@ class TestAnInstallation:
         stage = self.wanted()
         wishes = 0
         for number in range(1, 500):
-            if "mlx" in stage.seen.wishes:
+            if "mlx" in stage.volatile.wishes:
                 wishes += 1
                 stage.hear_installer(absent("mlx", failure=NO_SPACE), heard=self.token(stage))
             stage.pass_time(1).serve(f"r{number}", "gemma")
@@ -242,7 +242,7 @@ class TestARetiringInstallation:
         assert not stage.sent(RollCall)[1:]
         stage.engine_is(spec, "starting")
         rolls = stage.sent(RollCall)[1:]
-        assert [one.installations for one in rolls] == [stage.seen.statuses_version]
+        assert [one.installations for one in rolls] == [stage.volatile.statuses_version]
 
     def test_is_acknowledged_again_in_case_the_runner_was_rebuilt(self) -> None:
         stage = begun(QWEN)

@@ -67,7 +67,7 @@ class TestEnds:
         (spec,) = stage.loads
         stage.engine_is(spec, "ready")
         assert stage.granted("r2")
-        assert not stage.seen.setbacks
+        assert not stage.volatile.setbacks
 
     @pytest.mark.parametrize("how", [{"lost": True}, {"expected": True}])
     def test_what_is_not_the_models_fault_does_not_count_against_it(self, how: dict[str, Any]) -> None:
@@ -198,10 +198,18 @@ class TestARestart:
             stage.when(Unload(all=True)).rest()
             stage.dies(spec, expected=True)
             stage.engines["llama.cpp"].clear()
-        seen = stage.pass_time(1).seen
-        volatile = (seen.met, seen.begun, seen.start_told, seen.leaving, seen.stop_told, seen.keep_alive)
-        assert not any(volatile)
-        assert not seen.queue
+        volatile = stage.pass_time(1).volatile
+        assert not any(
+            (
+                volatile.met,
+                volatile.begun,
+                volatile.start_told,
+                volatile.leaving,
+                volatile.stop_told,
+                volatile.keep_alive,
+            )
+        )
+        assert not volatile.queue
 
 
 class TestTheBreaker:

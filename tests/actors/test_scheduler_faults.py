@@ -118,4 +118,4 @@ def test_every_actor_says_what_it_does_not_know_and_nothing_comes_of_it(core) ->
         pass
 
     with pytest.raises(NotUnderstood, match=f"{core.address} does not know the command Strange"):
-        core.decide(core.initial(), Strange(), Stage().now, core.unseen())
+        core.decide(core.initial(), Strange(), Stage().now, core.initial_volatile())

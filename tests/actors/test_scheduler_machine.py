@@ -118,9 +118,9 @@ class Greenroom(RuleBasedStateMachine):
 
     def only(self, address: Any) -> None:
         """One actor reads what it has; the others do not come to it."""
-        shell = self.world.shells[address]
-        for _ in range(len(shell.mail)):
-            shell.deliver()
+        actor = self.world.actors[address]
+        for _ in range(len(actor.mail)):
+            actor.deliver()
 
     def here(self) -> list[Any]:
         return [one for one in self.world.clients.values() if one.inside or one.waits]
@@ -187,12 +187,12 @@ class Greenroom(RuleBasedStateMachine):
     @precondition(lambda self: self.readers())
     @rule(data=st.data(), count=st.integers(1, 4))
     def an_actor_reads(self, data: Any, count: int) -> None:
-        shell = self.world.shells[data.draw(st.sampled_from(self.readers()))]
-        for _ in range(min(count, len(shell.mail))):
-            shell.deliver()
+        actor = self.world.actors[data.draw(st.sampled_from(self.readers()))]
+        for _ in range(min(count, len(actor.mail))):
+            actor.deliver()
 
     def readers(self) -> list[Any]:
-        return [address for address, shell in self.world.shells.items() if shell.mail]
+        return [address for address, actor in self.world.actors.items() if actor.mail]
 
     @rule()
     def everybody_reads(self) -> None:
@@ -222,7 +222,7 @@ class Greenroom(RuleBasedStateMachine):
     def an_actor_is_rebuilt(self, data: Any) -> None:
         # The installer's and the library's hands do not survive what their actors forget, so they are left
         # out here; the daemon's restart rebuilds them too.
-        names = [one for one in self.world.shells if one not in (INSTALLER, LIBRARY)]
+        names = [one for one in self.world.actors if one not in (INSTALLER, LIBRARY)]
         self.world.rebuild(data.draw(st.sampled_from(names)))
 
     @rule(engines_survive=st.booleans())
@@ -251,8 +251,8 @@ class Greenroom(RuleBasedStateMachine):
                 world.leave(client)
         world.pass_time(30)
         world.check()
-        scheduler = world.shells[SCHEDULER]
-        assert not scheduler.seen.queue
+        scheduler = world.actors[SCHEDULER]
+        assert not scheduler.volatile.queue
         wanted = set(scheduler.state.loads)
         # Those that have just been asked to end are given their time.
         stay = {one for one, process in world.processes.items() if process.alive and not process.asked}
@@ -264,7 +264,7 @@ class Greenroom(RuleBasedStateMachine):
         world.pass_time(5)
         waits = {one for one, process in world.processes.items() if process.alive and not process.asked}
         assert not waits & (stay - wanted), "engines without an intent"
-        installer = world.shells[INSTALLER]
+        installer = world.actors[INSTALLER]
         for name, backend in installer.state.backends.items():
             assert not backend.retiring, f"{name} retires for ever"
             assert backend.job is None, f"{name} is installed for ever"
@@ -351,7 +351,7 @@ def test_a_start_that_lay_behind_a_full_disk_for_minutes_is_not_carried_out_in_m
     world.build_ends(job, None)
     world.read_mail()
     world.request("large")
-    world.shells[SCHEDULER].deliver()
+    world.actors[SCHEDULER].deliver()
     world.disk_full = True
     for _ in range(40):
         world.pass_time(5)

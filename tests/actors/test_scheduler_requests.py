@@ -66,7 +66,7 @@ class TestARequest:
 
     def test_with_an_id_that_waits_already_waits_once(self) -> None:
         stage = begun(QWEN).serve("r1", "qwen").serve("r1", "qwen")
-        assert len(stage.seen.queue) == 1
+        assert len(stage.volatile.queue) == 1
 
     def test_for_a_model_that_is_not_here_is_told_how_to_get_it(self) -> None:
         stage = begun()
@@ -204,7 +204,7 @@ class TestFairness:
         stage = begun(QWEN, PHI, BERT, memory=room_for(1))
         stage.serve("r1", "qwen").serve("r2", "phi").serve("r3", "bert")
         assert stage.loads[0].model_ref == "qwen"
-        assert [one.request_id for one in stage.seen.queue] == ["r1", "r2", "r3"]
+        assert [one.request_id for one in stage.volatile.queue] == ["r1", "r2", "r3"]
 
 
 class TestAFullDisk:

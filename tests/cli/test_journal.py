@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.journal.kit import entries
+from greenroom.actors.journal.conformance import entries
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.runner.cli import exit_codes

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from greenroom.actors.journal import schema
-from greenroom.actors.journal.kit import entry
+from greenroom.actors.journal.conformance import entry
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.runner.cli import exit_codes
 

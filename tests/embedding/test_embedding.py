@@ -20,7 +20,7 @@ from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.kernel.errors import StartFailed
 from greenroom.actors.library.messages import Pull
-from greenroom.actors.testing import RecordingHands
+from greenroom.actors.testing import RecordingEffectHandler
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.testing import fake_backend, tiny_gguf
@@ -47,7 +47,7 @@ def types(home: Path) -> list[str]:
 def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path, programs: Path) -> None:
     for expected in (2, 4):
         greenroom = made(home, programs)
-        greenroom.register(Counter(), hands=RecordingHands())
+        greenroom.register(Counter(), effect_handler=RecordingEffectHandler())
         with greenroom:
             assert greenroom.system.ask(COUNTER, Add(by=2)).get(timeout=5) == expected
     assert types(home).count("counted") == 2
@@ -56,7 +56,7 @@ def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path, programs
         # Its stream is dormant now, and harms nobody.
         assert without.models() == ()
     greenroom = made(home, programs)
-    greenroom.register(Counter(), hands=RecordingHands())
+    greenroom.register(Counter(), effect_handler=RecordingEffectHandler())
     with greenroom:
         assert greenroom.system.ask(COUNTER, Total()).get(timeout=5) == 4
         with pytest.raises(StartFailed, match="before the start"):
@@ -103,7 +103,7 @@ def test_an_actor_that_cannot_be_registered_leaves_the_data_directory_free(
     home: Path, programs: Path
 ) -> None:
     greenroom = made(home, programs)
-    greenroom.register(Counter("library"), hands=RecordingHands())
+    greenroom.register(Counter("library"), effect_handler=RecordingEffectHandler())
     with pytest.raises(StartFailed, match="there is an actor library already"):
         greenroom.start()
     with made(home, programs) as another:

@@ -25,7 +25,7 @@ from greenroom.actors import (
     JournalFailed,
     MemoryJournal,
     Pull,
-    RecordingHands,
+    RecordingEffectHandler,
     Serve,
     StartFailed,
     SystemFailed,
@@ -136,7 +136,7 @@ def test_a_start_that_fails_leaves_the_engines_it_has_adopted_for_the_next_one(
         (engine,) = (one for one in first.engines() if one.state == "ready")
         first.stop(keep_engines=30.0)
     failing = made()
-    failing.register(Broken("broken"), hands=RecordingHands())
+    failing.register(Broken("broken"), effect_handler=RecordingEffectHandler())
     with pytest.raises(StartFailed, match="broken could not start: LookupError"):
         failing.start()
     with made() as third:

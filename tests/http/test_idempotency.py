@@ -38,8 +38,8 @@ def install(house: Any, headers: dict[str, str], **more: Any) -> Any:
 
 
 def waiting(house: Any) -> int:
-    seen = house.greenroom.system._shells[INSTALLER]._seen
-    return count(seen.waiting, *seen.waiting)
+    volatile = house.greenroom.system._actors[INSTALLER]._volatile
+    return count(volatile.waiting, *volatile.waiting)
 
 
 async def test_a_second_one_waits_for_the_first_and_a_third_gets_the_same_answer(

@@ -63,7 +63,7 @@ async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
 
     system = house.greenroom.system
     core = system.addresses[SCHEDULER]
-    patched = core if function != "perform" else system._registered[SCHEDULER].hands
+    patched = core if function != "perform" else system._registered[SCHEDULER].effect_handler
     flaky = Flaky(core, patched, function, monkeypatch)
     # Its hands have something to do for it: a request that is not there leaves its gate.
     system.tell(SCHEDULER, Abandon(request_id="nobody"))

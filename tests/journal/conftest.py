@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.journal.kit import entry
+from greenroom.actors.journal.conformance import entry
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors.journal.kit import entry
+from greenroom.actors.journal.conformance import entry
 from greenroom.actors.journal.port import (
     JournalDamaged,
     JournalError,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors.journal.kit import entries, entry, ids
+from greenroom.actors.journal.conformance import entries, entry, ids
 from greenroom.actors.journal.maintenance import set_aside, verify
 from greenroom.actors.journal.port import JournalDamaged
 from greenroom.actors.journal.sqlite import SqliteJournal

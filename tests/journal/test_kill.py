@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors.journal.kit import entry
+from greenroom.actors.journal.conformance import entry
 from greenroom.actors.journal.maintenance import verify
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.journal.sqlite import SqliteJournal

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.journal.kit import entries, entry, ids
+from greenroom.actors.journal.conformance import entries, entry, ids
 from greenroom.actors.journal.lock import WriterLock
 from greenroom.actors.journal.port import JournalDamaged, NotWritten
 from greenroom.actors.journal.sqlite import SqliteJournal
@@ -41,7 +41,7 @@ class Ticker(SingleStream[int]):
     def apply(self, state: int, stored: Stored[Any]) -> int:
         return state + 1
 
-    def decide(self, state: int, command: Command, now: Moment, seen: None) -> Decision[None]:
+    def decide(self, state: int, command: Command, now: Moment, volatile: None) -> Decision[None]:
         self.decided.append(command)
         return Decision(events=(Ticked(),))
 

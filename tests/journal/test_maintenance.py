@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from greenroom.actors.journal import maintenance
-from greenroom.actors.journal.kit import entries, entry, ids
+from greenroom.actors.journal.conformance import entries, entry, ids
 from greenroom.actors.journal.port import (
     JournalBusy,
     JournalDamaged,

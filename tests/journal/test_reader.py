@@ -17,7 +17,7 @@ import pytest
 
 from greenroom.actors.journal import schema
 from greenroom.actors.journal.chain import checksum
-from greenroom.actors.journal.kit import entries, entry, ids
+from greenroom.actors.journal.conformance import entries, entry, ids
 from greenroom.actors.journal.port import (
     JournalBusy,
     JournalDamaged,

@@ -14,7 +14,7 @@ import pytest
 
 from greenroom.actors.journal import reserve
 from greenroom.actors.journal import sqlite as module
-from greenroom.actors.journal.kit import entries, entry, ids
+from greenroom.actors.journal.conformance import entries, entry, ids
 from greenroom.actors.journal.port import JournalError, JournalFailed, JournalFull, NotWritten
 from greenroom.actors.journal.reader import read_journal
 from greenroom.actors.journal.sqlite import SqliteJournal

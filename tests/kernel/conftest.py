@@ -8,7 +8,7 @@ from counting import Counter
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.testing import ManualClock, RecordingHands
+from greenroom.actors.testing import ManualClock, RecordingEffectHandler
 
 
 class Bench:
@@ -16,12 +16,12 @@ class Bench:
 
     def __init__(self, journal: Journal | None = None, **options: object) -> None:
         self.clock = ManualClock()
-        self.hands = RecordingHands()
+        self.effect_handler = RecordingEffectHandler()
         self.counter = Counter()
         self.journal = journal if journal is not None else MemoryJournal()
         self.failures: list[BaseException] = []
         self.system = ActorSystem(self.journal, clock=self.clock, on_failure=self.failures.append)
-        self.system.register(self.counter, hands=self.hands, **options)  # type: ignore[arg-type]
+        self.system.register(self.counter, effect_handler=self.effect_handler, **options)  # type: ignore[arg-type]
 
     def start(self) -> Bench:
         self.system.start()

@@ -35,13 +35,13 @@ def test_what_was_acknowledged_is_stored_once_and_everybody_is_answered(make_ben
     bench = make_bench(FaultyJournal(MemoryJournal()))
     core = Moody(chance)
     bench.system._registered.clear()
-    bench.system.register(core, hands=bench.hands)
+    bench.system.register(core, effect_handler=bench.effect_handler)
 
-    def hands(effect: object, cause: str) -> None:
+    def effect_handler(effect: object, cause: str) -> None:
         if core.moody and chance.random() < 0.02:
             raise OSError("no such program")
 
-    bench.hands.on[Done] = hands
+    bench.effect_handler.on[Done] = effect_handler
     core.moody = False
     bench.start()
     core.moody = True

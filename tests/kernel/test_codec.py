@@ -25,7 +25,7 @@ from greenroom.actors.kernel.core import (
 )
 from greenroom.actors.kernel.errors import StartFailed
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.testing import RecordingHands, given
+from greenroom.actors.testing import RecordingEffectHandler, given
 
 
 def entry(stream: str, version: int, tag: str, data: str = "{}", schema: int = 1) -> Entry:
@@ -66,10 +66,10 @@ class Scales:
     def initial(self) -> int:
         return 0
 
-    def unseen(self) -> None:
+    def initial_volatile(self) -> None:
         return None
 
-    def decide(self, state: int, command: Command, now: Moment, seen: None) -> Decision[None]:
+    def decide(self, state: int, command: Command, now: Moment, volatile: None) -> Decision[None]:
         if isinstance(command, Recovered):
             return Decision()
         return Decision(events=(Weighed(grams=5),), reply=state + 5)
@@ -80,7 +80,7 @@ class Scales:
     def react(self, state: int, stored: Stored[Any]) -> Sequence[Effect]:
         return ()
 
-    def settle(self, state: int, now: Moment, seen: None) -> Decision[None]:
+    def settle(self, state: int, now: Moment, volatile: None) -> Decision[None]:
         return Decision()
 
 
@@ -91,7 +91,7 @@ class Weigh(Command, frozen=True, kw_only=True):
 def started(kept: MemoryJournal, *cores: Any, retired: Sequence[str] = ()) -> ActorSystem:
     system = ActorSystem(kept)
     for core in cores:
-        system.register(core, hands=RecordingHands())
+        system.register(core, effect_handler=RecordingEffectHandler())
     system.codec.retire(*retired)
     system.start()
     return system

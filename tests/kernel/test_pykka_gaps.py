@@ -14,7 +14,7 @@ from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed
 from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed, SystemFailed
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.testing import FaultyJournal, RecordingHands
+from greenroom.actors.testing import FaultyJournal, RecordingEffectHandler
 
 
 class HostActor(pykka.ThreadingActor):
@@ -47,7 +47,7 @@ def race(rounds: int, asks: int) -> None:
     threads = 4
     for _ in range(rounds):
         system = ActorSystem(MemoryJournal())
-        system.register(Counter(), hands=RecordingHands(), mailbox=10**9)
+        system.register(Counter(), effect_handler=RecordingEffectHandler(), mailbox=10**9)
         system.start()
         replies: list[list[object]] = [[] for _ in range(threads)]
         ready = threading.Barrier(threads + 1)
@@ -94,10 +94,10 @@ def test_exiting_in_our_handler_leaves_the_hosts_actors_alive(bench, host_actor,
 
 def test_exiting_in_our_hands_leaves_the_hosts_actors_alive(bench, host_actor) -> None:
     def leave(effect: object, cause: str) -> None:
-        del bench.hands.on[Done]
+        del bench.effect_handler.on[Done]
         raise SystemExit(3)
 
-    bench.hands.on[Done] = leave
+    bench.effect_handler.on[Done] = leave
     with pytest.raises(ActorStopped, match="was rebuilt"):
         bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
     assert host_actor.is_alive()
@@ -107,7 +107,7 @@ def test_exiting_in_our_hands_leaves_the_hosts_actors_alive(bench, host_actor) -
 def test_exiting_in_on_failure_leaves_the_hosts_actors_alive(host_actor) -> None:
     journal = FaultyJournal(MemoryJournal())
     system = ActorSystem(journal, on_failure=lambda error: sys.exit(4))
-    system.register(Counter(), hands=RecordingHands())
+    system.register(Counter(), effect_handler=RecordingEffectHandler())
     with system:
         journal.fault = JournalFailed("the disk is gone")
         with pytest.raises(SystemFailed):

@@ -29,14 +29,14 @@ def fail(message: str = "broken") -> None:
     raise ValueError(message)
 
 
-def fail_in_hands(bench) -> None:
+def fail_in_effect(bench) -> None:
     """Have the hands fail on the next effect."""
 
     def once(effect: object, cause: str) -> None:
-        del bench.hands.on[Done]
+        del bench.effect_handler.on[Done]
         raise OSError("no such program")
 
-    bench.hands.on[Done] = once
+    bench.effect_handler.on[Done] = once
 
 
 def parked(bench) -> list[CommandParked]:
@@ -55,15 +55,15 @@ def test_a_command_that_fails_once_is_tried_again_and_succeeds(bench) -> None:
 
 
 def test_what_was_volatile_is_lost_in_a_rebuild_and_what_is_durable_is_not(bench) -> None:
-    seen: list[int] = []
-    bench.counter.on_settle = lambda state, now, volatile: seen.append(volatile)
+    before: list[int] = []
+    bench.counter.on_settle = lambda state, now, volatile: before.append(volatile)
     bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
     bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
-    fail_in_hands(bench)
+    fail_in_effect(bench)
     with pytest.raises(ActorStopped):
         bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
     bench.system.rest()
-    assert seen == [1, 2, 3, 0]
+    assert before == [1, 2, 3, 0]
     assert bench.system.state(COUNTER) == Sum(3, 3)
 
 
@@ -95,7 +95,7 @@ def test_a_report_that_fails_twice_is_parked_too(bench) -> None:
 def test_those_who_wait_go_on_waiting_when_the_actor_is_rebuilt(bench) -> None:
     waiting = bench.system.ask(COUNTER, Await(key="later"))
     bench.system.rest()
-    fail_in_hands(bench)
+    fail_in_effect(bench)
     with pytest.raises(ActorStopped):
         bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
     bench.system.rest()
@@ -110,14 +110,14 @@ def test_who_waits_for_what_cannot_be_asked_twice_hears_of_the_rebuild(bench) ->
     bench.counter.react = lambda state, stored: [Done(what="x")]
     waiting = bench.system.ask(COUNTER, AddAndAwait(by=1))
     bench.system.rest()
-    fail_in_hands(bench)
+    fail_in_effect(bench)
     bench.system.tell(COUNTER, Do(what="y"))
     with pytest.raises(ActorStopped, match="was rebuilt; ask again"):
         waiting.get(timeout=5)
 
 
 def test_a_command_is_never_repeated_once_it_was_decided(bench) -> None:
-    fail_in_hands(bench)
+    fail_in_effect(bench)
     with pytest.raises(ActorStopped, match="failed on this command and was rebuilt"):
         bench.system.ask(COUNTER, Add(by=3)).get(timeout=5)
     bench.system.rest()
@@ -129,10 +129,14 @@ def test_a_command_is_never_repeated_once_it_was_decided(bench) -> None:
 
 
 def test_an_effect_that_fails_keeps_no_other_from_being_carried_out(bench) -> None:
-    fail_in_hands(bench)
+    fail_in_effect(bench)
     bench.system.tell(COUNTER, Add(by=3, times=3))
     bench.system.rest()
-    assert bench.hands.effects == [Done(what="counter/1"), Done(what="counter/2"), Done(what="counter/3")]
+    assert bench.effect_handler.effects == [
+        Done(what="counter/1"),
+        Done(what="counter/2"),
+        Done(what="counter/3"),
+    ]
 
 
 def test_a_failure_to_settle_does_not_repeat_the_command_before_it(bench) -> None:
@@ -160,7 +164,7 @@ def test_an_event_for_a_stream_the_actor_does_not_claim_is_never_stored(bench) -
 
 
 def test_a_rebuild_may_itself_fail_and_be_tried_again(bench) -> None:
-    fail_in_hands(bench)
+    fail_in_effect(bench)
     bench.counter.recovers = False
     bench.system.tell(COUNTER, Add(by=3))
     bench.system.rest()
@@ -173,7 +177,7 @@ def test_a_rebuild_may_itself_fail_and_be_tried_again(bench) -> None:
 
 
 def test_an_actor_that_cannot_settle_goes_on_answering_and_is_tried_less_and_less_often(bench) -> None:
-    bench.counter.on_settle = lambda state, now, seen: fail() if state.total else None
+    bench.counter.on_settle = lambda state, now, volatile: fail() if state.total else None
     assert bench.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 1
     for _ in range(600):
         bench.clock.advance(1)
@@ -186,7 +190,7 @@ def test_an_actor_that_cannot_settle_goes_on_answering_and_is_tried_less_and_les
 
 def test_nobody_waits_for_an_actor_that_cannot_settle(bench) -> None:
     waiting = bench.system.ask(COUNTER, Await(key="never"))
-    bench.counter.on_settle = lambda state, now, seen: fail() if state.total else None
+    bench.counter.on_settle = lambda state, now, volatile: fail() if state.total else None
     bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
     for _ in range(20):
         bench.clock.advance(1)
@@ -209,7 +213,7 @@ def test_what_is_refused_because_its_actor_cannot_settle_is_withdrawn(bench) -> 
             return Add(by=10)
 
     waiting = bench.system.ask(COUNTER, AwaitOrAddTen(key="never"))
-    bench.counter.on_settle = lambda state, now, seen: fail() if state.total == 1 else None
+    bench.counter.on_settle = lambda state, now, volatile: fail() if state.total == 1 else None
     bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
     for _ in range(20):
         bench.clock.advance(1)
@@ -223,7 +227,7 @@ def test_what_is_refused_because_its_actor_cannot_settle_is_withdrawn(bench) -> 
 def test_a_command_after_which_nothing_can_follow_is_taken_back_and_others_go_on_waiting(bench) -> None:
     waiting = bench.system.ask(COUNTER, Await(key="a"))
     bench.system.rest()
-    bench.counter.on_settle = lambda state, now, seen: fail("too many") if seen > 1 else None
+    bench.counter.on_settle = lambda state, now, volatile: fail("too many") if volatile > 1 else None
     with pytest.raises(Refused, match="too many"):
         bench.system.ask(COUNTER, Await(key="b")).get(timeout=5)
     assert [event.command for event in parked(bench)] == ["Await"]
@@ -234,7 +238,7 @@ def test_a_command_after_which_nothing_can_follow_is_taken_back_and_others_go_on
 
 
 def test_a_fault_a_core_has_kept_to_one_item_is_stored_with_what_it_was_about(bench) -> None:
-    def settle(state, now, seen):
+    def settle(state, now, volatile):
         try:
             fail("this one")
         except ValueError as error:
@@ -251,7 +255,7 @@ def test_a_fault_a_core_has_kept_to_one_item_is_stored_with_what_it_was_about(be
 def test_what_the_journal_holds_cannot_keep_an_actor_from_starting(bench, make_bench) -> None:
     bench.system.ask(COUNTER, Add(by=13)).get(timeout=5)
     again = make_bench(MemoryJournal(bench.journal.records))
-    again.counter.on_settle = lambda state, now, seen: fail() if state.total == 13 else None
+    again.counter.on_settle = lambda state, now, volatile: fail() if state.total == 13 else None
     again.start()
     assert again.system.ask(COUNTER, Total()).get(timeout=5) == 13
     assert again.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 14
@@ -275,7 +279,7 @@ def test_a_command_for_another_actor_is_refused_and_nothing_else(bench) -> None:
 
 
 def test_a_sense_that_fails_costs_only_what_it_would_have_seen(make_bench) -> None:
-    bench = make_bench(sense=lambda seen: fail("no such sensor"))
+    bench = make_bench(observe=lambda volatile: fail("no such sensor"))
     bench.start()
     assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
     assert {event.command for event in parked(bench)} == {"look at what others own"}
@@ -291,7 +295,7 @@ def test_a_callback_that_fails_costs_nobody_an_answer(bench) -> None:
 
 def test_a_core_that_never_comes_to_rest_is_slowed_down(make_bench) -> None:
     bench = make_bench()
-    bench.counter.on_settle = lambda state, now, seen: Decision(events=(Counted(by=1),))
+    bench.counter.on_settle = lambda state, now, volatile: Decision(events=(Counted(by=1),))
     bench.system.start()
     first = bench.stored().count("counted")
     for _ in range(120):
@@ -386,11 +390,11 @@ def test_one_actors_failure_does_not_touch_another(make_bench) -> None:
 
 
 def test_an_address_outlives_a_rebuild(bench) -> None:
-    shell = bench.system._shells[COUNTER]
+    actor = bench.system._actors[COUNTER]
     with pytest.raises(Refused):
         bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
-    assert bench.system._shells[COUNTER] is shell
-    assert shell.thread.is_alive()
+    assert bench.system._actors[COUNTER] is actor
+    assert actor.thread.is_alive()
 
 
 def test_intensity_counts_over_a_sliding_window() -> None:

@@ -24,12 +24,12 @@ from greenroom.actors.kernel.errors import (
     UnknownActor,
 )
 from greenroom.actors.kernel.system import ActorSystem
-from greenroom.actors.testing import RecordingHands
+from greenroom.actors.testing import RecordingEffectHandler
 
 
 def made(journal: MemoryJournal | None = None, **options: object) -> ActorSystem:
     system = ActorSystem(journal if journal is not None else MemoryJournal(), **options)  # type: ignore[arg-type]
-    system.register(Counter(), hands=RecordingHands())
+    system.register(Counter(), effect_handler=RecordingEffectHandler())
     return system
 
 
@@ -66,7 +66,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_running() -> None:
     held.open.set()
     with pytest.raises(asyncio.CancelledError):
         await entering
-    assert not system._shells[COUNTER].thread.is_alive()
+    assert not system._actors[COUNTER].thread.is_alive()
 
 
 def test_a_system_leaves_nothing_behind_in_its_process() -> None:
@@ -110,8 +110,8 @@ def test_a_stop_is_bounded_whatever_an_actor_does(make_bench, caplog) -> None:
     with pytest.raises(ActorStopped):
         bench.system.ask(COUNTER, Total()).get(timeout=1)
     held.open.set()
-    bench.system._shells[COUNTER].thread.join(5)
-    assert not bench.system._shells[COUNTER].thread.is_alive()
+    bench.system._actors[COUNTER].thread.join(5)
+    assert not bench.system._actors[COUNTER].thread.is_alive()
     assert inside.get(timeout=1) == "through"
     assert bench.failures == []
 
@@ -119,12 +119,12 @@ def test_a_stop_is_bounded_whatever_an_actor_does(make_bench, caplog) -> None:
 def test_an_actor_left_behind_stores_nothing_any_more_and_says_nothing(make_bench) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
-    bench.hands.on[Done] = lambda effect, cause: held()
+    bench.effect_handler.on[Done] = lambda effect, cause: held()
     bench.system.tell(COUNTER, Add(by=1))
     assert held.came.wait(5)
     bench.system.stop(timeout=0.05)
     held.open.set()
-    bench.system._shells[COUNTER].thread.join(5)
+    bench.system._actors[COUNTER].thread.join(5)
     assert bench.stored() == ["counted"]
     assert bench.failures == []
 
@@ -143,7 +143,7 @@ def test_stopping_twice_and_from_two_threads_is_one_stop(bench) -> None:
     for thread in threads:
         thread.join(5)
     bench.system.stop()
-    assert not bench.system._shells[COUNTER].thread.is_alive()
+    assert not bench.system._actors[COUNTER].thread.is_alive()
 
 
 def test_a_system_is_started_once(bench) -> None:
@@ -163,13 +163,13 @@ def test_a_failing_start_closes_the_journal_and_stops_the_others(make_bench) -> 
     with pytest.raises(StartFailed, match="broken could not start"):
         bench.system.start()
     assert bench.journal._closed
-    assert not bench.system._shells[COUNTER].thread.is_alive()
+    assert not bench.system._actors[COUNTER].thread.is_alive()
 
 
 def test_actors_may_talk_to_each_other_in_their_first_breath(make_bench) -> None:
     bench = make_bench()
     early = Counter("early")
-    early.on_settle = lambda state, now, seen: (
+    early.on_settle = lambda state, now, volatile: (
         bench.system.tell(COUNTER, Add(by=1)) if early.calls.count("settle") == 1 else None
     )
     bench.system.register(early)
@@ -268,7 +268,7 @@ def test_expired_asks_leave_no_trail(bench) -> None:
         bench.system.ask(COUNTER, Await(key="door"), timeout=1)
         bench.system.rest()
         bench.clock.advance(1)
-    assert len(bench.system._shells[COUNTER]._waiting) <= 1
+    assert len(bench.system._actors[COUNTER]._waiting) <= 1
 
 
 def test_deadlines_run_on_the_real_clock_too() -> None:

@@ -22,7 +22,7 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
-from greenroom.actors.testing import RecordingHands, given
+from greenroom.actors.testing import RecordingEffectHandler, given
 
 
 class Filled(Event, frozen=True, kw_only=True):
@@ -75,10 +75,10 @@ class Cistern:
     def initial(self) -> Level:
         return Level()
 
-    def unseen(self) -> int:
+    def initial_volatile(self) -> int:
         return 0
 
-    def decide(self, state: Level, command: Command, now: Moment, seen: int) -> Decision[int]:
+    def decide(self, state: Level, command: Command, now: Moment, volatile: int) -> Decision[int]:
         match command:
             case Fill(by=by) if self.fault == "random":
                 return Decision(events=(Filled(by=int(random.random() * 1e9)),))
@@ -89,7 +89,7 @@ class Cistern:
             case Fill(by=by):
                 return Decision(events=(Filled(by=by, at=now.monotonic),), reply=state.litres + by)
             case Watch():
-                return Decision(reply=Later("flush"), seen=seen + 1)
+                return Decision(reply=Later("flush"), volatile=volatile + 1)
             case _:
                 return Decision()
 
@@ -109,7 +109,7 @@ class Cistern:
             ]
         return []
 
-    def settle(self, state: Level, now: Moment, seen: int) -> Decision[int]:
+    def settle(self, state: Level, now: Moment, volatile: int) -> Decision[int]:
         if state.litres >= 10 or (state.litres and now.monotonic >= state.last + 5):
             return Decision(events=(Emptied(),))
         return Decision(wake_at=state.last + 5 if state.litres else None)
@@ -139,11 +139,11 @@ def test_a_case_waits_as_long_as_the_core_asks_to() -> None:
 
 
 def test_a_rebuilt_case_has_its_state_and_has_seen_nothing() -> None:
-    case = given(Cistern(), Filled(by=2), seen=4).when(Watch())
+    case = given(Cistern(), Filled(by=2), volatile=4).when(Watch())
     assert case.reply == Later("flush")
-    assert case.seen == 5
+    assert case.volatile == 5
     case.rebuild().when(Recovered()).then()
-    assert (case.state.litres, case.seen) == (2, 0)
+    assert (case.state.litres, case.volatile) == (2, 0)
 
 
 def test_then_names_what_was_expected_and_what_was_got() -> None:
@@ -166,11 +166,11 @@ def test_a_case_finds_the_faults_of_an_impure_core(fault: str, says: str) -> Non
 
 def test_recording_hands_note_effects_and_can_be_waited_for() -> None:
     heard: list[str] = []
-    hands = RecordingHands({Pull: lambda effect, cause: heard.append(cause)})
-    thread = threading.Thread(target=hands.perform, args=(Pull(litres=1), "cistern/4"))
+    effect_handler = RecordingEffectHandler({Pull: lambda effect, cause: heard.append(cause)})
+    thread = threading.Thread(target=effect_handler.perform, args=(Pull(litres=1), "cistern/4"))
     thread.start()
-    assert hands.wait_for(Pull) == [Pull(litres=1)]
+    assert effect_handler.wait_for(Pull) == [Pull(litres=1)]
     thread.join()
     assert heard == ["cistern/4"]
     with pytest.raises(TimeoutError, match="1 of 2 Pull"):
-        hands.wait_for(Pull, 2, timeout=0.01)
+        effect_handler.wait_for(Pull, 2, timeout=0.01)

@@ -34,9 +34,9 @@ from greenroom.actors.engine_runner.messages import EngineMoved
 from greenroom.actors.installer.effects import BuildInstallation, CancelBuild, RemoveInstallation
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.kernel.core import Address, Command, Effect, Hands
+from greenroom.actors.kernel.actor import Actor
+from greenroom.actors.kernel.core import Address, Command, Effect, EffectHandler
 from greenroom.actors.kernel.replay import replay
-from greenroom.actors.kernel.shell import Shell
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.effects import AddTag, DeleteModel, FetchModel, RemoveTag
 from greenroom.actors.scheduler.messages import GateEmptied
@@ -177,10 +177,10 @@ class WatchedJournal:
         self._inner.close()
 
 
-class WatchedHands:
+class WatchedEffectHandler:
     """Hands whose effects are noticed."""
 
-    def __init__(self, inner: Hands, boundary: Boundary) -> None:
+    def __init__(self, inner: EffectHandler, boundary: Boundary) -> None:
         self._inner = inner
         self._boundary = boundary
 
@@ -213,20 +213,27 @@ class WatchedGreenroom(Greenroom):
 
 def watch(boundary: Boundary) -> None:
     """Put the boundary where the kernel has no port: around hands, and at the end of each handler."""
-    register, settle = ActorSystem.register, Shell._settle
+    register, settle = ActorSystem.register, Actor._settle
 
     @functools.wraps(register)
-    def registered(self: ActorSystem, core: Any, *, hands: Hands | None = None, **more: Any) -> None:
-        register(self, core, hands=hands and WatchedHands(hands, boundary), **more)
+    def registered(
+        self: ActorSystem, core: Any, *, effect_handler: EffectHandler | None = None, **more: Any
+    ) -> None:
+        register(
+            self,
+            core,
+            effect_handler=effect_handler and WatchedEffectHandler(effect_handler, boundary),
+            **more,
+        )
 
     @functools.wraps(settle)
-    def settled(self: Shell, now: Any) -> float:
+    def settled(self: Actor, now: Any) -> float:
         wake_at = settle(self, now)
         boundary.settled()
         return wake_at
 
     ActorSystem.register = registered  # type: ignore[method-assign]
-    Shell._settle = settled  # type: ignore[method-assign]
+    Actor._settle = settled  # type: ignore[method-assign]
 
 
 def live(home: Path, kill: dict[str, str] | None, late: str) -> int:

@@ -128,15 +128,15 @@ class Counter:
     def initial(self) -> Sum:
         return Sum()
 
-    def unseen(self) -> int:
+    def initial_volatile(self) -> int:
         return 0
 
-    def decide(self, state: Sum, command: Command, now: Moment, seen: int) -> Decision[int]:
+    def decide(self, state: Sum, command: Command, now: Moment, volatile: int) -> Decision[int]:
         self._called("decide", command)
         match command:
             case Add(by=by, times=times):
                 return Decision(
-                    events=(Counted(by=by),) * times, reply=state.total + by * times, seen=seen + 1
+                    events=(Counted(by=by),) * times, reply=state.total + by * times, volatile=volatile + 1
                 )
             case Store(event=event):
                 return Decision(events=(event,))
@@ -147,7 +147,7 @@ class Counter:
             case Never():
                 return Decision(reply=refuse("never", "Never.", advice="Ask for something else.", status=409))
             case Await(key=key):
-                return Decision(reply=Later(key), seen=seen + 1)
+                return Decision(reply=Later(key), volatile=volatile + 1)
             case Release(key=key, outcome=outcome):
                 return Decision(effects=(Answer(key=key, outcome=outcome),))
             case AddAndAwait(by=by):
@@ -174,9 +174,9 @@ class Counter:
         self._called("react", stored.event)
         return (Done(what=stored.id), Answer(key="counted", outcome=state.total))
 
-    def settle(self, state: Sum, now: Moment, seen: int) -> Decision[int]:
+    def settle(self, state: Sum, now: Moment, volatile: int) -> Decision[int]:
         self._called("settle", None)
-        return self.on_settle(state, now, seen) or Decision()
+        return self.on_settle(state, now, volatile) or Decision()
 
     def _called(self, name: str, what: object) -> None:
         self.calls.append(f"{name} {type(what).__name__}" if what is not None else name)

@@ -236,11 +236,11 @@ class Stage(Case[Any, Any]):
     # as the shell does it
 
     def when(self, command: Command, **more: Any) -> Self:
-        self._sense()
+        self._observe()
         return super().when(command, **more)
 
     def settle(self) -> Self:
-        self._sense()
+        self._observe()
         return super().settle()
 
     def sent(self, kind: type[C], to: str = "runner/llama.cpp") -> list[C]:
@@ -255,13 +255,15 @@ class Stage(Case[Any, Any]):
         """All events of one kind in this life."""
         return [one.event for one in self.history if isinstance(one.event, kind)]
 
-    def _sense(self) -> None:
-        self.seen = msgspec.structs.replace(self.seen, gates=self.gates.readings(), memory=self.memory)
+    def _observe(self) -> None:
+        self.volatile = msgspec.structs.replace(
+            self.volatile, gates=self.gates.readings(), memory=self.memory
+        )
 
     def _carry_out(self, decision: Decision[Any], cause: str) -> None:
         urgent = any(event.is_urgent for event in decision.events)
         if self.disk_full and decision.events and not urgent:
-            decision = decision.otherwise or Decision()
+            decision = decision.if_not_stored or Decision()
         before = len(self.effects)
         super()._carry_out(decision, cause)
         for effect in self.effects[before:]:

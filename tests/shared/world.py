@@ -119,7 +119,7 @@ class Wake(Command, frozen=True):
     """Time has passed. It comes by mail, behind what is there already."""
 
 
-class Shell:
+class Actor:
     """What the kernel's shell does, one step at a time."""
 
     def __init__(self, world: World, core: Any) -> None:
@@ -127,7 +127,7 @@ class Shell:
         self.core = core
         self.mail: deque[tuple[Command, Client | None, str]] = deque()
         self.state = core.initial()
-        self.seen = core.unseen()
+        self.volatile = core.initial_volatile()
         self.versions: dict[str, int] = {}
         self.waiting: dict[str, list[Client]] = {}
         self.wake_at = 0.0
@@ -135,7 +135,7 @@ class Shell:
     def begin(self) -> None:
         """A new life: fold the journal, forget everything else, look."""
         self.state, self.versions = self.world.replay(self.core)
-        self.seen = self.core.unseen()
+        self.volatile = self.core.initial_volatile()
         for clients in self.waiting.values():
             for client in clients:
                 client.answers.append(GONE)
@@ -171,9 +171,9 @@ class Shell:
             decision = self.core.settle(self.state, self.world.now, self.look())
             assert not decision.faults, decision.faults[0].traceback
             if not self.storable(decision):
-                if decision.otherwise is not None:
-                    assert not decision.otherwise.events
-                    self.perform(self.take(decision.otherwise, ""))
+                if decision.if_not_stored is not None:
+                    assert not decision.if_not_stored.events
+                    self.perform(self.take(decision.if_not_stored, ""))
                 self.wake_at = self.world.monotonic + 1.0
                 return
             self.perform(self.take(decision, ""))
@@ -195,8 +195,8 @@ class Shell:
             self.state = self.core.apply(self.state, stored)
             effects += [(effect, stored.id) for effect in self.core.react(self.state, stored)]
             cause = cause or stored.id
-        if decision.seen is not None:
-            self.seen = decision.seen
+        if decision.volatile is not None:
+            self.volatile = decision.volatile
         return effects + [(effect, cause) for effect in decision.effects]
 
     def perform(self, effects: Sequence[tuple[Effect, str]]) -> None:
@@ -211,11 +211,13 @@ class Shell:
 
     def look(self) -> Any:
         if not isinstance(self.core, Scheduler):
-            return self.seen
+            return self.volatile
         world = self.world
         memory = Memory(budget=world.budget, available=world.available, devices=world.devices)
-        self.seen = msgspec.structs.replace(self.seen, gates=self.world.gates.readings(), memory=memory)
-        return self.seen
+        self.volatile = msgspec.structs.replace(
+            self.volatile, gates=self.world.gates.readings(), memory=memory
+        )
+        return self.volatile
 
 
 class World:
@@ -245,7 +247,7 @@ class World:
         self.builds: dict[str, BuildInstallation] = {}
         self.chores: list[tuple[float, Effect]] = []
         """What hands have still to do, and by when at the latest."""
-        self.delayed: list[tuple[float, Shell, Command, str]] = []
+        self.delayed: list[tuple[float, Actor, Command, str]] = []
         self.clients: dict[str, Client] = {}
         self.journal: list[tuple[Record, Stored[Any]]] = []
         self.codec = Codec()
@@ -253,11 +255,11 @@ class World:
         facts = (LLAMA, msgspec.structs.replace(MLX, device=True) if devices else MLX)
         cores: list[Any] = [Installer(facts), Runner("llama.cpp"), Runner("mlx"), Library()]
         cores.append(Scheduler(facts, policy=policy, limits=limits or Limits()))
-        self.shells = {core.address: Shell(self, core) for core in cores}
+        self.actors = {core.address: Actor(self, core) for core in cores}
         for core in cores:
             self.codec.register(core.event_types)
-        for shell in self.shells.values():
-            shell.begin()
+        for actor in self.actors.values():
+            actor.begin()
 
     # time
 
@@ -287,7 +289,7 @@ class World:
         ends = [one.dies_at for one in self.processes.values() if one.dies_at is not None]
         chores = [by for by, _ in self.chores]
         return (
-            [shell.wake_at for shell in self.shells.values()] + ends + chores + [d[0] for d in self.delayed]
+            [actor.wake_at for actor in self.actors.values()] + ends + chores + [d[0] for d in self.delayed]
         )
 
     def _do_due(self, busy: bool) -> None:
@@ -301,10 +303,10 @@ class World:
             if item[0] <= self.monotonic:
                 self.delayed.remove(item)
                 item[1].mail.append((item[2], None, item[3]))
-        for shell in self.shells.values():
-            if shell.wake_at <= self.monotonic:
-                shell.wake_at = math.inf
-                shell.mail.append((Wake(), None, ""))
+        for actor in self.actors.values():
+            if actor.wake_at <= self.monotonic:
+                actor.wake_at = math.inf
+                actor.mail.append((Wake(), None, ""))
         if not busy:
             self.read_mail()
 
@@ -312,32 +314,32 @@ class World:
         self.wall += monotonic - self.monotonic
         self.monotonic = monotonic
 
-    def later(self, seconds: float, shell: Shell, command: Command, cause: str) -> None:
-        self.delayed.append((self.monotonic + seconds, shell, command, cause))
+    def later(self, seconds: float, actor: Actor, command: Command, cause: str) -> None:
+        self.delayed.append((self.monotonic + seconds, actor, command, cause))
 
     # mail
 
     def tell(self, to: Address, command: Command, cause: str = "") -> None:
-        self.shells[to].mail.append((command, None, cause))
+        self.actors[to].mail.append((command, None, cause))
 
     def ask(self, client: Client, to: Address, command: Command) -> None:
-        self.shells[to].mail.append((command, client, client.request_id))
+        self.actors[to].mail.append((command, client, client.request_id))
 
     def read_mail(self) -> None:
         """Everybody reads everything there is."""
         for _ in range(10_000):
-            full = [shell for shell in self.shells.values() if shell.mail]
+            full = [actor for actor in self.actors.values() if actor.mail]
             if not full:
                 return
-            for shell in full:
-                shell.deliver()
+            for actor in full:
+                actor.deliver()
         raise AssertionError("they talk without end")
 
     # journal
 
-    def store(self, shell: Shell, event: Any, cause: str) -> Stored[Any]:
-        stream = shell.core.stream_of(event)
-        version = shell.versions[stream] = shell.versions.get(stream, 0) + 1
+    def store(self, actor: Actor, event: Any, cause: str) -> Stored[Any]:
+        stream = actor.core.stream_of(event)
+        version = actor.versions[stream] = actor.versions.get(stream, 0) + 1
         record = Record(
             seq=len(self.journal) + 1,
             at=self.wall,
@@ -367,7 +369,7 @@ class World:
 
     # hands
 
-    def perform(self, shell: Shell, effect: Effect) -> None:
+    def perform(self, actor: Actor, effect: Effect) -> None:
         match effect:
             case OpenGate() as e:
                 self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
@@ -390,7 +392,7 @@ class World:
                 assert here, f"{spec.engine_id} is started on an installation that is removed"
                 self.processes[spec.engine_id] = Process(spec)
             case EndEngine(engine_id=one, reason=reason):
-                self._end_engine(shell, one, reason)
+                self._end_engine(actor, one, reason)
             case BuildInstallation(job=job):
                 assert all(build.backend != effect.backend for build in self.builds.values()), "two builds"
                 self.builds[job] = effect
@@ -403,10 +405,10 @@ class World:
             case _:
                 raise AssertionError(f"nobody does {effect!r}")
 
-    def _end_engine(self, shell: Shell, one: str, reason: str) -> None:
+    def _end_engine(self, actor: Actor, one: str, reason: str) -> None:
         process = self.processes.get(one)
         if process is None or process.state == "dead":
-            self._report(shell.core.backend, LostEngine(engine_id=one, reason="there is no such engine"))
+            self._report(actor.core.backend, LostEngine(engine_id=one, reason="there is no such engine"))
             return
         in_any_case = ("its requests did not end", "no sign", "it is no longer needed", "nothing is heard")
         willing = reason.startswith(in_any_case)
@@ -533,7 +535,7 @@ class World:
 
     def rebuild(self, address: Address) -> None:
         """A bug in an actor: it is folded anew, and its mail is still there."""
-        self.shells[address].begin()
+        self.actors[address].begin()
 
     def restart(self, *, engines_survive: bool) -> None:
         """The daemon is killed and started again. Engines live on, or end with it."""
@@ -547,24 +549,24 @@ class World:
         for process in self.processes.values():
             if process.state == "starting" or not engines_survive:
                 process.state, process.dies_at = "dead", None
-        for shell in self.shells.values():
-            shell.mail.clear()
-            shell.waiting = {}
-        for shell in self.shells.values():
-            shell.begin()
+        for actor in self.actors.values():
+            actor.mail.clear()
+            actor.waiting = {}
+        for actor in self.actors.values():
+            actor.begin()
 
     # what must always hold
 
     def check(self) -> None:
-        for shell in self.shells.values():
-            state, versions = self.replay(shell.core)
-            assert state == shell.state, f"the replayed state of {shell.core.address} is not the live one"
-            assert versions == shell.versions
+        for actor in self.actors.values():
+            state, versions = self.replay(actor.core)
+            assert state == actor.state, f"the replayed state of {actor.core.address} is not the live one"
+            assert versions == actor.versions
         held = {one: process.spec for one, process in self.processes.items() if process.state != "dead"}
         intents = {event.spec.engine_id: event.spec for event in self.stored(EngineStartRequested)}
         for one, spec in held.items():
             assert intents.get(one) == spec, f"{one} has no intent"
-        held |= {one: load.spec for one, load in self.shells[SCHEDULER].state.loads.items()}
+        held |= {one: load.spec for one, load in self.actors[SCHEDULER].state.loads.items()}
         held |= {spec.engine_id: spec for spec in self._starts_in_the_mail() if spec.engine_id not in intents}
         total = sum(spec.memory for spec in held.values())
         assert total <= self.budget, f"{total} of {self.budget} are held by {sorted(held)}"
@@ -576,17 +578,17 @@ class World:
         for engine_id in self.gates.readings():
             for request in self.gates.inside(engine_id):
                 client = self.clients[request]
-                gone = client.left and not self.shells[SCHEDULER].mail
+                gone = client.left and not self.actors[SCHEDULER].mail
                 assert not gone, f"{request} is gone and still held in {engine_id}"
 
     def _starts_in_the_mail(self) -> list[EngineSpec]:
-        mail = [command for shell in self.shells.values() for command, *_ in shell.mail]
+        mail = [command for actor in self.actors.values() for command, *_ in actor.mail]
         mail += [command for _, _, command, _ in self.delayed]
         starts = [command.spec for command in mail if isinstance(command, StartEngine)]
         return [
             one
             for one in starts
-            if one.engine_id not in self.shells[runner_address(one.backend)].state.barred
+            if one.engine_id not in self.actors[runner_address(one.backend)].state.barred
         ]
 
 

@@ -111,4 +111,4 @@ def test_memory_of_the_dead_is_forgotten() -> None:
         )
     ).rest()
     stage.dies(spec)
-    assert stage.seen.measured == {}
+    assert stage.volatile.measured == {}

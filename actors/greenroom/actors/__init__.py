@@ -44,9 +44,9 @@ if TYPE_CHECKING:
         Core,
         Decision,
         Effect,
+        EffectHandler,
         Event,
         Fault,
-        Hands,
         Later,
         NotUnderstood,
         Recovered,
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
         Unload,
         Unloaded,
     )
-    from greenroom.actors.testing import Case, FaultyJournal, RecordingHands, given
+    from greenroom.actors.testing import Case, FaultyJournal, RecordingEffectHandler, given
     from greenroom.actors.values import (
         Cancelled,
         Engine,
@@ -113,7 +113,7 @@ _PLACES = {
     "journal.sqlite": "SqliteJournal",
     "kernel.clock": "Clock ManualClock Moment SystemClock Timer",
     "kernel.core": (
-        "Address Answer Command Core Decision Effect Event Fault Hands Later NotUnderstood "
+        "Address Answer Command Core Decision Effect EffectHandler Event Fault Later NotUnderstood "
         "Recovered SingleStream Stored Tell fault refuse"
     ),
     "kernel.errors": (
@@ -124,7 +124,7 @@ _PLACES = {
     "kernel.system": "ActorSystem",
     "library.messages": "CancelPull Pull Pulled Removed RemoveModel Tagged TagModel",
     "scheduler.messages": "Abandon Configure Configured Granted Serve Unload Unloaded",
-    "testing": "Case FaultyJournal RecordingHands given",
+    "testing": "Case FaultyJournal RecordingEffectHandler given",
     "values": "Cancelled Engine EngineExit EngineSpec Failure Installation Model Plan Progress",
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names.split()}
@@ -150,6 +150,7 @@ __all__ = [
     "Core",
     "Decision",
     "Effect",
+    "EffectHandler",
     "Engine",
     "EngineExit",
     "EngineSpec",
@@ -163,7 +164,6 @@ __all__ = [
     "FaultyJournal",
     "Forked",
     "Granted",
-    "Hands",
     "Installation",
     "Journal",
     "JournalBusy",
@@ -190,7 +190,7 @@ __all__ = [
     "Pull",
     "Pulled",
     "Record",
-    "RecordingHands",
+    "RecordingEffectHandler",
     "Recovered",
     "Refusal",
     "Refused",

@@ -68,7 +68,7 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     """When the one before it did."""
 
 
-class DaemonSeen(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing beside the journal."""
 
 
@@ -94,9 +94,9 @@ class DaemonLog:
         """It never ran."""
         return DaemonState()
 
-    def unseen(self) -> DaemonSeen:
+    def initial_volatile(self) -> DaemonVolatile:
         """Nothing."""
-        return DaemonSeen()
+        return DaemonVolatile()
 
     def apply(self, state: DaemonState, stored: Stored[Any]) -> DaemonState:
         """Fold one event."""
@@ -113,8 +113,8 @@ class DaemonLog:
                 return msgspec.structs.replace(state, running_pid=0, running_life="")
 
     def decide(
-        self, state: DaemonState, command: Command, _now: Moment, _seen: DaemonSeen
-    ) -> Decision[DaemonSeen]:
+        self, state: DaemonState, command: Command, _now: Moment, _volatile: DaemonVolatile
+    ) -> Decision[DaemonVolatile]:
         """One command."""
         match command:
             case NoteStopped() as c:
@@ -131,6 +131,8 @@ class DaemonLog:
         """Nothing follows."""
         return ()
 
-    def settle(self, _state: DaemonState, _now: Moment, _seen: DaemonSeen) -> Decision[DaemonSeen]:
+    def settle(
+        self, _state: DaemonState, _now: Moment, _volatile: DaemonVolatile
+    ) -> Decision[DaemonVolatile]:
         """Nothing follows."""
         return Decision()

@@ -152,7 +152,7 @@ class IdempotencyState(msgspec.Struct, frozen=True, kw_only=True):
         return self.newest.get(key) or self.older.get(key)
 
 
-class IdempotencySeen(msgspec.Struct, frozen=True, kw_only=True):
+class IdempotencyVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """Keys whose command is being carried out in this life."""
 
     under_way: frozenset[str] = frozenset()
@@ -176,9 +176,9 @@ class Idempotency:
         """No keys."""
         return IdempotencyState()
 
-    def unseen(self) -> IdempotencySeen:
+    def initial_volatile(self) -> IdempotencyVolatile:
         """Nothing is being carried out."""
-        return IdempotencySeen()
+        return IdempotencyVolatile()
 
     def apply(self, state: IdempotencyState, stored: Stored[Any]) -> IdempotencyState:
         """Fold one event."""
@@ -204,24 +204,24 @@ class Idempotency:
         return IdempotencyState(older=older)
 
     def decide(
-        self, state: IdempotencyState, command: Command, now: Moment, seen: IdempotencySeen
-    ) -> Decision[IdempotencySeen]:
+        self, state: IdempotencyState, command: Command, now: Moment, volatile: IdempotencyVolatile
+    ) -> Decision[IdempotencyVolatile]:
         """One command."""
         match command:
             case BeginKeyed():
-                return self._begin(state, command, now, seen)
+                return self._begin(state, command, now, volatile)
             case AwaitKeyed():
-                return self._await(state, command, seen)
+                return self._await(state, command, volatile)
             case EndKeyed():
-                return self._end(state, command, seen)
+                return self._end(state, command, volatile)
             case Recovered():
                 return Decision()
             case _:
                 raise NotUnderstood(self.address, command)
 
     def _begin(
-        self, state: IdempotencyState, ask: BeginKeyed, now: Moment, seen: IdempotencySeen
-    ) -> Decision[IdempotencySeen]:
+        self, state: IdempotencyState, ask: BeginKeyed, now: Moment, volatile: IdempotencyVolatile
+    ) -> Decision[IdempotencyVolatile]:
         """Decide on a command with a key.
 
         1. The key has come with another command: refused.
@@ -230,7 +230,7 @@ class Idempotency:
         4. It is new, or the daemon ended in the middle: it is to be carried out.
         """
         known = state.get(ask.key)
-        if known is not None and ask.key not in seen.under_way and now.wall - known.at >= REMEMBERED_FOR:
+        if known is not None and ask.key not in volatile.under_way and now.wall - known.at >= REMEMBERED_FOR:
             known = None
         if known is not None and known.command != ask.command:  # 1
             return Decision(
@@ -243,29 +243,29 @@ class Idempotency:
             )
         if known is not None and known.outcome is not None:  # 2
             return Decision(reply=known.outcome)
-        if ask.key in seen.under_way:  # 3
+        if ask.key in volatile.under_way:  # 3
             return Decision(reply=UnderWay())
         keyed = CommandKeyed(key=ask.key, command=ask.command, name=ask.name)
         return Decision(  # 4
             events=() if known is not None else (keyed,),
             reply=Begun(),
-            seen=IdempotencySeen(under_way=seen.under_way | {ask.key}),
+            volatile=IdempotencyVolatile(under_way=volatile.under_way | {ask.key}),
         )
 
     def _await(
-        self, state: IdempotencyState, ask: AwaitKeyed, seen: IdempotencySeen
-    ) -> Decision[IdempotencySeen]:
-        if ask.key in seen.under_way:
+        self, state: IdempotencyState, ask: AwaitKeyed, volatile: IdempotencyVolatile
+    ) -> Decision[IdempotencyVolatile]:
+        if ask.key in volatile.under_way:
             return Decision(reply=Later(ask.key))
         known = state.get(ask.key)
         return Decision(reply=known.outcome if known is not None and known.outcome is not None else _NOTHING)
 
     def _end(
-        self, state: IdempotencyState, report: EndKeyed, seen: IdempotencySeen
-    ) -> Decision[IdempotencySeen]:
-        left = IdempotencySeen(under_way=seen.under_way - {report.key})
+        self, state: IdempotencyState, report: EndKeyed, volatile: IdempotencyVolatile
+    ) -> Decision[IdempotencyVolatile]:
+        left = IdempotencyVolatile(under_way=volatile.under_way - {report.key})
         if report.outcome is None:
-            return Decision(effects=(Answer(key=report.key, outcome=_NOTHING),), reply=Noted(), seen=left)
+            return Decision(effects=(Answer(key=report.key, outcome=_NOTHING),), reply=Noted(), volatile=left)
         outcome = report.outcome
         events: tuple[Event, ...] = ()
         if state.get(report.key) is not None and not outcome.passing:
@@ -278,14 +278,14 @@ class Idempotency:
             )
             events = (answered,)
         answer = Answer(key=report.key, outcome=outcome)
-        return Decision(events=events, effects=(answer,), reply=Noted(), seen=left)
+        return Decision(events=events, effects=(answer,), reply=Noted(), volatile=left)
 
     def react(self, _state: IdempotencyState, _stored: Stored[Any]) -> Sequence[Effect]:
         """Nothing follows."""
         return ()
 
     def settle(
-        self, _state: IdempotencyState, _now: Moment, _seen: IdempotencySeen
-    ) -> Decision[IdempotencySeen]:
+        self, _state: IdempotencyState, _now: Moment, _volatile: IdempotencyVolatile
+    ) -> Decision[IdempotencyVolatile]:
         """Nothing follows."""
         return Decision()

@@ -8,7 +8,7 @@ A pure core is tested without threads, clock or journal:
 
 Each event there is encoded, decoded and compared, and each of the core's functions is called twice and
 must answer the same and leave its arguments alone. A core in an `ActorSystem` is tested with a
-`ManualClock`, `RecordingHands` and, for faults of the disk, a `FaultyJournal`.
+`ManualClock`, `RecordingEffectHandler` and, for faults of the disk, a `FaultyJournal`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from greenroom.actors.kernel.core import (
 )
 from greenroom.actors.kernel.errors import Refusal
 
-__all__ = ["Case", "FaultyJournal", "ManualClock", "RecordingHands", "given"]
+__all__ = ["Case", "FaultyJournal", "ManualClock", "RecordingEffectHandler", "given"]
 
 S = TypeVar("S")
 V = TypeVar("V")
@@ -44,9 +44,11 @@ T = TypeVar("T", bound=Effect)
 _ROUNDS = 200
 
 
-def given(core: Core[S, V], *events: Event, seen: V | None = None, now: Moment | None = None) -> Case[S, V]:
+def given(
+    core: Core[S, V], *events: Event, volatile: V | None = None, now: Moment | None = None
+) -> Case[S, V]:
     """A core to which these events have happened and that has seen this; `now` is when it all happens."""
-    return Case(core, seen=seen, now=now).given(*events)
+    return Case(core, volatile=volatile, now=now).given(*events)
 
 
 class Case(Generic[S, V]):
@@ -55,10 +57,10 @@ class Case(Generic[S, V]):
     `events` and `effects` are those since the last `when`, `wake` or `advance`.
     """
 
-    def __init__(self, core: Core[S, V], *, seen: V | None = None, now: Moment | None = None) -> None:
+    def __init__(self, core: Core[S, V], *, volatile: V | None = None, now: Moment | None = None) -> None:
         self.core = core
         self.state: S = core.initial()
-        self.seen: V = core.unseen() if seen is None else seen
+        self.volatile: V = core.initial_volatile() if volatile is None else volatile
         self.clock = ManualClock() if now is None else ManualClock(now.wall, now.monotonic)
         self.history: list[Stored[Event]] = []
         """Every event of this life, the given ones included."""
@@ -85,20 +87,20 @@ class Case(Generic[S, V]):
         return self
 
     def when(
-        self, command: Command, *, seen: V | None = None, now: Moment | None = None, cause: str = ""
+        self, command: Command, *, volatile: V | None = None, now: Moment | None = None, cause: str = ""
     ) -> Self:
         """Let the core decide on a command; its events are applied and reacted to. Does not settle."""
-        if seen is not None:
-            self.seen = seen
+        if volatile is not None:
+            self.volatile = volatile
         if now is not None:
             self.clock = ManualClock(now.wall, now.monotonic)
         self._begin()
-        self._carry_out(self._twice(self.core.decide, self.state, command, self.now, self.seen), cause)
+        self._carry_out(self._twice(self.core.decide, self.state, command, self.now, self.volatile), cause)
         return self
 
     def settle(self) -> Self:
         """Ask once what follows from the state."""
-        decision = self._twice(self.core.settle, self.state, self.now, self.seen)
+        decision = self._twice(self.core.settle, self.state, self.now, self.volatile)
         if decision.reply is not None:
             raise AssertionError(f"settle has nobody to reply to: {decision.reply!r}")
         self.wake_at = decision.wake_at
@@ -135,7 +137,7 @@ class Case(Generic[S, V]):
         for stored in self.history:
             state = self.core.apply(state, stored)
         _same(self.state, state, "the replayed state is not the live one")
-        self.seen = self.core.unseen()
+        self.volatile = self.core.initial_volatile()
         self._begin()
         return self
 
@@ -208,8 +210,8 @@ class Case(Generic[S, V]):
             self.events.append(event)
             self._unchecked.append(event)
         self.effects += _effects(decision.effects)
-        if decision.seen is not None:
-            self.seen = decision.seen
+        if decision.volatile is not None:
+            self.volatile = decision.volatile
 
     def _store(self, event: Event, cause: str) -> Stored[Event]:
         stream = self.core.stream_of(event)
@@ -244,7 +246,7 @@ class Case(Generic[S, V]):
         return first
 
 
-class RecordingHands:
+class RecordingEffectHandler:
     """Hands that note what they were asked to do and may answer at once, as the test says.
 
     `on` maps a kind of effect to what to do about it, typically a `system.tell` with the report.

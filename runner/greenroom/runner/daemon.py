@@ -27,7 +27,7 @@ from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.clock import Clock
-from greenroom.actors.kernel.core import Address, Command, Core, Hands
+from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler
 from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.core import Library
@@ -38,7 +38,7 @@ from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.ledger import Memory
 from greenroom.actors.scheduler.messages import AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.reconcile import Limits
-from greenroom.actors.scheduler.state import SchedulerSeen, SchedulerState
+from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
 from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backends.base import Backend, Environment, Image, Launch, Platform
@@ -124,7 +124,7 @@ class Greenroom:
         self._store = Store(self.home / "models")
         self._memory = MemoryReader()
         self._devices = Devices(headroom=settings.gpu_headroom)
-        self._guests: list[tuple[Core[Any, Any], Hands | None]] = []
+        self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
         self.failure: BaseException | None = None
         """Why the system has stopped itself, if it has."""
         self._on_failure = on_failure
@@ -141,14 +141,14 @@ class Greenroom:
 
     # life
 
-    def register(self, core: Core[Any, Any], *, hands: Hands | None = None) -> None:
+    def register(self, core: Core[Any, Any], *, effect_handler: EffectHandler | None = None) -> None:
         """Add an actor of the host's own before the start; its events share the journal.
 
         Raises StartFailed once it is running.
         """
         if self._system is not None:
             raise StartFailed("actors are registered before the start")
-        self._guests.append((core, hands))
+        self._guests.append((core, effect_handler))
 
     def start(self) -> None:
         """Lock, open and verify the journal, replay, start the actors, look, settle.
@@ -169,7 +169,7 @@ class Greenroom:
             self._watch.start()
         except BaseException:
             # Engines of the last daemon may have been adopted already: the next start finds them.
-            self._end_hands(self.settings.engine_grace, Ending(STOP_BOUND))
+            self._end_effects(self.settings.engine_grace, Ending(STOP_BOUND))
             self._lock.release()
             raise
 
@@ -241,17 +241,17 @@ class Greenroom:
         # First, so that what follows a start stands behind it in the journal.
         system.register(DaemonLog(self._started()))
         system.register(Idempotency())
-        system.register(Installer(self.facts), hands=installer)
+        system.register(Installer(self.facts), effect_handler=installer)
         for name in self.backends:
-            system.register(Runner(name), hands=runner)
-        system.register(Library(), hands=library)
+            system.register(Runner(name), effect_handler=runner)
+        system.register(Library(), effect_handler=library)
         system.register(
             Scheduler(self.facts, policy=self.settings.install_policy, limits=limits),
-            hands=SchedulerHands(self.gates, self.board),
-            sense=self._sense,
+            effect_handler=SchedulerHands(self.gates, self.board),
+            observe=self._observe,
         )
-        for core, hands in self._guests:
-            system.register(core, hands=hands)
+        for core, effect_handler in self._guests:
+            system.register(core, effect_handler=effect_handler)
         self.gates.on_freed = lambda one: tell(SCHEDULER, SlotFreed(engine_id=one))
         self.gates.on_empty = Emptied(clock, lambda one: tell(SCHEDULER, GateEmptied(engine_id=one)))
 
@@ -317,7 +317,7 @@ class Greenroom:
                     drained.get(timeout=_LEASES_END)
                 system.end_leases()
                 drained.get(timeout=STOP_BOUND / 2 - _LEASES_END)
-        self._end_hands(keep_engines, ending, spare=STOP_BOUND / 5)
+        self._end_effects(keep_engines, ending, spare=STOP_BOUND / 5)
         if system.failure is None:
             try:
                 stopped = NoteStopped(pid=os.getpid(), reason=reason)
@@ -440,7 +440,7 @@ class Greenroom:
             return
         system.report(to, command)
 
-    def _sense(self, seen: SchedulerSeen) -> SchedulerSeen:
+    def _observe(self, volatile: SchedulerVolatile) -> SchedulerVolatile:
         """What the scheduler cannot be told but must look at: gates and memory."""
         now = self._memory.now()
         left, budget = self._left(now), self.settings.memory_budget
@@ -449,7 +449,7 @@ class Greenroom:
             available=max(0, now.available - left),
             devices=self._devices.now(),
         )
-        return msgspec.structs.replace(seen, gates=self.gates.readings(), memory=memory)
+        return msgspec.structs.replace(volatile, gates=self.gates.readings(), memory=memory)
 
     def _left(self, memory: MachineMemory) -> int:
         """Bytes to leave to the rest of the machine, or of the container."""
@@ -502,7 +502,7 @@ class Greenroom:
             # The system ends only a clock of its own, and this one is ours.
             system.clock.close()
 
-    def _end_hands(self, keep_engines: float | None, ending: Ending, *, spare: float = 0.0) -> None:
+    def _end_effects(self, keep_engines: float | None, ending: Ending, *, spare: float = 0.0) -> None:
         """All at once: one that hangs takes nothing from the others. `spare` seconds are left over."""
         work: dict[str, Callable[[], None]] = {"the graphics devices": self._devices.close}
         if (host := self._host) is not None:

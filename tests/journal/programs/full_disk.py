@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from greenroom.actors.journal.kit import entry
+from greenroom.actors.journal.conformance import entry
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.journal.sqlite import SqliteJournal

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from greenroom.actors.journal.kit import entry
+from greenroom.actors.journal.conformance import entry
 from greenroom.actors.journal.port import Entry, JournalError, JournalFailed
 from greenroom.actors.journal.sqlite import SqliteJournal
 

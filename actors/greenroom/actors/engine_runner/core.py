@@ -83,7 +83,7 @@ class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
 
 
-class RunnerSeen(msgspec.Struct, frozen=True, kw_only=True):
+class RunnerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """What this life knows and the journal does not."""
 
     moved: Mapping[str, float] = msgspec.field(default_factory=dict)
@@ -141,9 +141,9 @@ class Runner:
         """No engines."""
         return RunnerState()
 
-    def unseen(self) -> RunnerSeen:
+    def initial_volatile(self) -> RunnerVolatile:
         """Nothing seen."""
-        return RunnerSeen()
+        return RunnerVolatile()
 
     def apply(self, state: RunnerState, stored: Stored[Any]) -> RunnerState:
         """Fold one event."""
@@ -187,8 +187,8 @@ class Runner:
         return change(state, engines=engines, version=version)
 
     def decide(
-        self, state: RunnerState, command: Command, now: Moment, seen: RunnerSeen
-    ) -> Decision[RunnerSeen]:
+        self, state: RunnerState, command: Command, now: Moment, volatile: RunnerVolatile
+    ) -> Decision[RunnerVolatile]:
         """One command.
 
         An engine may be barred before its start was heard of: that may still be on its way, behind a full
@@ -202,29 +202,29 @@ class Runner:
                 if spec.engine_id in state.engines or spec.engine_id in state.barred:
                     return Decision()
                 return Decision(
-                    events=(EngineStartRequested(spec=spec),), seen=_moved(seen, spec.engine_id, now)
+                    events=(EngineStartRequested(spec=spec),), volatile=_moved(volatile, spec.engine_id, now)
                 )
             case StopEngine(engine_id=one, reason=reason):
                 engine = state.engines.get(one)
                 if engine is None or engine.state == "gone":
-                    return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                    return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
                 if engine.state == "stopping":
                     return Decision(effects=(EndEngine(engine_id=one, reason=reason),))
                 return Decision(
                     events=(EngineStopRequested(engine_id=one, reason=reason),),
-                    seen=_moved(seen, one, now),
+                    volatile=_moved(volatile, one, now),
                 )
             case BarEngine(engine_id=one):
                 if one in state.engines or one in state.barred:
-                    return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                    return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
                 return Decision(events=(EngineLost(engine_id=one, reason="it had not been started"),))
             case RollCall() as call:
                 return Decision(
-                    seen=msgspec.structs.replace(
-                        seen,
+                    volatile=msgspec.structs.replace(
+                        volatile,
                         told=-1,
-                        installations=max(seen.installations, call.installations),
-                        token=call.token or seen.token,
+                        installations=max(volatile.installations, call.installations),
+                        token=call.token or volatile.token,
                     )
                 )
             case Recovered():
@@ -232,13 +232,13 @@ class Runner:
                 ids = frozenset(one.spec.engine_id for one in left)
                 return Decision(
                     effects=(RecoverEngines(backend=self.backend, engines=left),),
-                    seen=msgspec.structs.replace(
-                        seen, unsettled=ids, moved=dict.fromkeys(ids, now.monotonic)
+                    volatile=msgspec.structs.replace(
+                        volatile, unsettled=ids, moved=dict.fromkeys(ids, now.monotonic)
                     ),
                 )
             case EngineMoved(engine_id=one):
                 # Its host keeps it: nothing of an earlier life is left to be looked for.
-                return Decision(seen=_settled(_moved(seen, one, now), one))
+                return Decision(volatile=_settled(_moved(volatile, one, now), one))
             case EngineStalled(engine_id=one, failure=failure):
                 engine = state.engines.get(one)
                 if engine is None or engine.state not in ("starting", "ready"):
@@ -247,17 +247,17 @@ class Runner:
                 stalled = EngineStopRequested(
                     engine_id=one, reason=reason, fault=True, failure=_given_up(engine, failure)
                 )
-                return Decision(events=(stalled,), cause=engine.cause, seen=_moved(seen, one, now))
+                return Decision(events=(stalled,), cause=engine.cause, volatile=_moved(volatile, one, now))
             case EnginesMeasured(measured=measured):
-                return Decision(seen=_measured(seen, measured))
+                return Decision(volatile=_measured(volatile, measured))
             case SpawnedEngine() | EngineIsReady() | AdoptedEngine() | EngineEnded() | LostEngine():
-                return self._report(state, command, now, seen)
+                return self._report(state, command, now, volatile)
             case _:
                 raise NotUnderstood(self.address, command)
 
     def _report(
-        self, state: RunnerState, report: _Report, now: Moment, seen: RunnerSeen
-    ) -> Decision[RunnerSeen]:
+        self, state: RunnerState, report: _Report, now: Moment, volatile: RunnerVolatile
+    ) -> Decision[RunnerVolatile]:
         one = report.engine_id
         engine = state.engines.get(one)
         if engine is None or engine.state == "gone":
@@ -265,19 +265,19 @@ class Runner:
                 return Decision(effects=(EndEngine(engine_id=one, reason="it is no longer needed"),))
             return Decision()
         events: tuple[Event, ...] = ()
-        seen = _moved(seen, one, now)
+        volatile = _moved(volatile, one, now)
         match report:
             case SpawnedEngine() as r:
                 events = (EngineSpawned(engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint),)
-                seen = _settled(seen, one)
-                if one in seen.early and engine.state == "starting":
+                volatile = _settled(volatile, one)
+                if one in volatile.early and engine.state == "starting":
                     events = (*events, _ready(engine, now))
             case EngineIsReady() if engine.state == "starting" and engine.endpoint:
                 events = (_ready(engine, now),)
             case EngineIsReady() if engine.state == "starting":
                 # On a full disk reports are handled again later, so they may come in another order. Without
                 # an endpoint nobody can be let in.
-                seen = msgspec.structs.replace(seen, early=seen.early | {one})
+                volatile = msgspec.structs.replace(volatile, early=volatile.early | {one})
             case AdoptedEngine() as r:
                 adopted = EngineAdopted(
                     engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint, ready=r.ready
@@ -285,7 +285,7 @@ class Runner:
                 events = (adopted,)
                 if r.ready and engine.state == "starting":
                     events = (adopted, EngineReady(engine_id=one, seconds=0.0))
-                seen = _settled(seen, one)
+                volatile = _settled(volatile, one)
             case EngineEnded() as r:
                 end = r.exit
                 if engine.fault:
@@ -294,13 +294,13 @@ class Runner:
                         end, expected=False, summary=_sentence(engine.fault), failure=engine.failure
                     )
                 events = (EngineExited(engine_id=one, exit=end),)
-                seen = _settled(seen, one)
+                volatile = _settled(volatile, one)
             case LostEngine() as r:
                 events = (EngineLost(engine_id=one, reason=r.reason),)
-                seen = _settled(seen, one)
+                volatile = _settled(volatile, one)
             case EngineIsReady():
                 pass
-        return Decision(events=events, cause=engine.cause, seen=seen)
+        return Decision(events=events, cause=engine.cause, volatile=volatile)
 
     def react(self, state: RunnerState, stored: Stored[Any]) -> Sequence[Effect]:
         """Intent is stored: act."""
@@ -312,7 +312,7 @@ class Runner:
             case _:
                 return ()
 
-    def settle(self, state: RunnerState, now: Moment, seen: RunnerSeen) -> Decision[RunnerSeen]:
+    def settle(self, state: RunnerState, now: Moment, volatile: RunnerVolatile) -> Decision[RunnerVolatile]:
         """What follows.
 
         1. A start without any sign of progress for very long: it is asked to end.
@@ -328,9 +328,9 @@ class Runner:
         effects: list[Effect] = []
         wakes: list[float] = []
         overdue: dict[str, float] = {}
-        slept = 0.0 < seen.looked_at < now.monotonic - _SLEPT  # 4
-        moved = dict(seen.moved)
-        before = seen.unsettled & {one for one, engine in state.engines.items() if engine.state != "gone"}
+        slept = 0.0 < volatile.looked_at < now.monotonic - _SLEPT  # 4
+        moved = dict(volatile.moved)
+        before = volatile.unsettled & {one for one, engine in state.engines.items() if engine.state != "gone"}
         unsettled = set(before)
         for one, engine in state.engines.items():
             if engine.state == "gone" or (engine.state == "ready" and one not in unsettled):
@@ -344,10 +344,10 @@ class Runner:
                 wakes.append(since + limit)
                 continue
             starting = engine.state == "starting" and one not in unsettled
-            if slept and not starting and one not in seen.overdue:
+            if slept and not starting and one not in volatile.overdue:
                 wakes.append(now.monotonic + 1.0)
                 continue
-            noticed = overdue[one] = seen.overdue.get(one, now.monotonic)
+            noticed = overdue[one] = volatile.overdue.get(one, now.monotonic)
             if noticed == now.monotonic and not starting:
                 effects.append(EndEngine(engine_id=one, reason="nothing is heard of it"))
             if now.monotonic - noticed < SECOND_LOOK:
@@ -363,35 +363,35 @@ class Runner:
                 events.append(EngineLost(engine_id=one, reason=lost))
                 unsettled.discard(one)
         changing = {one for one, engine in state.engines.items() if engine.state in ("starting", "stopping")}
-        seen = msgspec.structs.replace(
-            seen,
+        volatile = msgspec.structs.replace(
+            volatile,
             moved={one: at for one, at in moved.items() if one in changing | unsettled},
-            early=seen.early & changing,
+            early=volatile.early & changing,
             overdue=overdue,
             looked_at=now.monotonic,
             unsettled=frozenset(unsettled),
-            measured={one: size for one, size in seen.measured.items() if _is_alive(state, one)},
+            measured={one: size for one, size in volatile.measured.items() if _is_alive(state, one)},
         )
         decision = Decision(
-            events=tuple(events), effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None)
+            events=tuple(events), effects=tuple(effects), volatile=volatile, wake_at=min(wakes, default=None)
         )
-        stale = seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY
+        stale = volatile.told != state.version or now.monotonic - volatile.told_at >= _TELL_EVERY
         if not stale or before:
             return decision
         whole = msgspec.structs.replace(  # 3
-            self.list_of(state), installations=seen.installations, measured=seen.measured
+            self.list_of(state), installations=volatile.installations, measured=volatile.measured
         )
-        whole = msgspec.structs.replace(whole, token=seen.token)
+        whole = msgspec.structs.replace(whole, token=volatile.token)
         telling = Decision(
             effects=(
                 *decision.effects,
                 Tell(to=SCHEDULER, command=whole),
                 Tell(to=INSTALLER, command=whole),
             ),
-            seen=msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic),
+            volatile=msgspec.structs.replace(volatile, told=state.version, told_at=now.monotonic),
             wake_at=decision.wake_at,
         )
-        return msgspec.structs.replace(decision, otherwise=telling) if events else telling
+        return msgspec.structs.replace(decision, if_not_stored=telling) if events else telling
 
     def list_of(self, state: RunnerState) -> EngineList:
         """All engines, gone ones last heard of included."""
@@ -426,20 +426,20 @@ def _is_alive(state: RunnerState, engine_id: str) -> bool:
     return engine is not None and engine.state != "gone"
 
 
-def _measured(seen: RunnerSeen, measured: Mapping[str, Measured]) -> RunnerSeen:
+def _measured(volatile: RunnerVolatile, measured: Mapping[str, Measured]) -> RunnerVolatile:
     """Take in what was measured; a peak that has grown a good deal does not wait for the next list."""
-    before = {one: seen.measured[one].peak if one in seen.measured else 0 for one in measured}
+    before = {one: volatile.measured[one].peak if one in volatile.measured else 0 for one in measured}
     grown = any(size.peak - before[one] >= _GROWN for one, size in measured.items())
-    told = -1 if grown else seen.told
-    return msgspec.structs.replace(seen, measured={**seen.measured, **measured}, told=told)
+    told = -1 if grown else volatile.told
+    return msgspec.structs.replace(volatile, measured={**volatile.measured, **measured}, told=told)
 
 
-def _moved(seen: RunnerSeen, engine_id: str, now: Moment) -> RunnerSeen:
-    return msgspec.structs.replace(seen, moved={**seen.moved, engine_id: now.monotonic})
+def _moved(volatile: RunnerVolatile, engine_id: str, now: Moment) -> RunnerVolatile:
+    return msgspec.structs.replace(volatile, moved={**volatile.moved, engine_id: now.monotonic})
 
 
-def _settled(seen: RunnerSeen, engine_id: str) -> RunnerSeen:
-    return msgspec.structs.replace(seen, unsettled=seen.unsettled - {engine_id})
+def _settled(volatile: RunnerVolatile, engine_id: str) -> RunnerVolatile:
+    return msgspec.structs.replace(volatile, unsettled=volatile.unsettled - {engine_id})
 
 
 def _apply_bound(engines: dict[str, Engine]) -> dict[str, Engine]:

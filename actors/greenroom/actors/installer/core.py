@@ -63,7 +63,7 @@ from greenroom.actors.installer.messages import (
 )
 from greenroom.actors.installer.messages import InstallationsUnread as InstallationsUnread_msg
 from greenroom.actors.installer.reconcile import InstallerTurn, between_attempts
-from greenroom.actors.installer.state import InstallerSeen, InstallerState, apply
+from greenroom.actors.installer.state import InstallerState, InstallerVolatile, apply
 from greenroom.actors.installer.versions import activate, not_needed, verified, verify, whole_of
 from greenroom.actors.installer.waiters import (
     answers,
@@ -100,7 +100,7 @@ _DROP_KEY = "drop-fetched"
 _QUEUE = 8
 """Jobs of one backend: somebody who asks for one version after the other must not fill the journal."""
 
-Seen = InstallerSeen
+Volatile = InstallerVolatile
 N = TypeVar("N", Ensure, Uninstall, CancelInstall, LeaveInstall)
 
 
@@ -152,9 +152,9 @@ class Installer:
         """Nothing is known."""
         return InstallerState()
 
-    def unseen(self) -> Seen:
+    def initial_volatile(self) -> Volatile:
         """Nothing has been looked at."""
-        return InstallerSeen()
+        return InstallerVolatile()
 
     def apply(self, state: InstallerState, stored: Stored[Any]) -> InstallerState:
         """Fold one event."""
@@ -162,21 +162,23 @@ class Installer:
 
     # decide
 
-    def decide(self, state: InstallerState, command: Command, now: Moment, seen: Seen) -> Decision[Seen]:
+    def decide(
+        self, state: InstallerState, command: Command, now: Moment, volatile: Volatile
+    ) -> Decision[Volatile]:
         """One command."""
         match command:
             case Ensure():
-                return self._ensure(state, command, seen)
+                return self._ensure(state, command, volatile)
             case Uninstall():
-                return self._uninstall(state, command, seen)
+                return self._uninstall(state, command, volatile)
             case CancelInstall():
-                return ends.cancel(state.of(command.backend), self._named(command), seen)
+                return ends.cancel(state.of(command.backend), self._named(command), volatile)
             case LeaveInstall():
-                return ends.leave(self._named(command), seen)
+                return ends.leave(self._named(command), volatile)
             case InstallsAwaited():
-                return Decision(seen=msgspec.structs.replace(seen, awaited=command.backends))
+                return Decision(volatile=msgspec.structs.replace(volatile, awaited=command.backends))
             case Activate() | VerifyBackend():
-                return self._installed(state, command, seen)
+                return self._installed(state, command, volatile)
             case BackendVerified():
                 failed = refusals.failed(command.failure, command.backend) if command.failure else None
                 return verified(state, command, failed)
@@ -195,40 +197,41 @@ class Installer:
             case InstallCommitted():
                 one = command.installation
                 decision = self._committed(state, command, now)
-                return msgspec.structs.replace(decision, seen=_noted(seen, one.backend, one.id))
+                return msgspec.structs.replace(decision, volatile=_noted(volatile, one.backend, one.id))
             case InstallAttemptEnded():
-                return self._attempt_ended(state, command, now, seen)
+                return self._attempt_ended(state, command, now, volatile)
             case InstallationsSeen():
-                return seen_on_disk(state, command, now.wall, seen)
+                return seen_on_disk(state, command, now.wall, volatile)
             case InstallationsUnread_msg():
-                return unread(state, command, seen)
+                return unread(state, command, volatile)
             case InstallationGone():
-                return self._gone(state, command, now, seen)
+                return self._gone(state, command, now, volatile)
             case EngineList():
                 using = frozenset(
                     engine.spec.installation_id for engine in command.engines if engine.state != "gone"
                 )
-                call, version, _ = seen.called.get(command.backend, ("", -1, 0.0))
+                call, version, _ = volatile.called.get(command.backend, ("", -1, 0.0))
                 answered = version if call and command.token == call else -1
                 return Decision(
-                    seen=msgspec.structs.replace(
-                        seen,
-                        in_use={**seen.in_use, command.backend: using},
-                        acted_on={**seen.acted_on, command.backend: max(command.installations, answered)},
+                    volatile=msgspec.structs.replace(
+                        volatile,
+                        in_use={**volatile.in_use, command.backend: using},
+                        acted_on={**volatile.acted_on, command.backend: max(command.installations, answered)},
                     )
                 )
             case RollCall():
-                return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
             case Recovered():
                 effects: list[Effect] = [LookAtInstallations(backends=tuple(self._facts))]
                 effects += [Tell(to=runner_address(name), command=RollCall()) for name in self._facts]
                 return Decision(
-                    effects=tuple(effects), seen=msgspec.structs.replace(seen, looking_since=now.monotonic)
+                    effects=tuple(effects),
+                    volatile=msgspec.structs.replace(volatile, looking_since=now.monotonic),
                 )
             case _:
                 raise NotUnderstood(self.address, command)
 
-    def _ensure(self, state: InstallerState, ask: Ensure, seen: Seen) -> Decision[Seen]:
+    def _ensure(self, state: InstallerState, ask: Ensure, volatile: Volatile) -> Decision[Volatile]:
         """Decide on a wish for a backend.
 
         1. Unknown backend, or one this platform cannot run: refused at once, without trying.
@@ -247,45 +250,45 @@ class Installer:
         if facts.verdict:
             return Decision(
                 reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend),
-                seen=heard(seen, ask),
+                volatile=heard(volatile, ask),
             )
         ask = self._named(ask)
         key = ensure_key(ask.backend, ask.version)
-        if ask.backend in seen.unread:  # 2
+        if ask.backend in volatile.unread:  # 2
             refusal = refusals.unread(ask.backend, state.of(ask.backend).unread)
-            return Decision(reply=refusal, seen=heard(seen, ask))
-        if ask.backend not in seen.looked:
-            if key not in seen.pending and len(seen.pending) >= _QUEUE * len(self._facts):
+            return Decision(reply=refusal, volatile=heard(volatile, ask))
+        if ask.backend not in volatile.looked:
+            if key not in volatile.pending and len(volatile.pending) >= _QUEUE * len(self._facts):
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE))
-            pending = {**seen.pending, key: stronger(seen.pending.get(key), ask)}
-            seen = msgspec.structs.replace(seen, pending=pending)
-            return Decision(reply=Later(key), seen=waits(seen, key, ask))
+            pending = {**volatile.pending, key: stronger(volatile.pending.get(key), ask)}
+            volatile = msgspec.structs.replace(volatile, pending=pending)
+            return Decision(reply=Later(key), volatile=waits(volatile, key, ask))
         backend = state.of(ask.backend)
         usable = backend.usable
-        seen = heard(seen, ask)
+        volatile = heard(volatile, ask)
         if usable is not None and not ask.repair and ask.version in ("", usable.version):  # 3
             # Who names the version that is in use wants models to be tried on it again.
             again = ask.version and ask.wanted_by == "explicit"
             lift = Tell(to=SCHEDULER, command=LiftQuarantines(backend=ask.backend))
             reply = Ensured(installation=usable, fresh=False)
-            return Decision(reply=reply, effects=(lift,) if again else (), seen=seen)
+            return Decision(reply=reply, effects=(lift,) if again else (), volatile=volatile)
         if backend.theirs is not None:  # 4
-            return Decision(reply=refusals.not_ours(backend.theirs), seen=seen)
+            return Decision(reply=refusals.not_ours(backend.theirs), volatile=volatile)
         if ask.version and not ask.repair and (here := whole_of(backend, ask.version)) is not None:  # 5
             activated = InstallationActivated(
                 backend=ask.backend, installation_id=here.id, reason="this version was requested"
             )
             reply = Ensured(installation=here, fresh=False)
-            return Decision(events=(activated,), reply=reply, seen=seen)
+            return Decision(events=(activated,), reply=reply, volatile=volatile)
         events: tuple[Event, ...] = ()
         job = job_for(backend.jobs_open, ask.version)
         if job is None:  # 7
             if len(backend.jobs_open) >= _QUEUE:
-                return Decision(reply=refusals.busy(ask.backend, _QUEUE), seen=seen)
+                return Decision(reply=refusals.busy(ask.backend, _QUEUE), volatile=volatile)
             events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.version),)
         elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
             events = (_requested(ask, job.id, job.version),)
-        return Decision(events=events, reply=Later(key), seen=waits(seen, key, ask))
+        return Decision(events=events, reply=Later(key), volatile=waits(volatile, key, ask))
 
     def _named(self, ask: N) -> N:
         """The same with a version for `pinned`, which is a name for one."""
@@ -294,18 +297,20 @@ class Installer:
             return ask
         return msgspec.structs.replace(ask, version=facts.version)
 
-    def _uninstall(self, state: InstallerState, ask: Uninstall, seen: Seen) -> Decision[Seen]:
+    def _uninstall(self, state: InstallerState, ask: Uninstall, volatile: Volatile) -> Decision[Volatile]:
         if ask.backend not in self._facts:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
-        if ask.backend in seen.unread:
+        if ask.backend in volatile.unread:
             return Decision(reply=refusals.unread(ask.backend, state.of(ask.backend).unread))
-        return ends.uninstall(state.of(ask.backend), self._named(ask), seen)
+        return ends.uninstall(state.of(ask.backend), self._named(ask), volatile)
 
-    def _installed(self, state: InstallerState, ask: Activate | VerifyBackend, seen: Seen) -> Decision[Seen]:
+    def _installed(
+        self, state: InstallerState, ask: Activate | VerifyBackend, volatile: Volatile
+    ) -> Decision[Volatile]:
         """What is about installations that are here already."""
         if ask.backend not in self._facts:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
-        if ask.backend in seen.unread:
+        if ask.backend in volatile.unread:
             return Decision(reply=refusals.unread(ask.backend, state.of(ask.backend).unread))
         backend = state.of(ask.backend)
         if isinstance(ask, VerifyBackend):
@@ -314,14 +319,14 @@ class Installer:
             return Decision(reply=refusals.not_ours(backend.theirs))
         return activate(backend, ask)
 
-    def _drop_fetched(self, state: InstallerState) -> Decision[Seen]:
+    def _drop_fetched(self, state: InstallerState) -> Decision[Volatile]:
         """What a job that waits for its next attempt has fetched is what it goes on with."""
         at_work = tuple(name for name, backend in state.backends.items() if backend.jobs_open)
         if at_work:
             return Decision(reply=FetchedDropped(kept_for=at_work))
         return Decision(effects=(DropUnneeded(),), reply=Later(_DROP_KEY))
 
-    def _plan(self, ask: PlanInstall) -> Decision[Seen]:
+    def _plan(self, ask: PlanInstall) -> Decision[Volatile]:
         facts = self._facts.get(ask.backend)
         if facts is None:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
@@ -334,7 +339,7 @@ class Installer:
             effects=(PlanInstallation(backend=ask.backend, version=ask.version),),
         )
 
-    def _committed(self, state: InstallerState, report: InstallCommitted, now: Moment) -> Decision[Seen]:
+    def _committed(self, state: InstallerState, report: InstallCommitted, now: Moment) -> Decision[Volatile]:
         name = report.installation.backend
         job = state.of(name).job
         if report.installation.id in state.of(name).installations:
@@ -364,8 +369,8 @@ class Installer:
         return Decision(events=tuple(events), effects=answers([job], job, events[0]), cause=job.cause)
 
     def _attempt_ended(
-        self, state: InstallerState, report: InstallAttemptEnded, now: Moment, seen: Seen
-    ) -> Decision[Seen]:
+        self, state: InstallerState, report: InstallAttemptEnded, now: Moment, volatile: Volatile
+    ) -> Decision[Volatile]:
         """Transient failures are tried again at a recorded time, until the policy says that is enough.
 
         Where no server has ever answered, and somebody waits, that is within seconds.
@@ -377,7 +382,9 @@ class Installer:
         failure = report.failure
         event: Event
         reached = report.reached or job.reached
-        waited_for = report.backend in seen.awaited or count(seen.waiting, *keys_of(backend.jobs_open, job))
+        waited_for = report.backend in volatile.awaited or count(
+            volatile.waiting, *keys_of(backend.jobs_open, job)
+        )
         patient = reached or not waited_for
         retry_at = None
         if failure.kind == "transient" and (patient or now.wall - job.requested_at < NO_NETWORK_AFTER):
@@ -399,8 +406,8 @@ class Installer:
         return Decision(events=(event,), effects=answers([job], job, event), cause=job.cause)
 
     def _gone(
-        self, state: InstallerState, report: InstallationGone, now: Moment, seen: Seen
-    ) -> Decision[Seen]:
+        self, state: InstallerState, report: InstallationGone, now: Moment, volatile: Volatile
+    ) -> Decision[Volatile]:
         key = f"{report.backend}/{report.installation_id}"
         if report.failure is not None:
             # It stays retired and is tried again; whoever asked is not kept waiting for that.
@@ -409,22 +416,22 @@ class Installer:
             )
             return Decision(
                 effects=(answer,),
-                seen=msgspec.structs.replace(
-                    seen,
-                    removing={**seen.removing, key: now.monotonic},
-                    freed={k: v for k, v in seen.freed.items() if k != report.backend},
+                volatile=msgspec.structs.replace(
+                    volatile,
+                    removing={**volatile.removing, key: now.monotonic},
+                    freed={k: v for k, v in volatile.freed.items() if k != report.backend},
                 ),
             )
-        seen = _noted(seen, report.backend, report.installation_id)
-        if report.backend in seen.freed:
-            freed = {**seen.freed, report.backend: seen.freed[report.backend] + report.freed}
-            seen = msgspec.structs.replace(seen, freed=freed)
+        volatile = _noted(volatile, report.backend, report.installation_id)
+        if report.backend in volatile.freed:
+            freed = {**volatile.freed, report.backend: volatile.freed[report.backend] + report.freed}
+            volatile = msgspec.structs.replace(volatile, freed=freed)
         if report.installation_id not in state.of(report.backend).installations:
-            return Decision(seen=seen)
+            return Decision(volatile=volatile)
         event = InstallationRemoved(
             backend=report.backend, installation_id=report.installation_id, freed=report.freed
         )
-        return Decision(events=(event,), seen=seen)
+        return Decision(events=(event,), volatile=volatile)
 
     # react
 
@@ -434,9 +441,11 @@ class Installer:
 
     # settle
 
-    def settle(self, state: InstallerState, now: Moment, seen: Seen) -> Decision[Seen]:
+    def settle(self, state: InstallerState, now: Moment, volatile: Volatile) -> Decision[Volatile]:
         """The steps of an `InstallerTurn`."""
-        return InstallerTurn(state, now, seen, self._facts, self._retries).take(self._ensure, self.list_of)
+        return InstallerTurn(state, now, volatile, self._facts, self._retries).take(
+            self._ensure, self.list_of
+        )
 
     # the list
 
@@ -487,11 +496,11 @@ class Installer:
         )
 
 
-def _noted(seen: Seen, backend: str, installation_id: str) -> Seen:
+def _noted(volatile: Volatile, backend: str, installation_id: str) -> Volatile:
     """A look at the disk that is still under way may not know this."""
-    if backend in seen.looked:
-        return seen
-    return msgspec.structs.replace(seen, reported=seen.reported | {installation_id})
+    if backend in volatile.looked:
+        return volatile
+    return msgspec.structs.replace(volatile, reported=volatile.reported | {installation_id})
 
 
 def _unread(name: str, reason: str) -> Failure:

@@ -22,7 +22,7 @@ from greenroom.actors.installer.events import (
 )
 from greenroom.actors.installer.messages import InstallationsSeen
 from greenroom.actors.installer.messages import InstallationsUnread as InstallationsUnread_msg
-from greenroom.actors.installer.state import BackendInstallState, InstallerSeen, InstallerState, JobState
+from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile, JobState
 from greenroom.actors.installer.waiters import answers
 from greenroom.actors.kernel.core import Answer, Decision, Event
 from greenroom.actors.values import Failure, Installation
@@ -31,8 +31,8 @@ _ENDS = (InstallationCommitted, InstallFailed, InstallCancelled)
 
 
 def seen_on_disk(
-    state: InstallerState, report: InstallationsSeen, now: float, seen: InstallerSeen
-) -> Decision[InstallerSeen]:
+    state: InstallerState, report: InstallationsSeen, now: float, volatile: InstallerVolatile
+) -> Decision[InstallerVolatile]:
     """Settle what the journal says with what lies there.
 
     Once in each life; of what was unclear then, until it is not.
@@ -43,21 +43,23 @@ def seen_on_disk(
     """
     name = report.backend
     backend = state.of(name)
-    before = seen.unclear.get(name, frozenset())
+    before = volatile.unclear.get(name, frozenset())
     unclear = {name: frozenset(report.unclear)} if report.unclear else {}
-    others = {one: ids for one, ids in seen.unclear.items() if one != name}
-    if name in seen.looked:  # 2
+    others = {one: ids for one, ids in volatile.unclear.items() if one != name}
+    if name in volatile.looked:  # 2
         judged = before - report.unclear.keys()
         if not judged:
             return Decision()
         found = [one for one in report.installations if one.id in judged]
         events = _of_installations(name, backend, found, backend.installations.keys() - judged)
         still = {name: before - judged} if before - judged else {}
-        return Decision(events=tuple(events), seen=msgspec.structs.replace(seen, unclear={**others, **still}))
+        return Decision(
+            events=tuple(events), volatile=msgspec.structs.replace(volatile, unclear={**others, **still})
+        )
     # What hands are at, although this actor, being rebuilt, knows nothing of it.
-    building = seen.building | set(report.building)
+    building = volatile.building | set(report.building)
     begun = backend.job is not None and any(job == backend.job.id for job, _ in building)
-    told = seen.reported | report.unclear.keys()
+    told = volatile.reported | report.unclear.keys()
     events = settle_with_disk(name, backend, report.installations, begun=begun, now=now, reported=told)
     if backend.unread:
         events = [InstallationsReadAgain(backend=name), *events]
@@ -68,34 +70,34 @@ def seen_on_disk(
         if isinstance(event, _ENDS) and event.job in open_jobs
         for answer in answers(backend.jobs_open, open_jobs[event.job], event)
     ]
-    seen = msgspec.structs.replace(
-        seen,
-        looked=seen.looked | {name},
-        unread=seen.unread - {name},
+    volatile = msgspec.structs.replace(
+        volatile,
+        looked=volatile.looked | {name},
+        unread=volatile.unread - {name},
         unclear={**others, **unclear},
         building=building,
     )
-    return Decision(events=tuple(events), effects=tuple(answered), seen=seen)
+    return Decision(events=tuple(events), effects=tuple(answered), volatile=volatile)
 
 
 def unread(
-    state: InstallerState, report: InstallationsUnread_msg, seen: InstallerSeen
-) -> Decision[InstallerSeen]:
+    state: InstallerState, report: InstallationsUnread_msg, volatile: InstallerVolatile
+) -> Decision[InstallerVolatile]:
     """Nothing is concluded of it. Whoever waits for the look hears why there is none; the others go on."""
     name = report.backend
-    if name in seen.looked:
+    if name in volatile.looked:
         return Decision()
     known = state.of(name).unread == report.reason
     event: tuple[Any, ...] = () if known else (InstallationsUnread(backend=name, reason=report.reason),)
-    gone = [key for key, ask in seen.pending.items() if ask.backend == name]
+    gone = [key for key, ask in volatile.pending.items() if ask.backend == name]
     refusal = refusals.unread(name, report.reason)
     return Decision(
         events=event,
         effects=tuple(Answer(key=key, outcome=refusal) for key in gone),
-        seen=msgspec.structs.replace(
-            seen,
-            unread=seen.unread | {name},
-            pending={key: ask for key, ask in seen.pending.items() if key not in gone},
+        volatile=msgspec.structs.replace(
+            volatile,
+            unread=volatile.unread | {name},
+            pending={key: ask for key, ask in volatile.pending.items() if key not in gone},
         ),
     )
 

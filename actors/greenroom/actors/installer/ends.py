@@ -11,7 +11,7 @@ from greenroom.actors.installer.effects import CancelBuild
 from greenroom.actors.installer.events import InstallationRetiring, InstallCancelled
 from greenroom.actors.installer.messages import CancelInstall, LeaveInstall, Uninstall, Uninstalled
 from greenroom.actors.installer.state import BackendInstallState
-from greenroom.actors.installer.state import InstallerSeen as Seen
+from greenroom.actors.installer.state import InstallerVolatile as Volatile
 from greenroom.actors.installer.waiters import (
     answers,
     ensure_key,
@@ -25,7 +25,7 @@ from greenroom.actors.values import Cancelled
 from greenroom.actors.waiters import count, left
 
 
-def uninstall(backend: BackendInstallState, ask: Uninstall, seen: Seen) -> Decision[Seen]:
+def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) -> Decision[Volatile]:
     """Retire everything of a backend, or a version; it is removed once its engines are gone.
 
     Without anything left, or on its way, the backend stays uninstalled until it is requested.
@@ -36,7 +36,7 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, seen: Seen) -> Decis
     going = [one for one in backend.installations.values() if version in ("", one.version)]
     jobs = [job for job in backend.jobs_open if version in ("", job.version)]
     key = ensure_key(ask.backend, version) if version else ""
-    if version and not going and not jobs and key not in seen.pending:
+    if version and not going and not jobs and key not in volatile.pending:
         return Decision(reply=refusals.no_such_installation(backend, ask.backend, version))
     staying = backend.installations.keys() - backend.retiring - {one.id for one in going}
     others = bool(staying) or len(jobs) < len(backend.jobs_open)
@@ -47,7 +47,7 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, seen: Seen) -> Decis
         cancelled = InstallCancelled(job=job.id, backend=ask.backend, reason=reason, unwanted=not others)
         events.append(cancelled)
         effects += [CancelBuild(job=job.id), *answers(backend.jobs_open, job, cancelled)]
-    seen, unasked = without_pending(seen, ask.backend, reason, key)
+    volatile, unasked = without_pending(volatile, ask.backend, reason, key)
     effects += unasked
     events += [
         InstallationRetiring(
@@ -62,12 +62,14 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, seen: Seen) -> Decis
     reply: Any = Uninstalled(freed=0, was_installed=False)
     if going:
         reply = Later(uninstall_key(ask.backend))
-        forced = seen.forced | ({ask.backend} if ask.force else frozenset())
-        seen = msgspec.structs.replace(seen, freed={ask.backend: 0, **seen.freed}, forced=forced, told=-1)
-    return Decision(events=tuple(events), effects=tuple(effects), reply=reply, seen=seen)
+        forced = volatile.forced | ({ask.backend} if ask.force else frozenset())
+        volatile = msgspec.structs.replace(
+            volatile, freed={ask.backend: 0, **volatile.freed}, forced=forced, told=-1
+        )
+    return Decision(events=tuple(events), effects=tuple(effects), reply=reply, volatile=volatile)
 
 
-def cancel(backend: BackendInstallState, ask: CancelInstall, seen: Seen) -> Decision[Seen]:
+def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile) -> Decision[Volatile]:
     """End a job; with `leave`, only when nobody else wants it.
 
     Which one: the one that is named; else the one of that version; else the one under way. Requests that
@@ -78,18 +80,18 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, seen: Seen) -> Deci
         job = next((one for one in backend.jobs_open if one.id == ask.job), None)
     else:
         job = job_for(backend.jobs_open, ask.version)
-    if job is None and key not in seen.pending:
+    if job is None and key not in volatile.pending:
         return Decision(reply=Cancelled(ended=False))
     if ask.leave:
-        waiting = left(seen.waiting, key, ask.waiter)
-        seen = msgspec.structs.replace(seen, waiting=waiting)
+        waiting = left(volatile.waiting, key, ask.waiter)
+        volatile = msgspec.structs.replace(volatile, waiting=waiting)
         keys = (key,) if job is None else keys_of(backend.jobs_open, job)
-        awaited = ask.backend in seen.awaited and job in (None, backend.job)
+        awaited = ask.backend in volatile.awaited and job in (None, backend.job)
         if count(waiting, *keys) or awaited or (job is not None and job.wanted_by == "default"):
-            return Decision(reply=Cancelled(ended=False), seen=seen)
+            return Decision(reply=Cancelled(ended=False), volatile=volatile)
     if job is None:
-        seen, unasked = without_pending(seen, ask.backend, ask.reason, key)
-        return Decision(effects=unasked, reply=Cancelled(ended=True), seen=seen)
+        volatile, unasked = without_pending(volatile, ask.backend, ask.reason, key)
+        return Decision(effects=unasked, reply=Cancelled(ended=True), volatile=volatile)
     # A default backend would be installed again at once, were it still wanted.
     unwanted = backend.usable is None and len(backend.jobs_open) == 1
     cancelled = InstallCancelled(job=job.id, backend=ask.backend, reason=ask.reason, unwanted=unwanted)
@@ -97,11 +99,11 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, seen: Seen) -> Deci
         events=(cancelled,),
         effects=(CancelBuild(job=job.id), *answers(backend.jobs_open, job, cancelled)),
         reply=Cancelled(ended=True),
-        seen=seen,
+        volatile=volatile,
     )
 
 
-def leave(ask: LeaveInstall, seen: Seen) -> Decision[Seen]:
+def leave(ask: LeaveInstall, volatile: Volatile) -> Decision[Volatile]:
     """Somebody waits no longer. Nothing ends for it."""
-    waiting = left(seen.waiting, ensure_key(ask.backend, ask.version), ask.waiter)
-    return Decision(seen=msgspec.structs.replace(seen, waiting=waiting))
+    waiting = left(volatile.waiting, ensure_key(ask.backend, ask.version), ask.waiter)
+    return Decision(volatile=msgspec.structs.replace(volatile, waiting=waiting))

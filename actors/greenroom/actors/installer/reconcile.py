@@ -37,7 +37,7 @@ from greenroom.actors.installer.events import (
 )
 from greenroom.actors.installer.messages import Ensure as Ensure_msg
 from greenroom.actors.installer.messages import InstallationList, Uninstalled
-from greenroom.actors.installer.state import BackendInstallState, InstallerSeen, InstallerState
+from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile
 from greenroom.actors.installer.waiters import answers, ensure_key, uninstall_key
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
@@ -60,7 +60,7 @@ _LOOK_AGAIN_AFTER = 30.0
 _PATIENCE = 90.0
 """Seconds after which a removal no longer waits for the scheduler's word, and asks the runner itself."""
 
-Ensure = Callable[[InstallerState, Ensure_msg, InstallerSeen], Decision[InstallerSeen]]
+Ensure = Callable[[InstallerState, Ensure_msg, InstallerVolatile], Decision[InstallerVolatile]]
 ListOf = Callable[[InstallerState, float, frozenset[str]], InstallationList]
 
 
@@ -71,7 +71,7 @@ class InstallerTurn:
         self,
         state: InstallerState,
         now: Moment,
-        seen: InstallerSeen,
+        volatile: InstallerVolatile,
         facts: Mapping[str, BackendFacts],
         retries: RetryPolicy,
     ) -> None:
@@ -84,11 +84,11 @@ class InstallerTurn:
         self._unless_stored: list[Effect] = []
         self._wakes: list[float] = []
         self._faults: list[Fault] = []
-        self._seen = self._pruned(seen)
+        self._volatile = self._pruned(volatile)
 
-    def take(self, ensure: Ensure, list_of: ListOf) -> Decision[InstallerSeen]:
+    def take(self, ensure: Ensure, list_of: ListOf) -> Decision[InstallerVolatile]:
         """Go through the steps."""
-        unlooked = tuple(name for name in self._facts if name not in self._seen.looked)
+        unlooked = tuple(name for name in self._facts if name not in self._volatile.looked)
         for name, facts in self._facts.items():
             if name in unlooked:
                 continue
@@ -100,27 +100,27 @@ class InstallerTurn:
                 self._take_back(before)
                 self._faults.append(fault(error, doing="settle a backend", about=name))
                 self._give_up(name, backend)
-        again = tuple(dict.fromkeys((*unlooked, *self._seen.unclear)))
-        if again and self._now.monotonic - self._seen.looking_since >= _LOOK_AGAIN_AFTER:
+        again = tuple(dict.fromkeys((*unlooked, *self._volatile.unclear)))
+        if again and self._now.monotonic - self._volatile.looking_since >= _LOOK_AGAIN_AFTER:
             self._effects.append(LookAtInstallations(backends=again))
             self._update(looking_since=self._now.monotonic)
         events = tuple(self._events)
         decision = Decision(
             events=events,
             effects=tuple(self._effects),
-            seen=self._seen,
+            volatile=self._volatile,
             wake_at=min(self._wakes, default=None),
             faults=tuple(self._faults),
         )
-        otherwise = msgspec.structs.replace(
+        if_not_stored = msgspec.structs.replace(
             decision, events=(), effects=(*decision.effects, *self._unless_stored)
         )
-        stale = self._seen.told != self._state.version or self._now.monotonic >= self._tell_at()
+        stale = self._volatile.told != self._state.version or self._now.monotonic >= self._tell_at()
         # Of what could not be looked at is told that; only what is still to be looked at is waited for.
-        if stale and self._seen.unread.issuperset(unlooked):
-            otherwise = self._telling(otherwise, list_of)  # 8
+        if stale and self._volatile.unread.issuperset(unlooked):
+            if_not_stored = self._telling(if_not_stored, list_of)  # 8
         # The next round sees these events applied: it tells then, unless they cannot be stored.
-        return msgspec.structs.replace(decision, otherwise=otherwise) if events else otherwise
+        return msgspec.structs.replace(decision, if_not_stored=if_not_stored) if events else if_not_stored
 
     def _settle(self, name: str, backend: BackendInstallState, facts: BackendFacts, ensure: Ensure) -> None:
         if self._decide_pending(name, ensure):
@@ -133,13 +133,13 @@ class InstallerTurn:
         self._remove(name, backend)
         self._answer(name, backend)
 
-    def _mark(self) -> tuple[tuple[int, ...], InstallerSeen]:
+    def _mark(self) -> tuple[tuple[int, ...], InstallerVolatile]:
         lists: tuple[list[Any], ...] = (self._events, self._effects, self._unless_stored, self._wakes)
-        return tuple(len(one) for one in lists), self._seen
+        return tuple(len(one) for one in lists), self._volatile
 
-    def _take_back(self, mark: tuple[tuple[int, ...], InstallerSeen]) -> None:
+    def _take_back(self, mark: tuple[tuple[int, ...], InstallerVolatile]) -> None:
         """Nothing of a backend's steps holds where one of them has failed."""
-        lengths, self._seen = mark
+        lengths, self._volatile = mark
         lists: tuple[list[Any], ...] = (self._events, self._effects, self._unless_stored, self._wakes)
         for one, length in zip(lists, lengths, strict=True):
             del one[length:]
@@ -157,20 +157,22 @@ class InstallerTurn:
             failed = InstallFailed(job=job.id, backend=name, failure=failure)
             self._events.append(failed)
             self._effects += [CancelBuild(job=job.id), *answers(backend.jobs_open, job, failed)]
-        gone = [key for key, ask in self._seen.pending.items() if ask.backend == name]
+        gone = [key for key, ask in self._volatile.pending.items() if ask.backend == name]
         self._effects += [Answer(key=key, outcome=refusals.failed(failure, name)) for key in gone]
-        self._update(pending={key: ask for key, ask in self._seen.pending.items() if key not in gone})
+        self._update(pending={key: ask for key, ask in self._volatile.pending.items() if key not in gone})
 
     def _tell_at(self) -> float:
-        return self._seen.told_at + _TELL_EVERY
+        return self._volatile.told_at + _TELL_EVERY
 
-    def _telling(self, decision: Decision[InstallerSeen], list_of: ListOf) -> Decision[InstallerSeen]:
+    def _telling(self, decision: Decision[InstallerVolatile], list_of: ListOf) -> Decision[InstallerVolatile]:
         whole = msgspec.structs.replace(
-            list_of(self._state, self._now.wall, self._seen.forced), heard=self._seen.heard
+            list_of(self._state, self._now.wall, self._volatile.forced), heard=self._volatile.heard
         )
         return Decision(
             effects=(*decision.effects, Tell(to=SCHEDULER, command=whole)),
-            seen=msgspec.structs.replace(self._seen, told=self._state.version, told_at=self._now.monotonic),
+            volatile=msgspec.structs.replace(
+                self._volatile, told=self._state.version, told_at=self._now.monotonic
+            ),
             wake_at=decision.wake_at,
             faults=decision.faults,
         )
@@ -179,16 +181,16 @@ class InstallerTurn:
 
     def _decide_pending(self, name: str, ensure: Ensure) -> bool:  # 1
         """True when that has made an event; the others wait for the next round."""
-        for key, ask in self._seen.pending.items():
+        for key, ask in self._volatile.pending.items():
             if ask.backend != name:
                 continue
-            waiting = self._seen.waiting
-            self._update(pending={k: v for k, v in self._seen.pending.items() if k != key})
-            decision = ensure(self._state, ask, self._seen)
+            waiting = self._volatile.waiting
+            self._update(pending={k: v for k, v in self._volatile.pending.items() if k != key})
+            decision = ensure(self._state, ask, self._volatile)
             self._events += decision.events
-            if decision.seen is not None:
+            if decision.volatile is not None:
                 # It has been counted already, when it came.
-                self._seen = msgspec.structs.replace(decision.seen, waiting=waiting)
+                self._volatile = msgspec.structs.replace(decision.volatile, waiting=waiting)
             if not isinstance(decision.reply, Later):
                 self._effects.append(Answer(key=key, outcome=decision.reply))
             if decision.events:
@@ -209,18 +211,18 @@ class InstallerTurn:
 
     def _build(self, name: str, backend: BackendInstallState) -> None:  # 3
         job = backend.job
-        if job is None or (job.id, job.attempt) in self._seen.building:
+        if job is None or (job.id, job.attempt) in self._volatile.building:
             return
         key = f"{job.id}/{job.attempt}"
-        due = self._seen.due.get(key)
+        due = self._volatile.due.get(key)
         if due is None:
             wait = self._retries.clamp(job.retry_at, self._now.wall) - self._now.wall if job.retry_at else 0.0
             due = self._now.monotonic + max(0.0, wait)
-            self._update(due={**self._seen.due, key: due})
+            self._update(due={**self._volatile.due, key: due})
         if due > self._now.monotonic:
             self._wakes.append(due)
             return
-        self._update(building=self._seen.building | {(job.id, job.attempt)})
+        self._update(building=self._volatile.building | {(job.id, job.attempt)})
         if job.retry_at:
             self._events.append(InstallAttemptBegun(job=job.id, backend=name, attempt=job.attempt))
         # What is broken shares its files with the cache it came from.
@@ -236,11 +238,11 @@ class InstallerTurn:
         )
 
     def _install_default(self, name: str, backend: BackendInstallState, facts: BackendFacts) -> None:  # 4
-        if facts.deferred or facts.verdict or name in self._seen.defaulted:
+        if facts.deferred or facts.verdict or name in self._volatile.defaulted:
             return
         here = backend.usable is not None or backend.job is not None
         if here or backend.wanted is False or backend.theirs is not None:
-            self._update(defaulted=self._seen.defaulted | {name})
+            self._update(defaulted=self._volatile.defaulted | {name})
         elif not any(isinstance(one, InstallationActivated) for one in self._events):
             job = f"{name}.{backend.jobs + 1}"
             self._events.append(InstallRequested(job=job, backend=name, version="", wanted_by="default"))
@@ -259,59 +261,59 @@ class InstallerTurn:
         now = self._now.monotonic
         for one in sorted(backend.retiring):
             key = f"{name}/{one}"
-            version, since = self._seen.retired.get(key, (self._state.version, now))
-            self._update(retired={**self._seen.retired, key: (version, since)})
+            version, since = self._volatile.retired.get(key, (self._state.version, now))
+            self._update(retired={**self._volatile.retired, key: (version, since)})
             # The runner's list counts once the scheduler, knowing that this one retires, has sent the runner
             # all it had for it: a start may have been under way.
-            known = self._seen.acted_on.get(name, -1) >= version
+            known = self._volatile.acted_on.get(name, -1) >= version
             if not known and now - since >= _PATIENCE:
                 self._call_the_roll(name, version)
-            if not known or name not in self._seen.in_use or one in self._seen.in_use[name]:
+            if not known or name not in self._volatile.in_use or one in self._volatile.in_use[name]:
                 continue
-            begun = self._seen.removing.get(key)
+            begun = self._volatile.removing.get(key)
             if begun is None or now - begun >= _REMOVE_AGAIN_AFTER:
-                self._update(removing={**self._seen.removing, key: now})
+                self._update(removing={**self._volatile.removing, key: now})
                 self._effects.append(RemoveInstallation(backend=name, installation_id=one))
 
     def _call_the_roll(self, name: str, version: int) -> None:
         """Without a scheduler: what was sent to the runner long ago lies before this in its mailbox."""
         now = self._now.monotonic
-        _, of, at = self._seen.called.get(name, ("", -1, now))
+        _, of, at = self._volatile.called.get(name, ("", -1, now))
         if of < version or now - at >= _REMOVE_AGAIN_AFTER:
             token = f"installer/{version}/{now}"
             self._effects.append(Tell(to=runner_address(name), command=RollCall(token=token)))
-            self._update(called={**self._seen.called, name: (token, version, now)})
+            self._update(called={**self._volatile.called, name: (token, version, now)})
 
     def _answer(self, name: str, backend: BackendInstallState) -> None:  # 7
-        freed = self._seen.freed.get(name)
+        freed = self._volatile.freed.get(name)
         if freed is not None and not backend.retiring:
             outcome = Uninstalled(freed=freed, was_installed=True)
             self._effects.append(Answer(key=uninstall_key(name), outcome=outcome))
-            self._update(freed={k: v for k, v in self._seen.freed.items() if k != name})
+            self._update(freed={k: v for k, v in self._volatile.freed.items() if k != name})
 
     # inside
 
-    def _pruned(self, seen: InstallerSeen) -> InstallerSeen:
+    def _pruned(self, volatile: InstallerVolatile) -> InstallerVolatile:
         """Forget what belongs to jobs and installations that are no more."""
         backends = self._state.backends
         jobs = {one.job.id for one in backends.values() if one.job is not None}
-        busy = set(seen.pending)
+        busy = set(volatile.pending)
         for name, one in backends.items():
             if one.job is not None:
                 busy |= {ensure_key(name), *(ensure_key(name, job.version) for job in one.jobs_open)}
         retiring = {f"{name}/{one}" for name, backend in backends.items() for one in backend.retiring}
         return msgspec.structs.replace(
-            seen,
-            building=frozenset(one for one in seen.building if one[0] in jobs),
-            due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
-            waiting={key: names for key, names in seen.waiting.items() if key in busy},
-            forced=seen.forced & {name for name, one in backends.items() if one.retiring},
-            retired={key: since for key, since in seen.retired.items() if key in retiring},
-            removing={key: at for key, at in seen.removing.items() if key in retiring},
+            volatile,
+            building=frozenset(one for one in volatile.building if one[0] in jobs),
+            due={key: at for key, at in volatile.due.items() if key.rpartition("/")[0] in jobs},
+            waiting={key: names for key, names in volatile.waiting.items() if key in busy},
+            forced=volatile.forced & {name for name, one in backends.items() if one.retiring},
+            retired={key: since for key, since in volatile.retired.items() if key in retiring},
+            removing={key: at for key, at in volatile.removing.items() if key in retiring},
         )
 
     def _update(self, **changes: object) -> None:
-        self._seen = msgspec.structs.replace(self._seen, **changes)
+        self._volatile = msgspec.structs.replace(self._volatile, **changes)
 
 
 def _why_useless(one: Installation, usable: Installation) -> str:

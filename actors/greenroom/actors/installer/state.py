@@ -104,7 +104,7 @@ class InstallerState(msgspec.Struct, frozen=True, kw_only=True):
 _NOTHING = BackendInstallState()
 
 
-class InstallerSeen(msgspec.Struct, frozen=True, kw_only=True):
+class InstallerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """What this life knows and the journal does not. All of it is bounded by the number of backends."""
 
     looked: frozenset[str] = frozenset()

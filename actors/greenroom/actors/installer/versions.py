@@ -16,7 +16,7 @@ from greenroom.actors.installer.messages import (
     Verified,
     VerifyInstallations,
 )
-from greenroom.actors.installer.state import BackendInstallState, InstallerSeen, InstallerState
+from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile
 from greenroom.actors.installer.waiters import answers
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
@@ -29,7 +29,7 @@ def verify_key(backend: str) -> str:
     return f"verify/{backend}"
 
 
-def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerSeen]:
+def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerVolatile]:
     """Change what new engines start from. Engines that run go on with what they have.
 
     1. A version is named: the latest whole installation of it.
@@ -56,7 +56,7 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerS
     return Decision(events=(activated,), reply=reply)
 
 
-def not_needed(backend: BackendInstallState, report: InstallCommitted) -> Decision[InstallerSeen]:
+def not_needed(backend: BackendInstallState, report: InstallCommitted) -> Decision[InstallerVolatile]:
     """A job that was to build the newest version has found it here.
 
     1. That job is over, or another one is under way: nothing.
@@ -96,7 +96,7 @@ def whole_of(backend: BackendInstallState, version: str) -> Installation | None:
     return max(named, key=lambda one: one.built_at, default=None)
 
 
-def verify(name: str, backend: BackendInstallState) -> Decision[InstallerSeen]:
+def verify(name: str, backend: BackendInstallState) -> Decision[InstallerVolatile]:
     """Have all of a backend's own installations read; those that retire are on their way out anyway."""
     ours = tuple(
         one.id for one in backend.installations.values() if one.managed and one.id not in backend.retiring
@@ -109,7 +109,7 @@ def verify(name: str, backend: BackendInstallState) -> Decision[InstallerSeen]:
 
 def verified(
     state: InstallerState, report: BackendVerified, failed: Refusal | None
-) -> Decision[InstallerSeen]:
+) -> Decision[InstallerVolatile]:
     """What is damaged is broken: the next wish for it repairs it. `failed` is the report's failure, told."""
     name = report.backend
     if failed is not None:

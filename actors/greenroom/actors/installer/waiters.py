@@ -15,7 +15,7 @@ from greenroom.actors.installer.events import (
     InstallNotNeeded,
 )
 from greenroom.actors.installer.messages import Ensure, Ensured
-from greenroom.actors.installer.state import InstallerSeen as Seen
+from greenroom.actors.installer.state import InstallerVolatile as Volatile
 from greenroom.actors.installer.state import JobState
 from greenroom.actors.kernel.core import Answer, Effect, Event
 from greenroom.actors.values import Installation
@@ -32,11 +32,11 @@ def uninstall_key(backend: str) -> str:
     return f"uninstall/{backend}"
 
 
-def waits(seen: Seen, key: str, ask: Ensure) -> Seen:
+def waits(volatile: Volatile, key: str, ask: Ensure) -> Volatile:
     """The scheduler, who wants it for requests, tells by itself how long they wait."""
     if ask.token:
-        return seen
-    return msgspec.structs.replace(seen, waiting=joined(seen.waiting, key, ask.waiter))
+        return volatile
+    return msgspec.structs.replace(volatile, waiting=joined(volatile.waiting, key, ask.waiter))
 
 
 def job_for(jobs: Sequence[JobState], version: str) -> JobState | None:
@@ -78,11 +78,11 @@ def answers(
     return tuple(Answer(key=key, outcome=outcome) for key in keys_of(jobs, job))
 
 
-def heard(seen: Seen, ask: Ensure) -> Seen:
+def heard(volatile: Volatile, ask: Ensure) -> Volatile:
     """Whoever does not wait for a reply finds in the next list that this wish was decided on."""
     if not ask.token:
-        return seen
-    return msgspec.structs.replace(seen, heard={**seen.heard, ask.backend: ask.token}, told=-1)
+        return volatile
+    return msgspec.structs.replace(volatile, heard={**volatile.heard, ask.backend: ask.token}, told=-1)
 
 
 def stronger(first: Ensure | None, ask: Ensure) -> Ensure:
@@ -98,9 +98,11 @@ def stronger(first: Ensure | None, ask: Ensure) -> Ensure:
     )
 
 
-def without_pending(seen: Seen, backend: str, reason: str, key: str = "") -> tuple[Seen, tuple[Effect, ...]]:
+def without_pending(
+    volatile: Volatile, backend: str, reason: str, key: str = ""
+) -> tuple[Volatile, tuple[Effect, ...]]:
     """Whoever waits for the look at the disk hears that it will not lead to anything."""
-    gone = [one for one, ask in seen.pending.items() if ask.backend == backend and key in ("", one)]
-    pending = {one: ask for one, ask in seen.pending.items() if one not in gone}
+    gone = [one for one, ask in volatile.pending.items() if ask.backend == backend and key in ("", one)]
+    pending = {one: ask for one, ask in volatile.pending.items() if one not in gone}
     told = tuple(Answer(key=one, outcome=refusals.cancelled(backend, reason)) for one in gone)
-    return msgspec.structs.replace(seen, pending=pending), told
+    return msgspec.structs.replace(volatile, pending=pending), told

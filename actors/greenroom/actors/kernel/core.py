@@ -1,9 +1,9 @@
-"""What an actor is made of: a pure core. The shell around it is `shell.py`.
+"""What an actor is made of: a pure core. `actor.py` runs it.
 
-    decide(state, command, now, seen) -> Decision     what shall be, no clock, no I/O, no logging
-    apply(state, stored) -> state                     total; cannot refuse; the only maker of durable state
-    react(state, stored) -> effects                   for new events only, never in replay
-    settle(state, now, seen) -> Decision              what follows from the state as it stands
+    decide(state, command, now, volatile) -> Decision   what is to happen: no clock, no I/O, no logging
+    apply(state, stored) -> state                       total; cannot refuse; the only maker of durable state
+    react(state, stored) -> effects                     for new events only, never in replay
+    settle(state, now, volatile) -> Decision            what follows from the state as it stands
 
 The shell's order for each decision: persist its events as one batch, apply them, run the effects, reply.
 (`apply` and `react` are called before the commit, since they are pure and an event that cannot be folded
@@ -164,13 +164,13 @@ class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
     """The answer, a `Refusal`, or `Later`."""
     effects: tuple[Effect, ...] = ()
     """What needs no event because it may be lost or repeated: telling, answering, looking."""
-    seen: V | None = None
+    volatile: V | None = None
     """The new volatile state; None leaves it as it is. Taken over only once the events are stored."""
     cause: str = ""
     """Overrides the message's own cause: a report belongs to the intent it fulfils."""
     wake_at: float | None = None
     """Monotonic second at which time alone changes what follows. Read from `settle` only."""
-    otherwise: Decision[V] | None = None
+    if_not_stored: Decision[V] | None = None
     """What holds instead, without events, when these cannot be stored. Read from `settle` and from decisions
     on what was told: nobody is there to be refused, but there may be somebody who waits. (Whoever waits for
     an `Answer` of such a decision is refused without this.)"""
@@ -203,11 +203,11 @@ class Core(Protocol[S, V]):
         """The durable state before the first event."""
         ...
 
-    def unseen(self) -> V:
+    def initial_volatile(self) -> V:
         """The volatile state at the start of each life."""
         ...
 
-    def decide(self, state: S, command: Command, now: Moment, seen: V) -> Decision[V]:
+    def decide(self, state: S, command: Command, now: Moment, volatile: V) -> Decision[V]:
         """Turn a command into events, a reply and effects."""
         ...
 
@@ -219,7 +219,7 @@ class Core(Protocol[S, V]):
         """What a new event makes necessary; `state` has it already."""
         ...
 
-    def settle(self, state: S, now: Moment, seen: V) -> Decision[V]:
+    def settle(self, state: S, now: Moment, volatile: V) -> Decision[V]:
         """What follows from state, desired against observed."""
         ...
 
@@ -241,7 +241,7 @@ class SingleStream(Generic[S]):
         """The stream of its name."""
         return self.address.name
 
-    def unseen(self) -> None:
+    def initial_volatile(self) -> None:
         """There is nothing beside the durable state."""
         return
 
@@ -249,12 +249,12 @@ class SingleStream(Generic[S]):
         """Nothing."""
         return ()
 
-    def settle(self, state: S, now: Moment, seen: None) -> Decision[None]:  # noqa: ARG002
+    def settle(self, state: S, now: Moment, volatile: None) -> Decision[None]:  # noqa: ARG002
         """Nothing."""
         return Decision()
 
 
-class Hands(Protocol):
+class EffectHandler(Protocol):
     """Whatever carries out an actor's own effects. Must not block: long work goes to a thread of its own."""
 
     def perform(self, effect: Effect, cause: str) -> None:
@@ -262,7 +262,7 @@ class Hands(Protocol):
         ...
 
 
-class NoHands:
+class NoEffectHandler:
     """For actors whose effects are all telling and answering."""
 
     def perform(self, effect: Effect, cause: str) -> None:

@@ -19,6 +19,7 @@ from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
+from greenroom.actors.kernel.actor import Actor
 from greenroom.actors.kernel.checks import Explain, complaint, no_words
 from greenroom.actors.kernel.clock import Clock, SystemClock
 from greenroom.actors.kernel.codec import Batch, Codec
@@ -26,10 +27,10 @@ from greenroom.actors.kernel.core import (
     Address,
     Command,
     Core,
+    EffectHandler,
     Event,
     Fault,
-    Hands,
-    NoHands,
+    NoEffectHandler,
     Stored,
     Tell,
 )
@@ -47,7 +48,6 @@ from greenroom.actors.kernel.errors import (
 from greenroom.actors.kernel.refusals import bad_fields
 from greenroom.actors.kernel.replay import PARKED, Replayed, replay
 from greenroom.actors.kernel.reply import Reply
-from greenroom.actors.kernel.shell import Shell
 from greenroom.actors.kernel.supervision import (
     CommandParked,
     Complaints,
@@ -62,8 +62,8 @@ _log = logging.getLogger(__name__)
 
 class _Registered(msgspec.Struct):
     core: Core[Any, Any]
-    hands: Hands
-    sense: Callable[[Any], Any] | None
+    effect_handler: EffectHandler
+    observe: Callable[[Any], Any] | None
     mailbox: int
 
 
@@ -100,7 +100,7 @@ class ActorSystem:
         self._pid = os.getpid()
         """Of the process whose threads the actors are."""
         self._registered: dict[Address, _Registered] = {}
-        self._shells: dict[Address, Shell] = {}
+        self._actors: dict[Address, Actor] = {}
         self._dormant: dict[str, int] = {}
         self._complaints = Complaints()
         self._in_flight = 0
@@ -118,21 +118,23 @@ class ActorSystem:
         self,
         core: Core[Any, Any],
         *,
-        hands: Hands | None = None,
-        sense: Callable[[Any], Any] | None = None,
+        effect_handler: EffectHandler | None = None,
+        observe: Callable[[Any], Any] | None = None,
         mailbox: int = 10_000,
     ) -> None:
         """Add an actor before the start.
 
-        `hands` carry out its own effects; `sense` refreshes its volatile state from what others own just
-        before it decides; more than `mailbox` waiting asks are refused.
+        `effect_handler` carries out its own effects. `observe` refreshes its volatile state from facts that
+        others own, just before each decision. Asks beyond `mailbox` waiting ones raise MailboxFull.
         """
-        if self._shells:
+        if self._actors:
             raise StartFailed("actors are registered before the system starts")
         if core.address in self._registered:
             raise StartFailed(f"there is an actor {core.address} already")
         self.codec.register(core.event_types)
-        self._registered[core.address] = _Registered(core, hands or NoHands(), sense, mailbox)
+        self._registered[core.address] = _Registered(
+            core, effect_handler or NoEffectHandler(), observe, mailbox
+        )
 
     def start(self, timeout: float = 60.0) -> None:
         """Replay the journal, start every actor, and wait until each has had its first look at the world.
@@ -140,7 +142,7 @@ class ActorSystem:
         Raises JournalError when the journal cannot be trusted, StartFailed when an actor cannot start; the
         system has stopped then. A system is started once.
         """
-        if self._shells or self._stopping:
+        if self._actors or self._stopping:
             raise StartFailed("a system is started once; make another")
         self._pid = os.getpid()
         try:
@@ -155,13 +157,15 @@ class ActorSystem:
         for address, one in self._registered.items():
             found = replayed[address]
             self._note_left_out(one.core, found)
-            self._shells[address] = Shell(one.core, one.hands, self, found.state, found.versions, one.sense)
+            self._actors[address] = Actor(
+                one.core, one.effect_handler, self, found.state, found.versions, one.observe
+            )
         deadline = time.monotonic() + timeout
-        for address, shell in self._shells.items():
+        for address, actor in self._actors.items():
             # One after the other, so that what the first looks store stands in the order of registration.
-            shell.begin()
+            actor.begin()
             try:
-                shell.started.get(timeout=max(0.0, deadline - time.monotonic()))
+                actor.started.get(timeout=max(0.0, deadline - time.monotonic()))
             except pykka.Timeout as late:
                 raise StartFailed(f"{address} did not start within {timeout:g} seconds") from late
 
@@ -186,14 +190,14 @@ class ActorSystem:
             return
         self._stop_actors()
         deadline = time.monotonic() + timeout
-        for address, shell in self._shells.items():
+        for address, actor in self._actors.items():
             # An actor that stops the system, from `on_failure` say, cannot wait for itself.
-            if shell.thread is threading.current_thread():
+            if actor.thread is threading.current_thread():
                 continue
-            if shell.thread is None or not shell.stopped.wait(max(0.05, deadline - time.monotonic())):
-                if shell.thread is not None:
+            if actor.thread is None or not actor.stopped.wait(max(0.05, deadline - time.monotonic())):
+                if actor.thread is not None:
                     _log.error("%s did not stop within %g seconds and is left behind", address, timeout)
-                shell.leave_behind()
+                actor.leave_behind()
         self._closed = True
         if self._owns_clock:
             self.clock.close()
@@ -204,8 +208,8 @@ class ActorSystem:
             if self._stopping:
                 return
             self._stopping = True
-        for shell in self._shells.values():
-            shell.actor_inbox.put(Envelope(_ActorStop()))
+        for actor in self._actors.values():
+            actor.actor_inbox.put(Envelope(_ActorStop()))
 
     def __enter__(self) -> Self:
         self.start()
@@ -242,25 +246,25 @@ class ActorSystem:
         """
         address = self._checked(to, command)
         reply = Reply()
-        shell = self._shells.get(address)
+        actor = self._actors.get(address)
         if self.failure is not None:
             reply.fail(SystemFailed(f"the system has stopped: {in_one_line(self.failure)}"))
-        elif shell is None:
+        elif actor is None:
             reply.fail(self._nobody(address))
         elif wrong := complaint(command, self._explain):
             reply.fail(Refused(bad_fields(type(command).__name__, wrong)))
-        elif (waiting := shell.actor_inbox.qsize()) >= self._registered[address].mailbox:
+        elif (waiting := actor.actor_inbox.qsize()) >= self._registered[address].mailbox:
             reply.fail(MailboxFull(f"{address} has {waiting} requests waiting; try again later"))
         else:
             deadline = None
             if timeout is not None:
                 deadline = self.clock.now().monotonic + timeout
                 late = f"{address} did not answer within {timeout:g} seconds"
-                timer = self.clock.call_at(deadline, lambda: self._expire(shell, command, cause, reply, late))
+                timer = self.clock.call_at(deadline, lambda: self._expire(actor, command, cause, reply, late))
                 reply.on_done(timer.cancel)
             if command.is_leased:
-                reply.lease(partial(self._begin_lease, shell, command, cause))
-            self._put(shell, Asked(command=command, cause=cause, reply=reply, deadline=deadline))
+                reply.lease(partial(self._begin_lease, actor, command, cause))
+            self._put(actor, Asked(command=command, cause=cause, reply=reply, deadline=deadline))
         return reply
 
     def tell(self, to: Address | str, command: Command, *, cause: str = "") -> None:
@@ -289,10 +293,10 @@ class ActorSystem:
     def state(self, of: Address | str) -> Any:
         """The durable state of an actor as of its last event: an immutable value."""
         address = Address(of) if isinstance(of, str) else of
-        shell = self._shells.get(address)
-        if shell is None:
+        actor = self._actors.get(address)
+        if actor is None:
             raise self._nobody(address)
-        return shell.state
+        return actor.state
 
     @property
     def addresses(self) -> Mapping[Address, Core[Any, Any]]:
@@ -429,21 +433,21 @@ class ActorSystem:
         return to
 
     def _send(self, address: Address, command: Command, cause: str) -> None:
-        shell = self._shells.get(address)
-        if shell is None:
+        actor = self._actors.get(address)
+        if actor is None:
             raise self._nobody(address)
-        self._put(shell, Asked(command=command, cause=cause))
+        self._put(actor, Asked(command=command, cause=cause))
 
-    def _expire(self, shell: Shell, command: Command, cause: str, reply: Reply, late: str) -> None:
+    def _expire(self, actor: Actor, command: Command, cause: str, reply: Reply, late: str) -> None:
         """Nobody waits any more: what the actor does for them is taken back, if the command can be."""
         if reply.fail(AskExpired(late)):
-            self._withdraw(shell, command, cause)
+            self._withdraw(actor, command, cause)
 
-    def _begin_lease(self, shell: Shell, command: Command, cause: str, answer: Any) -> None:
+    def _begin_lease(self, actor: Actor, command: Command, cause: str, answer: Any) -> None:
         """Withdraw the command with the last reference to its answer."""
         number = next(self._lease_numbers)
         try:
-            end = weakref.finalize(answer, self._end_lease, number, shell, command, cause)
+            end = weakref.finalize(answer, self._end_lease, number, actor, command, cause)
         except TypeError:
             # A struct without `weakref=True`: it is answered all the same, and leased to nobody.
             _log.exception("the answer to %s cannot be leased", type(command).__name__)
@@ -452,19 +456,19 @@ class ActorSystem:
         end.atexit = False
         self._leases[number] = end
 
-    def _end_lease(self, number: int, shell: Shell, command: Command, cause: str) -> None:
+    def _end_lease(self, number: int, actor: Actor, command: Command, cause: str) -> None:
         self._leases.pop(number, None)
-        self._withdraw(shell, command, cause)
+        self._withdraw(actor, command, cause)
 
-    def _withdraw(self, shell: Shell, command: Command, cause: str) -> None:
+    def _withdraw(self, actor: Actor, command: Command, cause: str) -> None:
         """Take a command back. Runs in any thread, also while an answer that nobody holds is collected."""
         undo = command.withdrawn()
         if undo is not None and os.getpid() == self._pid:
-            self._put(shell, Asked(command=undo, cause=cause))
+            self._put(actor, Asked(command=undo, cause=cause))
 
-    def _put(self, shell: Shell, asked: Asked) -> None:
+    def _put(self, actor: Actor, asked: Asked) -> None:
         self.sent()
-        shell.actor_inbox.put(Envelope(asked))
+        actor.actor_inbox.put(Envelope(asked))
 
     def sent(self) -> None:
         """One message is under way."""

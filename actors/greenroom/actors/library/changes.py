@@ -53,7 +53,7 @@ from greenroom.actors.library.messages import (
     TagsWritten,
 )
 from greenroom.actors.library.pulls import refusal_of
-from greenroom.actors.library.state import LibrarySeen, LibraryState, Removal, Sending
+from greenroom.actors.library.state import LibraryState, LibraryVolatile, Removal, Sending
 from greenroom.actors.scheduler.messages import ForgetModel
 from greenroom.actors.values import Cancelled, Model
 
@@ -66,7 +66,7 @@ _UNPUBLISHED = 256
 V = TypeVar("V")
 
 
-def tag(state: LibraryState, ask: TagModel) -> Decision[LibrarySeen]:
+def tag(state: LibraryState, ask: TagModel) -> Decision[LibraryVolatile]:
     """Give a model one more name."""
     model = state.models.get(ask.model_id)
     if model is None:
@@ -101,12 +101,12 @@ def _is_tag(tag: str) -> bool:
     return not any(part in ("", ".", "..") or part.split() != [part] for part in tag.split("/"))
 
 
-def _no_tag(tag: str) -> Decision[LibrarySeen]:
+def _no_tag(tag: str) -> Decision[LibraryVolatile]:
     message = f'"{tag}" cannot be a model\'s tag: that is a name such as docker.io/ai/smollm2:latest.'
     return Decision(reply=refuse("bad_reference", message, status=400))
 
 
-def tags_written(report: TagsWritten) -> Decision[LibrarySeen]:
+def tags_written(report: TagsWritten) -> Decision[LibraryVolatile]:
     """The store has other tags for a model, or could not be given them."""
     outcome: Tagged | Refusal
     events: tuple[Event, ...] = ()
@@ -120,7 +120,9 @@ def tags_written(report: TagsWritten) -> Decision[LibrarySeen]:
     )
 
 
-def remove(state: LibraryState, ask: RemoveModel, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def remove(
+    state: LibraryState, ask: RemoveModel, now: Moment, volatile: LibraryVolatile
+) -> Decision[LibraryVolatile]:
     """Remove a tag (answered with `Tagged`), and with the last one the model (`Removed`)."""
     model = state.models.get(ask.model_id)
     if model is None:
@@ -128,7 +130,7 @@ def remove(state: LibraryState, ask: RemoveModel, now: Moment, seen: LibrarySeen
     if ask.tag and ask.tag not in model.tags:
         message = f"{model.id[7:19]} has no tag {ask.tag}."
         return Decision(reply=refuse("not_found", message, status=404))
-    if model.id in seen.removing:
+    if model.id in volatile.removing:
         return Decision(reply=Later(_remove_key(model.id)))
     if ask.tag and len(model.tags) > 1:
         return Decision(
@@ -148,58 +150,62 @@ def remove(state: LibraryState, ask: RemoveModel, now: Moment, seen: LibrarySeen
     return Decision(
         effects=(_release(model.id, ask.force),),
         reply=Later(_remove_key(model.id)),
-        seen=msgspec.structs.replace(seen, removing={**seen.removing, model.id: removal}),
+        volatile=msgspec.structs.replace(volatile, removing={**volatile.removing, model.id: removal}),
     )
 
 
-def released(state: LibraryState, report: Released, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def released(state: LibraryState, report: Released, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
     """The scheduler has let go of a model, or has not."""
-    removal = seen.removing.get(report.model_id)
+    removal = volatile.removing.get(report.model_id)
     if removal is None or removal.released or report.model_id not in state.models:
         return Decision()
     if report.refusal is not None:
-        seen = msgspec.structs.replace(seen, removing=_without(seen.removing, report.model_id))
+        volatile = msgspec.structs.replace(volatile, removing=_without(volatile.removing, report.model_id))
         answer = Answer(key=_remove_key(report.model_id), outcome=report.refusal)
-        return Decision(effects=(answer,), seen=seen)
+        return Decision(effects=(answer,), volatile=volatile)
     done = msgspec.structs.replace(removal, released=True)
     return Decision(
         effects=(DeleteModel(model_id=report.model_id),),
-        seen=msgspec.structs.replace(seen, removing={**seen.removing, report.model_id: done}),
+        volatile=msgspec.structs.replace(volatile, removing={**volatile.removing, report.model_id: done}),
     )
 
 
-def ask_again(now: Moment, seen: LibrarySeen) -> tuple[LibrarySeen, tuple[Effect, ...], list[float]]:
+def ask_again(
+    now: Moment, volatile: LibraryVolatile
+) -> tuple[LibraryVolatile, tuple[Effect, ...], list[float]]:
     """Ask the scheduler again for what it has not answered; also when to do so next."""
     effects: list[Effect] = []
     wakes: list[float] = []
-    removing = dict(seen.removing)
-    for model_id, removal in seen.removing.items():
+    removing = dict(volatile.removing)
+    for model_id, removal in volatile.removing.items():
         if removal.released:
             continue
         if now.monotonic - removal.asked_at >= _ASK_AGAIN:
             removing[model_id] = msgspec.structs.replace(removal, asked_at=now.monotonic)
             effects.append(_release(model_id, removal.force))
         wakes.append(removing[model_id].asked_at + _ASK_AGAIN)
-    return msgspec.structs.replace(seen, removing=removing), tuple(effects), wakes
+    return msgspec.structs.replace(volatile, removing=removing), tuple(effects), wakes
 
 
-def gone(state: LibraryState, report: ModelGone, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def gone(state: LibraryState, report: ModelGone, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
     """A model's files are deleted, or could not be."""
-    seen = msgspec.structs.replace(seen, removing=_without(seen.removing, report.model_id), told=-1)
+    volatile = msgspec.structs.replace(
+        volatile, removing=_without(volatile.removing, report.model_id), told=-1
+    )
     key = _remove_key(report.model_id)
     if report.failure is not None:
-        return Decision(effects=(Answer(key=key, outcome=refusal_of(report.failure)),), seen=seen)
+        return Decision(effects=(Answer(key=key, outcome=refusal_of(report.failure)),), volatile=volatile)
     model = state.models.get(report.model_id)
     if model is None:
-        return Decision(seen=seen)
+        return Decision(volatile=volatile)
     outcome = Removed(untagged=model.tags, deleted=(model.id,), freed=report.freed)
     event = ModelRemoved(model_id=model.id, reason="removed by the user", freed=report.freed)
     name = model.tags[0] if model.tags else model.id
     forget = Tell(to=SCHEDULER, command=ForgetModel(model_id=model.id, model_ref=name))
-    return Decision(events=(event,), effects=(forget, Answer(key=key, outcome=outcome)), seen=seen)
+    return Decision(events=(event,), effects=(forget, Answer(key=key, outcome=outcome)), volatile=volatile)
 
 
-def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibrarySeen]:
+def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibraryVolatile]:
     """Store a model once more with another configuration."""
     if ask.model_id not in state.models:
         return _unknown(ask.model_id)
@@ -209,7 +215,7 @@ def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibrarySeen]
     return Decision(effects=(again,), reply=Later(_repackage_key(ask.model_id, ask.tag)))
 
 
-def repackaged(state: LibraryState, report: ModelRepackaged) -> Decision[LibrarySeen]:
+def repackaged(state: LibraryState, report: ModelRepackaged) -> Decision[LibraryVolatile]:
     """It is in the store, or could not be put there."""
     key = _repackage_key(report.source_id, report.tag)
     if report.failure is not None or report.model is None:
@@ -219,14 +225,14 @@ def repackaged(state: LibraryState, report: ModelRepackaged) -> Decision[Library
     return msgspec.structs.replace(noted, reply=None, effects=(Answer(key=key, outcome=noted.reply),))
 
 
-def note(state: LibraryState, model: Model) -> Decision[LibrarySeen]:
+def note(state: LibraryState, model: Model) -> Decision[LibraryVolatile]:
     """A model has come by another way than a pull; one that is known as it is makes no event."""
     known = state.models.get(model.id) == model
     events = () if known else (ModelCommitted(job="", model=model),)
     return Decision(events=events, reply=ModelNoted(model=model))
 
 
-def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibrarySeen]:
+def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibraryVolatile]:
     """A model is not what it was: nothing may be loaded from it, and the next pull repairs it."""
     if report.model_id not in state.models:
         return Decision(reply=ModelNoted())
@@ -235,12 +241,12 @@ def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibrarySeen
     )
 
 
-def prune() -> Decision[LibrarySeen]:
+def prune() -> Decision[LibraryVolatile]:
     """Remove what no model needs."""
     return Decision(effects=(SweepStore(),), reply=Later(_SWEPT))
 
 
-def swept(report: StoreSwept) -> Decision[LibrarySeen]:
+def swept(report: StoreSwept) -> Decision[LibraryVolatile]:
     """That is done, or could not be."""
     outcome: Pruned | Refusal = Pruned(freed=report.freed)
     if report.failure is not None:
@@ -248,11 +254,11 @@ def swept(report: StoreSwept) -> Decision[LibrarySeen]:
     return Decision(effects=(Answer(key=_SWEPT, outcome=outcome),))
 
 
-def push(state: LibraryState, ask: Push, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def push(state: LibraryState, ask: Push, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
     """Publish a model; whoever wants the same one under the same reference joins."""
     if ask.model_id not in state.models:
         return _unknown(ask.model_id)
-    under_way = seen.sending.get(ask.reference)
+    under_way = volatile.sending.get(ask.reference)
     if under_way is not None and (under_way.model_id != ask.model_id or under_way.ending):
         other = "is being cancelled" if under_way.ending else "of another model is under way"
         busy = refuse(
@@ -268,13 +274,13 @@ def push(state: LibraryState, ask: Push, seen: LibrarySeen) -> Decision[LibraryS
     return Decision(
         effects=() if under_way is not None else (send,),
         reply=Later(_push_key(ask.reference, ask.model_id)),
-        seen=msgspec.structs.replace(seen, sending={**seen.sending, ask.reference: sending}),
+        volatile=msgspec.structs.replace(volatile, sending={**volatile.sending, ask.reference: sending}),
     )
 
 
-def cancel_push(ask: CancelPush, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def cancel_push(ask: CancelPush, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
     """Somebody waits no longer; a push for nobody ends."""
-    under_way = seen.sending.get(ask.reference)
+    under_way = volatile.sending.get(ask.reference)
     if under_way is None or ask.model_id not in ("", under_way.model_id):
         return Decision(reply=Cancelled(ended=False))
     if under_way.waiting > 1:
@@ -283,20 +289,20 @@ def cancel_push(ask: CancelPush, seen: LibrarySeen) -> Decision[LibrarySeen]:
         # It stays until it has really ended: another one must not begin beside it.
         change = {"ending": True}
     changed = msgspec.structs.replace(under_way, **change)
-    seen = msgspec.structs.replace(seen, sending={**seen.sending, ask.reference: changed})
+    volatile = msgspec.structs.replace(volatile, sending={**volatile.sending, ask.reference: changed})
     if not changed.ending:
-        return Decision(reply=Cancelled(ended=False), seen=seen)
+        return Decision(reply=Cancelled(ended=False), volatile=volatile)
     cancel = CancelSend(reference=ask.reference)
-    return Decision(effects=(cancel,), reply=Cancelled(ended=True), seen=seen)
+    return Decision(effects=(cancel,), reply=Cancelled(ended=True), volatile=volatile)
 
 
-def push_ended(report: PushEnded, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def push_ended(report: PushEnded, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
     """It is published, or could not be. The same failure again and again is stored once."""
-    under_way = seen.sending.get(report.reference)
+    under_way = volatile.sending.get(report.reference)
     if under_way is not None and under_way.model_id == report.model_id:
-        seen = msgspec.structs.replace(seen, sending=_without(seen.sending, report.reference))
+        volatile = msgspec.structs.replace(volatile, sending=_without(volatile.sending, report.reference))
     key = _push_key(report.reference, report.model_id)
-    known = _without(seen.unpublished, key)
+    known = _without(volatile.unpublished, key)
     if report.failure is not None:
         code = report.failure.code
         refusal = (
@@ -307,23 +313,23 @@ def push_ended(report: PushEnded, seen: LibrarySeen) -> Decision[LibrarySeen]:
         failed = PushFailed(model_id=report.model_id, reference=report.reference, failure=report.failure)
         unpublished = dict([*known.items(), (key, code)][-_UNPUBLISHED:])
         return Decision(
-            events=() if seen.unpublished.get(key) == code else (failed,),
+            events=() if volatile.unpublished.get(key) == code else (failed,),
             effects=(Answer(key=key, outcome=refusal),),
-            seen=msgspec.structs.replace(seen, unpublished=unpublished),
+            volatile=msgspec.structs.replace(volatile, unpublished=unpublished),
         )
     pushed = ModelPushed(
         model_id=report.model_id, reference=report.reference, sent=report.sent, seconds=report.seconds
     )
     outcome = Pushed(reference=report.reference, model_id=report.model_id, sent=report.sent)
-    seen = msgspec.structs.replace(seen, unpublished=known)
-    return Decision(events=(pushed,), effects=(Answer(key=key, outcome=outcome),), seen=seen)
+    volatile = msgspec.structs.replace(volatile, unpublished=known)
+    return Decision(events=(pushed,), effects=(Answer(key=key, outcome=outcome),), volatile=volatile)
 
 
 def _release(model_id: str, force: bool) -> Tell:
     return Tell(to=SCHEDULER, command=Release(model_id=model_id, force=force))
 
 
-def _unknown(model_id: str) -> Decision[LibrarySeen]:
+def _unknown(model_id: str) -> Decision[LibraryVolatile]:
     return Decision(reply=refuse("not_found", f"There is no model {model_id}.", status=404))
 
 

@@ -65,7 +65,7 @@ from greenroom.actors.library.messages import (
     TagModel,
     TagsWritten,
 )
-from greenroom.actors.library.state import LibrarySeen, LibraryState, PullState, apply
+from greenroom.actors.library.state import LibraryState, LibraryVolatile, PullState, apply
 from greenroom.actors.retry import CONTACT_RETRIES, PULL_RETRIES, RetryPolicy
 from greenroom.actors.values import Failure, RollCall
 
@@ -113,9 +113,9 @@ class Library:
         """No models."""
         return LibraryState()
 
-    def unseen(self) -> LibrarySeen:
+    def initial_volatile(self) -> LibraryVolatile:
         """Nothing seen."""
-        return LibrarySeen()
+        return LibraryVolatile()
 
     def apply(self, state: LibraryState, stored: Stored[Any]) -> LibraryState:
         """Fold one event."""
@@ -124,20 +124,20 @@ class Library:
     # decide
 
     def decide(
-        self, state: LibraryState, command: Command, now: Moment, seen: LibrarySeen
-    ) -> Decision[LibrarySeen]:
+        self, state: LibraryState, command: Command, now: Moment, volatile: LibraryVolatile
+    ) -> Decision[LibraryVolatile]:
         """One command."""
         match command:
             case Pull():
-                return pulls.pull(state, command, now, seen)
+                return pulls.pull(state, command, now, volatile)
             case LeavePull():
-                return Decision(seen=pulls.leave(command, seen))
+                return Decision(volatile=pulls.leave(command, volatile))
             case CancelPull():
-                return pulls.cancel(state, command, now, seen)
+                return pulls.cancel(state, command, now, volatile)
             case RemoveModel():
-                return changes.remove(state, command, now, seen)
+                return changes.remove(state, command, now, volatile)
             case Released():
-                return changes.released(state, command, seen)
+                return changes.released(state, command, volatile)
             case TagModel():
                 return changes.tag(state, command)
             case RepackageModel():
@@ -149,29 +149,29 @@ class Library:
             case Prune():
                 return changes.prune()
             case Push():
-                return changes.push(state, command, seen)
+                return changes.push(state, command, volatile)
             case CancelPush():
-                return changes.cancel_push(command, seen)
+                return changes.cancel_push(command, volatile)
             case RollCall():
-                return Decision(seen=msgspec.structs.replace(seen, told=-1))
+                return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
             case Recovered():
-                seen = msgspec.structs.replace(seen, looking_since=now.monotonic)
-                return Decision(effects=(LookAtModels(),), seen=seen)
+                volatile = msgspec.structs.replace(volatile, looking_since=now.monotonic)
+                return Decision(effects=(LookAtModels(),), volatile=volatile)
             case _:
-                return self._report(state, command, now, seen)
+                return self._report(state, command, now, volatile)
 
     def _report(
-        self, state: LibraryState, report: Command, now: Moment, seen: LibrarySeen
-    ) -> Decision[LibrarySeen]:
+        self, state: LibraryState, report: Command, now: Moment, volatile: LibraryVolatile
+    ) -> Decision[LibraryVolatile]:
         match report:
             case PullCommitted():
-                return pulls.committed(state, report, now, seen)
+                return pulls.committed(state, report, now, volatile)
             case PullAttemptEnded():
-                return pulls.attempt_ended(state, report, now, seen, self._policies)
+                return pulls.attempt_ended(state, report, now, volatile, self._policies)
             case ModelsSeen():
-                return self._seen_in_store(state, report, now, seen)
+                return self._seen_in_store(state, report, now, volatile)
             case ModelGone():
-                return changes.gone(state, report, seen)
+                return changes.gone(state, report, volatile)
             case TagsWritten():
                 return changes.tags_written(report)
             case ModelRepackaged():
@@ -179,13 +179,13 @@ class Library:
             case StoreSwept():
                 return changes.swept(report)
             case PushEnded():
-                return changes.push_ended(report, seen)
+                return changes.push_ended(report, volatile)
             case _:
                 raise NotUnderstood(self.address, report)
 
     def _seen_in_store(
-        self, state: LibraryState, report: ModelsSeen, now: Moment, seen: LibrarySeen
-    ) -> Decision[LibrarySeen]:
+        self, state: LibraryState, report: ModelsSeen, now: Moment, volatile: LibraryVolatile
+    ) -> Decision[LibraryVolatile]:
         """Settle what the journal says with what lies in the store.
 
         1. There and not known, or known under other tags: recorded as it is. If the store's index was lost,
@@ -194,15 +194,15 @@ class Library:
         3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it. One
            that is under way is not: this actor was rebuilt, and its hands will report its end.
         """
-        if seen.looked:
+        if volatile.looked:
             # This look may have begun before what has been committed since.
             return Decision()
         if report.failure is not None:
             # Not being able to look is no reason to believe that everything is gone.
-            return Decision(seen=msgspec.structs.replace(seen, looked=True))
+            return Decision(volatile=msgspec.structs.replace(volatile, looked=True))
         there = {model.id: model for model in report.models}
         events: list[Event] = []
-        fetched = {begun for begun, _ in seen.fetching} | set(report.running)
+        fetched = {begun for begun, _ in volatile.fetching} | set(report.running)
         lost = changes.lost_tags(state, report)
         for model in report.models:  # 1
             known = state.models.get(model.id)
@@ -240,8 +240,8 @@ class Library:
                         reached=pull.reached,
                     )
                 )
-        seen = msgspec.structs.replace(seen, looked=True)
-        return Decision(events=tuple(events), effects=lost, seen=seen)
+        volatile = msgspec.structs.replace(volatile, looked=True)
+        return Decision(events=tuple(events), effects=lost, volatile=volatile)
 
     def react(self, _state: LibraryState, _stored: Stored[Any]) -> Sequence[Effect]:
         """Nothing: who waits for a pull is answered by what decides on its end."""
@@ -249,7 +249,9 @@ class Library:
 
     # settle
 
-    def settle(self, state: LibraryState, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+    def settle(
+        self, state: LibraryState, now: Moment, volatile: LibraryVolatile
+    ) -> Decision[LibraryVolatile]:
         """What follows.
 
         1. The store has not been looked at: nothing yet; if that takes too long, another look.
@@ -258,38 +260,40 @@ class Library:
         4. A model that is being removed and that the scheduler has not let go of: ask again.
         5. Whatever changed, or every few seconds: tell the scheduler the whole list.
         """
-        seen = self._pruned(state, seen)
-        if not seen.looked:  # 1
-            if now.monotonic - seen.looking_since < _LOOK_AGAIN_AFTER:
-                return Decision(seen=seen)
-            seen = msgspec.structs.replace(seen, looking_since=now.monotonic)
-            return Decision(effects=(LookAtModels(),), seen=seen)
+        volatile = self._pruned(state, volatile)
+        if not volatile.looked:  # 1
+            if now.monotonic - volatile.looking_since < _LOOK_AGAIN_AFTER:
+                return Decision(volatile=volatile)
+            volatile = msgspec.structs.replace(volatile, looking_since=now.monotonic)
+            return Decision(effects=(LookAtModels(),), volatile=volatile)
         effects: list[Effect] = []
         faults: list[Fault] = []
-        for ask in seen.pending.values():  # 2
-            waiting = seen.waiting
-            pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
+        for ask in volatile.pending.values():  # 2
+            waiting = volatile.waiting
+            pending = {k: v for k, v in volatile.pending.items() if k != ask.reference}
             try:
-                decision = pulls.pull(state, ask, now, msgspec.structs.replace(seen, pending=pending))
+                decision = pulls.pull(state, ask, now, msgspec.structs.replace(volatile, pending=pending))
             except Exception as error:  # noqa: BLE001 - it costs this wish, and no other
                 faults.append(fault(error, doing="begin a pull", about=ask.reference))
                 decision = Decision(reply=pulls.refusal_of(_OURS))
             # It has been counted already, when it came.
-            seen = msgspec.structs.replace(decision.seen or seen, pending=pending, waiting=waiting)
+            volatile = msgspec.structs.replace(
+                decision.volatile or volatile, pending=pending, waiting=waiting
+            )
             if decision.events:
                 full = Answer(key=pulls.pull_key(ask.reference), outcome=not_storable())
                 return msgspec.structs.replace(
                     decision,
-                    seen=seen,
+                    volatile=volatile,
                     effects=tuple(effects),
                     faults=tuple(faults),
                     reply=None,
-                    otherwise=Decision(effects=(*effects, full), seen=seen),
+                    if_not_stored=Decision(effects=(*effects, full), volatile=volatile),
                 )
             if not isinstance(decision.reply, Later):
                 effects.append(Answer(key=pulls.pull_key(ask.reference), outcome=decision.reply))
         wakes: list[float] = []
-        fetching, due = set(seen.fetching), dict(seen.due)
+        fetching, due = set(volatile.fetching), dict(volatile.due)
         for pull in state.pulls.values():  # 3
             if (pull.job, pull.attempt) in fetching:
                 continue
@@ -301,32 +305,34 @@ class Library:
                 ended = Answer(key=pulls.pull_key(pull.reference), outcome=pulls.refusal_of(_OURS))
                 unstored = Decision(
                     effects=(*effects, ended),
-                    seen=msgspec.structs.replace(seen, fetching=frozenset(fetching), due=due),
+                    volatile=msgspec.structs.replace(volatile, fetching=frozenset(fetching), due=due),
                     faults=tuple(faults),
                 )
                 failed = (PullFailed(job=pull.job, failure=_OURS),)
-                return msgspec.structs.replace(unstored, events=failed, cause=pull.cause, otherwise=unstored)
+                return msgspec.structs.replace(
+                    unstored, events=failed, cause=pull.cause, if_not_stored=unstored
+                )
             if due[key] <= now.monotonic:
                 fetching.add((pull.job, pull.attempt))
                 effects.append(
                     FetchModel(
                         job=pull.job,
                         reference=pull.reference,
-                        token=seen.tokens.get(pull.job, ""),
+                        token=volatile.tokens.get(pull.job, ""),
                         force=pull.force,
                     )
                 )
             else:
                 wakes.append(due[key])
-        seen = msgspec.structs.replace(seen, fetching=frozenset(fetching), due=due)
-        seen, again, later = changes.ask_again(now, seen)  # 4
+        volatile = msgspec.structs.replace(volatile, fetching=frozenset(fetching), due=due)
+        volatile, again, later = changes.ask_again(now, volatile)  # 4
         effects += again
         wakes += later
-        if seen.told != state.version or now.monotonic - seen.told_at >= _TELL_EVERY:  # 5
-            effects.append(Tell(to=SCHEDULER, command=self.list_of(state, seen)))
-            seen = msgspec.structs.replace(seen, told=state.version, told_at=now.monotonic)
+        if volatile.told != state.version or now.monotonic - volatile.told_at >= _TELL_EVERY:  # 5
+            effects.append(Tell(to=SCHEDULER, command=self.list_of(state, volatile)))
+            volatile = msgspec.structs.replace(volatile, told=state.version, told_at=now.monotonic)
         return Decision(
-            effects=tuple(effects), seen=seen, wake_at=min(wakes, default=None), faults=tuple(faults)
+            effects=tuple(effects), volatile=volatile, wake_at=min(wakes, default=None), faults=tuple(faults)
         )
 
     def _wait(self, pull: PullState, now: Moment) -> float:
@@ -335,22 +341,22 @@ class Library:
             return 0.0
         return max(0.0, self._policies[0].clamp(pull.retry_at, now.wall) - now.wall)
 
-    def _pruned(self, state: LibraryState, seen: LibrarySeen) -> LibrarySeen:
+    def _pruned(self, state: LibraryState, volatile: LibraryVolatile) -> LibraryVolatile:
         """Forget what belongs to pulls that are over, their tokens above all."""
         jobs = {pull.job for pull in state.pulls.values()}
-        wanted = state.pulls.keys() | seen.pending.keys()
+        wanted = state.pulls.keys() | volatile.pending.keys()
         return msgspec.structs.replace(
-            seen,
-            fetching=frozenset(one for one in seen.fetching if one[0] in jobs),
-            due={key: at for key, at in seen.due.items() if key.rpartition("/")[0] in jobs},
-            waiting={one: names for one, names in seen.waiting.items() if one in wanted},
-            tokens={job: token for job, token in seen.tokens.items() if job in jobs},
-            asked_by={job: caller for job, caller in seen.asked_by.items() if job in jobs},
+            volatile,
+            fetching=frozenset(one for one in volatile.fetching if one[0] in jobs),
+            due={key: at for key, at in volatile.due.items() if key.rpartition("/")[0] in jobs},
+            waiting={one: names for one, names in volatile.waiting.items() if one in wanted},
+            tokens={job: token for job, token in volatile.tokens.items() if job in jobs},
+            asked_by={job: caller for job, caller in volatile.asked_by.items() if job in jobs},
         )
 
-    def list_of(self, state: LibraryState, seen: LibrarySeen) -> ModelList:
+    def list_of(self, state: LibraryState, volatile: LibraryVolatile) -> ModelList:
         """All models but those whose files are being deleted."""
-        leaving = {model_id for model_id, removal in seen.removing.items() if removal.released}
+        leaving = {model_id for model_id, removal in volatile.removing.items() if removal.released}
         models = tuple(model for model in state.models.values() if model.id not in leaving)
         return ModelList(models=models, version=state.version)
 

@@ -23,7 +23,7 @@ from greenroom.actors.library.messages import (
     PullCommitted,
     Pulled,
 )
-from greenroom.actors.library.state import LibrarySeen, LibraryState, PullState
+from greenroom.actors.library.state import LibraryState, LibraryVolatile, PullState
 from greenroom.actors.retry import NO_NETWORK_AFTER, RetryPolicy
 from greenroom.actors.values import Cancelled, Failure
 from greenroom.actors.waiters import count, joined, left
@@ -68,7 +68,7 @@ def refusal_of(failure: Failure) -> Refusal:
     )
 
 
-def pull(state: LibraryState, ask: Pull, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def pull(state: LibraryState, ask: Pull, now: Moment, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
     """Decide on a wish for a model.
 
     1. The store has not been looked at in this life: the look comes first, it is a matter of ms.
@@ -80,26 +80,28 @@ def pull(state: LibraryState, ask: Pull, now: Moment, seen: LibrarySeen) -> Deci
     5. Otherwise a pull begins; `settle` starts its first attempt.
     """
     key = pull_key(ask.reference)
-    if not seen.looked:  # 1
-        first = seen.pending.get(ask.reference, ask)
+    if not volatile.looked:  # 1
+        first = volatile.pending.get(ask.reference, ask)
         typed = ask if ask.wanted_by == "explicit" else first
-        seen = msgspec.structs.replace(seen, pending={**seen.pending, ask.reference: typed})
-        return Decision(reply=Later(key), seen=_one_more(seen, ask))
+        volatile = msgspec.structs.replace(volatile, pending={**volatile.pending, ask.reference: typed})
+        return Decision(reply=Later(key), volatile=_one_more(volatile, ask))
     here = state.tagged(ask.reference)
-    if ask.wanted_by == "request" and here is not None and here.id not in seen.removing:  # 2
+    if ask.wanted_by == "request" and here is not None and here.id not in volatile.removing:  # 2
         return Decision(reply=Pulled(model=here, fresh=False))
     events: tuple[Event, ...] = ()
     under_way = state.pulls.get(ask.reference)
     if under_way is None:
-        refusal = seen.failures.answer(ask.reference, ask.caller.key, now, anew=bool(ask.token) or ask.force)
+        refusal = volatile.failures.answer(
+            ask.reference, ask.caller.key, now, anew=bool(ask.token) or ask.force
+        )
         if refusal is not None:  # 4
             return Decision(reply=refusal)
         # 5
         job = f"pull.{state.jobs + 1}"
-        seen = msgspec.structs.replace(
-            seen,
-            tokens={**seen.tokens, job: ask.token},
-            asked_by={**seen.asked_by, job: ask.caller.key},
+        volatile = msgspec.structs.replace(
+            volatile,
+            tokens={**volatile.tokens, job: ask.token},
+            asked_by={**volatile.asked_by, job: ask.caller.key},
         )
         events = (
             PullRequested(
@@ -123,37 +125,39 @@ def pull(state: LibraryState, ask: Pull, now: Moment, seen: LibrarySeen) -> Deci
                 caller=ask.caller,
             ),
         )
-    return Decision(events=events, reply=Later(key), seen=_one_more(seen, ask))
+    return Decision(events=events, reply=Later(key), volatile=_one_more(volatile, ask))
 
 
-def cancel(state: LibraryState, ask: CancelPull, now: Moment, seen: LibrarySeen) -> Decision[LibrarySeen]:
+def cancel(
+    state: LibraryState, ask: CancelPull, now: Moment, volatile: LibraryVolatile
+) -> Decision[LibraryVolatile]:
     """End a pull; with `leave`, only when nobody else wants it."""
     under_way = state.pulls.get(ask.reference)
-    if under_way is None and ask.reference not in seen.pending:
+    if under_way is None and ask.reference not in volatile.pending:
         return Decision(reply=Cancelled(ended=False))
     if ask.leave:
-        seen = leave(LeavePull(reference=ask.reference, waiter=ask.waiter), seen)
-        if count(seen.waiting, ask.reference):
-            return Decision(reply=Cancelled(ended=False), seen=seen)
-    pending = {k: v for k, v in seen.pending.items() if k != ask.reference}
-    seen = msgspec.structs.replace(seen, pending=pending)
+        volatile = leave(LeavePull(reference=ask.reference, waiter=ask.waiter), volatile)
+        if count(volatile.waiting, ask.reference):
+            return Decision(reply=Cancelled(ended=False), volatile=volatile)
+    pending = {k: v for k, v in volatile.pending.items() if k != ask.reference}
+    volatile = msgspec.structs.replace(volatile, pending=pending)
     answer = Answer(key=pull_key(ask.reference), outcome=_cancelled(ask.reason))
     if under_way is None:
-        return Decision(effects=(answer,), reply=Cancelled(ended=True), seen=seen)
-    seen = msgspec.structs.replace(
-        seen, failures=seen.failures.came_to_nothing(_caller(under_way, seen), now)
+        return Decision(effects=(answer,), reply=Cancelled(ended=True), volatile=volatile)
+    volatile = msgspec.structs.replace(
+        volatile, failures=volatile.failures.came_to_nothing(_caller(under_way, volatile), now)
     )
     return Decision(
         events=(PullCancelled(job=under_way.job, reason=ask.reason),),
         effects=(CancelFetch(job=under_way.job), InformPull(reference=ask.reference), answer),
         reply=Cancelled(ended=True),
-        seen=seen,
+        volatile=volatile,
     )
 
 
 def committed(
-    state: LibraryState, report: PullCommitted, now: Moment, seen: LibrarySeen
-) -> Decision[LibrarySeen]:
+    state: LibraryState, report: PullCommitted, now: Moment, volatile: LibraryVolatile
+) -> Decision[LibraryVolatile]:
     """An attempt has succeeded."""
     under_way = state.pull_of(report.job)
     if under_way is None and report.model.id in state.models:
@@ -163,9 +167,11 @@ def committed(
     if under_way is not None:
         outcome = Pulled(model=report.model, fresh=report.fresh)
         effects = (Answer(key=pull_key(under_way.reference), outcome=outcome),)
-        seen = msgspec.structs.replace(seen, failures=seen.failures.succeeded(under_way.reference))
+        volatile = msgspec.structs.replace(
+            volatile, failures=volatile.failures.succeeded(under_way.reference)
+        )
     return Decision(
-        seen=seen,
+        volatile=volatile,
         effects=effects,
         events=(
             ModelCommitted(
@@ -183,9 +189,9 @@ def attempt_ended(
     state: LibraryState,
     report: PullAttemptEnded,
     now: Moment,
-    seen: LibrarySeen,
+    volatile: LibraryVolatile,
     policies: tuple[RetryPolicy, RetryPolicy],
-) -> Decision[LibrarySeen]:
+) -> Decision[LibraryVolatile]:
     """An attempt has failed or was ended.
 
     Attempts that bring something may go on for ever, so a bad line does not end a large download. A source
@@ -198,7 +204,7 @@ def attempt_ended(
     streak = 0 if report.moved else under_way.streak + 1
     retry_at = None
     reached = report.reached or under_way.reached
-    patient = reached or not count(seen.waiting, under_way.reference)
+    patient = reached or not count(volatile.waiting, under_way.reference)
     if failure.kind == "transient" and (patient or now.wall - under_way.requested_at < NO_NETWORK_AFTER):
         policy = policies[0] if patient else policies[1]
         retry_at = policy.retry_at(max(streak, 1), now.wall, now.draw)
@@ -223,26 +229,29 @@ def attempt_ended(
     else:
         event = PullFailed(job=under_way.job, failure=failure)
         outcome = refusal_of(failure)
-        seen = msgspec.structs.replace(
-            seen, failures=seen.failures.failed(under_way.reference, outcome, _caller(under_way, seen), now)
+        volatile = msgspec.structs.replace(
+            volatile,
+            failures=volatile.failures.failed(
+                under_way.reference, outcome, _caller(under_way, volatile), now
+            ),
         )
     effects: tuple[Effect, ...] = (inform,)
     if outcome is not None:
         effects = (inform, Answer(key=pull_key(under_way.reference), outcome=outcome))
-    return Decision(events=(event,), effects=effects, cause=under_way.cause, seen=seen)
+    return Decision(events=(event,), effects=effects, cause=under_way.cause, volatile=volatile)
 
 
-def leave(ask: LeavePull, seen: LibrarySeen) -> LibrarySeen:
+def leave(ask: LeavePull, volatile: LibraryVolatile) -> LibraryVolatile:
     """Somebody waits no longer."""
-    return msgspec.structs.replace(seen, waiting=left(seen.waiting, ask.reference, ask.waiter))
+    return msgspec.structs.replace(volatile, waiting=left(volatile.waiting, ask.reference, ask.waiter))
 
 
-def _caller(pull: PullState, seen: LibrarySeen) -> str:
-    return seen.asked_by.get(pull.job, "")
+def _caller(pull: PullState, volatile: LibraryVolatile) -> str:
+    return volatile.asked_by.get(pull.job, "")
 
 
-def _one_more(seen: LibrarySeen, ask: Pull) -> LibrarySeen:
-    return msgspec.structs.replace(seen, waiting=joined(seen.waiting, ask.reference, ask.waiter))
+def _one_more(volatile: LibraryVolatile, ask: Pull) -> LibraryVolatile:
+    return msgspec.structs.replace(volatile, waiting=joined(volatile.waiting, ask.reference, ask.waiter))
 
 
 def _cancelled(reason: str) -> Refusal:

@@ -77,7 +77,7 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
     """It has been told to end; nothing waits for it."""
 
 
-class LibrarySeen(msgspec.Struct, frozen=True, kw_only=True):
+class LibraryVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """What this life knows and the journal does not."""
 
     looked: bool = False

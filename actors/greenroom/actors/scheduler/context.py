@@ -13,8 +13,8 @@ from greenroom.actors.scheduler.events import EvictionDecided
 from greenroom.actors.scheduler.ledger import PROVEN_BY, Account, Capacity, promise_for, reckoned
 from greenroom.actors.scheduler.state import (
     ModelConfigState,
-    SchedulerSeen,
     SchedulerState,
+    SchedulerVolatile,
     Waiting,
     config_key,
 )
@@ -45,7 +45,7 @@ class TurnContext:
         self,
         state: SchedulerState,
         now: Moment,
-        seen: SchedulerSeen,
+        volatile: SchedulerVolatile,
         facts: Sequence[BackendFacts],
         limits: Limits,
         *,
@@ -54,11 +54,11 @@ class TurnContext:
         """Without `storing` the steps do only what needs no event."""
         self.state = state
         self.now = now
-        self.seen = pruned(state, seen)
+        self.volatile = pruned(state, volatile)
         self.facts = facts
         self.limits = limits
         self.storing = storing
-        self._queue = {one.request_id: one for one in seen.queue}
+        self._queue = {one.request_id: one for one in volatile.queue}
         self.events: list[Event] = []
         self.effects: list[Effect] = []
         self.wakes: list[float] = []
@@ -68,12 +68,12 @@ class TurnContext:
         self.cause = ""
         """The request or event this turn's events go back to."""
 
-    def decision(self) -> Decision[SchedulerSeen]:
+    def decision(self) -> Decision[SchedulerVolatile]:
         """What has been collected."""
         return Decision(
             events=tuple(self.events),
             effects=tuple(self.effects),
-            seen=msgspec.structs.replace(self.seen, queue=self.queue),
+            volatile=msgspec.structs.replace(self.volatile, queue=self.queue),
             cause=self.cause if self.events else "",
             wake_at=min(self.wakes, default=None),
             faults=tuple(self.faults),
@@ -81,12 +81,12 @@ class TurnContext:
 
     def guarded(self, step: Callable[[], None], *, doing: str, about: str = "") -> bool:
         """Run a part of the turn; should it raise, only this part is left out. False then."""
-        seen, queue, granted, cause = self.seen, dict(self._queue), dict(self.granted), self.cause
+        volatile, queue, granted, cause = self.volatile, dict(self._queue), dict(self.granted), self.cause
         events, effects, wakes = len(self.events), len(self.effects), len(self.wakes)
         try:
             step()
         except Exception as error:  # noqa: BLE001 - whatever it is, the rest of the turn is not about it
-            self.seen, self._queue, self.granted, self.cause = seen, queue, granted, cause
+            self.volatile, self._queue, self.granted, self.cause = volatile, queue, granted, cause
             del self.events[events:], self.effects[effects:], self.wakes[wakes:]
             self.faults.append(fault(error, doing=doing, about=about))
             return False
@@ -102,7 +102,7 @@ class TurnContext:
 
     def update(self, **changes: object) -> None:
         """Change what is seen."""
-        self.seen = msgspec.structs.replace(self.seen, **changes)
+        self.volatile = msgspec.structs.replace(self.volatile, **changes)
 
     def answer(self, waiting: Waiting, outcome: object) -> None:
         """A request waits no longer."""
@@ -129,37 +129,37 @@ class TurnContext:
     def has_room(self, spec: EngineSpec, places: int) -> bool:
         """Whether so many slots of an engine are free, less those given away in this turn."""
         given = self.granted.get(spec.engine_id, 0)
-        reading = self.seen.gates.get(spec.engine_id) or GateReading(True, 0, 0.0, 0, slots=spec.slots)
+        reading = self.volatile.gates.get(spec.engine_id) or GateReading(True, 0, 0.0, 0, slots=spec.slots)
         return reading.has_room(places, given)
 
     @property
     def silent(self) -> list[str]:
         """Backends whose runner has not told its engines in this life: what they hold is not known."""
-        return [one.name for one in self.facts if one.name not in self.seen.engines]
+        return [one.name for one in self.facts if one.name not in self.volatile.engines]
 
     def serving(self) -> Iterator[Engine]:
         """Engines that shall be and are ready."""
         for engine_id in self.state.loads:
-            engine = self.seen.engine(engine_id)
+            engine = self.volatile.engine(engine_id)
             if engine is not None and engine.state == "ready":
                 yield engine
 
     def forced(self, engine: Engine) -> bool:
         """True for an engine on an installation that is removed without waiting for those inside."""
-        status = (self.seen.statuses or {}).get(engine.spec.backend)
+        status = (self.volatile.statuses or {}).get(engine.spec.backend)
         return status is not None and status.forced and engine.spec.installation_id in status.retiring
 
     def empty(self) -> Iterator[tuple[Engine, GateReading]]:
         """Of those, the ones nobody is inside."""
         for engine in self.serving():
-            reading = self.seen.gates.get(engine.spec.engine_id)
+            reading = self.volatile.gates.get(engine.spec.engine_id)
             if reading is not None and not reading.inside and engine.spec.engine_id not in self.granted:
                 yield engine, reading
 
     def keep_alive(self, model_id: str, mode: Mode) -> float:
         """Seconds a model stays after its last request: the last wish, the configured, the default."""
         key = config_key(model_id, mode)
-        wished = self.seen.keep_alive.get(key)
+        wished = self.volatile.keep_alive.get(key)
         if wished is not None:
             return wished
         if any(
@@ -175,7 +175,7 @@ class TurnContext:
         that have not let go yet.
         """
         by_id = {load.spec.engine_id: load.spec for load in self.state.loads.values()}
-        alive = {engine.spec.engine_id: engine for engine in self.seen.alive()}
+        alive = {engine.spec.engine_id: engine for engine in self.volatile.alive()}
         loading = sum(
             share(spec, device)
             for one, spec in by_id.items()
@@ -183,10 +183,10 @@ class TurnContext:
         )
         for one, engine in alive.items():
             by_id.setdefault(one, engine.spec)
-        pools = {one.id: one.memory for one in self.seen.memory.devices}
+        pools = {one.id: one.memory for one in self.volatile.memory.devices}
         return Account(
-            memory=pools[device] if device else self.seen.memory,
-            promised=sum(holding(spec, self.seen, device) for spec in by_id.values()),
+            memory=pools[device] if device else self.volatile.memory,
+            promised=sum(holding(spec, self.volatile, device) for spec in by_id.values()),
             unclaimed=loading,
         )
 
@@ -198,46 +198,46 @@ def share(spec: EngineSpec, device: str = "") -> int:
     return spec.device_memory if spec.device == device else 0
 
 
-def holding(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
+def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
     """Bytes an engine or a load in flight is reckoned to hold there: promised, and measured where it is."""
-    promise, measured = share(spec, device), seen.measured.get(spec.engine_id)
+    promise, measured = share(spec, device), volatile.measured.get(spec.engine_id)
     if not promise or measured is None or (device and measured.device is None):
         return promise
-    reading = seen.gates.get(spec.engine_id)
+    reading = volatile.gates.get(spec.engine_id)
     return reckoned(
         promise,
-        least(spec, seen, device),
+        least(spec, volatile, device),
         measured.device_peak if device else measured.peak,
         reading.served if reading is not None else 0,
     )
 
 
-def least(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
+def least(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
     """Weights and cache, in bytes; the whole promise while the model is not known."""
     if spec.device and not device:
         return 0  # they are there, not here
     for promise in spec.promises:
         if promise.device == device:
             return promise.claimable
-    model = (seen.models or {}).get(spec.model_id)
+    model = (volatile.models or {}).get(spec.model_id)
     if model is None:
         return share(spec, device)
     return promise_for(model, spec.context_size, 0, Capacity(slots=spec.slots)).total
 
 
-def footprint(spec: EngineSpec, seen: SchedulerSeen, device: str = "") -> int:
+def footprint(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
     """What its end tells about the next engine of this kind, in bytes; 0 when that is nothing."""
-    measured, reading = seen.measured.get(spec.engine_id), seen.gates.get(spec.engine_id)
+    measured, reading = volatile.measured.get(spec.engine_id), volatile.gates.get(spec.engine_id)
     if measured is None or (device and measured.device is None):
         return 0
     proven = reading is not None and reading.served >= PROVEN_BY
     peak = measured.device_peak if device else measured.peak
-    return holding(spec, seen, device) if proven or peak > share(spec, device) else 0
+    return holding(spec, volatile, device) if proven or peak > share(spec, device) else 0
 
 
 def eviction(
     engine: Engine,
-    seen: SchedulerSeen,
+    volatile: SchedulerVolatile,
     now: Moment,
     reason: str,
     *,
@@ -247,7 +247,7 @@ def eviction(
     device: str = "",
 ) -> EvictionDecided:
     """The event that ends an engine, with the numbers that decided: of the machine's memory or a device's."""
-    reading = seen.gates.get(engine.spec.engine_id)
+    reading = volatile.gates.get(engine.spec.engine_id)
     idle = now.monotonic - reading.idle_since if reading is not None and not reading.inside else 0.0
     return EvictionDecided(
         engine_id=engine.spec.engine_id,
@@ -257,36 +257,36 @@ def eviction(
         reason=reason,
         in_favour_of=in_favour_of,
         idle_seconds=round(idle, 3),
-        memory=holding(engine.spec, seen, device),
+        memory=holding(engine.spec, volatile, device),
         needed=needed,
         free=free,
         device=device,
-        footprint=footprint(engine.spec, seen),
-        device_footprint=footprint(engine.spec, seen, engine.spec.device) if engine.spec.device else 0,
-        installation_id=engine.spec.installation_id if engine.spec.engine_id in seen.gates else "",
+        footprint=footprint(engine.spec, volatile),
+        device_footprint=footprint(engine.spec, volatile, engine.spec.device) if engine.spec.device else 0,
+        installation_id=engine.spec.installation_id if engine.spec.engine_id in volatile.gates else "",
     )
 
 
-def pruned(state: SchedulerState, seen: SchedulerSeen) -> SchedulerSeen:
+def pruned(state: SchedulerState, volatile: SchedulerVolatile) -> SchedulerVolatile:
     """Forget what belongs to engines that need no longer be, so that nothing grows over weeks."""
     loads = state.loads.keys()
-    alive = {one.spec.engine_id for one in seen.alive()}
+    alive = {one.spec.engine_id for one in volatile.alive()}
     wanted = {config_key(load.spec.model_id, load.spec.mode) for load in state.loads.values()}
-    wanted |= {config_key(one.model_id, one.mode) for one in seen.queue}
+    wanted |= {config_key(one.model_id, one.mode) for one in volatile.queue}
     cooling = {f"{key}@{breaker.until}" for key, breaker in state.breakers.items()}
     return msgspec.structs.replace(
-        seen,
-        met=seen.met & loads,
-        measured={one: size for one, size in seen.measured.items() if one in alive or one in loads},
-        begun={one: at for one, at in seen.begun.items() if one in loads},
-        start_told={one: at for one, at in seen.start_told.items() if one in loads},
-        leaving={one: at for one, at in seen.leaving.items() if one in alive},
-        bar_told={one: at for one, at in seen.bar_told.items() if one in loads},
-        stop_told={one: at for one, at in seen.stop_told.items() if one in alive},
+        volatile,
+        met=volatile.met & loads,
+        measured={one: size for one, size in volatile.measured.items() if one in alive or one in loads},
+        begun={one: at for one, at in volatile.begun.items() if one in loads},
+        start_told={one: at for one, at in volatile.start_told.items() if one in loads},
+        leaving={one: at for one, at in volatile.leaving.items() if one in alive},
+        bar_told={one: at for one, at in volatile.bar_told.items() if one in loads},
+        stop_told={one: at for one, at in volatile.stop_told.items() if one in alive},
         # A wish for keep-alive is about the engine that served it, not about the next one.
-        keep_alive={key: seconds for key, seconds in seen.keep_alive.items() if key in wanted},
-        ready_since={one: at for one, at in seen.ready_since.items() if one in loads},
-        cooling={name: at for name, at in seen.cooling.items() if name in cooling},
+        keep_alive={key: seconds for key, seconds in volatile.keep_alive.items() if key in wanted},
+        ready_since={one: at for one, at in volatile.ready_since.items() if one in loads},
+        cooling={name: at for name, at in volatile.cooling.items() if name in cooling},
     )
 
 

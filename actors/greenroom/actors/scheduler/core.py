@@ -74,8 +74,8 @@ from greenroom.actors.scheduler.reconcile import DRAINED, READY, take_turn
 from greenroom.actors.scheduler.report import ledger_reading
 from greenroom.actors.scheduler.state import (
     ModelConfigState,
-    SchedulerSeen,
     SchedulerState,
+    SchedulerVolatile,
     Waiting,
     apply,
     config_key,
@@ -128,9 +128,9 @@ class Scheduler:
         """No loads."""
         return SchedulerState()
 
-    def unseen(self) -> SchedulerSeen:
+    def initial_volatile(self) -> SchedulerVolatile:
         """Nobody has told anything."""
-        return SchedulerSeen()
+        return SchedulerVolatile()
 
     def apply(self, state: SchedulerState, stored: Stored[Any]) -> SchedulerState:
         """Fold one event."""
@@ -139,65 +139,65 @@ class Scheduler:
     # decide
 
     def decide(
-        self, state: SchedulerState, command: Command, now: Moment, seen: SchedulerSeen
-    ) -> Decision[SchedulerSeen]:
+        self, state: SchedulerState, command: Command, now: Moment, volatile: SchedulerVolatile
+    ) -> Decision[SchedulerVolatile]:
         """One command; what it leads to is derived by `settle`."""
         change = msgspec.structs.replace
         match command:
             case Serve():
-                return self._serve(command, now, seen)
+                return self._serve(command, now, volatile)
             case Abandon(request_id=gone):
-                queue = tuple(one for one in seen.queue if one.request_id != gone)
+                queue = tuple(one for one in volatile.queue if one.request_id != gone)
                 outcome = refuse("abandoned", "The request was abandoned.", status=499)
                 return Decision(
                     effects=(LeaveGate(request_id=gone), Answer(key=gone, outcome=outcome)),
-                    seen=change(seen, queue=queue),
+                    volatile=change(volatile, queue=queue),
                 )
             case CallerFound():
-                return self._found(command, seen)
+                return self._found(command, volatile)
             case Unload():
-                return self._unload(state, command, now, seen)
+                return self._unload(state, command, now, volatile)
             case Configure():
-                return self._configure(state, command, now, seen)
+                return self._configure(state, command, now, volatile)
             case ForgetModel():
                 return Decision(events=_forgotten(state, command))
             case Release():
-                return self._release(state, command, now, seen)
+                return self._release(state, command, now, volatile)
             case Keep(model_id=one, mode=mode, keep_alive=seconds):
-                wished = {**seen.keep_alive, config_key(one, mode): seconds}
-                return Decision(seen=change(seen, keep_alive=wished))
+                wished = {**volatile.keep_alive, config_key(one, mode): seconds}
+                return Decision(volatile=change(volatile, keep_alive=wished))
             case LiftQuarantines(backend=backend):
                 reason = f"{backend} was requested again"
                 return Decision(events=lifted_by_hand(state, reason, backend=backend))
             case ReadLedger():
-                return Decision(reply=ledger_reading(state, now, seen, self._facts, self._limits))
+                return Decision(reply=ledger_reading(state, now, volatile, self._facts, self._limits))
             case AwaitReady():
                 return Decision(reply=Later(READY))
             case Drain():
-                return Decision(reply=Later(DRAINED), seen=change(seen, draining=True))
+                return Decision(reply=Later(DRAINED), volatile=change(volatile, draining=True))
             case InstallationList():
                 statuses = {one.name: one for one in command.backends}
                 return Decision(
-                    seen=change(
-                        seen, statuses=statuses, statuses_version=command.version, heard=command.heard
+                    volatile=change(
+                        volatile, statuses=statuses, statuses_version=command.version, heard=command.heard
                     )
                 )
             case ModelList():
-                return Decision(seen=change(seen, models={one.id: one for one in command.models}))
+                return Decision(volatile=change(volatile, models={one.id: one for one in command.models}))
             case EngineList():
-                if command.backend not in seen.engines and command.token != seen.life:
+                if command.backend not in volatile.engines and command.token != volatile.life:
                     # It was on its way before this life, and may lack what has been started since.
                     return Decision()
                 engines = {one.spec.engine_id: one for one in command.engines}
                 ready = {one: now.monotonic for one, engine in engines.items() if engine.state == "ready"}
                 return Decision(
-                    seen=change(
-                        seen,
-                        engines={**seen.engines, command.backend: engines},
-                        barred={**seen.barred, command.backend: frozenset(command.barred)},
-                        measured={**seen.measured, **command.measured},
-                        met=seen.met | frozenset(engines),
-                        ready_since={**ready, **seen.ready_since},
+                    volatile=change(
+                        volatile,
+                        engines={**volatile.engines, command.backend: engines},
+                        barred={**volatile.barred, command.backend: frozenset(command.barred)},
+                        measured={**volatile.measured, **command.measured},
+                        met=volatile.met | frozenset(engines),
+                        ready_since={**ready, **volatile.ready_since},
                     )
                 )
             case GateEmptied() | SlotFreed():
@@ -208,15 +208,15 @@ class Scheduler:
                 # Who waited before is in the queue again in a moment, and told of then.
                 nobody = Tell(to=INSTALLER, command=InstallsAwaited())
                 return Decision(
-                    effects=(nobody,), seen=change(seen, life=life, called_at=now.monotonic - AGAIN)
+                    effects=(nobody,), volatile=change(volatile, life=life, called_at=now.monotonic - AGAIN)
                 )
             case _:
                 raise NotUnderstood(self.address, command)
 
-    def _serve(self, ask: Serve, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
-        if any(one.request_id == ask.request_id for one in seen.queue):
+    def _serve(self, ask: Serve, now: Moment, volatile: SchedulerVolatile) -> Decision[SchedulerVolatile]:
+        if any(one.request_id == ask.request_id for one in volatile.queue):
             return Decision(reply=Later(ask.request_id))
-        if (full := self._full(ask.caller, seen.queue)) is not None:
+        if (full := self._full(ask.caller, volatile.queue)) is not None:
             return Decision(reply=full)
         waiting = Waiting(
             request_id=ask.request_id,
@@ -229,27 +229,29 @@ class Scheduler:
             caller=ask.caller,
             places=ask.places,
         )
-        keep_alive = dict(seen.keep_alive)
+        keep_alive = dict(volatile.keep_alive)
         if ask.keep_alive is not None:
             keep_alive[config_key(ask.model_id, ask.mode)] = ask.keep_alive
         return Decision(
             reply=Later(ask.request_id),
-            seen=msgspec.structs.replace(seen, queue=(*seen.queue, waiting), keep_alive=keep_alive),
+            volatile=msgspec.structs.replace(
+                volatile, queue=(*volatile.queue, waiting), keep_alive=keep_alive
+            ),
         )
 
-    def _found(self, told: CallerFound, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+    def _found(self, told: CallerFound, volatile: SchedulerVolatile) -> Decision[SchedulerVolatile]:
         """Who asks is known better by now; that this one has too many queued may only show now."""
-        others = tuple(one for one in seen.queue if one.request_id != told.request_id)
-        if len(others) == len(seen.queue):
+        others = tuple(one for one in volatile.queue if one.request_id != told.request_id)
+        if len(others) == len(volatile.queue):
             return Decision()
         if (full := self._full(told.caller, others)) is not None:
             answer = Answer(key=told.request_id, outcome=full)
-            return Decision(effects=(answer,), seen=msgspec.structs.replace(seen, queue=others))
+            return Decision(effects=(answer,), volatile=msgspec.structs.replace(volatile, queue=others))
         queue = tuple(
             msgspec.structs.replace(one, caller=told.caller) if one.request_id == told.request_id else one
-            for one in seen.queue
+            for one in volatile.queue
         )
-        return Decision(seen=msgspec.structs.replace(seen, queue=queue))
+        return Decision(volatile=msgspec.structs.replace(volatile, queue=queue))
 
     def _full(self, caller: Caller, queue: Sequence[Waiting]) -> Refusal | None:
         """The refusal when the queue is full, or full of this caller's requests."""
@@ -265,8 +267,8 @@ class Scheduler:
         return refuse("queue_full", message, advice="Try again later.", status=429, retry_after=5.0)
 
     def _unload(
-        self, state: SchedulerState, ask: Unload, now: Moment, seen: SchedulerSeen
-    ) -> Decision[SchedulerSeen]:
+        self, state: SchedulerState, ask: Unload, now: Moment, volatile: SchedulerVolatile
+    ) -> Decision[SchedulerVolatile]:
         """End engines that match and are idle; those in use are left alone.
 
         A load goes on for as long as it gets on, and that may be long. Naming its model ends it, and requests
@@ -280,26 +282,26 @@ class Scheduler:
             wanted = ask.all or spec.model_id in ask.model_ids or (ask.backend and not ask.model_ids)
             if not wanted or ask.backend not in ("", spec.backend):
                 continue
-            engine = seen.engine(spec.engine_id)
+            engine = volatile.engine(spec.engine_id)
             named = engine is not None and engine.state == "starting" and spec.model_id in ask.model_ids
-            if engine is None or (_users(spec, seen) and not named):
+            if engine is None or (_users(spec, volatile) and not named):
                 continue
-            events.append(eviction(engine, seen, now, "unload"))
-            for waiting in seen.queue:
+            events.append(eviction(engine, volatile, now, "unload"))
+            for waiting in volatile.queue:
                 if waiting.follows == load_job(spec.engine_id):
                     ended.add(waiting.request_id)
                     effects.append(Answer(key=waiting.request_id, outcome=unloaded(waiting)))
-        queue = tuple(one for one in seen.queue if one.request_id not in ended)
+        queue = tuple(one for one in volatile.queue if one.request_id not in ended)
         return Decision(
             events=tuple(events),
             effects=tuple(effects),
-            seen=msgspec.structs.replace(seen, queue=queue),
+            volatile=msgspec.structs.replace(volatile, queue=queue),
             reply=Unloaded(engines=len(events)),
         )
 
     def _release(
-        self, state: SchedulerState, ask: Release, now: Moment, seen: SchedulerSeen
-    ) -> Decision[SchedulerSeen]:
+        self, state: SchedulerState, ask: Release, now: Moment, volatile: SchedulerVolatile
+    ) -> Decision[SchedulerVolatile]:
         """Let go of a model that is to be removed: its idle engines end, and nothing is loaded from it.
 
         One that is in use or being loaded refuses, unless it is forced; then whoever is inside is served to
@@ -310,10 +312,10 @@ class Scheduler:
             spec = load.spec
             if spec.model_id != ask.model_id:
                 continue
-            engine = seen.engine(spec.engine_id)
-            users = _users(spec, seen)
+            engine = volatile.engine(spec.engine_id)
+            users = _users(spec, volatile)
             if not ask.force and (engine is None or engine.state == "starting" or users):
-                how = f"is in use on {spec.backend} ({_who(spec, seen)})" if users else "is being loaded"
+                how = f"is in use on {spec.backend} ({_who(spec, volatile)})" if users else "is being loaded"
                 refusal = refuse(
                     "in_use",
                     f"{spec.model_ref} {how}.",
@@ -324,17 +326,17 @@ class Scheduler:
                 released = Released(model_id=ask.model_id, refusal=refusal)
                 return Decision(effects=(Tell(to=LIBRARY, command=released),))
             if engine is not None:
-                events.append(eviction(engine, seen, now, "removed"))
-        models = {one: model for one, model in (seen.models or {}).items() if one != ask.model_id}
+                events.append(eviction(engine, volatile, now, "removed"))
+        models = {one: model for one, model in (volatile.models or {}).items() if one != ask.model_id}
         return Decision(
             events=tuple(events),
             effects=(Tell(to=LIBRARY, command=Released(model_id=ask.model_id)),),
-            seen=msgspec.structs.replace(seen, models=None if seen.models is None else models),
+            volatile=msgspec.structs.replace(volatile, models=None if volatile.models is None else models),
         )
 
     def _configure(
-        self, state: SchedulerState, ask: Configure, now: Moment, seen: SchedulerSeen
-    ) -> Decision[SchedulerSeen]:
+        self, state: SchedulerState, ask: Configure, now: Moment, volatile: SchedulerVolatile
+    ) -> Decision[SchedulerVolatile]:
         """Merge a configuration; an idle engine that has another one ends, one in use refuses."""
         event = ConfigChanged(
             model_id=ask.model_id,
@@ -357,7 +359,7 @@ class Scheduler:
             return Decision(reply=Configured(changed=False))
         events: list[Event] = [event]
         reload = _shape(old) != _shape(new)
-        model = (seen.models or {}).get(ask.model_id)
+        model = (volatile.models or {}).get(ask.model_id)
         packaged = model.context_size if model is not None else 0
         context = packaged if new.context_size is None else new.context_size
         for load in state.loads.values() if reload else ():
@@ -369,10 +371,10 @@ class Scheduler:
             )
             if spec.model_id != ask.model_id or spec.mode != ask.mode or not unlike:
                 continue
-            engine = seen.engine(spec.engine_id)
-            users = _users(spec, seen)
+            engine = volatile.engine(spec.engine_id)
+            users = _users(spec, volatile)
             if engine is None or engine.state == "starting" or users:
-                how = f"is in use on {spec.backend} ({_who(spec, seen)})" if users else "is being loaded"
+                how = f"is in use on {spec.backend} ({_who(spec, volatile)})" if users else "is being loaded"
                 return Decision(
                     reply=refuse(
                         "in_use",
@@ -382,15 +384,17 @@ class Scheduler:
                         subject=spec.model_ref,
                     )
                 )
-            events.append(eviction(engine, seen, now, "reconfigured"))
+            events.append(eviction(engine, volatile, now, "reconfigured"))
         if reload:
             events += lifted_by_hand(state, "it is configured differently now", model_id=ask.model_id)
             # What it failed of may have been the configuration it had.
             others = {
-                name: one for name, one in seen.setbacks.items() if not name.startswith(f"{ask.model_id}|")
+                name: one
+                for name, one in volatile.setbacks.items()
+                if not name.startswith(f"{ask.model_id}|")
             }
-            seen = msgspec.structs.replace(seen, setbacks=others)
-        return Decision(events=tuple(events), seen=seen, reply=Configured(changed=True))
+            volatile = msgspec.structs.replace(volatile, setbacks=others)
+        return Decision(events=tuple(events), volatile=volatile, reply=Configured(changed=True))
 
     def react(self, _state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:
         """A load that has its place is started."""
@@ -401,9 +405,11 @@ class Scheduler:
 
     # settle
 
-    def settle(self, state: SchedulerState, now: Moment, seen: SchedulerSeen) -> Decision[SchedulerSeen]:
+    def settle(
+        self, state: SchedulerState, now: Moment, volatile: SchedulerVolatile
+    ) -> Decision[SchedulerVolatile]:
         """The steps of a `Turn`."""
-        return take_turn(state, now, seen, self._facts, self._limits)
+        return take_turn(state, now, volatile, self._facts, self._limits)
 
 
 def _forgotten(state: SchedulerState, gone: ForgetModel) -> tuple[Event, ...]:
@@ -420,19 +426,19 @@ def _shape(config: ModelConfigState) -> tuple[object, ...]:
     return (config.context_size, config.flags, config.slots, config.prompt_cache)
 
 
-def _users(spec: EngineSpec, seen: SchedulerSeen) -> int:
+def _users(spec: EngineSpec, volatile: SchedulerVolatile) -> int:
     """Requests inside an engine or waiting for it."""
-    reading = seen.gates.get(spec.engine_id)
+    reading = volatile.gates.get(spec.engine_id)
     inside = reading.inside if reading is not None else 0
-    return inside + sum(fits(spec, waiting) for waiting in seen.queue)
+    return inside + sum(fits(spec, waiting) for waiting in volatile.queue)
 
 
-def _who(spec: EngineSpec, seen: SchedulerSeen) -> str:
+def _who(spec: EngineSpec, volatile: SchedulerVolatile) -> str:
     """Who uses or waits for an engine: how many, and some of the ids that `greenroom why` takes."""
-    reading = seen.gates.get(spec.engine_id)
+    reading = volatile.gates.get(spec.engine_id)
     names = sorted(reading.some) if reading is not None else []
-    names += [waiting.request_id for waiting in seen.queue if fits(spec, waiting)]
-    count, shown = _users(spec, seen), ", ".join(names[:3])
+    names += [waiting.request_id for waiting in volatile.queue if fits(spec, waiting)]
+    count, shown = _users(spec, volatile), ", ".join(names[:3])
     if count > 3:
         return f"{count} requests, {shown} among them"
     return f"{count} request{'s' if count > 1 else ''}: {shown}"

@@ -31,14 +31,14 @@ def failure_of(engine: Engine) -> Failure:
     elif end is not None and end.expected:
         code = "engine_ended"
     # One that neither exited nor died of a signal has not been seen to run: that was not its own doing.
-    unseen = end is not None and end.code is None and not end.signal
+    initial_volatile = end is not None and end.code is None and not end.signal
     return Failure(
         kind="permanent" if code == "engine_failed" else "transient",
         code=code,
         message=summary,
         advice=f"`greenroom logs {engine.spec.engine_id}` shows its last words.",
         detail="\n".join(end.last_lines) if end is not None else "",
-        blame="machine" if unseen and code == "engine_failed" else "",
+        blame="machine" if initial_volatile and code == "engine_failed" else "",
     )
 
 

@@ -81,14 +81,16 @@ class Places:
     def of(self, spec: EngineSpec, model: Model, facts: BackendFacts) -> list[Place]:
         """Everywhere an engine could go with the fewest slots it may have; `spec` has no promises yet."""
         smallest, _ = self._range(spec, model, facts)
-        devices = self._turn.seen.memory.devices if facts.device else ()
+        devices = self._turn.volatile.memory.devices if facts.device else ()
         if not devices:
             return [self._on_machine(spec, model, facts, smallest)]
         return [self._on_device(spec, model, facts, smallest, device) for device in devices]
 
     def grown(self, place: Place, model: Model, facts: BackendFacts) -> Place:
         """The same place with as many slots, and as large a prompt cache, as the ledger has room for."""
-        device = next((one for one in self._turn.seen.memory.devices if one.id == place.spec.device), None)
+        device = next(
+            (one for one in self._turn.volatile.memory.devices if one.id == place.spec.device), None
+        )
         spec = msgspec.structs.replace(place.spec, device="", device_total=0)
         _, sizes = self._range(spec, model, facts)
         for capacity in sizes:
@@ -167,7 +169,7 @@ class Places:
         """Bytes of a pool that pinned models hold."""
         turn = self._turn
         return sum(
-            holding(load.spec, turn.seen, device)
+            holding(load.spec, turn.volatile, device)
             for load in turn.state.loads.values()
             if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
         )
@@ -178,13 +180,13 @@ class Places:
         return min(rooms, key=lambda room: len(room.victims), default=None)
 
     def _room(self, place: Place) -> Room | None:
-        seen = self._turn.seen
+        volatile = self._turn.volatile
         victims: dict[str, Need] = {}
         for need in place.needs:
             freed = sum(
-                holding(engine.spec, seen, need.device)
+                holding(engine.spec, volatile, need.device)
                 for one in victims
-                if (engine := seen.engine(one)) is not None
+                if (engine := volatile.engine(one)) is not None
             )
             lacking = need.size - need.account.free - self.coming(need.device) - freed
             if lacking <= 0:
@@ -200,21 +202,21 @@ class Places:
     def coming(self, device: str) -> int:
         """Bytes of engines that shall end and have not yet let go."""
         turn = self._turn
-        return sum(holding(one.spec, turn.seen, device) for one in self._leaving())
+        return sum(holding(one.spec, turn.volatile, device) for one in self._leaving())
 
     def yielding(self, device: str) -> int:
         """Bytes that time will free: of engines that end, and of those that are not pinned."""
         turn = self._turn
         leaving = {one.spec.engine_id for one in self._leaving()}
         return sum(
-            holding(one.spec, turn.seen, device)
-            for one in turn.seen.alive()
+            holding(one.spec, turn.volatile, device)
+            for one in turn.volatile.alive()
             if one.spec.engine_id in leaving or turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
         )
 
     def _leaving(self) -> list[Engine]:
         turn = self._turn
-        return [one for one in turn.seen.alive() if one.spec.engine_id not in turn.state.loads]
+        return [one for one in turn.volatile.alive() if one.spec.engine_id not in turn.state.loads]
 
     def _idle(self, device: str) -> list[Holding]:
         """Engines that may be ended for others: ready, empty, not pinned, not waited for, and with something
@@ -228,7 +230,7 @@ class Places:
                 idle_since=reading.idle_since,
             )
             for one, reading in turn.empty()
-            if (held := holding(one.spec, turn.seen, device))
+            if (held := holding(one.spec, turn.volatile, device))
             and turn.keep_alive(one.spec.model_id, one.spec.mode) >= 0
             and not turn.wanted(one.spec)
         ]

@@ -112,7 +112,7 @@ class QueueStep:
 
         A caller's own requests take turns the same way between its connections and users.
         """
-        served = self._turn.seen.served
+        served = self._turn.volatile.served
         callers: dict[str, dict[str, list[Waiting]]] = defaultdict(lambda: defaultdict(list))
         for waiting in self._turn.queue:
             callers[waiting.caller.key][waiting.caller.share].append(waiting)
@@ -150,12 +150,12 @@ class QueueStep:
            recently used idle engines end, or it waits for room, and nobody takes what is made for it.
         h. Whoever has waited too long is refused; the load or installation goes on.
         """
-        turn, seen = self._turn, self._turn.seen
-        if seen.draining:  # a
+        turn, volatile = self._turn, self._turn.volatile
+        if volatile.draining:  # a
             self._refuse(waiting, refuse("stopping", "Greenroom is stopping.", status=503, retry_after=5.0))
             return
-        model = seen.models.get(waiting.model_id) if seen.models is not None else None
-        if seen.models is not None and model is None:
+        model = volatile.models.get(waiting.model_id) if volatile.models is not None else None
+        if volatile.models is not None and model is None:
             name = waiting.model_ref
             missing = f'model "{name}" is not here; run: greenroom pull {name}'
             self._refuse(waiting, refuse("model_not_found", missing, status=404, subject=name))
@@ -169,19 +169,19 @@ class QueueStep:
             text = f"loading {waiting.model_ref} on {load.spec.backend}"
             self._wait_for(waiting, _Wait("loading", text, load_job(load.spec.engine_id)))
             return
-        if model is None or seen.statuses is None or turn.silent:  # d
+        if model is None or volatile.statuses is None or turn.silent:  # d
             silent = ", ".join(turn.silent) or "what is installed"
             self._wait_for(waiting, _Wait("starting", f"checking what is already running ({silent})"))
             return
         choice = choose(  # e
-            model, waiting.mode, waiting.backend, waiting.policy, turn.facts, seen.statuses
+            model, waiting.mode, waiting.backend, waiting.policy, turn.facts, volatile.statuses
         )
         if isinstance(choice, Refusal):
             self._refuse(waiting, choice)
         elif isinstance(choice, Install):
             self._install(waiting, choice)
         else:
-            self._load(waiting, model, diverted(choice, model.id, turn.state, seen.statuses))
+            self._load(waiting, model, diverted(choice, model.id, turn.state, volatile.statuses))
 
     # b
 
@@ -194,7 +194,7 @@ class QueueStep:
                 return
         self._full |= {engine.spec.engine_id for engine in serving}
         slots = sum(engine.spec.slots for engine in serving)
-        readings = [turn.seen.gates.get(engine.spec.engine_id) for engine in serving]
+        readings = [turn.volatile.gates.get(engine.spec.engine_id) for engine in serving]
         wanted = "a slot" if waiting.places == 1 else f"{waiting.places} slots at once"
         text = f"queued for {wanted} of {waiting.model_ref}, which has {slots}"
         quiet = min((one.quiet_for for one in readings if one is not None), default=math.inf)
@@ -204,7 +204,7 @@ class QueueStep:
     def _hold_gates(self) -> None:
         """Who comes while others are queued for an engine queues behind them."""
         turn = self._turn
-        held = {one for one, reading in turn.seen.gates.items() if reading.held}
+        held = {one for one, reading in turn.volatile.gates.items() if reading.held}
         # Of an engine whose gate opens in this turn, too, more requests may wait than it has slots.
         if not turn.events and held != self._full:
             turn.effects.append(HoldGates(engine_ids=tuple(sorted(self._full))))
@@ -225,7 +225,7 @@ class QueueStep:
         granted = self._turn.granted
         places = min(waiting.places, spec.slots) if spec.slots else 1
         granted[spec.engine_id] = granted.get(spec.engine_id, 0) + places
-        served = dict(self._turn.seen.served)
+        served = dict(self._turn.volatile.served)
         now = max(served.values(), default=-1) + 1
         turns = (waiting.caller.key, f"{waiting.caller.key}/{waiting.caller.share}")
         for one in turns:
@@ -237,16 +237,16 @@ class QueueStep:
 
     def _forget_wishes(self) -> None:
         """Wishes the installer has decided on, and failures of what is installed by now."""
-        statuses = self._turn.seen.statuses or {}
+        statuses = self._turn.volatile.statuses or {}
         settled = {
             name
-            for name, wish in self._turn.seen.wishes.items()
-            if self._turn.seen.heard.get(name) == wish.token
+            for name, wish in self._turn.volatile.wishes.items()
+            if self._turn.volatile.heard.get(name) == wish.token
             or (name in statuses and (statuses[name].job or statuses[name].current is not None))
         }
         here = {name for name, status in statuses.items() if status.current is not None}
-        wishes = {name: wish for name, wish in self._turn.seen.wishes.items() if name not in settled}
-        failed = {name: one for name, one in self._turn.seen.failed_installs.items() if name not in here}
+        wishes = {name: wish for name, wish in self._turn.volatile.wishes.items() if name not in settled}
+        failed = {name: one for name, one in self._turn.volatile.failed_installs.items() if name not in here}
         self._turn.update(wishes=wishes, failed_installs=failed)
 
     def _install(self, waiting: Waiting, choice: Install) -> None:
@@ -259,10 +259,10 @@ class QueueStep:
         5. Otherwise tell it.
         """
         turn, backend = self._turn, choice.backend
-        status = (turn.seen.statuses or {}).get(backend)
+        status = (turn.volatile.statuses or {}).get(backend)
         failure = status.failure if status is not None else None
-        wish = turn.seen.wishes.get(backend)
-        failed = turn.seen.failed_installs.get(backend)
+        wish = turn.volatile.wishes.get(backend)
+        failed = turn.volatile.failed_installs.get(backend)
         now = turn.now.monotonic
         if status is not None and status.job:  # 1
             if waiting.job != status.job:
@@ -280,7 +280,7 @@ class QueueStep:
                 ensure = Ensure(backend=backend, wanted_by="request", token=token, caller=waiting.caller)
                 turn.effects.append(Tell(to=INSTALLER, command=ensure, cause=waiting.request_id))
                 wish = Wish(token=token, told_at=now)
-                turn.update(wishes={**turn.seen.wishes, backend: wish})
+                turn.update(wishes={**turn.volatile.wishes, backend: wish})
             if waiting.token != wish.token:
                 waiting = turn.change(waiting, token=wish.token)
         self._awaited.add(backend)
@@ -291,7 +291,7 @@ class QueueStep:
     def _tell_awaited(self) -> None:
         """Who leaves an installation ends it only if nobody waits for it here."""
         turn = self._turn
-        told, at = turn.seen.awaited_told
+        told, at = turn.volatile.awaited_told
         awaited, now = frozenset(self._awaited), turn.now.monotonic
         if awaited != told or (awaited and now - at >= AGAIN):
             turn.effects.append(Tell(to=INSTALLER, command=InstallsAwaited(backends=awaited)))
@@ -299,13 +299,13 @@ class QueueStep:
 
     def _note_failed_install(self, backend: str, last: str) -> None:
         """Once for each job, however many waited for it."""
-        old = self._turn.seen.failed_installs.get(backend)
+        old = self._turn.volatile.failed_installs.get(backend)
         if old is not None and old.last == last:
             return
         count = (old.count if old is not None else 0) + 1
         until = self._turn.now.monotonic + cool_down(count) if count >= FAILURES_TO_OPEN else 0.0
         failed = FailedInstalls(count=count, last=last, until=until)
-        self._turn.update(failed_installs={**self._turn.seen.failed_installs, backend: failed})
+        self._turn.update(failed_installs={**self._turn.volatile.failed_installs, backend: failed})
 
     # f, g
 
@@ -317,8 +317,8 @@ class QueueStep:
             self._refuse(waiting, breaker_open(waiting, choice.backend, breaker, left))
             return
         spec = self._spec(waiting, model, choice)
-        if (left := pause_left(turn.seen.setbacks, key, turn.now.monotonic)) > 0:
-            self._refuse(waiting, load_failed(spec, turn.seen.setbacks[key].failure, left))
+        if (left := pause_left(turn.volatile.setbacks, key, turn.now.monotonic)) > 0:
+            self._refuse(waiting, load_failed(spec, turn.volatile.setbacks[key].failure, left))
             return
         facts = next(one for one in turn.facts if one.name == choice.backend)
         places = self._places.of(spec, model, facts)
@@ -359,11 +359,11 @@ class QueueStep:
         if not breaker.until:
             return 0.0
         turn, name = self._turn, f"{key}@{breaker.until}"
-        until = turn.seen.cooling.get(name)
+        until = turn.volatile.cooling.get(name)
         if until is None:
             left = min(max(0.0, breaker.until - turn.now.wall), LONGEST_COOL_DOWN)
             until = turn.now.monotonic + left
-            turn.update(cooling={**turn.seen.cooling, name: until})
+            turn.update(cooling={**turn.volatile.cooling, name: until})
         return until - turn.now.monotonic
 
     def _spec(self, waiting: Waiting, model: Model, choice: Use) -> EngineSpec:
@@ -400,13 +400,13 @@ class QueueStep:
             budget=account.memory.budget,
             device_promised=device.promised + spec.device_memory if device is not None else 0,
             device_budget=device.memory.budget if device is not None else 0,
-            refused_before=turn.seen.refused.get(key, 0),
+            refused_before=turn.volatile.refused.get(key, 0),
             caller=waiting.caller,
         )
         turn.record(chosen, admitted, cause=waiting.request_id)
         turn.update(
-            begun={**turn.seen.begun, spec.engine_id: turn.now.monotonic},
-            refused={k: v for k, v in turn.seen.refused.items() if k != key},
+            begun={**turn.volatile.begun, spec.engine_id: turn.now.monotonic},
+            refused={k: v for k, v in turn.volatile.refused.items() if k != key},
         )
 
     def _make_room(self, waiting: Waiting, places: Sequence[Place]) -> None:
@@ -416,11 +416,11 @@ class QueueStep:
             self._refuse(waiting, not_stored())
             return
         for one, need in room.victims if room is not None else ():
-            engine = turn.seen.engine(one)
+            engine = turn.volatile.engine(one)
             assert engine is not None
             evicted = eviction(
                 engine,
-                turn.seen,
+                turn.volatile,
                 turn.now,
                 "room",
                 in_favour_of=waiting.model_ref,
@@ -492,8 +492,8 @@ class QueueStep:
         if refusal.code in _UNSTORED:
             return
         key = config_key(waiting.model_id, waiting.mode)
-        count = turn.seen.refused.get(key, 0) + 1
-        turn.update(refused={**turn.seen.refused, key: count})
+        count = turn.volatile.refused.get(key, 0) + 1
+        turn.update(refused={**turn.volatile.refused, key: count})
         if refusal.code not in turn.state.refusals.get(key, ()):
             refused = LoadRefused(
                 model_id=waiting.model_id,

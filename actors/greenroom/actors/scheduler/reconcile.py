@@ -52,8 +52,8 @@ from greenroom.actors.scheduler.state import (
     NOT_THE_MODELS_FAULT,
     BreakerState,
     LoadState,
-    SchedulerSeen,
     SchedulerState,
+    SchedulerVolatile,
     breaker_key,
     config_key,
     counts_against_model,
@@ -77,16 +77,16 @@ Answers alone prove nothing: one that dies after each of them would be loaded fo
 def take_turn(
     state: SchedulerState,
     now: Moment,
-    seen: SchedulerSeen,
+    volatile: SchedulerVolatile,
     facts: Sequence[BackendFacts],
     limits: Limits,
-) -> Decision[SchedulerSeen]:
+) -> Decision[SchedulerVolatile]:
     """Go through the steps."""
-    decision = Turn(TurnContext(state, now, seen, facts, limits)).take()
+    decision = Turn(TurnContext(state, now, volatile, facts, limits)).take()
     if not decision.events:
         return decision
-    without = Turn(TurnContext(state, now, seen, facts, limits, storing=False)).take()
-    return msgspec.structs.replace(decision, otherwise=without)
+    without = Turn(TurnContext(state, now, volatile, facts, limits, storing=False)).take()
+    return msgspec.structs.replace(decision, if_not_stored=without)
 
 
 class Turn:
@@ -95,7 +95,7 @@ class Turn:
     def __init__(self, context: TurnContext) -> None:
         self._turn = context
 
-    def take(self) -> Decision[SchedulerSeen]:
+    def take(self) -> Decision[SchedulerVolatile]:
         """Go through them until one has events."""
         for step in (
             self._note_ends,
@@ -128,7 +128,7 @@ class Turn:
         """
         turn = self._turn
         for engine_id, load in turn.state.loads.items():
-            if load.spec.backend in turn.seen.engines and not turn.guarded(
+            if load.spec.backend in turn.volatile.engines and not turn.guarded(
                 partial(self._note_end, load), doing="follow a load", about=engine_id
             ):
                 self._drop(load)
@@ -136,12 +136,12 @@ class Turn:
                 return
 
     def _note_end(self, load: LoadState) -> None:
-        seen, engine_id = self._turn.seen, load.spec.engine_id
-        engine = seen.engine(engine_id)
+        volatile, engine_id = self._turn.volatile, load.spec.engine_id
+        engine = volatile.engine(engine_id)
         if engine is not None:
             if engine.state == "gone" or (engine.state == "stopping" and engine.fault):  # a
                 self._fail(load, failure_of(engine))
-        elif engine_id in seen.barred.get(load.spec.backend, ()):  # b
+        elif engine_id in volatile.barred.get(load.spec.backend, ()):  # b
             self._fail(load, never_started(load.spec))
         elif self._is_on_its_way(engine_id):  # c
             self._tell_to_start(load)
@@ -169,24 +169,24 @@ class Turn:
             self._turn.answer(waiting, undecided(waiting))
 
     def _is_on_its_way(self, engine_id: str) -> bool:
-        seen, now = self._turn.seen, self._turn.now.monotonic
-        begun = seen.begun.get(engine_id)
-        return begun is not None and engine_id not in seen.met and now - begun < _NEVER_TAKEN_AFTER
+        volatile, now = self._turn.volatile, self._turn.now.monotonic
+        begun = volatile.begun.get(engine_id)
+        return begun is not None and engine_id not in volatile.met and now - begun < _NEVER_TAKEN_AFTER
 
     def _tell_to_start(self, load: LoadState) -> None:
         turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
-        if now - turn.seen.start_told.get(one, turn.seen.begun[one]) >= AGAIN:
+        if now - turn.volatile.start_told.get(one, turn.volatile.begun[one]) >= AGAIN:
             start = StartEngine(spec=load.spec)
             turn.effects.append(Tell(to=runner_address(load.spec.backend), command=start, cause=load.cause))
-            turn.update(start_told={**turn.seen.start_told, one: now})
+            turn.update(start_told={**turn.volatile.start_told, one: now})
 
     def _tell_never_to_start(self, load: LoadState) -> None:
         turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
-        told = turn.seen.bar_told.get(one)
+        told = turn.volatile.bar_told.get(one)
         if told is None or now - told >= AGAIN:
             bar = BarEngine(engine_id=one)
             turn.effects.append(Tell(to=runner_address(load.spec.backend), command=bar, cause=load.cause))
-            turn.update(bar_told={**turn.seen.bar_told, one: now})
+            turn.update(bar_told={**turn.volatile.bar_told, one: now})
 
     def _fail(self, load: LoadState, failure: Failure) -> None:
         turn, spec = self._turn, load.spec
@@ -197,9 +197,9 @@ class Turn:
             backend=spec.backend,
             installation_id=spec.installation_id,
             failure=failure,
-            was_ready=spec.engine_id in turn.seen.gates,
-            footprint=footprint(spec, turn.seen),
-            device_footprint=footprint(spec, turn.seen, spec.device) if spec.device else 0,
+            was_ready=spec.engine_id in turn.volatile.gates,
+            footprint=footprint(spec, turn.volatile),
+            device_footprint=footprint(spec, turn.volatile, spec.device) if spec.device else 0,
         )
         turn.record(failed, cause=load.cause)
         if failure.code == "model_damaged":
@@ -211,17 +211,19 @@ class Turn:
             # lost as it starts, each would be followed by the next at once, as long as anybody waits.
             if not failed.was_ready:
                 now = turn.now.monotonic
-                turn.update(setbacks=setbacks_after(turn.seen.setbacks, spec, failure, now, spared=SPARED))
+                turn.update(
+                    setbacks=setbacks_after(turn.volatile.setbacks, spec, failure, now, spared=SPARED)
+                )
             return
         if not counts_against_model(failure):
-            setbacks = setbacks_after(turn.seen.setbacks, spec, failure, turn.now.monotonic)
+            setbacks = setbacks_after(turn.volatile.setbacks, spec, failure, turn.now.monotonic)
             if not failed.was_ready:
                 turn.update(setbacks=setbacks)
             self._answer_waiting(spec, failure, retry_after=setbacks[setback_key(spec)].pause)
             return
         key = breaker_key(spec.model_id, spec.backend, spec.installation_id)
         failures = failures_with(turn.state.breakers.get(key, BreakerState()), load)
-        away = broken_by_version(spec, failures, failure.message, turn.state, turn.seen.statuses or {})
+        away = broken_by_version(spec, failures, failure.message, turn.state, turn.volatile.statuses or {})
         if failures >= FAILURES_TO_OPEN:
             opened = BreakerOpened(
                 model_id=spec.model_id,
@@ -235,7 +237,7 @@ class Turn:
             cleared = tuple(cleared_by(spec, failures, turn.state))
             turn.record(opened, *cleared, cause=load.cause)
             away = None if cleared else away
-        elif failed.was_ready or not is_telling(turn.seen.engine(spec.engine_id), failure):
+        elif failed.was_ready or not is_telling(turn.volatile.engine(spec.engine_id), failure):
             away = None
         if away is not None:
             # Whoever waited for it waits on: the next step has the older installation serve it.
@@ -253,15 +255,15 @@ class Turn:
     # 2
 
     def _tend_gates(self) -> None:
-        turn, gates = self._turn, self._turn.seen.gates
-        alive = tuple(engine.spec.engine_id for engine in turn.seen.alive())
+        turn, gates = self._turn, self._turn.volatile.gates
+        alive = tuple(engine.spec.engine_id for engine in turn.volatile.alive())
         if not turn.silent and any(engine_id not in alive for engine_id in gates):
             turn.effects.append(RemoveGates(keep=alive))
         for engine in turn.serving():
             reading = gates.get(engine.spec.engine_id)
             if reading is None or not reading.open:
                 # What failed before does not count any more.
-                turn.update(setbacks=without(turn.seen.setbacks, setback_key(engine.spec)))
+                turn.update(setbacks=without(turn.volatile.setbacks, setback_key(engine.spec)))
                 turn.effects.append(
                     OpenGate(
                         engine_id=engine.spec.engine_id,
@@ -276,12 +278,14 @@ class Turn:
     # 4
 
     def _evict(self) -> None:
-        turn, seen = self._turn, self._turn.seen
-        retiring = {(name, one) for name, status in (seen.statuses or {}).items() for one in status.retiring}
+        turn, volatile = self._turn, self._turn.volatile
+        retiring = {
+            (name, one) for name, status in (volatile.statuses or {}).items() for one in status.retiring
+        }
         for load in turn.state.loads.values():
             reason = "retiring" if (load.spec.backend, load.spec.installation_id) in retiring else ""
-            if seen.draining or reason:
-                ended = partial(self._end, load, "shutdown" if seen.draining else reason)
+            if volatile.draining or reason:
+                ended = partial(self._end, load, "shutdown" if volatile.draining else reason)
                 turn.guarded(ended, doing="end an engine", about=load.spec.engine_id)
         if turn.events:
             return
@@ -290,10 +294,10 @@ class Turn:
             turn.guarded(rest, doing="end an idle engine", about=engine.spec.engine_id)
 
     def _end(self, load: LoadState, reason: str) -> None:
-        turn, engine = self._turn, self._turn.seen.engine(load.spec.engine_id)
+        turn, engine = self._turn, self._turn.volatile.engine(load.spec.engine_id)
         # Until its runner has told of it, nobody could tell when it is gone.
         if engine is not None:
-            turn.record(eviction(engine, turn.seen, turn.now, reason), cause=load.cause)
+            turn.record(eviction(engine, turn.volatile, turn.now, reason), cause=load.cause)
 
     def _end_idle(self, engine: Engine, reading: GateReading) -> None:
         turn, spec = self._turn, engine.spec
@@ -303,29 +307,29 @@ class Turn:
         ends = reading.idle_since + keep
         if ends <= turn.now.monotonic:
             cause = turn.state.loads[spec.engine_id].cause
-            turn.record(eviction(engine, turn.seen, turn.now, "idle"), cause=cause)
+            turn.record(eviction(engine, turn.volatile, turn.now, "idle"), cause=cause)
         else:
             turn.wakes.append(ends)
 
     # 5
 
     def _stop_leaving(self) -> None:
-        turn, seen, now = self._turn, self._turn.seen, self._turn.now.monotonic
+        turn, volatile, now = self._turn, self._turn.volatile, self._turn.now.monotonic
         leaving: dict[str, float] = {}
         stop_told: dict[str, float] = {}
-        for engine in seen.alive():
+        for engine in volatile.alive():
             one = engine.spec.engine_id
             if one in turn.state.loads:
                 continue
-            since = leaving[one] = seen.leaving.get(one, now)
-            reading = seen.gates.get(one)
+            since = leaving[one] = volatile.leaving.get(one, now)
+            reading = volatile.gates.get(one)
             if reading is not None and reading.open:
                 turn.effects.append(CloseGate(engine_id=one))
                 # Whoever has entered since this reading is seen by the next look, once the gate is closed.
                 turn.wakes.append(now)
             drained = reading is None or (not reading.open and not reading.inside)
             overdue = now - since >= turn.limits.drain or turn.forced(engine)
-            told = seen.stop_told.get(one)
+            told = volatile.stop_told.get(one)
             if (drained or overdue) and (told is None or now - told >= AGAIN):
                 reason = "it is not wanted any more" if drained else "its requests did not end in time"
                 if not drained and turn.forced(engine):
@@ -351,7 +355,7 @@ class Turn:
                 continue
             load = turn.state.loads[spec.engine_id]
             loading = min(engine.since - load.admitted_at, LONGEST_COOL_DOWN)
-            since = turn.seen.ready_since.get(spec.engine_id, turn.now.monotonic)
+            since = turn.volatile.ready_since.get(spec.engine_id, turn.now.monotonic)
             if turn.now.monotonic - since >= max(PROVEN_AFTER, loading):
                 closed = BreakerClosed(
                     model_id=spec.model_id,
@@ -367,52 +371,54 @@ class Turn:
     def _call_the_roll(self) -> None:
         turn, now = self._turn, self._turn.now.monotonic
         missing = [runner_address(name) for name in turn.silent]
-        missing += [INSTALLER] if turn.seen.statuses is None else []
-        missing += [LIBRARY] if turn.seen.models is None else []
-        if missing and now - turn.seen.called_at >= AGAIN:
-            call = RollCall(token=turn.seen.life)
+        missing += [INSTALLER] if turn.volatile.statuses is None else []
+        missing += [LIBRARY] if turn.volatile.models is None else []
+        if missing and now - turn.volatile.called_at >= AGAIN:
+            call = RollCall(token=turn.volatile.life)
             turn.effects += [Tell(to=to, command=call) for to in missing]
             turn.update(called_at=now)
-        retiring = {name: one.retiring for name, one in (turn.seen.statuses or {}).items() if one.retiring}
+        retiring = {
+            name: one.retiring for name, one in (turn.volatile.statuses or {}).items() if one.retiring
+        }
         if not retiring:
             return
         # A load whose installation retires keeps the list from having been acted on.
         specs = [load.spec for load in turn.state.loads.values()]
         if any(spec.installation_id in retiring.get(spec.backend, ()) for spec in specs):
             return
-        version, told_at = turn.seen.acted_on
-        if version == turn.seen.statuses_version and now - told_at < AGAIN:
+        version, told_at = turn.volatile.acted_on
+        if version == turn.volatile.statuses_version and now - told_at < AGAIN:
             return
-        roll = RollCall(installations=turn.seen.statuses_version)
+        roll = RollCall(installations=turn.volatile.statuses_version)
         turn.effects += [Tell(to=runner_address(name), command=roll) for name in retiring]
-        turn.update(acted_on=(turn.seen.statuses_version, now))
+        turn.update(acted_on=(turn.volatile.statuses_version, now))
 
     # 8
 
     def _report_drained(self) -> None:
         turn = self._turn
-        if turn.seen.draining and not (turn.state.loads or turn.seen.alive() or turn.silent):
+        if turn.volatile.draining and not (turn.state.loads or turn.volatile.alive() or turn.silent):
             turn.effects.append(Answer(key=DRAINED, outcome=Unloaded(engines=0)))
 
     # 9
 
     def _report_ready(self) -> None:
-        turn, seen = self._turn, self._turn.seen
-        heard = seen.statuses is not None and seen.models is not None
-        if heard and all(one.name in seen.engines for one in turn.facts):
+        turn, volatile = self._turn, self._turn.volatile
+        heard = volatile.statuses is not None and volatile.models is not None
+        if heard and all(one.name in volatile.engines for one in turn.facts):
             turn.effects.append(Answer(key=READY, outcome=Ready()))
 
     # 10
 
     def _lift_quarantines(self) -> None:
-        turn, statuses = self._turn, self._turn.seen.statuses
+        turn, statuses = self._turn, self._turn.volatile.statuses
         if statuses is None:
             return
-        for one in outlived(turn.state, statuses, turn.seen.in_use):
+        for one in outlived(turn.state, statuses, turn.volatile.in_use):
             turn.record(one, cause="")
         if not turn.events:
             in_use = {name: one.current.id for name, one in statuses.items() if one.current is not None}
-            turn.update(in_use={**turn.seen.in_use, **in_use})
+            turn.update(in_use={**turn.volatile.in_use, **in_use})
 
     # 11
 
@@ -420,7 +426,7 @@ class Turn:
         turn = self._turn
         for engine_id, load in turn.state.loads.items():
             spec = load.spec
-            wished = turn.seen.keep_alive.get(config_key(spec.model_id, spec.mode))
+            wished = turn.volatile.keep_alive.get(config_key(spec.model_id, spec.mode))
             if wished is None or (wished < 0) == load.kept or load.wishes >= _WISHES_STORED:
                 continue
             event = KeepAliveWished(

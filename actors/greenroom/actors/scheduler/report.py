@@ -10,19 +10,19 @@ from greenroom.actors.scheduler.context import Limits, TurnContext, holding
 from greenroom.actors.scheduler.ledger import Device, context_reckoned
 from greenroom.actors.scheduler.messages import DeviceAccount, EngineAccount, LedgerReading, QueueEntry
 from greenroom.actors.scheduler.queue import fits
-from greenroom.actors.scheduler.state import LoadState, SchedulerSeen, SchedulerState, Waiting
+from greenroom.actors.scheduler.state import LoadState, SchedulerState, SchedulerVolatile, Waiting
 from greenroom.actors.values import BackendFacts
 
 
 def ledger_reading(
     state: SchedulerState,
     now: Moment,
-    seen: SchedulerSeen,
+    volatile: SchedulerVolatile,
     facts: Sequence[BackendFacts],
     limits: Limits,
 ) -> LedgerReading:
     """Everything at this moment."""
-    turn = TurnContext(state, now, seen, facts, limits, storing=False)
+    turn = TurnContext(state, now, volatile, facts, limits, storing=False)
     account = turn.account()
     return LedgerReading(
         budget=account.memory.budget,
@@ -31,7 +31,7 @@ def ledger_reading(
         free=account.free,
         waiting=len(turn.queue),
         engines=tuple(_engine(turn, load) for load in state.loads.values()),
-        devices=tuple(_device(turn, one) for one in seen.memory.devices),
+        devices=tuple(_device(turn, one) for one in volatile.memory.devices),
         queue=tuple(_entry(turn, one) for one in sorted(turn.queue, key=lambda one: one.place or math.inf)),
     )
 
@@ -68,21 +68,21 @@ def _entry(turn: TurnContext, waiting: Waiting) -> QueueEntry:
 
 def _engine(turn: TurnContext, load: LoadState) -> EngineAccount:
     spec = load.spec
-    reading = turn.seen.gates.get(spec.engine_id)
-    engine = turn.seen.engine(spec.engine_id)
-    measured = turn.seen.measured.get(spec.engine_id)
+    reading = turn.volatile.gates.get(spec.engine_id)
+    engine = turn.volatile.engine(spec.engine_id)
+    measured = turn.volatile.measured.get(spec.engine_id)
     keep = turn.keep_alive(spec.model_id, spec.mode)
-    model = (turn.seen.models or {}).get(spec.model_id)
+    model = (turn.volatile.models or {}).get(spec.model_id)
     ready = engine is not None and engine.state == "ready"
     idle = ready and reading is not None and not reading.inside
     idle_for = max(0.0, turn.now.monotonic - reading.idle_since) if idle and reading is not None else None
     return EngineAccount(
         engine_id=spec.engine_id,
-        promised=holding(spec, turn.seen),
+        promised=holding(spec, turn.volatile),
         measured=measured.now if measured is not None else None,
         peak=measured.peak if measured is not None else None,
         device=spec.device,
-        device_promised=holding(spec, turn.seen, spec.device) if spec.device else 0,
+        device_promised=holding(spec, turn.volatile, spec.device) if spec.device else 0,
         device_measured=measured.device if measured is not None else None,
         context_size=context_reckoned(spec.context_size, model.context_length if model is not None else 0),
         slots=spec.slots,

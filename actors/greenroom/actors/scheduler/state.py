@@ -195,7 +195,7 @@ class Setback(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic second of the last one."""
 
 
-class SchedulerSeen(msgspec.Struct, frozen=True, kw_only=True):
+class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     """What others own, and who waits. Starts empty in every life and is collected again."""
 
     queue: tuple[Waiting, ...] = ()

@@ -25,9 +25,9 @@ from counting import (
 )
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed, JournalFull, NotWritten
+from greenroom.actors.kernel.actor import RETRY_AFTER_NOT_WRITTEN, TICK
 from greenroom.actors.kernel.core import Answer, Decision, Event
 from greenroom.actors.kernel.errors import Refused, SystemFailed
-from greenroom.actors.kernel.shell import RETRY_AFTER_NOT_WRITTEN, TICK
 from greenroom.actors.testing import FaultyJournal
 
 
@@ -51,7 +51,7 @@ def test_events_are_stored_then_applied_then_effects_run_then_the_reply_is_given
         order.append((what, len(disk.journal.attempts), disk.system.state(COUNTER).total))
 
     disk.journal.inside = MemoryJournal(before_append=lambda batch: look("append"))
-    disk.hands.on[Done] = lambda effect, cause: look("effect")
+    disk.effect_handler.on[Done] = lambda effect, cause: look("effect")
     reply = disk.system.ask(COUNTER, Add(by=5))
     reply.on_done(lambda: look("reply"))
     assert reply.get(timeout=5) == 5
@@ -91,7 +91,7 @@ def test_nobody_sees_half_a_batch(bench) -> None:
 def test_effects_carry_the_event_that_made_them_necessary(bench) -> None:
     bench.system.ask(COUNTER, Add(by=1, times=2), cause="request/1").get(timeout=5)
     bench.system.ask(COUNTER, Do(what="look"), cause="request/2").get(timeout=5)
-    assert bench.hands.performed == [
+    assert bench.effect_handler.performed == [
         (Done(what="counter/1"), "counter/1"),
         (Done(what="counter/2"), "counter/2"),
         (Done(what="look"), "request/2"),
@@ -102,7 +102,7 @@ def test_a_replay_runs_no_effects(bench, make_bench) -> None:
     bench.system.ask(COUNTER, Add(by=4, times=2)).get(timeout=5)
     again = make_bench(MemoryJournal(bench.journal.records)).start()
     assert again.system.state(COUNTER) == bench.system.state(COUNTER)
-    assert again.hands.performed == []
+    assert again.effect_handler.performed == []
     assert again.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 9
     assert again.stored() == ["counted"] * 3
 
@@ -128,7 +128,7 @@ def test_what_the_live_state_is_folded_from_is_what_a_replay_will_read(make_benc
     bench = make_bench()
     applied: list[object] = []
     bench.counter.apply = lambda state, stored: applied.append(stored.event) or state
-    bench.counter.on_settle = lambda state, now, seen: (
+    bench.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Listed(names=["a"]),)) if not applied else None
     )
     bench.system.codec.register([Listed])
@@ -145,7 +145,7 @@ def test_what_is_known_not_written_is_refused_with_507_and_changes_nothing(disk)
         disk.system.ask(COUNTER, Add(by=1)).get(timeout=5)
     assert (caught.value.refusal.status, caught.value.refusal.code) == (507, "journal_full")
     assert disk.system.state(COUNTER).events == 0
-    assert disk.hands.performed == []
+    assert disk.effect_handler.performed == []
     assert disk.system.ask(COUNTER, Total()).get(timeout=5) == 0
     disk.journal.fault = None
     assert disk.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 1
@@ -192,7 +192,7 @@ def test_a_report_the_journal_refuses_for_another_reason_is_parked_in_the_end(di
 
 
 def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
-    disk.counter.on_settle = lambda state, now, seen: (
+    disk.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Ended(),)) if state.total and not state.ended else None
     )
     Ended.URGENT = False
@@ -218,7 +218,7 @@ def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
 def test_an_actor_starts_on_a_full_disk(make_bench) -> None:
     bench = make_bench(FaultyJournal(MemoryJournal()))
     bench.journal.fault = JournalFull("no space left on device")
-    bench.counter.on_settle = lambda state, now, seen: (
+    bench.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Counted(by=1),)) if not state.total else None
     )
     bench.start()
@@ -273,7 +273,7 @@ def test_a_journal_that_does_not_know_stops_the_system_and_says_so(disk, fault) 
         disk.system.ask(COUNTER, Total()).get(timeout=5)
     assert len(disk.failures) == 1
     assert isinstance(disk.system.failure, JournalFailed)
-    assert disk.hands.performed == []
+    assert disk.effect_handler.performed == []
     assert len(disk.journal.attempts) == 1
 
 
@@ -288,7 +288,7 @@ def test_nothing_that_was_queued_is_handled_once_the_journal_has_failed(disk) ->
     for reply in queued:
         with pytest.raises(SystemFailed):
             reply.get(timeout=5)
-    assert disk.hands.performed == []
+    assert disk.effect_handler.performed == []
 
 
 def test_two_actors_that_fail_at_once_are_one_failure(make_bench) -> None:
@@ -332,7 +332,7 @@ def test_a_core_is_asked_what_follows_on_every_tick(bench) -> None:
 def test_a_core_is_woken_when_it_asked_to_be(bench) -> None:
     due = bench.clock.now().monotonic + 2
 
-    def settle(state, now, seen):
+    def settle(state, now, volatile):
         if state.total and not state.ended:
             return Decision(events=(Ended(),)) if now.monotonic >= due else Decision(wake_at=due)
         return None
@@ -350,7 +350,7 @@ def test_a_core_is_woken_when_it_asked_to_be(bench) -> None:
 
 def test_a_core_that_asks_to_be_woken_in_the_past_does_not_spin(make_bench) -> None:
     bench = make_bench()
-    bench.counter.on_settle = lambda state, now, seen: Decision(wake_at=now.monotonic - 5)
+    bench.counter.on_settle = lambda state, now, volatile: Decision(wake_at=now.monotonic - 5)
     bench.start()
     bench.clock.advance(0)
     bench.system.rest()
@@ -380,7 +380,7 @@ def test_a_command_to_nobody_is_logged_and_harms_nobody(bench, caplog) -> None:
 
 
 def test_settling_answers_those_who_wait(bench) -> None:
-    bench.counter.on_settle = lambda state, now, seen: (
+    bench.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Ended(),), effects=(Answer(key="end", outcome="done"),))
         if state.total > 2 and not state.ended
         else None

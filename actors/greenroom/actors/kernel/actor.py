@@ -39,7 +39,7 @@ from greenroom.actors.kernel.core import (
     Core,
     Decision,
     Effect,
-    Hands,
+    EffectHandler,
     Later,
     NotUnderstood,
     Recovered,
@@ -88,7 +88,7 @@ class _Restless(Exception):
     """Each of a core's decisions leads to another."""
 
 
-class Shell(pykka.ThreadingActor):
+class Actor(pykka.ThreadingActor):
     """Runs one core: decide, persist, apply, effects, settle, then reply."""
 
     use_daemon_thread = True
@@ -98,11 +98,11 @@ class Shell(pykka.ThreadingActor):
     def __init__(
         self,
         core: Core[Any, Any],
-        hands: Hands,
+        effect_handler: EffectHandler,
         system: Surroundings,
         state: Any,
         versions: dict[str, int],
-        sense: Callable[[Any], Any] | None = None,
+        observe: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
         self.started = Reply()
@@ -110,13 +110,13 @@ class Shell(pykka.ThreadingActor):
         self.thread: threading.Thread | None = None
         """Set once it runs."""
         self._core = core
-        self._hands = hands
+        self._effect_handler = effect_handler
         self._system = system
         self._clock = system.clock
         self._state = state
         self._versions = versions
-        self._seen = core.unseen()
-        self._sense = sense
+        self._volatile = core.initial_volatile()
+        self._observe = observe
         self._waiting = Waiting()
         self._owed: list[Callable[[], None]] = []
         """Answers that are given once what follows from the state has been settled."""
@@ -188,9 +188,18 @@ class Shell(pykka.ThreadingActor):
         if not self._stuck.failures:
             return
         now, core = self._clock.now(), self._core
-        unseen = core.unseen()
-        core.decide(core.initial(), Recovered(), now, unseen if self._sense is None else self._sense(unseen))
-        core.settle(core.initial(), now, unseen if self._sense is None else self._sense(unseen))
+        initial_volatile = core.initial_volatile()
+        core.decide(
+            core.initial(),
+            Recovered(),
+            now,
+            initial_volatile if self._observe is None else self._observe(initial_volatile),
+        )
+        core.settle(
+            core.initial(),
+            now,
+            initial_volatile if self._observe is None else self._observe(initial_volatile),
+        )
 
     def _actor_loop_teardown(self) -> None:
         if self._timer is not None:
@@ -235,7 +244,7 @@ class Shell(pykka.ThreadingActor):
         self._handle(asked)
 
     def _handle(self, asked: Asked) -> None:
-        before = self._seen
+        before = self._volatile
         decided = self._decide(asked)
         if decided is None:
             return
@@ -298,9 +307,9 @@ class Shell(pykka.ThreadingActor):
 
     def _is_seen_to_blame(self, command: Command) -> bool:
         """Whether a fresh volatile state would do: deciding is pure, so that can be tried."""
-        unseen = self._core.unseen()
+        initial_volatile = self._core.initial_volatile()
         try:
-            self._core.decide(self._state, command, self._clock.now(), unseen)
+            self._core.decide(self._state, command, self._clock.now(), initial_volatile)
         except BaseException:  # noqa: BLE001 - no: it is the command, or the code
             return False
         return True
@@ -359,8 +368,8 @@ class Shell(pykka.ThreadingActor):
             cause = batch.stored[-1].id
         self._taken += 1
         self._state = state
-        if decision.seen is not None:
-            self._seen = decision.seen
+        if decision.volatile is not None:
+            self._volatile = decision.volatile
         for left_out in decision.faults:
             self._system.park(self._core, left_out, cause)
         return effects + [(effect, cause) for effect in decision.effects]
@@ -375,7 +384,7 @@ class Shell(pykka.ThreadingActor):
                 elif isinstance(effect, Answer):
                     self._owed.append(partial(self._waiting.answer, effect.key, effect.outcome))
                 else:
-                    self._hands.perform(effect, cause)
+                    self._effect_handler.perform(effect, cause)
             except JournalFailed:
                 raise
             except BaseException as error:  # noqa: BLE001 - the effects after it are no part of it
@@ -451,7 +460,7 @@ class Shell(pykka.ThreadingActor):
 
     def _take_back(self, asked: Asked, reply: Reply, before: Any, error: BaseException) -> None:
         """Nothing can follow from what this command has changed, so it changes nothing and is refused."""
-        self._seen = before
+        self._volatile = before
         self._owed = []
         self._waiting.remove(reply)
         about = fault(error, doing=type(asked.command).__name__)
@@ -469,19 +478,19 @@ class Shell(pykka.ThreadingActor):
 
     def _settle_unstored(self, decision: Decision[Any]) -> None:
         """Do what needs no event: those who wait hear that nothing can be stored, ready engines serve on."""
-        if decision.otherwise is not None:
-            if decision.otherwise.events:
+        if decision.if_not_stored is not None:
+            if decision.if_not_stored.events:
                 raise ValueError(f"{self._core.address} offers events in place of events")
-            self._perform(self._take(decision.otherwise, ""))
+            self._perform(self._take(decision.if_not_stored, ""))
 
     def _look(self) -> Any:
-        if self._sense is None:
-            return self._seen
+        if self._observe is None:
+            return self._volatile
         try:
-            return self._sense(self._seen)
+            return self._observe(self._volatile)
         except Exception as error:  # noqa: BLE001 - what it saw before is better than to see nothing
             self._system.park(self._core, fault(error, doing="look at what others own"), "")
-            return self._seen
+            return self._volatile
 
     def _wake_at(self, monotonic: float) -> None:
         # A timer that fires too early costs one look at the state; to set one on each message costs more.
@@ -532,7 +541,7 @@ class Shell(pykka.ThreadingActor):
         _log.warning("%s: will be handled again, the journal takes nothing: %s", self._core.address, error)
         again = msgspec.structs.replace(asked, tries=asked.tries + 1)
         self._clock.call_at(self._clock.now().monotonic + RETRY_AFTER_NOT_WRITTEN, lambda: self._put(again))
-        if decision.otherwise is not None:
+        if decision.if_not_stored is not None:
             self._settle_unstored(decision)
         for answer in self._unsaid:
             refused = isinstance(answer.outcome, Refusal)
@@ -554,7 +563,7 @@ class Shell(pykka.ThreadingActor):
         self._rebuild_due = False
         _log.warning("%s is rebuilt", self._core.address)
         waiters = self._waiting.take()
-        self._seen = self._core.unseen()
+        self._volatile = self._core.initial_volatile()
         self._unrecovered = None
         self._stuck.try_now()
         self._handle(Asked(command=Recovered(), cause=""))

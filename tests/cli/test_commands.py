@@ -46,7 +46,7 @@ def test_a_bad_setting_is_a_usage_error_that_names_it(greenroom: Any, home: Path
 def test_what_nobody_foresaw_is_one_line_and_a_file(
     greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import greenroom.runner.cli.ps as ps
+    import greenroom.runner.cli.engines as ps
 
     monkeypatch.setattr(ps, "client_for", lambda settings: 1 / 0)
 
@@ -140,7 +140,7 @@ def test_ps_shows_who_waits_at_which_place_for_how_long_and_for_what(greenroom: 
 def test_ps_watches_until_it_is_told_to_end(
     greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import greenroom.runner.cli.ps as ps
+    import greenroom.runner.cli.engines as ps
 
     states = iter(["starting", "ready"])
     our_daemon.routes["GET /engines/ps"] = lambda seen: [{"model_name": "m", "state": next(states)}]

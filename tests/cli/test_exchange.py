@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp
-from greenroom.runner.cli.identity import Stranger, probe
+from greenroom.runner.cli.client import BrokenOff, Exchange, NobodyThere, NotHttp
+from greenroom.runner.cli.connect import Stranger, probe
 
 Speak = Callable[[bytes], str]
 

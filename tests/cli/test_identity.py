@@ -17,8 +17,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from greenroom.runner.cli.client import Gone
-from greenroom.runner.cli.identity import Unresponsive, find, listener_at
-from greenroom.runner.cli.problem import Problem
+from greenroom.runner.cli.connect import Unresponsive, find, listener_at
+from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.config import Settings, load
 from greenroom.runner.daemon_lock import DaemonLock, Holder, HomeLocked, holder_of
 from greenroom.runner.proof import is_proof, keep_secret, prove, read_secret
@@ -184,7 +184,7 @@ def test_a_loopback_host_must_prove_itself_unless_the_user_names_its_instance(
 def test_a_host_elsewhere_need_not_have_this_data_directory(
     our_daemon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import greenroom.runner.cli.identity as module
+    import greenroom.runner.cli.connect as module
 
     our_daemon.routes["GET /livez"] = identity()
     monkeypatch.setenv("GREENROOM_HOST", our_daemon.url)

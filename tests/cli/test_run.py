@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.cli.exchange import Exchange
+from greenroom.runner.cli.client import Exchange
 
 CHAT = "POST /v1/chat/completions"
 
@@ -54,7 +54,7 @@ def test_only_the_answer_goes_to_standard_output(greenroom: Any, our_daemon: Any
 def test_how_far_a_long_prompt_has_been_read_is_told_in_words(
     greenroom: Any, our_daemon: Any, monkeypatch: pytest.MonkeyPatch, patience: float, told: str
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.cli.conversation._PATIENCE", patience)
+    monkeypatch.setattr("greenroom.runner.cli.run._PATIENCE", patience)
     our_daemon.routes[CHAT] = Chat(
         words=[": keepalive 32/900", "", ": keepalive 900/900", "", *answer("Yes.")]
     )
@@ -213,9 +213,8 @@ def test_a_chat_remembers_obeys_and_leaves(our_daemon: Any, monkeypatch: pytest.
     lines = iter(["Hi", "/system Be kind.", '"""Two', 'lines"""', "/what", "/stats", "/bye"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     our_daemon.routes[CHAT] = Chat(words=answer("Hello."))
-    from greenroom.runner.cli.chat import chat
     from greenroom.runner.cli.client import Client
-    from greenroom.runner.cli.conversation import Conversation
+    from greenroom.runner.cli.run import Conversation, chat
 
     said: list[str] = []
     conversation = Conversation(Client(our_daemon.url), "smollm2", say=said.append)

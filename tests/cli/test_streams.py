@@ -36,7 +36,7 @@ def test_a_command_works_with_closed_streams(our_daemon: Any, closed: str) -> No
 def test_no_file_takes_the_place_of_a_closed_stream(home: Path) -> None:
     """Else what is written to standard error would land in the journal."""
     script = (
-        "from greenroom.runner.cli.streams import prepare_streams; prepare_streams(); import os; "
+        "from greenroom.runner.cli.output import prepare_streams; prepare_streams(); import os; "
         f"d = os.open({str(home / 'f')!r}, os.O_RDWR | os.O_CREAT); os._exit(d)"
     )
     done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, script], timeout=60)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenroom.runner.cli.table import table
+from greenroom.runner.cli.output import table
 
 HEADINGS = ("NAME", "BACKEND", "CAUSE", "UNTIL")
 ROWS = (("smollm2", "llama.cpp", "scheduler/12", "5m from now"), ("qwen", "mlx", "", "Forever"))

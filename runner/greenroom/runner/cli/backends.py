@@ -1,24 +1,252 @@
-"""`greenroom backends`: what there is, what each can do here, how it is; and its files."""
+"""Commands about backends: list, verify, install, upgrade, roll back, uninstall, export, import."""
 
 from __future__ import annotations
 
+import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.carry import export_command, import_command
-from greenroom.runner.cli.identity import client_for, find
+from greenroom.runner.cli.connect import client_for, ensure_daemon, find
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.jobs import Installed, install
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.table import table, terminal_width
+from greenroom.runner.cli.output import announce, table, terminal_width
+from greenroom.runner.config import Settings
+from greenroom.runner.units import format_size
+
+DEFAULT_BACKEND = "llama.cpp"
+
+backend_option = click.option(
+    "--backend", default=DEFAULT_BACKEND, show_default=True, metavar="NAME", help="Which backend."
+)
+
+
+@click.command("install-runner")
+@backend_option
+@click.option("--version", default="", metavar="VERSION", help="Another version than the pinned one.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be fetched, and how much.")
+@click.pass_context
+def install_runner_command(ctx: click.Context, backend: str, version: str, dry_run: bool) -> None:
+    """Install a backend. If it is installed already, say so.
+
+    Ctrl-C ends the installation, unless somebody else waits for it too.
+    """
+    client = ensure_daemon(settings_of(ctx), announce)
+    if dry_run:
+        body = {"backend": backend, "dry_run": True} | ({"version": version} if version else {})
+        plan = client.post("/engines/install-backend", body, timeout=None) or {}
+        click.echo(planned(backend, plan))
+        return
+    report(backend, install(client, backend, version=version, announce=click.echo))
+
+
+def report(backend: str, installed: Installed) -> None:
+    """Say how it ended, in the words of Docker's command where there are some."""
+    if installed.already:
+        version = f" (version {installed.version})" if installed.version else ""
+        click.echo(f"{backend} backend is already installed{version}")
+    else:
+        click.echo(installed.message)
+
+
+def planned(backend: str, plan: dict[str, object]) -> str:
+    """A plan in words."""
+    packages = [str(package) for package in plan.get("packages") or ()]  # type: ignore[attr-defined]
+    fetch, whole = (float(str(plan.get(name) or 0)) for name in ("download_bytes", "total_bytes"))
+    count = f"{len(packages)} package{'s' if len(packages) != 1 else ''}"
+    lines = [f"{backend} {plan.get('version', '')}: {count}, {format_size(whole)}".strip()]
+    lines += [f"  {package}" for package in packages]
+    if not fetch and whole:
+        lines.append("Would fetch nothing: all of it is in the cache.")
+    elif fetch < whole:
+        lines.append(f"Would fetch {format_size(fetch)}; the rest is in the cache.")
+    else:
+        lines.append(f"Would fetch {format_size(fetch)}.")
+    return "\n".join(lines)
+
+
+@click.command("start-runner")
+@backend_option
+@click.pass_context
+def start_runner_command(ctx: click.Context, backend: str) -> None:
+    """Start the daemon, unless it runs, and install the backend, unless it is there.
+
+    Its engines start when a model is asked for.
+    """
+    client = ensure_daemon(settings_of(ctx), announce)
+    report(backend, install(client, backend, announce=click.echo))
+    click.echo(f"Greenroom is running at {client.url}")
+
+
+@click.command("reinstall-runner")
+@backend_option
+@click.option("--version", default="", metavar="VERSION", help="Another version than the pinned one.")
+@click.pass_context
+def reinstall_runner_command(ctx: click.Context, backend: str, version: str) -> None:
+    """Build a backend's installation anew, beside the old one, which goes once nobody uses it."""
+    client = ensure_daemon(settings_of(ctx), announce)
+    report(backend, install(client, backend, version=version, reinstall=True, announce=click.echo))
+
+
+@click.command("uninstall-runner")
+@click.option("--backend", required=True, metavar="NAME", help="Which backend.")
+@click.option("--version", metavar="VERSION", help="Only this one, of several.")
+@click.option("--force", is_flag=True, help="End its engines even while they answer requests.")
+@click.pass_context
+def uninstall_runner_command(ctx: click.Context, backend: str, version: str | None, force: bool) -> None:
+    """Remove a backend, all versions or one, once its engines have answered what they were asked.
+
+    It stays removed until it is requested. When the version in use goes, another that is here comes into
+    use.
+    """
+    client = ensure_daemon(settings_of(ctx), announce)
+    body: dict[str, object] = {"backend": backend}
+    body |= ({"version": version} if version is not None else {}) | ({"force": True} if force else {})
+    answer = client.post("/engines/uninstall-backend", body, timeout=None) or {}
+    what = f"{backend} {version}" if version else f"{backend} backend"
+    if answer.get("was_installed") is False:
+        click.echo(f"{what} is not installed")
+        return
+    freed = float(answer.get("freed") or 0)
+    click.echo(f"Uninstalled {what}{f', {format_size(freed)} freed' if freed else ''}")
+
+
+@click.command("upgrade-runner")
+@backend_option
+@click.option(
+    "--version",
+    default="pinned",
+    metavar="VERSION",
+    help="A version, or `latest`; otherwise the one this release was tested with.",
+)
+@click.pass_context
+def upgrade_runner_command(ctx: click.Context, backend: str, version: str) -> None:
+    """Build a version beside the one in use, start it once on a probe, then switch to it.
+
+    Engines that run go on with what they have. The old version stays: rollback-runner goes back to it.
+    """
+    client = ensure_daemon(settings_of(ctx), announce)
+    done = install(client, backend, version=version, announce=click.echo)
+    # Whether another one was in use until now is not told.
+    word = "is installed and in use"
+    if done.already:
+        word = "is in use; it was already installed"
+        if version == "latest":
+            word = "is the newest version; it was already installed and is in use"
+    click.echo(f"{backend} {done.version} {word}")
+
+
+@click.command("rollback-runner")
+@backend_option
+@click.option("--version", default="", metavar="VERSION", help="Not the one before, but this one.")
+@click.pass_context
+def rollback_runner_command(ctx: click.Context, backend: str, version: str) -> None:
+    """Bring the version that was in use before back into use. Nothing is fetched or built.
+
+    Engines that run go on with what they have; `greenroom unload` ends the idle ones.
+    """
+    client = ensure_daemon(settings_of(ctx), announce)
+    answer = client.post("/engines/activate-backend", {"backend": backend, "version": version}) or {}
+    click.echo(f"{backend} {answer['installation']['version']} is in use")
+
+
+@click.command("export")
+@click.argument("backend")
+@click.option("--version", default="", metavar="VERSION", help="Not the one in use, but this one.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; otherwise standard output.")
+@click.pass_context
+def export_backend(ctx: click.Context, backend: str, version: str, output: Path | None) -> None:
+    """Write an installed BACKEND into one file: greenroom backends export mlx > mlx.tar
+
+    It fits machines of the same kind with the same Python. Needs no daemon.
+    """
+    from greenroom.runner.backends.base import Environment, Platform
+    from greenroom.runner.backends.catalog import BACKENDS
+    from greenroom.runner.errors import JobFailed
+    from greenroom.runner.installations import archive
+    from greenroom.runner.installations.disk import InstallationStore
+
+    if output is None and sys.stdout.isatty():
+        raise click.UsageError(f"It is not for reading. Write it to a file: -o {backend}.tar")
+    settings = settings_of(ctx)
+    current = _in_use(settings, backend)
+    found = [one for one in InstallationStore(settings.home).records() if one.backend == backend]
+    if version:
+        found = [one for one in found if one.version == version]
+    if not found:
+        what = f"{backend} {version}".strip()
+        raise Problem(f"{what} is not installed in {settings.home}.", "See: greenroom backends")
+    chosen = max(found, key=lambda one: (one.id == current, one.built_at))
+    source = BACKENDS[backend].on(Platform.here()).source if backend in BACKENDS else None
+    distribution = source.distribution if isinstance(source, Environment) else backend
+    with ExitStack() as stack:
+        draft = output.with_name(f"{output.name}.part") if output is not None else None
+        out: IO[bytes] = stack.enter_context(draft.open("wb")) if draft is not None else sys.stdout.buffer
+        try:
+            archive.write(settings.home, chosen, distribution, out)
+        except BaseException as error:
+            if draft is not None:
+                draft.unlink(missing_ok=True)
+            if isinstance(error, JobFailed):
+                raise Problem(error.failure.message, error.failure.advice) from error
+            raise
+    if draft is not None and output is not None:
+        draft.replace(output)
+    click.echo(f"Exported {backend} {chosen.version}: {len(chosen.wheels)} packages.", err=True)
+
+
+@click.command("import")
+@click.argument("file", type=click.File("rb"))
+@click.pass_context
+def import_backend(ctx: click.Context, file: IO[bytes]) -> None:
+    """Install a backend from FILE (`-`: standard input), without a network."""
+    from greenroom.runner.errors import JobFailed
+    from greenroom.runner.installations import archive
+
+    settings = settings_of(ctx)
+    client = ensure_daemon(settings, announce)
+    daemon = find(settings)
+    if daemon is None or Path(daemon.home).resolve() != settings.home.resolve():
+        raise Problem(
+            "The daemon that answers has another data directory.",
+            "Import where the daemon runs, with its GREENROOM_HOME.",
+        )
+    try:
+        manifest = archive.read(settings.home, file)
+    except JobFailed as failed:
+        raise Problem(failed.failure.message, failed.failure.advice) from failed
+    report(manifest.backend, install(client, manifest.backend, version=manifest.version, announce=click.echo))
+
+
+def _in_use(settings: Settings, backend: str) -> str:
+    """The id of the installation in use, where a daemon can tell."""
+    try:
+        daemon = find(settings)
+        known = (daemon.client().get("/engines") or ()) if daemon is not None else ()
+    except Problem:
+        known = ()  # another program holds the data directory, or the daemon hangs: what is there can be read
+    return next(
+        (
+            one["id"]
+            for found in known
+            if found["name"] == backend
+            for one in found["installations"]
+            if one["current"]
+        ),
+        "",
+    )
+
 
 _HEADINGS = ("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS")
 
 
 @click.group("backends", invoke_without_command=True)
 @click.pass_context
-def command(ctx: click.Context) -> int:
+def backends_command(ctx: click.Context) -> int:
     """List the backends: what each serves, whether this machine can run it, and what is installed.
 
     Of the versions that are installed, the one new engines start from has a star.
@@ -64,11 +292,11 @@ def command(ctx: click.Context) -> int:
     return exit_codes.OK
 
 
-@command.command("verify")
+@backends_command.command("verify")
 @click.argument("name", default="", metavar="[BACKEND]")
 @click.option("--backend", default="", metavar="NAME", help="The same, as the other commands have it.")
 @click.pass_context
-def verify(ctx: click.Context, name: str, backend: str) -> int:
+def verify_backends(ctx: click.Context, name: str, backend: str) -> int:
     """Read every file of what is installed, or of BACKEND, and compare it with what was installed, by hash.
 
     What is damaged counts as broken from then on, and install-runner builds it anew. Exits 1 then.
@@ -94,8 +322,8 @@ def verify(ctx: click.Context, name: str, backend: str) -> int:
     return exit_codes.FAILED if broken else exit_codes.OK
 
 
-command.add_command(export_command)
-command.add_command(import_command)
+backends_command.add_command(export_backend)
+backends_command.add_command(import_backend)
 
 
 def _on_disk(home: Path) -> dict[str, list[str]]:

@@ -1,16 +1,238 @@
-"""Talks to one daemon: JSON, and lines of JSON or of events as they come."""
+"""Talks to one daemon over HTTP/1.1: JSON, and lines of JSON or of events as they come."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.exchange import BrokenOff, Exchange, NobodyThere, NotHttp, NotProven
-from greenroom.runner.cli.problem import Problem
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.proof import CHALLENGE, address_of, is_proof, make_challenge
+
+_LINE_LIMIT = 65_536
+_HEADER_LIMIT = 100
+_PROOF_WITHIN = 10.0
+_PROOF_LIMIT = 65_536
+
+
+class NobodyThere(Exception):
+    """No connection could be made."""
+
+
+class NotHttp(Exception):
+    """Somebody answers, but not in HTTP."""
+
+
+class BrokenOff(Exception):
+    """The connection ended before the answer did."""
+
+
+class NotProven(Exception):
+    """Whoever answers does not know the secret of our data directory."""
+
+
+class Exchange:
+    """A request that was sent and whose answer has begun: its head is here, its body can be read.
+
+    One request a connection, after the proof: closing in the middle of an answer is how it is called off.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        content: Iterable[bytes] = (),
+        timeout: float | None = None,
+        secret: bytes = b"",
+    ) -> None:
+        """Send the request and wait for the answer's head.
+
+        `content` is a body in pieces, whose `Content-Length` is among the headers.
+        `timeout` is how many seconds of silence are borne, while connecting too; None bears any.
+        With a `secret`, whoever answers must prove that it knows it, on this connection and before anything
+        of the request is sent.
+        Raises NobodyThere, NotHttp, BrokenOff, NotProven, and TimeoutError for somebody who says nothing.
+        """
+        self.status = 0
+        self.reason = ""
+        self.headers: Mapping[str, str] = {}
+        """By lower-case name."""
+        self._left: int | None = None
+        """Bytes of the body, or of its current chunk, that are still to come; None means until the end."""
+        self._chunked = False
+        self._over = False
+        self._socket = _connect(url, timeout)
+        self._reader = self._socket.makefile("rb")
+        try:
+            try:
+                if secret:
+                    self._demand_proof(url, secret, timeout)
+                self._socket.sendall(_request(url, method, path, headers, body))
+                self._send(content)
+                self._read_head()
+            except ConnectionError as error:
+                raise BrokenOff(_reason(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def peer(self) -> str:
+        """The address at the other end, as `host:port`."""
+        return address_of(self._socket.getpeername())
+
+    def _demand_proof(self, url: str, secret: bytes, timeout: float | None) -> None:
+        challenge = make_challenge()
+        self._socket.settimeout(min(timeout or _PROOF_WITHIN, _PROOF_WITHIN))
+        headers = {"Accept": "application/json", CHALLENGE: challenge, "Connection": "keep-alive"}
+        self._socket.sendall(_request(url, "GET", "/livez", headers, None))
+        self._read_head()
+        try:
+            fields = json.loads(self.read(_PROOF_LIMIT))
+        except ValueError:
+            fields = None
+        answer = fields.get("proof") if isinstance(fields, dict) else None
+        if not is_proof(answer, secret, challenge, self.peer):
+            raise NotProven
+        self._socket.settimeout(timeout)
+        self._left, self._chunked, self._over = None, False, False
+
+    def _send(self, content: Iterable[bytes]) -> None:
+        try:
+            for piece in content:
+                self._socket.sendall(piece)
+        except ConnectionError:
+            # Whoever has read enough to refuse answers, and does not read the rest.
+            return
+
+    def close(self) -> None:
+        """End the connection. Idempotent."""
+        self._reader.close()
+        self._socket.close()
+
+    def readline(self) -> bytes:
+        """The next line with its end; what is left at the end of the body; empty after that."""
+        found: list[bytes] = []
+        while self._is_more():
+            part = self._reader.readline(-1 if self._left is None else self._left)
+            self._account(part)
+            found.append(part)
+            if part.endswith(b"\n"):
+                break
+        return b"".join(found)
+
+    def read(self, limit: int = 2**28) -> bytes:
+        """The rest of the body, or its beginning when that is longer than the limit."""
+        found: list[bytes] = []
+        while limit > 0 and self._is_more():
+            part = self._reader.read(limit if self._left is None else min(limit, self._left))
+            self._account(part)
+            limit -= len(part)
+            found.append(part)
+        return b"".join(found)
+
+    def _account(self, part: bytes) -> None:
+        if not part:
+            if self._left is not None:
+                raise BrokenOff("the connection was closed")
+            self._over = True
+        elif self._left is not None:
+            self._left -= len(part)
+            if self._left == 0 and not self._chunked:
+                self._over = True
+
+    def _is_more(self) -> bool:
+        """Whether the body goes on; in a chunked one, go on to the next chunk when this one is used up."""
+        if self._over or not self._chunked or self._left:
+            return not self._over
+        if self._left == 0:
+            self._line()
+        size = self._line().partition(b";")[0].strip()
+        try:
+            self._left = int(size, 16)
+        except ValueError:
+            raise BrokenOff("a chunk has no size") from None
+        self._over = self._left == 0
+        return not self._over
+
+    def _read_head(self) -> None:
+        while True:
+            version, _, rest = self._line(NotHttp).decode("latin-1").partition(" ")
+            code, _, self.reason = rest.partition(" ")
+            if not version.startswith("HTTP/1.") or not code.isdigit():
+                raise NotHttp(f"it says {version[:40]!r}")
+            self.status = int(code)
+            self.headers = self._headers()
+            if self.status != 100:
+                break
+        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        length = self.headers.get("content-length", "")
+        if not self._chunked and length.isdigit():
+            self._left = int(length)
+        self._over = self.status in (204, 304) or (self._left == 0 and not self._chunked)
+
+    def _headers(self) -> Mapping[str, str]:
+        headers: dict[str, str] = {}
+        for _ in range(_HEADER_LIMIT):
+            line = self._line().decode("latin-1")
+            if not line:
+                return headers
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        raise NotHttp("its head has no end")
+
+    def _line(self, otherwise: type[Exception] = BrokenOff) -> bytes:
+        line = self._reader.readline(_LINE_LIMIT)
+        if not line:
+            raise BrokenOff("the connection was closed")
+        if not line.endswith(b"\n"):
+            raise otherwise("a line has no end")
+        return line.rstrip(b"\r\n")
+
+
+def _connect(url: str, timeout: float | None) -> socket.socket:
+    parts = urlsplit(url)
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    # As bytes, or the codec for international names is imported for 127.0.0.1.
+    name: Any = host.encode("ascii") if host.isascii() else host
+    try:
+        connection = socket.create_connection((name, parts.port or (443 if secure else 80)), timeout)
+        if not secure:
+            return connection
+        import ssl
+
+        try:
+            return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+        except BaseException:
+            connection.close()
+            raise
+    except OSError as error:
+        raise NobodyThere(_reason(error)) from error
+
+
+def _request(url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    parts = urlsplit(url)
+    lines = [f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1", f"Host: {parts.netloc}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    lines += ["", ""] if "Connection" in headers else ["Connection: close", "", ""]
+    return "\r\n".join(lines).encode("latin-1", "replace") + (body or b"")
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return error.strerror or str(error) or type(error).__name__
+
 
 _TIMEOUT = 30.0
 """Seconds for answers that need no waiting; what may take long is asked with a longer one, or none."""

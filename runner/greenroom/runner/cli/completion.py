@@ -1,8 +1,107 @@
-"""`greenroom completion`: what makes a shell complete commands, flags and the names of models."""
+"""What the shell completes: commands, flags, and the names of models."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.user_home import user_home
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    _Text = click.ParamType[str]
+else:
+    _Text = click.ParamType  # in older releases it takes no parameter
+
+
+_HUB = "huggingface.co/"
+
+
+class ModelName(_Text):
+    """A model by any of its names. Completed from what is here, and from the catalogue where that helps."""
+
+    name = "model"
+
+    def __init__(self, *, catalogue: bool = False) -> None:
+        """With `catalogue` also names of models that are not here yet."""
+        self._catalogue = catalogue
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """As it is, for what it means is the daemon's to say; but a path is told whole."""
+        return anchored(value)
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The names that begin like this; a path is completed by the shell itself."""
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith((".", "/", "~")):
+            return [CompletionItem(incomplete, type="file")]
+        names = dict.fromkeys(_here())
+        if self._catalogue:
+            names |= dict.fromkeys(_in_catalogue())
+        # Both forms of Hugging Face's names, so that what was typed once completes again.
+        names |= {name.replace(_HUB, "hf.co/", 1): None for name in names if name.startswith(_HUB)}
+        if not incomplete:
+            names = {name: None for name in names if not name.startswith(_HUB)}
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def anchored(model: str) -> str:
+    """A model's name as the daemon understands it: its folder is not ours.
+
+    Raises Problem when the text cannot name a model.
+    """
+    from greenroom.runner.cli.exit_codes import Problem
+    from greenroom.runner.models.references import BadReference, Reference
+
+    try:
+        reference = Reference.parse(model)
+    except BadReference as error:
+        raise Problem(str(error), code=exit_codes.USAGE) from error
+    return str(reference.anchored(Path.cwd(), user_home())) if reference.scheme == "path" else model
+
+
+def _here() -> list[str]:
+    """What the daemon says is here; without one, what lies in the store."""
+    from greenroom.runner.cli.connect import find
+    from greenroom.runner.cli.exit_codes import Problem
+    from greenroom.runner.config import BadSetting, load
+    from greenroom.runner.errors import JobFailed
+    from greenroom.runner.models.references import familiar
+    from greenroom.runner.models.store import Store
+
+    try:
+        settings = load()
+        daemon = find(settings, patience=1.0)
+        if daemon is not None:
+            models = daemon.client().get("/models", timeout=2.0) or []
+            return [familiar(tag) for model in models for tag in model.get("tags") or ()]
+        if settings.host:
+            return []
+        return [familiar(tag) for model in Store(settings.home / "models").models() for tag in model.tags]
+    except (BadSetting, Problem, JobFailed):
+        # Nothing may be printed in the middle of somebody's command line.
+        return []
+
+
+def _in_catalogue() -> list[str]:
+    from greenroom.runner.config import BadSetting, load
+    from greenroom.runner.models.short_names import BadCatalogue, Catalogue
+
+    try:
+        return [name for name, _ in Catalogue.load(load().models)]
+    except (BadSetting, BadCatalogue):
+        return []
+
 
 _HOW = {
     "bash": 'eval "$(greenroom completion bash)"   # in ~/.bashrc',
@@ -14,7 +113,7 @@ _HOW = {
 @click.command("completion", epilog="\b\n" + "\n".join(_HOW.values()))
 @click.argument("shell", type=click.Choice(list(_HOW)))
 @click.pass_context
-def command(ctx: click.Context, shell: str) -> None:
+def completion_command(ctx: click.Context, shell: str) -> None:
     """Print the script that makes SHELL complete greenroom's commands, flags and models."""
     from click.shell_completion import get_completion_class
 

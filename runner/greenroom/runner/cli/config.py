@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.table import table
+from greenroom.runner.cli.output import table
 from greenroom.runner.config import NAMES, Settings
 from greenroom.runner.installations.sources import redact
 from greenroom.runner.units import format_duration, format_size
@@ -28,7 +28,7 @@ _UNSET = {
 @click.command("config")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON: seconds and bytes.")
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def config_command(ctx: click.Context, as_json: bool) -> None:
     """Show every setting and where its value comes from.
 
     These are the settings this command line would use; a running daemon keeps those it was started with.

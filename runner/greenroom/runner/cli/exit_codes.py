@@ -1,4 +1,4 @@
-"""What `greenroom` exits with; part of its interface, documented in docs/cli.md."""
+"""What `greenroom` exits with (documented in docs/cli.md), and the exception that commands end with."""
 
 from __future__ import annotations
 
@@ -19,3 +19,20 @@ NOT_INSTALLED = 7
 """A backend is not installed and the policy forbids installing it."""
 INTERRUPTED = 130
 """Ended by Ctrl-C."""
+
+
+class Problem(Exception):
+    """Shown to the user as it is, without a traceback."""
+
+    def __init__(self, message: str, advice: str = "", *, code: int = FAILED, detail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+        self.exit_code = code
+        self.detail = detail
+        """More lines for whoever wants to know why, such as the end of a log; shown before the message."""
+
+    def __str__(self) -> str:
+        if self.advice and self.advice in self.message:
+            return self.message
+        return f"{self.message} {self.advice}".strip()

@@ -1,4 +1,4 @@
-"""`greenroom journal`: verify, count, copy, hand over and put away the journal. None of it needs a daemon."""
+"""`greenroom journal`, and how commands open the journal they read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 from greenroom.actors.journal.disk import force
 from greenroom.actors.journal.port import (
+    EventChanged,
     JournalBusy,
     JournalDamaged,
     JournalError,
@@ -20,33 +21,80 @@ from greenroom.actors.journal.port import (
     JournalTooNew,
     NotAJournal,
 )
+from greenroom.actors.journal.reader import JournalReader
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.journal_file import option, path_of
+from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.problem import Problem
-from greenroom.runner.cli.table import table
+from greenroom.runner.cli.output import table
 from greenroom.runner.units import format_size
+
+journal_option = click.option(
+    "--journal",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Read this journal, or that of this data directory, instead of ours.",
+)
+
+
+def journal_path(ctx: click.Context, given: Path | None) -> Path:
+    """The journal that is meant."""
+    if given is None:
+        return settings_of(ctx).home / "journal.db"
+    return given / "journal.db" if given.is_dir() else given
+
+
+@contextlib.contextmanager
+def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
+    """A reader of the journal at `path`; what is odd about it is said on stderr.
+
+    `ours` says that it is the one of the settings' data directory, which may not have begun yet.
+    """
+    try:
+        with JournalReader(path) as reader:
+            for notice in reader.notices:
+                click.echo(f"Note: {notice}", err=True)
+            yield reader
+    except FileNotFoundError as error:
+        if not ours:
+            raise Problem(f"There is no journal at {path}.", "Name a journal.db.") from error
+        raise Problem(
+            f"There is no journal at {path}: nothing has happened here yet.", "Begin: greenroom run smollm2"
+        ) from error
+    except (JournalDamaged, JournalTooNew, EventChanged, NotAJournal) as error:
+        raise Problem(_sentence(error), code=exit_codes.JOURNAL) from error
+    except JournalError as error:
+        raise Problem(_sentence(error)) from error
+    except OSError as error:
+        if error.filename is None or Path(error.filename) != path:
+            raise
+        raise Problem(f"The journal at {path} cannot be read: {error.strerror}.") from error
+
+
+def _sentence(error: object) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
 
 _TYPES_SHOWN = 12
 
 
 @click.group("journal")
-def command() -> None:
+def journal_command() -> None:
     """Verify, count, copy, hand over or put away the journal: everything that has happened here.
 
     What has happened is told by `greenroom log`, and why by `greenroom why`.
     """
 
 
-@command.command("verify")
-@option
+@journal_command.command("verify")
+@journal_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_context
 def verify(ctx: click.Context, journal: Path | None, as_json: bool) -> int:
     """Check every event, every stream, the journal's end and the database itself. Changes nothing."""
     from greenroom.actors.journal import maintenance
 
-    path = path_of(ctx, journal)
+    path = journal_path(ctx, journal)
     with _in_sentences(path):
         found = maintenance.verify(path)
     if as_json:
@@ -69,15 +117,15 @@ def verify(ctx: click.Context, journal: Path | None, as_json: bool) -> int:
     return exit_codes.JOURNAL
 
 
-@command.command("stats")
-@option
+@journal_command.command("stats")
+@journal_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_context
 def stats(ctx: click.Context, journal: Path | None, as_json: bool) -> None:
     """Count: events by stream and by type, since when, how many bytes."""
     from greenroom.actors.journal import maintenance
 
-    path = path_of(ctx, journal)
+    path = journal_path(ctx, journal)
     with _in_sentences(path):
         found = maintenance.stats(path)
     if as_json:
@@ -94,15 +142,15 @@ def stats(ctx: click.Context, journal: Path | None, as_json: bool) -> None:
         click.echo(f"and {len(rows) - _TYPES_SHOWN} more types; --json has them all")
 
 
-@command.command("export")
+@journal_command.command("export")
 @click.argument("file", type=click.Path(path_type=Path), default=Path("-"))
-@option
+@journal_option
 @click.pass_context
 def export(ctx: click.Context, file: Path, journal: Path | None) -> None:
     """Write the journal as JSON lines to FILE (standard output when there is none); `import` reads them."""
     from greenroom.actors.journal import maintenance
 
-    path = path_of(ctx, journal)
+    path = journal_path(ctx, journal)
     with _in_sentences(path):
         if str(file) == "-":
             count = maintenance.export(path, sys.stdout.buffer)
@@ -112,7 +160,7 @@ def export(ctx: click.Context, file: Path, journal: Path | None) -> None:
     click.echo(f"Exported {_count(count, 'event')}.", err=True)
 
 
-@command.command("import")
+@journal_command.command("import")
 @click.argument("file", type=click.File("rb"))
 @click.pass_context
 def import_(ctx: click.Context, file: IO[bytes]) -> None:
@@ -127,21 +175,21 @@ def import_(ctx: click.Context, file: IO[bytes]) -> None:
     click.echo(f"Imported {_count(count, 'event')} into {path}.")
 
 
-@command.command("backup")
+@journal_command.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
-@option
+@journal_option
 @click.pass_context
 def backup(ctx: click.Context, file: Path, journal: Path | None) -> None:
     """Copy the journal, also while a daemon writes to it, into one FILE that is whole by itself."""
     from greenroom.actors.journal import maintenance
 
-    path = path_of(ctx, journal)
+    path = journal_path(ctx, journal)
     with _in_sentences(path):
         count = maintenance.backup(path, file)
     click.echo(f"Copied {_count(count, 'event')} to {file}.")
 
 
-@command.command("set-aside")
+@journal_command.command("set-aside")
 @click.option("--keep", is_flag=True, help="Begin the new journal with the good events of the old one.")
 @click.pass_context
 def set_aside(ctx: click.Context, keep: bool) -> None:
@@ -206,11 +254,6 @@ def _print_json(value: object) -> None:
     import msgspec
 
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-
-
-def _sentence(error: object) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _count(number: int, what: str) -> str:

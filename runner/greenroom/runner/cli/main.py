@@ -13,51 +13,50 @@ from typing import Any, NoReturn
 import click
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.output import filtered, style
-from greenroom.runner.cli.problem import Problem
-from greenroom.runner.cli.streams import drop_output, is_about_output, prepare_streams
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.output import drop_output, filtered, is_about_output, prepare_streams, style
 from greenroom.runner.config import BadSetting, Settings, load
 from greenroom.runner.home import HomeUnusable
 
-_COMMANDS = {
-    "run": "Ask a model something, or chat with it.",
-    "pull": "Fetch a model.",
-    "list": "List the models that are here.",
-    "inspect": "Show what a model is, and what would serve it.",
-    "search": "Look for models to pull.",
-    "tag": "Give a model another name.",
-    "rm": "Remove models.",
-    "push": "Publish a model on a registry.",
-    "package": "Make a model out of files, and publish it if wanted.",
-    "export": "Write a model into one file.",
-    "load": "Store a model out of such a file.",
-    "models": "Verify the models that are here.",
-    "prune": "Remove downloads that broke off, and what no model needs.",
-    "ps": "List the engines that run.",
-    "status": "Is the daemon running, and how are its backends?",
-    "unload": "End idle engines.",
-    "serve": "Run the daemon in the foreground.",
-    "stop": "Stop the daemon.",
-    "logs": "Show the daemon's log, or an engine's.",
-    "log": "Show what has happened: the journal, readably.",
-    "why": "Say why a model, backend, engine or request is as it is.",
-    "replay": "Show what every actor knew at any time, from the journal alone.",
-    "bundle": "Make one file to attach to a bug report, without secrets and prompts.",
-    "journal": "Verify, count, copy, hand over or put away the journal.",
-    "backends": "List the backends and what each can do here; verify their files.",
-    "install-runner": "Install a backend.",
-    "start-runner": "Start the daemon and make sure that a backend is installed.",
-    "reinstall-runner": "Rebuild a backend's installation.",
-    "uninstall-runner": "Remove a backend.",
-    "upgrade-runner": "Build another version of a backend beside the one in use, and switch.",
-    "rollback-runner": "Go back to the version of a backend that was in use before.",
-    "cancel": "End an installation or a pull.",
-    "df": "Show what models and backends use of the disk.",
-    "config": "Show every setting and where its value comes from.",
-    "completion": "Make your shell complete commands and the names of models.",
-    "version": "Show the versions of this program and of the daemon.",
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "Ask a model something, or chat with it."),
+    "pull": ("transfers", "Fetch a model."),
+    "list": ("models", "List the models that are here."),
+    "inspect": ("models", "Show what a model is, and what would serve it."),
+    "search": ("models", "Look for models to pull."),
+    "tag": ("models", "Give a model another name."),
+    "rm": ("models", "Remove models."),
+    "push": ("transfers", "Publish a model on a registry."),
+    "package": ("transfers", "Make a model out of files, and publish it if wanted."),
+    "export": ("transfers", "Write a model into one file."),
+    "load": ("transfers", "Store a model out of such a file."),
+    "models": ("models", "Verify the models that are here."),
+    "prune": ("models", "Remove downloads that broke off, and what no model needs."),
+    "ps": ("engines", "List the engines that run."),
+    "status": ("daemon", "Is the daemon running, and how are its backends?"),
+    "unload": ("engines", "End idle engines."),
+    "serve": ("serve", "Run the daemon in the foreground."),
+    "stop": ("daemon", "Stop the daemon."),
+    "logs": ("daemon", "Show the daemon's log, or an engine's."),
+    "log": ("history", "Show what has happened: the journal, readably."),
+    "why": ("history", "Say why a model, backend, engine or request is as it is."),
+    "replay": ("history", "Show what every actor knew at any time, from the journal alone."),
+    "bundle": ("history", "Make one file to attach to a bug report, without secrets and prompts."),
+    "journal": ("journal", "Verify, count, copy, hand over or put away the journal."),
+    "backends": ("backends", "List the backends and what each can do here; verify their files."),
+    "install-runner": ("backends", "Install a backend."),
+    "start-runner": ("backends", "Start the daemon and make sure that a backend is installed."),
+    "reinstall-runner": ("backends", "Rebuild a backend's installation."),
+    "uninstall-runner": ("backends", "Remove a backend."),
+    "upgrade-runner": ("backends", "Build another version of a backend beside the one in use, and switch."),
+    "rollback-runner": ("backends", "Go back to the version of a backend that was in use before."),
+    "cancel": ("jobs", "End an installation or a pull."),
+    "df": ("daemon", "Show what models and backends use of the disk."),
+    "config": ("config", "Show every setting and where its value comes from."),
+    "completion": ("completion", "Make your shell complete commands and the names of models."),
+    "version": ("daemon", "Show the versions of this program and of the daemon."),
 }
-"""Each command and its line in the help: listing them must not import them."""
+"""Each command, the module it is in, and its line in the help: listing them must not import them."""
 
 _ALIASES = {"ls": "list"}
 _ERROR_LOG_LIMIT = 1_000_000
@@ -66,7 +65,7 @@ _HANGING_THREADS = 5.0
 
 
 class CommandGroup(click.Group):
-    """Finds the command `a-b` as `command` in the module `greenroom.runner.cli.a_b`."""
+    """Finds the command `a-b` as `a_b_command` in its module, which is imported only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """All of them, in the order in which people meet them."""
@@ -77,8 +76,8 @@ class CommandGroup(click.Group):
         name = _ALIASES.get(cmd_name, cmd_name)
         if name not in _COMMANDS:
             return None
-        module = import_module(f"greenroom.runner.cli.{name.replace('-', '_')}")
-        command: click.Command = module.command
+        module = import_module(f"greenroom.runner.cli.{_COMMANDS[name][0]}")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
     def resolve_command(
@@ -97,7 +96,7 @@ class CommandGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The help's list, without importing a single command."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
 
 
 @click.group(

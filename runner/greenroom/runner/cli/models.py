@@ -1,47 +1,348 @@
-"""`greenroom models`: the models that are here, and whether they are whole."""
+"""Commands about models in the store: list, inspect, search, tag, rm, verify, prune."""
 
 from __future__ import annotations
+
+import json
+import time
+from typing import Any
+from urllib.parse import urlencode
 
 import click
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Refused
-from greenroom.runner.cli.identity import client_for
-from greenroom.runner.cli.jobs import verify as verify_one
+from greenroom.runner.cli.client import Client, Refused, path_of
+from greenroom.runner.cli.completion import ModelName
+from greenroom.runner.cli.connect import client_for
+from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.names import ModelName
-from greenroom.runner.cli.output import style
-from greenroom.runner.cli.problem import Problem
+from greenroom.runner.cli.output import announce, style, table, terminal_width
+from greenroom.runner.units import format_duration, format_size
+
+_LISTED = (
+    "MODEL NAME",
+    "PARAMETERS",
+    "QUANTIZATION",
+    "ARCHITECTURE",
+    "MODEL ID",
+    "CREATED",
+    "CONTEXT",
+    "SIZE",
+)
+_LISTED_SPARE = ("CONTEXT", "ARCHITECTURE", "QUANTIZATION", "PARAMETERS")
+
+
+@click.command("list")
+@click.argument("model", required=False, type=ModelName())
+@click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@click.pass_context
+def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bool) -> None:
+    """List the models that are here, or only MODEL."""
+    from greenroom.runner.models.references import familiar
+
+    models = client_for(settings_of(ctx)).get("/models") or []
+    if model:
+        wanted = familiar(model)
+        models = [
+            each
+            for each in models
+            if wanted in _names_of(each)
+            or wanted in {name.rpartition("/")[2].partition(":")[0] for name in _names_of(each)}
+            or each["id"].startswith((model, f"sha256:{model}"))
+        ]
+    if as_json:
+        click.echo(json.dumps(models, indent=4, ensure_ascii=False))
+    elif quiet:
+        click.echo("\n".join(_short_id(each) for each in models))
+    elif not models:
+        click.echo(f"There is no model {model} here." if model else "There are no models here yet.", err=True)
+        click.echo(f"Fetch one: greenroom pull {model or 'smollm2'}", err=True)
+    else:
+        rows = [row for each in models for row in _model_rows(each)]
+        listed = sorted(rows, key=lambda row: row[0].lower())
+        click.echo(table(_LISTED, listed, spare=_LISTED_SPARE, width=terminal_width()))
+
+
+def _names_of(model: dict[str, Any]) -> list[str]:
+    from greenroom.runner.models.references import familiar
+
+    return [familiar(tag) for tag in model.get("tags") or ()]
+
+
+def _model_rows(model: dict[str, Any]) -> list[tuple[str, ...]]:
+    config = model.get("config") or {}
+    context = config.get("context_size") or (config.get("gguf") or {}).get("llama.context_length") or ""
+    created = float(model.get("created") or 0)
+    more = (
+        str(config.get("parameters") or ""),
+        str(config.get("quantization") or ""),
+        str(config.get("architecture") or ""),
+        _short_id(model),
+        f"{format_duration(max(0.0, time.time() - created))} ago" if created else "",
+        str(context),
+        str(config.get("size") or ""),
+    )
+    return [(name, *more) for name in _names_of(model) or ["<none>"]]
+
+
+def _short_id(model: dict[str, Any]) -> str:
+    return str(model["id"])[7:19]
+
+
+_FACTS = (
+    ("format", "Format"),
+    ("architecture", "Architecture"),
+    ("parameters", "Parameters"),
+    ("quantization", "Quantization"),
+    ("context_size", "Context"),
+)
+
+
+@click.command("inspect")
+@click.argument("model", type=ModelName(catalogue=True))
+@click.option("-r", "--remote", is_flag=True, help="What its source has, not what is here.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
+@click.option("--openai", is_flag=True, help="Print it as OpenAI's clients see it, as JSON.")
+@click.pass_context
+def inspect_command(ctx: click.Context, model: str, remote: bool, as_json: bool, openai: bool) -> None:
+    """Show what MODEL is, of which files it is made, what would serve it here, and the memory that needs."""
+    client = client_for(settings_of(ctx))
+    if openai:
+        found = client.get(path_of("v1/models", model))
+    elif remote:
+        found = client.get(f"{path_of('models', model)}?remote=true", timeout=None)
+    else:
+        found = client.get(path_of("models", model))
+    if as_json or openai:
+        click.echo(json.dumps(found, indent=4, ensure_ascii=False))
+    else:
+        click.echo("\n".join(_inspected(found)))
+
+
+def _inspected(model: dict[str, Any]) -> list[str]:
+    from greenroom.runner.models.references import familiar
+
+    config = model.get("config") or {}
+    facts = {
+        "Model": str(model.get("id") or "(it gets its id when it is pulled)"),
+        "Tags": ", ".join(familiar(tag) for tag in model.get("tags") or ()),
+        "Source": str(model.get("source") or ""),
+        "Created": _moment(float(model.get("created") or 0)),
+        **{label: str(config.get(name) or "") for name, label in _FACTS},
+        "Size": format_size(float(model["bytes"])) if model.get("bytes") else str(config.get("size") or ""),
+    }
+    lines = [f"{label + ':':<14} {value}" for label, value in facts.items() if value]
+    if "chat_template" in model:
+        lines.append(f"{'Chat template:':<14} {_template(model['chat_template'])}")
+    files = [
+        f"  {one['name'] or one['digest'][7:19]} ({format_size(one['size'])})"
+        for one in model.get("files") or ()
+    ]
+    if files:
+        lines += ["", "Files:", *files]
+    others = [f"  {name} ({format_size(size)})" for name, size in (model.get("quantizations") or {}).items()]
+    if others:
+        lines += ["", "Quantizations:", *others]
+    serving = [line for one in model.get("serving") or () for line in _served(one)]
+    return [*lines, "", "Served by:", *serving] if serving else lines
+
+
+def _template(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none: the backend formats chats by its own rules"
+    names = ", ".join(found.get("names") or ())
+    return f"{found['file']} ({names})" if names else str(found["file"])
+
+
+def _served(mode: dict[str, Any]) -> list[str]:
+    backend = str(mode.get("backend") or "nothing")
+    state = "" if mode.get("installed") else " (not installed)"
+    memory = ""
+    if mode.get("memory"):
+        room = format_size(float(mode["memory_budget"]))
+        verdict = f"of {room}" if mode.get("fits") else f"more than the {room} that engines may use"
+        memory = f", needs {format_size(float(mode['memory']))} of memory ({verdict})"
+    return [
+        f"  {mode['mode']}: {backend}{state}{memory}",
+        *(f"    {one}" for one in mode.get("reasons") or ()),
+    ]
+
+
+def _moment(seconds: float) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds") if seconds else ""
+
+
+_WIDTH = 60
+
+
+@click.command("search")
+@click.argument("query")
+@click.option("--limit", type=click.IntRange(1, 100), default=10, show_default=True, help="From each source.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.pass_context
+def search_command(ctx: click.Context, query: str, limit: int, as_json: bool) -> int:
+    """Look for QUERY among the short names, on Docker Hub and on Hugging Face. Needs no daemon.
+
+    Of Hugging Face only models are shown that come as GGUF or safetensors. HF_ENDPOINT names another hub.
+    """
+    from greenroom.runner.models.search import search
+    from greenroom.runner.models.short_names import Catalogue
+
+    results = search(query, limit=limit, catalogue=Catalogue.load(settings_of(ctx).models))
+    for sentence in results.silent:
+        announce(sentence)
+    if as_json:
+        models = [
+            {
+                "name": one.name,
+                "source": one.source,
+                "description": one.description,
+                "formats": list(one.formats),
+                "downloads": one.downloads,
+                "likes": one.likes,
+            }
+            for one in results.models
+        ]
+        click.echo(json.dumps(models, indent=4, ensure_ascii=False))
+    elif results.models:
+        rows = [
+            (
+                one.name,
+                one.source,
+                _short(one.description or ", ".join(one.formats)),
+                str(one.downloads or ""),
+            )
+            for one in results.models
+        ]
+        click.echo(table(("NAME", "SOURCE", "DESCRIPTION", "DOWNLOADS"), rows))
+    else:
+        announce(f"Nothing was found for {query!r}.")
+    return exit_codes.FAILED if results.silent and not results.models else exit_codes.OK
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+@click.command("tag")
+@click.argument("source", type=ModelName())
+@click.argument("target")
+@click.pass_context
+def tag_command(ctx: click.Context, source: str, target: str) -> None:
+    """Give the model SOURCE the name TARGET too; taken from whichever model had it."""
+    give_tag(client_for(settings_of(ctx)), source, target)
+    click.echo(f'Model "{source}" tagged successfully with "{target}"')
+
+
+def give_tag(client: Client, source: str, target: str) -> None:
+    """Have the daemon do it. Raises Problem when it cannot be."""
+    repository, tag = split(target)
+    client.post(f"{path_of('models', source, 'tag')}?{urlencode({'repo': repository, 'tag': tag})}")
+
+
+def split(target: str) -> tuple[str, str]:
+    """The canonical repository and the tag of a name. Raises Problem when it is none that a tag can have."""
+    from greenroom.runner.cli import exit_codes
+    from greenroom.runner.models.references import BadReference, Reference
+
+    try:
+        reference = Reference.parse(target)
+    except BadReference as error:
+        raise Problem(str(error), code=exit_codes.USAGE) from error
+    if reference.scheme not in ("oci", "huggingface") or reference.digest:
+        raise Problem(
+            f"{target} cannot be a tag.",
+            "Write NAME, NAME:TAG or REGISTRY/YOU/NAME:TAG.",
+            code=exit_codes.USAGE,
+        )
+    return reference.name, reference.tag
+
+
+@click.command("rm")
+@click.argument("models", nargs=-1, type=ModelName())
+@click.option("-f", "--force", is_flag=True, help="Also those that are in use, or have several names.")
+@click.option("--all", "everything", is_flag=True, help="All models.")
+@click.pass_context
+def rm_command(ctx: click.Context, models: tuple[str, ...], force: bool, everything: bool) -> int:
+    """Remove MODELS: by name a name, and with its last one the model; by id the model.
+
+    Idle engines of a model end. One that is in use is refused; with --force it goes, and the requests that
+    are being served are served to the end. Of several the others are removed when one cannot be; exits 1.
+    """
+    if bool(models) == everything:
+        raise click.UsageError("Name models, or use --all." if not models else "Name models or use --all.")
+    client = client_for(settings_of(ctx))
+    query = f"?force={'true' if force else 'false'}"
+    if everything:
+        client.delete(f"/models/purge{query}", timeout=None)
+        click.echo("All models are removed.")
+        return exit_codes.OK
+    outcomes = [_remove(client, model, query) for model in models]
+    return exit_codes.OK if all(outcomes) else exit_codes.FAILED
+
+
+def _remove(client: Client, model: str, query: str) -> bool:
+    try:
+        gone = client.delete(path_of("models", model) + query, timeout=None) or []
+    except Refused as refused:
+        sentence = f"There is no model {model} here." if refused.status == 404 else str(refused)
+        click.echo(f"{style('Error:', fg='red')} {sentence}", err=True)
+        return False
+    for step in gone:
+        for what, name in step.items():
+            click.echo(f"{what}: {name}")
+    return True
 
 
 @click.group("models", invoke_without_command=True)
 @click.pass_context
-def command(ctx: click.Context) -> int:
+def models_command(ctx: click.Context) -> int:
     """List the models that are here."""
     if ctx.invoked_subcommand is None:
-        from greenroom.runner.cli.list import command as listing
-
-        ctx.invoke(listing, model=None, as_json=False, quiet=False)
+        ctx.invoke(list_command, model=None, as_json=False, quiet=False)
     return exit_codes.OK
 
 
-@command.command("verify")
+@models_command.command("verify")
 @click.argument("models", nargs=-1, type=ModelName())
 @click.pass_context
-def verify(ctx: click.Context, models: tuple[str, ...]) -> int:
+def verify_models(ctx: click.Context, models: tuple[str, ...]) -> int:
     """Read every byte of MODELS (of all, if none is named) and compare it with what arrived, by hash.
 
     One that is damaged counts as gone from then on, and the next pull fetches what is missing. Exits 1 then.
     """
+    from greenroom.runner.cli.jobs import verify
+
     client = client_for(settings_of(ctx))
     names = models or tuple((model.get("tags") or [model["id"]])[0] for model in client.get("/models") or ())
     whole = True
     for name in names:
         try:
-            click.echo(verify_one(client, name))
+            click.echo(verify(client, name))
         except Problem as problem:
             if isinstance(problem, Refused) and problem.status >= 500:
                 raise
             whole = False
             click.echo(f"{style('Error:', fg='red')} {problem}", err=True)
     return exit_codes.OK if whole else exit_codes.FAILED
+
+
+@click.command("prune")
+@click.option("--untagged", is_flag=True, help="Also models that have no name any more.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
+@click.pass_context
+def prune_command(ctx: click.Context, untagged: bool, as_json: bool) -> None:
+    """Remove downloads that broke off, and what no model or backend needs. Downloads under way go on."""
+    pruned = client_for(settings_of(ctx)).post("/models/prune", {"untagged": untagged}, timeout=None) or {}
+    if as_json:
+        click.echo(json.dumps(pruned, indent=4))
+        return
+    for model_id in pruned.get("deleted") or ():
+        click.echo(f"Deleted: {model_id}")
+    freed = float(pruned.get("freed") or 0)
+    click.echo(f"{format_size(freed)} are free again." if freed else "There was nothing to remove.")
+    if kept_for := pruned.get("kept_for"):
+        names = ", ".join(kept_for)
+        click.echo(f"What was fetched for backends stays while one is being installed: {names}.")

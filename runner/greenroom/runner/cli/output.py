@@ -1,17 +1,16 @@
-"""The filter through which everything goes that commands print to the terminal.
-
-Names and metadata of models, answers, and texts of engines and registries may contain control sequences. They
-are printed escaped (`\\u001b[2J`), in pipes too, which may end at a terminal. Our own colours pass, because
-`own` marks them with a random word.
-"""
+"""What commands write: streams made usable, text filtered for terminals, tables."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
+import os
 import re
 import secrets
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 import click
@@ -84,3 +83,101 @@ def filtered() -> Iterator[None]:
 def unfiltered(stream: TextIO) -> TextIO:
     """The stream behind the filter, for drawing; text drawn on it must have gone through `visible`."""
     return stream.unfiltered if isinstance(stream, Filtered) else stream
+
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def prepare_streams() -> None:
+    """Make all three usable: text that cannot be encoded or decoded is shown with a mark, and is no error."""
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Else the next file that is opened, such as the journal, would be taken for one of the three.
+            os.open(os.devnull, mode)
+    if sys.stdin is None:
+        sys.stdin = io.StringIO()
+    if sys.stdout is None:
+        sys.stdout = io.StringIO()
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError, io.UnsupportedOperation):
+                stream.reconfigure(errors=errors)
+
+
+def is_about_output(error: OSError) -> bool:
+    """Whether an error may come from writing to standard output, which has no file name."""
+    return error.filename is None and error.errno in _CANNOT_WRITE
+
+
+def drop_output() -> None:
+    """Discard what is still to be written: its reader is gone, and Python would complain at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def readable(text: str) -> str:
+    """Text from the command line; bytes in it that are no text are shown as such."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+_GAP = "  "
+_NARROWEST = 24
+"""Characters the last column is given before columns go for its sake."""
+
+
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    spare: Sequence[str] = (),
+    width: int | None = None,
+) -> str:
+    """The table as text, without the last line's end.
+
+    Args:
+        spare: Headings of columns that are left out where the width is too small, the first one first.
+        width: Characters of a line, for which the last column is broken too; None for any number.
+    """
+    lines = [tuple(headings), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    shown = list(range(len(headings)))
+    if width is not None:
+        for heading in spare:
+            if _needed(widths, shown) <= width:
+                break
+            shown.remove(headings.index(heading))
+    text: list[str] = []
+    for line in lines:
+        *cells, last = ((line[column], widths[column]) for column in shown)
+        begin = "".join(cell.ljust(size) + _GAP for cell, size in cells)
+        text += [row.rstrip() for row in _broken(begin, last[0], width)]
+    return "\n".join(text)
+
+
+def terminal_width() -> int | None:
+    """Of the terminal that standard output is; None for a pipe or a file, which take lines of any length."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _needed(widths: Sequence[int], shown: Sequence[int]) -> int:
+    *others, last = (widths[column] for column in shown)
+    return sum(size + len(_GAP) for size in others) + min(last, _NARROWEST)
+
+
+def _broken(begin: str, last: str, width: int | None) -> list[str]:
+    """One line of the table, or several when its last cell is too long for one."""
+    if width is None or len(begin) + len(last) <= width or width - len(begin) < _NARROWEST:
+        return [begin + last]
+    from textwrap import wrap
+
+    first, *rest = wrap(last, width - len(begin), break_long_words=False, break_on_hyphens=False)
+    return [begin + first, *(" " * len(begin) + more for more in rest)]
+
+
+def announce(text: str) -> None:
+    """Say something that is not part of the answer."""
+    print(text, file=sys.stderr, flush=True)

@@ -18,12 +18,11 @@ from greenroom.actors.journal.port import (
     NotAJournal,
 )
 from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.connect import Daemon, is_ours, log_of, probe, taken, unusable
 from greenroom.runner.cli.daemon_logging import DaemonLog
+from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.first_process import as_first_process
-from greenroom.runner.cli.identity import Daemon, is_ours, probe, taken
-from greenroom.runner.cli.launch import log_of, unusable
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.problem import Problem
 from greenroom.runner.config import INSTALL_POLICIES, LOG_LEVELS, Settings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.home import HomeUnusable, prepare_home
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="How much is logged (info).")
 @click.option("--detached", is_flag=True, hidden=True, help="Log to daemon.log alone.")
 @click.pass_context
-def command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
+def serve_command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
     """Run the daemon in the foreground, until Ctrl-C or `greenroom stop`. It logs here and to daemon.log.
 
     A second Ctrl-C ends it at once.

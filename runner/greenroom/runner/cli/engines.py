@@ -1,4 +1,4 @@
-"""`greenroom ps`: the engines that run."""
+"""`greenroom ps` and `greenroom unload`: the engines that run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from greenroom.runner.cli.client import Client, Refused
-from greenroom.runner.cli.identity import client_for
+from greenroom.runner.cli.completion import ModelName
+from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.main import settings_of
-from greenroom.runner.cli.output import own
-from greenroom.runner.cli.table import table, terminal_width
+from greenroom.runner.cli.output import own, table, terminal_width
 from greenroom.runner.units import format_duration, format_size, parse_keep_alive
 
 _HEADINGS = (
@@ -50,7 +50,7 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
     help="Show it again and again, every second or as often as you say, until Ctrl-C.",
 )
 @click.pass_context
-def command(ctx: click.Context, as_json: bool, everything: bool, watch: float | None) -> None:
+def ps_command(ctx: click.Context, as_json: bool, everything: bool, watch: float | None) -> None:
     """List the engines that run: the memory promised to each and used, who waits, how long each stays."""
     settings = settings_of(ctx)
     client = client_for(settings)
@@ -168,3 +168,26 @@ def _seconds_since(moment: str) -> float:
         return max(0.0, time.time() - datetime.fromisoformat(text).timestamp())
     except ValueError:
         return 0.0
+
+
+@click.command("unload")
+@click.argument("models", nargs=-1, type=ModelName())
+@click.option("--all", "everything", is_flag=True, help="All engines that are not in use.")
+@click.option("--backend", default="", metavar="NAME", help="Only engines of this backend.")
+@click.pass_context
+def unload_command(ctx: click.Context, models: tuple[str, ...], everything: bool, backend: str) -> None:
+    """End the engines of MODELS that nobody uses at the moment."""
+    if not models and not everything:
+        raise click.UsageError("Name a model, or use --all.")
+    if models and everything:
+        raise click.UsageError("Name models or use --all, not both.")
+    answer = client_for(settings_of(ctx)).post(
+        "/engines/unload", {"all": everything, "backend": backend, "models": list(models)}
+    )
+    count = int((answer or {}).get("unloaded_runners") or 0)
+    if count:
+        click.echo(f"Unloaded {count} model(s).")
+    else:
+        # The daemon counts what it ended; what is in use is left alone and counts as nothing too.
+        what = "no model" if everything else "no such model"
+        click.echo(f"Nothing was unloaded: {what} is loaded, or it is in use. See greenroom ps.")

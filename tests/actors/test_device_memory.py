@@ -102,14 +102,14 @@ def test_an_engine_in_use_or_pinned_on_a_device_is_never_evicted() -> None:
     at.loaded("one", keep_alive=-1)
     at.serve("r", "two")
     refusal = at.refused("r")
-    assert (refusal.status, refusal.code) == (507, "no_room")
+    assert (refusal.kind, refusal.code) == ("exhausted", "no_room")
     assert "of the memory of card 0; pinned models hold 2.5 GiB of the 3.0 GiB" in refusal.message
 
 
 def test_what_fits_no_device_is_refused_at_once_and_the_largest_is_named() -> None:
     at = stage(device(0, 2 * GIB), device(1, 4 * GIB)).serve("r", "large")
     refusal = at.refused("r")
-    assert (refusal.status, refusal.code) == (507, "does_not_fit")
+    assert (refusal.kind, refusal.code) == ("exhausted", "does_not_fit")
     assert refusal.message == ("large needs 7.5 GiB of the memory of card 1; engines may use 4.0 GiB in all.")
     assert "gpu_headroom" in refusal.advice
 

@@ -99,7 +99,7 @@ def test_what_is_ready_goes_on_serving_and_what_needs_a_load_is_refused(house: H
     cold, warm = house.serve("r1", "phi"), house.serve("r2", "qwen")
     with pytest.raises(Refused) as refused:
         cold.get(timeout=5)
-    assert (refused.value.refusal.status, refused.value.refusal.code) == (507, "journal_full")
+    assert (refused.value.refusal.kind, refused.value.refusal.code) == ("exhausted", "journal_full")
     assert warm.get(timeout=5).engine_id == engine.spec.engine_id
     assert house.gates.inside(engine.spec.engine_id) == {"r2"}
 

@@ -141,7 +141,7 @@ def test_what_is_done_and_cannot_be_recorded_is_answered_at_once_and_recorded_la
     house.fills_up_before(house.library if owner == "library" else house.installer, effect)
     before = len(list(house.journal.read()))
     refusal = refused(house.system.ask(owner, command))
-    assert (refusal.status, refusal.code) == (507, "journal_full")
+    assert (refusal.kind, refusal.code) == ("exhausted", "journal_full")
     assert "This was done" in refusal.message
     assert "no space left on device" in refusal.message
     assert event not in [one.type for one in house.journal.read()][before:]
@@ -170,7 +170,7 @@ def test_a_wish_that_waited_for_the_first_look_is_refused_and_not_kept_waiting()
     house.system.tell(INSTALLER, InstallationsSeen(backend="mlx", installations=()))
     for reply in replies:
         refusal = refused(reply)
-        assert (refusal.status, refusal.code) == (507, "journal_full")
+        assert (refusal.kind, refusal.code) == ("exhausted", "journal_full")
         assert "Make room" in refusal.advice
     house.space_is_back()
     # What was refused does not come to pass by itself.
@@ -203,4 +203,4 @@ def test_a_failure_is_a_failure(house: House) -> None:
     )
     house.journal.fault = FULL
     refusal = refused(house.system.ask(LIBRARY, TAG))
-    assert (refusal.status, refusal.message) == (507, failure.message)
+    assert (refusal.kind, refusal.message) == ("exhausted", failure.message)

@@ -140,7 +140,7 @@ class TestADiskThatCannotBeLookedAt:
         unread(case)
         (answer,) = [one for one in case.of(Answer) if one.key == later.key]
         assert answer.outcome.code == "unreadable"
-        assert ensure(case).status == 503
+        assert ensure(case).kind == "unavailable"
         case.when(Uninstall(backend="mlx"))
         assert case.reply.code == "unreadable"
 

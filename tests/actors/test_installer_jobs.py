@@ -102,7 +102,7 @@ class TestAJob:
         ensure(case)
         fails(case, NO_SPACE).then(InstallFailed)
         refusal = case.answers[KEY]
-        assert (refusal.status, refusal.code) == (507, "no_space")
+        assert (refusal.kind, refusal.code) == ("exhausted", "no_space")
         assert status(case).state == "failed"
         assert ensure(case) == Later(KEY)
         case.then(requested("mlx.2"))
@@ -150,7 +150,7 @@ class TestAJob:
             case.wake()
         fails(case, OFFLINE).then(InstallFailed)
         refusal = case.answers[KEY]
-        assert (refusal.status, refusal.code, refusal.retry_after) == (503, "unreachable", 30.0)
+        assert (refusal.kind, refusal.code, refusal.retry_after) == ("unavailable", "unreachable", 30.0)
 
     def test_that_reaches_nobody_is_answered_within_seconds_if_somebody_waits(self) -> None:
         case = new_life()

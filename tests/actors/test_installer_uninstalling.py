@@ -138,4 +138,4 @@ class TestUninstalling:
 
     def test_of_something_unknown_names_the_known_ones(self) -> None:
         case = new_life().when(Uninstall(backend="mxl"))
-        assert case.refusal.status == 404
+        assert case.refusal.kind == "not_found"

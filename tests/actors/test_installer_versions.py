@@ -164,7 +164,7 @@ class TestAQueue:
         replies = [ensure(case, str(number)) for number in range(1, 12)]
         refusal = replies[-1]
         assert isinstance(refusal, Refusal)
-        assert (refusal.status, refusal.code) == (409, "busy")
+        assert (refusal.kind, refusal.code) == ("conflict", "busy")
         assert len(status(case).queue) == 7
 
     def test_loses_the_job_that_is_named_and_no_other(self) -> None:
@@ -248,7 +248,7 @@ class TestActivating:
     def test_names_what_is_there_when_the_version_is_not(self) -> None:
         case = upgraded()
         refusal = ask(case, Activate(backend="mlx", version="7"))
-        assert (refusal.status, refusal.code) == (409, "no_such_installation")
+        assert (refusal.kind, refusal.code) == ("conflict", "no_such_installation")
         assert refusal.message == "mlx 7 is not installed; installed versions: 1, 2."
 
     def test_without_anything_to_go_back_to_says_so(self) -> None:
@@ -390,7 +390,7 @@ class TestUninstallingAVersion:
 
     def test_that_is_not_here_is_refused_with_those_that_are(self) -> None:
         refusal = ask(upgraded(), Uninstall(backend="mlx", version="9"))
-        assert (refusal.status, refusal.code) == (409, "no_such_installation")
+        assert (refusal.kind, refusal.code) == ("conflict", "no_such_installation")
         assert refusal.message == "mlx 9 is not installed; installed versions: 1, 2."
 
 

@@ -89,13 +89,13 @@ class TestAWish:
     def test_for_an_unknown_backend_names_the_known_ones(self) -> None:
         case = new_life()
         case.when(Ensure(backend="mxl")).then()
-        assert case.refusal.status == 404
+        assert case.refusal.kind == "not_found"
         assert case.refusal.sentence() == 'There is no backend "mxl". Known backends: mlx, vllm-metal.'
 
     def test_for_one_this_platform_cannot_run_says_why_without_trying(self) -> None:
         case = new_life()
         case.when(Ensure(backend="vllm-metal")).then()
-        assert (case.refusal.status, case.refusal.code) == (412, "unsupported_platform")
+        assert (case.refusal.kind, case.refusal.code) == ("not_ready", "unsupported_platform")
         assert case.refusal.message == "vllm-metal needs macOS 15 or newer on Apple silicon only."
 
     def test_for_another_version_than_the_installed_one_builds_it_beside(self) -> None:
@@ -235,10 +235,10 @@ class TestAPlan:
     def test_that_cannot_be_made_says_why(self) -> None:
         case = new_life()
         case.when(PlanMade(backend="mlx", version="9", failure=OFFLINE))
-        assert case.answers["plan/mlx/9"].status == 503
+        assert case.answers["plan/mlx/9"].kind == "unavailable"
 
     def test_for_another_platform_is_refused(self) -> None:
-        assert new_life().when(PlanInstall(backend="vllm-metal")).refusal.status == 412
+        assert new_life().when(PlanInstall(backend="vllm-metal")).refusal.kind == "not_ready"
 
 
 class TestTheList:

@@ -168,7 +168,7 @@ class TestAPull:
         case = new_life()
         pull(case)
         fails(case, NO_SPACE).then(PullFailed)
-        assert (case.answers[KEY].status, case.answers[KEY].code) == (507, "no_space")
+        assert (case.answers[KEY].kind, case.answers[KEY].code) == ("exhausted", "no_space")
         assert pull(case) == Later(KEY)
         case.then(requested(job="pull.2"))
 
@@ -199,7 +199,7 @@ class TestAPull:
             case.when(silent).rest().then(PullAttemptFailed)
             case.wake()
         case.when(silent).rest().then(PullFailed)
-        assert case.answers[KEY].status == 503
+        assert case.answers[KEY].kind == "unavailable"
         assert case.now.monotonic - NOW.monotonic < 5.0
 
     def test_of_what_a_source_is_slow_not_to_answer_is_refused_after_the_first_attempt(self) -> None:
@@ -392,7 +392,7 @@ class TestTags:
         assert case.reply == Tagged(tags=("a",))
 
     def test_of_a_model_that_is_not_here_are_refused(self) -> None:
-        assert new_life().when(TagModel(model_id="x", tag="a")).refusal.status == 404
+        assert new_life().when(TagModel(model_id="x", tag="a")).refusal.kind == "not_found"
 
     def test_are_taken_from_the_model_that_had_them(self) -> None:
         other = Model(id="sha256:other", tags=("a",), size=1)
@@ -415,7 +415,7 @@ class TestTags:
 
     def test_that_a_model_does_not_have_cannot_be_removed(self) -> None:
         refusal = self.tagged("a").when(RemoveModel(model_id=SMOL.id, tag="b")).refusal
-        assert refusal.status == 404
+        assert refusal.kind == "not_found"
 
 
 class TestRemoving:
@@ -442,7 +442,7 @@ class TestRemoving:
 
     def test_of_a_model_in_use_is_refused_with_who_uses_it(self) -> None:
         case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
-        refusal = refuse("in_use", "It is in use.", status=409)
+        refusal = refuse("in_use", "It is in use.", kind="conflict")
         case.when(Released(model_id=SMOL.id, refusal=refusal)).rest().then()
         assert case.answers[f"remove/{SMOL.id}"] == refusal
         assert case.when(RemoveModel(model_id=SMOL.id, force=True)).told("scheduler") == [
@@ -466,11 +466,11 @@ class TestRemoving:
 
     def test_of_a_model_with_several_tags_needs_force(self) -> None:
         case = new_life(store=(Model(id=SMOL.id, tags=("a", "b"), size=98),))
-        assert case.when(RemoveModel(model_id=SMOL.id)).refusal.status == 409
+        assert case.when(RemoveModel(model_id=SMOL.id)).refusal.kind == "conflict"
         assert case.when(RemoveModel(model_id=SMOL.id, force=True)).told("scheduler")
 
     def test_of_a_model_that_is_not_here_is_refused(self) -> None:
-        assert new_life().when(RemoveModel(model_id="x")).refusal.status == 404
+        assert new_life().when(RemoveModel(model_id="x")).refusal.kind == "not_found"
 
     def test_that_fails_leaves_the_model(self) -> None:
         case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
@@ -503,7 +503,7 @@ class TestAnotherWayIn:
 
     def test_that_leads_nowhere_says_why(self) -> None:
         case = new_life(store=(SMOL,))
-        assert case.when(RepackageModel(model_id="x", tag="big")).refusal.status == 404
+        assert case.when(RepackageModel(model_id="x", tag="big")).refusal.kind == "not_found"
         case.when(RepackageModel(model_id=SMOL.id, tag="big"))
         case.when(ModelRepackaged(source_id=SMOL.id, tag="big", failure=NO_SPACE)).then()
         assert case.answers[f"repackage/{SMOL.id}/big"].code == "no_space"
@@ -554,12 +554,12 @@ class TestAPush:
         assert case.when(CancelPush(reference="r/m:1")).reply == Cancelled(ended=False)
 
     def test_of_what_is_not_here_is_refused(self) -> None:
-        assert self.push(new_life()).refusal.status == 404
+        assert self.push(new_life()).refusal.kind == "not_found"
 
     def test_of_another_model_to_the_same_reference_is_refused_and_told_no_success(self) -> None:
         case = self.push(new_life(store=(SMOL, OTHER)))
         case.when(Push(model_id=OTHER.id, reference="r/m:1"))
-        assert (case.refusal.status, case.refusal.code) == (409, "conflict")
+        assert (case.refusal.kind, case.refusal.code) == ("conflict", "conflict")
         assert not case.of(SendModel)
         case.when(CancelPush(reference="r/m:1", model_id=OTHER.id))
         assert case.reply == Cancelled(ended=False)
@@ -605,7 +605,7 @@ class TestAPullThatFailsAgainAndAgain:
         stored = len(case.history)
         for _ in range(100):
             refusal = pull(case)
-            assert (refusal.code, refusal.status) == ("not_found", 404)
+            assert (refusal.code, refusal.kind) == ("not_found", "not_found")
             assert "It has failed 3 times in a row" in refusal.advice
             assert 0 < refusal.retry_after <= 1
         assert len(case.history) == stored
@@ -646,7 +646,7 @@ class TestAPullThatFailsAgainAndAgain:
         other = Caller(kind="process", id="4711")
         assert pull(case, reference="r/other:1", caller=other) == Later("pull/r/other:1"), "not their doing"
         refusal = pull(case, reference="r/new:1")
-        assert (refusal.code, refusal.status) == ("too_many_failures", 429)
+        assert (refusal.code, refusal.kind) == ("too_many_failures", "exhausted")
         assert pull(case, reference="r/new:1", force=True).code == "too_many_failures"
         case.advance(61.0)
         assert pull(case, reference="r/new:1") == Later("pull/r/new:1")
@@ -682,5 +682,5 @@ def test_what_cannot_be_a_tag_is_refused_and_nothing_is_written(tag: str) -> Non
     case = new_life(ModelCommitted(job="", model=SMOL), store=(SMOL,))
     for ask in (TagModel(model_id=SMOL.id, tag=tag), RepackageModel(model_id=SMOL.id, tag=tag)):
         refusal = case.when(ask).refusal
-        assert (refusal.code, refusal.status) == ("bad_reference", 400)
+        assert (refusal.code, refusal.kind) == ("bad_reference", "invalid")
         assert case.effects == []

@@ -20,7 +20,7 @@ class TestTheBackend:
         stage = begun(model("gemma", format="safetensors-mlx"))
         stage.serve("r1", "gemma")
         refusal = stage.refused("r1")
-        assert refusal.status == 412
+        assert refusal.kind == "not_ready"
         assert refusal.message == (
             'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'
         )
@@ -48,7 +48,7 @@ class TestTheBackend:
     def test_is_never_installed_by_a_request_under_never(self) -> None:
         stage = Stage(policy="never").begin(QWEN, installed_ones=())
         stage.serve("r1", "qwen")
-        assert stage.refused("r1").status == 412
+        assert stage.refused("r1").kind == "not_ready"
         assert not wishes(stage)
 
     def test_a_request_may_bring_a_policy_of_its_own(self) -> None:
@@ -60,7 +60,7 @@ class TestTheBackend:
         stage = begun(model("gemma", format="safetensors"), installed_ones=("mlx",))
         stage.serve("r1", "gemma", backend="vllm")
         refusal = stage.refused("r1")
-        assert (refusal.status, refusal.subject) == (412, "vllm")
+        assert (refusal.kind, refusal.subject) == ("not_ready", "vllm")
         assert not stage.loads
 
     def test_that_the_path_names_does_not_use_another_backends_engine(self) -> None:
@@ -141,7 +141,7 @@ class TestAnInstallation:
         stage.hear_installer(absent("mlx", failure=NO_SPACE))
         for number in range(3):
             refusal = stage.refused(f"r{number}")
-            assert (refusal.code, refusal.status) == ("no_space", 507)
+            assert (refusal.code, refusal.kind) == ("no_space", "exhausted")
             assert refusal.message == "mlx could not be installed: There is no room on the disk."
         assert len(stage.stored(LoadRefused)) == 1
         assert not wishes(stage)

@@ -24,7 +24,7 @@ class TestEnds:
         stage.dies(spec, summary="It ran out of memory (SIGKILL).")
         for request in ("r1", "r2"):
             refusal = stage.refused(request)
-            assert (refusal.status, refusal.code) == (500, "engine_failed")
+            assert (refusal.kind, refusal.code) == ("internal", "engine_failed")
             assert refusal.message == "It ran out of memory (SIGKILL)."
             assert f"greenroom logs {spec.engine_id}" in refusal.advice
         (failed,) = stage.stored(LoadFailed)
@@ -61,7 +61,7 @@ class TestEnds:
             stage.engine_is(spec, "starting")
             stage.dies(spec, code=None, lost=True, summary="its keeper is gone")
         refusal = stage.refused("r1")
-        assert (refusal.code, refusal.status, refusal.retry_after) == ("engine_lost", 503, 1.0)
+        assert (refusal.code, refusal.kind, refusal.retry_after) == ("engine_lost", "unavailable", 1.0)
         assert len(stage.stored(LoadAdmitted)) == 3, "a load that begins at once fills the journal"
         stage.pass_time(1).serve("r2", "qwen")
         (spec,) = stage.loads
@@ -224,7 +224,7 @@ class TestTheBreaker:
         stage = self.broken(3)
         stage.serve("r1", "qwen")
         refusal = stage.refused("r1")
-        assert (refusal.status, refusal.code, refusal.retry_after) == (503, "breaker_open", 10.0)
+        assert (refusal.kind, refusal.code, refusal.retry_after) == ("unavailable", "breaker_open", 10.0)
         assert refusal.message.endswith("The last failure: It cannot read this model.")
 
     def test_lets_one_load_through_after_its_time_and_doubles_when_that_fails(self) -> None:

@@ -60,7 +60,7 @@ def test_an_exception_about_one_waiting_request_refuses_that_one_and_is_noted(ra
     raises("scheduler.queue", "choose", "bad", lambda one, *_: one.id)
     stage.serve("r1", "bad").serve("r2", "good")
     refusal = stage.refused("r1")
-    assert (refusal.code, refusal.status, refusal.subject) == ("internal_error", 500, "bad")
+    assert (refusal.code, refusal.kind, refusal.subject) == ("internal_error", "internal", "bad")
     assert [spec.model_ref for spec in stage.loads] == ["good"]
     assert {(one.doing, one.about) for one in stage.faults} == {("serve a request", "r1")}
     assert [one.code for one in stage.stored(LoadRefused)] == ["internal_error"]

@@ -201,7 +201,7 @@ class TestConfigure:
         stage.loaded("qwen")
         stage.serve("busy", "qwen")
         refusal = self.configure(stage, context_size=4096)
-        assert (refusal.status, refusal.code) == (409, "in_use")
+        assert (refusal.kind, refusal.code) == ("conflict", "in_use")
         assert refusal.message == "qwen is in use on llama.cpp (1 request: busy)."
         assert not stage.state.configs
         for number in range(5):
@@ -279,7 +279,7 @@ class TestConfigure:
     def test_of_too_many_flags_is_refused(self) -> None:
         stage = begun(QWEN)
         refusal = self.configure(stage, flags=("--grammar", "x" * 70_000))
-        assert (refusal.status, refusal.code) == (400, "flags_too_long")
+        assert (refusal.kind, refusal.code) == ("invalid", "flags_too_long")
         assert not stage.state.configs
 
 
@@ -307,4 +307,4 @@ class TestDraining:
         stage = begun(QWEN)
         stage.when(Drain()).rest()
         stage.serve("r1", "qwen").then()
-        assert (stage.refused("r1").status, stage.refused("r1").code) == (503, "stopping")
+        assert (stage.refused("r1").kind, stage.refused("r1").code) == ("unavailable", "stopping")

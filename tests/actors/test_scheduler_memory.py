@@ -17,7 +17,7 @@ class TestMemory:
         stage = begun(model("huge", 9 * GIB))
         stage.serve("r1", "huge")
         refusal = stage.refused("r1")
-        assert (refusal.status, refusal.code) == (507, "does_not_fit")
+        assert (refusal.kind, refusal.code) == ("exhausted", "does_not_fit")
         assert refusal.message == "huge needs 9.0 GiB of memory; engines may use 8.0 GiB in all."
         assert refusal.numbers == {"needed": 9.0 * GIB, "budget": 8.0 * GIB, "promised": 0.0}
 
@@ -101,7 +101,7 @@ class TestMemory:
         stage.loaded("qwen")
         stage.serve("r1", "phi")
         refusal = stage.refused("r1")
-        assert (refusal.status, refusal.code) == (507, "no_room")
+        assert (refusal.kind, refusal.code) == ("exhausted", "no_room")
         assert "pinned models hold 1.0 GiB of the 1.0 GiB" in refusal.message
         assert not stage.stored(EvictionDecided)
 

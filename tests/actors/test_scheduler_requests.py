@@ -72,8 +72,8 @@ class TestARequest:
         stage = begun()
         stage.serve("r1", "nemo").then()
         refusal = stage.refused("r1")
-        assert (refusal.status, refusal.message) == (
-            404,
+        assert (refusal.kind, refusal.message) == (
+            "not_found",
             'model "nemo" is not here; run: greenroom pull nemo',
         )
 
@@ -81,7 +81,7 @@ class TestARequest:
         stage = begun(QWEN, limits=Limits(queue=2))
         stage.serve("r1", "qwen").serve("r2", "qwen").serve("r3", "qwen")
         refusal = stage.refused("r3")
-        assert (refusal.status, refusal.code, refusal.retry_after) == (429, "queue_full", 5.0)
+        assert (refusal.kind, refusal.code, refusal.retry_after) == ("exhausted", "queue_full", 5.0)
 
     def test_that_waits_too_long_is_refused_while_its_load_goes_on(self) -> None:
         stage = begun(QWEN, limits=Limits(max_wait=300))
@@ -91,7 +91,7 @@ class TestARequest:
         while "r1" not in stage.outcomes:
             stage.wake()
         refusal = stage.refused("r1")
-        assert (refusal.status, refusal.code) == (503, "not_ready_yet")
+        assert (refusal.kind, refusal.code) == ("unavailable", "not_ready_yet")
         assert "not ready after 300 s; it is still loading qwen on llama.cpp" in refusal.message
         assert stage.loads == [spec]
 
@@ -161,7 +161,7 @@ class TestRefusals:
         before = len(stage.history)
         for number in range(10_000):
             stage.serve("r", "gemma")
-            assert stage.outcomes.pop("r").status == 412, number
+            assert stage.outcomes.pop("r").kind == "not_ready", number
         assert len(stage.history) - before <= 5
 
     def test_of_alternating_reasons_are_stored_once_each(self) -> None:
@@ -216,7 +216,7 @@ class TestAFullDisk:
         for request, name in (("r1", "phi"), ("r2", "qwen")):
             stage.when(Serve(request_id=request, model_id=f"sha256:{name}", model_ref=name))
         stage.rest().then()
-        assert (stage.refused("r1").status, stage.refused("r1").code) == (507, "journal_full")
+        assert (stage.refused("r1").kind, stage.refused("r1").code) == ("exhausted", "journal_full")
         assert stage.granted("r2")
 
     def test_never_makes_room_for_a_load_that_could_not_be_recorded(self) -> None:
@@ -224,7 +224,7 @@ class TestAFullDisk:
         qwen = stage.loaded("qwen")
         stage.disk_full = True
         stage.serve("r1", "phi").then()
-        assert stage.refused("r1").status == 507
+        assert stage.refused("r1").kind == "exhausted"
         assert [spec.engine_id for spec in stage.loads] == [qwen.engine_id]
         stage.pass_time(3600).then(EvictionDecided)  # that it is idle is recorded all the same
 
@@ -232,14 +232,14 @@ class TestAFullDisk:
         stage = begun(model("gemma", format="safetensors-mlx"))
         stage.disk_full = True
         stage.serve("r1", "gemma").then()
-        assert stage.refused("r1").status == 412
+        assert stage.refused("r1").kind == "not_ready"
 
     def test_still_opens_the_gate_of_an_engine_that_becomes_ready(self) -> None:
         stage = begun(QWEN, PHI).serve("r1", "qwen")
         stage.disk_full = True
         stage.serve("r2", "phi").engine_is(stage.spec_of("qwen"), "ready")
         assert stage.granted("r1")
-        assert stage.refused("r2").status == 507
+        assert stage.refused("r2").kind == "exhausted"
 
     def test_is_over_when_there_is_room_again(self) -> None:
         stage = begun(QWEN)

@@ -74,7 +74,7 @@ def test_slots_that_are_configured_are_had_or_nothing_is_loaded() -> None:
     at.engine_is(spec, "gone")
     at.serve("r1", "qwen")
     refusal = at.refused("r1")
-    assert refusal.status == 507
+    assert refusal.kind == "exhausted"
     assert refusal.numbers["needed"] > 9 * GIB
 
 
@@ -226,7 +226,7 @@ def test_a_queue_waits_as_long_as_those_before_it_are_being_answered() -> None:
         at.gates.last_byte(spec.engine_id).at = at.clock.now().monotonic
     assert "r2" not in at.outcomes
     at.pass_time(61)
-    assert at.refused("r2").status == 503
+    assert at.refused("r2").kind == "unavailable"
 
 
 def test_the_time_in_a_queue_does_not_count_when_its_engine_has_to_be_replaced() -> None:

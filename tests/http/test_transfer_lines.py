@@ -78,7 +78,9 @@ def test_what_has_no_files_of_its_own_is_one_layer() -> None:
 def test_a_failed_transfer_does_not_claim_that_its_layers_are_whole() -> None:
     lines = TransferLines("j", "pull", raw=True)
     lines.progress(step(1, 1))
-    (line,) = lines_of(lines.error(Refusal(status=503, code="unreachable", message="The network broke.")))
+    (line,) = lines_of(
+        lines.error(Refusal(kind="unavailable", code="unreachable", message="The network broke."))
+    )
     assert (line["type"], line["message"]) == ("error", "Error: The network broke.")
 
 

@@ -143,7 +143,7 @@ def test_what_is_known_not_written_is_refused_with_507_and_changes_nothing(disk)
     disk.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused, match="no space left on device") as caught:
         disk.system.ask(COUNTER, Add(by=1)).get(timeout=5)
-    assert (caught.value.refusal.status, caught.value.refusal.code) == (507, "journal_full")
+    assert (caught.value.refusal.kind, caught.value.refusal.code) == ("exhausted", "journal_full")
     assert disk.system.state(COUNTER).events == 0
     assert disk.effect_handler.performed == []
     assert disk.system.ask(COUNTER, Total()).get(timeout=5) == 0
@@ -188,7 +188,7 @@ def test_a_report_the_journal_refuses_for_another_reason_is_parked_in_the_end(di
     assert disk.stored() == ["command_parked"]
     with pytest.raises(Refused, match="the versions do not follow") as caught:
         disk.system.ask(COUNTER, Add(by=1)).get(timeout=5)
-    assert (caught.value.refusal.status, caught.value.refusal.code) == (507, "journal_refused")
+    assert (caught.value.refusal.kind, caught.value.refusal.code) == ("exhausted", "journal_refused")
 
 
 def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
@@ -242,7 +242,7 @@ def test_an_actor_starts_on_a_full_disk(make_bench) -> None:
 def test_what_cannot_be_stored_is_refused_before_it_poisons_the_journal(bench, make_bench, event) -> None:
     with pytest.raises(Refused) as caught:
         bench.system.ask(COUNTER, Store(event=event)).get(timeout=5)
-    assert (caught.value.refusal.status, caught.value.refusal.code) == (507, "not_storable")
+    assert (caught.value.refusal.kind, caught.value.refusal.code) == ("exhausted", "not_storable")
     assert bench.stored() == []
     assert bench.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 1
     assert make_bench(MemoryJournal(bench.journal.records)).start().system.state(COUNTER).total == 1

@@ -46,7 +46,7 @@ async def test_a_refusal_is_raised_where_it_is_awaited(bench) -> None:
     assert await reply == "open"
     with pytest.raises(Refused, match=r"Never\. Ask for something else\.") as caught:
         await bench.system.ask(COUNTER, Never())
-    assert caught.value.refusal.status == 409
+    assert caught.value.refusal.kind == "conflict"
 
 
 async def test_a_cancelled_wait_leaves_the_answer_to_the_others(bench) -> None:

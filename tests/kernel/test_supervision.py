@@ -76,7 +76,7 @@ def test_a_command_that_fails_twice_is_parked_with_its_traceback_and_the_rest_go
     held.open.set()
     with pytest.raises(Refused, match="counter failed on this twice \\(ValueError: broken\\)") as caught:
         bad.get(timeout=5)
-    assert caught.value.refusal.status == 500
+    assert caught.value.refusal.kind == "internal"
     assert good.get(timeout=5) == 2
     [event] = parked(bench)
     assert (event.actor, event.command, event.count) == ("counter", "Run", 1)
@@ -198,7 +198,7 @@ def test_nobody_waits_for_an_actor_that_cannot_settle(bench) -> None:
     for one in (waiting, bench.system.ask(COUNTER, Await(key="never"))):
         with pytest.raises(Refused, match="cannot decide what to do next") as caught:
             one.get(timeout=5)
-        assert caught.value.refusal.status == 503
+        assert caught.value.refusal.kind == "unavailable"
     bench.counter.on_settle = lambda *_: None
     bench.clock.advance(60)
     bench.system.rest()
@@ -272,7 +272,7 @@ def test_a_command_for_another_actor_is_refused_and_nothing_else(bench) -> None:
 
     with pytest.raises(Refused, match="counter does not know the command Strange") as caught:
         bench.system.ask(COUNTER, Strange()).get(timeout=5)
-    assert (caught.value.refusal.code, caught.value.refusal.status) == ("not_understood", 400)
+    assert (caught.value.refusal.code, caught.value.refusal.kind) == ("not_understood", "invalid")
     bench.system.tell(COUNTER, Strange())
     bench.system.rest()
     assert bench.stored() == []

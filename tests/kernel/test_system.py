@@ -335,7 +335,7 @@ def test_an_address_is_a_text_or_an_address(bench) -> None:
 def test_a_field_of_the_wrong_type_is_refused_before_the_actor_sees_it(bench, wrong) -> None:
     with pytest.raises(Refused, match=r'Add: "(by|times)": Expected') as caught:
         bench.system.ask(COUNTER, wrong).get(timeout=5)
-    assert (caught.value.refusal.code, caught.value.refusal.status) == ("bad_field", 400)
+    assert (caught.value.refusal.code, caught.value.refusal.kind) == ("bad_field", "invalid")
     with pytest.raises(Refused):
         bench.system.tell(COUNTER, wrong)
     bench.system.rest()

@@ -125,7 +125,7 @@ def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
         granted = greenroom.system.ask(SCHEDULER, serve, timeout=60).get(timeout=60)
         assert isinstance(granted, Granted)
     refusal = caught.value.refusal
-    assert (refusal.code, refusal.status) == ("read_only", 507)
+    assert (refusal.code, refusal.kind) == ("read_only", "exhausted")
     assert "The disk can only be read while storing the model" in refusal.message
     assert "GREENROOM_HOME" in refusal.advice
 

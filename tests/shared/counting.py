@@ -145,7 +145,9 @@ class Counter:
             case Total():
                 return Decision(reply=state.total)
             case Never():
-                return Decision(reply=refuse("never", "Never.", advice="Ask for something else.", status=409))
+                return Decision(
+                    reply=refuse("never", "Never.", advice="Ask for something else.", kind="conflict")
+                )
             case Await(key=key):
                 return Decision(reply=Later(key), volatile=volatile + 1)
             case Release(key=key, outcome=outcome):

@@ -78,8 +78,8 @@ from stage import LLAMA, MLX, NO_SPACE, OFFLINE
 TICK = 5.0
 LADDER = 15.0
 """Seconds within which an engine host ends what it was asked to end."""
-GONE = Refusal(code="rebuilt", message="The actor was rebuilt or has stopped.", status=503)
-FULL = Refusal(code="journal_full", message="The journal takes nothing.", status=507)
+GONE = Refusal(code="rebuilt", message="The actor was rebuilt or has stopped.", kind="unavailable")
+FULL = Refusal(code="journal_full", message="The journal takes nothing.", kind="exhausted")
 
 
 @dataclass

@@ -51,7 +51,7 @@ def test_after_any_deaths_at_any_moment_time_alone_brings_the_model_back(deaths:
             break
         # It has died or was lost too often lately: a refusal that says when to come back, and never silence.
         refusal = stage.refused(f"last-{patience}")
-        assert refusal.status == 503
+        assert refusal.kind == "unavailable"
         assert refusal.retry_after
         stage.pass_time(refusal.retry_after + 1.0)
     stage.engine_is(stage.spec_of("tiny"), "starting").engine_is(stage.spec_of("tiny"), "ready")

@@ -45,7 +45,7 @@ _NOTHING = refuse(
     "no_outcome",
     "The command that came first with this Idempotency-Key has ended without an outcome.",
     advice="Send it again.",
-    status=503,
+    kind="unavailable",
     retry_after=1.0,
 )
 
@@ -238,7 +238,7 @@ class Idempotency:
                     "idempotency_key_reused",
                     "This Idempotency-Key came with another command before.",
                     advice="Make a new key for each command, and keep it only to send the same one again.",
-                    status=422,
+                    kind="conflict",
                 )
             )
         if known is not None and known.outcome is not None:  # 2

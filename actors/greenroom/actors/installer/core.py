@@ -249,7 +249,7 @@ class Installer:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
         if facts.verdict:
             return Decision(
-                reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend),
+                reply=refuse("unsupported_platform", facts.verdict, kind="not_ready", subject=ask.backend),
                 volatile=heard(volatile, ask),
             )
         ask = self._named(ask)
@@ -332,7 +332,7 @@ class Installer:
             return Decision(reply=refusals.unknown(ask.backend, self._facts))
         if facts.verdict:
             return Decision(
-                reply=refuse("unsupported_platform", facts.verdict, status=412, subject=ask.backend)
+                reply=refuse("unsupported_platform", facts.verdict, kind="not_ready", subject=ask.backend)
             )
         return Decision(
             reply=Later(_plan_key(ask.backend, ask.version)),

@@ -6,26 +6,25 @@ from collections.abc import Iterable
 
 from greenroom.actors.installer.state import BackendInstallState
 from greenroom.actors.kernel.core import refuse
-from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.kernel.errors import ErrorKind, Refusal
 from greenroom.actors.values import Failure, Installation
 
-_STATUS = {
-    "unsupported_platform": 412,
-    "refused_by_policy": 412,
-    "no_such_version": 404,
-    "bad_settings": 412,
-    "version_not_taken": 412,
-    "no_space": 507,
-    "read_only": 507,
-    "no_permission": 507,
-    "unreachable": 503,
-    "cancelled": 409,
+_KINDS: dict[str, ErrorKind] = {
+    "unsupported_platform": "not_ready",
+    "refused_by_policy": "not_ready",
+    "no_such_version": "not_found",
+    "bad_settings": "not_ready",
+    "version_not_taken": "not_ready",
+    "no_space": "exhausted",
+    "read_only": "exhausted",
+    "no_permission": "exhausted",
+    "unreachable": "unavailable",
+    "cancelled": "conflict",
 }
 
 
-def status_of(code: str, *, passing: bool) -> int:
-    """The HTTP status that fits an installation's failure."""
-    return _STATUS.get(code, 503 if passing else 500)
+def kind_of(code: str, *, passing: bool) -> ErrorKind:
+    return _KINDS.get(code, "unavailable" if passing else "internal")
 
 
 def failed(failure: Failure | None, subject: str) -> Refusal:
@@ -36,7 +35,7 @@ def failed(failure: Failure | None, subject: str) -> Refusal:
         code=failure.code,
         message=failure.message,
         advice=failure.advice,
-        status=status_of(failure.code, passing=passing),
+        kind=kind_of(failure.code, passing=passing),
         retry_after=30.0 if passing else 0.0,
         subject=subject,
     )
@@ -48,7 +47,7 @@ def no_such_installation(
     """That version is not here."""
     here = ", ".join(sorted({one.version for one in backend.whole})) or "none"
     message = f"{name} {version} is not installed; installed versions: {here}."
-    return refuse("no_such_installation", message, advice=advice, status=409, subject=name)
+    return refuse("no_such_installation", message, advice=advice, kind="conflict", subject=name)
 
 
 def unread(backend: str, reason: str) -> Refusal:
@@ -57,7 +56,7 @@ def unread(backend: str, reason: str) -> Refusal:
         "unreadable",
         f"The installations of {backend} cannot be read: {reason}.",
         advice="Check the disk and who owns the data directory. Greenroom checks again by itself.",
-        status=503,
+        kind="unavailable",
         subject=backend,
         retry_after=30.0,
     )
@@ -69,7 +68,7 @@ def cancelled(backend: str, reason: str) -> Refusal:
         "cancelled",
         f"The installation of {backend} was ended: {reason}.",
         advice=f"What was fetched is kept. Begin again: greenroom install-runner --backend {backend}",
-        status=409,
+        kind="conflict",
         subject=backend,
     )
 
@@ -80,7 +79,7 @@ def busy(backend: str, jobs: int) -> Refusal:
         "busy",
         f"{jobs} versions of {backend} are waiting to be installed already.",
         advice="Ask again when they have been.",
-        status=409,
+        kind="conflict",
         subject=backend,
     )
 
@@ -91,7 +90,7 @@ def unknown(backend: str, known: Iterable[str]) -> Refusal:
         "backend_not_found",
         f'There is no backend "{backend}".',
         advice=f"Known backends: {', '.join(known)}.",
-        status=404,
+        kind="not_found",
         subject=backend,
     )
 
@@ -119,6 +118,6 @@ def not_ours(theirs: Installation) -> Refusal:
         "not_managed",
         f"{name} is named in your configuration; Greenroom uses it and never touches it.{broken}",
         advice=f'Remove [backends."{name}"] from config.toml to let Greenroom install its own.',
-        status=409,
+        kind="conflict",
         subject=name,
     )

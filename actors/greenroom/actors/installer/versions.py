@@ -144,4 +144,4 @@ def _nothing_there(backend: BackendInstallState, ask: Activate) -> Refusal:
         return no_such_installation(backend, ask.backend, ask.version, advice)
     message = f"{ask.backend} has no other version to go back to."
     advice = "greenroom backends shows what is installed."
-    return refuse("no_such_installation", message, advice=advice, status=409, subject=ask.backend)
+    return refuse("no_such_installation", message, advice=advice, kind="conflict", subject=ask.backend)

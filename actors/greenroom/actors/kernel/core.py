@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.kernel.errors import ErrorKind, Refusal
 
 
 class Upcast(Protocol):
@@ -277,9 +277,26 @@ class NotUnderstood(TypeError):
         super().__init__(f"{address} does not know the command {type(command).__name__}")
 
 
-def refuse(code: str, message: str, *, advice: str = "", status: int = 400, **more: Any) -> Refusal:
+def refuse(
+    code: str,
+    message: str,
+    *,
+    kind: ErrorKind = "invalid",
+    advice: str = "",
+    retry_after: float = 0.0,
+    numbers: dict[str, float] | None = None,
+    subject: str = "",
+) -> Refusal:
     """A refusal, readable at the place where it is decided."""
-    return Refusal(code=code, message=message, advice=advice, status=status, **more)
+    return Refusal(
+        code=code,
+        message=message,
+        kind=kind,
+        advice=advice,
+        retry_after=retry_after,
+        numbers=numbers or {},
+        subject=subject,
+    )
 
 
 def not_storable() -> Refusal:
@@ -288,5 +305,5 @@ def not_storable() -> Refusal:
         "journal_full",
         "This cannot be begun: the journal cannot be written.",
         advice="Make room on the disk that holds the journal, and ask again.",
-        status=507,
+        kind="exhausted",
     )

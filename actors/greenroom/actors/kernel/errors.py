@@ -14,26 +14,38 @@ Exception
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+ErrorKind = Literal["invalid", "not_found", "conflict", "not_ready", "exhausted", "unavailable", "internal"]
+"""
+invalid      the command itself is wrong
+not_found    it names something that does not exist
+conflict     the present state forbids it
+not_ready    something must be set up first, or cannot be set up here; trying again does not help
+exhausted    there is no room: in memory, on the disk, in a queue
+unavailable  try again later
+internal     a fault of the program
+"""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An actor's no, complete enough to show to a person and to answer over HTTP."""
+    """Why an actor refuses a command, complete enough to show to a person."""
 
     code: str
     """Stable word for programs, such as `backend_not_installed`."""
+    kind: ErrorKind = "invalid"
     message: str
     """One sentence: what happened."""
     advice: str = ""
     """What to do next."""
-    status: int = 400
-    """The HTTP status that fits."""
     retry_after: float = 0.0
     """Seconds; 0 when trying again later would not help."""
     numbers: dict[str, float] = {}
-    """What decided, such as bytes asked, promised and free."""
+    """The figures behind the decision, such as bytes needed and free."""
     subject: str = ""
-    """Who it is about: a backend or a model."""
+    """What it is about."""
 
     def sentence(self) -> str:
         """Message and advice as one text."""

@@ -14,26 +14,29 @@ _WHERE = "The journal has it as command_parked, with the place of the failure."
 def failed_twice(address: Address, error: BaseException) -> Refusal:
     """The command itself cannot be decided on."""
     message = f"{address} failed on this twice ({in_one_line(error)})."
-    return Refusal(code="internal_error", message=message, advice=_WHERE, status=500)
+    return Refusal(code="internal_error", message=message, advice=_WHERE, kind="internal")
 
 
 def stuck(address: Address) -> Refusal:
     """What follows from the actor's state cannot be decided on, whatever was asked."""
     message = f"{address} cannot decide what to do next."
     advice = f"It retries by itself, so ask again later. {_WHERE}"
-    return Refusal(code="internal_error", message=message, advice=advice, status=503, retry_after=5.0)
+    return Refusal(code="internal_error", message=message, advice=advice, kind="unavailable", retry_after=5.0)
 
 
 def not_understood(error: NotUnderstood) -> Refusal:
     """The command went to the wrong actor."""
     return Refusal(
-        code="not_understood", message=f"{error}.", advice="Send it to the actor that handles it.", status=400
+        code="not_understood",
+        message=f"{error}.",
+        advice="Send it to the actor that handles it.",
+        kind="invalid",
     )
 
 
 def bad_fields(command: str, problem: str) -> Refusal:
     """A field of the command holds what it must not."""
-    return Refusal(code="bad_field", message=f"{command}: {problem}.", advice="Nothing was done.", status=400)
+    return Refusal(code="bad_field", message=f"{command}: {problem}.", advice="Nothing was done.")
 
 
 def not_taken(error: NotWritten) -> Refusal:
@@ -43,7 +46,9 @@ def not_taken(error: NotWritten) -> Refusal:
         code, advice = "journal_full", "Make room on its disk. What needs nothing stored still works."
     elif isinstance(error, CannotEncode):
         code, advice = "not_storable", "This is a bug; please report it."
-    return Refusal(code=code, message=f"The journal cannot store this: {error}.", advice=advice, status=507)
+    return Refusal(
+        code=code, message=f"The journal cannot store this: {error}.", advice=advice, kind="exhausted"
+    )
 
 
 def unrecorded(error: NotWritten) -> Refusal:
@@ -52,5 +57,5 @@ def unrecorded(error: NotWritten) -> Refusal:
         code="journal_full" if isinstance(error, JournalFull) else "journal_refused",
         message=f"This was done, but the journal cannot store it: {error}.",
         advice="It is stored as soon as there is room; until then it may not show.",
-        status=507,
+        kind="exhausted",
     )

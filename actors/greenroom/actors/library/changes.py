@@ -103,7 +103,7 @@ def _is_tag(tag: str) -> bool:
 
 def _no_tag(tag: str) -> Decision[LibraryVolatile]:
     message = f'"{tag}" cannot be a model\'s tag: that is a name such as docker.io/ai/smollm2:latest.'
-    return Decision(reply=refuse("bad_reference", message, status=400))
+    return Decision(reply=refuse("bad_reference", message, kind="invalid"))
 
 
 def tags_written(report: TagsWritten) -> Decision[LibraryVolatile]:
@@ -129,7 +129,7 @@ def remove(
         return _unknown(ask.model_id)
     if ask.tag and ask.tag not in model.tags:
         message = f"{model.id[7:19]} has no tag {ask.tag}."
-        return Decision(reply=refuse("not_found", message, status=404))
+        return Decision(reply=refuse("not_found", message, kind="not_found"))
     if model.id in volatile.removing:
         return Decision(reply=Later(_remove_key(model.id)))
     if ask.tag and len(model.tags) > 1:
@@ -143,7 +143,7 @@ def remove(
                 f'unable to delete "{model.id[7:19]}" (must be forced) due to multiple tag references: '
                 f"{', '.join(model.tags)}.",
                 advice="Remove one tag, or all of them with --force.",
-                status=409,
+                kind="conflict",
             )
         )
     removal = Removal(force=ask.force, asked_at=now.monotonic)
@@ -265,7 +265,7 @@ def push(state: LibraryState, ask: Push, volatile: LibraryVolatile) -> Decision[
             "conflict",
             f"A push to {ask.reference} {other}.",
             advice="Push again when it is done.",
-            status=409,
+            kind="conflict",
         )
         return Decision(reply=busy)
     waiting = under_way.waiting + 1 if under_way is not None else 1
@@ -306,7 +306,7 @@ def push_ended(report: PushEnded, volatile: LibraryVolatile) -> Decision[Library
     if report.failure is not None:
         code = report.failure.code
         refusal = (
-            refuse("cancelled", "The push was cancelled.", status=409)
+            refuse("cancelled", "The push was cancelled.", kind="conflict")
             if report.failure.kind == "cancelled"
             else refusal_of(report.failure)
         )
@@ -330,7 +330,7 @@ def _release(model_id: str, force: bool) -> Tell:
 
 
 def _unknown(model_id: str) -> Decision[LibraryVolatile]:
-    return Decision(reply=refuse("not_found", f"There is no model {model_id}.", status=404))
+    return Decision(reply=refuse("not_found", f"There is no model {model_id}.", kind="not_found"))
 
 
 def _without(mapping: Mapping[str, V], key: str) -> dict[str, V]:

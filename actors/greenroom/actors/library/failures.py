@@ -82,7 +82,7 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
                     "too_many_failures",
                     f"{len(own)} of your pulls have failed within the last minute.",
                     advice="Check the names of the models; greenroom log shows which pulls failed.",
-                    status=429,
+                    kind="exhausted",
                 ),
                 retry_after=left,
             )

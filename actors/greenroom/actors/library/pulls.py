@@ -6,7 +6,7 @@ import msgspec
 
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, refuse
-from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.kernel.errors import ErrorKind, Refusal
 from greenroom.actors.library.effects import CancelFetch, InformPull
 from greenroom.actors.library.events import (
     ModelCommitted,
@@ -28,26 +28,26 @@ from greenroom.actors.retry import NO_NETWORK_AFTER, RetryPolicy
 from greenroom.actors.values import Cancelled, Failure
 from greenroom.actors.waiters import count, joined, left
 
-_STATUS = {
-    "not_found": 404,
-    "no_such_model": 404,
-    "no_such_quantisation": 404,
-    "unauthorized": 401,
-    "bad_reference": 400,
-    "not_absolute": 400,
-    "not_allowed": 403,
-    "not_a_model": 422,
-    "unsupported_artifact": 422,
-    "unsupported_source": 422,
-    "cannot_run_here": 422,
-    "conflict": 409,
-    "does_not_fit": 507,
-    "no_space": 507,
-    "read_only": 507,
-    "not_a_folder": 507,
-    "hash_mismatch": 502,
-    "refused": 502,
-    "unreachable": 503,
+_KINDS: dict[str, ErrorKind] = {
+    "not_found": "not_found",
+    "no_such_model": "not_found",
+    "no_such_quantisation": "not_found",
+    "unauthorized": "invalid",
+    "bad_reference": "invalid",
+    "not_absolute": "invalid",
+    "not_allowed": "invalid",
+    "not_a_model": "invalid",
+    "unsupported_artifact": "invalid",
+    "unsupported_source": "invalid",
+    "cannot_run_here": "invalid",
+    "conflict": "conflict",
+    "does_not_fit": "exhausted",
+    "no_space": "exhausted",
+    "read_only": "exhausted",
+    "not_a_folder": "exhausted",
+    "hash_mismatch": "unavailable",
+    "refused": "unavailable",
+    "unreachable": "unavailable",
 }
 
 
@@ -63,7 +63,7 @@ def refusal_of(failure: Failure) -> Refusal:
         code=failure.code,
         message=failure.message,
         advice=failure.advice,
-        status=_STATUS.get(failure.code, 503 if transient else 500),
+        kind=_KINDS.get(failure.code, "unavailable" if transient else "internal"),
         retry_after=30.0 if transient else 0.0,
     )
 
@@ -259,5 +259,5 @@ def _cancelled(reason: str) -> Refusal:
         "cancelled",
         f"The pull was ended: {reason}.",
         advice="What was fetched is kept: pull it again to go on, or drop it with greenroom prune.",
-        status=409,
+        kind="conflict",
     )

@@ -56,7 +56,7 @@ def choose(
             "backend_not_found",
             f'There is no backend "{binding}".',
             advice=f"Known backends: {known}.",
-            status=404,
+            kind="not_found",
             subject=binding,
         )
     fitting = [one for one in named if model.format in one.formats and mode in one.modes]  # 2
@@ -67,7 +67,7 @@ def choose(
         return refuse(
             "unsupported_platform",
             " ".join(one.verdict for one in fitting),
-            status=412,
+            kind="not_ready",
             subject=fitting[0].name,
         )
     installed = [one for one in runnable if _current(statuses, one) is not None]  # 4
@@ -111,7 +111,7 @@ def not_installed(
         "backend_not_installed",
         f'backend "{backend.name}" is not installed; run: greenroom install-runner --backend {backend.name}',
         advice=" ".join(advice),
-        status=412,
+        kind="not_ready",
         subject=backend.name,
         numbers={"download_bytes": float(backend.download_bytes)} if backend.download_bytes else {},
     )
@@ -134,7 +134,7 @@ def _theirs_is_broken(backend: BackendFacts, statuses: Mapping[str, BackendStatu
         "backend_broken",
         f"The {backend.name} that is named in your configuration cannot be used: {why}.",
         advice=f'Repair it, or remove [backends."{backend.name}"] from config.toml.',
-        status=412,
+        kind="not_ready",
         subject=backend.name,
     )
 
@@ -180,4 +180,4 @@ def _unfit(model: Model, mode: Mode, binding: str, facts: Sequence[BackendFacts]
         message = f"{binding} cannot serve {model.format} models in {mode} mode; {who} can."
     else:
         message = f"No backend serves {model.format} models in {mode} mode."
-    return refuse("unsupported_model", message, status=422, subject=binding)
+    return refuse("unsupported_model", message, kind="invalid", subject=binding)

@@ -148,7 +148,7 @@ class Scheduler:
                 return self._serve(command, now, volatile)
             case Abandon(request_id=gone):
                 queue = tuple(one for one in volatile.queue if one.request_id != gone)
-                outcome = refuse("abandoned", "The request was abandoned.", status=499)
+                outcome = refuse("abandoned", "The request was abandoned.", kind="conflict")
                 return Decision(
                     effects=(LeaveGate(request_id=gone), Answer(key=gone, outcome=outcome)),
                     volatile=change(volatile, queue=queue),
@@ -264,7 +264,7 @@ class Scheduler:
             message = (
                 f"{own} of your requests are already queued; the rest of the queue is for other callers."
             )
-        return refuse("queue_full", message, advice="Try again later.", status=429, retry_after=5.0)
+        return refuse("queue_full", message, advice="Try again later.", kind="exhausted", retry_after=5.0)
 
     def _unload(
         self, state: SchedulerState, ask: Unload, now: Moment, volatile: SchedulerVolatile
@@ -320,7 +320,7 @@ class Scheduler:
                     "in_use",
                     f"{spec.model_ref} {how}.",
                     advice="Wait for them, or remove it with --force.",
-                    status=409,
+                    kind="conflict",
                     subject=spec.model_ref,
                 )
                 released = Released(model_id=ask.model_id, refusal=refusal)
@@ -380,7 +380,7 @@ class Scheduler:
                         "in_use",
                         f"{spec.model_ref} {how}.",
                         advice="Wait for them, or unload it first.",
-                        status=409,
+                        kind="conflict",
                         subject=spec.model_ref,
                     )
                 )

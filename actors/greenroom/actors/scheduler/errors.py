@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenroom.actors.installer.errors import status_of
+from greenroom.actors.installer.errors import kind_of
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.ledger import Account
@@ -45,12 +45,12 @@ def failure_of(engine: Engine) -> Failure:
 def load_failed(spec: EngineSpec, failure: Failure, retry_after: float = 0.0) -> Refusal:
     """What whoever waited for a load hears, with the failure's own code. Whose failure it was decides whether
     it is worth asking again."""
-    status = status_of(failure.code, passing=not counts_against_model(failure))
+    kind = kind_of(failure.code, passing=not counts_against_model(failure))
     return Refusal(
         code=failure.code,
         message=failure.message,
         advice=failure.advice,
-        status=status,
+        kind=kind,
         retry_after=retry_after,
         subject=spec.model_ref,
     )
@@ -62,7 +62,7 @@ def undecided(waiting: Waiting) -> Refusal:
         "internal_error",
         f"Greenroom failed while it decided where {waiting.model_ref} can run.",
         advice="`greenroom log --kind command_parked` shows where. Other models still work.",
-        status=500,
+        kind="internal",
         subject=waiting.model_ref,
     )
 
@@ -82,14 +82,18 @@ def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0
     if failure is None:
         message = f"The installation of {backend} has ended without one.{again}"
         return refuse(
-            "backend_not_installed", message, status=503, retry_after=again_in or 10.0, subject=backend
+            "backend_not_installed",
+            message,
+            kind="unavailable",
+            retry_after=again_in or 10.0,
+            subject=backend,
         )
     passing = failure.kind == "transient" or again_in > 0
     return Refusal(
         code=failure.code,
         message=f"{backend} could not be installed: {failure.message}{again}",
         advice=failure.advice,
-        status=status_of(failure.code, passing=passing),
+        kind=kind_of(failure.code, passing=passing),
         retry_after=again_in or (30.0 if passing else 0.0),
         subject=backend,
     )
@@ -101,7 +105,7 @@ def breaker_open(waiting: Waiting, backend: str, breaker: BreakerState, left: fl
         "breaker_open",
         f"{waiting.model_ref} has failed {breaker.failures} times on {backend}; it is tried again in "
         f"{left:.0f} s. The last failure: {breaker.reason}",
-        status=503,
+        kind="unavailable",
         retry_after=left,
         subject=waiting.model_ref,
     )
@@ -113,7 +117,7 @@ def not_stored() -> Refusal:
         "journal_full",
         "Nothing new can be loaded: the journal cannot be written. What is loaded goes on serving.",
         advice="Make room on the disk that holds Greenroom's data directory, and ask again.",
-        status=507,
+        kind="exhausted",
     )
 
 
@@ -123,7 +127,7 @@ def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
         "not_ready_yet",
         f"{waiting.model_ref} is not ready after {waited:.0f} s; it is still {text}.",
         advice="That goes on; ask again.",
-        status=503,
+        kind="unavailable",
         retry_after=10.0,
         subject=waiting.model_ref,
     )
@@ -135,7 +139,7 @@ def unloaded(waiting: Waiting) -> Refusal:
         "unloaded",
         f"{waiting.model_ref} was unloaded while it was loading.",
         advice="Send the request again to load it.",
-        status=503,
+        kind="unavailable",
         retry_after=5.0,
         subject=waiting.model_ref,
     )
@@ -148,7 +152,7 @@ def pinned(waiting: Waiting, need: int, held: int, account: Account, device: str
         f"{waiting.model_ref} needs {gib(need)} of {_memory_of(device)}; pinned models hold {gib(held)} "
         f"of the {gib(account.memory.budget)} that engines may use.",
         advice="Unload a pinned model, or give it a keep_alive that ends.",
-        status=507,
+        kind="exhausted",
         numbers={"needed": float(need), "budget": float(account.memory.budget), "pinned": float(held)},
         subject=waiting.model_ref,
     )
@@ -162,7 +166,7 @@ def never_fits(model_ref: str, need: int, account: Account, device: str = "") ->
         f"{model_ref} needs {gib(need)} of {_memory_of(device)}; engines may use "
         f"{gib(account.memory.budget)} in all.",
         advice=f"Configure a smaller context, choose a smaller model, or {setting}.",
-        status=507,
+        kind="exhausted",
         numbers={
             "needed": float(need),
             "budget": float(account.memory.budget),

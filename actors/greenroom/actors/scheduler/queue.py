@@ -152,13 +152,15 @@ class QueueStep:
         """
         turn, volatile = self._turn, self._turn.volatile
         if volatile.draining:  # a
-            self._refuse(waiting, refuse("stopping", "Greenroom is stopping.", status=503, retry_after=5.0))
+            self._refuse(
+                waiting, refuse("stopping", "Greenroom is stopping.", kind="unavailable", retry_after=5.0)
+            )
             return
         model = volatile.models.get(waiting.model_id) if volatile.models is not None else None
         if volatile.models is not None and model is None:
             name = waiting.model_ref
             missing = f'model "{name}" is not here; run: greenroom pull {name}'
-            self._refuse(waiting, refuse("model_not_found", missing, status=404, subject=name))
+            self._refuse(waiting, refuse("model_not_found", missing, kind="not_found", subject=name))
             return
         serving = [engine for engine in turn.serving() if fits(engine.spec, waiting)]  # b
         if serving:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
+from greenroom.runner.http.errors import DoorRefusal
 
 _LOOKED_AT = 4000
 """Characters of an engine's words that are looked at: it may have quoted megabytes."""
@@ -25,7 +25,7 @@ TOO_LONG = "context_length_exceeded"
 class Told(NamedTuple):
     """A refusal, and the field it is about."""
 
-    refusal: Refusal
+    refusal: DoorRefusal
     param: str | None = None
 
 
@@ -130,12 +130,12 @@ def told(status: int, body: bytes, asked: Asked) -> Told:
         status = said
     if status == 413:
         message = f'The {asked.backend} engine for "{asked.model}" does not accept a request this large.'
-        return Told(Refusal(code="request_too_large", message=message, advice="Send less.", status=413))
+        return Told(DoorRefusal(code="request_too_large", message=message, advice="Send less.", status=413))
     if _LENGTHS.search(words) or _LENGTHS.search(_text(error, "type")):
         return _too_long(error, words, asked)
     if status in (404, 405, 501) and _NO_PATH.fullmatch(words.strip()):
         return Told(
-            Refusal(
+            DoorRefusal(
                 code="not_offered",
                 message=f"{asked.backend} does not offer this route.",
                 status=404,
@@ -145,7 +145,7 @@ def told(status: int, body: bytes, asked: Asked) -> Told:
     for known in _KNOWN if 400 <= status < 600 and status != 503 else ():
         if known.pattern.search(words):
             message = known.message.format(model=asked.model)
-            refusal = Refusal(code=known.code, message=message, advice=known.advice, status=known.status)
+            refusal = DoorRefusal(code=known.code, message=message, advice=known.advice, status=known.status)
             return Told(refusal, asked.param if known.param == "messages" else known.param)
     return _by_status(status, words, asked)
 
@@ -164,7 +164,7 @@ def too_long(asked: Asked, tokens: int, context: int, *, at_least: bool = False)
         else f'"{asked.model}" accepts fewer here'
     )
     return Told(
-        Refusal(
+        DoorRefusal(
             code=TOO_LONG,
             message=f"The prompt {has}, and {fits}.",
             advice="Shorten it, or configure a larger context-size for the model.",
@@ -190,7 +190,7 @@ def _by_status(status: int, words: str, asked: Asked) -> Told:
     where = f"greenroom logs {asked.model} on the server may say more."
     if status == 503:
         return Told(
-            Refusal(
+            DoorRefusal(
                 code="engine_busy",
                 message=f'The {asked.backend} engine for "{asked.model}" accepts no requests at the moment.',
                 status=503,
@@ -199,15 +199,15 @@ def _by_status(status: int, words: str, asked: Asked) -> Told:
         )
     if status == 429:
         message = f'The {asked.backend} engine for "{asked.model}" is overloaded.'
-        return Told(Refusal(code="engine_busy", message=message, status=429, retry_after=2.0))
+        return Told(DoorRefusal(code="engine_busy", message=message, status=429, retry_after=2.0))
     if 400 <= status < 500:
         field = _NAMED.match(words) or _FIELD.search(words)
         if field is not None:
             name = field[1].lower()
             message = f"{name} has a value that the {asked.backend} engine does not accept."
-            return Told(Refusal(code="invalid_value", message=message, status=400), name)
+            return Told(DoorRefusal(code="invalid_value", message=message, status=400), name)
         return Told(
-            Refusal(
+            DoorRefusal(
                 code="engine_refused",
                 message=f'The {asked.backend} engine for "{asked.model}" does not accept this request.',
                 advice=f"A field is invalid; {where}",
@@ -215,7 +215,7 @@ def _by_status(status: int, words: str, asked: Asked) -> Told:
             )
         )
     return Told(
-        Refusal(
+        DoorRefusal(
             code="engine_failed",
             message=f'The {asked.backend} engine for "{asked.model}" failed on this request.',
             advice=where,

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from greenroom.actors.kernel.errors import (
     AskExpired,
+    ErrorKind,
     Forked,
     KernelError,
     MailboxFull,
@@ -35,15 +36,57 @@ JSON = "application/json"
 DOCKER_CLI = "docker-model-cli/"
 
 
+_BY_KIND: dict[ErrorKind, int] = {
+    "invalid": 400,
+    "not_found": 404,
+    "conflict": 409,
+    "not_ready": 412,
+    "internal": 500,
+    "unavailable": 503,
+    "exhausted": 507,
+}
+_BY_CODE: dict[tuple[ErrorKind, str], int] = {
+    ("invalid", "unauthorized"): 401,
+    ("invalid", "not_allowed"): 403,
+    ("invalid", "cannot_run_here"): 422,
+    ("invalid", "model_damaged"): 422,
+    ("invalid", "not_a_model"): 422,
+    ("invalid", "unsupported_artifact"): 422,
+    ("invalid", "unsupported_model"): 422,
+    ("invalid", "unsupported_source"): 422,
+    ("conflict", "idempotency_key_reused"): 422,
+    ("exhausted", "busy"): 429,
+    ("exhausted", "queue_full"): 429,
+    ("exhausted", "too_many_failures"): 429,
+    ("conflict", "abandoned"): 499,
+    ("unavailable", "hash_mismatch"): 502,
+    ("unavailable", "refused"): 502,
+}
+"""Refusals whose status is not the one of their kind."""
+
+
+class DoorRefusal(Refusal, frozen=True, kw_only=True):
+    """A refusal by the front door itself, which names its HTTP status."""
+
+    status: int
+
+
+def status_of(refusal: Refusal) -> int:
+    """The HTTP status of a refusal, an actor's or the front door's own."""
+    if isinstance(refusal, DoorRefusal):
+        return refusal.status
+    return _BY_CODE.get((refusal.kind, refusal.code), _BY_KIND[refusal.kind])
+
+
 class HttpRefusal(Exception):
-    """A no of the front door itself, told like an actor's."""
+    """Raised by handlers of the front door; answered like an actor's refusal."""
 
     def __init__(
         self, status: int, code: str, message: str, *, param: str | None = None, **more: Any
     ) -> None:
         super().__init__(message)
         self.param = param
-        self.refusal = Refusal(code=code, message=message, status=status, **more)
+        self.refusal = DoorRefusal(code=code, message=message, status=status, **more)
 
 
 def refusal_of(error: BaseException) -> Refusal:
@@ -55,34 +98,36 @@ def refusal_of(error: BaseException) -> Refusal:
             code="stopped",
             message=f"Greenroom has stopped itself: {error}.",
             advice="Start it again with greenroom serve; greenroom log says what happened.",
-            status=503,
+            kind="unavailable",
         )
     if isinstance(error, Forked):
         return Refusal(
             code="forked",
             message=f"{error}.",
             advice="Start Greenroom after the fork, in one process, and let the others ask that one.",
-            status=503,
+            kind="unavailable",
         )
     if isinstance(error, MailboxFull):
-        return Refusal(code="busy", message="Too many requests wait already.", status=429, retry_after=1.0)
+        return Refusal(
+            code="busy", message="Too many requests wait already.", kind="exhausted", retry_after=1.0
+        )
     if isinstance(error, AskExpired):
         return Refusal(
-            code="not_in_time", message="There was no answer in time.", status=503, retry_after=5.0
+            code="not_in_time", message="There was no answer in time.", kind="unavailable", retry_after=5.0
         )
     if isinstance(error, KernelError | NotRunning):
-        return Refusal(code="stopping", message="Greenroom is stopping.", status=503, retry_after=2.0)
+        return Refusal(code="stopping", message="Greenroom is stopping.", kind="unavailable", retry_after=2.0)
     if (failure := machine_failure(error)) is not None:
-        status = 507 if failure.code == "no_space" else 503
+        kind: ErrorKind = "exhausted" if failure.code == "no_space" else "unavailable"
         return Refusal(
-            code=failure.code, message=failure.message, advice=failure.advice, status=status, retry_after=5.0
+            code=failure.code, message=failure.message, advice=failure.advice, kind=kind, retry_after=5.0
         )
     _log.error("a request failed unexpectedly", exc_info=error)
     return Refusal(
         code="internal_error",
         message="Greenroom failed on this request.",
         advice="greenroom logs says why.",
-        status=500,
+        kind="internal",
     )
 
 
@@ -92,9 +137,9 @@ def error_object(
     """The family's error object, with what programs may want to know beside it."""
     error: dict[str, Any] = {"message": refusal.sentence()}
     if family == "anthropic":
-        error |= {"type": _anthropic_type_of(refusal.status), "code": refusal.code}
+        error |= {"type": _anthropic_type_of(status_of(refusal)), "code": refusal.code}
     else:
-        error |= {"type": _type_of(refusal.status), "code": refusal.code or None, "param": param}
+        error |= {"type": _type_of(status_of(refusal)), "code": refusal.code or None, "param": param}
     if refusal.subject and refusal.code.startswith("backend"):
         error["backend"] = refusal.subject
     if refusal.retry_after:
@@ -122,9 +167,8 @@ def status_for(request: web.BaseRequest, refusal: Refusal) -> int:
 
     Docker's CLI takes every 503 for "the runner is not running" and throws the sentence away.
     """
-    if refusal.status == 503 and DOCKER_CLI in request.headers.get("User-Agent", ""):
-        return 500
-    return refusal.status
+    status = status_of(refusal)
+    return 500 if status == 503 and DOCKER_CLI in request.headers.get("User-Agent", "") else status
 
 
 def answer(

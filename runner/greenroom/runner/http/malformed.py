@@ -69,16 +69,14 @@ class Connection(web.RequestHandler):
         if isinstance(exc, HttpProcessingError) and status < 500:
             what = next((what for kind, what in _WHAT if isinstance(exc, kind)), "it is not HTTP")
             _log.info("a request from %s cannot be read: %s", request.remote, what)
-            refusal = Refusal(
-                code="malformed_request", message=f"This request cannot be read: {what}.", status=400
-            )
+            refusal = Refusal(code="malformed_request", message=f"This request cannot be read: {what}.")
         else:
             _log.error("a request failed unexpectedly", exc_info=exc)
             refusal = Refusal(
                 code="internal_error",
                 message="Greenroom failed on this request.",
                 advice="greenroom logs says why.",
-                status=500,
+                kind="internal",
             )
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has already begun")

@@ -158,7 +158,7 @@ class Models:
                 await system.ask(LIBRARY, remove, cause=request_id_of(request))
             except Refused as refused:
                 # Somebody else may have removed it a moment ago.
-                if refused.refusal.status != 404:
+                if refused.refusal.kind != "not_found":
                     kept.append(refused)
         await system.ask(LIBRARY, Prune())
         if kept:

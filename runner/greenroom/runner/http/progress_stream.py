@@ -17,7 +17,7 @@ from greenroom.actors.idempotency import Outcome
 from greenroom.actors.kernel.errors import KernelError, Refusal
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.values import Progress
-from greenroom.runner.http.errors import refusal_of
+from greenroom.runner.http.errors import DoorRefusal, refusal_of
 from greenroom.runner.http.following import FOLLOWING, REPLAYED, hand_over, refused_as, replayed
 from greenroom.runner.units import format_size
 
@@ -182,7 +182,9 @@ class _Joined:
     def success(self, outcome: Outcome) -> bytes:
         """The last line, as the first one got it; a line about it when that one had no stream."""
         if outcome.content_type != self.content_type:
-            return self.error(Refusal(code="refused", message=outcome.body.strip(), status=outcome.status))
+            return self.error(
+                DoorRefusal(code="refused", message=outcome.body.strip(), status=outcome.status)
+            )
         return outcome.body.encode()
 
 

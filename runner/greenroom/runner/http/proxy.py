@@ -141,7 +141,7 @@ class Exchange:
             code="stopping",
             message="Greenroom stops, and this request ends with it.",
             advice="Send it again in a moment.",
-            status=503,
+            kind="unavailable",
             retry_after=5.0,
         )
         response = self._response or (self._waiting.response if self._waiting is not None else None)

@@ -152,7 +152,6 @@ class Upkeep:
         name = familiar(shown_name(model))
         raise Refused(
             Refusal(
-                status=422,
                 code="model_damaged",
                 message=f"{name} is damaged: {reason}",
                 advice=f"Fetch what is missing: greenroom pull {name}",

@@ -98,20 +98,29 @@ class TestLife:
 
     def test_counters_that_move_are_work_and_show_how_long_a_batch_takes(self) -> None:
         life = Life(0.0)
-        life.count(b"1", 10.0)
-        life.count(b"1", 30.0)
-        assert life.quiet_for(reading(), 30.0) == 20.0
-        life.count(b"2", 50.0)
+        life.count(b"1", 10.0, since=0.0)
+        life.count(b"1", 30.0, since=0.0)
+        assert life.quiet_for(reading(), 30.0) == 30.0
+        life.count(b"2", 50.0, since=0.0)
         assert life.quiet_for(reading(), 50.0) == 0.0
-        assert life.longest == 40.0
+        assert life.longest == 50.0
+
+    def test_counters_that_moved_before_this_silence_prove_nothing_about_it(self) -> None:
+        life = Life(0.0)
+        life.count(b"1", 10.0, since=0.0)
+        life.count(b"9", 3604.0, since=3600.0)
+        assert life.longest == 0.0
+        assert life.quiet_for(reading(quiet_since=3600.0), 3604.0) == 4.0
+        life.count(b"10", 3606.0, since=3600.0)
+        assert life.longest == 6.0
 
     def test_an_engine_at_work_has_five_times_its_longest_batch_reckoned_from_its_speed(self) -> None:
         assert Life(0.0).patience(LIMIT) >= 600.0, "of one whose speed is not known a batch may take long"
         life = Life(0.0, batch=512)
-        life.count(COUNTED, 1.0)
+        life.count(COUNTED, 1.0, since=0.0)
         assert life.patience(LIMIT) == pytest.approx(5 * 5.12)
         fast = Life(0.0, batch=128)
-        fast.count(COUNTED, 1.0)
+        fast.count(COUNTED, 1.0, since=0.0)
         assert fast.patience(LIMIT) == LIMIT
 
     def test_a_token_a_second_says_nothing_about_how_long_a_batch_of_a_prompt_takes(self) -> None:

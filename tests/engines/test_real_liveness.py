@@ -152,13 +152,14 @@ def test_one_whose_computing_thread_hangs_is_found_within_15_seconds(mlx: Real, 
         mlx.stage.heard.wait("exited")
 
 
-def test_its_counters_stand_still_while_it_does_nothing_and_move_with_its_work(llama: Real) -> None:
-    llama.start()
-    probe = Probe(Path(llama.endpoint), LlamaCpp.readiness, model_name="ai/smollm2", leader=llama.pid)
+def test_its_counters_stand_still_while_it_does_nothing_and_move_with_its_work(engine: Real) -> None:
+    engine.start()
+    readiness = engine.backend.readiness
+    probe = Probe(Path(engine.endpoint), readiness, model_name="ai/smollm2", leader=engine.pid)
     first = probe.counters(5.0)
     assert first
     assert probe.counters(5.0) == first
-    assert llama.request({"prompt": PROMPT, "max_tokens": 2})[0] == 200
+    assert engine.request({"prompt": PROMPT, "max_tokens": 2})[0] == 200
     assert probe.counters(5.0) != first
 
 

@@ -64,7 +64,13 @@ class Mlx(Backend):
         requirements=("mlx-lm>=0.32.0", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"),
     )
     # Its server answers 200 while the model loads, 503 once the load has died, and never exits.
-    readiness = Readiness(path="/health", loading=frozenset(), dead=frozenset({503}), proof=True)
+    readiness = Readiness(
+        path="/health",
+        loading=frozenset(),
+        dead=frozenset({503}),
+        proof=True,
+        counters=("/progress",),
+    )
     # `adapters` and `draft_model` would load other weights than the ones that were admitted.
     dialect = Dialect(
         model_name="default_model", dropped=frozenset({"adapters", "draft_model"}), cannot=_CANNOT

@@ -248,7 +248,7 @@ class Vitals:
         life = watched.life
         quiet = life.quiet_for(reading, now)
         if quiet >= self._limit * ASK_AFTER:
-            self._begin("counters", handle, watched, self._read_counters)
+            self._begin("counters", handle, watched, partial(self._read_counters, since=now - quiet))
         still = life.still_for(reading, now) >= self._limit * ASK_AFTER
         # A whole answer may take longer than that to compute. Many engines answer others meanwhile.
         if still or life.is_doubted(reading) or quiet >= life.patience(self._limit) / 2:
@@ -277,10 +277,10 @@ class Vitals:
         except RuntimeError:
             watched.asking.discard(question)  # no thread left: it is asked another time
 
-    def _read_counters(self, handle: Handle, watched: Watched) -> None:
+    def _read_counters(self, handle: Handle, watched: Watched, since: float) -> None:
         told = handle.probe().counters(_COUNTER_SECONDS)
         if told is not None:
-            watched.life.count(told, time.monotonic())
+            watched.life.count(told, time.monotonic(), since)
 
     def _ask_for_a_token(self, handle: Handle, watched: Watched, pids: Sequence[int]) -> None:
         """The last question: who does not answer it, and does nothing either, is given up."""

@@ -59,6 +59,7 @@ class Life:
         self.reckoned = 0.0
         """Seconds: the longest batch it may compute, by its speed; 0 while that is not known."""
         self._counters = b""
+        self._counted_at = -1.0
         self._quiet_since = 0.0
         self.due = False
         """It must prove that it works, whether or not anybody asks."""
@@ -82,12 +83,15 @@ class Life:
             self.longest = max(self.longest, reading.quiet_since - self._quiet_since)
         self._quiet_since = reading.quiet_since if reading.inside else 0.0
 
-    def count(self, told: bytes, now: float) -> None:
-        """Take in its own counters: whatever has moved since the last time is a batch computed."""
-        if told != self._counters:
-            if self._counters:
-                self.longest = max(self.longest, now - self.proved_at)
-            self._counters, self.proved_at = told, now
+    def count(self, told: bytes, now: float, since: float) -> None:
+        """Take in its counters in a silence that began at `since`: a change proves that it works.
+
+        Only against an earlier reading of the same silence: the first one may differ from one of an hour ago.
+        """
+        if self._counted_at >= since and told != self._counters:
+            self.longest = max(self.longest, now - since)
+            self.proved_at = now
+        self._counters, self._counted_at = told, now
         tokens, seconds = _number(_PROMPT_TOKENS, told), _number(_PROMPT_SECONDS, told)
         if tokens > 0 and seconds > 0:
             self.reckoned = max(self.reckoned, self._batch * seconds / tokens)

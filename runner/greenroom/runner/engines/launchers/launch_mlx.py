@@ -1,8 +1,8 @@
 """Runs mlx-lm's own server: `launch_mlx.py --socket PATH --context TOKENS --kept BYTES --model FOLDER …`.
 
 Added to it: a unix socket; a bound on the context of each request and on the prompts that are kept; prompts
-are read in pieces that last a second; and a request whose client has left ends, also when it is not streamed,
-still waits, or has its prompt read.
+are read in pieces that last a second; a request whose client has left ends, also when it is not streamed,
+still waits, or has its prompt read; and `/progress` counts what was computed.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ def main() -> None:
         def handle_completion(self, *args: Any) -> None:
             _of_this_thread.connection = self.connection
             super().handle_completion(*args)
+
+        def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
+            if self.path != "/progress":
+                super().do_GET()
+                return
+            self._set_completion_headers(200)
+            self.end_headers()
+            self.wfile.write(b'{"items": %d}' % Replies.items)
 
     class UnixHTTPServer(ThreadingHTTPServer):
         daemon_threads = True

@@ -32,6 +32,9 @@ class Replies(queue.Queue[Any]):
     mlx-lm puts the context of the generation first (it has `stop`), then progress (tuples) and tokens.
     """
 
+    items = 0
+    """Tokens and pieces of prompts so far, over all requests: the watch sees by it that the engine works."""
+
     def __init__(self, connection: socket.socket | None) -> None:
         super().__init__()
         self.left = False
@@ -44,6 +47,7 @@ class Replies(queue.Queue[Any]):
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         """Called by the generating thread."""
+        Replies.items += 1
         if hasattr(item, "stop"):
             self._context = item
         if self.left:

@@ -45,348 +45,377 @@ from installer_life import KEY, NOW, built, committed, ensure, fails, look, new_
 from stage import MLX, NO_SPACE, OFFLINE
 
 
-class TestARebuildInTheMiddleOfABuild:
-    """This actor is another one; its hands, and what they are at, are the same."""
+@pytest.mark.parametrize("wanted_by", ["request", "explicit"])
+def test_a_rebuilt_actor_leaves_a_build_alone_and_takes_its_end(wanted_by: str) -> None:
+    case = rebuilt(wanted_by=wanted_by)
+    case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+    case.then()
+    assert case.of(BuildInstallation) == []
+    assert ensure(case) == Later(KEY)
+    case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+    case.then(InstallationCommitted)
+    assert case.answers[KEY] == Ensured(installation=built(), fresh=True)
 
-    @pytest.mark.parametrize("wanted_by", ["request", "explicit"])
-    def test_leaves_it_alone_and_takes_its_end(self, wanted_by: str) -> None:
-        case = self.rebuilt(wanted_by=wanted_by)
-        case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
-        case.then()
-        assert case.of(BuildInstallation) == []
-        assert ensure(case) == Later(KEY)
-        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
-        case.then(InstallationCommitted)
-        assert case.answers[KEY] == Ensured(installation=built(), fresh=True)
 
-    def test_tries_again_what_fails_then(self) -> None:
-        case = self.rebuilt()
-        case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+def test_a_rebuilt_actor_retries_a_build_that_fails_afterwards() -> None:
+    case = rebuilt()
+    case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+    fails(case, OFFLINE).then(InstallAttemptFailed)
+    case.wake()
+    assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+
+
+def test_a_build_that_succeeds_while_a_rebuilt_actor_looks_at_the_disk_is_not_missing() -> None:
+    case = rebuilt()
+    case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+    # Begun before the commit, told after it.
+    case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+    assert status(case).current == built()
+    assert not any(isinstance(one, InstallationMissing) for one in case.history)
+
+
+def test_a_build_that_fails_while_a_rebuilt_actor_looks_at_the_disk_is_retried() -> None:
+    case = rebuilt()
+    fails(case, OFFLINE)
+    case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+    case.wake()
+    assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+
+
+def test_a_rebuilt_actor_does_not_find_what_was_removed_while_it_looked_at_the_disk() -> None:
+    retiring = InstallationRetiring(backend="mlx", installation_id=built().id, reason="old")
+    case = new_life(committed(), retiring, looked=False)
+    case.when(InstallationGone(backend="mlx", installation_id=built().id)).rest()
+    look(case, built())
+    assert built().id not in case.state.of("mlx").installations
+
+
+def rebuilt(**more: Any) -> Case[Any, Any]:
+    """An installer that has begun a build and was rebuilt since."""
+    case = new_life()
+    ensure(case, **more)
+    assert case.of(BuildInstallation)
+    return case.rebuild().when(Recovered()).rest()
+
+
+def test_a_job_that_fails_for_good_answers_every_caller_and_does_not_stick() -> None:
+    case = new_life()
+    ensure(case)
+    fails(case, NO_SPACE).then(InstallFailed)
+    refusal = case.answers[KEY]
+    assert (refusal.kind, refusal.code) == ("exhausted", "no_space")
+    assert status(case).state == "failed"
+    assert ensure(case) == Later(KEY)
+    case.then(requested("mlx.2"))
+
+
+def test_a_job_that_fails_for_a_while_is_tried_again_at_the_recorded_time() -> None:
+    case = new_life()
+    ensure(case)
+    fails(case, OFFLINE)
+    (event,) = case.events
+    assert isinstance(event, InstallAttemptFailed)
+    assert (event.attempt, event.retry_at) == (1, NOW.wall + 1.0)
+    assert status(case).state == "waiting_to_retry"
+    assert not case.of(BuildInstallation)
+    assert not case.advance(0.9).rest().of(BuildInstallation)
+    case.wake()
+    (build,) = case.of(BuildInstallation)
+    assert (build.job, build.attempt) == ("mlx.1", 2)
+    assert status(case).state == "installing"
+
+
+def test_a_job_shows_what_it_waits_for_until_it_is_cancelled() -> None:
+    case = new_life()
+    ensure(case)
+    fails(case, OFFLINE)
+    message = f"Waiting to try again (attempt 2): {OFFLINE.message}"
+    line = InformInstall(backend="mlx", phase="waiting_to_retry", message=message)
+    assert case.of(InformInstall) == [line]
+    assert not case.wake().of(InformInstall), "an attempt that runs speaks for itself"
+    fails(case, OFFLINE)
+    case.when(CancelInstall(backend="mlx"))
+    assert case.of(InformInstall) == [InformInstall(backend="mlx")]
+
+
+def test_a_job_cancelled_in_the_queue_keeps_the_progress_line_of_the_one_under_way() -> None:
+    case = new_life()
+    ensure(case)
+    ensure(case, version="2")
+    case.when(CancelInstall(backend="mlx", version="2"))
+    case.then(InstallCancelled)
+    assert not case.of(InformInstall)
+
+
+def test_a_job_is_given_up_after_five_attempts() -> None:
+    case = new_life()
+    ensure(case)
+    for _ in range(4):
         fails(case, OFFLINE).then(InstallAttemptFailed)
         case.wake()
-        assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+    fails(case, OFFLINE).then(InstallFailed)
+    refusal = case.answers[KEY]
+    assert (refusal.kind, refusal.code, refusal.retry_after) == ("unavailable", "unreachable", 30.0)
 
-    def test_that_ends_well_while_the_disk_is_looked_at_is_not_taken_for_missing(self) -> None:
-        case = self.rebuilt()
-        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
-        # Begun before the commit, told after it.
-        case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
-        assert status(case).current == built()
-        assert not any(isinstance(one, InstallationMissing) for one in case.history)
 
-    def test_that_fails_while_the_disk_is_looked_at_is_tried_again(self) -> None:
-        case = self.rebuilt()
-        fails(case, OFFLINE)
-        case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
+def test_a_job_whose_source_cannot_be_reached_is_answered_within_seconds_if_a_caller_waits() -> None:
+    case = new_life()
+    ensure(case, waiter="a")
+    for _ in range(2):
+        fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
         case.wake()
-        assert [one.attempt for one in case.of(BuildInstallation)] == [2]
+    fails(case, OFFLINE, reached=False).then(InstallFailed)
+    assert case.now.wall - NOW.wall < NO_NETWORK_AFTER
+    assert case.answers[KEY].code == "unreachable"
 
-    def test_does_not_find_what_was_removed_while_the_disk_was_looked_at(self) -> None:
-        retiring = InstallationRetiring(backend="mlx", installation_id=built().id, reason="old")
-        case = new_life(committed(), retiring, looked=False)
-        case.when(InstallationGone(backend="mlx", installation_id=built().id)).rest()
-        look(case, built())
-        assert built().id not in case.state.of("mlx").installations
 
-    def rebuilt(self, **more: Any) -> Case[Any, Any]:
-        """An installer that has begun a build and was rebuilt since."""
+def test_a_job_that_takes_long_to_find_its_source_out_of_reach_is_not_retried() -> None:
+    case = new_life()
+    ensure(case, waiter="a")
+    case.advance(NO_NETWORK_AFTER)
+    fails(case, OFFLINE, reached=False).then(InstallFailed)
+
+
+@pytest.mark.parametrize("patient", ["reached once", "nobody waits", "he has left"])
+def test_a_job_whose_source_cannot_be_reached_is_retried_if_no_caller_waits(patient: str) -> None:
+    if patient == "nobody waits":
+        case = new_life(requested())
+    else:
         case = new_life()
-        ensure(case, **more)
-        assert case.of(BuildInstallation)
-        return case.rebuild().when(Recovered()).rest()
+        ensure(case, waiter="a")
+    if patient == "he has left":
+        case.when(LeaveInstall(backend="mlx", waiter="a"))
+    fails(case, OFFLINE, reached=patient == "reached once").then(InstallAttemptFailed)
+    case.wake()
+    for _ in range(2):
+        fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
+        case.wake()
 
 
-class TestAJob:
-    def test_that_fails_for_good_answers_everybody_and_does_not_stick(self) -> None:
-        case = new_life()
-        ensure(case)
-        fails(case, NO_SPACE).then(InstallFailed)
-        refusal = case.answers[KEY]
-        assert (refusal.kind, refusal.code) == ("exhausted", "no_space")
-        assert status(case).state == "failed"
-        assert ensure(case) == Later(KEY)
-        case.then(requested("mlx.2"))
+def test_a_job_whose_source_cannot_be_reached_ends_for_requests_that_wait_too() -> None:
+    case = new_life(requested())
+    case.when(InstallsAwaited(backends=frozenset({"mlx"})))
+    # The restart has cost one of them.
+    fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
+    case.wake()
+    fails(case, OFFLINE, reached=False).then(InstallFailed)
 
-    def test_that_fails_for_a_while_is_tried_again_at_the_recorded_time(self) -> None:
-        case = new_life()
-        ensure(case)
+
+def test_a_job_waits_longer_from_attempt_to_attempt_and_never_longer_than_its_bound() -> None:
+    case = new_life()
+    ensure(case)
+    waits = []
+    for _ in range(4):
         fails(case, OFFLINE)
         (event,) = case.events
         assert isinstance(event, InstallAttemptFailed)
-        assert (event.attempt, event.retry_at) == (1, NOW.wall + 1.0)
-        assert status(case).state == "waiting_to_retry"
-        assert not case.of(BuildInstallation)
-        assert not case.advance(0.9).rest().of(BuildInstallation)
+        waits.append(event.retry_at - case.now.wall)
         case.wake()
-        (build,) = case.of(BuildInstallation)
-        assert (build.job, build.attempt) == ("mlx.1", 2)
-        assert status(case).state == "installing"
+    assert waits == [1.0, 2.0, 4.0, 8.0]
 
-    def test_says_on_the_board_what_it_waits_for_until_somebody_ends_it(self) -> None:
-        case = new_life()
+
+def test_a_job_ignores_jumps_of_the_wall_clock() -> None:
+    case = new_life()
+    ensure(case)
+    fails(case, OFFLINE)
+    case.clock.jump(-86_400)
+    case.wake()
+    assert case.of(BuildInstallation)
+    assert status(case).state == "installing", "by the event, not by what a clock says"
+
+
+def test_a_job_of_an_earlier_life_is_due_at_most_its_bound_from_now() -> None:
+    case = new_life(requested(), waits(retry_at=NOW.wall + 86_400))
+    assert (status(case).state, status(case).retry_at) == ("waiting_to_retry", NOW.wall + 45.0)
+    case.wake()
+    assert case.now.monotonic - NOW.monotonic == pytest.approx(45.0)
+    assert case.of(BuildInstallation)
+
+
+def test_a_job_whose_report_comes_late_ignores_it() -> None:
+    case = new_life(requested(), committed(), disk=(built(),))
+    fails(case, OFFLINE).then()
+    fails(case, OFFLINE, job="mlx.7").then()
+
+
+def test_a_job_that_is_cancelled_answers_and_stops_the_build() -> None:
+    case = new_life()
+    ensure(case)
+    case.when(CancelInstall(backend="mlx"))
+    assert case.reply == Cancelled(ended=True)
+    assert case.of(CancelBuild) == [CancelBuild(job="mlx.1")]
+    assert case.answers[KEY].message == "The installation of mlx was ended: cancelled by the user."
+    case.rest().then(InstallCancelled)
+    assert status(case).state == "absent"
+
+
+def test_a_job_that_one_caller_leaves_goes_on_while_another_waits() -> None:
+    case = new_life()
+    ensure(case)
+    ensure(case)
+    case.when(CancelInstall(backend="mlx", leave=True)).rest().then()
+    case.when(CancelInstall(backend="mlx", leave=True))
+    assert case.reply == Cancelled(ended=True)
+    case.rest().then(InstallCancelled)
+
+
+def test_a_job_does_not_go_on_for_a_caller_that_has_gone() -> None:
+    case = new_life()
+    ensure(case, waiter="a")
+    ensure(case, waiter="b")
+    case.when(LeaveInstall(backend="mlx", waiter="a")).rest().then()
+    case.when(CancelInstall(backend="mlx", leave=True, waiter="b"))
+    assert case.reply == Cancelled(ended=True)
+
+
+def test_a_job_that_one_caller_leaves_twice_goes_on_for_the_other() -> None:
+    case = new_life()
+    ensure(case, waiter="a")
+    ensure(case, waiter="b")
+    case.when(LeaveInstall(backend="mlx", waiter="a"))
+    case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+    assert case.reply == Cancelled(ended=False)
+
+
+def test_a_job_asked_for_without_waiting_goes_on_when_callers_leave() -> None:
+    case = new_life()
+    ensure(case)
+    ensure(case, waiter="a")
+    case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+    assert case.reply == Cancelled(ended=False)
+
+
+def test_a_job_that_a_caller_leaves_goes_on_as_long_as_requests_wait_for_it() -> None:
+    case = new_life()
+    ensure(case, waiter="a")
+    ensure(case, waiter="b", version="2")
+    case.when(InstallsAwaited(backends=frozenset({"mlx"})))
+    case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
+    assert case.reply == Cancelled(ended=False)
+    # They wait for the one under way, whatever comes after it.
+    case.when(CancelInstall(backend="mlx", version="2", leave=True, waiter="b"))
+    assert case.reply == Cancelled(ended=True)
+    case.when(InstallsAwaited())
+    case.when(CancelInstall(backend="mlx", leave=True, waiter="nobody"))
+    assert case.reply == Cancelled(ended=True)
+
+
+def test_a_job_that_the_scheduler_began_counts_only_requests_that_wait_there() -> None:
+    case = new_life()
+    for _ in range(3):
+        ensure(case, wanted_by="request", token="r0")
+    ensure(case, waiter="a")
+    case.when(CancelInstall(backend="mlx", leave=True, waiter="a"))
+    assert case.reply == Cancelled(ended=True)
+
+
+def test_a_job_of_the_pinned_version_is_left_by_that_name() -> None:
+    pinned = msgspec.structs.replace(MLX, version="2")
+    case = given(Installer((pinned,)), now=NOW)
+    case.when(Recovered()).rest()
+    case.when(InstallationsSeen(backend="mlx", installations=())).rest()
+    ensure(case, version="pinned", waiter="a")
+    case.when(CancelInstall(backend="mlx", version="pinned", leave=True, waiter="a"))
+    assert case.reply == Cancelled(ended=True)
+
+
+def test_a_job_that_does_not_exist_cannot_be_cancelled() -> None:
+    case = new_life()
+    case.when(CancelInstall(backend="mlx")).then()
+    assert case.reply == Cancelled(ended=False)
+
+
+def test_a_job_that_was_cancelled_a_moment_before_its_last_step_leaves_nothing() -> None:
+    case = new_life()
+    ensure(case)
+    case.when(CancelInstall(backend="mlx")).rest()
+    case.when(InstallCommitted(job="mlx.1", installation=built())).then()
+    assert case.of(RemoveInstallation) == [RemoveInstallation(backend="mlx", installation_id="1-aaaa.1")]
+
+
+def test_a_job_that_is_reported_committed_twice_keeps_its_installation() -> None:
+    case = new_life()
+    ensure(case)
+    for _ in range(2):
+        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+        assert not case.of(RemoveInstallation)
+    assert status(case).state == "installed"
+
+
+def test_a_job_leaves_nothing_behind_in_volatile_state() -> None:
+    case = new_life()
+    for number in range(1, 20):
         ensure(case)
-        fails(case, OFFLINE)
-        message = f"Waiting to try again (attempt 2): {OFFLINE.message}"
-        line = InformInstall(backend="mlx", phase="waiting_to_retry", message=message)
-        assert case.of(InformInstall) == [line]
-        assert not case.wake().of(InformInstall), "an attempt that runs speaks for itself"
-        fails(case, OFFLINE)
-        case.when(CancelInstall(backend="mlx"))
-        assert case.of(InformInstall) == [InformInstall(backend="mlx")]
-
-    def test_that_is_cancelled_in_the_queue_leaves_the_line_of_the_one_under_way(self) -> None:
-        case = new_life()
-        ensure(case)
-        ensure(case, version="2")
-        case.when(CancelInstall(backend="mlx", version="2"))
-        case.then(InstallCancelled)
-        assert not case.of(InformInstall)
-
-    def test_is_given_up_after_five_attempts(self) -> None:
-        case = new_life()
-        ensure(case)
-        for _ in range(4):
-            fails(case, OFFLINE).then(InstallAttemptFailed)
-            case.wake()
-        fails(case, OFFLINE).then(InstallFailed)
-        refusal = case.answers[KEY]
-        assert (refusal.kind, refusal.code, refusal.retry_after) == ("unavailable", "unreachable", 30.0)
-
-    def test_that_reaches_nobody_is_answered_within_seconds_if_somebody_waits(self) -> None:
-        case = new_life()
-        ensure(case, waiter="a")
-        for _ in range(2):
-            fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
-            case.wake()
-        fails(case, OFFLINE, reached=False).then(InstallFailed)
-        assert case.now.wall - NOW.wall < NO_NETWORK_AFTER
-        assert case.answers[KEY].code == "unreachable"
-
-    def test_that_reaches_nobody_and_takes_long_for_it_is_not_tried_again(self) -> None:
-        case = new_life()
-        ensure(case, waiter="a")
-        case.advance(NO_NETWORK_AFTER)
-        fails(case, OFFLINE, reached=False).then(InstallFailed)
-
-    @pytest.mark.parametrize("patient", ["reached once", "nobody waits", "he has left"])
-    def test_that_reaches_nobody_is_tried_on_otherwise(self, patient: str) -> None:
-        if patient == "nobody waits":
-            case = new_life(requested())
-        else:
-            case = new_life()
-            ensure(case, waiter="a")
-        if patient == "he has left":
-            case.when(LeaveInstall(backend="mlx", waiter="a"))
-        fails(case, OFFLINE, reached=patient == "reached once").then(InstallAttemptFailed)
+        fails(case, OFFLINE, job=f"mlx.{number}")
         case.wake()
-        for _ in range(2):
-            fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
-            case.wake()
-
-    def test_that_reaches_nobody_is_waited_for_by_requests_too(self) -> None:
-        case = new_life(requested())
-        case.when(InstallsAwaited(backends=frozenset({"mlx"})))
-        # The restart has cost one of them.
-        fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
-        case.wake()
-        fails(case, OFFLINE, reached=False).then(InstallFailed)
-
-    def test_waits_longer_from_attempt_to_attempt_and_never_longer_than_its_bound(self) -> None:
-        case = new_life()
-        ensure(case)
-        waits = []
-        for _ in range(4):
-            fails(case, OFFLINE)
-            (event,) = case.events
-            assert isinstance(event, InstallAttemptFailed)
-            waits.append(event.retry_at - case.now.wall)
-            case.wake()
-        assert waits == [1.0, 2.0, 4.0, 8.0]
-
-    def test_is_not_impressed_by_a_wall_clock_that_jumps(self) -> None:
-        case = new_life()
-        ensure(case)
-        fails(case, OFFLINE)
-        case.clock.jump(-86_400)
-        case.wake()
-        assert case.of(BuildInstallation)
-        assert status(case).state == "installing", "by the event, not by what a clock says"
-
-    def test_of_an_earlier_life_is_due_at_most_its_bound_from_now(self) -> None:
-        case = new_life(requested(), waits(retry_at=NOW.wall + 86_400))
-        assert (status(case).state, status(case).retry_at) == ("waiting_to_retry", NOW.wall + 45.0)
-        case.wake()
-        assert case.now.monotonic - NOW.monotonic == pytest.approx(45.0)
-        assert case.of(BuildInstallation)
-
-    def test_whose_report_comes_late_is_not_heard(self) -> None:
-        case = new_life(requested(), committed(), disk=(built(),))
-        fails(case, OFFLINE).then()
-        fails(case, OFFLINE, job="mlx.7").then()
-
-    def test_that_is_cancelled_answers_and_stops_the_build(self) -> None:
-        case = new_life()
-        ensure(case)
-        case.when(CancelInstall(backend="mlx"))
-        assert case.reply == Cancelled(ended=True)
-        assert case.of(CancelBuild) == [CancelBuild(job="mlx.1")]
-        assert case.answers[KEY].message == "The installation of mlx was ended: cancelled by the user."
-        case.rest().then(InstallCancelled)
-        assert status(case).state == "absent"
-
-    def test_that_somebody_leaves_goes_on_while_another_waits(self) -> None:
-        case = new_life()
-        ensure(case)
-        ensure(case)
-        case.when(CancelInstall(backend="mlx", leave=True)).rest().then()
-        case.when(CancelInstall(backend="mlx", leave=True))
-        assert case.reply == Cancelled(ended=True)
-        case.rest().then(InstallCancelled)
-
-    def test_that_somebody_leaves_does_not_go_on_for_one_who_has_gone(self) -> None:
-        case = new_life()
-        ensure(case, waiter="a")
-        ensure(case, waiter="b")
-        case.when(LeaveInstall(backend="mlx", waiter="a")).rest().then()
-        case.when(CancelInstall(backend="mlx", leave=True, waiter="b"))
-        assert case.reply == Cancelled(ended=True)
-
-    def test_that_somebody_leaves_twice_goes_on_for_the_other(self) -> None:
-        case = new_life()
-        ensure(case, waiter="a")
-        ensure(case, waiter="b")
-        case.when(LeaveInstall(backend="mlx", waiter="a"))
-        case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
-        assert case.reply == Cancelled(ended=False)
-
-    def test_that_was_asked_for_without_waiting_goes_on_whoever_leaves(self) -> None:
-        case = new_life()
-        ensure(case)
-        ensure(case, waiter="a")
-        case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
-        assert case.reply == Cancelled(ended=False)
-
-    def test_that_somebody_leaves_goes_on_as_long_as_requests_wait_for_it(self) -> None:
-        case = new_life()
-        ensure(case, waiter="a")
-        ensure(case, waiter="b", version="2")
-        case.when(InstallsAwaited(backends=frozenset({"mlx"})))
-        case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
-        assert case.reply == Cancelled(ended=False)
-        # They wait for the one under way, whatever comes after it.
-        case.when(CancelInstall(backend="mlx", version="2", leave=True, waiter="b"))
-        assert case.reply == Cancelled(ended=True)
-        case.when(InstallsAwaited())
-        case.when(CancelInstall(backend="mlx", leave=True, waiter="nobody"))
-        assert case.reply == Cancelled(ended=True)
-
-    def test_that_the_scheduler_began_counts_only_those_who_wait_there(self) -> None:
-        case = new_life()
-        for _ in range(3):
-            ensure(case, wanted_by="request", token="r0")
-        ensure(case, waiter="a")
-        case.when(CancelInstall(backend="mlx", leave=True, waiter="a"))
-        assert case.reply == Cancelled(ended=True)
-
-    def test_of_the_pinned_version_is_left_by_that_name(self) -> None:
-        pinned = msgspec.structs.replace(MLX, version="2")
-        case = given(Installer((pinned,)), now=NOW)
-        case.when(Recovered()).rest()
-        case.when(InstallationsSeen(backend="mlx", installations=())).rest()
-        ensure(case, version="pinned", waiter="a")
-        case.when(CancelInstall(backend="mlx", version="pinned", leave=True, waiter="a"))
-        assert case.reply == Cancelled(ended=True)
-
-    def test_that_is_not_there_cannot_be_cancelled(self) -> None:
-        case = new_life()
-        case.when(CancelInstall(backend="mlx")).then()
-        assert case.reply == Cancelled(ended=False)
-
-    def test_that_was_cancelled_a_moment_before_its_last_step_leaves_nothing(self) -> None:
-        case = new_life()
-        ensure(case)
-        case.when(CancelInstall(backend="mlx")).rest()
-        case.when(InstallCommitted(job="mlx.1", installation=built())).then()
-        assert case.of(RemoveInstallation) == [RemoveInstallation(backend="mlx", installation_id="1-aaaa.1")]
-
-    def test_that_is_reported_committed_twice_keeps_its_installation(self) -> None:
-        case = new_life()
-        ensure(case)
-        for _ in range(2):
-            case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
-            assert not case.of(RemoveInstallation)
-        assert status(case).state == "installed"
-
-    def test_leaves_nothing_behind_in_what_is_seen(self) -> None:
-        case = new_life()
-        for number in range(1, 20):
-            ensure(case)
-            fails(case, OFFLINE, job=f"mlx.{number}")
-            case.wake()
-            fails(case, NO_SPACE, job=f"mlx.{number}")
-        volatile = case.volatile
-        assert not any(
-            (volatile.building, volatile.due, volatile.waiting, volatile.removing, volatile.pending)
-        )
+        fails(case, NO_SPACE, job=f"mlx.{number}")
+    volatile = case.volatile
+    assert not any((volatile.building, volatile.due, volatile.waiting, volatile.removing, volatile.pending))
 
 
-class TestAJobOfAnEarlierLife:
-    def test_that_a_person_typed_goes_on(self) -> None:
-        case = new_life(requested())
-        (_, failed, begun) = [one.event for one in case.history]
-        assert isinstance(failed, InstallAttemptFailed)
-        assert (failed.attempt, failed.failure.code) == (1, "daemon_restarted")
-        assert begun == InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
-        (build,) = case.of(BuildInstallation)
-        assert (build.job, build.attempt) == ("mlx.1", 2)
+def test_a_job_of_an_earlier_life_that_a_person_typed_goes_on() -> None:
+    case = new_life(requested())
+    (_, failed, begun) = [one.event for one in case.history]
+    assert isinstance(failed, InstallAttemptFailed)
+    assert (failed.attempt, failed.failure.code) == (1, "daemon_restarted")
+    assert begun == InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
+    (build,) = case.of(BuildInstallation)
+    assert (build.job, build.attempt) == ("mlx.1", 2)
 
-    def test_whose_wait_ended_while_no_daemon_ran_has_lost_no_attempt(self) -> None:
-        case = new_life(requested(), waits(retry_at=NOW.wall - 60))
-        assert case.history[-1].event == InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
-        assert [one.attempt for one in case.of(BuildInstallation)] == [2]
 
-    def test_that_had_begun_again_has_lost_that_attempt(self) -> None:
-        begun = InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
-        case = new_life(requested(), waits(retry_at=NOW.wall + 30), begun)
-        assert [type(one.event) for one in case.history[-2:]] == [
-            InstallAttemptFailed,
-            InstallAttemptBegun,
-        ]
-        assert [one.attempt for one in case.of(BuildInstallation)] == [3]
+def test_a_job_of_an_earlier_life_whose_wait_ended_while_no_daemon_ran_has_lost_no_attempt() -> None:
+    case = new_life(requested(), waits(retry_at=NOW.wall - 60))
+    assert case.history[-1].event == InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
+    assert [one.attempt for one in case.of(BuildInstallation)] == [2]
 
-    def test_that_only_a_request_wanted_is_over(self) -> None:
-        case = new_life(requested(wanted_by="request"))
-        last = case.history[-1].event
-        assert isinstance(last, InstallCancelled)
-        assert "the request that wanted it is gone" in last.reason
-        assert status(case).job == ""
 
-    def test_that_only_a_request_wanted_is_over_also_while_it_waited_to_be_retried(self) -> None:
-        case = new_life(requested(wanted_by="request"), waits(retry_at=NOW.wall + 20))
-        assert isinstance(case.history[-1].event, InstallCancelled)
+def test_a_job_of_an_earlier_life_that_had_begun_again_has_lost_that_attempt() -> None:
+    begun = InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=2)
+    case = new_life(requested(), waits(retry_at=NOW.wall + 30), begun)
+    assert [type(one.event) for one in case.history[-2:]] == [
+        InstallAttemptFailed,
+        InstallAttemptBegun,
+    ]
+    assert [one.attempt for one in case.of(BuildInstallation)] == [3]
 
-    def test_whose_installation_is_there_after_all_is_committed(self) -> None:
-        case = new_life(requested(wanted_by="request"), disk=(built(),))
-        assert [type(one.event) for one in case.history] == [InstallRequested, InstallationCommitted]
-        assert status(case).state == "installed"
 
-    def test_that_repairs_does_not_take_what_it_was_to_replace(self) -> None:
-        old = built(built_at=NOW.wall - 100)
-        case = new_life(requested(wanted_by="repair"), disk=(old,))
-        kinds = [type(one.event) for one in case.history]
-        assert kinds == [
-            InstallRequested,
-            InstallationFound,
-            InstallAttemptFailed,
-            InstallAttemptBegun,
-        ]
-        assert status(case).job == "mlx.1"
+def test_a_job_of_an_earlier_life_that_only_a_request_wanted_is_over() -> None:
+    case = new_life(requested(wanted_by="request"))
+    last = case.history[-1].event
+    assert isinstance(last, InstallCancelled)
+    assert "the request that wanted it is gone" in last.reason
+    assert status(case).job == ""
 
-    def test_is_answered_to_whoever_asks_before_the_look(self) -> None:
-        case = new_life(requested(), looked=False)
-        assert ensure(case) == Later(KEY)
-        case.when(InstallationsSeen(backend="mlx", installations=(built(),))).rest()
-        assert case.answers[KEY].installation == built()
+
+def test_a_job_of_an_earlier_life_that_only_a_request_wanted_is_over_between_attempts_too() -> None:
+    case = new_life(requested(wanted_by="request"), waits(retry_at=NOW.wall + 20))
+    assert isinstance(case.history[-1].event, InstallCancelled)
+
+
+def test_a_job_of_an_earlier_life_whose_installation_is_there_after_all_is_committed() -> None:
+    case = new_life(requested(wanted_by="request"), disk=(built(),))
+    assert [type(one.event) for one in case.history] == [InstallRequested, InstallationCommitted]
+    assert status(case).state == "installed"
+
+
+def test_a_job_of_an_earlier_life_that_repairs_does_not_take_what_it_was_to_replace() -> None:
+    old = built(built_at=NOW.wall - 100)
+    case = new_life(requested(wanted_by="repair"), disk=(old,))
+    kinds = [type(one.event) for one in case.history]
+    assert kinds == [
+        InstallRequested,
+        InstallationFound,
+        InstallAttemptFailed,
+        InstallAttemptBegun,
+    ]
+    assert status(case).job == "mlx.1"
+
+
+def test_a_job_of_an_earlier_life_is_answered_to_callers_that_ask_before_the_look() -> None:
+    case = new_life(requested(), looked=False)
+    assert ensure(case) == Later(KEY)
+    case.when(InstallationsSeen(backend="mlx", installations=(built(),))).rest()
+    assert case.answers[KEY].installation == built()
 
 
 def waits(*, retry_at: float) -> InstallAttemptFailed:
@@ -405,49 +434,51 @@ def test_a_retry_is_recorded_in_wall_clock_time() -> None:
     assert event.retry_at == 1_795_348_800.0 + 2.0
 
 
-class TestAFaultOfOurs:
-    def poisoned(self, monkeypatch: Any, step: str) -> Any:
-        """A life in which one step fails whenever it is about mlx."""
-        from greenroom.actors.installer.reconcile import InstallerTurn
+def poisoned(monkeypatch: Any, step: str) -> Any:
+    """A life in which one step fails whenever it is about mlx."""
+    from greenroom.actors.installer.reconcile import InstallerTurn
 
-        real = getattr(InstallerTurn, step)
+    real = getattr(InstallerTurn, step)
 
-        def fail(turn: Any, name: str, *arguments: Any) -> Any:
-            if name == "mlx":
-                raise ValueError("boom")
-            return real(turn, name, *arguments)
+    def fail(turn: Any, name: str, *arguments: Any) -> Any:
+        if name == "mlx":
+            raise ValueError("boom")
+        return real(turn, name, *arguments)
 
-        monkeypatch.setattr(InstallerTurn, step, fail)
-        other = msgspec.structs.replace(MLX, name="other", deferred=True)
-        case = given(Installer((MLX, other)), now=NOW)
-        case.when(Recovered()).rest()
-        case.faults_allowed = True
-        return case
+    monkeypatch.setattr(InstallerTurn, step, fail)
+    other = msgspec.structs.replace(MLX, name="other", deferred=True)
+    case = given(Installer((MLX, other)), now=NOW)
+    case.when(Recovered()).rest()
+    case.faults_allowed = True
+    return case
 
-    def look(self, case: Any) -> None:
-        for name in ("other", "mlx"):
-            case.when(InstallationsSeen(backend=name, installations=())).rest()
 
-    @pytest.mark.parametrize("step", ["_activate", "_build", "_retire", "_remove", "_decide_pending"])
-    def test_about_one_backend_costs_that_one_and_whoever_waits_hears_so(
-        self, monkeypatch: Any, step: str
-    ) -> None:
-        case = self.poisoned(monkeypatch, step)
-        later = [ensure(case), ensure(case, version="7")]
-        self.look(case)
-        for one in later:
-            assert case.answers[one.key].code == "internal_error"
-        assert {fault.about for fault in case.faults} == {"mlx"}
-        assert not case.of(BuildInstallation)
-        case.when(Ensure(backend="other")).rest()
-        assert [one.backend for one in case.of(BuildInstallation)] == ["other"]
-        assert case.told("scheduler")[-1].backends
+def look_of_the_poisoned(case: Any) -> None:
+    for name in ("other", "mlx"):
+        case.when(InstallationsSeen(backend=name, installations=())).rest()
 
-    def test_that_is_over_leaves_nothing_behind(self, monkeypatch: Any) -> None:
-        case = self.poisoned(monkeypatch, "_build")
-        self.look(case)
-        ensure(case)
-        assert status(case).state == "failed"
-        monkeypatch.undo()
-        ensure(case)
-        assert status(case).state == "installing"
+
+@pytest.mark.parametrize("step", ["_activate", "_build", "_retire", "_remove", "_decide_pending"])
+def test_a_fault_of_ours_about_one_backend_affects_that_one_and_answers_its_callers(
+    monkeypatch: Any, step: str
+) -> None:
+    case = poisoned(monkeypatch, step)
+    later = [ensure(case), ensure(case, version="7")]
+    look_of_the_poisoned(case)
+    for one in later:
+        assert case.answers[one.key].code == "internal_error"
+    assert {fault.about for fault in case.faults} == {"mlx"}
+    assert not case.of(BuildInstallation)
+    case.when(Ensure(backend="other")).rest()
+    assert [one.backend for one in case.of(BuildInstallation)] == ["other"]
+    assert case.told("scheduler")[-1].backends
+
+
+def test_a_fault_of_ours_that_is_over_leaves_nothing_behind(monkeypatch: Any) -> None:
+    case = poisoned(monkeypatch, "_build")
+    look_of_the_poisoned(case)
+    ensure(case)
+    assert status(case).state == "failed"
+    monkeypatch.undo()
+    ensure(case)
+    assert status(case).state == "installing"

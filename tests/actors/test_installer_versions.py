@@ -112,185 +112,200 @@ def upgraded() -> Case[Any, Any]:
     return new_life(*history, disk=(OLD, NEW))
 
 
-class TestAQueue:
-    def test_takes_other_versions_one_after_the_other(self) -> None:
-        case = new_life()
-        assert ensure(case) == Later("install/mlx")
-        assert [one.job for one in case.of(BuildInstallation)] == ["mlx.1"]
-        assert ensure(case, "2") == Later("install/mlx@2")
-        assert ensure(case, "3") == Later("install/mlx@3")
-        assert not case.of(BuildInstallation)
-        assert (status(case).job, status(case).queue) == ("mlx.1", ("mlx.2", "mlx.3"))
-        commits(case, "mlx.1", OLD)
-        assert case.answers == {"install/mlx": Ensured(installation=OLD, fresh=True)}
-        assert [(one.job, one.version) for one in case.of(BuildInstallation)] == [("mlx.2", "2")]
-        commits(case, "mlx.2", NEW)
-        assert case.answers["install/mlx@2"] == Ensured(installation=NEW, fresh=True)
-        assert [one.job for one in case.of(BuildInstallation)] == ["mlx.3"]
+def test_a_queue_takes_versions_one_after_the_other() -> None:
+    case = new_life()
+    assert ensure(case) == Later("install/mlx")
+    assert [one.job for one in case.of(BuildInstallation)] == ["mlx.1"]
+    assert ensure(case, "2") == Later("install/mlx@2")
+    assert ensure(case, "3") == Later("install/mlx@3")
+    assert not case.of(BuildInstallation)
+    assert (status(case).job, status(case).queue) == ("mlx.1", ("mlx.2", "mlx.3"))
+    commits(case, "mlx.1", OLD)
+    assert case.answers == {"install/mlx": Ensured(installation=OLD, fresh=True)}
+    assert [(one.job, one.version) for one in case.of(BuildInstallation)] == [("mlx.2", "2")]
+    commits(case, "mlx.2", NEW)
+    assert case.answers["install/mlx@2"] == Ensured(installation=NEW, fresh=True)
+    assert [one.job for one in case.of(BuildInstallation)] == ["mlx.3"]
 
-    def test_has_one_job_for_each_version_however_many_ask(self) -> None:
-        case = new_life()
-        for _ in range(20):
-            ensure(case)
-            ensure(case, "2")
-        assert [type(one.event) for one in case.history] == [InstallRequested] * 2
 
-    def test_goes_on_after_a_failure_which_only_its_own_askers_hear(self) -> None:
-        case = new_life()
-        ensure(case, "1")
-        ensure(case, "2")
-        fails(case, "mlx.1")
-        assert set(case.answers) == {"install/mlx@1", "install/mlx"}
-        assert [one.job for one in case.of(BuildInstallation)] == ["mlx.2"]
-
-    def test_answers_whoever_named_no_version_with_the_first_that_comes(self) -> None:
-        case = new_life()
-        ensure(case, "2")
-        assert ensure(case) == Later("install/mlx")
-        commits(case, "mlx.1", NEW)
-        assert case.answers["install/mlx"] == Ensured(installation=NEW, fresh=True)
-
-    def test_goes_on_after_a_restart_but_for_what_only_requests_wanted(self) -> None:
-        case = new_life(
-            requested("mlx.1"), requested("mlx.2", "2", "request"), requested("mlx.3", "3"), disk=(OLD,)
-        )
-        kinds = [type(one.event) for one in case.history][3:]
-        assert kinds == [InstallationCommitted, InstallCancelled]
-        assert status(case).job == "mlx.3"
-        assert [one.job for one in case.of(BuildInstallation)] == ["mlx.3"]
-
-    def test_is_bounded(self) -> None:
-        case = new_life()
-        replies = [ensure(case, str(number)) for number in range(1, 12)]
-        refusal = replies[-1]
-        assert isinstance(refusal, Refusal)
-        assert (refusal.kind, refusal.code) == ("conflict", "busy")
-        assert len(status(case).queue) == 7
-
-    def test_loses_the_job_that_is_named_and_no_other(self) -> None:
-        case = new_life()
+def test_a_queue_has_one_job_for_each_version_however_many_callers_ask() -> None:
+    case = new_life()
+    for _ in range(20):
         ensure(case)
         ensure(case, "2")
-        assert ask(case, CancelInstall(backend="mlx", job="mlx.2")) == Cancelled(ended=True)
-        assert set(case.answers) == {"install/mlx@2"}
-        assert status(case).job == "mlx.1"
-        assert status(case).queue == ()
-
-    def test_is_left_by_version(self) -> None:
-        case = new_life()
-        ensure(case)
-        ensure(case, "2")
-        left = ask(case, CancelInstall(backend="mlx", version="2", leave=True))
-        assert left == Cancelled(ended=True)
-        assert (status(case).job, status(case).queue) == ("mlx.1", ())
-
-    def test_is_gone_when_the_backend_is_uninstalled(self) -> None:
-        case = new_life()
-        ensure(case)
-        ensure(case, "2")
-        case.when(Uninstall(backend="mlx"))
-        assert [one.job for one in case.of(CancelBuild)] == ["mlx.1", "mlx.2"]
-        case.rest()
-        assert status(case).state == "absent"
-        assert not status(case).wanted
-
-    def test_wishes_of_several_versions_wait_for_the_look_at_the_disk(self) -> None:
-        case = new_life(looked=False)
-        assert ensure(case, "1") == Later("install/mlx@1")
-        assert ensure(case, "2") == Later("install/mlx@2")
-        look(case, OLD)
-        assert case.answers == {"install/mlx@1": Ensured(installation=OLD, fresh=False)}
-        assert status(case).job == "mlx.1"
+    assert [type(one.event) for one in case.history] == [InstallRequested] * 2
 
 
-class TestThePinnedVersion:
-    def test_is_the_one_of_the_facts(self) -> None:
-        case = new_life(disk=(OLD,))
-        assert ensure(case, "pinned") == Ensured(installation=OLD, fresh=False)
-
-    def test_is_built_beside_another_one_that_is_here(self) -> None:
-        case = new_life(disk=(NEW,))
-        assert ensure(case, "pinned") == Later("install/mlx@1")
-        case.then(requested("mlx.1", "1"))
+def test_a_queue_goes_on_after_a_failure_which_only_its_own_callers_hear_of() -> None:
+    case = new_life()
+    ensure(case, "1")
+    ensure(case, "2")
+    fails(case, "mlx.1")
+    assert set(case.answers) == {"install/mlx@1", "install/mlx"}
+    assert [one.job for one in case.of(BuildInstallation)] == ["mlx.2"]
 
 
-class TestActivating:
-    def test_goes_back_to_what_was_in_use_before_and_there_again(self) -> None:
-        case = upgraded()
-        assert status(case).current == NEW
-        assert ask(case, Activate(backend="mlx")) == Ensured(installation=OLD, fresh=False)
-        back = "a rollback was requested"
-        case.then(InstallationActivated(backend="mlx", installation_id=OLD.id, reason=back))
-        assert status(case).current == OLD
-        assert len(status(case).installations) == 2
-        ask(case, Activate(backend="mlx"))
-        assert status(case).current == NEW
-
-    def test_is_kept_to_after_a_restart(self) -> None:
-        case = upgraded()
-        ask(case, Activate(backend="mlx"))
-        case.rebuild().when(Recovered()).rest()
-        look(case, OLD, NEW)
-        assert status(case).current == OLD
-
-    def test_without_a_memory_goes_back_to_what_was_built_before(self) -> None:
-        case = new_life(disk=(OLD, NEW))
-        assert status(case).current == NEW
-        ask(case, Activate(backend="mlx"))
-        assert status(case).current == OLD
-
-    def test_a_version_that_is_here_needs_no_build(self) -> None:
-        case = upgraded()
-        assert ensure(case, "1") == Ensured(installation=OLD, fresh=False)
-        case.then(InstallationActivated)
-        assert not case.of(BuildInstallation)
-
-    def test_names_what_is_there_when_the_version_is_not(self) -> None:
-        case = upgraded()
-        refusal = ask(case, Activate(backend="mlx", version="7"))
-        assert (refusal.kind, refusal.code) == ("conflict", "no_such_installation")
-        assert refusal.message == "mlx 7 is not installed; installed versions: 1, 2."
-
-    def test_without_anything_to_go_back_to_says_so(self) -> None:
-        case = new_life(disk=(OLD,))
-        refusal = ask(case, Activate(backend="mlx"))
-        assert refusal.message == "mlx has no other version to go back to."
-
-    def test_never_goes_back_to_what_is_broken_or_retires(self) -> None:
-        case = upgraded()
-        case.when(Uninstall(backend="mlx")).rest()
-        assert isinstance(ask(case, Activate(backend="mlx")), Refusal)
+def test_a_queue_answers_callers_that_named_no_version_with_the_first_that_comes() -> None:
+    case = new_life()
+    ensure(case, "2")
+    assert ensure(case) == Later("install/mlx")
+    commits(case, "mlx.1", NEW)
+    assert case.answers["install/mlx"] == Ensured(installation=NEW, fresh=True)
 
 
-class TestVerifying:
-    def test_reads_everything_and_what_is_damaged_is_broken_and_mended_by_the_next_wish(self) -> None:
-        case = new_life(disk=(OLD,))
-        assert ask(case, VerifyBackend(backend="mlx")) == Later("verify/mlx")
-        assert VerifyInstallations(backend="mlx", installations=(OLD.id,)) in case.effects
-        damaged = {OLD.id: ("env/a.py has changed", "env/b.py has changed")}
-        case.when(BackendVerified(backend="mlx", checked=(OLD.id,), damaged=damaged))
-        answers = dict(case.answers)
-        case.rest()
-        assert answers == {"verify/mlx": Verified(backend="mlx", checked=(OLD.id,), damaged=damaged)}
-        assert status(case).state == "broken"
-        assert status(case).installations[0].broken == "env/a.py has changed (and 1 more)"
-        ensure(case)
-        (build,) = case.of(BuildInstallation)
-        assert build.repair
+def test_a_queue_goes_on_after_a_restart_but_for_what_only_requests_wanted() -> None:
+    case = new_life(
+        requested("mlx.1"), requested("mlx.2", "2", "request"), requested("mlx.3", "3"), disk=(OLD,)
+    )
+    kinds = [type(one.event) for one in case.history][3:]
+    assert kinds == [InstallationCommitted, InstallCancelled]
+    assert status(case).job == "mlx.3"
+    assert [one.job for one in case.of(BuildInstallation)] == ["mlx.3"]
 
-    def test_of_what_is_whole_changes_nothing(self) -> None:
-        case = new_life(disk=(OLD,))
-        case.then(InstallationFound)
-        case.when(BackendVerified(backend="mlx", checked=(OLD.id,))).rest().then()
 
-    def test_of_nothing_is_answered_at_once(self) -> None:
-        case = new_life()
-        assert ask(case, VerifyBackend(backend="mlx")) == Verified(backend="mlx", checked=(), damaged={})
+def test_a_queue_of_versions_is_bounded() -> None:
+    case = new_life()
+    replies = [ensure(case, str(number)) for number in range(1, 12)]
+    refusal = replies[-1]
+    assert isinstance(refusal, Refusal)
+    assert (refusal.kind, refusal.code) == ("conflict", "busy")
+    assert len(status(case).queue) == 7
 
-    def test_that_cannot_read_says_why(self) -> None:
-        case = new_life(disk=(OLD,))
-        case.when(BackendVerified(backend="mlx", failure=NO_SPACE))
-        assert case.answers["verify/mlx"].message == NO_SPACE.message
+
+def test_a_queue_loses_the_cancelled_job_and_no_other() -> None:
+    case = new_life()
+    ensure(case)
+    ensure(case, "2")
+    assert ask(case, CancelInstall(backend="mlx", job="mlx.2")) == Cancelled(ended=True)
+    assert set(case.answers) == {"install/mlx@2"}
+    assert status(case).job == "mlx.1"
+    assert status(case).queue == ()
+
+
+def test_a_caller_leaves_the_queue_by_version() -> None:
+    case = new_life()
+    ensure(case)
+    ensure(case, "2")
+    left = ask(case, CancelInstall(backend="mlx", version="2", leave=True))
+    assert left == Cancelled(ended=True)
+    assert (status(case).job, status(case).queue) == ("mlx.1", ())
+
+
+def test_a_queue_is_gone_when_the_backend_is_uninstalled() -> None:
+    case = new_life()
+    ensure(case)
+    ensure(case, "2")
+    case.when(Uninstall(backend="mlx"))
+    assert [one.job for one in case.of(CancelBuild)] == ["mlx.1", "mlx.2"]
+    case.rest()
+    assert status(case).state == "absent"
+    assert not status(case).wanted
+
+
+def test_wishes_for_several_versions_wait_for_the_look_at_the_disk() -> None:
+    case = new_life(looked=False)
+    assert ensure(case, "1") == Later("install/mlx@1")
+    assert ensure(case, "2") == Later("install/mlx@2")
+    look(case, OLD)
+    assert case.answers == {"install/mlx@1": Ensured(installation=OLD, fresh=False)}
+    assert status(case).job == "mlx.1"
+
+
+def test_the_pinned_version_is_the_one_of_the_backends_description() -> None:
+    case = new_life(disk=(OLD,))
+    assert ensure(case, "pinned") == Ensured(installation=OLD, fresh=False)
+
+
+def test_the_pinned_version_is_built_beside_another_installed_one() -> None:
+    case = new_life(disk=(NEW,))
+    assert ensure(case, "pinned") == Later("install/mlx@1")
+    case.then(requested("mlx.1", "1"))
+
+
+def test_activating_goes_back_to_what_was_in_use_before_and_there_again() -> None:
+    case = upgraded()
+    assert status(case).current == NEW
+    assert ask(case, Activate(backend="mlx")) == Ensured(installation=OLD, fresh=False)
+    back = "a rollback was requested"
+    case.then(InstallationActivated(backend="mlx", installation_id=OLD.id, reason=back))
+    assert status(case).current == OLD
+    assert len(status(case).installations) == 2
+    ask(case, Activate(backend="mlx"))
+    assert status(case).current == NEW
+
+
+def test_an_activation_survives_a_restart() -> None:
+    case = upgraded()
+    ask(case, Activate(backend="mlx"))
+    case.rebuild().when(Recovered()).rest()
+    look(case, OLD, NEW)
+    assert status(case).current == OLD
+
+
+def test_activating_without_a_memory_goes_back_to_what_was_built_before() -> None:
+    case = new_life(disk=(OLD, NEW))
+    assert status(case).current == NEW
+    ask(case, Activate(backend="mlx"))
+    assert status(case).current == OLD
+
+
+def test_activating_an_installed_version_needs_no_build() -> None:
+    case = upgraded()
+    assert ensure(case, "1") == Ensured(installation=OLD, fresh=False)
+    case.then(InstallationActivated)
+    assert not case.of(BuildInstallation)
+
+
+def test_activating_an_absent_version_names_the_installed_ones() -> None:
+    case = upgraded()
+    refusal = ask(case, Activate(backend="mlx", version="7"))
+    assert (refusal.kind, refusal.code) == ("conflict", "no_such_installation")
+    assert refusal.message == "mlx 7 is not installed; installed versions: 1, 2."
+
+
+def test_activating_without_anything_to_go_back_to_says_so() -> None:
+    case = new_life(disk=(OLD,))
+    refusal = ask(case, Activate(backend="mlx"))
+    assert refusal.message == "mlx has no other version to go back to."
+
+
+def test_activating_never_goes_back_to_what_is_broken_or_retires() -> None:
+    case = upgraded()
+    case.when(Uninstall(backend="mlx")).rest()
+    assert isinstance(ask(case, Activate(backend="mlx")), Refusal)
+
+
+def test_verifying_reads_everything_and_the_next_wish_repairs_what_is_damaged() -> None:
+    case = new_life(disk=(OLD,))
+    assert ask(case, VerifyBackend(backend="mlx")) == Later("verify/mlx")
+    assert VerifyInstallations(backend="mlx", installations=(OLD.id,)) in case.effects
+    damaged = {OLD.id: ("env/a.py has changed", "env/b.py has changed")}
+    case.when(BackendVerified(backend="mlx", checked=(OLD.id,), damaged=damaged))
+    answers = dict(case.answers)
+    case.rest()
+    assert answers == {"verify/mlx": Verified(backend="mlx", checked=(OLD.id,), damaged=damaged)}
+    assert status(case).state == "broken"
+    assert status(case).installations[0].broken == "env/a.py has changed (and 1 more)"
+    ensure(case)
+    (build,) = case.of(BuildInstallation)
+    assert build.repair
+
+
+def test_verifying_what_is_whole_changes_nothing() -> None:
+    case = new_life(disk=(OLD,))
+    case.then(InstallationFound)
+    case.when(BackendVerified(backend="mlx", checked=(OLD.id,))).rest().then()
+
+
+def test_verifying_nothing_is_answered_at_once() -> None:
+    case = new_life()
+    assert ask(case, VerifyBackend(backend="mlx")) == Verified(backend="mlx", checked=(), damaged={})
+
+
+def test_verifying_what_cannot_be_read_says_why() -> None:
+    case = new_life(disk=(OLD,))
+    case.when(BackendVerified(backend="mlx", failure=NO_SPACE))
+    assert case.answers["verify/mlx"].message == NO_SPACE.message
 
 
 @pytest.mark.parametrize("force", [True, False])
@@ -325,120 +340,127 @@ def test_force_is_told_to_the_scheduler_and_forgotten_when_all_is_gone() -> None
     assert not case.volatile.forced
 
 
-class TestDroppingWhatWasFetched:
-    def test_is_done_and_told(self) -> None:
-        case = new_life(disk=(OLD,))
-        assert ask(case, DropFetched()) == Later("drop-fetched")
-        assert case.of(DropUnneeded) == [DropUnneeded()]
-        case.when(FetchedDropped(freed=7)).then()
-        assert case.answers["drop-fetched"] == FetchedDropped(freed=7)
-
-    def test_waits_for_no_job_and_takes_nothing_from_one(self) -> None:
-        case = new_life()
-        ensure(case)
-        assert ask(case, DropFetched()) == FetchedDropped(kept_for=("mlx",))
-        assert not case.of(DropUnneeded)
-
-    def test_that_fails_says_why(self) -> None:
-        case = new_life()
-        ask(case, DropFetched())
-        case.when(FetchedDropped(failure=NO_SPACE)).then()
-        assert case.answers["drop-fetched"].code == "no_space"
+def test_dropping_what_was_fetched_is_done_and_recorded() -> None:
+    case = new_life(disk=(OLD,))
+    assert ask(case, DropFetched()) == Later("drop-fetched")
+    assert case.of(DropUnneeded) == [DropUnneeded()]
+    case.when(FetchedDropped(freed=7)).then()
+    assert case.answers["drop-fetched"] == FetchedDropped(freed=7)
 
 
-class TestUninstallingAVersion:
-    def test_takes_that_one_and_leaves_the_one_in_use(self) -> None:
-        case = upgraded()
-        assert ask(case, Uninstall(backend="mlx", version="1")) == Later("uninstall/mlx")
-        (retiring,) = case.events
-        assert isinstance(retiring, InstallationRetiring)
-        assert (retiring.installation_id, retiring.unwanted) == (OLD.id, False)
-        assert status(case).current == NEW
-        assert status(case).wanted
-
-    def test_that_is_in_use_brings_another_into_use(self) -> None:
-        case = upgraded()
-        ask(case, Uninstall(backend="mlx", version="2"))
-        case.then(InstallationRetiring, InstallationActivated)
-        assert status(case).current == OLD
-
-    def test_that_is_the_last_is_uninstalling_the_backend(self) -> None:
-        case = new_life(disk=(OLD,))
-        ask(case, Uninstall(backend="mlx", version="1"))
-        (retiring,) = case.events
-        assert isinstance(retiring, InstallationRetiring)
-        assert retiring.unwanted
-        assert not status(case).wanted
-
-    def test_after_the_other_is_on_its_way_out_is_uninstalling_the_backend(self) -> None:
-        case = upgraded()
-        ask(case, Uninstall(backend="mlx", version="1"))
-        ask(case, Uninstall(backend="mlx", version="2"))
-        assert not status(case).wanted
-
-    def test_that_is_on_its_way_ends_that_job_alone(self) -> None:
-        case = new_life(disk=(OLD,))
-        ensure(case, "2")
-        ensure(case, "3")
-        case.when(Uninstall(backend="mlx", version="2"))
-        assert case.reply == Uninstalled(freed=0, was_installed=False)
-        assert "install/mlx@2" in case.answers
-        assert "install/mlx@3" not in case.answers
-        case.rest().then(InstallCancelled)
-        assert (status(case).current, status(case).job) == (OLD, "mlx.2")
-        assert status(case).wanted
-
-    def test_that_is_not_here_is_refused_with_those_that_are(self) -> None:
-        refusal = ask(upgraded(), Uninstall(backend="mlx", version="9"))
-        assert (refusal.kind, refusal.code) == ("conflict", "no_such_installation")
-        assert refusal.message == "mlx 9 is not installed; installed versions: 1, 2."
+def test_dropping_what_was_fetched_waits_for_no_job_and_takes_nothing_from_one() -> None:
+    case = new_life()
+    ensure(case)
+    assert ask(case, DropFetched()) == FetchedDropped(kept_for=("mlx",))
+    assert not case.of(DropUnneeded)
 
 
-class TestTheNewestVersion:
-    """`--version latest`, where the newest is here."""
+def test_dropping_what_was_fetched_that_fails_says_why() -> None:
+    case = new_life()
+    ask(case, DropFetched())
+    case.when(FetchedDropped(failure=NO_SPACE)).then()
+    assert case.answers["drop-fetched"].code == "no_space"
 
-    def latest(self, *history: Any, disk: tuple[Installation, ...]) -> Case[Any, Any]:
-        case = new_life(*history, disk=disk)
-        assert ensure(case, "latest") == Later("install/mlx@latest")
-        return case
 
-    def test_that_is_in_use_ends_the_job_and_builds_nothing(self) -> None:
-        case = self.latest(disk=(OLD, NEW))
-        commits(case, "mlx.1", NEW)
-        case.then(InstallNotNeeded)
-        assert case.answers["install/mlx@latest"] == Ensured(installation=NEW, fresh=False)
-        assert (status(case).job, status(case).current) == ("", NEW)
-        assert case.told("scheduler")[-1:]
-        assert LiftQuarantines(backend="mlx") in case.told("scheduler")
+def test_uninstalling_a_version_takes_that_one_and_leaves_the_one_in_use() -> None:
+    case = upgraded()
+    assert ask(case, Uninstall(backend="mlx", version="1")) == Later("uninstall/mlx")
+    (retiring,) = case.events
+    assert isinstance(retiring, InstallationRetiring)
+    assert (retiring.installation_id, retiring.unwanted) == (OLD.id, False)
+    assert status(case).current == NEW
+    assert status(case).wanted
 
-    def test_that_lies_beside_the_one_in_use_comes_into_use(self) -> None:
-        case = upgraded()
-        ask(case, Activate(backend="mlx"))
-        assert status(case).current == OLD
-        ensure(case, "latest")
-        commits(case, "mlx.3", NEW)
-        case.then(InstallNotNeeded, InstallationActivated)
-        assert status(case).current == NEW
 
-    def test_that_breaks_meanwhile_is_built_by_another_attempt(self) -> None:
-        case = self.latest(disk=(OLD, NEW))
-        case.when(
-            BackendVerified(backend="mlx", checked=(NEW.id,), damaged={NEW.id: ("a file has changed",)})
-        ).rest()
-        commits(case, "mlx.1", NEW)
-        assert not case.answers.get("install/mlx@latest")
-        (again,) = [one for one in case.told("installer") if isinstance(one, InstallAttemptEnded)]
-        assert again.failure.kind == "transient"
+def test_uninstalling_a_version_that_is_in_use_brings_another_into_use() -> None:
+    case = upgraded()
+    ask(case, Uninstall(backend="mlx", version="2"))
+    case.then(InstallationRetiring, InstallationActivated)
+    assert status(case).current == OLD
 
-    def test_of_a_job_that_is_over_changes_nothing(self) -> None:
-        case = new_life(disk=(OLD, NEW))
-        commits(case, "mlx.1", NEW)
-        case.then()
 
-    def test_built_twice_is_no_version_to_go_back_to(self) -> None:
-        again = msgspec.structs.replace(NEW, id="2-cccc.1", digest="cccc", built_at=NEW.built_at + 1)
-        case = new_life(disk=(NEW, again))
-        assert status(case).current == again
-        refusal = ask(case, Activate(backend="mlx"))
-        assert refusal.message == "mlx has no other version to go back to."
-        assert status(case).current == again
+def test_uninstalling_a_version_that_is_the_last_is_uninstalling_the_backend() -> None:
+    case = new_life(disk=(OLD,))
+    ask(case, Uninstall(backend="mlx", version="1"))
+    (retiring,) = case.events
+    assert isinstance(retiring, InstallationRetiring)
+    assert retiring.unwanted
+    assert not status(case).wanted
+
+
+def test_uninstalling_a_version_after_the_other_is_on_its_way_out_is_uninstalling_the_backend() -> None:
+    case = upgraded()
+    ask(case, Uninstall(backend="mlx", version="1"))
+    ask(case, Uninstall(backend="mlx", version="2"))
+    assert not status(case).wanted
+
+
+def test_uninstalling_a_version_that_is_on_its_way_ends_that_job_alone() -> None:
+    case = new_life(disk=(OLD,))
+    ensure(case, "2")
+    ensure(case, "3")
+    case.when(Uninstall(backend="mlx", version="2"))
+    assert case.reply == Uninstalled(freed=0, was_installed=False)
+    assert "install/mlx@2" in case.answers
+    assert "install/mlx@3" not in case.answers
+    case.rest().then(InstallCancelled)
+    assert (status(case).current, status(case).job) == (OLD, "mlx.2")
+    assert status(case).wanted
+
+
+def test_uninstalling_a_version_that_is_not_installed_is_refused_with_those_that_are() -> None:
+    refusal = ask(upgraded(), Uninstall(backend="mlx", version="9"))
+    assert (refusal.kind, refusal.code) == ("conflict", "no_such_installation")
+    assert refusal.message == "mlx 9 is not installed; installed versions: 1, 2."
+
+
+def latest(*history: Any, disk: tuple[Installation, ...]) -> Case[Any, Any]:
+    case = new_life(*history, disk=disk)
+    assert ensure(case, "latest") == Later("install/mlx@latest")
+    return case
+
+
+def test_the_newest_version_that_is_in_use_ends_the_job_and_builds_nothing() -> None:
+    case = latest(disk=(OLD, NEW))
+    commits(case, "mlx.1", NEW)
+    case.then(InstallNotNeeded)
+    assert case.answers["install/mlx@latest"] == Ensured(installation=NEW, fresh=False)
+    assert (status(case).job, status(case).current) == ("", NEW)
+    assert case.told("scheduler")[-1:]
+    assert LiftQuarantines(backend="mlx") in case.told("scheduler")
+
+
+def test_the_newest_version_that_lies_beside_the_one_in_use_comes_into_use() -> None:
+    case = upgraded()
+    ask(case, Activate(backend="mlx"))
+    assert status(case).current == OLD
+    ensure(case, "latest")
+    commits(case, "mlx.3", NEW)
+    case.then(InstallNotNeeded, InstallationActivated)
+    assert status(case).current == NEW
+
+
+def test_the_newest_version_that_breaks_meanwhile_is_built_by_another_attempt() -> None:
+    case = latest(disk=(OLD, NEW))
+    case.when(
+        BackendVerified(backend="mlx", checked=(NEW.id,), damaged={NEW.id: ("a file has changed",)})
+    ).rest()
+    commits(case, "mlx.1", NEW)
+    assert not case.answers.get("install/mlx@latest")
+    (again,) = [one for one in case.told("installer") if isinstance(one, InstallAttemptEnded)]
+    assert again.failure.kind == "transient"
+
+
+def test_the_newest_version_found_by_a_job_that_is_over_changes_nothing() -> None:
+    case = new_life(disk=(OLD, NEW))
+    commits(case, "mlx.1", NEW)
+    case.then()
+
+
+def test_the_newest_version_built_twice_is_no_version_to_go_back_to() -> None:
+    again = msgspec.structs.replace(NEW, id="2-cccc.1", digest="cccc", built_at=NEW.built_at + 1)
+    case = new_life(disk=(NEW, again))
+    assert status(case).current == again
+    refusal = ask(case, Activate(backend="mlx"))
+    assert refusal.message == "mlx has no other version to go back to."
+    assert status(case).current == again

@@ -37,226 +37,247 @@ from installer_life import KEY, NOW, built, committed, ensure, look, new_life, r
 from stage import LLAMA, NO_SPACE, OFFLINE
 
 
-class TestAWish:
-    def test_for_an_absent_backend_begins_a_job(self) -> None:
-        case = new_life()
+def test_a_wish_for_an_absent_backend_begins_a_job() -> None:
+    case = new_life()
+    assert ensure(case) == Later(KEY)
+    case.then(requested())
+    assert case.of(BuildInstallation) == [
+        BuildInstallation(job="mlx.1", backend="mlx", version="", attempt=1, repair=False)
+    ]
+    assert status(case).state == "installing"
+
+
+def test_fifty_wishes_at_once_make_one_job_and_one_build() -> None:
+    case = new_life()
+    builds = 0
+    for _ in range(50):
         assert ensure(case) == Later(KEY)
-        case.then(requested())
-        assert case.of(BuildInstallation) == [
-            BuildInstallation(job="mlx.1", backend="mlx", version="", attempt=1, repair=False)
-        ]
-        assert status(case).state == "installing"
-
-    def test_of_fifty_at_once_makes_one_job_and_one_build(self) -> None:
-        case = new_life()
-        builds = 0
-        for _ in range(50):
-            assert ensure(case) == Later(KEY)
-            builds += len(case.of(BuildInstallation))
-        assert builds == 1
-        assert [type(one.event) for one in case.history] == [InstallRequested]
-        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
-        case.then(InstallationCommitted)
-        assert case.answers == {KEY: Ensured(installation=built(), fresh=True)}
-
-    def test_for_what_is_installed_is_answered_at_once(self) -> None:
-        case = new_life(requested(), committed(), disk=(built(),))
-        assert ensure(case) == Ensured(installation=built(), fresh=False)
-        case.then()
-
-    def test_for_what_the_journal_claims_waits_for_the_look_at_the_disk(self) -> None:
-        case = new_life(requested(), committed(), looked=False)
-        assert ensure(case) == Later(KEY)
-        case.then()
-        look(case, built())
-        assert case.told("scheduler")
-        assert ensure(case) == Ensured(installation=built(), fresh=False)
-
-    def test_that_waited_for_the_look_is_answered_by_it(self) -> None:
-        case = new_life(requested(), committed(), looked=False)
-        ensure(case)
-        case.when(InstallationsSeen(backend="mlx", installations=(built(),))).rest()
-        assert case.answers == {KEY: Ensured(installation=built(), fresh=False)}
-
-    def test_that_waited_for_the_look_installs_when_the_disk_shows_nothing(self) -> None:
-        case = new_life(requested(), committed(), looked=False)
-        ensure(case)
-        case.when(InstallationsSeen(backend="mlx", installations=())).rest()
-        case.then(InstallationMissing, requested("mlx.2"))
-        assert case.of(BuildInstallation)
-        assert not case.answers
-
-    def test_for_an_unknown_backend_names_the_known_ones(self) -> None:
-        case = new_life()
-        case.when(Ensure(backend="mxl")).then()
-        assert case.refusal.kind == "not_found"
-        assert case.refusal.sentence() == 'There is no backend "mxl". Known backends: mlx, vllm-metal.'
-
-    def test_for_one_this_platform_cannot_run_says_why_without_trying(self) -> None:
-        case = new_life()
-        case.when(Ensure(backend="vllm-metal")).then()
-        assert (case.refusal.kind, case.refusal.code) == ("not_ready", "unsupported_platform")
-        assert case.refusal.message == "vllm-metal needs macOS 15 or newer on Apple silicon only."
-
-    def test_for_another_version_than_the_installed_one_builds_it_beside(self) -> None:
-        case = new_life(requested(), committed(), disk=(built(),))
-        ensure(case, version="2")
-        case.then(requested("mlx.2", version="2"))
-        new = built("2-bbbb.1")
-        case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
-        case.then(InstallationCommitted, InstallationActivated)
-        assert status(case).current == new
-        assert len(status(case).installations) == 2
-
-    def test_that_is_told_and_not_asked_finds_its_token_in_the_next_list(self) -> None:
-        case = new_life()
-        ensure(case, wanted_by="request", token="r1")
-        lists = [one for one in case.told("scheduler") if isinstance(one, InstallationList)]
-        assert lists[-1].heard == {"mlx": "r1"}
-        assert lists[-1].backends[0].job == "mlx.1"
-
-    def test_that_is_refused_is_heard_too(self) -> None:
-        case = new_life()
-        case.when(Ensure(backend="vllm-metal", wanted_by="request", token="r1")).rest()
-        (told,) = case.told("scheduler")
-        assert isinstance(told, InstallationList)
-        assert told.heard == {"vllm-metal": "r1"}
-
-    def test_that_a_person_typed_makes_a_requests_job_his_own(self) -> None:
-        case = new_life()
-        ensure(case, wanted_by="request")
-        ensure(case)
-        case.then(requested(wanted_by="explicit"))
-        ensure(case)
-        case.then()
-        case.rebuild().when(Recovered()).rest()
-        look(case)
-        assert status(case).job == "mlx.1"
+        builds += len(case.of(BuildInstallation))
+    assert builds == 1
+    assert [type(one.event) for one in case.history] == [InstallRequested]
+    case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+    case.then(InstallationCommitted)
+    assert case.answers == {KEY: Ensured(installation=built(), fresh=True)}
 
 
-class TestADefaultBackend:
-    def life(self, *history: Any, disk: tuple[Installation, ...] = ()) -> Case[Any, Any]:
-        case = given(Installer((LLAMA,)), *history, now=NOW)
-        case.when(Recovered()).rest()
-        return case.when(InstallationsSeen(backend="llama.cpp", installations=disk)).rest()
-
-    def test_is_installed_from_the_start(self) -> None:
-        case = self.life()
-        (event,) = case.events
-        assert isinstance(event, InstallRequested)
-        assert (event.job, event.wanted_by) == ("llama.cpp.1", "default")
-        assert case.of(BuildInstallation)
-
-    def test_is_not_installed_again_and_again_when_that_fails(self) -> None:
-        case = self.life()
-        failed = InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
-        case.when(failed).rest().then(InstallFailed)
-        case.advance(3600).rest().then()
-
-    def test_that_failed_is_tried_once_more_in_the_next_life(self) -> None:
-        case = self.life()
-        failed = InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
-        case.when(failed).rest()
-        case.rebuild().when(Recovered()).rest()
-        case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest()
-        case.then(InstallRequested)
-
-    def test_that_the_user_uninstalled_stays_uninstalled_until_he_asks(self) -> None:
-        one = built(backend="llama.cpp")
-        gone = (
-            InstallationFound(backend="llama.cpp", installation=one),
-            InstallationRetiring(
-                backend="llama.cpp", installation_id=one.id, reason="uninstalled", unwanted=True
-            ),
-            InstallationRemoved(backend="llama.cpp", installation_id=one.id),
-        )
-        case = self.life(*gone).then()
-        assert not status(case, "llama.cpp").wanted
-        case.when(Ensure(backend="llama.cpp")).rest().then(InstallRequested)
-
-    def test_whose_installation_the_user_cancelled_is_not_begun_at_once_again(self) -> None:
-        case = self.life()
-        case.when(CancelInstall(backend="llama.cpp")).rest().then(InstallCancelled)
-        case.advance(10).rest().then()
-        case.rebuild().when(Recovered()).rest()
-        case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest().then()
-
-    def test_goes_on_when_whoever_joined_leaves(self) -> None:
-        case = self.life()
-        case.when(Ensure(backend="llama.cpp")).rest()
-        case.when(CancelInstall(backend="llama.cpp", leave=True)).then()
-        assert case.reply == Cancelled(ended=False)
-
-    def test_that_is_broken_is_repaired(self) -> None:
-        one = built(backend="llama.cpp", broken="a file is missing")
-        case = self.life(disk=(one,))
-        (build,) = case.of(BuildInstallation)
-        assert build.repair
-
-    def test_that_is_the_users_own_is_used_and_never_touched(self) -> None:
-        own = built("external", backend="llama.cpp", managed=False, root="/opt/llama")
-        case = self.life(disk=(own,))
-        case.then(InstallationFound, InstallationActivated)
-        for ask in (
-            Uninstall(backend="llama.cpp"),
-            Ensure(backend="llama.cpp", repair=True),
-            Ensure(backend="llama.cpp", version="9"),
-        ):
-            assert case.when(ask).refusal.code == "not_managed"
-
-    def test_that_is_the_users_own_and_broken_is_not_replaced_by_ours(self) -> None:
-        own = built("external", backend="llama.cpp", managed=False, broken="/opt/llama is no program")
-        case = self.life(disk=(own,))
-        case.then(InstallationFound, InstallationBroken)
-        refusal = case.when(Ensure(backend="llama.cpp")).refusal
-        assert "It cannot be used as it is: /opt/llama is no program" in refusal.message
-
-    def test_that_is_no_longer_named_in_the_config_leaves_room_for_our_own(self) -> None:
-        ours, own = built(backend="llama.cpp"), built("external", backend="llama.cpp", managed=False)
-        history = (
-            InstallationFound(backend="llama.cpp", installation=ours),
-            InstallationFound(backend="llama.cpp", installation=own),
-            InstallationActivated(backend="llama.cpp", installation_id="external"),
-        )
-        case = self.life(*history, disk=(ours,))
-        assert status(case, "llama.cpp").current == ours
+def test_a_wish_for_what_is_installed_is_answered_at_once() -> None:
+    case = new_life(requested(), committed(), disk=(built(),))
+    assert ensure(case) == Ensured(installation=built(), fresh=False)
+    case.then()
 
 
-class TestAPlan:
-    def test_is_made_and_answered(self) -> None:
-        case = new_life()
-        case.when(PlanInstall(backend="mlx"))
-        assert case.reply == Later("plan/mlx/")
-        assert case.of(PlanInstallation) == [PlanInstallation(backend="mlx", version="")]
-        plan = Plan(backend="mlx", version="1", download_bytes=5)
-        case.when(PlanMade(backend="mlx", version="", plan=plan)).then()
-        assert case.answers == {"plan/mlx/": plan}
-
-    def test_that_cannot_be_made_says_why(self) -> None:
-        case = new_life()
-        case.when(PlanMade(backend="mlx", version="9", failure=OFFLINE))
-        assert case.answers["plan/mlx/9"].kind == "unavailable"
-
-    def test_for_another_platform_is_refused(self) -> None:
-        assert new_life().when(PlanInstall(backend="vllm-metal")).refusal.kind == "not_ready"
+def test_a_wish_for_what_the_journal_claims_waits_for_the_look_at_the_disk() -> None:
+    case = new_life(requested(), committed(), looked=False)
+    assert ensure(case) == Later(KEY)
+    case.then()
+    look(case, built())
+    assert case.told("scheduler")
+    assert ensure(case) == Ensured(installation=built(), fresh=False)
 
 
-class TestTheList:
-    def test_is_told_when_something_changes_and_every_few_seconds(self) -> None:
-        case = new_life()
-        assert not case.rest().advance(4).rest().told("scheduler")
-        assert len(case.advance(1).rest().told("scheduler")) == 1
-        ensure(case)
-        assert len(case.told("scheduler")) == 1
+def test_a_wish_that_waited_for_the_look_is_answered_by_it() -> None:
+    case = new_life(requested(), committed(), looked=False)
+    ensure(case)
+    case.when(InstallationsSeen(backend="mlx", installations=(built(),))).rest()
+    assert case.answers == {KEY: Ensured(installation=built(), fresh=False)}
 
-    def test_is_told_after_a_roll_call(self) -> None:
-        case = new_life()
-        assert len(case.when(RollCall()).rest().told("scheduler")) == 1
 
-    def test_never_shows_a_default_backend_as_absent_before_its_job(self) -> None:
-        case = given(Installer((LLAMA,)), now=NOW)
-        case.when(Recovered()).rest()
-        case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest()
-        (told,) = case.told("scheduler")
-        assert isinstance(told, InstallationList)
-        assert told.backends[0].job == "llama.cpp.1"
+def test_a_wish_that_waited_for_the_look_installs_when_the_disk_shows_nothing() -> None:
+    case = new_life(requested(), committed(), looked=False)
+    ensure(case)
+    case.when(InstallationsSeen(backend="mlx", installations=())).rest()
+    case.then(InstallationMissing, requested("mlx.2"))
+    assert case.of(BuildInstallation)
+    assert not case.answers
+
+
+def test_a_wish_for_an_unknown_backend_names_the_known_ones() -> None:
+    case = new_life()
+    case.when(Ensure(backend="mxl")).then()
+    assert case.refusal.kind == "not_found"
+    assert case.refusal.sentence() == 'There is no backend "mxl". Known backends: mlx, vllm-metal.'
+
+
+def test_a_wish_for_one_this_platform_cannot_run_says_why_without_trying() -> None:
+    case = new_life()
+    case.when(Ensure(backend="vllm-metal")).then()
+    assert (case.refusal.kind, case.refusal.code) == ("not_ready", "unsupported_platform")
+    assert case.refusal.message == "vllm-metal needs macOS 15 or newer on Apple silicon only."
+
+
+def test_a_wish_for_another_version_than_the_installed_one_builds_it_beside() -> None:
+    case = new_life(requested(), committed(), disk=(built(),))
+    ensure(case, version="2")
+    case.then(requested("mlx.2", version="2"))
+    new = built("2-bbbb.1")
+    case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
+    case.then(InstallationCommitted, InstallationActivated)
+    assert status(case).current == new
+    assert len(status(case).installations) == 2
+
+
+def test_a_wish_sent_without_waiting_finds_its_token_in_the_next_list() -> None:
+    case = new_life()
+    ensure(case, wanted_by="request", token="r1")
+    lists = [one for one in case.told("scheduler") if isinstance(one, InstallationList)]
+    assert lists[-1].heard == {"mlx": "r1"}
+    assert lists[-1].backends[0].job == "mlx.1"
+
+
+def test_a_refused_wish_finds_its_token_in_the_next_list_too() -> None:
+    case = new_life()
+    case.when(Ensure(backend="vllm-metal", wanted_by="request", token="r1")).rest()
+    (told,) = case.told("scheduler")
+    assert isinstance(told, InstallationList)
+    assert told.heard == {"vllm-metal": "r1"}
+
+
+def test_a_wish_that_a_person_typed_takes_over_the_job_of_a_request() -> None:
+    case = new_life()
+    ensure(case, wanted_by="request")
+    ensure(case)
+    case.then(requested(wanted_by="explicit"))
+    ensure(case)
+    case.then()
+    case.rebuild().when(Recovered()).rest()
+    look(case)
+    assert status(case).job == "mlx.1"
+
+
+def life(*history: Any, disk: tuple[Installation, ...] = ()) -> Case[Any, Any]:
+    case = given(Installer((LLAMA,)), *history, now=NOW)
+    case.when(Recovered()).rest()
+    return case.when(InstallationsSeen(backend="llama.cpp", installations=disk)).rest()
+
+
+def test_a_default_backend_is_installed_from_the_start() -> None:
+    case = life()
+    (event,) = case.events
+    assert isinstance(event, InstallRequested)
+    assert (event.job, event.wanted_by) == ("llama.cpp.1", "default")
+    assert case.of(BuildInstallation)
+
+
+def test_a_default_backend_is_not_installed_again_and_again_when_that_fails() -> None:
+    case = life()
+    failed = InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
+    case.when(failed).rest().then(InstallFailed)
+    case.advance(3600).rest().then()
+
+
+def test_a_default_backend_that_failed_is_tried_once_more_in_the_next_life() -> None:
+    case = life()
+    failed = InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
+    case.when(failed).rest()
+    case.rebuild().when(Recovered()).rest()
+    case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest()
+    case.then(InstallRequested)
+
+
+def test_a_default_backend_that_the_user_uninstalled_stays_uninstalled_until_asked_for() -> None:
+    one = built(backend="llama.cpp")
+    gone = (
+        InstallationFound(backend="llama.cpp", installation=one),
+        InstallationRetiring(
+            backend="llama.cpp", installation_id=one.id, reason="uninstalled", unwanted=True
+        ),
+        InstallationRemoved(backend="llama.cpp", installation_id=one.id),
+    )
+    case = life(*gone).then()
+    assert not status(case, "llama.cpp").wanted
+    case.when(Ensure(backend="llama.cpp")).rest().then(InstallRequested)
+
+
+def test_a_default_backend_whose_installation_the_user_cancelled_is_not_begun_at_once_again() -> None:
+    case = life()
+    case.when(CancelInstall(backend="llama.cpp")).rest().then(InstallCancelled)
+    case.advance(10).rest().then()
+    case.rebuild().when(Recovered()).rest()
+    case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest().then()
+
+
+def test_the_job_of_a_default_backend_goes_on_when_a_caller_that_joined_leaves() -> None:
+    case = life()
+    case.when(Ensure(backend="llama.cpp")).rest()
+    case.when(CancelInstall(backend="llama.cpp", leave=True)).then()
+    assert case.reply == Cancelled(ended=False)
+
+
+def test_a_default_backend_that_is_broken_is_repaired() -> None:
+    one = built(backend="llama.cpp", broken="a file is missing")
+    case = life(disk=(one,))
+    (build,) = case.of(BuildInstallation)
+    assert build.repair
+
+
+def test_a_default_backend_that_is_the_users_own_is_used_and_never_touched() -> None:
+    own = built("external", backend="llama.cpp", managed=False, root="/opt/llama")
+    case = life(disk=(own,))
+    case.then(InstallationFound, InstallationActivated)
+    for ask in (
+        Uninstall(backend="llama.cpp"),
+        Ensure(backend="llama.cpp", repair=True),
+        Ensure(backend="llama.cpp", version="9"),
+    ):
+        assert case.when(ask).refusal.code == "not_managed"
+
+
+def test_a_default_backend_that_is_the_users_own_and_broken_is_not_replaced_by_ours() -> None:
+    own = built("external", backend="llama.cpp", managed=False, broken="/opt/llama is no program")
+    case = life(disk=(own,))
+    case.then(InstallationFound, InstallationBroken)
+    refusal = case.when(Ensure(backend="llama.cpp")).refusal
+    assert "It cannot be used as it is: /opt/llama is no program" in refusal.message
+
+
+def test_a_default_backend_that_is_no_longer_named_in_the_config_leaves_room_for_our_own() -> None:
+    ours, own = built(backend="llama.cpp"), built("external", backend="llama.cpp", managed=False)
+    history = (
+        InstallationFound(backend="llama.cpp", installation=ours),
+        InstallationFound(backend="llama.cpp", installation=own),
+        InstallationActivated(backend="llama.cpp", installation_id="external"),
+    )
+    case = life(*history, disk=(ours,))
+    assert status(case, "llama.cpp").current == ours
+
+
+def test_a_plan_is_made_and_answered() -> None:
+    case = new_life()
+    case.when(PlanInstall(backend="mlx"))
+    assert case.reply == Later("plan/mlx/")
+    assert case.of(PlanInstallation) == [PlanInstallation(backend="mlx", version="")]
+    plan = Plan(backend="mlx", version="1", download_bytes=5)
+    case.when(PlanMade(backend="mlx", version="", plan=plan)).then()
+    assert case.answers == {"plan/mlx/": plan}
+
+
+def test_a_plan_that_cannot_be_made_says_why() -> None:
+    case = new_life()
+    case.when(PlanMade(backend="mlx", version="9", failure=OFFLINE))
+    assert case.answers["plan/mlx/9"].kind == "unavailable"
+
+
+def test_a_plan_for_another_platform_is_refused() -> None:
+    assert new_life().when(PlanInstall(backend="vllm-metal")).refusal.kind == "not_ready"
+
+
+def test_the_list_is_sent_on_each_change_and_every_few_seconds() -> None:
+    case = new_life()
+    assert not case.rest().advance(4).rest().told("scheduler")
+    assert len(case.advance(1).rest().told("scheduler")) == 1
+    ensure(case)
+    assert len(case.told("scheduler")) == 1
+
+
+def test_the_list_is_sent_after_a_roll_call() -> None:
+    case = new_life()
+    assert len(case.when(RollCall()).rest().told("scheduler")) == 1
+
+
+def test_the_list_never_shows_a_default_backend_as_absent_before_its_job() -> None:
+    case = given(Installer((LLAMA,)), now=NOW)
+    case.when(Recovered()).rest()
+    case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest()
+    (told,) = case.told("scheduler")
+    assert isinstance(told, InstallationList)
+    assert told.backends[0].job == "llama.cpp.1"

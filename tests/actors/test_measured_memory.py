@@ -57,252 +57,252 @@ def ledger(stage: Stage) -> LedgerReading:
     return reading
 
 
-class TestTheLedger:
-    """Pure arithmetic."""
+@pytest.mark.parametrize(
+    ("peak", "served", "holds"),
+    [
+        (0, 9, 100),  # not measured: the estimate
+        (140, 0, 140),  # more than promised: at once
+        (60, 2, 100),  # less: not yet
+        (60, 3, 80),  # less, after several requests: but never less than weights and cache
+        (90, 3, 90),
+    ],
+)
+def test_a_measured_peak_raises_at_once_and_lowers_late(peak: int, served: int, holds: int) -> None:
+    assert reckoned(100, 80, peak, served) == holds
 
-    @pytest.mark.parametrize(
-        ("peak", "served", "holds"),
-        [
-            (0, 9, 100),  # not measured: the estimate
-            (140, 0, 140),  # more than promised: at once
-            (60, 2, 100),  # less: not yet
-            (60, 3, 80),  # less, after several requests: but never less than weights and cache
-            (90, 3, 90),
-        ],
+
+def test_measured_excess_keeps_other_models_out_but_never_the_model_itself() -> None:
+    alone = Account(memory=Memory(budget=100, available=90), promised=0, unclaimed=0)
+    crowd = Account(memory=Memory(budget=100, available=90), promised=10, unclaimed=0)
+    assert expected(50, 40, 0, alone) == 50
+    assert expected(50, 40, 30, alone) == 40
+    assert expected(50, 40, 95, alone) == 90
+    assert expected(50, 40, 95, crowd) == 95
+    assert expected(50, 40, 500, crowd) == 100
+
+
+def test_a_negative_context_is_all_the_model_can_take() -> None:
+    one = model("m", 1000, context_length=100_000, kv_bytes_per_token=2)
+    assert promise_for(one, -1, 10, Capacity()).total == 1000 + 200_000 + 10
+    assert promise_for(one, 0, 10, Capacity()).total == 1000 + 2 * 8192 + 10
+    assert promise_for(one, 64, 10, Capacity()).total == 1000 + 128 + 10
+
+
+def test_measured_memory_above_the_reserved_counts_at_once() -> None:
+    stage = Stage().begin(model("one", 2 * GIB), model("two", 5 * GIB))
+    spec = stage.loaded("one", keep_alive=-1)
+    measure(stage, spec, 4 * GIB)
+    assert ledger(stage).promised == 4 * GIB
+    stage.serve("r", "two")
+    assert stage.refused("r").code == "no_room"
+    assert stage.refused("r").numbers["pinned"] == 4 * GIB
+
+
+def test_measured_memory_below_the_reserved_counts_later_and_never_below_weights_and_cache() -> None:
+    stage = Stage().begin(model("one", 2 * GIB, context_length=1024, kv_bytes_per_token=2**20))
+    spec = stage.loaded("one")
+    assert spec.memory == 3 * GIB
+    measure(stage, spec, GIB)
+    assert ledger(stage).promised == 3 * GIB
+    serve_times(stage, "one", 3)
+    # The stage's backend has no overhead, so weights and cache are all there is.
+    assert ledger(stage).promised == 3 * GIB
+
+
+def test_measured_memory_is_remembered_for_the_next_engine_of_this_kind_also_after_a_restart() -> None:
+    stage = Stage().begin(model("one", 2 * GIB))
+    spec = stage.loaded("one")
+    measure(stage, spec, 3 * GIB)
+    stage.when(Unload(all=True)).rest()
+    (evicted,) = stage.stored(EvictionDecided)
+    assert (evicted.memory, evicted.footprint) == (3 * GIB, 3 * GIB)
+    stage.engine_is(spec, "gone", exit=exited(expected=True))
+    stage.rebuild()
+    stage.serve("again", "one")
+    assert stage.spec_of("one").memory == 3 * GIB
+
+
+def test_remembered_memory_keeps_a_model_from_being_loaded_beside_others() -> None:
+    stage = Stage().begin(model("one", 2 * GIB), model("other", 4 * GIB))
+    spec = stage.loaded("one")
+    measure(stage, spec, 5 * GIB)
+    stage.when(Unload(all=True)).rest()
+    stage.engine_is(spec, "gone", exit=exited(expected=True))
+    stage.loaded("other")
+    stage.serve("r", "one")
+    # Two and four would fit into eight; five and four do not, so the other makes room.
+    assert [one.model_ref for one in stage.stored(EvictionDecided)] == ["one", "other"]
+
+
+def test_measured_memory_of_an_engine_that_died_of_it_is_remembered_too() -> None:
+    stage = Stage().begin(model("one", 2 * GIB))
+    spec = stage.loaded("one")
+    measure(stage, spec, 6 * GIB)
+    stage.dies(spec, code=None, signal="SIGKILL")
+    (failed,) = stage.stored(LoadFailed)
+    assert failed.footprint == 6 * GIB
+
+
+def test_measured_memory_can_be_read_with_waiting_requests_and_when_engines_expire() -> None:
+    stage = Stage().begin(model("one", 2 * GIB), model("two", 7 * GIB))
+    spec = stage.loaded("one")
+    measure(stage, spec, GIB, now=GIB // 2)
+    stage.pass_time(60)
+    reading = ledger(stage)
+    (one,) = reading.engines
+    assert (one.promised, one.measured, one.peak) == (2 * GIB, GIB // 2, GIB)
+    assert (one.inside, one.served, one.queue) == (0, 1, 0)
+    assert (one.idle_seconds, one.expires_in, one.keep_alive) == (60.0, 240.0, 300.0)
+    assert one.cause.startswith("scheduler/")
+    assert (reading.budget, reading.promised, reading.free, reading.waiting) == (
+        *(8 * GIB, 2 * GIB, 6 * GIB, 0),
     )
-    def test_a_measured_peak_raises_at_once_and_lowers_late(self, peak: int, served: int, holds: int) -> None:
-        assert reckoned(100, 80, peak, served) == holds
-
-    def test_experience_keeps_others_out_but_never_the_model_itself(self) -> None:
-        alone = Account(memory=Memory(budget=100, available=90), promised=0, unclaimed=0)
-        crowd = Account(memory=Memory(budget=100, available=90), promised=10, unclaimed=0)
-        assert expected(50, 40, 0, alone) == 50
-        assert expected(50, 40, 30, alone) == 40
-        assert expected(50, 40, 95, alone) == 90
-        assert expected(50, 40, 95, crowd) == 95
-        assert expected(50, 40, 500, crowd) == 100
-
-    def test_a_context_of_less_than_none_is_all_the_model_can_take(self) -> None:
-        one = model("m", 1000, context_length=100_000, kv_bytes_per_token=2)
-        assert promise_for(one, -1, 10, Capacity()).total == 1000 + 200_000 + 10
-        assert promise_for(one, 0, 10, Capacity()).total == 1000 + 2 * 8192 + 10
-        assert promise_for(one, 64, 10, Capacity()).total == 1000 + 128 + 10
+    stage.serve("inside", "one").serve("waits", "two")
+    (one,) = ledger(stage).engines
+    assert (one.inside, one.idle_seconds, one.expires_in) == (1, None, None)
+    assert ledger(stage).waiting == 1
 
 
-class TestMeasuredMemory:
-    """In the scheduler."""
-
-    def test_that_is_more_than_was_promised_counts_at_once(self) -> None:
-        stage = Stage().begin(model("one", 2 * GIB), model("two", 5 * GIB))
-        spec = stage.loaded("one", keep_alive=-1)
-        measure(stage, spec, 4 * GIB)
-        assert ledger(stage).promised == 4 * GIB
-        stage.serve("r", "two")
-        assert stage.refused("r").code == "no_room"
-        assert stage.refused("r").numbers["pinned"] == 4 * GIB
-
-    def test_that_is_less_counts_after_several_requests_and_never_below_weights_and_cache(self) -> None:
-        stage = Stage().begin(model("one", 2 * GIB, context_length=1024, kv_bytes_per_token=2**20))
-        spec = stage.loaded("one")
-        assert spec.memory == 3 * GIB
-        measure(stage, spec, GIB)
-        assert ledger(stage).promised == 3 * GIB
-        serve_times(stage, "one", 3)
-        # The stage's backend has no overhead, so weights and cache are all there is.
-        assert ledger(stage).promised == 3 * GIB
-
-    def test_is_remembered_for_the_next_engine_of_this_kind_also_after_a_restart(self) -> None:
-        stage = Stage().begin(model("one", 2 * GIB))
-        spec = stage.loaded("one")
-        measure(stage, spec, 3 * GIB)
-        stage.when(Unload(all=True)).rest()
-        (evicted,) = stage.stored(EvictionDecided)
-        assert (evicted.memory, evicted.footprint) == (3 * GIB, 3 * GIB)
-        stage.engine_is(spec, "gone", exit=exited(expected=True))
-        stage.rebuild()
-        stage.serve("again", "one")
-        assert stage.spec_of("one").memory == 3 * GIB
-
-    def test_that_was_remembered_keeps_it_from_being_loaded_beside_others(self) -> None:
-        stage = Stage().begin(model("one", 2 * GIB), model("other", 4 * GIB))
-        spec = stage.loaded("one")
-        measure(stage, spec, 5 * GIB)
-        stage.when(Unload(all=True)).rest()
-        stage.engine_is(spec, "gone", exit=exited(expected=True))
-        stage.loaded("other")
-        stage.serve("r", "one")
-        # Two and four would fit into eight; five and four do not, so the other makes room.
-        assert [one.model_ref for one in stage.stored(EvictionDecided)] == ["one", "other"]
-
-    def test_of_an_engine_that_died_of_it_is_remembered_too(self) -> None:
-        stage = Stage().begin(model("one", 2 * GIB))
-        spec = stage.loaded("one")
-        measure(stage, spec, 6 * GIB)
-        stage.dies(spec, code=None, signal="SIGKILL")
-        (failed,) = stage.stored(LoadFailed)
-        assert failed.footprint == 6 * GIB
-
-    def test_can_be_read_with_who_waits_and_until_when_everybody_stays(self) -> None:
-        stage = Stage().begin(model("one", 2 * GIB), model("two", 7 * GIB))
-        spec = stage.loaded("one")
-        measure(stage, spec, GIB, now=GIB // 2)
-        stage.pass_time(60)
-        reading = ledger(stage)
-        (one,) = reading.engines
-        assert (one.promised, one.measured, one.peak) == (2 * GIB, GIB // 2, GIB)
-        assert (one.inside, one.served, one.queue) == (0, 1, 0)
-        assert (one.idle_seconds, one.expires_in, one.keep_alive) == (60.0, 240.0, 300.0)
-        assert one.cause.startswith("scheduler/")
-        assert (reading.budget, reading.promised, reading.free, reading.waiting) == (
-            *(8 * GIB, 2 * GIB, 6 * GIB, 0),
-        )
-        stage.serve("inside", "one").serve("waits", "two")
-        (one,) = ledger(stage).engines
-        assert (one.inside, one.idle_seconds, one.expires_in) == (1, None, None)
-        assert ledger(stage).waiting == 1
+def test_an_engine_that_is_given_up_has_failed_at_once_and_is_replaced_before_it_is_gone() -> None:
+    stage = Stage().begin(model("one", GIB))
+    spec = stage.loaded("one")
+    stage.serve("stuck", "one")
+    stage.engine_is(spec, "stopping", fault="it sent nothing for 60 s")
+    (failed,) = stage.stored(LoadFailed)
+    assert failed.failure.code == "engine_stalled"
+    assert "it sent nothing for 60 s" in failed.failure.message
+    stage.serve("next", "one")
+    assert stage.spec_of("one").engine_id != spec.engine_id
+    # What it holds is not promised again before it is gone.
+    assert ledger(stage).promised == 2 * GIB
 
 
-class TestAnEngineThatIsGivenUp:
-    """It still runs, and nobody counts on it."""
-
-    def test_has_failed_at_once_and_is_replaced_before_it_is_gone(self) -> None:
-        stage = Stage().begin(model("one", GIB))
-        spec = stage.loaded("one")
-        stage.serve("stuck", "one")
-        stage.engine_is(spec, "stopping", fault="it sent nothing for 60 s")
-        (failed,) = stage.stored(LoadFailed)
-        assert failed.failure.code == "engine_stalled"
-        assert "it sent nothing for 60 s" in failed.failure.message
-        stage.serve("next", "one")
-        assert stage.spec_of("one").engine_id != spec.engine_id
-        # What it holds is not promised again before it is gone.
-        assert ledger(stage).promised == 2 * GIB
-
-    def test_lets_nobody_else_in(self) -> None:
-        stage = Stage().begin(model("one", GIB))
-        spec = stage.loaded("one")
-        stage.engine_is(spec, "stopping", fault="it is dead")
-        assert stage.gates.enter("sha256:one", "completion", "", "late") is None
-
-    def test_counts_against_the_model(self) -> None:
-        stage = Stage().begin(model("one", GIB))
-        for number in range(3):
-            spec = stage.serve(f"r{number}", "one").spec_of("one")
-            stage.engine_is(spec, "starting").engine_is(spec, "stopping", fault="it is dead")
-            assert stage.refused(f"r{number}").code == "engine_stalled"
-            stage.engine_is(spec, "gone", exit=exited())
-        stage.serve("again", "one")
-        assert stage.refused("again").code == "breaker_open"
+def test_an_engine_that_is_given_up_admits_no_more_requests() -> None:
+    stage = Stage().begin(model("one", GIB))
+    spec = stage.loaded("one")
+    stage.engine_is(spec, "stopping", fault="it is dead")
+    assert stage.gates.enter("sha256:one", "completion", "", "late") is None
 
 
-class TestARunner:
-    """Owns engines, and ends those that do nothing."""
-
-    def ready(self) -> Case[Any, Any]:
-        case = given(Runner("llama.cpp"), EngineStartRequested(spec=SPEC))
-        case.when(SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
-        return case.when(EngineIsReady(engine_id="e1")).rest()
-
-    def test_ends_an_engine_that_has_stalled_and_says_why(self) -> None:
-        case = self.ready()
-        case.when(EngineStalled(engine_id="e1", failure=DEAD))
-        (stop,) = [one for one in case.events if isinstance(one, EngineStopRequested)]
-        assert (stop.reason, stop.fault) == ("it does nothing", True)
-        assert stop.failure is not None
-        assert (stop.failure.code, stop.failure.blame) == ("engine_stalled", "engine")
-        engine: Engine = case.state.engines["e1"]
-        assert (engine.state, engine.fault) == ("stopping", "it does nothing")
-        case.when(EngineEnded(engine_id="e1", exit=exited(expected=True)))
-        assert case.state.engines["e1"].exit.expected is False
-        assert "it does nothing" in case.state.engines["e1"].exit.summary
-
-    def test_does_not_end_one_twice_nor_one_that_is_not_ready(self) -> None:
-        case = self.ready()
-        case.when(StopEngine(engine_id="e1", reason="unload"))
-        case.when(EngineStalled(engine_id="e1", failure=DEAD)).then()
-        case.when(EngineStalled(engine_id="nobody", failure=DEAD)).then()
-
-    def test_tells_measured_memory_with_its_list_and_at_once_when_it_has_grown(self) -> None:
-        case = self.ready()
-        case.when(EnginesMeasured(measured={"e1": Measured(now=MIB, peak=MIB)})).rest()
-        assert case.told(SCHEDULER) == []
-        case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
-        (told,) = case.told(SCHEDULER)
-        assert isinstance(told, EngineList)
-        assert told.measured["e1"].peak == GIB
-
-    def test_forgets_the_memory_of_engines_that_are_gone(self) -> None:
-        case = self.ready()
-        case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
-        case.when(EngineEnded(engine_id="e1", exit=exited())).rest()
-        assert case.volatile.measured == {}
+def test_an_engine_that_is_given_up_counts_against_the_model() -> None:
+    stage = Stage().begin(model("one", GIB))
+    for number in range(3):
+        spec = stage.serve(f"r{number}", "one").spec_of("one")
+        stage.engine_is(spec, "starting").engine_is(spec, "stopping", fault="it is dead")
+        assert stage.refused(f"r{number}").code == "engine_stalled"
+        stage.engine_is(spec, "gone", exit=exited())
+    stage.serve("again", "one")
+    assert stage.refused("again").code == "breaker_open"
 
 
-class TestAWishToStayForEver:
-    """A pin by request."""
-
-    def test_survives_a_restart(self) -> None:
-        stage = Stage().begin(model("one", GIB))
-        stage.loaded("one", keep_alive=-1)
-        stage.rebuild()
-        stage.pass_time(3600)
-        assert stage.stored(EvictionDecided) == []
-        assert ledger(stage).engines[0].expires_in is None
-
-    def test_is_stored_once_and_its_end_once(self) -> None:
-        stage = Stage().begin(model("one", GIB))
-        stage.loaded("one", keep_alive=-1)
-        for number in range(5):
-            stage.serve(f"r{number}", "one", keep_alive=-1).leave(f"r{number}")
-        stage.when(Keep(model_id="sha256:one", keep_alive=60.0)).rest()
-        stage.when(Keep(model_id="sha256:one", keep_alive=90.0)).rest()
-        assert [one.keep_alive for one in stage.stored(KeepAliveWished)] == [-1, 60.0]
-        stage.pass_time(91)
-        assert [one.reason for one in stage.stored(EvictionDecided)] == ["idle"]
-
-    def test_other_wishes_are_not_stored(self) -> None:
-        stage = Stage().begin(model("one", GIB))
-        stage.loaded("one", keep_alive=60)
-        assert stage.stored(KeepAliveWished) == []
-
-    def test_of_a_client_that_keeps_changing_its_mind_does_not_fill_the_journal(self) -> None:
-        stage = Stage().begin(model("one", GIB))
-        stage.loaded("one")
-        for number in range(100):
-            stage.when(Keep(model_id="sha256:one", keep_alive=-1.0 if number % 2 else 60.0)).rest()
-        assert len(stage.stored(KeepAliveWished)) == 16
+def ready() -> Case[Any, Any]:
+    case = given(Runner("llama.cpp"), EngineStartRequested(spec=SPEC))
+    case.when(SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
+    return case.when(EngineIsReady(engine_id="e1")).rest()
 
 
-class TestWhatWasLoadedWhenTheDaemonEnded:
-    """The desired state."""
+def test_a_runner_ends_an_engine_that_has_stalled_and_says_why() -> None:
+    case = ready()
+    case.when(EngineStalled(engine_id="e1", failure=DEAD))
+    (stop,) = [one for one in case.events if isinstance(one, EngineStopRequested)]
+    assert (stop.reason, stop.fault) == ("it does nothing", True)
+    assert stop.failure is not None
+    assert (stop.failure.code, stop.failure.blame) == ("engine_stalled", "engine")
+    engine: Engine = case.state.engines["e1"]
+    assert (engine.state, engine.fault) == ("stopping", "it does nothing")
+    case.when(EngineEnded(engine_id="e1", exit=exited(expected=True)))
+    assert case.state.engines["e1"].exit.expected is False
+    assert "it does nothing" in case.state.engines["e1"].exit.summary
 
-    def test_is_remembered_until_it_is_loaded_again(self) -> None:
-        stage = Stage().begin(model("one", GIB), model("two", GIB))
-        stage.loaded("one", keep_alive=-1)
-        spec = stage.loaded("two")
-        stage.when(Drain()).rest()
-        marks = stage.state.interrupted
-        assert {one.spec.model_ref: one.kept for one in marks.values()} == {"one": True, "two": False}
-        for each in list(stage.engines["llama.cpp"].values()):
-            stage.engine_is(each.spec, "gone", exit=exited(expected=True))
-        stage.rebuild()
-        stage.serve("r", "two")
-        assert stage.spec_of("two").engine_id != spec.engine_id
-        assert [one.spec.model_ref for one in stage.state.interrupted.values()] == ["one"]
 
-    def test_counts_also_when_it_got_lost_with_the_daemon(self) -> None:
-        stage = Stage().begin(model("one", GIB))
-        spec = stage.loaded("one")
-        stage.rebuild()
-        stage.engine_is(spec, "gone", exit=exited(code=None, lost=True))
-        assert [one.spec.model_ref for one in stage.state.interrupted.values()] == ["one"]
+def test_a_runner_does_not_end_one_twice_nor_one_that_is_not_ready() -> None:
+    case = ready()
+    case.when(StopEngine(engine_id="e1", reason="unload"))
+    case.when(EngineStalled(engine_id="e1", failure=DEAD)).then()
+    case.when(EngineStalled(engine_id="nobody", failure=DEAD)).then()
 
-    def test_is_nothing_of_what_ended_for_another_reason(self) -> None:
-        stage = Stage().begin(model("one", GIB), model("two", GIB))
-        stage.dies(stage.loaded("one"))
-        stage.loaded("two")
-        stage.when(Unload(all=True)).rest()
-        assert stage.state.interrupted == {}
+
+def test_a_runner_sends_measured_memory_with_its_list_and_at_once_when_it_has_grown() -> None:
+    case = ready()
+    case.when(EnginesMeasured(measured={"e1": Measured(now=MIB, peak=MIB)})).rest()
+    assert case.told(SCHEDULER) == []
+    case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
+    (told,) = case.told(SCHEDULER)
+    assert isinstance(told, EngineList)
+    assert told.measured["e1"].peak == GIB
+
+
+def test_a_runner_forgets_the_memory_of_engines_that_are_gone() -> None:
+    case = ready()
+    case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
+    case.when(EngineEnded(engine_id="e1", exit=exited())).rest()
+    assert case.volatile.measured == {}
+
+
+def test_a_pin_by_request_survives_a_restart() -> None:
+    stage = Stage().begin(model("one", GIB))
+    stage.loaded("one", keep_alive=-1)
+    stage.rebuild()
+    stage.pass_time(3600)
+    assert stage.stored(EvictionDecided) == []
+    assert ledger(stage).engines[0].expires_in is None
+
+
+def test_a_pin_by_request_is_stored_once_and_its_end_once() -> None:
+    stage = Stage().begin(model("one", GIB))
+    stage.loaded("one", keep_alive=-1)
+    for number in range(5):
+        stage.serve(f"r{number}", "one", keep_alive=-1).leave(f"r{number}")
+    stage.when(Keep(model_id="sha256:one", keep_alive=60.0)).rest()
+    stage.when(Keep(model_id="sha256:one", keep_alive=90.0)).rest()
+    assert [one.keep_alive for one in stage.stored(KeepAliveWished)] == [-1, 60.0]
+    stage.pass_time(91)
+    assert [one.reason for one in stage.stored(EvictionDecided)] == ["idle"]
+
+
+def test_keep_alives_other_than_for_ever_are_not_stored() -> None:
+    stage = Stage().begin(model("one", GIB))
+    stage.loaded("one", keep_alive=60)
+    assert stage.stored(KeepAliveWished) == []
+
+
+def test_a_client_that_keeps_pinning_and_unpinning_does_not_fill_the_journal() -> None:
+    stage = Stage().begin(model("one", GIB))
+    stage.loaded("one")
+    for number in range(100):
+        stage.when(Keep(model_id="sha256:one", keep_alive=-1.0 if number % 2 else 60.0)).rest()
+    assert len(stage.stored(KeepAliveWished)) == 16
+
+
+def test_what_was_loaded_when_the_daemon_ended_is_remembered_until_it_is_loaded_again() -> None:
+    stage = Stage().begin(model("one", GIB), model("two", GIB))
+    stage.loaded("one", keep_alive=-1)
+    spec = stage.loaded("two")
+    stage.when(Drain()).rest()
+    marks = stage.state.interrupted
+    assert {one.spec.model_ref: one.kept for one in marks.values()} == {"one": True, "two": False}
+    for each in list(stage.engines["llama.cpp"].values()):
+        stage.engine_is(each.spec, "gone", exit=exited(expected=True))
+    stage.rebuild()
+    stage.serve("r", "two")
+    assert stage.spec_of("two").engine_id != spec.engine_id
+    assert [one.spec.model_ref for one in stage.state.interrupted.values()] == ["one"]
+
+
+def test_an_engine_that_was_lost_with_the_daemon_counts_as_loaded_when_it_ended() -> None:
+    stage = Stage().begin(model("one", GIB))
+    spec = stage.loaded("one")
+    stage.rebuild()
+    stage.engine_is(spec, "gone", exit=exited(code=None, lost=True))
+    assert [one.spec.model_ref for one in stage.state.interrupted.values()] == ["one"]
+
+
+def test_an_engine_that_ended_for_another_reason_does_not_count_as_loaded_at_the_end() -> None:
+    stage = Stage().begin(model("one", GIB), model("two", GIB))
+    stage.dies(stage.loaded("one"))
+    stage.loaded("two")
+    stage.when(Unload(all=True)).rest()
+    assert stage.state.interrupted == {}
 
 
 def test_the_daemons_log_knows_when_the_one_before_started() -> None:

@@ -90,246 +90,271 @@ def lists(case: Case[Any, Any]) -> list[EngineList]:
     return [one for one in case.told("scheduler") if isinstance(one, EngineList)]
 
 
-class TestAStart:
-    def test_is_an_intent_before_it_is_a_process(self) -> None:
-        case = started().then(EngineStartRequested(spec=spec()))
-        assert case.of(SpawnEngine) == [SpawnEngine(spec=spec())]
-        assert state(case) == "starting"
-
-    def test_that_comes_twice_is_harmless(self) -> None:
-        case = started().when(StartEngine(spec=spec())).then()
-        assert not case.of(SpawnEngine)
-
-    def test_of_what_was_barred_before_is_refused_for_good_and_the_list_says_so(self) -> None:
-        case = runner().when(BarEngine(engine_id="e1"))
-        case.then(EngineLost(engine_id="e1", reason="it had not been started")).rest()
-        assert lists(case)[-1].barred == ("e1",)
-        case.when(BarEngine(engine_id="e1")).then().rest()
-        assert lists(case)[-1].barred == ("e1",)
-        case.when(StartEngine(spec=spec())).then()
-        case.rebuild().when(Recovered()).rest()
-        case.when(StartEngine(spec=spec())).then()
-        assert not case.of(SpawnEngine)
-        case.when(StartEngine(spec=spec("e2"))).then(EngineStartRequested(spec=spec("e2")))
-
-    def test_that_was_handled_first_is_left_alone_by_what_bars_it(self) -> None:
-        case = ready(started()).when(BarEngine(engine_id="e1")).then().rest()
-        assert state(case) == "ready"
-        assert [one.spec.engine_id for one in lists(case)[-1].engines] == ["e1"]
-        assert not case.of(EndEngine)
-
-    def test_of_an_engine_that_is_gone_is_not_repeated(self) -> None:
-        case = ready(started())
-        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
-        case.when(StartEngine(spec=spec())).then()
-
-    def test_leads_to_an_engine_that_has_proved_it_can_answer(self) -> None:
-        case = spawned(started()).then(EngineSpawned)
-        case.advance(2.5).when(EngineIsReady(engine_id="e1")).rest()
-        case.then(EngineReady(engine_id="e1", seconds=2.5))
-        (told,) = lists(case)
-        assert (told.engines[0].state, told.engines[0].pid) == ("ready", 42)
-
-    def test_that_is_reported_ready_before_its_spawn_is_ready_with_its_endpoint(self) -> None:
-        case = started().when(EngineIsReady(engine_id="e1")).rest().then()
-        assert state(case) == "starting"
-        spawned(case).then(EngineSpawned, EngineReady)
-        assert case.state.engines["e1"].endpoint == "/run/e1.sock"
-
-    def test_that_fails_says_how(self) -> None:
-        case = spawned(started())
-        exit_ = EngineExit(at=NOW.wall, signal="SIGSEGV", summary="It crashed (SIGSEGV).")
-        case.when(EngineEnded(engine_id="e1", exit=exit_)).rest().then(EngineExited)
-        assert lists(case)[-1].engines[0].exit == exit_
-
-    def test_that_makes_no_progress_for_long_is_given_up_and_that_is_its_fault(self) -> None:
-        case = spawned(started())
-        case.wake().then()
-        assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START)
-        assert not case.of(EndEngine)
-        case.wake().then(EngineStopRequested)
-        assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START + SECOND_LOOK)
-        assert case.of(EndEngine)
-        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
-        end = case.state.engines["e1"].exit
-        assert not end.expected
-        assert end.summary == "The engine was given up: no sign of progress for 900 s while starting."
-
-    def test_that_gets_on_is_given_all_the_time_it_needs(self) -> None:
-        case = spawned(started())
-        for _ in range(10):
-            case.advance(SILENT_START - 1).when(EngineMoved(engine_id="e1")).rest().then()
+def test_a_start_is_an_intent_before_it_is_a_process() -> None:
+    case = started().then(EngineStartRequested(spec=spec()))
+    assert case.of(SpawnEngine) == [SpawnEngine(spec=spec())]
+    assert state(case) == "starting"
 
 
-class TestAStop:
-    def test_is_an_intent_before_it_is_a_signal(self) -> None:
-        case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
-        case.then(EngineStopRequested(engine_id="e1", reason="idle"))
-        assert case.of(EndEngine) == [EndEngine(engine_id="e1", reason="idle")]
-        assert state(case) == "stopping"
-
-    def test_that_is_told_again_is_passed_on_again_without_an_event(self) -> None:
-        case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
-        case.when(StopEngine(engine_id="e1", reason="idle")).then()
-        assert case.of(EndEngine)
-
-    def test_of_an_engine_that_is_gone_tells_the_list_again(self) -> None:
-        case = ready(started()).when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
-        case.when(StopEngine(engine_id="e1", reason="idle")).rest().then()
-        assert lists(case)
-
-    def test_that_is_never_answered_makes_the_engine_lost(self) -> None:
-        case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
-        case.advance(SILENT_STOP - 1).rest().then()
-        assert case.advance(1).rest().then().of(EndEngine)
-        assert not case.advance(SECOND_LOOK - 1).rest().then().of(EndEngine)
-        case.advance(1).rest().then(EngineLost)
-        end = case.state.engines["e1"].exit
-        assert (end.lost, end.expected) == (True, True)
-
-    def test_is_not_held_against_an_engine_whose_report_lies_unread(self) -> None:
-        case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
-        case.advance(SILENT_STOP * 10).rest().then()
-        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
-        assert not case.volatile.overdue
-
-    def test_of_an_engine_that_ran_for_hours_is_given_its_time(self) -> None:
-        case = ready(started()).advance(7200).rest()
-        case.when(StopEngine(engine_id="e1", reason="idle")).rest()
-        case.then(EngineStopRequested)
-        assert state(case) == "stopping"
+def test_a_start_that_comes_twice_is_harmless() -> None:
+    case = started().when(StartEngine(spec=spec())).then()
+    assert not case.of(SpawnEngine)
 
 
-class TestReports:
-    @pytest.mark.parametrize(
-        "report",
-        [
-            SpawnedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x"),
-            EngineIsReady(engine_id="e9"),
-            AdoptedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x", ready=True),
-        ],
-    )
-    def test_of_a_process_nobody_wants_end_it(self, report: Any) -> None:
-        case = runner().when(report).rest().then()
-        assert [one.engine_id for one in case.of(EndEngine)] == ["e9"]
-
-    def test_of_an_end_of_an_engine_that_was_never_ours_are_dropped(self) -> None:
-        case = runner().when(EngineEnded(engine_id="e9", exit=ENDED)).rest().then()
-        assert not case.effects
-
-    def test_of_an_end_count_once(self) -> None:
-        case = ready(started())
-        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
-        case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then()
-
-    def test_carry_the_intent_they_belong_to(self) -> None:
-        case = spawned(started())
-        assert case.history[-1].cause == case.history[0].id
+def test_a_start_that_was_forbidden_before_is_refused_for_good_and_the_list_says_so() -> None:
+    case = runner().when(BarEngine(engine_id="e1"))
+    case.then(EngineLost(engine_id="e1", reason="it had not been started")).rest()
+    assert lists(case)[-1].barred == ("e1",)
+    case.when(BarEngine(engine_id="e1")).then().rest()
+    assert lists(case)[-1].barred == ("e1",)
+    case.when(StartEngine(spec=spec())).then()
+    case.rebuild().when(Recovered()).rest()
+    case.when(StartEngine(spec=spec())).then()
+    assert not case.of(SpawnEngine)
+    case.when(StartEngine(spec=spec("e2"))).then(EngineStartRequested(spec=spec("e2")))
 
 
-class TestAnEarlierLife:
-    def test_is_looked_for_before_anything_is_told(self) -> None:
-        case = runner(*past())
-        assert not lists(case)
-        case.when(adopted()).rest()
-        assert lists(case)[-1].engines[0].state == "ready"
-
-    def test_looks_for_every_engine_that_is_not_gone(self) -> None:
-        gone = EngineExited(engine_id="e1", exit=ENDED)
-        case = given(Runner("mlx"), *past("e1"), gone, *past("e2"), now=NOW).when(Recovered())
-        (recover,) = case.of(RecoverEngines)
-        assert [one.spec.engine_id for one in recover.engines] == ["e2"]
-
-    def test_whose_engine_still_runs_goes_on_with_it(self) -> None:
-        case = runner(*past()).when(adopted()).rest().then(EngineAdopted)
-        assert state(case) == "ready"
-        assert not case.of(SpawnEngine)
-
-    def test_whose_engine_became_ready_meanwhile_says_so(self) -> None:
-        case = runner(*past(up_to="spawned")).when(adopted()).rest()
-        case.then(EngineAdopted, EngineReady)
-
-    def test_whose_engine_does_not_answer_now_does_not_believe_the_journal(self) -> None:
-        case = runner(*past()).when(adopted(answers=False)).rest()
-        assert state(case) == "starting"
-        case.when(EngineIsReady(engine_id="e1")).rest().then(EngineReady)
-
-    def test_whose_intent_came_to_nothing_does_not_repeat_it(self) -> None:
-        case = runner(*past(up_to="requested"))
-        case.when(LostEngine(engine_id="e1", reason="it was never spawned")).rest()
-        case.then(EngineLost)
-        assert not case.of(SpawnEngine)
-        assert lists(case)[-1].engines[0].exit.lost  # type: ignore[union-attr]
-
-    def test_whose_engine_is_never_heard_of_comes_to_an_end(self) -> None:
-        case = runner(*past())
-        case.advance(SILENT_RECOVERY - 1).rest().then()
-        assert case.advance(1).rest().then().of(EndEngine)
-        assert not lists(case.advance(SECOND_LOOK - 1).rest())
-        case.advance(1).rest().then(EngineLost)
-        assert lists(case)
-        # Should it turn up after all, it is ended.
-        case.when(adopted()).rest().then()
-        assert case.of(EndEngine)
-
-    def test_whose_own_process_was_stopped_meanwhile_hears_first_what_was_reported(self) -> None:
-        case = runner(*past())
-        assert not case.advance(SILENT_RECOVERY * 10).rest().of(EndEngine)
-        case.when(adopted()).rest().then(EngineAdopted)
-        assert not case.advance(1).rest().of(EndEngine)
-        assert state(case) == "ready"
-
-    def test_that_was_rebuilt_hears_of_the_engines_its_host_never_let_go_of(self) -> None:
-        case = ready(started())
-        case.rebuild().when(Recovered()).rest()
-        assert case.of(RecoverEngines)
-        case.when(adopted()).rest().then(EngineAdopted)
-        assert lists(case.advance(5).rest())
-        assert state(case) == "ready"
-
-    def test_that_was_rebuilt_while_an_engine_is_prepared_does_not_look_for_it(self) -> None:
-        case = started()
-        case.rebuild().when(Recovered()).rest()
-        case.when(EngineMoved(engine_id="e1")).rest()
-        assert lists(case.advance(5).rest())
-        assert not case.advance(SILENT_RECOVERY + SECOND_LOOK).rest().of(EndEngine)
-        spawned(case).then(EngineSpawned)
-
-    def test_whose_engine_was_to_end_is_not_taken_for_a_working_one(self) -> None:
-        stop = EngineStopRequested(engine_id="e1", reason="idle")
-        case = runner(*past(), stop).when(adopted()).rest()
-        assert state(case) == "stopping"
+def test_a_start_that_was_handled_first_is_not_undone_by_being_forbidden() -> None:
+    case = ready(started()).when(BarEngine(engine_id="e1")).then().rest()
+    assert state(case) == "ready"
+    assert [one.spec.engine_id for one in lists(case)[-1].engines] == ["e1"]
+    assert not case.of(EndEngine)
 
 
-class TestTheList:
-    def test_goes_to_scheduler_and_installer_when_something_changes_and_every_few_seconds(self) -> None:
-        case = started()
-        assert lists(case)
-        assert case.told("installer") == lists(case)
-        assert not lists(case.advance(4).rest())
-        assert lists(case.advance(1).rest())
+def test_a_start_of_an_engine_that_is_gone_is_not_repeated() -> None:
+    case = ready(started())
+    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
+    case.when(StartEngine(spec=spec())).then()
 
-    def test_tells_what_the_scheduler_had_acted_on_behind_every_start_it_sent(self) -> None:
-        case = runner().when(StartEngine(spec=spec())).when(RollCall(installations=7)).rest()
-        (told,) = lists(case)
-        assert told.installations == 7
-        assert [one.spec.engine_id for one in told.engines] == ["e1"]
-        case.when(RollCall()).rest()
-        assert lists(case)[-1].installations == 7
 
-    def test_tells_of_engines_that_are_gone_for_a_while_and_not_for_ever(self) -> None:
-        case = runner()
-        for number in range(40):
-            one = f"e{number}"
-            case.when(StartEngine(spec=spec(one))).rest()
-            case.when(EngineEnded(engine_id=one, exit=ENDED)).rest()
-        assert list(case.state.engines) == [f"e{number}" for number in range(24, 40)]
-        assert not case.volatile.moved
+def test_a_start_leads_to_an_engine_that_has_proved_it_can_answer() -> None:
+    case = spawned(started()).then(EngineSpawned)
+    case.advance(2.5).when(EngineIsReady(engine_id="e1")).rest()
+    case.then(EngineReady(engine_id="e1", seconds=2.5))
+    (told,) = lists(case)
+    assert (told.engines[0].state, told.engines[0].pid) == ("ready", 42)
 
-    def test_is_told_although_nothing_can_be_stored(self) -> None:
-        case = spawned(started()).advance(SILENT_START).settle().advance(SECOND_LOOK).settle()
-        assert case.decision.events
-        if_not_stored = case.decision.if_not_stored
-        assert if_not_stored is not None
-        assert not if_not_stored.events
-        assert len(if_not_stored.effects) == 2
+
+def test_a_start_that_is_reported_ready_before_its_spawn_is_ready_with_its_endpoint() -> None:
+    case = started().when(EngineIsReady(engine_id="e1")).rest().then()
+    assert state(case) == "starting"
+    spawned(case).then(EngineSpawned, EngineReady)
+    assert case.state.engines["e1"].endpoint == "/run/e1.sock"
+
+
+def test_a_start_that_fails_says_how() -> None:
+    case = spawned(started())
+    exit_ = EngineExit(at=NOW.wall, signal="SIGSEGV", summary="It crashed (SIGSEGV).")
+    case.when(EngineEnded(engine_id="e1", exit=exit_)).rest().then(EngineExited)
+    assert lists(case)[-1].engines[0].exit == exit_
+
+
+def test_a_start_that_makes_no_progress_for_long_is_given_up_and_counts_as_a_failure() -> None:
+    case = spawned(started())
+    case.wake().then()
+    assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START)
+    assert not case.of(EndEngine)
+    case.wake().then(EngineStopRequested)
+    assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START + SECOND_LOOK)
+    assert case.of(EndEngine)
+    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
+    end = case.state.engines["e1"].exit
+    assert not end.expected
+    assert end.summary == "The engine was given up: no sign of progress for 900 s while starting."
+
+
+def test_a_start_that_makes_progress_is_given_all_the_time_it_needs() -> None:
+    case = spawned(started())
+    for _ in range(10):
+        case.advance(SILENT_START - 1).when(EngineMoved(engine_id="e1")).rest().then()
+
+
+def test_a_stop_is_an_intent_before_it_is_a_signal() -> None:
+    case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case.then(EngineStopRequested(engine_id="e1", reason="idle"))
+    assert case.of(EndEngine) == [EndEngine(engine_id="e1", reason="idle")]
+    assert state(case) == "stopping"
+
+
+def test_a_stop_that_is_repeated_is_passed_on_again_without_an_event() -> None:
+    case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case.when(StopEngine(engine_id="e1", reason="idle")).then()
+    assert case.of(EndEngine)
+
+
+def test_a_stop_of_an_engine_that_is_gone_sends_the_list_again() -> None:
+    case = ready(started()).when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
+    case.when(StopEngine(engine_id="e1", reason="idle")).rest().then()
+    assert lists(case)
+
+
+def test_a_stop_that_is_never_answered_makes_the_engine_lost() -> None:
+    case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case.advance(SILENT_STOP - 1).rest().then()
+    assert case.advance(1).rest().then().of(EndEngine)
+    assert not case.advance(SECOND_LOOK - 1).rest().then().of(EndEngine)
+    case.advance(1).rest().then(EngineLost)
+    end = case.state.engines["e1"].exit
+    assert (end.lost, end.expected) == (True, True)
+
+
+def test_a_stop_is_not_held_against_an_engine_whose_report_lies_unread() -> None:
+    case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case.advance(SILENT_STOP * 10).rest().then()
+    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
+    assert not case.volatile.overdue
+
+
+def test_a_stop_of_an_engine_that_ran_for_hours_is_given_its_time() -> None:
+    case = ready(started()).advance(7200).rest()
+    case.when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case.then(EngineStopRequested)
+    assert state(case) == "stopping"
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        SpawnedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x"),
+        EngineIsReady(engine_id="e9"),
+        AdoptedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x", ready=True),
+    ],
+)
+def test_reports_of_a_process_that_is_not_wanted_end_it(report: Any) -> None:
+    case = runner().when(report).rest().then()
+    assert [one.engine_id for one in case.of(EndEngine)] == ["e9"]
+
+
+def test_reports_of_the_end_of_an_engine_that_was_never_ours_are_dropped() -> None:
+    case = runner().when(EngineEnded(engine_id="e9", exit=ENDED)).rest().then()
+    assert not case.effects
+
+
+def test_reports_of_an_end_count_once() -> None:
+    case = ready(started())
+    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
+    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then()
+
+
+def test_reports_carry_the_intent_they_belong_to() -> None:
+    case = spawned(started())
+    assert case.history[-1].cause == case.history[0].id
+
+
+def test_engines_of_an_earlier_life_are_looked_for_before_anything_is_sent() -> None:
+    case = runner(*past())
+    assert not lists(case)
+    case.when(adopted()).rest()
+    assert lists(case)[-1].engines[0].state == "ready"
+
+
+def test_a_new_life_looks_for_every_engine_that_is_not_gone() -> None:
+    gone = EngineExited(engine_id="e1", exit=ENDED)
+    case = given(Runner("mlx"), *past("e1"), gone, *past("e2"), now=NOW).when(Recovered())
+    (recover,) = case.of(RecoverEngines)
+    assert [one.spec.engine_id for one in recover.engines] == ["e2"]
+
+
+def test_an_engine_of_an_earlier_life_that_still_runs_is_adopted() -> None:
+    case = runner(*past()).when(adopted()).rest().then(EngineAdopted)
+    assert state(case) == "ready"
+    assert not case.of(SpawnEngine)
+
+
+def test_an_engine_of_an_earlier_life_that_became_ready_meanwhile_is_recorded_as_ready() -> None:
+    case = runner(*past(up_to="spawned")).when(adopted()).rest()
+    case.then(EngineAdopted, EngineReady)
+
+
+def test_an_engine_of_an_earlier_life_that_does_not_answer_now_is_not_ready() -> None:
+    case = runner(*past()).when(adopted(answers=False)).rest()
+    assert state(case) == "starting"
+    case.when(EngineIsReady(engine_id="e1")).rest().then(EngineReady)
+
+
+def test_a_start_of_an_earlier_life_that_came_to_nothing_is_not_repeated() -> None:
+    case = runner(*past(up_to="requested"))
+    case.when(LostEngine(engine_id="e1", reason="it was never spawned")).rest()
+    case.then(EngineLost)
+    assert not case.of(SpawnEngine)
+    assert lists(case)[-1].engines[0].exit.lost  # type: ignore[union-attr]
+
+
+def test_an_engine_of_an_earlier_life_that_is_never_reported_comes_to_an_end() -> None:
+    case = runner(*past())
+    case.advance(SILENT_RECOVERY - 1).rest().then()
+    assert case.advance(1).rest().then().of(EndEngine)
+    assert not lists(case.advance(SECOND_LOOK - 1).rest())
+    case.advance(1).rest().then(EngineLost)
+    assert lists(case)
+    # Should it turn up after all, it is ended.
+    case.when(adopted()).rest().then()
+    assert case.of(EndEngine)
+
+
+def test_a_runner_whose_process_was_stopped_takes_the_waiting_reports_first() -> None:
+    case = runner(*past())
+    assert not case.advance(SILENT_RECOVERY * 10).rest().of(EndEngine)
+    case.when(adopted()).rest().then(EngineAdopted)
+    assert not case.advance(1).rest().of(EndEngine)
+    assert state(case) == "ready"
+
+
+def test_a_rebuilt_runner_gets_the_engines_that_its_host_still_holds() -> None:
+    case = ready(started())
+    case.rebuild().when(Recovered()).rest()
+    assert case.of(RecoverEngines)
+    case.when(adopted()).rest().then(EngineAdopted)
+    assert lists(case.advance(5).rest())
+    assert state(case) == "ready"
+
+
+def test_a_runner_rebuilt_while_an_engine_is_prepared_does_not_look_for_it() -> None:
+    case = started()
+    case.rebuild().when(Recovered()).rest()
+    case.when(EngineMoved(engine_id="e1")).rest()
+    assert lists(case.advance(5).rest())
+    assert not case.advance(SILENT_RECOVERY + SECOND_LOOK).rest().of(EndEngine)
+    spawned(case).then(EngineSpawned)
+
+
+def test_an_engine_of_an_earlier_life_that_was_to_end_is_not_taken_for_a_working_one() -> None:
+    stop = EngineStopRequested(engine_id="e1", reason="idle")
+    case = runner(*past(), stop).when(adopted()).rest()
+    assert state(case) == "stopping"
+
+
+def test_the_list_goes_to_scheduler_and_installer_on_each_change_and_every_few_seconds() -> None:
+    case = started()
+    assert lists(case)
+    assert case.told("installer") == lists(case)
+    assert not lists(case.advance(4).rest())
+    assert lists(case.advance(1).rest())
+
+
+def test_the_list_says_what_the_scheduler_had_acted_on_behind_every_start_it_sent() -> None:
+    case = runner().when(StartEngine(spec=spec())).when(RollCall(installations=7)).rest()
+    (told,) = lists(case)
+    assert told.installations == 7
+    assert [one.spec.engine_id for one in told.engines] == ["e1"]
+    case.when(RollCall()).rest()
+    assert lists(case)[-1].installations == 7
+
+
+def test_the_list_has_engines_that_are_gone_for_a_while_and_not_for_ever() -> None:
+    case = runner()
+    for number in range(40):
+        one = f"e{number}"
+        case.when(StartEngine(spec=spec(one))).rest()
+        case.when(EngineEnded(engine_id=one, exit=ENDED)).rest()
+    assert list(case.state.engines) == [f"e{number}" for number in range(24, 40)]
+    assert not case.volatile.moved
+
+
+def test_the_list_is_sent_although_nothing_can_be_stored() -> None:
+    case = spawned(started()).advance(SILENT_START).settle().advance(SECOND_LOOK).settle()
+    assert case.decision.events
+    if_not_stored = case.decision.if_not_stored
+    assert if_not_stored is not None
+    assert not if_not_stored.events
+    assert len(if_not_stored.effects) == 2

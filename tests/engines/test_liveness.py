@@ -34,156 +34,164 @@ def reading(inside: int = 1, quiet_since: float = 0.0, **more: Any) -> GateReadi
     return GateReading(open=True, inside=inside, quiet_since=quiet_since, **more)
 
 
-class TestLife:
-    """The judgement alone."""
-
-    def test_silence_counts_from_the_last_byte_or_the_last_work_whichever_was_later(self) -> None:
-        life = Life(0.0)
-        life.use(1.0, 10.0)
-        assert life.still_for(reading(quiet_since=4.0), 30.0) == 20.0
-        assert life.still_for(reading(quiet_since=25.0), 30.0) == 5.0
-
-    def test_with_nobody_inside_there_is_no_silence(self) -> None:
-        assert Life(0.0).quiet_for(reading(0), 1000.0) == 0.0
-
-    def test_what_an_idle_server_uses_is_no_work(self) -> None:
-        life = Life(0.0)
-        life.use(5.0, 0.0)
-        for second in range(1, 101):
-            life.use(5.0 + second * 0.01, float(second))
-        assert life.still_for(reading(), 100.0) == 100.0
-        life.use(7.0, 101.0)
-        assert life.still_for(reading(), 101.0) == 0.0
-
-    def test_a_member_of_the_group_that_has_gone_is_a_change(self) -> None:
-        life = Life(0.0)
-        life.use(50.0, 0.0)
-        life.use(3.0, 20.0)
-        assert life.still_for(reading(), 20.0) == 0.0
-
-    def test_clients_that_come_and_go_without_an_answer_do_not_begin_the_silence_anew(self) -> None:
-        byte = LastByte(0.5)
-
-        def told(inside: int) -> GateReading:
-            since, left = byte.unanswered_since, byte.left_at
-            return reading(inside, byte.at, unanswered_since=since, left_at=left)
-
-        for number in range(10):
-            byte.ask(1.0 + 2 * number)
-            assert Life(0.0).quiet_for(told(1), 2.0 + 2 * number) == 1.0 + 2 * number
-            byte.left_at = 2.5 + 2 * number
-        assert Life(0.0).quiet_for(told(0), 20.5) == 19.5
-        byte.ask(25.0)
-        byte.at = 30.0
-        assert Life(0.0).quiet_for(told(1), 31.0) == 1.0
-        byte.left_at = 32.0
-        assert Life(0.0).quiet_for(told(0), 100.0) == 0.0
-
-    def test_who_leaves_at_once_is_no_reason_to_ask_an_idle_engine(self) -> None:
-        left = reading(0, 10.0, left_at=10.2, unanswered_since=10.0)
-        assert Life(0.0).quiet_for(left, 100.0) == 0.0
-
-    def test_a_gate_tells_since_when_a_question_is_unanswered_and_when_the_last_one_left(self) -> None:
-        gates = GateBoard()
-        gates.open("e", "m", "completion", "fake", "/e")
-        assert gates.enter("m", "completion", "", "r")
-        (asked,) = gates.readings().values()
-        assert asked.unanswered_since == asked.quiet_since > 0
-        gates.leave("r")
-        (left,) = gates.readings().values()
-        assert left.left_at >= left.unanswered_since == asked.unanswered_since
-        gates.last_byte("e").at = time.monotonic() + 1
-        (answered,) = gates.readings().values()
-        assert answered.unanswered_since == 0.0
-
-    def test_counters_that_move_are_work_and_show_how_long_a_batch_takes(self) -> None:
-        life = Life(0.0)
-        life.count(b"1", 10.0, since=0.0)
-        life.count(b"1", 30.0, since=0.0)
-        assert life.quiet_for(reading(), 30.0) == 30.0
-        life.count(b"2", 50.0, since=0.0)
-        assert life.quiet_for(reading(), 50.0) == 0.0
-        assert life.longest == 50.0
-
-    def test_counters_that_moved_before_this_silence_prove_nothing_about_it(self) -> None:
-        life = Life(0.0)
-        life.count(b"1", 10.0, since=0.0)
-        life.count(b"9", 3604.0, since=3600.0)
-        assert life.longest == 0.0
-        assert life.quiet_for(reading(quiet_since=3600.0), 3604.0) == 4.0
-        life.count(b"10", 3606.0, since=3600.0)
-        assert life.longest == 6.0
-
-    def test_an_engine_at_work_has_five_times_its_longest_batch_reckoned_from_its_speed(self) -> None:
-        assert Life(0.0).patience(LIMIT) >= 600.0, "of one whose speed is not known a batch may take long"
-        life = Life(0.0, batch=512)
-        life.count(COUNTED, 1.0, since=0.0)
-        assert life.patience(LIMIT) == pytest.approx(5 * 5.12)
-        fast = Life(0.0, batch=128)
-        fast.count(COUNTED, 1.0, since=0.0)
-        assert fast.patience(LIMIT) == LIMIT
-
-    def test_a_token_a_second_says_nothing_about_how_long_a_batch_of_a_prompt_takes(self) -> None:
-        life = Life(0.0)
-        for second in range(1, 10):
-            life.read(reading(quiet_since=float(second)))
-        assert life.longest == 1.0
-        assert life.patience(LIMIT) >= 600.0
-
-    def test_time_in_which_nobody_looked_counts_against_nobody(self) -> None:
-        life = Life(0.0)
-        life.excuse(5000.0)
-        assert life.quiet_for(reading(quiet_since=1.0), 5001.0) == 1.0
-        assert life.still_for(reading(quiet_since=1.0), 5001.0) == 1.0
-
-    def test_the_batch_is_what_the_command_line_says_last(self) -> None:
-        assert batch_of(["llama-server", "-b", "64", "--batch-size", "128"]) == 128
-        assert batch_of(["llama-server", "--batch-size", "many"]) == 0
+def test_silence_counts_from_the_last_byte_or_the_last_work_whichever_was_later() -> None:
+    life = Life(0.0)
+    life.use(1.0, 10.0)
+    assert life.still_for(reading(quiet_since=4.0), 30.0) == 20.0
+    assert life.still_for(reading(quiet_since=25.0), 30.0) == 5.0
 
 
-class TestReach:
-    """Sockets of real processes."""
+def test_an_engine_without_requests_has_no_silence() -> None:
+    assert Life(0.0).quiet_for(reading(0), 1000.0) == 0.0
 
-    def test_a_listener_is_seen_without_being_asked(self, tmp_path: Path) -> None:
-        path = tmp_path / "s"
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(1)
-            assert os.fsencode(path) in reach.listeners()
-            found = reach.look(
-                path, leader=1, inode=reach.inode_of(path), listening=frozenset([os.fsencode(path)])
-            )
-            assert found is Reach.REACHED
-            listener.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                listener.accept()
-            # Where the system does not list it, a knock tells.
-            there = {"inode": reach.inode_of(path), "listening": frozenset[bytes]()}
-            assert reach.look(path, leader=os.getpid(), **there) is Reach.REACHED
-            assert reach.look(path, leader=1, **there) is Reach.STRANGER
-        assert reach.look(path, leader=1, **there) is Reach.REFUSED
-        path.unlink()
-        assert reach.look(path, leader=1, **there) is Reach.GONE
-        path.write_text("no socket")
-        assert reach.look(path, leader=1, **there) is Reach.GONE
 
-    def test_a_full_queue_of_new_connections_is_somebody_who_listens(self, tmp_path: Path) -> None:
-        path = tmp_path / "s"
-        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as clients:
-            listener.bind(str(path))
-            listener.listen(0)
-            for _ in range(3):
-                client = clients.enter_context(socket.socket(socket.AF_UNIX))
-                client.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    client.connect(str(path))
-            assert reach.knock(path, os.getpid()) is Reach.REACHED
+def test_what_an_idle_server_uses_does_not_count_as_work() -> None:
+    life = Life(0.0)
+    life.use(5.0, 0.0)
+    for second in range(1, 101):
+        life.use(5.0 + second * 0.01, float(second))
+    assert life.still_for(reading(), 100.0) == 100.0
+    life.use(7.0, 101.0)
+    assert life.still_for(reading(), 101.0) == 0.0
 
-    def test_a_folder_that_cannot_be_looked_into_says_nothing(self, tmp_path: Path) -> None:
-        file = tmp_path / "file"
-        file.touch()
-        found = reach.look(file / "s", leader=1, inode=1, listening=frozenset())
+
+def test_a_member_of_the_group_that_has_gone_is_a_change() -> None:
+    life = Life(0.0)
+    life.use(50.0, 0.0)
+    life.use(3.0, 20.0)
+    assert life.still_for(reading(), 20.0) == 0.0
+
+
+def test_clients_that_come_and_go_without_an_answer_do_not_begin_the_silence_anew() -> None:
+    byte = LastByte(0.5)
+
+    def told(inside: int) -> GateReading:
+        since, left = byte.unanswered_since, byte.left_at
+        return reading(inside, byte.at, unanswered_since=since, left_at=left)
+
+    for number in range(10):
+        byte.ask(1.0 + 2 * number)
+        assert Life(0.0).quiet_for(told(1), 2.0 + 2 * number) == 1.0 + 2 * number
+        byte.left_at = 2.5 + 2 * number
+    assert Life(0.0).quiet_for(told(0), 20.5) == 19.5
+    byte.ask(25.0)
+    byte.at = 30.0
+    assert Life(0.0).quiet_for(told(1), 31.0) == 1.0
+    byte.left_at = 32.0
+    assert Life(0.0).quiet_for(told(0), 100.0) == 0.0
+
+
+def test_a_client_that_leaves_at_once_is_no_reason_to_ask_an_idle_engine() -> None:
+    left = reading(0, 10.0, left_at=10.2, unanswered_since=10.0)
+    assert Life(0.0).quiet_for(left, 100.0) == 0.0
+
+
+def test_a_gate_tells_since_when_a_question_is_unanswered_and_when_the_last_one_left() -> None:
+    gates = GateBoard()
+    gates.open("e", "m", "completion", "fake", "/e")
+    assert gates.enter("m", "completion", "", "r")
+    (asked,) = gates.readings().values()
+    assert asked.unanswered_since == asked.quiet_since > 0
+    gates.leave("r")
+    (left,) = gates.readings().values()
+    assert left.left_at >= left.unanswered_since == asked.unanswered_since
+    gates.last_byte("e").at = time.monotonic() + 1
+    (answered,) = gates.readings().values()
+    assert answered.unanswered_since == 0.0
+
+
+def test_counters_that_move_are_work_and_show_how_long_a_batch_takes() -> None:
+    life = Life(0.0)
+    life.count(b"1", 10.0, since=0.0)
+    life.count(b"1", 30.0, since=0.0)
+    assert life.quiet_for(reading(), 30.0) == 30.0
+    life.count(b"2", 50.0, since=0.0)
+    assert life.quiet_for(reading(), 50.0) == 0.0
+    assert life.longest == 50.0
+
+
+def test_counters_that_moved_before_this_silence_prove_nothing_about_it() -> None:
+    life = Life(0.0)
+    life.count(b"1", 10.0, since=0.0)
+    life.count(b"9", 3604.0, since=3600.0)
+    assert life.longest == 0.0
+    assert life.quiet_for(reading(quiet_since=3600.0), 3604.0) == 4.0
+    life.count(b"10", 3606.0, since=3600.0)
+    assert life.longest == 6.0
+
+
+def test_an_engine_at_work_has_five_times_its_longest_batch_reckoned_from_its_speed() -> None:
+    assert Life(0.0).patience(LIMIT) >= 600.0, "of one whose speed is not known a batch may take long"
+    life = Life(0.0, batch=512)
+    life.count(COUNTED, 1.0, since=0.0)
+    assert life.patience(LIMIT) == pytest.approx(5 * 5.12)
+    fast = Life(0.0, batch=128)
+    fast.count(COUNTED, 1.0, since=0.0)
+    assert fast.patience(LIMIT) == LIMIT
+
+
+def test_a_token_a_second_says_nothing_about_how_long_a_batch_of_a_prompt_takes() -> None:
+    life = Life(0.0)
+    for second in range(1, 10):
+        life.read(reading(quiet_since=float(second)))
+    assert life.longest == 1.0
+    assert life.patience(LIMIT) >= 600.0
+
+
+def test_time_in_which_nothing_was_observed_does_not_count() -> None:
+    life = Life(0.0)
+    life.excuse(5000.0)
+    assert life.quiet_for(reading(quiet_since=1.0), 5001.0) == 1.0
+    assert life.still_for(reading(quiet_since=1.0), 5001.0) == 1.0
+
+
+def test_the_batch_is_what_the_command_line_says_last() -> None:
+    assert batch_of(["llama-server", "-b", "64", "--batch-size", "128"]) == 128
+    assert batch_of(["llama-server", "--batch-size", "many"]) == 0
+
+
+def test_a_listener_is_found_without_a_connection(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        assert os.fsencode(path) in reach.listeners()
+        found = reach.look(
+            path, leader=1, inode=reach.inode_of(path), listening=frozenset([os.fsencode(path)])
+        )
         assert found is Reach.REACHED
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        # Where the system does not list it, a knock tells.
+        there = {"inode": reach.inode_of(path), "listening": frozenset[bytes]()}
+        assert reach.look(path, leader=os.getpid(), **there) is Reach.REACHED
+        assert reach.look(path, leader=1, **there) is Reach.STRANGER
+    assert reach.look(path, leader=1, **there) is Reach.REFUSED
+    path.unlink()
+    assert reach.look(path, leader=1, **there) is Reach.GONE
+    path.write_text("no socket")
+    assert reach.look(path, leader=1, **there) is Reach.GONE
+
+
+def test_a_full_queue_of_new_connections_counts_as_listening(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as clients:
+        listener.bind(str(path))
+        listener.listen(0)
+        for _ in range(3):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(str(path))
+        assert reach.knock(path, os.getpid()) is Reach.REACHED
+
+
+def test_a_folder_that_cannot_be_read_says_nothing_about_listeners(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    found = reach.look(file / "s", leader=1, inode=1, listening=frozenset())
+    assert found is Reach.REACHED
 
 
 @pytest.fixture

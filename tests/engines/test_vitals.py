@@ -22,76 +22,66 @@ def inside(count: int = 1, quiet_since: float = 0.0) -> GateReading:
     return GateReading(True, count, 0.0, 0, quiet_since)
 
 
-class TestMemory:
-    """What is told of an engine's memory."""
-
-    def test_it_is_told_when_it_has_changed_noticeably_with_its_peak(self) -> None:
-        memory = Memory()
-        assert memory.measure(100 * MIB) == Measured(now=100 * MIB, peak=100 * MIB)
-        assert memory.measure(100 * MIB - 10) is None
-        assert memory.measure(40 * MIB) == Measured(now=40 * MIB, peak=100 * MIB)
+def test_memory_is_reported_with_its_peak_when_it_has_changed_noticeably() -> None:
+    memory = Memory()
+    assert memory.measure(100 * MIB) == Measured(now=100 * MIB, peak=100 * MIB)
+    assert memory.measure(100 * MIB - 10) is None
+    assert memory.measure(40 * MIB) == Measured(now=40 * MIB, peak=100 * MIB)
 
 
-class TestProcesses:
-    """A group of real processes."""
-
-    def test_members_memory_and_processor_time_of_a_group(self) -> None:
-        child = "x = bytearray(30_000_000)\nimport time\nprint('up', flush=True)\ntime.sleep(60)"
-        parent = (
-            "import subprocess, sys\n"
-            f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
-            "child.wait()"
-        )
-        process = subprocess.Popen(
-            [sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"up\n"
-            found = processes.groups({process.pid, 2**22 + 1})
-            assert len(found[process.pid]) == 2
-            assert found[2**22 + 1] == []
-            assert processes.memory_of(found[process.pid]) > 30_000_000
-            assert processes.cpu_seconds(found[process.pid]) > 0
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            process.stdout.close()  # type: ignore[union-attr]
-
-    def test_what_has_gone_uses_nothing(self) -> None:
-        assert processes.memory_of([2**22 + 1]) == 0
-        assert processes.cpu_seconds([2**22 + 1]) == 0.0
+def test_a_process_group_has_members_memory_and_processor_time() -> None:
+    child = "x = bytearray(30_000_000)\nimport time\nprint('up', flush=True)\ntime.sleep(60)"
+    parent = (
+        f"import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', {child!r}])\nchild.wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        found = processes.groups({process.pid, 2**22 + 1})
+        assert len(found[process.pid]) == 2
+        assert found[2**22 + 1] == []
+        assert processes.memory_of(found[process.pid]) > 30_000_000
+        assert processes.cpu_seconds(found[process.pid]) > 0
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
 
 
-class TestGraphics:
-    """What systems say of graphics processors."""
+def test_a_process_group_that_has_gone_uses_nothing() -> None:
+    assert processes.memory_of([2**22 + 1]) == 0
+    assert processes.cpu_seconds([2**22 + 1]) == 0.0
 
-    def test_files_of_one_drm_client_count_once_and_capacities_never(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(graphics, "PROC", tmp_path)
-        folder = tmp_path / "7" / "fdinfo"
-        folder.mkdir(parents=True)
-        client = (
-            "pos:\t0\ndrm-driver:\ti915\ndrm-client-id:\t39\ndrm-pdev:\t0000:00:02.0\n"
-            "drm-engine-render:\t2000000000 ns\n"
-            "drm-engine-capacity-video:\t2\ndrm-engine-video:\t500000000 ns\n"
-        )
-        (folder / "3").write_text(client)
-        (folder / "4").write_text(client)
-        (folder / "5").write_text(client.replace("39", "40"))
-        (folder / "6").write_text("pos:\t0\nflags:\t02\n")
-        assert graphics.drm_seconds([7, 8]) == 5.0
 
-    def test_cycles_count_where_there_are_no_nanoseconds(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(graphics, "PROC", tmp_path)
-        folder = tmp_path / "7" / "fdinfo"
-        folder.mkdir(parents=True)
-        (folder / "3").write_text(
-            "drm-driver:\txe\ndrm-client-id:\t3\ndrm-cycles-ccs:\t28257900\ndrm-total-cycles-ccs:\t7655183225\n"
-        )
-        assert graphics.drm_seconds([7]) == pytest.approx(0.0282579)
+def test_files_of_one_drm_client_count_once_and_capacities_never(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(graphics, "PROC", tmp_path)
+    folder = tmp_path / "7" / "fdinfo"
+    folder.mkdir(parents=True)
+    client = (
+        "pos:\t0\ndrm-driver:\ti915\ndrm-client-id:\t39\ndrm-pdev:\t0000:00:02.0\n"
+        "drm-engine-render:\t2000000000 ns\n"
+        "drm-engine-capacity-video:\t2\ndrm-engine-video:\t500000000 ns\n"
+    )
+    (folder / "3").write_text(client)
+    (folder / "4").write_text(client)
+    (folder / "5").write_text(client.replace("39", "40"))
+    (folder / "6").write_text("pos:\t0\nflags:\t02\n")
+    assert graphics.drm_seconds([7, 8]) == 5.0
 
-    def test_clients_in_the_registry_count_for_their_process(self) -> None:
-        told = """
+
+def test_cycles_of_a_graphics_processor_count_where_there_are_no_nanoseconds(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(graphics, "PROC", tmp_path)
+    folder = tmp_path / "7" / "fdinfo"
+    folder.mkdir(parents=True)
+    (folder / "3").write_text(
+        "drm-driver:\txe\ndrm-client-id:\t3\ndrm-cycles-ccs:\t28257900\ndrm-total-cycles-ccs:\t7655183225\n"
+    )
+    assert graphics.drm_seconds([7]) == pytest.approx(0.0282579)
+
+
+def test_clients_in_the_io_registry_count_for_their_process() -> None:
+    told = """
 +-o AGXAcceleratorG14X  <class AGXAcceleratorG14X, id 0x100000466>
     {
       "PerformanceStatistics" = {"Device Utilization %"=12}
@@ -108,56 +98,57 @@ class TestGraphics:
           "IOUserClientCreator" = "pid 533, WindowServer"
         }
 """
-        assert graphics.registry_seconds(told, {4242}) == 2.0
-        assert graphics.registry_seconds(told, {1}) == 0.0
-
-    def test_nvidias_driver_is_asked_for_the_load_of_this_moment(self) -> None:
-        told = (
-            "# gpu        pid  type    sm   mem   enc   dec   command\n"
-            "# Idx          #   C/G     %     %     %     %   name\n"
-            "    0       4242     C    87    30     -     -   python\n"
-            "    0        533     G     -     -     -     -   Xorg\n"
-        )
-        assert graphics.pmon_busy(told, {4242})
-        assert not graphics.pmon_busy(told, {533, 1})
-
-    def test_on_this_machine_it_can_be_asked(self) -> None:
-        used = graphics.seconds([os.getpid()])
-        assert used is None or used >= 0.0
-        assert graphics.computing([os.getpid()]) in (True, False)
+    assert graphics.registry_seconds(told, {4242}) == 2.0
+    assert graphics.registry_seconds(told, {1}) == 0.0
 
 
-class TestAHost:
-    """Real processes."""
+def test_nvidias_driver_is_asked_for_the_load_of_this_moment() -> None:
+    told = (
+        "# gpu        pid  type    sm   mem   enc   dec   command\n"
+        "# Idx          #   C/G     %     %     %     %   name\n"
+        "    0       4242     C    87    30     -     -   python\n"
+        "    0        533     G     -     -     -     -   Xorg\n"
+    )
+    assert graphics.pmon_busy(told, {4242})
+    assert not graphics.pmon_busy(told, {533, 1})
 
-    def test_tells_the_memory_of_an_engine(self, stage) -> None:
-        host, spec = stage.host(stall_after=4.0), stage.spec()
-        host.start(spec)
-        stage.heard.wait("ready")
-        stage.until(lambda: any(name == "measured" for name, *_ in stage.heard.calls))
-        told = next(what for name, what, _ in stage.heard.calls if name == "measured")
-        assert told[spec.engine_id].now > 5 * MIB
 
-    def test_finds_out_an_engine_that_does_nothing_and_does_not_end_it(self, stage) -> None:
-        began = time.monotonic()
-        spec = stage.spec()
-        readings = {spec.engine_id: inside(quiet_since=began)}
-        host = stage.host("--healthy-but-dead", stall_after=1.0, readings=lambda: readings)
-        host.start(spec)
-        pid, *_ = stage.heard.wait("spawned")
-        (failure,) = stage.heard.wait("stalled")
-        assert "sent nothing and used no processor" in failure.message
-        assert (failure.code, failure.blame) == ("engine_stalled", "engine")
-        assert stage.alive(pid)
-        assert "exited" not in stage.heard.names()
+def test_the_graphics_processors_of_this_machine_can_be_asked() -> None:
+    used = graphics.seconds([os.getpid()])
+    assert used is None or used >= 0.0
+    assert graphics.computing([os.getpid()]) in (True, False)
 
-    def test_leaves_an_engine_alone_whose_bytes_come(self, stage) -> None:
-        class Streaming(dict):
-            def get(self, _engine_id, default=None):
-                return inside(quiet_since=time.monotonic())
 
-        host = stage.host("--healthy-but-dead", stall_after=1.0, readings=Streaming)
-        host.start(stage.spec())
-        stage.heard.wait("ready")
-        with pytest.raises(AssertionError):
-            stage.heard.wait("stalled", bound=3.0)
+def test_a_host_reports_the_memory_of_an_engine(stage) -> None:
+    host, spec = stage.host(stall_after=4.0), stage.spec()
+    host.start(spec)
+    stage.heard.wait("ready")
+    stage.until(lambda: any(name == "measured" for name, *_ in stage.heard.calls))
+    told = next(what for name, what, _ in stage.heard.calls if name == "measured")
+    assert told[spec.engine_id].now > 5 * MIB
+
+
+def test_a_host_finds_an_engine_that_does_nothing_and_does_not_end_it(stage) -> None:
+    began = time.monotonic()
+    spec = stage.spec()
+    readings = {spec.engine_id: inside(quiet_since=began)}
+    host = stage.host("--healthy-but-dead", stall_after=1.0, readings=lambda: readings)
+    host.start(spec)
+    pid, *_ = stage.heard.wait("spawned")
+    (failure,) = stage.heard.wait("stalled")
+    assert "sent nothing and used no processor" in failure.message
+    assert (failure.code, failure.blame) == ("engine_stalled", "engine")
+    assert stage.alive(pid)
+    assert "exited" not in stage.heard.names()
+
+
+def test_a_host_leaves_an_engine_alone_whose_bytes_come(stage) -> None:
+    class Streaming(dict):
+        def get(self, _engine_id, default=None):
+            return inside(quiet_since=time.monotonic())
+
+    host = stage.host("--healthy-but-dead", stall_after=1.0, readings=Streaming)
+    host.start(stage.spec())
+    stage.heard.wait("ready")
+    with pytest.raises(AssertionError):
+        stage.heard.wait("stalled", bound=3.0)

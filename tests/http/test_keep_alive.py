@@ -123,149 +123,156 @@ async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any, 
     assert "exited with code 7" in row["exit"]["summary"]
 
 
-class TestConfigure:
-    """`/engines/_configure`."""
+async def configured(house: Any, **body: Any) -> Any:
+    status = 409
+    while status == 409:
+        # The model is loaded after each change, and meanwhile it is in use.
+        async with house.post("/engines/_configure", {"model": "tiny", **body}) as response:
+            status, text = response.status, await response.text()
+    if status != 202:
+        return status, text
+    async with house.get("/engines/_configure?model=tiny") as response:
+        return (await response.json())[0]["Config"]
 
-    async def configured(self, house: Any, **body: Any) -> Any:
-        status = 409
-        while status == 409:
-            # The model is loaded after each change, and meanwhile it is in use.
-            async with house.post("/engines/_configure", {"model": "tiny", **body}) as response:
-                status, text = response.status, await response.text()
-        if status != 202:
-            return status, text
-        async with house.get("/engines/_configure?model=tiny") as response:
-            return (await response.json())[0]["Config"]
 
-    async def test_merges_instead_of_resetting(self, open_house: Any) -> None:
-        house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
-        await self.configured(house, **{"context-size": 1024})
-        await self.configured(house, keep_alive="1h")
-        config = await self.configured(house, **{"runtime-flags": ["--tokens", "3"]})
-        assert config == {
-            "context-size": 1024,
-            "runtime-flags": ["--tokens", "3"],
-            "keep_alive": "1h0m0s",
-        }
+async def test_configure_merges_instead_of_resetting(open_house: Any) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+    await configured(house, **{"context-size": 1024})
+    await configured(house, keep_alive="1h")
+    config = await configured(house, **{"runtime-flags": ["--tokens", "3"]})
+    assert config == {
+        "context-size": 1024,
+        "runtime-flags": ["--tokens", "3"],
+        "keep_alive": "1h0m0s",
+    }
 
-    async def test_a_backends_own_section_becomes_its_flags(self, open_house: Any) -> None:
-        house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
-        await self.configured(house, **{"runtime-flags": ["--tokens", "3"]})
-        config = await self.configured(house, llamacpp={"reasoning-budget": 5})
-        assert config["runtime-flags"] == ["--tokens", "3", "--reasoning-budget", "5"]
-        config = await self.configured(house, llamacpp={"reasoning-budget": 0})
-        assert config["runtime-flags"] == ["--tokens", "3", "--reasoning-budget", "0"]
 
-    @pytest.mark.parametrize(
-        ("body", "said"),
-        [
-            ({"vllm": {"gpu-memory-utilization": 0.5}}, "vllm is for safetensors models"),
-            ({"vllm": {"hf-overrides": {"a": 1}}}, "vllm is for safetensors models"),
-            ({"speculative": {"draft_model": "ai/small"}}, "draft models are not supported"),
-            ({"keep_alive": 300}, "keep_alive"),
-            ({"keep_alive": "forever"}, "is not a duration"),
-            ({"context-size": "many"}, "context-size"),
-            ({"context-size": -7}, '"context-size" must be at least -1'),
-            ({"context-size": 10**320}, '"context-size" must be at most'),
-            ({"context-size": 512, "num_ctx": 1024}, '"context-size" is given twice'),
-            ({"context-size": 512, "runtime-flags": ["-c", "1024"]}, "context-size is given twice"),
-            ({"runtime-flags": ["--ctx-size", "many"]}, "many is not a number from 0 to"),
-            ({"runtime-flags": ["--ctx-size"]}, "is not a number from 0 to"),
-            ({"runtime-flags": ["--tokens", "a\0b"]}, "text without control characters"),
-            ({"runtime-flags": ["--tokens", "9" * 100_000]}, "is too long"),
-            ({"runtime-flags": ["--tokens"] * 200}, "128 entries"),
-            ({"keep_alive": "9" * 400 + "s"}, '"keep_alive" is too long'),
-            ({"keep_alive": "9" * 200 + "s"}, "is not a duration"),
-            ({"keep_alive": "9" * 90 + "s"}, "more than ten years"),
-            ({"keep_alive": "999999h"}, "more than ten years"),
-        ],
-    )
-    async def test_what_cannot_be_is_refused_with_a_sentence(
-        self, open_house: Any, body: Any, said: str
-    ) -> None:
-        house = await open_house(backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c"})})
-        status, text = await self.configured(house, **body)
-        assert status == 400
-        assert not house.app[DOOR].configs()
-        assert said in text
+async def test_a_backends_own_section_becomes_its_flags(open_house: Any) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+    await configured(house, **{"runtime-flags": ["--tokens", "3"]})
+    config = await configured(house, llamacpp={"reasoning-budget": 5})
+    assert config["runtime-flags"] == ["--tokens", "3", "--reasoning-budget", "5"]
+    config = await configured(house, llamacpp={"reasoning-budget": 0})
+    assert config["runtime-flags"] == ["--tokens", "3", "--reasoning-budget", "0"]
 
-    @pytest.mark.parametrize(
-        ("body", "context"),
-        [
-            ({"context-size": -1}, -1),
-            ({"context-size": 0}, None),
-            ({"runtime-flags": ["--ctx-size", "512"]}, 512),
-            ({"raw-runtime-flags": "-c 512"}, 512),
-            ({"runtime-flags": ["--ctx-size=512"]}, 512),
-            ({"runtime-flags": ["--ctx-size", "0"]}, -1),
-            ({"context_size": 512}, 512),
-            ({"num_ctx": 512}, 512),
-        ],
-    )
-    async def test_the_context_counts_however_it_is_said(
-        self, open_house: Any, body: Any, context: int | None
-    ) -> None:
-        house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "-c"})})
-        config = await self.configured(house, keep_alive="1h", **body)
-        assert config.get("context-size") == context
-        assert "runtime-flags" not in config
 
-    @pytest.mark.parametrize("nothing", [None, 0], ids=["null", "zero"])
-    async def test_what_is_taken_back_is_as_if_it_had_never_been_said(
-        self, open_house: Any, nothing: int | None
-    ) -> None:
-        house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
-        said = {"context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h"}
-        await self.configured(house, **said)
-        config = await self.configured(house, **{"context-size": nothing})
-        assert config == {"runtime-flags": ["--tokens", "2"], "keep_alive": "1h0m0s"}
-        config = await self.configured(house, **{"runtime-flags": []})
-        assert config == {"keep_alive": "1h0m0s"}
-        await self.configured(house, **{"raw-runtime-flags": "--tokens 2", "context-size": 256})
-        config = await self.configured(house, **{"raw-runtime-flags": "", "keep_alive": None})
-        assert config == {"context-size": 256}
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"vllm": {"gpu-memory-utilization": 0.5}}, "vllm is for safetensors models"),
+        ({"vllm": {"hf-overrides": {"a": 1}}}, "vllm is for safetensors models"),
+        ({"speculative": {"draft_model": "ai/small"}}, "draft models are not supported"),
+        ({"keep_alive": 300}, "keep_alive"),
+        ({"keep_alive": "forever"}, "is not a duration"),
+        ({"context-size": "many"}, "context-size"),
+        ({"context-size": -7}, '"context-size" must be at least -1'),
+        ({"context-size": 10**320}, '"context-size" must be at most'),
+        ({"context-size": 512, "num_ctx": 1024}, '"context-size" is given twice'),
+        ({"context-size": 512, "runtime-flags": ["-c", "1024"]}, "context-size is given twice"),
+        ({"runtime-flags": ["--ctx-size", "many"]}, "many is not a number from 0 to"),
+        ({"runtime-flags": ["--ctx-size"]}, "is not a number from 0 to"),
+        ({"runtime-flags": ["--tokens", "a\0b"]}, "text without control characters"),
+        ({"runtime-flags": ["--tokens", "9" * 100_000]}, "is too long"),
+        ({"runtime-flags": ["--tokens"] * 200}, "128 entries"),
+        ({"keep_alive": "9" * 400 + "s"}, '"keep_alive" is too long'),
+        ({"keep_alive": "9" * 200 + "s"}, "is not a duration"),
+        ({"keep_alive": "9" * 90 + "s"}, "more than ten years"),
+        ({"keep_alive": "999999h"}, "more than ten years"),
+    ],
+)
+async def test_a_configuration_that_makes_no_sense_is_refused_with_a_sentence(
+    open_house: Any, body: Any, said: str
+) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c"})})
+    status, text = await configured(house, **body)
+    assert status == 400
+    assert not house.app[DOOR].configs()
+    assert said in text
 
-    async def test_a_context_among_flags_never_beats_a_later_one(self, open_house: Any) -> None:
-        house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "--tokens"})})
-        await self.configured(house, **{"runtime-flags": ["--ctx-size", "512", "--tokens", "2"]})
-        config = await self.configured(house, **{"context-size": 1024})
-        assert config == {"context-size": 1024, "runtime-flags": ["--tokens", "2"]}
 
-    async def test_a_context_that_never_fits_is_refused_with_the_largest_that_does(
-        self, open_house: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        house = await open_house(memory_budget=100 * 2**20)
-        (model,) = house.greenroom.models()
-        hungry = msgspec.structs.replace(model, kv_bytes_per_token=2**20)
-        monkeypatch.setattr(house.greenroom, "find_model", lambda _: hungry)
-        body = {"model": "tiny", "context-size": 10_000}
-        status, error = await house.error(house.post("/engines/_configure", body, headers=JSON))
-        assert (status, error["code"], error["param"]) == (507, "does_not_fit", "context-size")
-        assert "The largest that fits is" in error["message"]
-        assert not house.app[DOOR].configs()
+@pytest.mark.parametrize(
+    ("body", "context"),
+    [
+        ({"context-size": -1}, -1),
+        ({"context-size": 0}, None),
+        ({"runtime-flags": ["--ctx-size", "512"]}, 512),
+        ({"raw-runtime-flags": "-c 512"}, 512),
+        ({"runtime-flags": ["--ctx-size=512"]}, 512),
+        ({"runtime-flags": ["--ctx-size", "0"]}, -1),
+        ({"context_size": 512}, 512),
+        ({"num_ctx": 512}, 512),
+    ],
+)
+async def test_the_configured_context_counts_however_it_is_given(
+    open_house: Any, body: Any, context: int | None
+) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "-c"})})
+    config = await configured(house, keep_alive="1h", **body)
+    assert config.get("context-size") == context
+    assert "runtime-flags" not in config
 
-    async def test_what_is_configured_is_seen_where_models_are_listed(self, open_house: Any) -> None:
-        house = await open_house()
-        await self.configured(house, **{"context-size": 512})
-        async with house.get("/v1/models/tiny") as response:
-            assert (await response.json())["dmr"]["context_window"] == 512
-        async with house.get("/models/tiny") as response:
-            (entry, *_) = (await response.json())["serving"]
-        assert entry["context_size"] == 512
 
-    async def test_what_is_not_known_passes_and_is_told_back(self, open_house: Any) -> None:
-        house = await open_house()
-        body = {"model": "tiny", "keep_alive": "1h", "num_gpu": 3, "vllm": {"eager": True}}
-        async with house.post("/engines/_configure", body) as response:
-            assert response.status == 202
-            assert response.headers["X-Greenroom-Ignored"] == "num_gpu, vllm.eager"
+@pytest.mark.parametrize("nothing", [None, 0], ids=["null", "zero"])
+async def test_a_configuration_that_is_taken_back_is_as_if_it_had_never_been_given(
+    open_house: Any, nothing: int | None
+) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
+    said = {"context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h"}
+    await configured(house, **said)
+    config = await configured(house, **{"context-size": nothing})
+    assert config == {"runtime-flags": ["--tokens", "2"], "keep_alive": "1h0m0s"}
+    config = await configured(house, **{"runtime-flags": []})
+    assert config == {"keep_alive": "1h0m0s"}
+    await configured(house, **{"raw-runtime-flags": "--tokens 2", "context-size": 256})
+    config = await configured(house, **{"raw-runtime-flags": "", "keep_alive": None})
+    assert config == {"context-size": 256}
 
-    async def test_a_removed_model_takes_its_configuration_along(
-        self, open_house: Any, short_path: Any, wait_until: Any
-    ) -> None:
-        house = await open_house()
-        await self.configured(house, keep_alive="1h")
-        (model,) = house.greenroom.models()
-        async with house.session.delete(f"{house.base}/models/{model.id}?force=true") as response:
-            assert response.status == 200
-        await wait_until(lambda: not house.app[DOOR].configs())
+
+async def test_a_context_among_flags_never_beats_a_later_one(open_house: Any) -> None:
+    house = await open_house(backend={"allowed_flags": frozenset({"--ctx-size", "--tokens"})})
+    await configured(house, **{"runtime-flags": ["--ctx-size", "512", "--tokens", "2"]})
+    config = await configured(house, **{"context-size": 1024})
+    assert config == {"context-size": 1024, "runtime-flags": ["--tokens", "2"]}
+
+
+async def test_a_context_that_never_fits_is_refused_with_the_largest_that_does(
+    open_house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await open_house(memory_budget=100 * 2**20)
+    (model,) = house.greenroom.models()
+    hungry = msgspec.structs.replace(model, kv_bytes_per_token=2**20)
+    monkeypatch.setattr(house.greenroom, "find_model", lambda _: hungry)
+    body = {"model": "tiny", "context-size": 10_000}
+    status, error = await house.error(house.post("/engines/_configure", body, headers=JSON))
+    assert (status, error["code"], error["param"]) == (507, "does_not_fit", "context-size")
+    assert "The largest that fits is" in error["message"]
+    assert not house.app[DOOR].configs()
+
+
+async def test_a_configuration_is_shown_where_models_are_listed(open_house: Any) -> None:
+    house = await open_house()
+    await configured(house, **{"context-size": 512})
+    async with house.get("/v1/models/tiny") as response:
+        assert (await response.json())["dmr"]["context_window"] == 512
+    async with house.get("/models/tiny") as response:
+        (entry, *_) = (await response.json())["serving"]
+    assert entry["context_size"] == 512
+
+
+async def test_unknown_fields_of_a_configuration_pass_and_are_named_in_the_answer(open_house: Any) -> None:
+    house = await open_house()
+    body = {"model": "tiny", "keep_alive": "1h", "num_gpu": 3, "vllm": {"eager": True}}
+    async with house.post("/engines/_configure", body) as response:
+        assert response.status == 202
+        assert response.headers["X-Greenroom-Ignored"] == "num_gpu, vllm.eager"
+
+
+async def test_a_removed_model_takes_its_configuration_along(
+    open_house: Any, short_path: Any, wait_until: Any
+) -> None:
+    house = await open_house()
+    await configured(house, keep_alive="1h")
+    (model,) = house.greenroom.models()
+    async with house.session.delete(f"{house.base}/models/{model.id}?force=true") as response:
+        assert response.status == 200
+    await wait_until(lambda: not house.app[DOOR].configs())

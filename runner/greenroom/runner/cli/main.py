@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from greenroom import __version__
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.output import drop_output, filtered, is_about_output, prepare_streams, style
@@ -107,6 +108,7 @@ class CommandGroup(click.Group):
 @click.option("--home", metavar="DIR", help="The data directory (GREENROOM_HOME).")
 @click.option("--host", metavar="URL", help="Talk to the daemon at this address (GREENROOM_HOST).")
 @click.option("--port", metavar="PORT", help="The daemon's port (GREENROOM_PORT; 12400).")
+@click.version_option(__version__, message="greenroom %(version)s")
 @click.pass_context
 def greenroom(ctx: click.Context, /, **flags: Any) -> None:
     """Run models on this machine; backends are installed when they are needed."""

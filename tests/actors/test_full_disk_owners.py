@@ -9,7 +9,7 @@ import pytest
 
 from greenroom.actors.addresses import INSTALLER, LIBRARY
 from greenroom.actors.installer.core import Installer
-from greenroom.actors.installer.effects import BuildInstallation, LookAtInstallations
+from greenroom.actors.installer.effects import BuildInstallation, InspectInstallations
 from greenroom.actors.installer.messages import Ensure, InstallationsSeen, InstallCommitted, Uninstall
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
@@ -17,7 +17,7 @@ from greenroom.actors.kernel.core import Command, Effect
 from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.core import Library
-from greenroom.actors.library.effects import AddTag, FetchModel, LookAtModels, SendModel, StoreAgain
+from greenroom.actors.library.effects import AddTag, FetchModel, InspectModels, SendModel, StoreAgain
 from greenroom.actors.library.messages import (
     CancelPull,
     ModelRepackaged,
@@ -74,10 +74,10 @@ class House:
             lambda e: InstallCommitted(job=e.job, installation=BUILT),
         )
         if looks:
-            on(self.library, LookAtModels, lambda _: ModelsSeen(models=(SMOL,)))
+            on(self.library, InspectModels, lambda _: ModelsSeen(models=(SMOL,)))
             on(
                 self.installer,
-                LookAtInstallations,
+                InspectInstallations,
                 lambda _: InstallationsSeen(backend="mlx", installations=()),
             )
         self.system.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenroom.actors.installer.effects import BuildInstallation, LookAtInstallations, RemoveInstallation
+from greenroom.actors.installer.effects import BuildInstallation, InspectInstallations, RemoveInstallation
 from greenroom.actors.installer.events import (
     InstallationActivated,
     InstallationBroken,
@@ -33,7 +33,7 @@ def test_the_disk_is_looked_at_in_every_new_life() -> None:
     case = new_life(looked=False)
     assert not case.told("scheduler")
     case.advance(30).rest()
-    assert case.of(LookAtInstallations) == [LookAtInstallations(backends=("mlx", "vllm-metal"))]
+    assert case.of(InspectInstallations) == [InspectInstallations(backends=("mlx", "vllm-metal"))]
 
 
 def test_an_installation_found_on_disk_counts_although_the_journal_does_not_know_it() -> None:
@@ -164,7 +164,7 @@ def test_a_disk_that_cannot_be_read_is_looked_at_again_and_what_is_there_is_used
     case = new_life(requested(), committed(), looked=False)
     unread(case)
     case.advance(31).rest()
-    assert "mlx" in case.of(LookAtInstallations)[-1].backends
+    assert "mlx" in case.of(InspectInstallations)[-1].backends
     look(case, built())
     assert status(case).current == built()
     assert [type(one.event) for one in case.history][-1] is InstallationsReadAgain
@@ -191,7 +191,7 @@ def test_an_installation_that_cannot_be_judged_is_judged_when_it_can_be() -> Non
     volatile(case, unclear=("1-aaaa.1",))
     case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
     case.advance(31).rest()
-    assert case.of(LookAtInstallations)[-1].backends == ("mlx",)
+    assert case.of(InspectInstallations)[-1].backends == ("mlx",)
     volatile(case, built(broken="a file is missing"))
     assert status(case).state == "broken"
 

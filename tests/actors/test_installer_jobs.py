@@ -12,7 +12,7 @@ from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.effects import (
     BuildInstallation,
     CancelBuild,
-    InformInstall,
+    PublishInstallProgress,
     RemoveInstallation,
 )
 from greenroom.actors.installer.events import (
@@ -33,8 +33,8 @@ from greenroom.actors.installer.messages import (
     InstallationGone,
     InstallationsSeen,
     InstallCommitted,
-    InstallsAwaited,
     LeaveInstall,
+    PendingInstallRequests,
 )
 from greenroom.actors.kernel.clock import Moment, SystemClock
 from greenroom.actors.kernel.core import Later, Recovered
@@ -130,12 +130,12 @@ def test_a_job_shows_what_it_waits_for_until_it_is_cancelled() -> None:
     ensure(case)
     fails(case, OFFLINE)
     message = f"Waiting to try again (attempt 2): {OFFLINE.message}"
-    line = InformInstall(backend="mlx", phase="waiting_to_retry", message=message)
-    assert case.of(InformInstall) == [line]
-    assert not case.wake().of(InformInstall), "an attempt that runs speaks for itself"
+    line = PublishInstallProgress(backend="mlx", phase="waiting_to_retry", message=message)
+    assert case.of(PublishInstallProgress) == [line]
+    assert not case.wake().of(PublishInstallProgress), "an attempt that runs speaks for itself"
     fails(case, OFFLINE)
     case.when(CancelInstall(backend="mlx"))
-    assert case.of(InformInstall) == [InformInstall(backend="mlx")]
+    assert case.of(PublishInstallProgress) == [PublishInstallProgress(backend="mlx")]
 
 
 def test_a_job_cancelled_in_the_queue_keeps_the_progress_line_of_the_one_under_way() -> None:
@@ -144,7 +144,7 @@ def test_a_job_cancelled_in_the_queue_keeps_the_progress_line_of_the_one_under_w
     ensure(case, version="2")
     case.when(CancelInstall(backend="mlx", version="2"))
     case.then(InstallCancelled)
-    assert not case.of(InformInstall)
+    assert not case.of(PublishInstallProgress)
 
 
 def test_a_job_is_given_up_after_five_attempts() -> None:
@@ -194,7 +194,7 @@ def test_a_job_whose_source_cannot_be_reached_is_retried_if_no_caller_waits(pati
 
 def test_a_job_whose_source_cannot_be_reached_ends_for_requests_that_wait_too() -> None:
     case = new_life(requested())
-    case.when(InstallsAwaited(backends=frozenset({"mlx"})))
+    case.when(PendingInstallRequests(backends=frozenset({"mlx"})))
     # The restart has cost one of them.
     fails(case, OFFLINE, reached=False).then(InstallAttemptFailed)
     case.wake()
@@ -289,13 +289,13 @@ def test_a_job_that_a_caller_leaves_goes_on_as_long_as_requests_wait_for_it() ->
     case = new_life()
     ensure(case, waiter="a")
     ensure(case, waiter="b", version="2")
-    case.when(InstallsAwaited(backends=frozenset({"mlx"})))
+    case.when(PendingInstallRequests(backends=frozenset({"mlx"})))
     case.when(CancelInstall(backend="mlx", leave=True, waiter="a")).then()
     assert case.reply == Cancelled(ended=False)
     # They wait for the one under way, whatever comes after it.
     case.when(CancelInstall(backend="mlx", version="2", leave=True, waiter="b"))
     assert case.reply == Cancelled(ended=True)
-    case.when(InstallsAwaited())
+    case.when(PendingInstallRequests())
     case.when(CancelInstall(backend="mlx", leave=True, waiter="nobody"))
     assert case.reply == Cancelled(ended=True)
 

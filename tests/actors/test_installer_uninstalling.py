@@ -15,7 +15,7 @@ from greenroom.actors.installer.messages import (
 )
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case
-from greenroom.actors.values import Failure, RollCall
+from greenroom.actors.values import Failure, RequestSnapshot
 from installer_life import KEY, built, committed, engines, ensure, look, new_life, requested, status
 
 
@@ -88,7 +88,7 @@ def test_uninstalling_does_not_wait_for_a_scheduler_that_does_not_exist() -> Non
     uninstall(case)
     assert not case.advance(89).rest().told("runner/mlx")
     (call,) = case.advance(1).rest().told("runner/mlx")
-    assert isinstance(call, RollCall)
+    assert isinstance(call, RequestSnapshot)
     assert not case.advance(10).rest().told("runner/mlx")
     case.when(engines(acted_on=-1)).rest()
     assert not case.of(RemoveInstallation)

@@ -32,7 +32,7 @@ from greenroom.actors.installer.messages import (
 )
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case, given
-from greenroom.actors.values import Cancelled, Installation, Plan, RollCall
+from greenroom.actors.values import Cancelled, Installation, Plan, RequestSnapshot
 from installer_life import KEY, NOW, built, committed, ensure, look, new_life, requested, status
 from stage import LLAMA, NO_SPACE, OFFLINE
 
@@ -271,7 +271,7 @@ def test_the_list_is_sent_on_each_change_and_every_few_seconds() -> None:
 
 def test_the_list_is_sent_after_a_roll_call() -> None:
     case = new_life()
-    assert len(case.when(RollCall()).rest().told("scheduler")) == 1
+    assert len(case.when(RequestSnapshot()).rest().told("scheduler")) == 1
 
 
 def test_the_list_never_shows_a_default_backend_as_absent_before_its_job() -> None:

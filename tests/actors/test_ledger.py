@@ -1,4 +1,4 @@
-"""The ledger: what is promised, what is left, and who has to go."""
+"""The ledger: what is reserved, what is left, and who has to go."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from greenroom.actors.scheduler.ledger import (
     Holding,
     Memory,
     fewest_victims,
-    promise_for,
+    reservation_for,
 )
 from stage import model
 
 GIB = 2**30
 
 
-def account(budget: int, available: int, promised: int = 0, unclaimed: int = 0) -> Account:
+def account(budget: int, available: int, reserved: int = 0, unclaimed: int = 0) -> Account:
     memory = Memory(budget=budget, available=available)
-    return Account(memory=memory, promised=promised, unclaimed=unclaimed)
+    return Account(memory=memory, reserved=reserved, unclaimed=unclaimed)
 
 
 def holding(name: str, memory: int, idle_since: float) -> Holding:
@@ -32,8 +32,8 @@ def victims(needed: int, *idle: Holding) -> list[str]:
     return [one.engine_id for one in fewest_victims(needed, idle)]
 
 
-def test_what_is_free_is_what_is_not_promised() -> None:
-    assert account(10, 100, promised=4).free == 6
+def test_what_is_free_is_what_is_not_reserved() -> None:
+    assert account(10, 100, reserved=4).free == 6
 
 
 def test_what_is_free_is_never_more_than_what_is_really_there() -> None:
@@ -41,25 +41,25 @@ def test_what_is_free_is_never_more_than_what_is_really_there() -> None:
 
 
 def test_loads_in_flight_have_not_yet_taken_what_is_there() -> None:
-    assert account(100, 10, promised=8, unclaimed=8).free == 2
+    assert account(100, 10, reserved=8, unclaimed=8).free == 2
 
 
 def test_nothing_is_free_rather_than_less_than_nothing() -> None:
-    assert account(10, 100, promised=12).free == 0
+    assert account(10, 100, reserved=12).free == 0
 
 
 def test_a_model_needs_weights_cache_and_overhead() -> None:
     one = model("m", 1000, kv_bytes_per_token=2, context_length=100)
-    assert promise_for(one, 0, 50, Capacity()).total == 1000 + 100 * 2 + 50
-    assert promise_for(one, 10, 50, Capacity()).total == 1000 + 10 * 2 + 50
+    assert reservation_for(one, 0, 50, Capacity()).total == 1000 + 100 * 2 + 50
+    assert reservation_for(one, 10, 50, Capacity()).total == 1000 + 10 * 2 + 50
 
 
 def test_a_model_that_was_trained_for_a_huge_context_is_not_reckoned_with_all_of_it() -> None:
     assert (
-        promise_for(model("m", 0, kv_bytes_per_token=1, context_length=10**6), 0, 0, Capacity()).total
+        reservation_for(model("m", 0, kv_bytes_per_token=1, context_length=10**6), 0, 0, Capacity()).total
         == DEFAULT_CONTEXT
     )
-    assert promise_for(model("m", 0, kv_bytes_per_token=1), 0, 0, Capacity()).total == DEFAULT_CONTEXT
+    assert reservation_for(model("m", 0, kv_bytes_per_token=1), 0, 0, Capacity()).total == DEFAULT_CONTEXT
 
 
 def test_the_least_recently_used_goes_first() -> None:

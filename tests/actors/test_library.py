@@ -15,8 +15,8 @@ from greenroom.actors.library.effects import (
     CancelSend,
     DeleteModel,
     FetchModel,
-    InformPull,
-    LookAtModels,
+    InspectModels,
+    PublishPullProgress,
     RemoveTag,
     SendModel,
     StoreAgain,
@@ -65,7 +65,7 @@ from greenroom.actors.library.messages import (
 )
 from greenroom.actors.scheduler.messages import ForgetModel
 from greenroom.actors.testing import Case, given
-from greenroom.actors.values import Caller, Cancelled, Failure, Model, RollCall
+from greenroom.actors.values import Caller, Cancelled, Failure, Model, RequestSnapshot
 from stage import NO_SPACE, OFFLINE
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
@@ -233,11 +233,11 @@ def test_a_pull_shows_what_it_waits_for() -> None:
     case = new_life()
     pull(case)
     fails(case, OFFLINE)
-    (inform,) = case.of(InformPull)
+    (inform,) = case.of(PublishPullProgress)
     assert (inform.reference, inform.phase) == (REF, "waiting_to_retry")
     assert OFFLINE.message in inform.message
     case.when(CancelPull(reference=REF))
-    assert case.of(InformPull) == [InformPull(reference=REF)]
+    assert case.of(PublishPullProgress) == [PublishPullProgress(reference=REF)]
 
 
 def test_a_pull_is_forced_by_a_caller_that_joins_it_with_force() -> None:
@@ -350,7 +350,7 @@ def test_a_pull_of_an_earlier_life_waits_at_most_the_bound_of_the_policy_for_a_r
 def test_the_store_is_looked_at_again_when_no_report_comes() -> None:
     case = new_life(looked=False)
     assert not case.told("scheduler")
-    assert case.advance(30).rest().of(LookAtModels)
+    assert case.advance(30).rest().of(InspectModels)
 
 
 def test_a_model_found_in_the_store_counts_although_the_journal_does_not_know_it() -> None:
@@ -500,10 +500,10 @@ def test_a_removal_asks_a_scheduler_that_does_not_answer_again() -> None:
 
 def test_a_removal_takes_the_model_off_the_list_once_the_scheduler_agrees() -> None:
     case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
-    (told,) = case.when(RollCall()).rest().told("scheduler")
+    (told,) = case.when(RequestSnapshot()).rest().told("scheduler")
     assert told.models == (SMOL,)
     case.when(Released(model_id=SMOL.id))
-    (told,) = case.when(RollCall()).rest().told("scheduler")
+    (told,) = case.when(RequestSnapshot()).rest().told("scheduler")
     assert told.models == ()
 
 
@@ -732,7 +732,7 @@ def test_the_list_is_sent_on_each_change_when_asked_for_and_every_few_seconds() 
     assert told.models == (SMOL,)
     assert not case.advance(4).rest().told("scheduler")
     assert case.advance(1).rest().told("scheduler")
-    assert case.when(RollCall()).rest().told("scheduler")
+    assert case.when(RequestSnapshot()).rest().told("scheduler")
 
 
 @pytest.mark.parametrize("tag", ["", "../../x y", "a//b", "a/./b", "/etc/passwd", "x y", "..", " smol"])

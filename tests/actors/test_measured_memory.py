@@ -20,7 +20,7 @@ from greenroom.actors.engine_runner.messages import (
     StopEngine,
 )
 from greenroom.actors.scheduler.events import EvictionDecided, KeepAliveWished, LoadFailed
-from greenroom.actors.scheduler.ledger import Account, Capacity, Memory, expected, promise_for, reckoned
+from greenroom.actors.scheduler.ledger import Account, Capacity, Memory, expected, reckoned, reservation_for
 from greenroom.actors.scheduler.messages import Drain, Keep, LedgerReading, ReadLedger, Unload
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Engine, EngineSpec, Failure, Measured
@@ -72,8 +72,8 @@ def test_a_measured_peak_raises_at_once_and_lowers_late(peak: int, served: int, 
 
 
 def test_measured_excess_keeps_other_models_out_but_never_the_model_itself() -> None:
-    alone = Account(memory=Memory(budget=100, available=90), promised=0, unclaimed=0)
-    crowd = Account(memory=Memory(budget=100, available=90), promised=10, unclaimed=0)
+    alone = Account(memory=Memory(budget=100, available=90), reserved=0, unclaimed=0)
+    crowd = Account(memory=Memory(budget=100, available=90), reserved=10, unclaimed=0)
     assert expected(50, 40, 0, alone) == 50
     assert expected(50, 40, 30, alone) == 40
     assert expected(50, 40, 95, alone) == 90
@@ -83,9 +83,9 @@ def test_measured_excess_keeps_other_models_out_but_never_the_model_itself() -> 
 
 def test_a_negative_context_is_all_the_model_can_take() -> None:
     one = model("m", 1000, context_length=100_000, kv_bytes_per_token=2)
-    assert promise_for(one, -1, 10, Capacity()).total == 1000 + 200_000 + 10
-    assert promise_for(one, 0, 10, Capacity()).total == 1000 + 2 * 8192 + 10
-    assert promise_for(one, 64, 10, Capacity()).total == 1000 + 128 + 10
+    assert reservation_for(one, -1, 10, Capacity()).total == 1000 + 200_000 + 10
+    assert reservation_for(one, 0, 10, Capacity()).total == 1000 + 2 * 8192 + 10
+    assert reservation_for(one, 64, 10, Capacity()).total == 1000 + 128 + 10
 
 
 def test_measured_memory_above_the_reserved_counts_at_once() -> None:

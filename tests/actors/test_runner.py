@@ -25,11 +25,11 @@ from greenroom.actors.engine_runner.events import (
 )
 from greenroom.actors.engine_runner.messages import (
     AdoptedEngine,
-    BarEngine,
     EngineEnded,
     EngineIsReady,
     EngineList,
     EngineMoved,
+    ForbidStart,
     LostEngine,
     SpawnedEngine,
     StartEngine,
@@ -38,7 +38,7 @@ from greenroom.actors.engine_runner.messages import (
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.testing import Case, given
-from greenroom.actors.values import EngineExit, EngineSpec, RollCall
+from greenroom.actors.values import EngineExit, EngineSpec, RequestSnapshot
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
 ENDED = EngineExit(at=NOW.wall, code=0, expected=True)
@@ -102,11 +102,11 @@ def test_a_start_that_comes_twice_is_harmless() -> None:
 
 
 def test_a_start_that_was_forbidden_before_is_refused_for_good_and_the_list_says_so() -> None:
-    case = runner().when(BarEngine(engine_id="e1"))
+    case = runner().when(ForbidStart(engine_id="e1"))
     case.then(EngineLost(engine_id="e1", reason="it had not been started")).rest()
-    assert lists(case)[-1].barred == ("e1",)
-    case.when(BarEngine(engine_id="e1")).then().rest()
-    assert lists(case)[-1].barred == ("e1",)
+    assert lists(case)[-1].forbidden == ("e1",)
+    case.when(ForbidStart(engine_id="e1")).then().rest()
+    assert lists(case)[-1].forbidden == ("e1",)
     case.when(StartEngine(spec=spec())).then()
     case.rebuild().when(Recovered()).rest()
     case.when(StartEngine(spec=spec())).then()
@@ -115,7 +115,7 @@ def test_a_start_that_was_forbidden_before_is_refused_for_good_and_the_list_says
 
 
 def test_a_start_that_was_handled_first_is_not_undone_by_being_forbidden() -> None:
-    case = ready(started()).when(BarEngine(engine_id="e1")).then().rest()
+    case = ready(started()).when(ForbidStart(engine_id="e1")).then().rest()
     assert state(case) == "ready"
     assert [one.spec.engine_id for one in lists(case)[-1].engines] == ["e1"]
     assert not case.of(EndEngine)
@@ -333,11 +333,11 @@ def test_the_list_goes_to_scheduler_and_installer_on_each_change_and_every_few_s
 
 
 def test_the_list_says_what_the_scheduler_had_acted_on_behind_every_start_it_sent() -> None:
-    case = runner().when(StartEngine(spec=spec())).when(RollCall(installations=7)).rest()
+    case = runner().when(StartEngine(spec=spec())).when(RequestSnapshot(installations=7)).rest()
     (told,) = lists(case)
     assert told.installations == 7
     assert [one.spec.engine_id for one in told.engines] == ["e1"]
-    case.when(RollCall()).rest()
+    case.when(RequestSnapshot()).rest()
     assert lists(case)[-1].installations == 7
 
 

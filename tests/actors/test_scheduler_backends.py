@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from greenroom.actors.engine_runner.messages import StopEngine
-from greenroom.actors.installer.messages import BackendStatus, Ensure, InstallsAwaited
+from greenroom.actors.installer.messages import BackendStatus, Ensure, PendingInstallRequests
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import BackendChosen, EvictionDecided, LoadRefused
 from greenroom.actors.scheduler.messages import Abandon
-from greenroom.actors.values import RollCall
+from greenroom.actors.values import RequestSnapshot
 from stage import NO_SPACE, OFFLINE, Stage, absent, begun, installation, installed, model
 
 QWEN = model("qwen")
@@ -99,7 +99,7 @@ def wishes(stage: Stage) -> list[Ensure]:
 
 def awaited(stage: Stage) -> list[frozenset[str]]:
     """For which backends it was told that requests wait."""
-    return [one.backends for one in stage.told("installer") if isinstance(one, InstallsAwaited)]
+    return [one.backends for one in stage.told("installer") if isinstance(one, PendingInstallRequests)]
 
 
 def wanted(requests: int = 1, **more: Any) -> Stage:
@@ -261,9 +261,9 @@ def test_a_retiring_installation_is_acknowledged_to_the_runner_behind_everything
     spec = stage.spec_of("qwen")
     stage.hear_installer(retiring())
     # The start is on its way; until the runner has told of it nothing is acknowledged.
-    assert not stage.sent(RollCall)[1:]
+    assert not stage.sent(RequestSnapshot)[1:]
     stage.engine_is(spec, "starting")
-    rolls = stage.sent(RollCall)[1:]
+    rolls = stage.sent(RequestSnapshot)[1:]
     assert [one.installations for one in rolls] == [stage.volatile.statuses_version]
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.engine_runner.messages import BarEngine, StartEngine, StopEngine
+from greenroom.actors.engine_runner.messages import ForbidStart, StartEngine, StopEngine
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import BreakerClosed, LoadAdmitted, LoadFailed
 from greenroom.actors.scheduler.messages import Abandon, Unload
-from greenroom.actors.values import Caller, RollCall
+from greenroom.actors.values import Caller, RequestSnapshot
 from stage import Stage, begun, model, room_for
 
 QWEN, PHI = model("qwen"), model("phi")
@@ -98,9 +98,9 @@ def test_a_start_that_is_never_taken_is_given_up_and_its_memory_with_it() -> Non
     spec = stage.spec_of("qwen")
     for _ in range(11):
         stage.pass_time(5).hear_runner()
-    assert not stage.sent(BarEngine)
+    assert not stage.sent(ForbidStart)
     stage.pass_time(5)
-    assert stage.sent(BarEngine) == [BarEngine(engine_id=spec.engine_id)]
+    assert stage.sent(ForbidStart) == [ForbidStart(engine_id=spec.engine_id)]
     stage.hear_runner()
     (failed,) = stage.stored(LoadFailed)
     assert failed.failure.code == "engine_lost"
@@ -130,7 +130,7 @@ def test_an_engine_that_was_listed_once_and_no_longer_is_is_not_started_again() 
     stage.engine_is(spec, "ready").leave("r1")
     del stage.engines["llama.cpp"][spec.engine_id]
     stage.hear_runner()
-    assert [type(one) for one in stage.told("runner/llama.cpp")] == [BarEngine]
+    assert [type(one) for one in stage.told("runner/llama.cpp")] == [ForbidStart]
     assert stage.loads == [spec]
     stage.hear_runner()
     (failed,) = stage.stored(LoadFailed)
@@ -156,9 +156,9 @@ def test_a_list_sent_before_a_restart_does_not_count() -> None:
 def test_owners_that_send_no_list_are_asked_again() -> None:
     stage = Stage().when(Recovered()).rest()
     for owner in ("installer", "library", "runner/llama.cpp", "runner/mlx"):
-        assert len(stage.sent(RollCall, owner)) == 1
+        assert len(stage.sent(RequestSnapshot, owner)) == 1
     stage.hear_installer().hear_runner("mlx").pass_time(5)
-    counts = [len(stage.sent(RollCall, one)) for one in ("installer", "library", "runner/mlx")]
+    counts = [len(stage.sent(RequestSnapshot, one)) for one in ("installer", "library", "runner/mlx")]
     assert counts == [1, 2, 1]
 
 

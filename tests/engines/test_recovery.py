@@ -13,7 +13,7 @@ import sys
 import msgspec
 import pytest
 
-from greenroom.actors.values import Engine, Promise
+from greenroom.actors.values import Engine, Reservation
 from greenroom.runner.engines import recovery
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.paths import EngineFolder
@@ -59,7 +59,7 @@ def test_the_next_daemon_adopts_the_engine_of_one_that_was_killed(stage):
 
 def test_an_engine_with_flags_and_several_promises_is_the_same_after_a_restart(stage):
     """JSON has lists where a spec has tuples: no such engine was ever taken over."""
-    promises = (Promise(weights=7, cache=3, slots=4), Promise(device="gpu-1", weights=9))
+    promises = (Reservation(weights=7, cache=3, slots=4), Reservation(device="gpu-1", weights=9))
     spec = msgspec.structs.replace(stage.spec("e-1"), flags=("--echo", "--tokens"), promises=promises)
     kept = json.loads(json.dumps({"engine_id": "e-1", "about": {"spec": msgspec.to_builtins(spec)}}))
     assert recovery.distrust(expected_of(spec), kept) == ""
@@ -156,7 +156,7 @@ def test_an_engine_whose_pid_is_not_the_recorded_one_is_ended_not_trusted(stage)
 
 
 def test_an_engine_with_flags_slots_and_promises_is_known_again(stage):
-    promise = Promise(weights=5, cache=2, slots=4)
+    promise = Reservation(weights=5, cache=2, slots=4)
     spec = stage.spec("e-1", flags=("--threads", "2"), slots=4, promises=(promise,), memory=13)
     kept = json.loads(msgspec.json.encode({"engine_id": "e-1", "about": {"spec": spec}}))
     assert distrust(expected_of(spec), kept) == ""

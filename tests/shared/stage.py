@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from greenroom.actors.engine_runner.messages import BarEngine, EngineList
+from greenroom.actors.engine_runner.messages import EngineList, ForbidStart
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer.messages import BackendStatus, InstallationList
 from greenroom.actors.kernel.core import Answer, Command, Decision, Effect, Recovered, Tell
@@ -19,9 +19,9 @@ from greenroom.actors.scheduler.effects import (
     AdmitRequest,
     CloseGate,
     HoldGates,
-    InformRequest,
     LeaveGate,
     OpenGate,
+    PublishRequestProgress,
     RemoveGates,
 )
 from greenroom.actors.scheduler.ledger import Memory
@@ -35,7 +35,7 @@ from greenroom.actors.values import (
     Failure,
     Installation,
     Model,
-    RollCall,
+    RequestSnapshot,
 )
 
 C = TypeVar("C", bound=Command)
@@ -122,7 +122,7 @@ class Stage(Case[Any, Any]):
         """Whether runners have handled what was sent to them."""
         self.outcomes: dict[str, Any] = {}
         """What each request was answered."""
-        self.informed: dict[str, InformRequest] = {}
+        self.informed: dict[str, PublishRequestProgress] = {}
         self.performed: list[Effect] = []
         """Every effect of all lives."""
         self.statuses = {one.name: absent(one.name) for one in facts}
@@ -163,14 +163,16 @@ class Stage(Case[Any, Any]):
 
     def hear_runner(self, backend: str = "llama.cpp", *engines: Engine) -> Self:
         self.engines[backend] |= {one.spec.engine_id: one for one in engines}
-        calls = [one.token for one in self.sent(RollCall, f"runner/{backend}") if one.token]
-        barred = [one.engine_id for one in self.sent(BarEngine, f"runner/{backend}")]
+        calls = [one.token for one in self.sent(RequestSnapshot, f"runner/{backend}") if one.token]
+        never = [one.engine_id for one in self.sent(ForbidStart, f"runner/{backend}")]
         told = EngineList(
             backend=backend,
             engines=tuple(self.engines[backend].values()),
             version=1,
             token=calls[-1] if self.answering and calls else "",
-            barred=tuple(one for one in barred if one not in self.engines[backend]) if self.answering else (),
+            forbidden=tuple(one for one in never if one not in self.engines[backend])
+            if self.answering
+            else (),
         )
         return self.when(told).rest()
 
@@ -286,7 +288,7 @@ class Stage(Case[Any, Any]):
                 )
             case LeaveGate(request_id=request):
                 self.gates.leave(request)
-            case InformRequest(request_id=request):
+            case PublishRequestProgress(request_id=request):
                 self.informed[request] = effect
             case Answer(key=key, outcome=outcome):
                 self.outcomes.setdefault(key, outcome)

@@ -32,8 +32,8 @@ from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.effects import (
     BuildInstallation,
     CancelBuild,
-    InformInstall,
-    LookAtInstallations,
+    InspectInstallations,
+    PublishInstallProgress,
     RemoveInstallation,
 )
 from greenroom.actors.installer.messages import (
@@ -58,16 +58,16 @@ from greenroom.actors.kernel.core import (
 )
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library.core import Library
-from greenroom.actors.library.effects import LookAtModels
+from greenroom.actors.library.effects import InspectModels
 from greenroom.actors.library.messages import ModelsSeen
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import (
     AdmitRequest,
     CloseGate,
-    InformRequest,
     LeaveGate,
     OpenGate,
+    PublishRequestProgress,
     RemoveGates,
 )
 from greenroom.actors.scheduler.ledger import Device, Memory
@@ -383,7 +383,7 @@ class World:
                 )
             case LeaveGate(request_id=request):
                 self.leave_gate(request)
-            case InformRequest() | InformInstall():
+            case PublishRequestProgress() | PublishInstallProgress():
                 pass
             case SpawnEngine(spec=spec):
                 self.spawns[spec.engine_id] = self.spawns.get(spec.engine_id, 0) + 1
@@ -398,7 +398,7 @@ class World:
                 self.builds[job] = effect
             case CancelBuild(job=job):
                 self.builds.pop(job, None)
-            case LookAtInstallations() | LookAtModels():
+            case InspectInstallations() | InspectModels():
                 self.chores.append((self.monotonic + 20.0, effect))
             case RecoverEngines() | RemoveInstallation():
                 self.chores.append((self.monotonic + 20.0, effect))
@@ -426,11 +426,11 @@ class World:
         """Carry out one of `chores` and report."""
         self.chores = [item for item in self.chores if item[1] is not effect]
         match effect:
-            case LookAtInstallations(backends=backends):
+            case InspectInstallations(backends=backends):
                 for name in backends:
                     found = tuple(self.disk[name].values())
                     self.tell(INSTALLER, InstallationsSeen(backend=name, installations=found))
-            case LookAtModels():
+            case InspectModels():
                 self.tell(LIBRARY, ModelsSeen(models=tuple(self.models.values())))
             case RemoveInstallation(backend=backend, installation_id=one):
                 specs = [p.spec for p in self.processes.values() if p.alive and p.spec.backend == backend]
@@ -588,7 +588,7 @@ class World:
         return [
             one
             for one in starts
-            if one.engine_id not in self.actors[runner_address(one.backend)].state.barred
+            if one.engine_id not in self.actors[runner_address(one.backend)].state.forbidden
         ]
 
 

@@ -149,8 +149,8 @@ class Installation(Fact, frozen=True, kw_only=True):
     """Why it cannot be used; empty when whole."""
 
 
-class Promise(Fact, frozen=True, kw_only=True):
-    """What an engine is promised of one pool of memory, by what it is for. Bytes."""
+class Reservation(Fact, frozen=True, kw_only=True):
+    """Memory reserved for an engine in one pool, by what it is for. Bytes."""
 
     device: str = ""
     """Id of the graphics device whose memory it is; empty for the machine's."""
@@ -194,16 +194,16 @@ class EngineSpec(Fact, frozen=True, kw_only=True):
     """Requests that are inside at once, each with a context of its own; 0 leaves that to the engine."""
     prompt_cache: int | None = None
     """Bytes of memory for prompts that have left their slot; None leaves that to the engine."""
-    promises: tuple[Promise, ...] = ()
+    promises: tuple[Reservation, ...] = ()
     """What `memory` and `device_memory` are made of."""
     flags: tuple[str, ...] = ()
     """User flags, already checked against the backend's allow-list."""
     memory: int = 0
-    """Bytes of the machine's memory promised to it."""
+    """Bytes of the machine's memory reserved for it."""
     device: str = ""
     """Id of the graphics device it computes on; empty where the machine's memory is all there is."""
     device_memory: int = 0
-    """Bytes of that device's memory promised to it."""
+    """Bytes of that device's memory reserved for it."""
     device_total: int = 0
     """Bytes that device has."""
 
@@ -325,14 +325,14 @@ class BackendFacts(Reply, frozen=True, kw_only=True):
     """What installing it would fetch, where known."""
 
 
-class RollCall(Command, frozen=True, kw_only=True):
-    """Scheduler → owners, in a new life: tell me your list again."""
+class RequestSnapshot(Command, frozen=True, kw_only=True):
+    """Asks an owner to send its list again."""
 
     installations: Whole = -1
     """Version of the installer's list that the sender has acted on. Whatever it starts afterwards runs on
     nothing that is retiring there, and what it started before has reached the runner before this."""
     token: Id = ""
-    """Comes back in the list that answers this call."""
+    """Comes back in the list that answers this request."""
 
 
 class Cancelled(Reply, frozen=True, kw_only=True):

@@ -30,9 +30,9 @@ from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer.effects import (
     BuildInstallation,
     CancelBuild,
-    InformInstall,
-    LookAtInstallations,
+    InspectInstallations,
     PlanInstallation,
+    PublishInstallProgress,
     RemoveInstallation,
 )
 from greenroom.actors.installer.messages import (
@@ -54,8 +54,8 @@ from greenroom.actors.library.effects import (
     CancelSend,
     DeleteModel,
     FetchModel,
-    InformPull,
-    LookAtModels,
+    InspectModels,
+    PublishPullProgress,
     RemoveTag,
     SendModel,
     StoreAgain,
@@ -76,9 +76,9 @@ from greenroom.actors.scheduler.effects import (
     AdmitRequest,
     CloseGate,
     HoldGates,
-    InformRequest,
     LeaveGate,
     OpenGate,
+    PublishRequestProgress,
     RemoveGates,
 )
 from greenroom.actors.values import EngineExit, Failure, Installation, Measured, Model, Progress
@@ -155,11 +155,11 @@ class InstallerHands(_Hands):
                 builder.start(e.job, e.backend, version=e.version, attempt=e.attempt, repair=e.repair)
             case CancelBuild(job=job):
                 builder.cancel(job)
-            case InformInstall(backend=backend, phase=""):
+            case PublishInstallProgress(backend=backend, phase=""):
                 self._board.clear(install_job(backend))
-            case InformInstall(backend=backend, phase=phase, message=message):
+            case PublishInstallProgress(backend=backend, phase=phase, message=message):
                 self._board.publish(Progress(job=install_job(backend), phase=phase, message=message))
-            case LookAtInstallations(backends=backends):
+            case InspectInstallations(backends=backends):
                 builder.look(backends)
             case RemoveInstallation(backend=backend, installation_id=one):
                 builder.remove(backend, one)
@@ -420,9 +420,9 @@ class LibraryHands(_Hands):
                 # Nothing is told of it any more, however long it takes to end.
                 self._end(job)
                 puller.cancel(job)
-            case InformPull() as e:
+            case PublishPullProgress() as e:
                 self._inform(e)
-            case LookAtModels():
+            case InspectModels():
                 puller.look()
             case DeleteModel(model_id=one):
                 puller.remove(one)
@@ -441,7 +441,7 @@ class LibraryHands(_Hands):
             case _:
                 raise TypeError(f"the library's hands do not know {type(effect).__name__} ({cause})")
 
-    def _inform(self, inform: InformPull) -> None:
+    def _inform(self, inform: PublishPullProgress) -> None:
         """Between two attempts the pull has a line of its own; an attempt that runs speaks for itself."""
         key = pull_job(inform.reference)
         if inform.phase:
@@ -557,7 +557,7 @@ class SchedulerHands:
             case LeaveGate(request_id=request):
                 self._gates.leave(request)
                 self._board.clear(request_job(request))
-            case InformRequest() as e:
+            case PublishRequestProgress() as e:
                 self._board.publish(
                     Progress(
                         job=request_job(e.request_id),

@@ -27,13 +27,13 @@ from greenroom.actors.engine_runner.events import (
 )
 from greenroom.actors.engine_runner.messages import (
     AdoptedEngine,
-    BarEngine,
     EngineEnded,
     EngineIsReady,
     EngineList,
     EngineMoved,
     EnginesMeasured,
     EngineStalled,
+    ForbidStart,
     LostEngine,
     SpawnedEngine,
     StartEngine,
@@ -51,14 +51,14 @@ from greenroom.actors.kernel.core import (
     Stored,
     Tell,
 )
-from greenroom.actors.values import Engine, EngineExit, Failure, Measured, RollCall
+from greenroom.actors.values import Engine, EngineExit, Failure, Measured, RequestSnapshot
 
 _TELL_EVERY = 5.0
 _GROWN = 32 * 2**20
 """Bytes by which an engine's peak must have grown to be told at once and not with the next list."""
 _REMEMBERED = 16
 """Engines that are gone are told of for a while, so that nobody misses how they ended."""
-_BARRED = 256
+_FORBIDDEN = 256
 """Far more than loads can be in flight at a time: nobody is forgotten whose start may still come."""
 SILENT_START = 900.0
 """Seconds without any sign of progress after which a start is given up here, should its host be silent."""
@@ -78,7 +78,7 @@ class RunnerState(msgspec.Struct, frozen=True, kw_only=True):
 
     engines: Mapping[str, Engine] = msgspec.field(default_factory=dict)
     """By id, oldest first; gone ones are kept up to a bound."""
-    barred: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
     """Engines that never will start, although that may still be on its way. The last ones only."""
     version: int = 0
 
@@ -95,9 +95,9 @@ class RunnerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     early: frozenset[str] = frozenset()
     """Engines that were ready before their start could be stored, as on a full disk."""
     installations: int = -1
-    """Version of the installer's list that the scheduler had acted on when it last called the roll."""
+    """Version of the installer's list that the scheduler had acted on when it last requested this list."""
     token: str = ""
-    """Of the last roll call that named one."""
+    """Of the last request that had one."""
     measured: Mapping[str, Measured] = msgspec.field(default_factory=dict)
     """engine → its memory."""
     looked_at: float = 0.0
@@ -157,10 +157,10 @@ class Runner:
         one = event.engine_id
         old = state.engines.get(one)
         if old is None:
-            barred = state.barred
+            forbidden = state.forbidden
             if isinstance(event, EngineLost):
-                barred = (*barred, one)[-_BARRED:]
-            return change(state, barred=barred, version=version)
+                forbidden = (*forbidden, one)[-_FORBIDDEN:]
+            return change(state, forbidden=forbidden, version=version)
         match event:
             case EngineSpawned() as e:
                 new = change(old, pid=e.pid, started=e.started, endpoint=e.endpoint)
@@ -191,7 +191,7 @@ class Runner:
     ) -> Decision[RunnerVolatile]:
         """One command.
 
-        An engine may be barred before its start was heard of: that may still be on its way, behind a full
+        An engine may be forbidden before its start was heard of: that may still be on its way, behind a full
         disk or in a busy mailbox, and its memory is promised to others once the list says it never will come.
 
         Reports on engines that are gone, or were never ours, are dropped; but a process that turns out to run
@@ -199,7 +199,7 @@ class Runner:
         """
         match command:
             case StartEngine(spec=spec):
-                if spec.engine_id in state.engines or spec.engine_id in state.barred:
+                if spec.engine_id in state.engines or spec.engine_id in state.forbidden:
                     return Decision()
                 return Decision(
                     events=(EngineStartRequested(spec=spec),), volatile=_moved(volatile, spec.engine_id, now)
@@ -214,17 +214,17 @@ class Runner:
                     events=(EngineStopRequested(engine_id=one, reason=reason),),
                     volatile=_moved(volatile, one, now),
                 )
-            case BarEngine(engine_id=one):
-                if one in state.engines or one in state.barred:
+            case ForbidStart(engine_id=one):
+                if one in state.engines or one in state.forbidden:
                     return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
                 return Decision(events=(EngineLost(engine_id=one, reason="it had not been started"),))
-            case RollCall() as call:
+            case RequestSnapshot() as ask:
                 return Decision(
                     volatile=msgspec.structs.replace(
                         volatile,
                         told=-1,
-                        installations=max(volatile.installations, call.installations),
-                        token=call.token or volatile.token,
+                        installations=max(volatile.installations, ask.installations),
+                        token=ask.token or volatile.token,
                     )
                 )
             case Recovered():
@@ -398,7 +398,7 @@ class Runner:
         return EngineList(
             backend=self.backend,
             engines=tuple(state.engines.values()),
-            barred=state.barred,
+            forbidden=state.forbidden,
             version=state.version,
         )
 

@@ -38,7 +38,7 @@ class StopEngine(Command, frozen=True, kw_only=True):
     reason: Reason
 
 
-class BarEngine(Command, frozen=True, kw_only=True):
+class ForbidStart(Command, frozen=True, kw_only=True):
     """Scheduler → runner. An engine that is not known shall never start; one that is known is left alone.
 
     Either way the runner's list says which it was.
@@ -110,12 +110,12 @@ class EngineList(Command, frozen=True, kw_only=True):
 
     backend: BackendName
     engines: Annotated[tuple[Engine, ...], Many]
-    barred: Ids = ()
+    forbidden: Ids = ()
     """Engines that never will start, even if their start is still on its way."""
     version: Whole
     installations: Whole = -1
-    """Version of the installer's list that the scheduler had acted on when it last called the roll."""
+    """Version of the installer's list that the scheduler had acted on when it last requested this list."""
     token: Id = ""
-    """Of the last roll call that named one: whatever was sent before that call is in this list."""
+    """Of the last request that had one; all that was sent before that request shows in this list."""
     measured: Annotated[Mapping[Id, Measured], Many] = {}
     """engine → memory, as far as it could be measured."""

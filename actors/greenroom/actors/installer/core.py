@@ -20,7 +20,7 @@ from greenroom.actors.engine_runner.messages import EngineList
 from greenroom.actors.installer import ends
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.disk import seen_on_disk, unread
-from greenroom.actors.installer.effects import LookAtInstallations, PlanInstallation, RemoveInstallation
+from greenroom.actors.installer.effects import InspectInstallations, PlanInstallation, RemoveInstallation
 from greenroom.actors.installer.events import (
     InstallationActivated,
     InstallationBroken,
@@ -54,8 +54,8 @@ from greenroom.actors.installer.messages import (
     InstallationsSeen,
     InstallAttemptEnded,
     InstallCommitted,
-    InstallsAwaited,
     LeaveInstall,
+    PendingInstallRequests,
     PlanInstall,
     PlanMade,
     Uninstall,
@@ -92,7 +92,7 @@ from greenroom.actors.kernel.core import (
 )
 from greenroom.actors.retry import CONTACT_RETRIES, INSTALL_RETRIES, NO_NETWORK_AFTER, RetryPolicy
 from greenroom.actors.scheduler.messages import LiftQuarantines
-from greenroom.actors.values import BackendFacts, Failure, RollCall
+from greenroom.actors.values import BackendFacts, Failure, RequestSnapshot
 from greenroom.actors.waiters import count
 
 _STREAM = "install/"
@@ -175,7 +175,7 @@ class Installer:
                 return ends.cancel(state.of(command.backend), self._named(command), volatile)
             case LeaveInstall():
                 return ends.leave(self._named(command), volatile)
-            case InstallsAwaited():
+            case PendingInstallRequests():
                 return Decision(volatile=msgspec.structs.replace(volatile, awaited=command.backends))
             case Activate() | VerifyBackend():
                 return self._installed(state, command, volatile)
@@ -219,11 +219,11 @@ class Installer:
                         acted_on={**volatile.acted_on, command.backend: max(command.installations, answered)},
                     )
                 )
-            case RollCall():
+            case RequestSnapshot():
                 return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
             case Recovered():
-                effects: list[Effect] = [LookAtInstallations(backends=tuple(self._facts))]
-                effects += [Tell(to=runner_address(name), command=RollCall()) for name in self._facts]
+                effects: list[Effect] = [InspectInstallations(backends=tuple(self._facts))]
+                effects += [Tell(to=runner_address(name), command=RequestSnapshot()) for name in self._facts]
                 return Decision(
                     effects=tuple(effects),
                     volatile=msgspec.structs.replace(volatile, looking_since=now.monotonic),

@@ -21,7 +21,7 @@ class CancelBuild(Effect, frozen=True, kw_only=True):
     job: str
 
 
-class LookAtInstallations(Effect, frozen=True, kw_only=True):
+class InspectInstallations(Effect, frozen=True, kw_only=True):
     """Sweep what has no commit mark, verify the rest. Reports InstallationsSeen for each backend."""
 
     backends: tuple[str, ...]
@@ -41,7 +41,7 @@ class PlanInstallation(Effect, frozen=True, kw_only=True):
     version: str
 
 
-class InformInstall(Effect, frozen=True, kw_only=True):
+class PublishInstallProgress(Effect, frozen=True, kw_only=True):
     """Say on the progress board what a job waits for between attempts; without a phase, that it is over."""
 
     backend: str

@@ -246,7 +246,7 @@ class LeaveInstall(Command, frozen=True, kw_only=True):
     waiter: Id
 
 
-class InstallsAwaited(Command, frozen=True, kw_only=True):
+class PendingInstallRequests(Command, frozen=True, kw_only=True):
     """Scheduler → installer: all backends whose installation requests wait for at this moment."""
 
     backends: Annotated[frozenset[BackendName], Many] = frozenset()

@@ -22,8 +22,8 @@ from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.effects import (
     BuildInstallation,
     CancelBuild,
-    InformInstall,
-    LookAtInstallations,
+    InspectInstallations,
+    PublishInstallProgress,
     RemoveInstallation,
 )
 from greenroom.actors.installer.events import (
@@ -52,7 +52,7 @@ from greenroom.actors.kernel.core import (
     not_storable,
 )
 from greenroom.actors.retry import RetryPolicy
-from greenroom.actors.values import BackendFacts, Failure, Installation, RollCall
+from greenroom.actors.values import BackendFacts, Failure, Installation, RequestSnapshot
 
 _TELL_EVERY = 5.0
 _REMOVE_AGAIN_AFTER = 30.0
@@ -102,7 +102,7 @@ class InstallerTurn:
                 self._give_up(name, backend)
         again = tuple(dict.fromkeys((*unlooked, *self._volatile.unclear)))
         if again and self._now.monotonic - self._volatile.looking_since >= _LOOK_AGAIN_AFTER:
-            self._effects.append(LookAtInstallations(backends=again))
+            self._effects.append(InspectInstallations(backends=again))
             self._update(looking_since=self._now.monotonic)
         events = tuple(self._events)
         decision = Decision(
@@ -281,7 +281,7 @@ class InstallerTurn:
         _, of, at = self._volatile.called.get(name, ("", -1, now))
         if of < version or now - at >= _REMOVE_AGAIN_AFTER:
             token = f"installer/{version}/{now}"
-            self._effects.append(Tell(to=runner_address(name), command=RollCall(token=token)))
+            self._effects.append(Tell(to=runner_address(name), command=RequestSnapshot(token=token)))
             self._update(called={**self._volatile.called, name: (token, version, now)})
 
     def _answer(self, name: str, backend: BackendInstallState) -> None:  # 7
@@ -329,7 +329,7 @@ def between_attempts(state: InstallerState, event: Event) -> Sequence[Effect]:
     match event:
         case InstallAttemptFailed(backend=name, attempt=attempt, failure=failure):
             message = f"Waiting to try again (attempt {attempt + 1}): {failure.message}"
-            return (InformInstall(backend=name, phase="waiting_to_retry", message=message),)
+            return (PublishInstallProgress(backend=name, phase="waiting_to_retry", message=message),)
         case InstallCancelled(backend=name) if state.of(name).job is None:
-            return (InformInstall(backend=name),)
+            return (PublishInstallProgress(backend=name),)
     return ()

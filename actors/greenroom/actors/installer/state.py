@@ -136,7 +136,7 @@ class InstallerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     acted_on: Mapping[str, int] = msgspec.field(default_factory=dict)
     """backend → version of our list that the scheduler had acted on when that runner last told."""
     called: Mapping[str, tuple[str, int, float]] = msgspec.field(default_factory=dict)
-    """backend → token of the roll call by which we asked ourselves, our version then, and when."""
+    """backend → token of our own request for the list, our version then, and when."""
     retired: Mapping[str, tuple[int, float]] = msgspec.field(default_factory=dict)
     """backend/installation → our version and the monotonic second when it was first seen to retire."""
     removing: Mapping[str, float] = msgspec.field(default_factory=dict)

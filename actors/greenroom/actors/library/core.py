@@ -30,7 +30,7 @@ from greenroom.actors.kernel.core import (
     not_storable,
 )
 from greenroom.actors.library import changes, pulls
-from greenroom.actors.library.effects import FetchModel, LookAtModels
+from greenroom.actors.library.effects import FetchModel, InspectModels
 from greenroom.actors.library.events import (
     ModelCommitted,
     ModelPushed,
@@ -67,7 +67,7 @@ from greenroom.actors.library.messages import (
 )
 from greenroom.actors.library.state import LibraryState, LibraryVolatile, PullState, apply
 from greenroom.actors.retry import CONTACT_RETRIES, PULL_RETRIES, RetryPolicy
-from greenroom.actors.values import Failure, RollCall
+from greenroom.actors.values import Failure, RequestSnapshot
 
 _TELL_EVERY = 5.0
 _LOOK_AGAIN_AFTER = 30.0
@@ -152,11 +152,11 @@ class Library:
                 return changes.push(state, command, volatile)
             case CancelPush():
                 return changes.cancel_push(command, volatile)
-            case RollCall():
+            case RequestSnapshot():
                 return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
             case Recovered():
                 volatile = msgspec.structs.replace(volatile, looking_since=now.monotonic)
-                return Decision(effects=(LookAtModels(),), volatile=volatile)
+                return Decision(effects=(InspectModels(),), volatile=volatile)
             case _:
                 return self._report(state, command, now, volatile)
 
@@ -265,7 +265,7 @@ class Library:
             if now.monotonic - volatile.looking_since < _LOOK_AGAIN_AFTER:
                 return Decision(volatile=volatile)
             volatile = msgspec.structs.replace(volatile, looking_since=now.monotonic)
-            return Decision(effects=(LookAtModels(),), volatile=volatile)
+            return Decision(effects=(InspectModels(),), volatile=volatile)
         effects: list[Effect] = []
         faults: list[Fault] = []
         for ask in volatile.pending.values():  # 2

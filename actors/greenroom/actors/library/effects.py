@@ -20,7 +20,7 @@ class CancelFetch(Effect, frozen=True, kw_only=True):
     job: str
 
 
-class InformPull(Effect, frozen=True, kw_only=True):
+class PublishPullProgress(Effect, frozen=True, kw_only=True):
     """Say on the progress board what a pull waits for; without a phase, that it is over."""
 
     reference: str
@@ -28,7 +28,7 @@ class InformPull(Effect, frozen=True, kw_only=True):
     message: str = ""
 
 
-class LookAtModels(Effect, frozen=True, kw_only=True):
+class InspectModels(Effect, frozen=True, kw_only=True):
     """Reports ModelsSeen."""
 
 

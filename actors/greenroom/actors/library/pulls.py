@@ -7,7 +7,7 @@ import msgspec
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, refuse
 from greenroom.actors.kernel.errors import ErrorKind, Refusal
-from greenroom.actors.library.effects import CancelFetch, InformPull
+from greenroom.actors.library.effects import CancelFetch, PublishPullProgress
 from greenroom.actors.library.events import (
     ModelCommitted,
     PullAttemptFailed,
@@ -149,7 +149,7 @@ def cancel(
     )
     return Decision(
         events=(PullCancelled(job=under_way.job, reason=ask.reason),),
-        effects=(CancelFetch(job=under_way.job), InformPull(reference=ask.reference), answer),
+        effects=(CancelFetch(job=under_way.job), PublishPullProgress(reference=ask.reference), answer),
         reply=Cancelled(ended=True),
         volatile=volatile,
     )
@@ -210,7 +210,7 @@ def attempt_ended(
         retry_at = policy.retry_at(max(streak, 1), now.wall, now.draw)
     event: Event
     outcome: Refusal | None = None
-    inform = InformPull(reference=under_way.reference)
+    inform = PublishPullProgress(reference=under_way.reference)
     if failure.kind == "cancelled":
         event = PullCancelled(job=under_way.job, reason=failure.message)
         outcome = _cancelled(failure.message)
@@ -223,7 +223,7 @@ def attempt_ended(
             streak=streak,
             reached=reached,
         )
-        inform = InformPull(
+        inform = PublishPullProgress(
             reference=under_way.reference, phase="waiting_to_retry", message=f"after: {failure.message}"
         )
     else:

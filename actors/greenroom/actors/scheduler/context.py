@@ -10,7 +10,7 @@ from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Fault, fault
 from greenroom.actors.scheduler.events import EvictionDecided
-from greenroom.actors.scheduler.ledger import PROVEN_BY, Account, Capacity, promise_for, reckoned
+from greenroom.actors.scheduler.ledger import PROVEN_BY, Account, Capacity, reckoned, reservation_for
 from greenroom.actors.scheduler.state import (
     ModelConfigState,
     SchedulerState,
@@ -186,26 +186,26 @@ class TurnContext:
         pools = {one.id: one.memory for one in self.volatile.memory.devices}
         return Account(
             memory=pools[device] if device else self.volatile.memory,
-            promised=sum(holding(spec, self.volatile, device) for spec in by_id.values()),
+            reserved=sum(holding(spec, self.volatile, device) for spec in by_id.values()),
             unclaimed=loading,
         )
 
 
 def share(spec: EngineSpec, device: str = "") -> int:
-    """Bytes promised to an engine of the machine's memory, or of one device's."""
+    """Bytes reserved for an engine of the machine's memory, or of one device's."""
     if not device:
         return spec.memory
     return spec.device_memory if spec.device == device else 0
 
 
 def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
-    """Bytes an engine or a load in flight is reckoned to hold there: promised, and measured where it is."""
-    promise, measured = share(spec, device), volatile.measured.get(spec.engine_id)
-    if not promise or measured is None or (device and measured.device is None):
-        return promise
+    """Bytes an engine or a load in flight is reckoned to hold there: reserved, and measured where it is."""
+    reservation, measured = share(spec, device), volatile.measured.get(spec.engine_id)
+    if not reservation or measured is None or (device and measured.device is None):
+        return reservation
     reading = volatile.gates.get(spec.engine_id)
     return reckoned(
-        promise,
+        reservation,
         least(spec, volatile, device),
         measured.device_peak if device else measured.peak,
         reading.served if reading is not None else 0,
@@ -213,16 +213,16 @@ def holding(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> 
 
 
 def least(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:
-    """Weights and cache, in bytes; the whole promise while the model is not known."""
+    """Weights and cache, in bytes; the whole reservation while the model is not known."""
     if spec.device and not device:
         return 0  # they are there, not here
-    for promise in spec.promises:
-        if promise.device == device:
-            return promise.claimable
+    for reservation in spec.promises:
+        if reservation.device == device:
+            return reservation.claimable
     model = (volatile.models or {}).get(spec.model_id)
     if model is None:
         return share(spec, device)
-    return promise_for(model, spec.context_size, 0, Capacity(slots=spec.slots)).total
+    return reservation_for(model, spec.context_size, 0, Capacity(slots=spec.slots)).total
 
 
 def footprint(spec: EngineSpec, volatile: SchedulerVolatile, device: str = "") -> int:

@@ -14,7 +14,7 @@ import msgspec
 
 from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER, runner_address
 from greenroom.actors.engine_runner.messages import EngineList, StartEngine
-from greenroom.actors.installer.messages import InstallationList, InstallsAwaited
+from greenroom.actors.installer.messages import InstallationList, PendingInstallRequests
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -194,7 +194,7 @@ class Scheduler:
                     volatile=change(
                         volatile,
                         engines={**volatile.engines, command.backend: engines},
-                        barred={**volatile.barred, command.backend: frozenset(command.barred)},
+                        forbidden={**volatile.forbidden, command.backend: frozenset(command.forbidden)},
                         measured={**volatile.measured, **command.measured},
                         met=volatile.met | frozenset(engines),
                         ready_since={**ready, **volatile.ready_since},
@@ -206,7 +206,7 @@ class Scheduler:
                 # The roll is called by the turn that follows.
                 life = f"{now.monotonic}/{now.draw}"
                 # Who waited before is in the queue again in a moment, and told of then.
-                nobody = Tell(to=INSTALLER, command=InstallsAwaited())
+                nobody = Tell(to=INSTALLER, command=PendingInstallRequests())
                 return Decision(
                     effects=(nobody,), volatile=change(volatile, life=life, called_at=now.monotonic - AGAIN)
                 )

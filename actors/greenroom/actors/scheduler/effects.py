@@ -52,7 +52,7 @@ class LeaveGate(Effect, frozen=True, kw_only=True):
     request_id: str
 
 
-class InformRequest(Effect, frozen=True, kw_only=True):
+class PublishRequestProgress(Effect, frozen=True, kw_only=True):
     """Say on the progress board what a waiting request waits for."""
 
     request_id: str

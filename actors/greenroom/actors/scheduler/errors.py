@@ -170,7 +170,7 @@ def never_fits(model_ref: str, need: int, account: Account, device: str = "") ->
         numbers={
             "needed": float(need),
             "budget": float(account.memory.budget),
-            "promised": float(account.promised),
+            "promised": float(account.reserved),
         },
         subject=model_ref,
     )

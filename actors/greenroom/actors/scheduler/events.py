@@ -29,7 +29,7 @@ class LoadAdmitted(Event, frozen=True, kw_only=True):
     TAG = "load_admitted"
     spec: EngineSpec
     promised: int
-    """Bytes promised to all engines, this one included."""
+    """Bytes reserved for all engines, this one included."""
     budget: int
     device_promised: int = 0
     """The same two of its device's memory, if it has one."""

@@ -1,4 +1,4 @@
-"""The ledger: what memory is promised to engines and to loads in flight, and what is left."""
+"""The ledger: what memory is reserved for engines and loads in flight, and what is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from greenroom.actors.values import Model, Promise
+from greenroom.actors.values import Model, Reservation
 
 DEFAULT_CONTEXT = 8_192
 """Tokens of key/value cache reckoned with when neither the user nor the model says how many."""
@@ -19,7 +19,7 @@ _LEAST_PROMPT_CACHE = 64 * 2**20
 _MOST_PROMPT_CACHE = 2**30
 
 PROVEN_BY = 3
-"""Requests an engine must have served before its measured peak may be less than what it was promised."""
+"""Requests an engine must have served before its measured peak may be less than what was reserved for it."""
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def memory(self) -> Memory:
-        """As a pool of its own. What cannot be measured is bounded by what is promised alone."""
+        """As a pool of its own. What cannot be measured is bounded by what is reserved alone."""
         return Memory(
             budget=self.budget, available=2 * self.budget if self.available is None else self.available
         )
@@ -66,15 +66,15 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     """The ledger at one moment."""
 
     memory: Memory
-    promised: int
+    reserved: int
     """To engines that run and loads in flight."""
     unclaimed: int
-    """The part of `promised` whose engines are still loading, so not yet in `available`."""
+    """The part of `reserved` whose engines are still loading, so not yet in `available`."""
 
     @property
     def free(self) -> int:
-        """What can be promised now: the smaller of what is not promised and what is really there."""
-        return max(0, min(self.memory.budget - self.promised, self.memory.available - self.unclaimed))
+        """What can be reserved now: the smaller of what is not reserved and what is really there."""
+        return max(0, min(self.memory.budget - self.reserved, self.memory.available - self.unclaimed))
 
 
 def context_reckoned(context_size: int, context_length: int) -> int:
@@ -101,12 +101,12 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's slots share one context's cache, and it makes requests wait for it: none is cut off."""
 
 
-def promise_for(
+def reservation_for(
     model: Model, context_size: int, compute: int, capacity: Capacity, device: str = ""
-) -> Promise:
+) -> Reservation:
     """What an engine needs where its weights are, in bytes. Every slot has the whole of the context."""
     context = context_reckoned(context_size, model.context_length)
-    return Promise(
+    return Reservation(
         device=device,
         weights=model.size - model.projector_size,
         projector=model.projector_size,
@@ -138,27 +138,27 @@ def default_prompt_cache(model: Model, context_size: int) -> int:
     return min(_MOST_PROMPT_CACHE, max(_LEAST_PROMPT_CACHE, 2 * context * model.kv_bytes_per_token))
 
 
-def reckoned(promise: int, least: int, peak: int, served: int) -> int:
+def reckoned(reservation: int, least: int, peak: int, served: int) -> int:
     """What an engine is reckoned to hold, in bytes.
 
-    A measured peak above its promise counts at once. One below it counts only once the engine has served
+    A measured peak above its reservation counts at once. One below it counts only once the engine has served
     several requests, and never less than `least`, its weights and cache: those it may claim at any time.
     """
-    if not peak or (peak < promise and served < PROVEN_BY):
-        return promise
-    return max(peak, min(least, promise))
+    if not peak or (peak < reservation and served < PROVEN_BY):
+        return reservation
+    return max(peak, min(least, reservation))
 
 
 def expected(estimate: int, least: int, footprint: int, account: Account) -> int:
     """What a load is reckoned to need, in bytes, when engines like it were measured at `footprint` (or 0).
 
     Experience may keep others out, but never the model itself: where the estimate would let it in and
-    nobody else has a promise, it is let in.
+    nobody else has a reservation, it is let in.
     """
     if not footprint:
         return estimate
     need = max(least, footprint)
-    if not account.promised:
+    if not account.reserved:
         need = min(need, max(estimate, account.free))
     return min(need, max(estimate, account.memory.budget))
 

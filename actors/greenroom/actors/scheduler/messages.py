@@ -21,8 +21,8 @@ from greenroom.actors.values import (
     Caller,
     InstallPolicy,
     Mode,
-    Promise,
     Reply,
+    Reservation,
 )
 
 
@@ -174,7 +174,7 @@ class EngineAccount(Reply, frozen=True, kw_only=True):
     """Requests it takes at once; 0 when it takes all that come."""
     used: int = 0
     """Slots that are taken."""
-    promises: tuple[Promise, ...] = ()
+    promises: tuple[Reservation, ...] = ()
     """What was promised at its start, by pool and part."""
     inside: int
     """Requests it is answering."""

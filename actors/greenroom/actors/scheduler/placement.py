@@ -1,6 +1,6 @@
 """Where an engine could have its memory: the machine's alone, or a graphics device's and a little beside it.
 
-A device's memory is a pool of its own: promised, measured and made free apart from the machine's. Memory that
+A device's memory is a pool of its own: reserved, measured and made free apart from the machine's. Memory that
 a graphics processor shares with the machine, as on Apple silicon, is the machine's.
 """
 
@@ -21,10 +21,10 @@ from greenroom.actors.scheduler.ledger import (
     expected,
     fewest_victims,
     larger,
-    promise_for,
+    reservation_for,
 )
 from greenroom.actors.scheduler.state import ModelConfigState, config_key, footprint_key
-from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model, Promise
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model, Reservation
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,11 +130,11 @@ class Places:
 
     def _on_machine(self, spec: EngineSpec, model: Model, facts: BackendFacts, capacity: Capacity) -> Place:
         account = self._turn.account()
-        promise = promise_for(model, spec.context_size, facts.overhead, capacity)
+        reservation = reservation_for(model, spec.context_size, facts.overhead, capacity)
         spec = _with(spec, capacity)
-        promise = self._learned(spec, promise, account)
-        need = Need(device="", name="", size=promise.total, account=account)
-        placed = msgspec.structs.replace(spec, memory=promise.total, promises=(promise,))
+        reservation = self._learned(spec, reservation, account)
+        need = Need(device="", name="", size=reservation.total, account=account)
+        placed = msgspec.structs.replace(spec, memory=reservation.total, promises=(reservation,))
         return Place(spec=placed, needs=(need,))
 
     def _on_device(
@@ -146,24 +146,24 @@ class Places:
         kept = capacity.prompt_cache or 0
         on_device = msgspec.structs.replace(capacity, prompt_cache=None)
         placed = msgspec.structs.replace(_with(spec, capacity), device=device.id, device_total=device.total)
-        promise = promise_for(model, spec.context_size, facts.overhead, on_device, device.id)
-        promise = self._learned(placed, promise, there)
-        rest = self._learned(placed, Promise(compute=facts.overhead, prompt_cache=kept), beside)
+        reservation = reservation_for(model, spec.context_size, facts.overhead, on_device, device.id)
+        reservation = self._learned(placed, reservation, there)
+        rest = self._learned(placed, Reservation(compute=facts.overhead, prompt_cache=kept), beside)
         needs = (
-            Need(device=device.id, name=device.name, size=promise.total, account=there),
+            Need(device=device.id, name=device.name, size=reservation.total, account=there),
             Need(device="", name="", size=rest.total, account=beside),
         )
         placed = msgspec.structs.replace(
-            placed, memory=rest.total, device_memory=promise.total, promises=(promise, rest)
+            placed, memory=rest.total, device_memory=reservation.total, promises=(reservation, rest)
         )
         return Place(spec=placed, needs=needs)
 
-    def _learned(self, spec: EngineSpec, promise: Promise, account: Account) -> Promise:
-        """The promise with what engines of this kind were measured to hold."""
-        key = footprint_key(spec, on_device=bool(promise.device))
+    def _learned(self, spec: EngineSpec, reservation: Reservation, account: Account) -> Reservation:
+        """The reservation with what engines of this kind were measured to hold."""
+        key = footprint_key(spec, on_device=bool(reservation.device))
         measured = self._turn.state.footprints.get(key, 0)
-        need = expected(promise.total, promise.claimable, measured, account)
-        return msgspec.structs.replace(promise, learned=need - promise.total)
+        need = expected(reservation.total, reservation.claimable, measured, account)
+        return msgspec.structs.replace(reservation, learned=need - reservation.total)
 
     def pinned(self, device: str) -> int:
         """Bytes of a pool that pinned models hold."""

@@ -9,13 +9,13 @@ from functools import partial
 from typing import NamedTuple
 
 from greenroom.actors.addresses import INSTALLER
-from greenroom.actors.installer.messages import Ensure, InstallsAwaited
+from greenroom.actors.installer.messages import Ensure, PendingInstallRequests
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import install_job, load_job
 from greenroom.actors.scheduler.backend_choice import Install, Use, choose
 from greenroom.actors.scheduler.context import TurnContext, eviction, fits
-from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, InformRequest
+from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, PublishRequestProgress
 from greenroom.actors.scheduler.errors import (
     breaker_open,
     gib,
@@ -296,7 +296,7 @@ class QueueStep:
         told, at = turn.volatile.awaited_told
         awaited, now = frozenset(self._awaited), turn.now.monotonic
         if awaited != told or (awaited and now - at >= AGAIN):
-            turn.effects.append(Tell(to=INSTALLER, command=InstallsAwaited(backends=awaited)))
+            turn.effects.append(Tell(to=INSTALLER, command=PendingInstallRequests(backends=awaited)))
             turn.update(awaited_told=(awaited, now))
 
     def _note_failed_install(self, backend: str, last: str) -> None:
@@ -398,9 +398,9 @@ class QueueStep:
         device = turn.account(spec.device) if spec.device else None
         admitted = LoadAdmitted(
             spec=spec,
-            promised=account.promised + spec.memory,
+            promised=account.reserved + spec.memory,
             budget=account.memory.budget,
-            device_promised=device.promised + spec.device_memory if device is not None else 0,
+            device_promised=device.reserved + spec.device_memory if device is not None else 0,
             device_budget=device.memory.budget if device is not None else 0,
             refused_before=turn.volatile.refused.get(key, 0),
             caller=waiting.caller,
@@ -478,7 +478,7 @@ class QueueStep:
                 waiting, phase=wait.phase, follows=wait.follows, said=wait.text, place=place, moved=moved
             )
             turn.effects.append(
-                InformRequest(
+                PublishRequestProgress(
                     request_id=waiting.request_id,
                     phase=wait.phase,
                     message=wait.text,

@@ -28,7 +28,7 @@ import msgspec
 
 from greenroom.actors.addresses import INSTALLER, LIBRARY, runner_address
 from greenroom.actors.bounded_maps import without
-from greenroom.actors.engine_runner.messages import BarEngine, StartEngine, StopEngine
+from greenroom.actors.engine_runner.messages import ForbidStart, StartEngine, StopEngine
 from greenroom.actors.gates import GateReading
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
@@ -59,7 +59,7 @@ from greenroom.actors.scheduler.state import (
     counts_against_model,
     failures_with,
 )
-from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Failure, RollCall
+from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Failure, RequestSnapshot
 
 DRAINED = "drained"
 """Under which whoever stops the daemon waits."""
@@ -104,7 +104,7 @@ class Turn:
             self._evict,
             self._stop_leaving,
             self._close_breakers,
-            self._call_the_roll,
+            self._request_snapshots,
             self._report_drained,
             self._report_ready,
             self._lift_quarantines,
@@ -141,7 +141,7 @@ class Turn:
         if engine is not None:
             if engine.state == "gone" or (engine.state == "stopping" and engine.fault):  # a
                 self._fail(load, failure_of(engine))
-        elif engine_id in volatile.barred.get(load.spec.backend, ()):  # b
+        elif engine_id in volatile.forbidden.get(load.spec.backend, ()):  # b
             self._fail(load, never_started(load.spec))
         elif self._is_on_its_way(engine_id):  # c
             self._tell_to_start(load)
@@ -184,8 +184,8 @@ class Turn:
         turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
         told = turn.volatile.bar_told.get(one)
         if told is None or now - told >= AGAIN:
-            bar = BarEngine(engine_id=one)
-            turn.effects.append(Tell(to=runner_address(load.spec.backend), command=bar, cause=load.cause))
+            forbid = ForbidStart(engine_id=one)
+            turn.effects.append(Tell(to=runner_address(load.spec.backend), command=forbid, cause=load.cause))
             turn.update(bar_told={**turn.volatile.bar_told, one: now})
 
     def _fail(self, load: LoadState, failure: Failure) -> None:
@@ -368,14 +368,14 @@ class Turn:
 
     # 7
 
-    def _call_the_roll(self) -> None:
+    def _request_snapshots(self) -> None:
         turn, now = self._turn, self._turn.now.monotonic
         missing = [runner_address(name) for name in turn.silent]
         missing += [INSTALLER] if turn.volatile.statuses is None else []
         missing += [LIBRARY] if turn.volatile.models is None else []
         if missing and now - turn.volatile.called_at >= AGAIN:
-            call = RollCall(token=turn.volatile.life)
-            turn.effects += [Tell(to=to, command=call) for to in missing]
+            ask = RequestSnapshot(token=turn.volatile.life)
+            turn.effects += [Tell(to=to, command=ask) for to in missing]
             turn.update(called_at=now)
         retiring = {
             name: one.retiring for name, one in (turn.volatile.statuses or {}).items() if one.retiring
@@ -389,8 +389,8 @@ class Turn:
         version, told_at = turn.volatile.acted_on
         if version == turn.volatile.statuses_version and now - told_at < AGAIN:
             return
-        roll = RollCall(installations=turn.volatile.statuses_version)
-        turn.effects += [Tell(to=runner_address(name), command=roll) for name in retiring]
+        ask = RequestSnapshot(installations=turn.volatile.statuses_version)
+        turn.effects += [Tell(to=runner_address(name), command=ask) for name in retiring]
         turn.update(acted_on=(turn.volatile.statuses_version, now))
 
     # 8

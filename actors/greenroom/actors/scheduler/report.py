@@ -27,7 +27,7 @@ def ledger_reading(
     return LedgerReading(
         budget=account.memory.budget,
         available=account.memory.available,
-        promised=account.promised,
+        promised=account.reserved,
         free=account.free,
         waiting=len(turn.queue),
         engines=tuple(_engine(turn, load) for load in state.loads.values()),
@@ -44,7 +44,7 @@ def _device(turn: TurnContext, device: Device) -> DeviceAccount:
         total=device.total,
         budget=device.budget,
         available=device.available,
-        promised=account.promised,
+        promised=account.reserved,
         free=account.free,
     )
 

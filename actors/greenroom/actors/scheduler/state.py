@@ -203,12 +203,12 @@ class SchedulerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     statuses_version: int = -1
     models: Mapping[str, Model] | None = None
     engines: Mapping[str, Mapping[str, Engine]] = msgspec.field(default_factory=dict)
-    """backend → id → engine; a backend is absent until its runner has answered this life's roll call."""
+    """backend → id → engine; a backend is absent until its runner has sent its list in this life."""
     life: str = ""
-    """Token of this life's first roll call: a list that was on its way before says nothing."""
+    """Token of this life's first request for lists: a list that was sent before it does not count."""
     called_at: float = 0.0
     """Monotonic second of the last call to those who have not answered."""
-    barred: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
+    forbidden: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
     """backend → engines that its runner never will start."""
     met: frozenset[str] = frozenset()
     """Engines that have been in a runner's list in this life."""

@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from greenroom.actors import limits
 from greenroom.actors.addresses import SCHEDULER
-from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, promise_for
+from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, reservation_for
 from greenroom.actors.scheduler.messages import ConfigField, Configure
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import BackendFacts, Mode, Model
@@ -223,7 +223,7 @@ def _needed(model: Model, sizes: Sizes, facts: BackendFacts) -> int:
         prompt_cache=max(0, sizes.prompt_cache or 0) if facts.prompt_cache else None,
         shares_cache=facts.shares_cache,
     )
-    return promise_for(model, sizes.context or 0, facts.overhead, capacity).total
+    return reservation_for(model, sizes.context or 0, facts.overhead, capacity).total
 
 
 def _with_old(sizes: Sizes, old: ModelConfigState, model: Model) -> Sizes:

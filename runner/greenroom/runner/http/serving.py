@@ -6,7 +6,7 @@ from typing import Any
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.backend_choice import Install, Use, choose
-from greenroom.actors.scheduler.ledger import Capacity, promise_for
+from greenroom.actors.scheduler.ledger import Capacity, reservation_for
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Mode, Model
 from greenroom.runner.http.door import Door
@@ -45,7 +45,7 @@ def _memory(door: Door, model: Model, choice: Use | Install | Refusal, context: 
     if not overheads:
         return {}
     # One slot is the least that it is loaded with.
-    needed = promise_for(model, context, overheads[0], Capacity()).total
+    needed = reservation_for(model, context, overheads[0], Capacity()).total
     budget = door.backstage.budget_for(name)
     told: dict[str, Any] = {"memory": needed, "memory_budget": budget, "fits": needed <= budget}
     return told | ({"context_size": context} if context > 0 else {})

@@ -226,6 +226,8 @@ class EngineExit(Fact, frozen=True, kw_only=True):
     """True when we asked it to stop."""
     lost: bool = False
     """True when nobody saw it end: then it says nothing about whether the model would run."""
+    out_of_memory: bool = False
+    """True when it could not get the memory it needed, or was killed for lack of memory."""
     failure: Failure | None = None
     """Why it never ran, or was given up, with kind, code and blame; None when it ended by itself."""
 

@@ -18,6 +18,14 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     installation_id: str
     reasons: tuple[str, ...]
+    preferred: str = ""
+    """A backend that is preferred to this one and not installed."""
+
+
+class NotInstalled(Refusal, frozen=True, kw_only=True):
+    """A model cannot be loaded until one of these backends is installed, the preferred one first."""
+
+    backends: tuple[str, ...]
 
 
 class Install(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +88,7 @@ def choose(
             installation_id=current.id,
             reasons=_reasons(best, fitting, installed, model, binding)
             + _passed_over(statuses, best, current),
+            preferred="" if binding else _preferred_absent(best, runnable),
         )
     offered = sorted(runnable, key=lambda one: one.install_preference)
     for one in offered:  # 5
@@ -100,19 +109,23 @@ def choose(
 
 def not_installed(
     backend: BackendFacts, status: BackendStatus | None, others: Sequence[BackendFacts] = ()
-) -> Refusal:
+) -> NotInstalled:
     """The refusal that tells how to install a backend, and which others could be installed instead."""
     broken = (
         status.failure.message if status is not None and status.state == "broken" and status.failure else ""
     )
     advice = [f"(What is there is broken: {broken})"] if broken else []
     advice += [f"(or, with {one.name}: greenroom install-runner --backend {one.name})" for one in others]
-    return refuse(
-        "backend_not_installed",
-        f'backend "{backend.name}" is not installed; run: greenroom install-runner --backend {backend.name}',
+    return NotInstalled(
+        code="backend_not_installed",
+        message=(
+            f'backend "{backend.name}" is not installed; '
+            f"run: greenroom install-runner --backend {backend.name}"
+        ),
         advice=" ".join(advice),
         kind="not_ready",
         subject=backend.name,
+        backends=(backend.name, *(one.name for one in others)),
         numbers={"download_bytes": float(backend.download_bytes)} if backend.download_bytes else {},
     )
 
@@ -171,6 +184,12 @@ def _reasons(
                 f"run: greenroom install-runner --backend {one.name}"
             )
     return tuple(reasons)
+
+
+def _preferred_absent(best: BackendFacts, runnable: Sequence[BackendFacts]) -> str:
+    """The most preferred of those that could run here and are not installed, if it comes before `best`."""
+    better = [one for one in runnable if one.preference < best.preference]
+    return min(better, key=lambda one: one.preference).name if better else ""
 
 
 def _unfit(model: Model, mode: Mode, binding: str, facts: Sequence[BackendFacts]) -> Refusal:

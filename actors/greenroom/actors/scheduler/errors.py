@@ -5,6 +5,7 @@ from __future__ import annotations
 from greenroom.actors.installer.errors import kind_of
 from greenroom.actors.kernel.core import refuse
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.scheduler.backend_choice import NotInstalled
 from greenroom.actors.scheduler.ledger import Account
 from greenroom.actors.scheduler.state import BreakerState, Waiting, counts_against_model
 from greenroom.actors.values import Engine, EngineSpec, Failure
@@ -76,26 +77,28 @@ def never_started(spec: EngineSpec) -> Failure:
     )
 
 
-def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0) -> Refusal:
+def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0) -> NotInstalled:
     """What whoever waited for an installation hears when its job has ended without one."""
     again = f" It is tried again in {again_in:.0f} s." if again_in else ""
     if failure is None:
         message = f"The installation of {backend} has ended without one.{again}"
-        return refuse(
-            "backend_not_installed",
-            message,
+        return NotInstalled(
+            code="backend_not_installed",
+            message=message,
             kind="unavailable",
             retry_after=again_in or 10.0,
             subject=backend,
+            backends=(backend,),
         )
     passing = failure.kind == "transient" or again_in > 0
-    return Refusal(
+    return NotInstalled(
         code=failure.code,
         message=f"{backend} could not be installed: {failure.message}{again}",
         advice=failure.advice,
         kind=kind_of(failure.code, passing=passing),
         retry_after=again_in or (30.0 if passing else 0.0),
         subject=backend,
+        backends=(backend,),
     )
 
 

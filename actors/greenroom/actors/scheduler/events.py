@@ -21,6 +21,8 @@ class BackendChosen(Event, frozen=True, kw_only=True):
     backend: str
     installation_id: str
     reasons: tuple[str, ...] = ()
+    preferred: str = ""
+    """A backend that is preferred to this one and not installed."""
 
 
 class LoadAdmitted(Event, frozen=True, kw_only=True):
@@ -53,6 +55,8 @@ class LoadRefused(Event, frozen=True, kw_only=True):
     count: int = 1
     advice: str = ""
     """What else the client was told to do."""
+    backends: tuple[str, ...] = ()
+    """Backends that are not installed and could serve the model, the preferred one first."""
     caller: Caller = Caller()
     """Whose request it was."""
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.scheduler.backend_choice import Use
 from greenroom.actors.scheduler.events import ModelQuarantined, QuarantineLifted
@@ -37,7 +39,7 @@ def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Status
         f"it is served from {choice.backend} {one.back_to_version}, since it has failed "
         f"{in_a_row(one.failures)} on {one.version}"
     )
-    return Use(backend=choice.backend, installation_id=one.back_to, reasons=(*choice.reasons, reason))
+    return msgspec.structs.replace(choice, installation_id=one.back_to, reasons=(*choice.reasons, reason))
 
 
 def in_a_row(failures: int) -> str:

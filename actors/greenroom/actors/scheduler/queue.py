@@ -13,7 +13,7 @@ from greenroom.actors.installer.messages import Ensure, PendingInstallRequests
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.progress import install_job, load_job
-from greenroom.actors.scheduler.backend_choice import Install, Use, choose
+from greenroom.actors.scheduler.backend_choice import Install, NotInstalled, Use, choose
 from greenroom.actors.scheduler.context import TurnContext, eviction, fits
 from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, PublishRequestProgress
 from greenroom.actors.scheduler.errors import (
@@ -343,7 +343,7 @@ class QueueStep:
             self._refuse(waiting, not_stored())
         else:
             place = max(fitting, key=lambda one: one.room)
-            self._admit(waiting, self._places.grown(place, model, facts), choice.reasons)
+            self._admit(waiting, self._places.grown(place, model, facts), choice)
 
     def _refuse_for_ever(self, waiting: Waiting, places: Sequence[Place]) -> None:
         """No place has so much: the largest of them is named."""
@@ -383,7 +383,7 @@ class QueueStep:
             flags=config.flags or (),
         )
 
-    def _admit(self, waiting: Waiting, place: Place, reasons: tuple[str, ...]) -> None:
+    def _admit(self, waiting: Waiting, place: Place, choice: Use) -> None:
         turn, spec = self._turn, place.spec
         chosen = BackendChosen(
             model_id=spec.model_id,
@@ -391,7 +391,8 @@ class QueueStep:
             mode=spec.mode,
             backend=spec.backend,
             installation_id=spec.installation_id,
-            reasons=reasons,
+            reasons=choice.reasons,
+            preferred=choice.preferred,
         )
         key = config_key(spec.model_id, spec.mode)
         account = turn.account()
@@ -506,6 +507,7 @@ class QueueStep:
                 numbers=refusal.numbers,
                 count=count,
                 advice=refusal.advice,
+                backends=refusal.backends if isinstance(refusal, NotInstalled) else (),
                 caller=waiting.caller,
             )
             turn.record(refused, cause=waiting.request_id)

@@ -23,6 +23,7 @@ _NO_PROJECTOR = (
     "its projector (mmproj) is damaged or belongs to another model; pull the model again, or package it with "
     "the right one (greenroom package --mmproj FILE)"
 )
+_OUT_OF_MEMORY = ("it ran out of memory", "it could not get the memory it needs")
 _NOT_LOADED = "it could not load the model {0}"
 # First match wins; searched from the last line back. `{0}` is the matched group. Where there is a cure, the
 # sentence says it.
@@ -48,11 +49,11 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"couldn't bind HTTP server socket", "its socket could not be made"),
         (
             r"(?:out of memory|bad_alloc|cudaMalloc failed|OutOfMemoryError|MemoryError)",
-            "it ran out of memory",
+            _OUT_OF_MEMORY[0],
         ),
         (
             r"(?:unable|failed) to allocate (?:\w+ )?buffer|insufficient memory",
-            "it could not get the memory it needs",
+            _OUT_OF_MEMORY[1],
         ),
         (r"invalid magic|not a gguf|failed to read magic", "the file is not a model it can read"),
         (
@@ -123,6 +124,8 @@ def engine_exit(
         last_lines=last,
         memory=int(end.get("memory") or end.get("peak_memory") or 0),
         expected=expected,
+        out_of_memory=not expected
+        and (bool(end.get("out_of_memory")) or cause_of((*first, *last)) in _OUT_OF_MEMORY),
     )
 
 

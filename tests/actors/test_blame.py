@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 
 from greenroom.actors.engine_runner.core import Runner
-from greenroom.actors.engine_runner.events import EngineStartRequested
-from greenroom.actors.engine_runner.messages import EngineEnded, EngineIsReady, EngineStalled, SpawnedEngine
+from greenroom.actors.engine_runner.events import (
+    EngineExited,
+    EngineReady,
+    EngineSpawned,
+    EngineStartRequested,
+)
+from greenroom.actors.engine_runner.messages import EngineStalled
 from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.library.messages import NoteDamage
+from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.events import BreakerOpened, LoadFailed, ModelQuarantined
 from greenroom.actors.scheduler.messages import Configure, Granted, Unload
 from greenroom.actors.testing import given
@@ -141,10 +147,10 @@ def test_an_engine_that_was_stopped_from_outside_is_replaced_for_who_waits() -> 
 def test_a_runner_keeps_kind_code_and_blame_to_the_end() -> None:
     spec = EngineSpec(engine_id="e1", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m")
     case: Any = given(Runner("llama.cpp"), EngineStartRequested(spec=spec))
-    case.when(SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
-    case.when(EngineIsReady(engine_id="e1")).rest()
+    case.when(Happened(event=EngineSpawned(engine_id="e1", pid=7, started=1.0, endpoint="/e")))
+    case.when(Happened(event=EngineReady(engine_id="e1"))).rest()
     case.when(EngineStalled(engine_id="e1", failure=HALTED))
-    case.when(EngineEnded(engine_id="e1", exit=exited(signal="SIGKILL")))
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=exited(signal="SIGKILL"))))
     engine = case.state.engines["e1"]
     assert engine.failure.message == "The llama.cpp engine of m was given up: it was stopped by SIGSTOP."
     assert (engine.exit.failure.code, engine.exit.failure.kind, engine.exit.failure.blame) == (

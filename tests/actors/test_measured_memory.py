@@ -9,16 +9,20 @@ import pytest
 from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.daemon_log import DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
-from greenroom.actors.engine_runner.events import EngineStartRequested, EngineStopRequested
+from greenroom.actors.engine_runner.events import (
+    EngineExited,
+    EngineReady,
+    EngineSpawned,
+    EngineStartRequested,
+    EngineStopRequested,
+)
 from greenroom.actors.engine_runner.messages import (
-    EngineEnded,
-    EngineIsReady,
     EngineList,
-    EnginesMeasured,
+    EngineMeasured,
     EngineStalled,
-    SpawnedEngine,
     StopEngine,
 )
+from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.events import EvictionDecided, KeepAliveWished, LoadFailed
 from greenroom.actors.scheduler.ledger import Account, Capacity, Memory, expected, reckoned, reservation_for
 from greenroom.actors.scheduler.messages import Drain, Keep, LedgerReading, ReadLedger, Unload
@@ -197,8 +201,8 @@ def test_an_engine_that_is_given_up_counts_against_the_model() -> None:
 
 def ready() -> Case[Any, Any]:
     case = given(Runner("llama.cpp"), EngineStartRequested(spec=SPEC))
-    case.when(SpawnedEngine(engine_id="e1", pid=7, started=1.0, endpoint="/e"))
-    return case.when(EngineIsReady(engine_id="e1")).rest()
+    case.when(Happened(event=EngineSpawned(engine_id="e1", pid=7, started=1.0, endpoint="/e")))
+    return case.when(Happened(event=EngineReady(engine_id="e1"))).rest()
 
 
 def test_a_runner_ends_an_engine_that_has_stalled_and_says_why() -> None:
@@ -210,7 +214,7 @@ def test_a_runner_ends_an_engine_that_has_stalled_and_says_why() -> None:
     assert (stop.failure.code, stop.failure.blame) == ("engine_stalled", "engine")
     engine: Engine = case.state.engines["e1"]
     assert (engine.state, engine.fault) == ("stopping", "it does nothing")
-    case.when(EngineEnded(engine_id="e1", exit=exited(expected=True)))
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=exited(expected=True))))
     assert case.state.engines["e1"].exit.expected is False
     assert "it does nothing" in case.state.engines["e1"].exit.summary
 
@@ -224,9 +228,9 @@ def test_a_runner_does_not_end_one_twice_nor_one_that_is_not_ready() -> None:
 
 def test_a_runner_sends_measured_memory_with_its_list_and_at_once_when_it_has_grown() -> None:
     case = ready()
-    case.when(EnginesMeasured(measured={"e1": Measured(now=MIB, peak=MIB)})).rest()
+    case.when(EngineMeasured(engine_id="e1", size=Measured(now=MIB, peak=MIB))).rest()
     assert case.told(SCHEDULER) == []
-    case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
+    case.when(EngineMeasured(engine_id="e1", size=Measured(now=GIB, peak=GIB))).rest()
     (told,) = case.told(SCHEDULER)
     assert isinstance(told, EngineList)
     assert told.measured["e1"].peak == GIB
@@ -234,8 +238,8 @@ def test_a_runner_sends_measured_memory_with_its_list_and_at_once_when_it_has_gr
 
 def test_a_runner_forgets_the_memory_of_engines_that_are_gone() -> None:
     case = ready()
-    case.when(EnginesMeasured(measured={"e1": Measured(now=GIB, peak=GIB)})).rest()
-    case.when(EngineEnded(engine_id="e1", exit=exited())).rest()
+    case.when(EngineMeasured(engine_id="e1", size=Measured(now=GIB, peak=GIB))).rest()
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=exited()))).rest()
     assert case.volatile.measured == {}
 
 

@@ -24,19 +24,15 @@ from greenroom.actors.engine_runner.events import (
     EngineStopRequested,
 )
 from greenroom.actors.engine_runner.messages import (
-    AdoptedEngine,
-    EngineEnded,
-    EngineIsReady,
     EngineList,
     EngineMoved,
     ForbidStart,
-    LostEngine,
-    SpawnedEngine,
     StartEngine,
     StopEngine,
 )
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Recovered
+from greenroom.actors.reports import Happened
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import EngineExit, EngineSpec, RequestSnapshot
 
@@ -60,12 +56,12 @@ def started(one: str = "e1") -> Case[Any, Any]:
 
 
 def spawned(case: Case[Any, Any], one: str = "e1") -> Case[Any, Any]:
-    report = SpawnedEngine(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock")
+    report = Happened(event=EngineSpawned(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock"))
     return case.when(report).rest()
 
 
 def ready(case: Case[Any, Any], one: str = "e1") -> Case[Any, Any]:
-    return spawned(case, one).when(EngineIsReady(engine_id=one)).rest()
+    return spawned(case, one).when(Happened(event=EngineReady(engine_id=one))).rest()
 
 
 def past(one: str = "e1", *, up_to: str = "ready") -> tuple[Any, ...]:
@@ -78,8 +74,9 @@ def past(one: str = "e1", *, up_to: str = "ready") -> tuple[Any, ...]:
     return events[: ("requested", "spawned", "ready").index(up_to) + 1]
 
 
-def adopted(one: str = "e1", *, answers: bool = True) -> AdoptedEngine:
-    return AdoptedEngine(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock", ready=answers)
+def adopted(one: str = "e1", *, answers: bool = True) -> Happened:
+    event = EngineAdopted(engine_id=one, pid=42, started=7.0, endpoint="/run/e1.sock", ready=answers)
+    return Happened(event=event)
 
 
 def state(case: Case[Any, Any], one: str = "e1") -> str:
@@ -123,20 +120,20 @@ def test_a_start_that_was_handled_first_is_not_undone_by_being_forbidden() -> No
 
 def test_a_start_of_an_engine_that_is_gone_is_not_repeated() -> None:
     case = ready(started())
-    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest()
     case.when(StartEngine(spec=spec())).then()
 
 
 def test_a_start_leads_to_an_engine_that_has_proved_it_can_answer() -> None:
     case = spawned(started()).then(EngineSpawned)
-    case.advance(2.5).when(EngineIsReady(engine_id="e1")).rest()
+    case.advance(2.5).when(Happened(event=EngineReady(engine_id="e1"))).rest()
     case.then(EngineReady(engine_id="e1", seconds=2.5))
     (told,) = lists(case)
     assert (told.engines[0].state, told.engines[0].pid) == ("ready", 42)
 
 
 def test_a_start_that_is_reported_ready_before_its_spawn_is_ready_with_its_endpoint() -> None:
-    case = started().when(EngineIsReady(engine_id="e1")).rest().then()
+    case = started().when(Happened(event=EngineReady(engine_id="e1"))).rest().then()
     assert state(case) == "starting"
     spawned(case).then(EngineSpawned, EngineReady)
     assert case.state.engines["e1"].endpoint == "/run/e1.sock"
@@ -145,7 +142,7 @@ def test_a_start_that_is_reported_ready_before_its_spawn_is_ready_with_its_endpo
 def test_a_start_that_fails_says_how() -> None:
     case = spawned(started())
     exit_ = EngineExit(at=NOW.wall, signal="SIGSEGV", summary="It crashed (SIGSEGV).")
-    case.when(EngineEnded(engine_id="e1", exit=exit_)).rest().then(EngineExited)
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=exit_))).rest().then(EngineExited)
     assert lists(case)[-1].engines[0].exit == exit_
 
 
@@ -157,7 +154,7 @@ def test_a_start_that_makes_no_progress_for_long_is_given_up_and_counts_as_a_fai
     case.wake().then(EngineStopRequested)
     assert case.now.monotonic - NOW.monotonic == pytest.approx(SILENT_START + SECOND_LOOK)
     assert case.of(EndEngine)
-    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest()
     end = case.state.engines["e1"].exit
     assert not end.expected
     assert end.summary == "The engine was given up: no sign of progress for 900 s while starting."
@@ -172,7 +169,7 @@ def test_a_start_that_makes_progress_is_given_all_the_time_it_needs() -> None:
 def test_a_stop_is_an_intent_before_it_is_a_signal() -> None:
     case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
     case.then(EngineStopRequested(engine_id="e1", reason="idle"))
-    assert case.of(EndEngine) == [EndEngine(engine_id="e1", reason="idle")]
+    assert case.of(EndEngine) == [EndEngine(backend="mlx", engine_id="e1", reason="idle")]
     assert state(case) == "stopping"
 
 
@@ -183,7 +180,7 @@ def test_a_stop_that_is_repeated_is_passed_on_again_without_an_event() -> None:
 
 
 def test_a_stop_of_an_engine_that_is_gone_sends_the_list_again() -> None:
-    case = ready(started()).when(EngineEnded(engine_id="e1", exit=ENDED)).rest()
+    case = ready(started()).when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest()
     case.when(StopEngine(engine_id="e1", reason="idle")).rest().then()
     assert lists(case)
 
@@ -201,7 +198,7 @@ def test_a_stop_that_is_never_answered_makes_the_engine_lost() -> None:
 def test_a_stop_is_not_held_against_an_engine_whose_report_lies_unread() -> None:
     case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
     case.advance(SILENT_STOP * 10).rest().then()
-    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest().then(EngineExited)
     assert not case.volatile.overdue
 
 
@@ -215,9 +212,9 @@ def test_a_stop_of_an_engine_that_ran_for_hours_is_given_its_time() -> None:
 @pytest.mark.parametrize(
     "report",
     [
-        SpawnedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x"),
-        EngineIsReady(engine_id="e9"),
-        AdoptedEngine(engine_id="e9", pid=1, started=1.0, endpoint="/x", ready=True),
+        Happened(event=EngineSpawned(engine_id="e9", pid=1, started=1.0, endpoint="/x")),
+        Happened(event=EngineReady(engine_id="e9")),
+        Happened(event=EngineAdopted(engine_id="e9", pid=1, started=1.0, endpoint="/x", ready=True)),
     ],
 )
 def test_reports_of_a_process_that_is_not_wanted_end_it(report: Any) -> None:
@@ -226,14 +223,14 @@ def test_reports_of_a_process_that_is_not_wanted_end_it(report: Any) -> None:
 
 
 def test_reports_of_the_end_of_an_engine_that_was_never_ours_are_dropped() -> None:
-    case = runner().when(EngineEnded(engine_id="e9", exit=ENDED)).rest().then()
+    case = runner().when(Happened(event=EngineExited(engine_id="e9", exit=ENDED))).rest().then()
     assert not case.effects
 
 
 def test_reports_of_an_end_count_once() -> None:
     case = ready(started())
-    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then(EngineExited)
-    case.when(EngineEnded(engine_id="e1", exit=ENDED)).rest().then()
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest().then(EngineExited)
+    case.when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest().then()
 
 
 def test_reports_carry_the_intent_they_belong_to() -> None:
@@ -269,12 +266,12 @@ def test_an_engine_of_an_earlier_life_that_became_ready_meanwhile_is_recorded_as
 def test_an_engine_of_an_earlier_life_that_does_not_answer_now_is_not_ready() -> None:
     case = runner(*past()).when(adopted(answers=False)).rest()
     assert state(case) == "starting"
-    case.when(EngineIsReady(engine_id="e1")).rest().then(EngineReady)
+    case.when(Happened(event=EngineReady(engine_id="e1"))).rest().then(EngineReady)
 
 
 def test_a_start_of_an_earlier_life_that_came_to_nothing_is_not_repeated() -> None:
     case = runner(*past(up_to="requested"))
-    case.when(LostEngine(engine_id="e1", reason="it was never spawned")).rest()
+    case.when(Happened(event=EngineLost(engine_id="e1", reason="it was never spawned"))).rest()
     case.then(EngineLost)
     assert not case.of(SpawnEngine)
     assert lists(case)[-1].engines[0].exit.lost  # type: ignore[union-attr]
@@ -346,7 +343,7 @@ def test_the_list_has_engines_that_are_gone_for_a_while_and_not_for_ever() -> No
     for number in range(40):
         one = f"e{number}"
         case.when(StartEngine(spec=spec(one))).rest()
-        case.when(EngineEnded(engine_id=one, exit=ENDED)).rest()
+        case.when(Happened(event=EngineExited(engine_id=one, exit=ENDED))).rest()
     assert list(case.state.engines) == [f"e{number}" for number in range(24, 40)]
     assert not case.volatile.moved
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
-from greenroom.actors.engine_runner.messages import EngineEnded
 from greenroom.actors.installer.effects import BuildInstallation, RemoveInstallation
 from greenroom.actors.installer.messages import InstallationGone, InstallAttemptEnded
 from greenroom.actors.library.effects import (
@@ -29,8 +27,7 @@ from greenroom.actors.library.messages import (
     TagsWritten,
 )
 from greenroom.actors.progress import ProgressBoard
-from greenroom.actors.values import EngineSpec
-from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands
+from greenroom.runner.hands import InstallerHands, LibraryHands
 
 
 class Broken:
@@ -43,19 +40,6 @@ class Broken:
         raise self.error
 
 
-SPEC = EngineSpec(
-    engine_id="e1",
-    backend="mlx",
-    installation_id="i",
-    model_id="m",
-    model_ref="m",
-    mode="completion",
-    context_size=0,
-    flags=(),
-    memory=0,
-)
-
-
 @pytest.mark.parametrize(
     ("effect", "report"),
     [
@@ -64,7 +48,6 @@ SPEC = EngineSpec(
             InstallAttemptEnded,
         ),
         (RemoveInstallation(backend="mlx", installation_id="i"), InstallationGone),
-        (SpawnEngine(spec=SPEC), EngineEnded),
         (FetchModel(job="p1", reference="r"), PullAttemptEnded),
         (DeleteModel(model_id="m"), ModelGone),
         (AddTag(model_id="m", tag="t"), TagsWritten),
@@ -90,24 +73,12 @@ def test_what_cannot_be_begun_is_reported_as_failed(
     told: list[Any] = []
     board = ProgressBoard()
     tell = lambda _to, command: told.append(command)  # noqa: E731
-    installer, runner, library = (
-        InstallerHands(tell, board),
-        RunnerHands(tell, board),
-        LibraryHands(tell, board),
-    )
-    installer.builder = runner.host = library.puller = Broken(error)  # type: ignore[assignment]
-    hands = {"Build": installer, "Remov": installer, "Spawn": runner}.get(type(effect).__name__[:5], library)
+    installer, library = InstallerHands(tell, board), LibraryHands(tell, board)
+    installer.builder = library.puller = Broken(error)  # type: ignore[assignment]
+    hands = {"Build": installer, "Remov": installer}.get(type(effect).__name__[:5], library)
     if isinstance(effect, RemoveTag):
         hands = library
     hands.perform(effect, "cause")
     (sent,) = told
     assert type(sent) is report
-    failure = sent.exit.failure if isinstance(sent, EngineEnded) else sent.failure
-    assert (failure.code, failure.blame) == (code, blame)
-
-
-def test_what_nobody_waits_for_is_left_to_the_actor_which_looks_again() -> None:
-    runner = RunnerHands(lambda _to, _command: None, ProgressBoard())
-    runner.host = Broken(OSError(errno.EMFILE, "Too many open files"))  # type: ignore[assignment]
-    with pytest.raises(OSError, match="Too many"):
-        runner.perform(EndEngine(engine_id="e1", reason="x"), "cause")
+    assert (sent.failure.code, sent.failure.blame) == (code, blame)

@@ -21,9 +21,15 @@ import psutil
 import pytest
 
 from alone import alone
+from greenroom.actors.engine_runner.events import EngineExited
+from greenroom.actors.engine_runner.messages import EngineMoved
+from greenroom.actors.kernel.core import Address
+from greenroom.actors.progress import ProgressBoard, load_job
+from greenroom.actors.reports import Happened
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import Command, Readiness
-from greenroom.runner.engines.host import EngineHost, Prepared
+from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.host import EngineHost
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 BOUND = 20.0
@@ -32,24 +38,32 @@ ANSWER_BOUND = 100.0
 
 
 class Heard:
-    """A listener that remembers, and lets a test wait for what it hears."""
+    """Remembers what a host reports, and lets a test wait for it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
         self.at: list[float] = []
+        self.board = ProgressBoard()
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("_"):
-            raise AttributeError(name)
+    def tell(self, to: Address, report: Any) -> None:
+        assert to.name.startswith("runner/")
+        what = report.event if isinstance(report, Happened) else report
+        one, *rest = (getattr(what, field) for field in what.__struct_fields__)
+        name = type(what).__name__.removeprefix("Engine").lower()
+        if isinstance(what, EngineMoved):
+            latest = self.board.latest(load_job(one))
+            assert latest is not None
+            name, rest = "progress", [latest.phase, latest.message]
+        elif isinstance(what, EngineExited) and what.exit.failure and not self._ran(one):
+            name, rest = "failed", [what.exit.failure]
+        with self._changed:
+            self.calls.append((name, one, tuple(rest)))
+            self.at.append(time.monotonic())
+            self._changed.notify_all()
 
-        def tell(engine_id: str, *rest: Any) -> None:
-            with self._changed:
-                self.calls.append((name, engine_id, rest))
-                self.at.append(time.monotonic())
-                self._changed.notify_all()
-
-        return tell
+    def _ran(self, engine_id: str) -> bool:
+        return any(call[:2] in (("spawned", engine_id), ("adopted", engine_id)) for call in self.calls)
 
     def wait(self, *names: str, engine_id: str | None = None, bound: float = BOUND) -> tuple[Any, ...]:
         """The arguments of the first call of one of these names."""
@@ -128,7 +142,8 @@ class Stage:
             return Prepared(command=Command(argv=(*argv, *flags, *spec.flags)), readiness=self.readiness)
 
         options = {"spare_keeper": False, "prepare": prepare, "grace": 30.0, **options}
-        host = EngineHost(self.folder, listener=heard or self.heard, **options)
+        heard = heard or self.heard
+        host = EngineHost(self.folder, tell=heard.tell, board=heard.board, **options)
         self.hosts.append(host)
         return host
 

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
+from greenroom.actors.engine_runner.effects import EndEngine
 from greenroom.actors.values import Failure
 from greenroom.runner.backends.base import Command, Readiness
-from greenroom.runner.engines.host import Prepared
+from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.errors import JobFailed
 
 
@@ -126,7 +127,7 @@ def test_stopping_before_the_spawn_ends_the_start(stage):
 
 
 def test_stopping_what_is_not_there_answers_lost(stage):
-    stage.host().stop("e-nobody")
+    stage.host().perform(EndEngine(backend="fake", engine_id="e-nobody", reason="x"), "cause")
     assert stage.heard.wait("lost") == ("there is no such engine",)
 
 

@@ -11,15 +11,12 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import runner_address
-from greenroom.actors.engine_runner.messages import LostEngine
-from greenroom.actors.progress import ProgressBoard
-from greenroom.actors.values import Engine, EngineExit
+from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
+from greenroom.actors.values import Engine
 from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines import channel, folders, host, recovery
 from greenroom.runner.engines.channel import Channel
-from greenroom.runner.engines.host import Prepared
-from greenroom.runner.hands import RunnerHands
+from greenroom.runner.engines.handle import Prepared
 
 
 def known(stage: Any, spec: Any, state: Any = "ready") -> Engine:
@@ -209,15 +206,36 @@ def test_folders_of_starts_that_came_to_nothing_are_removed_too_and_those_of_liv
         assert len(left) == 3
 
 
-def test_what_the_hands_remember_of_engines_that_have_ended_is_bounded() -> None:
-    told: list[Any] = []
-    hands = RunnerHands(lambda to, command: told.append((to, command)), ProgressBoard())
-    end = EngineExit(at=1.0, code=0)
-    for number in range(500):
-        hands._backends[f"e{number}"] = "fake"
-        hands.exited(f"e{number}", end)
-    assert len(told) == 500
-    assert len(hands._backends) < 100
-    # What comes late of one of the last still finds its runner.
-    hands.lost("e499", "late")
-    assert told[-1] == (runner_address("fake"), LostEngine(engine_id="e499", reason="late"))
+@pytest.mark.parametrize(
+    ("error", "code", "blame"),
+    [
+        (RuntimeError("can't start new thread"), "no_process", "machine"),
+        (OSError(errno.EMFILE, "Too many open files"), "too_many_files", "machine"),
+        (ZeroDivisionError("a bug"), "internal", "ours"),
+    ],
+    ids=["thread", "files", "bug"],
+)
+def test_a_start_that_cannot_begin_is_reported_as_failed(
+    stage: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, blame: str
+) -> None:
+    def broken(_: Any) -> None:
+        raise error
+
+    engines = stage.host()
+    monkeypatch.setattr(engines, "start", broken)
+    engines.perform(SpawnEngine(spec=stage.spec()), "cause")
+    (failure,) = stage.heard.wait("failed")
+    assert (failure.code, failure.blame) == (code, blame)
+
+
+def test_a_stop_that_cannot_begin_is_left_to_the_runner_which_asks_again(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: str, *, reason: str) -> bool:
+        raise OSError(errno.EMFILE, f"Too many open files ({reason})")
+
+    engines = stage.host()
+    monkeypatch.setattr(engines, "stop", broken)
+    with pytest.raises(OSError, match="Too many"):
+        engines.perform(EndEngine(backend="fake", engine_id="e1", reason="x"), "cause")
+    assert stage.heard.calls == []

@@ -21,8 +21,7 @@ from greenroom.actors.gates import GateBoard, GateReading, LastByte
 from greenroom.runner.backends.base import Command
 from greenroom.runner.engines import liveness, reach
 from greenroom.runner.engines import process_state as condition
-from greenroom.runner.engines.handle import batch_of
-from greenroom.runner.engines.host import Prepared
+from greenroom.runner.engines.handle import Prepared, batch_of
 from greenroom.runner.engines.liveness import LIMIT, Life
 from greenroom.runner.engines.reach import Reach
 

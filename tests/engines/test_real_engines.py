@@ -19,7 +19,7 @@ from greenroom.runner.backends.base import Launch, ModelFiles
 from greenroom.runner.backends.flags import LLAMA_CPP
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.engines.host import Prepared
+from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.engines.paths import EngineFolder
 

@@ -18,7 +18,7 @@ from greenroom.actors.gates import GateBoard
 from greenroom.runner.backends.base import Backend, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.engines.host import Prepared
+from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.engines.liveness import LIMIT
 from greenroom.runner.engines.readiness import Probe
 

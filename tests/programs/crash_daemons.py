@@ -35,10 +35,11 @@ from greenroom.actors.installer.effects import BuildInstallation, CancelBuild, R
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.actor import Actor
-from greenroom.actors.kernel.core import Address, Command, Effect, EffectHandler
+from greenroom.actors.kernel.core import Address, Command, Effect, EffectHandler, Event
 from greenroom.actors.kernel.replay import replay
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.effects import AddTag, DeleteModel, FetchModel, RemoveTag
+from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.scheduler.messages import GateEmptied
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
@@ -103,7 +104,7 @@ class Boundary:
             self._thread = threading.get_ident()
 
     def begun(self, effect: Effect) -> None:
-        """The hands have begun an effect."""
+        """An effect has begun."""
         if self._thread == threading.get_ident() and isinstance(effect, WORLD):
             self._awaited |= subjects(effect)
 
@@ -115,7 +116,7 @@ class Boundary:
                 self._die("everything is told")
 
     def reported(self, report: Command) -> None:
-        """The hands are about to tell how something ended."""
+        """It is about to be reported how something ended."""
         if self._point == "effect" and not isinstance(report, NO_END) and self._awaited & subjects(report):
             self._die(type(report).__name__)
 
@@ -137,8 +138,12 @@ def ids(batch: Sequence[Entry]) -> list[str]:
     return [f"{one.stream}/{one.version}" for one in batch]
 
 
-def subjects(value: Effect | Command) -> set[str]:
+def subjects(value: Effect | Command | Event) -> set[str]:
     """The ids of what an effect or a report is about."""
+    if isinstance(value, Happened):
+        return subjects(value.event)
+    if isinstance(value, EffectEnded):
+        return subjects(value.effect)
     spec, installation = getattr(value, "spec", None), getattr(value, "installation", None)
     found = {getattr(value, name, "") for name in ("job", "engine_id", "installation_id", "model_id")}
     found |= {getattr(spec, "engine_id", ""), getattr(installation, "id", "")}
@@ -178,7 +183,7 @@ class WatchedJournal:
 
 
 class WatchedEffectHandler:
-    """Hands whose effects are noticed."""
+    """An effect handler whose effects are noticed."""
 
     def __init__(self, inner: EffectHandler, boundary: Boundary) -> None:
         self._inner = inner
@@ -212,7 +217,7 @@ class WatchedGreenroom(Greenroom):
 
 
 def watch(boundary: Boundary) -> None:
-    """Put the boundary where the kernel has no port: around hands, and at the end of each handler."""
+    """Put the boundary where the kernel has no port: around effects, and at the end of each handler."""
     register, settle = ActorSystem.register, Actor._settle
 
     @functools.wraps(register)

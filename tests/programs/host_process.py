@@ -12,19 +12,21 @@ import signal
 import sys
 from pathlib import Path
 
+from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.reports import Happened
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import Command, Readiness
-from greenroom.runner.engines.host import EngineHost, Prepared
+from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.host import EngineHost
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 
 
-class Printer:
-    def __getattr__(self, name):
-        def tell(engine_id, *rest):
-            print(json.dumps([name, engine_id, *[repr(word) for word in rest]]), flush=True)
-
-        return tell
+def tell(_to, report):
+    what = report.event if isinstance(report, Happened) else report
+    one, *rest = (getattr(what, field) for field in what.__struct_fields__)
+    name = type(what).__name__.removeprefix("Engine").lower()
+    print(json.dumps([name, one, *[repr(word) for word in rest]]), flush=True)
 
 
 def main() -> None:
@@ -35,12 +37,14 @@ def main() -> None:
         argv = (sys.executable, "-I", str(FAKE), "--socket", str(socket), *flags)
         return Prepared(command=Command(argv=argv), readiness=Readiness())
 
-    host = EngineHost(engines_dir, prepare=prepare, listener=Printer(), grace=grace, spare_keeper=False)
+    host = EngineHost(
+        engines_dir, prepare=prepare, tell=tell, board=ProgressBoard(), grace=grace, spare_keeper=False
+    )
     host.start(
         EngineSpec(engine_id=engine_id, backend="fake", installation_id="i", model_id="m", model_ref="m")
     )
     if "--die-after-claim" in sys.argv:
-        # Without the listener: the process is gone between the spawn and any report of it.
+        # The process is gone between the spawn and any report of it.
         while not (engines_dir / engine_id / "claim").exists():
             os.sched_yield()
         os.kill(os.getpid(), signal.SIGKILL)

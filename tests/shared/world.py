@@ -18,15 +18,15 @@ import msgspec
 from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER, runner_address
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
-from greenroom.actors.engine_runner.events import EngineStartRequested
-from greenroom.actors.engine_runner.messages import (
-    AdoptedEngine,
-    EngineEnded,
-    EngineIsReady,
-    LostEngine,
-    SpawnedEngine,
-    StartEngine,
+from greenroom.actors.engine_runner.events import (
+    EngineAdopted,
+    EngineExited,
+    EngineLost,
+    EngineReady,
+    EngineSpawned,
+    EngineStartRequested,
 )
+from greenroom.actors.engine_runner.messages import StartEngine
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.effects import (
@@ -51,6 +51,7 @@ from greenroom.actors.kernel.core import (
     Command,
     Decision,
     Effect,
+    Event,
     Later,
     Recovered,
     Stored,
@@ -60,6 +61,7 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library.core import Library
 from greenroom.actors.library.effects import InspectModels
 from greenroom.actors.library.messages import ModelsSeen
+from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import (
@@ -408,7 +410,7 @@ class World:
     def _end_engine(self, actor: Actor, one: str, reason: str) -> None:
         process = self.processes.get(one)
         if process is None or process.state == "dead":
-            self._report(actor.core.backend, LostEngine(engine_id=one, reason="there is no such engine"))
+            self._report(actor.core.backend, EngineLost(engine_id=one, reason="there is no such engine"))
             return
         in_any_case = ("its requests did not end", "no sign", "it is no longer needed", "nothing is heard")
         willing = reason.startswith(in_any_case)
@@ -419,8 +421,8 @@ class World:
         if not process.asked:
             process.asked, process.dies_at = True, self.monotonic + LADDER
 
-    def _report(self, backend: str, report: Command) -> None:
-        self.tell(runner_address(backend), report)
+    def _report(self, backend: str, event: Event) -> None:
+        self.tell(runner_address(backend), Happened(event=event))
 
     def do_chore(self, effect: Effect) -> None:
         """Carry out one of `chores` and report."""
@@ -448,9 +450,9 @@ class World:
         if process is None or not process.alive:
             if process is not None:
                 process.state = "dead"
-            self._report(backend, LostEngine(engine_id=one, reason="there is no such process"))
+            self._report(backend, EngineLost(engine_id=one, reason="there is no such process"))
             return
-        adopted = AdoptedEngine(
+        adopted = EngineAdopted(
             engine_id=one, pid=7, started=1.0, endpoint=f"/run/{one}", ready=process.state == "ready"
         )
         self._report(backend, adopted)
@@ -462,19 +464,19 @@ class World:
     def spawned(self, one: str) -> None:
         process = self.processes[one]
         process.state = "running"
-        spawned = SpawnedEngine(engine_id=one, pid=7, started=1.0, endpoint=f"/run/{one}")
+        spawned = EngineSpawned(engine_id=one, pid=7, started=1.0, endpoint=f"/run/{one}")
         self._report(process.spec.backend, spawned)
 
     def becomes_ready(self, one: str) -> None:
         self.processes[one].state = "ready"
-        self._report(self.processes[one].spec.backend, EngineIsReady(engine_id=one))
+        self._report(self.processes[one].spec.backend, EngineReady(engine_id=one))
 
     def ends(self, one: str, *, expected: bool | None = None) -> None:
         process = self.processes[one]
         process.state, process.dies_at = "dead", None
         asked = process.asked if expected is None else expected
         end = EngineExit(at=self.wall, code=0 if asked else 1, summary="It ended.", expected=asked)
-        self._report(process.spec.backend, EngineEnded(engine_id=one, exit=end))
+        self._report(process.spec.backend, EngineExited(engine_id=one, exit=end))
         for client in self.clients.values():
             # Its front door sees the stream break, and leaves.
             if client.inside and self.place_of(client) == one:

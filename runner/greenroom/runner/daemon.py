@@ -46,12 +46,13 @@ from greenroom.runner.backends.catalog import BACKENDS, Catalog
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.engines.devices import Devices
-from greenroom.runner.engines.host import EngineHost, Prepared
+from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.engines.previous import prompt_speed
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.gate_notifier import Emptied
-from greenroom.runner.hands import InstallerHands, LibraryHands, RunnerHands, SchedulerHands
+from greenroom.runner.hands import InstallerHands, LibraryHands, SchedulerHands
 from greenroom.runner.home import prepare_home
 from greenroom.runner.home_watch import HomeWatch
 from greenroom.runner.installations.builder import Builder, source_of
@@ -202,8 +203,7 @@ class Greenroom:
     def _populate(self, system: ActorSystem, clock: Clock) -> None:
         """Register all actors, with the hands that do their work."""
         tell = self._tell
-        installer, runner = InstallerHands(tell, self.board), RunnerHands(tell, self.board)
-        library = LibraryHands(tell, self.board)
+        installer, library = InstallerHands(tell, self.board), LibraryHands(tell, self.board)
         installer.builder = self._builder = Builder(
             self.home,
             installer,
@@ -212,10 +212,11 @@ class Greenroom:
             external=self.settings.backends,
             registries=self.settings.registries,
         )
-        runner.host = self._host = EngineHost(
+        self._host = EngineHost(
             self.home / "engines",
             prepare=self._prepare,
-            listener=runner,
+            tell=tell,
+            board=self.board,
             grace=self.settings.engine_grace,
             stall_after=self.settings.stall_after,
             readings=self.gates.readings,
@@ -243,7 +244,7 @@ class Greenroom:
         system.register(Idempotency())
         system.register(Installer(self.facts), effect_handler=installer)
         for name in self.backends:
-            system.register(Runner(name), effect_handler=runner)
+            system.register(Runner(name), effect_handler=self._host)
         system.register(Library(), effect_handler=library)
         system.register(
             Scheduler(self.facts, policy=self.settings.install_policy, limits=limits),

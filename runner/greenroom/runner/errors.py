@@ -77,7 +77,7 @@ class JobFailed(Exception):
 
 
 def refused_by_machine(doing: str, problem: OSError) -> Failure:
-    """A system call that failed in our own hands while `doing`, which is a whole clause."""
+    """A system call of our own that failed while `doing`, which is a whole clause."""
     code, advice = _SYSTEM.get(problem.errno or 0, ("io_error", "Ask again; greenroom logs has the details."))
     why = problem.strerror or str(problem)
     return Failure(kind="transient", code=code, message=f"{doing}: {why}.", advice=advice, blame="machine")
@@ -93,8 +93,8 @@ def machine_failure(error: BaseException) -> Failure | None:
     return None
 
 
-def not_begun(error: Exception) -> Failure:
-    """Why hands could not even begin: what raised was not the job, which would have reported its end."""
+def not_begun(error: Exception, what: str = "It") -> Failure:
+    """Why an effect could not even begin: its job, which would have reported its own end, has not raised."""
     if isinstance(error, JobFailed):
         return error.failure
     if isinstance(error, RuntimeError) and "new thread" in str(error):
@@ -102,7 +102,7 @@ def not_begun(error: Exception) -> Failure:
     elif isinstance(error, MemoryError):
         error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if isinstance(error, OSError):
-        return refused_by_machine("It could not be started", error)
+        return refused_by_machine(f"{what} could not be started", error)
     return Failure(
         kind="permanent",
         code="internal",

@@ -7,25 +7,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Mapping
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER, LIBRARY, runner_address
-from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
-from greenroom.actors.engine_runner.messages import (
-    AdoptedEngine,
-    EngineEnded,
-    EngineIsReady,
-    EngineMoved,
-    EnginesMeasured,
-    EngineStalled,
-    LostEngine,
-    SpawnedEngine,
-)
+from greenroom.actors.addresses import INSTALLER, LIBRARY
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer.effects import (
     BuildInstallation,
@@ -71,7 +58,7 @@ from greenroom.actors.library.messages import (
     StoreSwept,
     TagsWritten,
 )
-from greenroom.actors.progress import ProgressBoard, install_job, load_job, pull_job, push_job, request_job
+from greenroom.actors.progress import ProgressBoard, install_job, pull_job, push_job, request_job
 from greenroom.actors.scheduler.effects import (
     AdmitRequest,
     CloseGate,
@@ -81,9 +68,8 @@ from greenroom.actors.scheduler.effects import (
     PublishRequestProgress,
     RemoveGates,
 )
-from greenroom.actors.values import EngineExit, Failure, Installation, Measured, Model, Progress
-from greenroom.runner.engines.host import EngineHost
-from greenroom.runner.errors import JobFailed, blamed, not_begun
+from greenroom.actors.values import Failure, Installation, Model, Progress
+from greenroom.runner.errors import JobFailed, not_begun
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.models.puller import Puller
 
@@ -92,7 +78,6 @@ _log = logging.getLogger(__name__)
 TellActor = Callable[[Address, Command], None]
 """Sends a command; must not raise when the system is stopping."""
 
-_ENDED_REMEMBERED = 64
 _CANCELLED = Failure(kind="cancelled", code="cancelled", message="cancelled")
 
 
@@ -268,116 +253,6 @@ class InstallerHands(_Hands):
             INSTALLER,
             InstallationGone(backend=backend, installation_id=installation_id, failure=failure),
         )
-
-
-class RunnerHands(_Hands):
-    """Starts and ends engines of all backends; hears the engine host."""
-
-    def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
-        self._tell = tell
-        self._board = board
-        self._backends: dict[str, str] = {}
-        self._ended: deque[str] = deque()
-        """Engines that have ended: late reports of the last ones still find their runner."""
-        self._lock = threading.Lock()
-        self.host: EngineHost | None = None
-        """Set once, before the system starts: the host needs us as its listener."""
-
-    def _could_not(self, effect: Effect, error: Exception) -> bool:
-        # Looking and ending are asked for again by the runner, which notices that nothing came of it.
-        if not isinstance(effect, SpawnEngine):
-            return False
-        self.failed(effect.spec.engine_id, not_begun(error))
-        return True
-
-    def _begin(self, effect: Effect, cause: str) -> None:
-        host = self.host
-        assert host is not None
-        match effect:
-            case SpawnEngine(spec=spec):
-                self._backends[spec.engine_id] = spec.backend
-                host.start(spec)
-            case EndEngine(engine_id=one, reason=reason):
-                host.stop(one, reason=reason)
-            case RecoverEngines(engines=engines):
-                for engine in engines:
-                    self._backends[engine.spec.engine_id] = engine.spec.backend
-                host.recover(engines)
-            case _:
-                raise TypeError(f"a runner's hands do not know {type(effect).__name__} ({cause})")
-
-    def _end(self, engine_id: str, report: Command) -> None:
-        self._board.clear(load_job(engine_id))
-        self._report(engine_id, report)
-        with self._lock:
-            self._ended.append(engine_id)
-            while len(self._ended) > _ENDED_REMEMBERED:
-                self._backends.pop(self._ended.popleft(), None)
-
-    def _report(self, engine_id: str, report: Command) -> None:
-        backend = self._backends.get(engine_id)
-        if backend is None:
-            _log.warning("engine %s is nobody's: %s", engine_id, type(report).__name__)
-            return
-        self._tell(runner_address(backend), report)
-
-    # EngineListener
-
-    def spawned(self, engine_id: str, pid: int, started: float, endpoint: str) -> None:
-        """Its process runs."""
-        self._report(
-            engine_id, SpawnedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint)
-        )
-
-    def progress(self, engine_id: str, phase: str, message: str) -> None:
-        """It is getting on."""
-        self._board.publish(Progress(job=load_job(engine_id), phase=phase, message=message))
-        self._report(engine_id, EngineMoved(engine_id=engine_id))
-
-    def ready(self, engine_id: str) -> None:
-        """It answers."""
-        self._board.clear(load_job(engine_id))
-        self._report(engine_id, EngineIsReady(engine_id=engine_id))
-
-    def failed(self, engine_id: str, failure: Failure) -> None:
-        """It could not be spawned: whatever the reason was, the engine has done nothing."""
-        failure = blamed(failure)
-        end = EngineExit(
-            at=time.time(),
-            summary=failure.sentence(),
-            last_lines=tuple(failure.detail.splitlines()[-20:]),
-            failure=failure,
-        )
-        self.exited(engine_id, end)
-
-    def exited(self, engine_id: str, exit: EngineExit) -> None:  # noqa: A002 - the listener's word
-        """It has ended."""
-        self._end(engine_id, EngineEnded(engine_id=engine_id, exit=exit))
-
-    def adopted(self, engine_id: str, pid: int, started: float, endpoint: str, ready: bool) -> None:
-        """It outlived the last daemon."""
-        self._report(
-            engine_id,
-            AdoptedEngine(engine_id=engine_id, pid=pid, started=started, endpoint=endpoint, ready=ready),
-        )
-
-    def lost(self, engine_id: str, reason: str) -> None:
-        """There is no such process."""
-        self._end(engine_id, LostEngine(engine_id=engine_id, reason=reason))
-
-    def stalled(self, engine_id: str, failure: Failure) -> None:
-        """It cannot be reached, was stopped, or does nothing."""
-        self._report(engine_id, EngineStalled(engine_id=engine_id, failure=failure))
-
-    def measured(self, measured: Mapping[str, Measured]) -> None:
-        """Each runner hears of its own engines."""
-        shares: dict[str, dict[str, Measured]] = {}
-        for engine_id, size in measured.items():
-            backend = self._backends.get(engine_id)
-            if backend is not None:
-                shares.setdefault(backend, {})[engine_id] = size
-        for backend, share in shares.items():
-            self._tell(runner_address(backend), EnginesMeasured(measured=share))
 
 
 class LibraryHands(_Hands):

@@ -26,16 +26,11 @@ from greenroom.actors.engine_runner.events import (
     EngineStopRequested,
 )
 from greenroom.actors.engine_runner.messages import (
-    AdoptedEngine,
-    EngineEnded,
-    EngineIsReady,
     EngineList,
+    EngineMeasured,
     EngineMoved,
-    EnginesMeasured,
     EngineStalled,
     ForbidStart,
-    LostEngine,
-    SpawnedEngine,
     StartEngine,
     StopEngine,
 )
@@ -51,6 +46,7 @@ from greenroom.actors.kernel.core import (
     Stored,
     Tell,
 )
+from greenroom.actors.reports import Happened
 from greenroom.actors.values import Engine, EngineExit, Failure, Measured, RequestSnapshot
 
 _TELL_EVERY = 5.0
@@ -106,8 +102,7 @@ class RunnerVolatile(msgspec.Struct, frozen=True, kw_only=True):
     told_at: float = 0.0
 
 
-_Report = SpawnedEngine | EngineIsReady | AdoptedEngine | EngineEnded | LostEngine
-"""What hands say of one engine."""
+_Observed = EngineSpawned | EngineReady | EngineAdopted | EngineExited | EngineLost
 
 
 class Runner:
@@ -209,7 +204,7 @@ class Runner:
                 if engine is None or engine.state == "gone":
                     return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
                 if engine.state == "stopping":
-                    return Decision(effects=(EndEngine(engine_id=one, reason=reason),))
+                    return Decision(effects=(self._ending(one, reason),))
                 return Decision(
                     events=(EngineStopRequested(engine_id=one, reason=reason),),
                     volatile=_moved(volatile, one, now),
@@ -248,59 +243,58 @@ class Runner:
                     engine_id=one, reason=reason, fault=True, failure=_given_up(engine, failure)
                 )
                 return Decision(events=(stalled,), cause=engine.cause, volatile=_moved(volatile, one, now))
-            case EnginesMeasured(measured=measured):
-                return Decision(volatile=_measured(volatile, measured))
-            case SpawnedEngine() | EngineIsReady() | AdoptedEngine() | EngineEnded() | LostEngine():
-                return self._report(state, command, now, volatile)
+            case EngineMeasured():
+                return Decision(volatile=_measured(volatile, command))
+            case Happened(
+                event=EngineSpawned()
+                | EngineReady()
+                | EngineAdopted()
+                | EngineExited()
+                | EngineLost() as event
+            ):
+                return self._happened(state, event, now, volatile)
             case _:
                 raise NotUnderstood(self.address, command)
 
-    def _report(
-        self, state: RunnerState, report: _Report, now: Moment, volatile: RunnerVolatile
+    def _happened(
+        self,
+        state: RunnerState,
+        event: _Observed,
+        now: Moment,
+        volatile: RunnerVolatile,
     ) -> Decision[RunnerVolatile]:
-        one = report.engine_id
+        one = event.engine_id
         engine = state.engines.get(one)
         if engine is None or engine.state == "gone":
-            if isinstance(report, (SpawnedEngine, AdoptedEngine, EngineIsReady)):
-                return Decision(effects=(EndEngine(engine_id=one, reason="it is no longer needed"),))
+            if isinstance(event, (EngineSpawned, EngineAdopted, EngineReady)):
+                return Decision(effects=(self._ending(one, "it is no longer needed"),))
             return Decision()
-        events: tuple[Event, ...] = ()
+        starting = engine.state == "starting"
+        events: tuple[Event, ...] = (event,)
         volatile = _moved(volatile, one, now)
-        match report:
-            case SpawnedEngine() as r:
-                events = (EngineSpawned(engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint),)
-                volatile = _settled(volatile, one)
-                if one in volatile.early and engine.state == "starting":
-                    events = (*events, _ready(engine, now))
-            case EngineIsReady() if engine.state == "starting" and engine.endpoint:
-                events = (_ready(engine, now),)
-            case EngineIsReady() if engine.state == "starting":
+        match event:
+            case EngineReady() if starting and not engine.endpoint:
                 # On a full disk reports are handled again later, so they may come in another order. Without
-                # an endpoint nobody can be let in.
-                volatile = msgspec.structs.replace(volatile, early=volatile.early | {one})
-            case AdoptedEngine() as r:
-                adopted = EngineAdopted(
-                    engine_id=one, pid=r.pid, started=r.started, endpoint=r.endpoint, ready=r.ready
+                # an endpoint no request can enter.
+                early = msgspec.structs.replace(volatile, early=volatile.early | {one})
+                return Decision(volatile=early, cause=engine.cause)
+            case EngineReady():
+                events = (_ready(engine, now),) if starting else ()
+                return Decision(events=events, cause=engine.cause, volatile=volatile)
+            case EngineSpawned() if starting and one in volatile.early:
+                events = (event, _ready(engine, now))
+            case EngineAdopted(ready=True) if starting:
+                events = (event, EngineReady(engine_id=one))
+            case EngineExited(exit=end) if engine.fault:
+                # We asked it to end, but only since it did not work.
+                end = msgspec.structs.replace(
+                    end, expected=False, summary=_sentence(engine.fault), failure=engine.failure
                 )
-                events = (adopted,)
-                if r.ready and engine.state == "starting":
-                    events = (adopted, EngineReady(engine_id=one, seconds=0.0))
-                volatile = _settled(volatile, one)
-            case EngineEnded() as r:
-                end = r.exit
-                if engine.fault:
-                    # We asked it to end, but only since it did not work.
-                    end = msgspec.structs.replace(
-                        end, expected=False, summary=_sentence(engine.fault), failure=engine.failure
-                    )
                 events = (EngineExited(engine_id=one, exit=end),)
-                volatile = _settled(volatile, one)
-            case LostEngine() as r:
-                events = (EngineLost(engine_id=one, reason=r.reason),)
-                volatile = _settled(volatile, one)
-            case EngineIsReady():
-                pass
-        return Decision(events=events, cause=engine.cause, volatile=volatile)
+        return Decision(events=events, cause=engine.cause, volatile=_settled(volatile, one))
+
+    def _ending(self, engine_id: str, reason: str) -> EndEngine:
+        return EndEngine(backend=self.backend, engine_id=engine_id, reason=reason)
 
     def react(self, state: RunnerState, stored: Stored[Any]) -> Sequence[Effect]:
         """Intent is stored: act."""
@@ -308,7 +302,7 @@ class Runner:
             case EngineStartRequested(spec=spec):
                 return (SpawnEngine(spec=spec),)
             case EngineStopRequested(engine_id=one, reason=reason) if one in state.engines:
-                return (EndEngine(engine_id=one, reason=reason),)
+                return (self._ending(one, reason),)
             case _:
                 return ()
 
@@ -349,7 +343,7 @@ class Runner:
                 continue
             noticed = overdue[one] = volatile.overdue.get(one, now.monotonic)
             if noticed == now.monotonic and not starting:
-                effects.append(EndEngine(engine_id=one, reason="nothing is heard of it"))
+                effects.append(self._ending(one, "nothing is heard of it"))
             if now.monotonic - noticed < SECOND_LOOK:
                 wakes.append(noticed + SECOND_LOOK)
             elif starting:  # 1
@@ -426,12 +420,12 @@ def _is_alive(state: RunnerState, engine_id: str) -> bool:
     return engine is not None and engine.state != "gone"
 
 
-def _measured(volatile: RunnerVolatile, measured: Mapping[str, Measured]) -> RunnerVolatile:
+def _measured(volatile: RunnerVolatile, report: EngineMeasured) -> RunnerVolatile:
     """Take in what was measured; a peak that has grown a good deal does not wait for the next list."""
-    before = {one: volatile.measured[one].peak if one in volatile.measured else 0 for one in measured}
-    grown = any(size.peak - before[one] >= _GROWN for one, size in measured.items())
-    told = -1 if grown else volatile.told
-    return msgspec.structs.replace(volatile, measured={**volatile.measured, **measured}, told=told)
+    one, size = report.engine_id, report.size
+    before = volatile.measured[one].peak if one in volatile.measured else 0
+    told = -1 if size.peak - before >= _GROWN else volatile.told
+    return msgspec.structs.replace(volatile, measured={**volatile.measured, one: size}, told=told)
 
 
 def _moved(volatile: RunnerVolatile, engine_id: str, now: Moment) -> RunnerVolatile:

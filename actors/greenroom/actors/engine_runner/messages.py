@@ -1,4 +1,4 @@
-"""What runners are told, and what their hands report."""
+"""What runners are told, and what the engine host reports beside events (see `actors.reports`)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from greenroom.actors.limits import (
     Id,
     Ids,
     Many,
-    Name,
-    Real,
     Reason,
     Whole,
 )
 from greenroom.actors.values import (
     Engine,
-    EngineExit,
     EngineSpec,
     Failure,
     Measured,
@@ -47,45 +44,6 @@ class ForbidStart(Command, frozen=True, kw_only=True):
     engine_id: Id
 
 
-class SpawnedEngine(Command, frozen=True, kw_only=True):
-    """Report: its process runs."""
-
-    engine_id: Id
-    pid: Whole
-    started: Real
-    endpoint: Name
-
-
-class EngineIsReady(Command, frozen=True, kw_only=True):
-    """Report: it has proved that it can answer."""
-
-    engine_id: Id
-
-
-class EngineEnded(Command, frozen=True, kw_only=True):
-    """Report: its process has ended, or never began."""
-
-    engine_id: Id
-    exit: EngineExit
-
-
-class AdoptedEngine(Command, frozen=True, kw_only=True):
-    """Report: it outlived the last daemon."""
-
-    engine_id: Id
-    pid: Whole
-    started: Real
-    endpoint: Name
-    ready: bool
-
-
-class LostEngine(Command, frozen=True, kw_only=True):
-    """Report: there is no such process."""
-
-    engine_id: Id
-    reason: Reason
-
-
 class EngineMoved(Command, frozen=True, kw_only=True):
     """Report: it is loading and getting on."""
 
@@ -99,10 +57,11 @@ class EngineStalled(Command, frozen=True, kw_only=True):
     failure: Failure
 
 
-class EnginesMeasured(Command, frozen=True, kw_only=True):
-    """Report: the memory of engines. Never stored."""
+class EngineMeasured(Command, frozen=True, kw_only=True):
+    """Report: the memory of an engine. Never stored."""
 
-    measured: Annotated[Mapping[Id, Measured], Many]
+    engine_id: Id
+    size: Measured
 
 
 class EngineList(Command, frozen=True, kw_only=True):

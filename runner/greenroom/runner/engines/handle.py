@@ -1,24 +1,37 @@
-"""What the host knows of one engine, and the order in which its listener hears about it."""
+"""What the host knows of one engine, and the order in which its runner hears about it."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from greenroom.actors.values import EngineExit, EngineSpec, Failure, Measured
+from greenroom.actors.addresses import runner_address
+from greenroom.actors.engine_runner.events import (
+    EngineAdopted,
+    EngineExited,
+    EngineLost,
+    EngineReady,
+    EngineSpawned,
+)
+from greenroom.actors.engine_runner.messages import EngineMeasured, EngineMoved, EngineStalled
+from greenroom.actors.kernel.core import Event
+from greenroom.actors.progress import ProgressBoard, load_job
+from greenroom.actors.reports import Happened, TellActor
+from greenroom.actors.values import EngineExit, EngineSpec, Failure, Measured, Progress
 from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.reach import inode_of
 from greenroom.runner.engines.readiness import Probe
+from greenroom.runner.errors import blamed
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +45,7 @@ class Prepared:
     model_name: str = ""
     """What the one-token proof sends as `model`: the dialect's name, or the model's own."""
     version: str = ""
-    """Version of the installation, for the capsule."""
+    """Version of the installation, for the exit report."""
 
 
 Prepare = Callable[[EngineSpec, Path], Prepared]
@@ -42,40 +55,8 @@ Ladder = Sequence[tuple[str, float]]
 """Signals, each with the seconds until the next."""
 
 
-class EngineListener(Protocol):
-    """Hears what happens to engines; called from threads of the host, one engine's calls in order."""
-
-    def spawned(self, engine_id: str, pid: int, started: float, endpoint: str) -> None:
-        """The process runs; `endpoint` is the absolute path of its unix socket."""
-
-    def progress(self, engine_id: str, phase: str, message: str) -> None:
-        """Still loading; at most about once a second. Never to be stored."""
-
-    def ready(self, engine_id: str) -> None:
-        """It answers."""
-
-    def failed(self, engine_id: str, failure: Failure) -> None:
-        """It could not even be spawned."""
-
-    def exited(self, engine_id: str, exit: EngineExit) -> None:  # noqa: A002
-        """It has ended and is reaped."""
-
-    def adopted(self, engine_id: str, pid: int, started: float, endpoint: str, ready: bool) -> None:
-        """An earlier daemon's engine was identified; when not yet ready, `ready` or an end follows."""
-
-    def lost(self, engine_id: str, reason: str) -> None:
-        """There is no such engine any more, or what was there could not be trusted and was ended."""
-
-    def stalled(self, engine_id: str, failure: Failure) -> None:
-        """It cannot be reached, was stopped, or does nothing any more. It is not ended for that: whoever
-        hears it decides."""
-
-    def measured(self, measured: Mapping[str, Measured]) -> None:
-        """The memory of engines has changed. Never to be stored."""
-
-
 _TOLD_AGAIN = 5.0
-"""Seconds after which it is told again that an engine should be replaced, should nothing have come of it."""
+"""Seconds after which it is reported again that an engine should be replaced, if it still runs."""
 _BATCH_OPTIONS = ("--batch-size", "-b")
 
 
@@ -86,12 +67,13 @@ def batch_of(argv: Sequence[str]) -> int:
 
 
 class Handle:
-    """One engine. Its lock orders what the listener hears: after an end comes nothing."""
+    """One engine. Its lock orders what the runner hears: nothing follows an end."""
 
-    def __init__(self, spec: EngineSpec, folder: EngineFolder, listener: EngineListener) -> None:
+    def __init__(self, spec: EngineSpec, folder: EngineFolder, tell: TellActor, board: ProgressBoard) -> None:
         self.spec = spec
         self.folder = folder
-        self._listener = listener
+        self._tell_actor = tell
+        self._board = board
         self._lock = threading.RLock()
         self.channel: Channel | None = None
         self.spawned = threading.Event()
@@ -109,9 +91,9 @@ class Handle:
         self.halted_at = 0.0
         """Monotonic second at which its keeper saw it stopped by a signal; 0 while it runs."""
         self.given_up_at = 0.0
-        """Monotonic second at which the listener was last told that it should be replaced; 0 for never."""
+        """Monotonic second at which its runner was last told that it should be replaced; 0 for never."""
         self.may_finish = False
-        """Those inside are still answered, though nobody else can reach it: its end waits for them."""
+        """Requests inside are still answered, though no new one can reach it: its end waits for them."""
         self.was_ready = False
         self.served = False
         """Clients may have been inside, also in an earlier life: what it prints may be their words."""
@@ -120,7 +102,7 @@ class Handle:
         self.stop_requested = False
         self.stop_sent = False
         self.stop_reason = ""
-        """What whoever asked gave as the reason."""
+        """The reason given with the request to stop."""
         self.fault = ""
         """Why the host ends it on its own; makes the exit an unexpected one."""
         self.ladder: Ladder | None = None
@@ -137,12 +119,12 @@ class Handle:
 
     @property
     def serves(self) -> bool:
-        """It answers, and nobody has asked it to end."""
+        """It answers, and was not asked to end."""
         return self.answers and self.wanted
 
     @property
     def wanted(self) -> bool:
-        """Nobody has asked it to end, and it has not."""
+        """It was not asked to end, and has not."""
         return not (self.stop_requested or self.fault or self.over.is_set())
 
     def probe(self) -> Probe:
@@ -156,7 +138,7 @@ class Handle:
         )
 
     def about(self, prepared: Prepared) -> dict[str, Any]:
-        """What the claim remembers, so that the next daemon can adopt without asking anybody."""
+        """What the claim remembers, so that the next daemon can adopt the engine on its own."""
         return {
             "spec": msgspec.to_builtins(self.spec),
             "readiness": {
@@ -184,37 +166,51 @@ class Handle:
         self.batch = int(about.get("batch", 0))
         self.model_name = str(about["model_name"])
 
-    # -- what the listener hears -------------------------------------------------------------------
+    # -- what its runner hears ---------------------------------------------------------------------
 
     def tell_spawned(self) -> None:
-        """The process runs."""
-        self._tell(lambda: self._listener.spawned(self.engine_id, self.pid, self.started, str(self.endpoint)))
+        self._report(
+            EngineSpawned(
+                engine_id=self.engine_id, pid=self.pid, started=self.started, endpoint=str(self.endpoint)
+            )
+        )
         self.spawned.set()
 
     def tell_progress(self, phase: str, message: str) -> None:
-        """It moves."""
-        self._tell(lambda: self._listener.progress(self.engine_id, phase, message))
+        """It is loading; told at most about once a second and never stored."""
+        progress = Progress(job=load_job(self.engine_id), phase=phase, message=message)
+        self._tell(EngineMoved(engine_id=self.engine_id), progress)
+
+    def tell_measured(self, size: Measured) -> None:
+        self._tell(EngineMeasured(engine_id=self.engine_id, size=size))
 
     def tell_ready(self) -> None:
-        """It answers."""
         with self._lock:
             if self.stop_requested or self.fault:
                 return
             self.was_ready = self.answers = self.served = True
             self.inode = inode_of(self.endpoint)
-            self._tell(lambda: self._listener.ready(self.engine_id))
+            self._board.clear(load_job(self.engine_id))
+            self._report(EngineReady(engine_id=self.engine_id))
 
     def tell_adopted(self, ready: bool) -> None:
-        """It was identified."""
+        """An earlier daemon's engine was identified; unless it is ready, that or its end follows."""
         self.was_ready = self.was_ready or ready
         self.answers = ready
         if ready:
             self.inode = inode_of(self.endpoint)
-        endpoint = str(self.endpoint)
-        self._tell(lambda: self._listener.adopted(self.engine_id, self.pid, self.started, endpoint, ready))
+        self._report(
+            EngineAdopted(
+                engine_id=self.engine_id,
+                pid=self.pid,
+                started=self.started,
+                endpoint=str(self.endpoint),
+                ready=ready,
+            )
+        )
 
     def tell_kept(self) -> None:
-        """It never was away; whoever asks has lost what he knew of it."""
+        """A rebuilt runner has asked for an engine that never was away."""
         with self._lock:
             self.given_up_at = 0.0
             if self.pid:
@@ -223,46 +219,69 @@ class Handle:
                 self.tell_progress("starting", "")
 
     def tell_stalled(self, failure: Failure, ladder: Ladder, *, may_finish: bool = False) -> None:
-        """It cannot be reached, was stopped, or does nothing any more. When it is ended for that, this ladder
-        is climbed, for what does not run obeys no polite signal; `may_finish` lets those inside finish first.
+        """It cannot be reached, was stopped, or does nothing any more.
+
+        It is not ended for that: the runner decides. Then this ladder is used, since a process that does not
+        run obeys no polite signal; `may_finish` lets the requests inside finish first.
         """
         now = time.monotonic()
         with self._lock:
             if not self.wanted or (self.given_up_at and now - self.given_up_at < _TOLD_AGAIN):
                 return
             self.given_up_at, self.ladder, self.may_finish = now, ladder, may_finish
-            self._tell(lambda: self._listener.stalled(self.engine_id, failure))
+            self._tell(EngineStalled(engine_id=self.engine_id, failure=failure))
 
     def tell_failed(self, failure: Failure) -> None:
-        """It could not be spawned: an end."""
-        self._end(lambda: self._listener.failed(self.engine_id, failure))
+        """It could not be spawned, so it has done nothing."""
+        self.tell_exited(never_spawned(failure))
 
     def tell_exited(self, end: EngineExit) -> None:
-        """It has ended."""
-        self._end(lambda: self._listener.exited(self.engine_id, end))
+        """It has ended and is reaped."""
+        self._end(EngineExited(engine_id=self.engine_id, exit=end))
 
     def tell_lost(self, reason: str) -> None:
-        """It is not there, or not what it should be: an end."""
-        self._end(lambda: self._listener.lost(self.engine_id, reason))
+        """There is no such engine, or what was there could not be trusted and was ended."""
+        self._end(EngineLost(engine_id=self.engine_id, reason=reason))
 
     def silence(self) -> None:
-        """Nothing more is told: the host leaves the engine to the next daemon."""
-        self._end(lambda: None)
+        """Report nothing any more: the host leaves the engine to the next daemon."""
+        self._end(None)
 
-    def _end(self, tell: Callable[[], None]) -> None:
+    def _end(self, event: Event | None) -> None:
         with self._lock:
             if self.over.is_set():
                 return
-            self._tell(tell)
+            if event is not None:
+                self._board.clear(load_job(self.engine_id))
+                self._report(event)
             self.over.set()
             self.spawned.set()
 
-    def _tell(self, tell: Callable[[], None]) -> None:
+    def _report(self, event: Event) -> None:
+        self._tell(Happened(event=event))
+
+    def _tell(
+        self,
+        report: Happened | EngineMoved | EngineMeasured | EngineStalled,
+        progress: Progress | None = None,
+    ) -> None:
         with self._lock:
             if self.over.is_set():
                 return
             try:
-                tell()
-            except Exception:  # noqa: BLE001 - see below
-                # The host must go on keeping the engine, whatever its listener does.
-                _log.exception("engine %s: the listener failed", self.engine_id)
+                if progress is not None:
+                    self._board.publish(progress)
+                self._tell_actor(runner_address(self.spec.backend), report)
+            except Exception:  # noqa: BLE001 - the engine must be kept all the same
+                _log.exception("engine %s: a report could not be delivered", self.engine_id)
+
+
+def never_spawned(failure: Failure) -> EngineExit:
+    """The end of an engine that could not be spawned."""
+    failure = blamed(failure)
+    return EngineExit(
+        at=time.time(),
+        summary=failure.sentence(),
+        last_lines=tuple(failure.detail.splitlines()[-20:]),
+        failure=failure,
+    )

@@ -2,8 +2,8 @@
 
 Nobody waits for it. It has two threads, so that measuring many processes does not delay the look at sockets;
 questions that an engine may leave unanswered are asked on threads of their own, one at a time for each
-engine; and no lock is held while anybody waits. What is found is told to the listener and ends nothing. When
-an engine is to be replaced is judged in `liveness`.
+engine; and no lock is held while anybody waits. What is found is reported and ends nothing. When an engine is
+to be replaced is judged in `liveness`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Failure, Measured
 from greenroom.runner.engines import graphics, liveness, processes, reach
 from greenroom.runner.engines import process_state as condition
-from greenroom.runner.engines.handle import EngineListener, Handle, Ladder
+from greenroom.runner.engines.handle import Handle, Ladder
 from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, Life
 from greenroom.runner.engines.readiness import CPU_SHARE, Vitality
 
@@ -94,7 +94,6 @@ class Vitals:
     def __init__(
         self,
         handles: Callable[[], Sequence[Handle]],
-        listener: EngineListener,
         readings: Readings,
         *,
         stall_after: float,
@@ -106,7 +105,6 @@ class Vitals:
         """
         self._device_usage: DeviceUsage = device_usage or (lambda _: None)
         self._handles = handles
-        self._listener = listener
         self._readings = readings
         self._limit = min(LIMIT, stall_after)
         self._every = min(every, self._limit / 6)
@@ -225,7 +223,6 @@ class Vitals:
     def _look_at_work(self, handles: Sequence[Handle], all_watched: Mapping[str, Watched]) -> None:
         members = processes.groups({one.pid for one in handles})
         readings = self._readings()
-        measured: dict[str, Measured] = {}
         now = time.monotonic()
         for handle in handles:
             watched, pids = all_watched[handle.engine_id], members[handle.pid]
@@ -234,13 +231,11 @@ class Vitals:
             device = self._device_usage(pids) if handle.spec.device else None
             news = watched.memory.measure(size, device) if size else None
             if news is not None:
-                measured[handle.engine_id] = news
+                handle.tell_measured(news)
             watched.life.use(processes.cpu_seconds(pids), now)
             reading = readings.get(handle.engine_id)
             if handle.serves and not handle.halted_at:
                 self._ask(handle, watched, reading or _NOBODY, pids, now)
-        if measured:
-            self._listener.measured(measured)
 
     def _ask(
         self, handle: Handle, watched: Watched, reading: GateReading, pids: Sequence[int], now: float

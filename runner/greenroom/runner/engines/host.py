@@ -1,47 +1,44 @@
 """Starts, watches, stops, adopts and settles engine processes, each under a keeper of its own.
 
-The public surface, non-blocking unless it says otherwise, callable from any thread::
-
-    host = EngineHost(home / "engines", prepare=prepare, listener=listener, grace=120.0)
-    host.start(spec)                      # -> failed | spawned, progress*, ready -> exited | lost
-    host.stop(engine_id, reason="")       # -> exited (expected) | lost
-    host.recover(expected).result()       # -> for each engine: adopted (then ready) | exited | lost
-    host.sweep(known_ids).result()        # ends and removes what nobody knows
-    host.shutdown(keep=None)              # blocks, bounded: stops all; keep=seconds leaves them running
-
-Of engines that run it also tells `measured` and, when one is ready and does nothing for those inside,
-`stalled`; neither ends anything.
+It carries out the effects of all runners: `SpawnEngine`, `EndEngine` and `RecoverEngines`, and reports to the
+runner of the engine's backend. For every start exactly one `EngineExited` or `EngineLost` comes, and nothing
+after it. Of engines that run it also reports their memory and, when one is ready and does nothing for the
+requests inside it, that it has stalled; neither ends anything.
 
 `prepare(spec, socket)` runs on a thread of the host, may read the disk, and raises `JobFailed` when the
-engine cannot be started at all. The listener is called from threads of the host; it must only hand on
-(tell an actor) and return. For every `start` exactly one of `failed`, `exited` and `lost` comes, and
-nothing after it; `stop` of an engine the host does not know answers `lost`.
+engine cannot be started at all.
 
-Threads: one that watches all keepers (and sleeps until one says something), one that looks after the vital
-signs of all engines, and one for each engine that is loading or being settled.
+No method blocks unless it says so, and all may be called from any thread. Threads: one that watches all
+keepers (and sleeps until one says something), one that watches the vital signs of all engines, and one for
+each engine that is loading or being settled.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from greenroom.actors.addresses import runner_address
+from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
+from greenroom.actors.engine_runner.events import EngineExited, EngineLost
+from greenroom.actors.kernel.core import Effect
+from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.values import Engine, EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.exit_report import engine_exit, read_end, write_end
 from greenroom.runner.engines.folders import Folders
-from greenroom.runner.engines.handle import EngineListener, Handle, Prepare, Prepared
+from greenroom.runner.engines.handle import Handle, Prepare, never_spawned
 from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, Readings, Vitals
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id
 from greenroom.runner.engines.keeper import LADDER
@@ -61,11 +58,9 @@ from greenroom.runner.engines.recovery import (
     look,
     read_claim,
 )
-from greenroom.runner.engines.unbegun import no_keeper, not_begun
+from greenroom.runner.engines.unbegun import no_keeper, not_spawned
 from greenroom.runner.engines.watch import KeeperWatch
-from greenroom.runner.errors import JobFailed, blamed, refused_by_machine
-
-__all__ = ["EngineHost", "EngineListener", "Prepare", "Prepared"]
+from greenroom.runner.errors import JobFailed, not_begun
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +87,8 @@ class EngineHost:
         engines_dir: Path,
         *,
         prepare: Prepare,
-        listener: EngineListener,
+        tell: TellActor,
+        board: ProgressBoard,
         grace: float = 120.0,
         stall_after: float = 60.0,
         ladder: Sequence[tuple[str, float]] = LADDER,
@@ -100,15 +96,16 @@ class EngineHost:
         readings: Readings = dict,
         device_usage: DeviceUsage | None = None,
     ) -> None:
-        """`readings` tells who is inside which engine; without it, none is watched for doing nothing.
-        `device_usage` tells how many bytes of a graphics device's memory processes hold.
+        """`readings` says which requests are inside which engine; without it, none is watched for doing
+        nothing. `device_usage` says how many bytes of a graphics device's memory processes hold.
 
-        `stall_after` are the seconds without any sign of life after which an engine that loads, or that
-        somebody is inside, is suspected to be dead.
+        `stall_after`: seconds without any sign of life after which an engine that loads, or that has requests
+        inside, is suspected to be dead.
         """
         self._dir = engines_dir.resolve()
         self._prepare = prepare
-        self._listener = listener
+        self._tell = tell
+        self._board = board
         self._grace = grace
         self._stall_after = stall_after
         self._ladder = [(name, bound) for name, bound in ladder]
@@ -121,11 +118,12 @@ class EngineHost:
         self._spare_wanted = spare_keeper
         self._readings = readings
         self._watch = KeeperWatch(self._heard, self._keeper_gone, self._overdue)
-        self._vitals = Vitals(
-            self._living, listener, readings, stall_after=stall_after, device_usage=device_usage
-        )
+        self._vitals = Vitals(self._living, readings, stall_after=stall_after, device_usage=device_usage)
         if spare_keeper:
             self._thread("keeper-spare", self._refill_spare)
+
+    def _handle_of(self, spec: EngineSpec) -> Handle:
+        return Handle(spec, EngineFolder.of(self._dir, spec.engine_id), self._tell, self._board)
 
     def _keeps(self, engine_id: str) -> bool:
         with self._lock:
@@ -135,11 +133,30 @@ class EngineHost:
         with self._lock:
             return list(self._handles.values())
 
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin one effect. Raises where no report would say that it could not be begun."""
+        match effect:
+            case SpawnEngine(spec=spec):
+                try:
+                    self.start(spec)
+                except Exception as error:  # noqa: BLE001 - the runner must hear an end
+                    _log.exception("engine %s could not be started", spec.engine_id)
+                    event = EngineExited(engine_id=spec.engine_id, exit=never_spawned(not_begun(error)))
+                    self._tell(runner_address(spec.backend), Happened(event=event))
+            case EndEngine(backend=backend, engine_id=one, reason=reason):
+                if not self.stop(one, reason=reason):
+                    lost = EngineLost(engine_id=one, reason="there is no such engine")
+                    self._tell(runner_address(backend), Happened(event=lost))
+            case RecoverEngines(engines=engines):
+                self.recover(engines)
+            case _:
+                raise TypeError(f"the engine host does not perform {type(effect).__name__} ({cause})")
+
     # -- start -------------------------------------------------------------------------------------
 
     def start(self, spec: EngineSpec) -> None:
         """Start one engine. A second start of the same id is the same start."""
-        handle = Handle(spec, EngineFolder.of(self._dir, spec.engine_id), self._listener)
+        handle = self._handle_of(spec)
         with self._lock:
             if self._closing or spec.engine_id in self._handles:
                 return
@@ -150,15 +167,16 @@ class EngineHost:
                 target=self._start, args=(handle,), name=f"engine-{spec.engine_id}", daemon=True
             ).start()
         except RuntimeError as problem:
-            refused = OSError(errno.EAGAIN, str(problem))
-            self._failed(handle, refused_by_machine("The engine cannot be started", refused))
+            self._failed(handle, not_begun(problem, "The engine"))
 
     def _start(self, handle: Handle) -> None:
         try:
             sockets = handle.folder.create()
             prepared = self._prepare(handle.spec, sockets.engine)
             if handle.stop_requested or self._closing:
-                self._never_ran(handle)
+                summary = f"The {handle.spec.backend} engine was stopped before it ran."
+                self._forget(handle)
+                handle.tell_exited(EngineExit(at=time.time(), summary=summary, expected=True))
                 return
             handle.endpoint = sockets.engine
             about = handle.about(prepared)
@@ -174,38 +192,27 @@ class EngineHost:
                 grace=None if math.isinf(self._grace) else self._grace,
             )
         except JobFailed as problem:
-            self._failed(handle, blamed(problem.failure))
+            self._failed(handle, problem.failure)
             return
-        except OSError as problem:
-            self._failed(handle, refused_by_machine("The engine cannot be started", problem))
-            self._want_spare()
-            return
-        except KeeperGone as problem:
-            self._failed(handle, no_keeper(f"The engine's keeper cannot be started: {problem}."))
-            self._want_spare()
-            return
-        except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
-            _log.exception("engine %s: its start could not be prepared", handle.engine_id)
-            text = f"Greenroom failed while it started the engine ({type(problem).__name__})."
-            advice = "Please report it; greenroom logs has the details."
-            failure = Failure(kind="permanent", code="internal", message=text, advice=advice, blame="ours")
+        except Exception as problem:  # noqa: BLE001 - the runner must hear an end
+            if isinstance(problem, KeeperGone):
+                failure = no_keeper(f"The engine's keeper cannot be started: {problem}.")
+            else:
+                _log.exception("engine %s could not be started", handle.engine_id)
+                failure = not_begun(problem, "The engine")
             self._failed(handle, failure)
+            self._want_spare()
             return
         self._watch.add(handle)
         if not handle.spawned.wait(_SPAWN_SECONDS):
             _log.warning("engine %s: its keeper does not start the engine, so it is killed", handle.engine_id)
-            handle.channel.kill()  # its end is then told like that of any keeper that dies
+            handle.channel.kill()  # its end is then reported like that of any keeper that dies
             handle.spawned.wait()
         try:
             self._await_ready(handle)
         finally:
             # Not sooner: the start of another process would take its share of what the engine loads with.
             self._want_spare()
-
-    def _never_ran(self, handle: Handle) -> None:
-        summary = f"The {handle.spec.backend} engine was stopped before it ran."
-        self._forget(handle)
-        handle.tell_exited(EngineExit(at=time.time(), summary=summary, expected=True))
 
     def _failed(self, handle: Handle, failure: Failure) -> None:
         self._forget(handle)
@@ -274,8 +281,8 @@ class EngineHost:
                 if silent >= self._stall_after and not is_kept_waiting(handle.pid):
                     self._give_up(handle, f"it wrote nothing and used no processor for {silent:.0f} s")
                     return
-            # Noticed late by a hundredth of the load, on average: asking more often would cost more than that
-            # of the processor it loads with. To look for its socket costs nothing.
+            # Noticed late by a hundredth of the load, on average: asking more often would slow the load by
+            # more than that. To look for its socket costs nothing.
             low, high = _PROBE_PAUSE
             pause = min(high, max(low, 0.02 * (now - begun)))
             handle.over.wait(pause if handle.endpoint.exists() else low)
@@ -286,23 +293,21 @@ class EngineHost:
 
     # -- stop --------------------------------------------------------------------------------------
 
-    def stop(self, engine_id: str, *, reason: str = "") -> None:
-        """Interrupt, terminate, kill: for the whole process group, with bounds."""
+    def stop(self, engine_id: str, *, reason: str = "") -> bool:
+        """Interrupt, terminate, kill the whole process group, each bounded. False for an unknown engine."""
         with self._lock:
             handle = self._handles.get(engine_id)
         if handle is None:
-            self._thread(
-                f"engine-{engine_id}", partial(self._listener.lost, engine_id, "there is no such engine")
-            )
-            return
+            return False
         handle.stop_requested, handle.stop_reason = True, reason
         if handle.may_finish and not self._closing:
             self._thread(f"engine-{engine_id}", partial(self._stop_when_left, handle, reason))
-            return
-        self._send_stop(handle, reason or "asked to stop")
+        else:
+            self._send_stop(handle, reason or "asked to stop")
+        return True
 
     def _stop_when_left(self, handle: Handle, reason: str) -> None:
-        """Nobody new can reach it; those inside, as long as they are answered, are not cut off for that."""
+        """No new request can reach it; those inside are not cut off as long as they are being answered."""
         deadline = time.monotonic() + _FINISH_SECONDS
         while not self._closing and time.monotonic() < deadline:
             reading = self._readings().get(handle.engine_id)
@@ -317,7 +322,7 @@ class EngineHost:
     def _send_stop(self, handle: Handle, reason: str) -> None:
         channel = handle.channel
         if channel is None or handle.stop_sent:
-            return  # not spawned yet: whoever spawns it looks at `stop_requested` afterwards
+            return  # not spawned yet: `stop_requested` is looked at once it is
         handle.stop_sent = True
         if handle.halted_at:
             handle.ladder = KILL  # it obeys nothing else
@@ -332,7 +337,7 @@ class EngineHost:
         """The keeper has not ended it within all its bounds: go round the keeper."""
         _log.warning("engine %s: its keeper does not answer; both are killed", handle.engine_id)
         if handle.channel is not None:
-            handle.channel.kill()  # one that has claimed nothing yet is known to nobody else
+            handle.channel.kill()  # one that has claimed nothing yet is known only here
         claim = read_claim(handle.folder)
         engine_of(claim).send_group(signal.SIGKILL)
         keeper_of(claim).send(signal.SIGKILL)
@@ -348,7 +353,7 @@ class EngineHost:
                 self._send_stop(handle, handle.stop_reason or "asked to stop")
         elif event == "failed":
             text = str(message.get("message"))
-            self._failed(handle, not_begun(str(message.get("code")), int(message.get("errno") or 0), text))
+            self._failed(handle, not_spawned(str(message.get("code")), int(message.get("errno") or 0), text))
         elif event == "halted":
             handle.halted_at = time.monotonic()
             self._vitals.wake()
@@ -360,7 +365,7 @@ class EngineHost:
             self._tell_end(handle, message)
 
     def _keeper_gone(self, handle: Handle) -> None:
-        """The connection ended. Usually the end was told before; else the keeper itself has died."""
+        """The connection ended. Usually the end was reported before; else the keeper itself has died."""
         if handle.over.is_set():
             return
         self._thread(f"engine-{handle.engine_id}", partial(self._settle_without_keeper, handle))
@@ -368,7 +373,7 @@ class EngineHost:
     def _settle_without_keeper(self, handle: Handle) -> None:
         try:
             self._find_end(handle)
-        except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
+        except Exception as problem:  # noqa: BLE001 - the runner must hear an end
             _log.exception("engine %s: how it ended is not known", handle.engine_id)
             self._forget(handle)
             handle.tell_lost(f"its keeper had died, and how it ended is not known: {problem!r}")
@@ -379,16 +384,15 @@ class EngineHost:
             try:
                 never_began = claim_for_daemon(handle.folder)
             except OSError as problem:
-                # Its keeper was ours and is dead: without a claim nobody else ever carries this start out.
+                # Its keeper was ours and is dead: without a claim nothing else ever carries this start out.
                 if read_claim(handle.folder):
                     raise
-                self._failed(handle, refused_by_machine("The engine cannot be started", problem))
+                self._failed(handle, not_begun(problem, "The engine"))
                 return
-        if end is None and not handle.pid and never_began:
-            said = handle.folder.keeper_said()
-            text = "The engine's keeper ended before it had started the engine."
-            self._failed(handle, no_keeper(text, said))
-            return
+            if never_began:
+                text = "The engine's keeper ended before it had started the engine."
+                self._failed(handle, no_keeper(text, handle.folder.keeper_said()))
+                return
         if end is None:
             leader = ProcessIdentity(handle.pid, handle.started, boot_id())
             end_processes(leader if handle.pid else engine_of(read_claim(handle.folder)), handle.folder)
@@ -410,9 +414,9 @@ class EngineHost:
             return
         if end.get("failed"):
             number = int(end.get("errno") or 0)
-            handle.tell_failed(not_begun("spawn", number, str(end["failed"])))
+            handle.tell_failed(not_spawned("spawn", number, str(end["failed"])))
             return
-        # Without a word from us, a keeper stops its engine when nobody came back, or at a shutdown.
+        # On its own, a keeper stops its engine when no daemon came back, or at a shutdown.
         own_accord = "" if handle.stop_requested else str(end.get("stop_reason") or "")
         handle.tell_exited(
             engine_exit(
@@ -427,24 +431,19 @@ class EngineHost:
 
     # -- after a restart ---------------------------------------------------------------------------
 
-    def recover(self, expected: Sequence[Engine]) -> Future[None]:
+    def recover(self, expected: Sequence[Engine]) -> Future[object]:
         """Settle what the journal claims to run: adopt what can be identified, end the rest.
 
-        Done when each engine has been told `adopted`, `exited` or `lost`.
+        Done when each engine has been reported as adopted, exited or lost.
         """
         parts = [
             self._future(f"engine-{engine.spec.engine_id}", partial(self._recover, engine))
             for engine in expected
         ]
-
-        def wait_for_all() -> None:
-            for part in parts:
-                part.result()
-
-        return self._future("engine-recovery", wait_for_all)
+        return self._future("engine-recovery", lambda: wait(parts))
 
     def _recover(self, expected: Engine) -> None:
-        handle = Handle(expected.spec, EngineFolder.of(self._dir, expected.spec.engine_id), self._listener)
+        handle = self._handle_of(expected.spec)
         with self._lock:
             if self._closing:
                 return
@@ -456,13 +455,13 @@ class EngineHost:
         self._vitals.wake()
         try:
             self._settle_patiently(handle, expected)
-        except Exception as problem:  # noqa: BLE001 - whatever it is, the actor must hear an end
+        except Exception as problem:  # noqa: BLE001 - the runner must hear an end
             _log.exception("engine %s: it could not be settled", handle.engine_id)
             self._forget(handle)
             handle.tell_lost(f"it could not be settled: {problem!r}")
 
     def _settle_patiently(self, handle: Handle, expected: Engine) -> None:
-        """What cannot be looked at, for want of descriptors or room, is looked at again: it may well run."""
+        """What cannot be looked at, for lack of descriptors or room, is looked at again: it may well run."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while True:
             try:
@@ -518,7 +517,7 @@ class EngineHost:
             self._thread(f"engine-{handle.engine_id}", partial(self._await_ready, handle))
 
     def sweep(self, known_ids: Collection[str]) -> Future[list[str]]:
-        """End engines nobody knows, and remove old folders of ended ones; the ids of those ended."""
+        """End unknown engines and remove old folders of ended ones; returns the ids of those ended."""
         sweep = partial(self._folders.sweep, set(known_ids), self._end_unknown)
         return self._future("engine-sweep", sweep)
 
@@ -539,7 +538,7 @@ class EngineHost:
     def shutdown(self, *, keep: float | None = None) -> None:
         """Stop all engines in parallel, bounded; or leave them for `keep` seconds (`math.inf`: for ever).
 
-        Blocks. Engines that are left are told of no more; a next host adopts them.
+        Blocks. Nothing more is reported of engines that are left; a next host adopts them.
         """
         with self._lock:
             self._closing = True

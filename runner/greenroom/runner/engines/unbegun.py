@@ -13,7 +13,7 @@ def no_keeper(message: str, said: str = "") -> Failure:
     return Failure(kind="transient", code="keeper", message=message, detail=said, blame="machine")
 
 
-def not_begun(code: str, number: int, message: str) -> Failure:
+def not_spawned(code: str, number: int, message: str) -> Failure:
     """What a keeper says that could not begin: another has settled this start, or exec or fork failed."""
     if code == "claimed":
         return Failure(kind="transient", code="claimed", message=message, blame="ours")

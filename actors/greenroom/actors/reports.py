@@ -1,0 +1,34 @@
+"""What effect handlers report to their actor, with `ActorSystem.report`.
+
+A report carries the very event it leads to. The actor judges it first: it drops a report whose intent is no
+longer open, and fills in what only it knows, such as a duration or the time of the next attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from greenroom.actors.kernel.core import Address, Command, Effect, Event
+from greenroom.actors.values import Failure
+
+TellActor = Callable[[Address, Command], None]
+"""Sends a report from any thread, without blocking; must not raise when the system is stopping."""
+
+
+class Happened(Command, frozen=True, kw_only=True):
+    """Something an effect began has happened."""
+
+    event: Event
+
+
+class EffectEnded(Command, frozen=True, kw_only=True):
+    """An effect that a caller waits for has ended, with exactly one of these."""
+
+    effect: Effect
+    """Without secrets: a command that fails is stored."""
+    event: Event | None = None
+    answer: msgspec.Struct | None = None
+    """What the caller gets."""
+    failure: Failure | None = None

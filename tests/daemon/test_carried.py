@@ -63,15 +63,15 @@ def test_where_no_source_answers_it_is_installed_from_the_file_and_serves(
     flipped = bytearray(whole)
     flipped[whole.rindex(b"carried_companion.bin") - 2000] ^= 1
     for damaged, reason in (
-        (whole[: len(whole) // 2], "This is not a whole archive of a backend: "),
-        (bytes(flipped), "is not the file its hash is of"),
+        (whole[: len(whole) // 2], "This is not a complete backend archive: "),
+        (bytes(flipped), "does not match its hash"),
     ):
         (tmp_path / "damaged.tar").write_bytes(damaged)
         refused = here.run("backends", "import", str(tmp_path / "damaged.tar"))
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr.startswith("Error: This is not a whole archive of a backend: ")
+        assert refused.stderr.startswith("Error: This is not a complete backend archive: ")
         assert reason in refused.stderr
-        assert "Make it again: greenroom backends export NAME > NAME.tar" in refused.stderr
+        assert "Export it again: greenroom backends export NAME > NAME.tar" in refused.stderr
         assert fetched(here.home) == []
         assert here.get("/engines/carried").json["state"] == "absent"
 

@@ -130,7 +130,7 @@ def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
     code, _, err = ended(waiting)
     assert code == 1
     assert err.splitlines()[-1] == (
-        "Error: The installation of cancelled was ended: cancelled by the user. What was fetched is kept. "
+        "Error: The installation of cancelled was ended: cancelled by the user. Downloads are kept. "
         "Begin again: greenroom install-runner --backend cancelled"
     )
     wait_until(lambda: not folder.exists())

@@ -90,8 +90,8 @@ def test_what_does_not_fit_is_refused_before_a_byte_is_fetched(
 
     assert done.returncode == 1
     assert re.search(
-        r"^Error: Installing needs 75 MB, of which 67 MB stay free for the journal and the logs; the disk of "
-        r"\S+ has 30 MB left\. Free some space, or set GREENROOM_HOME to a folder on another disk\.$",
+        r"^Error: Installing needs 75 MB, including 67 MB kept free for the journal and the logs; the disk "
+        r"of \S+ has 30 MB left\. Free some space, or set GREENROOM_HOME to a folder on another disk\.$",
         done.stderr,
         re.MULTILINE,
     )
@@ -118,7 +118,7 @@ def test_a_disk_that_others_fill_meanwhile_ends_it_with_nothing_half_done(
     _, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 1
     assert re.match(
-        r"Error: Installing needs \d+ MB, of which 67 MB stay free .* has \d MB left\. Free some space",
+        r"Error: Installing needs \d+ MB, including 67 MB kept free .* has \d MB left\. Free some space",
         err.splitlines()[-1],
     )
     wait_until(lambda: not left_behind(daemon))

@@ -246,7 +246,7 @@ def test_a_cut_connection_is_tried_again_and_gone_on_with(mac: Mac, tree_layer: 
     assert installed.returncode == 0, installed.stderr
     ((_, failed),) = mac.daemon.events("install_attempt_failed")
     assert (failed["failure"]["kind"], failed["failure"]["code"]) == ("transient", "unreachable")
-    assert failed["failure"]["message"] == "The connection to 127.0.0.1 broke off."
+    assert failed["failure"]["message"] == "The connection to 127.0.0.1 was interrupted."
     ranges = [told.headers.get("Range") for told in mac.doorway.asked(published.layers[1])]
     assert ranges == [None, "bytes=300000-", "bytes=300000-"]
 

@@ -214,7 +214,7 @@ def test_space_in_use_counts_hard_links_once(tmp_path):
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden", "a\0b", "a..b", "-x"])
 def test_a_name_that_could_mean_another_place_is_refused(name, home):
-    with pytest.raises(JobFailed, match="cannot be the name of a folder"):
+    with pytest.raises(JobFailed, match="is not a valid folder name"):
         segment(name)
     with pytest.raises(JobFailed):
         folder_of(home, Installation(id=name, backend="toy", version="1"))

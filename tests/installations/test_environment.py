@@ -136,7 +136,7 @@ def test_one_flipped_byte_is_found_by_verify_and_healed_by_a_repair(environments
 
 def test_a_repair_fetches_again_what_is_damaged_in_the_cache(environments, toy, index):
     build(environments, toy)
-    wheel = environments.wheels.path(toy.files[0])
+    wheel = environments.store.path(toy.files[0])
     wheel.write_bytes(b"y" * toy.files[0].size)
     index.requests.clear()
     repaired = build(environments, toy, repair=True)
@@ -148,7 +148,7 @@ def test_a_wheel_damaged_on_the_disk_is_thrown_away_and_worth_another_attempt(en
     built = build(environments, toy)
     discard(folder_of(environments.installed.home, built))
     shutil.rmtree(environments.installed.home / "cache" / "uv")
-    environments.wheels.path(toy.files[0]).write_bytes(b"y" * toy.files[0].size)
+    environments.store.path(toy.files[0]).write_bytes(b"y" * toy.files[0].size)
     with pytest.raises(JobFailed) as caught:
         build(environments, toy)
     assert (caught.value.failure.kind, caught.value.failure.code) == ("transient", "cache_damaged")
@@ -288,7 +288,7 @@ def test_a_version_whose_needs_cannot_be_met_is_not_called_missing(environments,
     with pytest.raises(JobFailed) as caught:
         build(environments, toy, version="2.0")
     failure = caught.value.failure
-    assert failure.message == "There is no set of packages in which toy 2.0 would work here."
+    assert failure.message == "No set of packages makes toy 2.0 work here."
     assert "nowhere" in failure.detail
 
 
@@ -302,9 +302,9 @@ def test_removing_frees_the_measured_bytes_and_only_what_nothing_else_needs(envi
     assert 6_000_000 < freed < 7_000_000
     assert environments.installed.look("toy") == []
     assert environments.installed.look("other") == [kept]
-    assert environments.wheels.missing(other.files) == []
-    assert environments.wheels.has(toy.files[1]), "the companion is needed by the other backend"
-    assert not environments.wheels.has(toy.files[0])
+    assert environments.store.missing(other.files) == []
+    assert environments.store.has(toy.files[1]), "the companion is needed by the other backend"
+    assert not environments.store.has(toy.files[0])
 
 
 def test_dropping_what_was_fetched_takes_what_came_to_nothing_and_only_that(environments, make_toy):
@@ -314,11 +314,11 @@ def test_dropping_what_was_fetched_takes_what_came_to_nothing_and_only_that(envi
     with pytest.raises(JobFailed, match="libmissing"):
         build(environments, failing)
     environments.sweep()
-    assert environments.wheels.has(failing.files[0]), "the next attempt goes on with it, for a while"
+    assert environments.store.has(failing.files[0]), "the next attempt goes on with it, for a while"
     # The wheel, and what was unpacked of it in the cache.
     assert 6_000_000 < environments.drop_fetched() < 7_000_000
-    assert not environments.wheels.has(failing.files[0])
-    assert environments.wheels.missing(good.files) == [], "the companion is one of both"
+    assert not environments.store.has(failing.files[0])
+    assert environments.store.missing(good.files) == [], "the companion is one of both"
     assert environments.installed.look("good")[0].broken == ""
     assert environments.drop_fetched() == 0
 
@@ -361,7 +361,7 @@ def test_a_version_the_declaration_rules_out_is_not_blamed_on_the_index(environm
         environments.plan("toy", source, "0.9")
     assert caught.value.failure.code == "version_not_taken"
     assert caught.value.failure.message == (
-        "toy 0.9 does not suit this release of Greenroom, which takes toy>=1.0."
+        "toy 0.9 does not work with this release of Greenroom, which needs toy>=1.0."
     )
     assert index.requests == []
 

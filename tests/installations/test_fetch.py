@@ -7,13 +7,13 @@ import pytest
 
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.fetch import Fetcher
+from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.sources import PackageSources, Setting
-from greenroom.runner.installations.wheels import WheelStore
 
 
 @pytest.fixture
 def store(tmp_path):
-    return WheelStore(tmp_path / "wheels")
+    return FileStore(tmp_path / "wheels")
 
 
 @pytest.fixture

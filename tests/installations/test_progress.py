@@ -1,6 +1,6 @@
 import pytest
 
-from greenroom.runner.installations.progress import ProgressReport
+from greenroom.runner.installations.maker import ProgressReport
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def test_a_settings_file_that_is_damaged_is_named_and_the_rest_goes_on(discover,
     sources = discover({"PIP_PROXY": "http://proxy.example:3128"})
     assert sources.proxy is not None
     (sentence,) = sources.senseless
-    assert sentence.startswith(f"{file} is no configuration of pip's: File contains no section headers.")
+    assert sentence.startswith(f"{file} is not a valid pip configuration: File contains no section headers.")
 
 
 @pytest.mark.parametrize(

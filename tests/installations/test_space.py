@@ -50,8 +50,8 @@ def test_what_does_not_fit_unpacked_is_refused_before_it_is_fetched(environments
     assert (failure.code, failure.blame) == ("no_space", "machine")
     needed, kept, there = (int(one) for one in re.findall(r"(\d+) MB", failure.message))
     assert (needed, kept, there) == (77, 67, 67)
-    assert "stay free for the journal and the logs" in failure.message
-    assert not environments.wheels.has(dense.files[0])
+    assert "free for the journal and the logs" in failure.message
+    assert not environments.store.has(dense.files[0])
     assert fetched(index, dense) < dense.files[0].size * 2, "only its directory was asked for"
 
 
@@ -68,7 +68,7 @@ def test_a_server_that_gives_no_parts_of_files_is_believed_by_sizes_alone(
     with pytest.raises(JobFailed, match="the disk of") as told:
         environments.build("toy", dense.source, job="install-1")
     assert told.value.failure.code == "no_space"
-    assert environments.wheels.has(dense.files[0]), "what it unpacks to was known when it was here"
+    assert environments.store.has(dense.files[0]), "what it unpacks to was known when it was here"
 
 
 def test_where_there_is_ample_room_nobody_is_asked(environments, index, dense):
@@ -85,7 +85,7 @@ def test_a_second_one_of_the_same_files_needs_no_room_but_what_stays_free(enviro
 def test_the_reserve_is_named_with_its_size(home, small):
     small(0)
     with pytest.raises(
-        JobFailed, match=r"needs 68 MB, of which 67 MB stay free for the journal and the logs"
+        JobFailed, match=r"needs 68 MB, including 67 MB kept free for the journal and the logs"
     ):
         need_space(home, 1_000_000)
 
@@ -95,7 +95,7 @@ def test_a_disk_that_others_fill_while_bytes_come_stops_the_download_in_time(
 ):
     small(-1)
     monkeypatch.setattr("greenroom.runner.installations.environment.is_ample", lambda *_: True)
-    with pytest.raises(JobFailed, match="stay free for the journal and the logs") as told:
+    with pytest.raises(JobFailed, match="free for the journal and the logs") as told:
         environments.build("toy", toy.source, job="install-1")
     assert told.value.failure.code == "no_space"
-    assert not environments.wheels.has(toy.files[0])
+    assert not environments.store.has(toy.files[0])

@@ -123,12 +123,12 @@ def test_a_disk_that_does_not_answer_holds_up_no_look(environments, built, monke
 
 def test_what_was_fetched_stays_while_a_mark_cannot_be_read(environments, built, home, monkeypatch):
     mark = folder_of(home, built) / "installation.json"
-    kept = sorted(environments.wheels.root.rglob("*.whl"))
+    kept = sorted(environments.store.root.rglob("*.whl"))
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: failing(errno.EIO)() if path == mark else real(path))
     environments.drop_fetched()
     assert kept
-    assert sorted(environments.wheels.root.rglob("*.whl")) == kept
+    assert sorted(environments.store.root.rglob("*.whl")) == kept
 
 
 def test_a_disk_of_backends_that_is_not_mounted_is_not_an_empty_one(environments, built, home, tmp_path):

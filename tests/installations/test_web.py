@@ -14,10 +14,10 @@ import pytest
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import web as webs
 from greenroom.runner.installations.fetch import Fetcher, PackageOrigin
+from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.web import Web
-from greenroom.runner.installations.wheels import WheelStore
 
 Say = Callable[[socket.socket, int], None]
 
@@ -90,14 +90,14 @@ def sources(url: str) -> PackageSources:
 @pytest.mark.parametrize("say", [trickle_header, trickle_body])
 def test_a_page_that_trickles_is_given_up_after_a_bound(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webs, "_PAGE_SECONDS", 0.6)
-    with answering(say) as (url, _), pytest.raises(JobFailed, match="had not answered in full") as told:
+    with answering(say) as (url, _), pytest.raises(JobFailed, match="did not finish its answer") as told:
         Web(sources(url)).read(f"{url}/simple/x/", accept="*/*")
     assert told.value.failure.kind == "transient"
 
 
 def test_the_head_of_a_files_answer_is_waited_for_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webs, "_ANSWER_SECONDS", 0.6)
-    with answering(trickle_header) as (url, _), pytest.raises(JobFailed, match="had not answered in full"):
+    with answering(trickle_header) as (url, _), pytest.raises(JobFailed, match="did not finish its answer"):
         Web(sources(url)).open(f"{url}/file")
 
 
@@ -165,7 +165,7 @@ def test_a_server_that_breaks_off_each_time_is_not_asked_for_ever(tmp_path, size
             connection.sendall(b"x" * 1_000)
 
     with answering(break_off) as (url, asked), pytest.raises(JobFailed) as told:
-        Fetcher(WheelStore(tmp_path), Straight(url)).fetch([wheel(size)])
+        Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(size)])
     assert told.value.failure.code == "unreachable"
     assert len(asked) <= 4
 
@@ -176,7 +176,7 @@ def test_a_file_without_an_end_does_not_fill_the_disk(
 ) -> None:
     monkeypatch.setattr("greenroom.runner.installations.fetch._UNKNOWN_MOST", 2_000_000)
     with answering(endless) as (url, asked), pytest.raises(JobFailed) as told:
-        Fetcher(WheelStore(tmp_path), Straight(url)).fetch([wheel(size)])
+        Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(size)])
     assert told.value.failure.code == "hash_mismatch"
     assert not list(tmp_path.rglob("*.part"))
     assert len(asked) == 1
@@ -187,7 +187,7 @@ def test_what_is_kept_free_on_the_disk_is_not_fetched_into(tmp_path) -> None:
         raise JobFailed.permanent("no_space", "The disk is full.")
 
     with answering(endless) as (url, _), pytest.raises(JobFailed) as told:
-        Fetcher(WheelStore(tmp_path), Straight(url), room=full).fetch([wheel(10**9)])
+        Fetcher(FileStore(tmp_path), Straight(url), room=full).fetch([wheel(10**9)])
     assert told.value.failure.code == "no_space"
 
 
@@ -196,6 +196,6 @@ def test_a_download_that_trickles_is_given_up_and_what_came_is_kept(
 ) -> None:
     monkeypatch.setattr("greenroom.runner.installations.fetch._SILENCE", 0.6)
     with answering(trickle_body) as (url, _), pytest.raises(JobFailed, match="bytes arrived in") as told:
-        Fetcher(WheelStore(tmp_path), Straight(url)).fetch([wheel(10**9)])
+        Fetcher(FileStore(tmp_path), Straight(url)).fetch([wheel(10**9)])
     assert told.value.failure.kind == "transient"
     assert list(tmp_path.rglob("*.part"))

@@ -67,7 +67,7 @@ def cancelled(backend: str, reason: str) -> Refusal:
     return refuse(
         "cancelled",
         f"The installation of {backend} was ended: {reason}.",
-        advice=f"What was fetched is kept. Begin again: greenroom install-runner --backend {backend}",
+        advice=f"Downloads are kept. Begin again: greenroom install-runner --backend {backend}",
         kind="conflict",
         subject=backend,
     )

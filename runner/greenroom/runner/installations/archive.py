@@ -1,9 +1,9 @@
-"""One installation as one file, for a machine without a network.
+"""Exports an installation as one file and imports it on a machine without a network.
 
-A tar with, in this order, `backend.json` (what it is), `lock.txt`, every wheel of the lock under
-`wheels/<sha256>/<name>`, and the sums of the first two, as `sha256sum` writes them. Environments hold their
-own path and cannot be moved, so what travels is what they are made from; the other machine builds its own,
-offline, and believes no byte without its hash.
+The tar holds, in this order: `backend.json` (what it is), `lock.txt`, every wheel of the lock as
+`wheels/<sha256>/<name>`, and the `sha256sum` lines of the first two. Environments contain their own path and
+cannot be moved, so the archive carries the wheels; the other machine builds its own environment offline and
+checks every hash.
 """
 
 from __future__ import annotations
@@ -24,43 +24,41 @@ import msgspec
 from greenroom.actors.journal.disk import force
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.disk import LOCK, InstallationStore, segment
+from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.lock import Lock, LockedFile
 from greenroom.runner.installations.record import Record, Wheel
 from greenroom.runner.installations.space import need_space
 from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
 from greenroom.runner.installations.uv import os_failure
-from greenroom.runner.installations.wheels import WheelStore
 
 MANIFEST = "backend.json"
 SUMS = "SHA256SUMS"
 SCHEMA = 1
 _SMALL = 16 * 2**20
-"""Bytes a manifest or a lock may have."""
+"""Maximum bytes of a manifest or lock."""
 _LARGEST = 2**40
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`backend.json`."""
-
     schema: int = SCHEMA
     backend: str
     distribution: str
     version: str
     machine: str
-    """What the wheels were chosen for, such as `linux x86_64 cpython-311`."""
+    """The platform the wheels were chosen for, such as `linux x86_64 cpython-311`."""
     wheels: tuple[Wheel, ...]
 
 
 def here() -> str:
-    """This machine and Python, as far as wheels care."""
+    """The platform of this machine and Python, as it matters to wheels."""
     return f"{sys.platform} {platform.machine().lower()} {sys.implementation.cache_tag}"
 
 
 def kept_lock(home: Path, distribution: str, version: str) -> Path:
-    """Where the lock of an imported version lies.
+    """Where the lock of an imported version is kept.
 
     Raises:
-        JobFailed: The version could mean another place.
+        JobFailed: The version is not a safe file name.
     """
     return home / "cache" / "locks" / f"{segment(f'{distribution}-{version}')}.txt"
 
@@ -69,7 +67,7 @@ def write(home: Path, found: Record, distribution: str, out: IO[bytes]) -> None:
     """Write an installation's archive.
 
     Raises:
-        JobFailed: It is not made of packages, or one of them is not here any more.
+        JobFailed: The installation comes from an image, or a wheel is no longer in the cache.
         OSError: `out` cannot be written.
     """
     if found.image is not None:
@@ -78,7 +76,7 @@ def write(home: Path, found: Record, distribution: str, out: IO[bytes]) -> None:
             f"{found.backend} is installed from an image, not from packages.",
             advice="Copy the image to a registry that machine can reach, and name it in its config.toml.",
         )
-    wheels = WheelStore(home / "cache" / "wheels")
+    wheels = FileStore(home / "cache" / "wheels")
     if missing := wheels.missing([wheel.locked() for wheel in found.wheels]):
         raise JobFailed.permanent(
             "not_exportable",
@@ -104,19 +102,19 @@ def write(home: Path, found: Record, distribution: str, out: IO[bytes]) -> None:
 
 
 def sums(contents: Mapping[str, bytes]) -> bytes:
-    """The sums of files by name, as `sha256sum` writes them."""
+    """The `sha256sum` lines of files by name."""
     lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
     return "".join(lines).encode()
 
 
 def read(home: Path, source: IO[bytes]) -> Manifest:
-    """Put an archive's wheels and lock where an installation looks for them; nothing is installed yet.
+    """Store an archive's wheels and lock where the installer looks for them; installs nothing.
 
     Raises:
-        JobFailed: It is not an archive of ours, is for another machine, is cut off or damaged, or there is
-            no space. Nothing of it is left.
+        JobFailed: Not one of our archives, made for another platform, truncated or damaged, or the disk is
+            full. Nothing of it is kept.
     """
-    wheels, kept = WheelStore(home / "cache" / "wheels"), list[LockedFile]()
+    wheels, kept = FileStore(home / "cache" / "wheels"), list[LockedFile]()
     try:
         try:
             return _read(home, TarStream(source.read, _LARGEST), wheels, kept)
@@ -130,8 +128,8 @@ def read(home: Path, source: IO[bytes]) -> Manifest:
         raise os_failure(error, "The backend could not be imported") from error
 
 
-def _read(home: Path, archive: TarStream, wheels: WheelStore, kept: list[LockedFile]) -> Manifest:
-    """`kept` gets the wheels that were not here before."""
+def _read(home: Path, archive: TarStream, wheels: FileStore, kept: list[LockedFile]) -> Manifest:
+    """Fills `kept` with the wheels that are new to the cache."""
     members = iter(archive)
     first = {MANIFEST: _small(archive, next(members, None), MANIFEST)}
     manifest = msgspec.json.decode(first[MANIFEST], type=Manifest)
@@ -140,7 +138,7 @@ def _read(home: Path, archive: TarStream, wheels: WheelStore, kept: list[LockedF
     if manifest.machine != here():
         raise JobFailed.permanent(
             "unsupported_platform",
-            f"The archive was made for {manifest.machine}; this is {here()}.",
+            f"The archive was exported for {manifest.machine}; this is {here()}.",
             advice="Export it on a machine of the same kind, with the same Python.",
         )
     first[LOCK] = _small(archive, next(members, None), LOCK)
@@ -162,15 +160,15 @@ def _read(home: Path, archive: TarStream, wheels: WheelStore, kept: list[LockedF
     if absent := wheels.missing(files.values()):
         raise _damaged(f"{absent[0].name} is not in it")
     if not whole:
-        raise _damaged(f"{MANIFEST} and {LOCK} are not the files their sums are of")
+        raise _damaged(f"{MANIFEST} and {LOCK} do not match their checksums")
     place = kept_lock(home, manifest.distribution, manifest.version)
     with _draft(place) as draft:
         draft.write(lock.text.encode())
     return manifest
 
 
-def _keep(wheels: WheelStore, file: LockedFile, content: Iterator[bytes]) -> bool:
-    """Store a wheel; False when it was here before."""
+def _keep(wheels: FileStore, file: LockedFile, content: Iterator[bytes]) -> bool:
+    """Store a wheel; False when it was already stored."""
     segment(file.sha256)
     segment(file.name)
     if wheels.has(file) and not wheels.check([file]):
@@ -181,13 +179,13 @@ def _keep(wheels: WheelStore, file: LockedFile, content: Iterator[bytes]) -> boo
             digest.update(chunk)
             draft.write(chunk)
         if digest.hexdigest() != file.sha256:
-            raise _damaged(f"{file.name} is not the file its hash is of")
+            raise _damaged(f"{file.name} does not match its hash")
     return True
 
 
 @contextmanager
 def _draft(place: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all of it is there: a daemon may be reading."""
+    """A file that appears under its name only when complete: a daemon may be reading."""
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{uuid.uuid4().hex}")
     try:
@@ -199,12 +197,12 @@ def _draft(place: Path) -> Iterator[IO[bytes]]:
     finally:
         draft.unlink(missing_ok=True)
         with suppress(OSError):
-            place.parent.rmdir()  # unless there is something in it
+            place.parent.rmdir()  # only if it is empty
 
 
 def _small(archive: TarStream, member: Entry | None, name: str) -> bytes:
     if member is None or (member.name, member.kind) != (name, "file") or member.size > _SMALL:
-        raise _damaged(f"it has no {name} where that should be")
+        raise _damaged(f"{name} is missing or misplaced")
     return b"".join(archive.content())
 
 
@@ -218,6 +216,6 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes | IO[bytes], size: 
 def _damaged(reason: str) -> JobFailed:
     return JobFailed.permanent(
         "bad_archive",
-        f"This is not a whole archive of a backend: {reason}.",
-        advice="Make it again: greenroom backends export NAME > NAME.tar",
+        f"This is not a complete backend archive: {reason}.",
+        advice="Export it again: greenroom backends export NAME > NAME.tar",
     )

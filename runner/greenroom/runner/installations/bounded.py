@@ -1,7 +1,7 @@
-"""Runs work that may never end: waiting for it has a time limit and ends on a cancel.
+"""Runs blocking calls on a thread of their own, so that waiting for them can be bounded and cancelled.
 
-Python cannot interrupt a thread that looks up a name, connects, or reads from a file system that hangs. So
-such work has a thread of its own that can be abandoned; the thread ends when it can.
+Python cannot interrupt a thread that looks up a name, connects, or reads from a hung file system. The caller
+abandons the thread instead; it ends when the call returns.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ _TICK = 0.1
 
 
 class Flag(Protocol):
-    """What tells work to end; an `Event` is one."""
+    """A cancel flag; `threading.Event` is one."""
 
-    def is_set(self) -> bool:
-        """True when it should."""
+    def is_set(self) -> bool: ...
+
+
+def stop_if(cancel: Flag | None) -> None:
+    """Raise JobCancelled if the flag is set."""
+    if cancel is not None and cancel.is_set():
+        raise JobCancelled
 
 
 class TookTooLong(Exception):
-    """It had not ended when its time was over."""
+    """The call did not finish in time."""
 
 
 class _Work(Generic[T]):
-    """One call on a thread of its own. Its result goes to whoever waits, or is dropped."""
+    """One call on a thread of its own. Its result goes to the waiting caller, or is dropped."""
 
     def __init__(self, call: Callable[[], T], drop: Callable[[T], object] | None) -> None:
         self._call = call
@@ -56,7 +61,7 @@ class _Work(Generic[T]):
             self.ended.set()
 
     def leave(self) -> None:
-        """Nothing waits for the result any more."""
+        """The caller no longer waits: drop the result."""
         with self._guard:
             self._left = True
             late = list(self._result)
@@ -79,15 +84,15 @@ def bounded(
     drop: Callable[[T], object] | None = None,
     left: Callable[[], object] | None = None,
 ) -> T:
-    """The result of a call, or what it raises.
+    """Run a call on a thread of its own and return or raise what it does.
 
     Args:
-        call: Blocks for as long as it likes.
-        name: Of its thread.
-        seconds: How long it is waited for; None for as long as it takes.
-        cancel: When set, it is not waited for any more.
-        drop: Gets a result that came too late, on any thread.
-        left: Called when the wait ends before the call: to wake it where that can be done.
+        call: May block indefinitely.
+        name: The thread's name.
+        seconds: How long to wait; None for no limit.
+        cancel: Stops the wait when set.
+        drop: Receives a result that arrives after the wait, on any thread.
+        left: Called when the wait ends before the call does, to wake the call where possible.
 
     Raises:
         TookTooLong: The time is over.
@@ -106,18 +111,17 @@ def bounded(
 
 
 class Beside(Generic[T]):
-    """A call that is carried out while other work goes on, and that nobody has to wait for in the end.
+    """A call that runs beside other work and need not be waited for.
 
-    Unlike a pool's, its thread holds up neither the caller nor the end of the program.
+    Unlike a pool's, its thread blocks neither the caller nor the program's exit.
     """
 
     def __init__(self, call: Callable[[], T], name: str) -> None:
-        """Begin."""
         self._work = _Work(call, None)
         threading.Thread(target=self._work.run, name=name, daemon=True).start()
 
     def result(self, *, cancel: Flag | None = None, seconds: float | None = None) -> T:
-        """What it returned or raised.
+        """Wait for the call and return or raise what it does.
 
         Raises:
             TookTooLong: The time is over.
@@ -130,7 +134,6 @@ class Beside(Generic[T]):
 def _wait(ended: threading.Event, seconds: float | None, cancel: Flag | None) -> None:
     deadline = None if seconds is None else time.monotonic() + seconds
     while not ended.wait(_TICK):
-        if cancel is not None and cancel.is_set():
-            raise JobCancelled
+        stop_if(cancel)
         if deadline is not None and time.monotonic() >= deadline:
             raise TookTooLong

@@ -1,9 +1,9 @@
-"""The installations that lie on the disk: found, verified, swept, removed. Nothing here needs a network.
+"""Installations on the disk: finds, checks, sweeps and removes them. Needs no network.
 
 <home>/backends/<backend>/<version>-<digest8>.<n>/
-    attempt.json         while it is being built: who builds it
-    env/                 the Python environment, or the tree out of an image
-    lock.txt             the lock it was built from, of an environment
+    attempt.json         during a build: which process builds it
+    env/                 the Python environment, or the tree from an image
+    lock.txt             the lock an environment was built from
     installation.json    written last: the commit mark
 """
 
@@ -51,35 +51,35 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     job: str
     pid: int = 0
-    """uv's, while it runs; start time and boot tell it from a later process of that number."""
+    """The running uv's; start time and boot distinguish it from a later process with the same number."""
     started: float = 0.0
     boot: str = ""
 
 
 def segment(name: str) -> str:
-    """A name as one folder name; the only way from a name to a path.
+    """Validate a name as one folder name; the only way from a name to a path.
 
     Raises:
-        JobFailed: It could mean another place.
+        JobFailed: It could lead to another folder.
     """
     if not _SEGMENT.fullmatch(name) or ".." in name:
         raise JobFailed.permanent(
             "bad_name",
-            f"{name!r} cannot be the name of a folder.",
+            f"{name!r} is not a valid folder name.",
             advice="Use letters, digits, `-`, `.`, `_`.",
         )
     return name
 
 
 def folder_of(home: Path, installation: Installation) -> Path:
-    """Where an installation lies, the user's own included."""
+    """Where an installation lies, including one the user named in the config."""
     if not installation.managed:
         return Path(installation.root)
     return home / "backends" / segment(installation.backend) / segment(installation.id)
 
 
 def python_of(home: Path, installation: Installation) -> Path:
-    """The interpreter an installation runs with; for a program the user named, that program."""
+    """The interpreter an installation runs with; if the user named a program, that program."""
     folder = folder_of(home, installation)
     if installation.managed:
         return records.interpreter(folder)
@@ -87,7 +87,7 @@ def python_of(home: Path, installation: Installation) -> Path:
 
 
 class InstallationStore:
-    """All installations of one data directory."""
+    """All installations in one data directory."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -96,25 +96,25 @@ class InstallationStore:
         self._live: set[Path] = set()
 
     def look(self, backend: str) -> list[Installation]:
-        """Committed installations of a backend, oldest first; each whole, or broken with the reason.
+        """Committed installations of a backend, oldest first; broken ones carry the reason.
 
         Raises:
-            OSError: The folder of the backend cannot be read.
+            OSError: The backend's folder cannot be read.
         """
         return list(self.judged(backend)[0])
 
     def whole(self, backend: str, version: str) -> Installation | None:
-        """The latest built installation of a version that is whole."""
+        """The latest intact installation of a version."""
         named = [one for one in self.look(backend) if one.version == version and not one.broken]
         return named[-1] if named else None
 
     def judged(self, backend: str) -> tuple[tuple[Installation, ...], dict[str, str]]:
-        """The same, and those of which it cannot be told now, with the reason.
+        """As `look`, and the installations that cannot be judged now, with the reason.
 
-        Looks at presence and size of every file and starts each Python once: some tens of milliseconds.
+        Checks presence and size of every file and starts each Python once: some tens of milliseconds.
 
         Raises:
-            OSError: The folder of the backend cannot be read.
+            OSError: The backend's folder cannot be read.
         """
         folders = sorted(self._folders(backend), key=_age)
         looks = [Beside(partial(_seen, backend, folder), f"look-{folder.name}") for folder in folders]
@@ -138,10 +138,10 @@ class InstallationStore:
         return []
 
     def record(self, installation: Installation) -> Record:
-        """What an installation wrote down about itself.
+        """The contents of an installation's `installation.json`.
 
         Raises:
-            JobFailed: It is gone, or its mark is damaged or cannot be read.
+            JobFailed: The installation is gone, or its mark is damaged or unreadable.
         """
         try:
             found = records.read(folder_of(self.home, installation))
@@ -150,11 +150,7 @@ class InstallationStore:
                 "broken", f"{installation.id} of {installation.backend} is broken: {error}."
             ) from error
         except Unclear as error:
-            raise JobFailed.transient(
-                "unreadable",
-                f"{installation.id} of {installation.backend} cannot be read now: {error}.",
-                advice=UNREADABLE,
-            ) from error
+            raise _unreadable(installation, error) from error
         if found is None:
             raise JobFailed.permanent(
                 "not_installed", f"{installation.backend} has no installation {installation.id}."
@@ -162,10 +158,10 @@ class InstallationStore:
         return found
 
     def is_image(self, installation: Installation) -> bool:
-        """True for a tree out of an image; False for an environment, and where no record says so.
+        """True for an image's tree; False for an environment, and where there is no record.
 
         Raises:
-            JobFailed: It is not a name an installation can have.
+            JobFailed: No installation can have that name.
         """
         with suppress(ValueError):
             found = records.read(folder_of(self.home, installation))
@@ -173,10 +169,11 @@ class InstallationStore:
         return False
 
     def records(self, *, all_of_them: bool = False) -> Iterator[Record]:
-        """The records of the committed installations of all backends that can be read.
+        """The readable records of all backends' committed installations.
 
         Args:
-            all_of_them: For whoever wants to take away what none of them names.
+            all_of_them: Fail rather than skip an unreadable one, for callers that delete what no record
+                names.
 
         Raises:
             Unclear: With `all_of_them`, one cannot be read now.
@@ -196,7 +193,7 @@ class InstallationStore:
                     yield found
 
     def verify(self, installation: Installation, cancel: Event | None = None) -> list[str]:
-        """Every file whose bytes are not the ones that were installed; reads all of them.
+        """Read every file and describe those whose bytes have changed since the installation.
 
         Raises:
             JobFailed: There is no such installation, or it cannot be read now.
@@ -206,21 +203,17 @@ class InstallationStore:
         except OSError as error:
             raise os_failure(error, f"{installation.id} of {installation.backend} cannot be read") from error
         except Unclear as error:
-            raise JobFailed.transient(
-                "unreadable",
-                f"{installation.id} of {installation.backend} cannot be read now: {error}.",
-                advice=UNREADABLE,
-            ) from error
+            raise _unreadable(installation, error) from error
 
     def new_folder(self, backend: str, version: str, digest: str, job: str) -> Path:
-        """A folder of its own for one attempt, marked as being built until `settled`.
+        """A new folder for one attempt, marked as being built until `settled`.
 
         Raises:
-            JobFailed: It cannot be made.
+            JobFailed: It cannot be created.
         """
         stem = f"{segment(re.sub(r'[^0-9A-Za-z._+!-]', '_', version))}-{digest[:8]}"
         place = self.root / segment(backend)
-        # Made and marked as live in one step: a sweep in between would take it for a leftover.
+        # Created and marked in one step: a sweep in between would take it for a leftover.
         with self._guard:
             try:
                 place.mkdir(parents=True, exist_ok=True)
@@ -235,16 +228,17 @@ class InstallationStore:
         return folder
 
     def settled(self, folder: Path) -> None:
-        """The attempt is over: the folder has a commit mark, or is nothing."""
+        """The attempt is over: the folder is committed or gone."""
         with self._guard:
             self._live.discard(folder)
 
     def sweep(self) -> list[Path]:
-        """Remove every folder without a commit mark that nobody of us is building; returns these.
+        """Remove every folder without a commit mark that this process is not building; returns them.
 
-        Raises OSError where it cannot be told whether there is a mark.
+        A uv that outlived a killed daemon may still write there, so it is killed first.
 
-        A uv that outlived a killed daemon may still write there: it is ended first.
+        Raises:
+            OSError: It cannot be determined whether there is a mark.
         """
         swept = []
         for backend in self.backends():
@@ -263,25 +257,29 @@ class InstallationStore:
                 return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
         except (FileNotFoundError, NotADirectoryError):
             if self.root.is_symlink() and not os.path.exists(self.root):
-                # The disk it leads to is not there: nobody knows what is on it.
+                # A link to a disk that is not mounted: its contents are unknown.
                 raise
             return []
 
 
+def _unreadable(installation: Installation, error: Unclear) -> JobFailed:
+    message = f"{installation.id} of {installation.backend} cannot be read now: {error}."
+    return JobFailed.transient("unreadable", message, advice=UNREADABLE)
+
+
 def write_attempt(folder: Path, attempt: Attempt) -> None:
-    """Mark a folder as being built."""
     (folder / ATTEMPT).write_bytes(msgspec.json.encode(attempt))
 
 
 def discard(folder: Path) -> None:
-    """Remove an installation's folder; the mark goes first, so that no half of it is ever believed.
+    """Remove an installation's folder, the mark first, so that a half-removed one never counts.
 
     Raises:
         OSError: Something in it cannot be removed.
     """
     (folder / MARK).unlink(missing_ok=True)
     for _ in range(3):
-        # A program that just ended may have made a file after its folder was listed.
+        # A program that just ended may have created a file after its folder was listed.
         with suppress(FileNotFoundError):
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -290,7 +288,7 @@ def discard(folder: Path) -> None:
 
 
 def no_exec(home: Path) -> str:
-    """A clause that says so where the data directory's disk does not let anything on it be run."""
+    """A clause saying that the data directory's disk is mounted noexec; empty when it is not."""
     place = existing(home)
     forbidden = getattr(os, "ST_NOEXEC", 0)
     if os.statvfs(place).f_flag & forbidden:
@@ -299,10 +297,10 @@ def no_exec(home: Path) -> str:
 
 
 def need_exec(home: Path) -> None:
-    """See that what is installed in the data directory can be run.
+    """Raise if programs in the data directory cannot run.
 
     Raises:
-        JobFailed: Permanent, `noexec`: engines map their libraries for execution, wherever Python itself is.
+        JobFailed: Permanent, `noexec`: engines map their libraries as executable, wherever Python itself is.
     """
     if clause := no_exec(home):
         failed = JobFailed.permanent(
@@ -315,7 +313,7 @@ def need_exec(home: Path) -> None:
 
 @contextmanager
 def kept_if_unclear() -> Iterator[None]:
-    """Tidying up is not done on a guess, and fails nothing: what is left is looked at again."""
+    """Clean-up never acts on a guess and never fails a job; what is left is cleaned up later."""
     try:
         yield
     except (Unclear, OSError) as error:
@@ -327,15 +325,15 @@ def kept_if_unclear() -> Iterator[None]:
 
 
 def usage(places: Iterable[Path]) -> int:
-    """Bytes on disk below all places together, hard links between them counted once."""
+    """Bytes on disk below all places together; hard links between them count once."""
     return sum(blocks(places).values())
 
 
 def blocks(places: Iterable[Path]) -> dict[tuple[int, int], int]:
-    """Bytes on disk by file, whatever its names are."""
+    """Bytes on disk by device and inode."""
     found: dict[tuple[int, int], int] = {}
     for place in places:
-        # Whatever vanishes while we look does not count any more.
+        # Files that vanish meanwhile no longer count.
         with suppress(FileNotFoundError, NotADirectoryError):
             for entry in walk(place):
                 with suppress(FileNotFoundError):
@@ -354,7 +352,7 @@ def _seen(backend: str, folder: Path) -> Installation | None:
     if found is None:
         return None
     if (found.id, found.backend) != (folder.name, backend):
-        # Copied or renamed by hand: environments hold their own path and do not survive that.
+        # Copied or renamed by hand: environments contain their own path and do not survive that.
         return msgspec.structs.replace(
             found.installation(f"it was built as {found.backend}/{found.id} and has been moved"),
             id=folder.name,
@@ -364,7 +362,7 @@ def _seen(backend: str, folder: Path) -> Installation | None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is such a file; unlike `exists`, no other answer of the system is taken for a no."""
+    """Unlike `exists`, raises for any error other than absence."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -388,9 +386,9 @@ def _end_builder(folder: Path) -> None:
     builder.send_group(signal.SIGKILL)
     deadline = time.monotonic() + _END_SECONDS
     while builder.alive() and time.monotonic() < deadline:
-        time.sleep(0.01)  # a killed process of somebody else's: nothing tells us but looking
+        time.sleep(0.01)  # not our child, so its end can only be polled
 
 
 def freed(before: dict[tuple[int, int], int], after: dict[tuple[int, int], int]) -> int:
-    """Bytes of the files that have no name left."""
+    """Bytes of the files whose last name is gone."""
     return sum(size for key, size in before.items() if key not in after)

@@ -1,12 +1,12 @@
 """Builds Python environments: plan, fetch, unpack, probe, commit.
 
-Each attempt builds in a final folder of its own that is never moved, and nothing believes in the folder
-before `installation.json` is written into it, last. So an attempt may be killed at any moment.
+Each attempt builds in its own final folder, which is never moved and does not count as an installation until
+`installation.json` is written into it, last. So an attempt may be killed at any moment.
 """
 
 from __future__ import annotations
 
-import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -18,25 +18,25 @@ import msgspec
 
 from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Environment, Platform
+from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.archive import kept_lock
-from greenroom.runner.installations.bounded import Beside
+from greenroom.runner.installations.bounded import Beside, stop_if
 from greenroom.runner.installations.disk import (
     ATTEMPT,
     LOCK,
+    Attempt,
     InstallationStore,
-    blocks,
     discard,
-    folder_of,
-    freed,
-    kept_if_unclear,
     need_exec,
     usage,
+    write_attempt,
 )
+from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
-from greenroom.runner.installations.progress import ProgressReport
-from greenroom.runner.installations.record import Interpreter, Record, Unclear, Wheel
+from greenroom.runner.installations.maker import Maker, ProgressReport
+from greenroom.runner.installations.record import ENVIRONMENT, Interpreter, Record, Wheel, base_python
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.space import (
     is_ample,
@@ -45,20 +45,20 @@ from greenroom.runner.installations.space import (
     unpacked,
     unpacked_wheel,
 )
-from greenroom.runner.installations.unpacking import Unpacking
 from greenroom.runner.installations.uv import Uv, os_failure
 from greenroom.runner.installations.verification import inventory, own_sums, probe
-from greenroom.runner.installations.wheels import WheelStore
 
 Contents = tuple[dict[str, int], dict[str, str], dict[str, str]]
-"""Sizes of files, targets of links, sums of those files that no `RECORD` speaks for."""
+"""Sizes of files, targets of links, and the sums of files that no `RECORD` lists."""
 
-_FETCHED_STAYS = 7 * 86400.0
-"""Seconds for which files of an installation that did not come about are kept."""
+_BATCH_BYTES = 8 * 10**6
+"""Minimum bytes for a run of uv while files still arrive; the rest is unpacked in one run at the end."""
+_TICK = 0.1
+_SECONDS = 1800.0
 
 
-class Environments:
-    """Builds and removes the environments of one data directory; safe to use from several threads."""
+class Environments(Maker):
+    """Builds and removes the environments of one data directory; thread-safe."""
 
     def __init__(
         self,
@@ -69,24 +69,17 @@ class Environments:
         platform: Platform | None = None,
         uv_binary: Path | None = None,
     ) -> None:
-        """`installed` is shared with whoever else builds in this data directory."""
-        self.installed = installed or InstallationStore(home)
-        self.wheels = WheelStore(home / "cache" / "wheels")
+        store = FileStore(home / "cache" / "wheels")
+        super().__init__(installed or InstallationStore(home), store, sources, platform)
         self._cache = home / "cache" / "uv"
-        self._sources = sources
-        self._platform = platform or Platform.here()
-        # What is unpacked lies in the wheel store already: this one needs no source, and none that is set
-        # up wrongly can disturb it.
+        # Wheels come from the wheel store, so this one needs no package source, and a misconfigured one
+        # cannot break it.
         self._unpacker = Uv(self._cache, PackageSources(), uv_binary)
         self._uv_binary = uv_binary
         self._closing = Event()
 
-    def use(self, sources: PackageSources) -> None:
-        """From now on packages come from there."""
-        self._sources = sources
-
     def lock(self, source: Environment, version: str = "", cancel: Event | None = None) -> Lock:
-        """The shipped lock, or one resolved for a version asked for by hand (which needs an index).
+        """The shipped lock, or one resolved for a version the user named (which needs an index).
 
         Raises:
             JobFailed: There is none for this platform, or the version cannot be resolved.
@@ -97,17 +90,17 @@ class Environments:
         with suppress(JobFailed):
             lock = shipped(source, self._platform)
             if lock.version_of(source.distribution) == version:
-                # Another release may have brought the same version with other packages: what is here counts.
+                # Another release may have exported the same version with other packages: the cached ones win.
                 return kept if kept is not None and self._is_nearer(kept, lock) else lock
         if kept is not None:
             return kept
         from greenroom.runner.installations.resolution import for_version
 
         uv = Uv(self._cache, self._sources_of(source).understood(), self._uv_binary)
-        return for_version(uv, source, version, records.base_python(), cancel)
+        return for_version(uv, source, version, base_python(), cancel)
 
     def plan(self, backend: str, source: Environment, version: str = "", cancel: Event | None = None) -> Plan:
-        """What an installation would fetch; without a network for the version this release ships.
+        """What an installation would download; needs no network for the version this release ships.
 
         Raises:
             JobFailed: As `lock`.
@@ -126,17 +119,18 @@ class Environments:
         cancel: Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Installation:
-        """Build one installation; blocks. The newest version is not built again where it is here.
+        """Build one installation; blocks. For `latest`, returns the newest version if it is already
+        installed.
 
         Args:
             version: Empty for the one this release was tested with; `latest`, or a version.
-            repair: Something of this backend was found broken: trust nothing that is cached without
-                reading it, since damage in one environment shows in all and in the cache (hard links).
-            cancel: Ends it, and removes what it has built; what was fetched stays for the next attempt.
-            progress: Gets about ten reports a second while something moves.
+            repair: An installation of this backend is broken: verify cached files before use, since hard
+                links spread damage to all environments and the cache.
+            cancel: Stops the build and removes what it built; downloads are kept for the next attempt.
+            progress: Receives about ten reports a second while something moves.
 
         Raises:
-            JobFailed: What went wrong; nothing is left but what was fetched.
+            JobFailed: What went wrong; only downloads are kept.
             JobCancelled: `cancel` was set.
         """
         cancel = cancel or Event()
@@ -151,27 +145,27 @@ class Environments:
         if newest and (here := self.installed.whole(backend, plan.version)) is not None:
             return here
         name = f"{source.distribution} {plan.version}"
-        with self.wheels.using(files):
+        with self.store.using(files):
             if repair:
                 report.phase("verifying", f"Verifying what is cached of {name}")
-                self.wheels.check(files, cancel)
+                self.store.check(files, cancel)
                 self._unpacker.run(["cache", "clean", *(file.project for file in files)], cancel=cancel)
-            report.bytes(f"Downloading {name}", sum(self.wheels.arrived(f) for f in files), plan.total_bytes)
+            report.bytes(f"Downloading {name}", sum(self.store.arrived(f) for f in files), plan.total_bytes)
             self._need_all(source, lock, files, plan, cancel)
             folder = self.installed.new_folder(backend, plan.version, lock.digest, job)
             try:
                 self._fill(folder, source, lock, files, cancel, report)
                 report.phase("verifying", f"Starting {source.distribution} once")
-                # Before the first import, which writes byte code by way of files that vanish again.
+                # Before the first import, which writes byte code through temporary files.
                 sizes, links = inventory(folder)
                 sizes.pop(ATTEMPT, None)
                 sums = Beside(partial(own_sums, folder, list(sizes)), f"sums-{job}")
                 # Most of what the commit waits for reaches the disk meanwhile.
                 flushed = Beside(partial(records.flush, folder), f"flush-{job}")
-                self._probe(folder, source, cancel)
+                probe(folder, source.distribution, source.probe, cancel)
                 flushed.result(cancel=cancel)
                 contents = (sizes, links, sums.result(cancel=cancel))
-                _unless(cancel)
+                stop_if(cancel)  # the last moment at which cancelling leaves nothing: the commit comes next
                 found = self._record(folder, backend, source, lock, files, contents)
                 (folder / ATTEMPT).unlink()
                 records.write(folder, found)
@@ -190,59 +184,22 @@ class Environments:
                 self.installed.settled(folder)
         return found.installation()
 
-    def remove(self, installation: Installation) -> int:
-        """Remove an installation, and what of the cache nothing else needs; returns the bytes freed.
-
-        Measured: the sizes of all files that have no name left, hard links counted once.
-
-        Raises:
-            JobFailed: Its files cannot be removed.
-        """
-        folder = folder_of(self.installed.home, installation)
-        before = blocks([folder, self.wheels.root, self._cache])
-        gone = {wheel.sha256: wheel.locked() for wheel in self._wheels_of(folder)}
-        try:
-            discard(folder)
-        except OSError as error:
-            raise os_failure(error, f"{installation.backend} could not be removed") from error
-        with kept_if_unclear():
-            self._forget(self.wheels.release(gone.values(), self._needed()))
-        return freed(before, blocks([folder, self.wheels.root, self._cache]))
-
-    def sweep(self, older_than: float | None = None) -> None:
-        """Remove what was fetched for attempts that came to nothing; not while one goes on.
-
-        It stays a while, unless `older_than` (wall time) says otherwise: the next attempt goes on with it.
-        """
-        before = time.time() - _FETCHED_STAYS if older_than is None else older_than
-        with kept_if_unclear():
-            self._forget(self.wheels.sweep(self._needed(), before))
-
-    def drop_fetched(self) -> int:
-        """Remove all of it now; returns the bytes freed."""
-        places = [self.wheels.root, self._cache]
-        before = blocks(places)
-        self.sweep(math.inf)
-        return freed(before, blocks(places))
-
     def close(self) -> None:
-        """End what is being tidied up."""
+        """Cancel a clean-up in progress."""
         self._closing.set()
 
-    def _needed(self) -> set[str]:
-        """Sums of all files that some installation was made from."""
-        records = self.installed.records(all_of_them=True)
-        return {wheel.sha256 for record in records for wheel in record.wheels}
+    def _caches(self) -> list[Path]:
+        return [self.store.root, self._cache]
 
-    def _forget(self, names: Iterable[str]) -> None:
-        """Have the cache drop what was unpacked of projects that no installation has any more."""
+    def _forget(self, projects: Iterable[str]) -> None:
+        """Clear uv's cache of projects that no installation has any more."""
         records = self.installed.records(all_of_them=True)
         still = {wheel.locked().project for record in records for wheel in record.wheels}
-        if gone := sorted(set(names) - still):
+        if gone := sorted(set(projects) - still):
             self._unpacker.run(["cache", "clean", *gone], deadline=180.0, cancel=self._closing)
 
     def _kept(self, source: Environment, version: str) -> Lock | None:
-        """Of a version that was brought here in an archive; what cannot be a file's name was not."""
+        """The lock of a version imported from an archive."""
         try:
             kept = kept_lock(self.installed.home, source.distribution, version)
             return Lock(kept.read_text(encoding="utf-8"))
@@ -250,9 +207,9 @@ class Environments:
             return None
 
     def _is_nearer(self, kept: Lock, other: Lock) -> bool:
-        """Whether nothing must be fetched for the one, and something for the other."""
+        """Whether `kept` needs no download and `other` does."""
         try:
-            return not self.wheels.missing(kept.files()) and bool(self.wheels.missing(other.files()))
+            return not self.store.missing(kept.files()) and bool(self.store.missing(other.files()))
         except JobFailed:
             return False
 
@@ -264,7 +221,7 @@ class Environments:
             backend=backend,
             version=lock.version_of(source.distribution),
             packages=tuple(f"{file.project}=={file.version}" for file in files),
-            download_bytes=sum(file.size - self.wheels.arrived(file) for file in files),
+            download_bytes=sum(file.size - self.store.arrived(file) for file in files),
             total_bytes=sum(file.size for file in files),
         )
 
@@ -277,8 +234,8 @@ class Environments:
         cancel: Event,
         report: ProgressReport,
     ) -> None:
-        """Fetch and unpack, both at once."""
-        # Loaded when something is installed: a daemon whose backends are there never needs it.
+        """Fetch and unpack at the same time."""
+        # Imported here: a daemon with nothing to install never needs it.
         from greenroom.runner.installations.fetch import AnyOf, Fetcher
 
         (folder / LOCK).write_text(lock.text, encoding="utf-8")
@@ -289,12 +246,12 @@ class Environments:
                 need_space(self.installed.home, self._unpacked_size(batch))
 
         name = f"{source.distribution} {lock.version_of(source.distribution)}"
-        unpacking = Unpacking(self._unpacker, self.wheels, folder, report.job, before)
+        unpacking = _Unpacking(self._unpacker, self.store, folder, report.job, before)
         sources = self._sources_of(source)
         try:
-            if self.wheels.missing(files):
+            if self.store.missing(files):
                 sources.understood()
-            Fetcher(self.wheels, sources, room=partial(keep_reserve, self.installed.home)).fetch(
+            Fetcher(self.store, sources, room=partial(keep_reserve, self.installed.home)).fetch(
                 sorted(files, key=_unpacking_last),
                 cancel=AnyOf(cancel, unpacking),
                 on_bytes=lambda done, total: report.bytes(f"Downloading {name}", done, total),
@@ -304,13 +261,10 @@ class Environments:
             unpacking.finish(cancel)
         except JobCancelled:
             if unpacking.is_set() and not cancel.is_set():
-                unpacking.finish(cancel)  # fetching was only ended because this failed
+                unpacking.finish(cancel)  # fetching was stopped only because unpacking failed
             raise
         finally:
             unpacking.stop()
-
-    def _probe(self, folder: Path, source: Environment, cancel: Event) -> None:
-        probe(folder, source.distribution, source.probe, cancel)
 
     def _record(
         self,
@@ -337,63 +291,165 @@ class Environments:
             sums=sums,
         )
 
-    def _wheels_of(self, folder: Path) -> tuple[Wheel, ...]:
-        try:
-            found = records.read(folder)
-        except (ValueError, Unclear):
-            found = None
-        return found.wheels if found is not None else ()
-
     def _unpacked_size(self, files: Sequence[LockedFile]) -> int:
-        return sum(unpacked_wheel(self.wheels.path(file), file.size) for file in files)
+        return sum(unpacked_wheel(self.store.path(file), file.size) for file in files)
 
     def _is_linked(self, lock: Lock) -> bool:
-        """With a whole installation of the same lock here, unpacking only makes hard links."""
+        """Whether an installation of the same lock exists: unpacking then only creates hard links."""
         return any(record.digest == lock.digest for record in self.installed.records())
 
     def _need_all(
         self, source: Environment, lock: Lock, files: Sequence[LockedFile], plan: Plan, cancel: Event
     ) -> None:
-        """See that there is room for all of it; where that is in doubt, the index is asked how much it is."""
+        """Check that everything fits on the disk; in doubt, ask the index how large it is."""
         home = self.installed.home
         if is_ample(home, plan.download_bytes, plan.total_bytes):
             return
         if self._is_linked(lock):
             need_space(home, plan.download_bytes)
             return
-        # What cannot be unpacked beside what is fetched needs no asking.
+        # If the packed size does not fit, there is no need to ask.
         need_space(home, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
         from greenroom.runner.installations.fetch import PackageOrigin
 
         origin = PackageOrigin(self._sources_of(source))
 
         def here(file: LockedFile) -> Path | None:
-            return self.wheels.path(file) if self.wheels.has(file) else origin.local(file)
+            return self.store.path(file) if self.store.has(file) else origin.local(file)
 
         need_space(home, plan.download_bytes + unpacked(files, here, origin.tail, cancel))
 
     def _with_numbers(self, failed: JobFailed, files: Sequence[LockedFile]) -> JobFailed:
-        """The same; of a disk that others have filled meanwhile, with what is needed and what is there."""
+        """If other programs filled the disk meanwhile, the failure with the space needed and left."""
         if failed.failure.code == "no_space":
             try:
                 need_space(
-                    self.installed.home, sum(2 * file.size - self.wheels.arrived(file) for file in files)
+                    self.installed.home, sum(2 * file.size - self.store.arrived(file) for file in files)
                 )
             except JobFailed as told:
                 return JobFailed(msgspec.structs.replace(told.failure, detail=failed.failure.detail))
         return failed
 
 
-def _unpacking_last(file: LockedFile) -> tuple[bool, int, str]:
-    """Sorts what takes long to unpack to the front: what arrives last is then unpacked at once.
+class _Unpacking:
+    """Builds one environment: files are added as they arrive, a thread passes them to uv.
 
-    It is the number of files that takes time. Wheels of nothing but Python have many for their bytes: they
-    come first, and within both sorts the largest.
+    uv makes the environment's files hard links to what it unpacked into its cache (clones on macOS), so a
+    second environment of the same packages costs no space and a tenth of the time.
+    """
+
+    def __init__(
+        self, uv: Uv, wheels: FileStore, folder: Path, job: str, before: Callable[[list[LockedFile]], None]
+    ) -> None:
+        """`before` is called with each batch before it is unpacked and may raise `JobFailed`; `job` is for
+        `attempt.json`.
+        """
+        self._uv = uv
+        self._wheels = wheels
+        self._folder = folder
+        self._job = job
+        self._before = before
+        self._stop = Event()
+        self._change = threading.Condition()
+        self._waiting: list[LockedFile] = []
+        self._complete = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name=f"unpack-{job}", daemon=True)
+        self._thread.start()
+
+    def add(self, file: LockedFile) -> None:
+        """Add a file that is in the store."""
+        with self._change:
+            self._waiting.append(file)
+            self._change.notify()
+
+    def is_set(self) -> bool:
+        """True once unpacking has failed, and further fetching is pointless."""
+        return self._failure is not None
+
+    def finish(self, cancel: Event) -> None:
+        """Wait until everything added is unpacked.
+
+        Raises:
+            JobFailed: What uv could not do.
+            JobCancelled: `cancel` was set.
+        """
+        with self._change:
+            self._complete = True
+            self._change.notify()
+        while self._thread.is_alive():
+            self._thread.join(_TICK)
+            if cancel.is_set():
+                self._stop.set()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """End uv, and wait until nothing writes into the folder any more."""
+        self._stop.set()
+        with self._change:
+            self._change.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            self._make_environment()
+            while batch := self._next_batch():
+                self._before(batch)
+                self._install(batch)
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits in `finish`
+            self._failure = error
+
+    def _next_batch(self) -> list[LockedFile]:
+        """The next files to unpack; empty when all are."""
+        with self._change:
+            while not self._complete and sum(file.size for file in self._waiting) < _BATCH_BYTES:
+                stop_if(self._stop)
+                self._change.wait()
+            batch, self._waiting = self._waiting, []
+        return batch
+
+    def _make_environment(self) -> None:
+        args = ["venv", str(self._folder / ENVIRONMENT), "--python", str(base_python())]
+        args += ["--no-project", "--offline", "--quiet"]
+        self._uv.run(args, cancel=self._stop, on_start=self._started, deadline=120.0)
+
+    def _install(self, batch: list[LockedFile]) -> None:
+        wanted = self._folder / "requirements.txt"
+        lines = [
+            f"{file.project} @ {self._wheels.path(file).absolute().as_uri()} --hash=sha256:{file.sha256}"
+            for file in batch
+        ]
+        wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        python = self._folder / ENVIRONMENT / "bin" / "python"
+        args = ["pip", "install", "--python", str(python), "-r", str(wanted), "--no-deps", "--require-hashes"]
+        args += ["--only-binary", ":all:", "--no-index", "--offline", "--quiet"]
+        try:
+            self._uv.run(args, cancel=self._stop, on_start=self._started, deadline=_SECONDS)
+        except JobFailed as failed:
+            # All were whole when fetched. If the disk has damaged one since, that is the reason, however uv
+            # puts it, and the next attempt fetches it again.
+            if bad := self._wheels.check(batch, self._stop):
+                raise JobFailed.transient(
+                    "cache_damaged",
+                    f"The cached file {bad[0].name} was damaged on the disk and has been removed.",
+                    advice="The next attempt fetches it again.",
+                    detail=failed.failure.detail,
+                ) from failed
+            raise
+        wanted.unlink()
+
+    def _started(self, pid: int) -> None:
+        who = ProcessIdentity.of(pid)
+        if who is not None:
+            attempt = Attempt(job=self._job, pid=who.pid, started=who.started, boot=who.boot)
+            write_attempt(self._folder, attempt)
+
+
+def _unpacking_last(file: LockedFile) -> tuple[bool, int, str]:
+    """Sort key: slow to unpack first, so that the last arrivals are unpacked at once.
+
+    The number of files takes the time. Pure Python wheels have many for their size, so they come first; then
+    by size.
     """
     return not file.name.endswith("-none-any.whl"), -file.size, file.name
-
-
-def _unless(cancel: Event) -> None:
-    """The last moment at which cancelling leaves nothing: next comes the commit."""
-    if cancel.is_set():
-        raise JobCancelled

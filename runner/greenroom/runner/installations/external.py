@@ -1,4 +1,4 @@
-"""Installations the user named in the config: looked at, used as they are, never touched."""
+"""Installations the user named in the config: checked, used as they are, never changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from greenroom.runner.backends.base import Backend, Environment
 from greenroom.runner.installations.verification import run_python
 
 EXTERNAL = "external"
-"""The id of every installation of the user's own; a backend has at most one."""
+"""The id of every installation the user named; a backend has at most one."""
 
 _SECONDS = 30.0
 _LOOK = """
@@ -31,10 +31,10 @@ print(found)
 
 
 def environment(backend: Backend, python: Path) -> Installation:
-    """The user's own environment that has a backend, such as `greenroom[mlx]` installed beside us.
+    """The user's own environment with a backend, such as `greenroom[mlx]` in our own.
 
     Args:
-        python: Its interpreter, or the folder of the environment.
+        python: Its interpreter, or the environment's folder.
     """
     if python.is_dir():
         python = python / "bin" / "python"
@@ -42,7 +42,7 @@ def environment(backend: Backend, python: Path) -> Installation:
     source = backend.source
     if not isinstance(source, Environment):
         return _broken(
-            backend, root, f"{backend.name} is not made of Python packages; name no `python` for it"
+            backend, root, f"{backend.name} is not made of Python packages; do not set `python` for it"
         )
     if not root.is_file() or not os.access(root, os.X_OK):
         return _broken(backend, root, f"{root} is not a Python interpreter")

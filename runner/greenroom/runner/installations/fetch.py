@@ -1,8 +1,8 @@
-"""Fetches files into a store: by hash, in parallel, resumed where they broke off.
+"""Fetches files into a store: by hash, in parallel, resuming broken transfers.
 
-uv could fetch wheels as well, but prints no byte counts without a terminal and begins a broken file again
-from zero; the layers of images come the same way. A file enters the store only when its hash is the one it
-was asked for by, so whatever lies there is whole.
+uv could fetch wheels, but prints no byte counts without a terminal and restarts a broken file from zero;
+image layers come the same way. A file enters the store only if its hash matches, so every stored file is
+whole.
 """
 
 from __future__ import annotations
@@ -21,85 +21,77 @@ from typing import Protocol
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
-from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.installations.bounded import Flag
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.installations.bounded import Flag, stop_if
+from greenroom.runner.installations.file_store import FileStore, file_sha256
 from greenroom.runner.installations.index import Finder
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.web import NOT_HERE, Web
-from greenroom.runner.installations.wheels import WheelStore, file_sha256
 
 _CHUNK = 256 * 1024
 _WORKERS = 8
 _TICK = 0.1
 _RESUMES = 3
-"""How often one attempt goes on with a file whose connection broke, as long as each brings new bytes."""
+"""How often one attempt resumes a file whose connection broke, as long as each try brings new bytes."""
 
 _SILENCE = 300.0
 _LEAST = 16 * 1024
-"""Bytes that have to come in `_SILENCE` seconds, of all files together: below that it would take for ever."""
+"""Bytes that must arrive within `_SILENCE` seconds, all files together; less would never finish."""
 _UNKNOWN_MOST = 16 * 2**30
-"""Bytes of a file whose size nobody has said."""
+"""Maximum bytes of a file of unknown size."""
 _ROOM_EVERY = 32 * 2**20
 
 OnBytes = Callable[[int, int], None]
-"""Gets the bytes that are here and the bytes of all files asked for."""
+"""Receives the bytes present and the bytes of all files."""
 
 
 class AnyOf:
-    """Set when any of its flags is."""
-
     def __init__(self, *flags: Flag) -> None:
         self._flags = flags
 
     def is_set(self) -> bool:
-        """True when one is."""
         return any(flag.is_set() for flag in self._flags)
 
 
 class Origin(Protocol):
-    """Where the files of one fetch come from; asked on several threads at once."""
+    """Where the files of one fetch come from; called on several threads."""
 
     def local(self, file: LockedFile) -> Path | None:
-        """The file, when it lies on this machine.
+        """The file's path, if it lies on this machine.
 
         Raises:
-            JobFailed: Nobody has it.
+            JobFailed: No source has it.
         """
 
     def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
-        """Its bytes from an offset on, unread: status 200 (from the beginning), 206, or 416 (no more there).
+        """The file from an offset on, unread: status 200 (from the start), 206, or 416 (nothing there).
 
         Raises:
-            JobFailed: They are not to be had.
+            JobFailed: The file is not available.
         """
         ...
 
     def broken(self, file: LockedFile, error: Exception) -> JobFailed:
-        """What a transfer that broke means for the user."""
+        """The failure that a broken transfer means."""
         ...
 
     def strange(self, file: LockedFile, detail: str) -> JobFailed:
-        """What other bytes than the ones asked for mean for the user."""
+        """The failure that unexpected bytes mean."""
         ...
 
 
 class Fetcher:
-    """Brings files into a store."""
-
     def __init__(
-        self, store: WheelStore, origin: Origin | PackageSources, *, room: Callable[[], None] | None = None
+        self, store: FileStore, origin: Origin | PackageSources, *, room: Callable[[], None] | None = None
     ) -> None:
-        """Fetch nothing yet.
-
-        Args:
-            origin: `PackageSources` are the origin of wheels.
-            room: Called now and then while files are written; may refuse, when the disk has no room left.
+        """`PackageSources` stand for a `PackageOrigin`. `room` is called regularly while files are written,
+        and raises when the disk is too full.
         """
         self.store = store
         self._origin: Origin = PackageOrigin(origin) if isinstance(origin, PackageSources) else origin
-        self._room = room or _unheard
+        self._room = room or (lambda: None)
 
     def fetch(
         self,
@@ -109,21 +101,21 @@ class Fetcher:
         on_bytes: OnBytes | None = None,
         on_file: Callable[[LockedFile], None] | None = None,
     ) -> None:
-        """Have all files in the store; blocks.
+        """Get all files into the store; blocks.
 
         Args:
-            files: In the order in which they are to be begun.
-            cancel: When set, transfers are ended at once; what has come stays for the next attempt.
-            on_bytes: Called at the beginning, at the end, about ten times a second while bytes come, and once
-                a second while none do.
-            on_file: Called for each file that is in the store, at once or when it has arrived, on any thread.
+            files: In the order in which to start them.
+            cancel: Aborts transfers at once when set; partial files are kept for the next attempt.
+            on_bytes: Called at the beginning, at the end, about ten times a second while bytes arrive, and
+                once a second while none do.
+            on_file: Called for each file once it is in the store, on any thread.
 
         Raises:
-            JobFailed: The first failure of any file; what has come so far stays for the next attempt.
+            JobFailed: The first failure of any file; partial files are kept for the next attempt.
             JobCancelled: `cancel` was set.
         """
-        transfer = _Transfer(self.store, self._origin, files, on_file or _unheard, self._room)
-        transfer.run(cancel or Event(), on_bytes or _unheard)
+        transfer = _Transfer(self.store, self._origin, files, on_file or (lambda _: None), self._room)
+        transfer.run(cancel or Event(), on_bytes or (lambda *_: None))
 
 
 class PackageOrigin:
@@ -135,12 +127,10 @@ class PackageOrigin:
         self._urls: dict[str, str] = {}
 
     def local(self, file: LockedFile) -> Path | None:
-        """As `Origin`; where the file is, is found out here."""
         url = self._urls[file.sha256] = self._finder.find(file)
         return local_path(url) if url.startswith("file:") or is_local(url) else None
 
     def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
-        """As `Origin`."""
         url = self._urls[file.sha256]
         response = self._web.open(url, headers={"Range": f"bytes={offset}-"} if offset else {})
         if response.status in NOT_HERE:
@@ -153,7 +143,7 @@ class PackageOrigin:
         return response
 
     def tail(self, file: LockedFile, size: int) -> bytes | None:
-        """The last bytes of a file; None where its server gives no parts of files."""
+        """The last bytes of a file; None if its server does not support ranges."""
         url = self._urls.get(file.sha256) or self._finder.find(file)
         if file.size <= size:
             size = file.size
@@ -161,11 +151,9 @@ class PackageOrigin:
         return found.body if found.status == 206 and len(found.body) == size else None
 
     def broken(self, file: LockedFile, error: Exception) -> JobFailed:
-        """As `Origin`."""
         return self._web.failure(self._urls[file.sha256], error)
 
     def strange(self, file: LockedFile, detail: str) -> JobFailed:
-        """As `Origin`."""
         return JobFailed.permanent(
             "hash_mismatch",
             f"The bytes of {file.name} are not the ones this release of Greenroom was tested with.",
@@ -174,16 +162,12 @@ class PackageOrigin:
         )
 
 
-def _unheard(*_: object) -> None:
-    """For callers who do not wait for progress."""
-
-
 class _Transfer:
-    """One call of `fetch`: a few threads that take file after file, and the caller who watches them."""
+    """One call of `fetch`: a few threads that take file after file, and the caller that watches them."""
 
     def __init__(
         self,
-        store: WheelStore,
+        store: FileStore,
         origin: Origin,
         files: Sequence[LockedFile],
         on_file: Callable[[LockedFile], None],
@@ -206,15 +190,14 @@ class _Transfer:
         self._surprise: list[BaseException] = []
 
     def run(self, cancel: Flag, on_bytes: OnBytes) -> None:
-        if cancel.is_set():
-            raise JobCancelled
+        stop_if(cancel)
         said, said_at = sum(self._here.values()), time.monotonic()
         on_bytes(said, self._total)
         for file in self._present:
             self._on_file(file)
         workers = min(_WORKERS, len(self._queue))
         for number in range(workers):
-            # Daemon threads: a connection attempt cannot be interrupted, and must not hold up the end.
+            # Daemon threads: a connection attempt cannot be interrupted and must not delay the exit.
             threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True).start()
         ended = 0
         moved, moved_at = said, time.monotonic()
@@ -232,8 +215,7 @@ class _Transfer:
                 moved, moved_at = done, time.monotonic()
             elif time.monotonic() - moved_at > _SILENCE:
                 self._failed.append(_too_slow(done - moved))
-        if cancel.is_set():
-            raise JobCancelled
+        stop_if(cancel)
         if self._surprise:
             raise self._surprise[0]
         if self._failed:
@@ -242,7 +224,7 @@ class _Transfer:
             on_bytes(self._total, self._total)
 
     def _halt(self) -> None:
-        """Wake every thread that waits for bytes; those that still connect find `_stop` set afterwards."""
+        """Wake all threads that wait for bytes; those still connecting find `_stop` set afterwards."""
         self._stop.set()
         with self._guard:
             for response in self._open:
@@ -273,7 +255,7 @@ class _Transfer:
         while not lock.acquire(timeout=_TICK):
             if self._stop.is_set():
                 return
-            # Somebody else fetches it: what he has got counts as well.
+            # Another job is fetching it; its bytes count too.
             self._here[file.sha256] = self._store.arrived(file)
         try:
             if not self._store.has(file):
@@ -297,11 +279,11 @@ class _Transfer:
         if digest.hexdigest() != file.sha256:
             part.unlink(missing_ok=True)
             if resumed:
-                # What an earlier attempt left was never flushed, so it may be anything: from zero, next time.
+                # An earlier attempt's bytes were never flushed and may be garbage: restart from zero.
                 raise JobFailed.transient(
                     "cache_damaged",
-                    f"What an earlier attempt had fetched of {file.name} was damaged and has been removed.",
-                    advice="It is fetched again by the next attempt.",
+                    f"A partial download of {file.name} was damaged and has been removed.",
+                    advice="The next attempt fetches it again.",
                 )
             raise self._origin.strange(file, f"expected sha256 {file.sha256}, got {digest.hexdigest()}")
         target = self._store.path(file)
@@ -318,9 +300,9 @@ class _Transfer:
         return digest
 
     def _download(self, file: LockedFile, part: Path) -> tuple[hashlib._Hash, bool]:
-        """Bring the rest of the file; goes on where the connection broke while each try brings new bytes.
+        """Download the rest of the file, resuming while each try brings new bytes.
 
-        Returns the hash, and whether some of the bytes are of an earlier attempt.
+        Returns the hash, and whether some bytes come from an earlier attempt.
         """
         digest = file_sha256(part) if part.exists() else hashlib.sha256()
         resumes = 0
@@ -332,7 +314,7 @@ class _Transfer:
                 response = self._begin(file, began)
                 try:
                     if began and response.status != 206:
-                        # The server cannot resume: from zero.
+                        # The server cannot resume: restart from zero.
                         digest, growing.size, resumed = hashlib.sha256(), out.truncate(0), False
                     while not self._stop.is_set() and (chunk := response.read1(_CHUNK)):
                         if growing.grows(len(chunk)):
@@ -348,7 +330,7 @@ class _Transfer:
                 finally:
                     self._close(response)
                 resumes += 1
-                # Without a size nobody can say how much is missing, only that it broke.
+                # Without a size, only the break itself shows that something is missing.
                 missing = not file.size or growing.size < file.size
                 if missing and (resumes > _RESUMES or growing.size <= began) and not self._stop.is_set():
                     raise self._origin.broken(file, broken)
@@ -373,7 +355,7 @@ class _Transfer:
 
 
 class _Growing:
-    """A file on its way: how much of it is here, and whether there is room for more."""
+    """A file being written: how much of it there is, and whether the disk has room for more."""
 
     def __init__(
         self, file: LockedFile, here: dict[str, int], room: Callable[[], None], size: int = 0
@@ -386,7 +368,7 @@ class _Growing:
         self._unlooked = _ROOM_EVERY
 
     def grows(self, more: int) -> bool:
-        """So many bytes are about to be written; True when the file is larger than it can be."""
+        """Account for bytes about to be written; True when the file exceeds its maximum."""
         self.size += more
         self._unlooked += more
         if self._unlooked > _ROOM_EVERY:
@@ -400,5 +382,5 @@ def _too_slow(came: int) -> JobFailed:
     return JobFailed.transient(
         "unreachable",
         f"Only {came} bytes arrived in {_SILENCE:.0f} s.",
-        advice="Check the network, and the index or mirror in the settings. What has arrived is kept.",
+        advice="Check the network, and the index or mirror in the settings. Partial downloads are kept.",
     )

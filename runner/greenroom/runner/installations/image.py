@@ -1,61 +1,63 @@
-"""Installs trees out of OCI images: resolve, fetch, unpack, probe, commit; by the rules of environments.
+"""Installs trees from OCI images: resolve, fetch, unpack, probe, commit; by the same rules as environments.
 
-Manifest, configuration and layers lie in the data directory's cache under their digests, so that an attempt
-goes on where the last one ended, and a repair needs no network.
+Manifest, configuration and layers are cached by digest, so that an attempt continues where the last one
+stopped, and a repair needs no network.
+
+A backend may look for files below the user's home. vllm-metal keeps its compiled kernels in
+`~/.cache/vllm-metal` and would otherwise compile them, which needs Apple's developer tools. An installation
+of the user's own may share that folder, so files are copied there one by one, each atomically, and only those
+that are still byte for byte ours are removed.
 """
 
 from __future__ import annotations
 
-import math
+import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import TYPE_CHECKING
 
+from greenroom.actors.journal.disk import force
 from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.installations import prebuilt
+from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record as records
+from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.installations.disk import (
     ATTEMPT,
     InstallationStore,
-    blocks,
     discard,
     folder_of,
-    freed,
-    kept_if_unclear,
     need_exec,
     usage,
 )
-from greenroom.runner.installations.progress import ProgressReport
+from greenroom.runner.installations.file_store import FileStore
+from greenroom.runner.installations.maker import Maker, ProgressReport
 from greenroom.runner.installations.record import (
     ENVIRONMENT,
     ImageOrigin,
     Interpreter,
     Record,
-    Unclear,
     Wheel,
 )
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.space import is_ample, keep_reserve, need_space
 from greenroom.runner.installations.uv import os_failure
-from greenroom.runner.installations.verification import NotRunning, identity, inventory, probe
-from greenroom.runner.installations.wheels import WheelStore
+from greenroom.runner.installations.verification import NotRunning, identity, inventory, probe, sha256
 from greenroom.runner.user_home import user_home
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.image_resolution import ResolvedImage
 
-_FETCHED_STAYS = 7 * 86400.0
-"""Seconds for which parts of an installation that did not come about are kept."""
 
-
-class Images:
-    """Builds and removes the image installations of one data directory; safe to use from several threads."""
+class Images(Maker):
+    """Builds and removes the image installations of one data directory; thread-safe."""
 
     def __init__(
         self,
@@ -67,27 +69,14 @@ class Images:
         registries: Mapping[str, RegistrySettings] | None = None,
         user_home: Path | None = None,
     ) -> None:
-        """Touch nothing yet.
-
-        Args:
-            sources: For their transport only: certificates and proxies.
-            installed: Shared with whoever else builds in this data directory.
-            registries: Mirrors and insecure registries.
-            user_home: Where backends look for what is prebuilt; the user's when not given.
-        """
-        self.installed = installed or InstallationStore(home)
-        self.parts = WheelStore(home / "cache" / "images")
-        self._sources = sources
-        self._platform = platform or Platform.here()
+        """`sources` are only for certificates and proxies."""
+        store = FileStore(home / "cache" / "images")
+        super().__init__(installed or InstallationStore(home), store, sources, platform)
         self._registries = registries or {}
         self._user_home = user_home
 
-    def use(self, sources: PackageSources) -> None:
-        """From now on with this transport."""
-        self._sources = sources
-
     def plan(self, backend: str, source: Image, version: str = "", cancel: Event | None = None) -> Plan:
-        """What an installation would fetch. Asks the registry, unless a recorded image is still cached.
+        """What an installation would download. Asks the registry unless a recorded image is still cached.
 
         Raises:
             JobFailed: There is no such image, none for this platform, or the registry does not answer.
@@ -105,16 +94,17 @@ class Images:
         cancel: Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Installation:
-        """Build one installation; blocks. The newest version is not built again where it is here.
+        """Build one installation; blocks. For `latest`, returns the newest version if it is already
+        installed.
 
         Args:
             version: Empty for the one the declaration names; `latest`, or a version.
-            repair: Read everything that is cached before it is used again.
-            cancel: Ends it, and removes what it has built; what was fetched stays for the next attempt.
-            progress: Gets about ten reports a second while something moves.
+            repair: Verify everything cached before use.
+            cancel: Stops the build and removes what it built; downloads are kept for the next attempt.
+            progress: Receives about ten reports a second while something moves.
 
         Raises:
-            JobFailed: What went wrong; nothing is left but what was fetched.
+            JobFailed: What went wrong; only downloads are kept.
             JobCancelled: `cancel` was set.
         """
         cancel = cancel or Event()
@@ -126,12 +116,12 @@ class Images:
         newest = version == "latest" and not repair
         if newest and (here := self.installed.whole(backend, image.version)) is not None:
             return here
-        with self.parts.using(image.parts):
+        with self.store.using(image.parts):
             if repair:
                 report.phase("verifying", f"Verifying what is cached of {backend} {image.version}")
-                self.parts.check(image.parts, cancel)
+                self.store.check(image.parts, cancel)
             name = f"Downloading {backend} {image.version}"
-            report.bytes(name, sum(self.parts.arrived(part) for part in image.parts), plan.total_bytes)
+            report.bytes(name, sum(self.store.arrived(part) for part in image.parts), plan.total_bytes)
             self._need_all(image, plan)
             folder = self.installed.new_folder(
                 backend, image.version, image.digest.removeprefix("sha256:"), job
@@ -139,11 +129,11 @@ class Images:
             try:
                 self._fetch(image, cancel, lambda done, total: report.bytes(name, done, total))
                 found = self._fill(folder, backend, source, image, cancel, report)
-                prebuilt.place(folder / ENVIRONMENT, source.prebuilt, self._home())
+                _place_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
                 (folder / ATTEMPT).unlink()
                 records.write(folder, found)
             except BaseException as error:
-                prebuilt.withdraw(folder / ENVIRONMENT, source.prebuilt, self._home())
+                _withdraw_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
                 discard(folder)
                 if isinstance(error, OSError):
                     raise os_failure(error, "The installation could not be written") from error
@@ -153,64 +143,28 @@ class Images:
         return found.installation()
 
     def place(self, installation: Installation) -> list[Path]:
-        """See that what the installation brings prebuilt lies where its backend looks for it, below the
-        user's home; returns the files that had to be put there. For just before an engine starts: another
-        version may have had its own there.
+        """Put the installation's prebuilt files where its backend looks for them below the user's home, just
+        before an engine starts: another version may have its own there. Returns the files that were written.
 
         Raises:
-            JobFailed: It cannot be written, or the installation is gone.
+            JobFailed: A file cannot be written, or the installation is gone.
         """
         record = self.installed.record(installation)
         if record.image is None:
             return []
         tree = folder_of(self.installed.home, installation) / ENVIRONMENT
-        return prebuilt.place(tree, record.image.prebuilt, self._home())
+        return _place_prebuilt(tree, record.image.prebuilt, self._home())
 
-    def remove(self, installation: Installation) -> int:
-        """Remove an installation, what of the cache nothing else needs, and what it had put below the user's
-        home; returns the bytes freed, measured.
-
-        Raises:
-            JobFailed: Its files cannot be removed.
-        """
-        folder = folder_of(self.installed.home, installation)
-        before = blocks([folder, self.parts.root])
-        try:
-            record = records.read(folder)
-        except (ValueError, Unclear):
-            record = None
-        elsewhere = 0
-        if record is not None and record.image is not None:
-            elsewhere = prebuilt.withdraw(folder / ENVIRONMENT, record.image.prebuilt, self._home())
-        try:
-            discard(folder)
-        except OSError as error:
-            raise os_failure(error, f"{installation.backend} could not be removed") from error
-        with kept_if_unclear():
-            self.parts.release([part.locked() for part in record.wheels] if record else [], self._needed())
-        return freed(before, blocks([folder, self.parts.root])) + elsewhere
-
-    def sweep(self, older_than: float | None = None) -> None:
-        """Remove what was fetched for installations that did not come about: after a while, or as told."""
-        before = time.time() - _FETCHED_STAYS if older_than is None else older_than
-        with kept_if_unclear():
-            self.parts.sweep(self._needed(), before)
-
-    def drop_fetched(self) -> int:
-        """Remove all of it now; returns the bytes freed."""
-        before = blocks([self.parts.root])
-        self.sweep(math.inf)
-        return freed(before, blocks([self.parts.root]))
-
-    def _needed(self) -> set[str]:
-        records = self.installed.records(all_of_them=True)
-        return {part.sha256 for record in records for part in record.wheels}
+    def _withdraw(self, folder: Path, record: Record | None) -> int:
+        if record is None or record.image is None:
+            return 0
+        return _withdraw_prebuilt(folder / ENVIRONMENT, record.image.prebuilt, self._home())
 
     def _resolve(self, backend: str, source: Image, version: str, cancel: Event) -> ResolvedImage:
-        # Loaded when something is installed: a daemon whose backends are there never needs it.
+        # Imported here: a daemon with nothing to install never needs it.
         from greenroom.runner.installations.image_resolution import ImageResolver
 
-        resolver = ImageResolver(self.parts, self.installed, self._sources, self._platform, self._registries)
+        resolver = ImageResolver(self.store, self.installed, self._sources, self._platform, self._registries)
         return resolver.resolve(backend, source, version, cancel)
 
     def _plan(self, backend: str, image: ResolvedImage) -> Plan:
@@ -218,7 +172,7 @@ class Images:
             backend=backend,
             version=image.version,
             packages=(f"{image.name.partition('@')[0]}@{image.digest}",),
-            download_bytes=sum(part.size - self.parts.arrived(part) for part in image.parts),
+            download_bytes=sum(part.size - self.store.arrived(part) for part in image.parts),
             total_bytes=sum(part.size for part in image.parts),
         )
 
@@ -227,11 +181,11 @@ class Images:
         from greenroom.runner.installations.image_resolution import RegistryOrigin
 
         largest_first = sorted(image.parts, key=lambda part: (-part.size, part.name))
-        fetcher = Fetcher(self.parts, RegistryOrigin(image), room=partial(keep_reserve, self.installed.home))
+        fetcher = Fetcher(self.store, RegistryOrigin(image), room=partial(keep_reserve, self.installed.home))
         fetcher.fetch(largest_first, cancel=cancel, on_bytes=on_bytes)
 
     def _need_all(self, image: ResolvedImage, plan: Plan) -> None:
-        """See that there is room for all of it; where that is in doubt, the registry is asked."""
+        """Check that everything fits on the disk; in doubt, ask the registry how large it is."""
         from greenroom.runner.installations.layers import unpacked_size
 
         home = self.installed.home
@@ -240,8 +194,8 @@ class Images:
         need_space(home, plan.download_bytes + (plan.total_bytes if plan.download_bytes else 0))
         needed = 0
         for layer, _ in image.layers:
-            if self.parts.has(layer):
-                needed += unpacked_size(self.parts.path(layer))
+            if self.store.has(layer):
+                needed += unpacked_size(self.store.path(layer))
             else:
                 needed += image.unpacked_size(layer)
         need_space(home, plan.download_bytes + needed)
@@ -255,18 +209,18 @@ class Images:
         cancel: Event,
         report: ProgressReport,
     ) -> Record:
-        """Unpack, probe, and write down what is there."""
+        """Unpack, probe, and record the contents."""
         from greenroom.runner.installations.layers import Tree, unpacked_size
 
         tree = folder / ENVIRONMENT
         need_space(
-            self.installed.home, sum(unpacked_size(self.parts.path(layer)) for layer, _ in image.layers)
+            self.installed.home, sum(unpacked_size(self.store.path(layer)) for layer, _ in image.layers)
         )
         room = partial(keep_reserve, self.installed.home)
         with Tree(tree, source.tree, image.name, cancel, room) as laid:
             for number, (layer, diff_id) in enumerate(image.layers, 1):
                 report.phase("unpacking", f"Unpacking layer {number} of {len(image.layers)}")
-                laid.lay(self.parts.path(layer), diff_id)
+                laid.lay(self.store.path(layer), diff_id)
             laid.finish(source.executables)
         python = records.interpreter(folder)
         if not python.exists():
@@ -278,7 +232,7 @@ class Images:
         report.phase("verifying", f"Starting {backend} once")
         tag, version = _identity(python, image.name, cancel)
         probe(folder, f"{backend} {image.version}", source.probe, cancel)
-        _unless(cancel)
+        stop_if(cancel)
         files, links = inventory(folder)
         files.pop(ATTEMPT, None)
         return Record(
@@ -313,15 +267,94 @@ def _identity(python: Path, name: str, cancel: Event) -> tuple[str, str]:
             raise JobFailed.transient(
                 "probe_ended",
                 f"The Python in the image {name} could not be started here: {error}.",
-                advice="The machine may be out of memory or too busy. What was fetched is kept.",
+                advice="The machine may be out of memory or too busy. Downloads are kept.",
             ) from error
         raise JobFailed.permanent(
             "probe_failed",
             f"The Python in the image {name} does not run here ({error}).",
-            advice="It may need a newer system, or be made for another one.",
+            advice="It may need a newer system, or be built for another one.",
         ) from error
 
 
-def _unless(cancel: Event) -> None:
-    if cancel.is_set():
-        raise JobCancelled
+def _place_prebuilt(tree: Path, folders: Mapping[str, str], home: Path) -> list[Path]:
+    """Copy the files of these folders of the tree to where the backend expects them.
+
+    Returns:
+        The files that were missing or different and had to be copied.
+
+    Raises:
+        JobFailed: A file cannot be written.
+    """
+    placed = []
+    for source, target in _prebuilt(tree, folders, home):
+        if _is_same(source, target):
+            continue
+        try:
+            _copy(source, target)
+        except OSError as error:
+            raise JobFailed.permanent(
+                "cannot_place",
+                f"{target} could not be written, where the backend looks for it: {error.strerror or error}.",
+                advice="Make sure you can write there, and free some space if the disk is full.",
+                detail=f"{type(error).__name__}: {error}",
+            ) from error
+        placed.append(target)
+    return placed
+
+
+def _withdraw_prebuilt(tree: Path, folders: Mapping[str, str], home: Path) -> int:
+    """Remove the files that are still as the tree has them; returns the bytes of disk freed.
+
+    Files that cannot be removed stay: they are small, and uninstalling must not fail because of them.
+    """
+    freed = 0
+    emptied = set()
+    for source, target in _prebuilt(tree, folders, home):
+        if _is_same(source, target):
+            with suppress(OSError):
+                blocks = target.stat().st_blocks
+                target.unlink()
+                freed += blocks * 512
+                emptied.add(target.parent)
+    for folder in emptied:
+        with suppress(OSError):
+            folder.rmdir()
+    return freed
+
+
+def _prebuilt(tree: Path, folders: Mapping[str, str], home: Path) -> Iterator[tuple[Path, Path]]:
+    for inside, below in folders.items():
+        source, target = tree / _relative(inside), home / _relative(below)
+        # Sorted: a stamp (`x.so.sha256`) must follow the file it vouches for.
+        for file in sorted(source.rglob("*")):
+            if file.is_file() and not file.is_symlink():
+                yield file, target / file.relative_to(source)
+
+
+def _relative(text: str) -> PurePosixPath:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{text!r} is not a path below a folder")
+    return path
+
+
+def _is_same(source: Path, target: Path) -> bool:
+    try:
+        return source.stat().st_size == target.stat().st_size and sha256(source) == sha256(target)
+    except OSError:
+        return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out, source.open("rb") as content:
+            shutil.copyfileobj(content, out)
+            out.flush()
+            force(out.fileno())
+        shutil.copymode(source, draft)
+        os.replace(draft, target)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

@@ -1,4 +1,4 @@
-"""Finds out which bytes an image's name means: reference, manifest for this platform, configuration.
+"""Resolves an image's name to bytes: reference, manifest for this platform, configuration.
 
 A tag may come to mean another image, so what it meant is recorded with each installation: the same version of
 a backend is the same manifest as long as any installation of it is here. What is read here is kept in the
@@ -19,15 +19,15 @@ from urllib3.exceptions import HTTPError
 
 from greenroom.runner.backends.base import Image, Platform
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.installations.bounded import TookTooLong, bounded
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.installations.bounded import TookTooLong, bounded, stop_if
 from greenroom.runner.installations.disk import InstallationStore
+from greenroom.runner.installations.file_store import FileStore, file_sha256
 from greenroom.runner.installations.layers import GZIP
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.web import Web
-from greenroom.runner.installations.wheels import WheelStore, file_sha256
 from greenroom.runner.models.references import BadReference, Reference
 from greenroom.runner.registry import images
 from greenroom.runner.registry.client import Registry
@@ -39,29 +39,29 @@ MANIFEST, CONFIG = "manifest.json", "config.json"
 _CONFIG_LIMIT = 8 * 2**20
 _CONFIG_SECONDS = 120.0
 _TAG = 128
-"""Letters of a tag, by the distribution specification."""
+"""Characters of a tag, by the distribution specification."""
 _NESTED = 3
-"""Indexes may name indexes; nobody needs more of them."""
+"""Depth to which indexes may nest."""
 _ADVICE = "Check the network; a mirror can be named in the config, under `[registries]`."
 
 
 @dataclass(frozen=True)
 class ResolvedImage:
-    """An image to the byte."""
+    """An image, identified to the byte."""
 
     name: str
-    """Reference as asked for."""
+    """The reference as requested."""
     version: str
     digest: str
-    """Of the manifest for this platform."""
+    """The digest of the manifest for this platform."""
     layers: tuple[tuple[LockedFile, str], ...]
-    """The lowest first, each with the digest of what it unpacks to."""
+    """From the lowest up, each with the digest of its unpacked content."""
     parts: tuple[LockedFile, ...]
-    """All that is fetched, each once."""
+    """Everything to fetch, once each."""
     registry: Registry
 
     def unpacked_size(self, layer: LockedFile) -> int:
-        """About how many bytes a layer unpacks to that is not here: as its first and last bytes say."""
+        """Estimated unpacked bytes of a layer that is not cached, from its first and last bytes."""
         try:
             begin = self._bytes(layer, 0, 2)
             end = self._bytes(layer, layer.size - 4, 4) if begin == GZIP and layer.size >= 20 else b""
@@ -82,11 +82,11 @@ class ResolvedImage:
 
 
 class ImageResolver:
-    """Reads names, by the registry and by what is here."""
+    """Resolves names, from the registry and from the cache."""
 
     def __init__(
         self,
-        parts: WheelStore,
+        parts: FileStore,
         installed: InstallationStore,
         sources: PackageSources,
         platform: Platform,
@@ -99,7 +99,7 @@ class ImageResolver:
         self._registries = registries
 
     def resolve(self, backend: str, source: Image, version: str, cancel: Event) -> ResolvedImage:
-        """From a name to bytes; asks the registry, unless what is recorded is still cached.
+        """Resolve a name; asks the registry unless the recorded image is still cached.
 
         Raises:
             JobFailed: There is no such image, none for this platform, or the registry does not answer.
@@ -110,7 +110,7 @@ class ImageResolver:
         digest = reference.digest or self._recorded(backend, str(reference))
         try:
             data, found = self._chosen(registry, digest or reference.tag, wanted, str(reference), cancel)
-            _unless(cancel)
+            stop_if(cancel)
             config = self._config(registry, found.config, cancel)
             about = images.decode_config(config, found)
         except images.NotAnImage as error:
@@ -138,7 +138,7 @@ class ImageResolver:
         )
 
     def _named(self, source: Image, version: str, cancel: Event) -> tuple[Reference, str, Registry]:
-        """The reference to ask for, the version it is, and where to ask."""
+        """The reference to ask for, its version, and the registry."""
         try:
             reference = Reference.parse(source.reference)
         except BadReference as error:
@@ -157,7 +157,7 @@ class ImageResolver:
             raise _no_such_version(str(error)) from error
 
     def _recorded(self, backend: str, name: str) -> str:
-        """The digest this name stood for when it was installed, as long as that is here."""
+        """The digest this name stood for in an installation that still exists."""
         found = [
             (record.built_at, record.image.digest)
             for record in self._installed.records()
@@ -173,14 +173,14 @@ class ImageResolver:
         name: str,
         cancel: Event,
     ) -> tuple[bytes, images.ImageManifest]:
-        """The manifest for this platform: what was asked for, or what it leads to as an index."""
+        """The manifest for this platform: the one requested, or the one the requested index points to."""
         for _ in range(_NESTED):
             data = self._manifest(registry, tag_or_digest)
             found = images.decode(data)
             if isinstance(found, images.ImageManifest):
                 return data, found
             tag_or_digest = images.choose(found, wanted, name).digest
-            _unless(cancel)
+            stop_if(cancel)
         raise images.NotAnImage("it is an index of indexes of indexes")
 
     def _manifest(self, registry: Registry, tag_or_digest: str) -> bytes:
@@ -212,7 +212,7 @@ class ImageResolver:
         return data
 
     def _cached(self, name: str, digest: str) -> bytes | None:
-        """A small part that is here, read and checked."""
+        """A cached small part, if its hash matches."""
         if not digest.startswith("sha256:"):
             return None
         path = self._parts.path(LockedFile(name=name, sha256=digest.removeprefix("sha256:"), size=0))
@@ -236,34 +236,30 @@ class ImageResolver:
 
 
 class RegistryOrigin:
-    """The parts of one image, for the fetcher."""
+    """The parts of one image, as an `Origin` for the fetcher."""
 
     def __init__(self, image: ResolvedImage) -> None:
         self._image = image
         self._registry = image.registry
 
     def local(self, file: LockedFile) -> Path | None:  # noqa: ARG002 - as `Origin`
-        """Nothing of an image lies on this machine but in the store."""
         return None
 
     def open(self, file: LockedFile, offset: int) -> BaseHTTPResponse:
-        """As `Origin`."""
         return self._registry.blob(f"sha256:{file.sha256}", offset)
 
     def broken(self, file: LockedFile, error: Exception) -> JobFailed:  # noqa: ARG002 - as `Origin`
-        """As `Origin`: the host says it all."""
         return self._registry.unreachable(error)
 
     def strange(self, file: LockedFile, detail: str) -> JobFailed:
-        """As `Origin`."""
         return _strange(self._registry, f"{file.name} of {self._image.name}", detail)
 
 
 def _strange(registry: Registry, what: str, detail: str) -> JobFailed:
     return JobFailed.permanent(
         "hash_mismatch",
-        f"{registry.host} sent other bytes for {what} than the image's manifest names.",
-        advice="Nothing of them was kept. A mirror or proxy on the way may change what it passes on.",
+        f"{registry.host} sent bytes for {what} that do not match the image's manifest.",
+        advice="Nothing was kept. A mirror or proxy on the way may be altering files.",
         detail=detail,
     )
 
@@ -284,12 +280,14 @@ def _newest(tags: list[str], source: Image, name: str) -> str:
 
 def _no_such_version(message: str) -> JobFailed:
     return JobFailed.permanent(
-        "no_such_version", message, advice="Leave the version away for the one this release was tested with."
+        "no_such_version",
+        message,
+        advice="Leave the version out to get the one this release was tested with.",
     )
 
 
 def _read(response: BaseHTTPResponse, size: int) -> bytes:
-    """All of an answer that should have so many bytes, and at most one more."""
+    """A response that should have `size` bytes, reading at most one more."""
     data = b""
     while len(data) <= size and (piece := response.read(size + 1 - len(data))):
         data += piece
@@ -298,8 +296,3 @@ def _read(response: BaseHTTPResponse, size: int) -> bytes:
 
 def _file(name: str, data: bytes) -> LockedFile:
     return LockedFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-
-
-def _unless(cancel: Event) -> None:
-    if cancel.is_set():
-        raise JobCancelled

@@ -1,4 +1,4 @@
-"""Finds locked files at the user's package sources: simple indexes (PEP 503, PEP 691) and find-links.
+"""Finds locked files in the user's package sources: simple indexes (PEP 503, PEP 691) and find-links.
 
 The lock says which bytes are wanted, so the order of sources decides nothing but speed: folders first,
 then indexes on this machine, then the network.
@@ -32,24 +32,24 @@ _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+h
 
 @dataclass(frozen=True)
 class Link:
-    """A file as a source offers it."""
+    """A file offered by a source."""
 
     name: str
     target: str
-    """As it stands on the page."""
+    """As written on the page."""
     sha256: str = ""
-    """Empty when the source does not say."""
+    """Empty if the source gives none."""
     page: str = ""
-    """What the target is relative to; empty when it is not."""
+    """The page's URL if the target is relative to it, else empty."""
 
     @property
     def url(self) -> str:
-        """Absolute: `http(s):`, or `file:` for what lies on this machine."""
+        """Absolute: `http(s):`, or `file:` for a local file."""
         return urljoin(self.page, self.target)
 
 
 class _OnPage(msgspec.Struct, frozen=True, gc=False):
-    """A file of a simple index's JSON (PEP 691), without what nobody here reads."""
+    """A file in a simple index's JSON (PEP 691), with the fields needed here."""
 
     filename: str
     url: str
@@ -61,7 +61,7 @@ class _Page(msgspec.Struct, frozen=True):
 
 
 class Finder:
-    """Looks locked files up; pages are read once. Safe to use from several threads."""
+    """Finds locked files, reading each page once; thread-safe."""
 
     def __init__(self, sources: PackageSources, web: Web) -> None:
         self._sources = sources
@@ -73,7 +73,8 @@ class Finder:
         """The URL of the wheel with exactly these bytes.
 
         Raises:
-            JobFailed: Permanent when every source answered and none has it; else how one did not answer.
+            JobFailed: Permanent when every source answered and none has it; else the first source's failure
+                to answer.
         """
         if file.url:
             return file.url
@@ -132,7 +133,7 @@ class Finder:
                 return list(_json_links(text, final))
             return list(_html_links(text, final))
         except (ValueError, msgspec.DecodeError) as error:
-            # Portals of hotels and company proxies answer 200 with a page of their own.
+            # Captive portals and company proxies answer 200 with a page of their own.
             raise JobFailed.transient(
                 "unreachable",
                 f"{urlsplit(url).hostname} did not answer like a package index.",
@@ -142,7 +143,7 @@ class Finder:
 
 
 def _json_links(text: str, base: str) -> Iterator[Link]:
-    # Pages of old projects name thousands of files, of which one is wanted.
+    # Pages of old projects list thousands of files, of which one is needed.
     for file in msgspec.json.decode(text, type=_Page).files:
         yield Link(file.filename, file.url, (file.hashes or {}).get("sha256", ""), base)
 
@@ -174,7 +175,7 @@ def _html_links(text: str, base: str) -> Iterator[Link]:
 
 
 def _local_index(folder: Path) -> Iterator[Link]:
-    """A project's folder in an index on this machine: a page, or the files themselves."""
+    """A project's folder in a local index: a page, or the files themselves."""
     page = folder / "index.html"
     try:
         yield from _html_links(page.read_text(encoding="utf-8"), page.absolute().as_uri())
@@ -183,7 +184,7 @@ def _local_index(folder: Path) -> Iterator[Link]:
 
 
 def _local_links(place: Path) -> Iterator[Link]:
-    """What `find-links` names on this machine: a folder of wheels, or a page."""
+    """A local `find-links`: a folder of wheels, or a page."""
     if place.is_file():
         yield from _html_links(place.read_text(encoding="utf-8"), place.absolute().as_uri())
         return

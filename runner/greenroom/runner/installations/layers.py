@@ -1,11 +1,11 @@
-"""Lays the layers of an image over one another, as far as they belong to one tree inside it.
+"""Unpacks the layers of an image over one another, limited to one tree inside it.
 
-The bytes come from whoever made the image, so nothing in them may choose where it is written: names with
-`..`, links that lead out of the tree, devices, and anything below a link refuse the whole image. Each path
-is walked from the tree's own folder, one component after the other, without following links, so a link that
-an earlier entry made leads nowhere. What a layer unpacks to is bounded by its size.
+The bytes are not trusted, so nothing in them may choose where it is written: names with `..`, links that lead
+out of the tree, devices, and anything below a link cause the whole image to be refused. Each path is walked
+from the tree's own folder, one component at a time, without following links, so a link created by an earlier
+entry leads nowhere. The unpacked size of a layer is bounded by its packed size.
 
-OCI image specification 1.1, `layer`: whiteouts hide what lower layers hold, never what their own does.
+OCI image specification 1.1, `layer`: whiteouts hide entries of lower layers, never of their own.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import posixpath
 import stat
 import sys
 import zlib
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event
 from typing import IO, Protocol, Self
 
-from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
 
 _WHITEOUT = ".wh."
@@ -33,17 +34,17 @@ _OPAQUE = ".wh..wh..opq"
 _CHUNK = 1 << 20
 _ENTRIES = 500_000
 _LOOKS = 5_000_000
-"""Names looked at to hide what lower layers hold: whiteouts are quick to write and slow to follow."""
+"""Names visited for whiteouts: those are quick to write and slow to follow."""
 _DEPTH = 64
 _PATH = 1_024
-"""Bytes, also of what a link says: systems differ in what they take, and programs need far less."""
+"""Bytes, also of a link's target: file systems differ in their limits, and programs need far less."""
 _NAME = 255
 _ROOM_EVERY = 32 * 2**20
 _RATIO = 250
 _FREE = 64 * 2**20
-"""A layer may unpack to this much whatever its size, and beyond it to `_RATIO` times its size."""
+"""Bytes every layer may unpack to, plus `_RATIO` times its size."""
 _REFUSED = frozenset({errno.ENAMETOOLONG, errno.EMLINK, errno.EILSEQ, errno.EINVAL, errno.ELOOP})
-"""What a file system says of names and links it cannot hold; the layer is to blame, and not the disk."""
+"""What a file system reports for names and links it cannot hold; the layer is at fault, not the disk."""
 GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 Parts = tuple[str, ...]
@@ -56,18 +57,18 @@ class _Readable(Protocol):
 
 
 class Tree:
-    """A folder into which the layers of one image are laid, the lowest first. For one thread."""
+    """A folder into which the layers of one image are unpacked, from the lowest up. Not thread-safe."""
 
     def __init__(
         self, folder: Path, inside: str, name: str, cancel: Event, room: Callable[[], None] | None = None
     ) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Args:
             inside: Path of the tree in the image, such as `/vllm-metal`.
-            name: The image's, for sentences.
-            cancel: When set, ends whatever is going on.
-            room: Called while files are written; may refuse, when the disk has no room left.
+            name: The image's, for messages.
+            cancel: Stops the work when set.
+            room: Called regularly while files are written; raises when the disk is too full.
         """
         self.sums: dict[str, str] = {}
         """SHA-256 of every regular file, by path in the tree."""
@@ -75,13 +76,13 @@ class Tree:
         self._inside: Parts = tuple(part for part in inside.split("/") if part)
         self._name = name
         self._cancel = cancel
-        self._room = room or _unasked
+        self._room = room or (lambda: None)
         self._unlooked = 0
         """Bytes written since `room` was asked."""
         self._entries = 0
         self._looks = 0
         self._fresh: set[str] = set()
-        """What the present layer has brought."""
+        """Paths created by the current layer."""
         folder.mkdir()
         self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
@@ -95,12 +96,12 @@ class Tree:
         """Unpack one layer.
 
         Args:
-            diff_id: The digest of the unpacked layer, by the image's configuration.
+            diff_id: The digest of the unpacked layer, from the image's configuration.
 
         Raises:
-            JobFailed: Permanent: it is damaged, or would do what no layer may.
-            JobCancelled: It was asked to end.
-            OSError: The disk refused.
+            JobFailed: Permanent: the layer is damaged or unsafe.
+            JobCancelled: `cancel` was set.
+            OSError: It cannot be written.
         """
         self._fresh = set()
         limit = _FREE + _RATIO * blob.stat().st_size
@@ -110,7 +111,7 @@ class Tree:
                 tar = TarStream(stream.read, limit)
                 for entry in tar:
                     self._take(tar, entry)
-                # What follows the archive's end belongs to the layer as well.
+                # What follows the archive's end belongs to the layer too.
                 while stream.read(_CHUNK):
                     self._go_on()
         except (BadTar, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
@@ -125,10 +126,9 @@ class Tree:
             raise self._unsafe("hash_mismatch", "one of its layers is not the one its configuration names")
 
     def finish(self, executables: tuple[str, ...]) -> None:
-        """Check every link that is there, as the system sees it now, and restore execute bits.
+        """Check where every link leads on this file system, and restore execute bits.
 
-        Looked for on the disk and not in our own books: a file system that takes `A` and `a` for the same
-        name may hold others than we have written down.
+        Reads the disk, not our own records: on a case-insensitive file system it may differ from them.
 
         Raises:
             JobFailed: A link leads out of the tree.
@@ -164,7 +164,7 @@ class Tree:
 
     def _place(self, tar: TarStream, entry: Entry, parts: Parts) -> None:
         path = "/".join(parts)
-        with _Folder(self._parent(parts, make=True)) as folder:
+        with _folder(self._parent(parts, make=True)) as folder:
             name = parts[-1]
             if entry.kind == "folder":
                 if not _is_folder(folder, name):
@@ -184,7 +184,7 @@ class Tree:
         self._fresh.add(path)
 
     def _write(self, tar: TarStream, entry: Entry, folder: int, name: str) -> str:
-        # Whose it was and who else may write to it is of no concern here.
+        # Owner and group permissions do not matter here.
         mode = 0o755 if entry.mode & 0o100 else 0o644
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         digest = hashlib.sha256()
@@ -207,13 +207,13 @@ class Tree:
             raise self._unsafe("unsafe_image", f"its {path} is a link to itself")
         if source not in self.sums:
             raise self._unsafe("unsafe_image", f"its {path} is a link to {source}, which is no file in it")
-        with _Folder(self._parent(below, make=False)) as place:
+        with _folder(self._parent(below, make=False)) as place:
             self._remove(folder, name, path)
             os.link(below[-1], name, src_dir_fd=place, dst_dir_fd=folder, follow_symlinks=False)
         self.sums[path] = self.sums[source]
 
     def _target(self, text: str, parts: Parts) -> str:
-        """What a link may say: a path that, from where the link is, stays in the tree."""
+        """Validate a link's target: a path that, from the link, stays in the tree."""
         if not text or _length(text) > _PATH or not _plain(text):
             raise self._leads_out(parts, text)
         steps = [step for step in text.split("/") if step not in ("", ".")]
@@ -230,7 +230,7 @@ class Tree:
         return "/".join(steps) or "."
 
     def _whiteout(self, parts: Parts) -> None:
-        """Hide what lower layers have brought, in the tree or all of it."""
+        """Hide what lower layers created, in the tree or all of it."""
         hidden = parts[:-1] if parts[-1] == _OPAQUE else (*parts[:-1], parts[-1].removeprefix(_WHITEOUT))
         if hidden[-1:] in (("",), (".",), ("..",)):
             raise self._unsafe("unsafe_image", f"it hides {'/'.join(parts)}")
@@ -245,13 +245,13 @@ class Tree:
         try:
             place = self._parent(parts, make=False)
         except (FileNotFoundError, JobFailed):
-            return  # nothing is there, or only a link's other end, which is hidden under its own name
+            return  # nothing there, or the other end of a link, which is hidden under its own name
         path = "/".join(parts)
-        with _Folder(place) as folder:
+        with _folder(place) as folder:
             if not opaque:
                 self._hide(folder, parts[-1], path)
             elif _is_folder(folder, parts[-1]):
-                with _Folder(_entered(folder, parts[-1])) as inner:
+                with _folder(_entered(folder, parts[-1])) as inner:
                     for name in os.listdir(inner):
                         self._hide(inner, name, f"{path}/{name}")
 
@@ -266,7 +266,7 @@ class Tree:
             if path not in self._fresh:
                 self._remove(folder, name, path)
             return
-        with _Folder(_entered(folder, name)) as inner:
+        with _folder(_entered(folder, name)) as inner:
             for child in os.listdir(inner):
                 self._hide(inner, child, f"{path}/{child}")
             empty = not os.listdir(inner)
@@ -274,12 +274,12 @@ class Tree:
             os.rmdir(name, dir_fd=folder)
 
     def _remove(self, folder: int, name: str, path: str) -> None:
-        """Take away what has this name, whatever it is."""
+        """Remove whatever has this name."""
         if not _exists(folder, name):
             return
         self._go_on()
         if _is_folder(folder, name):
-            with _Folder(_entered(folder, name)) as inner:
+            with _folder(_entered(folder, name)) as inner:
                 for child in os.listdir(inner):
                     self._remove(inner, child, f"{path}/{child}")
             os.rmdir(name, dir_fd=folder)
@@ -288,7 +288,7 @@ class Tree:
             self.sums.pop(path, None)
 
     def _parent(self, parts: Parts, *, make: bool) -> int:
-        """The folder in which the last part is, opened; no component of the way may be a link."""
+        """The opened parent folder; no component of the path may be a link."""
         here = os.dup(self._root)
         for number, part in enumerate(parts[:-1], 1):
             try:
@@ -328,8 +328,7 @@ class Tree:
             self._room()
 
     def _go_on(self) -> None:
-        if self._cancel.is_set():
-            raise JobCancelled
+        stop_if(self._cancel)
 
     def _leads_out(self, parts: Parts, text: str) -> JobFailed:
         return self._unsafe(
@@ -343,25 +342,20 @@ class Tree:
         return JobFailed.permanent(
             code,
             f"The image {self._name} cannot be used: {clause}.",
-            advice="Nothing of it was kept. Report it to the publisher of the image.",
+            advice="Nothing was kept. Report it to the image's publisher.",
         )
 
 
-class _Folder:
-    """A descriptor that is closed at the end."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __enter__(self) -> int:
-        return self._descriptor
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+@contextmanager
+def _folder(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 class _Stream:
-    """Counts and hashes what a layer unpacks to."""
+    """Counts and hashes a layer's unpacked bytes."""
 
     def __init__(self, raw: _Readable, limit: int, too_much: Callable[[], JobFailed]) -> None:
         self._raw = raw
@@ -382,7 +376,7 @@ class _Stream:
 
 
 def unpacked_size(blob: Path) -> int:
-    """About how many bytes a layer unpacks to: for knowing beforehand whether there is room.
+    """Estimated unpacked bytes of a layer, to check in advance whether there is room.
 
     A gzip file ends with its size modulo 4 GiB; of others, the size packed is all that is known.
     """
@@ -395,7 +389,7 @@ def unpacked_size(blob: Path) -> int:
 
 
 def _opened(blob: Path, go_on: Callable[[], None]) -> _Readable:
-    """By what the file is, whatever its media type says."""
+    """Detects the compression from the content, whatever the media type says."""
     file = _Blob(blob.open("rb"), go_on)
     begin = file.read(4)
     file.seek(0)
@@ -407,7 +401,7 @@ def _opened(blob: Path, go_on: Callable[[], None]) -> _Readable:
 
 
 class _Blob(io.RawIOBase):
-    """A packed layer. Asks at each read whether to go on: a gigabyte may unpack to nothing at all."""
+    """A packed layer. Every read checks `cancel`: a gigabyte may unpack to nothing at all."""
 
     def __init__(self, file: IO[bytes], go_on: Callable[[], None]) -> None:
         self._file = file
@@ -432,7 +426,7 @@ class _Blob(io.RawIOBase):
 
 
 class _Gzip:
-    """A gzip file that is closed with what it is read from."""
+    """A gzip file that closes its source too."""
 
     def __init__(self, blob: _Blob) -> None:
         self._blob = blob
@@ -447,7 +441,7 @@ class _Gzip:
 
 
 class _Zstd:
-    """A zstd file whose damage is told as any archive's."""
+    """A zstd file that reports damage as `BadTar`."""
 
     def __init__(self, blob: _Blob) -> None:
         if sys.version_info >= (3, 14):
@@ -473,7 +467,7 @@ def _entered(folder: int, name: str) -> int:
     try:
         return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
     except OSError as error:
-        # A link is ELOOP to some systems and ENOTDIR to others.
+        # For a link, some systems report ELOOP and others ENOTDIR.
         if error.errno == errno.ELOOP:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name) from error
         raise
@@ -499,16 +493,12 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _length(text: str) -> int:
-    """Bytes, as a file system counts them."""
+    """Bytes, as file systems count them."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _unasked() -> None:
-    """Where nobody has said how much room there is."""
-
-
 def _plain(part: str) -> bool:
-    """Text that can be stored and shown: UTF-8 without control characters."""
+    """Whether text can be stored and shown: UTF-8 without control characters."""
     return not any(
         ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) <= 0xDFFF for letter in part
     )

@@ -1,15 +1,15 @@
-"""Locks: which files an environment is made of, to the byte, and where none of them comes from.
+"""Locks: the files an environment is made of, to the byte, without their source.
 
-A lock is a requirement file with hashes that uv and pip can read as it is. It names no index: the user's
-own are asked. Comment lines that begin with `# file` add what neither of them records, the name and the
-size of each wheel, so that the whole plan is known before a byte is fetched, and without a network:
+A lock is a requirements file with hashes, which uv and pip can read. It names no index: the user's own are
+used. Comment lines that begin with `# file` add the name and size of each wheel, so that the whole plan is
+known without a network, before anything is fetched:
 
     mlx==0.32.4 ; sys_platform == 'linux' \\
         --hash=sha256:6267be…
     # file sha256:6267be… 781644 mlx-0.32.4-cp311-cp311-manylinux_2_35_x86_64.whl
 
-`python -m greenroom.runner.installations.lock mlx` makes the one of a backend again; where it is none for all
-platforms at once, the one for machines like this.
+`python -m greenroom.runner.installations.lock mlx` regenerates a backend's lock; where it is not one for all
+platforms, the one for machines like this.
 """
 
 from __future__ import annotations
@@ -41,13 +41,10 @@ _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 @dataclass(frozen=True)
 class LockedFile:
-    """One wheel, to the byte."""
-
     name: str
-    """File name."""
     sha256: str
     size: int
-    """Bytes; 0 when the index did not say."""
+    """Bytes; 0 if the index gave none."""
     url: str = ""
     """Where a resolution found it; empty in a lock, which names no index."""
 
@@ -58,13 +55,12 @@ class LockedFile:
 
     @property
     def version(self) -> str:
-        """The version in the file name."""
         return self.name.split("-", 2)[1]
 
 
 @dataclass(frozen=True)
 class LockedPackage:
-    """One distribution, the condition under which it is wanted, and all wheels it may be installed from."""
+    """One distribution, its environment marker, and all wheels it may be installed from."""
 
     name: str
     version: str
@@ -72,7 +68,7 @@ class LockedPackage:
     files: tuple[LockedFile, ...]
 
     def wanted(self, environment: Mapping[str, str] | None = None) -> bool:
-        """True where the marker holds; of this interpreter unless another environment is given."""
+        """Whether the marker holds, by default for this interpreter."""
         if not self.marker:
             return True
         from packaging.markers import Marker
@@ -82,18 +78,16 @@ class LockedPackage:
 
 @dataclass(frozen=True)
 class Lock:
-    """A parsed lock; equal texts are equal locks."""
+    """A parsed lock."""
 
     text: str
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the text, in hex."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @cached_property
     def packages(self) -> tuple[LockedPackage, ...]:
-        """In the order of the file."""
         return tuple(_parse(self.text))
 
     def version_of(self, distribution: str) -> str:
@@ -111,7 +105,6 @@ class Lock:
     def files(
         self, tags: Sequence[Tag] | None = None, environment: Mapping[str, str] | None = None
     ) -> tuple[LockedFile, ...]:
-        """The one wheel of each wanted package that suits best: see `chosen_files`."""
         return chosen_files(self.packages, tags, environment)
 
 
@@ -120,7 +113,7 @@ def chosen_files(
     tags: Sequence[Tag] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[LockedFile, ...]:
-    """The one wheel of each wanted package that suits best, as installers choose.
+    """The best wheel of each wanted package, as installers choose.
 
     Args:
         tags: Of the interpreter to install for, best first; this interpreter's when not given.
@@ -154,7 +147,7 @@ def chosen_files(
 
 
 def normalized(name: str) -> str:
-    """A distribution's name as indexes spell it (PEP 503)."""
+    """PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -178,12 +171,12 @@ def shipped(source: Environment, platform: Platform) -> Lock:
         "no_lock",
         f"This release of Greenroom has no tested set of packages of {source.distribution} for "
         f"{platform.system} on {platform.machine} with Python {major}.{minor}.",
-        advice="Ask for a version by hand (`--version latest` resolves one), or use another Python.",
+        advice="Ask for a version (`--version latest` resolves one), or use another Python.",
     )
 
 
 def shipped_version(source: Environment, platform: Platform) -> str:
-    """The version the shipped lock installs; empty where there is none. Reads no more of it than that."""
+    """The version the shipped lock installs; empty where there is none. Parses no more of it than that."""
     try:
         text = shipped(source, platform).text
     except JobFailed:
@@ -196,7 +189,6 @@ def shipped_version(source: Environment, platform: Platform) -> str:
 
 
 def render(packages: Sequence[LockedPackage], header: Sequence[str]) -> str:
-    """The text of a lock."""
     lines = [f"# {line}".rstrip() for line in header]
     for package in packages:
         marker = f" ; {package.marker}" if package.marker else ""
@@ -224,7 +216,7 @@ def _parse(text: str) -> Iterator[LockedPackage]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the locks of the named backends again, for this machine, with the user's own package sources."""
+    """Regenerate the locks of the named backends for this machine, from the user's own package sources."""
     from greenroom.runner.backends.catalog import BACKENDS
     from greenroom.runner.installations.resolution import write_lock
 

@@ -1,4 +1,4 @@
-"""Resolves requirements into a lock: for the locks that ship, and for versions asked for by hand."""
+"""Resolves requirements into a lock, for the shipped locks and for versions the user names."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from greenroom.runner.installations.uv import Uv
 from greenroom.runner.installations.web import Web
 
 _PYTHON = "3.11"
-"""The oldest Python we run on; a universal lock serves this one and all newer."""
+"""The oldest supported Python; a universal lock serves it and all newer ones."""
 _SHOWN = 60
-"""Characters of what somebody typed."""
+"""Characters of the user's input to quote."""
 _LONGEST = 200
-"""Characters of a version: Python refuses to read longer numbers, and no index has such names."""
+"""Characters of a version: Python refuses to parse longer numbers."""
 _SYSTEMS = ("any", "linux", "manylinux", "musllinux", "macosx")
 _MACHINES = ("x86_64", "aarch64", "arm64", "universal2")
 
@@ -58,10 +58,10 @@ def resolve(
     Args:
         python: Path or version of the interpreter to resolve for.
         universal: For every supported platform and all Pythons from `python` on, not just for this one.
-        dependencies: Also what they need.
-        every_wheel: Also those that suit older systems of this kind than this machine.
-        excluded: Distributions that are left out although something requires them.
-        deadline: Seconds it may take.
+        dependencies: Include dependencies.
+        every_wheel: Include wheels for older systems of this kind.
+        excluded: Distributions to leave out although something requires them.
+        deadline: Maximum seconds.
 
     Raises:
         JobFailed: No such version, no wheels for this platform, or no index answered.
@@ -85,7 +85,7 @@ def resolve(
 
 
 def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel: Event | None = None) -> Lock:
-    """A lock for a version the user asked for by hand; `latest` is the newest that fits the declaration.
+    """A lock for a version the user named; `latest` is the newest that satisfies the declaration.
 
     Raises:
         JobFailed: As `resolve`.
@@ -106,18 +106,18 @@ def for_version(uv: Uv, source: Environment, version: str, python: Path, cancel:
 
 
 def _not_found(distribution: str, version: str, failure: Failure) -> JobFailed:
-    """The same with what was asked for: uv found no set of packages, for whichever reason."""
+    """The same failure in terms of the request: uv found no set of packages, for whatever reason."""
     wanted = distribution if version == "latest" else f"{distribution} {version}"
     told = " ".join(failure.detail.split())
     missing = f"no version of {distribution}=={version}" in told or f"{distribution} was not found" in told
     message = f"{wanted} is not on the package index."
     if not missing:
-        message = f"There is no set of packages in which {wanted} would work here."
+        message = f"No set of packages makes {wanted} work here."
     return JobFailed.permanent(failure.code, message, advice=failure.advice, detail=failure.detail)
 
 
 def _see_that_it_is_taken(source: Environment, version: str) -> None:
-    """Raises JobFailed for what is no version, or one the declaration rules out: no index is to blame."""
+    """Raise JobFailed if it is not a version, or the declaration excludes it."""
     from packaging.requirements import Requirement
     from packaging.version import InvalidVersion, Version
 
@@ -139,14 +139,14 @@ def _see_that_it_is_taken(source: Environment, version: str) -> None:
         ):
             raise JobFailed.permanent(
                 "version_not_taken",
-                f"{source.distribution} {version} does not suit this release of Greenroom, which takes "
+                f"{source.distribution} {version} does not work with this release of Greenroom, which needs "
                 f"{source.distribution}{wanted.specifier}.",
-                advice="Ask for such a version, or leave the version out to get the one it was tested with.",
+                advice="Ask for one of these versions, or leave the version out to get the tested one.",
             )
 
 
 def write_lock(backend: str, source: Environment, platform: Platform) -> Path:
-    """Resolve a backend's declaration and write the lock that ships: for all platforms, or for this one.
+    """Resolve a backend's declaration and write the lock that ships, for all platforms or for this one.
 
     Raises:
         JobFailed: As `resolve`.
@@ -155,7 +155,7 @@ def write_lock(backend: str, source: Environment, platform: Platform) -> Path:
 
     sources = PackageSources.discover()
     if source.universal:
-        # One whole index: what lies beside it in a folder of somebody's own may lack other platforms' files.
+        # One complete index: local ones may lack other platforms' files.
         sources = replace(sources, extra_indexes=(), find_links=())
     sources = sources.with_indexes(source.indexes, f"the declaration of {backend}")
     kind = f"{platform.system}-{platform.machine}-py{platform.python[0]}{platform.python[1]}"
@@ -188,9 +188,10 @@ def _packages(
         wheels = [_file(wheel) for wheel in package.get("wheels", [])]
         if universal:
             wheels = [wheel for wheel in wheels if _supported(wheel.name)]
-        # Every lock is for our oldest Python or newer: saying so on each line would only hide the others.
+        # Every lock is for our oldest Python or newer; repeating that on each line would hide the
+        # real markers.
         marker = re.sub(rf"^python_full_version >= '{_PYTHON}'(?: and )?", "", str(package.get("marker", "")))
-        # A package without wheels for us is wanted only where we do not run (Windows, Emscripten).
+        # A package without wheels for us is needed only where we do not run (Windows, Emscripten).
         if wheels:
             files = tuple(sorted(wheels, key=lambda wheel: wheel.name))
             name = normalized(package["name"])
@@ -210,7 +211,7 @@ def _file(wheel: Mapping[str, Any]) -> LockedFile:
 
 
 def _supported(name: str) -> bool:
-    """True for wheels that CPython from `_PYTHON` on can use on Linux or macOS."""
+    """Whether CPython from `_PYTHON` on can use the wheel on Linux or macOS."""
     interpreters, abis, platforms = name.removesuffix(".whl").split("-")[-3:]
     oldest = int(_PYTHON.split(".")[1])
     if not any(_interpreter_fits(tag, abis, oldest) for tag in interpreters.split(".")):
@@ -230,7 +231,7 @@ def _interpreter_fits(tag: str, abis: str, oldest: int) -> bool:
 
 
 def _with_sizes(packages: list[LockedPackage], sources: PackageSources) -> list[LockedPackage]:
-    """Sizes the index did not tell are asked from the server of the file itself."""
+    """Ask each file's server for the size the index did not give."""
     from concurrent.futures import ThreadPoolExecutor
 
     web = Web(sources)
@@ -243,7 +244,7 @@ def _with_sizes(packages: list[LockedPackage], sources: PackageSources) -> list[
         try:
             return replace(file, size=web.size(file.url), url="")
         except JobFailed:
-            # Some mirrors answer GET only; then its size is known once it comes.
+            # Some mirrors support only GET; the size is then known when the file arrives.
             return replace(file, url="")
 
     with ThreadPoolExecutor(max_workers=8) as pool:

@@ -1,12 +1,11 @@
-"""Where packages come from: the sources and the transport of the user's pip and uv settings, nothing else.
+"""Reads package sources and transport settings, and nothing else, from the user's pip and uv configuration.
 
-What decides *what* is installed (constraints, resolution, link modes, build settings) stays behind: an
-installation is what its lock says, on every machine. A setting found in the working directory is never
-read; only the environment, pip's global, user and site files, and uv's system and user files are.
+Settings that decide *what* is installed (constraints, resolution, link modes, build settings) are ignored: an
+installation is exactly its lock on every machine. Settings in the working directory are never read; only the
+environment, pip's global, user and site files, and uv's system and user files are.
 
-Each value remembers where it came from, so that a failed download can name the setting to look at.
-Sources: pip's `configuration` and `topics/https-certificates` pages, uv's `reference/settings` and
-`reference/environment`.
+Each value keeps its origin, so that a failed download can name the setting to check. References: pip's
+`configuration` and `topics/https-certificates` pages, uv's `reference/settings` and `reference/environment`.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", 
 
 
 def redact(text: str) -> str:
-    """The text with the user name and password of every URL in it replaced by `***`."""
+    """Replace the user name and password of every URL in the text with `***`."""
     return _CREDENTIALS.sub(r"\g<scheme>***@", text)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One value and the place the user wrote it."""
+    """A value and where the user set it."""
 
     value: str
     origin: str
@@ -50,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class PackageSources:
-    """Indexes, folders, certificates and proxies to reach packages by."""
+    """Indexes, folders, certificates and proxies for fetching packages."""
 
     index: Setting = Setting(DEFAULT_INDEX, "default")
     extra_indexes: tuple[Setting, ...] = ()
@@ -61,7 +60,7 @@ class PackageSources:
     """A PEM file, or a folder of certificates."""
     client_certificate: Setting | None = None
     proxy: Setting | None = None
-    """One proxy for everything, as pip's `proxy` means it."""
+    """One proxy for everything, as in pip's `proxy`."""
     proxies: tuple[Setting, ...] = ()
     """The usual proxy variables; the origin is the variable's name."""
     trusted_hosts: tuple[Setting, ...] = ()
@@ -70,11 +69,11 @@ class PackageSources:
     timeout: Setting | None = None
     """Seconds without a byte before a transfer counts as stalled."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """uv's `UV_INDEX_<NAME>_USERNAME` and `_PASSWORD`, handed through as they are."""
+    """uv's `UV_INDEX_<NAME>_USERNAME` and `_PASSWORD`, passed on unchanged."""
     unreadable: tuple[str, ...] = ()
-    """Settings files that may not be read, one sentence each; pip goes on without them too."""
+    """Settings files without read permission, one sentence each; pip ignores them too."""
     senseless: tuple[str, ...] = ()
-    """Settings files that cannot be understood, one sentence each: see `understood`."""
+    """Settings files that cannot be parsed, one sentence each: see `understood`."""
 
     @classmethod
     def discover(
@@ -85,7 +84,7 @@ class PackageSources:
         system: str = sys.platform,
         prefix: Path | None = None,
     ) -> PackageSources:
-        """What the user's settings say; arguments are for tests, and `prefix` is pip's site scope."""
+        """Read the user's settings; the arguments are for tests, and `prefix` is pip's site scope."""
         env = os.environ if env is None else env
         home = home or user_home(env)
         files = _Files()
@@ -114,30 +113,29 @@ class PackageSources:
         )
 
     def understood(self) -> PackageSources:
-        """The same. Packages are not fetched past a file of settings that makes no sense, as in pip and uv.
-
-        It may name another index than the one everybody has, and be there so that nothing comes from that.
+        """Return self if all settings files could be parsed. Like pip and uv, we fetch nothing otherwise: the
+        file may name the only index that may be used.
 
         Raises:
-            JobFailed: A file makes no sense.
+            JobFailed: A file cannot be parsed.
         """
         if self.senseless:
             raise JobFailed.permanent(
                 "bad_settings",
                 self.senseless[0],
-                advice="Nothing was fetched, since it may say from where. Correct the file, then try again.",
+                advice="Nothing was fetched, since the file may name the source to use. Correct it.",
             )
         return self
 
     def with_indexes(self, urls: Iterable[str], origin: str) -> PackageSources:
-        """The same sources and, after the user's own, the indexes a backend's wheels live on."""
+        """The same sources with a backend's own indexes after the user's."""
         known = {self.index.value, *(setting.value for setting in self.extra_indexes)}
         further = tuple(Setting(url, origin) for url in urls if url not in known)
         return replace(self, extra_indexes=(*self.extra_indexes, *further)) if further else self
 
     @property
     def indexes(self) -> tuple[Setting, ...]:
-        """Every index in the order to ask: what lies on this machine first, the default one last."""
+        """Every index in the order to ask: local ones first, the default one last."""
         if self.no_index is not None:
             return ()
         local = [setting for setting in self.extra_indexes if is_local(setting.value)]
@@ -145,14 +143,14 @@ class PackageSources:
         return (*local, *remote, self.index)
 
     def uv_environment(self) -> dict[str, str]:
-        """The variables that tell uv all this. Not arguments: those can be read by other users."""
+        """These settings as variables for uv; other users could read arguments."""
         env = dict(self.secrets)
         if self.no_index is None:
             env["UV_DEFAULT_INDEX"] = self.index.value
             if extra := [s.value for s in self.extra_indexes if _reachable(s.value)]:
                 env["UV_INDEX"] = " ".join(extra)
-        # pip's meaning of several indexes, which the user's settings were written for: the best version of
-        # all of them. Locked hashes decide what is installed, so this opens no door to look-alikes.
+        # pip's meaning of several indexes, which the user's settings assume: the best version of all of
+        # them. Locked hashes decide what is installed, so this admits no look-alikes.
         env["UV_INDEX_STRATEGY"] = "unsafe-best-match"
         if links := [s.value for s in self.find_links if _reachable(s.value)]:
             env["UV_FIND_LINKS"] = ",".join(links)
@@ -173,12 +171,12 @@ class PackageSources:
         return env
 
     def uv_arguments(self) -> list[str]:
-        """What uv takes no variable for."""
+        """The settings for which uv has no variable."""
         return ["--no-index"] if self.no_index is not None else []
 
     @property
     def timeout_seconds(self) -> float:
-        """Seconds without a byte before a transfer counts as stalled; 60 unless the user said more."""
+        """Seconds without a byte before a transfer counts as stalled; 60 by default."""
         try:
             said = float(self.timeout.value) if self.timeout else 0.0
         except ValueError:
@@ -186,7 +184,7 @@ class PackageSources:
         return min(max(said, 1.0), 600.0) if said else 60.0
 
     def redact(self, text: str) -> str:
-        """The text without any credential these settings hold."""
+        """Remove every credential in these settings from a text."""
         for name, value in self.secrets.items():
             if name.endswith("_PASSWORD") and value:
                 text = text.replace(value, "***")
@@ -197,7 +195,7 @@ class PackageSources:
         return redact(text)
 
     def describe(self) -> list[tuple[str, str, str]]:
-        """Name, redacted value and origin of each setting in force, for people."""
+        """Name, redacted value and origin of each setting in force, for display."""
         rows: list[tuple[str, Setting | None]] = [("index", self.index if not self.no_index else None)]
         rows += [("extra index", setting) for setting in self.extra_indexes if not self.no_index]
         rows += [("find-links", setting) for setting in self.find_links]
@@ -210,22 +208,21 @@ class PackageSources:
 
 
 def is_local(url: str) -> bool:
-    """True for a folder, given as a path or as a `file:` URL."""
+    """Whether a source is a folder, given as a path or as a `file:` URL."""
     return url.startswith("file:") or "://" not in url
 
 
 def local_path(url: str) -> Path:
-    """The folder a local source names."""
     return Path(unquote(urlsplit(url).path)) if url.startswith("file:") else expanded(url)
 
 
 def _reachable(url: str) -> bool:
-    """False for a folder that is not there: pip passes over it, uv would end with an error."""
+    """Whether a folder exists: pip ignores a missing one, uv would fail."""
     return not is_local(url) or local_path(url).exists()
 
 
 def without_credentials(url: str) -> str:
-    """The URL without its user and password, as it may be shown and compared."""
+    """The URL without user name and password, for display and comparison."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
         return url
@@ -319,7 +316,7 @@ def _pip_environment(env: Mapping[str, str]) -> _Layer:
 
 
 def _pip_files(env: Mapping[str, str], home: Path, system: str, prefix: Path) -> Iterator[Path]:
-    """pip's files, least important first; `PIP_CONFIG_FILE=/dev/null` means none at all."""
+    """pip's files, least important first; `PIP_CONFIG_FILE=/dev/null` means none."""
     named = env.get("PIP_CONFIG_FILE", "")
     if named == os.devnull:
         return
@@ -350,9 +347,9 @@ def _read_pip(env: Mapping[str, str], home: Path, system: str, prefix: Path, fil
         try:
             parser.read_string(text)
         except configparser.Error as error:
-            files.senseless.append(f"{file} is no configuration of pip's: {_first_line(error, file)}")
+            files.senseless.append(f"{file} is not a valid pip configuration: {_first_line(error, file)}")
             continue
-        # A later file, and the section of the command, replace what was said before, as in pip.
+        # A later file, and the command's own section, override earlier values, as in pip.
         for section in ("global", "download", "install"):
             if not parser.has_section(section):
                 continue
@@ -366,7 +363,7 @@ def _read_pip(env: Mapping[str, str], home: Path, system: str, prefix: Path, fil
 
 
 def _read_uv(env: Mapping[str, str], home: Path, files: _Files) -> _Layer:
-    """uv's user file before its system file; one named by `UV_CONFIG_FILE` stands for both."""
+    """uv's user file before its system file; `UV_CONFIG_FILE` replaces both."""
     if env.get("UV_CONFIG_FILE"):
         places = [Path(env["UV_CONFIG_FILE"])]
     elif _truthy(env.get("UV_NO_CONFIG", "")):
@@ -384,7 +381,7 @@ def _read_uv(env: Mapping[str, str], home: Path, files: _Files) -> _Layer:
         try:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            files.senseless.append(f"{file} is no configuration of uv's: {error}.")
+            files.senseless.append(f"{file} is not a valid uv configuration: {error}.")
             continue
         for part in (table, table.get("pip", {})):
             for name, settings in _uv_table(part, str(file)).items():
@@ -405,7 +402,7 @@ def _uv_table(table: Mapping[str, Any], origin: str) -> _Layer:
         "no-index": [Setting("true", origin)] if table.get("no-index") is True else [],
     }
     for index in table.get("index", []):
-        # An explicit index serves only packages a project pins to it, and there is no project here.
+        # Explicit indexes serve only packages that a project pins to them, and there is no project here.
         if isinstance(index, dict) and index.get("url") and not index.get("explicit"):
             layer["index" if index.get("default") else "extra"].append(Setting(str(index["url"]), origin))
     return layer
@@ -413,7 +410,7 @@ def _uv_table(table: Mapping[str, Any], origin: str) -> _Layer:
 
 @dataclass
 class _Files:
-    """Files of settings, and what was wrong with them."""
+    """Reads settings files and collects what was wrong with them."""
 
     unreadable: list[str] = field(default_factory=list)
     senseless: list[str] = field(default_factory=list)
@@ -431,6 +428,6 @@ class _Files:
 
 
 def _first_line(error: configparser.Error, file: Path) -> str:
-    """What is wrong, in a line; `configparser` says `<string>` for the file."""
+    """The error in one line, with the file's name for `configparser`'s `<string>`."""
     text = str(error).replace("While reading from ", "").replace("'<string>'", file.name)
     return redact(" ".join(text.replace("\\n", "").split()).rstrip(".")) + "."

@@ -1,4 +1,4 @@
-"""Room on the data directory's disk: the whole need is known before the first byte is fetched."""
+"""Space on the data directory's disk: the total need is checked before the first byte is fetched."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from greenroom.runner.installations.bounded import Beside, TookTooLong
 from greenroom.runner.installations.lock import LockedFile
 
 RESERVE = 64 * 2**20
-"""Bytes of the disk we never plan to use: journal, logs, and what else runs here."""
+"""Bytes of the disk left free for the journal, logs and other programs."""
 _AMPLE = 8
-"""Packages unpack to three times their size; where there is room for so many times, nobody is asked."""
+"""Packages unpack to three times their size; with room for this many times, sizes are not asked."""
 _ASK_SECONDS = 30.0
 _TAIL = 64 * 1024
 _TAIL_MOST = 16 * 2**20
 _END = struct.Struct("<4s8xII2x")
-"""Of a zip's last record: its mark, and size and place of the directory."""
+"""A zip's last record: its mark, and size and offset of the directory."""
 
 Tail = Callable[[LockedFile, int], bytes | None]
-"""Gives the last bytes of a file that is not here; None where that cannot be had."""
+"""Returns the last bytes of a remote file; None if its server does not support that."""
 
 
 def existing(place: Path) -> Path:
-    """The nearest folder above that is there."""
+    """The nearest existing folder above a path."""
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     return place
 
 
 def free(home: Path) -> int:
-    """Bytes that may be written to the data directory's disk."""
+    """Bytes that can be written to the data directory's disk."""
     return shutil.disk_usage(existing(home)).free
 
 
 def need_space(home: Path, needed: int) -> None:
-    """See that the data directory's disk has room for so much, and for what stays free.
+    """Raise if the data directory's disk lacks room for `needed` bytes besides the reserve.
 
     Raises:
         JobFailed: Permanent, `no_space`, with what is needed and what is there.
@@ -50,13 +50,13 @@ def need_space(home: Path, needed: int) -> None:
     there = free(home)
     if needed and there < needed + RESERVE:
         raise _no_space(
-            f"Installing needs {(needed + RESERVE) / 1e6:.0f} MB, of which {RESERVE / 1e6:.0f} MB stay free "
+            f"Installing needs {(needed + RESERVE) / 1e6:.0f} MB, including {RESERVE / 1e6:.0f} MB kept free "
             f"for the journal and the logs; the disk of {existing(home)} has {there / 1e6:.0f} MB left."
         )
 
 
 def keep_reserve(home: Path) -> None:
-    """See that what stays free is free; for in the middle of writing.
+    """Raise if the disk is down to the reserve; for use while writing.
 
     Raises:
         JobFailed: Permanent, `no_space`.
@@ -64,7 +64,7 @@ def keep_reserve(home: Path) -> None:
     there = free(home)
     if there < RESERVE:
         raise _no_space(
-            f"The disk of {existing(home)} has {there / 1e6:.0f} MB left, and {RESERVE / 1e6:.0f} MB of it "
+            f"The disk of {existing(home)} has {there / 1e6:.0f} MB left; {RESERVE / 1e6:.0f} MB of it must "
             "stay free for the journal and the logs."
         )
 
@@ -77,12 +77,12 @@ def is_ample(home: Path, download: int, total: int) -> bool:
 def unpacked(
     files: Sequence[LockedFile], here: Callable[[LockedFile], Path | None], tail: Tail, cancel: Event
 ) -> int:
-    """Bytes that wheels unpack to; of those whose directory cannot be had, their own size.
+    """Bytes that wheels unpack to; for unreadable ones, their own size.
 
     Args:
-        here: Where a file lies that has been fetched already.
-        tail: Asks a server; called on several threads.
-        cancel: Ends the asking, with JobCancelled.
+        here: The path of an already fetched file.
+        tail: Asks the server; called on several threads.
+        cancel: Stops asking, with JobCancelled.
     """
     asked = [(file, Beside(lambda file=file: _unpacked(file, here, tail), "wheel-size")) for file in files]  # type: ignore[misc]
     total = 0
@@ -115,12 +115,12 @@ def _unpacked(file: LockedFile, here: Callable[[LockedFile], Path | None], tail:
 
 
 def unpacked_wheel(wheel: Path | io.BytesIO, otherwise: int) -> int:
-    """Bytes that a wheel says it unpacks to, of all of it or of its end."""
+    """Unpacked bytes according to a wheel's directory."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             return sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError):
-        return otherwise  # uv will say what is wrong with it
+        return otherwise  # uv will report what is wrong with it
 
 
 def _no_space(message: str) -> JobFailed:

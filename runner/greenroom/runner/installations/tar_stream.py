@@ -1,15 +1,15 @@
-"""Reads a tar from a stream it does not trust: one entry after the other, in bounded time and memory.
+"""Reads a tar from an untrusted stream: one entry at a time, in bounded time and memory.
 
-`tarfile` believes what headers say: a size of 2^62 is skipped for years after the input has ended, headers of
-headers are read by recursion, sparse maps without an end are waited for, and every entry is kept. Here
+`tarfile` believes headers: it skips a size of 2^62 for years after the input has ended, reads headers of
+headers recursively, waits for sparse maps without an end, and keeps every entry. Here
 
 - a size beyond what can still come refuses the archive at once;
-- the end of the input is an error, wherever it is not the end of an entry;
-- extended headers are read one after the other, so many of them, and each only so large;
-- nothing is kept of an entry once the next one is asked for.
+- the end of the input is an error except at the end of an entry;
+- extended headers are read one after the other, limited in number and size;
+- nothing of an entry is kept once the next one is requested.
 
-The blocks themselves are parsed by `tarfile`. POSIX pax, GNU and old formats, as Docker, BuildKit, Go, GNU
-tar and bsdtar write them.
+`tarfile` parses the blocks themselves. POSIX pax, GNU and old formats, as Docker, BuildKit, Go, GNU tar and
+bsdtar write them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Kind = Literal["file", "folder", "symlink", "hardlink", "other"]
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _HEADER = 1 << 20
-"""Bytes of one extended header: those are read whole into memory."""
+"""Maximum bytes of one extended header, which is read into memory."""
 _HEADERS = 16
-"""Extended headers before one entry; writers make at most four."""
+"""Extended headers before one entry; writers use at most four."""
 _SPARSE_BLOCKS = 10_000
 _DIGITS = 19
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -47,12 +47,12 @@ _KINDS: dict[bytes, Kind] = {
 
 
 class BadTar(Exception):
-    """It is no archive, or one that lies; the text is one clause."""
+    """Not an archive, or an inconsistent one; the text is one clause."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one entry says of itself."""
+    """The metadata of one entry."""
 
     name: str
     kind: Kind
@@ -63,23 +63,20 @@ class Entry:
 
 
 class TarStream:
-    """One archive, read once, from the front."""
+    """One archive, read once from the front."""
 
     def __init__(self, read: Callable[[int], bytes], limit: int) -> None:
-        """Read nothing yet.
-
-        Args:
-            read: Gives up to so many bytes; none at the end. May raise to end it all.
-            limit: Bytes the whole archive may have.
+        """`read` returns up to so many bytes, none at the end, and may raise to abort. `limit` is the maximum
+        size of the whole archive.
         """
         self._read = read
         self._room = limit
         self._body = 0
-        """Bytes of the present entry's content that are still to come."""
+        """Bytes of the current entry's content still to come."""
         self._padding = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """Every entry; what is not read of its content is passed over.
+        """Every entry; unread content is skipped.
 
         Raises:
             BadTar: What is there is no archive that can be believed.
@@ -95,7 +92,7 @@ class TarStream:
             yield entry
 
     def content(self) -> Iterator[bytes]:
-        """What is left of the present entry's content, in pieces.
+        """The rest of the current entry's content, in pieces.
 
         Raises:
             BadTar: It ends before it should.
@@ -108,7 +105,7 @@ class TarStream:
         self._exactly(padding)
 
     def _next(self, *, first: bool) -> Entry | None:
-        """The next entry, with all that the headers before it say of it."""
+        """The next entry, with its extended headers applied."""
         told: dict[str, str] = {}
         for number in range(_HEADERS):
             info = self._header(end=number == 0, empty=not first)
@@ -121,7 +118,7 @@ class TarStream:
             elif info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
                 told |= _records(self._extended(info.size))
             elif info.type == tarfile.XGLTYPE:
-                # Comments on the archive. No writer says anything there that changes every entry after it.
+                # Comments on the archive. No writer uses these to change every following entry.
                 if told_of_all := _records(self._extended(info.size)):
                     raise BadTar(f"a header for all entries says their {min(told_of_all)}")
             else:
@@ -145,7 +142,7 @@ class TarStream:
         return Entry(name, "other" if sparse else kind, size, info.mode, link)
 
     def _pass_sparse_map(self, info: tarfile.TarInfo) -> None:
-        # `frombuf` leaves them to `_proc_sparse`, which reads as many blocks as say that another one follows.
+        # `frombuf` leaves these to `_proc_sparse`, which reads as many blocks as announce another.
         _, more, _ = info._sparse_structs  # type: ignore[attr-defined]  # noqa: SLF001
         for _ in range(_SPARSE_BLOCKS):
             if not more:
@@ -195,7 +192,7 @@ class TarStream:
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """What matters of an extended header's records, each `<its length> <key>=<value>\\n`."""
+    """The relevant records of an extended header, each `<its length> <key>=<value>\\n`."""
     told: dict[str, str] = {}
     place = 0
     while place < len(data):
@@ -208,7 +205,7 @@ def _records(data: bytes) -> dict[str, str]:
         place += length
         if key in (b"path", b"linkpath", b"size") or key.startswith(b"GNU.sparse."):
             told[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-    # GNU's own way of naming sparse files.
+    # GNU's names of sparse files.
     if "GNU.sparse.name" in told:
         told["path"] = told["GNU.sparse.name"]
     return told

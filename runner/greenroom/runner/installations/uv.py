@@ -1,7 +1,7 @@
-"""Runs uv: in an empty folder, with a cleaned environment and a cache of our own, cancellable.
+"""Runs uv: in an empty folder, with a clean environment and a private cache, cancellable.
 
-Nothing of the user's uv reaches it but the sources and the transport that `PackageSources` takes over.
-What it prints is kept (bounded, redacted) and, when it fails, turned into one sentence and one stable code.
+Of the user's configuration, uv sees only sources and transport (`PackageSources`). Its output is kept
+(bounded, redacted) and, on failure, turned into one sentence and one stable code.
 """
 
 from __future__ import annotations
@@ -15,38 +15,26 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import msgspec
 import psutil
 
-from greenroom.runner.errors import JobCancelled, JobFailed, is_machines, refused_by_machine
+from greenroom.runner.errors import JobFailed, is_machines, refused_by_machine
+from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.installations.sources import PackageSources
 
-# Filled now, while this module's import keeps others out: in CPython up to 3.12 a second thread that asks
-# meanwhile finds it half filled (`EXE` is None), and uv's program is looked for on several at once.
+# Filled now, under this module's import lock: in CPython up to 3.12 a second thread can find it half
+# filled (`EXE` is None), and several threads look for uv's program at once.
 sysconfig.get_config_vars()
 
 _KEPT_VARIABLES = frozenset(
-    {
-        "PATH",
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "TMPDIR",
-        "LANG",
-        "LC_ALL",
-        "LC_CTYPE",
-        "TZ",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-    }
+    "PATH HOME USER LOGNAME TMPDIR LANG LC_ALL LC_CTYPE TZ SSL_CERT_FILE SSL_CERT_DIR".split()
 )
 _OUTPUT_LIMIT = 256 * 1024
 _POLL = 0.1
@@ -58,7 +46,7 @@ _DISK_FAILED = frozenset(
 
 @dataclass(frozen=True)
 class UvResult:
-    """What a successful run printed."""
+    """The output of a successful run."""
 
     stdout: str
     stderr: str
@@ -66,7 +54,7 @@ class UvResult:
 
 
 class Uv:
-    """One uv program, one private cache, one set of sources."""
+    """One uv program with a private cache and one set of sources."""
 
     def __init__(self, cache_dir: Path, sources: PackageSources, binary: Path | None = None) -> None:
         self.cache_dir = cache_dir
@@ -75,7 +63,7 @@ class Uv:
 
     @property
     def binary(self) -> Path:
-        """The program: as given, else `GREENROOM_UV`, else the one of the `uv` package we depend on."""
+        """The program: as given, else `GREENROOM_UV`, else from the `uv` package."""
         if self._binary is not None:
             return self._binary
         if named := os.environ.get("GREENROOM_UV"):
@@ -98,59 +86,43 @@ class Uv:
         *,
         cwd: Path | None = None,
         cancel: Event | None = None,
-        on_output: Callable[[str], None] | None = None,
         on_start: Callable[[int], None] | None = None,
-        activity: Callable[[], object] | None = None,
-        env: Mapping[str, str] | None = None,
         deadline: float = 3600.0,
         idle: float = 300.0,
     ) -> UvResult:
-        """Run `uv <args>` and wait; blocks, so call it on a thread of its own.
+        """Run `uv <args>` and wait; blocks.
 
         Args:
-            cwd: The folder to run in; an empty one is made (and removed) when not given.
-            cancel: When set, uv's process group is ended and `JobCancelled` is raised.
-            on_output: Gets each line of standard error, redacted.
-            on_start: Gets the pid.
-            activity: Called now and then; a value that changes proves that uv is at work although it prints
-                nothing (it prints no progress without a terminal). What its processes compute, read and write
-                when not given.
-            env: Further variables.
-            deadline: Seconds for the whole run.
-            idle: Seconds without output or activity: a uv that is stopped, or waits for a disk that hangs.
+            cwd: The folder to run in; by default a temporary empty one.
+            cancel: Ends uv's process group and raises `JobCancelled` when set.
+            on_start: Receives the pid.
+            deadline: Maximum seconds for the whole run.
+            idle: Maximum seconds without output, computing, reading or writing: uv prints no progress without
+                a terminal, may be stopped, and may wait for a hung disk.
 
         Raises:
-            JobFailed: It could not start, ended with an error, or a deadline passed.
+            JobFailed: It could not start, ended with an error, or exceeded a deadline.
             JobCancelled: `cancel` was set.
         """
-        if cancel is not None and cancel.is_set():
-            raise JobCancelled
+        stop_if(cancel)
         if cwd is None:
             with tempfile.TemporaryDirectory(prefix="greenroom-uv-") as folder:
                 return self.run(
-                    args,
-                    cwd=Path(folder),
-                    cancel=cancel,
-                    on_output=on_output,
-                    on_start=on_start,
-                    activity=activity,
-                    env=env,
-                    deadline=deadline,
-                    idle=idle,
+                    args, cwd=Path(folder), cancel=cancel, on_start=on_start, deadline=deadline, idle=idle
                 )
         began = time.monotonic()
-        process = self._spawn(args, cwd, env or {})
+        process = self._spawn(args, cwd)
         try:
             if on_start is not None:
                 on_start(process.pid)
-            stdout, stderr = self._drain(process, cancel, on_output, activity, began + deadline, idle)
+            stdout, stderr = self._drain(process, cancel, began + deadline, idle)
         finally:
             _end(process)
         if process.returncode != 0:
             raise classify(self.sources.redact(stderr or stdout), process.returncode)
         return UvResult(stdout=stdout, stderr=self.sources.redact(stderr), seconds=time.monotonic() - began)
 
-    def _spawn(self, args: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, args: Sequence[str], cwd: Path) -> subprocess.Popen[bytes]:
         binary = self.binary
         argv = [str(binary), *args, "--no-config", "--no-progress", "--color", "never"]
         variables = {name: value for name, value in os.environ.items() if name in _KEPT_VARIABLES}
@@ -162,7 +134,6 @@ class Uv:
             "UV_HTTP_RETRIES": "2",
             "UV_LOCK_TIMEOUT": "120",
             "NO_COLOR": "1",
-            **env,
         }
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -182,23 +153,19 @@ class Uv:
         self,
         process: subprocess.Popen[bytes],
         cancel: Event | None,
-        on_output: Callable[[str], None] | None,
-        activity: Callable[[], object] | None,
         deadline: float,
         idle: float,
     ) -> tuple[str, str]:
         assert process.stdout is not None
         assert process.stderr is not None
-        out, err = _Tail(), _Tail(self.sources, on_output)
-        activity = activity or partial(_work_of, process.pid)
+        out, err = _Tail(), _Tail()
         seen: object = None
         last_sign = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ, out)
             selector.register(process.stderr, selectors.EVENT_READ, err)
             while selector.get_map():
-                if cancel is not None and cancel.is_set():
-                    raise JobCancelled
+                stop_if(cancel)
                 for key, _ in selector.select(_POLL):
                     stream: IO[bytes] = key.fileobj  # type: ignore[assignment]
                     chunk = os.read(stream.fileno(), 65536)
@@ -208,19 +175,19 @@ class Uv:
                     else:
                         selector.unregister(stream)
                 now = time.monotonic()
-                if now - last_sign > 1.0 and (value := activity()) != seen:
+                if now - last_sign > 1.0 and (value := _work_of(process.pid)) != seen:
                     seen, last_sign = value, now
                 if now > deadline or now - last_sign > idle:
                     raise JobFailed.transient(
                         "timed_out",
-                        f"uv showed no sign of life for {idle:.0f} s."
+                        f"uv showed no activity for {idle:.0f} s."
                         if now <= deadline
-                        else "uv took longer than it is given.",
+                        else "uv exceeded its time limit.",
                         advice="Look at the network and try again.",
                         detail=err.text(),
                     )
                 if process.poll() is not None and not selector.select(0):
-                    break  # something it started holds the pipes open; what it printed itself is here
+                    break  # a process that uv started holds the pipes open; uv's own output is complete
         remaining = max(0.1, deadline - time.monotonic())
         try:
             process.wait(timeout=min(remaining, idle))
@@ -230,7 +197,7 @@ class Uv:
 
 
 def _work_of(pid: int) -> tuple[float, int]:
-    """What a process and its children have computed, read and written; rises while they are at work."""
+    """What a process and its children have computed, read and written; rises while they work."""
     seconds, moved = 0.0, 0
     with suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -238,47 +205,35 @@ def _work_of(pid: int) -> tuple[float, int]:
             with suppress(psutil.Error):
                 used = one.cpu_times()
                 seconds += used.user + used.system
-                # Not everywhere told.
+                # Not available on every system.
                 counters = getattr(one, "io_counters", None)
                 moved += sum(counters()[:4]) if counters is not None else 0
     return seconds, moved
 
 
 class _Tail:
-    """The last part of a stream, and its lines as they come."""
+    """The last part of a stream."""
 
-    def __init__(
-        self, sources: PackageSources | None = None, on_line: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self) -> None:
         self._kept = bytearray()
-        self._line = bytearray()
-        self._sources = sources
-        self._on_line = on_line
 
     def add(self, chunk: bytes) -> None:
         self._kept += chunk
         if len(self._kept) > 16 * _OUTPUT_LIMIT:
             del self._kept[:-_OUTPUT_LIMIT]
-        if self._on_line is None or self._sources is None:
-            return
-        self._line += chunk
-        *lines, rest = self._line.split(b"\n")
-        self._line = bytearray(rest)
-        for line in lines:
-            self._on_line(self._sources.redact(line.decode("utf-8", "replace").rstrip()))
 
     def text(self) -> str:
         return self._kept.decode("utf-8", "replace")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """No process of the group is left behind, whatever happened."""
+    """Leave no process of the group behind, whatever happened."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             break
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, sent)
-            os.killpg(process.pid, signal.SIGCONT)  # one that is stopped would not hear of it
+            os.killpg(process.pid, signal.SIGCONT)  # a stopped one would not see the signal
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_TERM_GRACE)
     for stream in (process.stdout, process.stderr):
@@ -286,67 +241,60 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-@dataclass(frozen=True)
-class _Known:
-    pattern: re.Pattern[str]
+class _Known(NamedTuple):
+    pattern: str
     kind: Literal["transient", "permanent"]
     code: str
     message: str
     advice: str
 
 
-def _known(
-    pattern: str, kind: Literal["transient", "permanent"], code: str, message: str, advice: str
-) -> _Known:
-    return _Known(re.compile(pattern, re.IGNORECASE | re.DOTALL), kind, code, message, advice)
-
-
-# First match wins: what can never be cured by waiting comes before what can, since uv's chain of causes
-# often ends in a general word ("failed to fetch") that matches both.
+# First match wins: permanent failures come before transient ones, since uv's chain of causes often ends
+# in a general phrase ("failed to fetch") that matches both.
 _FAILURES = (
-    _known(
+    _Known(
         r"hash mismatch|no hashes? (?:matched|that match)|does not match .*hash",
         "permanent",
         "hash_mismatch",
         "A package's bytes are not the ones this release of Greenroom was tested with.",
         "Check the package index or proxy that served it; it may rewrite or rebuild packages.",
     ),
-    _known(
+    _Known(
         r"no space left on device|os error 28|disk quota exceeded|os error 122",
         "permanent",
         "no_space",
         "The disk is full.",
         "Free some space, then install again.",
     ),
-    _known(
+    _Known(
         r"read-only file system|os error 30\b",
         "permanent",
         "read_only",
         "The data directory cannot be written to.",
         "Make it writable, or set GREENROOM_HOME to a folder that is.",
     ),
-    _known(
+    _Known(
         r"permission denied|os error 13\b",
         "permanent",
         "no_permission",
-        "A file in the data directory may not be written.",
-        "Give yourself the right to write there, or set GREENROOM_HOME to another folder.",
+        "A file in the data directory cannot be written: permission denied.",
+        "Make sure you can write there, or set GREENROOM_HOME to another folder.",
     ),
-    _known(
+    _Known(
         r"network was disabled|network connectivity is disabled",
         "transient",
         "offline",
         "The package is not on this machine, and the network is switched off.",
         "Switch the network on, or name a folder with the packages in PIP_FIND_LINKS.",
     ),
-    _known(
+    _Known(
         r"status client error \((?:401|403)|unauthorized|forbidden",
         "permanent",
         "unauthorized",
         "The package index refused our credentials.",
         "Check the user and password of the index in pip's or uv's settings, or in ~/.netrc.",
     ),
-    _known(
+    _Known(
         r"timed? ?out|connection (?:reset|refused|closed|aborted|error)|connect error|error sending request"
         r"|dns error|name resolution|unreachable|broken pipe|incomplete message|unexpected eof|end of file"
         r"|failed to fetch.*\b(?:429|5\d\d)\b|status (?:server|client) error \((?:429|5\d\d)"
@@ -356,7 +304,7 @@ _FAILURES = (
         "The package index could not be reached.",
         "Check the network and the proxy settings; pip's and uv's own settings are used.",
     ),
-    _known(
+    _Known(
         r"no wheels with a matching|no (?:compatible|matching) wheel|doesn't have a (?:source|wheel)"
         r"|requires-python|current python version",
         "permanent",
@@ -364,22 +312,22 @@ _FAILURES = (
         "There is no package for this platform and Python.",
         "Use another backend, or run Greenroom with another Python.",
     ),
-    _known(
+    _Known(
         r"no solution found|there is no version of|was not found in the package registry|not found in",
         "permanent",
         "no_such_version",
         "No such version is on the package index.",
         "Ask for another version, or leave the version out to get the one this release was tested with.",
     ),
-    _known(
-        # Of what uv itself has started; machines without memory do that.
+    _Known(
+        # A process uv started; machines without memory do that.
         r"failed with exit (?:status|code):? signal: 9",
         "transient",
         "uv_killed",
         "A program that the installation needs was ended by SIGKILL.",
         "See whether the machine has memory left, then try again.",
     ),
-    _known(
+    _Known(
         r"timeout.*lock|lock.*timeout|could not acquire lock",
         "transient",
         "locked",
@@ -396,14 +344,14 @@ _HOST = re.compile(r"https?://(?:[^/\s@]*@)?([^/\s`'\")]+)")
 
 
 def classify(output: str, code: int) -> JobFailed:
-    """What uv's output means for the user, and whether another attempt makes sense."""
+    """The failure that uv's output means, and whether a retry makes sense."""
     detail = output.strip()
     for known in _FAILURES:
-        if known.pattern.search(detail):
+        if re.search(known.pattern, detail, re.IGNORECASE | re.DOTALL):
             make = JobFailed.transient if known.kind == "transient" else JobFailed.permanent
             message = known.message
             if known.code == "unreachable" and (host := _HOST.search(detail)):
-                # Several may be asked, and not all of them are the user's own.
+                # uv may have asked several, including a backend's own.
                 message = f"The package index at {host[1]} could not be reached."
             failed = make(known.code, message, advice=known.advice, detail=detail)
             failed.reached = _NO_NETWORK.search(detail) is None
@@ -422,10 +370,8 @@ def classify(output: str, code: int) -> JobFailed:
 
 
 def os_failure(error: OSError, what: str) -> JobFailed:
-    """The failure an operating system error means; `what` begins the sentence. It is the machine's."""
-    failed = _os_failure(error, what)
-    failed.failure = msgspec.structs.replace(failed.failure, blame="machine")
-    return failed
+    """The failure an operating system error means, blamed on the machine; `what` begins the sentence."""
+    return JobFailed(msgspec.structs.replace(_os_failure(error, what).failure, blame="machine"))
 
 
 def _os_failure(error: OSError, what: str) -> JobFailed:
@@ -446,11 +392,11 @@ def _os_failure(error: OSError, what: str) -> JobFailed:
         return JobFailed.permanent(
             "no_permission",
             f"{what}: permission denied{named}.",
-            advice="Give yourself the right to write there, or set GREENROOM_HOME to another folder.",
+            advice="Make sure you can write there, or set GREENROOM_HOME to another folder.",
             detail=detail,
         )
     if is_machines(error.errno or 0):
-        # Too many open files, processes, or no memory: later there may be.
+        # Out of descriptors, processes or memory: there may be some later.
         return JobFailed(msgspec.structs.replace(refused_by_machine(what, error), detail=detail))
     if error.errno in _DISK_FAILED:
         return JobFailed.transient(

@@ -1,4 +1,4 @@
-"""Is an installation still what it was when it was committed?"""
+"""Checks whether an installation is still what was committed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from threading import Event
 
 from greenroom.actors.values import Failure
 from greenroom.runner.errors import JobCancelled, JobFailed, is_machines, refused_by_machine
+from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.installations.record import MARK, Record, Unclear, interpreter
 
 _IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"
@@ -27,12 +28,12 @@ _PROBE = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_modu
 _PROBE_SECONDS = 300.0
 _END_SECONDS = 5.0
 _NOT_NOW = frozenset({errno.EIO, errno.ESTALE, errno.ETXTBSY, errno.EACCES, errno.EPERM, errno.ENOTCONN})
-"""Whoever mends the disk or the rights has an installation that is whole."""
+"""Once the disk or the permissions are repaired, the installation is intact."""
 _OUTPUT_LIMIT = 64 * 1024
 
 
 def inventory(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """Sizes of all files and targets of all links below a folder, by relative path, without byte code."""
+    """Sizes of all files and targets of all links below a folder, by relative path; without byte code."""
     files: dict[str, int] = {}
     links: dict[str, str] = {}
     begin = len(str(folder)) + 1
@@ -56,7 +57,7 @@ def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
 
 
 def complaint(folder: Path, record: Record, *, run: bool = True) -> str:
-    """Why the installation cannot be used, judged by presence and size of every file; empty when whole.
+    """Why the installation cannot be used, from presence and size of every file; empty if it is intact.
 
     Args:
         run: Also start its Python and see that it is the one the packages were made for.
@@ -68,7 +69,7 @@ def complaint(folder: Path, record: Record, *, run: bool = True) -> str:
 
 
 def missing(folder: Path, record: Record) -> str:
-    """The first file or link that is gone or has another size, as a sentence; empty when none is."""
+    """A clause on the first file or link that is gone or has another size; empty if none is."""
     root = f"{folder}{os.sep}"
     regular, lstat = stat.S_IFREG, os.lstat
     for name, size in record.files.items():
@@ -94,13 +95,13 @@ def missing(folder: Path, record: Record) -> str:
 
 
 def strange_python(folder: Path, record: Record) -> str:
-    """Why the installation's Python is not the one its packages were made for; empty when it is.
+    """Why the installation's Python is not the one its packages were built for; empty if it is.
 
     Another patch release is the same Python: system updates replace those in place.
 
     Raises:
-        Unclear: It cannot be told now: a machine without descriptors or memory, or one that is too busy, says
-            nothing of the installation.
+        Unclear: It cannot be told now: a machine without descriptors or memory, or a busy one, says nothing
+            about the installation.
     """
     python = interpreter(folder)
     try:
@@ -124,7 +125,7 @@ class NotRunning(Exception):
     """An interpreter does not run; the text says how it ended."""
 
     def __init__(self, how: str, *, passing: bool) -> None:
-        """`passing`: that says something of the machine now, and nothing of the interpreter."""
+        """`passing`: the reason is the machine's current state, not the interpreter."""
         super().__init__(how)
         self.passing = passing
 
@@ -145,10 +146,11 @@ def identity(python: Path, cancel: Event | None = None) -> tuple[str, str]:
 
 
 def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> None:
-    """See that an installation's modules import in it, each in turn.
+    """Import an installation's modules, each in turn.
 
     Raises:
-        JobFailed: Permanent, `probe_failed`, with the last thing Python said.
+        JobFailed: Permanent, `probe_failed`, with Python's last output; transient if the machine was at
+            fault.
         JobCancelled: `cancel` was set.
     """
     python = interpreter(folder)
@@ -167,38 +169,39 @@ def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> Non
 
 
 def _not_probed(name: str, outcome: Outcome) -> Failure:
-    """The machine did not let it show whether it works."""
+    """The machine prevented the probe."""
     if outcome.refused is not None:
         return refused_by_machine(f"{name} was installed but could not be started", outcome.refused)
     return Failure(
         kind="transient",
         code="probe_ended",
         message=f"{name} was installed but could not be started here: {outcome.ending}.",
-        advice="The machine may be out of memory or too busy. What was fetched is kept.",
+        advice="The machine may be out of memory or too busy. Downloads are kept.",
         detail=outcome.output[-4_000:],
         blame="machine",
     )
 
 
 def changed(folder: Path, record: Record, cancel: Event | None = None) -> list[str]:
-    """The files whose bytes are not the ones that were installed, each as a sentence; reads everything.
+    """Read everything and describe each file whose bytes have changed since it was installed.
 
-    Raises OSError where that cannot be told: what cannot be read now may well be whole.
+    The sums come from the `RECORD` of each wheel, and the `RECORD`s' own from our record. For an image all
+    sums are
+    ours: its publisher may have changed files after installing them.
 
-    The sums come from the `RECORD` each wheel brought, and these are themselves under a sum of ours. Of an
-    image all sums are ours: whoever made it may have changed files after they were installed.
+    Raises:
+        OSError: A file cannot be read now; it may well be intact.
     """
     first = missing(folder, record)
     complaints = [first] if first else []
     sums = dict(record.sums)
     for name in record.sums:
         if record.image is None and name.endswith(".dist-info/RECORD"):
-            # Without it there are no sums for what it speaks for; that it has changed itself is told below.
+            # Without it there are no sums for the files it lists; a change of itself is reported below.
             with suppress(FileNotFoundError, csv.Error, ValueError):
                 sums |= _recorded(folder, name)
     for name, expected in sums.items():
-        if cancel is not None and cancel.is_set():
-            raise JobCancelled
+        stop_if(cancel)
         try:
             found = sha256(folder / name)
         except FileNotFoundError:
@@ -211,7 +214,7 @@ def changed(folder: Path, record: Record, cancel: Event | None = None) -> list[s
 
 
 def own_sums(folder: Path, files: Sequence[str]) -> dict[str, str]:
-    """Sums of the files no `RECORD` speaks for, and of the `RECORD`s."""
+    """Sums of the files that no `RECORD` lists, and of the `RECORD`s."""
     records = [name for name in files if name.endswith(".dist-info/RECORD")]
     spoken: set[str] = set()
     for name in records:
@@ -220,18 +223,18 @@ def own_sums(folder: Path, files: Sequence[str]) -> dict[str, str]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hex."""
+    """In hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _recorded(folder: Path, name: str) -> dict[str, str]:
-    """What one `RECORD` says, by path below the installation's folder."""
+    """Sums listed in one `RECORD`, by path below the installation's folder."""
     return {path: base64.urlsafe_b64decode(f"{sum_}==").hex() for path, sum_ in _rows(folder, name)}
 
 
 def _rows(folder: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Path and SHA-256, as it is written there, of each file that a `RECORD` speaks for."""
+    """Path and SHA-256, as written there, of each file a `RECORD` lists."""
     base = os.path.dirname(os.path.dirname(name))
     with (folder / name).open(newline="", encoding="utf-8") as file:
         for row in csv.reader(file):
@@ -247,22 +250,21 @@ class Outcome:
     """How a short run of an interpreter ended."""
 
     code: int | None
-    """None when it was ended for taking too long."""
+    """None when it was killed for taking too long."""
     output: str
-    """Standard output, or with `code` other than 0 both streams."""
+    """Standard output; with a nonzero `code`, both streams."""
     refused: OSError | None = None
-    """Why the system did not start it at all."""
+    """Why the system did not start it."""
 
     @property
     def passing(self) -> bool:
-        """It says something of the machine now, and nothing of the program."""
+        """The reason is the machine's current state, not the program."""
         if self.refused is not None:
             return is_machines(self.refused.errno or 0) or self.refused.errno in _NOT_NOW
         return self.code is None or self.code == -signal.SIGKILL
 
     @property
     def ending(self) -> str:
-        """For people."""
         if self.refused is not None:
             return self.refused.strerror or str(self.refused)
         if self.code is None:
@@ -309,7 +311,7 @@ def run_python(
         if process.poll() is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            # What it has started in a session of its own may hold the pipes, and storage that hangs holds it.
+            # Processes in a session of their own may hold the pipes, and hung storage may hold it.
             with suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=_END_SECONDS)
     text = out if process.returncode == 0 else err + out

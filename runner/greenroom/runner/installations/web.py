@@ -1,17 +1,21 @@
-"""HTTP for package indexes: the user's certificates, proxies and credentials, and failures as sentences."""
+"""HTTP for package indexes, with the user's certificates, proxies and credentials, and readable failures."""
 
 from __future__ import annotations
 
 import base64
 import netrc as _netrc
+import socket
 import ssl
+import threading
 import urllib.request
 from collections.abc import Callable, Mapping
-from threading import Lock
-from typing import IO, NamedTuple, TypeVar
-from urllib.parse import unquote, urlsplit
+from contextlib import suppress
+from typing import IO, Any, NamedTuple, TypeVar
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
     HTTPError,
     MaxRetryError,
@@ -26,20 +30,19 @@ from urllib3.util import Retry, Timeout
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.bounded import Flag, TookTooLong, bounded
-from greenroom.runner.installations.connections import Exchange, HttpPool, HttpsPool
 from greenroom.runner.installations.sources import PackageSources, redact, without_credentials
 from greenroom.runner.user_home import expanded
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
-"""For the head of an answer, redirects included, however slowly it comes."""
+"""For the response head, redirects included."""
 _PAGE_SECONDS = 120.0
 _PAGE_BYTES = 64 * 2**20
-"""Of what a page unpacks to; those of projects with ten thousand files have a fifth of it."""
+"""Unpacked; pages of projects with ten thousand files have a fifth of it."""
 _PIECE = 64 * 1024
 _AGENT = "greenroom (package installer)"
 _ADVICE = "Check the network; pip's and uv's own index and proxy settings are used."
-# One attempt is one attempt: who asked decides about another, where it is seen and counted.
+# No retries here: the caller decides about them, where they are seen and counted.
 _ONCE = Retry(total=None, connect=0, read=0, status=0, other=0, redirect=8, raise_on_status=False)
 
 NOT_HERE = frozenset({404, 410})
@@ -50,7 +53,7 @@ T = TypeVar("T")
 
 
 class Fetched(NamedTuple):
-    """A small answer, read whole."""
+    """A small response, read whole."""
 
     status: int
     body: bytes
@@ -60,39 +63,33 @@ class Fetched(NamedTuple):
 
 
 class Web:
-    """HTTP with the transport of `PackageSources`; safe to use from several threads.
+    """HTTP with the transport of `PackageSources`; thread-safe.
 
     No call outlasts a bound, whatever a server sends and however slowly, but one that sends a file.
     """
 
     def __init__(self, sources: PackageSources, *, advice: str = _ADVICE, cancel: Flag | None = None) -> None:
-        """Ask nobody yet.
-
-        Args:
-            advice: For servers that do not answer.
-            cancel: When set, every call ends at once, with JobCancelled.
-        """
+        """`advice` is for servers that do not answer; `cancel` ends every call with JobCancelled when set."""
         self._sources = sources
         self._advice = advice
         self._cancel = cancel
         self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
-        self._guard = Lock()
+        self._guard = threading.Lock()
         self._reached = False
-        """Some server has answered."""
         self._netrc: _netrc.netrc | None = None
         if sources.netrc is not None:
             try:
                 self._netrc = _netrc.netrc(sources.netrc.value)
             except (OSError, _netrc.NetrcParseError):
-                self._netrc = None  # pip and uv go on without it as well
+                self._netrc = None  # pip and uv ignore it too
 
     def open(
         self, url: str, *, headers: Mapping[str, str] | None = None, method: str = "GET"
     ) -> BaseHTTPResponse:
-        """Send a request and return the answer unread, whatever its status but a refusal.
+        """Send a request and return the response unread, with any status but a refusal.
 
         Raises:
-            JobFailed: No answer, or one that says why not (401, 403, 407, 429, 5xx).
+            JobFailed: No response, or a refusal (401, 403, 407, 429, 5xx).
         """
         response = self.send(url, headers=headers, method=method)
         if response.status in NOT_HERE or response.status < 400 or response.status == 416:
@@ -109,23 +106,23 @@ class Web:
         body: bytes | IO[bytes] | None = None,
         anonymous: bool = False,
     ) -> BaseHTTPResponse:
-        """Send a request and return the answer unread, whatever its status.
+        """Send a request and return the response unread, with any status.
 
-        Redirects are followed; credentials do not go along to another host.
+        Redirects are followed; credentials are not sent to another host.
 
         Args:
-            anonymous: Leave out what the package settings and ~/.netrc hold for this host.
+            anonymous: Leave out the credentials in package settings and ~/.netrc.
 
         Raises:
-            JobFailed: No answer.
-            JobCancelled: This web's `cancel` was set.
+            JobFailed: No response.
+            JobCancelled: `cancel` was set.
         """
         seconds = None if body is not None and not isinstance(body, bytes) else _ANSWER_SECONDS
 
         def exchange() -> BaseHTTPResponse:
             return self._send(url, headers, method, body, anonymous=anonymous)
 
-        return self._within(url, seconds, exchange, drop=_close)
+        return self._within(url, seconds, exchange, drop=lambda response: response.close())
 
     def fetch(
         self,
@@ -137,14 +134,14 @@ class Web:
         anonymous: bool = False,
         limit: int = _PAGE_BYTES,
     ) -> Fetched:
-        """Send a request and read the whole answer, whatever its status: something small.
+        """Send a request and read the whole, small response, with any status.
 
         Args:
-            limit: Bytes it may have; of more, one byte beyond the limit is returned.
+            limit: Maximum bytes; one more is returned of larger responses.
 
         Raises:
-            JobFailed: No answer, or none within a bound.
-            JobCancelled: This web's `cancel` was set.
+            JobFailed: No response in time.
+            JobCancelled: `cancel` was set.
         """
 
         def exchange() -> Fetched:
@@ -166,7 +163,7 @@ class Web:
         call: Callable[[], T],
         drop: Callable[[T], object] | None = None,
     ) -> T:
-        exchange = Exchange()
+        exchange = _Exchange()
         try:
             return bounded(
                 lambda: exchange.carry_out(call),
@@ -212,11 +209,11 @@ class Web:
         return response
 
     def read(self, url: str, *, accept: str) -> tuple[str, str, str] | None:
-        """Text, media type and final URL of a page; None where there is no such page.
+        """Text, media type and final URL of a page; None if there is no such page.
 
         Raises:
-            JobFailed: There is no answer, one that says why not, or one without an end.
-            JobCancelled: This web's `cancel` was set.
+            JobFailed: No response, a refusal, or one that is too large.
+            JobCancelled: `cancel` was set.
         """
         found = self.fetch(url, headers={"Accept": accept, "Accept-Encoding": "gzip"})
         if found.status in NOT_HERE:
@@ -231,17 +228,17 @@ class Web:
                 detail=redact(url),
             )
         media = found.headers.get("Content-Type", "text/html").split(";")[0].strip().lower()
-        return found.body.decode("utf-8", "replace"), media, requests_url(url, found.url)
+        return found.body.decode("utf-8", "replace"), media, urljoin(url, found.url)
 
     def size(self, url: str) -> int:
-        """Bytes of the file behind a URL; 0 when its server does not say."""
+        """Bytes of the file behind a URL; 0 if its server gives none."""
         response = self.open(url, method="HEAD")
         response.release_conn()
         length = response.headers.get("Content-Length", "")
         return int(length) if response.status == 200 and length.isdecimal() and len(length) < 19 else 0
 
     def failure(self, url: str, error: Exception) -> JobFailed:
-        """What a failed transfer means for the user."""
+        """The failure that a broken transfer means."""
         failed = self._failure(url, error)
         failed.reached = self._reached
         return failed
@@ -273,7 +270,7 @@ class Web:
         elif isinstance(cause, ReadTimeoutError | TimeoutError):
             sentence = f"{host} sent nothing for {self._sources.timeout_seconds:.0f} s."
         else:
-            sentence = f"The connection to {host} broke off."
+            sentence = f"The connection to {host} was interrupted."
         return JobFailed.transient(
             "unreachable",
             sentence,
@@ -284,7 +281,7 @@ class Web:
     def _slow(self, url: str, seconds: float) -> JobFailed:
         failed = JobFailed.transient(
             "unreachable",
-            f"{urlsplit(url).hostname} had not answered in full after {seconds:.0f} s.",
+            f"{urlsplit(url).hostname} did not finish its answer within {seconds:.0f} s.",
             advice=self._advice,
             detail=redact(url),
         )
@@ -309,7 +306,7 @@ class Web:
         return {"Authorization": "Basic " + base64.b64encode(":".join(pair).encode()).decode()}
 
     def _index_credentials(self, host: str, port: int | None) -> tuple[str, str] | None:
-        """Files on the host of an index need the credentials that its page needed."""
+        """Files on an index's host need the same credentials as its pages."""
         for setting in (self._sources.index, *self._sources.extra_indexes):
             parts = urlsplit(setting.value)
             if (parts.hostname, parts.port) == (host, port) and (parts.username or parts.password):
@@ -363,7 +360,7 @@ class Web:
         if bundle is None:
             import truststore
 
-            # The system's own store: Python's OpenSSL finds none on a Mac, and users add their CA there.
+            # The system's store: Python's OpenSSL finds none on a Mac, and users add their CA there.
             context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         else:
             path = expanded(bundle.value)
@@ -375,30 +372,16 @@ class Web:
         return context
 
 
-def requests_url(asked: str, final: str) -> str:
-    """The URL links of a page are relative to: after redirects, which urllib3 reports as a path at times."""
-    from urllib.parse import urljoin
-
-    return urljoin(asked, final)
-
-
 def _whole(response: BaseHTTPResponse, limit: int) -> bytes:
-    """The body, unpacked, but at most one byte more than the limit."""
+    """The body, unpacked, up to one byte more than the limit."""
     data = bytearray()
     while len(data) <= limit and (piece := response.read(_PIECE, decode_content=True)):
         data += piece
     return bytes(data[: limit + 1])
 
 
-def _close(response: BaseHTTPResponse) -> None:
-    response.close()
-
-
-M = TypeVar("M", bound=urllib3.PoolManager)
-
-
-def _watched(manager: M) -> M:
-    manager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+def _watched(manager: urllib3.PoolManager) -> urllib3.PoolManager:
+    manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
     return manager
 
 
@@ -433,3 +416,78 @@ def _refused(url: str, status: int) -> JobFailed:
         advice="Check the index address in pip's or uv's settings.",
         detail=detail,
     )
+
+
+_here = threading.local()
+
+
+class _Exchange:
+    """One request and its response. `end` unblocks it from another thread."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._ended = False
+        self._socket: socket.socket | None = None
+
+    def carry_out(self, call: Callable[[], T]) -> T:
+        """Make the call; connections it uses on this thread belong to this exchange."""
+        _here.exchange = self
+        try:
+            return call()
+        finally:
+            _here.exchange = None
+            with self._guard:
+                self._socket = None
+
+    def uses(self, found: socket.socket | None) -> None:
+        """The connection that `end` shuts down: a response without a length takes it from its connection."""
+        with self._guard:
+            self._socket = found
+            ended = self._ended
+        if ended:
+            raise TimeoutError("this answer is no longer needed")
+
+    def end(self) -> None:
+        """Wake the waiting reader. A connection still being opened is left alone."""
+        with self._guard:
+            self._ended = True
+            found = self._socket
+        if found is not None:
+            with suppress(OSError, ValueError):
+                # The plain socket's method: TLS would first send its closing alert, and may
+                # be busy in another thread.
+                socket.socket.shutdown(found, socket.SHUT_RDWR)
+
+
+class _Watched:
+    """A connection that tells its exchange which socket it uses."""
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        self._told()
+
+    def request(self, *arguments: Any, **named: Any) -> None:
+        self._told()
+        super().request(*arguments, **named)  # type: ignore[misc]
+
+    def _told(self) -> None:
+        exchange = getattr(_here, "exchange", None)
+        if exchange is not None:
+            found = self.sock  # type: ignore[attr-defined]
+            exchange.uses(found if isinstance(found, socket.socket) else None)
+
+
+class _Http(_Watched, HTTPConnection):
+    pass
+
+
+class _Https(_Watched, HTTPSConnection):
+    pass
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _Http
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _Https

@@ -131,7 +131,7 @@ def nearly_full(free: int, folder: str) -> JobFailed:
     return JobFailed.permanent(
         "no_space",
         f"The disk that holds {folder} has {format_size(free)} left, which is kept for the journal.",
-        advice="Free some space (greenroom df says what takes it) and try again. What has arrived is kept.",
+        advice="Free some space (greenroom df says what takes it) and try again. Partial downloads are kept.",
     )
 
 

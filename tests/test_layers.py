@@ -323,15 +323,22 @@ def test_a_breach_of_that_rule_would_be_found(breach: str) -> None:
     assert list(makers_of_state(ast.parse(breach)))
 
 
-def test_a_shell_takes_its_state_from_apply_alone() -> None:
-    actor = next(module for module in MODULES if module.name == "actors.kernel.actor")
+def test_an_actor_takes_its_state_from_apply_alone() -> None:
+    kernel = [module for module in MODULES if is_in(module.name, "actors.kernel")]
     places = {
-        name
-        for name, _, function in functions(actor.tree)
+        (module.name.rpartition(".")[2], name)
+        for module in kernel
+        for name, _, function in functions(module.tree)
         for node in ast.walk(function)
-        if isinstance(node, ast.Attribute) and node.attr == "_state" and isinstance(node.ctx, ast.Store)
+        if isinstance(node, ast.Attribute) and node.attr == "state" and isinstance(node.ctx, ast.Store)
     }
-    assert places == {"__init__", "_take"}
+    # A replay folds; the steps take over what they have folded and stored.
+    assert places == {
+        ("replay", "__init__"),
+        ("replay", "replay"),
+        ("steps", "__init__"),
+        ("steps", "commit"),
+    }
 
 
 # only the kernel appends

@@ -76,7 +76,7 @@ def test_an_ask_that_expires_leaves_no_place_behind(made: Callable[..., Greenroo
         with pytest.raises(AskExpired):
             reply.get(timeout=10)
         greenroom.system.rest()
-        assert greenroom.system._actors[SCHEDULER]._volatile.queue == ()
+        assert greenroom.system._actors[SCHEDULER].executor.volatile.queue == ()
         again = greenroom.system.ask(SCHEDULER, serve(greenroom, home, "again")).get(timeout=30)
         greenroom.system.rest()
         assert (again.engine_id, inside(greenroom)) == (*greenroom.gates.readings(), 1)

@@ -89,7 +89,7 @@ class House:
         return sum(one.inside for one in readings.values())
 
     def waiting(self) -> int:
-        return len(self.greenroom.system._actors[SCHEDULER]._volatile.queue)
+        return len(self.greenroom.system._actors[SCHEDULER].executor.volatile.queue)
 
     async def stats(self) -> dict[str, Any]:
         """What the one ready engine has counted."""

@@ -25,9 +25,9 @@ from counting import (
 )
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed, JournalFull, NotWritten
-from greenroom.actors.kernel.actor import RETRY_AFTER_NOT_WRITTEN, TICK
 from greenroom.actors.kernel.core import Answer, Decision, Event
 from greenroom.actors.kernel.errors import Refused, SystemFailed
+from greenroom.actors.kernel.executor import RETRY_AFTER_NOT_WRITTEN, TICK
 from greenroom.actors.testing import FaultyJournal
 
 
@@ -131,7 +131,7 @@ def test_what_the_live_state_is_folded_from_is_what_a_replay_will_read(make_benc
     bench.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Listed(names=["a"]),)) if not applied else None
     )
-    bench.system.codec.register([Listed])
+    bench.system.store.codec.register([Listed])
     bench.start()
     assert applied == [Listed(names=("a",))]
 

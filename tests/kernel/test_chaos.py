@@ -92,5 +92,5 @@ def test_what_was_acknowledged_is_stored_once_and_everybody_is_answered(make_ben
     assert all(reply.done() for reply in replies)
     live_state = bench.system.state(COUNTER)
     assert sum(acknowledged) <= live_state.total <= sum(acknowledged) + sum(unsure)
-    again, _ = replay(bench.journal.read(), bench.system.codec, [Counter()])
+    again, _ = replay(bench.journal.read(), bench.system.store.codec, [Counter()])
     assert again[COUNTER].state == live_state

@@ -92,7 +92,7 @@ def started(kept: MemoryJournal, *cores: Any, retired: Sequence[str] = ()) -> Ac
     system = ActorSystem(kept)
     for core in cores:
         system.register(core, effect_handler=RecordingEffectHandler())
-    system.codec.retire(*retired)
+    system.store.codec.retire(*retired)
     system.start()
     return system
 

@@ -1,10 +1,13 @@
-"""What stock Pykka would do to us and to a host, each held by the remedy named in `shell.py`."""
+"""What stock Pykka would do to us and to a host, each held by the remedy named in `actor.py`."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pykka
 import pytest
@@ -12,7 +15,9 @@ import pytest
 from counting import COUNTER, Add, Counter, Done, Run, Total, Turnstile
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed
+from greenroom.actors.kernel.actor import Actor
 from greenroom.actors.kernel.errors import ActorStopped, Refused, StartFailed, SystemFailed
+from greenroom.actors.kernel.inbox import Inbox
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.testing import FaultyJournal, RecordingEffectHandler
 
@@ -40,6 +45,44 @@ def eager_switching():
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+# the two private names of Pykka that we use
+
+
+def test_pykka_takes_the_mailbox_that_its_actor_makes(bench) -> None:
+    actor = bench.system._actors[COUNTER]
+    assert pykka.ThreadingActor._create_actor_inbox is not Actor._create_actor_inbox
+    assert isinstance(actor.actor_inbox, Inbox)
+    assert actor.actor_ref.actor_inbox is actor.actor_inbox
+
+
+def test_pykka_starts_an_actor_that_is_not_in_its_registry() -> None:
+    class Unregistered(pykka.ThreadingActor):
+        use_daemon_thread = True
+
+        def on_receive(self, message: object) -> object:
+            return message
+
+    actor = Unregistered()
+    actor._start_actor_loop()
+    assert actor.actor_ref.ask("heard", timeout=5) == "heard"
+    assert actor.actor_ref not in pykka.ActorRegistry.get_all()
+    actor.stop()
+
+
+def test_no_other_private_name_of_pykka_is_used() -> None:
+    public = {*dir(pykka.ThreadingActor), *dir(pykka.ThreadingFuture), *pykka.__all__}
+    names = {name for name in public if name.startswith("_") and not name.startswith("__")}
+    kernel = Path(inspect.getfile(Actor)).parent
+    used = {
+        word
+        for path in kernel.glob("*.py")
+        for line in path.read_text().splitlines()
+        for word in re.findall(r"(?:\bself\.|def |super\(\)\.|pykka\.)(_\w+)", line)
+        if word in names or "pykka._" in line
+    }
+    assert used == {"_create_actor_inbox", "_start_actor_loop"}
 
 
 def race(rounds: int, asks: int) -> None:

@@ -41,7 +41,9 @@ def fail_in_effect(bench) -> None:
 
 def parked(bench) -> list[CommandParked]:
     return [
-        bench.system.codec.decode(one).event for one in bench.journal.read() if one.type == "command_parked"
+        bench.system.store.codec.decode(one).event
+        for one in bench.journal.read()
+        if one.type == "command_parked"
     ]
 
 
@@ -353,7 +355,7 @@ def test_secrets_are_taken_out_of_what_is_parked(make_bench) -> None:
         token: str
 
     bench = make_bench()
-    bench.system._redact = lambda text: text.replace("alice:pass@", "***@")
+    bench.system.store.redact = lambda text: text.replace("alice:pass@", "***@")
     bench.start()
     what = lambda: fail("hf_secret was not accepted by https://alice:pass@example.org")  # noqa: E731
     with pytest.raises(Refused):

@@ -268,7 +268,7 @@ def test_expired_asks_leave_no_trail(bench) -> None:
         bench.system.ask(COUNTER, Await(key="door"), timeout=1)
         bench.system.rest()
         bench.clock.advance(1)
-    assert len(bench.system._actors[COUNTER]._waiting) <= 1
+    assert len(bench.system._actors[COUNTER].executor.answers) <= 1
 
 
 def test_deadlines_run_on_the_real_clock_too() -> None:

@@ -34,8 +34,8 @@ from greenroom.actors.engine_runner.messages import EngineMoved
 from greenroom.actors.installer.effects import BuildInstallation, CancelBuild, RemoveInstallation
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.kernel.actor import Actor
 from greenroom.actors.kernel.core import Address, Command, Effect, EffectHandler, Event
+from greenroom.actors.kernel.executor import Executor
 from greenroom.actors.kernel.replay import replay
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.effects import AddTag, DeleteModel, FetchModel, RemoveTag
@@ -208,7 +208,7 @@ class WatchedGreenroom(Greenroom):
         # Actors act on as long as they run: what differs once may have moved between the two looks.
         for address, core in system.addresses.items():
             for _ in range(20):
-                replayed, _ = replay(system.journal.read(), system.codec, [core])
+                replayed, _ = replay(system.journal.read(), system.store.codec, [core])
                 if replayed[address].state == system.state(address):
                     break
             else:
@@ -218,7 +218,7 @@ class WatchedGreenroom(Greenroom):
 
 def watch(boundary: Boundary) -> None:
     """Put the boundary where the kernel has no port: around effects, and at the end of each handler."""
-    register, settle = ActorSystem.register, Actor._settle
+    register, settle = ActorSystem.register, Executor._settle
 
     @functools.wraps(register)
     def registered(
@@ -232,13 +232,13 @@ def watch(boundary: Boundary) -> None:
         )
 
     @functools.wraps(settle)
-    def settled(self: Actor, now: Any) -> float:
+    def settled(self: Executor, now: Any) -> float:
         wake_at = settle(self, now)
         boundary.settled()
         return wake_at
 
     ActorSystem.register = registered  # type: ignore[method-assign]
-    Actor._settle = settled  # type: ignore[method-assign]
+    Executor._settle = settled  # type: ignore[method-assign]
 
 
 def live(home: Path, kill: dict[str, str] | None, late: str) -> int:

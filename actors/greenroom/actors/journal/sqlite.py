@@ -201,7 +201,7 @@ class SqliteJournal:
                 self._start_writing(self._clock)
             except (OSError, sqlite3.Error) as error:
                 raise self._not_opened(error) from error
-            self._thread = threading.Thread(target=self._run, name="greenroom-journal", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
             self._thread.start()
 
     def _let_go(self) -> None:

@@ -104,7 +104,7 @@ class SystemClock:
                 self._compact_at = max(_COMPACT_FROM, 2 * len(self._heap))
             heapq.heappush(self._heap, (monotonic, next(self._order), entry))
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="greenroom-timers", daemon=True)
+                thread = threading.Thread(target=self._run, name="timers", daemon=True)
                 thread.start()
                 self._thread = thread
             elif self._heap[0][2] is entry:

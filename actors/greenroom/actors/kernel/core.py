@@ -1,15 +1,13 @@
-"""What an actor is made of: a pure core. `actor.py` runs it.
+"""What an actor is made of: a pure core. `executor.py` runs it.
 
     decide(state, command, now, volatile) -> Decision   what is to happen: no clock, no I/O, no logging
     apply(state, stored) -> state                       total; cannot refuse; the only maker of durable state
     react(state, stored) -> effects                     for new events only, never in replay
     settle(state, now, volatile) -> Decision            what follows from the state as it stands
 
-The shell's order for each decision: persist its events as one batch, apply them, run the effects, reply.
-(`apply` and `react` are called before the commit, since they are pure and an event that cannot be folded
-must never be stored; the state they make is taken over only after it.)
-After each command, and on a tick, it asks `settle` until that has no more events, so what to do next is
-derived from state and never depends on somebody remembering to call it.
+For each decision, the events are persisted as one batch and applied, the effects are begun, and the caller
+gets its reply. After each command, and on a tick, `settle` is called until it has no more events, so what to
+do next is derived from the state (see `steps.py`).
 """
 
 from __future__ import annotations
@@ -57,17 +55,19 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     SECRETS: ClassVar[tuple[str, ...]] = ()
     """Text fields, such as a token, that must never be stored, not even of a command that failed."""
     REPEATABLE: ClassVar[bool] = False
-    """Asking twice does what asking once does. So a rebuilt actor is asked again by its shell, and whoever
-    waits need not. (What was answered `Later` without events or effects is asked again in any case.)"""
+    """Asking twice does what asking once does: when the actor is rebuilt, an ask that waits is repeated
+    instead of failed. (One that was answered `Later` without events or effects always is.)"""
 
     def withdrawn(self) -> Command | None:
-        """What takes this command back once whoever asked has given up; None when nothing has to be."""
+        """The command that takes this one back when its answer cannot be used; None when none has to."""
         return None
 
     @property
     def is_leased(self) -> bool:
-        """The answer holds something for as long as somebody holds the answer: with the last reference to it
-        the command is withdrawn. The answer's type must allow weak references."""
+        """Whether the command is withdrawn with the last reference to its answer.
+
+        The answer's type must allow weak references.
+        """
         return False
 
 
@@ -98,7 +98,7 @@ class Stored(NamedTuple, Generic[E_co]):
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that must now be done, by the actor's hands. It reports back with a command."""
+    """Something to do now. The actor's effect handler does it and reports back with a command."""
 
 
 class Tell(Effect, frozen=True, kw_only=True):
@@ -125,7 +125,7 @@ class Later(msgspec.Struct, frozen=True):
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """An exception that was kept to what it was about. The shell stores it as `command_parked`."""
+    """An exception that was limited to what it was about. It is stored as `command_parked`."""
 
     doing: str
     """What was being done, such as `serve a request`."""

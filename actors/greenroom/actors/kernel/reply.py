@@ -40,7 +40,6 @@ class Reply(pykka.ThreadingFuture[Any]):
         self._callbacks: list[Callable[[], None]] = []
         self._callbacks_lock = threading.Lock()
         self._done = False
-        self._lease: Callable[[Any], None] | None = None
         self._pid = os.getpid()
 
     def done(self) -> bool:
@@ -64,14 +63,8 @@ class Reply(pykka.ThreadingFuture[Any]):
         """Not offered: Pykka's `map` and its kin compute inside `get`, so nobody could await the result."""
         raise TypeError("map the answer once it is there: `map` and its kin cannot be awaited")
 
-    def lease(self, begin: Callable[[Any], None]) -> None:
-        """Hand the answer to `begin` before anybody sees it. To be said before anybody may answer."""
-        self._lease = begin
-
     def set(self, value: Any = None) -> None:
         """Give the answer. A second answer is ignored: whoever came first has been heard."""
-        if self._lease is not None and not self._done:
-            self._lease(value)
         # queue.Full is how Pykka says that there is one already; an expiry and the real answer may race.
         try:
             super().set(value)

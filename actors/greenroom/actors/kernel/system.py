@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import msgspec
 import pykka
-from pykka._envelope import Envelope
-from pykka.messages import _ActorStop
 
-from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
+from greenroom.actors.journal.port import Journal, Record
 from greenroom.actors.kernel.actor import Actor
+from greenroom.actors.kernel.answers import Asked, Leases
 from greenroom.actors.kernel.checks import Explain, complaint, no_words
 from greenroom.actors.kernel.clock import Clock, SystemClock
-from greenroom.actors.kernel.codec import Batch, Codec
-from greenroom.actors.kernel.core import (
-    Address,
-    Command,
-    Core,
-    EffectHandler,
-    Event,
-    Fault,
-    NoEffectHandler,
-    Stored,
-    Tell,
-)
+from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler, NoEffectHandler, Tell
 from greenroom.actors.kernel.errors import (
     ActorStopped,
     AskExpired,
@@ -45,17 +30,12 @@ from greenroom.actors.kernel.errors import (
     SystemFailed,
     UnknownActor,
 )
+from greenroom.actors.kernel.executor import Executor
 from greenroom.actors.kernel.refusals import bad_fields
 from greenroom.actors.kernel.replay import PARKED, Replayed, replay
 from greenroom.actors.kernel.reply import Reply
-from greenroom.actors.kernel.supervision import (
-    CommandParked,
-    Complaints,
-    as_text,
-    in_one_line,
-    without_secrets,
-)
-from greenroom.actors.kernel.waiting import Asked
+from greenroom.actors.kernel.store import Store
+from greenroom.actors.kernel.supervision import in_one_line
 
 _log = logging.getLogger(__name__)
 
@@ -88,29 +68,31 @@ class ActorSystem:
         secrets out of what is stored of a command that failed, beside those the command names itself.
         `explain` may have better words than msgspec for a field that is wrong.
         """
-        self.journal = journal
         self.clock: Clock = clock if clock is not None else SystemClock()
+        self.store = Store(journal, self.clock, redact)
         self._owns_clock = clock is None
-        self.codec = Codec()
-        self.codec.register([CommandParked])
-        self.failure: BaseException | None = None
         self._on_failure = on_failure
-        self._redact = redact
         self._explain = explain
         self._pid = os.getpid()
         """Of the process whose threads the actors are."""
         self._registered: dict[Address, _Registered] = {}
         self._actors: dict[Address, Actor] = {}
-        self._dormant: dict[str, int] = {}
-        self._complaints = Complaints()
+        self._leases = Leases()
         self._in_flight = 0
         self._rest = threading.Condition()
         self._ending = threading.Lock()
         self._stopping = False
         self._closed = False
-        self._listeners: list[Callable[[Record], None]] = []
-        self._lease_numbers = itertools.count()
-        self._leases: dict[int, weakref.finalize[Any, Any]] = {}
+
+    @property
+    def journal(self) -> Journal:
+        """Where events are stored."""
+        return self.store.journal
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the system has stopped itself; None as long as it has not."""
+        return self.store.failure
 
     # making
 
@@ -131,7 +113,7 @@ class ActorSystem:
             raise StartFailed("actors are registered before the system starts")
         if core.address in self._registered:
             raise StartFailed(f"there is an actor {core.address} already")
-        self.codec.register(core.event_types)
+        self.store.codec.register(core.event_types)
         self._registered[core.address] = _Registered(
             core, effect_handler or NoEffectHandler(), observe, mailbox
         )
@@ -153,13 +135,23 @@ class ActorSystem:
 
     def _start(self, timeout: float) -> None:
         cores = [one.core for one in self._registered.values()]
-        replayed, self._dormant = replay(self.journal.read(), self.codec, cores)
+        replayed, self.store.dormant = replay(self.journal.read(), self.store.codec, cores)
         for address, one in self._registered.items():
             found = replayed[address]
             self._note_left_out(one.core, found)
-            self._actors[address] = Actor(
-                one.core, one.effect_handler, self, found.state, found.versions, one.observe
+            executor = Executor(
+                one.core,
+                one.effect_handler,
+                one.observe,
+                state=found.state,
+                versions=found.versions,
+                store=self.store,
+                clock=self.clock,
+                leases=self._leases,
+                send=self._send,
+                failed=self._failed,
             )
+            self._actors[address] = self._actor(executor)
         deadline = time.monotonic() + timeout
         for address, actor in self._actors.items():
             # One after the other, so that what the first looks store stands in the order of registration.
@@ -168,6 +160,9 @@ class ActorSystem:
                 actor.started.get(timeout=max(0.0, deadline - time.monotonic()))
             except pykka.Timeout as late:
                 raise StartFailed(f"{address} did not start within {timeout:g} seconds") from late
+
+    def _actor(self, executor: Executor) -> Actor:
+        return Actor(executor, self._count)
 
     def _note_left_out(self, core: Core[Any, Any], found: Replayed) -> None:
         """Store which events are left out of the state, once for each and not at every start."""
@@ -178,7 +173,7 @@ class ActorSystem:
         for one in found.left_out:
             _log.error("event %s cannot be replayed and is skipped: %s", one.event_id, one.fault.error)
             if one.event_id not in noted:
-                self.park(core, one.fault, one.event_id)
+                self.store.park(core, one.fault, one.event_id)
 
     def stop(self, timeout: float = 10.0) -> None:
         """Let every actor finish what it has in hand, then close the journal. Idempotent, bounded.
@@ -194,10 +189,10 @@ class ActorSystem:
             # An actor that stops the system, from `on_failure` say, cannot wait for itself.
             if actor.thread is threading.current_thread():
                 continue
-            if actor.thread is None or not actor.stopped.wait(max(0.05, deadline - time.monotonic())):
-                if actor.thread is not None:
-                    _log.error("%s did not stop within %g seconds and is left behind", address, timeout)
-                actor.leave_behind()
+            if actor.thread is not None and not actor.stopped.wait(max(0.05, deadline - time.monotonic())):
+                _log.error("%s did not stop within %g seconds and is left behind", address, timeout)
+            if not actor.stopped.is_set():
+                actor.on_stop()
         self._closed = True
         if self._owns_clock:
             self.clock.close()
@@ -209,7 +204,7 @@ class ActorSystem:
                 return
             self._stopping = True
         for actor in self._actors.values():
-            actor.actor_inbox.put(Envelope(_ActorStop()))
+            actor.actor_ref.stop(block=False)
 
     def __enter__(self) -> Self:
         self.start()
@@ -262,9 +257,7 @@ class ActorSystem:
                 late = f"{address} did not answer within {timeout:g} seconds"
                 timer = self.clock.call_at(deadline, lambda: self._expire(actor, command, cause, reply, late))
                 reply.on_done(timer.cancel)
-            if command.is_leased:
-                reply.lease(partial(self._begin_lease, actor, command, cause))
-            self._put(actor, Asked(command=command, cause=cause, reply=reply, deadline=deadline))
+            actor.post(Asked(command=command, cause=cause, reply=reply, deadline=deadline))
         return reply
 
     def tell(self, to: Address | str, command: Command, *, cause: str = "") -> None:
@@ -276,19 +269,18 @@ class ActorSystem:
         address = self._checked(to, command)
         if wrong := complaint(command, self._explain):
             raise Refused(bad_fields(type(command).__name__, wrong))
-        self._send(address, command, cause)
+        self._deliver(address, command, cause)
 
     def report(self, to: Address | str, command: Command, *, cause: str = "") -> None:
         """Tell what has happened; for hands. It is sent whatever its fields hold, since it must not be lost.
 
         Raises UnknownActor, ActorStopped before the start, TypeError for what is no command, and Forked.
         """
-        self._send(self._checked(to, command), command, cause)
+        self._deliver(self._checked(to, command), command, cause)
 
     def end_leases(self) -> None:
         """Withdraw every command whose answer is still held (see `Command.is_leased`)."""
-        for end in list(self._leases.values()):
-            end()
+        self._leases.end_all()
 
     def state(self, of: Address | str) -> Any:
         """The durable state of an actor as of its last event: an immutable value."""
@@ -296,7 +288,7 @@ class ActorSystem:
         actor = self._actors.get(address)
         if actor is None:
             raise self._nobody(address)
-        return actor.state
+        return actor.executor.state
 
     @property
     def addresses(self) -> Mapping[Address, Core[Any, Any]]:
@@ -305,7 +297,7 @@ class ActorSystem:
 
     def on_record(self, listener: Callable[[Record], None]) -> None:
         """Hear of every stored event, from the thread of the actor that stored it. Must be quick."""
-        self._listeners.append(listener)
+        self.store.listeners.append(listener)
 
     def rest(self, timeout: float = 10.0) -> None:
         """Wait until no message waits or is being handled. For tests; timers that are not due do not count.
@@ -316,45 +308,9 @@ class ActorSystem:
             if not self._rest.wait_for(lambda: self._in_flight <= 0, timeout):
                 raise TimeoutError(f"{self._in_flight} messages are still in flight")
 
-    # what shells need (`Surroundings`)
+    # for actors
 
-    def prepare(
-        self, core: Core[Any, Any], versions: dict[str, int], events: Sequence[Event], cause: str
-    ) -> Batch:
-        """Make the events of one decision ready to be stored. Raises CannotEncode."""
-        at = self.clock.now().wall
-        ahead = dict(versions)
-        entries: list[Entry] = []
-        stored: list[Stored[Event]] = []
-        for event in events:
-            stream = core.stream_of(event)
-            if not core.claims(stream):
-                # A replay would not find it again.
-                raise ValueError(f"{core.address} does not claim the stream {stream!r} of {event!r}")
-            ahead[stream] = ahead.get(stream, 0) + 1
-            entry, as_read = self.codec.entry(event, stream=stream, version=ahead[stream], cause=cause, at=at)
-            entries.append(entry)
-            stored.append(as_read)
-        return Batch(tuple(entries), tuple(stored), ahead, any(event.is_urgent for event in events))
-
-    def commit(self, batch: Batch) -> None:
-        """Store a batch, all or none. Raises NotWritten or JournalFailed."""
-        try:
-            records = self.journal.append(batch.entries, urgent=batch.urgent)
-        except (NotWritten, JournalFailed):
-            raise
-        except BaseException as error:
-            # A store that raises what its port does not name has not said that nothing is written.
-            raise JournalFailed(f"the journal raised {in_one_line(error)}") from error
-        for record in records:
-            for listener in self._listeners:
-                try:
-                    listener(record)
-                except Exception:  # noqa: BLE001
-                    # It is stored: whoever fails to hear of it must not make it look otherwise.
-                    _log.exception("a listener failed on %s", record.id)
-
-    def send(self, effect: Tell, cause: str) -> None:
+    def _send(self, effect: Tell, cause: str) -> None:
         """Deliver a command to another actor of this system."""
         try:
             self.report(effect.to, effect.command, cause=cause)
@@ -362,41 +318,14 @@ class ActorSystem:
             # The sender is right whatever its host has put together: to fail here would fail it for ever.
             _log.error("undelivered %s, caused by %s: %s", type(effect.command).__name__, cause, error)
 
-    def park(self, core: Core[Any, Any], about: Fault, cause: str, command: Command | None = None) -> None:
-        """Store that something failed and was put aside; of what fails often, only how often."""
-        count, worth_storing = self._complaints.count(str(core.address), about)
-        said = self._clean(command, f"{core.address} failed: {about.doing} {about.about}".rstrip())
-        if not worth_storing:
-            _log.error("%s: %s (%d times now)", said, self._clean(command, about.error), count)
-            return
-        _log.error("%s\n%s", said, self._clean(command, about.traceback))
-        stream = f"{PARKED}{core.address}"
-        version = self._dormant.get(stream, 0) + 1
-        event = CommandParked(
-            actor=str(core.address),
-            command=about.doing,
-            fields=self._clean(command, as_text(command) if command is not None else about.about)[:4_000],
-            traceback=self._clean(command, about.traceback)[-8_000:],
-            count=count,
-        )
-        try:
-            entry, stored = self.codec.entry(
-                event, stream=stream, version=version, cause=cause, at=self.clock.now().wall
-            )
-            self.commit(Batch((entry,), (stored,), {}, False))
-        except NotWritten as full:
-            _log.error("%s is put aside, and the journal takes no note of it: %s", event.command, full)
-            return
-        self._dormant[stream] = version
-
-    def failed(self, error: BaseException) -> None:
+    def _failed(self, error: BaseException) -> None:
         """Stop the system once and for all."""
         with self._ending:
-            if self.failure is not None:
+            if self.store.failure is not None:
                 return
-            self.failure = error
+            self.store.failure = error
         if self._closed:
-            # An actor that was left behind has found its journal closed; nobody has to be told.
+            # An actor that was left behind has found its journal closed.
             return
         _log.critical("the actor system stops itself: %s", in_one_line(error))
         self._stop_actors()
@@ -407,10 +336,10 @@ class ActorSystem:
                 # A host may well call `sys.exit` here; raised in this thread it would only do damage.
                 _log.exception("on_failure raised")
 
-    def handled(self) -> None:
-        """One message is done."""
+    def _count(self, change: int) -> None:
+        """Count the messages that wait or are being handled."""
         with self._rest:
-            self._in_flight -= 1
+            self._in_flight += change
             if self._in_flight <= 0:
                 self._rest.notify_all()
 
@@ -432,53 +361,16 @@ class ActorSystem:
             raise TypeError(f"the recipient must be an address or a string, not {to!r:.100}")
         return to
 
-    def _send(self, address: Address, command: Command, cause: str) -> None:
+    def _deliver(self, address: Address, command: Command, cause: str) -> None:
         actor = self._actors.get(address)
         if actor is None:
             raise self._nobody(address)
-        self._put(actor, Asked(command=command, cause=cause))
+        actor.post(Asked(command=command, cause=cause))
 
     def _expire(self, actor: Actor, command: Command, cause: str, reply: Reply, late: str) -> None:
-        """Nobody waits any more: what the actor does for them is taken back, if the command can be."""
+        """The caller has gone: what the actor does for it is taken back, if the command can be."""
         if reply.fail(AskExpired(late)):
-            self._withdraw(actor, command, cause)
-
-    def _begin_lease(self, actor: Actor, command: Command, cause: str, answer: Any) -> None:
-        """Withdraw the command with the last reference to its answer."""
-        number = next(self._lease_numbers)
-        try:
-            end = weakref.finalize(answer, self._end_lease, number, actor, command, cause)
-        except TypeError:
-            # A struct without `weakref=True`: it is answered all the same, and leased to nobody.
-            _log.exception("the answer to %s cannot be leased", type(command).__name__)
-            return
-        # At the end of the process there is nobody left to tell.
-        end.atexit = False
-        self._leases[number] = end
-
-    def _end_lease(self, number: int, actor: Actor, command: Command, cause: str) -> None:
-        self._leases.pop(number, None)
-        self._withdraw(actor, command, cause)
-
-    def _withdraw(self, actor: Actor, command: Command, cause: str) -> None:
-        """Take a command back. Runs in any thread, also while an answer that nobody holds is collected."""
-        undo = command.withdrawn()
-        if undo is not None and os.getpid() == self._pid:
-            self._put(actor, Asked(command=undo, cause=cause))
-
-    def _put(self, actor: Actor, asked: Asked) -> None:
-        self.sent()
-        actor.actor_inbox.put(Envelope(asked))
-
-    def sent(self) -> None:
-        """One message is under way."""
-        with self._rest:
-            self._in_flight += 1
-
-    def _clean(self, command: Command | None, text: str) -> str:
-        known = text if command is None else without_secrets(command, text)
-        # What cannot be encoded could not be stored, and may be why something failed.
-        return self._redact(known).encode("utf-8", "replace").decode()
+            actor.executor.withdraw(command, cause)
 
     def _nobody(self, address: Address) -> UnknownActor | ActorStopped:
         if address in self._registered:

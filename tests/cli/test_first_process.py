@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process 1 (Linux)")
 
@@ -78,13 +79,6 @@ def first() -> Iterator[First]:
     yield first
     first.process.kill()
     first.process.communicate(timeout=10)
-
-
-def until(condition: object) -> None:
-    end = time.monotonic() + 10
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_orphans_are_buried(first: First) -> None:

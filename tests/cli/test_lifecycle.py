@@ -11,10 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -24,6 +23,7 @@ import psutil
 import pytest
 
 from greenroom.actors.journal.reader import read_journal
+from waiting import until
 
 GREENROOM = [sys.executable, "-m", "greenroom.runner.cli"]
 BOUND = 30.0
@@ -45,17 +45,6 @@ def place(home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int) -> Iter
                 process.wait(BOUND)
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """The condition's value once it is true."""
-    give_up = time.monotonic() + BOUND
-    while time.monotonic() < give_up:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"waited {BOUND:g} s in vain: {what}")
-
-
 def note(home: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return dict(json.loads((home / "daemon.json").read_text()))
@@ -68,9 +57,9 @@ def serving(home: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen([*GREENROOM, "serve", *flags], stderr=subprocess.PIPE, text=True)
     with process:
         try:
-            wait_for(
+            until(
                 lambda: note(home).get("pid") == process.pid or process.poll() is not None,
-                "the daemon's note",
+                what="the daemon's note",
             )
             if process.poll() is not None:
                 assert process.stderr is not None
@@ -374,7 +363,7 @@ def at_rest(place: Path, programs: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             assert process.stdout is not None
             assert process.stdout.readline().startswith("http://")
-            wait_for(lambda: "installation_activated" in types(place), "an installation")
+            until(lambda: "installation_activated" in types(place), what="an installation")
             yield process
         finally:
             process.kill()
@@ -399,7 +388,7 @@ def test_a_daemon_whose_data_directory_was_deleted_is_named_is_not_ready_and_can
             except urllib.error.HTTPError as error:
                 return error.code, json.load(error)["error"]
 
-        status, said = wait_for(lambda: (found := ready())[0] == 503 and found, "a red /readyz")
+        status, said = until(lambda: (found := ready())[0] == 503 and found, what="a red /readyz")
         assert (status, said["code"]) == (503, "data_directory_lost")
         assert f"{place} was removed" in said["message"]
         for command in (["status"], ["run", "smollm2", "hi"], ["pull", "smollm2"]):
@@ -410,7 +399,7 @@ def test_a_daemon_whose_data_directory_was_deleted_is_named_is_not_ready_and_can
             assert not place.exists()
         # It is ready again when the directory is there again.
         moved.rename(place)
-        wait_for(lambda: ready()[0] == 200, "a green /readyz")
+        until(lambda: ready()[0] == 200, what="a green /readyz")
         place.rename(moved)
         stopped = greenroom_process("stop")
         assert stopped.returncode == 0, stopped.stderr

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from crashing import Life, until
+from crashing import Life
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.reader import read_journal
+from waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process (Linux)")
 

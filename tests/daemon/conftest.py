@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ import pytest
 from greenroom.actors.journal.port import Record
 from greenroom.actors.journal.reader import read_journal
 from package_index import serving
+from waiting import until
 from workshop import Workshop
 
 BOUND = 60.0
@@ -173,23 +173,6 @@ class Daemon:
         )
         self.commands.append(process)
         return process
-
-
-def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
-    """Wait for something outside this process, which cannot be awaited; looks every few ms."""
-    deadline = time.monotonic() + bound
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {bound:.0f} s"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def wait_until() -> Callable[..., Any]:
-    """`until`, for tests."""
-    return until
 
 
 def _environment(home: Path, **more: str) -> dict[str, str]:

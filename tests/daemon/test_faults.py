@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from greenroom.actors import LIBRARY, SCHEDULER, Abandon, Configure, Pull, Refused, Serve, read_journal
-from greenroom.actors.scheduler.core import queue as scheduler_queue
+from greenroom.actors.scheduler import queue as scheduler_queue
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
 
 

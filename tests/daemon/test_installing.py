@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from package_index import Misbehaviour
+from waiting import until
 from workshop import Workshop
 
 MB = 10**6
@@ -117,11 +118,11 @@ def stalled(daemon: Any, hold: Any) -> Any:
 
 
 def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
-    daemon: Any, hold: Any, workshop: Workshop, wait_until: Any
+    daemon: Any, hold: Any, workshop: Workshop
 ) -> None:
     go_on = hold("cancelled")
     waiting = daemon.begin("install-runner", "--backend", "cancelled")
-    wait_until(lambda: half_here(daemon, "cancelled"))
+    until(lambda: half_here(daemon, "cancelled"))
     (folder,) = daemon.home.glob("backends/cancelled/*")
 
     by = daemon.run("cancel", "cancelled")
@@ -133,7 +134,7 @@ def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
         "Error: The installation of cancelled was ended: cancelled by the user. Downloads are kept. "
         "Begin again: greenroom install-runner --backend cancelled"
     )
-    wait_until(lambda: not folder.exists())
+    until(lambda: not folder.exists())
     log = daemon.run("log", "--backend", "cancelled").stdout.splitlines()
     assert "The installation of cancelled was ended: cancelled by the user.  <- r-" in log[-1]
     why = daemon.run("why", "cancelled").stdout
@@ -155,12 +156,10 @@ def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
 
 
 @pytest.mark.parametrize(("command", "name"), [("install-runner", "left"), ("upgrade-runner", "upgraded")])
-def test_ctrl_c_ends_the_job_when_nobody_else_waits(
-    command: str, name: str, daemon: Any, hold: Any, wait_until: Any
-) -> None:
+def test_ctrl_c_ends_the_job_when_nobody_else_waits(command: str, name: str, daemon: Any, hold: Any) -> None:
     hold(name)
     only = daemon.begin(command, "--backend", name)
-    wait_until(lambda: half_here(daemon, name))
+    until(lambda: half_here(daemon, name))
     (folder,) = daemon.home.glob(f"backends/{name}/*")
 
     only.send_signal(signal.SIGINT)
@@ -171,14 +170,14 @@ def test_ctrl_c_ends_the_job_when_nobody_else_waits(
         ("install_requested", ""),
         ("install_cancelled", "all that waited for it have left"),
     ]
-    wait_until(lambda: not folder.exists())
+    until(lambda: not folder.exists())
     assert daemon.get(f"/engines/{name}").json["state"] == "absent"
 
 
-def test_ctrl_c_of_one_of_two_leaves_the_job_to_the_other(daemon: Any, hold: Any, wait_until: Any) -> None:
+def test_ctrl_c_of_one_of_two_leaves_the_job_to_the_other(daemon: Any, hold: Any) -> None:
     go_on = hold("shared")
     first, second = (daemon.begin("install-runner", "--backend", "shared") for _ in range(2))
-    wait_until(lambda: half_here(daemon, "shared"))
+    until(lambda: half_here(daemon, "shared"))
     # It waits once it has been told how far the job is.
     assert second.stdout.readline() == "Installing shared backend...\n"
 
@@ -213,21 +212,21 @@ def test_who_was_killed_is_not_waited_for(daemon: Any, hold: Any) -> None:
     assert (code, err.splitlines()[-2:]) == (130, ["Ended: killed.", ""])
 
 
-def test_a_client_that_is_killed_cancels_nothing(daemon: Any, hold: Any, wait_until: Any) -> None:
+def test_a_client_that_is_killed_cancels_nothing(daemon: Any, hold: Any) -> None:
     go_on = hold("dropped")
     only = daemon.begin("install-runner", "--backend", "dropped")
-    wait_until(lambda: half_here(daemon, "dropped"))
+    until(lambda: half_here(daemon, "dropped"))
     only.kill()
     only.wait(60)
     go_on()
-    wait_until(lambda: daemon.get("/engines/dropped").json["state"] == "installed")
+    until(lambda: daemon.get("/engines/dropped").json["state"] == "installed")
     assert daemon.run("install-runner", "--backend", "dropped").stdout == (
         "dropped backend is already installed (version 1.0)\n"
     )
 
 
 def test_through_a_slow_index_the_counts_rise_to_a_total_that_is_known_at_the_first_line(
-    daemon: Any, workshop: Workshop, wait_until: Any
+    daemon: Any, workshop: Workshop
 ) -> None:
     workshop.index.wrong[wheel("watched")] = Misbehaviour(rate=MB)
     total = len(workshop.index.wheels["watched"][wheel("watched")])
@@ -243,7 +242,7 @@ def test_through_a_slow_index_the_counts_rise_to_a_total_that_is_known_at_the_fi
             seen.append(now["job"]["done"])
         return now["state"] == "installed"
 
-    wait_until(over)
+    until(over)
     assert seen == sorted(seen)
     assert len(set(seen)) >= 10
 
@@ -270,12 +269,12 @@ def test_through_a_slow_index_the_counts_rise_to_a_total_that_is_known_at_the_fi
     assert "\r" not in err
 
 
-def test_a_stall_is_said_wherever_it_is_waited_for(daemon: Any, stalled: Any, wait_until: Any) -> None:
+def test_a_stall_is_said_wherever_it_is_waited_for(daemon: Any, stalled: Any) -> None:
     go_on, streams, command = stalled
 
     for stream in streams:
-        wait_until(lambda lines=stream.lines: any("nothing has come for" in line for line in lines))
-    wait_until(lambda: "nothing has come for" in daemon.run("status").stdout)
+        until(lambda lines=stream.lines: any("nothing has come for" in line for line in lines))
+    until(lambda: "nothing has come for" in daemon.run("status").stdout)
     told = []
     while "nothing has come for" not in (line := command.stderr.readline()):
         told.append(line)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from package_index import Misbehaviour
+from waiting import until
 from workshop import Workshop
 
 NAMES = ("alpha", "beta")
@@ -94,7 +95,6 @@ def test_whatever_many_want_at_once_status_is_what_is_on_the_disk(
     rounds: int,
     workshop: Workshop,
     make_daemon: Callable[..., Any],
-    wait_until: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     chance = random.Random(seed)
@@ -133,7 +133,7 @@ def test_whatever_many_want_at_once_status_is_what_is_on_the_disk(
         time.sleep(0.5)
         return found if told() == found else None
 
-    for backend in wait_until(at_rest):
+    for backend in until(at_rest):
         folder = daemon.home / "backends" / backend["name"]
         there = {one.name for one in folder.iterdir()} if folder.exists() else set()
         assert {one["id"] for one in backend["installations"]} == there

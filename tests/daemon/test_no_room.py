@@ -12,6 +12,7 @@ import pytest
 
 from mounts import Mounts, NotPermitted
 from package_index import Misbehaviour
+from waiting import until
 from workshop import Workshop
 
 MB = 10**6
@@ -105,13 +106,13 @@ def test_what_does_not_fit_is_refused_before_a_byte_is_fetched(
 
 
 def test_a_disk_that_others_fill_meanwhile_ends_it_with_nothing_half_done(
-    disk: Path, workshop: Workshop, daemon: Any, wait_until: Any
+    disk: Path, workshop: Workshop, daemon: Any
 ) -> None:
     daemon.start()
     go_on = threading.Event()
     workshop.index.wrong["bulky-1.0-py3-none-any.whl"] = Misbehaviour(hang=go_on, hang_after=MB)
     waiting = daemon.begin("install-runner", "--backend", "bulky")
-    wait_until(lambda: (daemon.get("/engines/bulky").json["job"] or {}).get("done", 0) >= MB)
+    until(lambda: (daemon.get("/engines/bulky").json["job"] or {}).get("done", 0) >= MB)
     ballast = fill(disk)
     go_on.set()
 
@@ -121,7 +122,7 @@ def test_a_disk_that_others_fill_meanwhile_ends_it_with_nothing_half_done(
         r"Error: Installing needs \d+ MB, including 67 MB kept free .* has \d MB left\. Free some space",
         err.splitlines()[-1],
     )
-    wait_until(lambda: not left_behind(daemon))
+    until(lambda: not left_behind(daemon))
     why = daemon.run("why", "bulky").stdout
     assert "No space left on device" in why
     assert "To try again: greenroom install-runner --backend bulky" in why

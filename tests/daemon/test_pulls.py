@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hub import LocalHub
+from waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
@@ -33,7 +34,7 @@ def daemon(make_daemon: Callable[..., Any], hub: LocalHub, tmp_path: Path) -> An
 
 
 def test_a_pull_that_two_clients_wait_for_is_gone_on_with_by_the_next_daemon(
-    daemon: Any, hub: LocalHub, wait_until: Callable[..., Any]
+    daemon: Any, hub: LocalHub
 ) -> None:
     hub.hold_after = 60_000_000
     told: list[Any] = []
@@ -51,8 +52,8 @@ def test_a_pull_that_two_clients_wait_for_is_gone_on_with_by_the_next_daemon(
     for client in clients:
         client.start()
     assert hub.holding.wait(60)
-    (partial,) = wait_until(lambda: list((daemon.home / "models" / "partial").iterdir()))
-    wait_until(lambda: partial.stat().st_size > 59_000_000)
+    (partial,) = until(lambda: list((daemon.home / "models" / "partial").iterdir()))
+    until(lambda: partial.stat().st_size > 59_000_000)
     daemon.kill()
     for client in clients:
         client.join(60)
@@ -61,7 +62,7 @@ def test_a_pull_that_two_clients_wait_for_is_gone_on_with_by_the_next_daemon(
     hub.hold_after = None
 
     daemon.start()
-    (model,) = wait_until(lambda: daemon.get("/models").json)
+    (model,) = until(lambda: daemon.get("/models").json)
 
     assert model["tags"] == ["huggingface.co/org/m:latest"]
     first, second = hub.ranges()

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from waiting import until
+
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
@@ -101,7 +103,6 @@ def test_whoever_leaves_ends_his_generation_and_nobody_is_inside_only_when_the_e
     make_daemon: Callable[..., Any],
     smollm2_gguf: Path,
     smollm2_mlx: Path,
-    wait_until: Any,
     engine: str,
     stream: bool,
 ) -> None:
@@ -114,11 +115,11 @@ def test_whoever_leaves_ends_his_generation_and_nobody_is_inside_only_when_the_e
     reading = {"messages": [{"role": "user", "content": "a word and " * 2400}], "max_tokens": 1}
     for fields in (generating, reading):
         client = _ask(daemon.url, {"model": model, "stream": stream, **fields})
-        wait_until(lambda: daemon.engines()[0]["inside"] == 1)
+        until(lambda: daemon.engines()[0]["inside"] == 1)
         before = _seconds(process)
-        wait_until(lambda before=before: _seconds(process) > before + 0.5)
+        until(lambda before=before: _seconds(process) > before + 0.5)
         client.close()
-        wait_until(lambda: daemon.engines()[0]["inside"] == 0, 20)
+        until(lambda: daemon.engines()[0]["inside"] == 0, 20)
         before = _seconds(process)
         time.sleep(1.0)
         assert _seconds(process) - before < 0.4, "it works on, and nobody is inside"

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from waiting import until
+
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 
@@ -41,7 +43,7 @@ def loaded(daemon: Any, mode: str = "completion") -> Any:
 
 
 def test_embeddings_and_reranking_each_have_an_engine_of_their_own(
-    furnished: Path, make_daemon: Callable[..., Any], model: str, wait_until: Any
+    furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:
     daemon = make_daemon(furnished).start()
     configured = daemon.post(
@@ -56,23 +58,23 @@ def test_embeddings_and_reranking_each_have_an_engine_of_their_own(
     assert ranked.status == 200, ranked.body
     assert len(ranked.json["results"]) == 3
     assert daemon.chat(model).status == 200
-    wait_until(lambda: {row["mode"] for row in daemon.engines()} >= {"completion", "embedding", "reranking"})
+    until(lambda: {row["mode"] for row in daemon.engines()} >= {"completion", "embedding", "reranking"})
 
 
 def test_the_context_is_what_memory_was_promised_for(
-    furnished: Path, make_daemon: Callable[..., Any], model: str, wait_until: Any
+    furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:
     daemon = make_daemon(furnished).start()
     assert daemon.chat(model).status == 200
     first = loaded(daemon)
     assert props(daemon, first)["default_generation_settings"]["n_ctx"] == 8192
     assert daemon.post("/engines/_configure", {"model": model, "context-size": 1024}).status == 202
-    small = wait_until(lambda: (row := loaded(daemon)) and row["engine_id"] != first["engine_id"] and row)
+    small = until(lambda: (row := loaded(daemon)) and row["engine_id"] != first["engine_id"] and row)
     assert props(daemon, small)["default_generation_settings"]["n_ctx"] == 1024
     assert small["memory"] < first["memory"]
     # What it really uses is measured, and shown: what the system says, give or take.
     in_memory = psutil.Process(small["pid"]).memory_info
-    wait_until(lambda: abs(((loaded(daemon) or {}).get("measured") or 0) / in_memory().rss - 1) < 0.2)
+    until(lambda: abs(((loaded(daemon) or {}).get("measured") or 0) / in_memory().rss - 1) < 0.2)
     # A restart forgets none of it.
     daemon.restart()
     assert daemon.chat(model).status == 200
@@ -105,7 +107,7 @@ def test_killed_while_it_streams_the_same_engine_serves_the_next_request(
 
 
 def test_stopped_with_its_engines_kept_the_next_daemon_serves_without_a_reload(
-    furnished: Path, make_daemon: Callable[..., Any], model: str, wait_until: Any
+    furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:
     daemon = make_daemon(furnished).start()
     assert daemon.chat(model).status == 200
@@ -113,7 +115,7 @@ def test_stopped_with_its_engines_kept_the_next_daemon_serves_without_a_reload(
     stopped = daemon.run("stop", "--keep-engines=1m")
     assert stopped.returncode == 0, stopped.stderr
     assert "its engines stay for 1m" in stopped.stdout
-    wait_until(lambda: daemon.process.poll() is not None)
+    until(lambda: daemon.process.poll() is not None)
     daemon.start()
     assert daemon.chat(model).status == 200
     assert loaded(daemon)["pid"] == engine["pid"]
@@ -121,7 +123,7 @@ def test_stopped_with_its_engines_kept_the_next_daemon_serves_without_a_reload(
 
 
 def test_one_that_stops_computing_while_it_answers_is_replaced_under_the_request(
-    furnished: Path, make_daemon: Callable[..., Any], model: str, wait_until: Any
+    furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:
     daemon = make_daemon(furnished, GREENROOM_STALL_AFTER="2").start()
     assert daemon.chat(model).status == 200

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from waiting import until
+
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 
@@ -45,12 +47,12 @@ def _without_network() -> tuple[str, ...]:
 
 
 def test_installed_backends_come_back_without_a_download_and_without_a_network(
-    furnished: Path, make_daemon: Callable[..., Any], no_uv: str, tmp_path: Path, wait_until: Any
+    furnished: Path, make_daemon: Callable[..., Any], no_uv: str, tmp_path: Path
 ) -> None:
     wrapper = _without_network()
     daemon = make_daemon(furnished, wrapper, GREENROOM_UV=no_uv).start()
     before = len(daemon.events())
-    wait_until(lambda: daemon.events("daemon_started"))
+    until(lambda: daemon.events("daemon_started"))
     # Inside a namespace nobody outside reaches the port: the journal tells, and nothing was found or built.
     new = [record.type for record, _ in daemon.events()][before - 1 :]
     assert "install_requested" not in new
@@ -94,12 +96,12 @@ def test_a_file_removed_behind_its_back_is_named_and_the_next_install_repairs_it
 
 
 def test_a_daemon_killed_while_it_installs_never_believes_half_an_installation(
-    make_daemon: Callable[..., Any], wait_until: Any
+    make_daemon: Callable[..., Any],
 ) -> None:
     daemon = make_daemon().start()
     asker = threading.Thread(target=lambda: daemon.post("/engines/install-backend", {"backend": "mlx"}))
     asker.start()
-    wait_until(lambda: list(daemon.home.glob("backends/mlx/*/")))
+    until(lambda: list(daemon.home.glob("backends/mlx/*/")))
     daemon.kill()
     asker.join()
     assert not list(daemon.home.glob("backends/mlx/*/installation.json"))

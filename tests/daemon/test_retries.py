@@ -20,6 +20,7 @@ from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from package_index import Misbehaviour
 from toy import toy_backend
+from waiting import until
 from workshop import Workshop
 
 DAY = 86_400.0
@@ -35,7 +36,7 @@ def attempts(workshop: Workshop, name: str) -> int:
 
 @pytest.mark.parametrize("late", [False, True], ids=["in_time", "after_it"])
 def test_a_retry_outlives_a_killed_daemon_and_begins_at_its_recorded_time(
-    late: bool, workshop: Workshop, make_daemon: Callable[..., Any], wait_until: Any, tmp_path: Path
+    late: bool, workshop: Workshop, make_daemon: Callable[..., Any], tmp_path: Path
 ) -> None:
     workshop.add("killed")
     workshop.index.wrong["killed"] = Misbehaviour(status=503)
@@ -49,7 +50,7 @@ def test_a_retry_outlives_a_killed_daemon_and_begins_at_its_recorded_time(
         return bool(failed) and failed[-1][1]["retry_at"] > time.time() + 2.5
 
     # A wait that another daemon's start fits into; the second or third is.
-    wait_until(far_enough)
+    until(far_enough)
     daemon.kill()
     failures = daemon.events("install_attempt_failed")
     retry_at = failures[-1][1]["retry_at"]
@@ -68,8 +69,8 @@ def test_a_retry_outlives_a_killed_daemon_and_begins_at_its_recorded_time(
         assert not begun or now >= retry_at, f"{retry_at - now:.1f} s too early"
         return begun
 
-    wait_until(goes_on)
-    (committed, _), *more = wait_until(lambda: daemon.events("installation_committed"))
+    until(goes_on)
+    (committed, _), *more = until(lambda: daemon.events("installation_committed"))
     assert not more
     assert committed.at >= retry_at
     assert daemon.events("install_attempt_failed") == failures, "the kill was no attempt"
@@ -103,7 +104,7 @@ def job_of(greenroom: Greenroom) -> BackendStatus:
 
 
 @pytest.fixture
-def fails_once(workshop: Workshop, make_greenroom: Any, wait_until: Any) -> Callable[..., Any]:
+def fails_once(workshop: Workshop, make_greenroom: Any) -> Callable[..., Any]:
     """Begins an installation whose first attempt fails, then mends the index."""
 
     @contextmanager
@@ -112,7 +113,7 @@ def fails_once(workshop: Workshop, make_greenroom: Any, wait_until: Any) -> Call
         workshop.index.wrong[name] = Misbehaviour(status=503)
         with make_greenroom(name, clock) as greenroom:
             reply = greenroom.system.ask(INSTALLER, Ensure(backend=name))
-            wait_until(lambda: job_of(greenroom).attempt == 2)
+            until(lambda: job_of(greenroom).attempt == 2)
             del workshop.index.wrong[name]
             yield greenroom, reply
 
@@ -120,7 +121,7 @@ def fails_once(workshop: Workshop, make_greenroom: Any, wait_until: Any) -> Call
 
 
 def test_a_second_attempt_under_way_is_called_installing_and_not_waiting(
-    workshop: Workshop, fails_once: Any, wait_until: Any
+    workshop: Workshop, fails_once: Any
 ) -> None:
     clock = ManualClock(time.time())
     with fails_once("second", clock) as (greenroom, reply):
@@ -128,7 +129,7 @@ def test_a_second_attempt_under_way_is_called_installing_and_not_waiting(
         go_on = threading.Event()
         workshop.index.wrong["second"] = Misbehaviour(hang=go_on)
         clock.advance(FIRST_WAIT)
-        wait_until(lambda: attempts(workshop, "second") == 2)
+        until(lambda: attempts(workshop, "second") == 2)
         assert job_of(greenroom).state == "installing"
         go_on.set()
         assert reply.get(timeout=60).fresh
@@ -143,7 +144,7 @@ def test_a_clock_that_is_set_back_by_a_day_delays_no_retry(workshop: Workshop, f
 
 
 def test_a_retry_recorded_by_a_clock_that_was_a_day_ahead_waits_no_longer_than_any_other(
-    workshop: Workshop, fails_once: Any, make_greenroom: Any, wait_until: Any
+    workshop: Workshop, fails_once: Any, make_greenroom: Any
 ) -> None:
     with fails_once("ahead", ManualClock(time.time() + DAY)):
         pass
@@ -157,4 +158,4 @@ def test_a_retry_recorded_by_a_clock_that_was_a_day_ahead_waits_no_longer_than_a
             greenroom.system.ask(INSTALLER, Ensure(backend="nobody")).get(timeout=60)
         assert attempts(workshop, "ahead") == asked
         clock.advance(1.5)
-        wait_until(lambda: job_of(greenroom).state == "installed")
+        until(lambda: job_of(greenroom).state == "installed")

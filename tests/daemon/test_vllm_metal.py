@@ -18,6 +18,7 @@ import pytest
 
 from real_registry import Doorway, Layer, Published, RealRegistry, Wrong, file, folder_layer, layer
 from stand_in import make_tree
+from waiting import until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -50,10 +51,8 @@ class Mac:
         registry: RealRegistry,
         doorway: Doorway,
         user_home: Path,
-        wait_until: Callable[..., Any],
     ) -> None:
         self.daemon = daemon
-        self.wait_until = wait_until
         self.registry = registry
         self.doorway = doorway
         self.user_home = user_home
@@ -80,7 +79,7 @@ class Mac:
         (engine,) = self.daemon.engines()
         log = self.daemon.home / "engines" / engine["engine_id"] / "log"
         # The keeper is another process: where the disk is busy an answer can be here before its log is.
-        (line,) = self.wait_until(
+        (line,) = until(
             lambda: [one for one in log.read_text().splitlines(True) if "stand-in {" in one and "\n" in one]
         )
         found: dict[str, Any] = json.loads(line[line.index("{") :])
@@ -94,7 +93,6 @@ def mac(
     make_doorway: Callable[[], Doorway],
     programs: Path,
     tmp_path: Path,
-    wait_until: Callable[..., Any],
 ) -> Iterator[Mac]:
     user_home = tmp_path / "user"
     user_home.mkdir()
@@ -103,12 +101,12 @@ def mac(
         HOME=str(user_home),
         DOCKER_CONFIG=str(user_home / "docker"),
     )
-    mac = Mac(daemon, docker_registry, make_doorway(), user_home, wait_until)
+    mac = Mac(daemon, docker_registry, make_doorway(), user_home)
     started = daemon.start
 
     def start(**env: str) -> Any:
         started(**env)
-        wait_until(lambda: daemon.get("/readyz").status == 200)
+        until(lambda: daemon.get("/readyz").status == 200)
         return daemon
 
     daemon.start = start
@@ -174,7 +172,7 @@ def test_vllm_metal_is_installed_serves_survives_and_goes(mac: Mac, tree_layer: 
 
 
 def test_a_newer_image_is_put_beside_the_old_one_and_can_be_gone_back_from(
-    mac: Mac, tree_layer: Layer, tmp_path: Path, model: Path, wait_until: Callable[..., Any]
+    mac: Mac, tree_layer: Layer, tmp_path: Path, model: Path
 ) -> None:
     newer = folder_layer(make_tree(tmp_path / "newer" / "vllm-metal", "0.3.0"), "vllm-metal", mode=0o644)
     mac.push(tree_layer)
@@ -185,7 +183,7 @@ def test_a_newer_image_is_put_beside_the_old_one_and_can_be_gone_back_from(
     def serving() -> tuple[str, str]:
         """Version and kernels of the engine that a request after an unload gets."""
         mac.daemon.run("unload", "--all")
-        wait_until(lambda: mac.daemon.engines() == [])
+        until(lambda: mac.daemon.engines() == [])
         answer = mac.chat(model)
         assert answer.status == 200, answer.body
         said = mac.said()

@@ -9,7 +9,6 @@ import signal
 import struct
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +37,7 @@ from greenroom.runner.daemon import Greenroom
 from greenroom.runner.diagnosis.explain import explain
 from greenroom.runner.diagnosis.replay import Replay, Walk, as_builtins, changes, replay, seq_at
 from greenroom.runner.testing import fake_backend
+from waiting import until
 
 BOUND = 20.0
 CORES = (DaemonLog, Installer, Library, Runner, Scheduler)
@@ -92,15 +92,6 @@ def tiny_gguf(path: Path, name: str) -> Path:
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + text("weights") + struct.pack("<IQIQ", 1, 4, 0, 0)
     path.write_bytes(head + b"\0" * (-len(head) % 32) + struct.pack("<4f", 1, 2, 3, 4) + b"\0" * 16)
     return path
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Wait for what threads and processes make true."""
-    end = time.monotonic() + BOUND
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not come to pass in time"
-        time.sleep(0.01)
-    return found
 
 
 @pytest.fixture(scope="module")

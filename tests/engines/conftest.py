@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,6 @@ class Heard:
         return self.at[[call[0] for call in self.calls].index(name)]
 
 
-def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
-    """Wait for what nobody tells of (a file, the death of somebody else's child), bounded."""
-    deadline = time.monotonic() + bound
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{condition} did not become true within {bound} s"
-        threading.Event().wait(0.005)
-    return value
-
-
 def alive(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -134,7 +125,7 @@ class Stage:
         self.hosts: list[EngineHost] = []
         self.readiness = Readiness()
         self.heard = Heard()
-        self.until, self.alive, self.programs, self.lag = until, alive, PROGRAMS, Lag
+        self.alive, self.programs, self.lag = alive, PROGRAMS, Lag
 
     def host(self, *flags: str, heard: Heard | None = None, **options: Any) -> EngineHost:
         def prepare(spec: EngineSpec, socket: Path) -> Prepared:

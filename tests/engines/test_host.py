@@ -14,6 +14,7 @@ from greenroom.actors.values import Failure
 from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.errors import JobFailed
+from waiting import until
 
 
 def test_an_engine_is_spawned_becomes_ready_answers_and_is_stopped(stage):
@@ -37,11 +38,11 @@ def test_an_engine_is_spawned_becomes_ready_answers_and_is_stopped(stage):
 
 def test_a_spare_keeper_serves_the_next_start_and_ends_with_the_host(stage):
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = stage.until(lambda: host._spare)
+    spare = until(lambda: host._spare)
     host.start(spec)
     stage.heard.wait("ready")
     assert stage.claim(spec.engine_id)["keeper_pid"] == spare.pid
-    other = stage.until(lambda: host._spare)
+    other = until(lambda: host._spare)
     host.shutdown()
     assert not stage.alive(spare.pid)
     assert not stage.alive(other.pid)
@@ -97,11 +98,11 @@ def test_an_engine_deaf_to_sigint_and_sigterm_is_killed_with_its_children(stage)
     spec = stage.spec()
     host.start(spec)
     stage.heard.wait("ready")
-    stage.until(lambda: len(stage.pids()) == 2)
+    until(lambda: len(stage.pids()) == 2)
     host.stop(spec.engine_id)
     (end,) = stage.heard.wait("exited")
     assert (end.signal, end.expected) == ("SIGKILL", True)
-    stage.until(lambda: not stage.pids())
+    until(lambda: not stage.pids())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
@@ -110,10 +111,10 @@ def test_a_child_that_left_the_process_group_is_ended_too(stage):
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
     stage.heard.wait("ready")
-    stage.until(lambda: len(stage.pids()) == 2)
+    until(lambda: len(stage.pids()) == 2)
     os.kill(pid, signal.SIGKILL)
     stage.heard.wait("exited")
-    stage.until(lambda: not stage.pids())
+    until(lambda: not stage.pids())
 
 
 def test_stopping_before_the_spawn_ends_the_start(stage):
@@ -122,7 +123,7 @@ def test_stopping_before_the_spawn_ends_the_start(stage):
     host.stop(spec.engine_id)
     (end,) = stage.heard.wait("exited")
     assert end.expected
-    stage.until(lambda: not stage.pids())
+    until(lambda: not stage.pids())
     assert "ready" not in stage.heard.names()
 
 
@@ -208,7 +209,7 @@ def test_shutdown_stops_all_engines_at_once(stage):
     host = stage.host("--deaf", "SIGINT", ladder=[("SIGINT", 0.5), ("SIGTERM", 5), ("SIGKILL", 0)])
     for _ in range(3):
         host.start(stage.spec())
-    stage.until(lambda: stage.heard.names().count("ready") == 3)
+    until(lambda: stage.heard.names().count("ready") == 3)
     host.shutdown()
     assert stage.heard.names().count("exited") == 3
     assert not stage.pids()
@@ -223,7 +224,7 @@ def test_no_zombie_and_no_socket_is_left_behind(stage):
     stage.heard.wait("ready")
     host.stop(spec.engine_id)
     stage.heard.wait("exited")
-    stage.until(lambda: not set(psutil.Process().children()) - before)
+    until(lambda: not set(psutil.Process().children()) - before)
     assert not list((stage.folder / spec.engine_id).glob("*.sock"))
 
 
@@ -235,19 +236,19 @@ def test_many_engines_come_and_go_and_nothing_is_left(stage):
     here = psutil.Process()
     before = set(here.children())
     host = stage.host(spare_keeper=True)
-    stage.until(lambda: host._spare)
+    until(lambda: host._spare)
     threads, descriptors = threading.active_count(), here.num_fds()
     specs = [stage.spec() for _ in range(12)]
     for spec in specs:
         host.start(spec)
-    stage.until(lambda: stage.heard.names().count("ready") == len(specs), bound=60)
+    until(lambda: stage.heard.names().count("ready") == len(specs), bound=60)
     for spec in specs[:6]:
         host.stop(spec.engine_id)
     for spec in specs[6:]:
         os.kill(stage.claim(spec.engine_id)["pid"], signal.SIGKILL)
-    stage.until(lambda: stage.heard.names().count("exited") == len(specs))
-    stage.until(lambda: host._spare and len(set(here.children()) - before) == 1)
-    stage.until(lambda: (threading.active_count(), here.num_fds()) == (threads, descriptors))
+    until(lambda: stage.heard.names().count("exited") == len(specs))
+    until(lambda: host._spare and len(set(here.children()) - before) == 1)
+    until(lambda: (threading.active_count(), here.num_fds()) == (threads, descriptors))
     assert not host._handles
 
 
@@ -267,7 +268,7 @@ def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(stage, monk
     for spec in specs:
         host.start(spec)
         stage.heard.wait("failed", engine_id=spec.engine_id)
-    stage.until(
+    until(
         lambda: (
             {one.name for one in stage.folder.iterdir() if one.is_dir()}
             == {living.engine_id, *(spec.engine_id for spec in specs[-3:])}

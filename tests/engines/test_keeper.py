@@ -20,6 +20,7 @@ from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.systems import here
+from waiting import until
 
 BOUND = 30.0
 """For what takes milliseconds, on a machine that does much else."""
@@ -103,7 +104,7 @@ def test_connections_beyond_what_anybody_needs_are_let_go(stage):
     path = stage.claim("e-1")["keeper_socket"]
     many = [socket.socket(socket.AF_UNIX) for _ in range(40)]
     for one in many:
-        stage.until(lambda one=one: one.connect_ex(path) == 0)  # the backlog is short
+        until(lambda one=one: one.connect_ex(path) == 0)  # the backlog is short
         one.settimeout(BOUND)
     assert many[-1].recv(1) == b""
     channel.send("hold", grace=30.0)
@@ -119,14 +120,14 @@ def test_a_keeper_whose_daemon_dies_before_the_start_message_ends(stage):
     channel = Channel.spawn()
     pid = channel.pid
     channel.close(reap=False)
-    stage.until(lambda: not stage.alive(pid))
+    until(lambda: not stage.alive(pid))
 
 
 def test_a_spare_keeper_that_has_died_is_replaced(stage):
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = stage.until(lambda: host._spare)
+    spare = until(lambda: host._spare)
     os.kill(spare.pid, signal.SIGKILL)
-    stage.until(lambda: not spare.alive())
+    until(lambda: not spare.alive())
     host.start(spec)
     stage.heard.wait("ready")
     assert stage.claim(spec.engine_id)["keeper_pid"] != spare.pid
@@ -134,10 +135,10 @@ def test_a_spare_keeper_that_has_died_is_replaced(stage):
 
 def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failure(stage):
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = stage.until(lambda: host._spare)
+    spare = until(lambda: host._spare)
     os.kill(spare.pid, signal.SIGSTOP)
     host.start(spec)
-    stage.until(lambda: host._handles[spec.engine_id].channel)
+    until(lambda: host._handles[spec.engine_id].channel)
     os.kill(spare.pid, signal.SIGKILL)
     (failure,) = stage.heard.wait("failed")
     assert (failure.kind, failure.code) == ("transient", "keeper")
@@ -239,7 +240,7 @@ def test_a_keeper_whose_socket_was_cleaned_away_makes_it_again(stage):
 def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails(stage, monkeypatch):
     monkeypatch.setattr(host_module, "_SPAWN_SECONDS", 0.3)
     host, spec = stage.host(spare_keeper=True), stage.spec()
-    spare = stage.until(lambda: host._spare)
+    spare = until(lambda: host._spare)
     os.kill(spare.pid, signal.SIGSTOP)
     host.start(spec)
     (failure,) = stage.heard.wait("failed")
@@ -251,10 +252,10 @@ def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails
 def test_one_that_hangs_before_it_has_claimed_and_is_asked_to_stop_is_killed_too(stage):
     host, spec = stage.host(spare_keeper=True), stage.spec()
     host._stop_bound = 0.3
-    spare = stage.until(lambda: host._spare)
+    spare = until(lambda: host._spare)
     os.kill(spare.pid, signal.SIGSTOP)
     host.start(spec)
-    stage.until(lambda: host._handles[spec.engine_id].channel)
+    until(lambda: host._handles[spec.engine_id].channel)
     host.stop(spec.engine_id)
     stage.heard.wait("failed", "exited", "lost")
     assert not stage.alive(spare.pid)
@@ -265,7 +266,7 @@ def test_the_death_of_the_keeper_ends_the_engine(stage):
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
     stage.heard.wait("ready")
-    stage.until(lambda: EngineFolder.of(stage.folder, spec.engine_id).last_line() == "model loaded")
+    until(lambda: EngineFolder.of(stage.folder, spec.engine_id).last_line() == "model loaded")
     os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGKILL)
     (end,) = stage.heard.wait("exited")
     assert not stage.alive(pid)
@@ -280,7 +281,7 @@ def test_a_deaf_engine_with_a_child_does_not_outlive_its_keeper_either(stage):
     host, spec = stage.host("--deaf-to-sigterm", "--ignore-keeper", "--child"), stage.spec()
     host.start(spec)
     stage.heard.wait("ready")
-    stage.until(lambda: len(stage.pids()) == 2)
+    until(lambda: len(stage.pids()) == 2)
     os.kill(stage.claim(spec.engine_id)["keeper_pid"], signal.SIGKILL)
     stage.heard.wait("exited")
     assert not stage.pids()
@@ -304,9 +305,9 @@ def test_when_the_life_line_is_lost_the_engine_ends_after_the_grace(stage):
     pid = channel.await_event("spawned", BOUND)["pid"]
     begun = time.monotonic()
     channel.close(reap=False)
-    stage.until(lambda: not stage.alive(pid))
+    until(lambda: not stage.alive(pid))
     assert time.monotonic() - begun >= 0.4
-    end = stage.until(lambda: _read(stage.folder / "e-1" / "exit.json"))
+    end = until(lambda: _read(stage.folder / "e-1" / "exit.json"))
     assert end["stop_reason"] == "no daemon came back within 0.5 s"
 
 

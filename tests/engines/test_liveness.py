@@ -24,6 +24,7 @@ from greenroom.runner.engines import process_state as condition
 from greenroom.runner.engines.handle import Prepared, batch_of
 from greenroom.runner.engines.liveness import LIMIT, Life
 from greenroom.runner.engines.reach import Reach
+from waiting import until
 
 COUNTED = b"llamacpp:prompt_tokens_total 1000\nllamacpp:prompt_seconds_total 10\n"
 
@@ -202,11 +203,11 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_stopped_process_is_seen_and_one_that_runs_is_not(stage: Any, sleeper: Any) -> None:
-    stage.until(lambda: not condition.wants_to_work([sleeper.pid]))
+    until(lambda: not condition.wants_to_work([sleeper.pid]))
     assert not condition.stopped([sleeper.pid])
     assert not condition.traced([sleeper.pid])
     sleeper.send_signal(signal.SIGSTOP)
-    stage.until(lambda: condition.stopped([sleeper.pid]))
+    until(lambda: condition.stopped([sleeper.pid]))
     assert not condition.wants_to_work([sleeper.pid])
 
 

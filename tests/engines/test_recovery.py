@@ -18,6 +18,7 @@ from greenroom.runner.engines import recovery
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.recovery import distrust, end_processes
+from waiting import until
 
 
 def expected_of(spec, state="ready", pid=0, started=0.0) -> Engine:
@@ -184,7 +185,7 @@ def test_an_engine_that_was_being_stopped_is_stopped_further(stage):
 def test_an_engine_that_ended_while_no_daemon_ran_is_reported_with_its_end(stage):
     pid, started = killed_daemon(stage, "e-1", "--say", "farewell")
     os.kill(pid, signal.SIGKILL)
-    stage.until((stage.folder / "e-1" / "exit.json").exists)
+    until((stage.folder / "e-1" / "exit.json").exists)
     host = stage.host()
     host.recover([expected_of(stage.spec("e-1"), pid=pid, started=started)]).result(10)
     (end,) = stage.heard.wait("exited")
@@ -197,7 +198,7 @@ def test_an_engine_that_ended_while_no_daemon_ran_is_reported_with_its_end(stage
 def test_with_daemon_and_keeper_both_killed_nothing_is_left(stage):
     with stage.daemon("e-1", "--ignore-keeper", "--child") as process:
         pid = int(lines_until(process, "ready")[0][2])
-        stage.until(lambda: len(stage.pids()) == 2)
+        until(lambda: len(stage.pids()) == 2)
         process.send_signal(signal.SIGKILL)
         os.kill(stage.claim("e-1")["keeper_pid"], signal.SIGKILL)
     host = stage.host()
@@ -256,7 +257,7 @@ def test_engines_left_for_a_time_end_when_it_is_over(stage):
     pid, *_ = stage.heard.wait("spawned")
     stage.heard.wait("ready")
     host.shutdown(keep=0.5)
-    stage.until(lambda: not stage.alive(pid))
+    until(lambda: not stage.alive(pid))
 
 
 def test_a_sweep_ends_engines_nobody_knows_and_leaves_those_somebody_does(stage):

@@ -14,6 +14,7 @@ from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Measured
 from greenroom.runner.engines import graphics, processes
 from greenroom.runner.engines.health_monitor import Memory
+from waiting import until
 
 MIB = 2**20
 
@@ -123,7 +124,7 @@ def test_a_host_reports_the_memory_of_an_engine(stage) -> None:
     host, spec = stage.host(stall_after=4.0), stage.spec()
     host.start(spec)
     stage.heard.wait("ready")
-    stage.until(lambda: any(name == "measured" for name, *_ in stage.heard.calls))
+    until(lambda: any(name == "measured" for name, *_ in stage.heard.calls))
     size = next(rest[0] for name, _, rest in stage.heard.calls if name == "measured")
     assert size.now > 5 * MIB
 

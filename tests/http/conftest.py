@@ -8,7 +8,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,23 +26,13 @@ from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.app import DOOR, front_door
 from greenroom.runner.http.malformed import Runner
 from greenroom.runner.testing import fake_backend, tiny_gguf
-
-BOUND = 15.0
+from waiting import until_async
 
 
 @pytest.fixture
 def make_gguf() -> Callable[[Path], Path]:
     """Writes a whole GGUF file with one tensor of four numbers."""
     return tiny_gguf
-
-
-async def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
-    """Wait for a condition that threads and processes make true."""
-    end = time.monotonic() + bound
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not come to pass in time"
-        await asyncio.sleep(0.01)
-    return found
 
 
 class House:
@@ -100,7 +89,9 @@ class House:
 
     async def nothing_is_held(self) -> None:
         """Nobody is inside a gate, nobody waits, no engine generates for nobody."""
-        await until(lambda: self.inside() == 0 and self.waiting() == 0 and not len(self.app[DOOR].visitors))
+        await until_async(
+            lambda: self.inside() == 0 and self.waiting() == 0 and not len(self.app[DOOR].visitors)
+        )
         for _ in range(200):
             # An engine may have died a moment ago: then it generates for nobody either.
             with contextlib.suppress(aiohttp.ClientError):
@@ -172,7 +163,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         root = site._server.sockets[0].getsockname()
         house = House(greenroom, app, f"http://127.0.0.1:{root[1]}{prefix}", f"127.0.0.1:{root[1]}")
         stack.push_async_callback(house.session.close)
-        await until(lambda: any(s.state == "installed" for s in greenroom.statuses()))
+        await until_async(lambda: any(s.state == "installed" for s in greenroom.statuses()))
         return house
 
     yield make
@@ -203,9 +194,3 @@ def _frames(lines: list[str]) -> list[Any]:
 def frames() -> Callable[[list[str]], list[Any]]:
     """Makes of a stream's lines the data of its events, decoded; `[DONE]` as it is."""
     return _frames
-
-
-@pytest.fixture
-def wait_until() -> Callable[..., Awaitable[Any]]:
-    """Waits for a condition that threads and processes make true."""
-    return until

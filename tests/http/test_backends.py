@@ -8,6 +8,7 @@ import pytest
 
 from builds import Builds
 from greenroom.runner.errors import JobFailed
+from waiting import until_async
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ async def described(house: Any, name: str = "absent") -> Any:
         return await response.json()
 
 
-async def has(house: Any, wait_until: Any, version: str) -> None:
-    await wait_until(
+async def has(house: Any, version: str) -> None:
+    await until_async(
         lambda: any(
             one.current is not None and one.current.version == version
             for one in house.greenroom.statuses()
@@ -57,7 +58,7 @@ async def test_an_unknown_backend_is_404(house: Any) -> None:
         assert (response.status, await response.text()) == (400, "invalid request: name is required\n")
 
 
-async def test_a_wish_is_accepted_and_followed_by_its_location(house: Any, wait_until: Any) -> None:
+async def test_a_wish_is_accepted_and_followed_by_its_location(house: Any) -> None:
     builds = Builds(house)
     async with house.post("/engines", {"name": "absent"}) as response:
         assert response.status == 202
@@ -66,7 +67,7 @@ async def test_a_wish_is_accepted_and_followed_by_its_location(house: Any, wait_
     assert body["state"] == "installing"
     assert body["job"]["id"] == "absent.1"
     builds.commit("absent.1", "1")
-    await has(house, wait_until, "1")
+    await has(house, "1")
     async with house.session.get(f"http://{house.root}{location}") as response:
         body = await response.json()
     assert (body["state"], body["version"], body["size"], body["job"]) == ("installed", "1", 1000, None)
@@ -74,7 +75,7 @@ async def test_a_wish_is_accepted_and_followed_by_its_location(house: Any, wait_
         assert response.status == 200
 
 
-async def test_versions_queue_lie_side_by_side_and_are_switched(house: Any, wait_until: Any) -> None:
+async def test_versions_queue_lie_side_by_side_and_are_switched(house: Any) -> None:
     builds = Builds(house)
     for version in ("1", "2"):
         async with house.post("/engines", {"name": "absent", "version": version}) as response:
@@ -82,9 +83,9 @@ async def test_versions_queue_lie_side_by_side_and_are_switched(house: Any, wait
     assert (await described(house))["job"]["queue"] == ["absent.2"]
     assert builds.jobs == [("absent.1", "1")]
     builds.commit("absent.1", "1")
-    await wait_until(lambda: len(builds.jobs) == 2)
+    await until_async(lambda: len(builds.jobs) == 2)
     builds.commit("absent.2", "2")
-    await has(house, wait_until, "2")
+    await has(house, "2")
     async with house.post("/engines/activate-backend", {"backend": "absent"}) as response:
         assert (await response.json())["installation"]["version"] == "1"
     both = (await described(house))["installations"]
@@ -114,14 +115,14 @@ async def test_a_job_is_cancelled_by_its_id(house: Any) -> None:
     assert (await described(house))["job"]["id"] == "absent.1"
 
 
-async def test_a_backend_is_deleted_with_all_its_versions(house: Any, wait_until: Any) -> None:
+async def test_a_backend_is_deleted_with_all_its_versions(house: Any) -> None:
     builds = Builds(house)
     async with house.post("/engines", {"name": "absent"}):
         builds.commit("absent.1", "1")
-    await has(house, wait_until, "1")
+    await has(house, "1")
     async with house.session.delete(f"{house.base}/engines/absent") as response:
         assert response.status in (200, 202)
-    await wait_until(lambda: [one.state for one in house.greenroom.statuses()] == ["installed", "absent"])
+    await until_async(lambda: [one.state for one in house.greenroom.statuses()] == ["installed", "absent"])
     async with house.session.delete(f"{house.base}/engines/absent") as response:
         assert (response.status, await response.json()) == (200, {"freed": 0, "was_installed": False})
 
@@ -171,11 +172,11 @@ async def test_a_field_of_the_wrong_type_is_the_one_that_is_named(house: Any) ->
         assert (response.status, await response.text()) == (400, "invalid request: name is required\n")
 
 
-async def test_what_is_damaged_is_named_and_broken_from_then_on(house: Any, wait_until: Any) -> None:
+async def test_what_is_damaged_is_named_and_broken_from_then_on(house: Any) -> None:
     builds = Builds(house)
     async with house.post("/engines", {"name": "absent"}):
         builds.commit("absent.1", "1")
-    await has(house, wait_until, "1")
+    await has(house, "1")
     async with house.post("/engines/verify-backend", {}) as response:
         (sound,) = await response.json()
     assert (sound["backend"], sound["damaged"]) == ("absent", {})
@@ -187,17 +188,17 @@ async def test_what_is_damaged_is_named_and_broken_from_then_on(house: Any, wait
     assert (body["state"], body["failure"]["message"]) == ("broken", "env/a.py has changed")
 
 
-async def test_status_says_that_an_attempt_at_another_version_has_failed(house: Any, wait_until: Any) -> None:
+async def test_status_says_that_an_attempt_at_another_version_has_failed(house: Any) -> None:
     builds = Builds(house)
     for job, version in (("absent.1", "1"), ("absent.2", "2")):
         async with house.post("/engines", {"name": "absent", "version": version}) as response:
             assert response.status == 202
         if version == "1":
             builds.commit(job, version)
-            await wait_until(lambda: house.greenroom.statuses()[1].current)
+            await until_async(lambda: house.greenroom.statuses()[1].current)
     assert await words(house) == "Running: absent 1", "it may still come about"
     builds.fail("absent.2", JobFailed.permanent("no_space", "No space is left.").failure)
-    await wait_until(lambda: house.greenroom.statuses()[1].failure)
+    await until_async(lambda: house.greenroom.statuses()[1].failure)
     assert (
         await words(house) == "Running: absent 1 (the last attempt at another failed: greenroom why absent)"
     )

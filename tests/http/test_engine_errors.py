@@ -186,7 +186,7 @@ async def test_what_follows_half_an_event_is_an_event_of_its_own(
 
 
 async def test_a_stream_that_was_delivered_is_not_logged_as_left_when_the_client_hangs_up_at_its_end(
-    open_house: Any, caplog: Any, wait_until: Any
+    open_house: Any, caplog: Any
 ) -> None:
     import asyncio
     import logging

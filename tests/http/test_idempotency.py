@@ -16,6 +16,7 @@ from greenroom.actors.progress import install_job
 from greenroom.actors.values import Failure, Progress
 from greenroom.actors.waiters import count
 from greenroom.runner.http.app import DOOR
+from waiting import until_async
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 NDJSON = {"Accept": "application/x-ndjson"}
@@ -42,12 +43,10 @@ def waiting(house: Any) -> int:
     return count(volatile.waiting, *volatile.waiting)
 
 
-async def test_a_second_one_waits_for_the_first_and_a_third_gets_the_same_answer(
-    house: Any, wait_until: Any
-) -> None:
+async def test_a_second_one_waits_for_the_first_and_a_third_gets_the_same_answer(house: Any) -> None:
     builds = Builds(house)
     first = asyncio.ensure_future(_text(install(house, KEY)))
-    await wait_until(lambda: builds.jobs)
+    await until_async(lambda: builds.jobs)
     second = asyncio.ensure_future(_text(install(house, KEY)))
     # Not carried out again: only one waits for the installer.
     async with install(house, KEY, version="2") as response:
@@ -63,41 +62,39 @@ async def test_a_second_one_waits_for_the_first_and_a_third_gets_the_same_answer
     assert len(builds.jobs) == 1
     # Another key is another wish.
     again = asyncio.ensure_future(_text(install(house, {"Idempotency-Key": "another"})))
-    await wait_until(lambda: len(builds.jobs) == 2)
+    await until_async(lambda: len(builds.jobs) == 2)
     builds.commit("absent.2", "1")
     assert (await again)[0] == 200
 
 
-async def test_the_outcome_of_a_client_that_left_is_kept_for_its_return(house: Any, wait_until: Any) -> None:
+async def test_the_outcome_of_a_client_that_left_is_kept_for_its_return(house: Any) -> None:
     builds = Builds(house)
     for headers in (KEY, KEY | NDJSON):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await _text(install(house, headers))
-        await wait_until(lambda: not len(house.app[DOOR].visitors))
+        await until_async(lambda: not len(house.app[DOOR].visitors))
     assert len(builds.jobs) == 1
     builds.commit("absent.1", "1")
-    await wait_until(lambda: answered(house) == 1)
+    await until_async(lambda: answered(house) == 1)
     assert await _text(install(house, KEY)) == (200, "", "true")
 
 
-async def test_a_stream_is_answered_again_by_its_last_line(house: Any, wait_until: Any) -> None:
+async def test_a_stream_is_answered_again_by_its_last_line(house: Any) -> None:
     builds = Builds(house)
     first = asyncio.ensure_future(_text(install(house, KEY | NDJSON)))
-    await wait_until(lambda: builds.jobs)
+    await until_async(lambda: builds.jobs)
     builds.commit("absent.1", "1")
     lines = (await first)[1].splitlines()
     again = await _text(install(house, KEY | NDJSON))
     assert again == (200, lines[-1] + "\n", "true")
 
 
-async def test_who_sends_it_again_sees_how_far_it_is_and_gets_the_same_end(
-    house: Any, wait_until: Any
-) -> None:
+async def test_who_sends_it_again_sees_how_far_it_is_and_gets_the_same_end(house: Any) -> None:
     builds = Builds(house)
     board = house.greenroom.board
     first = asyncio.ensure_future(_text(install(house, KEY | NDJSON)))
-    await wait_until(lambda: builds.jobs)
+    await until_async(lambda: builds.jobs)
     board.publish(
         Progress(job=install_job("absent"), phase="downloading", done=1, total=3, message="Downloading")
     )
@@ -122,12 +119,12 @@ async def test_who_sends_it_again_sees_how_far_it_is_and_gets_the_same_end(
     assert len(builds.jobs) == 1
 
 
-async def test_one_who_left_sees_the_progress_when_it_comes_back(house: Any, wait_until: Any) -> None:
+async def test_one_who_left_sees_the_progress_when_it_comes_back(house: Any) -> None:
     builds = Builds(house)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await _text(install(house, KEY | EVENTS))
-    await wait_until(lambda: not len(house.app[DOOR].visitors))
+    await until_async(lambda: not len(house.app[DOOR].visitors))
     progress = Progress(job=install_job("absent"), phase="downloading", done=2, total=3)
     house.greenroom.board.publish(progress)
     async with asyncio.timeout(10), install(house, KEY | EVENTS) as again:
@@ -138,35 +135,33 @@ async def test_one_who_left_sees_the_progress_when_it_comes_back(house: Any, wai
     # What ended before anybody was told anything keeps its status.
     other = {"Idempotency-Key": "other"} | EVENTS
     waits = [asyncio.ensure_future(_text(install(house, other))) for _ in range(2)]
-    await wait_until(lambda: len(builds.jobs) == 2)
+    await until_async(lambda: len(builds.jobs) == 2)
     # The first is attended to twice, by the middleware and by the handler.
-    await wait_until(lambda: len(house.app[DOOR].visitors) == 3)
+    await until_async(lambda: len(house.app[DOOR].visitors) == 3)
     builds.fail("absent.2", Failure(kind="permanent", code="no_space", message="No space is left."))
     ends = [await one for one in waits]
     assert ends[0][:2] == ends[1][:2]
 
 
-async def test_an_answer_is_the_same_although_the_world_has_changed(house: Any, wait_until: Any) -> None:
+async def test_an_answer_is_the_same_although_the_world_has_changed(house: Any) -> None:
     builds = Builds(house)
     async with house.post("/engines", {"name": "absent"}, headers=KEY) as response:
         assert (response.status, response.headers["Location"]) == (202, "/engines/absent")
         accepted = await response.text()
     builds.commit("absent.1", "1")
-    await wait_until(lambda: house.greenroom.statuses()[1].current is not None)
+    await until_async(lambda: house.greenroom.statuses()[1].current is not None)
     async with house.post("/engines", {"name": "absent"}, headers=KEY) as response:
         assert (response.status, response.headers["Location"]) == (202, "/engines/absent")
         assert await response.text() == accepted
 
 
 @pytest.mark.parametrize("wish", [{}, EVENTS])
-async def test_a_passing_failure_is_told_to_who_waits_and_not_kept(
-    wish: dict[str, str], house: Any, wait_until: Any
-) -> None:
+async def test_a_passing_failure_is_told_to_who_waits_and_not_kept(wish: dict[str, str], house: Any) -> None:
     builds = Builds(house)
     both = [asyncio.ensure_future(_text(install(house, KEY | wish))) for _ in range(2)]
-    await wait_until(lambda: builds.jobs)
+    await until_async(lambda: builds.jobs)
     # The first is attended to twice, by the middleware and by the handler.
-    await wait_until(lambda: len(house.app[DOOR].visitors) == 3)
+    await until_async(lambda: len(house.app[DOOR].visitors) == 3)
     async with house.post("/engines/cancel-install", {"backend": "absent"}) as response:
         assert response.status == 200
     for status, text, _ in [await one for one in both]:
@@ -174,10 +169,10 @@ async def test_a_passing_failure_is_told_to_who_waits_and_not_kept(
         assert "cancelled" in text
     assert not answered(house)
     again = asyncio.ensure_future(_text(install(house, KEY | wish)))
-    await wait_until(lambda: len(builds.jobs) == 2)
+    await until_async(lambda: len(builds.jobs) == 2)
     builds.commit("absent.2", "1")
     assert (await again)[0] == 200
-    await wait_until(lambda: answered(house) == 1)
+    await until_async(lambda: answered(house) == 1)
 
 
 @pytest.mark.parametrize("key", ["", " ", "ä", "x" * 256])
@@ -193,9 +188,7 @@ async def test_requests_to_models_do_not_hear_the_header(house: Any) -> None:
     assert not house.greenroom.system.state(IDEMPOTENCY).keys
 
 
-async def test_a_thousand_askers_of_one_absent_backend_make_one_installation(
-    house: Any, wait_until: Any
-) -> None:
+async def test_a_thousand_askers_of_one_absent_backend_make_one_installation(house: Any) -> None:
     builds = Builds(house)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         url = f"{house.base}/engines/install-backend"
@@ -206,7 +199,7 @@ async def test_a_thousand_askers_of_one_absent_backend_make_one_installation(
                 return response.status
 
         askers = [asyncio.ensure_future(ask()) for _ in range(ASKERS)]
-        await wait_until(lambda: waiting(house) == ASKERS, bound=60.0)
+        await until_async(lambda: waiting(house) == ASKERS, bound=60.0)
         builds.commit("absent.1", "1")
         assert await asyncio.gather(*askers) == [200] * ASKERS
     assert builds.jobs == [("absent.1", "")]

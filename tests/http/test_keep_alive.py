@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from greenroom.runner.http.app import DOOR
+from waiting import until_async
 
 JSON = {"Accept": "application/json"}
 
@@ -34,11 +35,11 @@ async def test_a_request_says_how_long_its_model_stays(open_house: Any, wish: An
 
 
 @pytest.mark.parametrize("wish", [0, "0", "0s"])
-async def test_none_at_all_ends_it_after_the_request(open_house: Any, wait_until: Any, wish: Any) -> None:
+async def test_none_at_all_ends_it_after_the_request(open_house: Any, wish: Any) -> None:
     house = await open_house()
     async with house.chat(keep_alive=wish) as response:
         assert response.status == 200
-    await wait_until(lambda: not house.engines())
+    await until_async(lambda: not house.engines())
 
 
 @pytest.mark.parametrize("wish", ["5", "5 minutes", "", "forever", True, [1], {}])
@@ -58,20 +59,18 @@ async def test_the_engine_does_not_see_the_wish(open_house: Any) -> None:
     assert "temperature" in seen
 
 
-async def test_a_preload_pins(open_house: Any, wait_until: Any) -> None:
+async def test_a_preload_pins(open_house: Any) -> None:
     house = await open_house(keep_alive=0.0)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "keep_alive": -1}
     async with house.post("/v1/chat/completions", body, headers={"X-Preload-Only": "true"}) as response:
         assert (response.status, await response.read()) == (200, b"")
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)
     row = await _row(house)
     assert (row["stays"], row["expires_in"]) == ("-1", None)
     assert row["idle_seconds"] is not None
 
 
-async def test_ps_has_promised_and_measured_memory_queue_idle_expiry_and_cause(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_ps_has_promised_and_measured_memory_queue_idle_expiry_and_cause(open_house: Any) -> None:
     house = await open_house(keep_alive=100.0)
     async with house.chat() as response:
         assert response.status == 200
@@ -107,11 +106,11 @@ async def test_the_ledger_adds_up(open_house: Any) -> None:
     assert ledger["free"] <= ledger["budget"] - ledger["promised"]
 
 
-async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any, wait_until: Any) -> None:
+async def test_ps_shows_engines_that_ended_when_it_is_asked_to(open_house: Any) -> None:
     house = await open_house("--die-after-requests", "1", "--die-by", "7", "--say", "I shall die.")
     async with house.chat() as response:
         assert response.status == 200
-    await wait_until(lambda: not house.engines())
+    await until_async(lambda: not house.engines())
     async with house.get("/engines/ps") as response:
         assert await response.json() == []
     async with house.get("/engines/ps?all=true") as response:
@@ -267,12 +266,10 @@ async def test_unknown_fields_of_a_configuration_pass_and_are_named_in_the_answe
         assert response.headers["X-Greenroom-Ignored"] == "num_gpu, vllm.eager"
 
 
-async def test_a_removed_model_takes_its_configuration_along(
-    open_house: Any, short_path: Any, wait_until: Any
-) -> None:
+async def test_a_removed_model_takes_its_configuration_along(open_house: Any, short_path: Any) -> None:
     house = await open_house()
     await configured(house, keep_alive="1h")
     (model,) = house.greenroom.models()
     async with house.session.delete(f"{house.base}/models/{model.id}?force=true") as response:
         assert response.status == 200
-    await wait_until(lambda: not house.app[DOOR].configs())
+    await until_async(lambda: not house.app[DOOR].configs())

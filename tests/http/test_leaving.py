@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from greenroom.runner.http.app import DOOR
+from waiting import until_async
 
 
 @pytest.fixture(params=["", "/llm"], ids=["alone", "mounted"])
@@ -33,26 +34,24 @@ async def _dial(house: Any, body: bytes = CHAT) -> tuple[asyncio.StreamReader, a
 
 
 async def test_a_client_that_leaves_before_the_grant_leaves_nothing_and_the_load_goes_on(
-    open_house: Any, wait_until: Any
+    open_house: Any,
 ) -> None:
     house = await open_house("--load-seconds", "0.6")
     _, writer = await _dial(house)
-    await wait_until(lambda: house.engines("starting"))
+    await until_async(lambda: house.engines("starting"))
     assert house.waiting() == 1
     writer.transport.abort()
     await house.nothing_is_held()
-    await wait_until(lambda: house.engines("ready"))
+    await until_async(lambda: house.engines("ready"))
     assert (await house.stats())["requests"] == 0
 
 
-async def test_the_first_of_two_who_wait_for_a_load_leaves_and_the_second_is_served(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_the_first_of_two_who_wait_for_a_load_leaves_and_the_second_is_served(open_house: Any) -> None:
     house = await open_house("--load-seconds", "0.6")
     _, writer = await _dial(house)
-    await wait_until(lambda: house.waiting() == 1)
+    await until_async(lambda: house.waiting() == 1)
     second = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.waiting() == 2)
+    await until_async(lambda: house.waiting() == 2)
     writer.transport.abort()
     status, lines = await second
     assert status == 200
@@ -62,7 +61,7 @@ async def test_the_first_of_two_who_wait_for_a_load_leaves_and_the_second_is_ser
 
 
 async def test_a_client_that_leaves_in_the_stream_ends_its_generation_within_a_tenth_of_a_second(
-    open_house: Any, wait_until: Any
+    open_house: Any,
 ) -> None:
     # Nothing more comes from the engine, so it is not a failing write that tells.
     house = await open_house("--tokens", "9", "--hold-after-tokens", "4", "--until", "/nowhere")
@@ -75,34 +74,30 @@ async def test_a_client_that_leaves_in_the_stream_ends_its_generation_within_a_t
         assert house.inside() == 1
         writer.transport.abort()
         left = time.monotonic()
-        await wait_until(lambda: house.inside() == 0)
+        await until_async(lambda: house.inside() == 0)
         took.append(time.monotonic() - left)
         await house.nothing_is_held()
     assert (await house.stats())["aborted"] == len(took)
 
 
-async def test_a_client_that_leaves_before_the_first_token_ends_its_generation_too(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_a_client_that_leaves_before_the_first_token_ends_its_generation_too(open_house: Any) -> None:
     house = await open_house("--first-token-delay", "0.4", "--token-delay", "0.005", "--tokens", "10000")
     async with house.session.head(f"{house.base}/livez"):
         pass
     _, writer = await _dial(house)
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     writer.transport.abort()
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)
     await house.nothing_is_held()
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(open_house: Any) -> None:
     house = await open_house()
     host, port = house.root.split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     path = house.base.partition(house.root)[2] + "/v1/chat/completions"
     writer.write(f"POST {path} HTTP/1.1\r\nHost: x.localhost\r\nContent-Length: 500\r\n\r\n{{".encode())
-    await wait_until(lambda: len(house.app[DOOR].visitors) == 1)
+    await until_async(lambda: len(house.app[DOOR].visitors) == 1)
     writer.transport.abort()
     await house.nothing_is_held()
     assert house.greenroom.engines() == ()
@@ -125,13 +120,11 @@ async def test_whoever_leaves_whenever_nothing_is_held_and_the_next_one_is_serve
     assert len(house.greenroom.engines()) == 1
 
 
-async def test_a_host_that_cancels_handlers_by_itself_changes_nothing(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_a_host_that_cancels_handlers_by_itself_changes_nothing(open_house: Any) -> None:
     flags = ("--load-seconds", "0.4", "--tokens", "1000", "--token-delay", "0.005")
     house = await open_house(*flags, host={"handler_cancellation": True})
     _, waiting = await _dial(house)
-    await wait_until(lambda: house.waiting() == 1)
+    await until_async(lambda: house.waiting() == 1)
     waiting.transport.abort()
     await house.nothing_is_held()
     reader, streaming = await _dial(house)
@@ -140,36 +133,36 @@ async def test_a_host_that_cancels_handlers_by_itself_changes_nothing(
     await house.nothing_is_held()
 
 
-async def test_an_engine_is_never_stopped_under_a_request(open_house: Any, wait_until: Any) -> None:
+async def test_an_engine_is_never_stopped_under_a_request(open_house: Any) -> None:
     # The model's keep-alive is over long before its stream, and it is told to unload in the middle of it.
     house = await open_house("--tokens", "40", "--token-delay", "0.02", keep_alive=0.1)
     task = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     async with house.post("/engines/unload", {"all": True}) as response:
         assert await response.json() == {"unloaded_runners": 0}
     status, lines = await task
     assert status == 200
     assert lines[-2] == "data: [DONE]"
     assert sum("word" in line for line in lines) == 40
-    await wait_until(lambda: house.engines("gone"))
+    await until_async(lambda: house.engines("gone"))
     (engine,) = house.greenroom.engines()
     assert engine.exit.expected
 
 
-async def test_an_idle_engine_is_unloaded_at_once(open_house: Any, wait_until: Any) -> None:
+async def test_an_idle_engine_is_unloaded_at_once(open_house: Any) -> None:
     house = await open_house()
     await house.stream()
     async with house.post("/engines/unload", {"models": ["tiny"]}) as response:
         assert await response.json() == {"unloaded_runners": 1}
-    await wait_until(lambda: not house.engines("starting", "ready", "stopping"))
+    await until_async(lambda: not house.engines("starting", "ready", "stopping"))
 
 
-async def test_fifty_streams_go_on_when_one_client_leaves(open_house: Any, wait_until: Any) -> None:
+async def test_fifty_streams_go_on_when_one_client_leaves(open_house: Any) -> None:
     house = await open_house("--tokens", "30", "--token-delay", "0.01")
     await house.stream(max_tokens=1)
     streams = [asyncio.create_task(house.stream()) for _ in range(50)]
     _, writer = await _dial(house)
-    await wait_until(lambda: house.inside() == 51)
+    await until_async(lambda: house.inside() == 51)
     writer.transport.abort()
     for status, lines in await asyncio.gather(*streams):
         assert status == 200
@@ -177,9 +170,7 @@ async def test_fifty_streams_go_on_when_one_client_leaves(open_house: Any, wait_
     await house.nothing_is_held()
 
 
-async def test_a_client_that_stops_reading_holds_only_its_own_stream(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_a_client_that_stops_reading_holds_only_its_own_stream(open_house: Any) -> None:
     house = await open_house("--tokens", "200000")
     reader, writer = await _dial(house)
     await reader.readuntil(b"word3 ")
@@ -190,12 +181,10 @@ async def test_a_client_that_stops_reading_holds_only_its_own_stream(
     await house.nothing_is_held()
 
 
-async def test_when_the_front_door_closes_streams_end_with_a_sentence(
-    open_house: Any, frames: Any, wait_until: Any
-) -> None:
+async def test_when_the_front_door_closes_streams_end_with_a_sentence(open_house: Any, frames: Any) -> None:
     house = await open_house("--tokens", "10000", "--token-delay", "0.01")
     task = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     await asyncio.sleep(0.1)
     house.app[DOOR].visitors.dismiss()
     status, lines = await task
@@ -205,19 +194,17 @@ async def test_when_the_front_door_closes_streams_end_with_a_sentence(
     await house.nothing_is_held()
 
 
-async def test_when_the_front_door_closes_whoever_waits_is_told(open_house: Any, wait_until: Any) -> None:
+async def test_when_the_front_door_closes_whoever_waits_is_told(open_house: Any) -> None:
     house = await open_house("--load-forever")
     task = asyncio.create_task(house.error(house.chat()))
-    await wait_until(lambda: house.waiting() == 1)
+    await until_async(lambda: house.waiting() == 1)
     house.app[DOOR].visitors.dismiss()
     status, error = await task
     assert (status, error["code"]) == (503, "stopping")
     await house.nothing_is_held()
 
 
-async def test_a_connection_that_is_lost_by_the_client_library_counts_as_leaving(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_a_connection_that_is_lost_by_the_client_library_counts_as_leaving(open_house: Any) -> None:
     house = await open_house("--tokens", "10000", "--token-delay", "0.005")
     url = f"{house.base}/v1/chat/completions"
     async with aiohttp.ClientSession() as session, session.post(url, data=CHAT) as response:

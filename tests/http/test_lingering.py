@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.http.app import DOOR
+from waiting import until_async
 
 
 @pytest.fixture
@@ -25,29 +26,27 @@ async def _leave_a_stream(house: Any) -> None:
 
 
 async def test_who_leaves_last_stays_inside_until_the_engine_is_still(
-    open_house: Any, wait_until: Any, at_work: list[bool]
+    open_house: Any, at_work: list[bool]
 ) -> None:
     house = await open_house("--tokens", "1000", "--token-delay", "0.01")
     await _leave_a_stream(house)
     await asyncio.sleep(0.3)
     assert house.inside() == 1
     at_work[0] = False
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)
 
 
-async def test_who_is_served_after_that_may_be_the_last_too(
-    open_house: Any, wait_until: Any, at_work: list[bool]
-) -> None:
+async def test_who_is_served_after_that_may_be_the_last_too(open_house: Any, at_work: list[bool]) -> None:
     house = await open_house("--tokens", "1000", "--token-delay", "0.01")
     staying = asyncio.create_task(house.stream(max_tokens=40))
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     await _leave_a_stream(house)
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     assert (await staying)[0] == 200
     await asyncio.sleep(0.2)
     assert house.inside() == 1
     at_work[0] = False
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)
 
 
 async def test_a_place_is_given_back_though_the_front_door_closes_as_its_client_leaves(
@@ -60,20 +59,18 @@ async def test_a_place_is_given_back_though_the_front_door_closes_as_its_client_
     assert left == ["the gate"]
 
 
-async def test_who_has_had_a_whole_answer_leaves_at_once(
-    open_house: Any, wait_until: Any, at_work: list[bool]
-) -> None:
+async def test_who_has_had_a_whole_answer_leaves_at_once(open_house: Any, at_work: list[bool]) -> None:
     house = await open_house("--tokens", "2")
     for stream in (True, False):
         async with house.chat(stream=stream) as response:
             await response.read()
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)
 
 
 async def test_a_place_is_not_kept_for_ever(
-    open_house: Any, wait_until: Any, at_work: list[bool], monkeypatch: pytest.MonkeyPatch
+    open_house: Any, at_work: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greenroom.runner.http.lingering._LONGEST", 0.3)
     house = await open_house("--tokens", "1000", "--token-delay", "0.01")
     await _leave_a_stream(house)
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)

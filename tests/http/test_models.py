@@ -14,6 +14,7 @@ import pytest
 
 from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.library.messages import Pull
+from waiting import until_async
 
 TINY = "docker.io/ai/tiny:latest"
 
@@ -269,9 +270,7 @@ async def test_a_model_is_removed_by_name_and_by_id(open_house: Any) -> None:
     assert (await text_of(house.session.delete(house.base + "/models/tiny")))[0] == 404
 
 
-async def test_a_model_in_use_is_removed_only_by_force_and_serves_on_to_the_end(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_a_model_in_use_is_removed_only_by_force_and_serves_on_to_the_end(open_house: Any) -> None:
     house = await open_house("--tokens", "100", "--token-delay", "0.02")
     model = house.greenroom.find_model("tiny")
     url = f"{house.base}/models/{model.id}"
@@ -290,16 +289,16 @@ async def test_a_model_in_use_is_removed_only_by_force_and_serves_on_to_the_end(
         assert (await text_of(house.post("/v1/completions", {"model": TINY})))[0] == 404
         rest = await stream.content.read()
         assert rest.endswith(b"data: [DONE]\n\n")
-    await wait_until(lambda: not house.engines("ready", "stopping"))
+    await until_async(lambda: not house.engines("ready", "stopping"))
 
 
-async def test_an_idle_engine_does_not_keep_its_model(open_house: Any, wait_until: Any) -> None:
+async def test_an_idle_engine_does_not_keep_its_model(open_house: Any) -> None:
     house = await open_house()
     await house.stream()
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)
     model = house.greenroom.find_model("tiny")
     assert (await text_of(house.session.delete(f"{house.base}/models/{model.id}?force=true")))[0] == 200
-    await wait_until(lambda: not house.engines("ready", "stopping"))
+    await until_async(lambda: not house.engines("ready", "stopping"))
     assert (await text_of(house.chat()))[0] == 404
 
 

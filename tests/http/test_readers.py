@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from waiting import until_async
+
 CHAT = b'{"model": "tiny", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
 
 
@@ -26,7 +28,7 @@ async def _stay(house: Any) -> socket.socket:
 
 
 async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_wait(
-    open_house: Any, wait_until: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    open_house: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = await open_house("--tokens", "1000000", unread_for=0.4)
     wanted = ""
@@ -34,12 +36,12 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
 
     monkeypatch.setattr(Door, "wanted", lambda *_: wanted)
     client = await _stay(house)
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     await asyncio.sleep(1.0)
     assert house.inside() == 1, "while nobody waits it may stay"
     caplog.set_level(logging.WARNING, logger="greenroom.runner.http.readers")
     wanted = "another request waits"
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)
     await house.nothing_is_held()
     (told,) = [one.getMessage() for one in caplog.records if "cut off" in one.getMessage()]
     assert "its client read nothing" in told
@@ -48,7 +50,7 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
 
 
 async def test_a_client_that_reads_slowly_is_left_alone(
-    open_house: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+    open_house: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = await open_house("--tokens", "1000000", unread_for=1.5)
     from greenroom.runner.http.door import Door
@@ -66,7 +68,7 @@ async def test_a_client_that_reads_slowly_is_left_alone(
 
 
 async def test_a_silent_engine_is_not_the_clients_fault(
-    open_house: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+    open_house: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = await open_house("--tokens", "3", "--first-token-delay", "1.0", unread_for=0.2)
     from greenroom.runner.http.door import Door
@@ -76,23 +78,21 @@ async def test_a_silent_engine_is_not_the_clients_fault(
     assert (status, lines[-2]) == (200, "data: [DONE]")
 
 
-async def test_a_place_is_wanted_when_a_request_waits(open_house: Any, wait_until: Any) -> None:
+async def test_a_place_is_wanted_when_a_request_waits(open_house: Any) -> None:
     from greenroom.runner.http.app import DOOR
 
     house = await open_house("--load-forever")
     assert house.app[DOOR].wanted("nobody") == ""
     task = asyncio.create_task(house.error(house.chat()))
-    await wait_until(lambda: house.waiting() == 1 and house.app[DOOR].wanted("nobody"))
+    await until_async(lambda: house.waiting() == 1 and house.app[DOOR].wanted("nobody"))
     assert house.app[DOOR].wanted("nobody") == "another request waits"
     task.cancel()
 
 
-async def test_whoever_waits_for_the_slot_of_one_that_does_not_read_gets_it(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_whoever_waits_for_the_slot_of_one_that_does_not_read_gets_it(open_house: Any) -> None:
     house = await open_house("--tokens", "1000000", backend={"slots": 1}, unread_for=0.5)
     client = await _stay(house)
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     status, _ = await house.stream(max_tokens=3)
     assert status == 200
     client.close()

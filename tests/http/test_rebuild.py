@@ -10,6 +10,7 @@ import pytest
 from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.scheduler.messages import Abandon, AwaitReady
+from waiting import until_async
 
 STREAMS = 50
 TOKENS = 40
@@ -40,7 +41,7 @@ class Flaky:
 
 @pytest.mark.parametrize(("function", "lives"), [("decide", 0), ("settle", 0), ("perform", 1)])
 async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
-    open_house: Any, wait_until: Any, frames: Any, monkeypatch: pytest.MonkeyPatch, function: str, lives: int
+    open_house: Any, frames: Any, monkeypatch: pytest.MonkeyPatch, function: str, lives: int
 ) -> None:
     house = await open_house("--tokens", str(TOKENS), "--token-delay", "0.05")
     async with house.chat() as response:
@@ -67,7 +68,7 @@ async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
     flaky = Flaky(core, patched, function, monkeypatch)
     # Its hands have something to do for it: a request that is not there leaves its gate.
     system.tell(SCHEDULER, Abandon(request_id="nobody"))
-    await wait_until(lambda: (flaky.raised, flaky.lives) == (1, lives))
+    await until_async(lambda: (flaky.raised, flaky.lives) == (1, lives))
     # In its new life it is told what there is, and believes it; nobody has left meanwhile.
     await system.ask(SCHEDULER, AwaitReady())
     assert flaky.raised == 1

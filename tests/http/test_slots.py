@@ -6,10 +6,10 @@ import asyncio
 import os
 from typing import Any
 
+from waiting import until_async
 
-async def test_what_an_engine_has_no_slot_for_is_queued_here_and_answered_in_turn(
-    open_house: Any, wait_until: Any
-) -> None:
+
+async def test_what_an_engine_has_no_slot_for_is_queued_here_and_answered_in_turn(open_house: Any) -> None:
     house = await open_house("--tokens", "3", "--token-delay", "0.1", backend={"slots": 2})
     answers = await asyncio.gather(*(house.stream() for _ in range(12)))
     assert [status for status, _ in answers] == [200] * 12
@@ -18,7 +18,7 @@ async def test_what_an_engine_has_no_slot_for_is_queued_here_and_answered_in_tur
 
 
 async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
-    open_house: Any, wait_until: Any, short_path: Any
+    open_house: Any, short_path: Any
 ) -> None:
     gate = short_path / "go"
     house = await open_house(
@@ -32,7 +32,7 @@ async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
         progress_after=0.1,
     )
     first = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     second = asyncio.create_task(house.stream())
     rows: list[Any] = []
 
@@ -57,27 +57,25 @@ async def test_ps_names_the_slots_and_the_queue_says_whose_turn_comes(
     assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
 
 
-async def test_a_client_that_leaves_the_queue_holds_up_nobody(
-    open_house: Any, wait_until: Any, short_path: Any
-) -> None:
+async def test_a_client_that_leaves_the_queue_holds_up_nobody(open_house: Any, short_path: Any) -> None:
     gate = short_path / "go"
     house = await open_house(
         "--tokens", "2", "--hold-after-tokens", "1", "--until", str(gate), backend={"slots": 1}
     )
     first = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     leaves, stays = asyncio.create_task(house.stream()), None
-    await wait_until(lambda: house.waiting() == 1)
+    await until_async(lambda: house.waiting() == 1)
     stays = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.waiting() == 2)
+    await until_async(lambda: house.waiting() == 2)
     leaves.cancel()
-    await wait_until(lambda: house.waiting() == 1)
+    await until_async(lambda: house.waiting() == 1)
     gate.touch()
     assert [status for status, _ in await asyncio.gather(first, stays)] == [200, 200]
     await house.nothing_is_held()
 
 
-async def test_a_request_for_several_answers_takes_as_many_slots(open_house: Any, wait_until: Any) -> None:
+async def test_a_request_for_several_answers_takes_as_many_slots(open_house: Any) -> None:
     house = await open_house("--tokens", "2", backend={"slots": 4})
     answers = await asyncio.gather(*(house.stream(n=4) for _ in range(3)), house.stream())
     assert [status for status, _ in answers] == [200] * 4

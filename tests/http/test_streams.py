@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from waiting import until_async
+
 
 async def test_the_first_token_is_not_held_back(open_house: Any, tmp_path: Path, frames: Any) -> None:
     # The engine does not go on before the client has its first token.
@@ -52,12 +54,10 @@ async def test_whoever_waits_for_a_load_is_told_by_comments(open_house: Any, fra
     assert not any(line.startswith(":") for line in lines[first:])
 
 
-async def test_whoever_waits_is_told_his_place_and_the_queue_can_be_looked_at(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_whoever_waits_is_told_his_place_and_the_queue_can_be_looked_at(open_house: Any) -> None:
     house = await open_house("--load-forever", progress_after=0.1)
     first = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.waiting() == 1)
+    await until_async(lambda: house.waiting() == 1)
     async with house.chat(stream=True) as second:
         line = await second.content.readline()
         assert b": waiting for tiny: number 2 in the queue, loading" in line
@@ -138,12 +138,12 @@ async def test_after_an_engine_has_died_the_next_request_is_served_by_a_fresh_on
 
 
 async def test_an_engine_that_dies_before_its_first_byte_is_replaced_and_the_client_notices_nothing(
-    open_house: Any, frames: Any, wait_until: Any
+    open_house: Any, frames: Any
 ) -> None:
     house = await open_house("--first-token-delay", "0.5", "--tokens", "2")
     await house.stream(max_tokens=1)
     task = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     (engine,) = house.engines("ready")
     os.kill(engine.pid, signal.SIGKILL)
     status, lines = await task
@@ -154,7 +154,7 @@ async def test_an_engine_that_dies_before_its_first_byte_is_replaced_and_the_cli
     await house.nothing_is_held()
 
 
-async def test_a_whole_answer_is_tried_again_too(open_house: Any, wait_until: Any) -> None:
+async def test_a_whole_answer_is_tried_again_too(open_house: Any) -> None:
     house = await open_house("--tokens", "5", "--token-delay", "0.1")
     await house.stream(max_tokens=1)
 
@@ -163,7 +163,7 @@ async def test_a_whole_answer_is_tried_again_too(open_house: Any, wait_until: An
             return response.status, await response.json()
 
     task = asyncio.create_task(ask())
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     (engine,) = house.engines("ready")
     os.kill(engine.pid, signal.SIGKILL)
     status, body = await task
@@ -172,13 +172,13 @@ async def test_a_whole_answer_is_tried_again_too(open_house: Any, wait_until: An
 
 
 async def test_engines_that_die_twice_before_their_first_byte_are_an_error_with_the_reason(
-    open_house: Any, wait_until: Any
+    open_house: Any,
 ) -> None:
     house = await open_house("--first-token-delay", "30")
     task = asyncio.create_task(house.error(house.chat(stream=True)))
     killed: set[int] = set()
     for _ in range(2):
-        (engine,) = await wait_until(
+        (engine,) = await until_async(
             lambda: [e for e in house.engines("ready") if e.pid not in killed and house.inside() == 1]
         )
         killed.add(engine.pid)

@@ -11,6 +11,7 @@ import pytest
 
 from greenroom.actors.values import EngineExit, Failure
 from greenroom.runner.http.suspects import KEPT, Suspects, fingerprint, own_doing
+from waiting import until_async
 
 POISON = [{"role": "user", "content": "poison"}]
 GIVEN_UP = Failure(kind="transient", code="hangs", message="It was given up.", blame="engine")
@@ -124,28 +125,24 @@ async def test_a_request_that_kills_its_engine_alone_is_refused_and_sent_to_no_o
     await house.nothing_is_held()
 
 
-async def test_a_request_whose_engine_was_killed_from_outside_is_not_blamed(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_a_request_whose_engine_was_killed_from_outside_is_not_blamed(open_house: Any) -> None:
     house = await open_house("--first-token-delay", "0.5", "--tokens", "2")
     await house.stream(max_tokens=1)
     task = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.inside() == 1)
+    await until_async(lambda: house.inside() == 1)
     os.kill(house.engines("ready")[0].pid, signal.SIGKILL)
     assert (await task)[0] == 200
     assert (await house.stream())[0] == 200
 
 
-async def test_the_neighbours_of_a_killer_are_served_and_it_is_found(
-    open_house: Any, wait_until: Any
-) -> None:
+async def test_the_neighbours_of_a_killer_are_served_and_it_is_found(open_house: Any) -> None:
     flags = ("--die-of", "poison", "--die-of-after", "0.2", "--die-by", "SIGSEGV")
     house = await open_house(*flags, "--tokens", "8", "--token-delay", "0.06")
     await house.stream(max_tokens=1)
     neighbours = [
         asyncio.create_task(_ask(house, [{"role": "user", "content": str(number)}])) for number in range(2)
     ]
-    await wait_until(lambda: house.inside() == 2)
+    await until_async(lambda: house.inside() == 2)
     killer = asyncio.create_task(_ask(house, POISON))
     assert await killer == 422
     assert await asyncio.gather(*neighbours) == [200, 200]

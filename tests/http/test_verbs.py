@@ -15,6 +15,7 @@ from greenroom.actors.installer.messages import Ensured
 from greenroom.actors.progress import install_job
 from greenroom.actors.values import Failure, Progress
 from greenroom.runner.errors import JobFailed
+from waiting import until_async
 
 ABSENT = {"backend": "absent"}
 
@@ -54,7 +55,7 @@ async def test_status_has_the_contracts_words(open_house: Any) -> None:
     assert body["absent"] == "Not Installed"
 
 
-async def test_ps_shows_what_runs(open_house: Any, wait_until: Any) -> None:
+async def test_ps_shows_what_runs(open_house: Any) -> None:
     house = await open_house("--tokens", "1000", "--token-delay", "0.01")
     async with house.get("/engines/ps") as response:
         assert await response.json() == []
@@ -71,7 +72,7 @@ async def test_ps_shows_what_runs(open_house: Any, wait_until: Any) -> None:
     assert row["state"] == "ready"
     assert row["pid"] == house.engines("ready")[0].pid
     assert row["engine_id"] == house.engines("ready")[0].spec.engine_id
-    await wait_until(lambda: house.inside() == 0)
+    await until_async(lambda: house.inside() == 0)
     async with house.get("/engines/ps") as response:
         (row,) = await response.json()
     assert "in_use" not in row
@@ -79,10 +80,10 @@ async def test_ps_shows_what_runs(open_house: Any, wait_until: Any) -> None:
     assert row["last_used"].endswith("Z")
 
 
-async def test_ps_says_what_is_loading(open_house: Any, wait_until: Any) -> None:
+async def test_ps_says_what_is_loading(open_house: Any) -> None:
     house = await open_house("--load-forever")
     task = asyncio.create_task(house.stream())
-    await wait_until(lambda: house.engines("starting"))
+    await until_async(lambda: house.engines("starting"))
     async with house.get("/engines/ps") as response:
         (row,) = await response.json()
     assert row["loading"] is True
@@ -207,7 +208,7 @@ async def test_progress_comes_as_events(open_house: Any, permanent: Failure) -> 
 
 
 async def test_fifty_who_ask_for_one_absent_backend_share_one_installation(
-    open_house: Any, permanent: Failure, wait_until: Any
+    open_house: Any, permanent: Failure
 ) -> None:
     house = await open_house()
     builds = Builds(house)
@@ -222,15 +223,13 @@ async def test_fifty_who_ask_for_one_absent_backend_share_one_installation(
     from greenroom.runner.http.app import DOOR
 
     # By then it is known of each who asks, and all have asked the installer.
-    await wait_until(lambda: len(house.app[DOOR].callers._known) == 50)
+    await until_async(lambda: len(house.app[DOOR].callers._known) == 50)
     builds.go.set()
     assert len(set(await asyncio.gather(*tasks))) == 1
     assert builds.count == 1
 
 
-async def test_a_client_that_leaves_cancels_no_installation(
-    open_house: Any, permanent: Failure, wait_until: Any
-) -> None:
+async def test_a_client_that_leaves_cancels_no_installation(open_house: Any, permanent: Failure) -> None:
     house = await open_house()
     builds = Builds(house)
     builds.outcome = permanent
@@ -240,7 +239,7 @@ async def test_a_client_that_leaves_cancels_no_installation(
         response.close()
     from greenroom.runner.http.app import DOOR
 
-    await wait_until(lambda: not len(house.app[DOOR].visitors))
+    await until_async(lambda: not len(house.app[DOOR].visitors))
     async with house.get("/engines/status") as response:
         words = (await response.json())["absent"]
     assert words.startswith("Installing: fetching wheels")
@@ -270,12 +269,12 @@ async def test_cancelling_nothing_says_so(open_house: Any) -> None:
         assert await response.json() == {"ended": False}
 
 
-async def test_configuring_loads_with_the_configuration(open_house: Any, wait_until: Any) -> None:
+async def test_configuring_loads_with_the_configuration(open_house: Any) -> None:
     house = await open_house(backend={"allowed_flags": frozenset({"--tokens"})})
     body = {"model": "tiny", "context-size": 512, "runtime-flags": ["--tokens", "2"], "keep_alive": "1h"}
     async with house.post("/engines/_configure", body) as response:
         assert (response.status, await response.read()) == (202, b"")
-    await wait_until(lambda: house.engines("ready"))
+    await until_async(lambda: house.engines("ready"))
     assert house.engines()[0].spec.context_size == 512
     async with house.get("/engines/_configure", params={"model": "tiny"}) as response:
         (entry,) = await response.json()
@@ -314,7 +313,7 @@ async def test_a_bad_configuration_is_refused(open_house: Any) -> None:
             assert response.status == status, body
 
 
-async def test_a_model_in_use_is_not_reconfigured(open_house: Any, wait_until: Any) -> None:
+async def test_a_model_in_use_is_not_reconfigured(open_house: Any) -> None:
     house = await open_house("--tokens", "1000", "--token-delay", "0.01")
     async with house.chat(stream=True) as stream:
         await stream.content.readany()

@@ -7,7 +7,6 @@ import socket
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from greenroom.runner.http.upstreams import Unreached, Upstreams
 from greenroom.runner.http.wire import Lost
+from waiting import until_async
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -134,12 +134,10 @@ async def test_letting_go_early_cuts_the_connection(engine: Engine, upstreams: U
     await asyncio.wait_for(engine.cut.wait(), 5)
 
 
-async def test_giving_up_before_the_head_cuts_the_connection(
-    engine: Engine, upstreams: Upstreams, wait_until: Any
-) -> None:
+async def test_giving_up_before_the_head_cuts_the_connection(engine: Engine, upstreams: Upstreams) -> None:
     engine.scripts = [([], False)]
     task = asyncio.create_task(upstreams.post(engine.path, "/", b"", {}))
-    await wait_until(lambda: engine.requests)
+    await until_async(lambda: engine.requests)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.wait_for(engine.cut.wait(), 5)

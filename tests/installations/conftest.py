@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,20 +96,6 @@ def toy_of(backend_name: str, stem: str, files: tuple[LockedFile, ...]) -> Toy:
 def toy(make_toy) -> Toy:
     """One such backend."""
     return make_toy()
-
-
-@pytest.fixture
-def eventually():
-    """Waits for a condition of the operating system, for a bounded time."""
-
-    def wait(condition, seconds=20.0):
-        deadline = time.monotonic() + seconds
-        while not (value := condition()):
-            assert time.monotonic() < deadline, "it never came about"
-            time.sleep(0.01)
-        return value
-
-    return wait
 
 
 @pytest.fixture

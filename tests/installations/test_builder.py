@@ -16,6 +16,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.sources import PackageSources, Setting
+from waiting import until
 
 
 class Heard:
@@ -109,13 +110,13 @@ def test_a_job_started_twice_runs_once(make_builder, heard, toy, index, misbehav
 
 
 def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
-    make_builder, heard, toy, index, misbehave, eventually
+    make_builder, heard, toy, index, misbehave
 ):
     gate = threading.Event()
     index.wrong["toy"] = misbehave(hang=gate)
     builder = make_builder(toy)
     builder.start("j1", "toy", attempt=3)
-    eventually(lambda: index.requests)
+    until(lambda: index.requests)
     # As when the installer is rebuilt.
     builder.look(["toy"])
     assert heard.next() == ("seen", "toy", ())
@@ -128,14 +129,14 @@ def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
     assert heard.building == ()
 
 
-def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(make_builder, heard, toy, eventually):
+def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(make_builder, heard, toy):
     builder = make_builder(toy)
 
     def look_once():
         heard.at_phase.clear()
         builder.look(["toy"])
         # The job stands still until the look is over.
-        eventually(lambda: heard.building is not None)
+        until(lambda: heard.building is not None)
 
     heard.at_phase["unpacking"] = look_once
     builder.start("j1", "toy")
@@ -157,11 +158,11 @@ def test_after_a_failure_the_same_job_may_begin_another_attempt(make_builder, he
     assert heard.next()[0] == "committed"
 
 
-def test_cancelling_reports_and_a_new_start_works(make_builder, heard, toy, index, misbehave, eventually):
+def test_cancelling_reports_and_a_new_start_works(make_builder, heard, toy, index, misbehave):
     index.wrong["toy"] = misbehave(hang=threading.Event())
     builder = make_builder(toy)
     builder.start("j1", "toy")
-    eventually(lambda: index.requests)
+    until(lambda: index.requests)
     builder.cancel("j1")
     assert heard.next() == ("cancelled", "j1")
     index.wrong.pop("toy").hang.set()
@@ -210,14 +211,12 @@ def test_removing_reports_the_bytes(make_builder, heard, toy):
     assert heard.next() == ("seen", "toy", ())
 
 
-def test_what_was_fetched_is_dropped_unless_a_job_goes_on(
-    make_builder, heard, toy, index, misbehave, eventually
-):
+def test_what_was_fetched_is_dropped_unless_a_job_goes_on(make_builder, heard, toy, index, misbehave):
     gate = threading.Event()
     builder = make_builder(toy)
     index.wrong[toy.files[0].name] = misbehave(hang=gate, hang_after=100_000)
     builder.start("j1", "toy")
-    eventually(lambda: any(one.done >= 65_536 for one in heard.progressed))
+    until(lambda: any(one.done >= 65_536 for one in heard.progressed))
     assert builder.drop_fetched() == 0
     builder.cancel("j1")
     gate.set()
@@ -403,11 +402,11 @@ def test_a_program_of_the_users_tells_its_version(make_builder, heard, toy, prog
     assert "libgomp.so.1" in external.broken
 
 
-def test_closing_ends_what_runs(make_builder, heard, toy, index, misbehave, eventually):
+def test_closing_ends_what_runs(make_builder, heard, toy, index, misbehave):
     index.wrong["toy"] = misbehave(hang=threading.Event())
     builder = make_builder(toy)
     builder.start("j1", "toy")
-    eventually(lambda: index.requests)
+    until(lambda: index.requests)
     builder.close()
     assert heard.next() == ("cancelled", "j1")
 

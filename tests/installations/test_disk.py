@@ -13,6 +13,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.disk import InstallationStore, discard, folder_of, segment, usage
 from greenroom.runner.installations.environment import Environments
+from waiting import until
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_daemon_killed_in_any_phase_leaves_nothing_that_is_believed(
 
 
 def test_a_uv_that_outlived_its_daemon_is_ended_before_its_folder_is_swept(
-    environments, start, home, program, tmp_path, eventually
+    environments, start, home, program, tmp_path
 ):
     slow = program(
         "uv",
@@ -74,14 +75,14 @@ def test_a_uv_that_outlived_its_daemon_is_ended_before_its_folder_is_swept(
         f"echo $$ > {tmp_path}/pid\nexec sleep 100\n",
     )
     process = start("never", slow)
-    eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
     orphan = int((tmp_path / "pid").read_text())
-    eventually(lambda: next(home.glob("backends/toy/*/attempt.json")).read_text().find(str(orphan)) > 0)
+    until(lambda: next(home.glob("backends/toy/*/attempt.json")).read_text().find(str(orphan)) > 0)
     process.send_signal(signal.SIGKILL)
     process.wait()
     os.kill(orphan, 0)
     assert len(environments.installed.sweep()) == 1
-    eventually(lambda: not _runs(orphan))
+    until(lambda: not _runs(orphan))
     assert list((home / "backends" / "toy").iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.fetch import Fetcher
 from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.sources import PackageSources, Setting
+from waiting import until
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_silence_is_reported_again_and_again_so_that_a_stall_can_be_said(store, 
     assert reports[:3] == [(0, big.size)] * 3
 
 
-def test_cancelling_is_prompt_even_while_the_server_is_silent(store, index, big, misbehave, eventually):
+def test_cancelling_is_prompt_even_while_the_server_is_silent(store, index, big, misbehave):
     index.wrong[big.name] = misbehave(hang=threading.Event())
     cancel, ended = threading.Event(), []
 
@@ -195,7 +196,7 @@ def test_cancelling_is_prompt_even_while_the_server_is_silent(store, index, big,
 
     thread = threading.Thread(target=run)
     thread.start()
-    eventually(lambda: f"/files/{big.name}" in index.paths())
+    until(lambda: f"/files/{big.name}" in index.paths())
     asked = time.monotonic()
     cancel.set()
     thread.join(10)
@@ -203,7 +204,7 @@ def test_cancelling_is_prompt_even_while_the_server_is_silent(store, index, big,
     assert ended[0] - asked < 1.0
 
 
-def test_cancelling_in_the_middle_keeps_what_has_come(store, index, big, misbehave, eventually):
+def test_cancelling_in_the_middle_keeps_what_has_come(store, index, big, misbehave):
     index.wrong[big.name] = misbehave(rate=500_000)
     cancel = threading.Event()
 

@@ -16,6 +16,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import verification
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.disk import InstallationStore
+from waiting import until
 
 BOUND = 8.0
 """Seconds; a stopped uv takes two until it is killed."""
@@ -78,7 +79,7 @@ def alive(pids: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("at", ["venv", "pip", "pip compile"])
-def test_with_a_uv_that_is_stopped(builder, deaf, program, tmp_path, eventually, at) -> None:
+def test_with_a_uv_that_is_stopped(builder, deaf, program, tmp_path, at) -> None:
     pids = tmp_path / "pids"
     passed = {
         "venv": "",
@@ -87,46 +88,46 @@ def test_with_a_uv_that_is_stopped(builder, deaf, program, tmp_path, eventually,
     }[at]
     one = builder(uv_binary=program("uv", stopped(passed, pids)))
     one.start("j1", "toy", version="0.9" if at == "pip compile" else "")
-    eventually(lambda: alive(pids))
+    until(lambda: alive(pids))
     ends(one)
     assert alive(pids) == []
     assert deaf.heard == ["cancelled"]
 
 
 @pytest.mark.parametrize("what", ["page", "file"])
-def test_with_an_index_that_hangs(builder, deaf, toy, index, misbehave, eventually, what) -> None:
+def test_with_an_index_that_hangs(builder, deaf, toy, index, misbehave, what) -> None:
     name = "toy" if what == "page" else toy.files[0].name
     index.wrong[name] = misbehave(hang=threading.Event())
     one = builder()
     one.start("j1", "toy")
-    eventually(lambda: any(name in path for path in index.paths()))
+    until(lambda: any(name in path for path in index.paths()))
     ends(one)
     assert deaf.heard == ["cancelled"]
 
 
-def test_with_a_file_that_trickles(builder, deaf, toy, index, misbehave, eventually) -> None:
+def test_with_a_file_that_trickles(builder, deaf, toy, index, misbehave) -> None:
     index.wrong[toy.files[0].name] = misbehave(rate=1_000)
     one = builder()
     one.start("j1", "toy")
-    eventually(lambda: index.sent[toy.files[0].name])
+    until(lambda: index.sent[toy.files[0].name])
     ends(one)
     assert deaf.heard == ["cancelled"]
 
 
-def test_with_a_probe_that_hangs(builder, deaf, make_toy, tmp_path, eventually, index) -> None:
+def test_with_a_probe_that_hangs(builder, deaf, make_toy, tmp_path, index) -> None:
     pids = tmp_path / "pids"
     body = f"import os, time\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(100)\n"
     toy = make_toy("hangs", body=body.encode(), companion=False)
     one = Builder(tmp_path / "home", deaf, backends={"hangs": toy.backend}, sources=index.sources)
     one.start("j1", "hangs")
-    eventually(lambda: alive(pids))
+    until(lambda: alive(pids))
     ends(one)
     assert alive(pids) == []
     assert deaf.heard == ["cancelled"]
 
 
 @pytest.mark.parametrize("hangs", ["flush", "sums", "look", "verify", "remove"])
-def test_with_a_disk_that_hangs(builder, deaf, monkeypatch, eventually, hangs) -> None:
+def test_with_a_disk_that_hangs(builder, deaf, monkeypatch, hangs) -> None:
     gate, reached = threading.Event(), threading.Event()
 
     def hang(*_: Any, **__: Any) -> Any:
@@ -144,7 +145,7 @@ def test_with_a_disk_that_hangs(builder, deaf, monkeypatch, eventually, hangs) -
         one.start("j1", "toy")
     else:
         one.start("j1", "toy")
-        eventually(lambda: deaf.heard == ["committed"])
+        until(lambda: deaf.heard == ["committed"])
         (installation,) = InstallationStore(one._home).look("toy")
         monkeypatch.setattr("greenroom.runner.installations.disk.records.read", hang)
         threading.Thread(

@@ -8,6 +8,7 @@ import pytest
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.uv import Uv, classify
+from waiting import until
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_hostile_uv_file_in_the_working_directory_changes_nothing(uv, tmp_path
     assert (target / "thing.py").exists()
 
 
-def test_cancelling_ends_the_whole_process_group(uv, program, tmp_path, eventually):
+def test_cancelling_ends_the_whole_process_group(uv, program, tmp_path):
     fake = program("uv", f"#!/bin/sh\ntrap '' TERM\nsleep 100 &\necho $! > {tmp_path}/child\nwait\n")
     cancel, started, ended = threading.Event(), [], []
 
@@ -51,12 +52,12 @@ def test_cancelling_ends_the_whole_process_group(uv, program, tmp_path, eventual
 
     thread = threading.Thread(target=run)
     thread.start()
-    eventually(lambda: started and (tmp_path / "child").exists() and (tmp_path / "child").read_text().strip())
+    until(lambda: started and (tmp_path / "child").exists() and (tmp_path / "child").read_text().strip())
     child = int((tmp_path / "child").read_text())
     cancel.set()
     thread.join(10)
     assert ended
-    eventually(lambda: not _alive(child))
+    until(lambda: not _alive(child))
 
 
 def _alive(pid):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from greenroom.runner.cli import package as packaging
+from greenroom.runner.cli import transfers
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.packing import Ingredients, pack
 
@@ -40,9 +40,9 @@ def test_a_link_into_a_cache_of_hashes_is_packaged_by_the_name_of_the_link(
     def store(client: object, model: str, ingredients: Ingredients) -> None:
         packed.append([path.name for path in pack(ingredients).files.values()])
 
-    monkeypatch.setattr(packaging, "settings_of", lambda ctx: None)
-    monkeypatch.setattr(packaging, "ensure_daemon", lambda settings, say: None)
-    monkeypatch.setattr(packaging, "_store", store)
-    done = CliRunner().invoke(packaging.command, ["--gguf", str(link), "mine"])
+    monkeypatch.setattr(transfers, "settings_of", lambda ctx: None)
+    monkeypatch.setattr(transfers, "ensure_daemon", lambda settings, say: None)
+    monkeypatch.setattr(transfers, "_store", store)
+    done = CliRunner().invoke(transfers.package_command, ["--gguf", str(link), "mine"])
     assert done.exit_code == 0, done.output
     assert packed == [["tiny.gguf"]]

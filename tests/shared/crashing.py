@@ -26,6 +26,7 @@ from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.testing import tiny_gguf
 from toy import sources
+from waiting import until
 
 BOUND = 30.0
 """Seconds anything may take."""
@@ -448,14 +449,6 @@ class Life:
         for pid in self._processes(""):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for the operating system."""
-    end = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
 
 
 def boundaries(home: Path) -> list[Kill]:

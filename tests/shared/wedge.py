@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -10,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,12 @@ import psutil
 
 from greenroom.actors.journal.reader import read_journal
 from greenroom.runner.testing import tiny_gguf
+from waiting import until_async
 
 BOUND = 30.0
 """Seconds anything may take before a test gives up on it."""
 MIB = 2**20
 PROGRAM = Path(__file__).parents[1] / "programs" / "serve_wedge.py"
-
-
-async def until(condition: Callable[[], Any], bound: float = BOUND) -> Any:
-    """Wait for what another process brings about, which cannot be awaited."""
-    deadline = time.monotonic() + bound
-    while True:
-        found = condition()
-        if asyncio.iscoroutine(found):
-            found = await found
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {bound:.0f} s"
-        await asyncio.sleep(0.02)
 
 
 @dataclass
@@ -114,7 +101,7 @@ class Daemon:
             self.url = json.loads(file.read_text())["url"]
             return (await self.get("/readyz")).status == 200
 
-        await until(ready)
+        await until_async(ready)
         return self
 
     async def stop(self, keep_engines: float | None = None) -> None:
@@ -137,7 +124,7 @@ class Daemon:
         """Wait for its end, however that comes."""
         process = self.process
         assert process is not None
-        await until(lambda: process.poll() is not None)
+        await until_async(lambda: process.poll() is not None)
 
     def log(self) -> str:
         return (self.home.parent / f"{self.home.name}.log").read_text()[-5000:]
@@ -201,7 +188,7 @@ class Daemon:
         async def gone() -> bool:
             return not [row for row in await self.engines() if not names or row["model_name"] in names]
 
-        await until(gone)
+        await until_async(gone)
 
     # looking
 
@@ -217,7 +204,7 @@ class Daemon:
             rows = [row for row in await self.engines() if row["model_name"] == name]
             return next((row for row in rows if row["state"] == state), None)
 
-        return await until(find)
+        return await until_async(find)
 
     def events(self, *types: str) -> list[dict[str, Any]]:
         """The journal, read beside the daemon: the fields, with `type`, `stream` and `cause`."""
@@ -265,14 +252,14 @@ class Daemon:
             ledger = (await self.get("/engines/ledger")).json
             return not ledger["waiting"] and not any(one["inside"] for one in ledger["engines"])
 
-        await until(rests)
+        await until_async(rests)
 
     async def end(self) -> None:
         """Whatever the test has left behind."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                await until(lambda: self.process is None or self.process.poll() is not None, 20)
+                await until_async(lambda: self.process is None or self.process.poll() is not None, 20)
             except AssertionError:
                 self.process.kill()
                 self.process.wait()

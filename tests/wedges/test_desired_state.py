@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wedge import until
+from waiting import until_async
 
 
 async def _names(daemon: Any, state: str = "ready") -> list[str]:
@@ -21,12 +21,12 @@ async def test_pinned_models_come_back_at_once_and_others_on_demand(make_daemon:
     await daemon.configure("configured", keep_alive="-1")
     assert (await daemon.chat("pinned", keep_alive=-1)).status == 200
     assert (await daemon.chat("plain")).status == 200
-    await until(lambda: _loaded(daemon, "configured", "pinned", "plain"))
+    await until_async(lambda: _loaded(daemon, "configured", "pinned", "plain"))
     await daemon.at_rest()
     await daemon.stop()
     assert daemon.engine_pids() == []
     await daemon.start()
-    await until(lambda: _loaded(daemon, "configured", "pinned"))
+    await until_async(lambda: _loaded(daemon, "configured", "pinned"))
     rows = {row["model_name"]: row for row in await daemon.engines()}
     # As pinned as before, whoever pinned them.
     assert {row["stays"] for row in rows.values()} == {"-1"}
@@ -43,7 +43,7 @@ async def test_everything_comes_back_at_once_where_that_is_the_policy_and_nothin
     await daemon.unload("unloaded")
     await daemon.stop()
     await daemon.start()
-    await until(lambda: _loaded(daemon, "one", "two"))
+    await until_async(lambda: _loaded(daemon, "one", "two"))
     await daemon.at_rest()
     await daemon.stop()
     await daemon.start(GREENROOM_RESTORE="never")
@@ -69,7 +69,7 @@ async def test_what_died_with_a_killed_daemon_comes_back_too(make_daemon: Any) -
     assert (await daemon.chat("tiny")).status == 200
     first = await daemon.engine("tiny")
     await daemon.kill()
-    await until(lambda: not daemon.engine_pids())
+    await until_async(lambda: not daemon.engine_pids())
     await daemon.start()
     second = await daemon.engine("tiny")
     assert second["pid"] != first["pid"]
@@ -84,7 +84,7 @@ async def test_warm_models_are_loaded_at_every_start(make_daemon: Any) -> None:
     await daemon.start()
     engine = await daemon.engine("tiny")
     assert await _names(daemon) == ["tiny"]
-    await until(lambda: daemon.events("load_admitted"))
+    await until_async(lambda: daemon.events("load_admitted"))
     assert daemon.events("load_admitted")[0]["cause"].startswith("warm-")
     # One that outlived the daemon is warm already.
     await daemon.kill()

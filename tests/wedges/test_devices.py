@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from wedge import MIB, PROGRAM, Daemon, until
+from waiting import until_async
+from wedge import MIB, PROGRAM, Daemon
 
 NEED = 64
 """MiB that an engine is promised on its device."""
@@ -104,9 +105,9 @@ async def test_a_device_that_others_use_is_left_to_them_until_they_have_gone(
     await daemon.chat("a", keep_alive=-1)
     assert await shown_device(daemon, "a") == "1"
     have(folder, (164, 164), (150, 120))
-    await until(lambda: _free(daemon, 1, 40))
+    await until_async(lambda: _free(daemon, 1, 40))
     waiting = asyncio.create_task(daemon.chat("b"))
-    await until(lambda: _waits(daemon))
+    await until_async(lambda: _waits(daemon))
     have(folder, (164, 164), (0, 120))
     assert (await waiting).status == 200
     assert await shown_device(daemon, "b") == "0"
@@ -121,7 +122,7 @@ async def test_what_an_engine_really_takes_of_its_device_counts_at_once(machine:
         row = await daemon.engine("a")
         return row["device_measured"] and row
 
-    row = await until(measured)
+    row = await until_async(measured)
     assert (row["device_measured"] // MIB, row["device_memory"] // MIB) == (150, 150)
     (device,) = (await daemon.get("/engines/ledger")).json["devices"]
     assert device["promised"] // MIB == 150
@@ -144,7 +145,7 @@ async def test_where_nobody_tells_what_processes_hold_the_estimate_stays(
     async def memory_is_measured() -> bool:
         return bool((await daemon.engine("a"))["measured"])
 
-    await until(memory_is_measured)
+    await until_async(memory_is_measured)
     assert (await daemon.engine("a"))["device_measured"] is None
     assert row["device_memory"] // MIB == NEED
     # Then not even the devices answer: what is promised is all there is to go by.
@@ -154,7 +155,7 @@ async def test_where_nobody_tells_what_processes_hold_the_estimate_stays(
         (device,) = (await daemon.get("/engines/ledger")).json["devices"]
         return device["available"] is None and device["free"] // MIB == 190 - NEED - 1
 
-    await until(unknown)
+    await until_async(unknown)
     assert (await daemon.chat("a")).status == 200
 
 

@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 from greenroom.actors.scheduler.queue import LONGEST_COOL_DOWN
-from wedge import MIB, Daemon, until
+from waiting import until_async
+from wedge import MIB, Daemon
 
 SECONDS = float(os.environ.get("GREENROOM_SOAK_SECONDS", "600"))
 SEED = int(os.environ.get("GREENROOM_SOAK_SEED", "0")) or random.randrange(1, 10**6)
@@ -241,7 +242,7 @@ async def test_after_a_soak_nothing_has_leaked(make_daemon: Any) -> None:
     for row in await daemon.engines():
         await daemon.chat(row["model_name"], keep_alive=1, max_tokens=1)
     await daemon.unload()
-    await until(lambda: not daemon.engine_pids())
+    await until_async(lambda: not daemon.engine_pids())
     after = await _settled(daemon, before)
     print(f"before {before}, after {after}")
     assert after["threads"] <= before["threads"] + 2
@@ -252,7 +253,7 @@ async def test_after_a_soak_nothing_has_leaked(make_daemon: Any) -> None:
     zombies = [one for one in psutil.Process(daemon.process.pid).children() if one.status() == "zombie"]
     assert len(zombies) <= 1
     await daemon.stop()
-    await until(lambda: not daemon.processes())
+    await until_async(lambda: not daemon.processes())
 
 
 async def _serves(daemon: Daemon, name: str) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from wedge import until
+from waiting import until_async
 
 
 async def test_the_second_waiter_is_served_by_the_load_the_first_began(make_daemon: Any) -> None:
     daemon = await make_daemon("--load-seconds", "1.5")
     await daemon.add("tiny")
     first = asyncio.create_task(daemon.chat("tiny"))
-    await until(lambda: daemon.spawned("tiny"))
+    await until_async(lambda: daemon.spawned("tiny"))
     second = asyncio.create_task(daemon.chat("tiny"))
-    await until(lambda: _waiting(daemon, 2))
+    await until_async(lambda: _waiting(daemon, 2))
     first.cancel()
     answer = await second
     assert answer.status == 200, answer.body
@@ -26,7 +26,7 @@ async def test_a_load_whose_every_requester_has_left_is_there_for_the_next_one(m
     daemon = await make_daemon("--load-seconds", "1")
     await daemon.add("tiny")
     asks = [asyncio.create_task(daemon.chat("tiny")) for _ in range(5)]
-    await until(lambda: daemon.spawned("tiny"))
+    await until_async(lambda: daemon.spawned("tiny"))
     for ask in asks:
         ask.cancel()
     engine = await daemon.engine("tiny")

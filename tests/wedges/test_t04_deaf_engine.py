@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from wedge import until
+from waiting import until_async
 
 
 async def test_other_models_are_served_and_loaded_while_a_deaf_one_is_being_ended(make_daemon: Any) -> None:
@@ -15,7 +15,7 @@ async def test_other_models_are_served_and_loaded_while_a_deaf_one_is_being_ende
     assert (await daemon.chat("other")).status == 200
     engine = await daemon.engine("deaf")
     await daemon.post("/engines/unload", {"models": ["deaf"]})
-    await until(lambda: daemon.events("engine_stop_requested"))
+    await until_async(lambda: daemon.events("engine_stop_requested"))
     assert (await daemon.chat("third")).status == 200
     latencies = []
     while not daemon.events("engine_exited"):

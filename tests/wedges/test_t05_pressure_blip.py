@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from wedge import MIB, until
+from waiting import until_async
+from wedge import MIB
 
 
 async def test_pressure_that_passes_leaves_nothing_behind(make_daemon: Any) -> None:
@@ -16,7 +17,7 @@ async def test_pressure_that_passes_leaves_nothing_behind(make_daemon: Any) -> N
     file = daemon.home.parent / "available"
     file.write_text(str(600 * MIB - 40 * MIB))  # less the head-room: not enough for another engine
     ask = asyncio.create_task(daemon.chat("waiting", stream=True))
-    await until(lambda: _waits(daemon))
+    await until_async(lambda: _waits(daemon))
     (told,) = [job["message"] for job in (await daemon.get("/jobs")).json if "memory" in job["message"]]
     assert told.startswith("waiting for memory: it needs 64 MiB, 48 MiB are free")
     # What is loaded goes on serving, and is neither evicted for pressure from outside nor closed.

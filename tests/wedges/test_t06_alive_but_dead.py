@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Any
 
-from wedge import until
+from waiting import until_async
 
 
 async def test_it_is_found_out_ended_and_replaced_and_whoever_waited_is_served(make_daemon: Any) -> None:
@@ -67,7 +67,7 @@ async def test_nobody_inside_means_nothing_to_find_out(make_daemon: Any) -> None
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
     ask = asyncio.create_task(daemon.chat("tiny"))
-    await until(lambda: _inside(daemon))
+    await until_async(lambda: _inside(daemon))
     ask.cancel()
     await daemon.at_rest()
     await asyncio.sleep(2.5)  # what must not happen has no event
@@ -81,10 +81,10 @@ async def test_one_that_hangs_is_found_out_also_when_its_client_does_not_wait_fo
     await daemon.add("tiny")
     assert (await daemon.chat("tiny")).status == 200
     ask = asyncio.create_task(daemon.chat("tiny"))
-    await until(lambda: _inside(daemon))
+    await until_async(lambda: _inside(daemon))
     await asyncio.sleep(1.2)  # long enough to have been left in the lurch
     ask.cancel()
-    await until(lambda: daemon.events("engine_exited"))
+    await until_async(lambda: daemon.events("engine_exited"))
     (failed,) = daemon.events("load_failed")
     assert failed["failure"]["code"] == "engine_stalled"
 
@@ -113,7 +113,7 @@ async def test_one_whose_socket_is_gone_is_replaced_though_clients_keep_asking(m
     first = await daemon.engine("tiny")
     (spawned,) = daemon.events("engine_spawned")
     os.unlink(spawned["endpoint"])
-    await until(lambda: daemon.events("load_failed"), bound=5.0)
+    await until_async(lambda: daemon.events("load_failed"), bound=5.0)
     answers = await asyncio.gather(*(daemon.chat("tiny") for _ in range(4)))
     assert [one.status for one in answers] == [200] * 4
     assert max(one.seconds for one in answers) < 8.0

@@ -15,7 +15,7 @@ from greenroom.actors.engine_runner.messages import EngineList
 from greenroom.actors.scheduler.messages import Granted
 from greenroom.actors.values import EngineExit, Measured
 from stage import GIB, Stage, exited, model
-from wedge import until
+from waiting import until_async
 
 DEATHS = ("killed", "crashed", "ended", "lost", "given_up", "forgotten")
 MOMENTS = ("starting", "ready", "serving")
@@ -32,7 +32,7 @@ async def test_however_an_engine_dies_the_next_request_is_served(make_daemon: An
         os.kill(claim["keeper_pid"], signal.SIGKILL)
     else:
         os.kill(engine["pid"], getattr(signal, how))
-    await until(lambda: daemon.events("load_failed"))
+    await until_async(lambda: daemon.events("load_failed"))
     assert (await daemon.chat("tiny")).status == 200
     assert (await daemon.engine("tiny"))["pid"] != engine["pid"]
     assert engine["pid"] not in daemon.engine_pids()

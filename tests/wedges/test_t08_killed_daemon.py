@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from wedge import until
+from waiting import until_async
 
 BOUNDARIES = (
     "load_admitted:after",
@@ -43,7 +43,7 @@ async def test_killed_at(make_daemon: Any, boundary: str) -> None:
         assert len(daemon.events("engine_start_requested")) == 1
         assert len(daemon.events("engine_adopted")) == 1
     await daemon.stop()
-    await until(lambda: not daemon.processes())
+    await until_async(lambda: not daemon.processes())
 
 
 @pytest.mark.parametrize("boundary", ["eviction_decided:after", "engine_stop_requested:before"])
@@ -58,7 +58,7 @@ async def test_killed_while_an_engine_is_being_ended(make_daemon: Any, boundary:
     await daemon.gone()
     await daemon.start()
     # It was to end, so it does: the next request gets another.
-    await until(lambda: first["pid"] not in daemon.engine_pids())
+    await until_async(lambda: first["pid"] not in daemon.engine_pids())
     assert (await daemon.chat("tiny")).status == 200
     assert len(daemon.engine_pids()) == 1
 
@@ -102,4 +102,4 @@ async def test_engines_kept_for_a_time_end_when_nobody_has_come_back(make_daemon
     await daemon.stop(keep_engines=1)
     # That second may be over by now, so the journal says that the daemon did not end them.
     assert daemon.events("engine_stop_requested", "engine_exited") == []
-    await until(lambda: not daemon.processes())
+    await until_async(lambda: not daemon.processes())

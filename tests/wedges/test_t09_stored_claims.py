@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from wedge import until
+from waiting import until_async
 
 
 async def test_an_engine_that_was_not_well_once_is_asked_again_and_heals(
@@ -38,7 +38,7 @@ async def test_an_engine_that_died_while_nobody_looked_is_not_believed_to_run(ma
     engine = await daemon.engine("tiny")
     await daemon.kill()
     os.kill(engine["pid"], signal.SIGKILL)
-    await until(lambda: engine["pid"] not in daemon.engine_pids())
+    await until_async(lambda: engine["pid"] not in daemon.engine_pids())
     await daemon.start()
     assert (await daemon.chat("tiny")).status == 200
     assert [row["pid"] for row in await daemon.engines()] == daemon.engine_pids()
@@ -60,4 +60,4 @@ async def test_a_breaker_of_yesterday_opens_by_itself(make_daemon: Any) -> None:
     async def healed() -> bool:
         return bool((await daemon.chat("sick")).status == 200)
 
-    await until(healed)
+    await until_async(healed)

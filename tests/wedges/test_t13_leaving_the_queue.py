@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from wedge import until
+from waiting import until_async
 
 TOKENS = 60
 
@@ -20,13 +20,13 @@ async def test_streams_go_on_untouched_while_a_crowd_in_the_queue_comes_and_goes
     await daemon.add("busy", "wanted")
     assert (await daemon.chat("busy", max_tokens=1)).status == 200
     streams = [asyncio.create_task(daemon.chat("busy", stream=True)) for _ in range(4)]
-    await until(lambda: _inside(daemon, 4))
+    await until_async(lambda: _inside(daemon, 4))
     for _ in range(5):
         crowd = [asyncio.create_task(daemon.chat("wanted", stream=True)) for _ in range(6)]
-        await until(lambda: _waiting(daemon, 6))
+        await until_async(lambda: _waiting(daemon, 6))
         for one in crowd:
             one.cancel()
-        await until(lambda: _waiting(daemon, 0))
+        await until_async(lambda: _waiting(daemon, 0))
     whole = "".join(f"word{number} " for number in range(TOKENS))
     for stream in await asyncio.gather(*streams):
         assert stream.status == 200
@@ -43,10 +43,10 @@ async def test_who_leaves_a_shared_engine_ends_his_own_generation_only(make_daem
     assert (await daemon.chat("tiny", max_tokens=1)).status == 200
     staying = [asyncio.create_task(daemon.chat("tiny", stream=True)) for _ in range(3)]
     leaving = [asyncio.create_task(daemon.chat("tiny", stream=True)) for _ in range(10)]
-    await until(lambda: _inside(daemon, 13))
+    await until_async(lambda: _inside(daemon, 13))
     for one in leaving:
         one.cancel()
-    await until(lambda: _inside(daemon, 3), 1.0)
+    await until_async(lambda: _inside(daemon, 3), 1.0)
     for stream in await asyncio.gather(*staying):
         assert stream.text.split()[-1] == f"word{TOKENS - 1}"
         assert stream.frames[-1] == "[DONE]"

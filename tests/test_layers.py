@@ -35,6 +35,7 @@ LAYERS = (
         "runner.user_home",
         "runner.home",
         "runner.config",
+        "runner.threads",
         "runner.waits",
     ),
     ("runner.backends", "runner.installations", "runner.engines", "runner.models", "runner.registry"),

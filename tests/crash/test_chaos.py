@@ -25,10 +25,12 @@ def rage(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[int, float], 
 
     def live(seed: int, seconds: float) -> Chaos:
         seed = int(os.environ.get("GREENROOM_CHAOS_SEED", seed))
+        with capsys.disabled():
+            print(f"\nseed {seed}")
         made.append(Chaos(folder, seed))
         made[0].rage(seconds)
         with capsys.disabled():
-            print(f"\nseed {seed}: {len(made[0].happened)} faults, {dict(made[0].answers)}")
+            print(f"{len(made[0].happened)} faults, {dict(made[0].answers)}")
         return made[0]
 
     yield live

@@ -58,6 +58,8 @@ class Chaos:
         self._deaths: list[tuple[float, float]] = []
         """When the daemon was killed, and when the next one was ready."""
         self._limits: dict[tuple[int, int], tuple[int, int]] = {}
+        self._asking_since: dict[int, float] = {}
+        """Client → when it asked what it waits for."""
         self._over = threading.Event()
         self._daemon = self._start()
 
@@ -73,7 +75,8 @@ class Chaos:
         finally:
             self._over.set()
             for client in clients:
-                client.join()
+                client.join(ANSWER_WITHIN + AT_REST_WITHIN)
+        assert not any(client.is_alive() for client in clients), f"some client waits for ever: {self.said()}"
         self._look()
 
     def end(self) -> None:
@@ -93,6 +96,8 @@ class Chaos:
             for due in [one for one in pending if one[0] <= time.monotonic()]:
                 pending.remove(due)
                 due[1]()
+            longest_wait = time.monotonic() - min(self._asking_since.values(), default=time.monotonic())
+            assert longest_wait < 2 * ANSWER_WITHIN, f"a client waits for {longest_wait:.0f} s: {self.said()}"
             code = self._daemon.poll()
             assert code is None, f"the daemon ended by itself with {code}: {self.said()}"
             if time.monotonic() < end and len(pending) < 2:
@@ -215,7 +220,7 @@ class Chaos:
     def _client(self, number: int) -> None:
         chance = random.Random(self.random.random() + number)
         while not self._over.is_set():
-            began = time.monotonic()
+            began = self._asking_since[number] = time.monotonic()
             what = chance.choice([self._chat, self._chat, self._stream, self._manage])
             try:
                 self.answers[what(chance)] += 1
@@ -226,6 +231,7 @@ class Chaos:
                 if not self._died_since(began):
                     self.wrong.append(f"{what.__name__} broke off although the daemon lived: {error!r}")
                 time.sleep(0.1)
+        self._asking_since.pop(number, None)
 
     def _died_since(self, began: float) -> bool:
         time.sleep(0.2)  # whoever killed it may not have said so yet

@@ -6,9 +6,9 @@ Each begins and returns; the work is done on threads of the builder, the engine 
 from __future__ import annotations
 
 import logging
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -72,6 +72,7 @@ from greenroom.actors.values import Failure, Installation, Model, Progress
 from greenroom.runner.errors import JobFailed, not_begun
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.models.puller import Puller
+from greenroom.runner.threads import start_thread
 
 _log = logging.getLogger(__name__)
 
@@ -149,15 +150,11 @@ class InstallerHands(_Hands):
             case RemoveInstallation(backend=backend, installation_id=one):
                 builder.remove(backend, one)
             case VerifyInstallations(backend=backend, installations=those):
-                threading.Thread(
-                    target=self._verify, args=(builder, backend, those), name="verify", daemon=True
-                ).start()
+                start_thread(partial(self._verify, builder, backend, those), "verify")
             case DropUnneeded():
-                threading.Thread(target=self._drop, args=(builder,), name="prune", daemon=True).start()
+                start_thread(partial(self._drop, builder), "prune")
             case PlanInstallation(backend=backend, version=version):
-                threading.Thread(
-                    target=self._plan, args=(builder, backend, version), name="plan", daemon=True
-                ).start()
+                start_thread(partial(self._plan, builder, backend, version), "plan")
             case _:
                 raise TypeError(f"the installer's hands do not know {type(effect).__name__} ({cause})")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
@@ -18,6 +17,7 @@ from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.scheduler.messages import Abandon, Serve
 from greenroom.actors.scheduler.state import ModelConfigState, SchedulerState, config_key
 from greenroom.actors.values import Caller, Mode
+from greenroom.runner.threads import start_thread
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Warming:
         """Begin. What comes of it is in the journal, and refusals in the log."""
         distinct = list({(one.model_id, one.mode): one for one in wanted}.values())
         if distinct:
-            threading.Thread(target=self._load, args=(distinct,), name="warming", daemon=True).start()
+            start_thread(partial(self._load, distinct), "preload")
 
     def _load(self, wanted: list[Wanted]) -> None:
         asked = []

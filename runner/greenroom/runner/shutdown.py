@@ -7,6 +7,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+
+from greenroom.runner.threads import Thread, start_thread
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +33,12 @@ class Ending:
 
         What raises is logged, what does not end is named in the log and left behind.
         """
-        threads = {
-            name: threading.Thread(target=_one, args=(name, do), name=f"ending {name}", daemon=True)
-            for name, do in work.items()
-        }
-        for thread in threads.values():
-            thread.start()
+        threads: dict[str, Thread] = {}
+        for name, do in work.items():
+            try:
+                threads[name] = start_thread(partial(_one, name, do), f"ending {name}")
+            except RuntimeError:  # no thread left: one after the other, and the last resort if it hangs
+                _one(name, do)
         deadline = time.monotonic() + self.left(spare=spare)
         for name, thread in threads.items():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -52,23 +55,30 @@ class LastResort:
     def __init__(self, seconds: float, *, code: int = 1) -> None:
         self._seconds = seconds
         self._code = code
+        self._begun = threading.Event()
         self._over = threading.Event()
-        self._has_begun = False
+        self._waits = False
 
     def begin(self) -> None:
         """The stop has begun. Idempotent."""
-        if not self._has_begun:
-            self._has_begun = True
-            threading.Thread(target=self._wait, name="last-resort", daemon=True).start()
+        self._begun.set()
+        self._start()
 
     def __enter__(self) -> None:
-        """Nothing begins yet."""
+        # Now, since there may be no memory for a thread when it is needed.
+        self._start()
+
+    def _start(self) -> None:
+        if not self._waits:
+            self._waits = True
+            start_thread(self._wait, "last-resort")
 
     def __exit__(self, *_: object) -> None:
-        """It has come to its end."""
         self._over.set()
+        self._begun.set()
 
     def _wait(self) -> None:
+        self._begun.wait()
         if self._over.wait(self._seconds):
             return
         _log.critical("the stop hangs; the process exits without waiting for it")

@@ -17,7 +17,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
+
+from greenroom.runner.threads import start_thread
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +84,8 @@ class _Job:
     gone: Callable[[], None]
     cancel: Cancel = field(default_factory=Cancel)
     over: bool = False
-    timer: threading.Timer | None = None
+    is_ending: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Crew:
@@ -164,7 +168,7 @@ class Crew:
             job = self._waiting.popleft()
             self._running[job.key] = job
             try:
-                threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True).start()
+                start_thread(partial(self._run, job), self._name)
             except RuntimeError:  # the system lets us have no more threads
                 log.exception("%s could not be started", job.key)
                 job.over = True
@@ -196,18 +200,24 @@ class Crew:
 
     def _free(self, job: _Job) -> None:
         job.over = True
-        if job.timer is not None:
-            job.timer.cancel()
+        job.ended.set()
         del self._running[job.key]
         self._next()
 
     def _end(self, job: _Job) -> None:
         job.cancel.set()
         with self._changed:
-            if not job.over and job.timer is None:
-                job.timer = threading.Timer(self._patience, self._give_up, (job,))
-                job.timer.daemon = True
-                job.timer.start()
+            if job.over or job.is_ending:
+                return
+            job.is_ending = True
+        try:
+            start_thread(partial(self._give_up_later, job), f"{self._name}-end")
+        except RuntimeError:  # nothing is left to wait with
+            self._give_up(job)
+
+    def _give_up_later(self, job: _Job) -> None:
+        if not job.ended.wait(self._patience):
+            self._give_up(job)
 
     def _give_up(self, job: _Job) -> None:
         if self._leave(job, job.gone):
@@ -259,9 +269,16 @@ def side_by_side(
     others; they are waited for as long as patience lasts.
     """
     batch = _Batch(calls)
-    batch.busy = min(at_once, len(calls))
-    for _ in range(batch.busy):
-        threading.Thread(target=batch.work, name=name, daemon=True).start()
+    for _ in range(min(at_once, len(calls))):
+        with batch.changed:
+            batch.busy += 1
+        try:
+            start_thread(batch.work, name)
+        except RuntimeError:  # no thread left: fewer at once will do
+            with batch.changed:
+                batch.busy -= 1
+                if not batch.busy and not batch.results:
+                    raise
     try:
         with batch.changed:
             while batch.busy and not batch.errors:

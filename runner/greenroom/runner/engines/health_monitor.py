@@ -21,6 +21,7 @@ from greenroom.runner.engines import process_state as condition
 from greenroom.runner.engines.handle import Handle, Ladder
 from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, Life
 from greenroom.runner.engines.readiness import CPU_SHARE, Vitality
+from greenroom.runner.threads import start_thread
 
 _log = logging.getLogger(__name__)
 
@@ -268,7 +269,7 @@ class Vitals:
                 watched.asking.discard(question)
 
         try:
-            threading.Thread(target=run, name=f"{question}-{handle.engine_id}", daemon=True).start()
+            start_thread(run, f"{question}-{handle.engine_id}")
         except RuntimeError:
             watched.asking.discard(question)  # no thread left: it is asked another time
 

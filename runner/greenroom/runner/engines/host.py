@@ -61,6 +61,7 @@ from greenroom.runner.engines.recovery import (
 from greenroom.runner.engines.unbegun import no_keeper, not_spawned
 from greenroom.runner.engines.watch import KeeperWatch
 from greenroom.runner.errors import JobFailed, not_begun
+from greenroom.runner.threads import start_thread
 
 _log = logging.getLogger(__name__)
 
@@ -163,9 +164,7 @@ class EngineHost:
             self._handles[spec.engine_id] = handle
         self._vitals.wake()
         try:
-            threading.Thread(
-                target=self._start, args=(handle,), name=f"engine-{spec.engine_id}", daemon=True
-            ).start()
+            start_thread(partial(self._start, handle), f"engine-{spec.engine_id}")
         except RuntimeError as problem:
             self._failed(handle, not_begun(problem, "The engine"))
 
@@ -581,7 +580,7 @@ class EngineHost:
     def _thread(self, name: str, run: Callable[[], None]) -> None:
         """On a thread of its own; here and now where the machine has none left."""
         try:
-            threading.Thread(target=run, name=name, daemon=True).start()
+            start_thread(run, name)
         except RuntimeError:
             _log.warning("there is no thread left for %s", name)
             run()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from greenroom.runner.errors import JobCancelled
+from greenroom.runner.threads import start_thread
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ def bounded(
         JobCancelled: `cancel` was set.
     """
     work = _Work(call, drop)
-    threading.Thread(target=work.run, name=name, daemon=True).start()
+    start_thread(work.run, name)
     try:
         _wait(work.ended, seconds, cancel)
     except BaseException:
@@ -118,7 +119,7 @@ class Beside(Generic[T]):
 
     def __init__(self, call: Callable[[], T], name: str) -> None:
         self._work = _Work(call, None)
-        threading.Thread(target=self._work.run, name=name, daemon=True).start()
+        start_thread(self._work.run, name)
 
     def result(self, *, cancel: Flag | None = None, seconds: float | None = None) -> T:
         """Wait for the call and return or raise what it does.

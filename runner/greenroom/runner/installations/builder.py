@@ -32,6 +32,7 @@ from greenroom.runner.installations.lock import normalized
 from greenroom.runner.installations.record import Unclear
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
+from greenroom.runner.threads import Thread, start_thread
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class BuilderListener(Protocol):
 class _Job:
     attempt: int
     cancel: Event = field(default_factory=Event)
-    thread: threading.Thread | None = None
+    thread: Thread | None = None
 
 
 class _Makers:
@@ -178,13 +179,14 @@ class Builder:
             if job_id in self._jobs:
                 return
             self._jobs[job_id] = job
-            job.thread = threading.Thread(
-                target=self._install,
-                args=(job_id, job, backend, version, attempt, repair),
-                name=f"install-{backend}",
-                daemon=True,
-            )
+            install = partial(self._install, job_id, job, backend, version, attempt, repair)
+            job.thread = Thread(install, f"install-{backend}")
+        try:
             job.thread.start()
+        except BaseException:
+            with self._guard:
+                del self._jobs[job_id]
+            raise
 
     def cancel(self, job_id: str) -> None:
         """End a job; it reports `cancelled` unless it was done already. Unknown jobs are passed over."""
@@ -414,7 +416,7 @@ class Builder:
         return makers
 
     def _aside(self, name: str, work: Callable[[], None]) -> None:
-        threading.Thread(target=work, name=name, daemon=True).start()
+        start_thread(work, name)
 
 
 def _fitting(one: Installation, source: Environment, installed: InstallationStore) -> Installation:

@@ -47,6 +47,7 @@ from greenroom.runner.installations.space import (
 )
 from greenroom.runner.installations.uv import Uv, os_failure
 from greenroom.runner.installations.verification import inventory, own_sums, probe
+from greenroom.runner.threads import start_thread
 
 Contents = tuple[dict[str, int], dict[str, str], dict[str, str]]
 """Sizes of files, targets of links, and the sums of files that no `RECORD` lists."""
@@ -354,8 +355,7 @@ class _Unpacking:
         self._waiting: list[LockedFile] = []
         self._complete = False
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name=f"unpack-{job}", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._work, f"unpack-{job}")
 
     def add(self, file: LockedFile) -> None:
         """Add a file that is in the store."""

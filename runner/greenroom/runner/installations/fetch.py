@@ -29,6 +29,7 @@ from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources, is_local, local_path
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.web import NOT_HERE, Web
+from greenroom.runner.threads import start_thread
 
 _CHUNK = 256 * 1024
 _WORKERS = 8
@@ -198,7 +199,13 @@ class _Transfer:
         workers = min(_WORKERS, len(self._queue))
         for number in range(workers):
             # Daemon threads: a connection attempt cannot be interrupted and must not delay the exit.
-            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True).start()
+            try:
+                start_thread(self._work, f"fetch-{number}")
+            except RuntimeError:  # no thread left: fewer at once will do
+                if not number:
+                    raise
+                workers = number
+                break
         ended = 0
         moved, moved_at = said, time.monotonic()
         while ended < workers:

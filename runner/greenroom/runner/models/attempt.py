@@ -7,9 +7,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from greenroom.actors.values import Part, Progress
+from greenroom.runner.threads import start_thread
 
 _REPORT_EVERY = 0.1
 _WINDOW = 4.0
@@ -115,7 +116,8 @@ class Attempt:
                 if last.total and last.done < last.total and self._now() - self._at >= _TICK:
                     self.report(last.phase, last.done, last.total, self._said, self._moving)
 
-        threading.Thread(target=tick, name="progress", daemon=True).start()
+        with suppress(RuntimeError):  # without a thread to tell it, the pull goes on all the same
+            start_thread(tick, "progress")
         try:
             yield
         finally:

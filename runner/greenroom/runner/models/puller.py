@@ -26,6 +26,7 @@ from greenroom.runner.models.sources import source_for
 from greenroom.runner.models.sources.base import Context, Offer, Pins, Source
 from greenroom.runner.models.sources.oci import OciSource
 from greenroom.runner.models.store import Store
+from greenroom.runner.threads import start_thread
 from greenroom.runner.waits import PATIENCE, Cancel, Crew, Ending
 
 if TYPE_CHECKING:
@@ -248,9 +249,7 @@ class Puller:
         """Cancel all pulls and pushes, wait a bounded time for their end, and begin nothing any more."""
         crews = (self._pulls, self._changes, self._pusher)
         # Side by side: they share one bound.
-        closing = [threading.Thread(target=crew.close, name="close", daemon=True) for crew in crews]
-        for thread in closing:
-            thread.start()
+        closing = [start_thread(crew.close, "close") for crew in crews]
         for thread in closing:
             thread.join()
 

@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from urllib.parse import urlencode
 
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.errors import failure_of
 from greenroom.runner.models.short_names import Catalogue
+from greenroom.runner.threads import start_thread
 from greenroom.runner.waits import Cancel
 
 DOCKER_HUB = "https://hub.docker.com"
@@ -77,7 +78,7 @@ class _Question:
         self.problem = ""
         self.over = Event()
         self._source = source
-        Thread(target=self._ask, name="search", daemon=True).start()
+        start_thread(self._ask, "search")
 
     def _ask(self) -> None:
         try:

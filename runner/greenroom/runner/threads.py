@@ -1,0 +1,64 @@
+"""Threads whose start cannot hang.
+
+`threading.Thread.start` waits, without a limit, for the new thread to report that it runs. A thread that
+finds no memory for its first call ends before that, and its starter waits for ever, with every lock it holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+BEGINS_WITHIN = 10.0
+"""Seconds within which a new thread must have begun, on a busy machine too."""
+
+
+class NoThread(RuntimeError):
+    """The thread did not begin, and never will. (The system's own refusals are `RuntimeError` too.)"""
+
+
+class _Begun(threading.Event):
+    def __init__(self) -> None:
+        super().__init__()
+        self.guard = threading.Lock()
+        self.given_up = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if super().wait(BEGINS_WITHIN if timeout is None else timeout):
+            return True
+        with self.guard:
+            if not self.is_set():
+                self.given_up = True
+                raise NoThread(f"a thread did not begin within {BEGINS_WITHIN:g} s; is there memory left?")
+        return True
+
+    def set(self) -> None:
+        with self.guard:
+            if not self.given_up:
+                super().set()
+
+
+class Thread(threading.Thread):
+    """A daemon thread for one piece of work.
+
+    `start` raises RuntimeError when the machine has no thread or no memory left; the work is not done.
+    """
+
+    def __init__(self, work: Callable[[], object], name: str) -> None:
+        """`name` is for logs."""
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        # The event that `start` waits for. It has no public name; the tests fail if it gets another.
+        self._started = _Begun()
+
+    def run(self) -> None:
+        """Do the work, unless its starter has given up."""
+        if not self._started.given_up:
+            self._work()
+
+
+def start_thread(work: Callable[[], object], name: str) -> Thread:
+    """Begin work on a thread of its own. Raises RuntimeError (see `Thread`)."""
+    thread = Thread(work, name)
+    thread.start()
+    return thread

@@ -52,7 +52,12 @@ IMPURE_LIBRARIES = set(
     "asyncio datetime io logging os pathlib pykka random secrets shutil signal socket sqlite3 subprocess "
     "sys tempfile threading time uuid".split()
 )
-HOMES = {"pykka": ("actors.kernel",), "sqlite3": ("actors.journal",), "tenacity": ("actors.retry",)}
+HOMES = {
+    "aiohttp": ("runner.http.aiohttp_adapter",),
+    "pykka": ("actors.kernel",),
+    "sqlite3": ("actors.journal",),
+    "tenacity": ("actors.retry",),
+}
 
 MAKERS = ("apply", "_apply", "initial")
 """How the functions that may make durable state are named."""

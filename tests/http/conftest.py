@@ -23,8 +23,8 @@ from greenroom.actors.library.messages import Pull
 from greenroom.actors.values import Engine, Model
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.http.app import DOOR, front_door
-from greenroom.runner.http.malformed import Runner
+from greenroom.runner.http.aiohttp_adapter import Runner
+from greenroom.runner.http.app import context_of, front_door
 from greenroom.runner.testing import fake_backend, tiny_gguf
 from waiting import until_async
 
@@ -41,6 +41,7 @@ class House:
     def __init__(self, greenroom: Greenroom, app: web.Application, base: str, root: str) -> None:
         self.greenroom = greenroom
         self.app = app
+        self.context = context_of(app)
         self.base = base
         """The front door's own root, with the prefix it is mounted under."""
         self.root = root
@@ -90,7 +91,7 @@ class House:
     async def nothing_is_held(self) -> None:
         """Nobody is inside a gate, nobody waits, no engine generates for nobody."""
         await until_async(
-            lambda: self.inside() == 0 and self.waiting() == 0 and not len(self.app[DOOR].visitors)
+            lambda: self.inside() == 0 and self.waiting() == 0 and not len(self.context.clients)
         )
         for _ in range(200):
             # An engine may have died a moment ago: then it generates for nobody either.

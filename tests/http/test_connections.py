@@ -19,6 +19,7 @@ import pytest
 from aiohttp import web
 
 from greenroom.runner.descriptors import connections_within
+from greenroom.runner.http.aiohttp_adapter import watch
 from greenroom.runner.http.connections import Connections
 
 BOUND = 30.0
@@ -111,7 +112,8 @@ class House:
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()
         self.connections = Connections(self.listener, 3)
-        app = web.Application(middlewares=[self.connections.watching])
+        app = web.Application()
+        watch(app, self.connections.begin, self.connections.end)
         app.router.add_get("/wait", self._wait)
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
 
@@ -129,8 +131,9 @@ class House:
 async def house() -> AsyncIterator[House]:
     house = House()
     await house.runner.setup()
-    assert house.runner.server is not None
-    house.connections.start(house.runner.server)
+    server = house.runner.server
+    assert server is not None
+    house.connections.start(server, lambda: server.connections)
     yield house
     await house.connections.stop()
     await house.runner.cleanup()

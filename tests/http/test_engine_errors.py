@@ -108,7 +108,7 @@ async def test_the_same_mistake_is_told_the_same_warm_and_cold_whole_and_in_a_st
 async def test_an_answer_without_end_that_must_be_whole_is_given_up(
     open_house: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.http.proxy._WHOLE", 1000)
+    monkeypatch.setattr("greenroom.runner.http.inference._WHOLE", 1000)
     house = await open_house("--answer", "200", "x" * 100_000, backend={"dialect": Dialect(model_name="m")})
     status, error = await house.error(house.chat())
     assert (status, error["code"]) == (502, "engine_failed")

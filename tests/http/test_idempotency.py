@@ -15,7 +15,6 @@ from greenroom.actors.idempotency import IDEMPOTENCY
 from greenroom.actors.progress import install_job
 from greenroom.actors.values import Failure, Progress
 from greenroom.actors.waiters import count
-from greenroom.runner.http.app import DOOR
 from waiting import until_async
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
@@ -73,7 +72,7 @@ async def test_the_outcome_of_a_client_that_left_is_kept_for_its_return(house: A
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await _text(install(house, headers))
-        await until_async(lambda: not len(house.app[DOOR].visitors))
+        await until_async(lambda: not len(house.context.clients))
     assert len(builds.jobs) == 1
     builds.commit("absent.1", "1")
     await until_async(lambda: answered(house) == 1)
@@ -124,7 +123,7 @@ async def test_one_who_left_sees_the_progress_when_it_comes_back(house: Any) -> 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await _text(install(house, KEY | EVENTS))
-    await until_async(lambda: not len(house.app[DOOR].visitors))
+    await until_async(lambda: not len(house.context.clients))
     progress = Progress(job=install_job("absent"), phase="downloading", done=2, total=3)
     house.greenroom.board.publish(progress)
     async with asyncio.timeout(10), install(house, KEY | EVENTS) as again:
@@ -137,7 +136,7 @@ async def test_one_who_left_sees_the_progress_when_it_comes_back(house: Any) -> 
     waits = [asyncio.ensure_future(_text(install(house, other))) for _ in range(2)]
     await until_async(lambda: len(builds.jobs) == 2)
     # The first is attended to twice, by the middleware and by the handler.
-    await until_async(lambda: len(house.app[DOOR].visitors) == 3)
+    await until_async(lambda: len(house.context.clients) == 3)
     builds.fail("absent.2", Failure(kind="permanent", code="no_space", message="No space is left."))
     ends = [await one for one in waits]
     assert ends[0][:2] == ends[1][:2]
@@ -161,7 +160,7 @@ async def test_a_passing_failure_is_told_to_who_waits_and_not_kept(wish: dict[st
     both = [asyncio.ensure_future(_text(install(house, KEY | wish))) for _ in range(2)]
     await until_async(lambda: builds.jobs)
     # The first is attended to twice, by the middleware and by the handler.
-    await until_async(lambda: len(house.app[DOOR].visitors) == 3)
+    await until_async(lambda: len(house.context.clients) == 3)
     async with house.post("/engines/cancel-install", {"backend": "absent"}) as response:
         assert response.status == 200
     for status, text, _ in [await one for one in both]:

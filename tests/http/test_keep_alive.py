@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.runner.http.app import DOOR
 from waiting import until_async
 
 JSON = {"Accept": "application/json"}
@@ -185,7 +184,7 @@ async def test_a_configuration_that_makes_no_sense_is_refused_with_a_sentence(
     house = await open_house(backend={"allowed_flags": frozenset({"--tokens", "--ctx-size", "-c"})})
     status, text = await configured(house, **body)
     assert status == 400
-    assert not house.app[DOOR].configs()
+    assert not house.context.configs()
     assert said in text
 
 
@@ -245,7 +244,7 @@ async def test_a_context_that_never_fits_is_refused_with_the_largest_that_does(
     status, error = await house.error(house.post("/engines/_configure", body, headers=JSON))
     assert (status, error["code"], error["param"]) == (507, "does_not_fit", "context-size")
     assert "The largest that fits is" in error["message"]
-    assert not house.app[DOOR].configs()
+    assert not house.context.configs()
 
 
 async def test_a_configuration_is_shown_where_models_are_listed(open_house: Any) -> None:
@@ -272,4 +271,4 @@ async def test_a_removed_model_takes_its_configuration_along(open_house: Any, sh
     (model,) = house.greenroom.models()
     async with house.session.delete(f"{house.base}/models/{model.id}?force=true") as response:
         assert response.status == 200
-    await until_async(lambda: not house.app[DOOR].configs())
+    await until_async(lambda: not house.context.configs())

@@ -10,7 +10,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from greenroom.runner.http.app import DOOR
 from waiting import until_async
 
 
@@ -97,7 +96,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(ope
     _, writer = await asyncio.open_connection(host, int(port))
     path = house.base.partition(house.root)[2] + "/v1/chat/completions"
     writer.write(f"POST {path} HTTP/1.1\r\nHost: x.localhost\r\nContent-Length: 500\r\n\r\n{{".encode())
-    await until_async(lambda: len(house.app[DOOR].visitors) == 1)
+    await until_async(lambda: len(house.context.clients) == 1)
     writer.transport.abort()
     await house.nothing_is_held()
     assert house.greenroom.engines() == ()
@@ -186,7 +185,7 @@ async def test_when_the_front_door_closes_streams_end_with_a_sentence(open_house
     task = asyncio.create_task(house.stream())
     await until_async(lambda: house.inside() == 1)
     await asyncio.sleep(0.1)
-    house.app[DOOR].visitors.dismiss()
+    house.context.clients.dismiss()
     status, lines = await task
     *_, error = frames(lines)
     assert status == 200
@@ -198,7 +197,7 @@ async def test_when_the_front_door_closes_whoever_waits_is_told(open_house: Any)
     house = await open_house("--load-forever")
     task = asyncio.create_task(house.error(house.chat()))
     await until_async(lambda: house.waiting() == 1)
-    house.app[DOOR].visitors.dismiss()
+    house.context.clients.dismiss()
     status, error = await task
     assert (status, error["code"]) == (503, "stopping")
     await house.nothing_is_held()

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.http.app import DOOR
 from waiting import until_async
 
 
@@ -15,7 +14,7 @@ from waiting import until_async
 def at_work(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the engine computes, as it is looked at; one item, to be changed."""
     works = [True]
-    monkeypatch.setattr("greenroom.runner.http.lingering._works", lambda _: works[0])
+    monkeypatch.setattr("greenroom.runner.http.disconnects._works", lambda _: works[0])
     return works
 
 
@@ -53,7 +52,7 @@ async def test_a_place_is_given_back_though_the_front_door_closes_as_its_client_
     open_house: Any,
 ) -> None:
     house = await open_house()
-    door, left = house.app[DOOR], []
+    door, left = house.context, []
     door.keep(asyncio.sleep(60), then=lambda: left.append("the gate"))
     await door.close()
     assert left == ["the gate"]
@@ -70,7 +69,7 @@ async def test_who_has_had_a_whole_answer_leaves_at_once(open_house: Any, at_wor
 async def test_a_place_is_not_kept_for_ever(
     open_house: Any, at_work: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.http.lingering._LONGEST", 0.3)
+    monkeypatch.setattr("greenroom.runner.http.disconnects._LONGEST", 0.3)
     house = await open_house("--tokens", "1000", "--token-delay", "0.01")
     await _leave_a_stream(house)
     await until_async(lambda: house.inside() == 0)

@@ -15,9 +15,9 @@ from greenroom.runner.backends.base import Dialect
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.http.abilities import refuse_what_it_cannot
-from greenroom.runner.http.checking import check
 from greenroom.runner.http.dialogues import CHAT, COMPLETION, EMBEDDING, MESSAGES, RERANKING, Dialogue
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.request_check import check
 
 HELLO = [{"role": "user", "content": "hi"}]
 OTHER = {"type": "function", "function": {"name": "v"}}
@@ -304,7 +304,7 @@ async def test_fields_that_routing_reads_are_told_like_all_others(
 
 
 def test_each_answer_and_each_prompt_takes_a_slot() -> None:
-    from greenroom.runner.http.proxy import _places
+    from greenroom.runner.http.inference import _places
 
     for fields, slots in [
         ({}, 1),

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from greenroom.runner.http import patience
-from greenroom.runner.http.patience import Patience
+from greenroom.runner.http import bodies
+from greenroom.runner.http.bodies import Patience
 
 
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_STEP", 0.05)
+    monkeypatch.setattr(bodies, "_STEP", 0.05)
 
 
 async def test_whoever_takes_too_long_is_told_so() -> None:

@@ -32,14 +32,14 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
 ) -> None:
     house = await open_house("--tokens", "1000000", unread_for=0.4)
     wanted = ""
-    from greenroom.runner.http.door import Door
+    from greenroom.runner.http.context import Context
 
-    monkeypatch.setattr(Door, "wanted", lambda *_: wanted)
+    monkeypatch.setattr(Context, "wanted", lambda *_: wanted)
     client = await _stay(house)
     await until_async(lambda: house.inside() == 1)
     await asyncio.sleep(1.0)
     assert house.inside() == 1, "while nobody waits it may stay"
-    caplog.set_level(logging.WARNING, logger="greenroom.runner.http.readers")
+    caplog.set_level(logging.WARNING, logger="greenroom.runner.http.disconnects")
     wanted = "another request waits"
     await until_async(lambda: house.inside() == 0)
     await house.nothing_is_held()
@@ -53,9 +53,9 @@ async def test_a_client_that_reads_slowly_is_left_alone(
     open_house: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = await open_house("--tokens", "1000000", unread_for=1.5)
-    from greenroom.runner.http.door import Door
+    from greenroom.runner.http.context import Context
 
-    monkeypatch.setattr(Door, "wanted", lambda *_: "another request waits")
+    monkeypatch.setattr(Context, "wanted", lambda *_: "another request waits")
     client = await _stay(house)
     loop = asyncio.get_running_loop()
     end = loop.time() + 4.0
@@ -71,21 +71,20 @@ async def test_a_silent_engine_is_not_the_clients_fault(
     open_house: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = await open_house("--tokens", "3", "--first-token-delay", "1.0", unread_for=0.2)
-    from greenroom.runner.http.door import Door
+    from greenroom.runner.http.context import Context
 
-    monkeypatch.setattr(Door, "wanted", lambda *_: "another request waits")
+    monkeypatch.setattr(Context, "wanted", lambda *_: "another request waits")
     status, lines = await house.stream()
     assert (status, lines[-2]) == (200, "data: [DONE]")
 
 
 async def test_a_place_is_wanted_when_a_request_waits(open_house: Any) -> None:
-    from greenroom.runner.http.app import DOOR
 
     house = await open_house("--load-forever")
-    assert house.app[DOOR].wanted("nobody") == ""
+    assert house.context.wanted("nobody") == ""
     task = asyncio.create_task(house.error(house.chat()))
-    await until_async(lambda: house.waiting() == 1 and house.app[DOOR].wanted("nobody"))
-    assert house.app[DOOR].wanted("nobody") == "another request waits"
+    await until_async(lambda: house.waiting() == 1 and house.context.wanted("nobody"))
+    assert house.context.wanted("nobody") == "another request waits"
     task.cancel()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.values import Part, Progress
-from greenroom.runner.http.transfer_lines import TransferLines
+from greenroom.runner.http.transfers import TransferLines
 
 A, B = (f"sha256:{letter * 64}" for letter in "ab")
 MIB = 2**20

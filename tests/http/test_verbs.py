@@ -220,10 +220,9 @@ async def test_fifty_who_ask_for_one_absent_backend_share_one_installation(
 
     tasks = [asyncio.create_task(ask()) for _ in range(50)]
     await asyncio.to_thread(builds.started.wait, 10)
-    from greenroom.runner.http.app import DOOR
 
     # By then it is known of each who asks, and all have asked the installer.
-    await until_async(lambda: len(house.app[DOOR].callers._known) == 50)
+    await until_async(lambda: len(house.context.callers._known) == 50)
     builds.go.set()
     assert len(set(await asyncio.gather(*tasks))) == 1
     assert builds.count == 1
@@ -237,9 +236,8 @@ async def test_a_client_that_leaves_cancels_no_installation(open_house: Any, per
     async with house.post("/engines/install-backend", ABSENT, headers=headers) as response:
         await response.content.readline()
         response.close()
-    from greenroom.runner.http.app import DOOR
 
-    await until_async(lambda: not len(house.app[DOOR].visitors))
+    await until_async(lambda: not len(house.context.clients))
     async with house.get("/engines/status") as response:
         words = (await response.json())["absent"]
     assert words.startswith("Installing: fetching wheels")

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from greenroom.runner.http.upstreams import Unreached, Upstreams
-from greenroom.runner.http.wire import Lost
+from greenroom.runner.http.upstream import Lost, Unreached, Upstreams
 from waiting import until_async
 
 CHUNKED = (
@@ -192,7 +191,7 @@ async def test_an_answer_of_megabytes_is_not_read_ahead_of_its_reader(
 async def test_idle_connections_are_let_go_of(
     engine: Engine, upstreams: Upstreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenroom.runner.http.upstreams._KEEP_ALIVE", 0.05)
+    monkeypatch.setattr("greenroom.runner.http.upstream._KEEP_ALIVE", 0.05)
     engine.scripts = [([LENGTH], False)]
     await _ask(upstreams, engine)
     await asyncio.wait_for(engine.cut.wait(), 5)
@@ -207,7 +206,7 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
     import msgspec
 
-    from greenroom.runner.http.dialects import Lines, Renaming
+    from greenroom.runner.http.request_rewrite import Lines, Renaming
 
     events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]
     data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events)
@@ -234,14 +233,14 @@ def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts
     ],
 )
 def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
-    from greenroom.runner.http.go_text import parse_go_duration
+    from greenroom.runner.http.go_duration import parse_go_duration
 
     assert parse_go_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "5", "5 minutes", "forever", "s", "1h 2m", "--5m"])
 def test_other_durations_are_refused(text: str) -> None:
-    from greenroom.runner.http.go_text import parse_go_duration
+    from greenroom.runner.http.go_duration import parse_go_duration
 
     with pytest.raises(ValueError, match="not a duration"):
         parse_go_duration(text)
@@ -252,7 +251,7 @@ def test_other_durations_are_refused(text: str) -> None:
     [(-1, "-1"), (0, "0s"), (0.5, "500ms"), (30, "30s"), (300, "5m0s"), (5400, "1h30m0s"), (61.5, "1m1.5s")],
 )
 def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> None:
-    from greenroom.runner.http.go_text import go_duration
+    from greenroom.runner.http.go_duration import go_duration
 
     assert go_duration(seconds) == text
 
@@ -261,7 +260,7 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
     import msgspec
 
     from greenroom.runner.backends.base import Dialect
-    from greenroom.runner.http.dialects import translate
+    from greenroom.runner.http.request_rewrite import translate
 
     dialect = Dialect(model_name="{model_id}", dropped=frozenset({"adapters"}))
     body = b'{"\\u0061dapters": 1, "adapters": 2, "model": "x", "model": "y", "keep": 1.50}'
@@ -275,7 +274,7 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
 def test_whatever_a_client_calls_its_json_the_engine_is_told_that_it_is_json(said: dict[str, str]) -> None:
     from aiohttp.test_utils import make_mocked_request
 
-    from greenroom.runner.http.headers import forwarded
+    from greenroom.runner.http.request_rewrite import forwarded
 
     assert forwarded(make_mocked_request("POST", "/v1/completions", headers=said)).getall("Content-Type") == [
         "application/json"
@@ -352,7 +351,7 @@ def test_only_headers_on_a_list_pass_in_either_direction() -> None:
     from aiohttp.test_utils import make_mocked_request
     from multidict import CIMultiDict
 
-    from greenroom.runner.http.headers import forwarded, returned
+    from greenroom.runner.http.request_rewrite import forwarded, returned
 
     secrets = ["Api-Key", "x-goog-api-key", "X-Api-Key", "Authorization", "Cookie", "X-Whatever-Token"]
     asked = {**dict.fromkeys(secrets, "secret"), "Accept": "text/event-stream", "User-Agent": "me"}

@@ -12,8 +12,8 @@ from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Mode, Model
 from greenroom.runner.backends.base import Dialect
+from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.http.backstage import Backstage
 from greenroom.runner.http.engine_errors import Asked, Told, too_long
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.models.description import files_of
@@ -42,11 +42,11 @@ class Traits(NamedTuple):
 
 
 class Abilities:
-    """What can be told of requests without an engine. One for a front door."""
+    """What can be told of requests without an engine. One for a front context."""
 
-    def __init__(self, backstage: Backstage, configs: Callable[[], Mapping[str, ModelConfigState]]) -> None:
+    def __init__(self, greenroom: Greenroom, configs: Callable[[], Mapping[str, ModelConfigState]]) -> None:
         """`configs` tells how models are configured, by `config_key`."""
-        self._backstage = backstage
+        self._greenroom = greenroom
         self._configs = configs
         self._traits: dict[str, Traits] = {}
 
@@ -70,7 +70,7 @@ class Abilities:
         config = self._configs().get(config_key(model.id, mode), ModelConfigState())
         if mode == "completion":
             self._check_length(model, config, fields, asked)
-        dialects = self._backstage.backends
+        dialects = self._greenroom.backends
         if mode != "embedding" and not any(
             cannot.asked(fields) for one in dialects.values() for cannot in one.dialect.cannot
         ):
@@ -91,9 +91,9 @@ class Abilities:
             )
 
     def _serving(self, model: Model, mode: Mode, backend: str) -> str | None:
-        backstage = self._backstage
-        statuses = {one.name: one for one in backstage.statuses()}
-        choice = choose(model, mode, backend, backstage.settings.install_policy, backstage.facts, statuses)
+        greenroom = self._greenroom
+        statuses = {one.name: one for one in greenroom.statuses()}
+        choice = choose(model, mode, backend, greenroom.settings.install_policy, greenroom.facts, statuses)
         return None if isinstance(choice, Refusal) else choice.backend
 
     def _check_length(
@@ -123,7 +123,7 @@ class Abilities:
 
     def _read(self, model: Model) -> Traits:
         try:
-            files, config = files_of(self._backstage.store, model.id)
+            files, config = files_of(self._greenroom.store, model.id)
         except JobFailed:
             return Traits(sees=True, pools=True)  # loading it will say what is wrong
         if model.format != "gguf":

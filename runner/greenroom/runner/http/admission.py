@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -20,8 +22,7 @@ from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, R
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
 from greenroom.actors.values import Caller, Mode, Model, Plan
-from greenroom.runner.http.backstage import Backstage
-from greenroom.runner.http.request_ids import RequestIds
+from greenroom.runner.daemon import Greenroom
 
 _log = logging.getLogger(__name__)
 
@@ -33,12 +34,24 @@ _REBUILDS = 5
 """How often a request survives a rebuild of the scheduler."""
 
 
+class RequestIds:
+    """Ids for requests: unique for ever, since they stand in the journal as causes."""
+
+    def __init__(self) -> None:
+        self._stem = secrets.token_hex(4)
+        self._count = itertools.count(1)
+
+    def next(self) -> str:
+        """A new id."""
+        return f"r-{self._stem}-{next(self._count)}"
+
+
 class Admission:
     """One request's way in and out."""
 
     def __init__(
         self,
-        backstage: Backstage,
+        greenroom: Greenroom,
         ids: RequestIds,
         model: Model,
         *,
@@ -58,7 +71,7 @@ class Admission:
         negative means for ever.
         `request_id` is used the first time; every further attempt has an id of its own.
         """
-        self._backstage = backstage
+        self._greenroom = greenroom
         self._ids = ids
         self._model = model
         self._asked_as = asked_as
@@ -83,7 +96,7 @@ class Admission:
         assert not self.request_id
         self.request_id, self._first_id = self._first_id or self._ids.next(), ""
         if not afresh:
-            place = self._backstage.gates.enter(
+            place = self._greenroom.gates.enter(
                 self._model.id, self._mode, self._backend, self.request_id, self._caller, self._places
             )
             if place is not None:
@@ -94,7 +107,7 @@ class Admission:
                 return await self._ask()
             except ActorStopped:
                 # A scheduler that is rebuilt has forgotten who waits, and remembers everything else.
-                if rebuilds == _REBUILDS or self._backstage.system.failure is not None:
+                if rebuilds == _REBUILDS or self._greenroom.system.failure is not None:
                     raise
             self.leave()
             await asyncio.sleep(0.05 * (rebuilds + 1))
@@ -106,15 +119,15 @@ class Admission:
         request_id, self.request_id = self.request_id, ""
         if not request_id:
             return
-        self._backstage.gates.leave(request_id)
+        self._greenroom.gates.leave(request_id)
         if self._asked:
             self._asked = False
-            self._backstage.board.clear(request_job(request_id))
+            self._greenroom.board.clear(request_job(request_id))
         if self._grant_due:
             self._grant_due = False
             # Without a scheduler there is nobody who could still grant anything.
             with contextlib.suppress(KernelError):
-                self._backstage.system.tell(SCHEDULER, Abandon(request_id=request_id), cause=request_id)
+                self._greenroom.system.tell(SCHEDULER, Abandon(request_id=request_id), cause=request_id)
 
     async def _ask(self) -> Place:
         serve = Serve(
@@ -132,7 +145,7 @@ class Admission:
         look = asyncio.create_task(self._find_caller()) if self._look_up is not None else None
         # The scheduler bounds the wait, by whether what is waited for gets on. Should it end, so does this.
         try:
-            granted: Granted = await self._backstage.system.ask(SCHEDULER, serve, cause=self.request_id)
+            granted: Granted = await self._greenroom.system.ask(SCHEDULER, serve, cause=self.request_id)
         except Refused as refused:
             self._grant_due = False
             raise Refused(await self._sized(refused.refusal)) from None
@@ -155,14 +168,14 @@ class Admission:
             # It is about whose turn it is, and worth no error.
             with contextlib.suppress(KernelError):
                 told = CallerFound(request_id=self.request_id, caller=found)
-                self._backstage.system.tell(SCHEDULER, told, cause=self.request_id)
+                self._greenroom.system.tell(SCHEDULER, told, cause=self.request_id)
 
     async def _sized(self, refusal: Refusal) -> Refusal:
         """A refusal for want of a backend, with how much installing it would fetch."""
         if refusal.code != "backend_not_installed" or refusal.numbers:
             return refusal
         try:
-            plan: Plan = await self._backstage.system.ask(
+            plan: Plan = await self._greenroom.system.ask(
                 INSTALLER, PlanInstall(backend=refusal.subject), timeout=_PLAN_WITHIN
             )
         except KernelError as error:
@@ -178,4 +191,4 @@ class Admission:
         keep = Keep(model_id=self._model.id, mode=self._mode, keep_alive=self._keep_alive)
         # A wish is worth no error: it is about the time after this request.
         with contextlib.suppress(KernelError):
-            self._backstage.system.tell(SCHEDULER, keep, cause=self.request_id)
+            self._greenroom.system.tell(SCHEDULER, keep, cause=self.request_id)

@@ -10,16 +10,15 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
-
-from aiohttp import web
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.library.pulls import refusal_of
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.http.bodies import Patience
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.patience import Patience
+from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Stream
 from greenroom.runner.models.store import Store
 from greenroom.runner.waits import Cancel, in_thread
 
@@ -39,7 +38,7 @@ class Archives:
         self._loads = _Turns()
         self._exports = _Turns()
 
-    async def load(self, request: web.Request, store: Store) -> Model:
+    async def load(self, request: Request, store: Store) -> Model:
         """Stream a request's body into the store; both go on side by side, and neither waits in memory.
 
         Raises:
@@ -50,9 +49,9 @@ class Archives:
             return await _load(request, store)
 
     async def send(
-        self, request: web.Request, response: web.StreamResponse, store: Store, model: Model
-    ) -> None:
-        """Answer with a model's archive; the response has its headers but for the length.
+        self, request: Request, headers: Mapping[str, str], store: Store, model: Model
+    ) -> AnyResponse:
+        """Answer with a model's archive.
 
         Raises:
             HttpRefusal: 503 too many.
@@ -65,12 +64,12 @@ class Archives:
                 size, pieces = await in_thread(lambda: export(store, model.id))
             except JobFailed as failed:
                 raise Refused(refusal_of(failed.failure)) from None
-            response.content_length = size
             with contextlib.closing(_Pieces(pieces)) as archive:
-                await response.prepare(request)
+                stream = await request.start(headers=headers, length=size)
                 while piece := await in_thread(archive.next):
-                    await _write(request, response, piece)
-                await response.write_eof()
+                    await _write(request, stream, piece)
+                await stream.end()
+            return stream
 
 
 class _Turns:
@@ -98,7 +97,7 @@ class _Turns:
             self._slots.release()
 
 
-async def _load(request: web.Request, store: Store) -> Model:
+async def _load(request: Request, store: Store) -> Model:
     from greenroom.runner.models.archive import load
 
     cancel = Cancel()
@@ -110,7 +109,7 @@ async def _load(request: web.Request, store: Store) -> Model:
             return load(store, stream, cancel)
 
     work = asyncio.ensure_future(in_thread(store_it))
-    # Of a client that has left nobody asks what became of it.
+    # Its end is not awaited when the client has left.
     work.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
     _, writer = await asyncio.open_unix_connection(sock=ours)
     transport = writer.transport
@@ -124,7 +123,7 @@ async def _load(request: web.Request, store: Store) -> Model:
                     break
         transport.close()
         return await asyncio.shield(work)
-    except web.RequestPayloadError:
+    except BodyBroken:
         raise HttpRefusal(400, "bad_body", "The archive ended early.") from None
     except JobFailed as failed:
         raise Refused(refusal_of(failed.failure)) from None
@@ -136,13 +135,13 @@ async def _load(request: web.Request, store: Store) -> Model:
             transport.abort()
 
 
-async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
     """The body as it comes. Only the time that the client takes counts, not what the disk does."""
     waited, came = 0.0, 0
     while True:
         try:
             async with Patience(_WINDOW - waited) as patience:
-                chunk = await request.content.readany()
+                chunk = await request.read()
         except TimeoutError:
             raise HttpRefusal(
                 408, "body_too_slow", f"Only {came} bytes of the archive arrived within {_WINDOW:.0f} s."
@@ -156,15 +155,14 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _write(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
+async def _write(request: Request, stream: Stream, piece: bytes) -> None:
     """Hand a piece over, little by little: a client that takes nothing is cut off."""
     for start in range(0, len(piece), _LEAST):
         try:
             async with Patience(_WINDOW):
-                await response.write(piece[start : start + _LEAST])
+                await stream.write(piece[start : start + _LEAST])
         except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
+            request.abort()
             raise ConnectionResetError("the client read nothing for too long") from None
 
 
@@ -190,5 +188,5 @@ class _Pieces:
             return b"" if self._pieces is None else next(self._pieces, b"")
 
     def close(self) -> None:
-        """Whoever reads at this moment ends it afterwards: the files close with the last reference."""
+        """A read that goes on now ends it afterwards: the files close with the last reference."""
         self._pieces = None

@@ -1,40 +1,53 @@
-"""Backends as resources: `GET|POST /engines`, `GET|DELETE /engines/{name}`, and the verbs about versions.
+"""Backends over HTTP: install, uninstall, list, and the verbs about versions.
 
-What takes long is not waited for: 202 and a `Location` to follow. A client that leaves ends nothing.
+On `GET|POST /engines` and `GET|DELETE /engines/{name}` what takes long is not waited for: 202 and a
+`Location` to follow. On `/engines/install-backend` and its like the answer is the contract's: nothing until
+it is finished, then 200 and an empty body; `Accept: application/x-ndjson` or `text/event-stream` brings the
+progress. A client that leaves ends nothing; `/engines/cancel-install` does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import msgspec
-from aiohttp import web
 
 from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.messages import (
     Activate,
     BackendStatus,
+    CancelInstall,
     Ensure,
+    Ensured,
+    LeaveInstall,
+    PlanInstall,
     Uninstall,
+    Uninstalled,
     Verified,
     VerifyBackend,
 )
 from greenroom.actors.kernel.core import Command
-from greenroom.actors.limits import BackendName, Version
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.limits import BackendName, Id, Version
 from greenroom.actors.progress import install_job
-from greenroom.actors.values import BackendFacts, Installation
-from greenroom.runner.http.bodies import invalid, read_json
-from greenroom.runner.http.door import Door
-from greenroom.runner.http.headers import request_id_of
-from greenroom.runner.http.installs import version_meant
-from greenroom.runner.http.queries import is_true
+from greenroom.actors.values import BackendFacts, Installation, Progress
+from greenroom.runner.http.bodies import checked, invalid, is_true, read_json
+from greenroom.runner.http.context import Context
+from greenroom.runner.http.errors import encoded, json_response, wants_json
+from greenroom.runner.http.idempotency import answered, awaited, counted
+from greenroom.runner.http.port import AnyResponse, Request, Response
+from greenroom.runner.http.progress_stream import stream_job
+from greenroom.runner.http.sse import EVENT_STREAM
 
 _AT_ONCE = 0.5
 """Seconds within which an answer goes out as the answer itself; past them the client follows the Location."""
 
+NDJSON = "application/x-ndjson"
 _encode = msgspec.json.Encoder().encode
+
+
+N = TypeVar("N", "InstallBody", "UninstallBody", "CancelBody", "NamedBody")
 
 
 class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -53,109 +66,259 @@ class NamedBody(msgspec.Struct, forbid_unknown_fields=True):
     version: Version = ""
 
 
+class InstallBody(msgspec.Struct):
+    """`POST /engines/install-backend`."""
+
+    backend: BackendName = ""
+    version: Version = ""
+    reinstall: bool = False
+    dry_run: bool = False
+    waiter: Id = ""
+    """A name that no other client has, for `leave`."""
+
+
+class UninstallBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /engines/uninstall-backend`. With a mistyped `version` all of them would go."""
+
+    backend: BackendName = ""
+    version: Version | None = None
+    """None means all."""
+    force: bool = False
+    """Do not wait for requests inside its engines."""
+
+
+class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /engines/cancel-install`."""
+
+    backend: BackendName = ""
+    version: Version = ""
+    job: Id = ""
+    """This one and no other."""
+    leave: bool = False
+    """Only if no other client waits for it."""
+    waiter: Id = ""
+    """The client that leaves, by the name it installed under."""
+
+
+class ObjectLines:
+    """A JSON object a line."""
+
+    content_type = NDJSON
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+
+    def again(self) -> Self:
+        """These remember nothing of what they have said."""
+        return self
+
+    def progress(self, progress: Progress) -> bytes:
+        """`{"type": "progress", …}`: from the first line on with `done` and `total`."""
+        line: dict[str, Any] = {"type": "progress", "done": 0, "total": 0}
+        line |= msgspec.to_builtins(progress)
+        left = progress.seconds_left
+        return self.encode(line | ({"seconds_left": round(left, 1)} if left else {}))
+
+    def heartbeat(self) -> bytes:
+        """An empty line."""
+        return b"\n"
+
+    def success(self, result: Ensured) -> bytes:
+        """`{"type": "success", …}`."""
+        word = "installed successfully" if result.fresh else "is already installed"
+        return self.encode(
+            {
+                "type": "success",
+                "message": f"{self._backend} backend {word}",
+                "already": not result.fresh,
+                "installation": result.installation,
+            }
+        )
+
+    def error(self, refusal: Refusal) -> bytes:
+        """`{"type": "error", …}`."""
+        return self.encode(
+            {"type": "error", "message": refusal.message, "advice": refusal.advice, "code": refusal.code}
+        )
+
+    def encode(self, line: dict[str, Any]) -> bytes:
+        """The object as this content type has it."""
+        return _encode(line) + b"\n"
+
+
+class EventLines(ObjectLines):
+    """The same objects as server-sent events; an error is an event of that name."""
+
+    content_type = EVENT_STREAM
+
+    def heartbeat(self) -> bytes:
+        """A comment."""
+        return b":\n\n"
+
+    def encode(self, line: dict[str, Any]) -> bytes:
+        """One event."""
+        name = b"event: error\n" if line["type"] == "error" else b""
+        return name + b"data: " + _encode(line) + b"\n\n"
+
+
 class Backends:
     """The handlers."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
-    def routes(self) -> Iterator[web.RouteDef]:
-        """All of them."""
-        yield web.get("/engines", self.list)
-        yield web.post("/engines", self.install)
-        yield web.post("/engines/activate-backend", self.activate)
-        yield web.post("/engines/verify-backend", self.verify)
-        yield web.get("/engines/{name}", self.inspect)
-        yield web.delete("/engines/{name}", self.uninstall)
-
-    async def list(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+    async def list(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Every backend this Greenroom knows, installable here or not."""
-        return _json([self._described(one) for one in self._door.backstage.statuses()])
+        return encoded([self._described(one) for one in self._context.greenroom.statuses()])
 
-    async def inspect(self, request: web.Request) -> web.Response:
+    async def inspect(self, request: Request) -> Response:
         """One backend."""
-        return _json(self._named(self._door.backend(request.match_info["name"])))
+        return encoded(self._named(self._context.backend(request.params["name"])))
 
-    async def install(self, request: web.Request) -> web.StreamResponse:
+    async def install(self, request: Request) -> AnyResponse:
         """Have a backend, or a version of it: 200 when it is here, 202 when it has to be built."""
-        body = await self._body(request, WantedBody, "name is required")
+        body = await read_json(request, WantedBody, "name is required")
         if not body.name:
             raise invalid("name is required")
-        name = self._door.backend(body.name)
+        name = self._context.backend(body.name)
         wish = Ensure(
             backend=name,
             version=body.version,
             wanted_by="explicit",
             repair=body.reinstall,
-            caller=await self._door.callers.looked_up(request),
+            caller=await self._context.callers.looked_up(request),
         )
         here = await self._soon(request, wish) is not None
         return self._followed(f"{request.path.rstrip('/')}/{name}", name, 200 if here else 202)
 
-    async def uninstall(self, request: web.Request) -> web.StreamResponse:
+    async def uninstall(self, request: Request) -> AnyResponse:
         """Remove a backend, or a `version`: 200 with the bytes when it is gone, 202 while engines drain."""
-        name = self._door.backend(request.match_info["name"])
+        name = self._context.backend(request.params["name"])
         force = _forced(request)
         version = version_meant(request.query.get("version"))
         gone = await self._soon(request, Uninstall(backend=name, version=version, force=force))
         if gone is None:
             return self._followed(request.path, name, 202)
-        return _json(gone)
+        return encoded(gone)
 
-    async def activate(self, request: web.Request) -> web.StreamResponse:
+    async def activate(self, request: Request) -> AnyResponse:
         """Bring an installation that is here into use, without a version the one before the current."""
-        body = await self._named_body(request)
-        ask = Activate(backend=self._door.backend(body.backend), version=body.version)
-        ensured = await self._door.backstage.system.ask(INSTALLER, ask, cause=request_id_of(request))
-        return _json({"installation": ensured.installation})
+        body = await _named_body(request, NamedBody)
+        ask = Activate(backend=self._context.backend(body.backend), version=body.version)
+        ensured = await self._context.greenroom.system.ask(INSTALLER, ask, cause=request.id)
+        return encoded({"installation": ensured.installation})
 
-    async def verify(self, request: web.Request) -> web.StreamResponse:
+    async def verify(self, request: Request) -> AnyResponse:
         """Read every file of a backend's installations, or of all; what is damaged is broken from then on."""
-        body = await self._body(request, NamedBody)
-        backstage = self._door.backstage
-        names = [self._door.backend(body.backend)] if body.backend else [one.name for one in backstage.facts]
+        body = await read_json(request, NamedBody)
+        greenroom = self._context.greenroom
+        names = (
+            [self._context.backend(body.backend)] if body.backend else [one.name for one in greenroom.facts]
+        )
 
-        async def verify() -> web.StreamResponse:
-            cause = request_id_of(request)
+        async def verify() -> AnyResponse:
+            cause = request.id
             asks = [
-                backstage.system.ask(INSTALLER, VerifyBackend(backend=name), cause=cause) for name in names
+                greenroom.system.ask(INSTALLER, VerifyBackend(backend=name), cause=cause) for name in names
             ]
             found: list[Verified] = [await ask for ask in asks]
-            return _json([one for one in found if one.checked or body.backend])
+            return encoded([one for one in found if one.checked or body.backend])
 
-        return await self._door.visitors.attend(request, verify)
+        return await self._context.clients.attend(request, verify)
+
+    async def install_and_wait(self, request: Request) -> AnyResponse:
+        """Have a backend installed."""
+        body = await _named_body(request, InstallBody)
+        backend = self._context.backend(body.backend)
+        greenroom = self._context.greenroom
+
+        async def plan() -> AnyResponse:
+            found = await greenroom.system.ask(INSTALLER, PlanInstall(backend=backend, version=body.version))
+            return encoded(found)
+
+        async def install() -> AnyResponse:
+            waiter = body.waiter or request.id
+            ensure = Ensure(
+                backend=backend,
+                version=body.version,
+                wanted_by="explicit",
+                repair=body.reinstall,
+                waiter=waiter,
+                caller=await self._context.callers.looked_up(request),
+            )
+            reply = greenroom.system.ask(INSTALLER, ensure, cause=request.id)
+            lines = _lines(request, backend)
+            leave = LeaveInstall(backend=backend, version=body.version, waiter=waiter)
+            with counted(greenroom.system, reply, INSTALLER, leave):
+                if lines is None:
+                    return await answered(request, reply, lambda _: Response())
+                return await stream_job(request, greenroom.board, install_job(backend), reply, lines)
+
+        return await self._context.clients.attend(request, plan if body.dry_run else install)
+
+    async def uninstall_and_wait(self, request: Request) -> AnyResponse:
+        """Remove a backend, or a version of it, once its engines have drained."""
+        body = await _named_body(request, UninstallBody)
+        backend = self._context.backend(body.backend)
+        version = version_meant(body.version)
+
+        async def uninstall() -> AnyResponse:
+            ask = Uninstall(backend=backend, version=version, force=body.force)
+            reply = self._context.greenroom.system.ask(INSTALLER, ask, cause=request.id)
+            return await answered(request, reply, told)
+
+        def told(gone: Uninstalled) -> Response:
+            if wants_json(request):
+                return encoded(gone)
+            return Response()
+
+        return await self._context.clients.attend(request, uninstall)
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel an installation."""
+        body = await _named_body(request, CancelBody)
+        cancel = CancelInstall(
+            backend=self._context.backend(body.backend),
+            version=body.version,
+            job=body.job,
+            reason="all that waited for it have left" if body.leave else "cancelled by the user",
+            leave=body.leave,
+            waiter=body.waiter,
+        )
+        cancelled = await self._context.greenroom.system.ask(INSTALLER, cancel, cause=request.id)
+        return json_response({"ended": cancelled.ended})
 
     # inside
 
-    async def _soon(self, request: web.Request, command: Command) -> Any:
+    async def _soon(self, request: Request, command: Command) -> Any:
         """The answer if it comes at once, else None: the job goes on without us. Raises its refusal."""
-        reply = self._door.backstage.system.ask(INSTALLER, command, cause=request_id_of(request))
-        asked = asyncio.ensure_future(_answer(reply))
+        reply = self._context.greenroom.system.ask(INSTALLER, command, cause=request.id)
+        asked = asyncio.ensure_future(awaited(reply))
         try:
             done, _ = await asyncio.wait({asked}, timeout=_AT_ONCE)
             return asked.result() if done else None
         finally:
             asked.cancel()
 
-    def _followed(self, location: str, name: str, status: int) -> web.Response:
-        response = _json(self._named(name), status)
+    def _followed(self, location: str, name: str, status: int) -> Response:
+        response = encoded(self._named(name), status=status)
         response.headers["Location"] = location
         return response
 
     def _named(self, name: str) -> dict[str, Any]:
-        (status,) = (one for one in self._door.backstage.statuses() if one.name == name)
+        (status,) = (one for one in self._context.greenroom.statuses() if one.name == name)
         return self._described(status)
 
     def _described(self, status: BackendStatus) -> dict[str, Any]:
-        backstage, name = self._door.backstage, status.name
-        facts: BackendFacts = next(one for one in backstage.facts if one.name == name)
+        greenroom, name = self._context.greenroom, status.name
+        facts: BackendFacts = next(one for one in greenroom.facts if one.name == name)
         using: dict[str, int] = {}
-        for engine in backstage.engines():
+        for engine in greenroom.engines():
             if engine.spec.backend == name and engine.state != "gone":
                 using[engine.spec.installation_id] = using.get(engine.spec.installation_id, 0) + 1
         return {
             "name": name,
-            "title": backstage.backends[name].title,
+            "title": greenroom.backends[name].title,
             "state": status.state,
             "version": status.current.version if status.current is not None else "",
             "pinned_version": facts.version,
@@ -166,7 +329,7 @@ class Backends:
             "formats": facts.formats,
             "modes": facts.modes,
             "job": self._job(status),
-            "quarantines": [one for one in self._door.quarantines() if one.backend == name],
+            "quarantines": [one for one in self._context.quarantines() if one.backend == name],
             "failure": status.failure,
             "install": "" if facts.verdict else f"greenroom install-runner --backend {name}",
         }
@@ -174,7 +337,7 @@ class Backends:
     def _job(self, status: BackendStatus) -> dict[str, Any] | None:
         if not status.job:
             return None
-        progress = self._door.backstage.board.latest(install_job(status.name))
+        progress = self._context.greenroom.board.latest(install_job(status.name))
         known = msgspec.to_builtins(progress) if progress is not None else {}
         return {
             **known,
@@ -184,17 +347,15 @@ class Backends:
             "queue": status.queue,
         }
 
-    async def _named_body(self, request: web.Request) -> NamedBody:
-        body: NamedBody = await self._body(request, NamedBody, "backend is required")
-        if not body.backend:
-            raise invalid("backend is required")
-        return body
 
-    async def _body(self, request: web.Request, kind: type[Any], what: str = "") -> Any:
-        return await read_json(request, kind, what)
+async def _named_body(request: Request, kind: type[N]) -> N:
+    body = await read_json(request, kind, what="backend is required")
+    if not body.backend:
+        raise invalid("backend is required")
+    return body
 
 
-def _forced(request: web.Request) -> bool:
+def _forced(request: Request) -> bool:
     """`?force=true`. What is not understood is refused, and an empty one is no: too much might go for it."""
     return bool(request.query.get("force")) and is_true(request, "force")
 
@@ -208,9 +369,20 @@ def _installed(one: Installation, status: BackendStatus, engines: int) -> dict[s
     }
 
 
-async def _answer(reply: Any) -> Any:
-    return await reply
+def version_meant(said: str | None) -> str:
+    """The version to uninstall; empty for all, which only a request without a version means.
+
+    Raises HttpRefusal: 400 for what is no version, and for an empty one, as a script with an unset variable
+    sends it: all versions would go.
+    """
+    if said is not None and not said.strip():
+        raise invalid("the version is empty", param="version")
+    version: str = checked(said or "", Version, "version")
+    return version
 
 
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=_encode(value), status=status, content_type="application/json")
+def _lines(request: Request, backend: str) -> ObjectLines | None:
+    accepted = request.headers.get("Accept", "")
+    if EVENT_STREAM in accepted:
+        return EventLines(backend)
+    return ObjectLines(backend) if "ndjson" in accepted else None

@@ -1,24 +1,19 @@
-"""Reading request bodies: bounded in size and time, and no more of them than is needed."""
+"""What a request says in its body, query and path, read within bounds of size and time."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import TracebackType
+from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 import msgspec
-from aiohttp import web
 
 from greenroom.actors.limits import Name, complaint
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.patience import Patience
+from greenroom.runner.http.port import BodyBroken, Request
 from greenroom.runner.models.references import shown
-
-BODY: web.RequestKey[bytes] = web.RequestKey("greenroom.body", bytes)
-"""A body that was read before its handler came to it."""
-
-IGNORED: web.RequestKey[list[str]] = web.RequestKey("greenroom.ignored", list)
-"""What a request said that is not known here: it is told back in a header, `X-Greenroom-Ignored`."""
 
 _BODY_TIMEOUT = 120.0
 """Seconds for a whole body: generous for 10 MiB on a bad line, and still an end."""
@@ -27,7 +22,10 @@ NAMING = 2**20
 """Bytes of a body that only names things: what is larger is not worth the time to read it."""
 
 NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding somebody else's JSON may raise: brackets in brackets go as deep as their sender likes."""
+"""What decoding foreign JSON may raise; RecursionError for brackets nested very deep."""
+
+_STEP = 1.0
+"""Seconds between two looks; of a longer gap, in which this process was stopped, no more counts than two."""
 
 T = TypeVar("T")
 _FIELD = re.compile(r"`\$\.(\w+)")
@@ -36,34 +34,76 @@ _UNKNOWN = re.compile(r"unknown field `(.*?)`", re.DOTALL)
 """As msgspec names what a struct that forbids it does not have."""
 
 
+class Patience:
+    """Like `asyncio.timeout`, but time in which this process was stopped or the machine slept does not count.
+
+    The block raises TimeoutError.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.used = 0.0
+        """Seconds that have counted so far."""
+        self._seconds = seconds
+        self._bound = asyncio.timeout(None)
+        self._loop = asyncio.get_running_loop()
+        self._seen = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._bound.__aenter__()
+        self._wait()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._count()
+        await self._bound.__aexit__(kind, error, trace)
+
+    def _wait(self) -> None:
+        self._timer = self._loop.call_later(max(0.0, min(_STEP, self._seconds - self.used)), self._look)
+
+    def _look(self) -> None:
+        self._count()
+        if self.used >= self._seconds:
+            self._bound.reschedule(self._loop.time())
+        else:
+            self._wait()
+
+    def _count(self) -> None:
+        now = self._loop.time()
+        self.used += min(now - self._seen, 2 * _STEP)
+        self._seen = now
+
+
 class Routing(msgspec.Struct, frozen=True, gc=False):
     """What routing needs of an inference request; all the rest is its family's, or the engine's."""
 
     model: Name = ""
     keep_alive: str | float | None = None
-    """How long the model shall stay: a duration, or a number of seconds; negative means for ever."""
+    """How long the model is to stay: a duration, or a number of seconds; negative means for ever."""
 
 
 _decode_routing = msgspec.json.Decoder(Routing).decode
 
 
-async def read_body(request: web.Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
     """The whole body.
 
     `limit` is in bytes and holds for what arrives unpacked too, also in a host's application with other
     limits. Raises HttpRefusal: 413 past the limit, 408 when it does not come, 400 when it is cut off.
     """
-    known: bytes | None = request.get(BODY)
+    known = request.known_body
     if known is not None:
         if len(known) > limit:
             raise _too_large(limit)
         return known
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
-    content = request.content
-    if content.is_eof():
-        # The usual case: it has come together with the head.
-        body = content.read_nowait()
+    body = request.body_now()
+    if body is not None:
         if len(body) > limit:
             raise _too_large(limit)
         return body
@@ -71,17 +111,16 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     size = 0
     try:
         async with Patience(_BODY_TIMEOUT):
-            while not content.at_eof():
-                chunk = await content.readany()
+            while chunk := await request.read():
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
                 chunks.append(chunk)
     except TimeoutError:
         raise HttpRefusal(408, "body_timeout", "The request's body did not arrive in time.") from None
-    except web.RequestPayloadError:
+    except BodyBroken:
         raise HttpRefusal(400, "bad_body", "The request's body was cut off or badly encoded.") from None
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return b"".join(chunks)
 
 
 def routing_of(body: bytes) -> Routing:
@@ -101,7 +140,7 @@ def routing_of(body: bytes) -> Routing:
 
 
 async def read_json(
-    request: web.Request,
+    request: Request,
     kind: type[T],
     what: str = "",
     *,
@@ -120,7 +159,7 @@ async def read_json(
         body = body.strip() or b"{}"
         found = msgspec.json.decode(body, type=kind)
         if ignored := [*_unknown(body, kind)]:
-            request.setdefault(IGNORED, []).extend(ignored)
+            request.ignored += ignored
     except NOT_UNDERSTOOD as error:
         raise _not_understood(error, what) from None
     return found
@@ -129,6 +168,21 @@ async def read_json(
 def invalid(what: str, param: str | None = None) -> HttpRefusal:
     """400, in the contract's words."""
     return HttpRefusal(400, "invalid_request", f"invalid request: {what}", param=param)
+
+
+_NO = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+_YES = frozenset({"", "1", "t", "T", "TRUE", "true", "True"})
+"""A query's yes and no, in all the forms Go knows."""
+
+
+def is_true(request: Request, name: str) -> bool:
+    """Whether the query says yes. Raises HttpRefusal: 400 for what is neither yes nor no."""
+    text = request.query.get(name)
+    if text is None or text in _NO:
+        return False
+    if text in _YES:
+        return True
+    raise invalid(f"{name} is true or false", param=name)
 
 
 def checked(value: object, kind: Any, name: str) -> Any:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import psutil
-from aiohttp import web
 
 from greenroom.actors.limits import ID, escaped
 from greenroom.actors.values import Caller
+from greenroom.runner.http.port import Request
 
 _RECENT = 8
 """Processes that are looked at before all others are."""
@@ -32,29 +32,30 @@ class _Ends(NamedTuple):
 
 
 class Callers:
-    """The callers of one front door. Lives in one event loop."""
+    """The callers of one front context. Lives in one event loop."""
 
     def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[asyncio.BaseTransport, Caller] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[object, Caller] = weakref.WeakKeyDictionary()
         self._recent: dict[int, Caller] = {}
         """The last few callers that are processes, by pid."""
         self._look: asyncio.Task[Mapping[_Ends, Caller]] | None = None
         self._next: asyncio.Task[Mapping[_Ends, Caller]] | None = None
 
-    def at_once(self, request: web.Request, user: str = "") -> Caller:
+    def at_once(self, request: Request, user: str = "") -> Caller:
         """What is known without looking. `user` is the client's own word, and divides the caller's share."""
-        known = self._known.get(request.transport) if request.transport is not None else None
+        connection = request.connection
+        known = self._known.get(connection) if connection is not None else None
         share = _share(request, user)
         if known is None:
-            address = request.remote or ""
+            address = request.remote
             return Caller(kind="address" if address else "", id=address, name=address, share=share)
         return Caller(kind=known.kind, id=known.id, name=known.name, share=share)
 
-    async def looked_up(self, request: web.Request, user: str = "") -> Caller:
+    async def looked_up(self, request: Request, user: str = "") -> Caller:
         """The same, once the process behind a connection from this machine has been looked up."""
-        transport = request.transport
-        ends = _ends(transport) if transport is not None and transport not in self._known else None
-        if transport is None or ends is None:
+        connection = request.connection
+        ends = _ends(request) if connection is not None and connection not in self._known else None
+        if connection is None or ends is None:
             return self.at_once(request, user)
         try:
             async with asyncio.timeout(_LOOK_WITHIN):
@@ -66,7 +67,7 @@ class Callers:
             # It stays filed under its address: fairness is coarser, and nothing else depends on it.
             found = None
         if found is not None:
-            self._known[transport] = found
+            self._known[connection] = found
             self._note(found)
         return self.at_once(request, user)
 
@@ -91,16 +92,16 @@ class Callers:
         return await asyncio.to_thread(_processes)
 
 
-def _share(request: web.Request, user: str) -> str:
+def _share(request: Request, user: str) -> str:
     if user:
         return escaped(f"user {user}", ID)
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    peer = request.peer
     return str(peer[1]) if isinstance(peer, tuple) and len(peer) > 1 else ""
 
 
-def _ends(transport: asyncio.BaseTransport) -> _Ends | None:
+def _ends(request: Request) -> _Ends | None:
     """The ends of a connection from this machine; None for any other."""
-    peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    peer, here = request.peer, request.local
     if not isinstance(peer, tuple) or not isinstance(here, tuple):
         return None
     ends = _Ends((_plain(peer[0]), peer[1]), (_plain(here[0]), here[1]))

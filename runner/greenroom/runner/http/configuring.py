@@ -13,7 +13,6 @@ import shlex
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from greenroom.actors import limits
@@ -24,10 +23,10 @@ from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import BackendFacts, Mode, Model
 from greenroom.runner.backends.flags import refusal, without_sizes
 from greenroom.runner.http.bodies import invalid, read_json
-from greenroom.runner.http.door import Door, shown_name
-from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.go_text import go_duration, parse_go_duration
-from greenroom.runner.http.headers import request_id_of
+from greenroom.runner.http.context import Context, shown_name
+from greenroom.runner.http.errors import HttpRefusal, json_response
+from greenroom.runner.http.go_duration import go_duration, parse_go_duration
+from greenroom.runner.http.port import Request, Response
 from greenroom.runner.units import format_size
 
 DEFAULT_BACKEND = "llama.cpp"
@@ -95,22 +94,22 @@ class ConfigureBody(msgspec.Struct, rename="kebab"):
 class Configuring:
     """The handlers."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
-    async def configure(self, request: web.Request) -> web.Response:
+    async def configure(self, request: Request) -> Response:
         """Change how a model is loaded, then load it in the background."""
-        door = self._door
-        backend = door.backend_of(request)
+        context = self._context
+        backend = context.backend_of(request)
         body = await read_json(request, ConfigureBody, aliases=_ALIASES)
         if not body.model.strip():
             raise invalid("model is required")
         if (body.speculative or {}).get("draft_model"):
             raise invalid("draft models are not supported; leave speculative out")
-        model = door.model(body.model)
+        model = context.model(body.model)
         given = _flags(body)
         mode: Mode = body.mode or ("embedding" if given and "--embeddings" in given else "completion")
-        old = door.configs().get(config_key(model.id, mode), ModelConfigState())
+        old = context.configs().get(config_key(model.id, mode), ModelConfigState())
         if given:
             self._check(given, model, backend)
         flags, sizes = _sizes(body, given)
@@ -143,19 +142,19 @@ class Configuring:
             flags=flags,
             keep_alive=_keep_alive(body.keep_alive or None),
             reset=tuple(reset),
-            caller=await door.callers.looked_up(request),
+            caller=await context.callers.looked_up(request),
         )
-        await door.backstage.system.ask(SCHEDULER, configure, cause=request_id_of(request))
-        door.preload(model, body.model.strip(), mode, backend)
-        return web.Response(status=202)
+        await context.greenroom.system.ask(SCHEDULER, configure, cause=request.id)
+        context.preload(model, body.model.strip(), mode, backend)
+        return Response(status=202)
 
-    async def configurations(self, request: web.Request) -> web.Response:
+    async def configurations(self, request: Request) -> Response:
         """What was configured, for one model or for all that are here."""
-        backstage = self._door.backstage
-        backend = self._door.backend_of(request) or DEFAULT_BACKEND
-        configs = self._door.configs()
+        greenroom = self._context.greenroom
+        backend = self._context.backend_of(request) or DEFAULT_BACKEND
+        configs = self._context.configs()
         wanted = request.query.get("model", "")
-        models = [self._door.model(wanted)] if wanted else list(backstage.models())
+        models = [self._context.model(wanted)] if wanted else list(greenroom.models())
         entries = []
         for model in models:
             for mode in _MODES:
@@ -170,11 +169,11 @@ class Configuring:
                             "Config": _config(config),
                         }
                     )
-        return web.json_response(entries)
+        return json_response(entries)
 
     def _check(self, flags: tuple[str, ...], model: Model, backend: str) -> None:
         """Raise HttpRefusal unless a backend that could serve the model allows them."""
-        readers = [one for one in self._door.backstage.backends.values() if model.format in one.formats]
+        readers = [one for one in self._context.greenroom.backends.values() if model.format in one.formats]
         reasons = [
             refusal(flags, one.allowed_flags, one.name) for one in readers if backend in ("", one.name)
         ]
@@ -187,14 +186,14 @@ class Configuring:
         """Raise HttpRefusal for sizes with which the model could not be loaded ever: each request for it
         would be refused from then on.
         """
-        backstage = self._door.backstage
+        greenroom = self._context.greenroom
         readers = [
             one
-            for one in backstage.facts
+            for one in greenroom.facts
             if model.format in one.formats and mode in one.modes and backend in ("", one.name)
         ]
         # In a thread: limits of the system are read from files.
-        budgets = [await asyncio.to_thread(backstage.budget_for, one.name) for one in readers]
+        budgets = [await asyncio.to_thread(greenroom.budget_for, one.name) for one in readers]
         needs = [_needed(model, sizes, one) for one in readers]
         if not readers or any(need <= budget for need, budget in zip(needs, budgets, strict=True)):
             return

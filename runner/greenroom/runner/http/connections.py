@@ -12,9 +12,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
-
-from aiohttp import web
+from collections.abc import Callable, Sequence
 
 from greenroom.runner.descriptors import PASSING
 
@@ -32,45 +30,43 @@ _REFUSALS = 16
 _FAREWELL = 2.0
 """Seconds a refused connection has to send its request and read the refusal."""
 
+Serve = Callable[[], asyncio.BaseProtocol]
+
 _SENTENCE = "All connections are in use. Try again in a moment."
 
 
 class Connections:
-    """The clients of one front door. Lives in one event loop."""
+    """The clients of one front context. Lives in one event loop."""
 
     def __init__(self, listener: socket.socket, most: int) -> None:
         """`listener` listens already and does not block; at most `most` connections are kept."""
         self._listener = listener
         self._most = most
-        self._server: web.Server | None = None
+        self._opened: Callable[[], Sequence[asyncio.BaseProtocol]] = tuple
         self._task: asyncio.Task[None] | None = None
-        self._busy: dict[asyncio.BaseProtocol, int] = {}
+        self._busy: dict[object, int] = {}
         """Connections with a request under way, and how many: pipelining makes several."""
-        self._quiet_since: dict[asyncio.BaseProtocol, float] = {}
+        self._quiet_since: dict[object, float] = {}
         self._refusing: set[_Refusal] = set()
         self._full_since = 0.0
         """Since when all connections have been in use; 0 while there is a place, or will be."""
         self._has_said = False
 
-    @web.middleware
-    async def watching(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """The outermost middleware: it knows who is being served."""
-        connection = request.protocol
+    def begin(self, connection: object) -> None:
+        """A request on this connection is being served."""
         self._busy[connection] = self._busy.get(connection, 0) + 1
-        try:
-            return await handler(request)
-        finally:
-            left = self._busy.pop(connection) - 1
-            if left:
-                self._busy[connection] = left
-            self._quiet_since[connection] = time.monotonic()
 
-    def start(self, server: web.Server) -> None:
-        """Begin to accept."""
-        self._server = server
-        self._task = asyncio.get_running_loop().create_task(self._accept(server))
+    def end(self, connection: object) -> None:
+        """It has been."""
+        left = self._busy.pop(connection) - 1
+        if left:
+            self._busy[connection] = left
+        self._quiet_since[connection] = time.monotonic()
+
+    def start(self, serve: Serve, opened: Callable[[], Sequence[asyncio.BaseProtocol]]) -> None:
+        """Begin to accept: `serve` makes the protocol of a new connection, `opened` lists those there are."""
+        self._opened = opened
+        self._task = asyncio.get_running_loop().create_task(self._accept(serve))
 
     async def stop(self) -> None:
         """Accept no more connections; those that are open stay."""
@@ -82,7 +78,7 @@ class Connections:
         for refusal in tuple(self._refusing):
             refusal.end()
 
-    async def _accept(self, server: web.Server) -> None:
+    async def _accept(self, serve: Serve) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -90,12 +86,12 @@ class Connections:
             except OSError as error:
                 if error.errno in PASSING:
                     self._say_full(f"there is no file descriptor for another client ({error.strerror})")
-                # Else somebody left before it was let in.
+                # Else the client left before it was accepted.
                 await asyncio.sleep(_PAUSE)
                 continue
             try:
-                if await self._has_room(server):
-                    await loop.connect_accepted_socket(server, client)
+                if await self._has_room():
+                    await loop.connect_accepted_socket(serve, client)
                 elif len(self._refusing) < _REFUSALS:
                     await loop.connect_accepted_socket(lambda: _Refusal(self._refusing), client)
                 else:
@@ -104,9 +100,9 @@ class Connections:
                 client.close()
                 _log.debug("a client disconnected before it was accepted: %s", error)
 
-    async def _has_room(self, server: web.Server) -> bool:
+    async def _has_room(self) -> bool:
         """Whether one more can be let in, now or within a moment."""
-        while len(server.connections) >= self._most and not self._make_room(server):
+        while len(self._opened()) >= self._most and not self._make_room():
             now = time.monotonic()
             if self._quiet_since:
                 self._full_since = 0.0  # one of them is let go within the second, or asks something
@@ -120,11 +116,11 @@ class Connections:
         self._has_said = False
         return True
 
-    def _make_room(self, server: web.Server) -> bool:
+    def _make_room(self) -> bool:
         """Close the connection that has been quiet for longest, if there is one to spare."""
         now = time.monotonic()
-        here = server.connections
-        # Whoever has not asked anything yet counts from when it was first seen here.
+        here = self._opened()
+        # A connection without a request yet counts from when it was first seen here.
         self._quiet_since = {one: self._quiet_since.get(one, now) for one in here if one not in self._busy}
         quiet = min(self._quiet_since.items(), key=lambda one: one[1], default=None)
         if quiet is None or now - quiet[1] < _IDLE:

@@ -1,27 +1,33 @@
-"""The verbs under `/engines`: what backends and engines there are, and what to do with them.
+"""The verbs under `/engines` about engines: which run, what each holds, which requests wait, and unloading.
 
 Errors are one line of text, as in Docker Model Runner's contract.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.gates import GateReading, Slot
 from greenroom.actors.installer.messages import BackendStatus
+from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.limits import BackendName, Names
 from greenroom.actors.progress import install_job
-from greenroom.actors.scheduler.messages import Unload
+from greenroom.actors.scheduler.messages import EngineAccount, LedgerReading, ReadLedger, Unload
+from greenroom.actors.scheduler.state import ModelConfigState, config_key
+from greenroom.actors.values import Engine
 from greenroom.runner.diagnosis.sentences import short
-from greenroom.runner.http.bodies import read_json
-from greenroom.runner.http.configuring import Configuring
-from greenroom.runner.http.door import Door
-from greenroom.runner.http.headers import request_id_of
+from greenroom.runner.http.bodies import is_true, read_json
+from greenroom.runner.http.context import Context
+from greenroom.runner.http.errors import json_response, refusal_of
+from greenroom.runner.http.go_duration import go_duration
+from greenroom.runner.http.port import Request, Response
 from greenroom.runner.http.progress_stream import sentence_of
-from greenroom.runner.http.running import Running
 from greenroom.runner.models.references import AmbiguousName, BadReference
 
 
@@ -36,44 +42,85 @@ class UnloadBody(msgspec.Struct):
 class Engines:
     """The handlers."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
-    def routes(self) -> Iterator[web.RouteDef]:
-        """All of them."""
-        yield web.get("/engines/status", self.status)
-        running = Running(self._door)
-        yield web.get("/engines/ps", running.ps)
-        yield web.get("/engines/ledger", running.ledger)
-        yield web.get("/engines/queue", running.queue)
-        yield web.post("/engines/unload", self.unload)
-        configuring = Configuring(self._door)
-        for prefix in ("/engines", "/engines/{backend}"):
-            yield web.post(f"{prefix}/_configure", configuring.configure)
-            yield web.get(f"{prefix}/_configure", configuring.configurations)
-
-    async def status(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+    async def status(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Every backend in a few words. `Running` means installed and usable, as the contract has it."""
-        return web.json_response({one.name: self._words(one) for one in self._door.backstage.statuses()})
+        return json_response({one.name: self._words(one) for one in self._context.greenroom.statuses()})
 
-    async def unload(self, request: web.Request) -> web.Response:
+    async def unload(self, request: Request) -> Response:
         """End idle engines. Models that are not here are no error."""
-        backstage = self._door.backstage
+        greenroom = self._context.greenroom
         body = await read_json(request, UnloadBody)
         models = []
         for name in body.models or ():
             try:
-                model = backstage.find_model(name)
+                model = greenroom.find_model(name)
             except (BadReference, AmbiguousName):
                 continue
             if model is not None:
                 models.append(model.id)
         if body.models and not models:
             # With no model left, the scheduler would take it for a wish about the whole backend.
-            return web.json_response({"unloaded_runners": 0})
+            return json_response({"unloaded_runners": 0})
         unload = Unload(all=body.all, backend=body.backend, model_ids=tuple(models))
-        unloaded = await backstage.system.ask(SCHEDULER, unload, cause=request_id_of(request))
-        return web.json_response({"unloaded_runners": unloaded.engines})
+        unloaded = await greenroom.system.ask(SCHEDULER, unload, cause=request.id)
+        return json_response({"unloaded_runners": unloaded.engines})
+
+    async def ps(self, request: Request) -> Response:
+        """Every engine that is not gone; with `?all=true` the last that are gone too, and how they ended."""
+        greenroom = self._context.greenroom
+        everything = is_true(request, "all")
+        readings, now = greenroom.gates.readings(), greenroom.system.clock.now().monotonic
+        configs = self._context.configs()
+        try:
+            ledger = await self._ledger()
+            accounts = {one.engine_id: one for one in ledger.engines}
+        except KernelError:
+            # What is known without the scheduler is worth the more while it does not answer.
+            accounts = {}
+        return json_response(
+            [
+                _row(
+                    engine,
+                    readings.get(engine.spec.engine_id),
+                    configs,
+                    accounts,
+                    now,
+                    greenroom.gates.slots(engine.spec.engine_id),
+                )
+                for engine in greenroom.engines()
+                if everything or engine.state != "gone"
+            ]
+        )
+
+    async def ledger(self, request: Request) -> Response:  # noqa: ARG002 - a handler
+        """What memory there is, what is promised to whom, and who waits."""
+        try:
+            return json_response(msgspec.to_builtins(await self._ledger()))
+        except KernelError as error:
+            return _not_now(error)
+
+    async def queue(self, request: Request) -> Response:  # noqa: ARG002 - a handler
+        """Requests that have no engine yet: place, how long each has waited, and for what."""
+        board = self._context.greenroom.board
+        try:
+            waiting = (await self._ledger()).queue
+        except KernelError as error:
+            return _not_now(error)
+        rows = []
+        for one in waiting:
+            followed = board.latest(one.follows) if one.follows else None
+            detail = sentence_of(followed) if followed is not None else ""
+            rows.append({**msgspec.to_builtins(one), "progress": detail})
+        return json_response(rows)
+
+    async def _ledger(self) -> LedgerReading:
+        reading: LedgerReading = await self._context.greenroom.system.ask(
+            SCHEDULER, ReadLedger(), timeout=_ANSWER_WITHIN
+        )
+        return reading
 
     def _words(self, status: BackendStatus) -> str:
         match status.state:
@@ -81,7 +128,7 @@ class Engines:
                 version = status.current.version if status.current is not None else ""
                 if not version:
                     return "Running: version unknown"
-                away = [one for one in self._door.quarantines() if one.backend == status.name]
+                away = [one for one in self._context.quarantines() if one.backend == status.name]
                 notes = [f"{short(one.model_ref)} stays on {one.back_to_version}" for one in away]
                 if status.failure is not None and status.failure.code == "configured_broken":
                     notes.append(f"the one named in the config cannot be used: greenroom why {status.name}")
@@ -90,7 +137,7 @@ class Engines:
                 noted = f" ({', '.join(notes)})" if notes else ""
                 return f"Running: {status.name} {version}{noted}"
             case "installing" | "waiting_to_retry":
-                progress = self._door.backstage.board.latest(install_job(status.name))
+                progress = self._context.greenroom.board.latest(install_job(status.name))
                 if progress is not None:
                     return f"Installing: {sentence_of(progress)}"
                 if status.state == "waiting_to_retry" and status.failure is not None:
@@ -100,5 +147,83 @@ class Engines:
                 return f"Error: {status.failure.message}" if status.failure is not None else "Error"
             case "retiring":
                 return "Not Installed: being removed"
-        verdict = self._door.verdicts.get(status.name, "")
+        verdict = self._context.verdicts.get(status.name, "")
         return f"Not Installed: {verdict}" if verdict else "Not Installed"
+
+
+_NEVER = "0001-01-01T00:00:00Z"
+"""Go's zero time: what `last_used` is while an engine is in use or loading."""
+_ANSWER_WITHIN = 2.0
+"""Seconds after which `ps` tells what it knows without the scheduler."""
+
+
+def _not_now(error: KernelError) -> Response:
+    refusal = refusal_of(error)
+    body = {"error": {"message": refusal.sentence(), "code": refusal.code}}
+    return json_response(body, status=503, headers={"Retry-After": "1"})
+
+
+def _row(
+    engine: Engine,
+    reading: GateReading | None,
+    configs: Mapping[str, ModelConfigState],
+    accounts: Mapping[str, EngineAccount],
+    now: float,
+    taken: Sequence[Slot],
+) -> dict[str, Any]:
+    """The contract's fields, then ours."""
+    spec = engine.spec
+    inside = reading.inside if reading is not None else 0
+    loading = engine.state == "starting"
+    row: dict[str, Any] = {
+        "backend_name": spec.backend,
+        "model_name": spec.model_ref,
+        "mode": spec.mode,
+        "last_used": _NEVER if inside or loading or reading is None else _wall(now - reading.idle_since),
+    }
+    if inside:
+        row["in_use"] = True
+    if loading:
+        row["loading"] = True
+    config = configs.get(config_key(spec.model_id, spec.mode))
+    if config is not None and config.keep_alive is not None:
+        row["keep_alive"] = go_duration(config.keep_alive)
+    account = accounts.get(spec.engine_id)
+    row |= {
+        "pid": engine.pid,
+        "state": engine.state,
+        "since": engine.since,
+        "engine_id": spec.engine_id,
+        "memory": account.promised if account is not None else spec.memory,
+        "measured": account.measured if account is not None else None,
+        "peak": account.peak if account is not None else None,
+        "device": spec.device,
+        "device_memory": account.device_promised if account is not None else spec.device_memory,
+        "device_measured": account.device_measured if account is not None else None,
+        "inside": inside,
+        "slots": spec.slots,
+        "slots_used": reading.used if reading is not None else 0,
+        "slots_taken": [
+            {"number": one.number, "request_id": one.request_id, "caller": str(one.caller)} for one in taken
+        ],
+        "context_size": account.context_size if account is not None else spec.context_size,
+        "prompt_cache": spec.prompt_cache,
+        "promises": [{**msgspec.to_builtins(one), "total": one.total} for one in spec.promises],
+        "queue": account.queue if account is not None else 0,
+        "served": reading.served if reading is not None else 0,
+        "idle_seconds": account.idle_seconds if account is not None else None,
+        "expires_in": account.expires_in if account is not None else None,
+        "stays": go_duration(account.keep_alive) if account is not None else None,
+        "installation": spec.installation_id,
+        "cause": account.cause if account is not None else engine.cause,
+    }
+    if engine.fault:
+        row["fault"] = engine.fault
+    if engine.exit is not None:
+        row["exit"] = msgspec.to_builtins(engine.exit)
+    return row
+
+
+def _wall(seconds_ago: float) -> str:
+    moment = time.time() - max(0.0, seconds_ago)
+    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")

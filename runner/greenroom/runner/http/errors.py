@@ -1,4 +1,4 @@
-"""What a client is told when something did not work.
+"""Errors as clients get them.
 
 Three families: inference routes speak OpenAI's error object, `/v1/messages` Anthropic's, and the verbs under
 `/engines` and `/models` one line of text (or OpenAI's object, to a client that accepts JSON). All carry the
@@ -7,11 +7,12 @@ same sentence, code and status. Never a traceback, never what a tool or an engin
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
-from aiohttp import web
 
 from greenroom.actors.kernel.errors import (
     AskExpired,
@@ -25,14 +26,13 @@ from greenroom.actors.kernel.errors import (
 )
 from greenroom.runner.daemon import NotRunning
 from greenroom.runner.errors import machine_failure
-from greenroom.runner.http.headers import request_id_of
+from greenroom.runner.http.port import JSON, TEXT, Request, Response
 
 Family = Literal["openai", "anthropic", "text"]
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
-JSON = "application/json"
 DOCKER_CLI = "docker-model-cli/"
 
 
@@ -90,7 +90,7 @@ class HttpRefusal(Exception):
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """The refusal an exception stands for; what nobody foresaw is logged, and told without details."""
+    """The refusal an exception stands for; an unexpected one is logged, and answered without details."""
     if isinstance(error, Refused | HttpRefusal):
         return error.refusal
     if isinstance(error, SystemFailed):
@@ -162,30 +162,29 @@ def frame(
     return name + b"data: " + _encode(error_object(refusal, param, family, request_id)) + b"\n\n"
 
 
-def status_for(request: web.BaseRequest, refusal: Refusal) -> int:
+def status_for(request: Request, refusal: Refusal) -> int:
     """The status this client can make sense of.
 
-    Docker's CLI takes every 503 for "the runner is not running" and throws the sentence away.
+    Docker's CLI takes every 503 for "the runner is not running" and drops the sentence.
     """
     status = status_of(refusal)
     return 500 if status == 503 and DOCKER_CLI in request.headers.get("User-Agent", "") else status
 
 
-def answer(
-    request: web.BaseRequest, refusal: Refusal, family: Family, param: str | None = None
-) -> web.Response:
+def answer(request: Request, refusal: Refusal, family: Family, param: str | None = None) -> Response:
     """The refusal as a response of its own."""
     headers = {"X-Content-Type-Options": "nosniff"}
     if refusal.retry_after > 0:
         headers["Retry-After"] = str(max(1, round(refusal.retry_after)))
     status = status_for(request, refusal)
     if family != "text" or wants_json(request):
-        body = _encode(error_object(refusal, param, family, request_id_of(request)))
-        return web.Response(status=status, body=body, content_type=JSON, headers=headers)
-    return web.Response(status=status, text=refusal.sentence() + "\n", headers=headers)
+        body = _encode(error_object(refusal, param, family, request.id))
+        return Response(body, status=status, content_type=JSON, headers=headers)
+    body = f"{refusal.sentence()}\n".encode()
+    return Response(body, status=status, content_type=TEXT, headers=headers)
 
 
-def family_of(request: web.BaseRequest) -> Family:
+def family_of(request: Request) -> Family:
     """Inference speaks its family's error object wherever it is mounted; the verbs speak text."""
     path = request.path
     if path.endswith(("/v1/messages", "/v1/messages/count_tokens")):
@@ -194,12 +193,23 @@ def family_of(request: web.BaseRequest) -> Family:
     return "openai" if inference and "/models/" not in path.partition("/v1/")[0] else "text"
 
 
-def answer_error(request: web.BaseRequest, error: BaseException, family: Family) -> web.Response:
+def answer_error(request: Request, error: BaseException, family: Family) -> Response:
     """The response for an exception."""
     return answer(request, refusal_of(error), family, getattr(error, "param", None))
 
 
-def wants_json(request: web.BaseRequest) -> bool:
+def json_response(data: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Plain data as JSON, in the form of Python's own encoder."""
+    body = json.dumps(data).encode()
+    return Response(body, status=status, content_type=f"{JSON}; charset=utf-8", headers=headers)
+
+
+def encoded(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Structs as JSON."""
+    return Response(_encode(value), status=status, content_type=JSON, headers=headers)
+
+
+def wants_json(request: Request) -> bool:
     """True for a client that asks for JSON in any of its forms."""
     accepted = request.headers.get("Accept", "")
     return JSON in accepted or "ndjson" in accepted

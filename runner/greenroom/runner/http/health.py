@@ -1,30 +1,29 @@
-"""Is it alive, is it ready, what is it doing, and stop it."""
+"""Is it alive, is it ready, what is it doing, why is something as it is; and stop it."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+import time
 from typing import Annotated, Any
 
 import msgspec
-from aiohttp import web
 from msgspec import Meta
 
 from greenroom import __version__
 from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.errors import KernelError
-from greenroom.actors.limits import DURATION
+from greenroom.actors.limits import DURATION, Name
 from greenroom.actors.scheduler.messages import AwaitReady
 from greenroom.runner.daemon import NotRunning
-from greenroom.runner.http.bodies import read_json
-from greenroom.runner.http.door import Door
-from greenroom.runner.http.errors import HttpRefusal, refusal_of
+from greenroom.runner.http.bodies import checked, read_json
+from greenroom.runner.http.context import Context
+from greenroom.runner.http.errors import HttpRefusal, encoded, json_response, refusal_of
+from greenroom.runner.http.port import TEXT, Request, Response
 from greenroom.runner.proof import CHALLENGE, address_of
 
 _READY_WITHIN = 2.0
 """Seconds within which the scheduler must answer."""
-
-_encode = msgspec.json.Encoder().encode
 
 
 class StopBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,71 +35,83 @@ class StopBody(msgspec.Struct, forbid_unknown_fields=True):
 class Health:
     """The handlers."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._one_at_a_time = asyncio.Lock()
 
-    def routes(self) -> Iterator[web.RouteDef]:
-        """All of them."""
-        yield web.get("/", self.root)
-        yield web.get("/version", self.version)
-        yield web.get("/livez", self.livez)
-        yield web.get("/readyz", self.readyz)
-        yield web.get("/jobs", self.jobs)
-        yield web.post("/daemon/stop", self.stop)
-
-    async def root(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+    async def root(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """A line for whoever looks with a browser."""
-        return web.Response(text="Greenroom is running")
+        return Response(b"Greenroom is running", content_type=TEXT)
 
-    async def version(self, request: web.Request) -> web.Response:  # noqa: ARG002
+    async def version(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Which Greenroom this is."""
-        return web.json_response({"version": __version__})
+        return json_response({"version": __version__})
 
-    async def livez(self, request: web.Request) -> web.Response:
+    async def livez(self, request: Request) -> Response:
         """Says who it is, and proves it to a client that sends a challenge. Asks no actor.
 
         503 once the actors have stopped themselves: only a new start helps then.
         """
-        backstage = self._door.backstage
-        failure = backstage.failure
+        greenroom = self._context.greenroom
+        failure = greenroom.failure
         fields = {
             "status": "ok" if failure is None else "failed",
-            "instance_id": backstage.instance_id,
+            "instance_id": greenroom.instance_id,
             "pid": os.getpid(),
             "version": __version__,
-            "home": str(backstage.home),
+            "home": str(greenroom.home),
         }
-        challenge, transport = request.headers.get(CHALLENGE), request.transport
-        if challenge and transport is not None:
-            fields["proof"] = backstage.prove(challenge, address_of(transport.get_extra_info("sockname")))
-        return web.json_response(fields, status=200 if failure is None else 503)
+        challenge = request.headers.get(CHALLENGE)
+        if challenge and not request.gone:
+            fields["proof"] = greenroom.prove(challenge, address_of(request.local))
+        return json_response(fields, status=200 if failure is None else 503)
 
-    async def readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002
+    async def readyz(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Green once everybody has looked, while the scheduler answers and the data directory is there."""
-        backstage = self._door.backstage
-        if problem := backstage.home_problem:
+        greenroom = self._context.greenroom
+        if problem := greenroom.home_problem:
             return _not_ready(HttpRefusal(503, "data_directory_lost", problem))
         try:
-            await backstage.system.ask(SCHEDULER, AwaitReady(), timeout=_READY_WITHIN)
+            await greenroom.system.ask(SCHEDULER, AwaitReady(), timeout=_READY_WITHIN)
         except (KernelError, NotRunning) as error:
             return _not_ready(error)
-        return web.json_response({"status": "ok"})
+        return json_response({"status": "ok"})
 
-    async def jobs(self, request: web.Request) -> web.Response:  # noqa: ARG002
+    async def jobs(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """The latest progress of every job that runs."""
-        running: list[Any] = list(self._door.backstage.board.running().values())
-        return web.Response(body=_encode(running), content_type="application/json")
+        running: list[Any] = list(self._context.greenroom.board.running().values())
+        return encoded(running)
 
-    async def stop(self, request: web.Request) -> web.Response:
+    async def stop(self, request: Request) -> Response:
         """Begin an orderly stop."""
         body = await read_json(request, StopBody)
-        if self._door.stop is None:
+        if self._context.stop is None:
             raise HttpRefusal(409, "not_a_daemon", "This Greenroom is part of another program.")
-        self._door.stop(body.keep_engines)
-        return web.json_response({"status": "stopping"}, status=202)
+        self._context.stop(body.keep_engines)
+        return json_response({"status": "stopping"}, status=202)
+
+    async def why(self, request: Request) -> Response:
+        """The same answer as `greenroom why NAME --json`, from the journal this daemon writes."""
+        # Asked rarely, and more to import than most of a front context.
+        from greenroom.runner.diagnosis.explain import Explanation, UnknownName, explain
+
+        greenroom = self._context.greenroom
+        name = checked(request.params["name"], Name, "name")
+        known = self._context.verdicts
+
+        def read() -> Explanation:
+            # In a thread: the whole journal is read, which takes a second for a million events.
+            return explain(greenroom.system.journal.read(), name, time.time(), backends=known)
+
+        try:
+            async with self._one_at_a_time:
+                found = await asyncio.to_thread(read)
+        except UnknownName as error:
+            raise HttpRefusal(404, "unknown_name", str(error), param="name") from None
+        return encoded(found)
 
 
-def _not_ready(error: Exception) -> web.Response:
+def _not_ready(error: Exception) -> Response:
     refusal = refusal_of(error)
     body = {"status": "not ready", "error": {"message": refusal.sentence(), "code": refusal.code}}
-    return web.json_response(body, status=503, headers={"Retry-After": "1"})
+    return json_response(body, status=503, headers={"Retry-After": "1"})

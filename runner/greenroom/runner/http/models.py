@@ -1,31 +1,41 @@
-"""The store over HTTP: list, inspect, tag, repackage, remove; as in Docker Model Runner's contract."""
+"""The store over HTTP, as in Docker Model Runner's contract, with verify, prune and disk usage."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Annotated
+import threading
+from typing import Annotated, Any
 
 import msgspec
-from aiohttp import web
 from msgspec import Meta
 
-from greenroom.actors.addresses import LIBRARY
-from greenroom.actors.kernel.errors import KernelError, Refused
-from greenroom.actors.library.messages import Prune, Removed, RemoveModel, RepackageModel, TagModel
+from greenroom.actors.addresses import INSTALLER, LIBRARY
+from greenroom.actors.installer.messages import DropFetched
+from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
+from greenroom.actors.library.messages import (
+    NoteDamage,
+    Prune,
+    Removed,
+    RemoveModel,
+    RepackageModel,
+    TagModel,
+)
 from greenroom.actors.library.pulls import refusal_of
 from greenroom.actors.limits import CONTEXT, Name
-from greenroom.actors.values import Model
+from greenroom.actors.scheduler.backend_choice import Install, Use, choose
+from greenroom.actors.scheduler.ledger import Capacity, reservation_for
+from greenroom.actors.scheduler.state import ModelConfigState, config_key
+from greenroom.actors.values import Mode, Model, Progress
+from greenroom.runner.disk_usage import measure
 from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.http.bodies import read_json
-from greenroom.runner.http.door import Door
-from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.headers import request_id_of
-from greenroom.runner.http.queries import is_true
-from greenroom.runner.http.serving import prospects
-from greenroom.runner.http.transfers import canonical
+from greenroom.runner.http.bodies import is_true, read_json
+from greenroom.runner.http.context import Context, shown_name
+from greenroom.runner.http.errors import HttpRefusal, json_response, wants_json
+from greenroom.runner.http.port import AnyResponse, Request, Response
+from greenroom.runner.http.progress_stream import stream_job
+from greenroom.runner.http.transfers import TransferLines, canonical
 from greenroom.runner.models.description import described, described_remote, files_of, template_of
-from greenroom.runner.models.references import BadReference, Reference, is_id, shown
+from greenroom.runner.models.references import BadReference, Reference, familiar, is_id, shown
 from greenroom.runner.waits import Cancel, in_thread
 
 _REMOTES = 8
@@ -42,31 +52,23 @@ class RepackageBody(msgspec.Struct):
 class Models:
     """The handlers."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._remotes = asyncio.Semaphore(_REMOTES)
+        self._verifying = asyncio.Lock()
+        """One at a time: it is the disk that takes the time."""
 
-    def routes(self) -> Iterator[web.RouteDef]:
-        """All of them; the order matters, for a reference may hold slashes."""
-        yield web.get("/models", self.all)
-        yield web.post("/models/{reference:.+}/tag", self.tag)
-        yield web.post("/models/{reference:.+}/repackage", self.repackage)
-        yield web.post("/models/{reference:.+}/{action}", self.unknown_action)
-        yield web.get("/models/{reference:.+}", self.one)
-        yield web.delete("/models/purge", self.purge)
-        yield web.delete("/models/{reference:.+}", self.remove)
-
-    async def all(self, request: web.Request) -> web.Response:  # noqa: ARG002 - aiohttp's signature
+    async def all(self, request: Request) -> Response:  # noqa: ARG002 - a handler
         """Every model that is here."""
-        return web.json_response([described(model) for model in self._door.backstage.models()])
+        return json_response([described(model) for model in self._context.greenroom.models()])
 
-    async def one(self, request: web.Request) -> web.StreamResponse:
+    async def one(self, request: Request) -> AnyResponse:
         """One model, by any of its names: what it is, of which files, and what would serve it."""
-        name = request.match_info["reference"]
+        name = request.params["reference"]
         if is_true(request, "remote"):
-            return await self._door.visitors.attend(request, lambda: self._remote(name))
-        model = self._door.model(name)
-        store = self._door.backstage.store
+            return await self._context.clients.attend(request, lambda: self._remote(name))
+        model = self._context.model(name)
+        store = self._context.greenroom.store
         try:
             files, config = await in_thread(lambda: files_of(store, model.id))
         except JobFailed as failed:
@@ -77,13 +79,13 @@ class Models:
             template = None  # damaged: the files say so
         more = {"source": model.source, "bytes": model.size, "files": files, "chat_template": template}
         # In a thread: what engines may use depends on limits that are read from files.
-        serving = await asyncio.to_thread(prospects, self._door, model)
-        return web.json_response(described(model, config) | more | {"serving": serving})
+        serving = await asyncio.to_thread(prospects, self._context, model)
+        return json_response(described(model, config) | more | {"serving": serving})
 
-    async def _remote(self, name: str) -> web.Response:
+    async def _remote(self, name: str) -> Response:
         """What a source has under a name; what is stored is not looked at."""
         cancel = Cancel()
-        look_up = self._door.backstage.puller.look_up
+        look_up = self._context.greenroom.puller.look_up
         try:
             reference = canonical(name)
             async with self._remotes:
@@ -94,34 +96,34 @@ class Models:
             raise HttpRefusal(499, "cancelled", "The client disconnected.") from None
         finally:
             cancel.set()
-        return web.json_response(described_remote(published))
+        return json_response(described_remote(published))
 
-    async def tag(self, request: web.Request) -> web.Response:
+    async def tag(self, request: Request) -> Response:
         """Give a model another tag."""
         repository, tag = request.query.get("repo", ""), request.query.get("tag", "")
         if not repository or not tag:
             raise HttpRefusal(400, "invalid_request", "missing repo or tag query parameter")
-        model = self._door.model(request.match_info["reference"])
+        model = self._context.model(request.params["reference"])
         target = f"{repository}:{tag}"
-        await self._door.backstage.system.ask(
-            LIBRARY, TagModel(model_id=model.id, tag=_as_tag(target)), cause=request_id_of(request)
+        await self._context.greenroom.system.ask(
+            LIBRARY, TagModel(model_id=model.id, tag=_as_tag(target)), cause=request.id
         )
-        return web.json_response(
+        return json_response(
             {"message": f'Model tagged successfully with "{target}"', "target": target}, status=201
         )
 
-    async def repackage(self, request: web.Request) -> web.Response:
+    async def repackage(self, request: Request) -> Response:
         """Store a model once more with another configuration; its files are shared."""
         body = await read_json(request, RepackageBody, aliases={"context-size": "context_size"})
         if not body.target:
             raise HttpRefusal(400, "invalid_request", "target is required")
-        name = request.match_info["reference"]
-        model = self._door.model(name)
+        name = request.params["reference"]
+        model = self._context.model(name)
         repackage = RepackageModel(
             model_id=model.id, tag=_as_tag(body.target), context_size=body.context_size
         )
-        await self._door.backstage.system.ask(LIBRARY, repackage, cause=request_id_of(request))
-        return web.json_response(
+        await self._context.greenroom.system.ask(LIBRARY, repackage, cause=request.id)
+        return json_response(
             {
                 "message": f'Model repackaged successfully as "{body.target}"',
                 "source": name,
@@ -130,32 +132,32 @@ class Models:
             status=201,
         )
 
-    async def unknown_action(self, request: web.Request) -> web.Response:
+    async def unknown_action(self, request: Request) -> Response:
         """There are no others."""
-        action = shown(request.match_info["action"])
+        action = shown(request.params["action"])
         raise HttpRefusal(404, "no_such_path", f'unknown action "{action}"')
 
-    async def remove(self, request: web.Request) -> web.Response:
+    async def remove(self, request: Request) -> Response:
         """Remove a tag, and with its last one the model; by id, the model. 409 while it is in use."""
-        name = request.match_info["reference"]
-        model = self._door.model(name)
+        name = request.params["reference"]
+        model = self._context.model(name)
         force = is_true(request, "force")
         remove = RemoveModel(model_id=model.id, tag=_tag_meant(name, model), force=force)
-        removed = await self._door.backstage.system.ask(LIBRARY, remove, cause=request_id_of(request))
+        removed = await self._context.greenroom.system.ask(LIBRARY, remove, cause=request.id)
         if not isinstance(removed, Removed):
-            return web.json_response([{"Untagged": remove.tag}])
+            return json_response([{"Untagged": remove.tag}])
         gone = [{"Untagged": tag} for tag in removed.untagged]
-        return web.json_response(gone + [{"Deleted": model_id} for model_id in removed.deleted])
+        return json_response(gone + [{"Deleted": model_id} for model_id in removed.deleted])
 
-    async def purge(self, request: web.Request) -> web.Response:
+    async def purge(self, request: Request) -> Response:
         """Remove all models, and what no model needs. Those in use stay, unless it is forced."""
         force = is_true(request, "force")
-        system = self._door.backstage.system
+        system = self._context.greenroom.system
         kept: list[KernelError] = []
-        for model in self._door.backstage.models():
+        for model in self._context.greenroom.models():
             remove = RemoveModel(model_id=model.id, all_tags=True, force=force)
             try:
-                await system.ask(LIBRARY, remove, cause=request_id_of(request))
+                await system.ask(LIBRARY, remove, cause=request.id)
             except Refused as refused:
                 # Somebody else may have removed it a moment ago.
                 if refused.refusal.kind != "not_found":
@@ -163,7 +165,113 @@ class Models:
         await system.ask(LIBRARY, Prune())
         if kept:
             raise kept[0]
-        return web.Response()
+        return Response()
+
+    async def df(self, request: Request) -> Response:  # noqa: ARG002 - a handler
+        """Bytes on disk, each once."""
+        greenroom = self._context.greenroom
+        try:
+            blobs = await in_thread(greenroom.store.blobs)
+        except JobFailed as failed:
+            raise Refused(refusal_of(failed.failure)) from None
+        usage = await in_thread(lambda: measure(greenroom.home, blobs))
+        return json_response(
+            {
+                "models_disk_usage": usage.models,
+                "default_backend_disk_usage": usage.backends.get(_DEFAULT_BACKEND, 0),
+                "backends_disk_usage": usage.backends,
+                "models_shared_disk_usage": usage.models_shared,
+                "unfinished_disk_usage": usage.unfinished,
+                "cache_disk_usage": usage.cache,
+                "engines_disk_usage": usage.engines,
+                "journal_disk_usage": usage.journal,
+                "other_disk_usage": usage.other,
+                "total_disk_usage": usage.total,
+            }
+        )
+
+    async def prune(self, request: Request) -> Response:
+        """Remove what no model and no installation needs.
+
+        If asked for, models without a name too, unless they are in use. `kept_for` names backends that are
+        being installed: what was fetched for installations stays until that has ended.
+        """
+        body = await read_json(request, PruneBody)
+        system = self._context.greenroom.system
+        deleted: list[str] = []
+        freed = 0
+        for model in self._context.greenroom.models() if body.untagged else ():
+            if model.tags:
+                continue
+            try:
+                removed = await system.ask(LIBRARY, RemoveModel(model_id=model.id), cause=request.id)
+            except Refused:
+                continue
+            deleted += removed.deleted
+            freed += removed.freed
+        pruned = await system.ask(LIBRARY, Prune())
+        dropped = await system.ask(INSTALLER, DropFetched())
+        return json_response(
+            {
+                "deleted": deleted,
+                "freed": freed + pruned.freed + dropped.freed,
+                "kept_for": dropped.kept_for,
+            }
+        )
+
+    async def verify(self, request: Request) -> AnyResponse:
+        """Read every byte of a model. A damaged one counts as gone, and the next pull repairs it."""
+        model = self._context.model(request.params["reference"])
+        job = f"verify/{model.id}"
+        lines = TransferLines(job, "verify", raw=wants_json(request))
+
+        async def verify() -> AnyResponse:
+            cancel = threading.Event()
+            try:
+                return await stream_job(
+                    request,
+                    self._context.greenroom.board,
+                    job,
+                    self._verified(request, model, job, cancel),
+                    lines,
+                )
+            finally:
+                cancel.set()
+
+        return await self._context.clients.attend(request, verify)
+
+    async def _verified(self, request: Request, model: Model, job: str, cancel: threading.Event) -> str:
+        greenroom = self._context.greenroom
+        done = 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            greenroom.board.publish(Progress(job=job, phase="verifying", done=done, total=model.size))
+
+        def read() -> tuple[str, ...]:
+            return greenroom.store.verify(model.id, cancel=cancel, count=count, condemn=True)
+
+        try:
+            async with self._verifying:
+                problems = await in_thread(read)
+        except JobFailed as failed:
+            raise Refused(refusal_of(failed.failure)) from None
+        finally:
+            greenroom.board.clear(job)
+        if not problems:
+            return f"{familiar(shown_name(model))} is whole: every byte is what it was when it arrived"
+        reason = " ".join(problems)
+        damage = NoteDamage(model_id=model.id, reason=f"it is damaged: {reason}")
+        await greenroom.system.ask(LIBRARY, damage, cause=request.id)
+        name = familiar(shown_name(model))
+        raise Refused(
+            Refusal(
+                code="model_damaged",
+                message=f"{name} is damaged: {reason}",
+                advice=f"Fetch what is missing: greenroom pull {name}",
+            )
+        )
 
 
 def _as_tag(text: str) -> str:
@@ -192,3 +300,53 @@ def _tag_meant(name: str, model: Model) -> str:
         return ""
     # A partial name stands for the model's only tag.
     return tag if tag in model.tags or len(model.tags) != 1 else model.tags[0]
+
+
+_DEFAULT_BACKEND = "llama.cpp"
+
+
+class PruneBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /models/prune`; may be left out."""
+
+    untagged: bool = False
+    """Also models that have no name any more."""
+
+
+_MODES: tuple[Mode, ...] = ("completion", "embedding", "reranking")
+
+
+def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
+    """For each mode that any backend could serve it in: which one would, and the memory that needs."""
+    greenroom = context.greenroom
+    statuses = {one.name: one for one in greenroom.statuses()}
+    configs = context.configs()
+    found = []
+    for mode in _MODES:
+        if not any(model.format in one.formats and mode in one.modes for one in greenroom.facts):
+            continue
+        choice = choose(model, mode, "", greenroom.settings.install_policy, greenroom.facts, statuses)
+        config = configs.get(config_key(model.id, mode), ModelConfigState())
+        size = model.context_size if config.context_size is None else config.context_size
+        found.append({"mode": mode, **_told(choice), **_memory(context, model, choice, size)})
+    return found
+
+
+def _told(choice: Use | Install | Refusal) -> dict[str, Any]:
+    if isinstance(choice, Use):
+        return {"backend": choice.backend, "installed": True, "reasons": list(choice.reasons)}
+    if isinstance(choice, Install):
+        return {"backend": choice.backend, "installed": False, "reasons": [choice.reason]}
+    backend = choice.subject or None
+    return {"backend": backend, "installed": False, "reasons": [choice.sentence()]}
+
+
+def _memory(context: Context, model: Model, choice: Use | Install | Refusal, size: int) -> dict[str, Any]:
+    name = choice.subject if isinstance(choice, Refusal) else choice.backend
+    overheads = [one.overhead for one in context.greenroom.facts if one.name == name]
+    if not overheads:
+        return {}
+    # One slot is the least that it is loaded with.
+    needed = reservation_for(model, size, overheads[0], Capacity()).total
+    budget = context.greenroom.budget_for(name)
+    told: dict[str, Any] = {"memory": needed, "memory_budget": budget, "fits": needed <= budget}
+    return told | ({"context_size": size} if size > 0 else {})

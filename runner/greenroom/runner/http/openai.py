@@ -5,12 +5,11 @@ A path that names a backend (`/engines/mlx/v1/…`) is binding: no other serves 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-
-from aiohttp import HttpVersion11, web
+from collections.abc import Mapping
 
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Model
+from greenroom.runner.http.context import Context, shown_name
 from greenroom.runner.http.dialogues import (
     CHAT,
     COMPLETION,
@@ -20,14 +19,14 @@ from greenroom.runner.http.dialogues import (
     SCORING,
     TOKEN_COUNT,
 )
-from greenroom.runner.http.door import Door, shown_name
-from greenroom.runner.http.errors import HttpRefusal, answer_error
-from greenroom.runner.http.proxy import Exchange, Kind
+from greenroom.runner.http.errors import json_response
+from greenroom.runner.http.inference import Exchange, Kind
+from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
 from greenroom.runner.models.errors import size_text
 
 _DONE = b"data: [DONE]"
 _STOP = b"event: message_stop"
-_KINDS = {
+INFERENCE = {
     "/v1/chat/completions": Kind("completion", "/v1/chat/completions", CHAT, end=_DONE),
     "/v1/completions": Kind("completion", "/v1/completions", COMPLETION, param="prompt", end=_DONE),
     "/v1/embeddings": Kind("embedding", "/v1/embeddings", EMBEDDING, param="input"),
@@ -37,63 +36,36 @@ _KINDS = {
     "/score": Kind("reranking", "/score", SCORING, param="text_1"),
 }
 """What may follow a prefix, and what it asks of an engine (which has them all at its root)."""
-_PREFIXES = ("", "/engines", "/engines/{backend}")
 
 
-def routes(door: Door) -> Iterator[web.RouteDef]:
-    """All of them."""
-    for path, kind in _KINDS.items():
-        handler = _inference(door, kind)
-        for prefix in _PREFIXES:
-            yield web.post(prefix + path, handler, expect_handler=_expecting(kind))
-    listing = Listing(door)
-    for prefix in _PREFIXES:
-        yield web.get(f"{prefix}/v1/models", listing.all)
-        yield web.get(prefix + "/v1/models/{name:.+}", listing.one)
+def inference(context: Context, kind: Kind) -> Handler:
+    """The handler of one inference route."""
 
-
-def _inference(door: Door, kind: Kind) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def serve(request: web.Request) -> web.StreamResponse:
-        backend = door.backend_of(request)
-        exchange = Exchange(door, request, kind, backend)
-        return await door.visitors.attend(request, exchange.serve, exchange.farewell)
+    async def serve(request: Request) -> AnyResponse:
+        exchange = Exchange(context, request, kind, context.backend_of(request))
+        return await context.clients.attend(request, exchange.serve, exchange.farewell)
 
     return serve
-
-
-def _expecting(kind: Kind) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
-    """What is asked before the body is sent: aiohttp would refuse the unknown in plain text."""
-
-    async def expected(request: web.Request) -> web.StreamResponse | None:
-        if request.headers["Expect"].lower() != "100-continue":
-            refusal = HttpRefusal(417, "expectation_failed", "Only Expect: 100-continue is supported.")
-            return answer_error(request, refusal, kind.family)
-        if request.version >= HttpVersion11:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0
-        return None
-
-    return expected
 
 
 class Listing:
     """The models, as OpenAI's clients list them."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
-    async def all(self, request: web.Request) -> web.Response:
+    async def all(self, request: Request) -> Response:
         """Every model that is here, once, by its first name."""
-        self._door.backend_of(request)
-        configs = self._door.configs()
-        entries = [_entry(model, configs) for model in self._door.backstage.models()]
-        return web.json_response({"object": "list", "data": entries})
+        self._context.backend_of(request)
+        configs = self._context.configs()
+        entries = [_entry(model, configs) for model in self._context.greenroom.models()]
+        return json_response({"object": "list", "data": entries})
 
-    async def one(self, request: web.Request) -> web.Response:
+    async def one(self, request: Request) -> Response:
         """One model, by any of its names."""
-        self._door.backend_of(request)
-        model = self._door.model(request.match_info["name"])
-        return web.json_response(_entry(model, self._door.configs()))
+        self._context.backend_of(request)
+        model = self._context.model(request.params["name"])
+        return json_response(_entry(model, self._context.configs()))
 
 
 def _entry(model: Model, configs: Mapping[str, ModelConfigState]) -> dict[str, object]:

@@ -11,14 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from aiohttp import web
-
 from greenroom.actors.idempotency import Outcome
 from greenroom.actors.kernel.errors import KernelError, Refusal
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.values import Progress
 from greenroom.runner.http.errors import DoorRefusal, refusal_of
-from greenroom.runner.http.following import FOLLOWING, REPLAYED, hand_over, refused_as, replayed
+from greenroom.runner.http.idempotency import REPLAYED, awaited, hand_over, refused_as, replayed
+from greenroom.runner.http.port import AnyResponse, Request, Response, Stream
 from greenroom.runner.units import format_size
 
 _PAUSE = 0.1
@@ -94,15 +93,15 @@ class Feed:
 
 
 async def stream_job(
-    request: web.Request,
+    request: Request,
     board: ProgressBoard,
     job: str,
     reply: Awaitable[Any],
     lines: Lines,
     *,
     headers: Mapping[str, str] | None = None,
-    unwatched: Callable[[Any], web.Response] | None = None,
-) -> web.StreamResponse:
+    unwatched: Callable[[Any], Response] | None = None,
+) -> AnyResponse:
     """Tell a job's progress until its answer is there. Raises the refusal that comes before any progress.
 
     Args:
@@ -110,12 +109,12 @@ async def stream_job(
         unwatched: Makes the answer to a job of which there was nothing to tell; its last line otherwise.
     """
     feed = Feed(board, job)
-    answer = asyncio.ensure_future(_answer(reply))
-    following = request.get(FOLLOWING)
-    if following is not None:
-        following.told_by(lambda joiner, outcome: _join(joiner, board, job, outcome, lines))
+    answer = asyncio.ensure_future(awaited(reply))
+    keyed = request.keyed
+    if keyed is not None:
+        keyed.told_by(lambda joiner, outcome: _join(joiner, board, job, outcome, lines))
     news: asyncio.Task[None] | None = None
-    response: web.StreamResponse | None = None
+    stream: Stream | None = None
     try:
         while not answer.done():
             news = news or asyncio.ensure_future(feed.wait())
@@ -129,33 +128,33 @@ async def stream_job(
                 line = lines.progress(step) if step is not None else b""
             if line:
                 # Not before there is something to say: what is refused at once keeps its status.
-                response = response or await _begin(request, lines, headers)
-                await response.write(line)
+                stream = stream or await _begin(request, lines, headers)
+                await stream.write(line)
             if news is None:
                 await asyncio.wait({answer}, timeout=_PAUSE)
-        if response is None and unwatched is not None:
+        if stream is None and unwatched is not None:
             return unwatched(answer.result())
-        if response is None:
+        if stream is None:
             last = lines.success(answer.result())
-            if following is not None:
-                following.outcome = _said(lines, last)
-            response = await _begin(request, lines, headers)
-            await response.write(last)
+            if keyed is not None:
+                keyed.outcome = _said(lines, last)
+            stream = await _begin(request, lines, headers)
+            await stream.write(last)
         else:
             # What came just before the end would otherwise be missing from it.
             while (step := feed.next()) is not None:
-                await response.write(lines.progress(step))
+                await stream.write(lines.progress(step))
             try:
                 last = lines.success(answer.result())
                 outcome = _said(lines, last)
             except KernelError as error:
                 last = lines.error(refusal_of(error))
                 outcome = refused_as(error, lambda _: _said(lines, last))
-            if following is not None:
-                following.outcome = outcome
-            await response.write(last)
-        await response.write_eof()
-        return response
+            if keyed is not None:
+                keyed.outcome = outcome
+            await stream.write(last)
+        await stream.end()
+        return stream
     finally:
         feed.close()
         if not answer.done():
@@ -189,8 +188,8 @@ class _Joined:
 
 
 async def _join(
-    request: web.Request, board: ProgressBoard, job: str, outcome: Awaitable[Outcome], lines: Lines
-) -> web.StreamResponse:
+    request: Request, board: ProgressBoard, job: str, outcome: Awaitable[Outcome], lines: Lines
+) -> AnyResponse:
     joined = _Joined(lines.again())
     return await stream_job(
         request, board, job, outcome, joined, headers={REPLAYED: "true"}, unwatched=replayed
@@ -216,12 +215,6 @@ def _said(lines: Lines, last: bytes) -> Outcome | None:
     return Outcome(status=200, content_type=lines.content_type, body=last.decode())
 
 
-async def _answer(reply: Awaitable[Any]) -> Any:
-    return await reply
-
-
-async def _begin(request: web.Request, lines: Lines, headers: Mapping[str, str] | None) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Cache-Control": "no-cache", **(headers or {})})
-    response.content_type = lines.content_type
-    await response.prepare(request)
-    return response
+async def _begin(request: Request, lines: Lines, headers: Mapping[str, str] | None) -> Stream:
+    told = {"Cache-Control": "no-cache", "Content-Type": lines.content_type, **(headers or {})}
+    return await request.start(headers=told)

@@ -26,9 +26,9 @@ from greenroom import __version__
 from greenroom.runner.daemon import STOP_BOUND, Greenroom
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
-from greenroom.runner.http.app import DOOR, front_door
+from greenroom.runner.http.aiohttp_adapter import Runner, watch
+from greenroom.runner.http.app import context_of, front_door
 from greenroom.runner.http.connections import Connections
-from greenroom.runner.http.malformed import Runner
 from greenroom.runner.proof import write_privately
 from greenroom.runner.shutdown import LastResort
 from greenroom.runner.systems import here
@@ -144,21 +144,22 @@ class _Serving:
         )
         most = connections_within(raise_soft_limit(), open_now())
         connections = Connections(self._listener, most)
-        app.middlewares.insert(0, connections.watching)
+        watch(app, connections.begin, connections.end)
         await runner.setup()
-        assert runner.server is not None
+        server = runner.server
+        assert server is not None
         note = greenroom.home / NOTE
         url = _url(self._listener)
         try:
             await asyncio.to_thread(_write_note, note, url, greenroom.instance_id)
-            connections.start(runner.server)
+            connections.start(server, lambda: server.connections)
             _log.info("listening on %s, for %d clients at a time", url, most)
             if self._opened is not None:
                 self._opened(url)
             await self._until_the_end()
             self._last_resort.begin()
             await connections.stop()
-            await app[DOOR].visitors.empty(self._drain)
+            await context_of(app).clients.empty(self._drain)
         finally:
             await connections.stop()
             await self._bounded(asyncio.to_thread(note.unlink, missing_ok=True), f"removing {note}")

@@ -45,7 +45,7 @@ def own_doing(end: EngineExit | None) -> bool:
 
 
 class Suspects:
-    """All of one front door. Lives in one event loop."""
+    """All of one front context. Lives in one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

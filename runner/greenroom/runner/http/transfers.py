@@ -1,26 +1,42 @@
-"""Models on their way in and out: pull, push, load, export."""
+"""Models on their way in and out: pull, push, load, export.
+
+The contract's progress lines of pulls and pushes are one JSON object each: raw for clients that ask for JSON,
+HTML-escaped for all others, as Docker's own CLI expects. Files come side by side, each with lines of its own;
+a file that is in the store already gets none. Beside the contract's fields a line has the job's phase, its
+rate and how far all of it is, and a layer its name.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import hashlib
+from typing import Any, Literal
 
 import msgspec
-from aiohttp import web
 
 from greenroom.actors.addresses import LIBRARY
-from greenroom.actors.library.messages import CancelPull, CancelPush, LeavePull, NoteModel, Pull, Push
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.library.messages import (
+    CancelPull,
+    CancelPush,
+    LeavePull,
+    NoteModel,
+    Pull,
+    Pulled,
+    Push,
+    Pushed,
+)
 from greenroom.actors.limits import Id, Name, Secret
 from greenroom.actors.progress import pull_job, push_job
-from greenroom.actors.values import Model
+from greenroom.actors.values import Model, Part, Progress
 from greenroom.runner.http.archives import Archives
 from greenroom.runner.http.bodies import read_json
-from greenroom.runner.http.door import Door
-from greenroom.runner.http.errors import HttpRefusal, wants_json
-from greenroom.runner.http.headers import request_id_of
-from greenroom.runner.http.leaving import counted
+from greenroom.runner.http.context import Context
+from greenroom.runner.http.errors import HttpRefusal, json_response, wants_json
+from greenroom.runner.http.idempotency import counted
+from greenroom.runner.http.port import JSON, AnyResponse, Request, Response
 from greenroom.runner.http.progress_stream import stream_job
-from greenroom.runner.http.transfer_lines import TransferLines
+from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.references import BadReference, Reference, familiar, shown
 
 _TAR = "application/x-tar"
@@ -56,99 +72,87 @@ class PushBody(msgspec.Struct, rename="kebab"):
 class Transfers:
     """The handlers."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._archives = Archives()
 
-    def routes(self) -> Iterator[web.RouteDef]:
-        """All of them; they come before the routes of `Models`, for a reference may hold slashes."""
-        yield web.post("/models/create", self.create)
-        yield web.post("/models/cancel", self.cancel)
-        yield web.post("/models/load", self.load)
-        yield web.post("/models/{reference:.+}/push", self.push)
-        yield web.get("/models/{reference:.+}/export", self.export)
-
-    async def create(self, request: web.Request) -> web.StreamResponse:
+    async def create(self, request: Request) -> AnyResponse:
         """Have a model in the store, and tell how far it is."""
         body = await read_json(request, CreateBody, what="it is no JSON object with a from")
         reference = canonical(body.reference)
-        backstage = self._door.backstage
+        greenroom = self._context.greenroom
         lines = TransferLines(pull_job(reference), "pull", raw=wants_json(request))
 
-        async def pull() -> web.StreamResponse:
-            waiter = body.waiter or request_id_of(request)
+        async def pull() -> AnyResponse:
+            waiter = body.waiter or request.id
             ask = Pull(
                 reference=reference,
                 token=body.bearer_token,
                 force=body.force,
                 waiter=waiter,
-                caller=await self._door.callers.looked_up(request),
+                caller=await self._context.callers.looked_up(request),
             )
-            reply = backstage.system.ask(LIBRARY, ask, cause=request_id_of(request))
-            with counted(backstage.system, reply, LIBRARY, LeavePull(reference=reference, waiter=waiter)):
-                return await stream_job(request, backstage.board, pull_job(reference), reply, lines)
+            reply = greenroom.system.ask(LIBRARY, ask, cause=request.id)
+            with counted(greenroom.system, reply, LIBRARY, LeavePull(reference=reference, waiter=waiter)):
+                return await stream_job(request, greenroom.board, pull_job(reference), reply, lines)
 
-        return await self._door.visitors.attend(request, pull)
+        return await self._context.clients.attend(request, pull)
 
-    async def cancel(self, request: web.Request) -> web.Response:
+    async def cancel(self, request: Request) -> Response:
         """End a pull."""
         body = await read_json(request, CancelBody, what="it is no JSON object with a from")
         cancel = CancelPull(reference=canonical(body.reference), leave=body.leave, waiter=body.waiter)
-        cancelled = await self._door.backstage.system.ask(LIBRARY, cancel, cause=request_id_of(request))
-        return web.json_response({"ended": cancelled.ended})
+        cancelled = await self._context.greenroom.system.ask(LIBRARY, cancel, cause=request.id)
+        return json_response({"ended": cancelled.ended})
 
-    async def push(self, request: web.Request) -> web.StreamResponse:
+    async def push(self, request: Request) -> AnyResponse:
         """Publish a model. It ends when the last client that waits for it has gone."""
         body = await read_json(request, PushBody)
-        name = request.match_info["reference"]
-        model = self._door.model(name, "from")
+        name = request.params["reference"]
+        model = self._context.model(name, "from")
         reference = _published_as(name, model)
-        backstage = self._door.backstage
+        greenroom = self._context.greenroom
         lines = TransferLines(push_job(reference), "push", raw=wants_json(request))
 
-        async def push() -> web.StreamResponse:
+        async def push() -> AnyResponse:
             ask = Push(model_id=model.id, reference=reference, token=body.bearer_token)
-            reply = backstage.system.ask(LIBRARY, ask)
+            reply = greenroom.system.ask(LIBRARY, ask)
             try:
-                return await stream_job(request, backstage.board, push_job(reference), reply, lines)
+                return await stream_job(request, greenroom.board, push_job(reference), reply, lines)
             except (asyncio.CancelledError, ConnectionError):
-                backstage.system.tell(LIBRARY, CancelPush(reference=reference, model_id=model.id))
+                greenroom.system.tell(LIBRARY, CancelPush(reference=reference, model_id=model.id))
                 raise
 
-        return await self._door.visitors.attend(request, push)
+        return await self._context.clients.attend(request, push)
 
-    async def load(self, request: web.Request) -> web.StreamResponse:
+    async def load(self, request: Request) -> AnyResponse:
         """Store the model in the archive that is sent; it gets no tag."""
-        backstage = self._door.backstage
+        greenroom = self._context.greenroom
 
-        async def load() -> web.StreamResponse:
-            model = await self._archives.load(request, backstage.store)
-            await backstage.system.ask(LIBRARY, NoteModel(model=model), cause=request_id_of(request))
+        async def load() -> AnyResponse:
+            model = await self._archives.load(request, greenroom.store)
+            await greenroom.system.ask(LIBRARY, NoteModel(model=model), cause=request.id)
             lines = TransferLines("load", "pull", raw=True)
             # The id is no part of the contract; clients that know the archive can compute it.
-            return web.Response(
-                body=lines.success("Model loaded successfully"),
-                content_type="application/json",
+            return Response(
+                lines.success("Model loaded successfully"),
+                content_type=JSON,
                 headers={"X-Model-Id": model.id},
             )
 
-        return await self._door.visitors.attend(request, load)
+        return await self._context.clients.attend(request, load)
 
-    async def export(self, request: web.Request) -> web.StreamResponse:
+    async def export(self, request: Request) -> AnyResponse:
         """A model as an archive."""
-        name = request.match_info["reference"]
-        model = self._door.model(name)
+        name = request.params["reference"]
+        model = self._context.model(name)
         quoted = shown(name).replace("\\", "_").replace('"', "_")
 
-        async def send() -> web.StreamResponse:
-            response = web.StreamResponse(
-                headers={"Content-Disposition": f'attachment; filename="{quoted}.tar"'}
-            )
-            response.content_type = _TAR
-            await self._archives.send(request, response, self._door.backstage.store, model)
-            return response
+        async def send() -> AnyResponse:
+            headers = {"Content-Type": _TAR, "Content-Disposition": f'attachment; filename="{quoted}.tar"'}
+            return await self._archives.send(request, headers, self._context.greenroom.store, model)
 
-        return await self._door.visitors.attend(request, send)
+        return await self._context.clients.attend(request, send)
 
 
 def canonical(text: str) -> str:
@@ -187,3 +191,109 @@ def _published_as(name: str, model: Model) -> str:
     advice = "Name one of them." if places else "Give it one: greenroom tag MODEL REGISTRY/YOU/MODEL"
     many = f"has {len(places)} tags on registries" if places else "has no tag on a registry"
     raise HttpRefusal(400, "bad_model_name", f"{shown(name)} {many}.", advice=advice, param="from")
+
+
+TransferMode = Literal["pull", "push", "verify"]
+
+_VERBS = {"pull": "Downloaded", "push": "Uploaded", "verify": "Verified"}
+_MOVING = {"pull": "downloading", "push": "uploading", "verify": "verifying"}
+_ESCAPES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&#39;"), ('"', "&#34;"))
+
+_encode = msgspec.json.Encoder().encode
+
+
+class TransferLines:
+    """The lines of one transfer, in order: the bytes of a layer never go back and end at its size."""
+
+    def __init__(self, job: str, mode: TransferMode, *, raw: bool) -> None:
+        self.content_type = JSON if raw else "text/plain"
+        self._job = job
+        self._raw = raw
+        self._mode = mode
+        # What has no files of its own to tell of is one layer; clients go by characters 7 to 19 of its id.
+        self._whole = f"sha256:{hashlib.sha256(job.encode()).hexdigest()}"
+        self._layers: dict[str, Part] = {}
+        """As told last."""
+        self._done = 0
+        self._total = 0
+
+    def again(self) -> TransferLines:
+        """The same for another client, who has been told nothing yet."""
+        return TransferLines(self._job, self._mode, raw=self._raw)
+
+    def progress(self, progress: Progress) -> bytes:
+        """A line for each layer that has moved; otherwise what is going on, if there is something to say."""
+        more: dict[str, Any] = {"phase": progress.phase}
+        if progress.rate:
+            more["rate"] = progress.rate
+        if progress.phase != _MOVING[self._mode]:
+            if progress.total:
+                more |= {"done": progress.done, "of": progress.total}
+            return self._line("progress", progress.message, **more) if progress.message else b""
+        self._total = max(progress.total, progress.done)
+        self._done = max(self._done, progress.done)
+        whole = (Part(id=self._whole, name="", size=self._total, done=self._done),)
+        moved = b"".join(
+            self._moved(part, **more) for part in progress.parts or (whole if self._done else ())
+        )
+        if moved or not progress.message:
+            return moved
+        # Nothing moves, and that is worth a line: without it clients go on showing the last rate.
+        return self._line("progress", progress.message, done=self._done, of=self._total, **more)
+
+    def heartbeat(self) -> bytes:
+        """An empty line, which clients skip."""
+        return b"\n"
+
+    def success(self, result: Pulled | Pushed | str) -> bytes:
+        """The last line; before it, the end of a transfer whose last steps nobody has seen."""
+        rest = b""
+        for part in tuple(self._layers.values()):
+            self._done = self._total
+            rest += self._moved(msgspec.structs.replace(part, done=part.size), phase=_MOVING[self._mode])
+        if isinstance(result, Pushed):
+            message = "Model pushed successfully"
+        elif isinstance(result, Pulled):
+            cached = f"Using cached model: {size_text(result.model.size)}"
+            message = "Model pulled successfully" if result.fresh else cached
+        else:
+            message = result
+        return rest + self._line("success", message)
+
+    def error(self, refusal: Refusal) -> bytes:
+        """The last line of a transfer that failed."""
+        return self._line("error", f"Error: {refusal.sentence()}", code=refusal.code)
+
+    def _moved(self, part: Part, **more: Any) -> bytes:
+        told = self._layers.get(part.id)
+        if told is not None and part.done <= told.done:
+            return b""
+        self._layers[part.id] = part
+        layer: dict[str, Any] = {"id": part.id, "size": part.size, "current": part.done}
+        if part.name:
+            layer["name"] = part.name
+        # Beside the contract's fields: how far the whole of it is, with what needed no moving.
+        more |= {"done": self._done, "of": self._total}
+        return self._line("progress", f"{_VERBS[self._mode]}: {_megabytes(part.done)}", layer=layer, **more)
+
+    def _line(self, kind: str, message: str, *, layer: dict[str, Any] | None = None, **more: Any) -> bytes:
+        line = {
+            "type": kind,
+            "message": message,
+            "total": self._total if layer else 0,
+            "layer": layer or {"size": 0, "current": 0},
+            "mode": self._mode,
+            **more,
+        }
+        data = _encode(line)
+        if not self._raw:
+            text = data.decode()
+            for plain, escaped in _ESCAPES:
+                text = text.replace(plain, escaped)
+            data = text.encode()
+        return data + b"\n"
+
+
+def _megabytes(size: int) -> str:
+    """Bytes for people, as Docker Model Runner writes them."""
+    return f"{size / 2**20:.2f} MB"

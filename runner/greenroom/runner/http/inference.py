@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
-
 from greenroom.actors.gates import Place
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import SLOTS
@@ -27,22 +25,20 @@ from greenroom.actors.progress import request_job
 from greenroom.actors.values import EngineExit, Mode, Model
 from greenroom.runner.http.abilities import refusal_of_told, refuse_what_it_cannot
 from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.bodies import IGNORED, Routing, read_body, routing_of
-from greenroom.runner.http.checking import Checked, checked
-from greenroom.runner.http.dialects import Renaming, dropped_of, translate
+from greenroom.runner.http.bodies import Routing, read_body, routing_of
+from greenroom.runner.http.context import Context
 from greenroom.runner.http.dialogues import Dialogue
-from greenroom.runner.http.door import Door
+from greenroom.runner.http.disconnects import ReadWatch
 from greenroom.runner.http.engine_errors import Asked, told
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
-from greenroom.runner.http.go_text import keep_alive_of
-from greenroom.runner.http.headers import forwarded, request_id_of, returned
+from greenroom.runner.http.go_duration import keep_alive_of
+from greenroom.runner.http.port import AnyResponse, Request, Response, Stream
 from greenroom.runner.http.progress_stream import sentence_of
-from greenroom.runner.http.readers import Reader
-from greenroom.runner.http.stream import Said, Stream, Unfinished
+from greenroom.runner.http.request_check import Checked, checked
+from greenroom.runner.http.request_rewrite import Renaming, dropped_of, forwarded, returned, translate
+from greenroom.runner.http.sse import EVENT_STREAM, EventStream, KeepAlive, Said, Unfinished
 from greenroom.runner.http.suspects import fingerprint, own_doing
-from greenroom.runner.http.upstreams import Answer, Lost, Unreached
-from greenroom.runner.http.visitors import SERVED
-from greenroom.runner.http.waiting import EVENT_STREAM, Waiting
+from greenroom.runner.http.upstream import Answer, Lost, Unreached
 
 _REACH_FOR = 5.0
 """Seconds to go on asking for an engine that can be reached: an exit is noticed in hundredths of one."""
@@ -50,9 +46,9 @@ _REACH_PAUSE = 0.025
 _OURS = frozenset({"keep_alive"})
 """Fields that are for us and that an engine might refuse."""
 _OBITUARY = 3.0
-"""Seconds to wait for the reason of an engine's death."""
+"""Seconds to wait for the cause of an engine's death."""
 _TURN = 30.0
-"""Seconds that one of those who were inside a dying engine together waits to be tried again alone."""
+"""Seconds a request that was inside a dying engine with others waits for its turn to be retried alone."""
 _TOLD = 64 * 1024
 """Bytes of an engine's error that are read."""
 _TOLD_WITHIN = 5.0
@@ -84,28 +80,29 @@ class Kind:
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, door: Door, request: web.Request, kind: Kind, backend: str) -> None:
+    def __init__(self, context: Context, request: Request, kind: Kind, backend: str) -> None:
         """`backend`, unless empty, is binding."""
-        self._door = door
+        self._context = context
         self._request = request
         self._kind = kind
         self._backend = backend
         self._asked_as = ""
         self._ours: frozenset[str] = frozenset()
         self._admission: Admission | None = None
-        self._waiting: Waiting | None = None
+        self._keep_alive: KeepAlive | None = None
         self._upstream: Answer | None = None
-        self._response: web.StreamResponse | None = None
         self._stream: Stream | None = None
-        self._reader: Reader | None = None
+        """The answer, once its head was sent by us."""
+        self._events: EventStream | None = None
+        self._watch: ReadWatch | None = None
         self._fingerprint = b""
         self._engine_id = ""
         """The engine that has this request; empty while none has."""
         self._turn = contextlib.AsyncExitStack()
-        """Held while this request is tried again alone."""
+        """Held while this request is retried alone."""
         self._has_turn = False
 
-    async def serve(self) -> web.StreamResponse:
+    async def serve(self) -> AnyResponse:
         """Do all of it."""
         try:
             return await self._serve()
@@ -114,28 +111,29 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - whatever it is, a stream that has begun gets its end
             return await self._refuse(error)
         finally:
-            if self._waiting is not None:
-                self._waiting.cancel()
-            if self._reader is not None:
-                self._reader.end()
+            if self._keep_alive is not None:
+                self._keep_alive.cancel()
+            if self._watch is not None:
+                self._watch.end()
             whole = self._upstream is not None and self._upstream.complete
             if self._upstream is not None:
                 self._upstream.close()
             if self._admission is not None:
                 self._leave(self._admission, whole=whole)
-            await self._turn.aclose()
+            if self._has_turn:
+                await self._turn.aclose()
 
     def _leave(self, admission: Admission, *, whole: bool) -> None:
-        """Give the place back; at once, unless the engine may still be at work for a client that left."""
-        lingering, engine_id = self._door.lingering, self._engine_id
+        """Give the slot back; at once, unless the engine may still be at work for a client that left."""
+        lingering, engine_id = self._context.lingering, self._engine_id
         if engine_id and not whole:
             lingering.note(engine_id)
         if not engine_id or not lingering.may_work(engine_id, admission.request_id):
             admission.leave()
             return
-        self._door.keep(lingering.until_still(engine_id, admission.request_id), then=admission.leave)
+        self._context.keep(lingering.until_still(engine_id, admission.request_id), then=admission.leave)
 
-    async def farewell(self) -> web.StreamResponse:
+    async def farewell(self) -> AnyResponse:
         """The last answer when the front door closes with this request inside."""
         refusal = Refusal(
             code="stopping",
@@ -144,62 +142,63 @@ class Exchange:
             kind="unavailable",
             retry_after=5.0,
         )
-        response = self._response or (self._waiting.response if self._waiting is not None else None)
-        if response is None:
+        stream = self._stream or (self._keep_alive.stream if self._keep_alive is not None else None)
+        if stream is None:
             return answer(self._request, refusal, self._kind.family)
-        return await self._last_words(response, refusal)
+        return await self._last_words(stream, refusal)
 
-    async def _serve(self) -> web.StreamResponse:
-        door, request, kind = self._door, self._request, self._kind
-        settings = door.backstage.settings
+    async def _serve(self) -> AnyResponse:
+        context, request, kind = self._context, self._request, self._kind
+        settings = context.greenroom.settings
         body = await read_body(request, settings.max_body)
         routing = routing_of(body)
-        model = door.model(routing.model)
+        model = context.model(routing.model)
         self._asked_as = routing.model
         self._ours = _OURS if routing.keep_alive is not None else frozenset()
         if request.headers.get("X-Preload-Only", "").lower() == "true":
             await self._admit(model, routing, {}).enter()
-            return web.Response()
+            return Response()
         right = await checked(body, kind.dialogue)
-        await door.abilities.look(model, kind.mode, self._backend, right.fields, self._asked(self._backend))
-        if len(door.suspects) and door.suspects.counts(self._print_of(model, right.body)) > 1:
+        await context.abilities.look(
+            model, kind.mode, self._backend, right.fields, self._asked(self._backend)
+        )
+        if len(context.suspects) and context.suspects.counts(self._print_of(model, right.body)) > 1:
             raise self._suspected()
         admission = self._admit(model, routing, right.fields)
         if right.fields.get("stream") and kind.end:
-            self._waiting = Waiting(
+            self._keep_alive = KeepAlive(
                 request,
                 after=settings.progress_after,
                 headers={"Cache-Control": "no-cache"},
                 say=self._what_goes_on,
             )
-            self._waiting.begin()
+            self._keep_alive.begin()
         place, upstream, first = await self._first_byte(admission, model, right)
         try:
-            response = await self._pass_on(place, model, upstream, first)
+            return await self._pass_on(place, model, upstream, first)
         except Unfinished:
             raise self._broke_off(place, "in mid-stream") from None
         except Lost:
-            # It has begun to answer, and perhaps the client to read, so there is no trying again.
-            when = "before its answer was complete" if self._stream is None else "in mid-stream"
+            # It has begun to answer, and perhaps the client to read, so there is no retry.
+            when = "before its answer was complete" if self._events is None else "in mid-stream"
             raise await self._died_of(place, model, right.body, when) from None
         finally:
-            door.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
-        return response
+            context.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
 
     def _admit(self, model: Model, routing: Routing, fields: Mapping[str, Any]) -> Admission:
         """The way in for a request with these fields."""
-        door, request, user = self._door, self._request, fields.get("user", "")
+        context, request, user = self._context, self._request, fields.get("user", "")
         self._admission = Admission(
-            door.backstage,
-            door.ids,
+            context.greenroom,
+            context.ids,
             model,
             asked_as=routing.model,
             mode=self._kind.mode,
             backend=self._backend,
-            caller=door.callers.at_once(request, user),
-            look_up=lambda: door.callers.looked_up(request, user),
+            caller=context.callers.at_once(request, user),
+            look_up=lambda: context.callers.looked_up(request, user),
             places=_places(fields),
-            request_id=request_id_of(request),
+            request_id=request.id,
             keep_alive=_keep_alive(routing),
         )
         return self._admission
@@ -211,24 +210,24 @@ class Exchange:
     ) -> tuple[Place, Answer, bytes]:
         """Send the request until an engine has begun to answer it."""
         loop = asyncio.get_running_loop()
-        suspects = self._door.suspects
+        suspects = self._context.suspects
         # Without the query, in which some clients have their keys.
         path = self._kind.path
         headers = forwarded(self._request)
         give_up, losses = 0.0, 0
         while True:
             place = await admission.enter(afresh=give_up > 0 or losses > 0)
-            dialect = self._door.backstage.backends[place.backend].dialect
+            dialect = self._context.greenroom.backends[place.backend].dialect
             refuse_what_it_cannot(place.backend, dialect, right.fields)
             if dropped := dropped_of(right.body, dialect):
-                self._request[IGNORED] = dropped
+                self._request.ignored = dropped
             translated = translate(right.body, dialect, dialect.spoken(model.id), self._ours)
-            last_byte = self._door.backstage.gates.last_byte(place.engine_id)
+            last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             suspects.enter(place.engine_id, admission.request_id)
             self._engine_id = place.engine_id
             began, seen = False, True
             try:
-                upstream = await self._door.upstreams.post(
+                upstream = await self._context.upstreams.post(
                     place.endpoint, path, translated, headers, last_byte
                 )
                 self._upstream = upstream
@@ -264,8 +263,8 @@ class Exchange:
             await asyncio.sleep(_REACH_PAUSE)
 
     async def _wait_for_turn(self, model: Model, body: bytes) -> None:
-        """Those that were inside a dying engine together go on one at a time, for the next death to tell."""
-        suspects = self._door.suspects
+        """Requests that were inside a dying engine together are retried one at a time, to find the cause."""
+        suspects = self._context.suspects
         if self._has_turn or not len(suspects) or suspects.counts(self._print_of(model, body)) != 1:
             return
         with contextlib.suppress(TimeoutError):
@@ -275,33 +274,29 @@ class Exchange:
 
     # to the client
 
-    async def _pass_on(
-        self, place: Place, model: Model, upstream: Answer, chunk: bytes
-    ) -> web.StreamResponse:
-        response = await self._waiting.end() if self._waiting is not None else None
+    async def _pass_on(self, place: Place, model: Model, upstream: Answer, chunk: bytes) -> AnyResponse:
+        begun = await self._keep_alive.end() if self._keep_alive is not None else None
         if not 200 <= upstream.status < 300:
             raise refusal_of_told(
                 told(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
             )
-        spoken = self._door.backstage.backends[place.backend].dialect.spoken(model.id)
+        spoken = self._context.greenroom.backends[place.backend].dialect.spoken(model.id)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
-        self._reader = Reader(
+        self._watch = ReadWatch(
             self._request,
-            request_id_of(self._request),
-            self._door.backstage.settings.unread_for,
-            lambda: self._door.wanted(place.engine_id),
+            self._context.greenroom.settings.unread_for,
+            lambda: self._context.wanted(place.engine_id),
         )
-        self._reader.begin()
+        self._watch.begin()
         if upstream.content_type == EVENT_STREAM:
-            if response is None:
-                response = await self._begin(upstream)
-            stream = self._stream = Stream(self._request, response, self._reader, rename, self._kind.end)
+            stream = begun or await self._begin(upstream)
+            self._events = EventStream(self._request, stream, self._watch, rename, self._kind.end)
             try:
-                await stream.pass_on(upstream, chunk)
+                await self._events.pass_on(upstream, chunk)
             except Said as said:
                 raise refusal_of_told(told(500, said.event, self._asked(place.backend))) from None
-            return response
-        if response is not None:
+            return stream
+        if begun is not None:
             # The stream has begun with comments, and a whole answer cannot be told in one.
             raise HttpRefusal(
                 502, "engine_failed", f"The {place.backend} engine did not answer with a stream."
@@ -311,77 +306,64 @@ class Exchange:
             if len(body) > _WHOLE or not upstream.complete:
                 message = f"The {place.backend} engine's answer is larger than {_WHOLE // 2**20} MiB."
                 raise HttpRefusal(502, "engine_failed", message)
-            return self._served(
-                web.Response(status=upstream.status, headers=returned(upstream), body=rename(body))
-            )
-        response = await self._begin(upstream, upstream.length)
+            self._request.served = upstream.status
+            return Response(rename(body), status=upstream.status, headers=returned(upstream))
+        stream = await self._begin(upstream, upstream.length)
         while chunk:
             for start in range(0, len(chunk), _PIECE):
                 piece = chunk[start : start + _PIECE]
-                self._reader.sent += len(piece)
-                await response.write(piece)
+                self._watch.sent += len(piece)
+                await stream.write(piece)
             try:
                 chunk = await upstream.read()
             except Lost:
                 # The head promised a whole answer. Cutting the connection is the only way to take it back.
                 self._hang_up()
-        await response.write_eof()
-        return self._served(response)
+        await stream.end()
+        self._request.served = stream.status
+        return stream
 
-    def _served(self, response: web.StreamResponse) -> web.StreamResponse:
-        self._request[SERVED] = response.status
-        return response
+    async def _begin(self, upstream: Answer, length: int | None = None) -> Stream:
+        self._stream = await self._request.start(
+            status=upstream.status, headers=returned(upstream), length=length
+        )
+        return self._stream
 
-    async def _begin(self, upstream: Answer, length: int | None = None) -> web.StreamResponse:
-        response = web.StreamResponse(status=upstream.status, headers=returned(upstream))
-        if length is not None:
-            response.content_length = length
-        await response.prepare(self._request)
-        self._response = response
-        return response
+    # when it fails
 
-    # when it does not go well
-
-    async def _refuse(self, error: Exception) -> web.StreamResponse:
-        response = self._response
-        if self._waiting is not None:
-            response = await self._waiting.end() or response
-        if response is None:
+    async def _refuse(self, error: Exception) -> AnyResponse:
+        stream = self._stream
+        if self._keep_alive is not None:
+            stream = await self._keep_alive.end() or stream
+        if stream is None:
             return answer_error(self._request, error, self._kind.family)
-        return await self._last_words(response, refusal_of(error), getattr(error, "param", None))
+        return await self._last_words(stream, refusal_of(error), getattr(error, "param", None))
 
-    async def _last_words(
-        self, response: web.StreamResponse, refusal: Refusal, param: str | None = None
-    ) -> web.StreamResponse:
+    async def _last_words(self, stream: Stream, refusal: Refusal, param: str | None = None) -> AnyResponse:
         """End a stream that has begun with an error, and its connection: so no client takes it for whole."""
-        if response.content_type != EVENT_STREAM:
+        if stream.content_type != EVENT_STREAM:
             self._hang_up()
-        if self._stream is not None and self._stream.in_event:
+        if self._events is not None and self._events.in_event:
             # Part of an event was sent; a blank line ends it.
-            await response.write(b"\n\n")
-        request_id = request_id_of(self._request)
-        await response.write(frame(refusal, param, self._kind.family, request_id))
-        await response.write_eof()
-        transport = self._request.transport
-        if transport is not None:
-            self._request[SERVED] = response.status
-            transport.close()
-        return response
+            await stream.write(b"\n\n")
+        await stream.write(frame(refusal, param, self._kind.family, self._request.id))
+        await stream.end()
+        self._request.served = stream.status
+        self._request.close()
+        return stream
 
     def _hang_up(self) -> None:
-        transport = self._request.transport
-        if transport is not None:
-            transport.abort()
+        self._request.abort()
         raise ConnectionResetError("the answer could not be completed")
 
     async def _died_of(self, place: Place, model: Model, body: bytes, when: str) -> HttpRefusal:
-        """What is told of an engine that broke off; a request it died of is remembered."""
-        suspects = self._door.suspects
+        """The refusal for an engine that broke off; a request it died of is remembered."""
+        suspects = self._context.suspects
         in_company = suspects.in_company(place.engine_id)
         end, gone = await self._end_of(place)
         if not gone:
             suspects.lives(place.engine_id)
-            self._door.backstage.gates.doubt(place.engine_id)
+            self._context.greenroom.gates.doubt(place.engine_id)
             return self._broke_off(place, when)
         what = f'The {place.backend} engine that served "{self._asked_as}" ended {when}: {_how(end)}.'
         print_ = self._print_of(model, body)
@@ -406,7 +388,7 @@ class Exchange:
     async def _end_of(self, place: Place) -> tuple[EngineExit | None, bool]:
         """How an engine ended, and whether it has, once its runner knows."""
         for _ in range(round(_OBITUARY / _REACH_PAUSE)):
-            engines = self._door.backstage.engines()
+            engines = self._context.greenroom.engines()
             engine = next((one for one in engines if one.spec.engine_id == place.engine_id), None)
             if engine is None or engine.state == "gone":
                 return (engine.exit if engine is not None else None), True
@@ -431,7 +413,7 @@ class Exchange:
 
     def _what_goes_on(self) -> str:
         request_id = self._admission.request_id if self._admission is not None else ""
-        board = self._door.backstage.board
+        board = self._context.greenroom.board
         progress = board.latest(request_job(request_id))
         if progress is None:
             return f"waiting for {self._asked_as}"
@@ -473,7 +455,7 @@ async def _rest(upstream: Answer, chunk: bytes) -> bytes:
 
 
 def _how(end: EngineExit | None) -> str:
-    """How an engine ended, without a word of its own: it may have printed what others have said."""
+    """How an engine ended, without anything it printed: that may be from other clients' requests."""
     if end is None:
         return "it is gone"
     if end.failure is not None:

@@ -7,28 +7,25 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from aiohttp import web
-
 from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.errors import KernelError, SystemFailed
 from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, SchedulerState
 from greenroom.actors.values import Caller, Engine, Mode, Model
+from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.abilities import Abilities
-from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.backstage import Backstage
+from greenroom.runner.http.admission import Admission, RequestIds
 from greenroom.runner.http.callers import Callers
+from greenroom.runner.http.disconnects import Clients, Lingering
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.lingering import Lingering
-from greenroom.runner.http.request_ids import RequestIds
+from greenroom.runner.http.port import Request
 from greenroom.runner.http.suspects import Suspects
-from greenroom.runner.http.upstreams import Upstreams
-from greenroom.runner.http.visitors import Visitors
+from greenroom.runner.http.upstream import Upstreams
 from greenroom.runner.models.references import AmbiguousName, BadReference, shown
 
 _NAMES = 1_000
-"""Names that are remembered: clients use few, and hostile ones shall not fill the memory."""
+"""Names that are remembered: clients use few, and hostile ones must not fill the memory."""
 _REMEMBERED = 256
 """Characters of a name that is remembered; a longer one is looked up each time."""
 
@@ -38,21 +35,21 @@ Stop = Callable[[float | None], None]
 """Stops the daemon in order; the argument is for how many seconds its engines are kept (None: not)."""
 
 
-class Door:
-    """One front door: who is inside, the ways to the engines, and what lies behind."""
+class Context:
+    """The runner behind one front door, the clients it serves, and its connections to engines."""
 
-    def __init__(self, backstage: Backstage, stop: Stop | None = None) -> None:
-        """`stop` is what `POST /daemon/stop` calls; without it that route says that it is the host's."""
-        self.backstage = backstage
+    def __init__(self, greenroom: Greenroom, stop: Stop | None = None) -> None:
+        """`stop` is called by `POST /daemon/stop`; without it that route says that the host has to stop."""
+        self.greenroom = greenroom
         self.stop = stop
-        self.visitors = Visitors()
+        self.clients = Clients()
         self.ids = RequestIds()
         self.callers = Callers()
         self.upstreams = Upstreams(self._live_endpoints)
         self.suspects = Suspects()
-        self.lingering = Lingering(backstage.gates, self.engine)
-        self.abilities = Abilities(backstage, self.configs)
-        self.verdicts = {one.name: one.verdict for one in backstage.facts}
+        self.lingering = Lingering(greenroom.gates, self.engine)
+        self.abilities = Abilities(greenroom, self.configs)
+        self.verdicts = {one.name: one.verdict for one in greenroom.facts}
         """Why this machine cannot run a backend; empty for those it can."""
         self._models: tuple[Model, ...] = ()
         self._named: dict[str, Model] = {}
@@ -60,24 +57,24 @@ class Door:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def model(self, name: str, param: str = "model") -> Model:
-        """The model of that name. Raises HttpRefusal: 404 when it is not here, 400 when it is no name.
+        """The model of that name. Raises HttpRefusal: 404 when there is none, 400 when it is no name.
 
-        Raises SystemFailed when the actors have stopped themselves: what is here is not known then.
+        Raises SystemFailed when the actors have stopped themselves: which models there are is not known then.
         """
-        failure = self.backstage.failure
+        failure = self.greenroom.failure
         if failure is not None:
             raise SystemFailed(str(failure)) from failure
         if not is_line(name):
             message = f"A model's name is one line of at most {NAME} printable characters."
             raise HttpRefusal(400, "bad_model_name", message, param=param)
-        models = self.backstage.models()
+        models = self.greenroom.models()
         if models != self._models:
             self._models, self._named = models, {}
         known = self._named.get(name)
         if known is not None:
             return known
         try:
-            model = self.backstage.find_model(name)
+            model = self.greenroom.find_model(name)
         except (BadReference, AmbiguousName) as error:
             raise HttpRefusal(400, "bad_model_name", str(error), param=param) from None
         if model is None:
@@ -94,20 +91,20 @@ class Door:
 
     def backend(self, name: str) -> str:
         """The name of a backend there is. Raises HttpRefusal: 404."""
-        if name not in self.backstage.backends:
-            known = ", ".join(self.backstage.backends)
+        if name not in self.greenroom.backends:
+            known = ", ".join(self.greenroom.backends)
             raise HttpRefusal(404, "backend_not_found", f"backend not found; there are: {known}.")
         return name
 
-    def backend_of(self, request: web.Request) -> str:
+    def backend_of(self, request: Request) -> str:
         """The backend that a request's path names; empty when it names none. Raises HttpRefusal: 404."""
-        name = request.match_info.get("backend", "")
+        name = request.params.get("backend", "")
         return self.backend(name) if name else ""
 
     def configs(self) -> Mapping[str, ModelConfigState]:
         """How models are configured, by `config_key`; empty while the scheduler cannot tell."""
         try:
-            state: SchedulerState = self.backstage.system.state(SCHEDULER)
+            state: SchedulerState = self.greenroom.system.state(SCHEDULER)
         except KernelError:
             return {}
         return state.configs
@@ -115,29 +112,29 @@ class Door:
     def quarantines(self) -> tuple[Quarantine, ...]:
         """Models that an older version of a backend serves; empty while the scheduler cannot tell."""
         try:
-            state: SchedulerState = self.backstage.system.state(SCHEDULER)
+            state: SchedulerState = self.greenroom.system.state(SCHEDULER)
         except KernelError:
             return ()
         return tuple(state.quarantines.values())
 
     def engine(self, engine_id: str) -> Engine | None:
         """An engine there is, or was lately."""
-        return next((one for one in self.backstage.engines() if one.spec.engine_id == engine_id), None)
+        return next((one for one in self.greenroom.engines() if one.spec.engine_id == engine_id), None)
 
     def wanted(self, engine_id: str) -> str:
-        """Who wants a place in this engine, in words; empty when nobody does."""
-        if self.backstage.gates.is_wanted(engine_id):
+        """What waits for a slot in this engine, in words; empty when nothing does."""
+        if self.greenroom.gates.is_wanted(engine_id):
             return "others wait for its engine"
-        reading = self.backstage.gates.readings().get(engine_id)
+        reading = self.greenroom.gates.readings().get(engine_id)
         if reading is not None and not reading.open:
             return "its engine is to end"
-        waiting = any(job.startswith(request_job("")) for job in self.backstage.board.running())
+        waiting = any(job.startswith(request_job("")) for job in self.greenroom.board.running())
         return "another request waits" if waiting else ""
 
     def keep(self, work: Coroutine[Any, Any, None], then: Callable[[], None] | None = None) -> None:
-        """Have something done that nobody waits for, and `then` whatever comes of it.
+        """Run something in the background, and call `then` at its end, whatever it is.
 
-        A door that closes may cancel it before it has begun: a `finally` in it would not be reached.
+        It may be cancelled before it has begun, when the front door closes; a `finally` in it would not run.
         """
         task = asyncio.get_running_loop().create_task(work)
         # A loop keeps only weak references to its tasks.
@@ -149,7 +146,7 @@ class Door:
     def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
         """Have a model loaded in the background; what comes of it is in the journal."""
         admission = Admission(
-            self.backstage,
+            self.greenroom,
             self.ids,
             model,
             asked_as=asked_as,
@@ -165,11 +162,11 @@ class Door:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self.visitors.close()
+        self.clients.close()
         self.upstreams.close()
 
     def _live_endpoints(self) -> set[str]:
-        return {engine.endpoint for engine in self.backstage.engines() if engine.state != "gone"}
+        return {engine.endpoint for engine in self.greenroom.engines() if engine.state != "gone"}
 
 
 def shown_name(model: Model) -> str:

@@ -1,7 +1,9 @@
-"""The few changes a backend's dialect asks for: fields it must not see, and what it calls the model.
+"""The few changes to what passes between a client and an engine: headers, fields, and the model's name.
 
-Everything else passes byte for byte. Answers are changed back without parsing them: inside a JSON string
-every quote is escaped, so `"model":"…"` with bare quotes can only be a key and its value.
+Only listed headers pass: an unknown one may carry a client's secret to an engine, or make a browser do what
+the engine says. A body passes byte for byte, but for the fields a backend's dialect must not see and the name
+that it has for the model. Answers are changed back without parsing them: inside a JSON string every quote is
+escaped, so `"model":"…"` with bare quotes can only be a key and its value.
 """
 
 from __future__ import annotations
@@ -9,13 +11,46 @@ from __future__ import annotations
 import re
 
 import msgspec
+from multidict import CIMultiDict
 
 from greenroom.runner.backends.base import Dialect
+from greenroom.runner.http.port import Request
+from greenroom.runner.http.upstream import Answer
 
 _LINE_LIMIT = 4 * 2**20
 """Bytes of one unfinished line that are held back; past it, it passes as it is."""
+_FORWARDED = frozenset(
+    "accept accept-language anthropic-beta anthropic-version traceparent user-agent".split()
+)
+_RETURNED = frozenset("cache-control content-encoding content-type".split())
+_PLAIN = re.compile(r"[\x20-\x7e\t]*")
+"""A value that can be sent on: an engine's may hold anything."""
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def forwarded(request: Request) -> CIMultiDict[str]:
+    """A request's headers, as the engine gets them.
+
+    What comes to an engine has been read as JSON. Clients that call it a form (`curl -d` by itself does) are
+    understood here, but vLLM would refuse them.
+    """
+    headers = CIMultiDict(
+        [(name, value) for name, value in request.headers.items() if name.lower() in _FORWARDED]
+    )
+    headers["Content-Type"] = "application/json"
+    return headers
+
+
+def returned(answer: Answer) -> CIMultiDict[str]:
+    """An answer's headers, as the client gets them."""
+    return CIMultiDict(
+        [
+            (name, value)
+            for name, value in answer.headers.items()
+            if name.lower() in _RETURNED and _PLAIN.fullmatch(value)
+        ]
+    )
 
 
 def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[str] = frozenset()) -> bytes:

@@ -1,0 +1,328 @@
+"""The adapter to aiohttp, the server that carries the front door. No other module imports aiohttp.
+
+`mount` makes an application of the table of routes, and `Runner` serves it for the daemon. aiohttp by itself
+logs a traceback for each request that is not HTTP, with the line in question, and sends that line back to the
+client. With `Runner` it is one log line and one sentence, without anything that was sent, and bodies are not
+unpacked.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import fcntl
+import logging
+import termios
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import (
+    BadHttpMethod,
+    BadStatusLine,
+    HttpProcessingError,
+    InvalidHeader,
+    LineTooLong,
+)
+
+from greenroom.actors.kernel.errors import Refusal
+from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of
+from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Response, Route, Stream
+
+__all__ = ["Application", "Runner", "holder", "mount", "watch"]
+
+_log = logging.getLogger(__name__)
+
+Application = web.Application
+
+_HOLDER: web.AppKey[Any] = web.AppKey("greenroom.holder", object)
+_UNREAD = 64 * 1024
+"""Bytes a client may be behind and still count as keeping up."""
+_UNREADABLE = (
+    (LineTooLong, "a header line is too long"),
+    (InvalidHeader, "a header is malformed"),
+    ((BadHttpMethod, BadStatusLine), "its first line is not a request line"),
+)
+
+
+def mount(
+    routes: Iterable[Route],
+    serve: Callable[[Request], Awaitable[AnyResponse]],
+    *,
+    held: object,
+    closing: Callable[[], None],
+    close: Callable[[], Awaitable[None]],
+) -> Application:
+    """An application with these routes; `serve` handles every request, also those that fit no route.
+
+    Args:
+        held: what `holder` gives back for the application.
+        closing: called when the application begins to shut down, while requests are still inside.
+        close: called at its end.
+    """
+    known: dict[web.AbstractRoute, Route] = {}
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        info = request.match_info
+        ours = _Request(request)
+        ours.route, ours.params = known.get(info.route), info
+        if isinstance(info.http_exception, web.HTTPMethodNotAllowed):
+            ours.allowed = tuple(sorted(info.http_exception.allowed_methods))
+        return await ours.finish(await serve(ours))
+
+    @web.middleware
+    async def unmatched(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        return await (handle(request) if request.match_info.http_exception is not None else handler(request))
+
+    app = Application(middlewares=[unmatched])
+    for route in routes:
+        for method in ("HEAD", "GET") if route.method == "GET" else (route.method,):
+            mounted = app.router.add_route(method, route.pattern, handle, expect_handler=_expected)
+            known[mounted] = replace(route, method=method)
+
+    async def on_shutdown(_: Application) -> None:
+        closing()
+
+    async def on_cleanup(_: Application) -> None:
+        await close()
+
+    app[_HOLDER] = held
+    app.on_shutdown.append(on_shutdown)
+    app.on_cleanup.append(on_cleanup)
+    return app
+
+
+def holder(app: Application) -> Any:
+    """What was `held` when the application was mounted."""
+    return app[_HOLDER]
+
+
+def watch(app: Application, begin: Callable[[object], None], end: Callable[[object], None]) -> None:
+    """Call `begin` and `end` with the connection (an asyncio protocol) around every request."""
+
+    @web.middleware
+    async def watched(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        connection = request.protocol
+        begin(connection)
+        try:
+            return await handler(request)
+        finally:
+            end(connection)
+
+    app.middlewares.insert(0, watched)
+
+
+async def _expected(request: web.Request) -> web.StreamResponse | None:
+    """Answer `Expect` before the body is sent: aiohttp would refuse what it does not know in plain text."""
+    if request.headers["Expect"].lower() != "100-continue":
+        ours = _Request(request)
+        refusal = HttpRefusal(417, "expectation_failed", "Only Expect: 100-continue is supported.")
+        return await ours.finish(answer_error(ours, refusal, family_of(ours)))
+    if request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    return None
+
+
+class _Request(Request):
+    def __init__(self, request: web.BaseRequest) -> None:
+        super().__init__(
+            request.method, request.path, request.raw_path, request.query_string, request.headers
+        )
+        self._web = request
+        self._stream: _Stream | None = None
+
+    async def finish(self, response: AnyResponse) -> web.StreamResponse:
+        """The answer as aiohttp takes it from a handler."""
+        stream = self._stream
+        if stream is not None:
+            if not stream.ended:
+                # A head that has been sent cannot be taken back; cutting the connection shows the failure.
+                self.abort()
+            return stream.response
+        assert isinstance(response, Response)
+        made = web.Response(
+            body=response.body or None, status=response.status, headers=self._all(response.headers)
+        )
+        if response.close:
+            made.force_close()
+            protocol = self._web.protocol
+            if not isinstance(protocol, _Connection):
+                # A host's aiohttp would unpack the rest of the body, to throw it away.
+                await made.prepare(self._web)
+                await made.write_eof()
+                protocol.force_close()
+        return made
+
+    def _all(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        return {**headers, **self.note_headers()}
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        return self._web.query
+
+    @property
+    def content_length(self) -> int | None:
+        return self._web.content_length
+
+    def body_now(self) -> bytes | None:
+        content = self._web.content
+        return content.read_nowait() if content.is_eof() else None
+
+    async def read(self) -> bytes:
+        content = self._web.content
+        try:
+            return b"" if content.at_eof() else await content.readany()
+        except web.RequestPayloadError as error:
+            raise BodyBroken from error
+
+    @property
+    def gone(self) -> bool:
+        transport = self._web.transport
+        return transport is None or transport.is_closing()
+
+    @property
+    def connection(self) -> asyncio.Transport | None:
+        return self._web.transport
+
+    def _told(self, name: str) -> object:
+        transport = self._web.transport
+        return None if transport is None else transport.get_extra_info(name)
+
+    @property
+    def peer(self) -> object:
+        return self._told("peername")
+
+    @property
+    def local(self) -> object:
+        return self._told("sockname")
+
+    @property
+    def remote(self) -> str:
+        return self._web.remote or ""
+
+    def unread(self) -> int:
+        transport = self._web.transport
+        return 0 if transport is None else transport.get_write_buffer_size() + _in_flight(transport)
+
+    async def start(
+        self, *, status: int = 200, headers: Mapping[str, str] | None = None, length: int | None = None
+    ) -> Stream:
+        response = web.StreamResponse(status=status, headers=self._all(headers or {}))
+        if length is not None:
+            response.content_length = length
+        assert isinstance(self._web, web.Request)
+        await response.prepare(self._web)
+        self._stream = _Stream(response, self._web)
+        return self._stream
+
+    def close(self) -> None:
+        if (transport := self._web.transport) is not None:
+            transport.close()
+
+    def abort(self) -> None:
+        if (transport := self._web.transport) is not None:
+            transport.abort()
+
+
+class _Stream(Stream):
+    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
+        self.response = response
+        self.status = response.status
+        self.content_type = response.content_type
+        self.ended = False
+        self._request = request
+        # Writing past aiohttp's writer is right only where we know what it would write.
+        self._direct = response.headers.get("Transfer-Encoding") == "chunked" and not response.compression
+
+    @property
+    def keeps_up(self) -> bool:
+        transport = self._request.transport
+        return (
+            self._direct
+            and transport is not None
+            and not transport.is_closing()
+            and transport.get_write_buffer_size() <= _UNREAD
+        )
+
+    def push(self, data: bytes) -> None:
+        transport = self._request.transport
+        assert transport is not None
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def write(self, data: bytes) -> None:
+        await self.response.write(data)
+
+    async def end(self) -> None:
+        await self.response.write_eof()
+        self.ended = True
+
+
+def _in_flight(transport: asyncio.BaseTransport) -> int:
+    """Bytes the system holds that the other side has not taken; 0 where it does not tell."""
+    own = transport.get_extra_info("socket")
+    told = array.array("i", [0])
+    try:
+        fcntl.ioctl(own.fileno(), termios.TIOCOUTQ, told)
+    except (OSError, AttributeError):
+        return 0
+    return max(0, told[0])
+
+
+class Runner(web.AppRunner):
+    """An `AppRunner` whose connections are ours."""
+
+    __slots__ = ()
+
+    def __init__(self, app: Application, **more: Any) -> None:
+        super().__init__(app, auto_decompress=False, **more)
+
+    async def _make_server(self) -> web.Server:
+        # aiohttp offers no other way to say how connections are made.
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,  # noqa: SLF001 - there is no public one
+            **made._kwargs,  # noqa: SLF001
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - it repeats what was sent
+    ) -> web.StreamResponse:
+        """Answer a request that no handler could be given, and close."""
+        if isinstance(exc, HttpProcessingError) and status < 500:
+            what = next((what for kind, what in _UNREADABLE if isinstance(exc, kind)), "it is not HTTP")
+            _log.info("a request from %s cannot be read: %s", request.remote, what)
+            refusal = Refusal(code="malformed_request", message=f"This request cannot be read: {what}.")
+        else:
+            _log.error("a request failed unexpectedly", exc_info=exc)
+            refusal = Refusal(
+                code="internal_error",
+                message="Greenroom failed on this request.",
+                advice="greenroom logs says why.",
+                kind="internal",
+            )
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has already begun")
+        told = answer(_Request(request), refusal, "openai")
+        response = web.Response(body=told.body, status=told.status, headers=told.headers)
+        response.force_close()
+        return response

@@ -1,0 +1,106 @@
+"""The routes of the front door: one table, in the order in which they are tried.
+
+A name of a model may hold slashes, so `{reference:.+}` comes after the paths that it would swallow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from greenroom.runner.http.backends import Backends
+from greenroom.runner.http.bodies import invalid
+from greenroom.runner.http.configuring import Configuring
+from greenroom.runner.http.context import Context
+from greenroom.runner.http.engines import Engines
+from greenroom.runner.http.health import Health
+from greenroom.runner.http.models import Models
+from greenroom.runner.http.openai import INFERENCE, Listing, inference
+from greenroom.runner.http.port import Handler, Request, Route
+from greenroom.runner.http.transfers import Transfers
+from greenroom.runner.models.references import shown
+
+PREFIXES = ("", "/engines", "/engines/{backend}")
+"""A path that names a backend is binding: no other serves it."""
+
+
+def all_routes(context: Context) -> Iterator[Route]:
+    """Every route, for one front door."""
+    for path, kind in INFERENCE.items():
+        handler = inference(context, kind)
+        for prefix in PREFIXES:
+            yield Route("POST", prefix + path, handler, query=None)
+    listing = Listing(context)
+    for prefix in PREFIXES:
+        yield Route("GET", f"{prefix}/v1/models", listing.all)
+        yield Route("GET", f"{prefix}/v1/models/{{name:.+}}", listing.one)
+
+    engines, configuring = Engines(context), Configuring(context)
+    yield Route("GET", "/engines/status", engines.status)
+    yield _known("GET", "/engines/ps", engines.ps, "all")
+    yield _ours("GET", "/engines/ledger", engines.ledger)
+    yield _ours("GET", "/engines/queue", engines.queue)
+    yield Route("POST", "/engines/unload", engines.unload)
+    for prefix in PREFIXES[1:]:
+        yield Route("POST", f"{prefix}/_configure", configuring.configure)
+        yield _known("GET", f"{prefix}/_configure", configuring.configurations, "model")
+
+    backends = Backends(context)
+    yield Route("POST", "/engines/install-backend", backends.install_and_wait)
+    yield Route("POST", "/engines/uninstall-backend", backends.uninstall_and_wait)
+    yield _ours("POST", "/engines/cancel-install", backends.cancel)
+
+    transfers, models = Transfers(context), Models(context)
+    yield Route("POST", "/models/create", transfers.create)
+    yield _ours("POST", "/models/cancel", transfers.cancel)
+    yield Route("POST", "/models/load", transfers.load)
+    yield Route("POST", "/models/{reference:.+}/push", transfers.push)
+    yield Route("GET", "/models/{reference:.+}/export", transfers.export)
+    yield Route("GET", "/engines/df", models.df)
+    yield _ours("POST", "/models/prune", models.prune)
+    yield _ours("POST", "/models/{reference:.+}/verify", models.verify)
+    yield Route("GET", "/models", models.all)
+    yield _known("POST", "/models/{reference:.+}/tag", models.tag, "repo", "tag")
+    yield Route("POST", "/models/{reference:.+}/repackage", models.repackage)
+    yield Route("POST", "/models/{reference:.+}/{action}", models.unknown_action)
+    yield _known("GET", "/models/{reference:.+}", models.one, "remote")
+    yield _known("DELETE", "/models/purge", models.purge, "force")
+    yield _known("DELETE", "/models/{reference:.+}", models.remove, "force")
+
+    health = Health(context)
+    yield Route("GET", "/", health.root)
+    yield Route("GET", "/version", health.version)
+    yield Route("GET", "/livez", health.livez)
+    yield Route("GET", "/readyz", health.readyz)
+    yield _ours("GET", "/jobs", health.jobs)
+    yield _ours("POST", "/daemon/stop", health.stop)
+    yield _ours("GET", "/why/{name:.+}", health.why)
+
+    yield _ours("GET", "/engines", backends.list)
+    yield _ours("POST", "/engines", backends.install)
+    yield _ours("POST", "/engines/activate-backend", backends.activate)
+    yield _ours("POST", "/engines/verify-backend", backends.verify)
+    yield _ours("GET", "/engines/{name}", backends.inspect)
+    yield _ours("DELETE", "/engines/{name}", backends.uninstall, "force", "version")
+
+
+def check_query(request: Request) -> None:
+    """Raise HttpRefusal, 400, for a parameter that a strict route does not know; note it where it passes."""
+    route = request.route
+    if not request.query_string or route is None or (known := route.query) is None:
+        return
+    unknown = [name for name in request.query if name not in known]
+    if not unknown:
+        return
+    if route.strict:
+        only = f"only {' and '.join(sorted(known))}" if known else "nothing is"
+        raise invalid(f'"{shown(unknown[0])}" is not known here; {only}')
+    request.ignored += unknown
+
+
+def _known(method: str, pattern: str, handler: Handler, *query: str) -> Route:
+    return Route(method, pattern, handler, frozenset(query))
+
+
+def _ours(method: str, pattern: str, handler: Handler, *query: str) -> Route:
+    """A route that no other family of clients has: what it does not know is a mistake."""
+    return Route(method, pattern, handler, frozenset(query), strict=True)

@@ -10,7 +10,7 @@ import pytest
 from greenroom.actors.addresses import INSTALLER, LIBRARY
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.effects import BuildInstallation, InspectInstallations
-from greenroom.actors.installer.messages import Ensure, InstallationsSeen, InstallCommitted, Uninstall
+from greenroom.actors.installer.messages import Ensure, InstallationsSeen, Uninstall
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.core import Command, Effect
@@ -33,6 +33,7 @@ from greenroom.actors.library.messages import (
 )
 from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingEffectHandler
 from greenroom.actors.values import Failure, Installation
+from reports import build_committed
 from stage import MLX, NO_SPACE, model
 
 SMOL, QWEN = model("smol"), model("qwen")
@@ -71,7 +72,7 @@ class House:
         on(
             self.installer,
             BuildInstallation,
-            lambda e: InstallCommitted(job=e.job, installation=BUILT),
+            lambda e: build_committed(e.job, BUILT),
         )
         if looks:
             on(self.library, InspectModels, lambda _: ModelsSeen(models=(SMOL,)))

@@ -20,12 +20,12 @@ from greenroom.actors.installer.messages import (
     Ensured,
     InstallationList,
     InstallationsSeen,
-    InstallCommitted,
     Uninstall,
 )
-from greenroom.actors.installer.messages import InstallationsUnread as InstallationsUnread_msg
 from greenroom.actors.kernel.core import Answer, Later
+from greenroom.actors.reports import Happened
 from installer_life import NOW, built, committed, ensure, fails, look, new_life, requested, status
+from reports import build_committed
 from stage import NO_SPACE
 
 
@@ -67,7 +67,7 @@ def test_a_broken_installation_is_reported_with_the_reason_and_the_next_wish_rep
     (build,) = case.of(BuildInstallation)
     assert build.repair
     whole = built("1-aaaa.2", built_at=NOW.wall + 5)
-    case.when(InstallCommitted(job="mlx.2", installation=whole)).rest()
+    case.when(build_committed("mlx.2", whole)).rest()
     case.then(InstallationCommitted, InstallationRetiring)
     assert status(case).current == whole
 
@@ -90,7 +90,7 @@ def test_a_broken_current_installation_gives_way_to_another_whole_one() -> None:
 def test_a_look_at_the_disk_older_than_a_commit_does_not_undo_it() -> None:
     case = new_life()
     ensure(case)
-    case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+    case.when(build_committed("mlx.1", built())).rest()
     look(case)
     assert status(case).state == "installed"
 
@@ -103,7 +103,7 @@ def test_a_repair_builds_anew_beside_and_retires_the_old_one() -> None:
     assert build.repair
     assert status(case).state == "installed"
     new = built("1-aaaa.2", built_at=NOW.wall + 9)
-    case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
+    case.when(build_committed("mlx.2", new)).rest()
     case.then(InstallationCommitted, InstallationRetiring)
     assert status(case).current == new
     assert status(case).retiring == ("1-aaaa.1",)
@@ -119,7 +119,7 @@ def test_a_repair_that_fails_leaves_the_old_one_in_use() -> None:
 
 
 def unread(case: Any, reason: str = "Input/output error", backend: str = "mlx") -> Any:
-    return case.when(InstallationsUnread_msg(backend=backend, reason=reason)).rest()
+    return case.when(Happened(event=InstallationsUnread(backend=backend, reason=reason))).rest()
 
 
 def test_a_disk_that_cannot_be_read_says_nothing_of_what_is_there_and_none_of_it_is_used() -> None:
@@ -209,7 +209,7 @@ def test_an_installation_that_cannot_be_judged_leaves_what_was_built_meanwhile_a
     case.when(InstallationsSeen(backend="vllm-metal", installations=())).rest()
     ensure(case, version="2")
     new = built("2-bbbb.1")
-    case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
+    case.when(build_committed("mlx.2", new)).rest()
     # A look that began before that.
     volatile(case, built())
     assert status(case).current == new

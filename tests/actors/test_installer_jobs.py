@@ -30,9 +30,7 @@ from greenroom.actors.installer.messages import (
     CancelInstall,
     Ensure,
     Ensured,
-    InstallationGone,
     InstallationsSeen,
-    InstallCommitted,
     LeaveInstall,
     PendingInstallRequests,
 )
@@ -42,6 +40,7 @@ from greenroom.actors.retry import NO_NETWORK_AFTER
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Cancelled
 from installer_life import KEY, NOW, built, committed, ensure, fails, look, new_life, requested, status
+from reports import build_committed, removed
 from stage import MLX, NO_SPACE, OFFLINE
 
 
@@ -52,7 +51,7 @@ def test_a_rebuilt_actor_leaves_a_build_alone_and_takes_its_end(wanted_by: str) 
     case.then()
     assert case.of(BuildInstallation) == []
     assert ensure(case) == Later(KEY)
-    case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+    case.when(build_committed("mlx.1", built())).rest()
     case.then(InstallationCommitted)
     assert case.answers[KEY] == Ensured(installation=built(), fresh=True)
 
@@ -67,7 +66,7 @@ def test_a_rebuilt_actor_retries_a_build_that_fails_afterwards() -> None:
 
 def test_a_build_that_succeeds_while_a_rebuilt_actor_looks_at_the_disk_is_not_missing() -> None:
     case = rebuilt()
-    case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+    case.when(build_committed("mlx.1", built())).rest()
     # Begun before the commit, told after it.
     case.when(InstallationsSeen(backend="mlx", installations=(), building=(("mlx.1", 1),))).rest()
     assert status(case).current == built()
@@ -85,7 +84,7 @@ def test_a_build_that_fails_while_a_rebuilt_actor_looks_at_the_disk_is_retried()
 def test_a_rebuilt_actor_does_not_find_what_was_removed_while_it_looked_at_the_disk() -> None:
     retiring = InstallationRetiring(backend="mlx", installation_id=built().id, reason="old")
     case = new_life(committed(), retiring, looked=False)
-    case.when(InstallationGone(backend="mlx", installation_id=built().id)).rest()
+    case.when(removed("mlx", built().id)).rest()
     look(case, built())
     assert built().id not in case.state.of("mlx").installations
 
@@ -329,7 +328,7 @@ def test_a_job_that_was_cancelled_a_moment_before_its_last_step_leaves_nothing()
     case = new_life()
     ensure(case)
     case.when(CancelInstall(backend="mlx")).rest()
-    case.when(InstallCommitted(job="mlx.1", installation=built())).then()
+    case.when(build_committed("mlx.1", built())).then()
     assert case.of(RemoveInstallation) == [RemoveInstallation(backend="mlx", installation_id="1-aaaa.1")]
 
 
@@ -337,7 +336,7 @@ def test_a_job_that_is_reported_committed_twice_keeps_its_installation() -> None
     case = new_life()
     ensure(case)
     for _ in range(2):
-        case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+        case.when(build_committed("mlx.1", built())).rest()
         assert not case.of(RemoveInstallation)
     assert status(case).state == "installed"
 

@@ -16,16 +16,14 @@ from greenroom.actors.installer.messages import (
     BackendStatus,
     CancelInstall,
     Ensure,
-    InstallationGone,
     InstallationsSeen,
-    InstallAttemptEnded,
-    InstallCommitted,
     Uninstall,
 )
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Failure, Installation
+from reports import attempt_failed, build_committed, removed
 from stage import MLX, NO_SPACE, OFFLINE
 
 WISHES = ["install", "install 1", "install 2", "latest", "repair", "rollback", "cancel"]
@@ -85,7 +83,7 @@ class Life:
     def ends(self, failure: Failure) -> None:
         for job in list(self.builds):
             del self.builds[job]
-            self.tell(InstallAttemptEnded(job=job, backend="mlx", failure=failure))
+            self.tell(attempt_failed(job, failure))
 
     def step(self, name: str) -> None:
         word, _, version = name.partition(" ")
@@ -105,7 +103,7 @@ class Life:
             case "built":
                 for job, build in list(self.builds.items()):
                     del self.builds[job]
-                    self.tell(InstallCommitted(job=job, installation=self.make(build)))
+                    self.tell(build_committed(job, self.make(build)))
             case "offline":
                 self.ends(OFFLINE)
             case "no":
@@ -114,7 +112,7 @@ class Life:
                 removals, self.removals = self.removals, []
                 for one in dict.fromkeys(removals):
                     self.disk.pop(one, None)
-                    self.tell(InstallationGone(backend="mlx", installation_id=one, freed=1))
+                    self.tell(removed("mlx", one, freed=1))
             case "time":
                 self.case.advance(120).rest()
                 self.hear()

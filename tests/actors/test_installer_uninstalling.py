@@ -7,9 +7,7 @@ from typing import Any
 from greenroom.actors.installer.effects import RemoveInstallation
 from greenroom.actors.installer.events import InstallationRemoved, InstallationRetiring, InstallCancelled
 from greenroom.actors.installer.messages import (
-    InstallationGone,
     InstallationList,
-    InstallCommitted,
     Uninstall,
     Uninstalled,
 )
@@ -17,6 +15,7 @@ from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.testing import Case
 from greenroom.actors.values import Failure, RequestSnapshot
 from installer_life import KEY, built, committed, engines, ensure, look, new_life, requested, status
+from reports import build_committed, removed
 
 
 def installed() -> Case[Any, Any]:
@@ -32,7 +31,7 @@ def uninstall(case: Case[Any, Any]) -> Any:
 
 
 def gone(case: Case[Any, Any], **more: Any) -> Case[Any, Any]:
-    report = InstallationGone(backend="mlx", installation_id="1-aaaa.1", **more)
+    report = removed("mlx", "1-aaaa.1", **more)
     return case.when(report).rest()
 
 
@@ -110,7 +109,7 @@ def test_uninstalling_is_answered_although_the_backend_is_asked_for_again_meanwh
     uninstall(case)
     assert ensure(case) == Later(KEY)
     new = built("1-aaaa.2")
-    case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
+    case.when(build_committed("mlx.2", new)).rest()
     case.when(engines()).rest()
     gone(case, freed=5)
     assert case.answers["uninstall/mlx"] == Uninstalled(freed=5, was_installed=True)
@@ -123,7 +122,7 @@ def test_uninstalling_asked_for_twice_answers_both_with_all_the_bytes() -> None:
     uninstall(case)
     gone(case, freed=10)
     assert uninstall(case) == Later("uninstall/mlx")
-    case.when(InstallationGone(backend="mlx", installation_id=two.id, freed=7)).rest()
+    case.when(removed("mlx", two.id, freed=7)).rest()
     assert case.answers["uninstall/mlx"] == Uninstalled(freed=17, was_installed=True)
 
 

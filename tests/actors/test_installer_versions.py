@@ -9,12 +9,18 @@ import pytest
 
 from greenroom.actors.engine_runner.messages import EngineList, StopEngine
 from greenroom.actors.installer.core import Installer
-from greenroom.actors.installer.effects import BuildInstallation, CancelBuild
+from greenroom.actors.installer.effects import (
+    BuildInstallation,
+    CancelBuild,
+    DropUnneeded,
+    VerifyInstallations,
+)
 from greenroom.actors.installer.events import (
     InstallationActivated,
     InstallationCommitted,
     InstallationFound,
     InstallationRetiring,
+    InstallAttemptFailed,
     InstallCancelled,
     InstallNotNeeded,
     InstallRequested,
@@ -22,34 +28,39 @@ from greenroom.actors.installer.events import (
 from greenroom.actors.installer.messages import (
     Activate,
     BackendStatus,
-    BackendVerified,
     CancelInstall,
     DropFetched,
-    DropUnneeded,
     Ensure,
     Ensured,
     FetchedDropped,
-    InstallationGone,
     InstallationList,
     InstallationsSeen,
-    InstallAttemptEnded,
-    InstallCommitted,
     Uninstall,
     Uninstalled,
     Verified,
     VerifyBackend,
-    VerifyInstallations,
 )
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Later, Recovered
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.scheduler.messages import LiftQuarantines
 from greenroom.actors.testing import Case, given
-from greenroom.actors.values import Cancelled, Engine, EngineSpec, Installation
+from greenroom.actors.values import Cancelled, Engine, EngineSpec, Failure, Installation
+from reports import attempt_failed, build_committed, removed
 from stage import METAL, MLX, NO_SPACE, Stage, model
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
 PINNED = msgspec.structs.replace(MLX, version="1")
+
+
+def read(one: Installation, *, damaged: Any = None, failure: Failure | None = None) -> EffectEnded:
+    """The report on an installation whose files were to be verified."""
+    effect = VerifyInstallations(backend="mlx", installations=(one.id,))
+    if failure is not None:
+        return EffectEnded(effect=effect, failure=failure)
+    answer = Verified(backend="mlx", checked=(one.id,), damaged=damaged or {})
+    return EffectEnded(effect=effect, answer=answer)
 
 
 def built(version: str, number: int = 1, **more: Any) -> Installation:
@@ -90,11 +101,11 @@ def requested(job: str, version: str = "", wanted_by: Any = "explicit") -> Insta
 
 
 def commits(case: Case[Any, Any], job: str, one: Installation) -> Case[Any, Any]:
-    return case.when(InstallCommitted(job=job, installation=one)).rest()
+    return case.when(build_committed(job, one)).rest()
 
 
 def fails(case: Case[Any, Any], job: str) -> Case[Any, Any]:
-    return case.when(InstallAttemptEnded(job=job, backend="mlx", failure=NO_SPACE)).rest()
+    return case.when(attempt_failed(job, NO_SPACE)).rest()
 
 
 def status(case: Case[Any, Any]) -> BackendStatus:
@@ -280,7 +291,7 @@ def test_verifying_reads_everything_and_the_next_wish_repairs_what_is_damaged() 
     assert ask(case, VerifyBackend(backend="mlx")) == Later("verify/mlx")
     assert VerifyInstallations(backend="mlx", installations=(OLD.id,)) in case.effects
     damaged = {OLD.id: ("env/a.py has changed", "env/b.py has changed")}
-    case.when(BackendVerified(backend="mlx", checked=(OLD.id,), damaged=damaged))
+    case.when(read(OLD, damaged=damaged))
     answers = dict(case.answers)
     case.rest()
     assert answers == {"verify/mlx": Verified(backend="mlx", checked=(OLD.id,), damaged=damaged)}
@@ -294,7 +305,7 @@ def test_verifying_reads_everything_and_the_next_wish_repairs_what_is_damaged() 
 def test_verifying_what_is_whole_changes_nothing() -> None:
     case = new_life(disk=(OLD,))
     case.then(InstallationFound)
-    case.when(BackendVerified(backend="mlx", checked=(OLD.id,))).rest().then()
+    case.when(read(OLD)).rest().then()
 
 
 def test_verifying_nothing_is_answered_at_once() -> None:
@@ -304,7 +315,7 @@ def test_verifying_nothing_is_answered_at_once() -> None:
 
 def test_verifying_what_cannot_be_read_says_why() -> None:
     case = new_life(disk=(OLD,))
-    case.when(BackendVerified(backend="mlx", failure=NO_SPACE))
+    case.when(read(OLD, failure=NO_SPACE))
     assert case.answers["verify/mlx"].message == NO_SPACE.message
 
 
@@ -336,7 +347,7 @@ def test_force_is_told_to_the_scheduler_and_forgotten_when_all_is_gone() -> None
     case.advance(6).rest()
     told = [one for one in case.told("scheduler") if isinstance(one, InstallationList)]
     assert told[-1].backends[0].forced
-    case.when(InstallationGone(backend="mlx", installation_id=OLD.id, freed=1)).rest()
+    case.when(removed("mlx", OLD.id, freed=1)).rest()
     assert not case.volatile.forced
 
 
@@ -344,7 +355,7 @@ def test_dropping_what_was_fetched_is_done_and_recorded() -> None:
     case = new_life(disk=(OLD,))
     assert ask(case, DropFetched()) == Later("drop-fetched")
     assert case.of(DropUnneeded) == [DropUnneeded()]
-    case.when(FetchedDropped(freed=7)).then()
+    case.when(EffectEnded(effect=DropUnneeded(), answer=FetchedDropped(freed=7))).then()
     assert case.answers["drop-fetched"] == FetchedDropped(freed=7)
 
 
@@ -358,7 +369,7 @@ def test_dropping_what_was_fetched_waits_for_no_job_and_takes_nothing_from_one()
 def test_dropping_what_was_fetched_that_fails_says_why() -> None:
     case = new_life()
     ask(case, DropFetched())
-    case.when(FetchedDropped(failure=NO_SPACE)).then()
+    case.when(EffectEnded(effect=DropUnneeded(), failure=NO_SPACE)).then()
     assert case.answers["drop-fetched"].code == "no_space"
 
 
@@ -442,13 +453,12 @@ def test_the_newest_version_that_lies_beside_the_one_in_use_comes_into_use() -> 
 
 def test_the_newest_version_that_breaks_meanwhile_is_built_by_another_attempt() -> None:
     case = latest(disk=(OLD, NEW))
-    case.when(
-        BackendVerified(backend="mlx", checked=(NEW.id,), damaged={NEW.id: ("a file has changed",)})
-    ).rest()
+    case.when(read(NEW, damaged={NEW.id: ("a file has changed",)})).rest()
     commits(case, "mlx.1", NEW)
     assert not case.answers.get("install/mlx@latest")
-    (again,) = [one for one in case.told("installer") if isinstance(one, InstallAttemptEnded)]
-    assert again.failure.kind == "transient"
+    (again,) = [one for one in case.told("installer") if isinstance(one, Happened)]
+    assert isinstance(again.event, InstallAttemptFailed)
+    assert again.event.failure.kind == "transient"
 
 
 def test_the_newest_version_found_by_a_job_that_is_over_changes_nothing() -> None:

@@ -24,16 +24,15 @@ from greenroom.actors.installer.messages import (
     Ensured,
     InstallationList,
     InstallationsSeen,
-    InstallAttemptEnded,
-    InstallCommitted,
     PlanInstall,
-    PlanMade,
     Uninstall,
 )
 from greenroom.actors.kernel.core import Later, Recovered
+from greenroom.actors.reports import EffectEnded
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Cancelled, Installation, Plan, RequestSnapshot
 from installer_life import KEY, NOW, built, committed, ensure, look, new_life, requested, status
+from reports import attempt_failed, build_committed
 from stage import LLAMA, NO_SPACE, OFFLINE
 
 
@@ -55,7 +54,7 @@ def test_fifty_wishes_at_once_make_one_job_and_one_build() -> None:
         builds += len(case.of(BuildInstallation))
     assert builds == 1
     assert [type(one.event) for one in case.history] == [InstallRequested]
-    case.when(InstallCommitted(job="mlx.1", installation=built())).rest()
+    case.when(build_committed("mlx.1", built())).rest()
     case.then(InstallationCommitted)
     assert case.answers == {KEY: Ensured(installation=built(), fresh=True)}
 
@@ -110,7 +109,7 @@ def test_a_wish_for_another_version_than_the_installed_one_builds_it_beside() ->
     ensure(case, version="2")
     case.then(requested("mlx.2", version="2"))
     new = built("2-bbbb.1")
-    case.when(InstallCommitted(job="mlx.2", installation=new)).rest()
+    case.when(build_committed("mlx.2", new)).rest()
     case.then(InstallationCommitted, InstallationActivated)
     assert status(case).current == new
     assert len(status(case).installations) == 2
@@ -160,14 +159,14 @@ def test_a_default_backend_is_installed_from_the_start() -> None:
 
 def test_a_default_backend_is_not_installed_again_and_again_when_that_fails() -> None:
     case = life()
-    failed = InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
+    failed = attempt_failed("llama.cpp.1", NO_SPACE)
     case.when(failed).rest().then(InstallFailed)
     case.advance(3600).rest().then()
 
 
 def test_a_default_backend_that_failed_is_tried_once_more_in_the_next_life() -> None:
     case = life()
-    failed = InstallAttemptEnded(job="llama.cpp.1", backend="llama.cpp", failure=NO_SPACE)
+    failed = attempt_failed("llama.cpp.1", NO_SPACE)
     case.when(failed).rest()
     case.rebuild().when(Recovered()).rest()
     case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest()
@@ -247,13 +246,13 @@ def test_a_plan_is_made_and_answered() -> None:
     assert case.reply == Later("plan/mlx/")
     assert case.of(PlanInstallation) == [PlanInstallation(backend="mlx", version="")]
     plan = Plan(backend="mlx", version="1", download_bytes=5)
-    case.when(PlanMade(backend="mlx", version="", plan=plan)).then()
+    case.when(EffectEnded(effect=PlanInstallation(backend="mlx", version=""), answer=plan)).then()
     assert case.answers == {"plan/mlx/": plan}
 
 
 def test_a_plan_that_cannot_be_made_says_why() -> None:
     case = new_life()
-    case.when(PlanMade(backend="mlx", version="9", failure=OFFLINE))
+    case.when(EffectEnded(effect=PlanInstallation(backend="mlx", version="9"), failure=OFFLINE))
     assert case.answers["plan/mlx/9"].kind == "unavailable"
 
 

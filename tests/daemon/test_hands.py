@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.installer.effects import BuildInstallation, RemoveInstallation
-from greenroom.actors.installer.messages import InstallationGone, InstallAttemptEnded
 from greenroom.actors.library.effects import (
     AddTag,
     DeleteModel,
@@ -27,7 +25,7 @@ from greenroom.actors.library.messages import (
     TagsWritten,
 )
 from greenroom.actors.progress import ProgressBoard
-from greenroom.runner.hands import InstallerHands, LibraryHands
+from greenroom.runner.hands import LibraryHands
 
 
 class Broken:
@@ -43,11 +41,6 @@ class Broken:
 @pytest.mark.parametrize(
     ("effect", "report"),
     [
-        (
-            BuildInstallation(job="mlx.1", backend="mlx", version="1", attempt=1, repair=False),
-            InstallAttemptEnded,
-        ),
-        (RemoveInstallation(backend="mlx", installation_id="i"), InstallationGone),
         (FetchModel(job="p1", reference="r"), PullAttemptEnded),
         (DeleteModel(model_id="m"), ModelGone),
         (AddTag(model_id="m", tag="t"), TagsWritten),
@@ -73,12 +66,9 @@ def test_what_cannot_be_begun_is_reported_as_failed(
     told: list[Any] = []
     board = ProgressBoard()
     tell = lambda _to, command: told.append(command)  # noqa: E731
-    installer, library = InstallerHands(tell, board), LibraryHands(tell, board)
-    installer.builder = library.puller = Broken(error)  # type: ignore[assignment]
-    hands = {"Build": installer, "Remov": installer}.get(type(effect).__name__[:5], library)
-    if isinstance(effect, RemoveTag):
-        hands = library
-    hands.perform(effect, "cause")
+    library = LibraryHands(tell, board)
+    library.puller = Broken(error)  # type: ignore[assignment]
+    library.perform(effect, "cause")
     (sent,) = told
     assert type(sent) is report
     assert (sent.failure.code, sent.failure.blame) == (code, blame)

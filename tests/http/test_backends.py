@@ -98,7 +98,7 @@ async def test_versions_queue_lie_side_by_side_and_are_switched(house: Any) -> N
 async def test_a_wish_that_fails_at_once_says_so_by_its_status(house: Any) -> None:
     builds = Builds(house)
     full = JobFailed.permanent("no_space", "The disk is full.", advice="Make room.").failure
-    builds.builder.start = lambda job, *_, **__: builds.fail(job, full)
+    builds.builder.start = lambda build: builds.fail(build.job, full)
     async with house.post("/engines", {"name": "absent"}) as response:
         assert (response.status, await response.text()) == (507, "The disk is full. Make room.\n")
     assert (await described(house))["failure"]["code"] == "no_space"

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.effects import BuildInstallation
 from greenroom.actors.installer.messages import Ensured
 from greenroom.actors.progress import install_job
 from greenroom.actors.values import Failure, Progress
 from greenroom.runner.errors import JobFailed
+from reports import attempt_failed, build_committed
 from waiting import until_async
 
 ABSENT = {"backend": "absent"}
@@ -135,22 +137,23 @@ class Builds:
         builder = self.greenroom._builder
         builder.start = self.start
 
-    def start(self, job: str, backend: str, **_: Any) -> None:
+    def start(self, build: BuildInstallation) -> None:
         self.count += 1
         self.started.set()
-        threading.Thread(target=self._build, args=(job, backend), daemon=True).start()
+        threading.Thread(target=self._build, args=(build,), daemon=True).start()
 
-    def _build(self, job: str, backend: str) -> None:
-        listener = self.greenroom._builder._listener
+    def _build(self, build: BuildInstallation) -> None:
+        key = install_job(build.backend)
         for done in range(11):
-            listener.progress(
-                Progress(job=job, phase="downloading", message="fetching wheels", done=done * 10, total=100)
+            self.greenroom.board.publish(
+                Progress(job=key, phase="downloading", message="fetching wheels", done=done * 10, total=100)
             )
         self.go.wait(20)
+        self.greenroom.board.clear(key)
         if isinstance(self.outcome, Failure):
-            listener.failed(job, self.outcome)
+            self.greenroom._tell(INSTALLER, attempt_failed(build.job, self.outcome))
         else:
-            listener.committed(job, self.outcome)
+            self.greenroom._tell(INSTALLER, build_committed(build.job, self.outcome))
 
 
 @pytest.fixture

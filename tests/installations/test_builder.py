@@ -8,6 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.effects import (
+    DropUnneeded,
+    InspectInstallations,
+    PlanInstallation,
+    RemoveInstallation,
+    VerifyInstallations,
+)
+from greenroom.actors.installer.events import (
+    InstallationCommitted,
+    InstallationRemoved,
+    InstallationsUnread,
+    InstallAttemptFailed,
+    InstallCancelled,
+)
+from greenroom.actors.installer.messages import InstallationsSeen
+from greenroom.actors.progress import ProgressBoard, install_job
+from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.values import Installation
 from greenroom.runner.backends.base import Platform
 from greenroom.runner.backends.catalog import BACKENDS
@@ -16,46 +34,47 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.sources import PackageSources, Setting
+from reports import build
 from waiting import until
 
 
 class Heard:
-    """Keeps what a builder reports."""
+    """Keeps what a builder reports, and how its jobs progress."""
 
     def __init__(self):
         self.reports = queue.Queue()
         self.progressed = []
         self.at_phase = {}
         self.building = None
+        self.board = ProgressBoard()
+
+    def listen(self, backend):
+        self.board.listen(install_job(backend), self.progress)
 
     def progress(self, progress):
         self.progressed.append(progress)
         if progress.phase in self.at_phase:
             self.at_phase[progress.phase]()
 
-    def committed(self, job_id, installation):
-        self.reports.put(("committed", job_id, installation))
-
-    def failed(self, job_id, failure, *, reached=True):
-        self.reached = reached
-        self.reports.put(("failed", job_id, failure))
-
-    def cancelled(self, job_id):
-        self.reports.put(("cancelled", job_id))
-
-    def seen(self, backend, installations, building, unclear):
-        self.unclear = unclear
-        self.building = building
-        self.reports.put(("seen", backend, installations))
-
-    def unread(self, backend, reason):
-        self.reports.put(("unread", backend, reason))
-
-    def removed(self, backend, installation_id, freed_bytes):
-        self.reports.put(("removed", backend, installation_id, freed_bytes))
-
-    def remove_failed(self, backend, installation_id, failure):
-        self.reports.put(("remove_failed", backend, installation_id, failure))
+    def tell(self, to, report):
+        assert to == INSTALLER
+        match report:
+            case Happened(event=InstallationCommitted() as e):
+                self.reports.put(("committed", e.job, e.installation))
+            case Happened(event=InstallAttemptFailed() as e):
+                self.reached = e.reached
+                self.reports.put(("failed", e.job, e.failure))
+            case Happened(event=InstallCancelled() as e):
+                self.reports.put(("cancelled", e.job))
+            case Happened(event=InstallationsUnread() as e):
+                self.reports.put(("unread", e.backend, e.reason))
+            case InstallationsSeen() as seen:
+                self.unclear, self.building = seen.unclear, seen.building
+                self.reports.put(("seen", seen.backend, seen.installations))
+            case EffectEnded(effect=RemoveInstallation(backend=backend, installation_id=one), event=None):
+                self.reports.put(("remove_failed", backend, one, report.failure))
+            case EffectEnded(event=InstallationRemoved() as e):
+                self.reports.put(("removed", e.backend, e.installation_id, e.freed))
 
     def next(self):
         return self.reports.get(timeout=30)
@@ -77,9 +96,12 @@ def make_builder(tmp_path, heard, index):
         backends = {toy.backend.name: toy.backend for toy in toys}
         builder = Builder(
             tmp_path / "home",
-            heard,
+            heard.tell,
+            heard.board,
             **{"backends": backends, "sources": index.sources, **kwargs},
         )
+        for name in backends:
+            heard.listen(name)
         made.append(builder)
         return builder
 
@@ -90,7 +112,7 @@ def make_builder(tmp_path, heard, index):
 
 def test_a_job_ends_with_exactly_one_report(make_builder, heard, toy):
     builder = make_builder(toy)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     kind, job, installation = heard.next()
     assert (kind, job, installation.version) == ("committed", "j1", "1.0")
     builder.close()
@@ -102,7 +124,7 @@ def test_a_job_started_twice_runs_once(make_builder, heard, toy, index, misbehav
     index.wrong["toy"] = misbehave(hang=gate)
     builder = make_builder(toy)
     for _ in range(20):
-        builder.start("j1", "toy")
+        builder.start(build("j1", "toy"))
     gate.set()
     assert heard.next()[0] == "committed"
     builder.close()
@@ -115,7 +137,7 @@ def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
     gate = threading.Event()
     index.wrong["toy"] = misbehave(hang=gate)
     builder = make_builder(toy)
-    builder.start("j1", "toy", attempt=3)
+    builder.start(build("j1", "toy", attempt=3))
     until(lambda: index.requests)
     # As when the installer is rebuilt.
     builder.look(["toy"])
@@ -139,7 +161,7 @@ def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(make_builder, hear
         until(lambda: heard.building is not None)
 
     heard.at_phase["unpacking"] = look_once
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     assert heard.next() == ("seen", "toy", ())
     assert heard.building == (("j1", 1),)
     kind, _, installation = heard.next()
@@ -150,23 +172,23 @@ def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(make_builder, hear
 def test_after_a_failure_the_same_job_may_begin_another_attempt(make_builder, heard, toy, index, misbehave):
     index.wrong["toy"] = misbehave(status=500)
     builder = make_builder(toy)
-    builder.start("j1", "toy", attempt=1)
+    builder.start(build("j1", "toy", attempt=1))
     kind, _, failure = heard.next()
     assert (kind, failure.kind) == ("failed", "transient")
     index.wrong.clear()
-    builder.start("j1", "toy", attempt=2)
+    builder.start(build("j1", "toy", attempt=2))
     assert heard.next()[0] == "committed"
 
 
 def test_cancelling_reports_and_a_new_start_works(make_builder, heard, toy, index, misbehave):
     index.wrong["toy"] = misbehave(hang=threading.Event())
     builder = make_builder(toy)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     until(lambda: index.requests)
     builder.cancel("j1")
     assert heard.next() == ("cancelled", "j1")
     index.wrong.pop("toy").hang.set()
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     assert heard.next()[0] == "committed"
 
 
@@ -181,15 +203,15 @@ def test_backends_are_installed_side_by_side(make_builder, heard, make_toy):
     # Each job stands still before it unpacks until the other is there as well.
     heard.at_phase["unpacking"] = both.wait
     builder = make_builder(one, two)
-    builder.start("j1", "one")
-    builder.start("j2", "two")
+    builder.start(build("j1", "one"))
+    builder.start(build("j2", "two"))
     assert {heard.next()[:2], heard.next()[:2]} == {("committed", "j1"), ("committed", "j2")}
 
 
 def test_looking_reports_every_backend_and_sweeps_what_was_left(make_builder, heard, make_toy, tmp_path):
     one, two = make_toy("one"), make_toy("two")
     builder = make_builder(one, two)
-    builder.start("j1", "one")
+    builder.start(build("j1", "one"))
     installation = heard.next()[2]
     leftover = tmp_path / "home" / "backends" / "two" / "1.0-aaaaaaaa.1"
     (leftover / "env").mkdir(parents=True)
@@ -201,9 +223,9 @@ def test_looking_reports_every_backend_and_sweeps_what_was_left(make_builder, he
 
 def test_removing_reports_the_bytes(make_builder, heard, toy):
     builder = make_builder(toy)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     installation = heard.next()[2]
-    builder.remove("toy", installation.id)
+    builder.perform(RemoveInstallation(backend="toy", installation_id=installation.id), "cause")
     kind, backend, installation_id, freed = heard.next()
     assert (kind, backend, installation_id) == ("removed", "toy", installation.id)
     assert freed > 200_000
@@ -215,7 +237,7 @@ def test_what_was_fetched_is_dropped_unless_a_job_goes_on(make_builder, heard, t
     gate = threading.Event()
     builder = make_builder(toy)
     index.wrong[toy.files[0].name] = misbehave(hang=gate, hang_after=100_000)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     until(lambda: any(one.done >= 65_536 for one in heard.progressed))
     assert builder.drop_fetched() == 0
     builder.cancel("j1")
@@ -233,17 +255,17 @@ def test_settings_are_read_anew_for_each_attempt(make_builder, heard, toy, index
     for name in ("PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_FIND_LINKS", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
     builder = make_builder(toy, sources=None)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     kind, _, failure = heard.next()
     assert (kind, failure.code) == ("failed", "bad_settings")
     assert str(conf) in failure.message
     assert index.requests == []
     conf.write_text(f"[global]\nindex-url = {index.sources.index.value}\n")
-    builder.start("j2", "toy")
+    builder.start(build("j2", "toy"))
     assert heard.next()[0] == "committed"
     # What is here already needs no settings.
     conf.write_text("nonsense\n")
-    builder.start("j3", "toy")
+    builder.start(build("j3", "toy"))
     assert heard.next()[0] == "committed"
 
 
@@ -253,25 +275,26 @@ def test_an_index_that_is_not_there_is_told_from_one_that_has_a_problem(
 ):
     nowhere = PackageSources(index=Setting("http://127.0.0.1:9/simple", "the test"))
     builder = make_builder(toy, sources=nowhere)
-    builder.start("j1", "toy", version=version)
+    builder.start(build("j1", "toy", version=version))
     assert heard.next()[2].code == "unreachable"
     assert not heard.reached
     index.wrong["toy"] = misbehave(status=503)
     builder = make_builder(toy)
-    builder.start("j2", "toy", version=version)
+    builder.start(build("j2", "toy", version=version))
     assert heard.next()[2].code == "unreachable"
     assert heard.reached
 
 
 def test_removing_under_a_name_that_could_mean_another_place_fails(make_builder, heard, toy):
-    make_builder(toy).remove("toy", "../../../etc")
+    removal = RemoveInstallation(backend="toy", installation_id="../../../etc")
+    make_builder(toy).perform(removal, "cause")
     kind, _, _, failure = heard.next()
     assert (kind, failure.code) == ("remove_failed", "bad_name")
 
 
 def test_an_unknown_backend_names_the_known_ones(make_builder, heard, toy):
     builder = make_builder(toy)
-    builder.start("j1", "nothing")
+    builder.start(build("j1", "nothing"))
     kind, _, failure = heard.next()
     assert kind == "failed"
     assert "Known ones: toy" in failure.sentence()
@@ -282,7 +305,7 @@ def test_an_unknown_backend_names_the_known_ones(make_builder, heard, toy):
 def test_a_platform_that_cannot_run_it_is_told_so_without_trying(make_builder, heard, index):
     linux = Platform(system="linux", machine="x86_64", python=(3, 11))
     builder = make_builder(backends=BACKENDS, platform=linux)
-    builder.start("j1", "vllm-metal")
+    builder.start(build("j1", "vllm-metal"))
     _, _, failure = heard.next()
     assert failure.code == "unsupported_platform"
     assert "macOS 15 or newer" in failure.message
@@ -292,7 +315,7 @@ def test_a_platform_that_cannot_run_it_is_told_so_without_trying(make_builder, h
 def test_a_fault_of_ours_still_ends_the_job(make_builder, heard, toy, monkeypatch, caplog):
     builder = make_builder(toy)
     monkeypatch.setattr("greenroom.runner.installations.environment.inventory", lambda _: 1 / 0)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     kind, _, failure = heard.next()
     assert (kind, failure.code) == ("failed", "fault")
     assert "ZeroDivisionError" in failure.detail
@@ -327,7 +350,7 @@ def test_what_cannot_be_looked_at_of_one_backend_costs_no_other(make_builder, he
 
 def test_what_cannot_be_judged_is_told_with_the_reason(make_builder, heard, toy, tmp_path, monkeypatch):
     builder = make_builder(toy)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     _, _, installation = heard.next()
     monkeypatch.setattr(
         "greenroom.runner.installations.verification.os.lstat",
@@ -352,7 +375,7 @@ def test_the_plan_of_a_real_backend_is_known_offline(make_builder, index):
 
 def test_verifying_by_hash_names_what_has_changed(make_builder, heard, toy, tmp_path):
     builder = make_builder(toy)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     installation = heard.next()[2]
     assert builder.verify("toy", installation.id) == []
     cfg = tmp_path / "home" / "backends" / "toy" / installation.id / "env" / "pyvenv.cfg"
@@ -364,7 +387,7 @@ def test_verifying_by_hash_names_what_has_changed(make_builder, heard, toy, tmp_
 
 def test_the_users_own_environment_is_seen_and_never_removed(make_builder, heard, toy, tmp_path):
     maker = make_builder(toy)
-    maker.start("j1", "toy")
+    maker.start(build("j1", "toy"))
     theirs = tmp_path / "home" / "backends" / "toy" / heard.next()[2].id / "env" / "bin" / "python"
     builder = make_builder(toy, external={"toy": ExternalBackend(python=theirs)})
     builder.look()
@@ -373,7 +396,7 @@ def test_the_users_own_environment_is_seen_and_never_removed(make_builder, heard
     assert external == Installation(
         id="external", backend="toy", version="1.0", managed=False, root=str(theirs)
     )
-    builder.remove("toy", "external")
+    builder.perform(RemoveInstallation(backend="toy", installation_id="external"), "cause")
     kind, _, _, failure = heard.next()
     assert (kind, failure.code) == ("remove_failed", "not_ours")
     assert theirs.exists()
@@ -405,7 +428,7 @@ def test_a_program_of_the_users_tells_its_version(make_builder, heard, toy, prog
 def test_closing_ends_what_runs(make_builder, heard, toy, index, misbehave):
     index.wrong["toy"] = misbehave(hang=threading.Event())
     builder = make_builder(toy)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     until(lambda: index.requests)
     builder.close()
     assert heard.next() == ("cancelled", "j1")
@@ -437,13 +460,13 @@ def test_what_was_made_for_other_processors_is_broken_until_they_are_back(make_b
         return [one.broken for one in found]
 
     builder = make_builder(backends={"toy": split}, platform=without)
-    builder.start("j1", "toy")
+    builder.start(build("j1", "toy"))
     assert heard.next()[0] == "committed"
     assert seen(without) == [""]
     assert seen(with_gpu) == ["it was made for a machine with other processors; this one needs toy_gpu"]
     assert seen(without) == [""]
 
-    make_builder(backends={"toy": split}, platform=with_gpu).start("j2", "toy")
+    make_builder(backends={"toy": split}, platform=with_gpu).start(build("j2", "toy"))
     assert heard.next()[0] == "committed"
     assert sorted(map(bool, seen(with_gpu))) == [False, True]
     assert sorted(map(bool, seen(without))) == [False, True]
@@ -458,3 +481,56 @@ def test_the_user_may_name_other_indexes_or_another_image():
     assert source_of(vllm, ExternalBackend(indexes=())).indexes == ()
     metal = source_of(BACKENDS["vllm-metal"], ExternalBackend(image="r.example/metal:v1"))
     assert (metal.reference, metal.version) == ("r.example/metal:v1", "v1")
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        build("toy.1", "toy"),
+        RemoveInstallation(backend="toy", installation_id="i"),
+        PlanInstallation(backend="toy", version=""),
+        VerifyInstallations(backend="toy", installations=("i",)),
+        DropUnneeded(),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+@pytest.mark.parametrize(
+    ("error", "code", "blame"),
+    [
+        (RuntimeError("can't start new thread"), "no_process", "machine"),
+        (OSError(errno.EMFILE, "Too many open files"), "too_many_files", "machine"),
+        (ZeroDivisionError("a bug"), "internal", "ours"),
+    ],
+    ids=["thread", "files", "bug"],
+)
+def test_what_cannot_be_begun_is_reported_as_failed(tmp_path, toy, monkeypatch, effect, error, code, blame):
+    def refuse(*_):
+        raise error
+
+    told = []
+    builder = Builder(
+        tmp_path, lambda _, report: told.append(report), ProgressBoard(), backends={"toy": toy.backend}
+    )
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    builder.perform(effect, "cause")
+    (report,) = told
+    failure = report.event.failure if isinstance(report, Happened) else report.failure
+    assert (failure.code, failure.blame) == (code, blame)
+    monkeypatch.undo()
+    if isinstance(report, Happened):
+        # It is not taken for one that is under way.
+        builder.perform(effect, "cause")
+        builder.close()
+        assert len(told) == 2
+    else:
+        assert report.effect == effect
+
+
+def test_what_no_caller_waits_for_is_left_to_the_installer_which_looks_again(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    builder = Builder(tmp_path, lambda *_: None, ProgressBoard())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        builder.perform(InspectInstallations(backends=("mlx",)), "cause")

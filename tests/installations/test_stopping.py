@@ -12,10 +12,15 @@ from typing import Any
 import psutil
 import pytest
 
+from greenroom.actors.installer.effects import RemoveInstallation
+from greenroom.actors.installer.events import InstallationCommitted, InstallCancelled
+from greenroom.actors.kernel.core import Address
+from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import verification
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.disk import InstallationStore
+from reports import build
 from waiting import until
 
 BOUND = 8.0
@@ -23,17 +28,14 @@ BOUND = 8.0
 
 
 class Deaf:
-    """A listener that keeps the kinds of what it hears."""
+    """Keeps the kinds of what is reported."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
-        self.phases: list[str] = []
+        self.heard: list[type[Any]] = []
+        self.board = ProgressBoard()
 
-    def progress(self, progress: Any) -> None:
-        self.phases.append(progress.phase)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: self.heard.append(name)
+    def tell(self, _to: Address, report: Any) -> None:
+        self.heard.append(type(getattr(report, "event", None) or report))
 
 
 @pytest.fixture
@@ -45,7 +47,10 @@ def deaf() -> Deaf:
 def builder(tmp_path, deaf, toy, index):
     def make(**more: Any) -> Builder:
         return Builder(
-            tmp_path / "home", deaf, backends={"toy": toy.backend}, **{"sources": index.sources, **more}
+            tmp_path / "home",
+            deaf.tell,
+            deaf.board,
+            **{"backends": {"toy": toy.backend}, "sources": index.sources, **more},
         )
 
     return make
@@ -87,11 +92,11 @@ def test_with_a_uv_that_is_stopped(builder, deaf, program, tmp_path, at) -> None
         "pip compile": "",
     }[at]
     one = builder(uv_binary=program("uv", stopped(passed, pids)))
-    one.start("j1", "toy", version="0.9" if at == "pip compile" else "")
+    one.start(build("j1", "toy", version="0.9" if at == "pip compile" else ""))
     until(lambda: alive(pids))
     ends(one)
     assert alive(pids) == []
-    assert deaf.heard == ["cancelled"]
+    assert deaf.heard == [InstallCancelled]
 
 
 @pytest.mark.parametrize("what", ["page", "file"])
@@ -99,31 +104,31 @@ def test_with_an_index_that_hangs(builder, deaf, toy, index, misbehave, what) ->
     name = "toy" if what == "page" else toy.files[0].name
     index.wrong[name] = misbehave(hang=threading.Event())
     one = builder()
-    one.start("j1", "toy")
+    one.start(build("j1", "toy"))
     until(lambda: any(name in path for path in index.paths()))
     ends(one)
-    assert deaf.heard == ["cancelled"]
+    assert deaf.heard == [InstallCancelled]
 
 
 def test_with_a_file_that_trickles(builder, deaf, toy, index, misbehave) -> None:
     index.wrong[toy.files[0].name] = misbehave(rate=1_000)
     one = builder()
-    one.start("j1", "toy")
+    one.start(build("j1", "toy"))
     until(lambda: index.sent[toy.files[0].name])
     ends(one)
-    assert deaf.heard == ["cancelled"]
+    assert deaf.heard == [InstallCancelled]
 
 
 def test_with_a_probe_that_hangs(builder, deaf, make_toy, tmp_path, index) -> None:
     pids = tmp_path / "pids"
     body = f"import os, time\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(100)\n"
     toy = make_toy("hangs", body=body.encode(), companion=False)
-    one = Builder(tmp_path / "home", deaf, backends={"hangs": toy.backend}, sources=index.sources)
-    one.start("j1", "hangs")
+    one = builder(backends={"hangs": toy.backend})
+    one.start(build("j1", "hangs"))
     until(lambda: alive(pids))
     ends(one)
     assert alive(pids) == []
-    assert deaf.heard == ["cancelled"]
+    assert deaf.heard == [InstallCancelled]
 
 
 @pytest.mark.parametrize("hangs", ["flush", "sums", "look", "verify", "remove"])
@@ -142,17 +147,18 @@ def test_with_a_disk_that_hangs(builder, deaf, monkeypatch, hangs) -> None:
             "sums": "greenroom.runner.installations.environment.own_sums",
         }[hangs]
         monkeypatch.setattr(place, hang)
-        one.start("j1", "toy")
+        one.start(build("j1", "toy"))
     else:
-        one.start("j1", "toy")
-        until(lambda: deaf.heard == ["committed"])
+        one.start(build("j1", "toy"))
+        until(lambda: deaf.heard == [InstallationCommitted])
         (installation,) = InstallationStore(one._home).look("toy")
         monkeypatch.setattr("greenroom.runner.installations.disk.records.read", hang)
+        removal = RemoveInstallation(backend="toy", installation_id=installation.id)
         threading.Thread(
             target={
                 "look": one.look,
                 "verify": lambda: verified(one, installation.id),
-                "remove": lambda: one.remove("toy", installation.id),
+                "remove": lambda: one.perform(removal, "cause"),
             }[hangs],
             daemon=True,
         ).start()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.effects import BuildInstallation
 from greenroom.actors.values import Failure, Installation
+from reports import attempt_failed, build_committed
 
 
 class Builds:
@@ -19,12 +22,13 @@ class Builds:
         self.damaged: list[str] = []
         self.builder.verify = lambda *_: self.damaged
 
-    def _start(self, job: str, backend: str, *, version: str, **_: Any) -> None:
-        assert backend == "absent"
-        self.jobs.append((job, version))
+    def _start(self, build: BuildInstallation) -> None:
+        assert build.backend == "absent"
+        self.jobs.append((build.job, build.version))
 
     def _cancel(self, job: str) -> None:
-        threading.Thread(target=self.builder._listener.cancelled, args=(job,), daemon=True).start()
+        cancelled = Failure(kind="cancelled", code="cancelled", message="cancelled")
+        threading.Thread(target=self.fail, args=(job, cancelled), daemon=True).start()
 
     def commit(self, job: str, version: str) -> None:
         made = Installation(
@@ -35,7 +39,7 @@ class Builds:
             built_at=float(version),
             size=1000,
         )
-        self.builder._listener.committed(job, made)
+        self.builder._tell(INSTALLER, build_committed(job, made))
 
     def fail(self, job: str, failure: Failure) -> None:
-        self.builder._listener.failed(job, failure)
+        self.builder._tell(INSTALLER, attempt_failed(job, failure))

@@ -11,12 +11,12 @@ from greenroom.actors.installer.messages import (
     BackendStatus,
     Ensure,
     InstallationsSeen,
-    InstallAttemptEnded,
 )
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Engine, EngineSpec, Failure, Installation
+from reports import attempt_failed
 from stage import METAL, MLX
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
@@ -66,7 +66,7 @@ def requested(job: str = "mlx.1", **more: Any) -> InstallRequested:
 def fails(
     case: Case[Any, Any], failure: Failure, job: str = "mlx.1", *, reached: bool = True
 ) -> Case[Any, Any]:
-    ended = InstallAttemptEnded(job=job, backend="mlx", failure=failure, reached=reached)
+    ended = attempt_failed(job, failure, reached=reached)
     return case.when(ended).rest()
 
 

@@ -37,10 +37,7 @@ from greenroom.actors.installer.effects import (
     RemoveInstallation,
 )
 from greenroom.actors.installer.messages import (
-    InstallationGone,
     InstallationsSeen,
-    InstallAttemptEnded,
-    InstallCommitted,
 )
 from greenroom.actors.journal.port import Record
 from greenroom.actors.kernel.clock import Moment
@@ -75,6 +72,7 @@ from greenroom.actors.scheduler.effects import (
 from greenroom.actors.scheduler.ledger import Device, Memory
 from greenroom.actors.scheduler.messages import Abandon, GateEmptied, Granted, Serve
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
+from reports import attempt_failed, build_committed, removed
 from stage import LLAMA, MLX, NO_SPACE, OFFLINE
 
 TICK = 5.0
@@ -438,7 +436,7 @@ class World:
                 specs = [p.spec for p in self.processes.values() if p.alive and p.spec.backend == backend]
                 assert not any(spec.installation_id == one for spec in specs), f"{one} is still in use"
                 self.disk[backend].pop(one, None)
-                gone = InstallationGone(backend=backend, installation_id=one, freed=1)
+                gone = removed(backend, one, freed=1)
                 self.tell(INSTALLER, gone)
             case RecoverEngines(backend=backend, engines=engines):
                 for engine in engines:
@@ -485,7 +483,7 @@ class World:
     def build_ends(self, job: str, failure: Failure | None) -> None:
         build = self.builds.pop(job)
         if failure is not None:
-            ended = InstallAttemptEnded(job=job, backend=build.backend, failure=failure)
+            ended = attempt_failed(job, failure)
             self.tell(INSTALLER, ended)
             return
         self._built += 1
@@ -497,7 +495,7 @@ class World:
             built_at=self.wall + self._built / 1000,
         )
         self.disk[build.backend][one.id] = one
-        self.tell(INSTALLER, InstallCommitted(job=job, installation=one))
+        self.tell(INSTALLER, build_committed(job, one))
 
     # clients
 

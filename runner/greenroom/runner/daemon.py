@@ -52,7 +52,7 @@ from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.engines.previous import prompt_speed
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.gate_notifier import Emptied
-from greenroom.runner.hands import InstallerHands, LibraryHands, SchedulerHands
+from greenroom.runner.hands import LibraryHands, SchedulerHands
 from greenroom.runner.home import prepare_home
 from greenroom.runner.home_watch import HomeWatch
 from greenroom.runner.installations.builder import Builder, source_of
@@ -203,10 +203,11 @@ class Greenroom:
     def _populate(self, system: ActorSystem, clock: Clock) -> None:
         """Register all actors, with the hands that do their work."""
         tell = self._tell
-        installer, library = InstallerHands(tell, self.board), LibraryHands(tell, self.board)
-        installer.builder = self._builder = Builder(
+        library = LibraryHands(tell, self.board)
+        self._builder = Builder(
             self.home,
-            installer,
+            tell,
+            self.board,
             backends=self.backends,
             platform=self._platform,
             external=self.settings.backends,
@@ -242,7 +243,7 @@ class Greenroom:
         # First, so that what follows a start stands behind it in the journal.
         system.register(DaemonLog(self._started()))
         system.register(Idempotency())
-        system.register(Installer(self.facts), effect_handler=installer)
+        system.register(Installer(self.facts), effect_handler=self._builder)
         for name in self.backends:
             system.register(Runner(name), effect_handler=self._host)
         system.register(Library(), effect_handler=library)

@@ -7,33 +7,12 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER, LIBRARY
+from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.gates import GateBoard
-from greenroom.actors.installer.effects import (
-    BuildInstallation,
-    CancelBuild,
-    InspectInstallations,
-    PlanInstallation,
-    PublishInstallProgress,
-    RemoveInstallation,
-)
-from greenroom.actors.installer.messages import (
-    BackendVerified,
-    DropUnneeded,
-    FetchedDropped,
-    InstallationGone,
-    InstallationsSeen,
-    InstallationsUnread,
-    InstallAttemptEnded,
-    InstallCommitted,
-    PlanMade,
-    VerifyInstallations,
-)
 from greenroom.actors.kernel.core import Address, Command, Effect
 from greenroom.actors.library.effects import (
     AddTag,
@@ -58,7 +37,7 @@ from greenroom.actors.library.messages import (
     StoreSwept,
     TagsWritten,
 )
-from greenroom.actors.progress import ProgressBoard, install_job, pull_job, push_job, request_job
+from greenroom.actors.progress import ProgressBoard, pull_job, push_job, request_job
 from greenroom.actors.scheduler.effects import (
     AdmitRequest,
     CloseGate,
@@ -68,11 +47,9 @@ from greenroom.actors.scheduler.effects import (
     PublishRequestProgress,
     RemoveGates,
 )
-from greenroom.actors.values import Failure, Installation, Model, Progress
-from greenroom.runner.errors import JobFailed, not_begun
-from greenroom.runner.installations.builder import Builder
+from greenroom.actors.values import Failure, Model, Progress
+from greenroom.runner.errors import not_begun
 from greenroom.runner.models.puller import Puller
-from greenroom.runner.threads import start_thread
 
 _log = logging.getLogger(__name__)
 
@@ -101,155 +78,6 @@ class _Hands(ABC):
     @abstractmethod
     def _could_not(self, effect: Effect, error: Exception) -> bool:
         """Report that it could not be begun; False when no job waits for it."""
-
-
-class InstallerHands(_Hands):
-    """Builds, looks at and removes installations; hears the builder."""
-
-    def __init__(self, tell: TellActor, board: ProgressBoard) -> None:
-        self._tell = tell
-        self._board = board
-        self.builder: Builder | None = None
-        """Set once, before the system starts: the builder needs us as its listener."""
-
-    def _could_not(self, effect: Effect, error: Exception) -> bool:
-        failure = not_begun(error)
-        report: Command
-        match effect:
-            case BuildInstallation(job=job):
-                self._ended(job, failure)
-                return True
-            case RemoveInstallation(backend=backend, installation_id=one):
-                report = InstallationGone(backend=backend, installation_id=one, failure=failure)
-            case VerifyInstallations(backend=backend):
-                report = BackendVerified(backend=backend, failure=failure)
-            case DropUnneeded():
-                report = FetchedDropped(failure=failure)
-            case PlanInstallation(backend=backend, version=version):
-                report = PlanMade(backend=backend, version=version, failure=failure)
-            case _:
-                return False
-        self._tell(INSTALLER, report)
-        return True
-
-    def _begin(self, effect: Effect, cause: str) -> None:
-        builder = self.builder
-        assert builder is not None
-        match effect:
-            case BuildInstallation() as e:
-                self._board.clear(install_job(e.backend))
-                builder.start(e.job, e.backend, version=e.version, attempt=e.attempt, repair=e.repair)
-            case CancelBuild(job=job):
-                builder.cancel(job)
-            case PublishInstallProgress(backend=backend, phase=""):
-                self._board.clear(install_job(backend))
-            case PublishInstallProgress(backend=backend, phase=phase, message=message):
-                self._board.publish(Progress(job=install_job(backend), phase=phase, message=message))
-            case InspectInstallations(backends=backends):
-                builder.look(backends)
-            case RemoveInstallation(backend=backend, installation_id=one):
-                builder.remove(backend, one)
-            case VerifyInstallations(backend=backend, installations=those):
-                start_thread(partial(self._verify, builder, backend, those), "verify")
-            case DropUnneeded():
-                start_thread(partial(self._drop, builder), "prune")
-            case PlanInstallation(backend=backend, version=version):
-                start_thread(partial(self._plan, builder, backend, version), "plan")
-            case _:
-                raise TypeError(f"the installer's hands do not know {type(effect).__name__} ({cause})")
-
-    def _plan(self, builder: Builder, backend: str, version: str) -> None:
-        try:
-            plan = builder.plan(backend, version)
-        except JobFailed as failed:
-            made = PlanMade(backend=backend, version=version, failure=failed.failure)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
-            _log.exception("planning %s failed", backend)
-            failure = Failure(kind="permanent", code="fault", message=f"Planning failed: {error!r}.")
-            made = PlanMade(backend=backend, version=version, failure=failure)
-        else:
-            made = PlanMade(backend=backend, version=version, plan=plan)
-        self._tell(INSTALLER, made)
-
-    def _drop(self, builder: Builder) -> None:
-        try:
-            report = FetchedDropped(freed=builder.drop_fetched())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
-            _log.exception("dropping what was fetched failed")
-            failure = Failure(kind="permanent", code="fault", message=f"Pruning failed: {error!r}.")
-            report = FetchedDropped(failure=failure)
-        self._tell(INSTALLER, report)
-
-    def _verify(self, builder: Builder, backend: str, installations: tuple[str, ...]) -> None:
-        try:
-            damaged = {one: tuple(builder.verify(backend, one)) for one in installations}
-        except JobFailed as failed:
-            report = BackendVerified(backend=backend, failure=failed.failure)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
-            _log.exception("verifying %s failed", backend)
-            failure = Failure(kind="permanent", code="fault", message=f"Verifying failed: {error!r}.")
-            report = BackendVerified(backend=backend, failure=failure)
-        else:
-            found = {one: complaints for one, complaints in damaged.items() if complaints}
-            report = BackendVerified(backend=backend, checked=installations, damaged=found)
-        self._tell(INSTALLER, report)
-
-    # BuilderListener
-
-    def progress(self, progress: Progress) -> None:
-        """On the board under the backend's key: whoever waits knows the backend, not the job."""
-        key = install_job(_backend_of(progress.job))
-        self._board.publish(_renamed(progress, key))
-
-    def committed(self, job_id: str, installation: Installation) -> None:
-        """An attempt has succeeded."""
-        self._board.clear(install_job(installation.backend))
-        self._tell(INSTALLER, InstallCommitted(job=job_id, installation=installation))
-
-    def failed(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
-        """An attempt has failed."""
-        self._ended(job_id, failure, reached=reached)
-
-    def cancelled(self, job_id: str) -> None:
-        """An attempt was ended."""
-        self._ended(job_id, _CANCELLED)
-
-    def _ended(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
-        backend = _backend_of(job_id)
-        self._board.clear(install_job(backend))
-        ended = InstallAttemptEnded(job=job_id, backend=backend, failure=failure, reached=reached)
-        self._tell(INSTALLER, ended)
-
-    def seen(
-        self,
-        backend: str,
-        installations: tuple[Installation, ...],
-        building: tuple[tuple[str, int], ...],
-        unclear: Mapping[str, str],
-    ) -> None:
-        """What lies on disk, and what is being built."""
-        seen = InstallationsSeen(
-            backend=backend, installations=installations, building=building, unclear=unclear
-        )
-        self._tell(INSTALLER, seen)
-
-    def unread(self, backend: str, reason: str) -> None:
-        """What lies on disk cannot be read now."""
-        self._tell(INSTALLER, InstallationsUnread(backend=backend, reason=reason))
-
-    def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
-        """Its files are gone."""
-        self._tell(
-            INSTALLER,
-            InstallationGone(backend=backend, installation_id=installation_id, freed=freed_bytes),
-        )
-
-    def remove_failed(self, backend: str, installation_id: str, failure: Failure) -> None:
-        """Its files are not gone."""
-        self._tell(
-            INSTALLER,
-            InstallationGone(backend=backend, installation_id=installation_id, failure=failure),
-        )
 
 
 class LibraryHands(_Hands):
@@ -441,11 +269,6 @@ class SchedulerHands:
                 )
             case _:
                 raise TypeError(f"the scheduler's hands do not know {type(effect).__name__} ({cause})")
-
-
-def _backend_of(job: str) -> str:
-    """Install jobs are called `<backend>.<n>`."""
-    return job.rpartition(".")[0]
 
 
 def _renamed(progress: Progress, key: str) -> Progress:

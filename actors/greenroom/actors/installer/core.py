@@ -20,7 +20,13 @@ from greenroom.actors.engine_runner.messages import EngineList
 from greenroom.actors.installer import ends
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.disk import seen_on_disk, unread
-from greenroom.actors.installer.effects import InspectInstallations, PlanInstallation, RemoveInstallation
+from greenroom.actors.installer.effects import (
+    DropUnneeded,
+    InspectInstallations,
+    PlanInstallation,
+    RemoveInstallation,
+    VerifyInstallations,
+)
 from greenroom.actors.installer.events import (
     InstallationActivated,
     InstallationBroken,
@@ -42,29 +48,23 @@ from greenroom.actors.installer.messages import (
     Activate,
     BackendState,
     BackendStatus,
-    BackendVerified,
     CancelInstall,
     DropFetched,
-    DropUnneeded,
     Ensure,
     Ensured,
     FetchedDropped,
-    InstallationGone,
     InstallationList,
     InstallationsSeen,
-    InstallAttemptEnded,
-    InstallCommitted,
     LeaveInstall,
     PendingInstallRequests,
     PlanInstall,
-    PlanMade,
     Uninstall,
+    Verified,
     VerifyBackend,
 )
-from greenroom.actors.installer.messages import InstallationsUnread as InstallationsUnread_msg
 from greenroom.actors.installer.reconcile import InstallerTurn, between_attempts
-from greenroom.actors.installer.state import InstallerState, InstallerVolatile, apply
-from greenroom.actors.installer.versions import activate, not_needed, verified, verify, whole_of
+from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile, apply
+from greenroom.actors.installer.versions import activate, not_needed, verified, verify, verify_key, whole_of
 from greenroom.actors.installer.waiters import (
     answers,
     ensure_key,
@@ -90,6 +90,7 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
+from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.retry import CONTACT_RETRIES, INSTALL_RETRIES, NO_NETWORK_AFTER, RetryPolicy
 from greenroom.actors.scheduler.messages import LiftQuarantines
 from greenroom.actors.values import BackendFacts, Failure, RequestSnapshot
@@ -179,33 +180,16 @@ class Installer:
                 return Decision(volatile=msgspec.structs.replace(volatile, awaited=command.backends))
             case Activate() | VerifyBackend():
                 return self._installed(state, command, volatile)
-            case BackendVerified():
-                failed = refusals.failed(command.failure, command.backend) if command.failure else None
-                return verified(state, command, failed)
             case DropFetched():
                 return self._drop_fetched(state)
-            case FetchedDropped(failure=failure):
-                dropped = command if failure is None else refusals.failed(failure, "")
-                return Decision(effects=(Answer(key=_DROP_KEY, outcome=dropped),))
             case PlanInstall():
                 return self._plan(command)
-            case PlanMade():
-                outcome = command.plan if command.plan is not None else refusals.failed(command.failure, "")
-                return Decision(
-                    effects=(Answer(key=_plan_key(command.backend, command.version), outcome=outcome),)
-                )
-            case InstallCommitted():
-                one = command.installation
-                decision = self._committed(state, command, now)
-                return msgspec.structs.replace(decision, volatile=_noted(volatile, one.backend, one.id))
-            case InstallAttemptEnded():
-                return self._attempt_ended(state, command, now, volatile)
+            case Happened(event=event):
+                return self._happened(state, command, event, now, volatile)
+            case EffectEnded():
+                return self._ended(state, command, now, volatile)
             case InstallationsSeen():
                 return seen_on_disk(state, command, now.wall, volatile)
-            case InstallationsUnread_msg():
-                return unread(state, command, volatile)
-            case InstallationGone():
-                return self._gone(state, command, now, volatile)
             case EngineList():
                 using = frozenset(
                     engine.spec.installation_id for engine in command.engines if engine.state != "gone"
@@ -339,99 +323,112 @@ class Installer:
             effects=(PlanInstallation(backend=ask.backend, version=ask.version),),
         )
 
-    def _committed(self, state: InstallerState, report: InstallCommitted, now: Moment) -> Decision[Volatile]:
-        name = report.installation.backend
-        job = state.of(name).job
-        if report.installation.id in state.of(name).installations:
-            return not_needed(state.of(name), report) if job is not None else Decision()
-        if job is None or job.id != report.job:
-            # The job was cancelled a moment before its last step: nobody wants this installation.
-            return Decision(
-                effects=(RemoveInstallation(backend=name, installation_id=report.installation.id),)
-            )
-        events: list[Event] = [
-            InstallationCommitted(
-                job=job.id,
-                backend=name,
-                installation=report.installation,
-                seconds=max(0.0, now.wall - job.requested_at),
-            )
-        ]
-        before = state.of(name).usable
-        if before is not None and before.version != report.installation.version:
-            # Built beside the other one, and probed: only now does it take its place.
-            activated = InstallationActivated(
-                backend=name,
-                installation_id=report.installation.id,
-                reason=f"it was built for that, beside {before.id}",
-            )
-            events.append(activated)
-        return Decision(events=tuple(events), effects=answers([job], job, events[0]), cause=job.cause)
-
-    def _attempt_ended(
-        self, state: InstallerState, report: InstallAttemptEnded, now: Moment, volatile: Volatile
+    def _happened(
+        self, state: InstallerState, command: Command, event: Event, now: Moment, volatile: Volatile
     ) -> Decision[Volatile]:
-        """Transient failures are tried again at a recorded time, until the policy says that is enough.
+        match event:
+            case InstallationCommitted(backend=name, installation=made):
+                decision = self._committed(state.of(name), event, now)
+                return msgspec.structs.replace(decision, volatile=_noted(volatile, name, made.id))
+            case InstallAttemptFailed():
+                return self._attempt_failed(state.of(event.backend), event, now, volatile)
+            case InstallCancelled():
+                job = state.of(event.backend).job
+                if job is None or job.id != event.job:
+                    return Decision()
+                return Decision(events=(event,), effects=answers([job], job, event), cause=job.cause)
+            case InstallationsUnread():
+                return unread(state.of(event.backend), event, volatile)
+            case _:
+                raise NotUnderstood(self.address, command)
 
-        Where no server has ever answered, and somebody waits, that is within seconds.
+    def _ended(
+        self, state: InstallerState, report: EffectEnded, now: Moment, volatile: Volatile
+    ) -> Decision[Volatile]:
+        outcome: Any = report.answer
+        match report.effect:
+            case RemoveInstallation(backend=name):
+                return self._removed(state.of(name), report.effect, report, now, volatile)
+            case VerifyInstallations(backend=name) if isinstance(report.answer, Verified):
+                return verified(state.of(name), report.answer)
+            case VerifyInstallations(backend=name):
+                key, subject = verify_key(name), name
+            case PlanInstallation(backend=name, version=version):
+                key, subject = _plan_key(name, version), ""
+            case DropUnneeded():
+                key, subject = _DROP_KEY, ""
+            case _:
+                raise NotUnderstood(self.address, report)
+        if report.failure is not None:
+            outcome = refusals.failed(report.failure, subject)
+        return Decision(effects=(Answer(key=key, outcome=outcome),))
+
+    def _committed(
+        self, backend: BackendInstallState, report: InstallationCommitted, now: Moment
+    ) -> Decision[Volatile]:
+        name, made, job = report.backend, report.installation, backend.job
+        if made.id in backend.installations:
+            return not_needed(backend, report) if job is not None else Decision()
+        if job is None or job.id != report.job:
+            # The job was cancelled a moment before its last step: this installation is not wanted.
+            return Decision(effects=(RemoveInstallation(backend=name, installation_id=made.id),))
+        committed = msgspec.structs.replace(report, seconds=max(0.0, now.wall - job.requested_at))
+        events: list[Event] = [committed]
+        before = backend.usable
+        if before is not None and before.version != made.version:
+            # Built beside the other one, and probed: only now does it take its place.
+            reason = f"it was built for that, beside {before.id}"
+            events.append(InstallationActivated(backend=name, installation_id=made.id, reason=reason))
+        return Decision(events=tuple(events), effects=answers([job], job, committed), cause=job.cause)
+
+    def _attempt_failed(
+        self, backend: BackendInstallState, report: InstallAttemptFailed, now: Moment, volatile: Volatile
+    ) -> Decision[Volatile]:
+        """Retry a transient failure at a recorded time, until the policy says that is enough.
+
+        Where no server has ever answered, and a client waits, that is within seconds.
         """
-        backend = state.of(report.backend)
-        job = backend.job
+        name, job, failure = report.backend, backend.job, report.failure
         if job is None or job.id != report.job:
             return Decision()
-        failure = report.failure
-        event: Event
         reached = report.reached or job.reached
-        waited_for = report.backend in volatile.awaited or count(
-            volatile.waiting, *keys_of(backend.jobs_open, job)
-        )
+        waited_for = name in volatile.awaited or count(volatile.waiting, *keys_of(backend.jobs_open, job))
         patient = reached or not waited_for
         retry_at = None
         if failure.kind == "transient" and (patient or now.wall - job.requested_at < NO_NETWORK_AFTER):
             policy = self._retries if patient else self._contact
             retry_at = policy.retry_at(job.attempt, now.wall, now.draw)
-        if failure.kind == "cancelled":
-            event = InstallCancelled(job=job.id, backend=report.backend, reason=failure.message)
-        elif retry_at is not None:
-            event = InstallAttemptFailed(
-                job=job.id,
-                backend=report.backend,
-                attempt=job.attempt,
-                failure=failure,
-                retry_at=retry_at,
-                reached=reached,
-            )
-        else:
-            event = InstallFailed(job=job.id, backend=report.backend, failure=failure)
+        event: Event = InstallFailed(job=job.id, backend=name, failure=failure)
+        if retry_at is not None:
+            event = msgspec.structs.replace(report, attempt=job.attempt, retry_at=retry_at, reached=reached)
         return Decision(events=(event,), effects=answers([job], job, event), cause=job.cause)
 
-    def _gone(
-        self, state: InstallerState, report: InstallationGone, now: Moment, volatile: Volatile
+    def _removed(
+        self,
+        backend: BackendInstallState,
+        effect: RemoveInstallation,
+        report: EffectEnded,
+        now: Moment,
+        volatile: Volatile,
     ) -> Decision[Volatile]:
-        key = f"{report.backend}/{report.installation_id}"
-        if report.failure is not None:
-            # It stays retired and is tried again; whoever asked is not kept waiting for that.
-            answer = Answer(
-                key=uninstall_key(report.backend), outcome=refusals.failed(report.failure, report.backend)
-            )
+        name, one = effect.backend, effect.installation_id
+        if not isinstance(report.event, InstallationRemoved):
+            # It stays retired and its removal is retried; the caller is not kept waiting for that.
+            answer = Answer(key=uninstall_key(name), outcome=refusals.failed(report.failure, name))
             return Decision(
                 effects=(answer,),
                 volatile=msgspec.structs.replace(
                     volatile,
-                    removing={**volatile.removing, key: now.monotonic},
-                    freed={k: v for k, v in volatile.freed.items() if k != report.backend},
+                    removing={**volatile.removing, f"{name}/{one}": now.monotonic},
+                    freed={k: v for k, v in volatile.freed.items() if k != name},
                 ),
             )
-        volatile = _noted(volatile, report.backend, report.installation_id)
-        if report.backend in volatile.freed:
-            freed = {**volatile.freed, report.backend: volatile.freed[report.backend] + report.freed}
+        volatile = _noted(volatile, name, one)
+        if name in volatile.freed:
+            freed = {**volatile.freed, name: volatile.freed[name] + report.event.freed}
             volatile = msgspec.structs.replace(volatile, freed=freed)
-        if report.installation_id not in state.of(report.backend).installations:
-            return Decision(volatile=volatile)
-        event = InstallationRemoved(
-            backend=report.backend, installation_id=report.installation_id, freed=report.freed
-        )
-        return Decision(events=(event,), volatile=volatile)
+        known = one in backend.installations
+        return Decision(events=(report.event,) if known else (), volatile=volatile)
 
     # react
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import msgspec
 
@@ -21,7 +20,6 @@ from greenroom.actors.installer.events import (
     InstallFailed,
 )
 from greenroom.actors.installer.messages import InstallationsSeen
-from greenroom.actors.installer.messages import InstallationsUnread as InstallationsUnread_msg
 from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile, JobState
 from greenroom.actors.installer.waiters import answers
 from greenroom.actors.kernel.core import Answer, Decision, Event
@@ -56,7 +54,7 @@ def seen_on_disk(
         return Decision(
             events=tuple(events), volatile=msgspec.structs.replace(volatile, unclear={**others, **still})
         )
-    # What hands are at, although this actor, being rebuilt, knows nothing of it.
+    # What the builder is doing, although this actor, being rebuilt, knows nothing of it.
     building = volatile.building | set(report.building)
     begun = backend.job is not None and any(job == backend.job.id for job, _ in building)
     told = volatile.reported | report.unclear.keys()
@@ -81,14 +79,13 @@ def seen_on_disk(
 
 
 def unread(
-    state: InstallerState, report: InstallationsUnread_msg, volatile: InstallerVolatile
+    backend: BackendInstallState, report: InstallationsUnread, volatile: InstallerVolatile
 ) -> Decision[InstallerVolatile]:
-    """Nothing is concluded of it. Whoever waits for the look hears why there is none; the others go on."""
+    """Nothing follows from it. Requests that wait for the look hear why there is none; the others go on."""
     name = report.backend
     if name in volatile.looked:
         return Decision()
-    known = state.of(name).unread == report.reason
-    event: tuple[Any, ...] = () if known else (InstallationsUnread(backend=name, reason=report.reason),)
+    event = () if backend.unread == report.reason else (report,)
     gone = [key for key, ask in volatile.pending.items() if ask.backend == name]
     refusal = refusals.unread(name, report.reason)
     return Decision(

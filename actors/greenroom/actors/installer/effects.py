@@ -6,7 +6,7 @@ from greenroom.actors.kernel.core import Effect
 
 
 class BuildInstallation(Effect, frozen=True, kw_only=True):
-    """Begin an attempt. Reports InstallCommitted or InstallAttemptEnded."""
+    """Begin an attempt. Reports InstallationCommitted, InstallAttemptFailed or InstallCancelled."""
 
     job: str
     backend: str
@@ -22,20 +22,21 @@ class CancelBuild(Effect, frozen=True, kw_only=True):
 
 
 class InspectInstallations(Effect, frozen=True, kw_only=True):
-    """Sweep what has no commit mark, verify the rest. Reports InstallationsSeen for each backend."""
+    """Sweep what has no commit mark, verify the rest. Reports InstallationsSeen or
+    InstallationsUnread for each backend."""
 
     backends: tuple[str, ...]
 
 
 class RemoveInstallation(Effect, frozen=True, kw_only=True):
-    """Delete its files. Reports InstallationGone."""
+    """Delete its files. Ends with InstallationRemoved."""
 
     backend: str
     installation_id: str
 
 
 class PlanInstallation(Effect, frozen=True, kw_only=True):
-    """Find out what would be fetched. Reports PlanMade."""
+    """Find out what would be fetched. Ends with a Plan."""
 
     backend: str
     version: str
@@ -47,3 +48,14 @@ class PublishInstallProgress(Effect, frozen=True, kw_only=True):
     backend: str
     phase: str = ""
     message: str = ""
+
+
+class VerifyInstallations(Effect, frozen=True, kw_only=True):
+    """Read every file of these installations. Ends with Verified."""
+
+    backend: str
+    installations: tuple[str, ...]
+
+
+class DropUnneeded(Effect, frozen=True, kw_only=True):
+    """Drop what was fetched and no installation needs. Ends with FetchedDropped."""

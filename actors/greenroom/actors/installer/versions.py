@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from greenroom.actors.addresses import INSTALLER, SCHEDULER
+from greenroom.actors.installer.effects import VerifyInstallations
 from greenroom.actors.installer.errors import no_such_installation
-from greenroom.actors.installer.events import InstallationActivated, InstallationBroken, InstallNotNeeded
+from greenroom.actors.installer.events import (
+    InstallationActivated,
+    InstallationBroken,
+    InstallationCommitted,
+    InstallAttemptFailed,
+    InstallNotNeeded,
+)
 from greenroom.actors.installer.messages import (
     Activate,
-    BackendVerified,
     Ensured,
-    InstallAttemptEnded,
-    InstallCommitted,
     Verified,
-    VerifyInstallations,
 )
-from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile
+from greenroom.actors.installer.state import BackendInstallState, InstallerVolatile
 from greenroom.actors.installer.waiters import answers
 from greenroom.actors.kernel.core import Answer, Decision, Event, Later, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.messages import LiftQuarantines
 from greenroom.actors.values import Failure, Installation
 
@@ -56,7 +60,7 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerV
     return Decision(events=(activated,), reply=reply)
 
 
-def not_needed(backend: BackendInstallState, report: InstallCommitted) -> Decision[InstallerVolatile]:
+def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> Decision[InstallerVolatile]:
     """A job that was to build the newest version has found it here.
 
     1. That job is over, or another one is under way: nothing.
@@ -72,8 +76,10 @@ def not_needed(backend: BackendInstallState, report: InstallCommitted) -> Decisi
             code="not_here_any_more",
             message=f"{here.id} was installed before, but is no longer complete.",
         )
-        ended = InstallAttemptEnded(job=job.id, backend=here.backend, failure=failure)
-        return Decision(effects=(Tell(to=INSTALLER, command=ended),))
+        failed = InstallAttemptFailed(
+            job=job.id, backend=here.backend, attempt=job.attempt, failure=failure, retry_at=0.0
+        )
+        return Decision(effects=(Tell(to=INSTALLER, command=Happened(event=failed)),))
     events: list[Event] = [
         InstallNotNeeded(job=job.id, backend=here.backend, installation_id=here.id, version=here.version)
     ]
@@ -107,14 +113,9 @@ def verify(name: str, backend: BackendInstallState) -> Decision[InstallerVolatil
     return Decision(reply=Later(verify_key(name)), effects=(reading,))
 
 
-def verified(
-    state: InstallerState, report: BackendVerified, failed: Refusal | None
-) -> Decision[InstallerVolatile]:
-    """What is damaged is broken: the next wish for it repairs it. `failed` is the report's failure, told."""
+def verified(backend: BackendInstallState, report: Verified) -> Decision[InstallerVolatile]:
+    """What is damaged is broken: the next wish for it repairs it."""
     name = report.backend
-    if failed is not None:
-        return Decision(effects=(Answer(key=verify_key(name), outcome=failed),))
-    backend = state.of(name)
     broken: list[Event] = []
     for one, complaints in report.damaged.items():
         known = backend.installations.get(one)
@@ -122,8 +123,7 @@ def verified(
             continue
         reason = _reason(complaints)
         broken.append(InstallationBroken(backend=name, installation_id=one, reason=reason))
-    answer = Verified(backend=name, checked=report.checked, damaged=report.damaged)
-    return Decision(events=tuple(broken), effects=(Answer(key=verify_key(name), outcome=answer),))
+    return Decision(events=tuple(broken), effects=(Answer(key=verify_key(name), outcome=report),))
 
 
 def _built_before(current: Installation | None, whole: Iterable[Installation]) -> Installation | None:

@@ -1,7 +1,8 @@
-"""The installer's hands: begins jobs on threads of their own and reports how they go.
+"""Carries out the installer's effects on threads of their own: builds, inspects and removes installations.
 
-Nothing here decides: whether to try again, and what is wanted, is the installer's. No method but `plan`
-and `close` waits for anything, and each job ends with exactly one of `committed`, `failed`, `cancelled`.
+It decides nothing: whether to try again, and what is wanted, is up to the installer. Each build ends with one
+of `InstallationCommitted`, `InstallAttemptFailed` and `InstallCancelled`, and nothing of it is left after
+the last two but what may be used again. No method waits for anything but those that say so.
 """
 
 from __future__ import annotations
@@ -15,15 +16,36 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Protocol
 
 import msgspec
 
+from greenroom.actors.addresses import INSTALLER
+from greenroom.actors.installer.effects import (
+    BuildInstallation,
+    CancelBuild,
+    DropUnneeded,
+    InspectInstallations,
+    PlanInstallation,
+    PublishInstallProgress,
+    RemoveInstallation,
+    VerifyInstallations,
+)
+from greenroom.actors.installer.events import (
+    InstallationCommitted,
+    InstallationRemoved,
+    InstallationsUnread,
+    InstallAttemptFailed,
+    InstallCancelled,
+)
+from greenroom.actors.installer.messages import FetchedDropped, InstallationsSeen, Verified
+from greenroom.actors.kernel.core import Effect
+from greenroom.actors.progress import ProgressBoard, install_job
+from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Installation, Plan, Progress
 from greenroom.runner.backends.base import Backend, Environment, Image, Platform
 from greenroom.runner.backends.catalog import BACKENDS
 from greenroom.runner.config import ExternalBackend, RegistrySettings
-from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.installations import external
 from greenroom.runner.installations.disk import UNREADABLE, InstallationStore, no_exec
 from greenroom.runner.installations.environment import Environments
@@ -50,44 +72,14 @@ def source_of(backend: Backend, named: ExternalBackend | None = None) -> Environ
     return source if named.indexes is None else replace(source, indexes=named.indexes)
 
 
-class BuilderListener(Protocol):
-    """Who is told; called on the threads of the jobs, so it must be quick and safe to call from any."""
-
-    def progress(self, progress: Progress) -> None:
-        """A job is that far."""
-
-    def committed(self, job_id: str, installation: Installation) -> None:
-        """The installation is complete, verified and on the disk."""
-
-    def failed(self, job_id: str, failure: Failure, *, reached: bool = True) -> None:
-        """The attempt ended; nothing of it is left but what may be used again.
-
-        Without `reached` no server has answered at all.
-        """
-
-    def cancelled(self, job_id: str) -> None:
-        """The job was ended on request; nothing of it is left but what may be used again."""
-
-    def seen(
-        self,
-        backend: str,
-        installations: tuple[Installation, ...],
-        building: tuple[tuple[str, int], ...],
-        unclear: Mapping[str, str],
-    ) -> None:
-        """All installations of a backend, as they are on the disk now, and (job, attempt) of all jobs.
-
-        `unclear` are those of which it cannot be told now whether they are whole, with the reason.
-        """
-
-    def unread(self, backend: str, reason: str) -> None:
-        """What a backend has on the disk cannot be read now; `reason` is a clause."""
-
-    def removed(self, backend: str, installation_id: str, freed_bytes: int) -> None:
-        """An installation is gone, and so many bytes of the disk are free again."""
-
-    def remove_failed(self, backend: str, installation_id: str, failure: Failure) -> None:
-        """An installation could not be removed; it is not usable any more."""
+_Awaited = RemoveInstallation | PlanInstallation | VerifyInstallations | DropUnneeded
+"""Effects that a caller waits for."""
+_DOING: dict[type[Effect], str] = {
+    RemoveInstallation: "Removing an installation",
+    PlanInstallation: "Planning an installation",
+    VerifyInstallations: "Verifying installations",
+    DropUnneeded: "Pruning",
+}
 
 
 @dataclass
@@ -129,7 +121,8 @@ class Builder:
     def __init__(
         self,
         home: Path,
-        listener: BuilderListener,
+        tell: TellActor,
+        board: ProgressBoard,
         *,
         backends: Mapping[str, Backend] = BACKENDS,
         platform: Platform | None = None,
@@ -149,7 +142,8 @@ class Builder:
             user_home: Where backends look for what is prebuilt; the user's when not given.
         """
         self._home = home
-        self._listener = listener
+        self._tell = tell
+        self._board = board
         self._platform = platform or Platform.here()
         self._backends = {name: backend.on(self._platform) for name, backend in backends.items()}
         self._sources = sources
@@ -161,48 +155,88 @@ class Builder:
         self._jobs: dict[str, _Job] = {}
         self._made: _Makers | None = None
         self._closing = Event()
-        self._told: set[tuple[str, str, str]] = set()
-        """What could not be judged, said once."""
+        self._logged: set[tuple[str, str, str]] = set()
+        """What could not be judged is logged once."""
 
-    def start(
-        self, job_id: str, backend: str, *, version: str = "", attempt: int = 1, repair: bool = False
-    ) -> None:
-        """Begin an attempt; a job that runs already is left alone.
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin one effect. Raises where no report would say that it could not be begun."""
+        try:
+            self._begin(effect, cause)
+        except Exception as error:
+            if isinstance(effect, BuildInstallation):
+                self._tell(INSTALLER, Happened(event=_failed(effect, not_begun(error))))
+            elif isinstance(effect, _Awaited):
+                self._tell(INSTALLER, EffectEnded(effect=effect, failure=not_begun(error)))
+            else:
+                raise
+            _log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
 
-        Args:
-            version: Empty for the one this release was tested with; `latest`, or a version.
-            attempt: Counted by the caller; for the log.
-            repair: Read everything that is cached before it is used again.
-        """
-        job = _Job(attempt)
+    def _begin(self, effect: Effect, cause: str) -> None:
+        match effect:
+            case BuildInstallation():
+                self._board.clear(install_job(effect.backend))
+                self.start(effect)
+            case CancelBuild(job=job):
+                self.cancel(job)
+            case PublishInstallProgress(backend=backend, phase=""):
+                self._board.clear(install_job(backend))
+            case PublishInstallProgress(backend=backend, phase=phase, message=message):
+                self._board.publish(Progress(job=install_job(backend), phase=phase, message=message))
+            case InspectInstallations(backends=backends):
+                self.look(backends)
+            case RemoveInstallation() | PlanInstallation() | VerifyInstallations() | DropUnneeded():
+                self._aside(type(effect).__name__, partial(self._finish, effect))
+            case _:
+                raise TypeError(f"the builder does not perform {type(effect).__name__} ({cause})")
+
+    def _finish(self, effect: _Awaited) -> None:
+        try:
+            match effect:
+                case RemoveInstallation(backend=backend, installation_id=one):
+                    freed = self._freed(backend, one)
+                    removed = InstallationRemoved(backend=backend, installation_id=one, freed=freed)
+                    ended = EffectEnded(effect=effect, event=removed)
+                case PlanInstallation():
+                    ended = EffectEnded(effect=effect, answer=self.plan(effect.backend, effect.version))
+                case VerifyInstallations(backend=backend, installations=ids):
+                    read = {one: tuple(self.verify(backend, one)) for one in ids}
+                    damaged = {one: complaints for one, complaints in read.items() if complaints}
+                    verified = Verified(backend=backend, checked=ids, damaged=damaged)
+                    ended = EffectEnded(effect=effect, answer=verified)
+                case DropUnneeded():
+                    ended = EffectEnded(effect=effect, answer=FetchedDropped(freed=self.drop_fetched()))
+        except JobFailed as failed:
+            ended = EffectEnded(effect=effect, failure=failed.failure)
+        except Exception as error:  # noqa: BLE001 - the caller must get an answer
+            ended = EffectEnded(effect=effect, failure=_fault(error, _DOING[type(effect)]))
+        self._tell(INSTALLER, ended)
+
+    def start(self, build: BuildInstallation) -> None:
+        """Begin an attempt; a job that runs already is left alone."""
+        job = _Job(build.attempt)
         with self._guard:
-            if job_id in self._jobs:
+            if build.job in self._jobs:
                 return
-            self._jobs[job_id] = job
-            install = partial(self._install, job_id, job, backend, version, attempt, repair)
-            job.thread = Thread(install, f"install-{backend}")
+            self._jobs[build.job] = job
+            job.thread = Thread(partial(self._install, build, job), f"install-{build.backend}")
         try:
             job.thread.start()
         except BaseException:
             with self._guard:
-                del self._jobs[job_id]
+                del self._jobs[build.job]
             raise
 
     def cancel(self, job_id: str) -> None:
-        """End a job; it reports `cancelled` unless it was done already. Unknown jobs are passed over."""
+        """End a job; it reports `InstallCancelled` unless it was done already. Unknown jobs are ignored."""
         with self._guard:
             job = self._jobs.get(job_id)
         if job is not None:
             job.cancel.set()
 
     def look(self, backends: Iterable[str] | None = None) -> None:
-        """Sweep what has no commit mark and report, for each backend, what is there: `seen`."""
+        """Sweep what has no commit mark and report for each backend what is there: `InstallationsSeen`."""
         names = tuple(self._backends if backends is None else backends)
         self._aside("look-at-installations", lambda: self._look(names))
-
-    def remove(self, backend: str, installation_id: str) -> None:
-        """Remove an installation: `removed` or `remove_failed`. The user's own is not touched."""
-        self._aside(f"remove-{backend}", lambda: self._remove(backend, installation_id))
 
     def plan(self, backend: str, version: str = "", cancel: Event | None = None) -> Plan:
         """What an installation would fetch.
@@ -264,50 +298,66 @@ class Builder:
             if job.thread is not None and job.thread is not threading.current_thread():
                 job.thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _install(
-        self, job_id: str, job: _Job, backend: str, version: str, attempt: int, repair: bool
-    ) -> None:
-        _log.info("%s: attempt %d to install %s %s begins", job_id, attempt, backend, version or "(pinned)")
-        tell = self._attempt(job_id, job, backend, version, repair)
-        # The job is forgotten before its end is told: whoever hears of it may start it again at once.
+    def _install(self, build: BuildInstallation, job: _Job) -> None:
+        _log.info(
+            "%s: attempt %d to install %s %s begins",
+            build.job,
+            build.attempt,
+            build.backend,
+            build.version or "(pinned)",
+        )
+        event = self._attempt(build, job)
+        # The job is forgotten before its end is reported: it may be started again at once.
         with self._guard:
-            self._jobs.pop(job_id, None)
-        tell()
+            self._jobs.pop(build.job, None)
+        self._board.clear(install_job(build.backend))
+        self._tell(INSTALLER, Happened(event=event))
 
     def _attempt(
-        self, job_id: str, job: _Job, backend: str, version: str, repair: bool
-    ) -> Callable[[], None]:
-        """Do the work; returns how it ended, ready to be told."""
+        self, build: BuildInstallation, job: _Job
+    ) -> InstallationCommitted | InstallAttemptFailed | InstallCancelled:
+        name, reached = build.backend, True
         try:
-            found = self._build(job_id, job, backend, version, repair=repair)
+            made = self._build(build, job.cancel)
+            return InstallationCommitted(job=build.job, backend=name, installation=made)
         except JobCancelled:
-            return partial(self._listener.cancelled, job_id)
+            return InstallCancelled(job=build.job, backend=name, reason="cancelled")
         except Unclear as error:
-            failure = JobFailed.transient("unreadable", f"{backend}: {error}.", advice=UNREADABLE).failure
-            return partial(self._listener.failed, job_id, failure)
+            failure = JobFailed.transient("unreadable", f"{name}: {error}.", advice=UNREADABLE).failure
         except JobFailed as failed:
-            return partial(self._listener.failed, job_id, failed.failure, reached=failed.reached)
+            failure, reached = failed.failure, failed.reached
         except OSError as error:
-            failure = os_failure(error, f"{backend} could not be installed").failure
-            return partial(self._listener.failed, job_id, failure)
+            failure = os_failure(error, f"{name} could not be installed").failure
         except Exception as error:  # noqa: BLE001 - a job without an end would be waited for for ever
-            return partial(self._listener.failed, job_id, _fault(error, f"Installing {backend}"))
-        return partial(self._listener.committed, job_id, found)
+            failure = _fault(error, f"Installing {name}")
+        return _failed(build, failure, reached=reached)
 
-    def _build(self, job_id: str, job: _Job, backend: str, version: str, *, repair: bool) -> Installation:
-        source, makers, tell = self._source(backend), self._makers_with_settings(), self._listener.progress
+    def _build(self, build: BuildInstallation, cancel: Event) -> Installation:
+        source, makers = self._source(build.backend), self._makers_with_settings()
+        key = install_job(build.backend)
+
+        def progress(progress: Progress) -> None:
+            # Under the backend's key: clients know the backend, not the job.
+            self._board.publish(msgspec.structs.replace(progress, job=key))
+
         if isinstance(source, Image):
             return makers.images.build(
-                backend,
+                build.backend,
                 source,
-                job=job_id,
-                version=version,
-                repair=repair,
-                cancel=job.cancel,
-                progress=tell,
+                job=build.job,
+                version=build.version,
+                repair=build.repair,
+                cancel=cancel,
+                progress=progress,
             )
         return makers.environments.build(
-            backend, source, job=job_id, version=version, repair=repair, cancel=job.cancel, progress=tell
+            build.backend,
+            source,
+            job=build.job,
+            version=build.version,
+            repair=build.repair,
+            cancel=cancel,
+            progress=progress,
         )
 
     def _source(self, backend: str) -> Environment | Image:
@@ -336,25 +386,31 @@ class Builder:
             for folder in swept:
                 _log.info("removed %s: its installation was never finished", folder)
         except OSError as error:
-            # It has no commit mark, so nobody believes in it; the next look tries again.
+            # It has no commit mark, so it counts for nothing; the next look tries again.
             _log.warning("what an unfinished installation left could not be removed: %s", error)
         for name in names:
             try:
                 found, unclear = self._there(makers.installed, name)
             except OSError as error:
                 _log.warning("the installations of %s cannot be read: %s", name, error)
-                self._listener.unread(name, error.strerror or str(error))
+                self._tell_unread(name, error.strerror or str(error))
             except Exception as error:  # noqa: BLE001 - it must cost no other backend, nor what is there
                 _log.exception("the installations of %s could not be looked at", name)
-                self._listener.unread(name, f"Greenroom failed to check it ({error!r})"[:_REASON])
+                self._tell_unread(name, f"Greenroom failed to check it ({error!r})"[:_REASON])
             else:
                 for one, reason in unclear.items():
-                    if (name, one, reason) not in self._told:
-                        self._told.add((name, one, reason))
+                    if (name, one, reason) not in self._logged:
+                        self._logged.add((name, one, reason))
                         _log.warning(
                             "%s of %s could not be checked and keeps its state: %s", one, name, reason
                         )
-                self._listener.seen(name, tuple(found), building, unclear)
+                seen = InstallationsSeen(
+                    backend=name, installations=tuple(found), building=building, unclear=unclear
+                )
+                self._tell(INSTALLER, seen)
+
+    def _tell_unread(self, backend: str, reason: str) -> None:
+        self._tell(INSTALLER, Happened(event=InstallationsUnread(backend=backend, reason=reason)))
 
     def _there(self, installed: InstallationStore, name: str) -> tuple[list[Installation], Mapping[str, str]]:
         named, declared = self._external.get(name), self._backends.get(name)
@@ -370,16 +426,6 @@ class Builder:
             elif named.python is not None:
                 found.append(external.environment(declared, named.python))
         return found, unclear
-
-    def _remove(self, backend: str, installation_id: str) -> None:
-        try:
-            freed = self._freed(backend, installation_id)
-        except JobFailed as failed:
-            self._listener.remove_failed(backend, installation_id, failed.failure)
-        except Exception as error:  # noqa: BLE001 - an uninstallation without an end is waited for for ever
-            self._listener.remove_failed(backend, installation_id, _fault(error, f"Removing {backend}"))
-        else:
-            self._listener.removed(backend, installation_id, freed)
 
     def _freed(self, backend: str, installation_id: str) -> int:
         if installation_id == external.EXTERNAL:
@@ -405,7 +451,7 @@ class Builder:
             return self._made
 
     def _makers_with_settings(self) -> _Makers:
-        """With the user's settings as they are now: whoever mends his pip.conf need not restart anything."""
+        """With the user's settings as they are now: a corrected pip.conf needs no restart."""
         makers = self._makers()
         if self._sources is None:
             sources = PackageSources.discover()
@@ -417,6 +463,18 @@ class Builder:
 
     def _aside(self, name: str, work: Callable[[], None]) -> None:
         start_thread(work, name)
+
+
+def _failed(build: BuildInstallation, failure: Failure, *, reached: bool = True) -> InstallAttemptFailed:
+    """An attempt has failed; when the next one begins, if any, is the installer's to say."""
+    return InstallAttemptFailed(
+        job=build.job,
+        backend=build.backend,
+        attempt=build.attempt,
+        failure=failure,
+        retry_at=0.0,
+        reached=reached,
+    )
 
 
 def _fitting(one: Installation, source: Environment, installed: InstallationStore) -> Installation:

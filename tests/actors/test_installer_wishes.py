@@ -157,6 +157,13 @@ def test_a_default_backend_is_installed_from_the_start() -> None:
     assert case.of(BuildInstallation)
 
 
+def test_under_the_policy_never_not_even_a_default_backend_is_installed_unasked() -> None:
+    case = given(Installer((LLAMA,), install_defaults=False), now=NOW)
+    case.when(Recovered()).rest()
+    case.when(InstallationsSeen(backend="llama.cpp", installations=())).rest().then()
+    case.when(Ensure(backend="llama.cpp")).rest().then(InstallRequested)
+
+
 def test_a_default_backend_is_not_installed_again_and_again_when_that_fails() -> None:
     case = life()
     failed = attempt_failed("llama.cpp.1", NO_SPACE)

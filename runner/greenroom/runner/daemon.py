@@ -243,7 +243,10 @@ class Greenroom:
         # First, so that what follows a start stands behind it in the journal.
         system.register(DaemonLog(self._started()))
         system.register(Idempotency())
-        system.register(Installer(self.facts), effect_handler=self._builder)
+        install_defaults = self.settings.install_policy != "never"
+        system.register(
+            Installer(self.facts, install_defaults=install_defaults), effect_handler=self._builder
+        )
         for name in self.backends:
             system.register(Runner(name), effect_handler=self._host)
         system.register(Library(), effect_handler=library)

@@ -132,12 +132,18 @@ class Installer:
         backends: Sequence[BackendFacts],
         retries: RetryPolicy = INSTALL_RETRIES,
         contact: RetryPolicy = CONTACT_RETRIES,
+        *,
+        install_defaults: bool = True,
     ) -> None:
         """`backends` are all that can be installed, by this Greenroom's declarations.
 
+        `install_defaults` is False to install only what was asked for.
         `contact` holds while somebody waits and no server has answered at all.
         """
-        self._facts = {facts.name: facts for facts in backends}
+        self._facts = {
+            facts.name: facts if install_defaults else msgspec.structs.replace(facts, deferred=True)
+            for facts in backends
+        }
         self._retries = retries
         self._contact = contact
 

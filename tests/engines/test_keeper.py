@@ -17,7 +17,7 @@ import pytest
 from greenroom.runner.engines import host as host_module
 from greenroom.runner.engines import keeper, keeper_log
 from greenroom.runner.engines.channel import Channel, KeeperGone
-from greenroom.runner.engines.paths import EngineFolder
+from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.systems import here
 from waiting import until

@@ -15,10 +15,10 @@ import pytest
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
+from greenroom.runner.engines.folders import prompt_speed
 from greenroom.runner.engines.launchers import launcher
 from greenroom.runner.engines.launchers.prompt_pace import LEAST, MOST, Pace
 from greenroom.runner.engines.launchers.replies import ClientLeft, Replies, has_left
-from greenroom.runner.engines.previous import prompt_speed
 
 TIMING = (
     "2.24.768.474 I slot print_timing: id  2 | task 4 | prompt eval time =  140792.63 ms /  3601 tokens "

@@ -19,11 +19,10 @@ import pytest
 
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
 from greenroom.runner.backends.base import Command
-from greenroom.runner.engines import liveness, reach
-from greenroom.runner.engines import process_state as condition
+from greenroom.runner.engines import liveness, processes, reachability
 from greenroom.runner.engines.handle import Prepared, batch_of
 from greenroom.runner.engines.liveness import LIMIT, Life
-from greenroom.runner.engines.reach import Reach
+from greenroom.runner.engines.reachability import Reachability
 from waiting import until
 
 COUNTED = b"llamacpp:prompt_tokens_total 1000\nllamacpp:prompt_seconds_total 10\n"
@@ -155,23 +154,23 @@ def test_a_listener_is_found_without_a_connection(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(1)
-        assert os.fsencode(path) in reach.listeners()
-        found = reach.look(
-            path, leader=1, inode=reach.inode_of(path), listening=frozenset([os.fsencode(path)])
+        assert os.fsencode(path) in reachability.listeners()
+        found = reachability.check(
+            path, leader=1, inode=reachability.inode_of(path), listening=frozenset([os.fsencode(path)])
         )
-        assert found is Reach.REACHED
+        assert found is Reachability.REACHED
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
         # Where the system does not list it, a knock tells.
-        there = {"inode": reach.inode_of(path), "listening": frozenset[bytes]()}
-        assert reach.look(path, leader=os.getpid(), **there) is Reach.REACHED
-        assert reach.look(path, leader=1, **there) is Reach.STRANGER
-    assert reach.look(path, leader=1, **there) is Reach.REFUSED
+        there = {"inode": reachability.inode_of(path), "listening": frozenset[bytes]()}
+        assert reachability.check(path, leader=os.getpid(), **there) is Reachability.REACHED
+        assert reachability.check(path, leader=1, **there) is Reachability.STRANGER
+    assert reachability.check(path, leader=1, **there) is Reachability.REFUSED
     path.unlink()
-    assert reach.look(path, leader=1, **there) is Reach.GONE
+    assert reachability.check(path, leader=1, **there) is Reachability.GONE
     path.write_text("no socket")
-    assert reach.look(path, leader=1, **there) is Reach.GONE
+    assert reachability.check(path, leader=1, **there) is Reachability.GONE
 
 
 def test_a_full_queue_of_new_connections_counts_as_listening(tmp_path: Path) -> None:
@@ -184,14 +183,14 @@ def test_a_full_queue_of_new_connections_counts_as_listening(tmp_path: Path) -> 
             client.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 client.connect(str(path))
-        assert reach.knock(path, os.getpid()) is Reach.REACHED
+        assert reachability.knock(path, os.getpid()) is Reachability.REACHED
 
 
 def test_a_folder_that_cannot_be_read_says_nothing_about_listeners(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    found = reach.look(file / "s", leader=1, inode=1, listening=frozenset())
-    assert found is Reach.REACHED
+    found = reachability.check(file / "s", leader=1, inode=1, listening=frozenset())
+    assert found is Reachability.REACHED
 
 
 @pytest.fixture
@@ -203,12 +202,12 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_stopped_process_is_seen_and_one_that_runs_is_not(stage: Any, sleeper: Any) -> None:
-    until(lambda: not condition.wants_to_work([sleeper.pid]))
-    assert not condition.stopped([sleeper.pid])
-    assert not condition.traced([sleeper.pid])
+    until(lambda: not processes.wants_to_work([sleeper.pid]))
+    assert not processes.stopped([sleeper.pid])
+    assert not processes.traced([sleeper.pid])
     sleeper.send_signal(signal.SIGSTOP)
-    until(lambda: condition.stopped([sleeper.pid]))
-    assert not condition.wants_to_work([sleeper.pid])
+    until(lambda: processes.stopped([sleeper.pid]))
+    assert not processes.wants_to_work([sleeper.pid])
 
 
 class Odd:
@@ -368,7 +367,7 @@ def test_without_a_descriptor_to_ask_with_nothing_is_said_of_an_engine(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(reach, "listeners", frozenset)
+    monkeypatch.setattr(reachability, "listeners", frozenset)
     odd.enter()
     odd.is_left_alone_for(5.0)
     odd.gates.leave("r")
@@ -401,7 +400,7 @@ def test_one_that_computes_a_long_answer_and_answers_others_is_left_alone(
 
 
 def test_one_in_a_debuggers_hands_is_left_alone(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(condition, "traced", lambda pids: odd.pid in pids)
+    monkeypatch.setattr(processes, "traced", lambda pids: odd.pid in pids)
     os.kill(odd.pid, signal.SIGSTOP)
     odd.enter()
     odd.is_left_alone_for(5.0)

@@ -19,9 +19,9 @@ from greenroom.runner.backends.base import Launch, ModelFiles
 from greenroom.runner.backends.flags import LLAMA_CPP
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
+from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.engines.launchers import launcher
-from greenroom.runner.engines.paths import EngineFolder
 
 pytestmark = pytest.mark.real
 
@@ -135,7 +135,7 @@ def test_a_flag_xllamacpp_cannot_follow_is_refused_not_ignored(llama):
     llama.host(**llama.options).start(llama.spec(backend="llama.cpp", flags=("--device", "none")))
     (end,) = llama.heard.wait("exited", bound=60)
     assert end.code == 2
-    assert "--device is not offered by xllamacpp" in end.summary
+    assert "--device is not supported by xllamacpp" in end.summary
 
 
 @pytest.mark.parametrize(

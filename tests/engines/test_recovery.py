@@ -15,8 +15,8 @@ import pytest
 
 from greenroom.actors.values import Engine, Reservation
 from greenroom.runner.engines import recovery
+from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.identity import ProcessIdentity
-from greenroom.runner.engines.paths import EngineFolder
 from greenroom.runner.engines.recovery import distrust, end_processes
 from waiting import until
 

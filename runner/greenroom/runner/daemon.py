@@ -46,10 +46,10 @@ from greenroom.runner.backends.catalog import BACKENDS, Catalog
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.engines.devices import Devices
+from greenroom.runner.engines.folders import prompt_speed
 from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.engines.identity import boot_id
-from greenroom.runner.engines.previous import prompt_speed
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.gate_notifier import Emptied
 from greenroom.runner.hands import LibraryHands, SchedulerHands

@@ -1,4 +1,6 @@
-"""The daemon's end of its connection to one keeper: JSON lines, and the life line itself."""
+"""The daemon's end of the connection to one keeper: JSON lines. While it is open, the keeper keeps its
+engine.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 from greenroom.actors.kernel.fork import on_fork
 from greenroom.runner.engines import keeper_main
-from greenroom.runner.engines.environment import cleaned
 from greenroom.runner.engines.keeper import MESSAGE_LIMIT
+from greenroom.runner.engines.variables import cleaned
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.systems import here
 
 _RECEIVE_BYTES = 262_144
 _DETACHED: list[subprocess.Popen[bytes]] = []
-"""Keepers we left running; polled now and then so that a long-lived host program collects no zombies."""
+"""Keepers left running; polled so that a long-lived host program collects no zombies."""
 
 _DETACHED_LOCK = threading.Lock()
 
@@ -46,24 +47,24 @@ class Channel:
         on_fork(self)
 
     def forked(self) -> None:
-        """A child that kept the life line open would keep the engine alive beyond our end."""
+        """A child that kept this connection open would keep the engine alive after this process has ended."""
         self._closed = True
         self._socket.close()
 
     @classmethod
     def spawn(cls) -> Channel:
-        """Start a keeper that waits for its `start`; it ends by itself when we are gone before that."""
+        """Start a keeper that waits for its `start`; it exits if this process ends first."""
         _reap_detached()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # -S: it imports nothing but the standard library, and is ready some milliseconds sooner.
+            # -S: it imports only the standard library, and starts some milliseconds sooner.
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(keeper_main.__file__))],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                env=cleaned({}),  # it outlives us, and what it sees others of this user can read
+                env=cleaned({}),  # it outlives us, and the user's other processes can read its variables
                 start_new_session=True,
             )
         except BaseException:
@@ -75,7 +76,11 @@ class Channel:
 
     @classmethod
     def connect(cls, path: str, keeper_pid: int) -> Channel:
-        """Connect to a running keeper; raises `KeeperGone` when nobody, or somebody else, is there."""
+        """Connect to a running keeper.
+
+        Raises:
+            KeeperGone: Nothing, or another process, listens there.
+        """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(5.0)
@@ -86,7 +91,7 @@ class Channel:
             raise KeeperGone(str(problem)) from problem
         if here.peer_pid(sock) not in (0, keeper_pid):
             sock.close()
-            raise KeeperGone("the keeper's socket is served by a stranger")
+            raise KeeperGone("another process listens on the keeper's socket")
         return cls(sock)
 
     @property
@@ -99,16 +104,20 @@ class Channel:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """Kill a keeper we spawned: our own child, so its number cannot be anybody else's."""
+        """Kill a keeper we spawned: our own child, so its pid cannot have been reused."""
         if self.alive() and self._process is not None:
             self._process.kill()
 
     def fileno(self) -> int:
-        """For a selector."""
         return self._socket.fileno()
 
     def send(self, op: str, **fields: Any) -> None:
-        """Send one message; raises `KeeperGone`, and `JobFailed` for a command line that is far too long."""
+        """Send one message.
+
+        Raises:
+            KeeperGone: The keeper has ended.
+            JobFailed: The command line is far too long.
+        """
         data = json.dumps({"op": op, **fields}).encode() + b"\n"
         if len(data) > MESSAGE_LIMIT:
             raise JobFailed.permanent(
@@ -124,43 +133,36 @@ class Channel:
                 raise KeeperGone(str(problem)) from problem
 
     def receive(self) -> list[dict[str, Any]]:
-        """Whole messages that have come, without waiting; raises `KeeperGone` at the end."""
+        """Complete messages received so far, without waiting; raises `KeeperGone` at the end."""
         try:
             data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         except OSError as problem:
             raise KeeperGone(str(problem)) from problem
-        if not data:
-            raise KeeperGone("the keeper has ended")
-        *lines, self._received = (self._received + data).split(b"\n")
-        return [json.loads(line) for line in lines if line]
+        return self._messages(data)
 
     def await_event(self, event: str, seconds: float) -> dict[str, Any]:
-        """Wait for one event before anybody else receives; others that come first are dropped.
-
-        Raises `KeeperGone` when it does not come in time.
-        """
-        waiting: deque[dict[str, Any]] = deque()
+        """Wait for one event, dropping earlier ones; raises `KeeperGone` if it does not come in time."""
         self._socket.settimeout(seconds)
         try:
             while True:
-                while waiting:
-                    message = waiting.popleft()
+                for message in self._messages(self._socket.recv(_RECEIVE_BYTES)):
                     if message.get("event") == event:
                         return message
-                data = self._socket.recv(_RECEIVE_BYTES)
-                if not data:
-                    raise KeeperGone("the keeper has ended")
-                *lines, self._received = (self._received + data).split(b"\n")
-                waiting.extend(json.loads(line) for line in lines if line)
         except OSError as problem:
             raise KeeperGone(str(problem)) from problem
         finally:
             self._socket.setblocking(True)
 
+    def _messages(self, data: bytes) -> list[dict[str, Any]]:
+        if not data:
+            raise KeeperGone("the keeper has ended")
+        *lines, self._received = (self._received + data).split(b"\n")
+        return [json.loads(line) for line in lines if line]
+
     def close(self, *, reap: bool = True) -> None:
-        """Let go of the life line; with `reap`, of a keeper that ends now: wait for it, or kill it."""
+        """Close the connection; with `reap`, wait for a keeper that ends now, or kill it."""
         if self._closed:
             return
         self._closed = True
@@ -174,5 +176,5 @@ class Channel:
         try:
             self._process.wait(2.0)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # our own child, not reaped: its pid cannot be anybody else's
+            self._process.kill()  # our own child, not reaped: its pid cannot have been reused
             self._process.wait(5.0)

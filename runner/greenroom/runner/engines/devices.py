@@ -1,4 +1,4 @@
-"""Graphics devices with memory of their own: which there are, what is free on each, and who uses it.
+"""Graphics devices with memory of their own: which exist, what is free on each, and who uses it.
 
 NVIDIA's, through `nvidia-smi`, which comes with every driver. A graphics processor that shares the machine's
 memory, as on Apple silicon, is none of these: what its engines hold is the machine's.
@@ -6,29 +6,44 @@ memory, as on Apple silicon, is none of these: what its engines hold is the mach
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from greenroom.actors.scheduler.ledger import Device
+from greenroom.runner.systems import here
 
 _log = logging.getLogger(__name__)
 
 EVERY = 2.0
-"""Seconds between two looks."""
+"""Seconds between two readings."""
 _NONE_EVERY = 60.0
-"""The same where there is none."""
+"""The same without a device."""
 _TOOL_SECONDS = 10.0
 _FIRST_LOOK_SECONDS = 3.0
+_FORMAT = "--format=csv,noheader,nounits"
 _MIB = 2**20
 _DEVICES = ("index", "uuid", "name", "memory.total", "memory.used")
 _USERS = ("pid", "gpu_uuid", "used_memory")
+
+
+PROC = Path("/proc")
+_BUSY_PERCENT = 2
+
+_FDINFO = re.compile(
+    rb"^(drm-client-id|drm-pdev|drm-(?:engine|cycles)-(?!capacity)[\w-]+):\s*(\S+)", re.MULTILINE
+)
+_CREATOR = re.compile(r'"IOUserClientCreator" = "pid (\d+),')
+_USED = re.compile(r'"accumulatedGPUTime"\s*=\s*(\d+)')
 
 
 @dataclass(frozen=True)
@@ -36,22 +51,22 @@ class Card:
     """One line of `nvidia-smi --query-gpu`, in bytes."""
 
     index: int
-    """As programs count devices by their place on the bus."""
+    """By position on the bus."""
     id: str
     name: str
     total: int
     used: int | None
-    """None where it is not told."""
+    """None if not reported."""
 
 
 class Devices:
-    """The devices of this machine, looked at again and again on a thread where there is a driver.
+    """The devices of this machine, read regularly on a thread if there is a driver.
 
-    What is told is what the last look has found; none waits.
+    All methods return the latest reading without waiting.
     """
 
     def __init__(self, *, headroom: int, every: float = EVERY) -> None:
-        """`headroom` are bytes of each device that engines leave to others."""
+        """`headroom`: bytes of each device that engines leave free."""
         self._headroom = headroom
         self._every = every
         self._tool = ""
@@ -62,7 +77,7 @@ class Devices:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to look, and wait a moment for what is seen first; a driver that hangs keeps nobody."""
+        """Start reading, and wait briefly for the first result; a driver that hangs delays no further."""
         self._closed.clear()
         self._looked.clear()
         self._tool = shutil.which("nvidia-smi") or ""
@@ -72,13 +87,12 @@ class Devices:
             self._looked.wait(_FIRST_LOOK_SECONDS)
 
     def close(self) -> None:
-        """End the thread."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join(2.0)  # a driver that hangs keeps nobody from stopping either
+            self._thread.join(2.0)  # a driver that hangs must not delay the exit
 
     def now(self) -> tuple[Device, ...]:
-        """The pools of memory, as last seen."""
+        """The memory pools, as last read."""
         return tuple(
             Device(
                 id=card.id,
@@ -93,14 +107,14 @@ class Devices:
         )
 
     def used_by(self, pids: Iterable[int]) -> int | None:
-        """Bytes of device memory these processes hold together; None where that is not told."""
+        """Bytes of device memory these processes hold together; None if not reported."""
         users = self._users
         return None if users is None else sum(users.get(pid, 0) for pid in pids)
 
     def variables(self, device: str) -> dict[str, str] | None:
-        """What shows a process this device alone; None when it is not there (any more).
+        """The variables that limit a process to this device; None if it does not exist (any more).
 
-        By number, since not every library understands ids; both count by the place on the bus.
+        By index, since not every library understands ids; both count by position on the bus.
         """
         index = next((card.index for card in self._cards if card.id == device), None)
         if index is None:
@@ -112,24 +126,24 @@ class Devices:
             try:
                 self._look()
             except Exception:  # noqa: BLE001 - one odd answer must not end the watch
-                _log.exception("the graphics devices could not be looked at")
+                _log.exception("the graphics devices could not be read")
             self._looked.set()
-            # Without any device it is asked now and then: a driver may be slow, or come later.
+            # Without a device it is checked rarely: a driver may be slow, or be installed later.
             self._closed.wait(self._every if self._cards else _NONE_EVERY)
 
     def _look(self) -> None:
-        told = _told_by(self._tool, f"--query-gpu={','.join(_DEVICES)}")
+        told = _output_of(self._tool, f"--query-gpu={','.join(_DEVICES)}", _FORMAT)
         if told is None:
-            # Those that were there may well be; what is free on them is not known.
+            # The known devices may still exist; what is free on them is unknown.
             self._measured, self._users = False, None
             return
         self._cards, self._measured = visible(cards_in(told), os.environ.get("CUDA_VISIBLE_DEVICES")), True
-        told = _told_by(self._tool, f"--query-compute-apps={','.join(_USERS)}")
+        told = _output_of(self._tool, f"--query-compute-apps={','.join(_USERS)}", _FORMAT)
         self._users = None if told is None else users_in(told)
 
 
 def cards_in(told: str) -> tuple[Card, ...]:
-    """From the text of `nvidia-smi --query-gpu`, in `csv,noheader,nounits`."""
+    """Parse `nvidia-smi --query-gpu` in `csv,noheader,nounits`."""
     cards: list[Card] = []
     for index, uuid, name, total, used in _rows(told, len(_DEVICES)):
         if index.isdigit() and total.isdigit():
@@ -139,9 +153,9 @@ def cards_in(told: str) -> tuple[Card, ...]:
 
 
 def users_in(told: str) -> dict[int, int] | None:
-    """From the text of `nvidia-smi --query-compute-apps`: pid → bytes, on all devices together.
+    """Parse `nvidia-smi --query-compute-apps`: pid → bytes, on all devices together.
 
-    None when a process is listed without a number: then what is not listed says nothing either.
+    None when a process is listed without a number: then absence from the list means nothing either.
     """
     users: dict[int, int] = {}
     for pid, _, used in _rows(told, len(_USERS)):
@@ -152,9 +166,9 @@ def users_in(told: str) -> dict[int, int] | None:
 
 
 def visible(cards: Sequence[Card], allowed: str | None) -> tuple[Card, ...]:
-    """Those that the daemon may use, by its `CUDA_VISIBLE_DEVICES`: numbers, or ids or their beginnings.
+    """Those the daemon may use, by its `CUDA_VISIBLE_DEVICES`: indexes, ids, or prefixes of ids.
 
-    As in CUDA itself, what follows the first unknown one does not count.
+    As in CUDA itself, the list ends at the first unknown entry.
     """
     if allowed is None:
         return tuple(cards)
@@ -172,16 +186,79 @@ def _rows(told: str, width: int) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows if len(row) == width]
 
 
-def _told_by(tool: str, query: str) -> str | None:
+def _output_of(*argv: str) -> str | None:
     try:
         done = subprocess.run(
-            [tool, query, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            timeout=_TOOL_SECONDS,
-            check=True,
-            stdin=subprocess.DEVNULL,
+            argv, capture_output=True, timeout=_TOOL_SECONDS, check=True, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError) as problem:
-        _log.debug("nvidia-smi says nothing: %s", problem)
+        _log.debug("%s failed: %s", argv[0], problem)
         return None
     return done.stdout.decode("utf-8", "replace")
+
+
+# graphics processor time, read only when an engine is suspected to be dead: it may cost some milliseconds
+
+
+def gpu_seconds(pids: Collection[int]) -> float | None:
+    """Seconds of graphics processor time used since the processes started; None if there may be some that
+    cannot be measured.
+
+    Linux: each open file of a DRM driver counts for its client, in `/proc/<pid>/fdinfo` (kernel docs:
+    "DRM client usage stats"). NVIDIA's driver does not, hence `gpu_busy`. macOS: the accelerator's user
+    clients count in the I/O registry, by pid (`AppUsage`, nanoseconds).
+
+    Drivers that count cycles are read as if each took a nanosecond: only growth matters.
+    """
+    told = here.graphics_registry()
+    if told is not None:
+        return registry_seconds(told, pids) if told else None
+    if (PROC / "driver/nvidia/version").exists():
+        return None
+    return drm_seconds(pids)
+
+
+def gpu_busy(pids: Collection[int]) -> bool:
+    """Whether NVIDIA's driver reports them at work right now."""
+    if not (PROC / "driver/nvidia/version").exists():
+        return False
+    told = _output_of("nvidia-smi", "pmon", "-c", "1", "-s", "u")
+    return told is not None and pmon_busy(told, pids)
+
+
+def drm_seconds(pids: Collection[int]) -> float:
+    """From the open files of DRM drivers; 0.0 without any."""
+    used: dict[tuple[bytes, bytes, bytes], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for file in (PROC / str(pid) / "fdinfo").iterdir():
+                with contextlib.suppress(OSError):
+                    fields = dict(_FDINFO.findall(file.read_bytes()))
+                    client = (fields.get(b"drm-pdev", b""), fields.get(b"drm-client-id", b""))
+                    for name, value in fields.items():
+                        # Several files may belong to one client and repeat its numbers.
+                        if name.startswith((b"drm-engine-", b"drm-cycles-")) and value.isdigit():
+                            used[*client, name] = int(value)
+    return sum(used.values()) / 1e9
+
+
+def registry_seconds(told: str, pids: Collection[int]) -> float:
+    """From the output of `ioreg`: one node per user client, each beginning with `+-o`."""
+    used = 0
+    for node in told.split("+-o "):
+        creator = _CREATOR.search(node)
+        if creator is not None and int(creator[1]) in pids:
+            used += sum(int(number) for number in _USED.findall(node))
+    return used / 1e9
+
+
+def pmon_busy(told: str, pids: Collection[int]) -> bool:
+    """From the output of `nvidia-smi pmon`: gpu, pid, type and the load of its multiprocessors in per
+    cent.
+    """
+    for line in told.splitlines():
+        words = [*line.split(), "", "", "", ""]
+        pid, load = words[1], words[3]
+        if pid.isdigit() and int(pid) in pids and load.isdigit() and int(load) > _BUSY_PERCENT:
+            return True
+    return False

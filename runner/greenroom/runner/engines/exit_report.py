@@ -1,4 +1,4 @@
-"""What is kept of an engine's end, and the one sentence that says why it ended."""
+"""The record of an engine's end, and the one sentence that says why it ended."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from greenroom.actors.values import EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.keeper import write_atomically
+from greenroom.runner.errors import is_machines, refused_by_machine
 
 _MIB = 2**20
 
@@ -23,14 +26,17 @@ _NO_PROJECTOR = (
     "its projector (mmproj) is damaged or belongs to another model; pull the model again, or package it with "
     "the right one (greenroom package --mmproj FILE)"
 )
-_OUT_OF_MEMORY = ("it ran out of memory", "it could not get the memory it needs")
+_OUT_OF_MEMORY = ("it ran out of memory", "it could not allocate the memory it needs")
 _NOT_LOADED = "it could not load the model {0}"
-# First match wins; searched from the last line back. `{0}` is the matched group. Where there is a cure, the
-# sentence says it.
+# First match wins; each is searched from the last line back. `{0}` is the matched group. Where there is
+# a remedy, the sentence names it.
 _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), sentence)
     for pattern, sentence in (
-        (r"unknown model architecture: '?([\w.-]+)", "this version does not know the model architecture {0}"),
+        (
+            r"unknown model architecture: '?([\w.-]+)",
+            "this version does not support the architecture {0}",
+        ),
         (r"unusable flag: (.*)", "{0}"),
         (
             r"common_chat_templates_init: error: (?:parser: )?(.*)",
@@ -46,7 +52,7 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"failed to parse grammar",
             "the grammar in its runtime flag --grammar cannot be read; change the flag",
         ),
-        (r"couldn't bind HTTP server socket", "its socket could not be made"),
+        (r"couldn't bind HTTP server socket", "its socket could not be created"),
         (
             r"(?:out of memory|bad_alloc|cudaMalloc failed|OutOfMemoryError|MemoryError)",
             _OUT_OF_MEMORY[0],
@@ -58,13 +64,13 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"invalid magic|not a gguf|failed to read magic", "the file is not a model it can read"),
         (
             r"tensor '?[^']*'? data is not within the file bounds|gguf_init_from_reader: failed to read",
-            "the model file is cut short or damaged; remove the model and pull it again",
+            "the model file is truncated or damaged; remove the model and pull it again",
         ),
-        (r"ModuleNotFoundError: No module named '?([\w.]+)", "its installation lacks the module {0}"),
+        (r"ModuleNotFoundError: No module named '?([\w.]+)", "its installation has no module {0}"),
         (r"(?:ImportError|OSError): (.*(?:\.so|\.dylib).*)", "a library of its installation fails: {0}"),
         (r"(?:unknown|invalid|unrecognized) argument[s]?: (.*)", "it does not know the argument {0}"),
         (r"No space left on device", "the disk is full"),
-        # What our launcher adds ("Failed to init server, please check the input params") says nothing.
+        # What our launcher adds ("Failed to init server, please check the input params") explains nothing.
         (r"(?:error loading model|failed to load model)[:, ]+((?!.*Failed to init server).*)", _NOT_LOADED),
     )
 )
@@ -73,7 +79,7 @@ _LACKED = re.compile(
     r"|Resource temporarily unavailable|Disk quota exceeded)",
     re.IGNORECASE,
 )
-"""Words of an engine that could not load for want of something the machine had none left of."""
+"""Output of an engine that could not load because the machine ran out of something."""
 _LACKED_CODES = {
     "no space left on device": "no_space",
     "disk quota exceeded": "no_space",
@@ -102,15 +108,16 @@ def engine_exit(
     served: bool = False,
     reason: str = "",
 ) -> EngineExit:
-    """The fact for the journal, from what the keeper wrote.
+    """The value for the journal, from what the keeper wrote.
 
-    `reason` is why we ended it ourselves (stalled, load dead); "" when it ended of its own accord or was
-    asked to by the user. `served` says that it may have been ready before, though it was not at its end.
+    Args:
+        served: It may have been ready earlier, though it was not at its end.
+        reason: Why we ended it ourselves (stalled, load failed); "" if it ended on its own or by request.
     """
     first = tuple(str(line) for line in end.get("first_lines", ()))
     last = tuple(str(line) for line in end.get("last_lines", ()))
     if was_ready or served:
-        # Clients may have been inside, and engines print what they are asked. Others see what is stored.
+        # Engines print what clients ask them, and other users see what is stored.
         first, last = own_words(first), own_words(last)
     code = end.get("code")
     summary = _summary(end, (*first, *last), spec, expected, was_ready, reason)
@@ -130,9 +137,9 @@ def engine_exit(
 
 
 def _lacked(end: Mapping[str, Any], lines: Iterable[str] | None, summary: str) -> Failure | None:
-    """What the machine lacked, where an engine could not load for that or lost its keeper; else None.
+    """What the machine ran out of while the engine loaded, or that its keeper died; else None.
 
-    `lines` are of one that never was ready, else None: later its output may hold what clients have said.
+    `lines` is None once the engine was ready: its output may then contain clients' text.
     """
     if lines is None and end.get("out_of_memory"):
         return Failure(kind="transient", code="out_of_memory", message=summary, blame="machine")
@@ -173,12 +180,16 @@ def _summary(
 
 
 def own_words(lines: Iterable[str]) -> tuple[str, ...]:
-    """The lines that can only be the engine's own, such as a failed assertion, and no client's text."""
+    """The lines that can only come from the engine itself, such as a failed assertion, and not from a
+    client.
+    """
     return tuple(line for line in lines if _OWN_WORDS.fullmatch(line.strip()))
 
 
 def cause_of(lines: Iterable[str]) -> str:
-    """The likeliest cause in an engine's own words, without a full stop; "" when nothing looks like one."""
+    """The likeliest cause according to the engine's output, without a full stop; "" if nothing looks like
+    one.
+    """
     latest = list(lines)[::-1]
     for pattern, sentence in _CAUSES:
         for line in latest:
@@ -193,7 +204,7 @@ def cause_of(lines: Iterable[str]) -> str:
 
 
 def read_end(path: Path) -> dict[str, Any] | None:
-    """What a keeper wrote to `exit.json` or `capsule.json`; None when there is none that can be read."""
+    """The content of a keeper's `exit.json` or `capsule.json`; None if missing or unreadable."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -202,7 +213,21 @@ def read_end(path: Path) -> dict[str, Any] | None:
 
 
 def write_end(path: Path, engine_id: str, **fields: Any) -> dict[str, Any]:
-    """Write an end the keeper could not write, since it had died itself."""
+    """Write the end of an engine whose keeper died before it could."""
     end = {"at": time.time(), "engine_id": engine_id, "code": None, "signal": "", **fields}
     write_atomically(str(path), end)
     return end
+
+
+def no_keeper(message: str, said: str = "") -> Failure:
+    """Its keeper could not be started, or died before it spawned the engine."""
+    return Failure(kind="transient", code="keeper", message=message, detail=said, blame="machine")
+
+
+def not_spawned(code: str, number: int, message: str) -> Failure:
+    """A keeper could not spawn it: another claimed this start, or exec or fork failed."""
+    if code == "claimed":
+        return Failure(kind="transient", code="claimed", message=message, blame="ours")
+    if is_machines(number):
+        return msgspec.structs.replace(refused_by_machine("", OSError(number, "")), message=message)
+    return Failure(kind="permanent", code="cannot_start", message=message, blame="configuration")

@@ -1,4 +1,4 @@
-"""What the host knows of one engine, and the order in which its runner hears about it."""
+"""The host's view of one engine, and the order of its reports to the runner."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Measured, Progress
 from greenroom.runner.backends.base import Command, Readiness
 from greenroom.runner.engines.channel import Channel
-from greenroom.runner.engines.paths import EngineFolder
-from greenroom.runner.engines.reach import inode_of
+from greenroom.runner.engines.folders import EngineFolder
+from greenroom.runner.engines.reachability import inode_of
 from greenroom.runner.engines.readiness import Probe
 from greenroom.runner.errors import blamed
 
@@ -43,7 +43,7 @@ class Prepared:
     command: Command
     readiness: Readiness
     model_name: str = ""
-    """What the one-token proof sends as `model`: the dialect's name, or the model's own."""
+    """What the one-token proof sends as `model`."""
     version: str = ""
     """Version of the installation, for the exit report."""
 
@@ -61,13 +61,13 @@ _BATCH_OPTIONS = ("--batch-size", "-b")
 
 
 def batch_of(argv: Sequence[str]) -> int:
-    """Tokens of a prompt that a command line lets an engine compute at once; 0 when it does not say."""
+    """Tokens of a prompt computed at once, according to a command line; 0 if it does not say."""
     given = [after for word, after in pairwise(argv) if word in _BATCH_OPTIONS]
     return int(given[-1]) if given and given[-1].isdigit() else 0
 
 
 class Handle:
-    """One engine. Its lock orders what the runner hears: nothing follows an end."""
+    """One engine. Its lock orders the reports: nothing follows an end."""
 
     def __init__(self, spec: EngineSpec, folder: EngineFolder, tell: TellActor, board: ProgressBoard) -> None:
         self.spec = spec
@@ -77,7 +77,7 @@ class Handle:
         self._lock = threading.RLock()
         self.channel: Channel | None = None
         self.spawned = threading.Event()
-        """The process runs, or will not any more."""
+        """The process runs, or never will."""
         self.over = threading.Event()
         self.pid = 0
         self.started = 0.0
@@ -85,36 +85,35 @@ class Handle:
         self.readiness = Readiness()
         self.model_name = ""
         self.batch = 0
-        """Tokens of a prompt it computes at once at most; 0 when its command line does not say."""
+        """Tokens of a prompt it computes at once at most; 0 if unknown."""
         self.inode = 0
-        """Of its socket when it was seen to answer."""
+        """The socket file's, when the engine was seen to answer."""
         self.halted_at = 0.0
-        """Monotonic second at which its keeper saw it stopped by a signal; 0 while it runs."""
+        """Monotonic time at which its keeper saw it stopped by a signal; 0 while it runs."""
         self.given_up_at = 0.0
-        """Monotonic second at which its runner was last told that it should be replaced; 0 for never."""
+        """Monotonic time of the last report that it should be replaced; 0 for never."""
         self.may_finish = False
         """Requests inside are still answered, though no new one can reach it: its end waits for them."""
         self.was_ready = False
         self.served = False
-        """Clients may have been inside, also in an earlier life: what it prints may be their words."""
+        """Clients may have been inside, also under an earlier daemon: its output may contain their text."""
         self.answers = False
-        """It was seen to answer in this life of the host."""
+        """This host has seen it answer."""
         self.stop_requested = False
         self.stop_sent = False
         self.stop_reason = ""
         """The reason given with the request to stop."""
         self.fault = ""
-        """Why the host ends it on its own; makes the exit an unexpected one."""
+        """Why the host ends it on its own; makes the exit unexpected."""
         self.ladder: Ladder | None = None
-        """How it is to be ended; None is the host's own way."""
+        """How to end it; None for the host's default."""
         self.distrust = ""
-        """Why it is ended instead of adopted; its end is then a loss."""
+        """Why it is ended instead of adopted; its end is then reported as lost."""
         self.kill_at = 0.0
         """Monotonic time after which the host no longer waits for the keeper; 0 when not stopping."""
 
     @property
     def engine_id(self) -> str:
-        """Its id."""
         return self.spec.engine_id
 
     @property
@@ -128,7 +127,6 @@ class Handle:
         return not (self.stop_requested or self.fault or self.over.is_set())
 
     def probe(self) -> Probe:
-        """To ask it whether it is ready, or still works."""
         return Probe(
             self.endpoint,
             self.readiness,
@@ -138,7 +136,7 @@ class Handle:
         )
 
     def about(self, prepared: Prepared) -> dict[str, Any]:
-        """What the claim remembers, so that the next daemon can adopt the engine on its own."""
+        """What the claim stores, so that the next daemon can adopt the engine."""
         return {
             "spec": msgspec.to_builtins(self.spec),
             "readiness": {
@@ -154,7 +152,7 @@ class Handle:
         }
 
     def learn(self, about: dict[str, Any]) -> None:
-        """The opposite of `about`; raises KeyError or TypeError when it is not one."""
+        """The inverse of `about`; raises KeyError or TypeError for anything else."""
         readiness = about["readiness"]
         self.readiness = Readiness(
             path=str(readiness["path"]),
@@ -166,7 +164,7 @@ class Handle:
         self.batch = int(about.get("batch", 0))
         self.model_name = str(about["model_name"])
 
-    # -- what its runner hears ---------------------------------------------------------------------
+    # reports to the runner
 
     def tell_spawned(self) -> None:
         self._report(
@@ -177,7 +175,7 @@ class Handle:
         self.spawned.set()
 
     def tell_progress(self, phase: str, message: str) -> None:
-        """It is loading; told at most about once a second and never stored."""
+        """Loading progress; sent at most about once a second and never stored."""
         progress = Progress(job=load_job(self.engine_id), phase=phase, message=message)
         self._tell(EngineMoved(engine_id=self.engine_id), progress)
 
@@ -210,7 +208,7 @@ class Handle:
         )
 
     def tell_kept(self) -> None:
-        """A rebuilt runner has asked for an engine that never was away."""
+        """A rebuilt runner asks for an engine that this host still has."""
         with self._lock:
             self.given_up_at = 0.0
             if self.pid:
@@ -244,7 +242,7 @@ class Handle:
         self._end(EngineLost(engine_id=self.engine_id, reason=reason))
 
     def silence(self) -> None:
-        """Report nothing any more: the host leaves the engine to the next daemon."""
+        """Report nothing more: the next daemon takes over the engine."""
         self._end(None)
 
     def _end(self, event: Event | None) -> None:

@@ -1,9 +1,9 @@
-"""The watch over all engines of a host: their memory, whether they can be reached, and whether they work.
+"""Monitors all engines of a host: their memory, whether they can be reached, and whether they work.
 
-Nobody waits for it. It has two threads, so that measuring many processes does not delay the look at sockets;
-questions that an engine may leave unanswered are asked on threads of their own, one at a time for each
-engine; and no lock is held while anybody waits. What is found is reported and ends nothing. When an engine is
-to be replaced is judged in `liveness`.
+It has two threads, so that measuring many processes does not delay socket checks. Requests that an engine may
+leave unanswered run on threads of their own, one at a time per engine and kind, and no lock is held
+meanwhile. Problems are reported to the runner and end nothing. `liveness` judges when an engine must be
+replaced.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from functools import partial
 
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Failure, Measured
-from greenroom.runner.engines import graphics, liveness, processes, reach
-from greenroom.runner.engines import process_state as condition
+from greenroom.runner.engines import devices, liveness, processes, reachability
 from greenroom.runner.engines.handle import Handle, Ladder
 from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, Life
+from greenroom.runner.engines.reachability import Reachability
 from greenroom.runner.engines.readiness import CPU_SHARE, Vitality
 from greenroom.runner.threads import start_thread
 
 _log = logging.getLogger(__name__)
 
 EVERY = 2.0
-"""Seconds between two looks at memory and work."""
+"""Seconds between two checks of memory and work."""
 REACH_EVERY = 0.5
-"""Seconds between two looks at sockets: what cannot be reached is told within one second."""
+"""Seconds between two socket checks: an unreachable engine is reported within one second."""
 _SUSPECT_EVERY = 0.2
-"""The same while there is a suspicion, which counts once it was found twice."""
+"""The same while there is a suspicion, which must be confirmed once."""
 _HALTED_FOR = 0.25
 """Seconds for which an engine must have been stopped: some tools stop a process for a moment."""
 _HEALTH_EVERY = 4.0
-"""Seconds between two questions to the health path of an engine with nobody inside."""
+"""Seconds between two health requests to an engine without requests inside."""
 _HEALTH_SECONDS = 3.0
 _COUNTER_SECONDS = 1.0
 _SLEPT = 3.0
-"""Seconds by which a look must be late to say that we, or the machine, did not run."""
+"""Seconds by which a check must be late to mean that this process, or the machine, was not running."""
 _NOTICED = 2**20
-"""Bytes by which memory must have changed to be told."""
+"""Bytes by which memory must change to be reported."""
 KILL: Ladder = (("SIGKILL", 0.0),)
-"""How a stopped process is ended: it reacts to no other signal."""
+"""How to end a stopped process: it reacts to no other signal."""
 HURRY: Ladder = (("SIGTERM", 2.0), ("SIGKILL", 0.0))
-"""How an engine that does not work is ended: its successor waits for its memory."""
+"""How to end an engine that does not work: its successor needs its memory."""
 
 Readings = Callable[[], Mapping[str, GateReading]]
 DeviceUsage = Callable[[Sequence[int]], int | None]
 
 
 class Memory:
-    """The memory of one engine, as it was last told."""
+    """The memory of one engine, as last reported."""
 
     def __init__(self) -> None:
         self.told = Measured(now=0, peak=0)
@@ -59,7 +59,9 @@ class Memory:
         self.device_peak = 0
 
     def measure(self, size: int, device: int | None = None) -> Measured | None:
-        """Take in its memory, and its device's; what to tell, when it has changed noticeably."""
+        """Record the memory of the engine and its device; returns what to report, if it changed
+        noticeably.
+        """
         self.peak, self.device_peak = max(self.peak, size), max(self.device_peak, device or 0)
         told = self.told
         same = abs(size - told.now) < _NOTICED and self.peak - told.peak < _NOTICED
@@ -73,24 +75,24 @@ class Memory:
 
 
 class Watched:
-    """One engine under watch."""
+    """One monitored engine."""
 
     def __init__(self, handle: Handle, now: float) -> None:
         self.memory = Memory()
         self.life = Life(now, handle.batch)
-        self.doubted: reach.Reach | None = None
-        """What the last look at its socket has found that was not well."""
+        self.doubted: Reachability | None = None
+        """The problem found by the last socket check."""
         self.asking: set[str] = set()
-        """Questions under way: `token`, `counters`, `health`."""
+        """Requests in progress: `token`, `counters`, `health`."""
         self.health_at = now
         self.ill_since = 0.0
-        """Since when the health path has not answered well; 0 while it does."""
+        """Since when the health path has failed; 0 while it succeeds."""
         self.garbled = 0
-        """Answers in a row that were no HTTP."""
+        """Consecutive responses that were not HTTP."""
 
 
-class Vitals:
-    """Watches all engines of a host, on one thread that sleeps while there are none."""
+class HealthMonitor:
+    """Monitors all engines of a host; sleeps while there are none."""
 
     def __init__(
         self,
@@ -101,8 +103,8 @@ class Vitals:
         every: float = EVERY,
         device_usage: DeviceUsage | None = None,
     ) -> None:
-        """`readings` tells who is inside which engine, and since when nothing has come out of it;
-        `device_usage` how much of a device's memory processes hold, None where nobody can tell.
+        """`readings` returns which requests are inside which engine, and since when each has been silent;
+        `device_usage` how much device memory processes hold, None if unknown.
         """
         self._device_usage: DeviceUsage = device_usage or (lambda _: None)
         self._handles = handles
@@ -114,18 +116,17 @@ class Vitals:
         self._closed = threading.Event()
         self._measuring = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, name="engine-vitals", daemon=True),
+            threading.Thread(target=self._run, name="engine-health", daemon=True),
             threading.Thread(target=self._measure, name="engine-measures", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
     def wake(self) -> None:
-        """There may be an engine now, or one was stopped."""
+        """An engine may have been added or stopped."""
         self._news.set()
 
     def close(self) -> None:
-        """End the thread."""
         self._closed.set()
         self._news.set()
         self._measuring.set()
@@ -138,7 +139,7 @@ class Vitals:
             self._measuring.clear()
             watched = self._watched
             living = [one for one in self._handles() if one.engine_id in watched and _lives(one)]
-            self._guarded(partial(self._look_at_work, living, watched))
+            self._guarded(partial(self._check_work, living, watched))
 
     def _run(self) -> None:
         seen_at, boot_at, measured_at = time.monotonic(), _since_boot(), 0.0
@@ -154,13 +155,13 @@ class Vitals:
                 continue
             self._watched = {one.engine_id: self._of(one, now) for one in handles}
             if boot - boot_at > pause + _SLEPT or now - seen_at > pause + _SLEPT:
-                # We were stopped, or the machine slept.
+                # This process was stopped, or the machine slept.
                 for one in self._watched.values():
                     one.life.excuse(now)
                     one.life.due, one.ill_since, one.health_at = True, 0.0, now
             seen_at, boot_at = now, boot
             living = [one for one in handles if _lives(one)]
-            self._guarded(partial(self._look_at_reach, living, now))
+            self._guarded(partial(self._check_sockets, living, now))
             if now - measured_at >= self._every:
                 measured_at = now
                 self._measuring.set()
@@ -183,9 +184,9 @@ class Vitals:
         except Exception:  # noqa: BLE001 - one odd process must not end the watch over all others
             _log.exception("the engines could not be checked")
 
-    # whether it runs and can be reached
+    # reachability
 
-    def _look_at_reach(self, handles: Sequence[Handle], now: float) -> None:
+    def _check_sockets(self, handles: Sequence[Handle], now: float) -> None:
         listening: frozenset[bytes] | None = None
         readings: Mapping[str, GateReading] = {}
         for handle in handles:
@@ -193,42 +194,44 @@ class Vitals:
                 continue
             watched = self._watched[handle.engine_id]
             halted = handle.halted_at and now - handle.halted_at >= _HALTED_FOR
-            if halted and not condition.traced([handle.pid]):
-                self._give_up(handle, liveness.halted(), KILL)
+            if halted and not processes.traced([handle.pid]):
+                self._give_up(handle, liveness.HALTED, KILL)
                 continue
             if not handle.was_ready:
                 continue
             if listening is None:
-                listening, readings = reach.listeners(), self._readings()
+                listening, readings = reachability.listeners(), self._readings()
             before = watched.doubted
-            found = reach.look(handle.endpoint, leader=handle.pid, inode=handle.inode, listening=listening)
-            watched.doubted = None if found is reach.Reach.REACHED else found
+            found = reachability.check(
+                handle.endpoint, leader=handle.pid, inode=handle.inode, listening=listening
+            )
+            watched.doubted = None if found is Reachability.REACHED else found
             reading = readings.get(handle.engine_id)
             if reading is not None:
                 watched.life.read(reading)
-            if watched.doubted is None or before is None or condition.traced([handle.pid]):
+            if watched.doubted is None or before is None or processes.traced([handle.pid]):
                 continue
             failure = {
-                reach.Reach.GONE: liveness.unreachable,
-                reach.Reach.REFUSED: liveness.closed,
-                reach.Reach.STRANGER: liveness.replaced,
-            }[found]()
+                Reachability.GONE: liveness.SOCKET_GONE,
+                Reachability.REFUSED: liveness.CLOSED,
+                Reachability.STRANGER: liveness.SOCKET_TAKEN,
+            }[found]
             self._give_up(handle, failure, HURRY, may_finish=True)
 
     def _give_up(self, handle: Handle, failure: Failure, ladder: Ladder, *, may_finish: bool = False) -> None:
-        _log.warning("engine %s is to be replaced: %s", handle.engine_id, failure.message)
+        _log.warning("engine %s must be replaced: %s", handle.engine_id, failure.message)
         handle.tell_stalled(failure, ladder, may_finish=may_finish)
 
-    # whether it works
+    # work
 
-    def _look_at_work(self, handles: Sequence[Handle], all_watched: Mapping[str, Watched]) -> None:
+    def _check_work(self, handles: Sequence[Handle], all_watched: Mapping[str, Watched]) -> None:
         members = processes.groups({one.pid for one in handles})
         readings = self._readings()
         now = time.monotonic()
         for handle in handles:
             watched, pids = all_watched[handle.engine_id], members[handle.pid]
             size = processes.memory_of(pids)
-            # A group that is just ending holds nothing; that is for its exit to say.
+            # A group that is just ending holds nothing; its exit will report that.
             device = self._device_usage(pids) if handle.spec.device else None
             news = watched.memory.measure(size, device) if size else None
             if news is not None:
@@ -236,7 +239,7 @@ class Vitals:
             watched.life.use(processes.cpu_seconds(pids), now)
             reading = readings.get(handle.engine_id)
             if handle.serves and not handle.halted_at:
-                self._ask(handle, watched, reading or _NOBODY, pids, now)
+                self._ask(handle, watched, reading or _NO_READING, pids, now)
 
     def _ask(
         self, handle: Handle, watched: Watched, reading: GateReading, pids: Sequence[int], now: float
@@ -246,10 +249,10 @@ class Vitals:
         if quiet >= self._limit * ASK_AFTER:
             self._begin("counters", handle, watched, partial(self._read_counters, since=now - quiet))
         still = life.still_for(reading, now) >= self._limit * ASK_AFTER
-        # A whole answer may take longer than that to compute. Many engines answer others meanwhile.
+        # A whole answer may take longer to compute. Many engines serve other requests meanwhile.
         if still or life.is_doubted(reading) or quiet >= life.patience(self._limit) / 2:
             self._begin("token", handle, watched, partial(self._ask_for_a_token, pids=pids))
-        if quiet >= life.patience(self._limit) and not condition.traced(pids):
+        if quiet >= life.patience(self._limit) and not processes.traced(pids):
             text = f"it used a processor but sent nothing for {quiet:.0f} s, longer than any batch takes"
             self._give_up(handle, liveness.stalled(text), HURRY)
         if not reading.inside and now - watched.health_at >= min(_HEALTH_EVERY, self._limit):
@@ -271,7 +274,7 @@ class Vitals:
         try:
             start_thread(run, f"{question}-{handle.engine_id}")
         except RuntimeError:
-            watched.asking.discard(question)  # no thread left: it is asked another time
+            watched.asking.discard(question)  # no thread left: retried at the next check
 
     def _read_counters(self, handle: Handle, watched: Watched, since: float) -> None:
         told = handle.probe().counters(_COUNTER_SECONDS)
@@ -279,9 +282,9 @@ class Vitals:
             watched.life.count(told, time.monotonic(), since)
 
     def _ask_for_a_token(self, handle: Handle, watched: Watched, pids: Sequence[int]) -> None:
-        """The last question: who does not answer it, and does nothing either, is given up."""
+        """The last resort: an engine that neither answers nor does anything is given up."""
         life = watched.life
-        before, began = graphics.seconds(pids), time.monotonic()
+        before, began = devices.gpu_seconds(pids), time.monotonic()
         left = self._limit - life.still_for(self._reading(handle), began)
         said = handle.probe().canary(max(1.0, left))
         now = time.monotonic()
@@ -295,17 +298,17 @@ class Vitals:
         watched.garbled = watched.garbled + 1 if said is Vitality.GARBLED else 0
         life.use(processes.cpu_seconds(pids), now)
         reading = self._reading(handle)
-        # It may have come back to life, or been left by everybody, while it was asked.
+        # It may have recovered, or lost all its clients, meanwhile.
         still = life.still_for(reading, now)
-        if not handle.serves or condition.traced(pids) or condition.wants_to_work(pids):
+        if not handle.serves or processes.traced(pids) or processes.wants_to_work(pids):
             return
         if watched.garbled >= 2 and life.is_asked(reading):
-            self._give_up(handle, liveness.garbled(), HURRY)
+            self._give_up(handle, liveness.GARBLED, HURRY)
             return
         if still < self._limit:
             return
-        after = graphics.seconds(pids)
-        if (after or 0.0) - (before or 0.0) > CPU_SHARE * (now - began) or graphics.computing(pids):
+        after = devices.gpu_seconds(pids)
+        if (after or 0.0) - (before or 0.0) > CPU_SHARE * (now - began) or devices.gpu_busy(pids):
             life.worked_at = now
             return
         if after is None and still < life.patience_in_the_dark(self._limit):
@@ -314,13 +317,13 @@ class Vitals:
             f"it sent nothing and used no processor for {still:.0f} s, and did not answer a request "
             f"for one token within {now - began:.0f} s"
         )
-        if condition.stopped(pids):
-            self._give_up(handle, liveness.halted(), KILL)
+        if processes.stopped(pids):
+            self._give_up(handle, liveness.HALTED, KILL)
         else:
             self._give_up(handle, liveness.stalled(text), HURRY)
 
     def _ask_for_health(self, handle: Handle, watched: Watched, pids: Sequence[int]) -> None:
-        """Of an engine with nobody inside: it is found out before the next one comes."""
+        """For an engine without requests inside: finds a problem before the next request does."""
         began = time.monotonic()
         said = handle.probe().health(min(_HEALTH_SECONDS, self._limit))
         now = time.monotonic()
@@ -331,22 +334,22 @@ class Vitals:
         watched.ill_since = watched.ill_since or began
         watched.life.use(processes.cpu_seconds(pids), now)
         ill, idle = now - watched.ill_since, now - watched.life.worked_at
-        if not handle.serves or condition.traced(pids) or condition.wants_to_work(pids):
+        if not handle.serves or processes.traced(pids) or processes.wants_to_work(pids):
             return
         if watched.garbled >= 2:
-            self._give_up(handle, liveness.garbled(), HURRY)
+            self._give_up(handle, liveness.GARBLED, HURRY)
         elif ill >= self._limit * (1 - ASK_AFTER) and (said is Vitality.ILL or idle >= self._limit / 2):
             text = f"its health path did not answer for {ill:.0f} s"
             if said is Vitality.ILL:
                 text = f"its health path has reported an error for {ill:.0f} s"
-            failure = liveness.halted() if condition.stopped(pids) else liveness.stalled(text)
-            self._give_up(handle, failure, KILL if condition.stopped(pids) else HURRY)
+            failure = liveness.HALTED if processes.stopped(pids) else liveness.stalled(text)
+            self._give_up(handle, failure, KILL if processes.stopped(pids) else HURRY)
 
     def _reading(self, handle: Handle) -> GateReading:
-        return self._readings().get(handle.engine_id) or _NOBODY
+        return self._readings().get(handle.engine_id) or _NO_READING
 
 
-_NOBODY = GateReading(False, 0, 0.0, 0)
+_NO_READING = GateReading(False, 0, 0.0, 0)
 
 
 def _lives(handle: Handle) -> bool:
@@ -354,6 +357,6 @@ def _lives(handle: Handle) -> bool:
 
 
 def _since_boot() -> float:
-    """Seconds on a clock that goes on while the machine sleeps."""
-    # macOS: CLOCK_MONOTONIC there is one, unlike what `time.monotonic` reads.
+    """Seconds on a clock that keeps running while the machine sleeps."""
+    # On macOS CLOCK_MONOTONIC does, unlike what `time.monotonic` reads.
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -35,16 +35,14 @@ from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.values import Engine, EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.channel import Channel, KeeperGone
-from greenroom.runner.engines.environment import cleaned
-from greenroom.runner.engines.exit_report import engine_exit, read_end, write_end
-from greenroom.runner.engines.folders import Folders
+from greenroom.runner.engines.exit_report import engine_exit, no_keeper, not_spawned, read_end, write_end
+from greenroom.runner.engines.folders import EngineFolder, Folders, keeper_of, read_claim
 from greenroom.runner.engines.handle import Handle, Prepare, never_spawned
-from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, Readings, Vitals
+from greenroom.runner.engines.health_monitor import KILL, DeviceUsage, HealthMonitor, Readings
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
-from greenroom.runner.engines.paths import EngineFolder
-from greenroom.runner.engines.process_state import is_kept_waiting
+from greenroom.runner.engines.processes import is_kept_waiting
 from greenroom.runner.engines.readiness import Health, Patience, take_pulse
 from greenroom.runner.engines.recovery import (
     Ended,
@@ -54,11 +52,9 @@ from greenroom.runner.engines.recovery import (
     distrust,
     end_processes,
     engine_of,
-    keeper_of,
     look,
-    read_claim,
 )
-from greenroom.runner.engines.unbegun import no_keeper, not_spawned
+from greenroom.runner.engines.variables import cleaned
 from greenroom.runner.engines.watch import KeeperWatch
 from greenroom.runner.errors import JobFailed, not_begun
 from greenroom.runner.threads import start_thread
@@ -119,7 +115,9 @@ class EngineHost:
         self._spare_wanted = spare_keeper
         self._readings = readings
         self._watch = KeeperWatch(self._heard, self._keeper_gone, self._overdue)
-        self._vitals = Vitals(self._living, readings, stall_after=stall_after, device_usage=device_usage)
+        self._health = HealthMonitor(
+            self._living, readings, stall_after=stall_after, device_usage=device_usage
+        )
         if spare_keeper:
             self._thread("keeper-spare", self._refill_spare)
 
@@ -162,7 +160,7 @@ class EngineHost:
             if self._closing or spec.engine_id in self._handles:
                 return
             self._handles[spec.engine_id] = handle
-        self._vitals.wake()
+        self._health.wake()
         try:
             start_thread(partial(self._start, handle), f"engine-{spec.engine_id}")
         except RuntimeError as problem:
@@ -266,7 +264,7 @@ class EngineHost:
             now = time.monotonic()
             if health is Health.READY:
                 handle.tell_ready()
-                self._vitals.wake()  # from now on it is looked at more often
+                self._health.wake()  # from now on it is looked at more often
                 return
             if health is Health.DEAD:
                 self._give_up(handle, "it says that its model could not be loaded")
@@ -355,7 +353,7 @@ class EngineHost:
             self._failed(handle, not_spawned(str(message.get("code")), int(message.get("errno") or 0), text))
         elif event == "halted":
             handle.halted_at = time.monotonic()
-            self._vitals.wake()
+            self._health.wake()
         elif event == "continued":
             handle.halted_at = 0.0
         elif event == "stopping":
@@ -451,7 +449,7 @@ class EngineHost:
             # A runner that was rebuilt asks for engines that never were away.
             kept.tell_kept()
             return
-        self._vitals.wake()
+        self._health.wake()
         try:
             self._settle_patiently(handle, expected)
         except Exception as problem:  # noqa: BLE001 - the runner must hear an end
@@ -510,7 +508,7 @@ class EngineHost:
         probe = handle.probe()
         ready = probe.look() is Health.READY
         handle.tell_adopted(ready)
-        self._vitals.wake()
+        self._health.wake()
         self._watch.add(handle)
         if not ready:
             self._thread(f"engine-{handle.engine_id}", partial(self._await_ready, handle))
@@ -553,7 +551,7 @@ class EngineHost:
                 self._leave(handle, keep)
         for handle in handles:
             handle.over.wait(max(0.0, deadline - time.monotonic()))
-        self._vitals.close()
+        self._health.close()
         self._watch.close()
 
     def _leave(self, handle: Handle, keep: float) -> None:

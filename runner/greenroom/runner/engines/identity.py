@@ -1,4 +1,4 @@
-"""Who a process is: pid, kernel start time and boot together. A pid alone may by now be somebody else."""
+"""Identifies a process by pid, start time and boot together; a pid alone may have been reused."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ start_time = here.start_time
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process of one boot, and no other that gets its number later."""
+    """One process of one boot; a later process with the same pid is another."""
 
     pid: int
     started: float
-    """As `start_time` reads it; 0.0 is unknown, and the unknown is never signalled."""
+    """As `start_time` reads it; 0.0 if unknown, and then the process is never signalled."""
     boot: str
-    """As `boot_id` reads it; "" where the system does not say, and then only the start time counts."""
+    """As `boot_id` reads it; "" where the system has none, and then only the start time counts."""
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
-        """Of a living process; None when there is none."""
+        """Of a living process; None if there is none."""
         started = start_time(pid)
         return cls(pid, started, boot_id()) if started else None
 
     def alive(self) -> bool:
-        """True while this very process runs (a zombie does not), and while the system does not say."""
+        """True while this very process runs (a zombie does not), and while that cannot be read."""
         if self.pid <= 1 or self.started <= 0 or self.boot != boot_id():
             return False
         try:
@@ -46,31 +46,32 @@ class ProcessIdentity:
             return True
 
     def send(self, number: signal.Signals) -> bool:
-        """Signal this very process, or nobody; True when it was sent."""
+        """Signal this very process, or none; True if it was sent."""
         return self.alive() and here.send_signal(self.pid, self.started, number)
 
     def reap(self) -> None:
-        """Let go of it, should it be a dead child of ours: orphans of the machine's first process are."""
+        """Reap it if it is a dead child of ours: as the machine's first process we inherit orphans."""
         if self.pid > 1:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, os.WNOHANG)
 
     def send_group(self, number: signal.Signals) -> bool:
-        """Signal the process group this process leads; nobody when it does not live or leads none."""
+        """Signal the process group this process leads; just the process if it leads none."""
         if not self.alive():
             return False
         try:
             if os.getpgid(self.pid) != self.pid:
                 return self.send(number)
-        except ProcessLookupError:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
             return False
-        return _signal_by_number(os.killpg, self.pid, number)
+        return True
 
 
 def of_folder(folder: Path) -> list[ProcessIdentity]:
-    """Living processes of this user that were started for an engine folder, by their environment.
+    """This user's living processes that were started for an engine folder, found by their environment.
 
-    Finds what is left of an engine whose keeper and leader are dead: nothing else knows its pids then.
+    Finds what is left of an engine whose keeper and leader are dead, and whose pids are otherwise unknown.
     """
     import psutil
 
@@ -82,12 +83,3 @@ def of_folder(folder: Path) -> list[ProcessIdentity]:
                 if identity is not None and process.pid != os.getpid():
                     found.append(identity)
     return found
-
-
-def _signal_by_number(send: object, pid: int, number: signal.Signals) -> bool:
-    assert callable(send)
-    try:
-        send(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True

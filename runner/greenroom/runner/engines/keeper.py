@@ -1,17 +1,19 @@
 """The keeper: the small parent process of one engine. Standard library only, run by `keeper_main.py`.
 
-It stands between the daemon and the engine, so that either may die without taking the truth along:
+It stands between daemon and engine, so that either may die without losing the record of what happened:
 
-* its first act is to create `claim` exclusively; whoever comes second (a late keeper, or a daemon that
-  settles an unsettled start) gives up;
-* every connection that said `hold` is a life line. When the last one is gone, the grace begins, and when
-  that is over, the engine is ended;
-* its own death ends the engine: parent-death signal on Linux, and everywhere a pipe whose read end the
+* it first creates `claim` exclusively; a second claimant (a late keeper, or a daemon that settles an
+unsettled
+  start) gives up;
+* every connection that sent `hold` keeps the engine. When the last one closes, the grace period begins, and
+at
+  its end the engine is ended;
+* its own death ends the engine: by parent-death signal on Linux, and everywhere by a pipe whose read end the
   engine inherits (`GREENROOM_KEEPER_FD`) and our launchers watch;
-* it drains the engine's output into a bounded log, reaps, and leaves `capsule.json` and `exit.json`.
+* it drains the engine's output into a bounded log, reaps it, and leaves `capsule.json` and `exit.json`.
 
-Messages are JSON lines, both on standard input (a socket pair, the first life line) and on `keeper.sock`:
-`start`, `hold`, `leave`, `stop` come in; `spawned`, `failed`, `state`, `halted`, `continued`, `stopping`
+Messages are JSON lines, on standard input (a socket pair, the first connection) and on `keeper.sock`:
+`start`, `hold`, `leave` and `stop` come in; `spawned`, `failed`, `state`, `halted`, `continued`, `stopping`
 and `exited` go out.
 """
 
@@ -33,23 +35,24 @@ from greenroom.runner.engines.keeper_log import BoundedLog
 from greenroom.runner.systems import here
 
 MESSAGE_LIMIT = 4 * 1024 * 1024
-"""Bytes of one incoming message, beyond which the connection is dropped; more than any system lets a command
-line be."""
+"""Maximum bytes of an incoming message, more than any system allows for a command line; beyond it the
+connection is dropped.
+"""
 DRAIN_SECONDS = 0.2
 """How long to wait for the end of the output once the whole process group is dead."""
 LADDER = (("SIGINT", 5.0), ("SIGTERM", 5.0), ("SIGKILL", 0.0))
-"""Signals to the process group, each with the seconds before the next rung."""
+"""Signals to the process group, each with the seconds before the next."""
 
 _SIGNALS = {int(one): one.name for one in signal.Signals}
 _NAMES = frozenset(_SIGNALS.values())
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 )
-"""What file systems without hard links answer."""
+"""Errors of file systems without hard links."""
 _CONNECTIONS = 16
-"""More are let go at once: one daemon has one, and commands ask for moments."""
+"""More are closed at once: a daemon has one, and commands use one briefly."""
 _LOOK_SECONDS = 10.0
-"""Between two looks at the engine's memory, and at whether the sockets are still there."""
+"""Seconds between two checks of the engine's memory and the socket files."""
 
 
 def write_atomically(path: str, value: dict[str, Any]) -> None:
@@ -61,7 +64,7 @@ def write_atomically(path: str, value: dict[str, Any]) -> None:
 
 
 def create_claim(path: str, value: dict[str, Any]) -> bool:
-    """Create the claim with its whole content, or find that somebody else has: then False."""
+    """Create the claim with all its content; False if it exists."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file)
@@ -79,7 +82,7 @@ def create_claim(path: str, value: dict[str, Any]) -> bool:
 
 
 def _create_claim_without_links(path: str, value: dict[str, Any]) -> bool:
-    """Exclusive too, but there a moment before its content: the best that memory cards and shares can."""
+    """Exclusive too, but briefly empty: the best that memory cards and network shares can do."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -90,7 +93,7 @@ def _create_claim_without_links(path: str, value: dict[str, Any]) -> bool:
 
 
 class Connection:
-    """One connection of a daemon; a life line once it has said so."""
+    """One connection of a daemon; it keeps the engine once it has sent `hold`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -99,7 +102,7 @@ class Connection:
         sock.setblocking(False)
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Whole messages that have come; None when the other side is gone."""
+        """Complete messages received; None when the other side is gone."""
         try:
             data = self.socket.recv(65536)
         except BlockingIOError:
@@ -117,7 +120,7 @@ class Connection:
             return None  # not our protocol: as good as gone
 
     def send(self, event: str, **fields: Any) -> None:
-        """Best effort: whoever does not read will find everything on disk."""
+        """Best effort: a daemon that does not read finds everything on disk."""
         with contextlib.suppress(OSError):
             self.socket.settimeout(1.0)
             self.socket.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
@@ -125,8 +128,6 @@ class Connection:
 
 
 class Keeper:
-    """Keeps one engine until it has ended."""
-
     def __init__(self, first: socket.socket) -> None:
         self._selector = selectors.DefaultSelector()
         self._wakeup, wakeup_write = os.pipe()
@@ -154,7 +155,6 @@ class Keeper:
         self._connect(first).holds = True
 
     def run(self) -> int:
-        """From the first message to the engine's end."""
         here.become_keeper()
         while self._status is None and not self._given_up:
             self._turn()
@@ -178,7 +178,7 @@ class Keeper:
         }
         if not create_claim("claim", claim):
             self._given_up = True
-            self._broadcast("failed", code="claimed", message="This start was already settled by another.")
+            self._broadcast("failed", code="claimed", message="Another daemon has cancelled this start.")
             return
         sys.stderr = open("keeper.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - for good
         self._log = BoundedLog("log")
@@ -192,7 +192,7 @@ class Keeper:
             self._broadcast("spawned", **self._state())
 
     def _turn(self) -> None:
-        """One round: wait for whatever comes first, then do what is due."""
+        """Wait for the next event, then do what is due."""
         for key, _ in self._selector.select(self._timeout()):
             if key.fd == self._wakeup:
                 self._read_wakeup()
@@ -254,7 +254,7 @@ class Keeper:
             try:
                 self._carry_out(connection, message)
             except (ValueError, TypeError, LookupError, ArithmeticError) as problem:
-                # Whatever somebody sends us, the engine and its other connections are kept.
+                # Whatever is received, the engine and its other connections are kept.
                 event = "refused" if self._started_once else "failed"
                 connection.send(event, code="refused", message=f"The keeper cannot do that: {problem}.")
 
@@ -270,7 +270,7 @@ class Keeper:
             self._orphaned_at = None
             connection.send("state", **self._state())
         elif op == "leave":
-            # The daemon goes in order and leaves the engine: from now on this grace counts.
+            # The daemon exits cleanly and leaves the engine: from now on this grace counts.
             self._grace = seconds_of(message.get("grace"))
         elif op == "stop":
             self._begin_stop(str(message.get("reason", ""))[:1000] or "asked to stop", ladder_of(message))
@@ -302,10 +302,10 @@ class Keeper:
         }
 
     def _spawn(self, claim: dict[str, Any]) -> str:
-        """Start the engine; empty, or why it could not be started.
+        """Start the engine; returns "" or why it could not be started.
 
-        The child waits at a barrier until its pid stands in the claim: whatever happens to us, no engine
-        ever runs whose pid nobody can find.
+        The child waits at a barrier until its pid is in the claim: whatever happens to the keeper, no engine
+        ever runs under an unrecorded pid.
         """
         argv = [str(word) for word in self._config["argv"]]
         go_read, go_write = os.pipe()
@@ -326,7 +326,7 @@ class Keeper:
         for fd in (go_read, error_write, output_write, watch_read):
             os.close(fd)
         with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # the child does it too; whoever comes first
+            os.setpgid(pid, pid)  # the child does it too, in case it is first
         self._pid, self._started = pid, here.start_time(pid)
         self._output = output_read
         try:
@@ -392,11 +392,11 @@ class Keeper:
         self._climb()
 
     def _climb(self) -> None:
-        """The next rung: a signal to the whole group, and the bound until the one after."""
-        # Past the last one the process is stuck in the kernel: knock again, for ever.
+        """Send the next signal to the whole group and set the time of the one after."""
+        # After the last one the process is stuck in the kernel: repeat SIGKILL.
         name, bound = self._ladder.pop(0) if self._ladder else ("SIGKILL", 5.0)
         self._broadcast("stopping", signal=name, reason=self._stop_reason)
-        # Not yet reaped: neither its pid nor its group can have been recycled.
+        # Not yet reaped: neither its pid nor its group can have been reused.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, getattr(signal, name))
         self._next_rung = time.monotonic() + (bound if self._ladder else 5.0)
@@ -411,7 +411,9 @@ class Keeper:
         self._notice_halt()
 
     def _notice_halt(self) -> None:
-        """Tell when a signal has stopped the engine, and when it goes on; a debugger's stops are not told."""
+        """Report when a signal has stopped the engine, and when it continues; a debugger's stops are not
+        reported.
+        """
         if not self._pid or self._status is not None:
             return
         with contextlib.suppress(ChildProcessError):
@@ -424,7 +426,7 @@ class Keeper:
         if not self._pid or self._status is not None:
             return
         with contextlib.suppress(ChildProcessError):
-            # Whom it leaves in its group dies with it.
+            # The rest of its group dies with it.
             self._status = here.reap(self._pid)
 
     def _look(self, now: float) -> None:
@@ -433,10 +435,12 @@ class Keeper:
             self._memory = here.resident(self._pid) or self._memory
             self._memory_kills = here.memory_kills()
             self._keep_sockets()
-            self._reap()  # should a signal have been lost
+            self._reap()  # in case a signal was lost
 
     def _keep_sockets(self) -> None:
-        """Touch them, since systems clean temporary folders of what is old; make ours again if it is gone."""
+        """Touch the sockets, since systems clean old files from temporary folders; recreate ours if it is
+        gone.
+        """
         for name in ("keeper_socket", "engine_socket"):
             with contextlib.suppress(OSError):
                 os.utime(self._config[name])
@@ -485,13 +489,13 @@ class Keeper:
             "first_lines": self._log.first,
             "last_lines": self._log.last,
         }
-        with contextlib.suppress(OSError):  # a full disk: the daemon that listens hears it all the same
+        with contextlib.suppress(OSError):  # on a full disk, a connected daemon still receives it
             capsule = {**self._end, "argv": self._config["argv"], "about": self._config.get("about", {})}
             write_atomically("capsule.json", capsule)
             write_atomically("exit.json", self._end)
 
     def _end_orphans(self) -> None:
-        """Descendants that left the group came to us when their parent died (subreaper): end them."""
+        """Kill descendants that left the group; they became ours when their parent died (subreaper)."""
         for pid in here.children():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -504,7 +508,7 @@ class Keeper:
 
 
 def checked_start(message: dict[str, Any]) -> dict[str, Any]:
-    """A `start` that can be carried out.
+    """Validate a `start` message.
 
     Raises:
         TypeError, ValueError, LookupError: It cannot.
@@ -518,7 +522,7 @@ def checked_start(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def seconds_of(value: Any) -> float | None:
-    """A bound; None is for ever."""
+    """Validate a bound; None for no limit."""
     if value is None:
         return None
     seconds = float(value)
@@ -537,7 +541,7 @@ def ladder_of(message: dict[str, Any]) -> tuple[tuple[str, float], ...]:
 
 
 def main() -> int:
-    """Standard input is the life line, a socket; it moves away from 0, where children look."""
+    """Standard input is the first connection, a socket; it moves off descriptor 0, where children look."""
     os.umask(0o077)
     first = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""What a keeper keeps of its engine's output: the head and the tail, bounded."""
+"""Keeps the head and tail of an engine's output, bounded."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 FIRST_LINES = 20
 LAST_LINES = 40
 LINE_LIMIT = 500
-"""Characters of a kept line; the log has it whole."""
+"""Characters of a line kept in memory; the log has it whole."""
 HEAD_BYTES = 256 * 1024
-"""Kept for ever from the start of the output (`log`)."""
+"""Kept permanently from the start of the output (`log`)."""
 TAIL_BYTES = 512 * 1024
-"""Then a ring of two files of this size (`log.tail`, `log.tail.old`)."""
+"""Followed by a ring of two files of this size (`log.tail`, `log.tail.old`)."""
 
 
 class BoundedLog:
@@ -30,7 +30,7 @@ class BoundedLog:
         self.last: list[str] = []
 
     def write(self, data: bytes) -> None:
-        """Keep what came. A full disk loses the log, never the engine: draining goes on."""
+        """Keep the output. A full disk loses the log, never the engine: draining goes on."""
         self._keep_lines(data)
         with contextlib.suppress(OSError):
             if self._head_left:
@@ -44,7 +44,7 @@ class BoundedLog:
                 self._tail_left -= len(part)
 
     def _roll(self) -> None:
-        """Make room in the tail: its first file begins after the head, the ring turns when it is full."""
+        """Make room in the tail: its first file follows the head, and a full one replaces the old one."""
         tail = f"{self._path}.tail"
         if self._file.name != tail:
             self._file.close()
@@ -56,7 +56,7 @@ class BoundedLog:
             self._tail_left = self._tail_limit
 
     def _keep_lines(self, data: bytes) -> None:
-        # A carriage return redraws a progress bar: what it overwrites is no line worth keeping.
+        # A carriage return redraws a progress bar: only the last state is worth keeping.
         *whole, self._partial = (self._partial + data).split(b"\n")
         self._partial = self._partial[-4 * LINE_LIMIT :]
         for raw in whole[:FIRST_LINES] + whole[FIRST_LINES:][-LAST_LINES:]:
@@ -72,7 +72,6 @@ class BoundedLog:
         del self.last[:-LAST_LINES]
 
     def close(self) -> None:
-        """Keep an unfinished last line too."""
         self._keep_line(self._partial)
         self._partial = b""
         self._file.close()

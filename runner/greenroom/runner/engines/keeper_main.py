@@ -1,7 +1,7 @@
-"""Runs a keeper: `python -I -S keeper_main.py`, isolated, so that nothing but the standard library is there.
+"""Runs a keeper isolated (`python -I -S keeper_main.py`), with only the standard library.
 
-Our packages are found beside this file, without the code in their `__init__`: an isolated interpreter knows
-no installed package, and a keeper needs few modules of ours, none of which needs another library.
+An isolated interpreter finds no installed package, so our own are set up from this file's path, without the
+code in their `__init__`. A keeper needs few of our modules, and none of them needs a library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ENGINES = Path(__file__).resolve().parent
 
 
 def find_packages() -> None:
-    """Make the modules of ours that a keeper is made of importable by their own names."""
+    """Make the keeper's modules importable under their own names."""
     for name, folder in (
         ("greenroom", None),
         ("greenroom.runner", ENGINES.parent),

@@ -1,25 +1,26 @@
-"""Judges whether an engine still works; pure, over what was observed of it.
+"""Judges from observations whether an engine still works; pure.
 
-It has to be replaced when
+It must be replaced when
 
 1. a signal has stopped it, or nothing listens on its socket any more: at once;
 2. a request is inside (or the last client left without an answer, or no request is inside and the health path
    is silent), and for `limit` seconds it sent no byte, its counters stood still, it did not answer our own
-   question, and it used neither processor nor graphics time;
-3. the same, but it used the processor: after several times the longest batch it may compute. Processor time
-   alone does not prove work, and where a graphics processor cannot be measured, missing processor time does
-   not prove idleness.
+   request, and it used neither processor nor graphics time;
+3. the same, but it used the processor: after several times its longest possible batch. Processor time alone
+   does not prove work, and where a graphics processor cannot be measured, missing processor time does not
+   prove idleness.
 
-A batch of minutes is work, an engine under a debugger is left alone, and time in which we did not watch does
-not count.
+A batch of minutes is work, an engine under a debugger is left alone, and time without monitoring does not
+count.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from greenroom.actors.gates import GateReading
-from greenroom.actors.values import Failure
+from greenroom.actors.values import Blame, Failure
 from greenroom.runner.engines.readiness import CPU_SHARE
 
 LIMIT = 12.0
@@ -27,67 +28,66 @@ LIMIT = 12.0
 ASK_AFTER = 1 / 3
 """Share of that limit after which it is asked for one token."""
 BATCHES = 5.0
-"""An engine at work may be silent for so many times the longest batch."""
+"""An engine at work may be silent for this many times its longest batch."""
 UNKNOWN_BATCH = 120.0
-"""Seconds a batch may take when none was seen yet and the engine's speed is not known."""
+"""Seconds a batch may take while the engine's speed is unknown."""
 DARK_BATCH = 24.0
 """The same for an engine that may compute where it cannot be measured: such processors are fast."""
 DEFAULT_BATCH = 2048
 """Tokens llama.cpp computes at once unless its command line says otherwise."""
 
 _IN_VAIN = 1.0
-"""A client that leaves without an answer after so many seconds is a reason to ask the engine ourselves."""
+"""Seconds after which a client that leaves without an answer is a reason to ask the engine ourselves."""
 
 _PROMPT_TOKENS = re.compile(rb"^llamacpp:prompt_tokens_total (\S+)", re.MULTILINE)
 _PROMPT_SECONDS = re.compile(rb"^llamacpp:prompt_seconds_total (\S+)", re.MULTILINE)
 
 
 class Life:
-    """What was seen of one engine. Times are monotonic seconds."""
+    """Observations of one engine. Times are monotonic seconds."""
 
     def __init__(self, now: float, batch: int = 0) -> None:
-        """`batch` are the tokens it computes at once at most; 0 is not known."""
+        """`batch`: tokens it computes at once at most; 0 if unknown."""
         self._batch = batch or DEFAULT_BATCH
         self.cpu = -1.0
         self.looked_at = now
         self.worked_at = now
-        """It was last seen to use a processor."""
+        """When it was last seen to use a processor."""
         self.proved_at = now
-        """It has last answered us, or its counters moved."""
+        """When it last answered us, or its counters last moved."""
         self.longest = 0.0
-        """Seconds: the longest silence seen that ended with work done."""
+        """Longest silence, in seconds, that ended with work done."""
         self.reckoned = 0.0
-        """Seconds: the longest batch it may compute, by its speed; 0 while that is not known."""
+        """Longest batch, in seconds, estimated from its speed; 0 if unknown."""
         self._counters = b""
         self._counted_at = -1.0
         self._quiet_since = 0.0
         self.due = False
-        """It must prove that it works, whether or not anybody asks."""
+        """It must prove that it works, even without requests."""
 
     def excuse(self, now: float) -> None:
-        """We did not watch for a while: start all times again."""
+        """There was no monitoring for a while: restart all times."""
         self.worked_at = self.proved_at = self.looked_at = now
         self.cpu = -1.0
 
     def use(self, cpu: float, now: float) -> None:
-        """Take in the processor time it has used in all. A member that has gone makes that less: it moved."""
+        """Record its total processor time. When a process of its group ends, the total falls: that counts
+        as work.
+        """
         used, elapsed = cpu - self.cpu, now - self.looked_at
         if self.cpu < 0 or used < 0 or used > CPU_SHARE * elapsed:
             self.worked_at = now
         self.cpu, self.looked_at = cpu, now
 
     def read(self, reading: GateReading) -> None:
-        """Take in since when nothing has come out: a silence that ended with a byte was work."""
+        """Record since when nothing has come out: a silence that ended with a byte was work."""
         came = reading.quiet_since > self._quiet_since and not reading.unanswered_since
         if came and reading.inside and self._quiet_since:
             self.longest = max(self.longest, reading.quiet_since - self._quiet_since)
         self._quiet_since = reading.quiet_since if reading.inside else 0.0
 
     def count(self, told: bytes, now: float, since: float) -> None:
-        """Take in its counters in a silence that began at `since`: a change proves that it works.
-
-        Only against an earlier reading of the same silence: the first one may differ from one of an hour ago.
-        """
+        """Record its counters in a silence that began at `since`: a change proves that it works."""
         if self._counted_at >= since and told != self._counters:
             self.longest = max(self.longest, now - since)
             self.proved_at = now
@@ -97,23 +97,23 @@ class Life:
             self.reckoned = max(self.reckoned, self._batch * seconds / tokens)
 
     def prove(self, now: float) -> None:
-        """It has answered a question that must be computed."""
+        """It has answered a request that requires computing."""
         self.proved_at, self.due = now, False
 
     def is_asked(self, reading: GateReading) -> bool:
-        """Whether there is anything it should be doing: for those inside, or for those who have left with
-        nothing after they had waited for it.
+        """Whether it should be working: for requests inside, or for clients that waited and left without an
+        answer.
         """
         waited = reading.left_at - reading.unanswered_since if reading.unanswered_since else 0.0
         in_vain = waited >= _IN_VAIN and self.proved_at <= reading.left_at
         return bool(reading.inside or in_vain or self.due or self.is_doubted(reading))
 
     def is_doubted(self, reading: GateReading) -> bool:
-        """Whether the front door got what is no answer, and it has not proved itself since."""
+        """Whether the front door received an invalid response since it last proved itself."""
         return reading.doubted_at > self.proved_at
 
     def quiet_for(self, reading: GateReading, now: float) -> float:
-        """Seconds for which it has told nothing, though it is asked."""
+        """Seconds without output although there is work."""
         if not self.is_asked(reading):
             return 0.0
         since = 0.0 if self.due else reading.unanswered_since or reading.quiet_since
@@ -122,15 +122,15 @@ class Life:
         return now - max(since, self.proved_at)
 
     def still_for(self, reading: GateReading, now: float) -> float:
-        """Seconds for which it has neither told nor done anything, though it is asked."""
+        """Seconds without output or activity although there is work."""
         return min(self.quiet_for(reading, now), now - self.worked_at)
 
     def patience(self, limit: float) -> float:
-        """Seconds for which it may be quiet while it is at work."""
+        """Seconds for which it may be silent while it is at work."""
         return max(limit, BATCHES * self._longest_batch(UNKNOWN_BATCH))
 
     def patience_in_the_dark(self, limit: float) -> float:
-        """The same where it may be at work without our seeing it."""
+        """The same where its work cannot be measured."""
         return max(limit, BATCHES * self._longest_batch(DARK_BATCH))
 
     def _longest_batch(self, unknown: float) -> float:
@@ -145,57 +145,30 @@ def _number(pattern: re.Pattern[bytes], told: bytes) -> float:
         return 0.0
 
 
-# what is told
+def _failure(
+    kind: Literal["transient", "permanent"], code: str, message: str, blame: Blame, advice: str = ""
+) -> Failure:
+    return Failure(kind=kind, code=code, message=message, blame=blame, advice=advice)
 
 
-def halted(number: str = "SIGSTOP") -> Failure:
-    """A signal from outside has stopped its process."""
-    return Failure(
-        kind="transient",
-        code="engine_halted",
-        message=f"its process was stopped by a signal from outside ({number})",
-        blame="machine",
-    )
-
-
-def unreachable() -> Failure:
-    """Its socket file is gone: no client can connect to it again."""
-    return Failure(
-        kind="transient",
-        code="engine_unreachable",
-        message="its socket file is gone, so it could not be reached",
-        advice="Keep programs that clean up temporary files away from Greenroom's folders.",
-        blame="machine",
-    )
-
-
-def closed() -> Failure:
-    """It is alive but no longer listens."""
-    return Failure(
-        kind="permanent",
-        code="engine_closed",
-        message="it refused connections although its process was alive",
-        blame="engine",
-    )
-
-
-def replaced() -> Failure:
-    """Another process listens where it should."""
-    return Failure(
-        kind="transient",
-        code="engine_unreachable",
-        message="another process listened on its socket",
-        blame="machine",
-    )
-
-
-def garbled() -> Failure:
-    """Its answers are not HTTP."""
-    return Failure(
-        kind="permanent", code="engine_garbled", message="its answers were not HTTP", blame="engine"
-    )
+HALTED = _failure(
+    "transient", "engine_halted", "its process was stopped by a signal from outside (SIGSTOP)", "machine"
+)
+SOCKET_GONE = _failure(
+    "transient",
+    "engine_unreachable",
+    "its socket file is gone, so it could not be reached",
+    "machine",
+    advice="Keep programs that clean up temporary files away from Greenroom's folders.",
+)
+CLOSED = _failure(
+    "permanent", "engine_closed", "it refused connections although its process was alive", "engine"
+)
+SOCKET_TAKEN = _failure(
+    "transient", "engine_unreachable", "another process listened on its socket", "machine"
+)
+GARBLED = _failure("permanent", "engine_garbled", "its answers were not HTTP", "engine")
 
 
 def stalled(reason: str) -> Failure:
-    """It hangs, or works without a result."""
-    return Failure(kind="permanent", code="engine_stalled", message=reason, blame="engine")
+    return _failure("permanent", "engine_stalled", reason, "engine")

@@ -1,4 +1,4 @@
-"""Whether an engine is loading, ready or dead: one pure judgement, thin I/O, patience while it moves."""
+"""Whether an engine is loading, ready or dead; and requests to it over its socket."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from greenroom.runner.backends.base import Readiness
 from greenroom.runner.systems import here
 
 PROBE_SECONDS = 1.0
-"""A health answer later than this counts as none; the next probe asks again."""
+"""A later health response counts as none; the next probe asks again."""
 PROOF_SECONDS = (2.0, 4.0, 8.0, 16.0, 30.0)
-"""Bounds of successive proofs: a server that queues them while it loads answers one of the first."""
+"""Limits of successive proof requests: a server that queues them while it loads answers one of the first."""
 _SMALLEST: dict[Mode, tuple[str, dict[str, object]]] = {
     "completion": ("/v1/completions", {"prompt": "Hello", "max_tokens": 1, "temperature": 0}),
     "embedding": ("/v1/embeddings", {"input": "Hello"}),
     "reranking": ("/rerank", {"query": "Hello", "documents": ["Hello"]}),
 }
-"""The least one can ask of an engine that shows that it computes."""
+"""The smallest requests that show an engine can compute."""
 CPU_SHARE = 0.02
-"""Of one core; less than this is what idle servers use, and no sign of progress."""
+"""Of one core; idle servers use less than this, so less is no sign of progress."""
 
 
 _SLEPT = 10.0
-"""Seconds between two looks, which are a second apart, that count against nobody."""
+"""Seconds between two observations (normally one second apart) that count as not monitored."""
 
 
 class Health(Enum):
-    """What one probe has found."""
+    """The result of one probe."""
 
     SILENT = "silent"
-    """Nobody listens, or no answer in time."""
+    """No listener, or no response in time."""
     LOADING = "loading"
     READY = "ready"
     DEAD = "dead"
-    """The process lives, its load has failed for good."""
+    """The process lives, but its load has failed for good."""
 
 
 def judge(readiness: Readiness, status: int | None) -> Health:
-    """What a status of the health path means for this backend; None is no answer."""
+    """What a health status means for this backend; None is no response."""
     if status is None:
         return Health.SILENT
     if status in readiness.dead:
@@ -67,7 +67,7 @@ class Pulse:
 
 
 class Patience:
-    """Waits as long as the engine moves, and knows for how long it has not."""
+    """Waits as long as the engine makes progress, and knows for how long it has not."""
 
     def __init__(self, now: float) -> None:
         self._seen: Pulse | None = None
@@ -75,12 +75,12 @@ class Patience:
         self._moved_at = now
 
     def moved(self, pulse: Pulse, now: float) -> bool:
-        """Take in what is seen now; True when there is any sign of life since the last look."""
+        """Record an observation; True if there was progress since the last one."""
         before, elapsed = self._seen, now - self._seen_at
         self._seen, self._seen_at = pulse, now
         moved = (
             before is None
-            # Nobody looked for so long: we were stopped, or the machine slept.
+            # Nothing was observed for so long: this process was stopped, or the machine slept.
             or elapsed > _SLEPT
             or pulse.log_size != before.log_size
             or pulse.bytes_read > before.bytes_read
@@ -91,12 +91,12 @@ class Patience:
         return moved
 
     def silent_for(self, now: float) -> float:
-        """Seconds since it last moved."""
+        """Seconds since the last progress."""
         return now - self._moved_at
 
 
 def take_pulse(pid: int, log_size: int) -> Pulse:
-    """Of a process and all its descendants; one that is gone has used nothing more."""
+    """Of a process and all its descendants; one that has ended no longer counts."""
     import psutil
 
     cpu, read = 0.0, 0
@@ -111,7 +111,7 @@ def take_pulse(pid: int, log_size: int) -> Pulse:
 
 
 class Probe:
-    """Asks one engine over its unix socket. Every call blocks, bounded; none raises."""
+    """Sends requests to one engine over its unix socket. Every call blocks, bounded; none raises."""
 
     def __init__(
         self,
@@ -130,14 +130,14 @@ class Probe:
         self._proofs = 0
 
     def look(self) -> Health:
-        """One judgement: the health path, and the proof where health lies."""
+        """One judgement: by the health path, and by a proof request where the health path is not reliable."""
         found = judge(self._readiness, self._request("GET", self._readiness.path, None, PROBE_SECONDS))
         if found is not Health.READY or not self._readiness.proof:
             return found
         return self._prove()
 
     def health(self, bound: float) -> Vitality:
-        """What the health path of an engine that was ready says."""
+        """The health path's verdict on an engine that was ready."""
         answer = self._ask("GET", self._readiness.path, None, bound)
         if answer.status is not None:
             well = judge(self._readiness, answer.status) is Health.READY
@@ -145,19 +145,19 @@ class Probe:
         return answer.none
 
     def canary(self, bound: float) -> Vitality:
-        """Whether it still computes: ask for one token."""
+        """Whether it still computes: request one token."""
         health = self._ask("GET", self._readiness.path, None, PROBE_SECONDS)
         if health.status is not None and judge(self._readiness, health.status) is Health.DEAD:
             return Vitality.ILL
         path, body = _SMALLEST[self._mode]
         answer = self._ask("POST", path, {"model": self._model_name, **body}, bound)
         if answer.status is not None:
-            # A refusal may be about our question, and somebody has thought about it.
+            # A refusal may be due to our request, and shows that it works.
             return Vitality.WELL if answer.status < 500 else Vitality.ILL
         return answer.none
 
     def counters(self, bound: float) -> bytes | None:
-        """The engine's own counters as it tells them; None when it has none, or does not tell."""
+        """The engine's own counters; None if it has or sends none."""
         told = b""
         for path in self._readiness.counters:
             answer = self._ask("GET", path, None, bound)
@@ -194,20 +194,20 @@ class Probe:
 
 
 _ANSWER_LIMIT = 1024 * 1024
-"""Bytes of an answer to our own questions that are read."""
+"""Maximum bytes to read of a response."""
 
 
 class Vitality(Enum):
-    """What an engine that was ready makes of a question."""
+    """How an engine that was ready reacts to a request."""
 
     WELL = "well"
     ILL = "ill"
-    """It answers that something is wrong with it."""
+    """It reports a problem."""
     GARBLED = "garbled"
-    """Its answers are not HTTP."""
+    """Its responses are not HTTP."""
     SILENT = "silent"
     UNASKED = "unasked"
-    """We had no descriptor or memory to ask with: that says nothing about it."""
+    """We had no descriptor or memory to send with, which says nothing about the engine."""
 
 
 _OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
@@ -216,22 +216,21 @@ _OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 @dataclass(frozen=True)
 class _Answer:
     status: int | None
-    """None when there was none in time."""
+    """None if there was none in time."""
     body: bytes = b""
     garbled: bool = False
     unasked: bool = False
-    """We could not even ask."""
+    """We could not even send it."""
 
     @property
     def none(self) -> Vitality:
-        """Why there is none."""
         if self.unasked:
             return Vitality.UNASKED
         return Vitality.GARBLED if self.garbled else Vitality.SILENT
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket, after a look at who listens there."""
+    """HTTP over a unix socket, after checking who listens there."""
 
     def __init__(self, endpoint: str, bound: float, leader: int) -> None:
         super().__init__("localhost", timeout=bound)
@@ -243,11 +242,11 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._endpoint)
         if self._leader and not belongs_to(here.peer_pid(self.sock), self._leader):
-            raise ConnectionRefusedError("the socket is served by a stranger")
+            raise ConnectionRefusedError("another process listens on the socket")
 
 
 def belongs_to(pid: int, leader: int) -> bool:
-    """True when a process is the leader or in its group (or nobody can tell who it is)."""
+    """Whether a process is the leader or in its group (or unknown)."""
     if pid in (0, leader):
         return True
     try:

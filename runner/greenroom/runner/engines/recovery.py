@@ -1,9 +1,8 @@
-"""What is really there of an engine an earlier daemon left: looked at, never assumed."""
+"""Finds out what is left of an engine that an earlier daemon started, by observation alone."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -15,12 +14,12 @@ import msgspec
 from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.engines.channel import Channel, KeeperGone
 from greenroom.runner.engines.exit_report import read_end
+from greenroom.runner.engines.folders import EngineFolder, keeper_of, read_claim
 from greenroom.runner.engines.identity import ProcessIdentity, boot_id, of_folder
 from greenroom.runner.engines.keeper import create_claim
-from greenroom.runner.engines.paths import EngineFolder
 
 _KEEPER_SECONDS = 20.0
-"""How long a living keeper may take to answer. Between its claim and its socket lie milliseconds, but to give
+"""How long a living keeper may take to answer. Its socket follows its claim within milliseconds, but giving
 it up ends its engine, and a machine that has just started may be busy."""
 _GONE_SECONDS = 5.0
 _TERM_SECONDS = 3.0
@@ -28,43 +27,44 @@ _TERM_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Ended:
-    """It has ended and its keeper has written how."""
+    """It has ended and its keeper has recorded how."""
 
     end: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Missing:
-    """No process is there, or none that could still be kept; what was left has been ended."""
+    """There is no process, or none that could still be kept; what was left has been ended."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Running:
-    """Its keeper lives and has answered on a connection that is now a life line."""
+    """Its keeper is alive and has answered on this connection, which now holds the engine."""
 
     channel: Channel
     state: dict[str, Any]
 
 
 def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running:
-    """Find out about one engine folder, and end what no keeper keeps. Blocks for some seconds at most.
+    """Look at one engine folder, and end what no keeper keeps. Blocks for some seconds at most.
 
-    A start that nobody has claimed yet is claimed here, so that its keeper, should it come late, gives up.
+    An unclaimed start is claimed here, so that its keeper, should it come late, gives up.
 
-    Raises OSError when it cannot be looked at: that says nothing about the engine.
+    Raises:
+        OSError: The folder cannot be read, which says nothing about the engine.
     """
     if (end := read_end(folder.exit)) is not None:
         return Ended(end)
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Read before it is tried: with a full disk a claim that is there could not be found by making one.
+    # Read first: on a full disk an existing claim could not be found by creating one.
     if not (claim := _claim_of(folder)):
         if claim_for_daemon(folder):
             return Missing("it had not been started before the daemon ended")
         claim = _claim_of(folder)
     if "keeper_pid" not in claim:
-        return Missing("its start was settled before: it never ran")
+        return Missing("another daemon had already cancelled its start")
     if claim.get("boot_id") != boot_id():
         return Missing("the machine was restarted")
     reason = "its keeper had died"
@@ -77,7 +77,7 @@ def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running
                 keeper_of(claim).send(signal.SIGKILL)
                 reason = f"its keeper did not answer ({problem})"
                 break
-            time.sleep(0.01)  # it has just claimed, and its socket is not there yet; or it is just ending
+            time.sleep(0.01)  # just claimed, before its socket exists; or just ending
             continue
         try:
             channel.send("hold", grace=grace)
@@ -95,19 +95,19 @@ def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running
 
 
 def claim_for_daemon(folder: EngineFolder) -> bool:
-    """Claim a start that nobody has claimed: no keeper will ever carry it out. False when one has."""
+    """Claim an unclaimed start, so that no keeper ever carries it out. False if it is claimed."""
     mine = {"engine_id": folder.engine_id, "boot_id": boot_id(), "settled_by": os.getpid()}
     return create_claim(str(folder.claim), mine)
 
 
 def distrust(expected: Engine, state: dict[str, Any]) -> str:
-    """Why a running engine is not the one the journal tells of; "" when it is."""
+    """Why a running engine is not the one in the journal; "" if it is."""
     pid, started = int(state.get("pid", 0)), float(state.get("started", 0.0))
     if state.get("engine_id") != expected.spec.engine_id:
         return "its keeper keeps another engine"
     if expected.pid and (pid, started) != (expected.pid, expected.started):
         if pid == expected.pid:
-            return f"process {pid} is another one than the recorded, with the same number"
+            return f"process {pid} is another process with the recorded pid"
         return f"its process is {pid}, not the recorded {expected.pid}"
     if _spec_of(state) != expected.spec:
         return "it was started for another model or configuration"
@@ -115,7 +115,7 @@ def distrust(expected: Engine, state: dict[str, Any]) -> str:
 
 
 def _spec_of(state: dict[str, Any]) -> EngineSpec | None:
-    """What a keeper says its engine was started with; None when that is no such thing."""
+    """The spec in a keeper's state; None if invalid."""
     try:
         return msgspec.convert(state.get("about", {}).get("spec"), EngineSpec)
     except msgspec.ValidationError:
@@ -123,7 +123,7 @@ def _spec_of(state: dict[str, Any]) -> EngineSpec | None:
 
 
 def end_processes(leader: ProcessIdentity, folder: EngineFolder) -> None:
-    """End an engine that no keeper keeps any more: the group of its leader, then whoever is left of it."""
+    """End an engine that no keeper keeps: its leader's group, then any other process of it."""
     leader.send_group(signal.SIGTERM)
     _await_death([leader], _TERM_SECONDS)
     leader.send_group(signal.SIGKILL)
@@ -135,17 +135,8 @@ def end_processes(leader: ProcessIdentity, folder: EngineFolder) -> None:
         process.reap()
 
 
-def read_claim(folder: EngineFolder) -> dict[str, Any]:
-    """The claim as it stands; empty when there is none."""
-    try:
-        value = json.loads(folder.claim.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _claim_of(folder: EngineFolder) -> dict[str, Any]:
-    """The same; raises OSError when there is one that cannot be read."""
+    """The same; raises OSError if it exists but cannot be read."""
     if claim := read_claim(folder):
         return claim
     with contextlib.suppress(FileNotFoundError):
@@ -153,24 +144,14 @@ def _claim_of(folder: EngineFolder) -> dict[str, Any]:
     return {}
 
 
-def keeper_of(claim: dict[str, Any]) -> ProcessIdentity:
-    """The keeper a claim names."""
-    return ProcessIdentity(
-        int(claim.get("keeper_pid", 0)),
-        float(claim.get("keeper_started", 0.0)),
-        str(claim.get("boot_id", "")),
-    )
-
-
 def engine_of(claim: dict[str, Any]) -> ProcessIdentity:
-    """The engine process a claim names."""
     return ProcessIdentity(
         int(claim.get("pid", 0)), float(claim.get("started", 0.0)), str(claim.get("boot_id", ""))
     )
 
 
 def _await_death(processes: list[ProcessIdentity], seconds: float) -> None:
-    """Nothing tells of the death of a process that is not our child: look, bounded."""
+    """They are not our children, so their death can only be polled for."""
     deadline = time.monotonic() + seconds
     while any(process.alive() for process in processes) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""One thread that listens to all keepers, asleep until one speaks, ends, or is overdue."""
+"""One thread that waits for messages from all keepers, for their end, and for deadlines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class KeeperWatch:
-    """Calls back on its own thread; only that thread registers, receives on and closes channels."""
+    """Calls back on its own thread, the only one that registers, receives on and closes channels."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class KeeperWatch:
         self._thread.start()
 
     def add(self, handle: Handle) -> None:
-        """Watch an engine that has a channel now."""
+        """Watch an engine that now has a channel."""
         with self._lock:
             self._new.append(handle)
         self.wake()
 
     def leave(self, handle: Handle) -> None:
-        """Let go of an engine that goes on running: close the life line without taking it for an end."""
+        """Detach from an engine that keeps running: close its connection without reporting an end."""
         done = threading.Event()
         with self._lock:
             self._leaving.append((handle, done))
@@ -57,14 +57,14 @@ class KeeperWatch:
         done.wait(5.0)
 
     def wake(self) -> None:
-        """Look again: something was added or a deadline set."""
+        """Check again: an engine was added or a deadline set."""
         try:
             self._wakeup_write.send(b"!")
         except OSError:
             return  # closed, or so full that it will wake anyway
 
     def close(self) -> None:
-        """End the thread; channels still open are closed, which begins their keepers' grace."""
+        """End the thread; closing the remaining channels starts their keepers' grace."""
         with self._lock:
             self._closed = True
         self.wake()
@@ -103,7 +103,7 @@ class KeeperWatch:
         try:
             self._selector.register(handle.channel, selectors.EVENT_READ, handle)
         except (OSError, ValueError, KeyError):
-            # Nobody would hear of its end: it is told like one whose keeper has gone.
+            # Its end would go unnoticed: handle it as if its keeper had gone.
             _log.exception("engine %s cannot be watched", handle.engine_id)
             handle.channel.close(reap=True)
             self._guarded(partial(self._gone, handle))
@@ -131,7 +131,7 @@ class KeeperWatch:
         handle.channel.close(reap=reap)
 
     def _guarded(self, call: Callable[[], None]) -> None:
-        # One engine's odd message must not end the watch over all the others.
+        # One engine's odd message must not stop the watch over the others.
         try:
             call()
         except Exception:  # noqa: BLE001 - see above

@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.values import Engine
-from greenroom.runner.engines.process_state import wants_to_work
-from greenroom.runner.engines.processes import groups
+from greenroom.runner.engines.processes import groups, wants_to_work
 from greenroom.runner.http.port import AnyResponse, Request, Response
 
 _log = logging.getLogger(__name__)

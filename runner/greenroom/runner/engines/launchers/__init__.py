@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def launcher(name: str) -> Path:
-    """The file of a launcher; none is named like a library, or it would shadow it."""
+    """The file of a launcher. None is named like a library, which it would shadow."""
     return Path(__file__).with_name(f"launch_{name}.py")
 
 
 KEEPER_WATCH = Path(__file__).with_name("keeper_watch.py")
-"""For launchers of others: `runpy.run_path(KEEPER_WATCH)["end_with_keeper"]()`, first of all they do."""
+"""For third-party launchers: their first statement is `runpy.run_path(KEEPER_WATCH)["end_with_keeper"]()`."""

@@ -1,4 +1,4 @@
-"""Shared by the launchers: an engine ends when its keeper does, and at once when it is told to.
+"""For launchers: an engine ends when its keeper does, and at once when signalled.
 
 The keeper leaves every engine the read end of a pipe that nobody writes to; its end means that the keeper
 is dead. On Linux the kernel kills the engine then (parent-death signal); elsewhere a child of ours does,
@@ -15,7 +15,7 @@ import threading
 
 
 def end_with_keeper(*, by_child: bool = not sys.platform.startswith("linux")) -> None:
-    """Call first of all, while there is one thread only. Without a keeper it does nothing."""
+    """Call first, while there is only one thread. Does nothing without a keeper."""
     fd = int(os.environ.get("GREENROOM_KEEPER_FD", "-1"))
     if fd < 0:
         return
@@ -26,7 +26,9 @@ def end_with_keeper(*, by_child: bool = not sys.platform.startswith("linux")) ->
 
 
 def die_at_once_when_told() -> None:
-    """SIGINT and SIGTERM end the process without Python's help, which a load may hold up for minutes."""
+    """Have SIGINT and SIGTERM end the process without Python, which may be blocked for minutes during a
+    load.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -39,7 +41,7 @@ def _watch_as_thread(fd: int) -> None:
 
 def _watch_as_child(fd: int) -> None:
     engine = os.getpid()
-    alive_read, alive_write = os.pipe()  # its end tells the child that the engine has gone first
+    alive_read, alive_write = os.pipe()  # closes when the engine ends, telling the child
     if os.fork():
         os.close(alive_read)
         return

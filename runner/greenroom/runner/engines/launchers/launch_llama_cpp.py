@@ -1,8 +1,8 @@
-"""Runs llama.cpp's server out of `xllamacpp`, with llama-server's own arguments.
+"""Runs llama.cpp's server from `xllamacpp`, with llama-server's own arguments.
 
-`launch_llama_cpp.py --model FILE --host PATH.sock [llama-server's options]`. xllamacpp offers the server
-and its parameters, but not llama-server's argument parser; the tables below are that parser for the options
-that may come here. One that xllamacpp cannot set is refused with a sentence, never ignored.
+`launch_llama_cpp.py --model FILE --host PATH.sock [llama-server's options]`. xllamacpp offers the server and
+its parameters, but not llama-server's argument parser; the tables below replace it for the options supported
+here. An option that xllamacpp cannot set is refused with a sentence, never ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from keeper_watch import die_at_once_when_told, end_with_keeper  # type: ignore[
 
 sys.path.pop(0)
 
-# One option a line: its names, `:`, the kind of its value, where it goes in CommonParams.
+# One option per line: its names, `:`, the kind of its value, its field in CommonParams.
 _OPTIONS = """
 --ctx-size -c : int n_ctx
 --batch-size -b : int n_batch
@@ -122,7 +122,7 @@ _OPTIONS = """
 --spec-ngram-simple-size-n : int speculative.ngram_simple.size_n
 """
 
-# Switches: names, `:`, place, the value they set.
+# Switches: names, `:`, field, the value they set.
 _SWITCHES = """
 --embedding --embeddings : embedding true
 --metrics : endpoint_metrics true
@@ -181,20 +181,20 @@ _WANTED = {
     "enum:ggml_type:GGML_TYPE_": "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl",
     "ggml_sched_priority": "a priority from -1 to 3",
 }
-"""What values of a kind look like."""
+"""Valid values by kind."""
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
-"""Names of the tensors that mixture-of-experts models keep their experts in."""
+"""Names of the tensors that hold the experts of mixture-of-experts models."""
 _ON = {"on": True, "off": False, "1": True, "0": False, "true": True, "false": False}
 
 
 _BATCH_SECONDS = 2.0
 _CORE_FLOPS = 25e9
-"""What a core computes of quantised products in a second: a modest guess, until an engine has measured."""
+"""Quantised operations per core and second: a modest guess, until an engine has measured."""
 _BYTES_PER_WEIGHT = 0.6
 
 
 class Unusable(Exception):
-    """A flag that cannot be followed; the text says why and what to do, without a full stop."""
+    """A flag that cannot be used; the text says why and what to do, without a full stop."""
 
 
 class Arguments:
@@ -203,7 +203,7 @@ class Arguments:
     def __init__(self, library: Any) -> None:
         self._library = library
         self.params = library.CommonParams()
-        # What llama-server itself begins with: slots by need over one cache, and no web page.
+        # llama-server's own defaults: automatic slots over one cache, and no web page.
         self.params.n_parallel = -1
         self.params.port = 0
         self._optional("ui", False)
@@ -222,7 +222,7 @@ class Arguments:
                 self._switches[name] = (place, value == "true")
 
     def take(self, words: list[str]) -> Any:
-        """All arguments in their order; the parameters."""
+        """Parse all arguments in order; returns the parameters."""
         rest = [part for word in words for part in _split(word)][::-1]
         while rest:
             name = rest.pop()
@@ -252,12 +252,12 @@ class Arguments:
             raise Unusable(f"{name} cannot be {text!r}; it takes {self._wanted(kind)}") from problem
         self._set(name, place, value)
         if configures:
-            # Else the defaults that lie in the model file would win over what the user has said.
+            # Otherwise the model file's defaults would override the user's value.
             flag = self._library.common_params_sampling_config[f"COMMON_PARAMS_SAMPLING_CONFIG_{configures}"]
             self.params.sampling.user_sampling_config |= int(flag)
 
     def _wanted(self, kind: str) -> str:
-        """What values of a kind look like, in words."""
+        """Valid values of a kind, in words."""
         if kind in _WANTED or ":" not in kind:
             return _WANTED.get(kind, "another value")
         _, enum, prefix = kind.split(":")
@@ -304,7 +304,7 @@ class Arguments:
         return self._library.CommonGrammar(self._library.common_grammar_type(1), text)
 
     def _take_special(self, name: str, rest: list[str]) -> None:
-        """Options whose value is optional, or which set more than one thing."""
+        """Options with an optional value, or which set several fields."""
         library, params = self._library, self.params
         if name == "--host" and rest:
             params.hostnames = [rest.pop()]
@@ -336,12 +336,12 @@ class Arguments:
             )
         elif not name.startswith("-"):
             raise Unusable(
-                f"{name!r} is not a flag, and the flag before it takes no such value; leave it out"
+                f"{name!r} is not a flag, and the flag before it does not take it as a value; leave it out"
             )
         else:
             raise Unusable(
-                f"{name} is not offered by xllamacpp {library.__version__}; "
-                "leave it out, or name a llama-server of your own in the configuration"
+                f"{name} is not supported by xllamacpp {library.__version__}; "
+                "leave it out, or set your own llama-server in the configuration"
             )
 
     def _set(self, name: str, place: str, value: Any) -> None:
@@ -364,9 +364,9 @@ class Arguments:
 
 
 def guess_batch(size: int, cores: int) -> int:
-    """Tokens of a prompt that a processor reads in two seconds, guessed from the size of the model's file.
+    """Tokens of a prompt that a processor reads in two seconds, estimated from the size of the model's file.
 
-    The server notices only between two batches that a client has left.
+    The server only notices between batches that a client has left.
     """
     speed = cores * _CORE_FLOPS / max(1.0, 2 * size / _BYTES_PER_WEIGHT)
     fitting = max(32, min(512, int(speed * _BATCH_SECONDS)))
@@ -374,13 +374,13 @@ def guess_batch(size: int, cores: int) -> int:
 
 
 def _pace(library: Any, params: Any, words: list[str]) -> None:
-    """Make batches short where nobody has said how long they shall be."""
+    """Shorten batches unless the user set their length."""
     said = {part.partition("=")[0] for part in words} & {"--batch-size", "-b", "--ubatch-size", "-ub"}
     if said or params.embedding:
         return
     kinds = {str(device["type"]) for device in library.get_device_info()}
     if params.mmproj.path or any("CPU" not in kind for kind in kinds):
-        params.n_batch = 512  # the parts of an image may have to fit into one
+        params.n_batch = 512  # all parts of an image may have to fit into one
         return
     shards = sorted(Path(params.model.path).parent.glob(_shards_of(Path(params.model.path).name)))
     size = sum(shard.stat().st_size for shard in shards)
@@ -409,13 +409,13 @@ def _finite(word: str) -> float:
 
 
 def _split(word: str) -> list[str]:
-    """`--name=value` is two words; a value that contains `=` is left alone."""
+    """`--name=value` becomes two words; a value that contains `=` stays whole."""
     name, equals, value = word.partition("=")
     return [name, value] if equals and name.startswith("--") else [word]
 
 
 def main() -> int:
-    """Load, then wait to be told to end."""
+    """Load, then wait for a signal."""
     end_with_keeper()
     die_at_once_when_told()
     import xllamacpp  # type: ignore[import-not-found,unused-ignore]
@@ -429,10 +429,10 @@ def main() -> int:
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as problem:
-        # llama.cpp has already said why, in lines of its own.
+        # llama.cpp has already printed why.
         sys.stderr.write(f"error loading model {Path(params.model.path).name}: {problem}\n")
         return 1
-    # The server has put handlers of its own in their place, which end its loop but not this process.
+    # The server replaced these handlers by its own, which end its loop but not this process.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
     threading.Event().wait()

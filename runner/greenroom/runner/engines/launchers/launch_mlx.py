@@ -1,8 +1,8 @@
 """Runs mlx-lm's own server: `launch_mlx.py --socket PATH --context TOKENS --kept BYTES --model FOLDER …`.
 
-Added to it: a unix socket; a bound on the context of each request and on the prompts that are kept; prompts
-are read in pieces that last a second; a request whose client has left ends, also when it is not streamed,
-still waits, or has its prompt read; and `/progress` counts what was computed.
+Adds: a unix socket; limits on each request's context and on kept prompts; prompts are read in pieces of about
+a second; a request ends when its client leaves, even if it is not streamed, is queued, or is having its
+prompt read; and `/progress` counts what was computed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from replies import Replies  # type: ignore[import-not-found]
 sys.path.pop(0)
 
 _of_this_thread = threading.local()
-"""`connection`: of the request that this thread answers."""
+"""`connection`: that of the request this thread answers."""
 
 
 def main() -> None:
-    """Take our own options out of the arguments, leave the rest to mlx-lm."""
+    """Remove our own options from the arguments and leave the rest to mlx-lm."""
     end_with_keeper()
     die_at_once_when_told()
     path, context, kept = taken("--socket"), int(taken("--context")), int(taken("--kept"))
@@ -38,7 +38,7 @@ def main() -> None:
     from mlx_lm import server  # type: ignore[import-not-found,unused-ignore]
 
     pace = Pace()
-    # Its own option bounds what is kept only when the next request joins others, and only together with them.
+    # mlx-lm's own option limits kept prompts only when the next request joins others, and only in total.
     server.LRUPromptCache = functools.partial(server.LRUPromptCache, max_bytes=kept)
     server.BatchGenerator = paced(server.BatchGenerator, pace)
     server.ResponseGenerator = attentive(server.ResponseGenerator, pace, context)
@@ -69,7 +69,7 @@ def main() -> None:
             self.server_name, self.server_port = "localhost", 0
 
         def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
-            # The handlers' log lines want a host and a port; a unix socket's peer has neither.
+            # The handlers log a host and a port; a unix socket's peer has neither.
             return self.socket.accept()[0], ("local", 0)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
@@ -78,13 +78,13 @@ def main() -> None:
             else:
                 super().handle_error(request, client_address)
 
-    # mlx-lm has no public way to another kind of socket. These two names exist since 0.32.0, the oldest
-    # version we run.
+    # mlx-lm has no public way to use another kind of socket. These two names exist since 0.32.0, the
+    # oldest version we run.
     serve = server._run_http_server  # noqa: SLF001
 
     def serve_on_socket(host: str, port: int, generator: Any) -> None:
         generation = generator._generation_thread  # noqa: SLF001
-        # When a load or a generation dies, the server would go on answering 503 for ever.
+        # When a load or a generation dies, the server would answer 503 for ever.
         threading.Thread(target=_exit_after, args=(generation,), daemon=True).start()
         serve(host, port, generator, server_class=UnixHTTPServer, handler_class=Handler)
 
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def taken(option: str) -> str:
-    """The value of an option, which is no longer among the arguments."""
+    """Remove an option from the arguments and return its value."""
     place = sys.argv.index(option)
     value = sys.argv[place + 1]
     del sys.argv[place : place + 2]
@@ -101,7 +101,7 @@ def taken(option: str) -> str:
 
 
 def attentive(base: Any, pace: Pace, context: int) -> Any:
-    """Of `ResponseGenerator`: its requests end when their clients leave, or their context is full."""
+    """A `ResponseGenerator` whose requests end when their clients leave, or their context is full."""
 
     class AttentiveGenerator(base):  # type: ignore[misc]
         def generate(self, request: Any, args: Any, progress_callback: Any = None) -> tuple[Any, Any]:
@@ -142,10 +142,10 @@ def keep_in_vocabulary(args: Any, vocabulary: int) -> None:
     """Tokens that the model does not have would end the whole server.
 
     Raises:
-        ValueError: A bias is for one.
+        ValueError: There is a bias for such a token.
     """
     if args.sampling.top_k >= vocabulary:
-        args.sampling.top_k = 0  # all of them, which is what was asked for
+        args.sampling.top_k = 0  # all of them, as requested
     if any(not 0 <= token < vocabulary for token in args.logits.logit_bias or ()):
         raise ValueError("logit_bias must be for tokens that the model has")
 
@@ -163,7 +163,7 @@ def _tokens(said: Iterator[Any], progress: Any) -> Iterator[Any]:
 
 
 def paced(base: Any, pace: Pace) -> Any:
-    """mlx-lm's `BatchGenerator`, but that pieces of prompts have the length that fits this machine."""
+    """A `BatchGenerator` that reads prompts in pieces sized for this machine."""
 
     class PacedGenerator(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:

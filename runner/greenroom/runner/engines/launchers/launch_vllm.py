@@ -16,12 +16,11 @@ sys.path.pop(0)
 
 
 def main() -> None:
-    """Become the module."""
     end_with_keeper()
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-# Worker processes import this file again under another name and must not start a second server.
+# Worker processes import this file under another name and must not start a second server.
 if __name__ == "__main__":
     main()

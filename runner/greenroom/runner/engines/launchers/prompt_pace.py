@@ -1,9 +1,9 @@
-"""How many tokens of a prompt are read at once: a client that leaves is noticed only in between."""
+"""How many tokens of a prompt to read at once: only in between is it noticed that a client has left."""
 
 from __future__ import annotations
 
 SECONDS = 1.0
-"""How long one piece of a prompt may take."""
+"""Maximum seconds for one piece of a prompt."""
 FIRST, LEAST, MOST = 32, 8, 2048
 """Tokens of a piece: before anything was measured, on the slowest machine, on the fastest."""
 
@@ -15,7 +15,7 @@ class Pace:
         self.step = FIRST
 
     def took(self, tokens: int, seconds: float) -> None:
-        """Take in that a piece of so many tokens took so long. Short pieces say only that it is slow."""
+        """Record how long a piece took. A short piece can only show that the machine is slow."""
         if tokens > 0 and seconds > SECONDS:
             fitting = max(LEAST, int(tokens * SECONDS / seconds))
             self.step = min(self.step, 1 << (fitting.bit_length() - 1))

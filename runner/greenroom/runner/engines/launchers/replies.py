@@ -1,4 +1,4 @@
-"""What an engine says to one request, for as long as its client is there."""
+"""The reply to one request, for as long as its client is connected."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 LOOK_SECONDS = 0.25
-"""How often the connection of a request that is being answered is looked at."""
+"""Seconds between checks of the client's connection."""
 
 
-class ClientLeft(ConnectionError):
-    """The client has closed its connection and no longer reads the answer."""
+class ClientLeft(ConnectionError): ...
 
 
 def has_left(connection: socket.socket) -> bool:
-    """Whether the other end is closed. What it has sent stays unread."""
+    """Whether the other end is closed. Received data stays unread."""
     try:
         return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     except BlockingIOError:
@@ -33,7 +32,9 @@ class Replies(queue.Queue[Any]):
     """
 
     items = 0
-    """Tokens and pieces of prompts so far, over all requests: the watch sees by it that the engine works."""
+    """Tokens and pieces of prompts so far, over all requests: shows the health monitor that the engine
+    works.
+    """
 
     def __init__(self, connection: socket.socket | None) -> None:
         super().__init__()
@@ -57,10 +58,10 @@ class Replies(queue.Queue[Any]):
         super().put(item, block, timeout)
 
     def follow(self, alive: Callable[[], bool]) -> Iterator[Any]:
-        """What comes, until the client leaves.
+        """The items, until the client leaves.
 
         Raises:
-            ClientLeft: The generation has been told to stop.
+            ClientLeft: The client has left; the generation is being stopped.
             RuntimeError: The generating thread is dead.
         """
         look_at = time.monotonic() + LOOK_SECONDS
@@ -79,7 +80,7 @@ class Replies(queue.Queue[Any]):
                     raise ClientLeft
 
     def leave(self) -> None:
-        """The reader is gone: a running generation ends, and one that has not begun does not begin."""
+        """The reader is gone: stop the generation, or prevent its start."""
         self.left = True
         self._stop()
 

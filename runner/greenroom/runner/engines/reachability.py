@@ -1,4 +1,4 @@
-"""Whether an engine's socket has a listener: by looking from outside where possible, else by connecting.
+"""Whether an engine's socket has a listener: read from the system where possible, else by connecting.
 
 Reading `/proc/net/unix` does not disturb an engine; connecting and hanging up does. So we connect only when
 that file cannot answer: the socket file is not the one we know, or its listener is not listed (it is in
@@ -19,24 +19,24 @@ from greenroom.runner.systems import here
 
 UNIX_SOCKETS = Path("/proc/net/unix")
 _LISTENS = 0x10000
-"""`__SO_ACCEPTCON` in the column of flags."""
+"""`__SO_ACCEPTCON` in the flags column."""
 
 
-class Reach(Enum):
-    """What a look at a socket has found."""
+class Reachability(Enum):
+    """The result of a socket check."""
 
     REACHED = "reached"
     """It has a listener, or at least nothing shows that it has none."""
     GONE = "gone"
-    """There is no such file any more, or it is not a socket."""
+    """The file is gone, or not a socket."""
     REFUSED = "refused"
-    """The file is there, but it has no listener."""
+    """The file exists, but has no listener."""
     STRANGER = "stranger"
     """Another process listens on it."""
 
 
 def listeners() -> frozenset[bytes]:
-    """Paths of all unix sockets that are listened on, as far as the system tells; empty where it does not."""
+    """Paths of all listening unix sockets; empty if the system does not list them."""
     try:
         lines = UNIX_SOCKETS.read_bytes().splitlines()[1:]
     except OSError:
@@ -50,7 +50,7 @@ def listeners() -> frozenset[bytes]:
 
 
 def inode_of(endpoint: Path) -> int:
-    """Of a socket's file; 0 when there is none."""
+    """The inode of a socket file; 0 if there is none."""
     try:
         found = endpoint.stat()
     except OSError:
@@ -58,37 +58,40 @@ def inode_of(endpoint: Path) -> int:
     return found.st_ino if stat.S_ISSOCK(found.st_mode) else 0
 
 
-def look(endpoint: Path, *, leader: int, inode: int, listening: frozenset[bytes]) -> Reach:
-    """Whether the engine of this leader can be reached; `inode` is that of the file it was ready with."""
+def check(endpoint: Path, *, leader: int, inode: int, listening: frozenset[bytes]) -> Reachability:
+    """Check the socket of the engine led by `leader`; `inode` is the socket file's when the engine was
+    ready.
+    """
     try:
         found = endpoint.stat()
     except FileNotFoundError:
-        return Reach.GONE
+        return Reachability.GONE
     except OSError:
-        return Reach.REACHED  # a folder that cannot be read says nothing
+        return Reachability.REACHED  # an unreadable folder says nothing about the engine
     if not stat.S_ISSOCK(found.st_mode):
-        return Reach.GONE
+        return Reachability.GONE
     if found.st_ino == inode and os.fsencode(endpoint) in listening:
-        return Reach.REACHED
+        return Reachability.REACHED
     return knock(endpoint, leader)
 
 
-def knock(endpoint: Path, leader: int) -> Reach:
-    """Connect and hang up. Never waits: a unix socket connects, refuses or says that its queue is full."""
+def knock(endpoint: Path, leader: int) -> Reachability:
+    """Connect and hang up. Never waits: a unix socket connects, refuses, or reports a full queue."""
     try:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError:
-        return Reach.REACHED  # no descriptor left: that says nothing about it
+        return Reachability.REACHED  # no descriptor left, which says nothing about the engine
     with made as sock:
         sock.setblocking(False)
         try:
             sock.connect(os.fspath(endpoint))
         except FileNotFoundError:
-            return Reach.GONE
+            return Reachability.GONE
         except ConnectionRefusedError as problem:
-            return Reach.REACHED if here.may_be_crowded(problem) else Reach.REFUSED
+            return Reachability.REACHED if here.may_be_crowded(problem) else Reachability.REFUSED
         except OSError as problem:
-            # EAGAIN: its queue of new connections is full, so somebody listens. What else there is (no
-            # descriptor left, no permission) is not the engine's.
-            return Reach.GONE if problem.errno == errno.ENOTSOCK else Reach.REACHED
-        return Reach.REACHED if belongs_to(here.peer_pid(sock), leader) else Reach.STRANGER
+            # EAGAIN: the queue of new connections is full, so there is a listener. Other errors
+            # (no descriptor
+            # left, no permission) are not the engine's.
+            return Reachability.GONE if problem.errno == errno.ENOTSOCK else Reachability.REACHED
+        return Reachability.REACHED if belongs_to(here.peer_pid(sock), leader) else Reachability.STRANGER

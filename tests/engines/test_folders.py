@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from greenroom.runner.backends.flags import LLAMA_CPP, refusal
-from greenroom.runner.engines import paths
-from greenroom.runner.engines.environment import cleaned
-from greenroom.runner.engines.paths import SOCKET_BYTES, EngineFolder
+from greenroom.runner.engines import folders
+from greenroom.runner.engines.folders import SOCKET_BYTES, EngineFolder
+from greenroom.runner.engines.variables import cleaned
 from greenroom.runner.errors import JobFailed
 
 
@@ -73,7 +73,7 @@ def test_a_folder_where_anybody_may_replace_ours_is_passed_over(tmp_path, runtim
 
 
 def test_where_the_disk_has_no_sockets_they_lie_in_a_short_folder(tmp_path, runtime, monkeypatch):
-    monkeypatch.setattr(paths, "_takes_sockets", lambda folder: False)
+    monkeypatch.setattr(folders, "_takes_sockets", lambda folder: False)
     assert EngineFolder.of(tmp_path, "e-1").create().engine.parent.parent == runtime
 
 

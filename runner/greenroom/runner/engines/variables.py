@@ -1,4 +1,4 @@
-"""The variables an engine sees: what a program needs to run here, and nothing that is not its business."""
+"""The environment variables of an engine: what a program needs here, and no secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = frozenset(
     VLLM_WORKER_MULTIPROC_METHOD
     """.split()
 )
-"""Those of mlx and vllm one by one: others of theirs are credentials, or have requests logged."""
+"""For mlx and vllm one by one: others of theirs are credentials, or log requests."""
 _PREFIXES = (
     *("CUDA_", "GGML_", "GOMP_", "HIP_", "HSA_", "KMP_", "LC_", "MKL_", "MTL_", "NCCL_", "NVIDIA_"),
     *("OMP_", "OPENBLAS_", "PYTORCH_", "ROCM_", "ROCR_", "TORCH_", "VECLIB_", "VK_"),
@@ -32,11 +32,11 @@ _SECRET_WORDS = frozenset(
     PASSWD PASSWORD PRIVATE PWD SECRET SECRETS SESSION SIGNATURE TOKEN TOKENS
     """.split()
 )
-"""A name with one of these between its underscores is never passed on, whatever it begins with."""
+"""A name with one of these between its underscores is never passed on, whatever its prefix."""
 
 
 def cleaned(extra: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of an engine: the allowed part of ours, then what its command adds."""
+    """The allowed part of our environment, then what the engine's command adds."""
     source = os.environ if base is None else base
     return {**{name: value for name, value in source.items() if _is_allowed(name, value)}, **extra}
 
@@ -46,4 +46,4 @@ def _is_allowed(name: str, value: str) -> bool:
         return True
     if not name.startswith(_PREFIXES) or not _SECRET_WORDS.isdisjoint(name.upper().split("_")):
         return False
-    return "://" not in value  # an address may hold a password, and no switch is one
+    return "://" not in value  # a URL may contain a password, and no switch is one

@@ -12,7 +12,7 @@ import pytest
 
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Measured
-from greenroom.runner.engines import graphics, processes
+from greenroom.runner.engines import devices, processes
 from greenroom.runner.engines.health_monitor import Memory
 from waiting import until
 
@@ -56,7 +56,7 @@ def test_a_process_group_that_has_gone_uses_nothing() -> None:
 
 
 def test_files_of_one_drm_client_count_once_and_capacities_never(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(graphics, "PROC", tmp_path)
+    monkeypatch.setattr(devices, "PROC", tmp_path)
     folder = tmp_path / "7" / "fdinfo"
     folder.mkdir(parents=True)
     client = (
@@ -68,17 +68,17 @@ def test_files_of_one_drm_client_count_once_and_capacities_never(tmp_path, monke
     (folder / "4").write_text(client)
     (folder / "5").write_text(client.replace("39", "40"))
     (folder / "6").write_text("pos:\t0\nflags:\t02\n")
-    assert graphics.drm_seconds([7, 8]) == 5.0
+    assert devices.drm_seconds([7, 8]) == 5.0
 
 
 def test_cycles_of_a_graphics_processor_count_where_there_are_no_nanoseconds(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(graphics, "PROC", tmp_path)
+    monkeypatch.setattr(devices, "PROC", tmp_path)
     folder = tmp_path / "7" / "fdinfo"
     folder.mkdir(parents=True)
     (folder / "3").write_text(
         "drm-driver:\txe\ndrm-client-id:\t3\ndrm-cycles-ccs:\t28257900\ndrm-total-cycles-ccs:\t7655183225\n"
     )
-    assert graphics.drm_seconds([7]) == pytest.approx(0.0282579)
+    assert devices.drm_seconds([7]) == pytest.approx(0.0282579)
 
 
 def test_clients_in_the_io_registry_count_for_their_process() -> None:
@@ -99,8 +99,8 @@ def test_clients_in_the_io_registry_count_for_their_process() -> None:
           "IOUserClientCreator" = "pid 533, WindowServer"
         }
 """
-    assert graphics.registry_seconds(told, {4242}) == 2.0
-    assert graphics.registry_seconds(told, {1}) == 0.0
+    assert devices.registry_seconds(told, {4242}) == 2.0
+    assert devices.registry_seconds(told, {1}) == 0.0
 
 
 def test_nvidias_driver_is_asked_for_the_load_of_this_moment() -> None:
@@ -110,14 +110,14 @@ def test_nvidias_driver_is_asked_for_the_load_of_this_moment() -> None:
         "    0       4242     C    87    30     -     -   python\n"
         "    0        533     G     -     -     -     -   Xorg\n"
     )
-    assert graphics.pmon_busy(told, {4242})
-    assert not graphics.pmon_busy(told, {533, 1})
+    assert devices.pmon_busy(told, {4242})
+    assert not devices.pmon_busy(told, {533, 1})
 
 
 def test_the_graphics_processors_of_this_machine_can_be_asked() -> None:
-    used = graphics.seconds([os.getpid()])
+    used = devices.gpu_seconds([os.getpid()])
     assert used is None or used >= 0.0
-    assert graphics.computing([os.getpid()]) in (True, False)
+    assert devices.gpu_busy([os.getpid()]) in (True, False)
 
 
 def test_a_host_reports_the_memory_of_an_engine(stage) -> None:

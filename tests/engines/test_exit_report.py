@@ -19,18 +19,18 @@ def sentence(end, *, expected=False, was_ready=True, reason=""):
     [
         (
             "llama_model_load: error loading model: unknown model architecture: 'xyz'",
-            "this version does not know the model architecture xyz",
+            "this version does not support the architecture xyz",
         ),
         ("terminate called after throwing an instance of 'std::bad_alloc'", "it ran out of memory"),
         (
             "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 9",
-            "it could not get the memory it needs",
+            "it could not allocate the memory it needs",
         ),
         (
             "gguf_init_from_file_impl: invalid magic characters: 'this', expected 'GGUF'",
             "the file is not a model it can read",
         ),
-        ("ModuleNotFoundError: No module named 'mlx.core'", "its installation lacks the module mlx.core"),
+        ("ModuleNotFoundError: No module named 'mlx.core'", "its installation has no module mlx.core"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         (
             "0.00.007 E srv  load_model: failed to load model, '/m/x.gguf'",
@@ -105,11 +105,11 @@ error loading model SmolLM2-135M-Instruct.Q4_1.gguf: Failed to init server, plea
             "projector (mmproj) is damaged or belongs to another model",
             "--mmproj FILE",
         ),
-        ("a file that was cut", "the model file is cut short or damaged", "pull it again"),
+        ("a file that was cut", "the model file is truncated or damaged", "pull it again"),
         ("a cache that needs flash attention", "--cache-type-v", "--flash-attn on"),
         ("a grammar that is none", "--grammar cannot be read", "change the flag"),
         ("an assertion", "GGML_ASSERT(n_outputs >= 1) failed", ""),
-        ("a socket that cannot be", "its socket could not be made", ""),
+        ("a socket that cannot be", "its socket could not be created", ""),
         ("a flag", "--cache-type-k cannot be 'q99'", "it takes f32, f16, q8_0 or q4_0"),
     ],
 )

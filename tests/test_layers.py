@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Iterator
@@ -132,6 +133,18 @@ def test_the_kernel_knows_the_journals_port_and_nothing_else_of_ours() -> None:
         if is_in(module.name, "actors.kernel"):
             ours = {name for name in module.imports() if name in NAMES and not is_in(name, "actors.kernel")}
             assert ours <= {"actors.journal.port"}, f"{module.name} imports {ours}"
+
+
+@pytest.mark.parametrize("word", ["greenroom", "model", "engine", "backend", "http", "daemon"])
+def test_the_kernel_has_no_word_of_what_it_is_used_for(word: str) -> None:
+    for module in MODULES:
+        if is_in(module.name, "actors.kernel"):
+            text = re.sub(
+                r"greenroom\.actors\.\w+|^from greenroom\b.*", "", module.path.read_text(), flags=re.MULTILINE
+            )
+            text = re.sub(r"daemon=True|use_daemon_thread", "", text)
+            found = re.findall(rf".*\b{word}s?\b.*", text, re.IGNORECASE)
+            assert not found, f"{module.name}: {found}"
 
 
 def test_cores_are_pure_and_import_only_the_kernels_protocols() -> None:

@@ -122,14 +122,13 @@ class Codec:
             if record.type in self._retired:
                 return None
             raise JournalTooNew(
-                f"event {record.seq} ({record.id}) is of type {record.type!r}, which this version of "
-                "Greenroom does not know. It was probably written by a newer version: use that one, or "
-                "put the journal aside with `greenroom journal set-aside`."
+                f"event {record.seq} ({record.id}) is of type {record.type!r}, which this version does "
+                "not know. A newer version probably wrote it"
             )
         if record.schema > kind.SCHEMA:
             raise JournalTooNew(
                 f"event {record.seq} ({record.id}, {record.type}) has schema {record.schema}; this version "
-                f"of Greenroom knows up to {kind.SCHEMA}. Use the newer version that wrote it."
+                f"knows up to {kind.SCHEMA}. A newer version wrote it"
             )
         fields: dict[str, Any] = msgspec.json.decode(record.data)
         for schema in range(record.schema, kind.SCHEMA):

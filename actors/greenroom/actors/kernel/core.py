@@ -130,7 +130,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     doing: str
     """What was being done, such as `serve a request`."""
     about: str
-    """Id of the request, job, engine or event it happened to; empty when there is none."""
+    """Id of what it happened to, such as a request or an event; empty when there is none."""
     error: str
     """Type and message, in one line."""
     traceback: str

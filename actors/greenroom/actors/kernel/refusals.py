@@ -1,4 +1,4 @@
-"""What the kernel itself tells someone who asked: it knows nothing of what the actors are for."""
+"""The refusals of the kernel itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bad_fields(command: str, problem: str) -> Refusal:
 
 def not_taken(error: NotWritten) -> Refusal:
     """What was decided could not be stored, so nothing has happened."""
-    code, advice = "journal_refused", "Try again; if it fails again, run greenroom journal verify."
+    code, advice = "journal_refused", "Try again; if it fails again, verify the journal."
     if isinstance(error, JournalFull):
         code, advice = "journal_full", "Make room on its disk. What needs nothing stored still works."
     elif isinstance(error, CannotEncode):

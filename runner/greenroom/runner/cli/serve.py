@@ -124,6 +124,9 @@ def _journal(error: JournalError) -> Problem:
             "what is good); backends and models on disk are found again without it.",
             code=exit_codes.JOURNAL,
         )
-    if isinstance(error, JournalTooNew | EventChanged | NotAJournal):
+    if isinstance(error, JournalTooNew):
+        advice = "Use the version that wrote it, or put the journal away: greenroom journal set-aside."
+        return Problem(text, advice, code=exit_codes.JOURNAL)
+    if isinstance(error, EventChanged | NotAJournal):
         return Problem(text, code=exit_codes.JOURNAL)
     return Problem(text, code=exit_codes.NOT_RUNNING)

@@ -235,15 +235,13 @@ class Stage(Case[Any, Any]):
         assert isinstance(outcome, Granted), outcome
         return outcome
 
-    # as the shell does it
+    # as an actor does it
 
-    def when(self, command: Command, **more: Any) -> Self:
-        self._observe()
-        return super().when(command, **more)
-
-    def settle(self) -> Self:
-        self._observe()
-        return super().settle()
+    def look(self) -> Any:
+        self.volatile = msgspec.structs.replace(
+            self.volatile, gates=self.gates.readings(), memory=self.memory
+        )
+        return self.volatile
 
     def sent(self, kind: type[C], to: str = "runner/llama.cpp") -> list[C]:
         """All commands of one kind that were ever sent to an actor."""
@@ -256,11 +254,6 @@ class Stage(Case[Any, Any]):
     def stored(self, kind: type[Any]) -> list[Any]:
         """All events of one kind in this life."""
         return [one.event for one in self.history if isinstance(one.event, kind)]
-
-    def _observe(self) -> None:
-        self.volatile = msgspec.structs.replace(
-            self.volatile, gates=self.gates.readings(), memory=self.memory
-        )
 
     def _carry_out(self, decision: Decision[Any], cause: str) -> None:
         urgent = any(event.is_urgent for event in decision.events)

@@ -1,4 +1,4 @@
-"""What a host needs to test an actor of its own, and what our own tests use.
+"""What a host needs to test actors of its own, and what our own tests use.
 
 A pure core is tested without threads, clock or journal:
 
@@ -7,8 +7,11 @@ A pure core is tested without threads, clock or journal:
     assert case.state.total == 5
 
 Each event there is encoded, decoded and compared, and each of the core's functions is called twice and
-must answer the same and leave its arguments alone. A core in an `ActorSystem` is tested with a
-`ManualClock`, `RecordingEffectHandler` and, for faults of the disk, a `FaultyJournal`.
+must answer the same and leave its arguments alone.
+
+Several actors together are tested in a `ManualSystem`: the real system without its threads, so that the test
+decides who handles a message when. `ManualClock`, `RecordingEffectHandler` and, for faults of the disk,
+`FaultyJournal` serve there and in an `ActorSystem`.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar
 
+from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Entry, Journal, JournalFailed, NotWritten, Record
+from greenroom.actors.kernel.actor import Actor
+from greenroom.actors.kernel.answers import Asked
 from greenroom.actors.kernel.clock import ManualClock, Moment
-from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import (
     Address,
     Answer,
@@ -34,14 +39,16 @@ from greenroom.actors.kernel.core import (
     Tell,
 )
 from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.kernel.executor import Executor, Wake
+from greenroom.actors.kernel.steps import Prepared, Restless, Steps
+from greenroom.actors.kernel.store import Store
+from greenroom.actors.kernel.system import ActorSystem
 
-__all__ = ["Case", "FaultyJournal", "ManualClock", "RecordingEffectHandler", "given"]
+__all__ = ["Case", "FaultyJournal", "ManualClock", "ManualSystem", "RecordingEffectHandler", "given"]
 
 S = TypeVar("S")
 V = TypeVar("V")
 T = TypeVar("T", bound=Effect)
-
-_ROUNDS = 200
 
 
 def given(
@@ -59,9 +66,12 @@ class Case(Generic[S, V]):
 
     def __init__(self, core: Core[S, V], *, volatile: V | None = None, now: Moment | None = None) -> None:
         self.core = core
-        self.state: S = core.initial()
-        self.volatile: V = core.initial_volatile() if volatile is None else volatile
         self.clock = ManualClock() if now is None else ManualClock(now.wall, now.monotonic)
+        store = Store(MemoryJournal(), self.clock)
+        store.codec.register(core.event_types)
+        self._steps: Steps[S, V] = Steps(_Checked(core), store, core.initial())
+        if volatile is not None:
+            self.volatile = volatile
         self.history: list[Stored[Event]] = []
         """Every event of this life, the given ones included."""
         self.events: list[Event] = []
@@ -74,16 +84,13 @@ class Case(Generic[S, V]):
         """What the core kept to itself of exceptions; they fail the step unless `faults_allowed`."""
         self.faults_allowed = False
         self._unchecked: list[Event] = []
-        self._versions: dict[str, int] = {}
-        self._codec = Codec()
-        self._codec.register(core.event_types)
 
     # steps
 
     def given(self, *events: Event, cause: str = "") -> Self:
         """Let these events have happened already: they are applied, and nothing reacts to them."""
         for event in events:
-            self._store(event, cause)
+            self._commit(self._prepare(Decision(events=(event,)), cause))
         return self
 
     def when(
@@ -93,31 +100,28 @@ class Case(Generic[S, V]):
         if volatile is not None:
             self.volatile = volatile
         if now is not None:
-            self.clock = ManualClock(now.wall, now.monotonic)
+            self.clock.set(now)
         self._begin()
-        self._carry_out(self._twice(self.core.decide, self.state, command, self.now, self.volatile), cause)
+        self._carry_out(self._steps.decide(command, self.now, self.look()), cause)
         return self
 
     def settle(self) -> Self:
         """Ask once what follows from the state."""
-        decision = self._twice(self.core.settle, self.state, self.now, self.volatile)
-        if decision.reply is not None:
-            raise AssertionError(f"settle has nobody to reply to: {decision.reply!r}")
-        self.wake_at = decision.wake_at
-        self._carry_out(decision, "")
+        self._follow(next(self._steps.following(lambda: self.now, self.look)))
         return self
 
     def rest(self) -> Self:
-        """Settle until nothing more follows, as the shell does after every command."""
+        """Settle until nothing more follows, as an actor does after every command."""
         earliest: float | None = None
-        for _ in range(_ROUNDS):
-            self.settle()
-            if self.wake_at is not None:
-                earliest = self.wake_at if earliest is None else min(earliest, self.wake_at)
-            if not self.decision.events:
-                self.wake_at = earliest
-                return self
-        raise AssertionError(f"{self.core.address} does not settle: {self.events[-4:]}")
+        try:
+            for decision in self._steps.following(lambda: self.now, self.look):
+                self._follow(decision)
+                if decision.wake_at is not None:
+                    earliest = decision.wake_at if earliest is None else min(earliest, decision.wake_at)
+        except Restless as error:
+            raise AssertionError(f"{error}: {self.events[-4:]}") from error
+        self.wake_at = earliest
+        return self
 
     def advance(self, seconds: float) -> Self:
         """Let time pass, and nothing else: follow it with `rest` to see what comes of it."""
@@ -142,6 +146,24 @@ class Case(Generic[S, V]):
         return self
 
     # looking
+
+    @property
+    def state(self) -> S:
+        """The durable state."""
+        return self._steps.state
+
+    @property
+    def volatile(self) -> V:
+        """The volatile state; may be set."""
+        return self._steps.volatile
+
+    @volatile.setter
+    def volatile(self, volatile: V) -> None:
+        self._steps.volatile = volatile
+
+    def look(self) -> V:
+        """The volatile state that the next decision is based on; to be overridden by what observes."""
+        return self.volatile
 
     def then(self, *expected: Event | type[Event]) -> Self:
         """Exactly these events have happened since the last step or `then`; a type stands for any of it."""
@@ -198,52 +220,183 @@ class Case(Generic[S, V]):
         self.events = []
         self.effects = []
 
+    def _follow(self, decision: Decision[V]) -> None:
+        if decision.reply is not None:
+            raise AssertionError(f"settle replies to nothing: {decision.reply!r}")
+        self.wake_at = decision.wake_at
+        self._carry_out(decision, "")
+
     def _carry_out(self, decision: Decision[V], cause: str) -> None:
         self.decision = decision
         self.faults += decision.faults
         if decision.faults and not self.faults_allowed:
             raise AssertionError("".join(one.traceback for one in decision.faults))
-        for event in decision.events:
-            stored = self._store(event, decision.cause or cause)
-            effects = self._twice(self.core.react, self.state, stored)
-            self.effects += _effects(effects)
-            self.events.append(event)
-            self._unchecked.append(event)
-        self.effects += _effects(decision.effects)
-        if decision.volatile is not None:
-            self.volatile = decision.volatile
+        prepared = self._prepare(decision, cause)
+        self._commit(prepared)
+        for effect, _ in prepared.effects:
+            assert isinstance(effect, Effect), f"{effect!r} is not an effect"
+            self.effects.append(effect)
+        self.events += decision.events
+        self._unchecked += decision.events
 
-    def _store(self, event: Event, cause: str) -> Stored[Event]:
-        stream = self.core.stream_of(event)
-        if not self.core.claims(stream):
-            raise AssertionError(
-                f"{self.core.address} stores {event!r} in {stream!r}, which it does not claim"
-            )
-        version = self._versions[stream] = self._versions.get(stream, 0) + 1
-        record = Record(
-            seq=len(self.history) + 1,
-            at=self.now.wall,
-            stream=stream,
-            version=version,
-            type=type(event).TAG,
-            schema=type(event).SCHEMA,
-            cause=cause,
-            data=self._codec.encode(event),
-        )
-        stored = self._codec.decode(record)
-        assert stored is not None, f"{record.type} is retired and must not be stored"
-        _same(event, stored.event, "the event does not survive the journal")
-        self.history.append(stored)
-        self.state = self._twice(self.core.apply, self.state, stored)
-        return stored
+    def _prepare(self, decision: Decision[V], cause: str) -> Prepared:
+        try:
+            return self._steps.prepare(decision, cause)
+        except ValueError as error:
+            raise AssertionError(str(error)) from error
 
-    def _twice(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        before = copy.deepcopy(self.state)
-        first, second = function(*arguments), function(*arguments)
-        name = getattr(function, "__name__", "it")
+    def _commit(self, prepared: Prepared) -> None:
+        stored = prepared.batch.stored if prepared.batch is not None else ()
+        for event, one in zip(prepared.decision.events, stored, strict=True):
+            _same(event, one.event, "the event does not survive the journal")
+        self._steps.commit(prepared)
+        self.history += stored
+
+
+class _Checked:
+    """A core whose functions are called twice, to find those that are not pure."""
+
+    def __init__(self, core: Core[Any, Any]) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def decide(self, *arguments: Any) -> Any:
+        return self._twice("decide", *arguments)
+
+    def apply(self, *arguments: Any) -> Any:
+        return self._twice("apply", *arguments)
+
+    def react(self, *arguments: Any) -> Any:
+        return self._twice("react", *arguments)
+
+    def settle(self, *arguments: Any) -> Any:
+        return self._twice("settle", *arguments)
+
+    def _twice(self, name: str, state: Any, *more: Any) -> Any:
+        function, before = getattr(self._core, name), copy.deepcopy(state)
+        first, second = function(state, *more), function(state, *more)
         _same(first, second, f"{name} is not pure: the same arguments gave two answers")
-        _same(before, self.state, f"{name} is not pure: it changed the state it was given")
+        _same(before, state, f"{name} is not pure: it changed the state it was given")
         return first
+
+
+class ManualSystem(ActorSystem):
+    """An actor system without threads: its actors handle a message when the test says so.
+
+    Everything else is the real thing, on a `ManualClock` and, unless one is given, a `MemoryJournal`. What an
+    actor would survive, such as an exception in its core, fails the step unless `faults_allowed`.
+    """
+
+    def __init__(
+        self,
+        journal: Journal | None = None,
+        *,
+        clock: ManualClock | None = None,
+        faults_allowed: bool = False,
+        **options: Any,
+    ) -> None:
+        """`options` are those of `ActorSystem`."""
+        self._time = clock or ManualClock()
+        super().__init__(journal or MemoryJournal(), clock=self._time, **options)
+        self.store = self._noting = _NotingStore(self.journal, self._time, self.store.redact)
+        self.faults_allowed = faults_allowed
+        self._is_stepping = False
+
+    def mail(self, of: Address | str) -> list[Command | Wake]:
+        """What waits in the mailbox of an actor; a `Wake` is its timer."""
+        return [
+            one.command if isinstance(one, Asked) else one
+            for one in self._manual(of).actor_inbox.messages()
+            if isinstance(one, Asked | Wake)
+        ]
+
+    def postponed(self, of: Address | str) -> list[Command]:
+        """The reports that an actor will handle again once the journal takes something."""
+        return [one.command for one in self._manual(of).executor.postponed]
+
+    def volatile(self, of: Address | str) -> Any:
+        """The volatile state of an actor."""
+        return self._manual(of).executor.volatile
+
+    def step(self, of: Address | str) -> None:
+        """Let an actor handle the next message in its mailbox."""
+        self._step(self._manual(of).step)
+
+    def rebuild(self, of: Address | str) -> None:
+        """Rebuild an actor, as after a failed effect."""
+        self._step(self._manual(of).executor.rebuild)
+
+    def rest(self, timeout: float = 10.0) -> None:  # noqa: ARG002 - nothing is waited for
+        """Let all actors handle their messages in turn until none waits."""
+        if self._is_stepping:
+            return
+        for _ in range(10_000):
+            busy = [one for one in self._actors if not self._manual(one).actor_inbox.empty()]
+            if not busy:
+                return
+            for one in busy:
+                self.step(one)
+        raise AssertionError("the actors send each other messages without end")
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass from timer to timer, with all messages handled in between."""
+        target = self._time.now().monotonic + seconds
+        self.rest()
+        while self._time.now().monotonic < target:
+            self._time.advance_to(min(max(self._time.due, self._time.now().monotonic), target))
+            self.rest()
+
+    def crash(self) -> None:
+        """End as a killed process does: what waits is lost, and every ask fails."""
+        for actor in self._actors.values():
+            actor.on_stop()
+
+    def _actor(self, executor: Executor) -> Actor:
+        return _ManualActor(executor, self._count)
+
+    def _manual(self, of: Address | str) -> _ManualActor:
+        actor = self._actors[Address(str(of))]
+        assert isinstance(actor, _ManualActor)
+        return actor
+
+    def _step(self, step: Callable[[], None]) -> None:
+        self._is_stepping = True
+        try:
+            step()
+        finally:
+            self._is_stepping = False
+        if self._noting.faults and not self.faults_allowed:
+            raise AssertionError("".join(one.traceback for one in self._noting.faults))
+
+    def _stop_actors(self) -> None:
+        super()._stop_actors()
+        self.rest()
+
+
+class _NotingStore(Store):
+    """Notes what fails."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.faults: list[Fault] = []
+
+    def park(self, core: Core[Any, Any], about: Fault, cause: str, command: Command | None = None) -> None:
+        self.faults.append(about)
+        super().park(core, about, cause, command)
+
+
+class _ManualActor(Actor):
+    def begin(self) -> None:
+        self.take_first_look()
+
+    def step(self) -> None:
+        message = self.actor_inbox.get().message
+        if isinstance(message, Asked | Wake):
+            self.on_receive(message)
+        else:
+            self.on_stop()
 
 
 class RecordingEffectHandler:
@@ -308,12 +461,6 @@ class FaultyJournal:
     def close(self) -> None:
         """Close the journal inside."""
         self.inside.close()
-
-
-def _effects(effects: Sequence[Any]) -> Sequence[Effect]:
-    for effect in effects:
-        assert isinstance(effect, Effect), f"{effect!r} is not an effect"
-    return effects
 
 
 def _same(first: Any, second: Any, otherwise: str) -> None:

@@ -166,18 +166,33 @@ class ManualClock:
         with self._lock:
             self._heap.clear()
 
+    @property
+    def due(self) -> float:
+        """The monotonic second of the next timer; infinite when there is none."""
+        with self._lock:
+            while self._heap and self._heap[0][2].call is None:
+                heapq.heappop(self._heap)
+            return self._heap[0][0] if self._heap else math.inf
+
     def advance(self, seconds: float) -> None:
         """Move both clocks and run what falls due, in order, each at its own second."""
-        target = self._now.monotonic + seconds
+        self.advance_to(self._now.monotonic + seconds)
+
+    def advance_to(self, monotonic: float) -> None:
+        """Advance to a second of the monotonic clock."""
         while True:
             with self._lock:
-                if not self._heap or self._heap[0][0] > target:
+                if not self._heap or self._heap[0][0] > monotonic:
                     break
                 due, _, entry = heapq.heappop(self._heap)
             self._move_to(max(due, self._now.monotonic))
             if entry.call is not None:
                 entry.call()
-        self._move_to(target)
+        self._move_to(monotonic)
+
+    def set(self, now: Moment) -> None:
+        """Set both clocks; no timer runs."""
+        self._now = Moment(now.wall, now.monotonic)
 
     def jump(self, seconds: float) -> None:
         """Move the wall clock alone, as a correction of the system's time does."""

@@ -118,9 +118,8 @@ class Greenroom(RuleBasedStateMachine):
 
     def only(self, address: Any) -> None:
         """One actor reads what it has; the others do not come to it."""
-        actor = self.world.actors[address]
-        for _ in range(len(actor.mail)):
-            actor.deliver()
+        for _ in range(len(self.world.system.mail(address))):
+            self.world.system.step(address)
 
     def here(self) -> list[Any]:
         return [one for one in self.world.clients.values() if one.inside or one.waits]
@@ -179,7 +178,7 @@ class Greenroom(RuleBasedStateMachine):
     @precondition(lambda self: self.world.chores)
     @rule(data=st.data())
     def somebody_has_looked(self, data: Any) -> None:
-        chores = [effect for _, effect in self.world.chores]
+        chores = self.world.chores
         self.world.do_chore(chores[data.draw(st.integers(0, len(chores) - 1))])
 
     # messages, time and disasters
@@ -187,12 +186,12 @@ class Greenroom(RuleBasedStateMachine):
     @precondition(lambda self: self.readers())
     @rule(data=st.data(), count=st.integers(1, 4))
     def an_actor_reads(self, data: Any, count: int) -> None:
-        actor = self.world.actors[data.draw(st.sampled_from(self.readers()))]
-        for _ in range(min(count, len(actor.mail))):
-            actor.deliver()
+        system, reader = self.world.system, data.draw(st.sampled_from(self.readers()))
+        for _ in range(min(count, len(system.mail(reader)))):
+            system.step(reader)
 
     def readers(self) -> list[Any]:
-        return [address for address, actor in self.world.actors.items() if actor.mail]
+        return [one for one in self.world.system.addresses if self.world.system.mail(one)]
 
     @rule()
     def everybody_reads(self) -> None:
@@ -208,7 +207,7 @@ class Greenroom(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([-86_400.0, -30.0, 30.0, 86_400.0]))
     def the_wall_clock_jumps(self, seconds: float) -> None:
-        self.world.wall += seconds
+        self.world.clock.jump(seconds)
 
     @rule(used=st.sampled_from([0, UNIT, 6 * UNIT]))
     def other_programs_use_memory(self, used: int) -> None:
@@ -222,7 +221,7 @@ class Greenroom(RuleBasedStateMachine):
     def an_actor_is_rebuilt(self, data: Any) -> None:
         # The installer's and the library's hands do not survive what their actors forget, so they are left
         # out here; the daemon's restart rebuilds them too.
-        names = [one for one in self.world.actors if one not in (INSTALLER, LIBRARY)]
+        names = [one for one in self.world.system.addresses if one not in (INSTALLER, LIBRARY)]
         self.world.rebuild(data.draw(st.sampled_from(names)))
 
     @rule(engines_survive=st.booleans())
@@ -251,9 +250,8 @@ class Greenroom(RuleBasedStateMachine):
                 world.leave(client)
         world.pass_time(30)
         world.check()
-        scheduler = world.actors[SCHEDULER]
-        assert not scheduler.volatile.queue
-        wanted = set(scheduler.state.loads)
+        assert not world.system.volatile(SCHEDULER).queue
+        wanted = set(world.system.state(SCHEDULER).loads)
         # Those that have just been asked to end are given their time.
         stay = {one for one, process in world.processes.items() if process.alive and not process.asked}
         assert wanted <= stay, "intents without an engine"
@@ -264,8 +262,7 @@ class Greenroom(RuleBasedStateMachine):
         world.pass_time(5)
         waits = {one for one, process in world.processes.items() if process.alive and not process.asked}
         assert not waits & (stay - wanted), "engines without an intent"
-        installer = world.actors[INSTALLER]
-        for name, backend in installer.state.backends.items():
+        for name, backend in world.system.state(INSTALLER).backends.items():
             assert not backend.retiring, f"{name} retires for ever"
             assert backend.job is None, f"{name} is installed for ever"
             assert set(backend.installations) == set(world.disk[name])
@@ -351,7 +348,7 @@ def test_a_start_that_lay_behind_a_full_disk_for_minutes_is_not_carried_out_in_m
     world.build_ends(job, None)
     world.read_mail()
     world.request("large")
-    world.actors[SCHEDULER].deliver()
+    world.system.step(SCHEDULER)
     world.disk_full = True
     for _ in range(40):
         world.pass_time(5)

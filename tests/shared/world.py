@@ -1,16 +1,14 @@
 """All actors of a Greenroom in one thread, on a clock, a disk and a machine that a test is the master of.
 
-The cores are the real ones, and so are the gates. The shells, mailboxes, engine processes and builds are
-plain data: nothing runs by itself, so a test decides what happens next and in which order, within what the
-kernel promises (a mailbox keeps its order, a command is decided, stored, applied and carried out as one).
+The actors are the real ones in a `ManualSystem`, and so are the gates. Engine processes and builds are plain
+data: nothing runs by itself, so a test decides what happens next and in which order.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -39,22 +37,12 @@ from greenroom.actors.installer.effects import (
 from greenroom.actors.installer.messages import (
     InstallationsSeen,
 )
-from greenroom.actors.journal.port import Record
-from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.codec import Codec
-from greenroom.actors.kernel.core import (
-    Address,
-    Answer,
-    Command,
-    Decision,
-    Effect,
-    Event,
-    Later,
-    Recovered,
-    Stored,
-    Tell,
-)
-from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.journal.memory import MemoryJournal
+from greenroom.actors.journal.port import JournalFull, Record
+from greenroom.actors.kernel.clock import ManualClock
+from greenroom.actors.kernel.core import Address, Command, Core, Effect, Event, Stored
+from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
+from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.library.core import Library
 from greenroom.actors.library.effects import InspectModels
 from greenroom.actors.library.messages import ModelsSeen
@@ -71,15 +59,14 @@ from greenroom.actors.scheduler.effects import (
 )
 from greenroom.actors.scheduler.ledger import Device, Memory
 from greenroom.actors.scheduler.messages import Abandon, GateEmptied, Granted, Serve
+from greenroom.actors.testing import FaultyJournal, ManualSystem
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
 from reports import attempt_failed, build_committed, removed
 from stage import LLAMA, MLX, NO_SPACE, OFFLINE
 
-TICK = 5.0
 LADDER = 15.0
 """Seconds within which an engine host ends what it was asked to end."""
 GONE = Refusal(code="rebuilt", message="The actor was rebuilt or has stopped.", kind="unavailable")
-FULL = Refusal(code="journal_full", message="The journal takes nothing.", kind="exhausted")
 
 
 @dataclass
@@ -115,109 +102,15 @@ class Client:
         return not self.left and not self.answers
 
 
-class Wake(Command, frozen=True):
-    """Time has passed. It comes by mail, behind what is there already."""
-
-
-class Actor:
-    """What the kernel's shell does, one step at a time."""
+class Effects:
+    """Carries out the effects of one actor in the world."""
 
     def __init__(self, world: World, core: Any) -> None:
         self.world = world
         self.core = core
-        self.mail: deque[tuple[Command, Client | None, str]] = deque()
-        self.state = core.initial()
-        self.volatile = core.initial_volatile()
-        self.versions: dict[str, int] = {}
-        self.waiting: dict[str, list[Client]] = {}
-        self.wake_at = 0.0
 
-    def begin(self) -> None:
-        """A new life: fold the journal, forget everything else, look."""
-        self.state, self.versions = self.world.replay(self.core)
-        self.volatile = self.core.initial_volatile()
-        for clients in self.waiting.values():
-            for client in clients:
-                client.answers.append(GONE)
-        self.waiting = {}
-        self.handle(Recovered(), None, "")
-
-    def deliver(self) -> None:
-        """Handle the next message."""
-        self.handle(*self.mail.popleft())
-
-    def handle(self, command: Command, client: Client | None, cause: str) -> None:
-        if isinstance(command, Wake):
-            self.settle()
-            return
-        decision = self.core.decide(self.state, command, self.world.now, self.look())
-        if not self.storable(decision):
-            if client is not None:
-                client.answers.append(FULL)
-            else:
-                self.world.later(1.0, self, command, cause)
-            return
-        effects = self.take(decision, cause)
-        if isinstance(decision.reply, Later) and client is not None:
-            self.waiting.setdefault(decision.reply.key, []).append(client)
-        self.perform(effects)
-        if client is not None and not isinstance(decision.reply, Later):
-            client.answers.append(decision.reply)
-        self.settle()
-
-    def settle(self) -> None:
-        self.wake_at = self.world.monotonic + TICK
-        for _ in range(200):
-            decision = self.core.settle(self.state, self.world.now, self.look())
-            assert not decision.faults, decision.faults[0].traceback
-            if not self.storable(decision):
-                if decision.if_not_stored is not None:
-                    assert not decision.if_not_stored.events
-                    self.perform(self.take(decision.if_not_stored, ""))
-                self.wake_at = self.world.monotonic + 1.0
-                return
-            self.perform(self.take(decision, ""))
-            if decision.wake_at is not None:
-                self.wake_at = min(self.wake_at, max(decision.wake_at, self.world.monotonic + 0.01))
-            if not decision.events:
-                return
-        raise AssertionError(f"{self.core.address} does not settle")
-
-    def storable(self, decision: Decision[Any]) -> bool:
-        urgent = any(event.is_urgent for event in decision.events)
-        return not decision.events or urgent or not self.world.disk_full
-
-    def take(self, decision: Decision[Any], cause: str) -> list[tuple[Effect, str]]:
-        cause = decision.cause or cause
-        effects: list[tuple[Effect, str]] = []
-        for event in decision.events:
-            stored = self.world.store(self, event, cause)
-            self.state = self.core.apply(self.state, stored)
-            effects += [(effect, stored.id) for effect in self.core.react(self.state, stored)]
-            cause = cause or stored.id
-        if decision.volatile is not None:
-            self.volatile = decision.volatile
-        return effects + [(effect, cause) for effect in decision.effects]
-
-    def perform(self, effects: Sequence[tuple[Effect, str]]) -> None:
-        for effect, cause in effects:
-            if isinstance(effect, Tell):
-                self.world.tell(effect.to, effect.command, effect.cause or cause)
-            elif isinstance(effect, Answer):
-                for client in self.waiting.pop(effect.key, ()):
-                    client.answers.append(effect.outcome)
-            else:
-                self.world.perform(self, effect)
-
-    def look(self) -> Any:
-        if not isinstance(self.core, Scheduler):
-            return self.volatile
-        world = self.world
-        memory = Memory(budget=world.budget, available=world.available, devices=world.devices)
-        self.volatile = msgspec.structs.replace(
-            self.volatile, gates=self.world.gates.readings(), memory=memory
-        )
-        return self.volatile
+    def perform(self, effect: Effect, cause: str) -> None:
+        self.world.perform(self.core, effect)
 
 
 class World:
@@ -234,38 +127,58 @@ class World:
     ) -> None:
         """With `devices`, the engines of mlx compute there; how much is free on them is never told."""
         self.devices = tuple(devices)
-        self.wall, self.monotonic = 1_700_000_000.0, 1_000.0
+        self.clock = ManualClock()
         self.budget = budget
         self.outside = 0
         """Bytes that other programs use."""
-        self.disk_full = False
+        self.journal = FaultyJournal(MemoryJournal())
         self.models = {model.id: model for model in models}
         self.gates = GateBoard(*[lambda: self.monotonic] * 2)
         self.processes: dict[str, Process] = {}
         self.spawns: dict[str, int] = {}
         self.disk: dict[str, dict[str, Installation]] = {"llama.cpp": {}, "mlx": {}}
         self.builds: dict[str, BuildInstallation] = {}
-        self.chores: list[tuple[float, Effect]] = []
-        """What hands have still to do, and by when at the latest."""
-        self.delayed: list[tuple[float, Actor, Command, str]] = []
+        self.chores: list[Effect] = []
+        """What effect handlers have still to do; it is done after 20 s at the latest."""
         self.clients: dict[str, Client] = {}
-        self.journal: list[tuple[Record, Stored[Any]]] = []
-        self.codec = Codec()
+        self.history: list[tuple[Record, Stored[Any]]] = []
+        """All that was ever stored."""
         self._built = 0
-        facts = (LLAMA, msgspec.structs.replace(MLX, device=True) if devices else MLX)
-        cores: list[Any] = [Installer(facts), Runner("llama.cpp"), Runner("mlx"), Library()]
-        cores.append(Scheduler(facts, policy=policy, limits=limits or Limits()))
-        self.actors = {core.address: Actor(self, core) for core in cores}
+        self.facts = (LLAMA, msgspec.structs.replace(MLX, device=True) if devices else MLX)
+        self.policy, self.limits = policy, limits or Limits()
+        self.begin()
+
+    def begin(self) -> None:
+        """A new life of the daemon, on the same journal."""
+        facts = self.facts
+        scheduler = Scheduler(facts, policy=self.policy, limits=self.limits)
+        cores: list[Core[Any, Any]] = [Installer(facts), Runner("llama.cpp"), Runner("mlx"), Library()]
+        self.journal.inside = MemoryJournal([record for record, _ in self.history])
+        self.system = ManualSystem(self.journal, clock=self.clock)
         for core in cores:
-            self.codec.register(core.event_types)
-        for actor in self.actors.values():
-            actor.begin()
+            self.system.register(core, effect_handler=Effects(self, core))
+        self.system.register(scheduler, effect_handler=Effects(self, scheduler), observe=self._observe)
+        self.system.on_record(self._note)
+        self.system.start()
+
+    def _observe(self, volatile: Any) -> Any:
+        memory = Memory(budget=self.budget, available=self.available, devices=self.devices)
+        return msgspec.structs.replace(volatile, gates=self.gates.readings(), memory=memory)
+
+    def _note(self, record: Record) -> None:
+        stored = self.system.store.codec.decode(record)
+        assert stored is not None
+        self.history.append((record, stored))
 
     # time
 
     @property
-    def now(self) -> Moment:
-        return Moment(self.wall, self.monotonic, 0.5)
+    def wall(self) -> float:
+        return self.clock.now().wall
+
+    @property
+    def monotonic(self) -> float:
+        return self.clock.now().monotonic
 
     @property
     def available(self) -> int:
@@ -274,102 +187,40 @@ class World:
 
     def pass_time(self, seconds: float, *, busy: bool = False) -> None:
         """Let time pass. Unless everybody is too busy, what is due is done on the way and mail is read."""
-        target = self.monotonic + seconds
-        for _ in range(10_000):
-            if not busy:
-                self.read_mail()
-            due = min([*self._due(), target])
-            self._move_to(max(due, self.monotonic))
-            self._do_due(busy)
-            if self.monotonic >= target:
-                return
-        raise AssertionError("time does not pass")
-
-    def _due(self) -> list[float]:
-        ends = [one.dies_at for one in self.processes.values() if one.dies_at is not None]
-        chores = [by for by, _ in self.chores]
-        return (
-            [actor.wake_at for actor in self.actors.values()] + ends + chores + [d[0] for d in self.delayed]
-        )
-
-    def _do_due(self, busy: bool) -> None:
-        for one in list(self.processes.values()):
-            if one.dies_at is not None and one.dies_at <= self.monotonic:
-                self.ends(one.spec.engine_id)
-        for by, effect in list(self.chores):
-            if by <= self.monotonic:
-                self.do_chore(effect)
-        for item in list(self.delayed):
-            if item[0] <= self.monotonic:
-                self.delayed.remove(item)
-                item[1].mail.append((item[2], None, item[3]))
-        for actor in self.actors.values():
-            if actor.wake_at <= self.monotonic:
-                actor.wake_at = math.inf
-                actor.mail.append((Wake(), None, ""))
-        if not busy:
-            self.read_mail()
-
-    def _move_to(self, monotonic: float) -> None:
-        self.wall += monotonic - self.monotonic
-        self.monotonic = monotonic
-
-    def later(self, seconds: float, actor: Actor, command: Command, cause: str) -> None:
-        self.delayed.append((self.monotonic + seconds, actor, command, cause))
+        if busy:
+            self.clock.advance(seconds)
+        else:
+            self.system.pass_time(seconds)
 
     # mail
 
     def tell(self, to: Address, command: Command, cause: str = "") -> None:
-        self.actors[to].mail.append((command, None, cause))
+        self.system.report(to, command, cause=cause)
 
     def ask(self, client: Client, to: Address, command: Command) -> None:
-        self.actors[to].mail.append((command, client, client.request_id))
+        reply = self.system.ask(to, command, cause=client.request_id)
+        reply.on_done(lambda: client.answers.append(outcome(reply)))
 
     def read_mail(self) -> None:
         """Everybody reads everything there is."""
-        for _ in range(10_000):
-            full = [actor for actor in self.actors.values() if actor.mail]
-            if not full:
-                return
-            for actor in full:
-                actor.deliver()
-        raise AssertionError("they talk without end")
+        self.system.rest()
 
     # journal
 
-    def store(self, actor: Actor, event: Any, cause: str) -> Stored[Any]:
-        stream = actor.core.stream_of(event)
-        version = actor.versions[stream] = actor.versions.get(stream, 0) + 1
-        record = Record(
-            seq=len(self.journal) + 1,
-            at=self.wall,
-            stream=stream,
-            version=version,
-            type=type(event).TAG,
-            schema=type(event).SCHEMA,
-            cause=cause,
-            data=self.codec.encode(event),
-        )
-        stored = self.codec.decode(record)
-        assert stored is not None
-        assert stored.event == event
-        self.journal.append((record, stored))
-        return stored
+    @property
+    def disk_full(self) -> bool:
+        return self.journal.fault is not None
 
-    def replay(self, core: Any) -> tuple[Any, dict[str, int]]:
-        state, versions = core.initial(), {}
-        for record, stored in self.journal:
-            if core.claims(record.stream):
-                state = core.apply(state, stored)
-                versions[record.stream] = record.version
-        return state, versions
+    @disk_full.setter
+    def disk_full(self, full: bool) -> None:
+        self.journal.fault = JournalFull("no space left on device") if full else None
 
     def stored(self, kind: type[Any]) -> list[Any]:
-        return [stored.event for _, stored in self.journal if isinstance(stored.event, kind)]
+        return [stored.event for _, stored in self.history if isinstance(stored.event, kind)]
 
-    # hands
+    # effects
 
-    def perform(self, actor: Actor, effect: Effect) -> None:
+    def perform(self, core: Any, effect: Effect) -> None:
         match effect:
             case OpenGate() as e:
                 self.gates.open(e.engine_id, e.model_id, e.mode, e.backend, e.endpoint, e.slots)
@@ -392,23 +243,25 @@ class World:
                 assert here, f"{spec.engine_id} is started on an installation that is removed"
                 self.processes[spec.engine_id] = Process(spec)
             case EndEngine(engine_id=one, reason=reason):
-                self._end_engine(actor, one, reason)
+                self._end_engine(core.backend, one, reason)
             case BuildInstallation(job=job):
                 assert all(build.backend != effect.backend for build in self.builds.values()), "two builds"
                 self.builds[job] = effect
             case CancelBuild(job=job):
                 self.builds.pop(job, None)
             case InspectInstallations() | InspectModels():
-                self.chores.append((self.monotonic + 20.0, effect))
+                self.chores.append(effect)
+                self.clock.call_at(self.monotonic + 20.0, partial(self.do_chore, effect))
             case RecoverEngines() | RemoveInstallation():
-                self.chores.append((self.monotonic + 20.0, effect))
+                self.chores.append(effect)
+                self.clock.call_at(self.monotonic + 20.0, partial(self.do_chore, effect))
             case _:
                 raise AssertionError(f"nobody does {effect!r}")
 
-    def _end_engine(self, actor: Actor, one: str, reason: str) -> None:
+    def _end_engine(self, backend: str, one: str, reason: str) -> None:
         process = self.processes.get(one)
         if process is None or process.state == "dead":
-            self._report(actor.core.backend, EngineLost(engine_id=one, reason="there is no such engine"))
+            self._report(backend, EngineLost(engine_id=one, reason="there is no such engine"))
             return
         in_any_case = ("its requests did not end", "no sign", "it is no longer needed", "nothing is heard")
         willing = reason.startswith(in_any_case)
@@ -417,14 +270,26 @@ class World:
             assert not reading.open, f"{one} is ended with an open gate"
             assert not reading.inside, f"{one} is ended under a request"
         if not process.asked:
-            process.asked, process.dies_at = True, self.monotonic + LADDER
+            process.asked = True
+            self._dies_later(process)
+
+    def _dies_later(self, process: Process) -> None:
+        due = process.dies_at = self.monotonic + LADDER
+
+        def die() -> None:
+            if process.dies_at == due:
+                self.ends(process.spec.engine_id)
+
+        self.clock.call_at(due, die)
 
     def _report(self, backend: str, event: Event) -> None:
         self.tell(runner_address(backend), Happened(event=event))
 
     def do_chore(self, effect: Effect) -> None:
         """Carry out one of `chores` and report."""
-        self.chores = [item for item in self.chores if item[1] is not effect]
+        if not any(one is effect for one in self.chores):
+            return
+        self.chores = [one for one in self.chores if one is not effect]
         match effect:
             case InspectInstallations(backends=backends):
                 for name in backends:
@@ -455,7 +320,7 @@ class World:
         )
         self._report(backend, adopted)
         if stopping and process.dies_at is None:
-            process.dies_at = self.monotonic + LADDER
+            self._dies_later(process)
 
     # what may happen to engines and builds
 
@@ -534,39 +399,35 @@ class World:
     # disasters
 
     def rebuild(self, address: Address) -> None:
-        """A bug in an actor: it is folded anew, and its mail is still there."""
-        self.actors[address].begin()
+        """An effect failed: what is volatile is lost, and the mail is still there."""
+        self.system.rebuild(address)
 
     def restart(self, *, engines_survive: bool) -> None:
         """The daemon is killed and started again. Engines live on, or end with it."""
+        self.system.crash()
         for client in self.clients.values():
-            if not client.left:
-                if client.waits:
-                    client.answers.append(GONE)
-                client.left = True
+            client.left = True
         self.gates = GateBoard(*[lambda: self.monotonic] * 2)
-        self.builds, self.chores, self.delayed = {}, [], []
+        self.builds, self.chores = {}, []
         for process in self.processes.values():
             if process.state == "starting" or not engines_survive:
                 process.state, process.dies_at = "dead", None
-        for actor in self.actors.values():
-            actor.mail.clear()
-            actor.waiting = {}
-        for actor in self.actors.values():
-            actor.begin()
+        self.begin()
 
     # what must always hold
 
     def check(self) -> None:
-        for actor in self.actors.values():
-            state, versions = self.replay(actor.core)
-            assert state == actor.state, f"the replayed state of {actor.core.address} is not the live one"
-            assert versions == actor.versions
+        for address, core in self.system.addresses.items():
+            state = core.initial()
+            for record, stored in self.history:
+                if core.claims(record.stream):
+                    state = core.apply(state, stored)
+            assert state == self.system.state(address), f"the replayed state of {address} is not the live one"
         held = {one: process.spec for one, process in self.processes.items() if process.state != "dead"}
         intents = {event.spec.engine_id: event.spec for event in self.stored(EngineStartRequested)}
         for one, spec in held.items():
             assert intents.get(one) == spec, f"{one} has no intent"
-        held |= {one: load.spec for one, load in self.actors[SCHEDULER].state.loads.items()}
+        held |= {one: load.spec for one, load in self.system.state(SCHEDULER).loads.items()}
         held |= {spec.engine_id: spec for spec in self._starts_in_the_mail() if spec.engine_id not in intents}
         total = sum(spec.memory for spec in held.values())
         assert total <= self.budget, f"{total} of {self.budget} are held by {sorted(held)}"
@@ -578,18 +439,29 @@ class World:
         for engine_id in self.gates.readings():
             for request in self.gates.inside(engine_id):
                 client = self.clients[request]
-                gone = client.left and not self.actors[SCHEDULER].mail
+                gone = client.left and not self.system.mail(SCHEDULER)
                 assert not gone, f"{request} is gone and still held in {engine_id}"
 
     def _starts_in_the_mail(self) -> list[EngineSpec]:
-        mail = [command for actor in self.actors.values() for command, *_ in actor.mail]
-        mail += [command for _, _, command, _ in self.delayed]
+        mail = [
+            one for to in self.system.addresses for one in (*self.system.mail(to), *self.system.postponed(to))
+        ]
         starts = [command.spec for command in mail if isinstance(command, StartEngine)]
         return [
             one
             for one in starts
-            if one.engine_id not in self.actors[runner_address(one.backend)].state.forbidden
+            if one.engine_id not in self.system.state(runner_address(one.backend)).forbidden
         ]
+
+
+def outcome(reply: Reply) -> Any:
+    """What a client was answered: an answer, or a refusal."""
+    try:
+        return reply.get(timeout=0)
+    except Refused as error:
+        return error.refusal
+    except KernelError:
+        return GONE
 
 
 __all__ = ["NO_SPACE", "OFFLINE", "Client", "World"]

@@ -135,7 +135,7 @@ def test_exiting_in_our_handler_leaves_the_hosts_actors_alive(bench, host_actor,
     assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
 
 
-def test_exiting_in_our_hands_leaves_the_hosts_actors_alive(bench, host_actor) -> None:
+def test_exiting_in_our_effect_handler_leaves_the_hosts_actors_alive(bench, host_actor) -> None:
     def leave(effect: object, cause: str) -> None:
         del bench.effect_handler.on[Done]
         raise SystemExit(3)

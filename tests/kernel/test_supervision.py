@@ -30,7 +30,7 @@ def fail(message: str = "broken") -> None:
 
 
 def fail_in_effect(bench) -> None:
-    """Have the hands fail on the next effect."""
+    """Have the effect handler fail on the next effect."""
 
     def once(effect: object, cause: str) -> None:
         del bench.effect_handler.on[Done]
@@ -280,7 +280,7 @@ def test_a_command_for_another_actor_is_refused_and_nothing_else(bench) -> None:
     assert bench.stored() == []
 
 
-def test_a_sense_that_fails_costs_only_what_it_would_have_seen(make_bench) -> None:
+def test_an_observation_that_fails_costs_only_what_it_would_have_seen(make_bench) -> None:
     bench = make_bench(observe=lambda volatile: fail("no such sensor"))
     bench.start()
     assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
@@ -396,7 +396,7 @@ def test_an_address_outlives_a_rebuild(bench) -> None:
     with pytest.raises(Refused):
         bench.system.ask(COUNTER, Run(what=fail)).get(timeout=5)
     assert bench.system._actors[COUNTER] is actor
-    assert actor.thread.is_alive()
+    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
 
 
 def test_intensity_counts_over_a_sliding_window() -> None:

@@ -342,7 +342,7 @@ def test_a_field_of_the_wrong_type_is_refused_before_the_actor_sees_it(bench, wr
     assert "decide Add" not in bench.counter.calls
 
 
-def test_what_hands_report_is_never_lost_for_its_form(bench) -> None:
+def test_a_report_is_never_lost_for_its_form(bench) -> None:
     bench.system.report(COUNTER, Add(by=2, times=True))
     bench.system.rest()
     assert bench.system.state(COUNTER).total == 2

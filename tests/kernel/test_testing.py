@@ -3,11 +3,13 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import pytest
 
+from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -22,7 +24,8 @@ from greenroom.actors.kernel.core import (
     Tell,
     refuse,
 )
-from greenroom.actors.testing import RecordingEffectHandler, given
+from greenroom.actors.kernel.errors import ActorStopped
+from greenroom.actors.testing import ManualSystem, RecordingEffectHandler, given
 
 
 class Filled(Event, frozen=True, kw_only=True):
@@ -164,7 +167,7 @@ def test_a_case_finds_the_faults_of_an_impure_core(fault: str, says: str) -> Non
         given(Cistern(fault=fault)).when(Fill(by=1))
 
 
-def test_recording_hands_note_effects_and_can_be_waited_for() -> None:
+def test_a_recording_effect_handler_notes_effects_and_can_be_waited_for() -> None:
     heard: list[str] = []
     effect_handler = RecordingEffectHandler({Pull: lambda effect, cause: heard.append(cause)})
     thread = threading.Thread(target=effect_handler.perform, args=(Pull(litres=1), "cistern/4"))
@@ -174,3 +177,52 @@ def test_recording_hands_note_effects_and_can_be_waited_for() -> None:
     assert heard == ["cistern/4"]
     with pytest.raises(TimeoutError, match="1 of 2 Pull"):
         effect_handler.wait_for(Pull, 2, timeout=0.01)
+
+
+def test_in_a_manual_system_a_message_is_handled_when_the_test_says_so() -> None:
+    system = ManualSystem()
+    system.register(Cistern(), effect_handler=RecordingEffectHandler())
+    with system:
+        filled, watched = system.ask("cistern", Fill(by=9)), system.ask("cistern", Watch())
+        assert system.mail("cistern") == [Fill(by=9), Watch()]
+        system.step("cistern")
+        assert filled.get(timeout=0) == 9
+        assert not watched.done()
+        system.pass_time(4.9)
+        assert system.volatile("cistern") == 1
+        assert not watched.done()
+        system.pass_time(0.1)
+        assert watched.get(timeout=0) == "flushed"
+        assert [record.type for record in system.journal.read()] == ["filled", "emptied"]
+
+
+def test_a_fault_fails_the_step_of_a_manual_system_unless_it_is_allowed() -> None:
+    def raises(effect: Effect, cause: str) -> None:
+        raise OSError("no such pump")
+
+    for allowed in (False, True):
+        system = ManualSystem(faults_allowed=allowed)
+        system.register(Cistern(), effect_handler=RecordingEffectHandler({Pull: raises}))
+        system.start()
+        system.tell("cistern", Fill(by=10))
+        with nullcontext() if allowed else pytest.raises(AssertionError, match="no such pump"):
+            system.rest()
+        assert system.state("cistern") == Level()
+
+
+def test_a_manual_system_that_crashes_loses_what_waits() -> None:
+    journal = MemoryJournal()
+    system = ManualSystem(journal)
+    system.register(Cistern(), effect_handler=RecordingEffectHandler())
+    system.start()
+    system.tell("cistern", Fill(by=3))
+    system.rest()
+    lost, waiting = system.ask("cistern", Fill(by=1)), system.ask("cistern", Watch())
+    system.crash()
+    for reply in (lost, waiting):
+        with pytest.raises(ActorStopped):
+            reply.get(timeout=0)
+    again = ManualSystem(MemoryJournal(journal.records))
+    again.register(Cistern(), effect_handler=RecordingEffectHandler())
+    again.start()
+    assert again.state("cistern").litres == 3

@@ -92,7 +92,7 @@ class Run(Command, frozen=True, kw_only=True):
 
 
 class Do(Command, frozen=True, kw_only=True):
-    """Asks the hands for something, without an event."""
+    """Asks the effect handler for something, without an event."""
 
     what: str
 

@@ -88,7 +88,7 @@ if TYPE_CHECKING:
         Unload,
         Unloaded,
     )
-    from greenroom.actors.testing import Case, FaultyJournal, RecordingEffectHandler, given
+    from greenroom.actors.testing import Case, FaultyJournal, ManualSystem, RecordingEffectHandler, given
     from greenroom.actors.values import (
         Cancelled,
         Engine,
@@ -124,7 +124,7 @@ _PLACES = {
     "kernel.system": "ActorSystem",
     "library.messages": "CancelPull Pull Pulled Removed RemoveModel Tagged TagModel",
     "scheduler.messages": "Abandon Configure Configured Granted Serve Unload Unloaded",
-    "testing": "Case FaultyJournal RecordingEffectHandler given",
+    "testing": "Case FaultyJournal ManualSystem RecordingEffectHandler given",
     "values": "Cancelled Engine EngineExit EngineSpec Failure Installation Model Plan Progress",
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names.split()}
@@ -177,6 +177,7 @@ __all__ = [
     "Later",
     "MailboxFull",
     "ManualClock",
+    "ManualSystem",
     "MemoryJournal",
     "Model",
     "Moment",

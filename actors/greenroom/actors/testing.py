@@ -54,7 +54,7 @@ T = TypeVar("T", bound=Effect)
 def given(
     core: Core[S, V], *events: Event, volatile: V | None = None, now: Moment | None = None
 ) -> Case[S, V]:
-    """A core to which these events have happened and that has seen this; `now` is when it all happens."""
+    """A core to which these events have happened, with this volatile state; `now` is when all happens."""
     return Case(core, volatile=volatile, now=now).given(*events)
 
 
@@ -400,7 +400,7 @@ class _ManualActor(Actor):
 
 
 class RecordingEffectHandler:
-    """Hands that note what they were asked to do and may answer at once, as the test says.
+    """An effect handler that notes effects and may report at once, as the test says.
 
     `on` maps a kind of effect to what to do about it, typically a `system.tell` with the report.
     """
@@ -413,7 +413,7 @@ class RecordingEffectHandler:
 
     @property
     def effects(self) -> list[Effect]:
-        """What they were asked to do, in order."""
+        """The effects so far, in order."""
         return [effect for effect, _ in self.performed]
 
     def of(self, kind: type[T]) -> list[T]:

@@ -17,23 +17,26 @@ from greenroom.actors.kernel.core import Command, Effect
 from greenroom.actors.kernel.errors import Refusal, Refused
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.core import Library
-from greenroom.actors.library.effects import AddTag, FetchModel, InspectModels, SendModel, StoreAgain
+from greenroom.actors.library.effects import (
+    AddTag,
+    FetchModel,
+    InspectModels,
+    SendModel,
+    StoreAgain,
+)
+from greenroom.actors.library.events import ModelPushed
 from greenroom.actors.library.messages import (
     CancelPull,
-    ModelRepackaged,
     ModelsSeen,
     Pull,
-    PullAttemptEnded,
-    PullCommitted,
     Push,
-    PushEnded,
     RepackageModel,
     TagModel,
-    TagsWritten,
 )
+from greenroom.actors.reports import Happened
 from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingEffectHandler
 from greenroom.actors.values import Failure, Installation
-from reports import build_committed
+from reports import build_committed, pull_failed, pulled, repackaged, tags_written
 from stage import MLX, NO_SPACE, model
 
 SMOL, QWEN = model("smol"), model("qwen")
@@ -42,7 +45,7 @@ FULL = JournalFull("no space left on device")
 
 
 class House:
-    """Both owners, with hands that do at once what they are asked to."""
+    """Both owners, with effect handlers that do at once what they are asked to."""
 
     def __init__(self, *, looks: bool = True) -> None:
         self.clock = ManualClock()
@@ -56,18 +59,20 @@ class House:
         on(
             self.library,
             AddTag,
-            lambda e: TagsWritten(model_id=e.model_id, tag=e.tag, tags=("smol", e.tag)),
+            lambda e: tags_written(e.model_id, e.tag, tags=("smol", e.tag)),
         )
-        on(self.library, FetchModel, lambda e: PullCommitted(job=e.job, model=QWEN))
+        on(self.library, FetchModel, lambda e: pulled(e.job, QWEN))
         on(
             self.library,
             SendModel,
-            lambda e: PushEnded(model_id=e.model_id, reference=e.reference, sent=1, seconds=1.0),
+            lambda e: Happened(
+                event=ModelPushed(model_id=e.model_id, reference=e.reference, sent=1, seconds=1.0)
+            ),
         )
         on(
             self.library,
             StoreAgain,
-            lambda e: ModelRepackaged(source_id=e.model_id, tag=e.tag, model=QWEN),
+            lambda e: repackaged(e.model_id, e.tag, model=QWEN),
         )
         on(
             self.installer,
@@ -87,7 +92,7 @@ class House:
     def reports(
         self, effect_handler: RecordingEffectHandler, kind: type[Effect], report: Callable[[Any], Command]
     ) -> None:
-        """Have hands report this as soon as they are asked for that."""
+        """Have an effect handler report this as soon as it is asked for that."""
         to = LIBRARY if effect_handler is self.library else INSTALLER
         effect_handler.on[kind] = lambda effect, _: self.system.tell(to, report(effect))
 
@@ -151,7 +156,7 @@ def test_what_is_done_and_cannot_be_recorded_is_answered_at_once_and_recorded_la
 
 
 def test_a_failure_that_cannot_be_recorded_is_told_as_what_it_is(house: House) -> None:
-    house.reports(house.library, FetchModel, lambda e: PullAttemptEnded(job=e.job, failure=NO_SPACE))
+    house.reports(house.library, FetchModel, lambda e: pull_failed(e.job, NO_SPACE))
     house.fills_up_before(house.library, FetchModel)
     refusal = refused(house.system.ask(LIBRARY, Pull(reference="qwen")))
     assert (refusal.code, refusal.message) == (NO_SPACE.code, NO_SPACE.message)
@@ -200,7 +205,7 @@ def test_a_failure_is_a_failure(house: House) -> None:
     house.reports(
         house.library,
         AddTag,
-        lambda e: TagsWritten(model_id=e.model_id, tag=e.tag, tags=(), failure=failure),
+        lambda e: tags_written(e.model_id, e.tag, tags=(), failure=failure),
     )
     house.journal.fault = FULL
     refusal = refused(house.system.ask(LIBRARY, TAG))

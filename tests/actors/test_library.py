@@ -37,35 +37,30 @@ from greenroom.actors.library.messages import (
     CancelPull,
     CancelPush,
     LeavePull,
-    ModelGone,
     ModelList,
     ModelNoted,
-    ModelRepackaged,
     ModelsSeen,
     NoteDamage,
     NoteModel,
     Prune,
     Pruned,
     Pull,
-    PullAttemptEnded,
-    PullCommitted,
     Pulled,
     Push,
     Pushed,
-    PushEnded,
     Release,
     Released,
     Removed,
     RemoveModel,
     RepackageModel,
-    StoreSwept,
     Tagged,
     TagModel,
-    TagsWritten,
 )
+from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.scheduler.messages import ForgetModel
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Caller, Cancelled, Failure, Model, RequestSnapshot
+from reports import deleted, pull_failed, pulled, repackaged, tags_written
 from stage import NO_SPACE, OFFLINE
 
 NOW = Moment(wall=1_700_000_000.0, monotonic=1_000.0)
@@ -92,7 +87,7 @@ def requested(**more: Any) -> PullRequested:
 
 
 def fails(case: Case[Any, Any], failure: Failure, job: str = "pull.1") -> Case[Any, Any]:
-    return case.when(PullAttemptEnded(job=job, failure=failure)).rest()
+    return case.when(pull_failed(job, failure)).rest()
 
 
 def test_a_pull_of_an_absent_model_fetches_it() -> None:
@@ -100,7 +95,7 @@ def test_a_pull_of_an_absent_model_fetches_it() -> None:
     assert pull(case, token="secret") == Later(KEY)
     case.then(requested())
     assert case.of(FetchModel) == [FetchModel(job="pull.1", reference=REF, token="secret")]
-    case.when(PullCommitted(job="pull.1", model=SMOL)).rest().then(ModelCommitted)
+    case.when(pulled("pull.1", SMOL)).rest().then(ModelCommitted)
     assert case.answers == {KEY: Pulled(model=SMOL, fresh=True)}
     assert case.told("scheduler")
 
@@ -109,7 +104,7 @@ def test_a_pull_never_stores_a_token_and_forgets_it_with_the_pull() -> None:
     case = new_life()
     pull(case, token="secret")
     assert not any("secret" in repr(one) for one in case.history)
-    case.when(PullCommitted(job="pull.1", model=SMOL)).rest()
+    case.when(pulled("pull.1", SMOL)).rest()
     assert "secret" not in repr(case.volatile)
 
 
@@ -133,7 +128,7 @@ def test_a_pull_of_a_present_model_asks_the_source_whether_it_has_changed() -> N
     case = new_life(store=(SMOL,))
     assert pull(case) == Later(KEY)
     assert case.of(FetchModel)
-    case.when(PullCommitted(job="pull.1", model=SMOL, fresh=False)).rest()
+    case.when(pulled("pull.1", SMOL, fresh=False)).rest()
     case.then(ModelCommitted(job="pull.1", model=SMOL, fresh=False))
     assert case.answers == {KEY: Pulled(model=SMOL, fresh=False)}
 
@@ -195,7 +190,7 @@ def test_a_pull_goes_on_for_as_long_as_each_attempt_makes_progress() -> None:
     case = new_life()
     pull(case)
     for _ in range(30):
-        case.when(PullAttemptEnded(job="pull.1", failure=OFFLINE, moved=1)).rest()
+        case.when(pull_failed("pull.1", OFFLINE, moved=True)).rest()
         case.then(PullAttemptFailed)
         assert case.wake_at is not None
         assert case.wake_at - case.now.monotonic <= 2.0
@@ -205,7 +200,7 @@ def test_a_pull_goes_on_for_as_long_as_each_attempt_makes_progress() -> None:
 def test_a_pull_from_a_source_that_never_answers_is_refused_within_seconds() -> None:
     case = new_life()
     pull(case)
-    silent = PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)
+    silent = pull_failed("pull.1", OFFLINE, reached=False)
     for _ in range(2):
         case.when(silent).rest().then(PullAttemptFailed)
         case.wake()
@@ -218,14 +213,14 @@ def test_a_pull_from_a_source_that_takes_long_to_fail_is_refused_after_the_first
     case = new_life()
     pull(case)
     case.advance(10.0)
-    case.when(PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)).rest()
+    case.when(pull_failed("pull.1", OFFLINE, reached=False)).rest()
     case.then(PullFailed)
 
 
 def test_a_pull_for_which_no_caller_waits_is_patient_with_its_source() -> None:
     case = new_life(requested())
     case.advance(10.0)
-    case.when(PullAttemptEnded(job="pull.1", failure=OFFLINE, reached=False)).rest()
+    case.when(pull_failed("pull.1", OFFLINE, reached=False)).rest()
     case.then(PullAttemptFailed)
 
 
@@ -284,15 +279,15 @@ def test_a_pull_that_was_cancelled_a_moment_before_its_last_step_has_brought_the
     case = new_life()
     pull(case)
     case.when(CancelPull(reference=REF)).rest()
-    case.when(PullCommitted(job="pull.1", model=SMOL)).rest().then(ModelCommitted)
+    case.when(pulled("pull.1", SMOL)).rest().then(ModelCommitted)
     assert case.state.models == {SMOL.id: SMOL}
 
 
 def test_a_pull_that_is_reported_twice_counts_once() -> None:
     case = new_life()
     pull(case)
-    case.when(PullCommitted(job="pull.1", model=SMOL)).rest()
-    case.when(PullCommitted(job="pull.1", model=SMOL)).rest().then()
+    case.when(pulled("pull.1", SMOL)).rest()
+    case.when(pulled("pull.1", SMOL)).rest().then()
     fails(case, OFFLINE).then()
 
 
@@ -331,7 +326,7 @@ def test_a_rebuilt_library_leaves_a_pull_under_way_alone(wanted_by: str) -> None
     case.rebuild().when(Recovered()).rest()
     case.when(ModelsSeen(models=(), running=("pull.1",))).rest().then()
     assert pull(case, wanted_by=wanted_by) == Later(KEY)
-    case.when(PullCommitted(job="pull.1", model=SMOL)).rest().then(ModelCommitted)
+    case.when(pulled("pull.1", SMOL)).rest().then(ModelCommitted)
     assert case.answers == {KEY: Pulled(model=SMOL, fresh=True)}
 
 
@@ -364,7 +359,7 @@ def test_a_model_missing_in_the_store_is_missing_although_the_journal_knows_it()
 
 def test_a_store_that_cannot_be_read_changes_nothing() -> None:
     case = new_life(ModelCommitted(job="", model=SMOL), looked=False)
-    case.when(ModelsSeen(models=(), failure=OFFLINE)).rest().then()
+    case.when(EffectEnded(effect=InspectModels(), failure=OFFLINE)).rest().then()
     assert case.state.models == {SMOL.id: SMOL}
 
 
@@ -382,7 +377,7 @@ def test_a_store_whose_index_was_lost_gets_back_the_tags_that_the_journal_knows(
     case.when(ModelsSeen(models=here, recovered=True)).rest().then()
     assert case.of(AddTag) == [AddTag(model_id=SMOL.id, tag=REF), AddTag(model_id=two.id, tag="x:2")]
     assert case.state.models[SMOL.id].tags == (REF,)
-    case.when(TagsWritten(model_id=SMOL.id, tag=REF, tags=(REF,))).rest()
+    case.when(tags_written(SMOL.id, REF, tags=(REF,))).rest()
 
 
 def test_a_store_whose_index_was_lost_takes_no_tag_from_another_model() -> None:
@@ -396,7 +391,7 @@ def test_a_store_whose_index_was_lost_takes_no_tag_from_another_model() -> None:
 def test_a_look_at_the_store_before_a_commit_does_not_undo_it() -> None:
     case = new_life()
     pull(case)
-    case.when(PullCommitted(job="pull.1", model=SMOL)).rest()
+    case.when(pulled("pull.1", SMOL)).rest()
     case.when(ModelsSeen(models=())).rest().then()
 
 
@@ -408,16 +403,16 @@ def test_tags_are_written_before_they_are_recorded() -> None:
     case = tagged("a")
     case.when(TagModel(model_id=SMOL.id, tag="b")).then()
     assert case.of(AddTag) == [AddTag(model_id=SMOL.id, tag="b")]
-    case.when(TagsWritten(model_id=SMOL.id, tag="b", tags=("a", "b"))).then(ModelTagged)
+    case.when(tags_written(SMOL.id, "b", tags=("a", "b"))).then(ModelTagged)
     assert case.answers == {f"tag/{SMOL.id}/b": Tagged(tags=("a", "b"))}
 
 
 def test_tags_asked_for_at_once_are_each_answered_when_they_are_written() -> None:
     case = tagged("a")
     case.when(TagModel(model_id=SMOL.id, tag="b")).when(TagModel(model_id=SMOL.id, tag="c"))
-    case.when(TagsWritten(model_id=SMOL.id, tag="b", tags=("a", "b")))
+    case.when(tags_written(SMOL.id, "b", tags=("a", "b")))
     assert list(case.answers) == [f"tag/{SMOL.id}/b"]
-    case.when(TagsWritten(model_id=SMOL.id, tag="c", tags=("a", "b", "c")))
+    case.when(tags_written(SMOL.id, "c", tags=("a", "b", "c")))
     assert case.answers[f"tag/{SMOL.id}/c"] == Tagged(tags=("a", "b", "c"))
 
 
@@ -433,13 +428,13 @@ def test_tags_of_an_absent_model_are_refused() -> None:
 def test_tags_are_taken_from_the_model_that_had_them() -> None:
     other = Model(id="sha256:other", tags=("a",), size=1)
     case = tagged("a")
-    case.when(PullCommitted(job="pull.9", model=other)).rest()
+    case.when(pulled("pull.9", other)).rest()
     assert case.state.models[SMOL.id].tags == ()
 
 
 def test_tags_that_cannot_be_written_say_why() -> None:
     case = tagged("a").when(TagModel(model_id=SMOL.id, tag="b"))
-    case.when(TagsWritten(model_id=SMOL.id, tag="b", tags=(), failure=NO_SPACE)).then()
+    case.when(tags_written(SMOL.id, "b", tags=(), failure=NO_SPACE)).then()
     assert case.answers[f"tag/{SMOL.id}/b"].code == "no_space"
 
 
@@ -447,7 +442,7 @@ def test_tags_are_removed_one_by_one_and_the_model_with_the_last() -> None:
     case = tagged("a", "b")
     case.when(RemoveModel(model_id=SMOL.id, tag="b"))
     assert case.of(RemoveTag) == [RemoveTag(model_id=SMOL.id, tag="b")]
-    case.when(TagsWritten(model_id=SMOL.id, tag="b", tags=("a",)))
+    case.when(tags_written(SMOL.id, "b", tags=("a",)))
     case.when(RemoveModel(model_id=SMOL.id, tag="a"))
     assert case.told("scheduler") == [Release(model_id=SMOL.id)]
 
@@ -466,7 +461,7 @@ def test_a_removal_is_recorded_when_the_scheduler_has_let_go_and_the_files_are_g
     assert case.of(DeleteModel) == [DeleteModel(model_id=SMOL.id)]
     case.when(Released(model_id=SMOL.id)).then()
     assert not case.of(DeleteModel)
-    case.when(ModelGone(model_id=SMOL.id, freed=98)).then(ModelRemoved)
+    case.when(deleted(SMOL.id, freed=98)).then(ModelRemoved)
     removed = Removed(untagged=(REF,), deleted=(SMOL.id,), freed=98)
     assert case.answers == {f"remove/{SMOL.id}": removed}
     # How it was configured goes with it.
@@ -519,7 +514,7 @@ def test_the_removal_of_an_absent_model_is_refused() -> None:
 
 def test_a_removal_that_fails_leaves_the_model() -> None:
     case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
-    case.when(ModelGone(model_id=SMOL.id, failure=NO_SPACE)).then()
+    case.when(deleted(SMOL.id, failure=NO_SPACE)).then()
     assert case.answers[f"remove/{SMOL.id}"].code == "no_space"
     assert pull(case, wanted_by="request") == Pulled(model=SMOL, fresh=False)
     assert case.told("scheduler")[0].models == (SMOL,)
@@ -543,7 +538,7 @@ def test_a_model_with_another_configuration_is_stored_then_recorded() -> None:
     assert case.reply == Later(f"repackage/{SMOL.id}/big")
     assert case.of(StoreAgain) == [StoreAgain(model_id=SMOL.id, tag="big", context_size=9)]
     big = Model(id="sha256:big", tags=("big",), size=98, context_size=9)
-    report = ModelRepackaged(source_id=SMOL.id, tag="big", model=big)
+    report = repackaged(SMOL.id, "big", model=big)
     case.when(report).then(ModelCommitted(job="", model=big))
     assert case.answers == {f"repackage/{SMOL.id}/big": ModelNoted(model=big)}
 
@@ -552,7 +547,7 @@ def test_a_configuration_that_cannot_be_stored_says_why() -> None:
     case = new_life(store=(SMOL,))
     assert case.when(RepackageModel(model_id="x", tag="big")).refusal.kind == "not_found"
     case.when(RepackageModel(model_id=SMOL.id, tag="big"))
-    case.when(ModelRepackaged(source_id=SMOL.id, tag="big", failure=NO_SPACE)).then()
+    case.when(repackaged(SMOL.id, "big", failure=NO_SPACE)).then()
     assert case.answers[f"repackage/{SMOL.id}/big"].code == "no_space"
 
 
@@ -567,9 +562,9 @@ def test_damage_found_takes_a_model_out_again() -> None:
 def test_pruning_is_answered_when_it_is_done() -> None:
     case = new_life().when(Prune())
     assert case.of(SweepStore)
-    case.when(StoreSwept(freed=7)).then()
+    case.when(EffectEnded(effect=SweepStore(), answer=Pruned(freed=7))).then()
     assert case.answers == {"prune": Pruned(freed=7)}
-    case.when(Prune()).when(StoreSwept(failure=NO_SPACE))
+    case.when(Prune()).when(EffectEnded(effect=SweepStore(), failure=NO_SPACE))
     assert case.answers["prune"].code == "no_space"
 
 
@@ -584,7 +579,7 @@ def push(case: Case[Any, Any]) -> Case[Any, Any]:
 def test_a_push_is_recorded_when_the_model_is_published() -> None:
     case = push(new_life(store=(SMOL,))).then()
     assert case.of(SendModel) == [SendModel(model_id=SMOL.id, reference="r/m:1", token="secret")]
-    case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5, seconds=2.0)).then(
+    case.when(Happened(event=ModelPushed(reference="r/m:1", model_id=SMOL.id, sent=5, seconds=2.0))).then(
         ModelPushed(model_id=SMOL.id, reference="r/m:1", sent=5, seconds=2.0)
     )
     assert case.answers == {KEY_OF_PUSH: Pushed(reference="r/m:1", model_id=SMOL.id, sent=5)}
@@ -597,7 +592,7 @@ def test_a_push_to_the_same_reference_joins_and_ends_only_when_no_caller_waits()
     assert case.when(CancelPush(reference="r/m:1")).reply == Cancelled(ended=False)
     assert case.when(CancelPush(reference="r/m:1")).of(CancelSend)
     gone = Failure(kind="cancelled", code="cancelled", message="cancelled")
-    case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, failure=gone)).then(PushFailed)
+    case.when(Happened(event=PushFailed(reference="r/m:1", model_id=SMOL.id, failure=gone))).then(PushFailed)
     assert case.answers[KEY_OF_PUSH].code == "cancelled"
     assert case.when(CancelPush(reference="r/m:1")).reply == Cancelled(ended=False)
 
@@ -613,7 +608,7 @@ def test_a_push_of_another_model_to_the_same_reference_is_refused() -> None:
     assert not case.of(SendModel)
     case.when(CancelPush(reference="r/m:1", model_id=OTHER.id))
     assert case.reply == Cancelled(ended=False)
-    case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ModelPushed)
+    case.when(Happened(event=ModelPushed(reference="r/m:1", model_id=SMOL.id, sent=5))).then(ModelPushed)
     assert list(case.answers) == [KEY_OF_PUSH]
     assert case.when(Push(model_id=OTHER.id, reference="r/m:1")).of(SendModel)
 
@@ -621,7 +616,7 @@ def test_a_push_of_another_model_to_the_same_reference_is_refused() -> None:
 def test_a_push_unknown_to_a_rebuilt_actor_answers_only_callers_that_wanted_that_model() -> None:
     case = new_life(store=(SMOL, OTHER))
     case.when(Push(model_id=OTHER.id, reference="r/m:1"))
-    case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, sent=5)).then(ModelPushed)
+    case.when(Happened(event=ModelPushed(reference="r/m:1", model_id=SMOL.id, sent=5))).then(ModelPushed)
     assert list(case.answers) == [KEY_OF_PUSH]
     assert case.volatile.sending["r/m:1"].model_id == OTHER.id
 
@@ -636,11 +631,13 @@ def test_a_push_that_fails_again_and_again_is_stored_once() -> None:
     case = new_life(store=(SMOL,))
     for number in range(5):
         push(case)
-        case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, failure=OFFLINE))
+        case.when(Happened(event=PushFailed(reference="r/m:1", model_id=SMOL.id, failure=OFFLINE)))
         case.then(*[PushFailed] * (not number))
         assert case.answers[KEY_OF_PUSH].code == OFFLINE.code
     push(case)
-    case.when(PushEnded(reference="r/m:1", model_id=SMOL.id, failure=NO_SPACE)).then(PushFailed)
+    case.when(Happened(event=PushFailed(reference="r/m:1", model_id=SMOL.id, failure=NO_SPACE))).then(
+        PushFailed
+    )
 
 
 NOT_FOUND = Failure(kind="permanent", code="not_found", message="There is no such model.", advice="Look.")
@@ -649,7 +646,7 @@ NOT_FOUND = Failure(kind="permanent", code="not_found", message="There is no suc
 def failing(case: Case[Any, Any], times: int, reference: str = REF) -> None:
     for _ in range(times):
         assert pull(case, reference=reference) == Later(f"pull/{reference}")
-        case.when(PullAttemptEnded(job=f"pull.{case.state.jobs}", failure=NOT_FOUND)).rest()
+        case.when(pull_failed(f"pull.{case.state.jobs}", NOT_FOUND)).rest()
 
 
 def test_a_pull_that_keeps_failing_is_answered_from_memory_before_it_asks_its_source_again() -> None:
@@ -673,7 +670,7 @@ def test_a_pull_that_keeps_failing_is_asked_of_its_source_once_a_minute_at_last(
     for _ in range(3_600):
         if pull(case) == Later(KEY):
             begun += 1
-            case.when(PullAttemptEnded(job=f"pull.{case.state.jobs}", failure=NOT_FOUND)).rest()
+            case.when(pull_failed(f"pull.{case.state.jobs}", NOT_FOUND)).rest()
         case.advance(1.0)
     assert begun < 75
     assert len(case.history) == 2 * begun
@@ -691,7 +688,7 @@ def test_failures_of_a_pull_are_forgotten_with_a_success() -> None:
     failing(case, 3)
     case.advance(1.0)
     assert pull(case) == Later(KEY)
-    case.when(PullCommitted(job=f"pull.{case.state.jobs}", model=SMOL)).rest()
+    case.when(pulled(f"pull.{case.state.jobs}", SMOL)).rest()
     failing(case, 1)
     assert pull(case) == Later(KEY)
 

@@ -80,7 +80,7 @@ def test_every_text_of_a_command_refuses_what_is_long_and_what_a_terminal_would_
     tried = 0
     for kind in COMMANDS:
         for name in fields_of(kind, str):
-            # What our own hands say may have several lines, but it is bounded too.
+            # What our own effect handlers say may have several lines, but it is bounded too.
             prose = name == "reason" or (kind.__name__, name) == ("Outcome", "body")
             for text in TEXTS[:1] if prose else TEXTS:
                 assert refused(kind, name, text), f"{kind.__name__}.{name} takes {text[:20]!r}"

@@ -219,7 +219,7 @@ class Greenroom(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def an_actor_is_rebuilt(self, data: Any) -> None:
-        # The installer's and the library's hands do not survive what their actors forget, so they are left
+        # What builder and puller do does not survive what their actors forget, so they are left
         # out here; the daemon's restart rebuilds them too.
         names = [one for one in self.world.system.addresses if one not in (INSTALLER, LIBRARY)]
         self.world.rebuild(data.draw(st.sampled_from(names)))

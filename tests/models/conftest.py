@@ -12,12 +12,37 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from greenroom.actors.addresses import LIBRARY
+from greenroom.actors.kernel.core import Address, Effect
+from greenroom.actors.library.effects import (
+    AddTag,
+    CancelFetch,
+    CancelSend,
+    DeleteModel,
+    FetchModel,
+    InspectModels,
+    RemoveTag,
+    SendModel,
+    StoreAgain,
+    SweepStore,
+)
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    ModelPushed,
+    ModelTagged,
+    PullAttemptFailed,
+    PullCancelled,
+    PushFailed,
+)
+from greenroom.actors.library.messages import ModelsSeen
+from greenroom.actors.progress import ProgressBoard, pull_job
+from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
@@ -136,71 +161,76 @@ def bring(tmp_path: Path) -> Callable[..., Model]:
     return bring
 
 
-@dataclass
-class Recorder:
-    """A listener that remembers what it was told, and lets tests wait for it."""
+class Recorder(ProgressBoard):
+    """Remembers what a puller reports and publishes, and lets tests wait for it."""
 
-    told: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
-    news: threading.Condition = field(default_factory=threading.Condition)
-    fresh: dict[str, bool] = field(default_factory=dict)
-    reached: dict[str, bool] = field(default_factory=dict)
-    moved: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, tuple[Any, ...]]] = []
+        self.news = threading.Condition()
+        self.fresh: dict[str, bool] = {}
+        self.reached: dict[str, bool] = {}
+        self.moved: dict[str, bool] = {}
+        self.jobs: dict[str, str] = {}
+        """The board's key of a pull → its job."""
 
     def _note(self, what: str, *arguments: Any) -> None:
         with self.news:
             self.told.append((what, arguments))
             self.news.notify_all()
 
-    def progress(self, progress: Progress) -> None:
-        self._note("progress", progress)
+    def publish(self, progress: Progress) -> None:
+        super().publish(progress)
+        job = self.jobs.get(progress.job, progress.job)
+        self._note("progress", msgspec.structs.replace(progress, job=job))
 
-    def committed(self, job_id: str, model: Model, *, fresh: bool) -> None:
-        self.fresh[job_id] = fresh
-        self._note("committed", job_id, model)
+    def tell(self, to: Address, report: Any) -> None:
+        assert to == LIBRARY
+        match report:
+            case Happened(event=ModelCommitted() as e):
+                self.fresh[e.job] = e.fresh
+                self._note("committed", e.job, e.model)
+            case Happened(event=PullAttemptFailed() as e):
+                self.reached[e.job], self.moved[e.job] = e.reached, not e.streak
+                self._note("failed", e.job, e.failure)
+            case Happened(event=PullCancelled() as e):
+                self._note("cancelled", e.job)
+            case Happened(event=ModelPushed() as e):
+                self._note("pushed", e.reference, e.model_id, e.sent)
+            case Happened(event=PushFailed() as e):
+                self._note("push_failed", e.reference, e.failure)
+            case Happened(event=ModelTagged() as e):
+                self._note("tagged", e.model_id, e.tags)
+            case ModelsSeen():
+                self._note("seen", report.models)
+                self.running, self.recovered = report.running, report.recovered
+            case EffectEnded():
+                self._ended(report.effect, report.event or report.answer, report.failure)
 
-    def failed(self, job_id: str, failure: Failure, *, reached: bool, moved: int) -> None:
-        self.reached[job_id], self.moved[job_id] = reached, moved
-        self._note("failed", job_id, failure)
-
-    def cancelled(self, job_id: str) -> None:
-        self._note("cancelled", job_id)
-
-    def seen(self, models: tuple[Model, ...], running: tuple[str, ...], *, recovered: bool) -> None:
-        self._note("seen", models)
-        self.running, self.recovered = running, recovered
-
-    def look_failed(self, failure: Failure) -> None:
-        self._note("look_failed", failure)
-
-    def removed(self, model_id: str, freed: int) -> None:
-        self._note("removed", model_id, freed)
-
-    def remove_failed(self, model_id: str, failure: Failure) -> None:
-        self._note("remove_failed", model_id, failure)
-
-    def tagged(self, model_id: str, _tag: str, tags: tuple[str, ...]) -> None:
-        self._note("tagged", model_id, tags)
-
-    def tag_failed(self, model_id: str, _tag: str, failure: Failure) -> None:
-        self._note("tag_failed", model_id, failure)
-
-    def repackaged(self, source_id: str, tag: str, model: Model) -> None:
-        self._note("repackaged", source_id, tag, model)
-
-    def repackage_failed(self, source_id: str, tag: str, failure: Failure) -> None:
-        self._note("repackage_failed", source_id, tag, failure)
-
-    def pruned(self, freed: int) -> None:
-        self._note("pruned", freed)
-
-    def prune_failed(self, failure: Failure) -> None:
-        self._note("prune_failed", failure)
-
-    def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
-        self._note("pushed", reference, model_id, sent)
-
-    def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
-        self._note("push_failed", reference, failure)
+    def _ended(self, effect: Effect, outcome: Any, failure: Failure | None) -> None:
+        match effect:
+            case InspectModels():
+                self._note("look_failed", failure)
+            case DeleteModel(model_id=one):
+                if failure:
+                    self._note("remove_failed", one, failure)
+                else:
+                    self._note("removed", one, outcome.freed)
+            case AddTag(model_id=one) | RemoveTag(model_id=one):
+                if failure:
+                    self._note("tag_failed", one, failure)
+                else:
+                    self._note("tagged", one, outcome.tags)
+            case StoreAgain(model_id=one, tag=tag):
+                if failure:
+                    self._note("repackage_failed", one, tag, failure)
+                else:
+                    self._note("repackaged", one, tag, outcome.model)
+            case SweepStore():
+                if failure:
+                    self._note("prune_failed", failure)
+                else:
+                    self._note("pruned", outcome.freed)
 
     def wait(self, condition: Callable[[str, tuple[Any, ...]], bool]) -> tuple[str, tuple[Any, ...]]:
         deadline = time.monotonic() + BOUND
@@ -227,17 +257,60 @@ class Recorder:
         return [a[0] for what, a in self.told if what == "progress" and a[0].job == job_id]
 
 
+class Asks:
+    """A puller with what the library asks of it, in short."""
+
+    def __init__(self, store: Store, recorder: Recorder, **options: Any) -> None:
+        self.puller = Puller(store, recorder.tell, recorder, **options)
+        self.look_up, self.close = self.puller.look_up, self.puller.close
+        self._recorder = recorder
+
+    def _perform(self, effect: Effect) -> None:
+        self.puller.perform(effect, "cause")
+
+    def start(self, job: str, reference: str, **options: Any) -> None:
+        self._recorder.jobs.setdefault(pull_job(reference), job)
+        self._perform(FetchModel(job=job, reference=reference, **options))
+
+    def cancel(self, job: str) -> None:
+        self._perform(CancelFetch(job=job))
+
+    def look(self) -> None:
+        self._perform(InspectModels())
+
+    def remove(self, model_id: str) -> None:
+        self._perform(DeleteModel(model_id=model_id))
+
+    def tag(self, model_id: str, tag: str) -> None:
+        self._perform(AddTag(model_id=model_id, tag=tag))
+
+    def untag(self, model_id: str, tag: str) -> None:
+        self._perform(RemoveTag(model_id=model_id, tag=tag))
+
+    def repackage(self, model_id: str, tag: str, context_size: int | None) -> None:
+        self._perform(StoreAgain(model_id=model_id, tag=tag, context_size=context_size))
+
+    def prune(self) -> None:
+        self._perform(SweepStore())
+
+    def push(self, model_id: str, reference: str, *, token: str = "") -> None:
+        self._perform(SendModel(model_id=model_id, reference=reference, token=token))
+
+    def cancel_push(self, reference: str) -> None:
+        self._perform(CancelSend(reference=reference))
+
+
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
 
 
 @pytest.fixture
-def new_puller(store: Store, recorder: Recorder) -> Iterator[Callable[..., Puller]]:
-    made: list[Puller] = []
+def new_puller(store: Store, recorder: Recorder) -> Iterator[Callable[..., Asks]]:
+    made: list[Asks] = []
 
-    def make(**options: Any) -> Puller:
-        made.append(Puller(store, recorder, **options))
+    def make(other: Store | None = None, **options: Any) -> Asks:
+        made.append(Asks(other or store, recorder, **options))
         return made[-1]
 
     yield make

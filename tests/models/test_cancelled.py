@@ -13,11 +13,10 @@ import pytest
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models import puller as puller_module
-from greenroom.runner.models.puller import Puller
 from greenroom.runner.waits import Cancel, Crew, Ending, side_by_side
 from trickle import HANGS, Trickle
 
-NewPuller = Callable[..., Puller]
+NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
 Bring = Callable[..., Model]
 BOUND = 20.0

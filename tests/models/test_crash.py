@@ -46,23 +46,22 @@ def test_killed_before_any_change_it_makes_the_store_is_the_old_or_the_new(
 PULL = """
 import sys, threading
 from pathlib import Path
+from greenroom.actors.library.effects import FetchModel
+from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 
-class Listener:
-    def __getattr__(self, name):
-        def told(*arguments, **more):
-            print(name, *arguments, flush=True)
-            if name != "progress":
-                over.set()
-        return told
+def tell(to, report):
+    print(type(report.event).__name__, report.event.job, flush=True)
+    over.set()
 
 over = threading.Event()
 store = Store(Path(sys.argv[1]))
 store.prepare()
-puller = Puller(store, Listener(), packages=PackageSources(index=Setting(sys.argv[2], "test")))
-puller.start("job", sys.argv[3])
+index = Setting(sys.argv[2], "test")
+puller = Puller(store, tell, ProgressBoard(), packages=PackageSources(index=index))
+puller.perform(FetchModel(job="job", reference=sys.argv[3]), "cause")
 over.wait(60)
 puller.close()
 """
@@ -86,7 +85,7 @@ class Killed:
 
     def again(self) -> None:
         done = subprocess.run(self._argv, capture_output=True, text=True, timeout=60)
-        assert "committed job" in done.stdout, done.stdout + done.stderr
+        assert "ModelCommitted job" in done.stdout, done.stdout + done.stderr
 
 
 def partial_size(root: Path) -> int:

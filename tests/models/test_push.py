@@ -17,7 +17,7 @@ from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.store import Store
 from model_registry import BASIC, HTPASSWD, Gate, RealRegistry, digest, needs_registry
 
-NewPuller = Callable[..., Puller]
+NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
 pytestmark = needs_registry
 
@@ -78,7 +78,7 @@ def test_a_model_that_is_pushed_and_pulled_elsewhere_keeps_its_id(
     assert [p.done for p in uploading] == sorted(p.done for p in uploading)
     other = Store(tmp_path / "other")
     other.prepare()
-    elsewhere = Puller(other, recorder)
+    elsewhere = new_puller(other)
     elsewhere.start("back", reference)
     outcome, model = recorder.outcome("back")
     elsewhere.close()

@@ -26,7 +26,7 @@ VERSION = 128
 SECRET = 8_192
 """Characters of a token for a registry."""
 REASON = 65_536
-"""Characters of a sentence that our own hands report; what tools have printed is cut off before."""
+"""Characters of a sentence that our own effect handlers report; what tools have printed is cut off before."""
 FLAGS = 128
 """Flags of an engine, each value counted as one."""
 FLAGS_TOGETHER = 65_536
@@ -42,7 +42,7 @@ SIZE = 2**60
 NAMED = 1_000
 """Entries of a list that a client sends."""
 MANY = 100_000
-"""Entries of a list that one of our own actors or hands sends."""
+"""Entries of a list that one of our own actors or effect handlers sends."""
 NUMBER = 2**63 - 1
 """The largest whole number that SQLite, JSON readers and engines accept."""
 REAL = 1e18

@@ -1,4 +1,4 @@
-"""The whole runner without HTTP: it wires actors, hands, journal and data directory together."""
+"""The whole runner without HTTP: it wires actors, effect handlers, journal and data directory together."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.errors import JobFailed
+from greenroom.runner.gate_effects import GateEffects
 from greenroom.runner.gate_notifier import Emptied
-from greenroom.runner.hands import LibraryHands, SchedulerHands
 from greenroom.runner.home import prepare_home
 from greenroom.runner.home_watch import HomeWatch
 from greenroom.runner.installations.builder import Builder, source_of
@@ -201,9 +201,8 @@ class Greenroom:
         Warming(system, self.settings.max_wait).start(self._wanted())
 
     def _populate(self, system: ActorSystem, clock: Clock) -> None:
-        """Register all actors, with the hands that do their work."""
+        """Register all actors, with the handlers of their effects."""
         tell = self._tell
-        library = LibraryHands(tell, self.board)
         self._builder = Builder(
             self.home,
             tell,
@@ -223,9 +222,10 @@ class Greenroom:
             readings=self.gates.readings,
             device_usage=self._devices.used_by,
         )
-        library.puller = self._puller = Puller(
+        self._puller = Puller(
             self._store,
-            library,
+            tell,
+            self.board,
             catalogue=Catalogue.load(self.settings.models),
             registries=self.settings.registries,
             machine=self.machine,
@@ -249,10 +249,10 @@ class Greenroom:
         )
         for name in self.backends:
             system.register(Runner(name), effect_handler=self._host)
-        system.register(Library(), effect_handler=library)
+        system.register(Library(), effect_handler=self._puller)
         system.register(
             Scheduler(self.facts, policy=self.settings.install_policy, limits=limits),
-            effect_handler=SchedulerHands(self.gates, self.board),
+            effect_handler=GateEffects(self.gates, self.board),
             observe=self._observe,
         )
         for core, effect_handler in self._guests:

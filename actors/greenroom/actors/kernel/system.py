@@ -272,7 +272,7 @@ class ActorSystem:
         self._deliver(address, command, cause)
 
     def report(self, to: Address | str, command: Command, *, cause: str = "") -> None:
-        """Tell what has happened; for hands. It is sent whatever its fields hold, since it must not be lost.
+        """Send what an effect handler reports, whatever its fields hold: it must not be lost.
 
         Raises UnknownActor, ActorStopped before the start, TypeError for what is no command, and Forked.
         """

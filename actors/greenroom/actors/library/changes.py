@@ -7,13 +7,13 @@ then it is recorded. From the scheduler's yes on, nothing is loaded from the mod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from greenroom.actors.addresses import SCHEDULER
+from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, Tell, refuse
+from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, NotUnderstood, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library.effects import (
     AddTag,
@@ -33,27 +33,22 @@ from greenroom.actors.library.events import (
 )
 from greenroom.actors.library.messages import (
     CancelPush,
-    ModelGone,
     ModelNoted,
-    ModelRepackaged,
     ModelsSeen,
     NoteDamage,
-    Pruned,
     Push,
     Pushed,
-    PushEnded,
     Release,
     Released,
     Removed,
     RemoveModel,
     RepackageModel,
-    StoreSwept,
     Tagged,
     TagModel,
-    TagsWritten,
 )
 from greenroom.actors.library.pulls import refusal_of
 from greenroom.actors.library.state import LibraryState, LibraryVolatile, Removal, Sending
+from greenroom.actors.reports import EffectEnded
 from greenroom.actors.scheduler.messages import ForgetModel
 from greenroom.actors.values import Cancelled, Model
 
@@ -106,18 +101,30 @@ def _no_tag(tag: str) -> Decision[LibraryVolatile]:
     return Decision(reply=refuse("bad_reference", message, kind="invalid"))
 
 
-def tags_written(report: TagsWritten) -> Decision[LibraryVolatile]:
-    """The store has other tags for a model, or could not be given them."""
-    outcome: Tagged | Refusal
+def ended(state: LibraryState, report: EffectEnded, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
+    """A change of the store is done, or could not be made."""
+    match report.effect:
+        case DeleteModel(model_id=one):
+            return _gone(state, one, report, volatile)
+        case AddTag(model_id=one, tag=name) | RemoveTag(model_id=one, tag=name):
+            key = _tag_key(one, name)
+        case StoreAgain(model_id=one, tag=name):
+            key = _repackage_key(one, name)
+        case SweepStore():
+            key = _SWEPT
+        case _:
+            raise NotUnderstood(LIBRARY, report)
     events: tuple[Event, ...] = ()
+    outcome: Any = report.answer
+    match report.event:
+        case ModelTagged(tags=tags) as event:
+            events, outcome = (event,), Tagged(tags=tags)
+        case ModelCommitted(model=model):
+            noted = note(state, model)
+            events, outcome = noted.events, noted.reply
     if report.failure is not None:
         outcome = refusal_of(report.failure)
-    else:
-        outcome = Tagged(tags=report.tags)
-        events = (ModelTagged(model_id=report.model_id, tags=report.tags),)
-    return Decision(
-        events=events, effects=(Answer(key=_tag_key(report.model_id, report.tag), outcome=outcome),)
-    )
+    return Decision(events=events, effects=(Answer(key=key, outcome=outcome),))
 
 
 def remove(
@@ -187,22 +194,22 @@ def ask_again(
     return msgspec.structs.replace(volatile, removing=removing), tuple(effects), wakes
 
 
-def gone(state: LibraryState, report: ModelGone, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
-    """A model's files are deleted, or could not be."""
-    volatile = msgspec.structs.replace(
-        volatile, removing=_without(volatile.removing, report.model_id), told=-1
-    )
-    key = _remove_key(report.model_id)
-    if report.failure is not None:
+def _gone(
+    state: LibraryState, model_id: str, report: EffectEnded, volatile: LibraryVolatile
+) -> Decision[LibraryVolatile]:
+    volatile = msgspec.structs.replace(volatile, removing=_without(volatile.removing, model_id), told=-1)
+    key = _remove_key(model_id)
+    if not isinstance(report.event, ModelRemoved):
+        assert report.failure is not None
         return Decision(effects=(Answer(key=key, outcome=refusal_of(report.failure)),), volatile=volatile)
-    model = state.models.get(report.model_id)
+    model = state.models.get(model_id)
     if model is None:
         return Decision(volatile=volatile)
-    outcome = Removed(untagged=model.tags, deleted=(model.id,), freed=report.freed)
-    event = ModelRemoved(model_id=model.id, reason="removed by the user", freed=report.freed)
+    outcome = Removed(untagged=model.tags, deleted=(model.id,), freed=report.event.freed)
     name = model.tags[0] if model.tags else model.id
     forget = Tell(to=SCHEDULER, command=ForgetModel(model_id=model.id, model_ref=name))
-    return Decision(events=(event,), effects=(forget, Answer(key=key, outcome=outcome)), volatile=volatile)
+    answer = Answer(key=key, outcome=outcome)
+    return Decision(events=(report.event,), effects=(forget, answer), volatile=volatile)
 
 
 def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibraryVolatile]:
@@ -213,16 +220,6 @@ def repackage(state: LibraryState, ask: RepackageModel) -> Decision[LibraryVolat
         return _no_tag(ask.tag)
     again = StoreAgain(model_id=ask.model_id, tag=ask.tag, context_size=ask.context_size)
     return Decision(effects=(again,), reply=Later(_repackage_key(ask.model_id, ask.tag)))
-
-
-def repackaged(state: LibraryState, report: ModelRepackaged) -> Decision[LibraryVolatile]:
-    """It is in the store, or could not be put there."""
-    key = _repackage_key(report.source_id, report.tag)
-    if report.failure is not None or report.model is None:
-        assert report.failure is not None
-        return Decision(effects=(Answer(key=key, outcome=refusal_of(report.failure)),))
-    noted = note(state, report.model)
-    return msgspec.structs.replace(noted, reply=None, effects=(Answer(key=key, outcome=noted.reply),))
 
 
 def note(state: LibraryState, model: Model) -> Decision[LibraryVolatile]:
@@ -244,14 +241,6 @@ def note_damage(state: LibraryState, report: NoteDamage) -> Decision[LibraryVola
 def prune() -> Decision[LibraryVolatile]:
     """Remove what no model needs."""
     return Decision(effects=(SweepStore(),), reply=Later(_SWEPT))
-
-
-def swept(report: StoreSwept) -> Decision[LibraryVolatile]:
-    """That is done, or could not be."""
-    outcome: Pruned | Refusal = Pruned(freed=report.freed)
-    if report.failure is not None:
-        outcome = refusal_of(report.failure)
-    return Decision(effects=(Answer(key=_SWEPT, outcome=outcome),))
 
 
 def push(state: LibraryState, ask: Push, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
@@ -296,33 +285,31 @@ def cancel_push(ask: CancelPush, volatile: LibraryVolatile) -> Decision[LibraryV
     return Decision(effects=(cancel,), reply=Cancelled(ended=True), volatile=volatile)
 
 
-def push_ended(report: PushEnded, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
-    """It is published, or could not be. The same failure again and again is stored once."""
-    under_way = volatile.sending.get(report.reference)
-    if under_way is not None and under_way.model_id == report.model_id:
-        volatile = msgspec.structs.replace(volatile, sending=_without(volatile.sending, report.reference))
-    key = _push_key(report.reference, report.model_id)
+def push_ended(report: ModelPushed | PushFailed, volatile: LibraryVolatile) -> Decision[LibraryVolatile]:
+    """A model is published, or could not be. The same failure again and again is stored once."""
+    reference, model_id = report.reference, report.model_id
+    under_way = volatile.sending.get(reference)
+    if under_way is not None and under_way.model_id == model_id:
+        volatile = msgspec.structs.replace(volatile, sending=_without(volatile.sending, reference))
+    key = _push_key(reference, model_id)
     known = _without(volatile.unpublished, key)
-    if report.failure is not None:
-        code = report.failure.code
-        refusal = (
-            refuse("cancelled", "The push was cancelled.", kind="conflict")
-            if report.failure.kind == "cancelled"
-            else refusal_of(report.failure)
-        )
-        failed = PushFailed(model_id=report.model_id, reference=report.reference, failure=report.failure)
-        unpublished = dict([*known.items(), (key, code)][-_UNPUBLISHED:])
-        return Decision(
-            events=() if volatile.unpublished.get(key) == code else (failed,),
-            effects=(Answer(key=key, outcome=refusal),),
-            volatile=msgspec.structs.replace(volatile, unpublished=unpublished),
-        )
-    pushed = ModelPushed(
-        model_id=report.model_id, reference=report.reference, sent=report.sent, seconds=report.seconds
+    events: tuple[Event, ...] = (report,)
+    outcome: Pushed | Refusal
+    if isinstance(report, ModelPushed):
+        outcome = Pushed(reference=reference, model_id=model_id, sent=report.sent)
+    else:
+        failure = report.failure
+        outcome = refusal_of(failure)
+        if failure.kind == "cancelled":
+            outcome = refuse("cancelled", "The push was cancelled.", kind="conflict")
+        if volatile.unpublished.get(key) == failure.code:
+            events = ()
+        known = dict([*known.items(), (key, failure.code)][-_UNPUBLISHED:])
+    return Decision(
+        events=events,
+        effects=(Answer(key=key, outcome=outcome),),
+        volatile=msgspec.structs.replace(volatile, unpublished=known),
     )
-    outcome = Pushed(reference=report.reference, model_id=report.model_id, sent=report.sent)
-    volatile = msgspec.structs.replace(volatile, unpublished=known)
-    return Decision(events=(pushed,), effects=(Answer(key=key, outcome=outcome),), volatile=volatile)
 
 
 def _release(model_id: str, force: bool) -> Tell:

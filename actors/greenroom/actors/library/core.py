@@ -46,26 +46,20 @@ from greenroom.actors.library.messages import (
     CancelPull,
     CancelPush,
     LeavePull,
-    ModelGone,
     ModelList,
-    ModelRepackaged,
     ModelsSeen,
     NoteDamage,
     NoteModel,
     Prune,
     Pull,
-    PullAttemptEnded,
-    PullCommitted,
     Push,
-    PushEnded,
     Released,
     RemoveModel,
     RepackageModel,
-    StoreSwept,
     TagModel,
-    TagsWritten,
 )
 from greenroom.actors.library.state import LibraryState, LibraryVolatile, PullState, apply
+from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.retry import CONTACT_RETRIES, PULL_RETRIES, RetryPolicy
 from greenroom.actors.values import Failure, RequestSnapshot
 
@@ -157,31 +151,34 @@ class Library:
             case Recovered():
                 volatile = msgspec.structs.replace(volatile, looking_since=now.monotonic)
                 return Decision(effects=(InspectModels(),), volatile=volatile)
-            case _:
-                return self._report(state, command, now, volatile)
-
-    def _report(
-        self, state: LibraryState, report: Command, now: Moment, volatile: LibraryVolatile
-    ) -> Decision[LibraryVolatile]:
-        match report:
-            case PullCommitted():
-                return pulls.committed(state, report, now, volatile)
-            case PullAttemptEnded():
-                return pulls.attempt_ended(state, report, now, volatile, self._policies)
             case ModelsSeen():
-                return self._seen_in_store(state, report, now, volatile)
-            case ModelGone():
-                return changes.gone(state, report, volatile)
-            case TagsWritten():
-                return changes.tags_written(report)
-            case ModelRepackaged():
-                return changes.repackaged(state, report)
-            case StoreSwept():
-                return changes.swept(report)
-            case PushEnded():
-                return changes.push_ended(report, volatile)
+                return self._seen_in_store(state, command, now, volatile)
+            case Happened(event=event):
+                return self._happened(state, command, event, now, volatile)
+            case EffectEnded(effect=InspectModels()):
+                # Not being able to look is no reason to believe that everything is gone.
+                return Decision(volatile=msgspec.structs.replace(volatile, looked=True))
+            case EffectEnded():
+                return changes.ended(state, command, volatile)
             case _:
-                raise NotUnderstood(self.address, report)
+                raise NotUnderstood(self.address, command)
+
+    def _happened(
+        self, state: LibraryState, command: Command, event: Event, now: Moment, volatile: LibraryVolatile
+    ) -> Decision[LibraryVolatile]:
+        match event:
+            case ModelCommitted():
+                return pulls.committed(state, event, now, volatile)
+            case PullAttemptFailed():
+                return pulls.attempt_failed(state, event, now, volatile, self._policies)
+            case PullCancelled():
+                return pulls.cancelled(state, event)
+            case ModelTagged():
+                return Decision(events=(event,))
+            case ModelPushed() | PushFailed():
+                return changes.push_ended(event, volatile)
+            case _:
+                raise NotUnderstood(self.address, command)
 
     def _seen_in_store(
         self, state: LibraryState, report: ModelsSeen, now: Moment, volatile: LibraryVolatile
@@ -192,14 +189,11 @@ class Library:
            the tags that the journal knows and no model in the store has are put on again instead.
         2. Known and not there: removed.
         3. A pull of an earlier life: it goes on if somebody typed it, and ends if a request wanted it. One
-           that is under way is not: this actor was rebuilt, and its hands will report its end.
+           that is under way is not: this actor was rebuilt, and the puller will report its end.
         """
         if volatile.looked:
             # This look may have begun before what has been committed since.
             return Decision()
-        if report.failure is not None:
-            # Not being able to look is no reason to believe that everything is gone.
-            return Decision(volatile=msgspec.structs.replace(volatile, looked=True))
         there = {model.id: model for model in report.models}
         events: list[Event] = []
         fetched = {begun for begun, _ in volatile.fetching} | set(report.running)
@@ -318,6 +312,7 @@ class Library:
                     FetchModel(
                         job=pull.job,
                         reference=pull.reference,
+                        attempt=pull.attempt,
                         token=volatile.tokens.get(pull.job, ""),
                         force=pull.force,
                     )

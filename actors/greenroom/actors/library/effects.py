@@ -6,10 +6,11 @@ from greenroom.actors.kernel.core import Effect
 
 
 class FetchModel(Effect, frozen=True, kw_only=True):
-    """Begin an attempt at a pull. Reports PullCommitted or PullAttemptEnded."""
+    """Begin an attempt at a pull. Reports ModelCommitted, PullAttemptFailed or PullCancelled."""
 
     job: str
     reference: str
+    attempt: int = 1
     token: str = ""
     force: bool = False
 
@@ -29,31 +30,32 @@ class PublishPullProgress(Effect, frozen=True, kw_only=True):
 
 
 class InspectModels(Effect, frozen=True, kw_only=True):
-    """Reports ModelsSeen."""
+    """Look at what lies in the store. Reports ModelsSeen, or ends with a failure."""
 
 
 class DeleteModel(Effect, frozen=True, kw_only=True):
-    """Delete a model's files. Reports ModelGone."""
+    """Delete a model's files. Ends with ModelRemoved."""
 
     model_id: str
 
 
 class AddTag(Effect, frozen=True, kw_only=True):
-    """Put a tag on a model, taken from whichever had it. Reports TagsWritten for both."""
+    """Put a tag on a model. Ends with ModelTagged; reports the same of the model it is taken from."""
 
     model_id: str
     tag: str
 
 
 class RemoveTag(Effect, frozen=True, kw_only=True):
-    """Take a tag off a model, which stays. Reports TagsWritten."""
+    """Take a tag off a model, which stays. Ends with ModelTagged."""
 
     model_id: str
     tag: str
 
 
 class StoreAgain(Effect, frozen=True, kw_only=True):
-    """Store a model with another configuration. Reports ModelRepackaged."""
+    """Store a model with another configuration. Ends with ModelCommitted; reports
+    ModelTagged of the model the tag is taken from."""
 
     model_id: str
     tag: str
@@ -61,11 +63,11 @@ class StoreAgain(Effect, frozen=True, kw_only=True):
 
 
 class SweepStore(Effect, frozen=True, kw_only=True):
-    """Remove what no model needs. Reports StoreSwept."""
+    """Remove what no model needs. Ends with Pruned."""
 
 
 class SendModel(Effect, frozen=True, kw_only=True):
-    """Begin to publish a model. Reports PushEnded."""
+    """Begin to publish a model. Reports ModelPushed or PushFailed."""
 
     model_id: str
     reference: str

@@ -1,4 +1,4 @@
-"""What the library is asked and told, and what it answers. Part of `messages`, which has all of these."""
+"""What the library is asked and told, what it answers, and what the puller reports beside events."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from greenroom.actors.limits import (
     Many,
     Name,
     Names,
-    Real,
     Reason,
     Secret,
     Whole,
 )
 from greenroom.actors.values import (
     Caller,
-    Failure,
     Model,
     WantedBy,
 )
@@ -190,79 +188,14 @@ class Released(Command, frozen=True, kw_only=True):
     refusal: Refusal | None = None
 
 
-class PullCommitted(Command, frozen=True, kw_only=True):
-    """Report: the model is in the store."""
-
-    job: Name
-    model: Model
-    fresh: bool = True
-    """False when it was here already."""
-
-
-class PullAttemptEnded(Command, frozen=True, kw_only=True):
-    """Report: an attempt failed or was cancelled."""
-
-    job: Name
-    failure: Failure
-    reached: bool = True
-    """False when the source has not even said what it has."""
-    moved: Whole = 0
-    """Bytes that came in this attempt and are kept for the next."""
-
-
-class ModelRepackaged(Command, frozen=True, kw_only=True):
-    """Report: a model is in the store with another configuration, or could not be put there."""
-
-    source_id: Id
-    tag: Name
-    model: Model | None = None
-    failure: Failure | None = None
-
-
-class StoreSwept(Command, frozen=True, kw_only=True):
-    """Report: what no model needs is gone, or could not be removed."""
-
-    freed: Whole = 0
-    failure: Failure | None = None
-
-
-class PushEnded(Command, frozen=True, kw_only=True):
-    """Report: a push has succeeded or failed."""
-
-    reference: Name
-    model_id: Id
-    sent: Whole = 0
-    seconds: Real = 0.0
-    failure: Failure | None = None
-
-
 class ModelsSeen(Command, frozen=True, kw_only=True):
-    """Report: what lies in the store, or why that cannot be said."""
+    """Report: what lies in the store."""
 
     models: Annotated[tuple[Model, ...], Many]
-    failure: Failure | None = None
     running: Names = ()
     """Jobs of the pulls under way meanwhile: what a library that was rebuilt has begun."""
     recovered: bool = False
     """The store's index was lost and built again, without some names that the models had."""
-
-
-class ModelGone(Command, frozen=True, kw_only=True):
-    """Report: a model's files are removed, or could not be."""
-
-    model_id: Id
-    freed: Whole = 0
-    failure: Failure | None = None
-
-
-class TagsWritten(Command, frozen=True, kw_only=True):
-    """Report: the store has these tags for a model now."""
-
-    model_id: Id
-    tag: Name
-    """Which was put on or taken off."""
-    tags: Names
-    failure: Failure | None = None
 
 
 class ModelList(Command, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from greenroom.actors.kernel.clock import Moment
-from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, refuse
+from greenroom.actors.kernel.core import Answer, Decision, Event, Later, refuse
 from greenroom.actors.kernel.errors import ErrorKind, Refusal
 from greenroom.actors.library.effects import CancelFetch, PublishPullProgress
 from greenroom.actors.library.events import (
@@ -19,8 +19,6 @@ from greenroom.actors.library.messages import (
     CancelPull,
     LeavePull,
     Pull,
-    PullAttemptEnded,
-    PullCommitted,
     Pulled,
 )
 from greenroom.actors.library.state import LibraryState, LibraryVolatile, PullState
@@ -156,93 +154,80 @@ def cancel(
 
 
 def committed(
-    state: LibraryState, report: PullCommitted, now: Moment, volatile: LibraryVolatile
+    state: LibraryState, report: ModelCommitted, now: Moment, volatile: LibraryVolatile
 ) -> Decision[LibraryVolatile]:
     """An attempt has succeeded."""
     under_way = state.pull_of(report.job)
-    if under_way is None and report.model.id in state.models:
-        return Decision()
-    # Of a pull that was cancelled a moment before its last step, the model is there all the same.
-    effects: tuple[Effect, ...] = ()
-    if under_way is not None:
-        outcome = Pulled(model=report.model, fresh=report.fresh)
-        effects = (Answer(key=pull_key(under_way.reference), outcome=outcome),)
-        volatile = msgspec.structs.replace(
-            volatile, failures=volatile.failures.succeeded(under_way.reference)
-        )
+    if under_way is None:
+        # Of a pull that was cancelled a moment before its last step, the model is there all the same.
+        return Decision() if report.model.id in state.models else Decision(events=(report,))
+    outcome = Pulled(model=report.model, fresh=report.fresh)
+    failures = volatile.failures.succeeded(under_way.reference)
+    seconds = max(0.0, now.wall - under_way.requested_at)
     return Decision(
-        volatile=volatile,
-        effects=effects,
-        events=(
-            ModelCommitted(
-                job=report.job,
-                model=report.model,
-                seconds=max(0.0, now.wall - under_way.requested_at) if under_way is not None else 0.0,
-                fresh=report.fresh,
-            ),
-        ),
-        cause=under_way.cause if under_way is not None else "",
+        events=(msgspec.structs.replace(report, seconds=seconds),),
+        effects=(Answer(key=pull_key(under_way.reference), outcome=outcome),),
+        cause=under_way.cause,
+        volatile=msgspec.structs.replace(volatile, failures=failures),
     )
 
 
-def attempt_ended(
+def cancelled(state: LibraryState, report: PullCancelled) -> Decision[LibraryVolatile]:
+    """The puller has ended an attempt, as when it closes."""
+    under_way = state.pull_of(report.job)
+    if under_way is None:
+        return Decision()
+    answer = Answer(key=pull_key(under_way.reference), outcome=_cancelled(report.reason))
+    inform = PublishPullProgress(reference=under_way.reference)
+    return Decision(events=(report,), effects=(inform, answer), cause=under_way.cause)
+
+
+def attempt_failed(
     state: LibraryState,
-    report: PullAttemptEnded,
+    report: PullAttemptFailed,
     now: Moment,
     volatile: LibraryVolatile,
     policies: tuple[RetryPolicy, RetryPolicy],
 ) -> Decision[LibraryVolatile]:
-    """An attempt has failed or was ended.
+    """An attempt has failed. The report's `streak` is 0 if it has brought something, else 1.
 
     Attempts that bring something may go on for ever, so a bad line does not end a large download. A source
-    that has not even said what it has is given up within seconds, by the second policy, if somebody waits.
+    that has not even said what it has is given up within seconds, by the second policy, if a client waits.
     """
     under_way = state.pull_of(report.job)
     if under_way is None:
         return Decision()
-    failure = report.failure
-    streak = 0 if report.moved else under_way.streak + 1
+    failure, reference = report.failure, under_way.reference
+    streak = under_way.streak + 1 if report.streak else 0
     retry_at = None
     reached = report.reached or under_way.reached
-    patient = reached or not count(volatile.waiting, under_way.reference)
+    patient = reached or not count(volatile.waiting, reference)
     if failure.kind == "transient" and (patient or now.wall - under_way.requested_at < NO_NETWORK_AFTER):
         policy = policies[0] if patient else policies[1]
         retry_at = policy.retry_at(max(streak, 1), now.wall, now.draw)
-    event: Event
-    outcome: Refusal | None = None
-    inform = PublishPullProgress(reference=under_way.reference)
-    if failure.kind == "cancelled":
-        event = PullCancelled(job=under_way.job, reason=failure.message)
-        outcome = _cancelled(failure.message)
-    elif retry_at is not None:
-        event = PullAttemptFailed(
-            job=under_way.job,
-            attempt=under_way.attempt,
-            failure=failure,
-            retry_at=retry_at,
-            streak=streak,
-            reached=reached,
+    if retry_at is not None:
+        failed = msgspec.structs.replace(
+            report, attempt=under_way.attempt, retry_at=retry_at, streak=streak, reached=reached
         )
         inform = PublishPullProgress(
-            reference=under_way.reference, phase="waiting_to_retry", message=f"after: {failure.message}"
+            reference=reference, phase="waiting_to_retry", message=f"after: {failure.message}"
         )
-    else:
-        event = PullFailed(job=under_way.job, failure=failure)
-        outcome = refusal_of(failure)
-        volatile = msgspec.structs.replace(
-            volatile,
-            failures=volatile.failures.failed(
-                under_way.reference, outcome, _caller(under_way, volatile), now
-            ),
-        )
-    effects: tuple[Effect, ...] = (inform,)
-    if outcome is not None:
-        effects = (inform, Answer(key=pull_key(under_way.reference), outcome=outcome))
-    return Decision(events=(event,), effects=effects, cause=under_way.cause, volatile=volatile)
+        return Decision(events=(failed,), effects=(inform,), cause=under_way.cause)
+    refusal = refusal_of(failure)
+    failures = volatile.failures.failed(reference, refusal, _caller(under_way, volatile), now)
+    return Decision(
+        events=(PullFailed(job=under_way.job, failure=failure),),
+        effects=(
+            PublishPullProgress(reference=reference),
+            Answer(key=pull_key(reference), outcome=refusal),
+        ),
+        cause=under_way.cause,
+        volatile=msgspec.structs.replace(volatile, failures=failures),
+    )
 
 
 def leave(ask: LeavePull, volatile: LibraryVolatile) -> LibraryVolatile:
-    """Somebody waits no longer."""
+    """A client waits no longer."""
     return msgspec.structs.replace(volatile, waiting=left(volatile.waiting, ask.reference, ask.waiter))
 
 

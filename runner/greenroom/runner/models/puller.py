@@ -1,7 +1,7 @@
-"""The library actor's hands: pulls on threads of their own, and changes of the store one after another.
+"""Carries out the library's effects: pulls on threads of their own, changes of the store one after another.
 
-Nothing here decides anything or keeps anything: each method returns at once, and what came of it is told to
-the listener. A pull is one attempt; whether there is another is the actor's business.
+It decides nothing and keeps nothing. A pull is one attempt; whether there is another is up to the library.
+Each ends with exactly one of `ModelCommitted`, `PullAttemptFailed` and `PullCancelled`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,39 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
+from greenroom.actors.addresses import LIBRARY
+from greenroom.actors.kernel.core import Command, Effect
+from greenroom.actors.library.effects import (
+    AddTag,
+    CancelFetch,
+    CancelSend,
+    DeleteModel,
+    FetchModel,
+    InspectModels,
+    PublishPullProgress,
+    RemoveTag,
+    SendModel,
+    StoreAgain,
+    SweepStore,
+)
+from greenroom.actors.library.events import (
+    ModelCommitted,
+    ModelRemoved,
+    ModelTagged,
+    PullAttemptFailed,
+    PullCancelled,
+)
+from greenroom.actors.library.messages import ModelsSeen, Pruned
+from greenroom.actors.progress import ProgressBoard, pull_job
+from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.config import RegistrySettings
-from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.models.attempt import Attempt
 from greenroom.runner.models.errors import TOO_SLOW, check_pin, failure_of
 from greenroom.runner.models.fitness import Machine, check_disk, check_machine
@@ -37,62 +63,7 @@ log = logging.getLogger(__name__)
 PULLS_AT_ONCE = 2
 
 
-class PullerListener(Protocol):
-    """Hears what came of the puller's work; called on its threads, one call at a time for one job."""
-
-    def progress(self, progress: Progress) -> None:
-        """A pull got on."""
-
-    def committed(self, job_id: str, model: Model, *, fresh: bool) -> None:
-        """A pull has ended: the model is in the store; not `fresh` when it was there before."""
-
-    def failed(self, job_id: str, failure: Failure, *, reached: bool, moved: int) -> None:
-        """A pull's attempt has ended without a model; nothing of it is in the store.
-
-        `reached`: the source has said what it has; `moved`: bytes that have come, kept for the next attempt.
-        """
-
-    def cancelled(self, job_id: str) -> None:
-        """A pull has ended because it was asked to."""
-
-    def seen(self, models: tuple[Model, ...], running: tuple[str, ...], *, recovered: bool) -> None:
-        """What lies in the store, whole, and the jobs that were running as it was looked at.
-
-        `recovered`: the store's index was lost, and with it some of the models' names.
-        """
-
-    def look_failed(self, failure: Failure) -> None:
-        """The store could not be looked at."""
-
-    def removed(self, model_id: str, freed: int) -> None:
-        """A model is gone; bytes that are free now."""
-
-    def remove_failed(self, model_id: str, failure: Failure) -> None:
-        """A model could not be removed."""
-
-    def tagged(self, model_id: str, tag: str, tags: tuple[str, ...]) -> None:
-        """The store has these tags for a model now, since `tag` was put on or taken off."""
-
-    def tag_failed(self, model_id: str, tag: str, failure: Failure) -> None:
-        """A model's tags could not be changed; they are as before."""
-
-    def repackaged(self, source_id: str, tag: str, model: Model) -> None:
-        """A model is in the store with another configuration, under this tag."""
-
-    def repackage_failed(self, source_id: str, tag: str, failure: Failure) -> None:
-        """It is not."""
-
-    def pruned(self, freed: int) -> None:
-        """What no model needs is gone; bytes that are free now."""
-
-    def prune_failed(self, failure: Failure) -> None:
-        """It is not, or not all of it."""
-
-    def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
-        """A model is published; bytes that had to be sent."""
-
-    def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
-        """It is not."""
+_Change = DeleteModel | AddTag | RemoveTag | StoreAgain | SweepStore
 
 
 @dataclass(frozen=True)
@@ -107,12 +78,13 @@ class Published:
 
 
 class Puller:
-    """Pulls models and changes the store, without blocking whoever asks. Thread-safe."""
+    """Pulls models and changes the store. Thread-safe; nothing blocks but `look_up` and `close`."""
 
     def __init__(
         self,
         store: Store,
-        listener: PullerListener,
+        tell: TellActor,
+        board: ProgressBoard,
         *,
         catalogue: Catalogue | None = None,
         packages: PackageSources | None = None,
@@ -128,7 +100,8 @@ class Puller:
             patience: Seconds that what is cancelled has to end by itself.
         """
         self._store = store
-        self._listener = listener
+        self._tell = tell
+        self._board = board
         self._catalogue = catalogue or Catalogue.load()
         self._packages = packages
         self._registries = registries or {}
@@ -138,21 +111,61 @@ class Puller:
         self._change_numbers = itertools.count()
         self._lock = threading.Lock()
         self._attempts: dict[str, Attempt] = {}
-        self._pusher = Pusher(store, listener, packages=packages, registries=registries, patience=patience)
+        self._shown: dict[str, str] = {}
+        """job → reference of the attempts whose progress is on the board."""
+        self._pusher = Pusher(store, tell, board, packages=packages, registries=registries, patience=patience)
 
-    def start(self, job_id: str, reference: str, *, token: str = "", force: bool = False) -> None:
-        """Begin one attempt at a pull. A job that is running already is left alone.
+    def perform(self, effect: Effect, cause: str) -> None:
+        """Begin one effect. Raises where no report would say that it could not be begun."""
+        try:
+            self._begin(effect, cause)
+        except Exception as error:
+            failure = not_begun(error)
+            if isinstance(effect, FetchModel):
+                self._end(_failed(effect, failure, reached=False))
+            elif isinstance(effect, SendModel):
+                self._pusher.fail(effect, failure)
+            elif isinstance(effect, _Change):
+                self._tell(LIBRARY, EffectEnded(effect=effect, failure=failure))
+            else:
+                raise
+            log.exception("%s (caused by %s) could not be started", type(effect).__name__, cause)
 
-        With `force` also what cannot fit or run here. Ends with exactly one of `committed`, `failed`,
-        `cancelled`.
-        """
-        waiting = Progress(job=job_id, phase="waiting", message="Waiting for other pulls to end")
+    def _begin(self, effect: Effect, cause: str) -> None:
+        match effect:
+            case FetchModel():
+                self._start(effect)
+            case CancelFetch(job=job):
+                # Its progress is not shown any more, however long it takes to end.
+                self._hide(job)
+                self._pulls.cancel(job)
+            case PublishPullProgress(reference=reference, phase=""):
+                # An attempt that runs speaks for itself.
+                if reference not in self._shown.values():
+                    self._board.clear(pull_job(reference))
+            case PublishPullProgress(reference=reference, phase=phase, message=message):
+                self._board.publish(Progress(job=pull_job(reference), phase=phase, message=message))
+            case InspectModels() | DeleteModel() | AddTag() | RemoveTag() | StoreAgain() | SweepStore():
+                self._change(effect)
+            case SendModel():
+                self._pusher.start(effect)
+            case CancelSend(reference=reference):
+                self._pusher.cancel(reference)
+            case _:
+                raise TypeError(f"the puller does not perform {type(effect).__name__} ({cause})")
+
+    def _start(self, fetch: FetchModel) -> None:
+        """Begin an attempt. A job that is running already is left alone."""
+        self._shown[fetch.job] = fetch.reference
+        waiting = Progress(
+            job=pull_job(fetch.reference), phase="waiting", message="Waiting for other pulls to end"
+        )
         self._pulls.start(
-            job_id,
-            lambda cancel: self._run(job_id, reference, token, force, cancel),
-            lambda: self._listener.cancelled(job_id),
-            # Told before it can begin, so that it never comes after the job's own words.
-            lambda: self._tell(self._listener.progress, waiting),
+            fetch.job,
+            partial(self._run, fetch),
+            lambda: self._end(PullCancelled(job=fetch.job, reason="cancelled")),
+            # Published before it can begin, so that it never comes after the job's own progress.
+            lambda: self._publish(fetch.job, waiting),
         )
 
     def look_up(self, text: str, cancel: Cancel, *, token: str = "") -> Published:
@@ -171,80 +184,6 @@ class Puller:
             return Published(offer, model_id, config)
         return Published(offer)
 
-    def cancel(self, job_id: str) -> None:
-        """End a pull; told by `cancelled`, unless it has ended otherwise before."""
-        self._pulls.cancel(job_id)
-
-    def look(self) -> None:
-        """Look at the store: `seen`, or `look_failed`."""
-
-        def look() -> None:
-            # Taken first: what ends after this reports its end after this, and is known by then.
-            running = self._pulls.keys()
-            models = self._store.look()
-            self._listener.seen(models, running, recovered=self._store.recovered())
-
-        self._change(look, self._listener.look_failed)
-
-    def remove(self, model_id: str) -> None:
-        """Remove a model with all its tags: `removed` or `remove_failed`."""
-        self._change(
-            lambda: self._listener.removed(model_id, self._store.remove(model_id)),
-            lambda failure: self._listener.remove_failed(model_id, failure),
-        )
-
-    def tag(self, model_id: str, tag: str) -> None:
-        """Put a tag on a model, taken from whichever had it: `tagged` for both, or `tag_failed`."""
-
-        def change() -> None:
-            before = next((m for m in self._store.models() if tag in m.tags and m.id != model_id), None)
-            self._listener.tagged(model_id, tag, self._store.tag(model_id, tag).tags)
-            if before is not None:
-                self._listener.tagged(before.id, tag, self._store.model(before.id).tags)
-
-        self._change(change, lambda failure: self._listener.tag_failed(model_id, tag, failure))
-
-    def untag(self, model_id: str, tag: str) -> None:
-        """Take a tag off a model, which stays: `tagged` or `tag_failed`."""
-
-        def change() -> None:
-            if tag in self._store.model(model_id).tags:
-                self._store.untag(tag)
-            self._listener.tagged(model_id, tag, self._store.model(model_id).tags)
-
-        self._change(change, lambda failure: self._listener.tag_failed(model_id, tag, failure))
-
-    def repackage(self, source_id: str, tag: str, context_size: int | None) -> None:
-        """Store a model with another configuration, under a tag: `repackaged` or `repackage_failed`."""
-
-        def change() -> None:
-            before = next((m for m in self._store.models() if tag in m.tags), None)
-            model = self._store.repackage(source_id, tag=tag, context_size=context_size)
-            self._listener.repackaged(source_id, tag, model)
-            if before is not None and before.id != model.id:
-                self._listener.tagged(before.id, tag, self._store.model(before.id).tags)
-
-        self._change(change, lambda failure: self._listener.repackage_failed(source_id, tag, failure))
-
-    def prune(self) -> None:
-        """Remove what no model needs, broken-off downloads too: `pruned` or `prune_failed`."""
-
-        def change() -> None:
-            with self._lock:
-                blobs = [blob for one in self._attempts.values() for blob in one.blobs]
-            busy = {digest.removeprefix("sha256:") for digest, _ in blobs}
-            self._listener.pruned(self._store.sweep(kept=0.0, busy=busy))
-
-        self._change(change, self._listener.prune_failed)
-
-    def push(self, model_id: str, reference: str, *, token: str = "") -> None:
-        """Publish a model: `pushed` or `push_failed`."""
-        self._pusher.start(model_id, reference, token=token)
-
-    def cancel_push(self, reference: str) -> None:
-        """End a push; told by `push_failed`, unless it has ended otherwise before."""
-        self._pusher.cancel(reference)
-
     def close(self) -> None:
         """Cancel all pulls and pushes, wait a bounded time for their end, and begin nothing any more."""
         crews = (self._pulls, self._changes, self._pusher)
@@ -253,27 +192,29 @@ class Puller:
         for thread in closing:
             thread.join()
 
-    def _run(self, job_id: str, text: str, token: str, force: bool, cancel: Cancel) -> Ending:
-        attempt = Attempt(job_id, lambda progress: self._tell(self._listener.progress, progress))
+    def _run(self, fetch: FetchModel, cancel: Cancel) -> Ending:
+        attempt = Attempt(pull_job(fetch.reference), partial(self._publish, fetch.job))
         with self._lock:
-            self._attempts[job_id] = attempt
+            self._attempts[fetch.job] = attempt
         try:
             with cancel.ends(attempt.end), attempt.ticking():
-                model, fresh = self._pull(Reference.parse(text), token, force, attempt, cancel)
+                reference = Reference.parse(fetch.reference)
+                model, fresh = self._pull(reference, fetch.token, fetch.force, attempt, cancel)
         except JobCancelled:
-            return Ending(lambda: self._listener.cancelled(job_id))
+            return Ending(lambda: self._end(PullCancelled(job=fetch.job, reason="cancelled")))
         except Exception as error:  # noqa: BLE001 - a pull that ends without a word would hang its job
-            failure, reached = failure_of(error, "pulling the model"), attempt.reached
+            failure = failure_of(error, "pulling the model")
             # What a server that trickles has sent is kept, but is no reason to wait for it for ever.
-            slow = failure.code == TOO_SLOW
-            moved = 0 if slow else max(0, self._store.present(attempt.blobs) - attempt.had)
-            return Ending(lambda: self._listener.failed(job_id, failure, reached=reached, moved=moved))
+            moved = failure.code != TOO_SLOW and self._store.present(attempt.blobs) > attempt.had
+            failed = _failed(fetch, failure, reached=attempt.reached, moved=moved)
+            return Ending(lambda: self._end(failed))
         finally:
             attempt.end()
             with self._lock:
-                self._attempts.pop(job_id, None)
+                self._attempts.pop(fetch.job, None)
         # Also if it was cancelled meanwhile: the model is here.
-        return Ending(lambda: self._listener.committed(job_id, model, fresh=fresh), late=True)
+        committed = ModelCommitted(job=fetch.job, model=model, fresh=fresh)
+        return Ending(lambda: self._end(committed), late=True)
 
     def _pull(
         self, reference: Reference, token: str, force: bool, attempt: Attempt, cancel: Cancel
@@ -285,7 +226,7 @@ class Puller:
         attempt.report("resolving", 0, 0, "")
         pin = wanted.digest
         if pin and (here := self._here(wanted)) is not None:
-            # It can be no other one, whatever its source says.
+            # It can be no other model, whatever its source says.
             return self._named(here, wanted.stored_tag), False
         self._store.check_writable()
         reference, context = self._source_of(wanted, token, cancel)
@@ -297,7 +238,7 @@ class Puller:
                 offer = source.measure(offer, cancel)
         except JobFailed as error:
             here = self._here(wanted)
-            # Somewhere that does not answer is no reason to refuse what is here already.
+            # A source that does not answer is no reason to refuse what is here already.
             if error.failure.kind != "transient" or here is None:
                 raise
             log.info("using the stored %s: %s", wanted, error.failure.message)
@@ -358,20 +299,91 @@ class Puller:
     def _named(self, model: Model, tag: str) -> Model:
         return self._store.tag(model.id, tag) if tag and tag not in model.tags else model
 
-    def _change(self, work: Callable[[], None], failed: Callable[[Failure], None]) -> None:
+    def _change(self, effect: _Change | InspectModels) -> None:
         def run(_: Cancel) -> Ending:
             try:
-                work()
+                reports = tuple(self._changed(effect))
             except Exception as error:  # noqa: BLE001 - the actor waits for an answer
                 failure = failure_of(error, "changing the model store")
-                return Ending(lambda: failed(failure), late=True)
-            return Ending(lambda: None)
+                if isinstance(effect, InspectModels):
+                    log.error("the model store cannot be read: %s %s", failure.sentence(), failure.detail)  # noqa: TRY400
+                reports = (EffectEnded(effect=effect, failure=failure),)
+            return Ending(lambda: tell(*reports), late=True)
+
+        def tell(*reports: Command) -> None:
+            for report in reports:
+                self._tell(LIBRARY, report)
 
         stopped = Failure(kind="transient", code="stopping", message="Greenroom is stopping.")
-        self._changes.start(f"change {next(self._change_numbers)}", run, lambda: failed(stopped))
+        gone = EffectEnded(effect=effect, failure=stopped)
+        self._changes.start(f"change {next(self._change_numbers)}", run, lambda: tell(gone))
 
-    def _tell(self, call: Callable[..., object], *arguments: Any) -> None:
-        try:
-            call(*arguments)
-        except Exception:
-            log.exception("The listener of a pull failed")
+    def _changed(self, effect: _Change | InspectModels) -> Iterator[Command]:
+        """Make a change, and say what it has led to."""
+        match effect:
+            case InspectModels():
+                # Taken first: what ends after this reports its end after this, and is known by then.
+                running = self._pulls.keys()
+                models = self._store.look()
+                yield ModelsSeen(models=models, running=running, recovered=self._store.recovered())
+            case DeleteModel(model_id=one):
+                freed = self._store.remove(one)
+                removed = ModelRemoved(model_id=one, reason="removed by the user", freed=freed)
+                yield EffectEnded(effect=effect, event=removed)
+            case AddTag(model_id=one, tag=tag):
+                before = self._store.models()
+                tags = self._store.tag(one, tag).tags
+                yield EffectEnded(effect=effect, event=ModelTagged(model_id=one, tags=tags))
+                yield from _untagged(before, tag, one)
+            case RemoveTag(model_id=one, tag=tag):
+                if tag in self._store.model(one).tags:
+                    self._store.untag(tag)
+                tags = self._store.model(one).tags
+                yield EffectEnded(effect=effect, event=ModelTagged(model_id=one, tags=tags))
+            case StoreAgain(model_id=one, tag=tag, context_size=context_size):
+                before = self._store.models()
+                model = self._store.repackage(one, tag=tag, context_size=context_size)
+                yield EffectEnded(effect=effect, event=ModelCommitted(job="", model=model))
+                yield from _untagged(before, tag, model.id)
+            case SweepStore():
+                with self._lock:
+                    blobs = [blob for one in self._attempts.values() for blob in one.blobs]
+                busy = {digest.removeprefix("sha256:") for digest, _ in blobs}
+                freed = self._store.sweep(kept=0.0, busy=busy)
+                yield EffectEnded(effect=effect, answer=Pruned(freed=freed))
+
+    def _publish(self, job: str, progress: Progress) -> None:
+        if job in self._shown:
+            try:
+                self._board.publish(progress)
+            except Exception:
+                log.exception("The progress of a pull could not be published")
+
+    def _hide(self, job: str) -> None:
+        reference = self._shown.pop(job, None)
+        if reference is not None:
+            self._board.clear(pull_job(reference))
+
+    def _end(self, event: ModelCommitted | PullAttemptFailed | PullCancelled) -> None:
+        self._hide(event.job)
+        self._tell(LIBRARY, Happened(event=event))
+
+
+def _failed(fetch: FetchModel, failure: Failure, *, reached: bool, moved: bool = False) -> PullAttemptFailed:
+    """An attempt has failed; when the next one begins, if any, is the library's to say."""
+    return PullAttemptFailed(
+        job=fetch.job,
+        attempt=fetch.attempt,
+        failure=failure,
+        retry_at=0.0,
+        streak=0 if moved else 1,
+        reached=reached,
+    )
+
+
+def _untagged(before: Sequence[Model], tag: str, taken_by: str) -> Iterator[Happened]:
+    """The model that had a tag which another one has now."""
+    for model in before:
+        if tag in model.tags and model.id != taken_by:
+            tags = tuple(one for one in model.tags if one != tag)
+            yield Happened(event=ModelTagged(model_id=model.id, tags=tags))

@@ -8,10 +8,15 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from greenroom.actors.addresses import LIBRARY
+from greenroom.actors.library.effects import SendModel
+from greenroom.actors.library.events import ModelPushed, PushFailed
+from greenroom.actors.progress import ProgressBoard, push_job
+from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.retry import PUSH_RETRIES
-from greenroom.actors.values import Failure, Progress
+from greenroom.actors.values import Failure
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.attempt import Attempt, Moving
@@ -31,55 +36,50 @@ _SILENCE = 120.0
 """Seconds without a byte that goes: longer than an answer to one takes."""
 
 
-class PusherListener(Protocol):
-    """Hears what came of pushes; called on their threads."""
-
-    def progress(self, progress: Progress) -> None:
-        """A push got on; its job is `push/<reference>`."""
-
-    def pushed(self, reference: str, model_id: str, sent: int, seconds: float) -> None:
-        """A model is published; bytes that had to be sent."""
-
-    def push_failed(self, reference: str, model_id: str, failure: Failure) -> None:
-        """It is not."""
-
-
 class Pusher:
     """Sends models. Thread-safe."""
 
     def __init__(
         self,
         store: Store,
-        listener: PusherListener,
+        tell: TellActor,
+        board: ProgressBoard,
         *,
         packages: PackageSources | None = None,
         registries: Mapping[str, RegistrySettings] | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self._store = store
-        self._listener = listener
+        self._tell = tell
+        self._board = board
         self._packages = packages
         self._registries = registries or {}
         self._pushes = Crew(PUSHES_AT_ONCE, "push", patience=patience)
         self._models: dict[str, str] = {}
         """reference → the model that is being sent there."""
 
-    def start(self, model_id: str, reference: str, *, token: str = "") -> None:
+    def start(self, send: SendModel) -> None:
         """Begin; a push of this model to this reference that is running already is left alone.
 
-        Ends with exactly one of `pushed`, `push_failed`.
+        Ends with exactly one of `ModelPushed` and `PushFailed`.
         """
         begun = self._pushes.start(
-            reference,
-            lambda cancel: self._run(model_id, reference, token, cancel),
-            lambda: self._listener.push_failed(reference, model_id, _cancelled()),
+            send.reference, partial(self._run, send), lambda: self.fail(send, _cancelled())
         )
         if begun:
-            self._models[reference] = model_id
-        elif not self._pushes.has(reference):  # closed
-            self._listener.push_failed(reference, model_id, _cancelled())
-        elif self._models.get(reference) != model_id:
-            self._listener.push_failed(reference, model_id, _other(reference))
+            self._models[send.reference] = send.model_id
+        elif not self._pushes.has(send.reference):  # closed
+            self.fail(send, _cancelled())
+        elif self._models.get(send.reference) != send.model_id:
+            self.fail(send, _other(send.reference))
+
+    def fail(self, send: SendModel, failure: Failure) -> None:
+        """Report that a push has failed."""
+        self._end(PushFailed(model_id=send.model_id, reference=send.reference, failure=failure))
+
+    def _end(self, event: ModelPushed | PushFailed) -> None:
+        self._board.clear(push_job(event.reference))
+        self._tell(LIBRARY, Happened(event=event))
 
     def cancel(self, reference: str) -> None:
         """End a push."""
@@ -89,23 +89,24 @@ class Pusher:
         """End all pushes, and wait for that, but not for ever."""
         self._pushes.close()
 
-    def _run(self, model_id: str, reference: str, token: str, cancel: Cancel) -> Ending:
-        attempt = Attempt(f"push/{reference}", self._listener.progress)
+    def _run(self, send: SendModel, cancel: Cancel) -> Ending:
+        attempt = Attempt(push_job(send.reference), self._board.publish)
         began = time.monotonic()
         try:
             with cancel.ends(attempt.end):
-                push = _Push(self._store, model_id, Reference.parse(reference), attempt, cancel)
-                sent = push.run(self._repository(push.reference, token, cancel))
+                push = _Push(self._store, send.model_id, Reference.parse(send.reference), attempt, cancel)
+                sent = push.run(self._repository(push.reference, send.token, cancel))
         except JobCancelled:
             failure = _cancelled()
-        except Exception as error:  # noqa: BLE001 - somebody waits for an answer
+        except Exception as error:  # noqa: BLE001 - a caller waits for an answer
             failure = failure_of(error, "pushing the model")
         else:
             seconds = round(time.monotonic() - began, 3)
-            return Ending(lambda: self._listener.pushed(reference, model_id, sent, seconds))
+            pushed = ModelPushed(model_id=send.model_id, reference=send.reference, sent=sent, seconds=seconds)
+            return Ending(lambda: self._end(pushed))
         finally:
             attempt.end()
-        return Ending(lambda: self._listener.push_failed(reference, model_id, failure))
+        return Ending(lambda: self.fail(send, failure))
 
     def _repository(self, reference: Reference, token: str, cancel: Cancel) -> Repository:
         from greenroom.runner.installations.sources import PackageSources

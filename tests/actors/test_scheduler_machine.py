@@ -276,6 +276,7 @@ class Greenroom(RuleBasedStateMachine):
                     break
             assert client.answers, f"{name} gets no answer"
             world.leave(client)
+        world.system.crash()
 
     def everything_goes_well(self) -> None:
         """Whatever was begun comes to its good end."""

@@ -352,6 +352,7 @@ class ManualSystem(ActorSystem):
         """End as a killed process does: what waits is lost, and every ask fails."""
         for actor in self._actors.values():
             actor.on_stop()
+        self._leases.drop()
 
     def _actor(self, executor: Executor) -> Actor:
         return _ManualActor(executor, self._count)

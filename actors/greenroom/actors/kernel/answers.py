@@ -143,6 +143,11 @@ class Leases:
         for finalizer in list(self._open.values()):
             finalizer()
 
+    def drop(self) -> None:
+        """Forget them: nothing is left to withdraw from."""
+        while self._open:
+            self._open.popitem()[1].detach()
+
 
 def _has_answer(asked: Asked) -> bool:
     return asked.reply is None or asked.reply.done()

@@ -194,6 +194,7 @@ class ActorSystem:
             if not actor.stopped.is_set():
                 actor.on_stop()
         self._closed = True
+        self._leases.drop()
         if self._owns_clock:
             self.clock.close()
         self.journal.close()

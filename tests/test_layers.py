@@ -114,8 +114,9 @@ PURE = [
 
 
 def test_both_source_roots_begin_the_package_with_the_same_text() -> None:
-    one, other = ((source / "greenroom" / "__init__.py").read_text() for source in SOURCES)
-    assert one == other
+    for name in ("__init__.py", "__init__.pyi"):
+        one, other = ((source / "greenroom" / name).read_text() for source in SOURCES)
+        assert one == other
 
 
 def test_imports_go_one_way() -> None:

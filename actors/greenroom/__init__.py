@@ -1,57 +1,37 @@
 """Run language models on this machine, and embed what runs them.
 
-The names here are those most programs start with. Each is imported when it is first used, so a program that
-takes `greenroom.actors` alone imports nothing else.
+The names in `__init__.pyi` are those most programs start with. Each is imported when it is first used, so a
+program that takes `greenroom.actors` alone imports nothing else.
 """
 
-from __future__ import annotations
-
+import re
+from collections.abc import Callable
 from importlib import import_module
-from pkgutil import extend_path
-from typing import TYPE_CHECKING, Any
+from pkgutil import extend_path, get_data
+from typing import Any
 
 # One package in two source roots, `actors/` and `runner/`: each has a part of it.
 __path__ = extend_path(__path__, __name__)
-
-if TYPE_CHECKING:
-    from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
-    from greenroom.actors.kernel.system import ActorSystem
-    from greenroom.runner.config import Settings, load
-    from greenroom.runner.daemon import Greenroom
-    from greenroom.runner.http.app import front_door
-
 __version__ = "0.1.0"
 
-_HOMES = {
-    "ActorSystem": "actors.kernel.system",
-    "Greenroom": "runner.daemon",
-    "KernelError": "actors.kernel.errors",
-    "Refusal": "actors.kernel.errors",
-    "Refused": "actors.kernel.errors",
-    "Settings": "runner.config",
-    "front_door": "runner.http.app",
-    "load": "runner.config",
-}
 
-__all__ = [
-    "ActorSystem",
-    "Greenroom",
-    "KernelError",
-    "Refusal",
-    "Refused",
-    "Settings",
-    "__version__",
-    "front_door",
-    "load",
-]
+def public_names(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__all__`, `__getattr__` and `__dir__` of a package, read from its stub.
+
+    The stub is what type checkers and editors follow; that the names are stated there alone keeps both right.
+    """
+    stub = (get_data(package, "__init__.pyi") or b"").decode()
+    places = {name: place for place, name in re.findall(r"^from (\S+) import (\w+) as ", stub, re.MULTILINE)}
+
+    def get(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = import_module(package)
+        value = getattr(import_module(places[name]), name)
+        setattr(module, name, value)
+        return value
+
+    return sorted(places), get, lambda: sorted({*vars(import_module(package)), *places})
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__, __getattr__, __dir__ = public_names(__name__)

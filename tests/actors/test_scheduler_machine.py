@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +30,14 @@ MODELS = {
     "huge": model("huge", 9 * UNIT),
 }
 NAMES = st.sampled_from([*MODELS, "missing"])
+
+
+@pytest.fixture(autouse=True)
+def no_logging() -> Iterator[None]:
+    """What is logged of a full disk has the exception, and with it all of its world: pytest would keep it."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 class Greenroom(RuleBasedStateMachine):

@@ -1,0 +1,10 @@
+from greenroom.actors.kernel.errors import KernelError as KernelError
+from greenroom.actors.kernel.errors import Refusal as Refusal
+from greenroom.actors.kernel.errors import Refused as Refused
+from greenroom.actors.kernel.system import ActorSystem as ActorSystem
+from greenroom.runner.config import Settings as Settings
+from greenroom.runner.config import load as load
+from greenroom.runner.daemon import Greenroom as Greenroom
+from greenroom.runner.http.app import front_door as front_door
+
+__version__: str

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from greenroom.actors import INSTALLER, Ensure, Event, SqliteJournal, read_journal
+from greenroom.actors import Ensure, Event, SqliteJournal, read_journal
 from greenroom.actors.engine_runner.events import (
     EngineExited,
     EngineReady,
@@ -177,9 +177,7 @@ def callers(folder: Path, count: int) -> dict[str, Any]:
     async def ask() -> float:
         async with Greenroom(Settings(home=home), backends={"toy": toy_backend(folder)}) as greenroom:
             began = time.perf_counter()
-            await asyncio.gather(
-                *(greenroom.system.ask(INSTALLER, Ensure(backend="toy")) for _ in range(count))
-            )
+            await asyncio.gather(*(greenroom.system.ask(Ensure(backend="toy")) for _ in range(count)))
             return time.perf_counter() - began
 
     took = asyncio.run(ask())

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from greenroom.actors.values import EngineSpec
-from greenroom.runner.backends.base import Backend, Command, Launch, ModelFiles
+from greenroom.runner.backends.base import Backend, CommandLine, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
@@ -48,7 +48,7 @@ def backend_of(kind: str, python: str) -> Backend:
         return fake_backend(ENGINE, "--tokens", "1")
 
     class Here(LlamaCpp):
-        def command(self, launch: Launch) -> Command:
+        def command(self, launch: Launch) -> CommandLine:
             return super().command(dataclasses.replace(launch, binary=None, python=Path(python)))
 
     return Here()

@@ -33,7 +33,6 @@ import aiohttp
 import uv
 from aiohttp import web
 
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.scheduler.messages import AwaitReady
 from greenroom.actors.values import Progress
 from greenroom.runner.backends.base import Environment, Platform
@@ -187,7 +186,7 @@ def statuses(home: Path) -> dict[str, Any]:
         return found
 
     with Greenroom(Settings(home=home), backends=backends, here=here) as greenroom:
-        greenroom.system.ask(SCHEDULER, AwaitReady()).get(timeout=30)
+        greenroom.system.ask(AwaitReady()).get(timeout=30)
         return {"backends": len(backends), **asyncio.run(ask(greenroom))}
 
 

@@ -36,11 +36,11 @@ class Counted(Event, frozen=True, kw_only=True):
     why: str = ""
 
 
-class Add(Command, frozen=True, kw_only=True):
+class Add(Command[Any], frozen=True, kw_only=True):
     by: int
 
 
-class Total(Command, frozen=True, kw_only=True):
+class Total(Command[Any], frozen=True, kw_only=True):
     pass
 
 
@@ -66,7 +66,7 @@ class Counter:
     def initial_volatile(self) -> None:
         return None
 
-    def decide(self, state: Sum, command: Command, now: Moment, volatile: None) -> Decision[None]:
+    def decide(self, state: Sum, command: Command[Any], now: Moment, volatile: None) -> Decision[None]:
         match command:
             case Add(by=by):
                 event = Counted(by=by, why="somebody has asked for it, and gave a reason of a usual length")
@@ -137,7 +137,7 @@ async def in_tasks(
 def told(system: ActorSystem, count: int = 50_000) -> Result:
     start = time.perf_counter()
     for _ in range(count):
-        system.tell("counter-0", Total())
+        system.tell(Total(), to="counter-0")
     system.rest(60)
     return {"what": "tell, drained", "per_second": round(count / (time.perf_counter() - start))}
 
@@ -156,7 +156,7 @@ def measure(folder: Path, seconds: float, tasks: list[int], actors: list[int]) -
     echo.stop()
     with system_of(MemoryJournal(), 1) as system:
         results.append(
-            in_a_thread("ask, one thread", seconds, lambda: system.ask("counter-0", Total()).get())
+            in_a_thread("ask, one thread", seconds, lambda: system.ask(Total(), to="counter-0").get())
         )
         results += [
             asyncio.run(
@@ -189,8 +189,8 @@ def measure(folder: Path, seconds: float, tasks: list[int], actors: list[int]) -
     }
 
 
-async def awaited(system: ActorSystem, address: str, command: Command) -> object:
-    return await system.ask(address, command)
+async def awaited(system: ActorSystem, address: str, command: Command[Any]) -> object:
+    return await system.ask(command, to=address)
 
 
 def started(seconds: float) -> dict[str, float]:

@@ -24,7 +24,8 @@ from greenroom.actors import (
 )
 
 
-class Spend(Command, frozen=True, kw_only=True):
+class Spend(Command[int], frozen=True, kw_only=True):
+    ACTOR = Address("allowance")
     tokens: int
 
 
@@ -34,13 +35,13 @@ class Spent(Event, frozen=True, kw_only=True):
 
 
 class Allowance(SingleStream[int]):
-    address = Address("allowance")
+    address = Spend.ACTOR
     event_types = (Spent,)
 
     def initial(self) -> int:
         return 100
 
-    def decide(self, left: int, command: Command, _now: Moment, _volatile: None) -> Decision[None]:
+    def decide(self, left: int, command: Command[Any], _now: Moment, _volatile: None) -> Decision[None]:
         match command:
             case Spend(tokens=tokens) if tokens > left:
                 return Decision(reply=refuse("spent", f"Only {left} tokens are left.", kind="exhausted"))
@@ -58,7 +59,7 @@ def main(journal: Path, tokens: int) -> None:
     system.register(Allowance())
     with system:
         try:
-            left = system.ask("allowance", Spend(tokens=tokens)).get(timeout=10)
+            left = system.ask(Spend(tokens=tokens)).get(timeout=10)
         except Refused as refused:
             print(refused)
         else:

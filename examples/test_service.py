@@ -14,7 +14,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from service import make_app
 
-from greenroom.actors import LIBRARY, Pull
+from greenroom.actors import Pull
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
 
 ENGINE = Path(__file__).parent / "echo_engine.py"
@@ -29,9 +29,7 @@ async def client() -> AsyncIterator[TestClient]:
         )
         greenroom = Greenroom(settings, backends={"fake": fake_backend(ENGINE)})
         async with TestClient(TestServer(make_app(greenroom))) as client:
-            await greenroom.system.ask(
-                LIBRARY, Pull(reference=f"file:{tiny_gguf(Path(folder) / 'tiny.gguf')}")
-            )
+            await greenroom.system.ask(Pull(reference=f"file:{tiny_gguf(Path(folder) / 'tiny.gguf')}"))
             yield client
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.engine_runner.messages import EngineList
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer.messages import InstallationList
@@ -21,7 +20,7 @@ from greenroom.actors.library.messages import ModelList
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.effects import AdmitRequest, OpenGate
 from greenroom.actors.scheduler.ledger import Memory
-from greenroom.actors.scheduler.messages import Serve
+from greenroom.actors.scheduler.messages import SCHEDULER, Serve
 from greenroom.actors.testing import FaultyJournal, ManualClock, RecordingEffectHandler
 from greenroom.actors.values import Engine
 from stage import GIB, LLAMA, installed, model
@@ -57,19 +56,19 @@ class House:
         return f"{now.monotonic}/{now.draw}"
 
     def begin(self) -> None:
-        self.system.tell(SCHEDULER, ModelList(models=(QWEN, PHI), version=1))
+        self.system.tell(ModelList(models=(QWEN, PHI), version=1))
         told = InstallationList(backends=(installed("llama.cpp"),), version=1)
-        self.system.tell(SCHEDULER, told)
+        self.system.tell(told)
         self.hear()
 
     def hear(self, *engines: Engine) -> None:
         told = EngineList(backend="llama.cpp", engines=engines, version=1, token=self.life)
-        self.system.tell(SCHEDULER, told)
+        self.system.tell(told, to=SCHEDULER)
         self.system.rest()
 
     def serve(self, request_id: str, name: str) -> Any:
         ask = Serve(request_id=request_id, model_id=f"sha256:{name}", model_ref=name)
-        return self.system.ask(SCHEDULER, ask)
+        return self.system.ask(ask)
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import INSTALLER, LIBRARY
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.effects import BuildInstallation, InspectInstallations
-from greenroom.actors.installer.messages import Ensure, InstallationsSeen, Uninstall
+from greenroom.actors.installer.messages import INSTALLER, Ensure, InstallationsSeen, Uninstall
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
 from greenroom.actors.kernel.core import Command, Effect
@@ -26,6 +25,7 @@ from greenroom.actors.library.effects import (
 )
 from greenroom.actors.library.events import ModelPushed
 from greenroom.actors.library.messages import (
+    LIBRARY,
     CancelPull,
     ModelsSeen,
     Pull,
@@ -90,11 +90,14 @@ class House:
         self.system.rest()
 
     def reports(
-        self, effect_handler: RecordingEffectHandler, kind: type[Effect], report: Callable[[Any], Command]
+        self,
+        effect_handler: RecordingEffectHandler,
+        kind: type[Effect],
+        report: Callable[[Any], Command[Any]],
     ) -> None:
         """Have an effect handler report this as soon as it is asked for that."""
         to = LIBRARY if effect_handler is self.library else INSTALLER
-        effect_handler.on[kind] = lambda effect, _: self.system.tell(to, report(effect))
+        effect_handler.on[kind] = lambda effect, _: self.system.tell(report(effect), to=to)
 
     def fills_up_before(self, effect_handler: RecordingEffectHandler, kind: type[Effect]) -> None:
         """The disk is full by the time they have done it."""
@@ -126,7 +129,7 @@ def refused(reply: Any) -> Refusal:
 
 
 TAG = TagModel(model_id=SMOL.id, tag="mine")
-DONE: list[tuple[str, Command, str, type[Effect]]] = [
+DONE: list[tuple[str, Command[Any], str, type[Effect]]] = [
     (LIBRARY.name, TAG, "model_tagged", AddTag),
     (LIBRARY.name, Pull(reference="qwen"), "model_committed", FetchModel),
     (LIBRARY.name, Push(model_id=SMOL.id, reference="r/smol"), "model_pushed", SendModel),
@@ -142,11 +145,11 @@ DONE: list[tuple[str, Command, str, type[Effect]]] = [
 
 @pytest.mark.parametrize(("owner", "command", "event", "effect"), DONE, ids=lambda one: type(one).__name__)
 def test_what_is_done_and_cannot_be_recorded_is_answered_at_once_and_recorded_later(
-    house: House, owner: str, command: Command, event: str, effect: type[Effect]
+    house: House, owner: str, command: Command[Any], event: str, effect: type[Effect]
 ) -> None:
     house.fills_up_before(house.library if owner == "library" else house.installer, effect)
     before = len(list(house.journal.read()))
-    refusal = refused(house.system.ask(owner, command))
+    refusal = refused(house.system.ask(command, to=owner))
     assert (refusal.kind, refusal.code) == ("exhausted", "journal_full")
     assert "This was done" in refusal.message
     assert "no space left on device" in refusal.message
@@ -158,7 +161,7 @@ def test_what_is_done_and_cannot_be_recorded_is_answered_at_once_and_recorded_la
 def test_a_failure_that_cannot_be_recorded_is_told_as_what_it_is(house: House) -> None:
     house.reports(house.library, FetchModel, lambda e: pull_failed(e.job, NO_SPACE))
     house.fills_up_before(house.library, FetchModel)
-    refusal = refused(house.system.ask(LIBRARY, Pull(reference="qwen")))
+    refusal = refused(house.system.ask(Pull(reference="qwen")))
     assert (refusal.code, refusal.message) == (NO_SPACE.code, NO_SPACE.message)
     house.space_is_back()
     assert [one.type for one in house.journal.read()][-1] == "pull_failed"
@@ -167,13 +170,13 @@ def test_a_failure_that_cannot_be_recorded_is_told_as_what_it_is(house: House) -
 def test_a_wish_that_waited_for_the_first_look_is_refused_and_not_kept_waiting() -> None:
     house = House(looks=False)
     replies = [
-        house.system.ask(LIBRARY, Pull(reference="qwen")),
-        house.system.ask(INSTALLER, Ensure(backend="mlx")),
+        house.system.ask(Pull(reference="qwen")),
+        house.system.ask(Ensure(backend="mlx")),
     ]
     house.system.rest()
     house.journal.fault = FULL
-    house.system.tell(LIBRARY, ModelsSeen(models=()))
-    house.system.tell(INSTALLER, InstallationsSeen(backend="mlx", installations=()))
+    house.system.tell(ModelsSeen(models=()))
+    house.system.tell(InstallationsSeen(backend="mlx", installations=()))
     for reply in replies:
         refusal = refused(reply)
         assert (refusal.kind, refusal.code) == ("exhausted", "journal_full")
@@ -185,15 +188,15 @@ def test_a_wish_that_waited_for_the_first_look_is_refused_and_not_kept_waiting()
 
 
 def test_uninstalling_and_cancelling_make_room_and_are_recorded_all_the_same(house: House) -> None:
-    house.system.ask(INSTALLER, Ensure(backend="mlx")).get(timeout=5)
+    house.system.ask(Ensure(backend="mlx")).get(timeout=5)
     house.library.on[FetchModel] = lambda effect, cause: None
-    pull = house.system.ask(LIBRARY, Pull(reference="qwen"))
+    pull = house.system.ask(Pull(reference="qwen"))
     house.system.rest()
     house.journal.fault = FULL
-    cancelled = house.system.ask(LIBRARY, CancelPull(reference="qwen", reason="no room"))
+    cancelled = house.system.ask(CancelPull(reference="qwen", reason="no room"))
     assert cancelled.get(timeout=5).ended
     assert refused(pull).code == "cancelled"
-    house.system.ask(INSTALLER, Uninstall(backend="mlx"))
+    house.system.ask(Uninstall(backend="mlx"))
     house.system.rest()
     types = [one.type for one in house.journal.read()]
     assert types[-2:] == ["pull_cancelled", "installation_retiring"]
@@ -208,5 +211,5 @@ def test_a_failure_is_a_failure(house: House) -> None:
         lambda e: tags_written(e.model_id, e.tag, tags=(), failure=failure),
     )
     house.journal.fault = FULL
-    refusal = refused(house.system.ask(LIBRARY, TAG))
+    refusal = refused(house.system.ask(TAG))
     assert (refusal.kind, refusal.message) == ("exhausted", failure.message)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.core import Recovered
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library import pulls as library_pulls
@@ -14,6 +13,7 @@ from greenroom.actors.library.core import Library
 from greenroom.actors.library.effects import FetchModel
 from greenroom.actors.library.events import PullFailed
 from greenroom.actors.library.messages import ModelsSeen, Pull
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Model
 

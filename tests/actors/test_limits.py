@@ -18,14 +18,13 @@ from greenroom.actors import limits
 from greenroom.actors.installer.messages import Ensure
 from greenroom.actors.kernel.core import Command
 from greenroom.actors.scheduler.messages import Configure
-from greenroom.actors.values import Reply
 
 COMMANDS = sorted(
     {
         kind
         for module in pkgutil.walk_packages(greenroom.actors.__path__, "greenroom.actors.")
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
-        if issubclass(kind, Command) and not issubclass(kind, Reply) and kind is not Command
+        if issubclass(kind, Command) and kind is not Command
     },
     key=lambda kind: kind.__name__,
 )
@@ -61,14 +60,14 @@ def unbounded(of: types.Type, path: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
-def test_every_field_of_a_command_is_bounded(kind: type[Command]) -> None:
+def test_every_field_of_a_command_is_bounded(kind: type[Command[Any]]) -> None:
     shape = types.type_info(kind)
     assert isinstance(shape, types.StructType)
     found = [one for field in shape.fields for one in unbounded(field.type, f"{kind.__name__}.{field.name}")]
     assert not found
 
 
-def fields_of(kind: type[Command], wanted: type) -> Iterator[str]:
+def fields_of(kind: type[Command[Any]], wanted: type) -> Iterator[str]:
     hints = typing.get_type_hints(kind)
     for field in msgspec.structs.fields(kind):
         hint = hints[field.name]
@@ -98,7 +97,7 @@ def test_every_number_of_a_command_refuses_what_is_too_large_or_no_number() -> N
     assert tried > 50
 
 
-def refused(kind: type[Command], name: str, value: Any) -> bool:
+def refused(kind: type[Command[Any]], name: str, value: Any) -> bool:
     """Whether this value of this field is what is refused, not what is missing beside it."""
     hint = typing.get_type_hints(kind, include_extras=True)[name]
     try:

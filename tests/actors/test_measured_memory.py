@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.daemon_log import DaemonStarted
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.engine_runner.events import (
@@ -25,7 +24,7 @@ from greenroom.actors.engine_runner.messages import (
 from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.events import EvictionDecided, KeepAliveWished, LoadFailed
 from greenroom.actors.scheduler.ledger import Account, Capacity, Memory, expected, reckoned, reservation_for
-from greenroom.actors.scheduler.messages import Drain, Keep, LedgerReading, ReadLedger, Unload
+from greenroom.actors.scheduler.messages import SCHEDULER, Drain, Keep, LedgerReading, ReadLedger, Unload
 from greenroom.actors.testing import Case, given
 from greenroom.actors.values import Engine, EngineSpec, Failure, Measured
 from stage import GIB, Stage, exited, model
@@ -221,7 +220,7 @@ def test_a_runner_ends_an_engine_that_has_stalled_and_says_why() -> None:
 
 def test_a_runner_does_not_end_one_twice_nor_one_that_is_not_ready() -> None:
     case = ready()
-    case.when(StopEngine(engine_id="e1", reason="unload"))
+    case.when(StopEngine(backend="llama.cpp", engine_id="e1", reason="unload"))
     case.when(EngineStalled(engine_id="e1", failure=DEAD)).then()
     case.when(EngineStalled(engine_id="nobody", failure=DEAD)).then()
 

@@ -99,10 +99,10 @@ def test_a_start_that_comes_twice_is_harmless() -> None:
 
 
 def test_a_start_that_was_forbidden_before_is_refused_for_good_and_the_list_says_so() -> None:
-    case = runner().when(ForbidStart(engine_id="e1"))
+    case = runner().when(ForbidStart(backend="mlx", engine_id="e1"))
     case.then(EngineLost(engine_id="e1", reason="it had not been started")).rest()
     assert lists(case)[-1].forbidden == ("e1",)
-    case.when(ForbidStart(engine_id="e1")).then().rest()
+    case.when(ForbidStart(backend="mlx", engine_id="e1")).then().rest()
     assert lists(case)[-1].forbidden == ("e1",)
     case.when(StartEngine(spec=spec())).then()
     case.rebuild().when(Recovered()).rest()
@@ -112,7 +112,7 @@ def test_a_start_that_was_forbidden_before_is_refused_for_good_and_the_list_says
 
 
 def test_a_start_that_was_handled_first_is_not_undone_by_being_forbidden() -> None:
-    case = ready(started()).when(ForbidStart(engine_id="e1")).then().rest()
+    case = ready(started()).when(ForbidStart(backend="mlx", engine_id="e1")).then().rest()
     assert state(case) == "ready"
     assert [one.spec.engine_id for one in lists(case)[-1].engines] == ["e1"]
     assert not case.of(EndEngine)
@@ -167,26 +167,26 @@ def test_a_start_that_makes_progress_is_given_all_the_time_it_needs() -> None:
 
 
 def test_a_stop_is_an_intent_before_it_is_a_signal() -> None:
-    case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case = ready(started()).when(StopEngine(backend="mlx", engine_id="e1", reason="idle")).rest()
     case.then(EngineStopRequested(engine_id="e1", reason="idle"))
     assert case.of(EndEngine) == [EndEngine(backend="mlx", engine_id="e1", reason="idle")]
     assert state(case) == "stopping"
 
 
 def test_a_stop_that_is_repeated_is_passed_on_again_without_an_event() -> None:
-    case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
-    case.when(StopEngine(engine_id="e1", reason="idle")).then()
+    case = ready(started()).when(StopEngine(backend="mlx", engine_id="e1", reason="idle")).rest()
+    case.when(StopEngine(backend="mlx", engine_id="e1", reason="idle")).then()
     assert case.of(EndEngine)
 
 
 def test_a_stop_of_an_engine_that_is_gone_sends_the_list_again() -> None:
     case = ready(started()).when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest()
-    case.when(StopEngine(engine_id="e1", reason="idle")).rest().then()
+    case.when(StopEngine(backend="mlx", engine_id="e1", reason="idle")).rest().then()
     assert lists(case)
 
 
 def test_a_stop_that_is_never_answered_makes_the_engine_lost() -> None:
-    case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case = ready(started()).when(StopEngine(backend="mlx", engine_id="e1", reason="idle")).rest()
     case.advance(SILENT_STOP - 1).rest().then()
     assert case.advance(1).rest().then().of(EndEngine)
     assert not case.advance(SECOND_LOOK - 1).rest().then().of(EndEngine)
@@ -196,7 +196,7 @@ def test_a_stop_that_is_never_answered_makes_the_engine_lost() -> None:
 
 
 def test_a_stop_is_not_held_against_an_engine_whose_report_lies_unread() -> None:
-    case = ready(started()).when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case = ready(started()).when(StopEngine(backend="mlx", engine_id="e1", reason="idle")).rest()
     case.advance(SILENT_STOP * 10).rest().then()
     case.when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest().then(EngineExited)
     assert not case.volatile.overdue
@@ -204,7 +204,7 @@ def test_a_stop_is_not_held_against_an_engine_whose_report_lies_unread() -> None
 
 def test_a_stop_of_an_engine_that_ran_for_hours_is_given_its_time() -> None:
     case = ready(started()).advance(7200).rest()
-    case.when(StopEngine(engine_id="e1", reason="idle")).rest()
+    case.when(StopEngine(backend="mlx", engine_id="e1", reason="idle")).rest()
     case.then(EngineStopRequested)
     assert state(case) == "stopping"
 

@@ -100,7 +100,7 @@ def test_a_start_that_is_never_taken_is_given_up_and_its_memory_with_it() -> Non
         stage.pass_time(5).hear_runner()
     assert not stage.sent(ForbidStart)
     stage.pass_time(5)
-    assert stage.sent(ForbidStart) == [ForbidStart(engine_id=spec.engine_id)]
+    assert stage.sent(ForbidStart) == [ForbidStart(backend=spec.backend, engine_id=spec.engine_id)]
     stage.hear_runner()
     (failed,) = stage.stored(LoadFailed)
     assert failed.failure.code == "engine_lost"

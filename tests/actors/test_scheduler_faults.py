@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from greenroom.actors.daemon_log import DaemonLog, DaemonStarted
@@ -114,7 +116,7 @@ def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises) -> No
     ids=lambda core: type(core).__name__,
 )
 def test_every_actor_says_what_it_does_not_know_and_nothing_comes_of_it(core) -> None:
-    class Strange(Command, frozen=True, kw_only=True):
+    class Strange(Command[Any], frozen=True, kw_only=True):
         pass
 
     with pytest.raises(NotUnderstood, match=f"{core.address} does not know the command Strange"):

@@ -11,12 +11,13 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER, runner_address
-from greenroom.actors.installer.messages import CancelInstall, Ensure, Uninstall
+from greenroom.actors.engine_runner.messages import runner_address
+from greenroom.actors.installer.messages import INSTALLER, CancelInstall, Ensure, Uninstall
+from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.events import LoadAdmitted, LoadFailed
 from greenroom.actors.scheduler.ledger import Device
-from greenroom.actors.scheduler.messages import Configure, Unload
+from greenroom.actors.scheduler.messages import SCHEDULER, Configure, Unload
 from greenroom.actors.values import Caller
 from stage import model
 from world import NO_SPACE, OFFLINE, World

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.backends.base import Backend, Command, Environment, Launch, Platform
+from greenroom.runner.backends.base import Backend, CommandLine, Environment, Launch, Platform
 from greenroom.runner.backends.catalog import OWN, Catalog
 
 ENVIRONMENT = Environment(distribution="x", lock="x", probe=(), requirements=("x",))
@@ -29,8 +29,8 @@ class Good(Backend):
     def verdict(self, platform: Platform) -> str:
         return ""
 
-    def command(self, launch: Launch) -> Command:
-        return Command(argv=())
+    def command(self, launch: Launch) -> CommandLine:
+        return CommandLine(argv=())
 
 
 class Raising(Good):

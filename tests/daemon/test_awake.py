@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.library.messages import Pull
 from greenroom.actors.scheduler.messages import Abandon, Serve
 from greenroom.runner import awake_clock as module
@@ -89,9 +88,7 @@ def running(programs: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine) -
         backends = {"fake": fake_backend(programs / "fake_engine.py")}
         with Greenroom(settings, backends=backends) as greenroom:
             file = tiny_gguf(Path(folder) / "tiny.gguf")
-            greenroom.model = (
-                greenroom.system.ask(LIBRARY, Pull(reference=f"file:{file}")).get(timeout=30).model
-            )
+            greenroom.model = greenroom.system.ask(Pull(reference=f"file:{file}")).get(timeout=30).model
             yield greenroom
 
 
@@ -102,13 +99,13 @@ def test_an_engine_is_not_idle_and_a_request_does_not_wait_while_nothing_runs(
     with running(programs, monkeypatch, machine) as greenroom:
         system = greenroom.system
         serve = Serve(request_id="r1", model_id=greenroom.model.id, model_ref="tiny")
-        waiting = system.ask(SCHEDULER, serve, timeout=60)
+        waiting = system.ask(serve, timeout=60)
         machine.asleep += 10_000.0  # beyond every bound: max_wait, keep-alive, drain, stall
         assert waiting.get(timeout=30).endpoint
-        system.tell(SCHEDULER, Abandon(request_id="r1"))
+        system.tell(Abandon(request_id="r1"))
         greenroom.gates.leave("r1")
         machine.asleep += 10_000.0
-        system.ask(SCHEDULER, Abandon(request_id="none")).get(timeout=30)
+        system.ask(Abandon(request_id="none")).get(timeout=30)
         system.rest()
         assert [one.state for one in greenroom.engines()] == ["ready"]
 
@@ -123,8 +120,8 @@ def test_a_wall_clock_that_jumps_by_years_ends_nothing(
         monkeypatch.setattr(time, "time", lambda: real() + jump)
         for number in range(2):
             serve = Serve(request_id=f"r{number}", model_id=greenroom.model.id, model_ref="tiny")
-            assert system.ask(SCHEDULER, serve, timeout=60).get(timeout=30).endpoint
-            system.tell(SCHEDULER, Abandon(request_id=f"r{number}"))
+            assert system.ask(serve, timeout=60).get(timeout=30).endpoint
+            system.tell(Abandon(request_id=f"r{number}"))
             greenroom.gates.leave(f"r{number}")
             jump = years * 365 * 86_400.0
             system.rest()

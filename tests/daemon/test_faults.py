@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors import LIBRARY, SCHEDULER, Abandon, Configure, Pull, Refused, Serve, read_journal
+from greenroom.actors import Abandon, Configure, Pull, Refused, Serve, read_journal
 from greenroom.actors.scheduler import queue as scheduler_queue
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
 
@@ -33,9 +33,9 @@ def serve(greenroom: Greenroom, home: Path, name: str, request_id: str) -> Any:
     file = home / f"{name}.gguf"
     if not file.exists():
         tiny_gguf(file, name)
-    pulled = greenroom.system.ask(LIBRARY, Pull(reference=str(file))).get(timeout=30)
+    pulled = greenroom.system.ask(Pull(reference=str(file))).get(timeout=30)
     ask = Serve(request_id=request_id, model_id=pulled.model.id, model_ref=name)
-    return greenroom.system.ask(SCHEDULER, ask)
+    return greenroom.system.ask(ask)
 
 
 def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_and_the_next(
@@ -59,7 +59,7 @@ def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_a
             ) as caught:
                 bad.get(timeout=30)
             assert caught.value.refusal.kind == "internal"
-            greenroom.system.tell(SCHEDULER, Abandon(request_id=f"good-{life}"))
+            greenroom.system.tell(Abandon(request_id=f"good-{life}"))
             assert greenroom.failure is None
     parked = [one for one in read_journal(home / "journal.db") if one.type == "command_parked"]
     assert {one.stream for one in parked} == {"parked/scheduler"}
@@ -85,7 +85,7 @@ def test_a_wrong_ask_is_its_askers_mistake_and_those_who_wait_go_on_waiting(
     with made(home, programs) as greenroom:
         waiting = serve(greenroom, home, "good", "r1")
         with pytest.raises(Refused) as caught:
-            greenroom.system.ask(SCHEDULER, wrong).get(timeout=10)
+            greenroom.system.ask(wrong).get(timeout=10)
         assert caught.value.refusal.kind == "invalid"
         assert "disk" not in str(caught.value)
         assert waiting.get(timeout=30).endpoint

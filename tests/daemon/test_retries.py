@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.messages import BackendStatus, Ensure
 from greenroom.actors.kernel.clock import ManualClock
 from greenroom.actors.kernel.errors import Refused
@@ -112,7 +111,7 @@ def fails_once(workshop: Workshop, make_greenroom: Any) -> Callable[..., Any]:
         workshop.add(name)
         workshop.index.wrong[name] = Misbehaviour(status=503)
         with make_greenroom(name, clock) as greenroom:
-            reply = greenroom.system.ask(INSTALLER, Ensure(backend=name))
+            reply = greenroom.system.ask(Ensure(backend=name))
             until(lambda: job_of(greenroom).attempt == 2)
             del workshop.index.wrong[name]
             yield greenroom, reply
@@ -155,7 +154,7 @@ def test_a_retry_recorded_by_a_clock_that_was_a_day_ahead_waits_no_longer_than_a
         assert job_of(greenroom).retry_at <= clock.now().wall + LONGEST
         clock.advance(LONGEST - 1)
         with pytest.raises(Refused):  # behind whatever that woke
-            greenroom.system.ask(INSTALLER, Ensure(backend="nobody")).get(timeout=60)
+            greenroom.system.ask(Ensure(backend="nobody")).get(timeout=60)
         assert attempts(workshop, "ahead") == asked
         clock.advance(1.5)
         until(lambda: job_of(greenroom).state == "installed")

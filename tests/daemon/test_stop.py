@@ -130,7 +130,7 @@ def test_a_journal_on_a_frozen_disk_holds_up_no_stop(greenroom: Greenroom, journ
 def test_a_scheduler_that_does_not_answer_is_overruled(
     greenroom: Greenroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from greenroom.actors.addresses import SCHEDULER
+    from greenroom.actors.scheduler.messages import SCHEDULER
 
     over = threading.Event()
     core = greenroom.system.addresses[SCHEDULER]

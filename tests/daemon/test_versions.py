@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import toy
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.messages import (
     Activate,
     BackendStatus,
@@ -58,7 +57,7 @@ def make_greenroom(tmp_path: Path, wheels: Path) -> Callable[..., AbstractContex
 
 
 def ask(greenroom: Greenroom, command: Any) -> Any:
-    return greenroom.system.ask(INSTALLER, command).get(timeout=BOUND)
+    return greenroom.system.ask(command).get(timeout=BOUND)
 
 
 def ensure(greenroom: Greenroom, version: str = "", **more: Any) -> Installation:

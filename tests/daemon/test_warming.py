@@ -16,15 +16,15 @@ class Scheduler:
     """Notes what it is asked and told, and answers when the test does."""
 
     def __init__(self) -> None:
-        self.asked: queue.Queue[tuple[Serve, Reply]] = queue.Queue()
+        self.asked: queue.Queue[tuple[Serve, Reply[Any]]] = queue.Queue()
         self.abandoned: queue.Queue[str] = queue.Queue()
 
-    def ask(self, _to: object, serve: Serve, **_: object) -> Reply:
+    def ask(self, serve: Serve, **_: object) -> Reply[Any]:
         reply = Reply()
         self.asked.put((serve, reply))
         return reply
 
-    def tell(self, _to: object, abandon: Abandon, **_: object) -> None:
+    def tell(self, abandon: Abandon, **_: object) -> None:
         self.abandoned.put(abandon.request_id)
 
 

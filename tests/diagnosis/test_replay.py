@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.daemon_log import DaemonLog
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.installer.core import Installer
@@ -31,7 +30,7 @@ from greenroom.actors.library.core import Library
 from greenroom.actors.library.messages import Pull, RemoveModel
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.events import EvictionDecided
-from greenroom.actors.scheduler.messages import Configure, Serve, Unload
+from greenroom.actors.scheduler.messages import SCHEDULER, Configure, Serve, Unload
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.diagnosis.explain import explain
@@ -161,7 +160,7 @@ def _live(folder: Path, programs: Path, patch: pytest.MonkeyPatch) -> Life:
         until(lambda: any(one.state == "ready" for one in second.engines()))
         _ask(second, Unload(all=True))
         until(lambda: all(one.state == "gone" for one in second.engines()))
-        second.system.ask(LIBRARY, RemoveModel(model_id=one.id, force=True)).get(timeout=BOUND)
+        second.system.ask(RemoveModel(model_id=one.id, force=True)).get(timeout=BOUND)
         rest(second)
     return lived
 
@@ -176,11 +175,11 @@ def _noting(apply: Callable[..., Any], states: dict[str, Any]) -> Callable[..., 
 
 
 def _pull(greenroom: Greenroom, file: Path) -> Any:
-    return greenroom.system.ask(LIBRARY, Pull(reference=f"file:{file}")).get(timeout=BOUND).model
+    return greenroom.system.ask(Pull(reference=f"file:{file}")).get(timeout=BOUND).model
 
 
 def _ask(greenroom: Greenroom, command: Any, cause: str = "") -> Any:
-    return greenroom.system.ask(SCHEDULER, command, cause=cause).get(timeout=BOUND)
+    return greenroom.system.ask(command, cause=cause).get(timeout=BOUND)
 
 
 def _serve(greenroom: Greenroom, model: Any, request: str, **more: Any) -> None:

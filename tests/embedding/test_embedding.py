@@ -16,7 +16,6 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from counting import COUNTER, Add, Counter, Total
-from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.journal.reader import JournalReader
 from greenroom.actors.kernel.errors import StartFailed
 from greenroom.actors.library.messages import Pull
@@ -49,7 +48,7 @@ def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path, programs
         greenroom = made(home, programs)
         greenroom.register(Counter(), effect_handler=RecordingEffectHandler())
         with greenroom:
-            assert greenroom.system.ask(COUNTER, Add(by=2)).get(timeout=5) == expected
+            assert greenroom.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == expected
     assert types(home).count("counted") == 2
     assert types(home).count("daemon_started") == 2
     with made(home, programs) as without:
@@ -58,7 +57,7 @@ def test_a_hosts_own_actor_shares_the_journal_and_remembers(home: Path, programs
     greenroom = made(home, programs)
     greenroom.register(Counter(), effect_handler=RecordingEffectHandler())
     with greenroom:
-        assert greenroom.system.ask(COUNTER, Total()).get(timeout=5) == 4
+        assert greenroom.system.ask(Total(), to=COUNTER).get(timeout=5) == 4
         with pytest.raises(StartFailed, match="before the start"):
             greenroom.register(Counter("late"))
 
@@ -67,7 +66,7 @@ async def test_two_greenrooms_live_in_one_asyncio_program(home: Path, programs: 
     with blockbuster_ctx("greenroom"):
         async with made(home / "one", programs) as one, made(home / "two", programs) as two:
             model = await asyncio.to_thread(tiny_gguf, tmp_path / "tiny.gguf")
-            pulled = await one.system.ask(LIBRARY, Pull(reference=f"file:{model}"))
+            pulled = await one.system.ask(Pull(reference=f"file:{model}"))
             assert [model.id for model in one.models()] == [pulled.model.id]
             assert two.models() == ()
             assert one.instance_id != two.instance_id

@@ -15,8 +15,6 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from counting import Counter
 from greenroom.actors import (
-    LIBRARY,
-    SCHEDULER,
     Abandon,
     Configure,
     Decision,
@@ -59,10 +57,10 @@ class Failing:
         )
         self.greenroom.start()
         ask = self.greenroom.system.ask
-        self.model = ask(LIBRARY, Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30).model
+        self.model = ask(Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30).model
         serve = Serve(request_id="r", model_id=self.model.id, model_ref="tiny")
-        granted: Granted = ask(SCHEDULER, serve).get(timeout=30)
-        self.greenroom.system.tell(SCHEDULER, Abandon(request_id="r"))
+        granted: Granted = ask(serve).get(timeout=30)
+        self.greenroom.system.tell(Abandon(request_id="r"))
         (engine,) = (one for one in self.greenroom.engines() if one.spec.engine_id == granted.engine_id)
         self.engine = psutil.Process(engine.pid)
 
@@ -74,7 +72,7 @@ class Failing:
         self.journal.fault = JournalFailed("the disk is gone")
         configure = Configure(model_id=self.model.id, model_ref="tiny", keep_alive=7.0)
         with pytest.raises(SystemFailed):
-            self.greenroom.system.ask(SCHEDULER, configure).get(timeout=10)
+            self.greenroom.system.ask(configure).get(timeout=10)
 
 
 @pytest.fixture
@@ -131,8 +129,8 @@ def test_a_start_that_fails_leaves_the_engines_it_has_adopted_for_the_next_one(
 
     with made() as first:
         ask = first.system.ask
-        model = ask(LIBRARY, Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30).model
-        ask(SCHEDULER, Serve(request_id="r", model_id=model.id, model_ref="tiny")).get(timeout=30)
+        model = ask(Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30).model
+        ask(Serve(request_id="r", model_id=model.id, model_ref="tiny")).get(timeout=30)
         (engine,) = (one for one in first.engines() if one.state == "ready")
         first.stop(keep_engines=30.0)
     failing = made()

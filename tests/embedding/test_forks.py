@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from greenroom.actors import LIBRARY, SCHEDULER, Abandon, Forked, NotWritten, Pull, Serve, StartFailed
+from greenroom.actors import Abandon, Forked, NotWritten, Pull, Serve, StartFailed
 from greenroom.actors.journal.port import Entry
 from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.runner import ExternalBackend, Greenroom, HomeLocked, Settings, fake_backend, tiny_gguf
@@ -64,10 +64,10 @@ def in_child(what: Callable[[], object], *, within: float = 20.0) -> None:
 def loaded(greenroom: Greenroom, home: Path) -> psutil.Process:
     """Have a model loaded, and nobody inside."""
     system = greenroom.system
-    pulled = system.ask(LIBRARY, Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30)
+    pulled = system.ask(Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30)
     serve = Serve(request_id="r", model_id=pulled.model.id, model_ref="tiny")
-    system.ask(SCHEDULER, serve).get(timeout=30)
-    system.tell(SCHEDULER, Abandon(request_id="r"))
+    system.ask(serve).get(timeout=30)
+    system.tell(Abandon(request_id="r"))
     (engine,) = [one for one in greenroom.engines() if one.state == "ready"]
     return psutil.Process(engine.pid)
 
@@ -79,7 +79,7 @@ def test_a_child_can_ask_nothing_and_stop_nothing_and_its_parent_goes_on(home: P
         def child() -> None:
             for send in (greenroom.system.ask, greenroom.system.tell):
                 with pytest.raises(Forked, match=f"runs in process {os.getppid()}"):
-                    send(SCHEDULER, Abandon(request_id="r"))
+                    send(Abandon(request_id="r"))
             begun = time.monotonic()
             greenroom.stop()
             greenroom.system.stop()
@@ -179,8 +179,8 @@ def test_a_journal_is_written_by_the_process_that_opened_it(tmp_path: Path) -> N
 
 def test_a_reply_that_was_awaited_before_the_fork_raises_in_the_child(home: Path, programs: Path) -> None:
     with made(home, programs) as greenroom:
-        reply = greenroom.system.ask(SCHEDULER, Serve(request_id="r", model_id="no", model_ref="no"))
-        pending = greenroom.system.ask(LIBRARY, Pull(reference="file:/nowhere"))
+        reply = greenroom.system.ask(Serve(request_id="r", model_id="no", model_ref="no"))
+        pending = greenroom.system.ask(Pull(reference="file:/nowhere"))
 
         def child() -> None:
             for one in (reply, pending):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors import LIBRARY, SCHEDULER, AskExpired, Granted, NoAnswerYet, Pull, Serve
+from greenroom.actors import AskExpired, Granted, NoAnswerYet, Pull, Serve
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.runner import ExternalBackend, Greenroom, Settings, fake_backend, tiny_gguf
 
 
@@ -34,7 +35,7 @@ def made(home: Path, programs: Path) -> Callable[..., Greenroom]:
 
 
 def serve(greenroom: Greenroom, home: Path, request_id: str = "r") -> Serve:
-    pulled = greenroom.system.ask(LIBRARY, Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30)
+    pulled = greenroom.system.ask(Pull(reference=str(tiny_gguf(home / "tiny.gguf")))).get(timeout=30)
     return Serve(request_id=request_id, model_id=pulled.model.id, model_ref="tiny")
 
 
@@ -53,7 +54,7 @@ def test_a_place_lasts_as_long_as_its_grant_is_held_and_no_longer(
 ) -> None:
     with made() as greenroom:
         granted: Granted | None
-        granted = greenroom.system.ask(SCHEDULER, serve(greenroom, home)).get(timeout=30)
+        granted = greenroom.system.ask(serve(greenroom, home)).get(timeout=30)
         assert granted is not None
         assert granted.endpoint
         greenroom.system.rest()
@@ -65,19 +66,19 @@ def test_a_place_lasts_as_long_as_its_grant_is_held_and_no_longer(
 def test_a_forgotten_place_does_not_hold_up_the_stop(made: Callable[..., Greenroom], home: Path) -> None:
     with made() as greenroom:
         for n in range(5):
-            greenroom.system.ask(SCHEDULER, serve(greenroom, home, f"r{n}")).get(timeout=30)
+            greenroom.system.ask(serve(greenroom, home, f"r{n}")).get(timeout=30)
         begun = time.monotonic()
     assert time.monotonic() - begun < 10
 
 
 def test_an_ask_that_expires_leaves_no_place_behind(made: Callable[..., Greenroom], home: Path) -> None:
     with made("--load-seconds", "1") as greenroom:
-        reply = greenroom.system.ask(SCHEDULER, serve(greenroom, home), timeout=0.3)
+        reply = greenroom.system.ask(serve(greenroom, home), timeout=0.3)
         with pytest.raises(AskExpired):
             reply.get(timeout=10)
         greenroom.system.rest()
         assert greenroom.system._actors[SCHEDULER].executor.volatile.queue == ()
-        again = greenroom.system.ask(SCHEDULER, serve(greenroom, home, "again")).get(timeout=30)
+        again = greenroom.system.ask(serve(greenroom, home, "again")).get(timeout=30)
         greenroom.system.rest()
         assert (again.engine_id, inside(greenroom)) == (*greenroom.gates.readings(), 1)
 
@@ -87,8 +88,8 @@ def test_who_stops_waiting_for_a_reply_gives_the_place_back_when_it_comes(
 ) -> None:
     with made("--load-seconds", "0.5") as greenroom:
         with pytest.raises(NoAnswerYet):
-            greenroom.system.ask(SCHEDULER, serve(greenroom, home)).get(timeout=0.1)
-        again = greenroom.system.ask(SCHEDULER, serve(greenroom, home, "again")).get(timeout=30)
+            greenroom.system.ask(serve(greenroom, home)).get(timeout=0.1)
+        again = greenroom.system.ask(serve(greenroom, home, "again")).get(timeout=30)
         greenroom.system.rest()
         assert again
         assert inside(greenroom) == 1
@@ -101,16 +102,14 @@ async def test_a_task_that_is_cancelled_gives_its_place_back(
         first = await asyncio.to_thread(serve, greenroom, home)
 
         async def wait() -> None:
-            await greenroom.system.ask(SCHEDULER, first)
+            await greenroom.system.ask(first)
 
         task = asyncio.create_task(wait())
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        again = await greenroom.system.ask(
-            SCHEDULER, await asyncio.to_thread(serve, greenroom, home, "again")
-        )
+        again = await greenroom.system.ask(await asyncio.to_thread(serve, greenroom, home, "again"))
         await asyncio.to_thread(greenroom.system.rest)
         assert again
         assert inside(greenroom) == 1

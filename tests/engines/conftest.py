@@ -27,7 +27,7 @@ from greenroom.actors.kernel.core import Address
 from greenroom.actors.progress import ProgressBoard, load_job
 from greenroom.actors.reports import Happened
 from greenroom.actors.values import EngineSpec
-from greenroom.runner.backends.base import Command, Readiness
+from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.engines.host import EngineHost
 
@@ -130,7 +130,7 @@ class Stage:
     def host(self, *flags: str, heard: Heard | None = None, **options: Any) -> EngineHost:
         def prepare(spec: EngineSpec, socket: Path) -> Prepared:
             argv = (sys.executable, "-I", str(PROGRAMS / "fake_engine.py"), "--socket", str(socket))
-            return Prepared(command=Command(argv=(*argv, *flags, *spec.flags)), readiness=self.readiness)
+            return Prepared(command=CommandLine(argv=(*argv, *flags, *spec.flags)), readiness=self.readiness)
 
         options = {"spare_keeper": False, "prepare": prepare, "grace": 30.0, **options}
         heard = heard or self.heard

@@ -11,7 +11,7 @@ import pytest
 
 from greenroom.actors.engine_runner.effects import EndEngine
 from greenroom.actors.values import Failure
-from greenroom.runner.backends.base import Command, Readiness
+from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.errors import JobFailed
 from waiting import until
@@ -143,7 +143,7 @@ def test_a_second_start_of_the_same_engine_is_the_same_start(stage):
 
 def test_a_program_that_does_not_exist_fails_with_its_name(stage):
     def prepare(spec, socket):
-        return Prepared(Command(argv=("/nowhere/llama-server",)), Readiness())
+        return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
     host = stage.host(prepare=prepare)
     host.start(stage.spec())
@@ -259,7 +259,7 @@ def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(stage, monk
     monkeypatch.setattr(module, "_PRUNED_EVERY", 4)
 
     def prepare(spec, socket):
-        return Prepared(Command(argv=("/nowhere/llama-server",)), Readiness())
+        return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
     host, living = stage.host(prepare=prepare), stage.spec()
     stage.host().start(living)

@@ -13,7 +13,7 @@ import pytest
 
 from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
 from greenroom.actors.values import Engine
-from greenroom.runner.backends.base import Command, Readiness
+from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines import channel, folders, host, recovery
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.handle import Prepared
@@ -115,7 +115,7 @@ def test_without_a_thread_left_a_start_fails_and_the_next_one_is_tried(
 
 def test_a_program_that_is_not_there_is_the_configurations_failure(stage: Any) -> None:
     def prepare(*_: Any) -> Prepared:
-        return Prepared(Command(argv=("/nowhere/llama-server",)), Readiness())
+        return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
     stage.host(prepare=prepare).start(stage.spec())
     (failure,) = stage.heard.wait("failed")

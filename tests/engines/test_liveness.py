@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
-from greenroom.runner.backends.base import Command
+from greenroom.runner.backends.base import CommandLine
 from greenroom.runner.engines import liveness, processes, reachability
 from greenroom.runner.engines.handle import Prepared, batch_of
 from greenroom.runner.engines.liveness import LIMIT, Life
@@ -221,7 +221,9 @@ class Odd:
         argv = (sys.executable, "-I", str(stage.programs / "odd_engine.py"), "--wish", str(self.file))
 
         def prepare(spec: Any, place: Path) -> Prepared:
-            return Prepared(command=Command(argv=(*argv, "--socket", str(place))), readiness=stage.readiness)
+            return Prepared(
+                command=CommandLine(argv=(*argv, "--socket", str(place))), readiness=stage.readiness
+            )
 
         self.host = stage.host(prepare=prepare, stall_after=limit, readings=self.gates.readings)
         self.host.start(self.spec)

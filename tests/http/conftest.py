@@ -17,9 +17,9 @@ import pytest
 from aiohttp import web
 from blockbuster import blockbuster_ctx
 
-from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.gates import GateReading
 from greenroom.actors.library.messages import Pull
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.values import Engine, Model
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
@@ -147,7 +147,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         stack.push_async_callback(asyncio.to_thread, greenroom.stop)
         await asyncio.to_thread(greenroom.start)
         file = await asyncio.to_thread(tiny_gguf, short_path / f"tiny{number}.gguf")
-        pulled = await greenroom.system.ask(LIBRARY, Pull(reference=f"file:{file}"))
+        pulled = await greenroom.system.ask(Pull(reference=f"file:{file}"))
         model: Model = pulled.model
         await _tag(greenroom, model)
         app = served = front_door(greenroom, **(door or {}))
@@ -175,7 +175,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
 async def _tag(greenroom: Greenroom, model: Model) -> None:
     from greenroom.actors.library.messages import TagModel
 
-    await greenroom.system.ask(LIBRARY, TagModel(model_id=model.id, tag="docker.io/ai/tiny:latest"))
+    await greenroom.system.ask(TagModel(model_id=model.id, tag="docker.io/ai/tiny:latest"))
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,6 @@ import psutil
 import pytest
 
 import greenroom.runner.http
-from greenroom.actors.addresses import INSTALLER, SCHEDULER
 from greenroom.actors.installer.messages import Ensure
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.scheduler.messages import Configure
@@ -322,10 +321,10 @@ async def test_a_command_of_a_host_is_bounded_by_the_same_table(open_house: Any)
     (model,) = house.greenroom.models()
     poison = Configure(model_id=model.id, model_ref="tiny", context_size=10**320)
     with pytest.raises(Refused) as caught:
-        await house.greenroom.system.ask(SCHEDULER, poison)
+        await house.greenroom.system.ask(poison)
     assert caught.value.refusal.kind == "invalid"
     with pytest.raises(Refused):
-        await house.greenroom.system.ask(INSTALLER, Ensure(backend="fake", version="9" * 5000))
+        await house.greenroom.system.ask(Ensure(backend="fake", version="9" * 5000))
     assert (await ask(house, "GET", "/readyz")).status == 200
 
 

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 
 from builds import Builds
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.idempotency import IDEMPOTENCY
+from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.progress import install_job
 from greenroom.actors.values import Failure, Progress
 from greenroom.actors.waiters import count

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.library.messages import Pull
 from waiting import until_async
 
@@ -404,5 +403,5 @@ async def test_two_clients_that_pull_the_same_model_fetch_it_once(
 
 async def test_a_pull_by_a_request_is_answered_at_once_by_what_is_here(open_house: Any) -> None:
     house = await open_house()
-    pulled = await house.greenroom.system.ask(LIBRARY, Pull(reference=TINY, wanted_by="request"))
+    pulled = await house.greenroom.system.ask(Pull(reference=TINY, wanted_by="request"))
     assert not pulled.fresh

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.core import Recovered
-from greenroom.actors.scheduler.messages import Abandon, AwaitReady
+from greenroom.actors.scheduler.messages import SCHEDULER, Abandon, AwaitReady
 from waiting import until_async
 
 STREAMS = 50
@@ -67,10 +66,10 @@ async def test_a_failing_scheduler_disturbs_none_of_fifty_streams(
     patched = core if function != "perform" else system._registered[SCHEDULER].effect_handler
     flaky = Flaky(core, patched, function, monkeypatch)
     # Its hands have something to do for it: a request that is not there leaves its gate.
-    system.tell(SCHEDULER, Abandon(request_id="nobody"))
+    system.tell(Abandon(request_id="nobody"))
     await until_async(lambda: (flaky.raised, flaky.lives) == (1, lives))
     # In its new life it is told what there is, and believes it; nobody has left meanwhile.
-    await system.ask(SCHEDULER, AwaitReady())
+    await system.ask(AwaitReady())
     assert flaky.raised == 1
     assert house.inside() == STREAMS
     assert not any(one.done() for one in streams)

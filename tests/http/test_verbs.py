@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.effects import BuildInstallation
-from greenroom.actors.installer.messages import Ensured
+from greenroom.actors.installer.messages import INSTALLER, Ensured
 from greenroom.actors.progress import install_job
 from greenroom.actors.values import Failure, Progress
 from greenroom.runner.errors import JobFailed
@@ -400,5 +399,5 @@ async def test_a_host_that_answers_itself_is_heard(open_house: Any) -> None:
     house = await open_house()
     from greenroom.actors.installer.messages import Ensure
 
-    ensured = await house.greenroom.system.ask(INSTALLER, Ensure(backend="fake"))
+    ensured = await house.greenroom.system.ask(Ensure(backend="fake"))
     assert isinstance(ensured, Ensured)

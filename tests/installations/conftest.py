@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.runner.backends.base import Backend, Command, Environment
+from greenroom.runner.backends.base import Backend, CommandLine, Environment
 from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
 from package_index import Index, Misbehaviour, serving
 
@@ -86,8 +86,8 @@ def toy_of(backend_name: str, stem: str, files: tuple[LockedFile, ...]) -> Toy:
         def verdict(self, platform) -> str:
             return ""
 
-        def command(self, launch) -> Command:
-            return Command(argv=(str(launch.python),))
+        def command(self, launch) -> CommandLine:
+            return CommandLine(argv=(str(launch.python),))
 
     return Toy(declared, files, Declared())
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.effects import (
     DropUnneeded,
     InspectInstallations,
@@ -23,7 +22,7 @@ from greenroom.actors.installer.events import (
     InstallAttemptFailed,
     InstallCancelled,
 )
-from greenroom.actors.installer.messages import InstallationsSeen
+from greenroom.actors.installer.messages import INSTALLER, InstallationsSeen
 from greenroom.actors.progress import ProgressBoard, install_job
 from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.values import Installation

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from golden import DIGESTS, GOLDEN, SCHEMA, differences, digest, event_types, every_type, shapes, whole
-from greenroom.actors.addresses import DAEMON, INSTALLER, LIBRARY, SCHEDULER, runner_address
+from greenroom.actors.daemon_log import DAEMON
 from greenroom.actors.engine_runner.core import RunnerState
+from greenroom.actors.engine_runner.messages import runner_address
+from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.journal import maintenance
 from greenroom.actors.journal.port import JournalTooNew, Record
@@ -23,7 +25,9 @@ from greenroom.actors.journal.sqlite import SqliteJournal
 from greenroom.actors.kernel.codec import Codec
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.kernel.supervision import CommandParked
+from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import SchedulerState
 from greenroom.runner.diagnosis.replay import replay
 

@@ -33,7 +33,7 @@ class Ticker(SingleStream[int]):
     event_types = (Ticked,)
 
     def __init__(self) -> None:
-        self.decided: list[Command] = []
+        self.decided: list[Command[Any]] = []
 
     def initial(self) -> int:
         return 0
@@ -41,7 +41,7 @@ class Ticker(SingleStream[int]):
     def apply(self, state: int, stored: Stored[Any]) -> int:
         return state + 1
 
-    def decide(self, state: int, command: Command, now: Moment, volatile: None) -> Decision[None]:
+    def decide(self, state: int, command: Command[Any], now: Moment, volatile: None) -> Decision[None]:
         self.decided.append(command)
         return Decision(events=(Ticked(),))
 

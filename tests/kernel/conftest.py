@@ -8,7 +8,7 @@ import pytest
 from counting import Counter
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import Journal
-from greenroom.actors.kernel.core import Address, Command
+from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.testing import ManualClock, ManualSystem, RecordingEffectHandler
@@ -20,13 +20,13 @@ BOTH = ("test_actor", "test_supervision")
 class ImmediateSystem(ManualSystem):
     """Handles what it is sent at once."""
 
-    def ask(self, to: Address | str, command: Command, **more: Any) -> Reply:
-        reply = super().ask(to, command, **more)
+    def ask(self, command: Command[Any], **more: Any) -> Reply[Any]:
+        reply = super().ask(command, **more)
         self.rest()
         return reply
 
-    def tell(self, to: Address | str, command: Command, **more: Any) -> None:
-        super().tell(to, command, **more)
+    def tell(self, command: Command[Any], **more: Any) -> None:
+        super().tell(command, **more)
         self.rest()
 
 

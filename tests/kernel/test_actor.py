@@ -52,7 +52,7 @@ def test_events_are_stored_then_applied_then_effects_run_then_the_reply_is_given
 
     disk.journal.inside = MemoryJournal(before_append=lambda batch: look("append"))
     disk.effect_handler.on[Done] = lambda effect, cause: look("effect")
-    reply = disk.system.ask(COUNTER, Add(by=5))
+    reply = disk.system.ask(Add(by=5), to=COUNTER)
     reply.on_done(lambda: look("reply"))
     assert reply.get(timeout=5) == 5
     assert order == [("append", 1, 0), ("effect", 1, 5), ("reply", 1, 5)]
@@ -62,8 +62,8 @@ def test_events_are_stored_then_applied_then_effects_run_then_the_reply_is_given
 
 def test_whoever_is_answered_finds_that_everybody_has_been_told_what_follows(disk) -> None:
     last_call: list[str] = []
-    replies = [disk.system.ask(COUNTER, Await(key="3")), disk.system.ask(COUNTER, Add(by=3))]
-    for reply in (*replies, disk.system.ask(COUNTER, Release(key="3"))):
+    replies = [disk.system.ask(Await(key="3"), to=COUNTER), disk.system.ask(Add(by=3), to=COUNTER)]
+    for reply in (*replies, disk.system.ask(Release(key="3"), to=COUNTER)):
         reply.on_done(lambda: last_call.append(disk.counter.calls[-1]))
     for reply in replies:
         reply.get(timeout=5)
@@ -72,7 +72,7 @@ def test_whoever_is_answered_finds_that_everybody_has_been_told_what_follows(dis
 
 
 def test_the_events_of_one_decision_are_one_batch(disk) -> None:
-    disk.system.ask(COUNTER, Add(by=1, times=3), cause="request/7").get(timeout=5)
+    disk.system.ask(Add(by=1, times=3), to=COUNTER, cause="request/7").get(timeout=5)
     assert [len(batch) for batch in disk.journal.attempts] == [3]
     assert [(record.id, record.cause) for record in disk.journal.read()] == [
         ("counter/1", "request/7"),
@@ -84,13 +84,13 @@ def test_the_events_of_one_decision_are_one_batch(disk) -> None:
 def test_nobody_sees_half_a_batch(bench) -> None:
     seen: list[int] = []
     bench.counter.react = lambda state, stored: seen.append(bench.system.state(COUNTER).events) or ()
-    bench.system.ask(COUNTER, Add(by=1, times=3)).get(timeout=5)
+    bench.system.ask(Add(by=1, times=3), to=COUNTER).get(timeout=5)
     assert set(seen) <= {0, 3}
 
 
 def test_effects_carry_the_event_that_made_them_necessary(bench) -> None:
-    bench.system.ask(COUNTER, Add(by=1, times=2), cause="request/1").get(timeout=5)
-    bench.system.ask(COUNTER, Do(what="look"), cause="request/2").get(timeout=5)
+    bench.system.ask(Add(by=1, times=2), to=COUNTER, cause="request/1").get(timeout=5)
+    bench.system.ask(Do(what="look"), to=COUNTER, cause="request/2").get(timeout=5)
     assert bench.effect_handler.performed == [
         (Done(what="counter/1"), "counter/1"),
         (Done(what="counter/2"), "counter/2"),
@@ -99,24 +99,24 @@ def test_effects_carry_the_event_that_made_them_necessary(bench) -> None:
 
 
 def test_a_replay_runs_no_effects(bench, make_bench) -> None:
-    bench.system.ask(COUNTER, Add(by=4, times=2)).get(timeout=5)
+    bench.system.ask(Add(by=4, times=2), to=COUNTER).get(timeout=5)
     again = make_bench(MemoryJournal(bench.journal.records)).start()
     assert again.system.state(COUNTER) == bench.system.state(COUNTER)
     assert again.effect_handler.performed == []
-    assert again.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 9
+    assert again.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 9
     assert again.stored() == ["counted"] * 3
 
 
 def test_an_answer_among_the_effects_of_the_decision_that_said_later_is_not_missed(bench) -> None:
-    assert bench.system.ask(COUNTER, AddAndAwait(by=3)).get(timeout=5) == 3
+    assert bench.system.ask(AddAndAwait(by=3), to=COUNTER).get(timeout=5) == 3
 
 
 def test_everybody_who_waits_for_a_key_gets_its_answer_once(bench) -> None:
-    replies = [bench.system.ask(COUNTER, Await(key=key)) for key in "aab"]
-    bench.system.ask(COUNTER, Release(key="a", outcome=1)).get(timeout=5)
+    replies = [bench.system.ask(Await(key=key), to=COUNTER) for key in "aab"]
+    bench.system.ask(Release(key="a", outcome=1), to=COUNTER).get(timeout=5)
     assert [reply.get(timeout=5) for reply in replies[:2]] == [1, 1]
     assert not replies[2].done()
-    bench.system.ask(COUNTER, Release(key="a", outcome=2)).get(timeout=5)
+    bench.system.ask(Release(key="a", outcome=2), to=COUNTER).get(timeout=5)
     assert not replies[2].done()
 
 
@@ -142,24 +142,24 @@ def test_what_the_live_state_is_folded_from_is_what_a_replay_will_read(make_benc
 def test_what_is_known_not_written_is_refused_with_507_and_changes_nothing(disk) -> None:
     disk.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused, match="no space left on device") as caught:
-        disk.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+        disk.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
     assert (caught.value.refusal.kind, caught.value.refusal.code) == ("exhausted", "journal_full")
     assert disk.system.state(COUNTER).events == 0
     assert disk.effect_handler.performed == []
-    assert disk.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    assert disk.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
     disk.journal.fault = None
-    assert disk.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 1
+    assert disk.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 1
 
 
 def test_stops_are_recorded_on_a_full_disk(disk) -> None:
     disk.journal.fault = JournalFull("no space left on device")
-    assert disk.system.ask(COUNTER, End()).get(timeout=5) == "ended"
+    assert disk.system.ask(End(), to=COUNTER).get(timeout=5) == "ended"
     assert disk.system.state(COUNTER).ended
 
 
 def test_a_report_is_handled_again_until_it_can_be_stored(disk) -> None:
     disk.journal.fault = JournalFull("no space left on device")
-    disk.system.tell(COUNTER, Add(by=7))
+    disk.system.tell(Add(by=7), to=COUNTER)
     disk.system.rest()
     for _ in range(3):
         disk.clock.advance(RETRY_AFTER_NOT_WRITTEN)
@@ -181,13 +181,13 @@ def test_a_report_the_journal_refuses_for_another_reason_is_parked_in_the_end(di
             raise NotWritten("the versions do not follow")
 
     disk.journal.inside = MemoryJournal(before_append=refuse)
-    disk.system.tell(COUNTER, Add(by=7))
+    disk.system.tell(Add(by=7), to=COUNTER)
     for _ in range(100):
         disk.system.rest()
         disk.clock.advance(RETRY_AFTER_NOT_WRITTEN)
     assert disk.stored() == ["command_parked"]
     with pytest.raises(Refused, match="the versions do not follow") as caught:
-        disk.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+        disk.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
     assert (caught.value.refusal.kind, caught.value.refusal.code) == ("exhausted", "journal_refused")
 
 
@@ -204,7 +204,7 @@ def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
                 raise JournalFull("no space left on device")
 
         disk.journal.inside = MemoryJournal(before_append=refuse_ended)
-        assert disk.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 1
+        assert disk.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 1
         disk.system.rest()
         assert not disk.system.state(COUNTER).ended
         refusing[0] = False
@@ -241,15 +241,15 @@ def test_an_actor_starts_on_a_full_disk(make_bench) -> None:
 )
 def test_what_cannot_be_stored_is_refused_before_it_poisons_the_journal(bench, make_bench, event) -> None:
     with pytest.raises(Refused) as caught:
-        bench.system.ask(COUNTER, Store(event=event)).get(timeout=5)
+        bench.system.ask(Store(event=event), to=COUNTER).get(timeout=5)
     assert (caught.value.refusal.kind, caught.value.refusal.code) == ("exhausted", "not_storable")
     assert bench.stored() == []
-    assert bench.system.ask(COUNTER, Add(by=1)).get(timeout=5) == 1
+    assert bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 1
     assert make_bench(MemoryJournal(bench.journal.records)).start().system.state(COUNTER).total == 1
 
 
 def test_a_report_that_cannot_be_stored_is_parked_and_not_tried_for_ever(bench) -> None:
-    bench.system.tell(COUNTER, Add(by=float("nan")))
+    bench.system.tell(Add(by=float("nan")), to=COUNTER)
     bench.system.rest()
     assert bench.stored() == ["command_parked"]
     bench.clock.advance(60)
@@ -262,15 +262,15 @@ def test_a_report_that_cannot_be_stored_is_parked_and_not_tried_for_ever(bench) 
 
 @pytest.mark.parametrize("fault", [JournalFailed("fsync failed"), OSError("input/output error")])
 def test_a_journal_that_does_not_know_stops_the_system_and_says_so(disk, fault) -> None:
-    waiting = disk.system.ask(COUNTER, Await(key="never"))
+    waiting = disk.system.ask(Await(key="never"), to=COUNTER)
     disk.journal.fault = fault
     with pytest.raises(SystemFailed) as caught:
-        disk.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+        disk.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
     assert isinstance(caught.value.__cause__, JournalFailed)
     with pytest.raises(SystemFailed):
         waiting.get(timeout=5)
     with pytest.raises(SystemFailed):
-        disk.system.ask(COUNTER, Total()).get(timeout=5)
+        disk.system.ask(Total(), to=COUNTER).get(timeout=5)
     assert len(disk.failures) == 1
     assert isinstance(disk.system.failure, JournalFailed)
     assert disk.effect_handler.performed == []
@@ -279,10 +279,10 @@ def test_a_journal_that_does_not_know_stops_the_system_and_says_so(disk, fault) 
 
 def test_nothing_that_was_queued_is_handled_once_the_journal_has_failed(disk) -> None:
     held = Turnstile()
-    first = disk.system.ask(COUNTER, Run(what=held))
+    first = disk.system.ask(Run(what=held), to=COUNTER)
     assert held.came.wait(5)
     disk.journal.fault = JournalFailed("fsync failed")
-    queued = [disk.system.ask(COUNTER, command) for command in (Add(by=1), Total(), Do(what="look"))]
+    queued = [disk.system.ask(command, to=COUNTER) for command in (Add(by=1), Total(), Do(what="look"))]
     held.open.set()
     assert first.get(timeout=5) == "through"
     for reply in queued:
@@ -298,7 +298,7 @@ def test_two_actors_that_fail_at_once_are_one_failure(make_bench) -> None:
         bench.system.register(other)
     bench.start()
     bench.journal.fault = JournalFailed("fsync failed")
-    replies = [bench.system.ask(other.address, Add(by=1)) for other in others]
+    replies = [bench.system.ask(Add(by=1), to=other.address) for other in others]
     for reply in replies:
         with pytest.raises(SystemFailed):
             reply.get(timeout=5)
@@ -313,7 +313,7 @@ def test_a_host_may_stop_the_system_from_on_failure(make_bench) -> None:
     bench.start()
     bench.journal.fault = JournalFailed("fsync failed")
     with pytest.raises(SystemFailed):
-        bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+        bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
     assert stopped == ["yes"]
 
 
@@ -338,7 +338,7 @@ def test_a_core_is_woken_when_it_asked_to_be(bench) -> None:
         return None
 
     bench.counter.on_settle = settle
-    bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+    bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
     bench.system.rest()
     bench.clock.advance(1.9)
     bench.system.rest()
@@ -359,7 +359,7 @@ def test_a_core_that_asks_to_be_woken_in_the_past_does_not_spin(make_bench) -> N
 
 def test_a_busy_actor_sets_no_timer_a_message(bench) -> None:
     for _ in range(200):
-        bench.system.ask(COUNTER, Total()).get(timeout=5)
+        bench.system.ask(Total(), to=COUNTER).get(timeout=5)
     assert len(bench.clock._heap) <= 2
 
 
@@ -368,14 +368,14 @@ def test_answers_wait_for_what_follows_from_another_actor(make_bench) -> None:
     other = Counter("other")
     bench.system.register(other)
     bench.start()
-    reply = bench.system.ask(COUNTER, Await(key="go"))
-    bench.system.tell("other", Forward(to="counter", command=Release(key="go", outcome="gone")))
+    reply = bench.system.ask(Await(key="go"), to=COUNTER)
+    bench.system.tell(Forward(to="counter", command=Release(key="go", outcome="gone")), to="other")
     assert reply.get(timeout=5) == "gone"
 
 
 def test_a_command_to_nobody_is_logged_and_harms_nobody(bench, caplog) -> None:
-    assert bench.system.ask(COUNTER, Forward(to="nobody", command=Add(by=1))).get(timeout=5) == "sent"
-    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    assert bench.system.ask(Forward(to="nobody", command=Add(by=1)), to=COUNTER).get(timeout=5) == "sent"
+    assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
     assert "undelivered Add" in caplog.text
 
 
@@ -385,6 +385,6 @@ def test_settling_answers_those_who_wait(bench) -> None:
         if state.total > 2 and not state.ended
         else None
     )
-    reply = bench.system.ask(COUNTER, Await(key="end"))
-    bench.system.tell(COUNTER, Add(by=3))
+    reply = bench.system.ask(Await(key="end"), to=COUNTER)
+    bench.system.tell(Add(by=3), to=COUNTER)
     assert reply.get(timeout=5) == "done"

@@ -57,9 +57,9 @@ def test_what_was_acknowledged_is_stored_once_and_everybody_is_answered(make_ben
             what = own.choice(
                 [Add(by=amount), Add(by=amount, times=2), Total(), Await(key="k"), Do(what="x")]
             )
-            reply = bench.system.ask(COUNTER, what)
+            reply = bench.system.ask(what, to=COUNTER)
             replies.append(reply)
-            bench.system.tell(COUNTER, Release(key="k"))
+            bench.system.tell(Release(key="k"), to=COUNTER)
             try:
                 reply.get(timeout=20)
                 if isinstance(what, Add):
@@ -70,7 +70,7 @@ def test_what_was_acknowledged_is_stored_once_and_everybody_is_answered(make_ben
                 if isinstance(what, Add):
                     unsure.append(what.by * what.times)
             if own.random() < 0.1:
-                bench.system.tell(COUNTER, Run(what=lambda: 1 / 0))
+                bench.system.tell(Run(what=lambda: 1 / 0), to=COUNTER)
             with moving:
                 # Time goes on, so that the limit on rebuilds is not what is tested here.
                 bench.clock.advance(REBUILD_WINDOW / 2)
@@ -87,7 +87,7 @@ def test_what_was_acknowledged_is_stored_once_and_everybody_is_answered(make_ben
     bench.clock.advance(REBUILD_WINDOW)
     bench.system.rest()
     assert bench.failures == []
-    bench.system.tell(COUNTER, Release(key="k"))
+    bench.system.tell(Release(key="k"), to=COUNTER)
     bench.system.rest()
     assert all(reply.done() for reply in replies)
     live_state = bench.system.state(COUNTER)

@@ -69,7 +69,7 @@ class Scales:
     def initial_volatile(self) -> None:
         return None
 
-    def decide(self, state: int, command: Command, now: Moment, volatile: None) -> Decision[None]:
+    def decide(self, state: int, command: Command[Any], now: Moment, volatile: None) -> Decision[None]:
         if isinstance(command, Recovered):
             return Decision()
         return Decision(events=(Weighed(grams=5),), reply=state + 5)
@@ -84,7 +84,7 @@ class Scales:
         return Decision()
 
 
-class Weigh(Command, frozen=True, kw_only=True):
+class Weigh(Command[Any], frozen=True, kw_only=True):
     pass
 
 
@@ -100,9 +100,9 @@ def started(kept: MemoryJournal, *cores: Any, retired: Sequence[str] = ()) -> Ac
 def test_a_host_shares_the_journal_with_an_actor_of_its_own() -> None:
     kept = journal()
     system = started(kept, Counter(), Scales())
-    assert system.ask("scales", Weigh()).get(timeout=5) == 5
-    assert system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
-    assert system.ask("scales", Weigh()).get(timeout=5) == 10
+    assert system.ask(Weigh(), to="scales").get(timeout=5) == 5
+    assert system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
+    assert system.ask(Weigh(), to="scales").get(timeout=5) == 10
     system.stop()
     assert [(one.seq, one.id, one.schema) for one in kept.records] == [
         (1, "host/scales/1/1", 3),
@@ -119,10 +119,10 @@ def test_the_streams_of_an_actor_that_is_gone_are_dormant_and_wake_up_with_it() 
         entry("host/scales/1", 1, "weighed", '{"grams": 4}', 3), entry("counter", 1, "counted", '{"by": 2}')
     )
     without = started(kept, Counter())
-    assert without.ask(COUNTER, Add(by=1)).get(timeout=5) == 3
+    assert without.ask(Add(by=1), to=COUNTER).get(timeout=5) == 3
     without.stop()
     back = started(MemoryJournal(kept.records), Counter(), Scales())
-    assert back.ask("scales", Weigh()).get(timeout=5) == 9
+    assert back.ask(Weigh(), to="scales").get(timeout=5) == 9
     assert back.state(COUNTER).total == 3
     back.stop()
 
@@ -141,7 +141,7 @@ def test_old_schema_versions_are_upcast_step_by_step() -> None:
 def test_retired_tags_are_skipped_and_still_count_as_versions() -> None:
     kept = journal(entry("counter", 1, "hiccup"), entry("counter", 2, "counted", '{"by": 2}'))
     system = started(kept, Counter(), retired=["hiccup"])
-    assert system.ask(COUNTER, Add(by=1)).get(timeout=5) == 3
+    assert system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 3
     system.stop()
     assert [one.id for one in kept.records] == ["counter/1", "counter/2", "counter/3"]
 
@@ -250,7 +250,7 @@ def test_defaults_are_not_stored_and_come_back() -> None:
 def test_a_case_and_a_system_agree_on_a_life() -> None:
     case = given(Counter()).when(Add(by=2, times=2)).then(Counted(by=2), Counted(by=2))
     system = started(journal(), Counter())
-    system.ask(COUNTER, Add(by=2, times=2)).get(timeout=5)
+    system.ask(Add(by=2, times=2), to=COUNTER).get(timeout=5)
     assert system.state(COUNTER) == case.rebuild().state
     system.stop()
     assert msgspec.json.encode(case.state) == msgspec.json.encode(system.state(COUNTER))

@@ -97,7 +97,7 @@ def race(rounds: int, asks: int) -> None:
 
         def ask(mine: list[object], system: ActorSystem = system, ready: threading.Barrier = ready) -> None:
             ready.wait()
-            mine.extend(system.ask(COUNTER, Total()) for _ in range(asks // threads))
+            mine.extend(system.ask(Total(), to=COUNTER) for _ in range(asks // threads))
 
         askers = [threading.Thread(target=ask, args=(mine,)) for mine in replies]
         for asker in askers:
@@ -129,10 +129,10 @@ def test_exiting_in_our_handler_leaves_the_hosts_actors_alive(bench, host_actor,
         raise error
 
     with pytest.raises(Refused, match="failed on this twice"):
-        bench.system.ask(COUNTER, Run(what=leave)).get(timeout=5)
+        bench.system.ask(Run(what=leave), to=COUNTER).get(timeout=5)
     assert host_actor.is_alive()
     assert host_actor.ask("still here?", timeout=5) == "still here?"
-    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
 def test_exiting_in_our_effect_handler_leaves_the_hosts_actors_alive(bench, host_actor) -> None:
@@ -142,9 +142,9 @@ def test_exiting_in_our_effect_handler_leaves_the_hosts_actors_alive(bench, host
 
     bench.effect_handler.on[Done] = leave
     with pytest.raises(ActorStopped, match="was rebuilt"):
-        bench.system.ask(COUNTER, Add(by=1)).get(timeout=5)
+        bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
     assert host_actor.is_alive()
-    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 1
+    assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 1
 
 
 def test_exiting_in_on_failure_leaves_the_hosts_actors_alive(host_actor) -> None:
@@ -154,20 +154,20 @@ def test_exiting_in_on_failure_leaves_the_hosts_actors_alive(host_actor) -> None
     with system:
         journal.fault = JournalFailed("the disk is gone")
         with pytest.raises(SystemFailed):
-            system.ask(COUNTER, Add(by=1)).get(timeout=5)
+            system.ask(Add(by=1), to=COUNTER).get(timeout=5)
     assert host_actor.is_alive()
 
 
 def test_a_host_that_stops_all_its_actors_leaves_ours_alive(bench, host_actor) -> None:
     pykka.ActorRegistry.stop_all(timeout=5)
     assert not host_actor.is_alive()
-    assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
+    assert bench.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
 
 
 def test_a_hosts_actor_that_exits_leaves_ours_alive(bench, host_actor) -> None:
     host_actor.tell(SystemExit(1))
     host_actor.actor_stopped.wait(5)
-    assert bench.system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
+    assert bench.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
 
 
 def test_we_are_never_in_the_registry_of_the_process(bench) -> None:
@@ -181,7 +181,7 @@ def test_a_failing_start_is_an_error_to_whoever_starts(make_bench, error) -> Non
     with pytest.raises(StartFailed, match=f"counter could not start: {type(error).__name__}"):
         bench.system.start()
     with pytest.raises(ActorStopped):
-        bench.system.ask(COUNTER, Total()).get(timeout=5)
+        bench.system.ask(Total(), to=COUNTER).get(timeout=5)
 
 
 def test_a_start_that_hangs_is_an_error_within_its_bound(make_bench) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pykka
 import pytest
@@ -28,7 +29,7 @@ async def test_awaiting_an_answer_does_not_block_the_loop(bench) -> None:
 
     # Stock Pykka waits on a lock inside `await`, which blockbuster forbids to whatever runs in a loop.
     with blockbuster_ctx():
-        asked = bench.system.ask(COUNTER, Run(what=held))
+        asked = bench.system.ask(Run(what=held), to=COUNTER)
         answer, _ = await asyncio.gather(asked, beat())
     assert answer == "through"
     assert beats == 100
@@ -36,45 +37,45 @@ async def test_awaiting_an_answer_does_not_block_the_loop(bench) -> None:
 
 async def test_a_thousand_tasks_await_at_once(bench) -> None:
     with blockbuster_ctx():
-        answers = await asyncio.gather(*(bench.system.ask(COUNTER, Add(by=1)) for _ in range(1_000)))
+        answers = await asyncio.gather(*(bench.system.ask(Add(by=1), to=COUNTER) for _ in range(1_000)))
     assert sorted(answers) == list(range(1, 1_001))
 
 
 async def test_a_refusal_is_raised_where_it_is_awaited(bench) -> None:
-    reply = bench.system.ask(COUNTER, Await(key="door"))
-    bench.system.tell(COUNTER, Release(key="door", outcome="open"))
+    reply = bench.system.ask(Await(key="door"), to=COUNTER)
+    bench.system.tell(Release(key="door", outcome="open"), to=COUNTER)
     assert await reply == "open"
     with pytest.raises(Refused, match=r"Never\. Ask for something else\.") as caught:
-        await bench.system.ask(COUNTER, Never())
+        await bench.system.ask(Never(), to=COUNTER)
     assert caught.value.refusal.kind == "conflict"
 
 
 async def test_a_cancelled_wait_leaves_the_answer_to_the_others(bench) -> None:
-    reply = bench.system.ask(COUNTER, Await(key="door"))
+    reply = bench.system.ask(Await(key="door"), to=COUNTER)
     impatient = asyncio.ensure_future(_await(reply))
     patient = asyncio.ensure_future(_await(reply))
     await asyncio.sleep(0)
     impatient.cancel()
-    bench.system.tell(COUNTER, Release(key="door", outcome=1))
+    bench.system.tell(Release(key="door", outcome=1), to=COUNTER)
     assert await patient == 1
     assert impatient.cancelled() or await asyncio.wait([impatient])
 
 
 def test_an_answer_that_comes_after_its_loop_has_closed_harms_nobody(bench) -> None:
-    reply = bench.system.ask(COUNTER, Await(key="door"))
+    reply = bench.system.ask(Await(key="door"), to=COUNTER)
 
     async def give_up() -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(_await(reply), 0.01)
 
     asyncio.run(give_up())
-    bench.system.tell(COUNTER, Release(key="door", outcome=1))
+    bench.system.tell(Release(key="door", outcome=1), to=COUNTER)
     assert reply.get(timeout=5) == 1
-    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
 async def test_an_answer_that_is_there_is_awaited_at_once(bench) -> None:
-    reply = bench.system.ask(COUNTER, Total())
+    reply = bench.system.ask(Total(), to=COUNTER)
     assert reply.get(timeout=5) == await reply == await reply == 0
 
 
@@ -93,7 +94,7 @@ def test_one_of_two_answers_that_race_is_heard_by_all() -> None:
             reply.on_done(lambda heard=heard: heard.append("early"))
             both = threading.Barrier(2)
 
-            def give(value: int, reply: Reply = reply, both: threading.Barrier = both) -> None:
+            def give(value: int, reply: Reply[Any] = reply, both: threading.Barrier = both) -> None:
                 both.wait()
                 reply.set(value)
 
@@ -110,13 +111,15 @@ def test_map_is_refused_because_its_result_could_never_be_awaited() -> None:
 
 def test_get_waits_no_longer_than_it_is_told(bench) -> None:
     with pytest.raises(pykka.Timeout):
-        bench.system.ask(COUNTER, Await(key="never")).get(timeout=0.01)
+        bench.system.ask(Await(key="never"), to=COUNTER).get(timeout=0.01)
 
 
 def test_a_handler_that_waits_for_another_actor_is_an_error_and_not_a_deadlock(bench) -> None:
     with pytest.raises(Refused, match="must not wait for an answer"):
-        bench.system.ask(COUNTER, Run(what=lambda: bench.system.ask(COUNTER, Total()).get())).get(timeout=5)
-    assert bench.system.ask(COUNTER, Forward(to="counter", command=Add(by=1))).get(timeout=5) == "sent"
+        bench.system.ask(Run(what=lambda: bench.system.ask(Total(), to=COUNTER).get()), to=COUNTER).get(
+            timeout=5
+        )
+    assert bench.system.ask(Forward(to="counter", command=Add(by=1)), to=COUNTER).get(timeout=5) == "sent"
 
 
 def test_forgotten_replies_are_freed(bench) -> None:
@@ -130,11 +133,11 @@ def test_forgotten_replies_are_freed(bench) -> None:
             Heavy.alive -= 1
 
     for _ in range(50):
-        bench.system.ask(COUNTER, Run(what=Heavy), timeout=3_600).get(timeout=5)
-    bench.system.ask(COUNTER, Total()).get(timeout=5)
+        bench.system.ask(Run(what=Heavy), to=COUNTER, timeout=3_600).get(timeout=5)
+    bench.system.ask(Total(), to=COUNTER).get(timeout=5)
     gc.collect()
     assert Heavy.alive == 0
 
 
-async def _await(reply: Reply) -> object:
+async def _await(reply: Reply[Any]) -> object:
     return await reply

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -38,16 +38,16 @@ def made(journal: MemoryJournal | None = None, **options: object) -> ActorSystem
 
 def test_a_system_is_a_context_manager_in_a_script() -> None:
     with made() as system:
-        assert system.ask(COUNTER, Add(by=2)).get(timeout=5) == 2
+        assert system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
     with pytest.raises(ActorStopped):
-        system.ask(COUNTER, Total()).get(timeout=5)
+        system.ask(Total(), to=COUNTER).get(timeout=5)
 
 
 async def test_a_system_is_a_context_manager_in_a_coroutine() -> None:
     async with made() as system:
-        assert await system.ask(COUNTER, Add(by=2)) == 2
+        assert await system.ask(Add(by=2), to=COUNTER) == 2
     with pytest.raises(ActorStopped):
-        await system.ask(COUNTER, Total())
+        await system.ask(Total(), to=COUNTER)
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing_running() -> None:
@@ -74,7 +74,7 @@ def test_a_system_leaves_nothing_behind_in_its_process() -> None:
     threads = set(threading.enumerate())
     level, root = logging.getLogger("greenroom").level, list(logging.getLogger().handlers)
     with made() as system:
-        system.ask(COUNTER, Add(by=2), timeout=5).get(timeout=5)
+        system.ask(Add(by=2), to=COUNTER, timeout=5).get(timeout=5)
     assert {number: signal.getsignal(number) for number in handlers} == handlers
     assert (logging.getLogger("greenroom").level, logging.getLogger().handlers) == (level, root)
     assert set(threading.enumerate()) <= threads
@@ -85,8 +85,8 @@ def test_a_stop_lets_everyone_finish_what_is_in_hand() -> None:
     system = made(journal)
     system.start()
     held = Turnstile()
-    system.tell(COUNTER, Run(what=held))
-    replies = [system.ask(COUNTER, Add(by=1)) for _ in range(50)]
+    system.tell(Run(what=held), to=COUNTER)
+    replies = [system.ask(Add(by=1), to=COUNTER) for _ in range(50)]
     stopping = threading.Thread(target=system.stop)
     stopping.start()
     held.open.set()
@@ -98,9 +98,9 @@ def test_a_stop_lets_everyone_finish_what_is_in_hand() -> None:
 def test_a_stop_is_bounded_whatever_an_actor_does(make_bench, caplog) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
-    inside = bench.system.ask(COUNTER, Run(what=held))
+    inside = bench.system.ask(Run(what=held), to=COUNTER)
     assert held.came.wait(5)
-    waiting = bench.system.ask(COUNTER, Total())
+    waiting = bench.system.ask(Total(), to=COUNTER)
     began = time.monotonic()
     bench.system.stop(timeout=0.1)
     assert time.monotonic() - began < 2
@@ -108,7 +108,7 @@ def test_a_stop_is_bounded_whatever_an_actor_does(make_bench, caplog) -> None:
     with pytest.raises(ActorStopped):
         waiting.get(timeout=1)
     with pytest.raises(ActorStopped):
-        bench.system.ask(COUNTER, Total()).get(timeout=1)
+        bench.system.ask(Total(), to=COUNTER).get(timeout=1)
     held.open.set()
     bench.system._actors[COUNTER].thread.join(5)
     assert not bench.system._actors[COUNTER].thread.is_alive()
@@ -120,7 +120,7 @@ def test_an_actor_left_behind_stores_nothing_any_more_and_says_nothing(make_benc
     bench, held = make_bench(), Turnstile()
     bench.start()
     bench.effect_handler.on[Done] = lambda effect, cause: held()
-    bench.system.tell(COUNTER, Add(by=1))
+    bench.system.tell(Add(by=1), to=COUNTER)
     assert held.came.wait(5)
     bench.system.stop(timeout=0.05)
     held.open.set()
@@ -130,7 +130,7 @@ def test_an_actor_left_behind_stores_nothing_any_more_and_says_nothing(make_benc
 
 
 def test_those_who_wait_for_an_answer_get_an_error_when_it_stops(bench) -> None:
-    waiting = bench.system.ask(COUNTER, Await(key="never"))
+    waiting = bench.system.ask(Await(key="never"), to=COUNTER)
     bench.system.stop()
     with pytest.raises(ActorStopped, match="counter has stopped"):
         waiting.get(timeout=1)
@@ -149,7 +149,7 @@ def test_stopping_twice_and_from_two_threads_is_one_stop(bench) -> None:
 def test_a_system_is_started_once(bench) -> None:
     with pytest.raises(StartFailed, match="started once"):
         bench.system.start()
-    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
     bench.system.stop()
     with pytest.raises(StartFailed, match="started once"):
         bench.system.start()
@@ -170,7 +170,7 @@ def test_actors_may_talk_to_each_other_in_their_first_breath(make_bench) -> None
     bench = make_bench()
     early = Counter("early")
     early.on_settle = lambda state, now, volatile: (
-        bench.system.tell(COUNTER, Add(by=1)) if early.calls.count("settle") == 1 else None
+        bench.system.tell(Add(by=1), to=COUNTER) if early.calls.count("settle") == 1 else None
     )
     bench.system.register(early)
     bench.start()
@@ -183,9 +183,9 @@ def test_actors_may_talk_to_each_other_in_their_first_breath(make_bench) -> None
 
 def test_an_unknown_address_is_an_error_that_names_the_known_ones(bench) -> None:
     with pytest.raises(UnknownActor, match=r"no actor 'couter' in this system \(there are: counter\)"):
-        bench.system.ask("couter", Total()).get(timeout=1)
+        bench.system.ask(Total(), to="couter").get(timeout=1)
     with pytest.raises(UnknownActor):
-        bench.system.tell("couter", Total())
+        bench.system.tell(Total(), to="couter")
     with pytest.raises(UnknownActor):
         bench.system.state("couter")
 
@@ -199,22 +199,22 @@ def test_an_address_is_had_once(bench, make_bench) -> None:
 
 def test_an_ask_before_the_start_is_refused(make_bench) -> None:
     with pytest.raises(ActorStopped, match="not running"):
-        make_bench().system.ask(COUNTER, Total()).get(timeout=1)
+        make_bench().system.ask(Total(), to=COUNTER).get(timeout=1)
 
 
 def test_a_tell_to_a_stopped_actor_goes_nowhere(bench) -> None:
     bench.system.stop()
-    bench.system.tell(COUNTER, Add(by=1))
+    bench.system.tell(Add(by=1), to=COUNTER)
     bench.system.rest()
     assert bench.stored() == []
 
 
 def test_two_systems_in_one_process_have_two_journals(make_bench) -> None:
     one, two = make_bench().start(), make_bench().start()
-    one.system.ask(COUNTER, Add(by=1)).get(timeout=5)
-    two.system.ask(COUNTER, Add(by=2)).get(timeout=5)
+    one.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
+    two.system.ask(Add(by=2), to=COUNTER).get(timeout=5)
     one.system.stop()
-    two.system.ask(COUNTER, Add(by=3)).get(timeout=5)
+    two.system.ask(Add(by=3), to=COUNTER).get(timeout=5)
     assert (len(one.stored()), len(two.stored())) == (1, 2)
     assert (one.system.state(COUNTER).total, two.system.state(COUNTER).total) == (1, 5)
 
@@ -225,23 +225,23 @@ def test_two_systems_in_one_process_have_two_journals(make_bench) -> None:
 def test_more_asks_than_the_mailbox_holds_are_refused_and_tells_are_not(make_bench) -> None:
     bench, held = make_bench(mailbox=3), Turnstile()
     bench.start()
-    bench.system.tell(COUNTER, Run(what=held))
+    bench.system.tell(Run(what=held), to=COUNTER)
     assert held.came.wait(5)
-    taken = [bench.system.ask(COUNTER, Total()) for _ in range(3)]
+    taken = [bench.system.ask(Total(), to=COUNTER) for _ in range(3)]
     with pytest.raises(MailboxFull, match="counter has 3 requests waiting"):
-        bench.system.ask(COUNTER, Total()).get(timeout=1)
-    bench.system.tell(COUNTER, Add(by=1))
+        bench.system.ask(Total(), to=COUNTER).get(timeout=1)
+    bench.system.tell(Add(by=1), to=COUNTER)
     held.open.set()
     assert [reply.get(timeout=5) for reply in taken] == [0, 0, 0]
-    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 1
+    assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 1
 
 
 def test_an_ask_expires_at_its_deadline_even_while_the_actor_is_busy(make_bench) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
-    bench.system.tell(COUNTER, Run(what=held))
+    bench.system.tell(Run(what=held), to=COUNTER)
     assert held.came.wait(5)
-    reply = bench.system.ask(COUNTER, Add(by=1), timeout=30)
+    reply = bench.system.ask(Add(by=1), to=COUNTER, timeout=30)
     bench.clock.advance(29.9)
     assert not reply.done()
     bench.clock.advance(0.1)
@@ -249,23 +249,23 @@ def test_an_ask_expires_at_its_deadline_even_while_the_actor_is_busy(make_bench)
         reply.get(timeout=0)
     held.open.set()
     # Nobody waits for it any more, so it is not done behind the asker's back.
-    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+    assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
 def test_an_ask_that_was_told_later_expires_too(bench) -> None:
-    reply = bench.system.ask(COUNTER, Await(key="door"), timeout=10)
+    reply = bench.system.ask(Await(key="door"), to=COUNTER, timeout=10)
     bench.system.rest()
     bench.clock.advance(10)
     with pytest.raises(AskExpired):
         reply.get(timeout=0)
-    bench.system.ask(COUNTER, Release(key="door", outcome=1)).get(timeout=5)
+    bench.system.ask(Release(key="door", outcome=1), to=COUNTER).get(timeout=5)
     with pytest.raises(AskExpired):
         reply.get(timeout=0)
 
 
 def test_expired_asks_leave_no_trail(bench) -> None:
     for _ in range(300):
-        bench.system.ask(COUNTER, Await(key="door"), timeout=1)
+        bench.system.ask(Await(key="door"), to=COUNTER, timeout=1)
         bench.system.rest()
         bench.clock.advance(1)
     assert len(bench.system._actors[COUNTER].executor.answers) <= 1
@@ -274,7 +274,7 @@ def test_expired_asks_leave_no_trail(bench) -> None:
 def test_deadlines_run_on_the_real_clock_too() -> None:
     with made(clock=SystemClock()) as system:
         with pytest.raises(AskExpired):
-            system.ask(COUNTER, Await(key="door"), timeout=0.02).get(timeout=5)
+            system.ask(Await(key="door"), to=COUNTER, timeout=0.02).get(timeout=5)
         system.clock.close()
 
 
@@ -289,7 +289,7 @@ def test_listeners_hear_every_stored_event_and_cannot_undo_it(bench, caplog) -> 
         raise ValueError("deaf")
 
     bench.system.on_record(listen)
-    assert bench.system.ask(COUNTER, Add(by=1, times=2)).get(timeout=5) == 2
+    assert bench.system.ask(Add(by=1, times=2), to=COUNTER).get(timeout=5) == 2
     assert heard == ["counter/1", "counter/2"]
     assert "a listener failed on counter/1" in caplog.text
 
@@ -302,7 +302,7 @@ def test_rest_waits_for_a_whole_conversation(make_bench) -> None:
     command: object = Add(by=1)
     for hop in ["counter", *(f"relay-{number}" for number in range(4))]:
         command = Forward(to=hop, command=command)
-    bench.system.tell("relay-4", command)
+    bench.system.tell(command, to="relay-4")
     bench.system.rest()
     assert bench.system.state(COUNTER).total == 1
 
@@ -310,7 +310,7 @@ def test_rest_waits_for_a_whole_conversation(make_bench) -> None:
 def test_rest_says_when_it_does_not_come(make_bench) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
-    bench.system.tell(COUNTER, Run(what=held))
+    bench.system.tell(Run(what=held), to=COUNTER)
     with pytest.raises(TimeoutError, match="1 messages are still in flight"):
         bench.system.rest(timeout=0.02)
     held.open.set()
@@ -321,35 +321,37 @@ def test_rest_says_when_it_does_not_come(make_bench) -> None:
 def test_what_is_no_command_is_a_type_error_for_whoever_asks_and_nothing_else(bench, wrong) -> None:
     for send in (bench.system.ask, bench.system.tell):
         with pytest.raises(TypeError, match="an actor accepts an instance of a Command, not"):
-            send(COUNTER, wrong)
-    assert bench.system.ask(COUNTER, Total()).get(timeout=5) == 0
+            send(wrong, to=COUNTER)
+    assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
     assert (bench.failures, bench.stored()) == ([], [])
 
 
 def test_an_address_is_a_text_or_an_address(bench) -> None:
     with pytest.raises(TypeError, match="must be an address or a string, not 7"):
-        bench.system.ask(7, Total())
+        bench.system.ask(Total(), to=7)
+    with pytest.raises(TypeError, match="Total does not say which actor handles it"):
+        bench.system.ask(Total())
 
 
 @pytest.mark.parametrize("wrong", [Add(by="1"), Add(by=1, times=2.5), Add(by=None), Add(by=[1])])
 def test_a_field_of_the_wrong_type_is_refused_before_the_actor_sees_it(bench, wrong) -> None:
     with pytest.raises(Refused, match=r'Add: "(by|times)": Expected') as caught:
-        bench.system.ask(COUNTER, wrong).get(timeout=5)
+        bench.system.ask(wrong, to=COUNTER).get(timeout=5)
     assert (caught.value.refusal.code, caught.value.refusal.kind) == ("bad_field", "invalid")
     with pytest.raises(Refused):
-        bench.system.tell(COUNTER, wrong)
+        bench.system.tell(wrong, to=COUNTER)
     bench.system.rest()
     assert "decide Add" not in bench.counter.calls
 
 
 def test_a_report_is_never_lost_for_its_form(bench) -> None:
-    bench.system.report(COUNTER, Add(by=2, times=True))
+    bench.system.report(Add(by=2, times=True), to=COUNTER)
     bench.system.rest()
     assert bench.system.state(COUNTER).total == 2
 
 
 def test_a_limit_in_a_fields_type_is_kept_and_explained_in_the_hosts_words(make_bench) -> None:
-    class Bounded(Command, frozen=True, kw_only=True):
+    class Bounded(Command[Any], frozen=True, kw_only=True):
         size: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
         share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
@@ -358,15 +360,15 @@ def test_a_limit_in_a_fields_type_is_kept_and_explained_in_the_hosts_words(make_
     bench.start()
     for wrong, said in ((Bounded(size=2**70), "no: Expected"), (Bounded(share=float("nan")), '"share": ')):
         with pytest.raises(Refused, match=said):
-            bench.system.ask(COUNTER, wrong).get(timeout=5)
+            bench.system.ask(wrong, to=COUNTER).get(timeout=5)
 
 
 def test_an_ask_that_expires_takes_its_command_back(bench) -> None:
     class Book(Await, frozen=True, kw_only=True):
-        def withdrawn(self) -> Command:
+        def withdrawn(self) -> Command[Any]:
             return Add(by=-1)
 
-    reply = bench.system.ask(COUNTER, Book(key="k"), timeout=3)
+    reply = bench.system.ask(Book(key="k"), to=COUNTER, timeout=3)
     bench.system.rest()
     bench.clock.advance(4)
     bench.system.rest()
@@ -377,11 +379,11 @@ def test_an_ask_that_expires_takes_its_command_back(bench) -> None:
 
 def test_an_ask_that_is_answered_in_time_takes_nothing_back(bench) -> None:
     class Book(Await, frozen=True, kw_only=True):
-        def withdrawn(self) -> Command:
+        def withdrawn(self) -> Command[Any]:
             return Add(by=-1)
 
-    reply = bench.system.ask(COUNTER, Book(key="k"), timeout=3)
-    bench.system.ask(COUNTER, Release(key="k", outcome=1)).get(timeout=5)
+    reply = bench.system.ask(Book(key="k"), to=COUNTER, timeout=3)
+    bench.system.ask(Release(key="k", outcome=1), to=COUNTER).get(timeout=5)
     bench.clock.advance(4)
     bench.system.rest()
     assert reply.get(timeout=5) == 1
@@ -395,11 +397,11 @@ def test_a_leased_answer_withdraws_its_command_with_the_last_reference_to_it(ben
     class Book(Await, frozen=True, kw_only=True):
         is_leased = True
 
-        def withdrawn(self) -> Command:
+        def withdrawn(self) -> Command[Any]:
             return Add(by=-1)
 
-    reply = bench.system.ask(COUNTER, Book(key="seat"))
-    bench.system.report(COUNTER, Release(key="seat", outcome=Seat(1)))
+    reply = bench.system.ask(Book(key="seat"), to=COUNTER)
+    bench.system.report(Release(key="seat", outcome=Seat(1)), to=COUNTER)
     seat = reply.get(timeout=5)
     del reply
     bench.system.rest()
@@ -417,12 +419,12 @@ def test_leases_can_be_ended_at_once_and_an_answer_that_cannot_be_leased_is_give
     class Book(Await, frozen=True, kw_only=True):
         is_leased = True
 
-        def withdrawn(self) -> Command:
+        def withdrawn(self) -> Command[Any]:
             return Add(by=-1)
 
-    replies = [bench.system.ask(COUNTER, Book(key=key)) for key in "ab"]
-    bench.system.report(COUNTER, Release(key="a", outcome=Seat(1)))
-    bench.system.report(COUNTER, Release(key="b", outcome=5))
+    replies = [bench.system.ask(Book(key=key), to=COUNTER) for key in "ab"]
+    bench.system.report(Release(key="a", outcome=Seat(1)), to=COUNTER)
+    bench.system.report(Release(key="b", outcome=5), to=COUNTER)
     held = [reply.get(timeout=5) for reply in replies]
     for _ in range(2):
         bench.system.end_leases()

@@ -43,11 +43,11 @@ class Unstorable(Event, frozen=True, kw_only=True):
     what: Any
 
 
-class Fill(Command, frozen=True, kw_only=True):
+class Fill(Command[Any], frozen=True, kw_only=True):
     by: int
 
 
-class Watch(Command, frozen=True, kw_only=True):
+class Watch(Command[Any], frozen=True, kw_only=True):
     pass
 
 
@@ -81,7 +81,7 @@ class Cistern:
     def initial_volatile(self) -> int:
         return 0
 
-    def decide(self, state: Level, command: Command, now: Moment, volatile: int) -> Decision[int]:
+    def decide(self, state: Level, command: Command[Any], now: Moment, volatile: int) -> Decision[int]:
         match command:
             case Fill(by=by) if self.fault == "random":
                 return Decision(events=(Filled(by=int(random.random() * 1e9)),))
@@ -183,7 +183,7 @@ def test_in_a_manual_system_a_message_is_handled_when_the_test_says_so() -> None
     system = ManualSystem()
     system.register(Cistern(), effect_handler=RecordingEffectHandler())
     with system:
-        filled, watched = system.ask("cistern", Fill(by=9)), system.ask("cistern", Watch())
+        filled, watched = system.ask(Fill(by=9), to="cistern"), system.ask(Watch(), to="cistern")
         assert system.mail("cistern") == [Fill(by=9), Watch()]
         system.step("cistern")
         assert filled.get(timeout=0) == 9
@@ -204,7 +204,7 @@ def test_a_fault_fails_the_step_of_a_manual_system_unless_it_is_allowed() -> Non
         system = ManualSystem(faults_allowed=allowed)
         system.register(Cistern(), effect_handler=RecordingEffectHandler({Pull: raises}))
         system.start()
-        system.tell("cistern", Fill(by=10))
+        system.tell(Fill(by=10), to="cistern")
         with nullcontext() if allowed else pytest.raises(AssertionError, match="no such pump"):
             system.rest()
         assert system.state("cistern") == Level()
@@ -215,9 +215,9 @@ def test_a_manual_system_that_crashes_loses_what_waits() -> None:
     system = ManualSystem(journal)
     system.register(Cistern(), effect_handler=RecordingEffectHandler())
     system.start()
-    system.tell("cistern", Fill(by=3))
+    system.tell(Fill(by=3), to="cistern")
     system.rest()
-    lost, waiting = system.ask("cistern", Fill(by=1)), system.ask("cistern", Watch())
+    lost, waiting = system.ask(Fill(by=1), to="cistern"), system.ask(Watch(), to="cistern")
     system.crash()
     for reply in (lost, waiting):
         with pytest.raises(ActorStopped):

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.kernel.core import Address, Effect
 from greenroom.actors.library.effects import (
     AddTag,
@@ -40,7 +39,7 @@ from greenroom.actors.library.events import (
     PullCancelled,
     PushFailed,
 )
-from greenroom.actors.library.messages import ModelsSeen
+from greenroom.actors.library.messages import LIBRARY, ModelsSeen
 from greenroom.actors.progress import ProgressBoard, pull_job
 from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.values import Failure, Model, Progress

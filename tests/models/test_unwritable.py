@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.library.messages import Pull
 from greenroom.actors.scheduler.messages import Granted, Serve
@@ -118,11 +117,11 @@ def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
     settings = Settings(home=home, port=0, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
     with Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")}) as greenroom:
         assert greenroom.models() == (model,)
-        asked = greenroom.system.ask(LIBRARY, Pull(reference=str(tmp_path / "m.gguf")))
+        asked = greenroom.system.ask(Pull(reference=str(tmp_path / "m.gguf")))
         with pytest.raises(Refused) as caught:
             asked.get(timeout=30)
         serve = Serve(request_id="r1", model_id=model.id, model_ref="here")
-        granted = greenroom.system.ask(SCHEDULER, serve, timeout=60).get(timeout=60)
+        granted = greenroom.system.ask(serve, timeout=60).get(timeout=60)
         assert isinstance(granted, Granted)
     refusal = caught.value.refusal
     assert (refusal.code, refusal.kind) == ("read_only", "exhausted")

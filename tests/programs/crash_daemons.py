@@ -115,7 +115,7 @@ class Boundary:
             if self._point == "effect" and not self._awaited:
                 self._die("everything is told")
 
-    def reported(self, report: Command) -> None:
+    def reported(self, report: Command[Any]) -> None:
         """It is about to be reported how something ended."""
         if self._point == "effect" and not isinstance(report, NO_END) and self._awaited & subjects(report):
             self._die(type(report).__name__)
@@ -138,7 +138,7 @@ def ids(batch: Sequence[Entry]) -> list[str]:
     return [f"{one.stream}/{one.version}" for one in batch]
 
 
-def subjects(value: Effect | Command | Event) -> set[str]:
+def subjects(value: Effect | Command[Any] | Event) -> set[str]:
     """The ids of what an effect or a report is about."""
     if isinstance(value, Happened):
         return subjects(value.event)
@@ -200,7 +200,7 @@ class WatchedGreenroom(Greenroom):
 
     boundary: Boundary
 
-    def _tell(self, to: Address, command: Command) -> None:
+    def _tell(self, to: Address, command: Command[Any]) -> None:
         self.boundary.reported(command)
         super()._tell(to, command)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened
 from greenroom.actors.values import EngineSpec
-from greenroom.runner.backends.base import Command, Readiness
+from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.engines.host import EngineHost
 
@@ -35,7 +35,7 @@ def main() -> None:
 
     def prepare(spec, socket):
         argv = (sys.executable, "-I", str(FAKE), "--socket", str(socket), *flags)
-        return Prepared(command=Command(argv=argv), readiness=Readiness())
+        return Prepared(command=CommandLine(argv=argv), readiness=Readiness())
 
     host = EngineHost(
         engines_dir, prepare=prepare, tell=tell, board=ProgressBoard(), grace=grace, spare_keeper=False

@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 import msgspec
 
 import toy
-from greenroom.actors.addresses import INSTALLER, SCHEDULER
 from greenroom.actors.installer.messages import Activate, Ensure, Uninstall
 from greenroom.actors.kernel.errors import Refused
 from greenroom.actors.scheduler.messages import AwaitReady
@@ -30,14 +29,14 @@ COMMANDS = {
 
 home, folder = map(Path, sys.argv[1:])
 with Greenroom(Settings(home=home), backends={"toy": toy.toy_backend(folder)}) as greenroom:
-    greenroom.system.ask(SCHEDULER, AwaitReady()).get(timeout=60)
+    greenroom.system.ask(AwaitReady()).get(timeout=60)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         word, *arguments = line.split()
         refused = ""
         if word != "status":
             try:
-                greenroom.system.ask(INSTALLER, COMMANDS[word](*arguments)).get(timeout=60)
+                greenroom.system.ask(COMMANDS[word](*arguments)).get(timeout=60)
             except Refused as error:
                 refused = error.refusal.code
         greenroom.system.rest()

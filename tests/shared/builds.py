@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.effects import BuildInstallation
+from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.values import Failure, Installation
 from reports import attempt_failed, build_committed
 

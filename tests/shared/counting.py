@@ -37,7 +37,7 @@ class Ended(Event, frozen=True, kw_only=True):
     URGENT = True
 
 
-class Add(Command, frozen=True, kw_only=True):
+class Add(Command[Any], frozen=True, kw_only=True):
     by: float
     times: int = 1
 
@@ -47,51 +47,51 @@ class Noted(Event, frozen=True, kw_only=True):
     what: str
 
 
-class Store(Command, frozen=True, kw_only=True):
+class Store(Command[Any], frozen=True, kw_only=True):
     event: Event
 
 
-class End(Command, frozen=True, kw_only=True):
+class End(Command[Any], frozen=True, kw_only=True):
     pass
 
 
-class Total(Command, frozen=True, kw_only=True):
+class Total(Command[Any], frozen=True, kw_only=True):
     pass
 
 
-class Never(Command, frozen=True, kw_only=True):
+class Never(Command[Any], frozen=True, kw_only=True):
     """Is refused."""
 
 
-class Await(Command, frozen=True, kw_only=True):
+class Await(Command[Any], frozen=True, kw_only=True):
     """Is answered when the key is released, or at once when the total is that high already."""
 
     key: str
 
 
-class Release(Command, frozen=True, kw_only=True):
+class Release(Command[Any], frozen=True, kw_only=True):
     key: str
     outcome: Any = None
 
 
-class AddAndAwait(Command, frozen=True, kw_only=True):
+class AddAndAwait(Command[Any], frozen=True, kw_only=True):
     """Is told `Later` by the very decision whose event answers it."""
 
     by: float
 
 
-class Forward(Command, frozen=True, kw_only=True):
+class Forward(Command[Any], frozen=True, kw_only=True):
     to: str
-    command: Command
+    command: Command[Any]
 
 
-class Run(Command, frozen=True, kw_only=True):
+class Run(Command[Any], frozen=True, kw_only=True):
     """Runs something inside `decide`: to block, to raise."""
 
     what: Callable[[], Any]
 
 
-class Do(Command, frozen=True, kw_only=True):
+class Do(Command[Any], frozen=True, kw_only=True):
     """Asks the effect handler for something, without an event."""
 
     what: str
@@ -131,7 +131,7 @@ class Counter:
     def initial_volatile(self) -> int:
         return 0
 
-    def decide(self, state: Sum, command: Command, now: Moment, volatile: int) -> Decision[int]:
+    def decide(self, state: Sum, command: Command[Any], now: Moment, volatile: int) -> Decision[int]:
         self._called("decide", command)
         match command:
             case Add(by=by, times=times):

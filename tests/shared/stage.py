@@ -10,7 +10,7 @@ import msgspec
 from greenroom.actors.engine_runner.messages import EngineList, ForbidStart
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer.messages import BackendStatus, InstallationList
-from greenroom.actors.kernel.core import Answer, Command, Decision, Effect, Recovered, Tell
+from greenroom.actors.kernel.core import Address, Answer, Command, Decision, Effect, Recovered, Tell
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library.messages import ModelList
 from greenroom.actors.scheduler.context import Limits
@@ -248,7 +248,7 @@ class Stage(Case[Any, Any]):
         return [
             effect.command
             for effect in self.performed
-            if isinstance(effect, Tell) and str(effect.to) == to and isinstance(effect.command, kind)
+            if isinstance(effect, Tell) and effect.address == Address(to) and isinstance(effect.command, kind)
         ]
 
     def stored(self, kind: type[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from greenroom.runner.backends.base import Backend, Environment, Launch
-from greenroom.runner.backends.base import Command as Program
+from greenroom.runner.backends.base import CommandLine as Program
 from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
 from greenroom.runner.testing import fake_backend
 

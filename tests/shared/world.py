@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER, runner_address
 from greenroom.actors.engine_runner.core import Runner
 from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
 from greenroom.actors.engine_runner.events import (
@@ -24,7 +23,7 @@ from greenroom.actors.engine_runner.events import (
     EngineSpawned,
     EngineStartRequested,
 )
-from greenroom.actors.engine_runner.messages import StartEngine
+from greenroom.actors.engine_runner.messages import StartEngine, runner_address
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.installer.core import Installer
 from greenroom.actors.installer.effects import (
@@ -35,6 +34,7 @@ from greenroom.actors.installer.effects import (
     RemoveInstallation,
 )
 from greenroom.actors.installer.messages import (
+    INSTALLER,
     InstallationsSeen,
 )
 from greenroom.actors.journal.memory import MemoryJournal
@@ -45,7 +45,7 @@ from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
 from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.library.core import Library
 from greenroom.actors.library.effects import InspectModels
-from greenroom.actors.library.messages import ModelsSeen
+from greenroom.actors.library.messages import LIBRARY, ModelsSeen
 from greenroom.actors.reports import Happened
 from greenroom.actors.scheduler.context import Limits
 from greenroom.actors.scheduler.core import Scheduler
@@ -58,7 +58,7 @@ from greenroom.actors.scheduler.effects import (
     RemoveGates,
 )
 from greenroom.actors.scheduler.ledger import Device, Memory
-from greenroom.actors.scheduler.messages import Abandon, GateEmptied, Granted, Serve
+from greenroom.actors.scheduler.messages import SCHEDULER, Abandon, GateEmptied, Granted, Serve
 from greenroom.actors.testing import FaultyJournal, ManualSystem
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Installation, Model
 from reports import attempt_failed, build_committed, removed
@@ -194,11 +194,11 @@ class World:
 
     # mail
 
-    def tell(self, to: Address, command: Command, cause: str = "") -> None:
-        self.system.report(to, command, cause=cause)
+    def tell(self, to: Address, command: Command[Any], cause: str = "") -> None:
+        self.system.report(command, to=to, cause=cause)
 
-    def ask(self, client: Client, to: Address, command: Command) -> None:
-        reply = self.system.ask(to, command, cause=client.request_id)
+    def ask(self, client: Client, to: Address, command: Command[Any]) -> None:
+        reply = self.system.ask(command, to=to, cause=client.request_id)
         reply.on_done(lambda: client.answers.append(outcome(reply)))
 
     def read_mail(self) -> None:
@@ -454,7 +454,7 @@ class World:
         ]
 
 
-def outcome(reply: Reply) -> Any:
+def outcome(reply: Reply[Any]) -> Any:
     """What a client was answered: an answer, or a refusal."""
     try:
         return reply.get(timeout=0)

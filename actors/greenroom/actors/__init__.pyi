@@ -1,6 +1,3 @@
-from greenroom.actors.addresses import INSTALLER as INSTALLER
-from greenroom.actors.addresses import LIBRARY as LIBRARY
-from greenroom.actors.addresses import SCHEDULER as SCHEDULER
 from greenroom.actors.installer.messages import CancelInstall as CancelInstall
 from greenroom.actors.installer.messages import Ensure as Ensure
 from greenroom.actors.installer.messages import Ensured as Ensured

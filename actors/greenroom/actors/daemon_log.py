@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.addresses import DAEMON
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -24,10 +23,13 @@ from greenroom.actors.limits import (
     Whole,
 )
 
+DAEMON = Address("daemon")
 
-class NoteStopped(Command, frozen=True, kw_only=True):
+
+class NoteStopped(Command[None], frozen=True, kw_only=True):
     """Store that this daemon stops in order."""
 
+    ACTOR = DAEMON
     pid: Whole
     reason: Reason
 
@@ -113,7 +115,7 @@ class DaemonLog:
                 return msgspec.structs.replace(state, running_pid=0, running_life="")
 
     def decide(
-        self, state: DaemonState, command: Command, _now: Moment, _volatile: DaemonVolatile
+        self, state: DaemonState, command: Command[Any], _now: Moment, _volatile: DaemonVolatile
     ) -> Decision[DaemonVolatile]:
         """One command."""
         match command:

@@ -26,11 +26,13 @@ from greenroom.actors.kernel.core import (
     Event,
     Later,
     NotUnderstood,
+    R_co,
     Recovered,
     Stored,
     refuse,
 )
 from greenroom.actors.limits import Id, Kept, Name, Real, Whole
+from greenroom.actors.values import Fact
 
 IDEMPOTENCY = Address("idempotency")
 
@@ -73,43 +75,13 @@ class CommandAnswered(Event, frozen=True, kw_only=True):
     location: str = ""
 
 
-class BeginKeyed(Command, frozen=True, kw_only=True):
-    """Somebody wants a command carried out: `Begun`, `UnderWay`, or `Outcome` when that was done before."""
+class IdempotencyCommand(Command[R_co], frozen=True, kw_only=True):
+    """What this actor is asked or told."""
 
-    key: Id
-    """Digest of the key."""
-    command: Id
-    """Digest of what is wanted."""
-    name: Name
-    """Method and path, for people."""
+    ACTOR = IDEMPOTENCY
 
 
-class AwaitKeyed(Command, frozen=True, kw_only=True):
-    """Somebody waits for a command that is under way: its `Outcome`."""
-
-    key: Id
-
-
-class EndKeyed(Command, frozen=True, kw_only=True):
-    """How it ended: `Noted`. Without an outcome, or with a passing one, the next one is carried out."""
-
-    key: Id
-    outcome: Outcome | None = None
-
-
-class Begun(Command, frozen=True, kw_only=True):
-    """It is yours to carry out."""
-
-
-class UnderWay(Command, frozen=True, kw_only=True):
-    """Another who sent it has it carried out: see `AwaitKeyed`."""
-
-
-class Noted(Command, frozen=True, kw_only=True):
-    """It is stored."""
-
-
-class Outcome(Command, frozen=True, kw_only=True):
+class Outcome(Fact, frozen=True, kw_only=True):
     """The answer to a command, as it goes over the wire."""
 
     status: Whole
@@ -120,6 +92,42 @@ class Outcome(Command, frozen=True, kw_only=True):
     """Seconds; only of a passing one."""
     passing: bool = False
     """It says only that now was a bad moment: for those who wait already, not for those who come later."""
+
+
+class Begun(Fact, frozen=True, kw_only=True):
+    """It is yours to carry out."""
+
+
+class UnderWay(Fact, frozen=True, kw_only=True):
+    """Another who sent it has it carried out: see `AwaitKeyed`."""
+
+
+class BeginKeyed(IdempotencyCommand[Begun | UnderWay | Outcome], frozen=True, kw_only=True):
+    """Somebody wants a command carried out: `Begun`, `UnderWay`, or `Outcome` when that was done before."""
+
+    key: Id
+    """Digest of the key."""
+    command: Id
+    """Digest of what is wanted."""
+    name: Name
+    """Method and path, for people."""
+
+
+class AwaitKeyed(IdempotencyCommand[Outcome], frozen=True, kw_only=True):
+    """Somebody waits for a command that is under way: its `Outcome`."""
+
+    key: Id
+
+
+class Noted(Fact, frozen=True, kw_only=True):
+    """It is stored."""
+
+
+class EndKeyed(IdempotencyCommand[Noted], frozen=True, kw_only=True):
+    """How it ended: `Noted`. Without an outcome, or with a passing one, the next one is carried out."""
+
+    key: Id
+    outcome: Outcome | None = None
 
 
 class Keyed(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +212,7 @@ class Idempotency:
         return IdempotencyState(older=older)
 
     def decide(
-        self, state: IdempotencyState, command: Command, now: Moment, volatile: IdempotencyVolatile
+        self, state: IdempotencyState, command: Command[Any], now: Moment, volatile: IdempotencyVolatile
     ) -> Decision[IdempotencyVolatile]:
         """One command."""
         match command:

@@ -7,23 +7,24 @@ longer open, and fills in what only it knows, such as a duration or the time of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from greenroom.actors.kernel.core import Address, Command, Effect, Event
 from greenroom.actors.values import Failure
 
-TellActor = Callable[[Address, Command], None]
+TellActor = Callable[[Address, Command[Any]], None]
 """Sends a report from any thread, without blocking; must not raise when the system is stopping."""
 
 
-class Happened(Command, frozen=True, kw_only=True):
+class Happened(Command[None], frozen=True, kw_only=True):
     """Something an effect began has happened."""
 
     event: Event
 
 
-class EffectEnded(Command, frozen=True, kw_only=True):
+class EffectEnded(Command[None], frozen=True, kw_only=True):
     """An effect that a caller waits for has ended, with exactly one of these."""
 
     effect: Effect

@@ -94,7 +94,7 @@ class Case(Generic[S, V]):
         return self
 
     def when(
-        self, command: Command, *, volatile: V | None = None, now: Moment | None = None, cause: str = ""
+        self, command: Command[Any], *, volatile: V | None = None, now: Moment | None = None, cause: str = ""
     ) -> Self:
         """Let the core decide on a command; its events are applied and reacted to. Does not settle."""
         if volatile is not None:
@@ -200,12 +200,12 @@ class Case(Generic[S, V]):
         """What those who wait were answered, by key."""
         return {effect.key: effect.outcome for effect in self.effects if isinstance(effect, Answer)}
 
-    def told(self, to: Address | str) -> list[Command]:
+    def told(self, to: Address | str) -> list[Command[Any]]:
         """The commands that were sent to an actor."""
         return [
             effect.command
             for effect in self.effects
-            if isinstance(effect, Tell) and effect.to == Address(str(to))
+            if isinstance(effect, Tell) and effect.address == Address(str(to))
         ]
 
     def of(self, kind: type[T]) -> list[T]:
@@ -304,7 +304,7 @@ class ManualSystem(ActorSystem):
         self.faults_allowed = faults_allowed
         self._is_stepping = False
 
-    def mail(self, of: Address | str) -> list[Command | Wake]:
+    def mail(self, of: Address | str) -> list[Command[Any] | Wake]:
         """What waits in the mailbox of an actor; a `Wake` is its timer."""
         return [
             one.command if isinstance(one, Asked) else one
@@ -312,7 +312,7 @@ class ManualSystem(ActorSystem):
             if isinstance(one, Asked | Wake)
         ]
 
-    def postponed(self, of: Address | str) -> list[Command]:
+    def postponed(self, of: Address | str) -> list[Command[Any]]:
         """The reports that an actor will handle again once the journal takes something."""
         return [one.command for one in self._manual(of).executor.postponed]
 
@@ -383,7 +383,9 @@ class _NotingStore(Store):
         super().__init__(*arguments)
         self.faults: list[Fault] = []
 
-    def park(self, core: Core[Any, Any], about: Fault, cause: str, command: Command | None = None) -> None:
+    def park(
+        self, core: Core[Any, Any], about: Fault, cause: str, command: Command[Any] | None = None
+    ) -> None:
         self.faults.append(about)
         super().park(core, about, cause, command)
 

@@ -296,11 +296,7 @@ class Model(Fact, frozen=True, kw_only=True):
     """Absolute path when it is served from where the user keeps it, not from the store."""
 
 
-class Reply(Command, frozen=True, kw_only=True):
-    """An answer."""
-
-
-class BackendFacts(Reply, frozen=True, kw_only=True):
+class BackendFacts(Fact, frozen=True, kw_only=True):
     """What the actors need to know of a backend's declaration."""
 
     name: str
@@ -327,7 +323,7 @@ class BackendFacts(Reply, frozen=True, kw_only=True):
     """What installing it would fetch, where known."""
 
 
-class RequestSnapshot(Command, frozen=True, kw_only=True):
+class RequestSnapshot(Command[None], frozen=True, kw_only=True):
     """Asks an owner to send its list again."""
 
     installations: Whole = -1
@@ -337,7 +333,7 @@ class RequestSnapshot(Command, frozen=True, kw_only=True):
     """Comes back in the list that answers this request."""
 
 
-class Cancelled(Reply, frozen=True, kw_only=True):
+class Cancelled(Fact, frozen=True, kw_only=True):
     """Whether there was something to end."""
 
     ended: bool

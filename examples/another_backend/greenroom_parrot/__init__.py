@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from greenroom.runner.backends.base import Backend, Command, Environment, Launch, Platform
+from greenroom.runner.backends.base import Backend, CommandLine, Environment, Launch, Platform
 from greenroom.runner.engines.launchers import KEEPER_WATCH
 
 HERE = Path(__file__).parent
@@ -34,9 +34,9 @@ class Parrot(Backend):
             return "parrot needs unix sockets; this is Windows."
         return ""
 
-    def command(self, launch: Launch) -> Command:
+    def command(self, launch: Launch) -> CommandLine:
         """The installation's own Python, isolated, runs our launcher; it must listen on `launch.socket`."""
-        return Command(
+        return CommandLine(
             argv=(
                 *(str(launch.python), "-I", str(HERE / "launch_parrot.py")),
                 *("--socket", str(launch.socket), "--name", launch.model.name, *launch.spec.flags),

@@ -16,13 +16,13 @@ from typing import Any, Self
 import msgspec
 
 from greenroom import __version__
-from greenroom.actors.addresses import DAEMON, INSTALLER, LIBRARY, SCHEDULER, runner_address
-from greenroom.actors.daemon_log import DaemonLog, DaemonStarted, DaemonState, NoteStopped
+from greenroom.actors.daemon_log import DAEMON, DaemonLog, DaemonStarted, DaemonState, NoteStopped
 from greenroom.actors.engine_runner.core import Runner, RunnerState
+from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.gates import GateBoard
 from greenroom.actors.idempotency import Idempotency
 from greenroom.actors.installer.core import Installer
-from greenroom.actors.installer.messages import BackendStatus
+from greenroom.actors.installer.messages import INSTALLER, BackendStatus
 from greenroom.actors.installer.state import InstallerState
 from greenroom.actors.journal.port import Journal
 from greenroom.actors.journal.sqlite import SqliteJournal
@@ -31,12 +31,13 @@ from greenroom.actors.kernel.core import Address, Command, Core, EffectHandler
 from greenroom.actors.kernel.errors import KernelError, StartFailed
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.library.core import Library
+from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.library.state import LibraryState
 from greenroom.actors.limits import complaint
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.scheduler.core import Scheduler
 from greenroom.actors.scheduler.ledger import Memory
-from greenroom.actors.scheduler.messages import AwaitReady, Drain, GateEmptied, SlotFreed
+from greenroom.actors.scheduler.messages import SCHEDULER, AwaitReady, Drain, GateEmptied, SlotFreed
 from greenroom.actors.scheduler.reconcile import Limits
 from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
 from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model
@@ -193,7 +194,7 @@ class Greenroom:
             raise
         # Green only once everybody has looked: what is installed, what runs, what lies in the store.
         try:
-            system.ask(SCHEDULER, AwaitReady()).get(timeout=_LOOK_BOUND)
+            system.ask(AwaitReady()).get(timeout=_LOOK_BOUND)
         except TimeoutError:
             _log.warning("not everybody has looked after %.0f s; /readyz stays red until then", _LOOK_BOUND)
         assert self._host is not None
@@ -317,7 +318,7 @@ class Greenroom:
         if keep_engines is None and system.failure is None:
             with contextlib.suppress(Exception):
                 # A scheduler that does not answer in time is overruled by the host below.
-                drained = system.ask(SCHEDULER, Drain())
+                drained = system.ask(Drain())
                 with contextlib.suppress(TimeoutError):
                     drained.get(timeout=_LEASES_END)
                 system.end_leases()
@@ -326,7 +327,7 @@ class Greenroom:
         if system.failure is None:
             try:
                 stopped = NoteStopped(pid=os.getpid(), reason=reason)
-                system.ask(DAEMON, stopped).get(timeout=ending.left(spare=STOP_BOUND / 10, most=5.0))
+                system.ask(stopped).get(timeout=ending.left(spare=STOP_BOUND / 10, most=5.0))
             except (KernelError, TimeoutError) as error:
                 _log.warning("this stop could not be recorded in the journal: %s", error)
         ending.all_of({"the actors and the journal": lambda: self._stop_system(system)})
@@ -438,12 +439,12 @@ class Greenroom:
 
     # inside
 
-    def _tell(self, to: Address, command: Command) -> None:
+    def _tell(self, to: Address, command: Command[Any]) -> None:
         system = self._system
         if system is None:
             _log.debug("%s came after the stop", type(command).__name__)
             return
-        system.report(to, command)
+        system.report(command, to=to)
 
     def _observe(self, volatile: SchedulerVolatile) -> SchedulerVolatile:
         """What the scheduler cannot be told but must look at: gates and memory."""

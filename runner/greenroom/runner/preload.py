@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.scheduler.messages import Abandon, Serve
@@ -89,7 +88,7 @@ class Warming:
                 held=True,
             )
             timeout = self._max_wait + _GRACE
-            reply = self._system.ask(SCHEDULER, serve, cause=request_id, timeout=timeout)
+            reply = self._system.ask(serve, cause=request_id, timeout=timeout)
             # At once, not in turn: a model that has its place must not keep it while another one loads, since
             # that one may need the memory, and clients the slot.
             reply.on_done(partial(self._leave, request_id))
@@ -103,7 +102,7 @@ class Warming:
     def _leave(self, request_id: str) -> None:
         try:
             # It gives the place back that was granted, and takes the wish back that was not.
-            self._system.tell(SCHEDULER, Abandon(request_id=request_id), cause=request_id)
+            self._system.tell(Abandon(request_id=request_id), cause=request_id)
         except KernelError as error:
             _log.debug("%s needs no abandoning any more: %s", request_id, error)
 

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from greenroom.actors.values import Mode, ModelFormat
-from greenroom.runner.backends.base import Backend, Command, Dialect, Environment, Launch, Platform, Readiness
+from greenroom.runner.backends.base import (
+    Backend,
+    CommandLine,
+    Dialect,
+    Environment,
+    Launch,
+    Platform,
+    Readiness,
+)
 
 
 def fake_backend(
@@ -65,11 +73,11 @@ def fake_backend(
             """What was asked for; empty by default."""
             return said
 
-        def command(self, launch: Launch) -> Command:
+        def command(self, launch: Launch) -> CommandLine:
             """The program, told where to listen."""
             argv = (sys.executable, "-I", str(program), "--socket", str(launch.socket))
             model = ("--model", str(launch.model.path))
-            return Command(argv=(*argv, *model, *chosen_flags, *launch.spec.flags))
+            return CommandLine(argv=(*argv, *model, *chosen_flags, *launch.spec.flags))
 
     return FakeBackend()
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER, SCHEDULER, runner_address
 from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
 from greenroom.actors.engine_runner.events import (
     EngineAdopted,
@@ -33,7 +32,9 @@ from greenroom.actors.engine_runner.messages import (
     ForbidStart,
     StartEngine,
     StopEngine,
+    runner_address,
 )
+from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -47,6 +48,7 @@ from greenroom.actors.kernel.core import (
     Tell,
 )
 from greenroom.actors.reports import Happened
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.values import Engine, EngineExit, Failure, Measured, RequestSnapshot
 
 _TELL_EVERY = 5.0
@@ -182,7 +184,7 @@ class Runner:
         return change(state, engines=engines, version=version)
 
     def decide(
-        self, state: RunnerState, command: Command, now: Moment, volatile: RunnerVolatile
+        self, state: RunnerState, command: Command[Any], now: Moment, volatile: RunnerVolatile
     ) -> Decision[RunnerVolatile]:
         """One command.
 
@@ -379,8 +381,8 @@ class Runner:
         telling = Decision(
             effects=(
                 *decision.effects,
-                Tell(to=SCHEDULER, command=whole),
-                Tell(to=INSTALLER, command=whole),
+                Tell(command=whole, to=SCHEDULER),
+                Tell(command=whole, to=INSTALLER),
             ),
             volatile=msgspec.structs.replace(volatile, told=state.version, told_at=now.monotonic),
             wake_at=decision.wake_at,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from greenroom.actors.kernel.core import Command
+from greenroom.actors.kernel.core import Address, Command
 from greenroom.actors.limits import (
     BackendName,
     Id,
@@ -22,49 +22,68 @@ from greenroom.actors.values import (
 )
 
 
-class StartEngine(Command, frozen=True, kw_only=True):
+def runner_address(backend: str) -> Address:
+    """Where the runner of a backend is."""
+    return Address(f"runner/{backend}")
+
+
+class StartEngine(Command[None], frozen=True, kw_only=True):
     """Scheduler → runner. The same id twice is harmless."""
 
     spec: EngineSpec
 
+    @property
+    def actor(self) -> Address:
+        return runner_address(self.spec.backend)
 
-class StopEngine(Command, frozen=True, kw_only=True):
+
+class StopEngine(Command[None], frozen=True, kw_only=True):
     """Scheduler → runner. Harmless for an engine that is gone."""
 
+    backend: BackendName
     engine_id: Id
     reason: Reason
 
+    @property
+    def actor(self) -> Address:
+        return runner_address(self.backend)
 
-class ForbidStart(Command, frozen=True, kw_only=True):
+
+class ForbidStart(Command[None], frozen=True, kw_only=True):
     """Scheduler → runner. An engine that is not known shall never start; one that is known is left alone.
 
     Either way the runner's list says which it was.
     """
 
+    backend: BackendName
     engine_id: Id
 
+    @property
+    def actor(self) -> Address:
+        return runner_address(self.backend)
 
-class EngineMoved(Command, frozen=True, kw_only=True):
+
+class EngineMoved(Command[None], frozen=True, kw_only=True):
     """Report: it is loading and getting on."""
 
     engine_id: Id
 
 
-class EngineStalled(Command, frozen=True, kw_only=True):
+class EngineStalled(Command[None], frozen=True, kw_only=True):
     """Report: it cannot be reached, was stopped, or does nothing any more; it shall be ended and replaced."""
 
     engine_id: Id
     failure: Failure
 
 
-class EngineMeasured(Command, frozen=True, kw_only=True):
+class EngineMeasured(Command[None], frozen=True, kw_only=True):
     """Report: the memory of an engine. Never stored."""
 
     engine_id: Id
     size: Measured
 
 
-class EngineList(Command, frozen=True, kw_only=True):
+class EngineList(Command[None], frozen=True, kw_only=True):
     """Runner → scheduler and installer: all its engines, and the last that are gone."""
 
     backend: BackendName

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER, SCHEDULER, runner_address
-from greenroom.actors.engine_runner.messages import EngineList
+from greenroom.actors.engine_runner.messages import EngineList, runner_address
 from greenroom.actors.installer import ends
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.disk import seen_on_disk, unread
@@ -45,6 +44,7 @@ from greenroom.actors.installer.events import (
     InstallRequested,
 )
 from greenroom.actors.installer.messages import (
+    INSTALLER,
     Activate,
     BackendState,
     BackendStatus,
@@ -170,7 +170,7 @@ class Installer:
     # decide
 
     def decide(
-        self, state: InstallerState, command: Command, now: Moment, volatile: Volatile
+        self, state: InstallerState, command: Command[Any], now: Moment, volatile: Volatile
     ) -> Decision[Volatile]:
         """One command."""
         match command:
@@ -259,7 +259,7 @@ class Installer:
         if usable is not None and not ask.repair and ask.version in ("", usable.version):  # 3
             # Who names the version that is in use wants models to be tried on it again.
             again = ask.version and ask.wanted_by == "explicit"
-            lift = Tell(to=SCHEDULER, command=LiftQuarantines(backend=ask.backend))
+            lift = Tell(command=LiftQuarantines(backend=ask.backend))
             reply = Ensured(installation=usable, fresh=False)
             return Decision(reply=reply, effects=(lift,) if again else (), volatile=volatile)
         if backend.theirs is not None:  # 4
@@ -330,7 +330,7 @@ class Installer:
         )
 
     def _happened(
-        self, state: InstallerState, command: Command, event: Event, now: Moment, volatile: Volatile
+        self, state: InstallerState, command: Command[Any], event: Event, now: Moment, volatile: Volatile
     ) -> Decision[Volatile]:
         match event:
             case InstallationCommitted(backend=name, installation=made):

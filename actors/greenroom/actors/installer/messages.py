@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from greenroom.actors.kernel.core import Command
+from greenroom.actors.kernel.core import Address, Command, R_co
 from greenroom.actors.limits import (
     BackendName,
     Id,
@@ -17,16 +17,35 @@ from greenroom.actors.limits import (
     Version,
     Whole,
 )
+from greenroom.actors.scheduler.messages import SchedulerCommand
 from greenroom.actors.values import (
     Caller,
+    Cancelled,
+    Fact,
     Failure,
     Installation,
-    Reply,
+    Plan,
     WantedBy,
 )
 
+INSTALLER = Address("installer")
 
-class Activate(Command, frozen=True, kw_only=True):
+
+class InstallerCommand(Command[R_co], frozen=True, kw_only=True):
+    """What the installer is asked or told."""
+
+    ACTOR = INSTALLER
+
+
+class Ensured(Fact, frozen=True, kw_only=True):
+    """The backend is installed."""
+
+    installation: Installation
+    fresh: bool
+    """False when it was installed already."""
+
+
+class Activate(InstallerCommand[Ensured], frozen=True, kw_only=True):
     """Bring another installation that is here into use: `Ensured`. Nothing is fetched or built."""
 
     backend: BackendName
@@ -34,14 +53,7 @@ class Activate(Command, frozen=True, kw_only=True):
     """Empty means the one that was in use before the current one."""
 
 
-class VerifyBackend(Command, frozen=True, kw_only=True):
-    """Read every file of a backend's installations: `Verified`. What is damaged is broken from then on."""
-
-    REPEATABLE = True
-    backend: BackendName
-
-
-class Verified(Command, frozen=True, kw_only=True):
+class Verified(Fact, frozen=True, kw_only=True):
     """What was read."""
 
     backend: BackendName
@@ -51,7 +63,14 @@ class Verified(Command, frozen=True, kw_only=True):
     """installation → each file that is not what was installed, as a sentence."""
 
 
-class InstallationsSeen(Command, frozen=True, kw_only=True):
+class VerifyBackend(InstallerCommand[Verified], frozen=True, kw_only=True):
+    """Read every file of a backend's installations: `Verified`. What is damaged is broken from then on."""
+
+    REPEATABLE = True
+    backend: BackendName
+
+
+class InstallationsSeen(InstallerCommand[None], frozen=True, kw_only=True):
     """Report: what lies on disk for a backend."""
 
     backend: BackendName
@@ -62,13 +81,7 @@ class InstallationsSeen(Command, frozen=True, kw_only=True):
     """Those of which it cannot be told now whether they are whole: they are taken for what they were."""
 
 
-class DropFetched(Command, frozen=True, kw_only=True):
-    """Drop what was fetched for installations that did not come about: `FetchedDropped`."""
-
-    REPEATABLE = True
-
-
-class FetchedDropped(Command, frozen=True, kw_only=True):
+class FetchedDropped(Fact, frozen=True, kw_only=True):
     """What that has freed."""
 
     freed: Whole = 0
@@ -77,12 +90,18 @@ class FetchedDropped(Command, frozen=True, kw_only=True):
     """Backends that are being installed: until that ends all that was fetched stays."""
 
 
+class DropFetched(InstallerCommand[FetchedDropped], frozen=True, kw_only=True):
+    """Drop what was fetched for installations that did not come about: `FetchedDropped`."""
+
+    REPEATABLE = True
+
+
 BackendState = Literal[
     "absent", "installing", "waiting_to_retry", "installed", "broken", "failed", "retiring"
 ]
 
 
-class BackendStatus(Reply, frozen=True, kw_only=True):
+class BackendStatus(Fact, frozen=True, kw_only=True):
     """One backend as the installer sees it."""
 
     name: str
@@ -105,7 +124,7 @@ class BackendStatus(Reply, frozen=True, kw_only=True):
     wanted: bool = False
 
 
-class InstallationList(Command, frozen=True, kw_only=True):
+class InstallationList(SchedulerCommand[None], frozen=True, kw_only=True):
     """Installer → scheduler: all backends."""
 
     backends: Annotated[tuple[BackendStatus, ...], Many]
@@ -114,7 +133,7 @@ class InstallationList(Command, frozen=True, kw_only=True):
     """backend → token of the last `Ensure` that was decided on: what became of it is in this list."""
 
 
-class Ensure(Command, frozen=True, kw_only=True):
+class Ensure(InstallerCommand[Ensured], frozen=True, kw_only=True):
     """Have a backend installed. The reply comes when it is, or when the job has ended: `Ensured`."""
 
     REPEATABLE = True
@@ -132,15 +151,15 @@ class Ensure(Command, frozen=True, kw_only=True):
     """Who waits, by a name nobody else has; without one it is wanted until the job ends, or until `leave`."""
 
 
-class Ensured(Reply, frozen=True, kw_only=True):
-    """The backend is installed."""
+class Uninstalled(Fact, frozen=True, kw_only=True):
+    """It is gone."""
 
-    installation: Installation
-    fresh: bool
-    """False when it was installed already."""
+    freed: int
+    """Bytes, measured."""
+    was_installed: bool
 
 
-class Uninstall(Command, frozen=True, kw_only=True):
+class Uninstall(InstallerCommand[Uninstalled], frozen=True, kw_only=True):
     """Remove a backend, or a version of it, once its engines have drained: `Uninstalled`."""
 
     REPEATABLE = True
@@ -151,15 +170,7 @@ class Uninstall(Command, frozen=True, kw_only=True):
     """Do not wait for those inside its engines."""
 
 
-class Uninstalled(Reply, frozen=True, kw_only=True):
-    """It is gone."""
-
-    freed: int
-    """Bytes, measured."""
-    was_installed: bool
-
-
-class CancelInstall(Command, frozen=True, kw_only=True):
+class CancelInstall(InstallerCommand[Cancelled], frozen=True, kw_only=True):
     """End an installation: `Cancelled`. `leave` ends it only if nobody else waits for it."""
 
     backend: BackendName
@@ -173,7 +184,7 @@ class CancelInstall(Command, frozen=True, kw_only=True):
     """Who leaves: see `Ensure.waiter`."""
 
 
-class LeaveInstall(Command, frozen=True, kw_only=True):
+class LeaveInstall(InstallerCommand[None], frozen=True, kw_only=True):
     """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
 
     backend: BackendName
@@ -181,13 +192,13 @@ class LeaveInstall(Command, frozen=True, kw_only=True):
     waiter: Id
 
 
-class PendingInstallRequests(Command, frozen=True, kw_only=True):
+class PendingInstallRequests(InstallerCommand[None], frozen=True, kw_only=True):
     """Scheduler → installer: all backends whose installation requests wait for at this moment."""
 
     backends: Annotated[frozenset[BackendName], Many] = frozenset()
 
 
-class PlanInstall(Command, frozen=True, kw_only=True):
+class PlanInstall(InstallerCommand[Plan], frozen=True, kw_only=True):
     """What would an installation fetch? `Plan`."""
 
     REPEATABLE = True

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.addresses import SCHEDULER, runner_address
+from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.installer import errors as refusals
 from greenroom.actors.installer.effects import (
     BuildInstallation,
@@ -169,7 +169,7 @@ class InstallerTurn:
             list_of(self._state, self._now.wall, self._volatile.forced), heard=self._volatile.heard
         )
         return Decision(
-            effects=(*decision.effects, Tell(to=SCHEDULER, command=whole)),
+            effects=(*decision.effects, Tell(command=whole)),
             volatile=msgspec.structs.replace(
                 self._volatile, told=self._state.version, told_at=self._now.monotonic
             ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from greenroom.actors.addresses import INSTALLER, SCHEDULER
 from greenroom.actors.installer.effects import VerifyInstallations
 from greenroom.actors.installer.errors import no_such_installation
 from greenroom.actors.installer.events import (
@@ -53,7 +52,7 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerV
     reply = Ensured(installation=chosen, fresh=False)
     if current is not None and current.id == chosen.id:
         # Nothing to switch; whoever names it wants models to be tried on it again.
-        lift = Tell(to=SCHEDULER, command=LiftQuarantines(backend=ask.backend))
+        lift = Tell(command=LiftQuarantines(backend=ask.backend))
         return Decision(reply=reply, effects=(lift,))
     reason = "this version was requested" if ask.version else "a rollback was requested"
     activated = InstallationActivated(backend=ask.backend, installation_id=chosen.id, reason=reason)
@@ -79,7 +78,7 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
         failed = InstallAttemptFailed(
             job=job.id, backend=here.backend, attempt=job.attempt, failure=failure, retry_at=0.0
         )
-        return Decision(effects=(Tell(to=INSTALLER, command=Happened(event=failed)),))
+        return Decision(effects=(Tell(command=Happened(event=failed)),))
     events: list[Event] = [
         InstallNotNeeded(job=job.id, backend=here.backend, installation_id=here.id, version=here.version)
     ]
@@ -92,7 +91,7 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
         )
     elif job.wanted_by == "explicit":
         # Whoever asks for it wants models to be tried on it again.
-        effects.append(Tell(to=SCHEDULER, command=LiftQuarantines(backend=here.backend)))
+        effects.append(Tell(command=LiftQuarantines(backend=here.backend)))
     return Decision(events=tuple(events), effects=tuple(effects), cause=job.cause)
 
 

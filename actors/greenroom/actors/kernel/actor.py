@@ -34,7 +34,7 @@ class Actor(pykka.ThreadingActor):
         """`count` hears +1 for each message that comes, -1 for each that has been handled."""
         super().__init__()
         self.executor = executor
-        self.started = Reply()
+        self.started: Reply[None] = Reply()
         self.stopped = threading.Event()
         self.thread: threading.Thread | None = None
         """Set once it runs."""

@@ -29,9 +29,9 @@ _log = logging.getLogger(__name__)
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A command with where its answer goes; without `reply` it was told, not asked."""
 
-    command: Command
+    command: Command[Any]
     cause: str
-    reply: Reply | None = None
+    reply: Reply[Any] | None = None
     deadline: float | None = None
     """Monotonic second at which the ask expires."""
     tries: int = 0

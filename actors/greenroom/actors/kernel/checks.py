@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -21,7 +22,7 @@ def no_words(_error: Exception) -> tuple[str, str]:
     return "", ""
 
 
-def complaint(command: Command, explain: Explain = no_words) -> str:
+def complaint(command: Command[Any], explain: Explain = no_words) -> str:
     """What is wrong with the fields of a command; empty when nothing is.
 
     Types, limits in annotations (`msgspec.Meta`) and nested structs are checked. A field whose type msgspec
@@ -49,7 +50,7 @@ def complaint(command: Command, explain: Explain = no_words) -> str:
 
 
 _PLAIN = (bytes, bytearray)
-_unchecked: set[type[Command]] = set()
+_unchecked: set[type[Command[Any]]] = set()
 
 
 def _in_words(said: str) -> str:

@@ -49,16 +49,38 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.URGENT
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that is asked or reported."""
+class Address(NamedTuple):
+    """How an actor is found; it stays the same when the actor is rebuilt."""
 
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Command(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True, omit_defaults=True):
+    """What an actor is asked or told. `R_co` is the type of its reply, None for what is only told."""
+
+    ACTOR: ClassVar[Address]
+    """The actor that handles it. Commands without one are sent to an address."""
     SECRETS: ClassVar[tuple[str, ...]] = ()
     """Text fields, such as a token, that must never be stored, not even of a command that failed."""
     REPEATABLE: ClassVar[bool] = False
     """Asking twice does what asking once does: when the actor is rebuilt, an ask that waits is repeated
     instead of failed. (One that was answered `Later` without events or effects always is.)"""
 
-    def withdrawn(self) -> Command | None:
+    @property
+    def actor(self) -> Address:
+        """Where it goes. Raises TypeError for a command that has to be sent to an address."""
+        address: Address | None = getattr(self, "ACTOR", None)
+        if address is None:
+            raise TypeError(f"{type(self).__name__} does not say which actor handles it")
+        return address
+
+    def withdrawn(self) -> Command[Any] | None:
         """The command that takes this one back when its answer cannot be used; None when none has to."""
         return None
 
@@ -71,17 +93,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return False
 
 
-class Recovered(Command, frozen=True, kw_only=True):
+class Recovered(Command[None], frozen=True, kw_only=True):
     """The first command of every life: the state is replayed, now look at the world."""
-
-
-class Address(NamedTuple):
-    """How an actor is found; it stays the same when the actor is rebuilt."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
 
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
@@ -104,10 +117,15 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
 class Tell(Effect, frozen=True, kw_only=True):
     """Send a command to an actor of this system."""
 
-    to: Address
-    command: Command
+    command: Command[Any]
+    to: Address | None = None
+    """None for the actor that handles the command."""
     cause: str = ""
     """Overrides what made the effect necessary, when the reason is an event of an earlier decision."""
+
+    @property
+    def address(self) -> Address:
+        return self.command.actor if self.to is None else self.to
 
 
 class Answer(Effect, frozen=True, kw_only=True):
@@ -207,7 +225,7 @@ class Core(Protocol[S, V]):
         """The volatile state at the start of each life."""
         ...
 
-    def decide(self, state: S, command: Command, now: Moment, volatile: V) -> Decision[V]:
+    def decide(self, state: S, command: Command[Any], now: Moment, volatile: V) -> Decision[V]:
         """Turn a command into events, a reply and effects."""
         ...
 
@@ -273,7 +291,7 @@ class NoEffectHandler:
 class NotUnderstood(TypeError):
     """Raised by `decide` for a command that is not this actor's: whoever asked is refused, nothing else."""
 
-    def __init__(self, address: Address, command: Command) -> None:
+    def __init__(self, address: Address, command: Command[Any]) -> None:
         super().__init__(f"{address} does not know the command {type(command).__name__}")
 
 

@@ -177,7 +177,7 @@ class Executor:
         if isinstance(message, Asked):
             message.fail(self._gone())
 
-    def withdraw(self, command: Command, cause: str) -> None:
+    def withdraw(self, command: Command[Any], cause: str) -> None:
         """Take a command back whose answer cannot be used any more. From any thread."""
         undo = command.withdrawn()
         if undo is not None:
@@ -422,7 +422,7 @@ class Executor:
         if self._failures >= _FAILURES_IN_A_ROW and self._is_volatile_to_blame(asked.command):
             self._rebuild_due = True
 
-    def _is_volatile_to_blame(self, command: Command) -> bool:
+    def _is_volatile_to_blame(self, command: Command[Any]) -> bool:
         """Whether a fresh volatile state would do: deciding is pure, so that can be tried."""
         try:
             self._steps.decide(command, self._clock.now(), self._core.initial_volatile())

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, TypeVar
 
 import pykka
 
@@ -32,7 +32,10 @@ class NoAnswerYet(pykka.Timeout, TimeoutError):
     """Whoever waited in a thread has waited long enough; the answer may still come."""
 
 
-class Reply(pykka.ThreadingFuture[Any]):
+R = TypeVar("R")
+
+
+class Reply(pykka.ThreadingFuture[R]):
     """A slot for one answer, readable from threads (`get`) and loops (`await`)."""
 
     def __init__(self) -> None:
@@ -46,7 +49,7 @@ class Reply(pykka.ThreadingFuture[Any]):
         """True once there is an answer or an error."""
         return self._done
 
-    def get(self, *, timeout: float | None = None) -> Any:
+    def get(self, *, timeout: float | None = None) -> R:
         """Wait for the answer and return or raise it. Raises NoAnswerYet after `timeout` seconds."""
         if not self._done and getattr(_thread, "is_actor", False):
             # Two actors that wait for each other wait for ever; one that waits for itself does at once.
@@ -55,9 +58,10 @@ class Reply(pykka.ThreadingFuture[Any]):
         if timeout is not None:
             timeout = min(timeout, threading.TIMEOUT_MAX)
         try:
-            return super().get(timeout=timeout)
+            answer: R = super().get(timeout=timeout)
         except pykka.Timeout:
             raise NoAnswerYet(f"no answer within {timeout:g} seconds") from None
+        return answer
 
     def set_get_hook(self, func: Any) -> None:  # noqa: ARG002 - Pykka's signature
         """Not offered: Pykka's `map` and its kin compute inside `get`, so nobody could await the result."""
@@ -89,7 +93,7 @@ class Reply(pykka.ThreadingFuture[Any]):
                 return
         callback()
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, R]:
         self._expect_an_answer()
         loop = asyncio.get_running_loop()
         answered = loop.create_future()

@@ -52,7 +52,7 @@ class Steps(Generic[S, V]):
         """Decisions committed so far."""
         self._store = store
 
-    def decide(self, command: Command, now: Moment, volatile: V) -> Decision[V]:
+    def decide(self, command: Command[Any], now: Moment, volatile: V) -> Decision[V]:
         """What the command leads to; nothing has changed yet."""
         return self.core.decide(self.state, command, now, volatile)
 

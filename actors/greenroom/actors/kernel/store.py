@@ -77,7 +77,9 @@ class Store:
                 except Exception:  # noqa: BLE001 - the event is stored, whatever its listener makes of it
                     _log.exception("a listener failed on %s", record.id)
 
-    def park(self, core: Core[Any, Any], about: Fault, cause: str, command: Command | None = None) -> None:
+    def park(
+        self, core: Core[Any, Any], about: Fault, cause: str, command: Command[Any] | None = None
+    ) -> None:
         """Store that something failed: its 1st, 10th, 100th … time. With `command`, its fields too.
 
         Raises JournalFailed.
@@ -106,7 +108,7 @@ class Store:
             return
         self.dormant[stream] = version
 
-    def _clean(self, command: Command | None, text: str) -> str:
+    def _clean(self, command: Command[Any] | None, text: str) -> str:
         known = text if command is None else without_secrets(command, text)
         # Text that cannot be encoded could not be stored, and may be why something failed.
         return self.redact(known).encode("utf-8", "replace").decode()

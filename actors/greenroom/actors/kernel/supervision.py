@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -101,7 +102,7 @@ def in_one_line(error: BaseException) -> str:
     return traceback.format_exception_only(error)[-1].strip()
 
 
-def as_text(command: Command) -> str:
+def as_text(command: Command[Any]) -> str:
     """The command as JSON where it can be, else as Python shows it; for people."""
     try:
         return msgspec.json.encode(command, enc_hook=repr).decode()
@@ -109,7 +110,7 @@ def as_text(command: Command) -> str:
         return object.__repr__(command)
 
 
-def without_secrets(command: Command, text: str) -> str:
+def without_secrets(command: Command[Any], text: str) -> str:
     """The text with every secret of this command taken out."""
     for name in type(command).SECRETS:
         secret = str(getattr(command, name))

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 import pykka
@@ -38,6 +38,8 @@ from greenroom.actors.kernel.store import Store
 from greenroom.actors.kernel.supervision import in_one_line
 
 _log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 class _Registered(msgspec.Struct):
@@ -232,16 +234,23 @@ class ActorSystem:
     # using
 
     def ask(
-        self, to: Address | str, command: Command, *, cause: str = "", timeout: float | None = None
-    ) -> Reply:
-        """Ask an actor; the reply is had by `.get(timeout)` in a thread or by `await` in a loop.
+        self,
+        command: Command[R],
+        *,
+        to: Address | str | None = None,
+        cause: str = "",
+        timeout: float | None = None,
+    ) -> Reply[R]:
+        """Ask the actor that handles a command, or the one at `to`.
+
+        The reply is had by `.get(timeout)` in a thread or by `await` in a loop.
 
         The reply raises Refused, ActorStopped, AskExpired (after `timeout` seconds), MailboxFull,
         SystemFailed. Abandoning it does not undo the command. Raises TypeError at once for what is no
         command, and Forked in a child of the process that started the system.
         """
-        address = self._checked(to, command)
-        reply = Reply()
+        address = self._checked(command, to)
+        reply: Reply[R] = Reply()
         actor = self._actors.get(address)
         if self.failure is not None:
             reply.fail(SystemFailed(f"the system has stopped: {in_one_line(self.failure)}"))
@@ -261,23 +270,23 @@ class ActorSystem:
             actor.post(Asked(command=command, cause=cause, reply=reply, deadline=deadline))
         return reply
 
-    def tell(self, to: Address | str, command: Command, *, cause: str = "") -> None:
+    def tell(self, command: Command[Any], *, to: Address | str | None = None, cause: str = "") -> None:
         """Send a command without waiting for anything. To a stopped actor it goes nowhere.
 
         Raises Refused for a command with a wrong field, UnknownActor, ActorStopped before the start,
         TypeError for what is no command, and Forked.
         """
-        address = self._checked(to, command)
+        address = self._checked(command, to)
         if wrong := complaint(command, self._explain):
             raise Refused(bad_fields(type(command).__name__, wrong))
         self._deliver(address, command, cause)
 
-    def report(self, to: Address | str, command: Command, *, cause: str = "") -> None:
+    def report(self, command: Command[Any], *, to: Address | str | None = None, cause: str = "") -> None:
         """Send what an effect handler reports, whatever its fields hold: it must not be lost.
 
         Raises UnknownActor, ActorStopped before the start, TypeError for what is no command, and Forked.
         """
-        self._deliver(self._checked(to, command), command, cause)
+        self._deliver(self._checked(command, to), command, cause)
 
     def end_leases(self) -> None:
         """Withdraw every command whose answer is still held (see `Command.is_leased`)."""
@@ -314,7 +323,7 @@ class ActorSystem:
     def _send(self, effect: Tell, cause: str) -> None:
         """Deliver a command to another actor of this system."""
         try:
-            self.report(effect.to, effect.command, cause=cause)
+            self.report(effect.command, to=effect.to, cause=cause)
         except KernelError as error:
             # The sender is right whatever its host has put together: to fail here would fail it for ever.
             _log.error("undelivered %s, caused by %s: %s", type(effect.command).__name__, cause, error)
@@ -346,7 +355,7 @@ class ActorSystem:
 
     # inside
 
-    def _checked(self, to: object, command: object) -> Address:
+    def _checked(self, command: object, to: object) -> Address:
         """Who is meant; raises TypeError and Forked."""
         if os.getpid() != self._pid:
             raise Forked(
@@ -356,19 +365,19 @@ class ActorSystem:
         if not isinstance(command, Command):
             what = f"the class {command.__name__}" if isinstance(command, type) else repr(command)[:100]
             raise TypeError(f"an actor accepts an instance of a Command, not {what}")
-        if isinstance(to, str):
-            return Address(to)
-        if not isinstance(to, Address):
+        if to is None:
+            return command.actor
+        if not isinstance(to, Address | str):
             raise TypeError(f"the recipient must be an address or a string, not {to!r:.100}")
-        return to
+        return Address(to) if isinstance(to, str) else to
 
-    def _deliver(self, address: Address, command: Command, cause: str) -> None:
+    def _deliver(self, address: Address, command: Command[Any], cause: str) -> None:
         actor = self._actors.get(address)
         if actor is None:
             raise self._nobody(address)
         actor.post(Asked(command=command, cause=cause))
 
-    def _expire(self, actor: Actor, command: Command, cause: str, reply: Reply, late: str) -> None:
+    def _expire(self, actor: Actor, command: Command[Any], cause: str, reply: Reply[Any], late: str) -> None:
         """The caller has gone: what the actor does for it is taken back, if the command can be."""
         if reply.fail(AskExpired(late)):
             actor.executor.withdraw(command, cause)

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Effect, Event, Later, NotUnderstood, Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
@@ -32,6 +31,7 @@ from greenroom.actors.library.events import (
     PushFailed,
 )
 from greenroom.actors.library.messages import (
+    LIBRARY,
     CancelPush,
     ModelNoted,
     ModelsSeen,
@@ -207,7 +207,7 @@ def _gone(
         return Decision(volatile=volatile)
     outcome = Removed(untagged=model.tags, deleted=(model.id,), freed=report.event.freed)
     name = model.tags[0] if model.tags else model.id
-    forget = Tell(to=SCHEDULER, command=ForgetModel(model_id=model.id, model_ref=name))
+    forget = Tell(command=ForgetModel(model_id=model.id, model_ref=name))
     answer = Answer(key=key, outcome=outcome)
     return Decision(events=(report.event,), effects=(forget, answer), volatile=volatile)
 
@@ -313,7 +313,7 @@ def push_ended(report: ModelPushed | PushFailed, volatile: LibraryVolatile) -> D
 
 
 def _release(model_id: str, force: bool) -> Tell:
-    return Tell(to=SCHEDULER, command=Release(model_id=model_id, force=force))
+    return Tell(command=Release(model_id=model_id, force=force))
 
 
 def _unknown(model_id: str) -> Decision[LibraryVolatile]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.addresses import LIBRARY, SCHEDULER
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import (
     Address,
@@ -43,6 +42,7 @@ from greenroom.actors.library.events import (
     PushFailed,
 )
 from greenroom.actors.library.messages import (
+    LIBRARY,
     CancelPull,
     CancelPush,
     LeavePull,
@@ -118,7 +118,7 @@ class Library:
     # decide
 
     def decide(
-        self, state: LibraryState, command: Command, now: Moment, volatile: LibraryVolatile
+        self, state: LibraryState, command: Command[Any], now: Moment, volatile: LibraryVolatile
     ) -> Decision[LibraryVolatile]:
         """One command."""
         match command:
@@ -164,7 +164,7 @@ class Library:
                 raise NotUnderstood(self.address, command)
 
     def _happened(
-        self, state: LibraryState, command: Command, event: Event, now: Moment, volatile: LibraryVolatile
+        self, state: LibraryState, command: Command[Any], event: Event, now: Moment, volatile: LibraryVolatile
     ) -> Decision[LibraryVolatile]:
         match event:
             case ModelCommitted():
@@ -324,7 +324,7 @@ class Library:
         effects += again
         wakes += later
         if volatile.told != state.version or now.monotonic - volatile.told_at >= _TELL_EVERY:  # 5
-            effects.append(Tell(to=SCHEDULER, command=self.list_of(state, volatile)))
+            effects.append(Tell(command=self.list_of(state, volatile)))
             volatile = msgspec.structs.replace(volatile, told=state.version, told_at=now.monotonic)
         return Decision(
             effects=tuple(effects), volatile=volatile, wake_at=min(wakes, default=None), faults=tuple(faults)

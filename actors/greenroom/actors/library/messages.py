@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from greenroom.actors.kernel.core import Command
+from greenroom.actors.kernel.core import Address, Command, R_co
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.limits import (
     Context,
@@ -18,14 +18,33 @@ from greenroom.actors.limits import (
     Secret,
     Whole,
 )
+from greenroom.actors.scheduler.messages import SchedulerCommand
 from greenroom.actors.values import (
     Caller,
+    Cancelled,
+    Fact,
     Model,
     WantedBy,
 )
 
+LIBRARY = Address("library")
 
-class Pull(Command, frozen=True, kw_only=True):
+
+class LibraryCommand(Command[R_co], frozen=True, kw_only=True):
+    """What the library is asked or told."""
+
+    ACTOR = LIBRARY
+
+
+class Pulled(Fact, frozen=True, kw_only=True):
+    """It is here."""
+
+    model: Model
+    fresh: bool
+    """False when nothing had to be fetched."""
+
+
+class Pull(LibraryCommand[Pulled], frozen=True, kw_only=True):
     """Have a model in the store: `Pulled`. Joins a pull of the same reference."""
 
     REPEATABLE = True
@@ -43,15 +62,7 @@ class Pull(Command, frozen=True, kw_only=True):
     """Who asks."""
 
 
-class Pulled(Command, frozen=True, kw_only=True):
-    """It is here."""
-
-    model: Model
-    fresh: bool
-    """False when nothing had to be fetched."""
-
-
-class CancelPull(Command, frozen=True, kw_only=True):
+class CancelPull(LibraryCommand[Cancelled], frozen=True, kw_only=True):
     """End a pull: `Cancelled`."""
 
     reference: Name
@@ -62,14 +73,28 @@ class CancelPull(Command, frozen=True, kw_only=True):
     """Who leaves."""
 
 
-class LeavePull(Command, frozen=True, kw_only=True):
+class LeavePull(LibraryCommand[None], frozen=True, kw_only=True):
     """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
 
     reference: Name
     waiter: Id
 
 
-class RemoveModel(Command, frozen=True, kw_only=True):
+class Tagged(Fact, frozen=True, kw_only=True):
+    """The model's tags."""
+
+    tags: Names
+
+
+class Removed(Fact, frozen=True, kw_only=True):
+    """What went."""
+
+    untagged: Names
+    deleted: Ids
+    freed: Whole = 0
+
+
+class RemoveModel(LibraryCommand[Tagged | Removed], frozen=True, kw_only=True):
     """Remove a model from the store: `Removed`. Its idle engines end; one that is in use refuses (409)."""
 
     REPEATABLE = True
@@ -82,15 +107,7 @@ class RemoveModel(Command, frozen=True, kw_only=True):
     """Also when it has several tags or is in use; requests that are being served go on."""
 
 
-class Removed(Command, frozen=True, kw_only=True):
-    """What went."""
-
-    untagged: Names
-    deleted: Ids
-    freed: Whole = 0
-
-
-class TagModel(Command, frozen=True, kw_only=True):
+class TagModel(LibraryCommand[Tagged], frozen=True, kw_only=True):
     """Give a model another tag, taking it from whichever model had it: `Tagged`."""
 
     REPEATABLE = True
@@ -98,13 +115,13 @@ class TagModel(Command, frozen=True, kw_only=True):
     tag: Name
 
 
-class Tagged(Command, frozen=True, kw_only=True):
-    """The model's tags."""
+class ModelNoted(Fact, frozen=True, kw_only=True):
+    """The library knows."""
 
-    tags: Names
+    model: Model | None = None
 
 
-class RepackageModel(Command, frozen=True, kw_only=True):
+class RepackageModel(LibraryCommand[ModelNoted], frozen=True, kw_only=True):
     """Store a model once more with another configuration, under a tag: `ModelNoted`. Files are shared."""
 
     REPEATABLE = True
@@ -114,38 +131,41 @@ class RepackageModel(Command, frozen=True, kw_only=True):
     """Tokens it is loaded with from then on unless somebody says otherwise; None leaves it."""
 
 
-class NoteModel(Command, frozen=True, kw_only=True):
+class NoteModel(LibraryCommand[ModelNoted], frozen=True, kw_only=True):
     """A model has come into the store by another way than a pull: `ModelNoted`."""
 
     model: Model
 
 
-class NoteDamage(Command, frozen=True, kw_only=True):
+class NoteDamage(LibraryCommand[ModelNoted], frozen=True, kw_only=True):
     """A model was found not to be what it was when it arrived; it is here no more: `ModelNoted`."""
 
     model_id: Id
     reason: Reason
 
 
-class ModelNoted(Command, frozen=True, kw_only=True):
-    """The library knows."""
-
-    model: Model | None = None
-
-
-class Prune(Command, frozen=True, kw_only=True):
-    """Remove what no model needs, downloads that broke off too: `Pruned`."""
-
-    REPEATABLE = True
-
-
-class Pruned(Command, frozen=True, kw_only=True):
+class Pruned(Fact, frozen=True, kw_only=True):
     """What that has freed, in bytes."""
 
     freed: Whole
 
 
-class Push(Command, frozen=True, kw_only=True):
+class Prune(LibraryCommand[Pruned], frozen=True, kw_only=True):
+    """Remove what no model needs, downloads that broke off too: `Pruned`."""
+
+    REPEATABLE = True
+
+
+class Pushed(Fact, frozen=True, kw_only=True):
+    """It is published."""
+
+    reference: Name
+    model_id: Id
+    sent: Whole
+    """Bytes that had to be sent; the registry had the others."""
+
+
+class Push(LibraryCommand[Pushed], frozen=True, kw_only=True):
     """Publish a model under a reference: `Pushed`. Joins a push to the same reference."""
 
     REPEATABLE = True
@@ -157,16 +177,7 @@ class Push(Command, frozen=True, kw_only=True):
     """A bearer token for the registry; never stored."""
 
 
-class Pushed(Command, frozen=True, kw_only=True):
-    """It is published."""
-
-    reference: Name
-    model_id: Id
-    sent: Whole
-    """Bytes that had to be sent; the registry had the others."""
-
-
-class CancelPush(Command, frozen=True, kw_only=True):
+class CancelPush(LibraryCommand[Cancelled], frozen=True, kw_only=True):
     """Wait no longer for a push; it ends when nobody else waits: `Cancelled`."""
 
     reference: Name
@@ -174,21 +185,21 @@ class CancelPush(Command, frozen=True, kw_only=True):
     """Of which model; empty for whichever is on its way there."""
 
 
-class Release(Command, frozen=True, kw_only=True):
+class Release(SchedulerCommand[None], frozen=True, kw_only=True):
     """Library → scheduler: let go of a model that is to be removed. Answered with `Released`."""
 
     model_id: Id
     force: bool = False
 
 
-class Released(Command, frozen=True, kw_only=True):
+class Released(LibraryCommand[None], frozen=True, kw_only=True):
     """Scheduler → library: its engines are told to end, or why that would disturb somebody."""
 
     model_id: Id
     refusal: Refusal | None = None
 
 
-class ModelsSeen(Command, frozen=True, kw_only=True):
+class ModelsSeen(LibraryCommand[None], frozen=True, kw_only=True):
     """Report: what lies in the store."""
 
     models: Annotated[tuple[Model, ...], Many]
@@ -198,7 +209,7 @@ class ModelsSeen(Command, frozen=True, kw_only=True):
     """The store's index was lost and built again, without some names that the models had."""
 
 
-class ModelList(Command, frozen=True, kw_only=True):
+class ModelList(SchedulerCommand[None], frozen=True, kw_only=True):
     """Library → scheduler: all models."""
 
     models: Annotated[tuple[Model, ...], Many]

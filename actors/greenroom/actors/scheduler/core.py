@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER, LIBRARY, SCHEDULER, runner_address
 from greenroom.actors.engine_runner.messages import EngineList, StartEngine
 from greenroom.actors.installer.messages import InstallationList, PendingInstallRequests
 from greenroom.actors.kernel.clock import Moment
@@ -52,6 +51,7 @@ from greenroom.actors.scheduler.events import (
 )
 from greenroom.actors.scheduler.messages import (
     CONFIG_FIELDS,
+    SCHEDULER,
     Abandon,
     AwaitReady,
     CallerFound,
@@ -139,7 +139,7 @@ class Scheduler:
     # decide
 
     def decide(
-        self, state: SchedulerState, command: Command, now: Moment, volatile: SchedulerVolatile
+        self, state: SchedulerState, command: Command[Any], now: Moment, volatile: SchedulerVolatile
     ) -> Decision[SchedulerVolatile]:
         """One command; what it leads to is derived by `settle`."""
         change = msgspec.structs.replace
@@ -206,7 +206,7 @@ class Scheduler:
                 # The roll is called by the turn that follows.
                 life = f"{now.monotonic}/{now.draw}"
                 # Who waited before is in the queue again in a moment, and told of then.
-                nobody = Tell(to=INSTALLER, command=PendingInstallRequests())
+                nobody = Tell(command=PendingInstallRequests())
                 return Decision(
                     effects=(nobody,), volatile=change(volatile, life=life, called_at=now.monotonic - AGAIN)
                 )
@@ -324,13 +324,13 @@ class Scheduler:
                     subject=spec.model_ref,
                 )
                 released = Released(model_id=ask.model_id, refusal=refusal)
-                return Decision(effects=(Tell(to=LIBRARY, command=released),))
+                return Decision(effects=(Tell(command=released),))
             if engine is not None:
                 events.append(eviction(engine, volatile, now, "removed"))
         models = {one: model for one, model in (volatile.models or {}).items() if one != ask.model_id}
         return Decision(
             events=tuple(events),
-            effects=(Tell(to=LIBRARY, command=Released(model_id=ask.model_id)),),
+            effects=(Tell(command=Released(model_id=ask.model_id)),),
             volatile=msgspec.structs.replace(volatile, models=None if volatile.models is None else models),
         )
 
@@ -399,8 +399,7 @@ class Scheduler:
     def react(self, _state: SchedulerState, stored: Stored[Any]) -> Sequence[Effect]:
         """A load that has its place is started."""
         if isinstance(stored.event, LoadAdmitted):
-            spec = stored.event.spec
-            return (Tell(to=runner_address(spec.backend), command=StartEngine(spec=spec)),)
+            return (Tell(command=StartEngine(spec=stored.event.spec)),)
         return ()
 
     # settle

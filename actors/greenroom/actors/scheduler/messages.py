@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from greenroom.actors.kernel.core import Command
+from greenroom.actors.kernel.core import Address, Command, R_co
 from greenroom.actors.limits import (
     BackendName,
     Context,
@@ -19,14 +19,30 @@ from greenroom.actors.limits import (
 )
 from greenroom.actors.values import (
     Caller,
+    Fact,
     InstallPolicy,
     Mode,
-    Reply,
     Reservation,
 )
 
+SCHEDULER = Address("scheduler")
 
-class Serve(Command, frozen=True, kw_only=True):
+
+class SchedulerCommand(Command[R_co], frozen=True, kw_only=True):
+    """What the scheduler is asked or told."""
+
+    ACTOR = SCHEDULER
+
+
+class Granted(Fact, frozen=True, kw_only=True, weakref=True):
+    """A place in an engine's gate under the request's id, until `Abandon`, or until nobody holds this."""
+
+    engine_id: str
+    backend: str
+    endpoint: str
+
+
+class Serve(SchedulerCommand[Granted], frozen=True, kw_only=True):
     """Find an engine for a request whose model is known: `Granted`, with a place in its gate."""
 
     request_id: Id
@@ -57,36 +73,34 @@ class Serve(Command, frozen=True, kw_only=True):
         return not self.held
 
 
-class CallerFound(Command, frozen=True, kw_only=True):
+class CallerFound(SchedulerCommand[None], frozen=True, kw_only=True):
     """Who asks is known better by now: of a request that is still queued, this counts from now on."""
 
     request_id: Id
     caller: Caller
 
 
-class Granted(Reply, frozen=True, kw_only=True, weakref=True):
-    """A place in an engine's gate under the request's id, until `Abandon`, or until nobody holds this."""
-
-    engine_id: str
-    backend: str
-    endpoint: str
-
-
-class AwaitReady(Command, frozen=True, kw_only=True):
-    """Has everybody told what he owns? `Ready`, once the scheduler has heard all owners in this life."""
-
-
-class Ready(Reply, frozen=True, kw_only=True):
+class Ready(Fact, frozen=True, kw_only=True):
     """What was installed, runs and lies in the store has been looked at."""
 
 
-class Abandon(Command, frozen=True, kw_only=True):
+class AwaitReady(SchedulerCommand[Ready], frozen=True, kw_only=True):
+    """Has everybody told what he owns? `Ready`, once the scheduler has heard all owners in this life."""
+
+
+class Abandon(SchedulerCommand[None], frozen=True, kw_only=True):
     """The request is gone, granted or not. Valid at any time."""
 
     request_id: Id
 
 
-class Unload(Command, frozen=True, kw_only=True):
+class Unloaded(Fact, frozen=True, kw_only=True):
+    """How many engines were told to end."""
+
+    engines: int
+
+
+class Unload(SchedulerCommand[Unloaded], frozen=True, kw_only=True):
     """End idle engines: `Unloaded`. Engines in use are left alone."""
 
     all: bool = False
@@ -94,18 +108,19 @@ class Unload(Command, frozen=True, kw_only=True):
     model_ids: Ids = ()
 
 
-class Unloaded(Reply, frozen=True, kw_only=True):
-    """How many engines were told to end."""
-
-    engines: int
-
-
 ConfigField = Literal["context_size", "flags", "keep_alive", "slots", "prompt_cache"]
+
 
 CONFIG_FIELDS: tuple[ConfigField, ...] = get_args(ConfigField)
 
 
-class Configure(Command, frozen=True, kw_only=True):
+class Configured(Fact, frozen=True, kw_only=True):
+    """Whether anything changed."""
+
+    changed: bool
+
+
+class Configure(SchedulerCommand[Configured], frozen=True, kw_only=True):
     """Change how a model is loaded; what is None stays as it is. 409 while it is in use."""
 
     model_id: Id
@@ -124,26 +139,20 @@ class Configure(Command, frozen=True, kw_only=True):
     """What is as if it had never been set, unless it is set here."""
 
 
-class ForgetModel(Command, frozen=True, kw_only=True):
+class ForgetModel(SchedulerCommand[None], frozen=True, kw_only=True):
     """Library → scheduler: a model was removed. How it was configured goes with it."""
 
     model_id: Id
     model_ref: Name
 
 
-class Configured(Reply, frozen=True, kw_only=True):
-    """Whether anything changed."""
-
-    changed: bool
-
-
-class LiftQuarantines(Command, frozen=True, kw_only=True):
+class LiftQuarantines(SchedulerCommand[None], frozen=True, kw_only=True):
     """Installer → scheduler: somebody wants this version; every model may be tried on it again."""
 
     backend: BackendName
 
 
-class Keep(Command, frozen=True, kw_only=True):
+class Keep(SchedulerCommand[None], frozen=True, kw_only=True):
     """How long a model stays after its last request, as a request wished that needed no engine found."""
 
     model_id: Id
@@ -152,11 +161,26 @@ class Keep(Command, frozen=True, kw_only=True):
     mode: Mode = "completion"
 
 
-class ReadLedger(Command, frozen=True, kw_only=True):
+class LedgerReading(Fact, frozen=True, kw_only=True):
+    """The ledger at one moment, in bytes."""
+
+    budget: int
+    available: int
+    promised: int
+    free: int
+    waiting: int
+    """Requests that have no engine yet."""
+    engines: tuple[EngineAccount, ...]
+    queue: tuple[QueueEntry, ...] = ()
+    """Those that wait, the first first."""
+    devices: tuple[DeviceAccount, ...] = ()
+
+
+class ReadLedger(SchedulerCommand[LedgerReading], frozen=True, kw_only=True):
     """Who holds what memory, for whom and until when: `LedgerReading`."""
 
 
-class EngineAccount(Reply, frozen=True, kw_only=True):
+class EngineAccount(Fact, frozen=True, kw_only=True):
     """One engine that shall run, as the scheduler reckons with it. Bytes and seconds."""
 
     engine_id: str
@@ -191,7 +215,7 @@ class EngineAccount(Reply, frozen=True, kw_only=True):
     """Id of the event that admitted it."""
 
 
-class QueueEntry(Reply, frozen=True, kw_only=True):
+class QueueEntry(Fact, frozen=True, kw_only=True):
     """One request that has no engine yet."""
 
     request_id: str
@@ -212,7 +236,7 @@ class QueueEntry(Reply, frozen=True, kw_only=True):
     """Who asks, for people."""
 
 
-class DeviceAccount(Reply, frozen=True, kw_only=True):
+class DeviceAccount(Fact, frozen=True, kw_only=True):
     """The memory of one graphics device, in bytes."""
 
     id: str
@@ -225,32 +249,17 @@ class DeviceAccount(Reply, frozen=True, kw_only=True):
     free: int
 
 
-class LedgerReading(Reply, frozen=True, kw_only=True):
-    """The ledger at one moment, in bytes."""
-
-    budget: int
-    available: int
-    promised: int
-    free: int
-    waiting: int
-    """Requests that have no engine yet."""
-    engines: tuple[EngineAccount, ...]
-    queue: tuple[QueueEntry, ...] = ()
-    """Those that wait, the first first."""
-    devices: tuple[DeviceAccount, ...] = ()
-
-
-class Drain(Command, frozen=True, kw_only=True):
+class Drain(SchedulerCommand[Unloaded], frozen=True, kw_only=True):
     """The daemon stops: admit nothing more and end all engines (`Unloaded`)."""
 
 
-class SlotFreed(Command, frozen=True, kw_only=True):
+class SlotFreed(SchedulerCommand[None], frozen=True, kw_only=True):
     """Report: a slot is free that requests are queued for."""
 
     engine_id: Id
 
 
-class GateEmptied(Command, frozen=True, kw_only=True):
+class GateEmptied(SchedulerCommand[None], frozen=True, kw_only=True):
     """Report: the last request has left an engine."""
 
     engine_id: Id

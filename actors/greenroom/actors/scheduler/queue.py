@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.messages import Ensure, PendingInstallRequests
 from greenroom.actors.kernel.core import Tell, refuse
 from greenroom.actors.kernel.errors import Refusal
@@ -280,7 +279,7 @@ class QueueStep:
             if wish is None or now - wish.told_at >= AGAIN:  # 4, 5
                 token = wish.token if wish is not None else waiting.request_id
                 ensure = Ensure(backend=backend, wanted_by="request", token=token, caller=waiting.caller)
-                turn.effects.append(Tell(to=INSTALLER, command=ensure, cause=waiting.request_id))
+                turn.effects.append(Tell(command=ensure, cause=waiting.request_id))
                 wish = Wish(token=token, told_at=now)
                 turn.update(wishes={**turn.volatile.wishes, backend: wish})
             if waiting.token != wish.token:
@@ -296,7 +295,7 @@ class QueueStep:
         told, at = turn.volatile.awaited_told
         awaited, now = frozenset(self._awaited), turn.now.monotonic
         if awaited != told or (awaited and now - at >= AGAIN):
-            turn.effects.append(Tell(to=INSTALLER, command=PendingInstallRequests(backends=awaited)))
+            turn.effects.append(Tell(command=PendingInstallRequests(backends=awaited)))
             turn.update(awaited_told=(awaited, now))
 
     def _note_failed_install(self, backend: str, last: str) -> None:

@@ -26,13 +26,13 @@ from functools import partial
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER, LIBRARY, runner_address
 from greenroom.actors.bounded_maps import without
-from greenroom.actors.engine_runner.messages import ForbidStart, StartEngine, StopEngine
+from greenroom.actors.engine_runner.messages import ForbidStart, StartEngine, StopEngine, runner_address
 from greenroom.actors.gates import GateReading
+from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.kernel.clock import Moment
 from greenroom.actors.kernel.core import Answer, Decision, Tell
-from greenroom.actors.library.messages import NoteDamage
+from greenroom.actors.library.messages import LIBRARY, NoteDamage
 from greenroom.actors.progress import load_job
 from greenroom.actors.scheduler.context import Limits, TurnContext, eviction, footprint
 from greenroom.actors.scheduler.effects import CloseGate, OpenGate, RemoveGates
@@ -176,16 +176,15 @@ class Turn:
     def _tell_to_start(self, load: LoadState) -> None:
         turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
         if now - turn.volatile.start_told.get(one, turn.volatile.begun[one]) >= AGAIN:
-            start = StartEngine(spec=load.spec)
-            turn.effects.append(Tell(to=runner_address(load.spec.backend), command=start, cause=load.cause))
+            turn.effects.append(Tell(command=StartEngine(spec=load.spec), cause=load.cause))
             turn.update(start_told={**turn.volatile.start_told, one: now})
 
     def _tell_never_to_start(self, load: LoadState) -> None:
         turn, one, now = self._turn, load.spec.engine_id, self._turn.now.monotonic
         told = turn.volatile.bar_told.get(one)
         if told is None or now - told >= AGAIN:
-            forbid = ForbidStart(engine_id=one)
-            turn.effects.append(Tell(to=runner_address(load.spec.backend), command=forbid, cause=load.cause))
+            forbid = ForbidStart(backend=load.spec.backend, engine_id=one)
+            turn.effects.append(Tell(command=forbid, cause=load.cause))
             turn.update(bar_told={**turn.volatile.bar_told, one: now})
 
     def _fail(self, load: LoadState, failure: Failure) -> None:
@@ -205,7 +204,7 @@ class Turn:
         if failure.code == "model_damaged":
             # It is here no more: whoever asks for it again has it fetched anew.
             damage = NoteDamage(model_id=spec.model_id, reason=failure.message)
-            turn.effects.append(Tell(to=LIBRARY, command=damage, cause=load.cause))
+            turn.effects.append(Tell(command=damage, cause=load.cause))
         if failure.code in NOT_THE_MODELS_FAULT:
             # Whoever waited for it waits on: the next step finds it another engine. But where every engine is
             # lost as it starts, each would be followed by the next at once, as long as anybody waits.
@@ -334,9 +333,8 @@ class Turn:
                 reason = "it is not wanted any more" if drained else "its requests did not end in time"
                 if not drained and turn.forced(engine):
                     reason = "its backend is uninstalled by force"
-                stop = StopEngine(engine_id=one, reason=reason)
-                to = runner_address(engine.spec.backend)
-                turn.effects.append(Tell(to=to, command=stop, cause=turn.state.ended.get(one, "")))
+                stop = StopEngine(backend=engine.spec.backend, engine_id=one, reason=reason)
+                turn.effects.append(Tell(command=stop, cause=turn.state.ended.get(one, "")))
                 stop_told[one] = now
             elif told is not None:
                 stop_told[one] = told

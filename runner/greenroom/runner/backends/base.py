@@ -187,7 +187,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Command:
+class CommandLine:
     """A program to start: argv and the variables added to a cleaned environment."""
 
     argv: tuple[str, ...]
@@ -238,7 +238,7 @@ class Backend(ABC):
         return 0.0
 
     @abstractmethod
-    def command(self, launch: Launch) -> Command:
+    def command(self, launch: Launch) -> CommandLine:
         """The program that serves this model on this socket, through a launcher of ours if need be."""
 
 

@@ -9,7 +9,7 @@ from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.backends.base import (
     Backend,
     Cannot,
-    Command,
+    CommandLine,
     Dialect,
     Environment,
     Launch,
@@ -90,7 +90,7 @@ class LlamaCpp(Backend):
                 told.append(float(speed))
         return statistics.median(told[-9:]) if told else 0.0
 
-    def command(self, launch: Launch) -> Command:
+    def command(self, launch: Launch) -> CommandLine:
         """llama-server's own arguments, handed to its server inside our launcher."""
         spec = launch.spec
         args = ["--model", str(launch.model.path), "--host", str(launch.socket), "-ngl", "999", "--metrics"]
@@ -110,11 +110,11 @@ class LlamaCpp(Backend):
             args += ["--mmproj", str(launch.model.mmproj)]
         args += ["--jinja"]
         if launch.binary is not None:
-            return Command(argv=(str(launch.binary), *args), env=_ENVIRONMENT)
+            return CommandLine(argv=(str(launch.binary), *args), env=_ENVIRONMENT)
         # Older servers of the user's own do not know this one.
         args += ["--ctx-checkpoints", str(_CHECKPOINTS)]
         argv = (str(launch.python), "-I", str(launcher("llama_cpp")), *args)
-        return Command(argv=argv, env=_ENVIRONMENT)
+        return CommandLine(argv=argv, env=_ENVIRONMENT)
 
 
 def _batch(launch: Launch) -> int:

@@ -6,7 +6,7 @@ from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.backends.base import (
     Backend,
     Cannot,
-    Command,
+    CommandLine,
     Dialect,
     Environment,
     Launch,
@@ -87,9 +87,9 @@ class Mlx(Backend):
             return f"mlx runs on macOS (Apple silicon) and Linux; this is {platform.system}."
         return ""
 
-    def command(self, launch: Launch) -> Command:
+    def command(self, launch: Launch) -> CommandLine:
         """mlx-lm's server cannot listen on a unix socket by itself; our launcher makes it."""
-        return Command(
+        return CommandLine(
             argv=(
                 str(launch.python),
                 "-I",

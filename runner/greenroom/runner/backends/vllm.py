@@ -7,7 +7,7 @@ import math
 from greenroom.actors.scheduler.ledger import context_reckoned
 from greenroom.runner.backends.base import (
     Backend,
-    Command,
+    CommandLine,
     Dialect,
     Environment,
     Image,
@@ -76,9 +76,9 @@ class Vllm(Backend):
             return f"vllm runs on Linux on x86_64 or arm64; this is {_named(platform)}."
         return ""
 
-    def command(self, launch: Launch) -> Command:
+    def command(self, launch: Launch) -> CommandLine:
         """`vllm serve` as a module of the installation's own Python."""
-        return Command(
+        return CommandLine(
             argv=(
                 str(launch.python),
                 "-I",
@@ -116,7 +116,7 @@ class VllmCpu(Vllm):
         """With a GPU the build for CUDA."""
         return Vllm() if platform.cuda else self
 
-    def command(self, launch: Launch) -> Command:
+    def command(self, launch: Launch) -> CommandLine:
         """vLLM's server with the cache that the ledger has reckoned with, and nothing to compile.
 
         By itself it would take 92 % of the machine's memory. Compiling a model takes minutes and a C++
@@ -124,7 +124,7 @@ class VllmCpu(Vllm):
         its own name in this build, so the server is started without it.
         """
         spec = launch.spec
-        return Command(
+        return CommandLine(
             argv=(
                 str(launch.python),
                 "-I",
@@ -188,9 +188,9 @@ class VllmMetal(Backend):
             )
         return ""
 
-    def command(self, launch: Launch) -> Command:
+    def command(self, launch: Launch) -> CommandLine:
         """A plain vLLM server; remote code stays off."""
-        return Command(
+        return CommandLine(
             argv=(
                 str(launch.python),
                 "-I",

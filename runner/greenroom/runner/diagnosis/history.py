@@ -10,14 +10,17 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from greenroom.actors.addresses import DAEMON, INSTALLER, LIBRARY, SCHEDULER, runner_address
-from greenroom.actors.daemon_log import DaemonState
+from greenroom.actors.daemon_log import DAEMON, DaemonState
 from greenroom.actors.engine_runner.core import RunnerState
+from greenroom.actors.engine_runner.messages import runner_address
+from greenroom.actors.installer.messages import INSTALLER
 from greenroom.actors.installer.state import BackendInstallState, InstallerState
 from greenroom.actors.journal.port import EventChanged, JournalDamaged, JournalError, Record
 from greenroom.actors.kernel.core import Address, Event
 from greenroom.actors.kernel.supervision import CommandParked
 from greenroom.actors.library.core import LibraryState
+from greenroom.actors.library.messages import LIBRARY
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import SchedulerState
 from greenroom.runner.diagnosis.replay import Replay, Snapshot
 from greenroom.runner.diagnosis.subjects import About, Subjects

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.addresses import runner_address
 from greenroom.actors.engine_runner.events import (
     EngineAdopted,
     EngineExited,
@@ -21,12 +20,12 @@ from greenroom.actors.engine_runner.events import (
     EngineReady,
     EngineSpawned,
 )
-from greenroom.actors.engine_runner.messages import EngineMeasured, EngineMoved, EngineStalled
+from greenroom.actors.engine_runner.messages import EngineMeasured, EngineMoved, EngineStalled, runner_address
 from greenroom.actors.kernel.core import Event
 from greenroom.actors.progress import ProgressBoard, load_job
 from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.values import EngineExit, EngineSpec, Failure, Measured, Progress
-from greenroom.runner.backends.base import Command, Readiness
+from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.reachability import inode_of
@@ -40,7 +39,7 @@ _log = logging.getLogger(__name__)
 class Prepared:
     """One engine's program and how to tell that it is ready."""
 
-    command: Command
+    command: CommandLine
     readiness: Readiness
     model_name: str = ""
     """What the one-token proof sends as `model`."""

@@ -27,9 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from greenroom.actors.addresses import runner_address
 from greenroom.actors.engine_runner.effects import EndEngine, RecoverEngines, SpawnEngine
 from greenroom.actors.engine_runner.events import EngineExited, EngineLost
+from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.kernel.core import Effect
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened, TellActor

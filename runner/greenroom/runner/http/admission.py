@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER, SCHEDULER
 from greenroom.actors.gates import Place
 from greenroom.actors.installer.messages import PlanInstall
 from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
@@ -127,7 +126,7 @@ class Admission:
             self._grant_due = False
             # Without a scheduler there is nobody who could still grant anything.
             with contextlib.suppress(KernelError):
-                self._greenroom.system.tell(SCHEDULER, Abandon(request_id=request_id), cause=request_id)
+                self._greenroom.system.tell(Abandon(request_id=request_id), cause=request_id)
 
     async def _ask(self) -> Place:
         serve = Serve(
@@ -145,7 +144,7 @@ class Admission:
         look = asyncio.create_task(self._find_caller()) if self._look_up is not None else None
         # The scheduler bounds the wait, by whether what is waited for gets on. Should it end, so does this.
         try:
-            granted: Granted = await self._greenroom.system.ask(SCHEDULER, serve, cause=self.request_id)
+            granted: Granted = await self._greenroom.system.ask(serve, cause=self.request_id)
         except Refused as refused:
             self._grant_due = False
             raise Refused(await self._sized(refused.refusal)) from None
@@ -168,7 +167,7 @@ class Admission:
             # It is about whose turn it is, and worth no error.
             with contextlib.suppress(KernelError):
                 told = CallerFound(request_id=self.request_id, caller=found)
-                self._greenroom.system.tell(SCHEDULER, told, cause=self.request_id)
+                self._greenroom.system.tell(told, cause=self.request_id)
 
     async def _sized(self, refusal: Refusal) -> Refusal:
         """A refusal for want of a backend, with how much installing it would fetch."""
@@ -176,7 +175,7 @@ class Admission:
             return refusal
         try:
             plan: Plan = await self._greenroom.system.ask(
-                INSTALLER, PlanInstall(backend=refusal.subject), timeout=_PLAN_WITHIN
+                PlanInstall(backend=refusal.subject), timeout=_PLAN_WITHIN
             )
         except KernelError as error:
             # The size is a courtesy: without it the answer is still the right one.
@@ -191,4 +190,4 @@ class Admission:
         keep = Keep(model_id=self._model.id, mode=self._mode, keep_alive=self._keep_alive)
         # A wish is worth no error: it is about the time after this request.
         with contextlib.suppress(KernelError):
-            self._greenroom.system.tell(SCHEDULER, keep, cause=self.request_id)
+            self._greenroom.system.tell(keep, cause=self.request_id)

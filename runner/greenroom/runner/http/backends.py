@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.messages import (
     Activate,
     BackendStatus,
@@ -205,7 +204,7 @@ class Backends:
         """Bring an installation that is here into use, without a version the one before the current."""
         body = await _named_body(request, NamedBody)
         ask = Activate(backend=self._context.backend(body.backend), version=body.version)
-        ensured = await self._context.greenroom.system.ask(INSTALLER, ask, cause=request.id)
+        ensured = await self._context.greenroom.system.ask(ask, cause=request.id)
         return encoded({"installation": ensured.installation})
 
     async def verify(self, request: Request) -> AnyResponse:
@@ -218,9 +217,7 @@ class Backends:
 
         async def verify() -> AnyResponse:
             cause = request.id
-            asks = [
-                greenroom.system.ask(INSTALLER, VerifyBackend(backend=name), cause=cause) for name in names
-            ]
+            asks = [greenroom.system.ask(VerifyBackend(backend=name), cause=cause) for name in names]
             found: list[Verified] = [await ask for ask in asks]
             return encoded([one for one in found if one.checked or body.backend])
 
@@ -233,7 +230,7 @@ class Backends:
         greenroom = self._context.greenroom
 
         async def plan() -> AnyResponse:
-            found = await greenroom.system.ask(INSTALLER, PlanInstall(backend=backend, version=body.version))
+            found = await greenroom.system.ask(PlanInstall(backend=backend, version=body.version))
             return encoded(found)
 
         async def install() -> AnyResponse:
@@ -246,10 +243,10 @@ class Backends:
                 waiter=waiter,
                 caller=await self._context.callers.looked_up(request),
             )
-            reply = greenroom.system.ask(INSTALLER, ensure, cause=request.id)
+            reply = greenroom.system.ask(ensure, cause=request.id)
             lines = _lines(request, backend)
             leave = LeaveInstall(backend=backend, version=body.version, waiter=waiter)
-            with counted(greenroom.system, reply, INSTALLER, leave):
+            with counted(greenroom.system, reply, leave):
                 if lines is None:
                     return await answered(request, reply, lambda _: Response())
                 return await stream_job(request, greenroom.board, install_job(backend), reply, lines)
@@ -264,7 +261,7 @@ class Backends:
 
         async def uninstall() -> AnyResponse:
             ask = Uninstall(backend=backend, version=version, force=body.force)
-            reply = self._context.greenroom.system.ask(INSTALLER, ask, cause=request.id)
+            reply = self._context.greenroom.system.ask(ask, cause=request.id)
             return await answered(request, reply, told)
 
         def told(gone: Uninstalled) -> Response:
@@ -285,14 +282,14 @@ class Backends:
             leave=body.leave,
             waiter=body.waiter,
         )
-        cancelled = await self._context.greenroom.system.ask(INSTALLER, cancel, cause=request.id)
+        cancelled = await self._context.greenroom.system.ask(cancel, cause=request.id)
         return json_response({"ended": cancelled.ended})
 
     # inside
 
-    async def _soon(self, request: Request, command: Command) -> Any:
+    async def _soon(self, request: Request, command: Command[Any]) -> Any:
         """The answer if it comes at once, else None: the job goes on without us. Raises its refusal."""
-        reply = self._context.greenroom.system.ask(INSTALLER, command, cause=request.id)
+        reply = self._context.greenroom.system.ask(command, cause=request.id)
         asked = asyncio.ensure_future(awaited(reply))
         try:
             done, _ = await asyncio.wait({asked}, timeout=_AT_ONCE)

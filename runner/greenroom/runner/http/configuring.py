@@ -16,7 +16,6 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from greenroom.actors import limits
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.scheduler.ledger import Capacity, context_reckoned, reservation_for
 from greenroom.actors.scheduler.messages import ConfigField, Configure
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
@@ -144,7 +143,7 @@ class Configuring:
             reset=tuple(reset),
             caller=await context.callers.looked_up(request),
         )
-        await context.greenroom.system.ask(SCHEDULER, configure, cause=request.id)
+        await context.greenroom.system.ask(configure, cause=request.id)
         context.preload(model, body.model.strip(), mode, backend)
         return Response(status=202)
 

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.errors import KernelError, SystemFailed
 from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.progress import request_job
+from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, SchedulerState
 from greenroom.actors.values import Caller, Engine, Mode, Model
 from greenroom.runner.daemon import Greenroom

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.gates import GateReading, Slot
 from greenroom.actors.installer.messages import BackendStatus
 from greenroom.actors.kernel.errors import KernelError
@@ -65,7 +64,7 @@ class Engines:
             # With no model left, the scheduler would take it for a wish about the whole backend.
             return json_response({"unloaded_runners": 0})
         unload = Unload(all=body.all, backend=body.backend, model_ids=tuple(models))
-        unloaded = await greenroom.system.ask(SCHEDULER, unload, cause=request.id)
+        unloaded = await greenroom.system.ask(unload, cause=request.id)
         return json_response({"unloaded_runners": unloaded.engines})
 
     async def ps(self, request: Request) -> Response:
@@ -118,7 +117,7 @@ class Engines:
 
     async def _ledger(self) -> LedgerReading:
         reading: LedgerReading = await self._context.greenroom.system.ask(
-            SCHEDULER, ReadLedger(), timeout=_ANSWER_WITHIN
+            ReadLedger(), timeout=_ANSWER_WITHIN
         )
         return reading
 

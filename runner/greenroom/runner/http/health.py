@@ -11,7 +11,6 @@ import msgspec
 from msgspec import Meta
 
 from greenroom import __version__
-from greenroom.actors.addresses import SCHEDULER
 from greenroom.actors.kernel.errors import KernelError
 from greenroom.actors.limits import DURATION, Name
 from greenroom.actors.scheduler.messages import AwaitReady
@@ -72,7 +71,7 @@ class Health:
         if problem := greenroom.home_problem:
             return _not_ready(HttpRefusal(503, "data_directory_lost", problem))
         try:
-            await greenroom.system.ask(SCHEDULER, AwaitReady(), timeout=_READY_WITHIN)
+            await greenroom.system.ask(AwaitReady(), timeout=_READY_WITHIN)
         except (KernelError, NotRunning) as error:
             return _not_ready(error)
         return json_response({"status": "ok"})

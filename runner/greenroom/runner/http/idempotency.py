@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from greenroom.actors.idempotency import (
-    IDEMPOTENCY,
     AwaitKeyed,
     BeginKeyed,
     Begun,
@@ -24,7 +23,7 @@ from greenroom.actors.idempotency import (
     Outcome,
     UnderWay,
 )
-from greenroom.actors.kernel.core import Address, Command
+from greenroom.actors.kernel.core import Command
 from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
 from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.system import ActorSystem
@@ -108,7 +107,7 @@ class Idempotency:
             return answer_error(request, error, "text")
 
     async def _answer(self, begin: BeginKeyed, request: Request, handler: Handler) -> AnyResponse:
-        found = await self._system.ask(IDEMPOTENCY, begin, cause=request.id)
+        found = await self._system.ask(begin, cause=request.id)
         match found:
             case Begun():
                 return await self._carry_out(begin.key, request, handler)
@@ -149,7 +148,7 @@ class Idempotency:
             outcome.cancel()
 
     async def _outcome(self, key: str) -> Outcome:
-        found: Outcome = await self._system.ask(IDEMPOTENCY, AwaitKeyed(key=key))
+        found: Outcome = await self._system.ask(AwaitKeyed(key=key))
         return found
 
     async def _note_later(self, key: str, pending: asyncio.Task[Outcome | None]) -> None:
@@ -163,10 +162,10 @@ class Idempotency:
         # First, for as soon as it is noted the next one may be carried out.
         self._under_way.pop(key, None)
         try:
-            await self._system.ask(IDEMPOTENCY, EndKeyed(key=key, outcome=outcome))
+            await self._system.ask(EndKeyed(key=key, outcome=outcome))
         except Refused:
             # It cannot be stored: the next request with the key carries the command out again.
-            self._system.tell(IDEMPOTENCY, EndKeyed(key=key))
+            self._system.tell(EndKeyed(key=key))
         except KernelError:
             return  # Greenroom stops, and with it all that was under way.
 
@@ -175,15 +174,15 @@ class Idempotency:
 
 
 @contextlib.contextmanager
-def counted(system: ActorSystem, reply: Reply, to: Address, leave: Command) -> Iterator[None]:
-    """When this block is left without a reply, tell `to` that one fewer waits for the job."""
+def counted(system: ActorSystem, reply: Reply[Any], leave: Command[Any]) -> Iterator[None]:
+    """Send `leave` when the block is left before there is a reply."""
     try:
         yield
     finally:
         if not reply.done():
             # A system that stops counts no one.
             with contextlib.suppress(KernelError):
-                system.tell(to, leave)
+                system.tell(leave)
 
 
 async def answered(request: Request, reply: Awaitable[Any], render: Callable[[Any], Response]) -> Response:

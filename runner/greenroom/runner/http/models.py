@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from greenroom.actors.addresses import INSTALLER, LIBRARY
 from greenroom.actors.installer.messages import DropFetched
 from greenroom.actors.kernel.errors import KernelError, Refusal, Refused
 from greenroom.actors.library.messages import (
@@ -106,7 +105,7 @@ class Models:
         model = self._context.model(request.params["reference"])
         target = f"{repository}:{tag}"
         await self._context.greenroom.system.ask(
-            LIBRARY, TagModel(model_id=model.id, tag=_as_tag(target)), cause=request.id
+            TagModel(model_id=model.id, tag=_as_tag(target)), cause=request.id
         )
         return json_response(
             {"message": f'Model tagged successfully with "{target}"', "target": target}, status=201
@@ -122,7 +121,7 @@ class Models:
         repackage = RepackageModel(
             model_id=model.id, tag=_as_tag(body.target), context_size=body.context_size
         )
-        await self._context.greenroom.system.ask(LIBRARY, repackage, cause=request.id)
+        await self._context.greenroom.system.ask(repackage, cause=request.id)
         return json_response(
             {
                 "message": f'Model repackaged successfully as "{body.target}"',
@@ -143,7 +142,7 @@ class Models:
         model = self._context.model(name)
         force = is_true(request, "force")
         remove = RemoveModel(model_id=model.id, tag=_tag_meant(name, model), force=force)
-        removed = await self._context.greenroom.system.ask(LIBRARY, remove, cause=request.id)
+        removed = await self._context.greenroom.system.ask(remove, cause=request.id)
         if not isinstance(removed, Removed):
             return json_response([{"Untagged": remove.tag}])
         gone = [{"Untagged": tag} for tag in removed.untagged]
@@ -157,12 +156,12 @@ class Models:
         for model in self._context.greenroom.models():
             remove = RemoveModel(model_id=model.id, all_tags=True, force=force)
             try:
-                await system.ask(LIBRARY, remove, cause=request.id)
+                await system.ask(remove, cause=request.id)
             except Refused as refused:
                 # Somebody else may have removed it a moment ago.
                 if refused.refusal.kind != "not_found":
                     kept.append(refused)
-        await system.ask(LIBRARY, Prune())
+        await system.ask(Prune())
         if kept:
             raise kept[0]
         return Response()
@@ -204,13 +203,14 @@ class Models:
             if model.tags:
                 continue
             try:
-                removed = await system.ask(LIBRARY, RemoveModel(model_id=model.id), cause=request.id)
+                removed = await system.ask(RemoveModel(model_id=model.id), cause=request.id)
             except Refused:
                 continue
-            deleted += removed.deleted
-            freed += removed.freed
-        pruned = await system.ask(LIBRARY, Prune())
-        dropped = await system.ask(INSTALLER, DropFetched())
+            if isinstance(removed, Removed):
+                deleted += removed.deleted
+                freed += removed.freed
+        pruned = await system.ask(Prune())
+        dropped = await system.ask(DropFetched())
         return json_response(
             {
                 "deleted": deleted,
@@ -263,7 +263,7 @@ class Models:
             return f"{familiar(shown_name(model))} is whole: every byte is what it was when it arrived"
         reason = " ".join(problems)
         damage = NoteDamage(model_id=model.id, reason=f"it is damaged: {reason}")
-        await greenroom.system.ask(LIBRARY, damage, cause=request.id)
+        await greenroom.system.ask(damage, cause=request.id)
         name = familiar(shown_name(model))
         raise Refused(
             Refusal(

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.library.messages import (
     CancelPull,
@@ -92,8 +91,8 @@ class Transfers:
                 waiter=waiter,
                 caller=await self._context.callers.looked_up(request),
             )
-            reply = greenroom.system.ask(LIBRARY, ask, cause=request.id)
-            with counted(greenroom.system, reply, LIBRARY, LeavePull(reference=reference, waiter=waiter)):
+            reply = greenroom.system.ask(ask, cause=request.id)
+            with counted(greenroom.system, reply, LeavePull(reference=reference, waiter=waiter)):
                 return await stream_job(request, greenroom.board, pull_job(reference), reply, lines)
 
         return await self._context.clients.attend(request, pull)
@@ -102,7 +101,7 @@ class Transfers:
         """End a pull."""
         body = await read_json(request, CancelBody, what="it is no JSON object with a from")
         cancel = CancelPull(reference=canonical(body.reference), leave=body.leave, waiter=body.waiter)
-        cancelled = await self._context.greenroom.system.ask(LIBRARY, cancel, cause=request.id)
+        cancelled = await self._context.greenroom.system.ask(cancel, cause=request.id)
         return json_response({"ended": cancelled.ended})
 
     async def push(self, request: Request) -> AnyResponse:
@@ -116,11 +115,11 @@ class Transfers:
 
         async def push() -> AnyResponse:
             ask = Push(model_id=model.id, reference=reference, token=body.bearer_token)
-            reply = greenroom.system.ask(LIBRARY, ask)
+            reply = greenroom.system.ask(ask)
             try:
                 return await stream_job(request, greenroom.board, push_job(reference), reply, lines)
             except (asyncio.CancelledError, ConnectionError):
-                greenroom.system.tell(LIBRARY, CancelPush(reference=reference, model_id=model.id))
+                greenroom.system.tell(CancelPush(reference=reference, model_id=model.id))
                 raise
 
         return await self._context.clients.attend(request, push)
@@ -131,7 +130,7 @@ class Transfers:
 
         async def load() -> AnyResponse:
             model = await self._archives.load(request, greenroom.store)
-            await greenroom.system.ask(LIBRARY, NoteModel(model=model), cause=request.id)
+            await greenroom.system.ask(NoteModel(model=model), cause=request.id)
             lines = TransferLines("load", "pull", raw=True)
             # The id is no part of the contract; clients that know the archive can compute it.
             return Response(

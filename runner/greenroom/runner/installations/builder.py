@@ -19,7 +19,6 @@ from threading import Event
 
 import msgspec
 
-from greenroom.actors.addresses import INSTALLER
 from greenroom.actors.installer.effects import (
     BuildInstallation,
     CancelBuild,
@@ -37,7 +36,7 @@ from greenroom.actors.installer.events import (
     InstallAttemptFailed,
     InstallCancelled,
 )
-from greenroom.actors.installer.messages import FetchedDropped, InstallationsSeen, Verified
+from greenroom.actors.installer.messages import INSTALLER, FetchedDropped, InstallationsSeen, Verified
 from greenroom.actors.kernel.core import Effect
 from greenroom.actors.progress import ProgressBoard, install_job
 from greenroom.actors.reports import EffectEnded, Happened, TellActor

@@ -12,9 +12,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.kernel.core import Command, Effect
 from greenroom.actors.library.effects import (
     AddTag,
@@ -36,7 +35,7 @@ from greenroom.actors.library.events import (
     PullAttemptFailed,
     PullCancelled,
 )
-from greenroom.actors.library.messages import ModelsSeen, Pruned
+from greenroom.actors.library.messages import LIBRARY, ModelsSeen, Pruned
 from greenroom.actors.progress import ProgressBoard, pull_job
 from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Model, Progress
@@ -310,7 +309,7 @@ class Puller:
                 reports = (EffectEnded(effect=effect, failure=failure),)
             return Ending(lambda: tell(*reports), late=True)
 
-        def tell(*reports: Command) -> None:
+        def tell(*reports: Command[Any]) -> None:
             for report in reports:
                 self._tell(LIBRARY, report)
 
@@ -318,7 +317,7 @@ class Puller:
         gone = EffectEnded(effect=effect, failure=stopped)
         self._changes.start(f"change {next(self._change_numbers)}", run, lambda: tell(gone))
 
-    def _changed(self, effect: _Change | InspectModels) -> Iterator[Command]:
+    def _changed(self, effect: _Change | InspectModels) -> Iterator[Command[Any]]:
         """Make a change, and say what it has led to."""
         match effect:
             case InspectModels():

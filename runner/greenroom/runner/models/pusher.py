@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from greenroom.actors.addresses import LIBRARY
 from greenroom.actors.library.effects import SendModel
 from greenroom.actors.library.events import ModelPushed, PushFailed
+from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.progress import ProgressBoard, push_job
 from greenroom.actors.reports import Happened, TellActor
 from greenroom.actors.retry import PUSH_RETRIES

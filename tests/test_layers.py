@@ -26,6 +26,7 @@ FILES = sorted({path for source in SOURCES for path in source.glob("greenroom/*/
 
 # Each layer may import itself and those before it; the longest name that fits counts.
 LAYERS = (
+    ("actors.fork",),
     ("actors.journal",),
     ("actors.kernel",),
     ("actors",),
@@ -47,7 +48,7 @@ LAYERS = (
 )
 
 # Threads, timers and live readings for the others: the only modules of `actors/` that are not pure.
-NOT_PURE = {"actors.gates", "actors.progress", "actors.testing"}
+NOT_PURE = {"actors.fork", "actors.gates", "actors.progress", "actors.testing"}
 KERNEL_PROTOCOLS = {"actors.kernel.core", "actors.kernel.clock", "actors.kernel.errors"}
 IMPURE_LIBRARIES = set(
     "asyncio datetime io logging os pathlib pykka random secrets shutil signal socket sqlite3 subprocess "

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from greenroom.actors.kernel.fork import on_fork
+from greenroom.actors.fork import on_fork
 from greenroom.actors.values import Caller, Mode
 
 _NAMED = 3

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from greenroom.actors.kernel.fork import on_fork
+from greenroom.actors.fork import on_fork
 from greenroom.actors.values import Progress
 
 Listener = Callable[[Progress], None]

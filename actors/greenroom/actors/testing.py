@@ -215,7 +215,7 @@ class Case(Generic[S, V]):
     # inside
 
     def _begin(self) -> None:
-        # Events nobody asked about are fine in a long story; they must not leak into the next step.
+        # Events that no `then` looked at are fine in a long story; they must not leak into the next step.
         self._unchecked = []
         self.events = []
         self.effects = []

@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenroom.actors.journal.lock import lock_exclusively, note_holder, read_pid, unlock
+from greenroom.actors.fork import on_fork
+from greenroom.actors.journal.lock import lock_exclusively, read_pid, unlock
 
 _SHOWN = 80
 """Characters of a command line that are shown."""
@@ -110,7 +111,7 @@ class DaemonLock:
         with contextlib.suppress(OSError):
             os.ftruncate(self._file.fileno(), 0)
             os.pwrite(self._file.fileno(), str(os.getpid()).encode(), 0)
-        note_holder(self)
+        on_fork(self)
 
     def is_in_place(self) -> bool:
         """Whether the data directory is still the one that was locked. Blocks as long as the disk does."""

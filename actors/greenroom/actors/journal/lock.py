@@ -7,9 +7,8 @@ import fcntl
 import os
 import time
 from pathlib import Path
-from typing import Protocol
-from weakref import WeakSet
 
+from greenroom.actors.fork import on_fork
 from greenroom.actors.journal.port import JournalBusy
 
 PATIENCE = 10.0
@@ -17,34 +16,12 @@ PATIENCE = 10.0
 _LOOK_EVERY = 0.005
 
 
-class Holder(Protocol):
-    """Something that has locked a file."""
-
-    def forked(self) -> None:
-        """This is a copy in a forked child: close the file without unlocking it."""
-        ...
-
-
-_holders: WeakSet[Holder] = WeakSet()
-
-
-def note_holder(holder: Holder) -> None:
-    """Have it told of forks. The lock belongs to the open file, which a child shares: a child that unlocks it
-    takes it from its parent, and one that keeps it open holds it when the parent has long ended.
-    """
-    _holders.add(holder)
-
-
-def _after_fork() -> None:
-    for holder in tuple(_holders):
-        holder.forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 def lock_exclusively(descriptor: int) -> None:
-    """Lock an open file that holds its holder's pid as text. Raises BlockingIOError when somebody holds it.
+    """Lock an open file that holds its holder's pid as text. Raises BlockingIOError when it is held.
+
+    The lock belongs to the open file, which a forked child shares: a child that unlocks it takes it from its
+    parent, and one that keeps it open still holds it when the parent has long ended. So holders register with
+    `on_fork` and close the file there.
 
     A child the holder has just forked shares the lock until it begins a program of its own, and may live on
     for that moment when the holder is killed. So a dead holder's lock is waited for, `PATIENCE` at most.
@@ -59,7 +36,7 @@ def lock_exclusively(descriptor: int) -> None:
                 raise
         else:
             return
-        time.sleep(_LOOK_EVERY)  # nothing tells us but looking
+        time.sleep(_LOOK_EVERY)  # there is no notification
 
 
 def unlock(descriptor: int) -> None:
@@ -68,7 +45,7 @@ def unlock(descriptor: int) -> None:
 
 
 def read_pid(descriptor: int) -> int:
-    """Whom a lock file names; 0 when it names nobody yet."""
+    """The pid in a lock file; 0 when there is none yet."""
     text = os.pread(descriptor, 32, 0).strip()
     return int(text) if text.isdigit() else 0
 
@@ -100,10 +77,10 @@ class WriterLock:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._descriptor = descriptor
-        note_holder(self)
+        on_fork(self)
 
     def forked(self) -> None:
-        """In a child there is nothing to give back."""
+        """Close the file without unlocking it: the lock is the parent's."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -124,7 +101,7 @@ def _lives(pid: int) -> bool:
     except OSError:
         return True
     try:
-        # Dead, and nobody has asked what became of it (proc(5)).
+        # Dead, and not waited for by its parent yet (proc(5)).
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except (OSError, IndexError):
         return True

@@ -227,7 +227,7 @@ def backup(path: Target, target: Target) -> int:
 
 
 def set_aside(path: Target, *, keep: bool = False, clock: Clock = time.time) -> SetAside:
-    """Rename a journal nobody writes to, whatever is wrong with it, so that a new one can begin.
+    """Rename a journal that no process writes to, whatever is wrong with it, so that a new one can begin.
 
     With `keep` the new one begins with the good events before the damage. Nothing is removed. Raises
     FileNotFoundError or JournalBusy.
@@ -279,7 +279,7 @@ class _Good:
 
 
 def _rename(files: JournalFiles, aside: JournalFiles) -> None:
-    # The database first: a log without one is put away by whoever opens the journal next, while a
+    # The database first: a log without one is put away when the journal is next opened, while a
     # database without its log would be taken for damaged.
     for old, new in ((files.db, aside.db), (files.wal, aside.wal), (files.tail, aside.tail)):
         if old.exists():

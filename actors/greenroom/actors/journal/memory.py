@@ -17,7 +17,7 @@ class MemoryJournal:
 
     `records` is a past to begin with, such as another's `records`: a restart in a test.
     `before_append` and `after_append` are called around storing a batch: whatever the first raises, the
-    batch is not stored; whatever the second raises, it is, and whoever appended does not know. Once one
+    batch is not stored; whatever the second raises, it is, and the caller cannot know. Once one
     of them raises JournalFailed the journal accepts nothing more, as the port says.
     """
 

@@ -1,4 +1,4 @@
-"""The journal's port: what a store of events must do, whoever keeps it.
+"""The journal's port: what every store of events must do.
 
 JournalError
 ├── NotWritten        known not written (refused, cannot be encoded, closed): nothing changed
@@ -48,7 +48,7 @@ class JournalTooNew(JournalError):
 
 
 class EventChanged(JournalError):
-    """A stored event does not fit the class that shall read it: the code has changed, not the journal."""
+    """A stored event does not fit the class that reads it: the code has changed, not the journal."""
 
     def __init__(self, message: str, seq: int) -> None:
         super().__init__(message)

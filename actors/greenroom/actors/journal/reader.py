@@ -1,4 +1,4 @@
-"""Reading a journal without ever changing it, whether or not somebody is writing to it."""
+"""Reading a journal without ever changing it, whether or not a process is writing to it."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class JournalReader:
     id: str
     """Tells this journal from every other."""
     notices: tuple[str, ...]
-    """What whoever opened it should be told, in sentences: things that are odd and lose no event."""
+    """Sentences for the user: what is odd and loses no event."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises FileNotFoundError, NotAJournal, JournalTooNew, JournalDamaged or JournalError."""
         self.files = JournalFiles.at(path)
         self._name = str(self.files.db)
         self._copy: TemporaryDirectory[str] | None = None
-        # The tail before the rows: a live writer moves it only after a commit we shall then see.
+        # The tail before the rows: a live writer moves it only after a commit, which we then see.
         tail = read_tail(self.files.tail)
         self._snapshot: tuple[int, ...] | None = None
         self._connection = self._connect()
@@ -92,8 +92,8 @@ class JournalReader:
     def read_stream(self, stream: str, *, after: int = 0, head: int) -> Iterator[Record]:
         """The records of one stream by its index, which must reach version `head` at least.
 
-        Quicker than `read` where the stream is a small part; needs somebody who knows the head, because
-        a damaged index can leave out events without a trace.
+        Quicker than `read` where the stream is a small part. The caller has to know the head, because a
+        damaged index can leave out events without a trace.
         """
         version = 0
         while rows := self._query(_NEXT_OF_STREAM, (stream, version, CHUNK), after + 1):
@@ -270,7 +270,7 @@ class JournalReader:
             return _open(db, "mode=ro")
         except sqlite3.Error as error:
             if schema.is_damage(error):
-                # It opened: what is wrong with it is said by whoever reads it next.
+                # It opened: the next read says what is wrong with it.
                 return _open(db, "mode=ro", probe=False)
             if not os.access(db, os.R_OK):
                 raise JournalError(f"{self._name} cannot be opened for reading: {error}") from error

@@ -12,8 +12,8 @@ from greenroom.actors.journal.files import size
 class Reserve:
     """A file of nothing, given up when space is needed and laid in again when there is some.
 
-    The space goes back to the disk, so whoever else is filling it may take it first; what is appended
-    as urgent is small and is appended at once.
+    The space goes back to the disk, where another program may take it first; urgent batches are small and are
+    appended at once.
     """
 
     def __init__(self, path: Path, wanted: int) -> None:
@@ -39,7 +39,7 @@ class Reserve:
             os.close(descriptor)
 
     def give_up(self) -> None:
-        """Give the space to whoever needs it."""
+        """Return the space to the disk."""
         self._path.unlink(missing_ok=True)
 
 

@@ -123,13 +123,13 @@ def discard_draft(files: JournalFiles) -> None:
 
 
 def triggers(connection: sqlite3.Connection) -> list[str]:
-    """Names of triggers; we make none, and one of somebody else's can change what we store."""
+    """Names of triggers; we make none, and a foreign one can change what we store."""
     found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY name")
     return [str(name) for (name,) in found.fetchall()]
 
 
 def has_triggers(name: str, found: Sequence[str]) -> str:
-    """What is said of them."""
+    """The notice about them."""
     return (
         f"{name} has triggers that Greenroom did not make ({', '.join(found)}): they can change what is "
         "stored. No event is lost; remove them with `DROP TRIGGER` in an SQLite shell"

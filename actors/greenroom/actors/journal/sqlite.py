@@ -2,7 +2,7 @@
 
 All writing, checkpoints included, is done by one thread on one connection. It takes whatever has been
 queued since its last commit and commits that as one transaction: while the disk syncs one group the
-next gathers by itself, so nobody waits for company. Keeping checkpoints there too is more than order:
+next gathers by itself, so no append waits for others. Keeping checkpoints there too is more than order:
 SQLite before 3.51.3 can corrupt a database when two connections write and checkpoint at the same
 moment (sqlite.org/wal.html#walresetbug).
 """
@@ -90,7 +90,7 @@ class SqliteJournal:
         self._wake = threading.Condition()
         self._lock: WriterLock | None = None
         self._clock = clock
-        # None until all that is stored has been checked; then somebody may write.
+        # None until all that is stored has been checked; only then may anything be written.
         self._thread: threading.Thread | None = None
         self._opening = threading.Lock()
         self._pid = os.getpid()
@@ -318,7 +318,7 @@ class SqliteJournal:
         return connection
 
     def _mark_in_use(self, mark: str) -> None:
-        """Say in the database itself whether somebody writes: so a copy of it alone gives itself away."""
+        """Note in the database that a process writes to it: so a copy made meanwhile can be recognised."""
         self._connection.execute("UPDATE meta SET in_use = ?", (mark,))
         self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -327,7 +327,7 @@ class SqliteJournal:
     def _run(self) -> None:
         try:
             self._write_until_closed()
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+        except BaseException as error:  # noqa: BLE001 - callers that wait must get it, whatever it is
             self._fail(error)
             # Not the last connection: the sentinel is open. So this does not write the log into the
             # database, which would be to retry what has failed.
@@ -428,7 +428,7 @@ class SqliteJournal:
         return bool(last == (self._chain.seq, self._chain.crc))
 
     def _expect_files_in_place(self) -> None:
-        """Whoever removes an open file leaves us writing to nothing: nobody would ever read it."""
+        """Raise JournalFailed if an open file was removed: what we write there could never be read."""
         if self._files_in_use() != self._in_use:
             raise JournalFailed(f"{self.files.db} or its log was removed or replaced while it was in use")
 

@@ -2,7 +2,7 @@
 
 SQLite reads a write-ahead log up to the first frame that is not whole and takes that for its end. It
 cannot tell a commit that never was from one that has rotted, was cut off, or whose log was not copied
-along: it drops the rest without a word. So after each commit, and before anybody is told of it, the
+along: it drops the rest without a word. So after each commit, and before any caller learns of it, the
 writer notes the last row's number and CRC here. The note is not synced, which would double the cost of
 a commit: it outlives the process, and after a loss of power it may be older than the journal but never
 newer. A journal that ends before its tail has lost events.

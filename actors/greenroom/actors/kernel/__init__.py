@@ -1,1 +1,1 @@
-"""The kernel: pure cores in thin shells on Pykka. It knows none of our events."""
+"""Runs pure, event-sourced cores as Pykka actors. It knows nothing of what they are for."""

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A command with where its answer goes; without `reply` it was told, not asked."""
+    """A command with where its answer goes; without `reply` it was sent by `tell`."""
 
     command: Command[Any]
     cause: str
@@ -38,13 +38,13 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """How often the journal has refused what it made."""
 
     def fail(self, error: KernelError) -> None:
-        """Give an error in place of an answer; nothing happens if it was told or has an answer."""
+        """Give an error in place of an answer; no effect without `reply` or after an answer."""
         if self.reply is not None:
             self.reply.fail(error)
 
 
 class Waiter(NamedTuple):
-    """An ask that was told `Later`."""
+    """An ask that was answered `Later`."""
 
     asked: Asked
     repeatable: bool

@@ -91,7 +91,7 @@ class Codec:
         """The stored event, or None for a retired one.
 
         Raises JournalTooNew for what is not known here, EventChanged for what does not fit its class: what
-        a journal hands out is what was written, so it is the class that has changed.
+        a journal returns is what was written, so the class has changed.
         """
         decode = self._current.get((record.type, record.schema))
         try:

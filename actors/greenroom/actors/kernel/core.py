@@ -129,7 +129,7 @@ class Tell(Effect, frozen=True, kw_only=True):
 
 
 class Answer(Effect, frozen=True, kw_only=True):
-    """Answer everybody who was told `Later(key)`."""
+    """Answer all asks that were answered `Later(key)`."""
 
     key: str
     outcome: Any
@@ -181,7 +181,7 @@ class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
     reply: Any = None
     """The answer, a `Refusal`, or `Later`."""
     effects: tuple[Effect, ...] = ()
-    """What needs no event because it may be lost or repeated: telling, answering, looking."""
+    """What needs no event because it may be lost or repeated: sending, answering, looking."""
     volatile: V | None = None
     """The new volatile state; None leaves it as it is. Taken over only once the events are stored."""
     cause: str = ""
@@ -190,8 +190,8 @@ class Decision(msgspec.Struct, Generic[V], frozen=True, kw_only=True):
     """Monotonic second at which time alone changes what follows. Read from `settle` only."""
     if_not_stored: Decision[V] | None = None
     """What holds instead, without events, when these cannot be stored. Read from `settle` and from decisions
-    on what was told: nobody is there to be refused, but there may be somebody who waits. (Whoever waits for
-    an `Answer` of such a decision is refused without this.)"""
+    on a `tell`, which have no caller to refuse. (Asks that wait for an `Answer` of such a decision are
+    refused without it.)"""
     faults: tuple[Fault, ...] = ()
     """What was left out because it raised; the decision is right for everything else."""
 
@@ -273,7 +273,7 @@ class SingleStream(Generic[S]):
 
 
 class EffectHandler(Protocol):
-    """Whatever carries out an actor's own effects. Must not block: long work goes to a thread of its own."""
+    """Carries out an actor's own effects. Must not block: long work goes to a thread of its own."""
 
     def perform(self, effect: Effect, cause: str) -> None:
         """Begin. `cause` is the id of the event that made it necessary, or of the message's own cause."""
@@ -281,15 +281,14 @@ class EffectHandler(Protocol):
 
 
 class NoEffectHandler:
-    """For actors whose effects are all telling and answering."""
+    """For actors whose only effects are `Tell` and `Answer`."""
 
     def perform(self, effect: Effect, cause: str) -> None:
-        """There is nothing this actor could ask for."""
-        raise TypeError(f"nobody performs {type(effect).__name__} (caused by {cause})")
+        raise TypeError(f"there is no effect handler for {type(effect).__name__} (caused by {cause})")
 
 
 class NotUnderstood(TypeError):
-    """Raised by `decide` for a command that is not this actor's: whoever asked is refused, nothing else."""
+    """Raised by `decide` for a command that is not this actor's: the ask is refused, no more."""
 
     def __init__(self, address: Address, command: Command[Any]) -> None:
         super().__init__(f"{address} does not know the command {type(command).__name__}")
@@ -318,7 +317,7 @@ def refuse(
 
 
 def not_storable() -> Refusal:
-    """What is told to whoever waits for something that would need an event while the journal takes none."""
+    """The refusal for an ask whose answer would need an event while the journal takes none."""
     return refuse(
         "journal_full",
         "This cannot be begun: the journal cannot be written.",

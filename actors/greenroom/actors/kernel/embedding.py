@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 async def start_in_thread(start: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Run `start` in a thread; if whoever awaits is cancelled meanwhile, wait for it and run `stop`.
+    """Run `start` in a thread; if the caller is cancelled meanwhile, wait for it and run `stop`.
 
-    A thread cannot be cancelled: left alone it would leave something running that nobody stops.
+    A thread cannot be cancelled: left alone it would leave something running.
     """
     starting = asyncio.ensure_future(asyncio.to_thread(start))
     try:
@@ -22,7 +22,7 @@ async def start_in_thread(start: Callable[[], None], stop: Callable[[], None]) -
 
 
 async def stop_in_thread(stop: Callable[[], None]) -> None:
-    """Run `stop` in a thread to its end, also when whoever awaits it is cancelled."""
+    """Run `stop` in a thread to its end, also when the caller is cancelled."""
     stopping = asyncio.ensure_future(asyncio.to_thread(stop))
     try:
         await asyncio.shield(stopping)

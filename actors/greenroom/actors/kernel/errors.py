@@ -77,7 +77,7 @@ class MailboxFull(KernelError):
 
 
 class UnknownActor(KernelError):
-    """Nobody has that address."""
+    """No actor has that address."""
 
 
 class Forked(KernelError):

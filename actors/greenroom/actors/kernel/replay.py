@@ -11,7 +11,7 @@ from greenroom.actors.kernel.core import Address, Core, Fault, fault
 from greenroom.actors.kernel.errors import StartFailed
 
 PARKED = "parked/"
-"""Streams of `command_parked`, one for each actor; they are the kernel's own, and nobody folds them."""
+"""Streams of `command_parked`, one for each actor; they are the kernel's own and are not folded."""
 
 
 class LeftOut(NamedTuple):
@@ -33,11 +33,11 @@ class Replayed(NamedTuple):
 def replay(
     records: Iterable[Record], codec: Codec, cores: Sequence[Core[Any, Any]]
 ) -> tuple[dict[Address, Replayed], dict[str, int]]:
-    """Fold all records; the second value is the last version of each stream nobody claims.
+    """Fold all records; the second value is the last version of each stream that no core claims.
 
     A stream that no core claims is dormant: a host's or a plug-in's that is gone. It is not decoded.
-    An event that `apply` raises on is left out, and named in the result: one of them must not keep everything
-    else from starting. Raises JournalError for what cannot be read.
+    An event that `apply` raises on is left out, and named in the result: one event must not keep the rest
+    from starting. Raises JournalError for what cannot be read.
     """
     folds = {core.address: _Fold(core) for core in cores}
     dormant: dict[str, int] = {}

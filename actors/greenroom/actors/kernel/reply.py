@@ -29,7 +29,7 @@ def never_wait_here() -> None:
 
 
 class NoAnswerYet(pykka.Timeout, TimeoutError):
-    """Whoever waited in a thread has waited long enough; the answer may still come."""
+    """The timeout of `Reply.get` has passed; the answer may still come."""
 
 
 R = TypeVar("R")
@@ -53,7 +53,9 @@ class Reply(pykka.ThreadingFuture[R]):
         """Wait for the answer and return or raise it. Raises NoAnswerYet after `timeout` seconds."""
         if not self._done and getattr(_thread, "is_actor", False):
             # Two actors that wait for each other wait for ever; one that waits for itself does at once.
-            raise RuntimeError("an actor must not wait for an answer inside a handler: tell, and be told")
+            raise RuntimeError(
+                "an actor must not wait for an answer inside a handler: use `tell` and a report"
+            )
         self._expect_an_answer()
         if timeout is not None:
             timeout = min(timeout, threading.TIMEOUT_MAX)
@@ -64,11 +66,11 @@ class Reply(pykka.ThreadingFuture[R]):
         return answer
 
     def set_get_hook(self, func: Any) -> None:  # noqa: ARG002 - Pykka's signature
-        """Not offered: Pykka's `map` and its kin compute inside `get`, so nobody could await the result."""
+        """Not offered: Pykka's `map` and its kin compute inside `get`, so the result could not be awaited."""
         raise TypeError("map the answer once it is there: `map` and its kin cannot be awaited")
 
     def set(self, value: Any = None) -> None:
-        """Give the answer. A second answer is ignored: whoever came first has been heard."""
+        """Give the answer. A second answer is ignored."""
         # queue.Full is how Pykka says that there is one already; an expiry and the real answer may race.
         try:
             super().set(value)
@@ -103,7 +105,7 @@ class Reply(pykka.ThreadingFuture[R]):
                 answered.set_result(None)
 
         def wake() -> None:
-            # The loop may have been closed while the actor was thinking; nobody waits then.
+            # The loop may have been closed meanwhile; then nothing waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle)
 
@@ -122,5 +124,5 @@ class Reply(pykka.ThreadingFuture[R]):
         for callback in callbacks:
             try:
                 callback()
-            except Exception:  # noqa: BLE001 - it is whoever waits that failed, not whoever answers
+            except Exception:  # noqa: BLE001 - the caller failed, not the actor that answers
                 _log.exception("a callback of an answer failed")

@@ -20,8 +20,8 @@ REBUILD_WINDOW = 30.0
 class CommandParked(Event, frozen=True, kw_only=True):
     """Something failed twice and was put aside: a command, an effect, or one item of what follows.
 
-    The same failure again is stored at its 10th, 100th, … time only: whoever repeats a request that
-    fails must not grow the journal.
+    The same failure again is stored at its 10th, 100th, … time only: a client that repeats a request
+    that fails must not grow the journal.
     """
 
     TAG = "command_parked"
@@ -106,7 +106,7 @@ def as_text(command: Command[Any]) -> str:
     """The command as JSON where it can be, else as Python shows it; for people."""
     try:
         return msgspec.json.encode(command, enc_hook=repr).decode()
-    except Exception:  # noqa: BLE001 - a command nobody can encode may be why it failed
+    except Exception:  # noqa: BLE001 - that it cannot be encoded may be why it failed
         return object.__repr__(command)
 
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from greenroom.actors.kernel.fork import on_fork
+from greenroom.actors.fork import on_fork
 from greenroom.runner.engines import keeper_main
 from greenroom.runner.engines.keeper import MESSAGE_LIMIT
 from greenroom.runner.engines.variables import cleaned

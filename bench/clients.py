@@ -134,7 +134,9 @@ def measure(python: str, model: Path, folder: Path, options: argparse.Namespace)
             return http.client.HTTPConnection(host, timeout=ANSWER_WITHIN)
 
         for clients in options.clients:
-            ours, theirs, lost = [], [], [0, 0]
+            ours: list[Any] = []
+            theirs: list[Any] = []
+            lost = [0, 0]
             for _ in range(options.repeat):
                 for index, (connect, name, speeds) in enumerate(
                     ((hand.connect, "m", theirs), (through_the_door, daemon.model, ours))

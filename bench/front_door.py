@@ -127,7 +127,10 @@ async def first_tokens(ways: list[Way], requests: int) -> dict[str, list[float]]
 
 def tiny_gguf(path: Path) -> None:
     """A whole GGUF file with one tensor of four numbers."""
-    word = lambda text: struct.pack("<Q", len(text)) + text  # noqa: E731
+
+    def word(text: bytes) -> bytes:
+        return struct.pack("<Q", len(text)) + text
+
     key = word(b"general.architecture") + struct.pack("<I", 8) + word(b"llama")
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + word(b"w") + struct.pack("<IQIQ", 1, 4, 0, 0)
     path.write_bytes(head + b"\0" * (-len(head) % 32) + bytes(32))
@@ -210,7 +213,7 @@ class Daemon:
         self.socket = str(folder / "engines" / engine["engine_id"] / "engine.sock")
         if not os.path.exists(self.socket):
             connections = psutil.Process(engine["pid"]).net_connections("unix")
-            self.socket = next(c.laddr for c in connections if str(c.laddr).endswith(".sock"))
+            self.socket = next(c.laddr for c in connections if str(c.laddr).endswith(".sock"))  # type: ignore[assignment]
 
         self.control = subprocess.Popen(
             [sys.executable, __file__, "--control", self.socket], stdout=subprocess.PIPE, text=True

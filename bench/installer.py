@@ -120,8 +120,8 @@ def installs(folder: Path, backend: str, repeat: int, pause: float) -> dict[str,
 
         order = [("cold", ours), ("uv_cold", theirs)]
         for name, work in order if number % 2 else order[::-1]:
-            took[name].append(measured(work, pause))
-        took["import"].append(measured(lambda place=place: first_import(source, place), pause))
+            took[name].append(measured(work, pause))  # type: ignore[arg-type]
+        took["import"].append(measured(lambda place=place: first_import(source, place), pause))  # type: ignore[misc]
         # Warm as a person has it: the first one is gone, what was fetched for it is not. Gone means moved
         # away: for half a minute after thousands of files were removed, ext4 takes seconds to make new ones.
         (home / "backends").rename(home / "backends.gone")

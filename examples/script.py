@@ -51,7 +51,7 @@ class Allowance(SingleStream[int]):
                 return Decision()
 
     def apply(self, left: int, stored: Stored[Any]) -> int:
-        return left - stored.event.tokens
+        return int(left - stored.event.tokens)
 
 
 def main(journal: Path, tokens: int) -> None:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -21,7 +22,7 @@ ENGINE = Path(__file__).parent / "echo_engine.py"
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[TestClient]:
+async def client() -> AsyncIterator[TestClient[Any, Any]]:
     with tempfile.TemporaryDirectory(prefix="gr-") as folder:  # engines' sockets want a short path
         # The fake backend counts as installed, since the settings name something of the user's own.
         settings = Settings(
@@ -33,12 +34,12 @@ async def client() -> AsyncIterator[TestClient]:
             yield client
 
 
-async def test_the_service_lists_its_models(client: TestClient) -> None:
+async def test_the_service_lists_its_models(client: TestClient[Any, Any]) -> None:
     models = await (await client.get("/my-models")).json()
     assert len(models) == 1
 
 
-async def test_a_chat_is_answered_by_the_fake_engine(client: TestClient) -> None:
+async def test_a_chat_is_answered_by_the_fake_engine(client: TestClient[Any, Any]) -> None:
     (model,) = await (await client.get("/my-models")).json()
     body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
     answer = await (await client.post("/ai/v1/chat/completions", json=body)).json()

@@ -233,7 +233,7 @@ def durable_types() -> set[type]:
         loaded = importlib.import_module(f"greenroom.{module.name}")
         for _, core in inspect.getmembers(loaded, inspect.isclass):
             if core.__module__ == loaded.__name__ and {"initial", "apply", "decide"} <= set(vars(core)):
-                found |= inside(typing.get_type_hints(core.initial)["return"])
+                found |= inside(typing.get_type_hints(core.initial)["return"])  # type: ignore[attr-defined]
     return found
 
 
@@ -321,7 +321,7 @@ def makers_of_state(source: ast.Module) -> Iterator[str]:
 
 def test_the_durable_types_of_all_actors_are_known() -> None:
     assert {"InstallerState", "JobState", "SchedulerState", "RunnerState", "LibraryState"} <= DURABLE_NAMES
-    assert all(kind.__struct_config__.frozen for kind in DURABLE)
+    assert all(kind.__struct_config__.frozen for kind in DURABLE)  # type: ignore[attr-defined]
 
 
 def test_only_apply_makes_durable_state() -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import tomllib
 from pathlib import Path
 
@@ -75,4 +74,4 @@ def tighten() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(tighten())
+    tighten()

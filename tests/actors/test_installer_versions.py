@@ -64,7 +64,7 @@ def read(one: Installation, *, damaged: Any = None, failure: Failure | None = No
 
 
 def built(version: str, number: int = 1, **more: Any) -> Installation:
-    fields = {"digest": version * 8, "built_at": NOW.wall + float(version.partition(".")[0])}
+    fields: dict[str, Any] = {"digest": version * 8, "built_at": NOW.wall + float(version.partition(".")[0])}
     return Installation(
         id=f"{version}-{version * 8}.{number}", backend="mlx", version=version, **(fields | more)
     )
@@ -109,7 +109,7 @@ def fails(case: Case[Any, Any], job: str) -> Case[Any, Any]:
 
 
 def status(case: Case[Any, Any]) -> BackendStatus:
-    return case.core.status(case.state, "mlx", case.now.wall)  # type: ignore[attr-defined, no-any-return]
+    return case.core.status(case.state, "mlx", case.now.wall)  # type: ignore[attr-defined]
 
 
 def upgraded() -> Case[Any, Any]:

@@ -496,10 +496,10 @@ def test_a_removal_asks_a_scheduler_that_does_not_answer_again() -> None:
 def test_a_removal_takes_the_model_off_the_list_once_the_scheduler_agrees() -> None:
     case = new_life(store=(SMOL,)).when(RemoveModel(model_id=SMOL.id))
     (told,) = case.when(RequestSnapshot()).rest().told("scheduler")
-    assert told.models == (SMOL,)
+    assert told.models == (SMOL,)  # type: ignore[attr-defined]
     case.when(Released(model_id=SMOL.id))
     (told,) = case.when(RequestSnapshot()).rest().told("scheduler")
-    assert told.models == ()
+    assert told.models == ()  # type: ignore[attr-defined]
 
 
 def test_the_removal_of_a_model_with_several_tags_needs_force() -> None:
@@ -517,7 +517,7 @@ def test_a_removal_that_fails_leaves_the_model() -> None:
     case.when(deleted(SMOL.id, failure=NO_SPACE)).then()
     assert case.answers[f"remove/{SMOL.id}"].code == "no_space"
     assert pull(case, wanted_by="request") == Pulled(model=SMOL, fresh=False)
-    assert case.told("scheduler")[0].models == (SMOL,)
+    assert case.told("scheduler")[0].models == (SMOL,)  # type: ignore[attr-defined]
 
 
 def test_a_model_pulled_again_during_its_removal_is_fetched() -> None:

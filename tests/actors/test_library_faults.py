@@ -27,7 +27,9 @@ def raises_on(bad: str, real: Any, of: Any) -> Any:
     return picky
 
 
-def test_a_pull_that_cannot_be_gone_on_with_fails_and_the_others_go_on(monkeypatch) -> None:
+def test_a_pull_that_cannot_be_gone_on_with_fails_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     library = Library()
     case: Case[Any, Any] = given(library)
     case.when(Recovered()).rest().when(ModelsSeen(models=())).rest()
@@ -60,5 +62,5 @@ def test_a_wish_that_cannot_be_decided_on_is_refused_and_the_models_are_told(
     case.when(ModelsSeen(models=(Model(id="sha256:m", tags=("m",), size=1),))).rest()
     assert case.answers["pull/bad"].code == "internal"
     assert [one.reference for one in case.of(FetchModel)] == ["good"]
-    assert [len(one.models) for one in case.told(SCHEDULER)] == [1]
+    assert [len(one.models) for one in case.told(SCHEDULER)] == [1]  # type: ignore[attr-defined]
     assert {(one.doing, one.about) for one in case.faults} == {("begin a pull", "bad")}

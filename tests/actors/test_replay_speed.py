@@ -71,25 +71,33 @@ def keys() -> Iterator[Any]:
 def loads() -> Iterator[Any]:
     for n in range(EVENTS):
         one = spec(n)
-        about = {"model_id": one.model_id, "model_ref": one.model_ref, "backend": one.backend}
+        about: dict[str, Any] = {"model_id": one.model_id, "model_ref": one.model_ref, "backend": one.backend}
         yield LoadAdmitted(spec=one, promised=1, budget=2)
         if n % 2:
-            ended = {"installation_id": one.installation_id, "footprint": n + 1, "engine_id": one.engine_id}
+            ended: dict[str, Any] = {
+                "installation_id": one.installation_id,
+                "footprint": n + 1,
+                "engine_id": one.engine_id,
+            }
             yield EvictionDecided(reason="shutdown", idle_seconds=1.0, memory=1, **ended, **about)
         else:
-            place = {"engine_id": one.engine_id, "installation_id": one.installation_id}
+            place: dict[str, Any] = {"engine_id": one.engine_id, "installation_id": one.installation_id}
             yield LoadFailed(failure=FAILURE, was_ready=True, footprint=n + 1, **place, **about)
 
 
 def refusals() -> Iterator[Any]:
     for n in range(EVENTS):
-        about = {"model_id": f"sha256:{n}", "model_ref": f"m{n}", "mode": "completion"}
+        about: dict[str, Any] = {"model_id": f"sha256:{n}", "model_ref": f"m{n}", "mode": "completion"}
         yield LoadRefused(code="never_fits", message="no", numbers={}, count=1, **about)
 
 
 def breakers() -> Iterator[Any]:
     for n in range(EVENTS):
-        about = {"model_id": f"sha256:{n % MODELS}", "backend": "mlx", "installation_id": "1-aaaa.1"}
+        about: dict[str, Any] = {
+            "model_id": f"sha256:{n % MODELS}",
+            "backend": "mlx",
+            "installation_id": "1-aaaa.1",
+        }
         yield BreakerOpened(model_ref="m", failures=3, until=float(n), reason="it died", **about)
         yield BreakerClosed(reason="it runs", **about)
 
@@ -112,7 +120,7 @@ def pulls() -> Iterator[Any]:
 
 def installs() -> Iterator[Any]:
     for n in range(EVENTS):
-        job = {"job": f"mlx.{n}", "backend": "mlx"}
+        job: dict[str, Any] = {"job": f"mlx.{n}", "backend": "mlx"}
         one = Installation(id=f"1-aaaa.{n}", backend="mlx", version="1", digest="aaaa")
         yield InstallRequested(version="1", wanted_by="explicit", **job)
         yield InstallAttemptFailed(attempt=1, failure=FAILURE, retry_at=1.0, **job)

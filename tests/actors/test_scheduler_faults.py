@@ -37,16 +37,16 @@ def test_a_stored_configuration_that_no_client_may_ask_for_any_more_was_never_sa
 
 
 @pytest.fixture
-def raises(monkeypatch):
+def raises(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Have a function of the scheduler raise for one name."""
 
-    def patch(module: str, name: str, wrong: str, of) -> None:
+    def patch(module: str, name: str, wrong: str, of: Any) -> None:
         import importlib
 
         loaded = importlib.import_module(f"greenroom.actors.{module}")
         real = getattr(loaded, name)
 
-        def picky(*arguments, **more):
+        def picky(*arguments: Any, **more: Any) -> Any:
             if wrong in of(*arguments):
                 raise ZeroDivisionError(f"{wrong} cannot be")
             return real(*arguments, **more)
@@ -56,7 +56,7 @@ def raises(monkeypatch):
     return patch
 
 
-def test_an_exception_about_one_waiting_request_refuses_that_one_and_is_noted(raises) -> None:
+def test_an_exception_about_one_waiting_request_refuses_that_one_and_is_noted(raises: Any) -> None:
     stage = begun(model("bad"), model("good"))
     stage.faults_allowed = True
     raises("scheduler.queue", "choose", "bad", lambda one, *_: one.id)
@@ -71,7 +71,7 @@ def test_an_exception_about_one_waiting_request_refuses_that_one_and_is_noted(ra
     assert len(stage.stored(LoadRefused)) == 1
 
 
-def test_an_exception_about_one_load_fails_that_load_and_no_other(raises) -> None:
+def test_an_exception_about_one_load_fails_that_load_and_no_other(raises: Any) -> None:
     stage = begun(model("bad"), model("good"))
     stage.faults_allowed = True
     stage.serve("r1", "bad").serve("r2", "good")
@@ -88,7 +88,7 @@ def test_an_exception_about_one_load_fails_that_load_and_no_other(raises) -> Non
     assert stage.granted("r2").engine_id == good.engine_id
 
 
-def test_a_step_that_raises_is_left_out_and_the_others_are_taken(raises) -> None:
+def test_a_step_that_raises_is_left_out_and_the_others_are_taken(raises: Any) -> None:
     stage = begun(model("good"))
     stage.faults_allowed = True
     raises("scheduler.reconcile", "outlived", "", lambda *_: "")
@@ -99,7 +99,7 @@ def test_a_step_that_raises_is_left_out_and_the_others_are_taken(raises) -> None
     assert {one.doing for one in stage.faults} == {"schedule (lift_quarantines)"}
 
 
-def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises) -> None:
+def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises: Any) -> None:
     stage = begun(model("bad"), model("good"), memory=Memory(budget=64 * GIB, available=64 * GIB))
     stage.loaded("bad")
     stage.loaded("good")
@@ -115,7 +115,7 @@ def test_an_engine_that_cannot_be_ended_keeps_no_other_from_ending(raises) -> No
     [Scheduler(FACTS), Installer(FACTS), Library(), Runner("mlx"), Idempotency(), DaemonLog(STARTED)],
     ids=lambda core: type(core).__name__,
 )
-def test_every_actor_says_what_it_does_not_know_and_nothing_comes_of_it(core) -> None:
+def test_every_actor_says_what_it_does_not_know_and_nothing_comes_of_it(core: Any) -> None:
     class Strange(Command[Any], frozen=True, kw_only=True):
         pass
 

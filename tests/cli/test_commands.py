@@ -157,7 +157,7 @@ def test_ps_watches_until_it_is_told_to_end(
         if len(slept) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ps.time, "sleep", sleep)
+    monkeypatch.setattr(ps.time, "sleep", sleep)  # type: ignore[attr-defined]
 
     outcome = greenroom("ps", "--watch", "0.5")
 

@@ -40,7 +40,7 @@ def logger() -> Iterator[logging.Logger]:
 
 def test_a_disk_that_hangs_holds_up_nobody_and_what_was_lost_is_counted(logger: logging.Logger) -> None:
     disk = Frozen()
-    handler = Handed(disk, room=10)
+    handler = Handed(disk, room=10)  # type: ignore[arg-type]
     logger.addHandler(handler)
     logger.warning("line 0")
     assert disk.asked.wait(10)
@@ -57,7 +57,7 @@ def test_a_disk_that_hangs_holds_up_nobody_and_what_was_lost_is_counted(logger: 
 
 def test_the_end_waits_for_a_disk_that_hangs_no_longer_than_it_is_told(logger: logging.Logger) -> None:
     disk = Frozen()
-    handler = Handed(disk)
+    handler = Handed(disk)  # type: ignore[arg-type]
     logger.addHandler(handler)
     logger.warning("a line")
     began = time.monotonic()

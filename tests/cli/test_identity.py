@@ -239,7 +239,7 @@ def test_our_own_daemon_that_says_nothing_is_no_stranger(home: Path) -> None:
 def test_a_daemon_that_is_stopped_is_told_so_with_the_cure(home: Path, unused_port: int) -> None:
     with held(home, "serve") as daemon:
         daemon.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)
+        os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)  # type: ignore[attr-defined, unused-ignore]
         with pytest.raises(Unresponsive, match=f"is stopped, by SIGSTOP.* kill -CONT {daemon.pid}"):
             find(Settings(home=home, port=unused_port))
 

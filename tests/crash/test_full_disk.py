@@ -25,9 +25,9 @@ LIMIT = 512 * 1024
 @contextmanager
 def small_disk(life: Life) -> Iterator[None]:
     """No file of the daemon's may grow beyond the limit."""
-    limits = resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+    limits = resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))  # type: ignore[attr-defined, unused-ignore]
     yield
-    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, limits)
+    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, limits)  # type: ignore[attr-defined, unused-ignore]
 
 
 def configure(life: Life, number: int) -> int:

@@ -121,7 +121,7 @@ class Daemon:
                 return Answer(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, error.headers, error.read())
+                return Answer(error.code, error.headers, error.read())  # type: ignore[arg-type]
         except (urllib.error.URLError, ConnectionError) as error:
             return Answer(0, {}, str(error).encode())
 

@@ -41,7 +41,7 @@ def serve(greenroom: Greenroom, home: Path, name: str, request_id: str) -> Any:
 def test_a_model_that_cannot_be_decided_on_costs_its_own_requests_in_this_life_and_the_next(
     home: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = scheduler_queue.choose
+    real = scheduler_queue.choose  # type: ignore[attr-defined]
 
     def picky(model: Any, *more: Any) -> Any:
         if any("bad" in tag for tag in model.tags):

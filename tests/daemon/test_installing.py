@@ -152,7 +152,7 @@ def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
         headers.get("Range") for _, path, headers in workshop.index.requests if wheel("cancelled") in path
     ]
     assert ranges[0] is None
-    assert int(ranges[1].removeprefix("bytes=").removesuffix("-")) >= MB // 2
+    assert int(ranges[1].removeprefix("bytes=").removesuffix("-")) >= MB // 2  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("command", "name"), [("install-runner", "left"), ("upgrade-runner", "upgraded")])
@@ -273,7 +273,7 @@ def test_a_stall_is_said_wherever_it_is_waited_for(daemon: Any, stalled: Any) ->
     go_on, streams, command = stalled
 
     for stream in streams:
-        until(lambda lines=stream.lines: any("nothing has come for" in line for line in lines))
+        until(lambda lines=stream.lines: any("nothing has come for" in line for line in lines))  # type: ignore[misc]
     until(lambda: "nothing has come for" in daemon.run("status").stdout)
     told = []
     while "nothing has come for" not in (line := command.stderr.readline()):

@@ -117,7 +117,7 @@ def test_whoever_leaves_ends_his_generation_and_nobody_is_inside_only_when_the_e
         client = _ask(daemon.url, {"model": model, "stream": stream, **fields})
         until(lambda: daemon.engines()[0]["inside"] == 1)
         before = _seconds(process)
-        until(lambda before=before: _seconds(process) > before + 0.5)
+        until(lambda before=before: _seconds(process) > before + 0.5)  # type: ignore[misc]
         client.close()
         until(lambda: daemon.engines()[0]["inside"] == 0, 20)
         before = _seconds(process)

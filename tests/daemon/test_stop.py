@@ -100,13 +100,15 @@ def test_a_part_that_hangs_is_left_behind_and_named_and_the_others_are_ended(
     over = threading.Event()
     ended = []
     for name, place in PARTS.items():
-        thing, method = place(greenroom)
+        thing, method = place(greenroom)  # type: ignore[no-untyped-call]
         if name == part:
             monkeypatch.setattr(thing, method, hang(over))
         else:
             before = getattr(thing, method)
             monkeypatch.setattr(
-                thing, method, lambda *a, n=name, b=before, **k: (ended.append(n), b(*a, **k))
+                thing,
+                method,
+                lambda *a, n=name, b=before, **k: (ended.append(n), b(*a, **k)),  # type: ignore[func-returns-value]
             )
     began = time.monotonic()
     greenroom.stop()

@@ -111,7 +111,7 @@ def mac(
 
     daemon.start = start
     daemon.start()
-    return mac
+    return mac  # type: ignore[return-value]
 
 
 def test_vllm_metal_is_installed_serves_survives_and_goes(mac: Mac, tree_layer: Layer, model: Path) -> None:

@@ -247,6 +247,7 @@ def test_a_walk_that_has_forgotten_the_way_back_folds_it_anew(life: Life, monkey
 
     assert [one.seq for one in steps if one is not None] == list(range(19, -1, -1))
     for one in steps:
+        assert one is not None
         assert one == replay(read_journal(life.journal), until=one.seq)
 
 

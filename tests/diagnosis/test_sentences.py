@@ -15,7 +15,7 @@ from greenroom.actors.values import Caller, EngineExit, EngineSpec, Failure, Ins
 from greenroom.runner.diagnosis.sentences import TOLD, Narrator
 
 OWNERS = (
-    installer.events,
+    installer.events,  # type: ignore[attr-defined]
     engine_runner.events,
     scheduler.events,
     library.events,

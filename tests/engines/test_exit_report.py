@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from greenroom.actors.values import EngineSpec
@@ -10,7 +12,7 @@ from greenroom.runner.engines.exit_report import cause_of, engine_exit
 SPEC = EngineSpec(engine_id="e-1", backend="mlx", installation_id="i", model_id="m", model_ref="ai/smollm2")
 
 
-def sentence(end, *, expected=False, was_ready=True, reason=""):
+def sentence(end: Any, *, expected: bool = False, was_ready: bool = True, reason: str = "") -> str:
     return engine_exit(end, SPEC, expected=expected, was_ready=was_ready, reason=reason).summary
 
 
@@ -40,7 +42,7 @@ def sentence(end, *, expected=False, was_ready=True, reason=""):
         ("everything is fine", ""),
     ],
 )
-def test_a_known_complaint_becomes_a_cause(line, cause):
+def test_a_known_complaint_becomes_a_cause(line: str, cause: str) -> None:
     assert cause_of(["starting", line, "bye"]) == cause
 
 
@@ -113,7 +115,9 @@ error loading model SmolLM2-135M-Instruct.Q4_1.gguf: Failed to init server, plea
         ("a flag", "--cache-type-k cannot be 'q99'", "it takes f32, f16, q8_0 or q4_0"),
     ],
 )
-def test_a_failed_load_says_the_reason_and_the_cure_in_one_sentence(what, reason, cure):
+def test_a_failed_load_says_the_reason_and_the_cure_in_one_sentence(
+    what: str, reason: str, cure: str
+) -> None:
     said = sentence({"code": 1, "last_lines": RECORDED[what].splitlines()}, was_ready=False)
     assert reason in said
     assert cure in said
@@ -121,18 +125,18 @@ def test_a_failed_load_says_the_reason_and_the_cure_in_one_sentence(what, reason
     assert "does not know the argument" not in said
 
 
-def test_the_end_of_a_traceback_is_preferred_to_a_line_that_mentions_an_error():
+def test_the_end_of_a_traceback_is_preferred_to_a_line_that_mentions_an_error() -> None:
     lines = ["Traceback (most recent call last):", "KeyError: 'x'", "worker failed, see above"]
     assert cause_of(lines) == "KeyError: 'x'"
 
 
-def test_a_stop_that_was_asked_for_is_no_failure():
+def test_a_stop_that_was_asked_for_is_no_failure() -> None:
     end = {"code": 0, "stop_reason": "asked to stop", "last_lines": ["error: something old"]}
     assert sentence(end, expected=True) == "The mlx engine for ai/smollm2 was stopped."
     assert sentence(end, expected=True, reason="idle for 5 min").endswith("was stopped (idle for 5 min).")
 
 
-def test_a_kill_for_want_of_memory_says_how_much_it_had():
+def test_a_kill_for_want_of_memory_says_how_much_it_had() -> None:
     end = {"signal": "SIGKILL", "out_of_memory": True, "peak_memory": 3 * 2**30}
     assert sentence(end) == (
         "The mlx engine for ai/smollm2 was killed by SIGKILL: "
@@ -140,7 +144,7 @@ def test_a_kill_for_want_of_memory_says_how_much_it_had():
     )
 
 
-def test_an_engine_the_system_killed_while_it_served_is_no_fault_of_its_model():
+def test_an_engine_the_system_killed_while_it_served_is_no_fault_of_its_model() -> None:
     end = engine_exit({"signal": "SIGKILL", "out_of_memory": True}, SPEC, expected=False, was_ready=True)
     assert end.failure is not None
     assert (end.failure.code, end.failure.blame, end.failure.kind) == (
@@ -150,7 +154,7 @@ def test_an_engine_the_system_killed_while_it_served_is_no_fault_of_its_model():
     )
 
 
-def test_an_end_of_our_making_gives_our_reason_and_the_engines_words():
+def test_an_end_of_our_making_gives_our_reason_and_the_engines_words() -> None:
     end = {"signal": "SIGKILL", "last_lines": ["CUDA error: out of memory"]}
     assert sentence(end, was_ready=False, reason="it said nothing for 60 s") == (
         "The mlx engine for ai/smollm2 was ended while it loaded: "
@@ -158,12 +162,12 @@ def test_an_end_of_our_making_gives_our_reason_and_the_engines_words():
     )
 
 
-def test_an_end_with_nothing_to_go_by_is_still_a_sentence():
+def test_an_end_with_nothing_to_go_by_is_still_a_sentence() -> None:
     assert sentence({"code": 7}) == "The mlx engine for ai/smollm2 exited with code 7."
     assert sentence({}) == "The mlx engine for ai/smollm2 has gone."
 
 
-def test_of_an_engine_that_served_clients_only_its_own_words_are_kept():
+def test_of_an_engine_that_served_clients_only_its_own_words_are_kept() -> None:
     """Engines print what they are asked, and what is stored is shown to others."""
     own = "/src/ggml.c:1234: GGML_ASSERT(i01 >= 0 && i01 < ne01) failed"
     said = [

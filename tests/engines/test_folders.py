@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from greenroom.runner.errors import JobFailed
 
 
 @pytest.fixture
-def runtime(monkeypatch):
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runtime folder with a short path, as systems have them."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
@@ -24,19 +26,19 @@ def runtime(monkeypatch):
 
 
 @pytest.mark.parametrize("engine_id", ["", ".", "..", "a/b", "/a", "a\0b", "-a", "a" * 65, "a.b"])
-def test_only_plain_ids_become_folders(tmp_path, engine_id):
+def test_only_plain_ids_become_folders(tmp_path: Path, engine_id: Any) -> None:
     with pytest.raises(ValueError, match="cannot name a folder"):
         EngineFolder.of(tmp_path, engine_id)
 
 
-def test_sockets_lie_in_the_engines_folder_where_they_fit(tmp_path):
+def test_sockets_lie_in_the_engines_folder_where_they_fit(tmp_path: Path) -> None:
     folder = EngineFolder.of(tmp_path, "e-1")
     sockets = folder.create()
     assert sockets.engine == folder.path / "engine.sock"
     assert folder.path.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_long_path_gets_short_sockets_in_a_private_runtime_folder(tmp_path, runtime):
+def test_a_long_path_gets_short_sockets_in_a_private_runtime_folder(tmp_path: Path, runtime: Path) -> None:
     folder = EngineFolder.of(tmp_path / ("x" * 80), "e-1")
     sockets = folder.create()
     assert len(os.fsencode(sockets.keeper)) <= SOCKET_BYTES
@@ -48,7 +50,7 @@ def test_a_long_path_gets_short_sockets_in_a_private_runtime_folder(tmp_path, ru
     assert not folder.path.exists()
 
 
-def test_nobody_can_take_the_name_of_a_short_folder_before(tmp_path, runtime):
+def test_nobody_can_take_the_name_of_a_short_folder_before(tmp_path: Path, runtime: Path) -> None:
     for name in (f"greenroom-{os.getuid()}", "greenroom"):
         (runtime / name).mkdir(mode=0o777)
     made = {EngineFolder.of(tmp_path / ("x" * 80), f"e-{n}").create().engine.parent for n in range(3)}
@@ -56,7 +58,9 @@ def test_nobody_can_take_the_name_of_a_short_folder_before(tmp_path, runtime):
     assert all(one.parent == runtime for one in made)
 
 
-def test_a_short_folder_that_others_can_reach_or_a_link_is_not_used_again(tmp_path, runtime):
+def test_a_short_folder_that_others_can_reach_or_a_link_is_not_used_again(
+    tmp_path: Path, runtime: Path
+) -> None:
     folder = EngineFolder.of(tmp_path / ("x" * 80), "e-1")
     first = folder.create().engine.parent
     first.chmod(0o777)
@@ -67,19 +71,23 @@ def test_a_short_folder_that_others_can_reach_or_a_link_is_not_used_again(tmp_pa
     assert folder.create().engine.parent not in (first, second)
 
 
-def test_a_folder_where_anybody_may_replace_ours_is_passed_over(tmp_path, runtime):
+def test_a_folder_where_anybody_may_replace_ours_is_passed_over(tmp_path: Path, runtime: Path) -> None:
     runtime.chmod(0o777)
     assert EngineFolder.of(tmp_path / ("x" * 80), "e-1").create().engine.parent.parent != runtime
 
 
-def test_where_the_disk_has_no_sockets_they_lie_in_a_short_folder(tmp_path, runtime, monkeypatch):
+def test_where_the_disk_has_no_sockets_they_lie_in_a_short_folder(
+    tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(folders, "_takes_sockets", lambda folder: False)
     assert EngineFolder.of(tmp_path, "e-1").create().engine.parent.parent == runtime
 
 
-def test_without_any_short_folder_the_reason_and_the_cure_are_said(tmp_path, monkeypatch):
+def test_without_any_short_folder_the_reason_and_the_cure_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
-    def fail(**_):
+    def fail(**_: Any) -> None:
         raise OSError("read-only")
 
     monkeypatch.setattr(tempfile, "mkdtemp", fail)
@@ -94,17 +102,17 @@ def test_without_any_short_folder_the_reason_and_the_cure_are_said(tmp_path, mon
     VLLM_DEBUG_LOG_API_SERVER_RESPONSE DATABASE_URL AWS_SESSION_TOKEN GITHUB_TOKEN LLAMA_ARG_API_KEY
     LLAMA_LOG_FILE HTTPS_PROXY SSH_AUTH_SOCK""".split(),
 )
-def test_no_credential_and_no_switch_that_logs_requests_reaches_an_engine(name):
+def test_no_credential_and_no_switch_that_logs_requests_reaches_an_engine(name: Any) -> None:
     assert cleaned({}, {name: "hush"}) == {}
 
 
-def test_an_address_in_a_switch_is_not_passed_on_since_it_may_hold_a_password():
+def test_an_address_in_a_switch_is_not_passed_on_since_it_may_hold_a_password() -> None:
     assert cleaned({}, {"NCCL_SOCKET": "https://me:hush@host", "NCCL_DEBUG": "WARN"}) == {
         "NCCL_DEBUG": "WARN"
     }
 
 
-def test_an_engine_sees_what_it_needs_and_no_secret():
+def test_an_engine_sees_what_it_needs_and_no_secret() -> None:
     ours = {
         "PATH": "/bin",
         "HOME": "/home/me",
@@ -136,7 +144,9 @@ def test_an_engine_sees_what_it_needs_and_no_secret():
         ("llama_model_loader: loaded 1 tensor", "llama_model_loader: loaded 1 tensor"),
     ],
 )
-def test_the_last_line_of_an_engine_is_shown_without_what_its_logger_puts_before_it(tmp_path, line, shown):
+def test_the_last_line_of_an_engine_is_shown_without_what_its_logger_puts_before_it(
+    tmp_path: Path, line: str, shown: str
+) -> None:
     folder = EngineFolder.of(tmp_path, "e-1")
     folder.create()
     (folder.path / "log").write_text(f"before\n{line}\n")
@@ -146,5 +156,5 @@ def test_the_last_line_of_an_engine_is_shown_without_what_its_logger_puts_before
 @pytest.mark.parametrize(
     "flag", ["--verbose", "-v", "--log-verbosity", "-lv", "--verbose-prompt", "--log-file"]
 )
-def test_a_flag_that_has_an_engine_log_what_clients_say_is_refused(flag):
+def test_a_flag_that_has_an_engine_log_what_clients_say_is_refused(flag: str) -> None:
     assert flag in refusal((flag,), LLAMA_CPP, "llama.cpp")

@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engine_stage import Stage
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Measured
 from greenroom.runner.engines import devices, processes
@@ -55,7 +58,9 @@ def test_a_process_group_that_has_gone_uses_nothing() -> None:
     assert processes.cpu_seconds([2**22 + 1]) == 0.0
 
 
-def test_files_of_one_drm_client_count_once_and_capacities_never(tmp_path, monkeypatch) -> None:
+def test_files_of_one_drm_client_count_once_and_capacities_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(devices, "PROC", tmp_path)
     folder = tmp_path / "7" / "fdinfo"
     folder.mkdir(parents=True)
@@ -71,7 +76,9 @@ def test_files_of_one_drm_client_count_once_and_capacities_never(tmp_path, monke
     assert devices.drm_seconds([7, 8]) == 5.0
 
 
-def test_cycles_of_a_graphics_processor_count_where_there_are_no_nanoseconds(tmp_path, monkeypatch) -> None:
+def test_cycles_of_a_graphics_processor_count_where_there_are_no_nanoseconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(devices, "PROC", tmp_path)
     folder = tmp_path / "7" / "fdinfo"
     folder.mkdir(parents=True)
@@ -120,7 +127,7 @@ def test_the_graphics_processors_of_this_machine_can_be_asked() -> None:
     assert devices.gpu_busy([os.getpid()]) in (True, False)
 
 
-def test_a_host_reports_the_memory_of_an_engine(stage) -> None:
+def test_a_host_reports_the_memory_of_an_engine(stage: Stage) -> None:
     host, spec = stage.host(stall_after=4.0), stage.spec()
     host.start(spec)
     stage.heard.wait("ready")
@@ -129,7 +136,7 @@ def test_a_host_reports_the_memory_of_an_engine(stage) -> None:
     assert size.now > 5 * MIB
 
 
-def test_a_host_finds_an_engine_that_does_nothing_and_does_not_end_it(stage) -> None:
+def test_a_host_finds_an_engine_that_does_nothing_and_does_not_end_it(stage: Stage) -> None:
     began = time.monotonic()
     spec = stage.spec()
     readings = {spec.engine_id: inside(quiet_since=began)}
@@ -143,9 +150,9 @@ def test_a_host_finds_an_engine_that_does_nothing_and_does_not_end_it(stage) -> 
     assert "exited" not in stage.heard.names()
 
 
-def test_a_host_leaves_an_engine_alone_whose_bytes_come(stage) -> None:
-    class Streaming(dict):
-        def get(self, _engine_id, default=None):
+def test_a_host_leaves_an_engine_alone_whose_bytes_come(stage: Stage) -> None:
+    class Streaming(dict[str, Any]):
+        def get(self, _engine_id: Any, default: Any = None) -> Any:
             return inside(quiet_since=time.monotonic())
 
     host = stage.host("--healthy-but-dead", stall_after=1.0, readings=Streaming)

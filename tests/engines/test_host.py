@@ -6,18 +6,20 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
+from engine_stage import Stage
 from greenroom.actors.engine_runner.effects import EndEngine
-from greenroom.actors.values import Failure
+from greenroom.actors.values import EngineSpec, Failure
 from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.errors import JobFailed
 from waiting import until
 
 
-def test_an_engine_is_spawned_becomes_ready_answers_and_is_stopped(stage):
+def test_an_engine_is_spawned_becomes_ready_answers_and_is_stopped(stage: Stage) -> None:
     host, spec = stage.host("--echo"), stage.spec()
     host.start(spec)
     pid, started, endpoint = stage.heard.wait("spawned")
@@ -36,7 +38,7 @@ def test_an_engine_is_spawned_becomes_ready_answers_and_is_stopped(stage):
     assert stage.heard.names() == ["spawned", "ready", "exited"]
 
 
-def test_a_spare_keeper_serves_the_next_start_and_ends_with_the_host(stage):
+def test_a_spare_keeper_serves_the_next_start_and_ends_with_the_host(stage: Stage) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
     spare = until(lambda: host._spare)
     host.start(spec)
@@ -48,7 +50,7 @@ def test_a_spare_keeper_serves_the_next_start_and_ends_with_the_host(stage):
     assert not stage.alive(other.pid)
 
 
-def test_the_folder_and_everything_in_it_is_private(stage):
+def test_the_folder_and_everything_in_it_is_private(stage: Stage) -> None:
     host, spec = stage.host(), stage.spec()
     host.start(spec)
     stage.heard.wait("ready")
@@ -60,7 +62,7 @@ def test_the_folder_and_everything_in_it_is_private(stage):
             assert path.lstat().st_mode & 0o077 == 0, path.name
 
 
-def test_the_exit_of_an_engine_is_noticed_within_tens_of_milliseconds(stage):
+def test_the_exit_of_an_engine_is_noticed_within_tens_of_milliseconds(stage: Stage) -> None:
     import time
 
     host = stage.host()
@@ -81,7 +83,7 @@ def test_the_exit_of_an_engine_is_noticed_within_tens_of_milliseconds(stage):
     assert end.memory > 0
 
 
-def test_an_engine_that_dies_while_it_loads_says_why(stage):
+def test_an_engine_that_dies_while_it_loads_says_why(stage: Stage) -> None:
     host, spec = stage.host("--die-in-load", "3"), stage.spec()
     host.start(spec)
     (end,) = stage.heard.wait("exited")
@@ -91,7 +93,7 @@ def test_an_engine_that_dies_while_it_loads_says_why(stage):
     assert "ready" not in stage.heard.names()
 
 
-def test_an_engine_deaf_to_sigint_and_sigterm_is_killed_with_its_children(stage):
+def test_an_engine_deaf_to_sigint_and_sigterm_is_killed_with_its_children(stage: Stage) -> None:
     host = stage.host(
         "--deaf-to-sigterm", "--child", ladder=[("SIGINT", 0.2), ("SIGTERM", 0.2), ("SIGKILL", 0)]
     )
@@ -106,7 +108,7 @@ def test_an_engine_deaf_to_sigint_and_sigterm_is_killed_with_its_children(stage)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
-def test_a_child_that_left_the_process_group_is_ended_too(stage):
+def test_a_child_that_left_the_process_group_is_ended_too(stage: Stage) -> None:
     host, spec = stage.host("--child", "--child-escapes"), stage.spec()
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
@@ -117,7 +119,7 @@ def test_a_child_that_left_the_process_group_is_ended_too(stage):
     until(lambda: not stage.pids())
 
 
-def test_stopping_before_the_spawn_ends_the_start(stage):
+def test_stopping_before_the_spawn_ends_the_start(stage: Stage) -> None:
     host, spec = stage.host("--load-forever"), stage.spec()
     host.start(spec)
     host.stop(spec.engine_id)
@@ -127,12 +129,12 @@ def test_stopping_before_the_spawn_ends_the_start(stage):
     assert "ready" not in stage.heard.names()
 
 
-def test_stopping_what_is_not_there_answers_lost(stage):
+def test_stopping_what_is_not_there_answers_lost(stage: Stage) -> None:
     stage.host().perform(EndEngine(backend="fake", engine_id="e-nobody", reason="x"), "cause")
     assert stage.heard.wait("lost") == ("there is no such engine",)
 
 
-def test_a_second_start_of_the_same_engine_is_the_same_start(stage):
+def test_a_second_start_of_the_same_engine_is_the_same_start(stage: Stage) -> None:
     host, spec = stage.host(), stage.spec()
     host.start(spec)
     host.start(spec)
@@ -141,8 +143,8 @@ def test_a_second_start_of_the_same_engine_is_the_same_start(stage):
     assert stage.heard.names() == ["spawned", "ready"]
 
 
-def test_a_program_that_does_not_exist_fails_with_its_name(stage):
-    def prepare(spec, socket):
+def test_a_program_that_does_not_exist_fails_with_its_name(stage: Stage) -> None:
+    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
         return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
     host = stage.host(prepare=prepare)
@@ -152,8 +154,8 @@ def test_a_program_that_does_not_exist_fails_with_its_name(stage):
     assert failure.message == "/nowhere/llama-server cannot be started: No such file or directory."
 
 
-def test_what_prepare_refuses_reaches_the_listener_as_it_is(stage):
-    def prepare(spec, socket):
+def test_what_prepare_refuses_reaches_the_listener_as_it_is(stage: Stage) -> None:
+    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
         raise JobFailed.permanent("broken", "The installation is broken.", advice="Reinstall it.")
 
     stage.host(prepare=prepare).start(stage.spec())
@@ -167,7 +169,7 @@ def test_what_prepare_refuses_reaches_the_listener_as_it_is(stage):
     assert stage.heard.wait("failed") == (expected,)
 
 
-def test_an_engine_that_is_silent_in_every_way_is_given_up(stage):
+def test_an_engine_that_is_silent_in_every_way_is_given_up(stage: Stage) -> None:
     host = stage.host("--load-forever", "--load-quietly", stall_after=1.5)
     host.start(stage.spec())
     (end,) = stage.heard.wait("exited")
@@ -175,14 +177,14 @@ def test_an_engine_that_is_silent_in_every_way_is_given_up(stage):
     assert "wrote nothing and used no processor" in end.summary
 
 
-def test_an_engine_that_burns_processor_while_it_loads_is_waited_for(stage):
+def test_an_engine_that_burns_processor_while_it_loads_is_waited_for(stage: Stage) -> None:
     host = stage.host("--load-seconds", "4", "--load-burning", stall_after=1.5)
     host.start(stage.spec())
     stage.heard.wait("ready")
     assert stage.heard.names() == ["spawned", "ready"]
 
 
-def test_an_engine_whose_health_tells_of_a_dead_load_is_ended(stage):
+def test_an_engine_whose_health_tells_of_a_dead_load_is_ended(stage: Stage) -> None:
     stage.readiness = Readiness(loading=frozenset(), dead=frozenset({503}))
     host = stage.host("--health-503-when-dead", "--lie-while-loading")
     host.start(stage.spec())
@@ -191,7 +193,7 @@ def test_an_engine_whose_health_tells_of_a_dead_load_is_ended(stage):
     assert "its model could not be loaded" in end.summary
 
 
-def test_where_health_lies_only_a_proof_makes_it_ready(stage):
+def test_where_health_lies_only_a_proof_makes_it_ready(stage: Stage) -> None:
     stage.readiness = Readiness(loading=frozenset(), dead=frozenset({503}), proof=True)
     host = stage.host("--lie-while-loading", "--load-seconds", "0.5")
     host.start(stage.spec())
@@ -199,13 +201,13 @@ def test_where_health_lies_only_a_proof_makes_it_ready(stage):
     assert stage.heard.moment("ready") - stage.heard.moment("spawned") > 0.5
 
 
-def test_progress_tells_the_engines_own_last_line(stage):
+def test_progress_tells_the_engines_own_last_line(stage: Stage) -> None:
     host = stage.host("--load-seconds", "1.5")
     host.start(stage.spec())
     assert stage.heard.wait("progress") == ("loading", "loading ...")
 
 
-def test_shutdown_stops_all_engines_at_once(stage):
+def test_shutdown_stops_all_engines_at_once(stage: Stage) -> None:
     host = stage.host("--deaf", "SIGINT", ladder=[("SIGINT", 0.5), ("SIGTERM", 5), ("SIGKILL", 0)])
     for _ in range(3):
         host.start(stage.spec())
@@ -215,7 +217,7 @@ def test_shutdown_stops_all_engines_at_once(stage):
     assert not stage.pids()
 
 
-def test_no_zombie_and_no_socket_is_left_behind(stage):
+def test_no_zombie_and_no_socket_is_left_behind(stage: Stage) -> None:
     import psutil
 
     before = set(psutil.Process().children())
@@ -228,7 +230,7 @@ def test_no_zombie_and_no_socket_is_left_behind(stage):
     assert not list((stage.folder / spec.engine_id).glob("*.sock"))
 
 
-def test_many_engines_come_and_go_and_nothing_is_left(stage):
+def test_many_engines_come_and_go_and_nothing_is_left(stage: Stage) -> None:
     import threading
 
     import psutil
@@ -252,13 +254,15 @@ def test_many_engines_come_and_go_and_nothing_is_left(stage):
     assert not host._handles
 
 
-def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(stage, monkeypatch):
+def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from greenroom.runner.engines import folders as module
 
     monkeypatch.setattr(module, "_KEPT_MEANWHILE", 3)
     monkeypatch.setattr(module, "_PRUNED_EVERY", 4)
 
-    def prepare(spec, socket):
+    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
         return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
     host, living = stage.host(prepare=prepare), stage.spec()
@@ -277,6 +281,6 @@ def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(stage, monk
     assert stage.alive(stage.claim(living.engine_id)["pid"])
 
 
-def test_an_id_that_would_leave_the_folder_is_refused(stage):
+def test_an_id_that_would_leave_the_folder_is_refused(stage: Stage) -> None:
     with pytest.raises(ValueError, match="cannot name a folder"):
         stage.host().start(stage.spec("../evil"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from engine_stage import Stage
 from greenroom.actors.engine_runner.effects import EndEngine, SpawnEngine
 from greenroom.actors.values import Engine
 from greenroom.runner.backends.base import CommandLine, Readiness
@@ -19,12 +20,12 @@ from greenroom.runner.engines.channel import Channel
 from greenroom.runner.engines.handle import Prepared
 
 
-def known(stage: Any, spec: Any, state: Any = "ready") -> Engine:
+def known(stage: Stage, spec: Any, state: Any = "ready") -> Engine:
     pid, started, endpoint = stage.heard.wait("spawned", engine_id=spec.engine_id)
     return Engine(spec=spec, state=state, since=1.0, pid=pid, started=started, endpoint=endpoint)
 
 
-def test_a_runner_that_was_rebuilt_hears_again_of_an_engine_that_never_was_away(stage: Any) -> None:
+def test_a_runner_that_was_rebuilt_hears_again_of_an_engine_that_never_was_away(stage: Stage) -> None:
     engines, spec = stage.host(), stage.spec()
     engines.start(spec)
     stage.heard.wait("ready")
@@ -37,7 +38,7 @@ def test_a_runner_that_was_rebuilt_hears_again_of_an_engine_that_never_was_away(
 
 
 def test_a_runner_that_was_rebuilt_while_an_engine_is_prepared_hears_that_it_is_on_its_way(
-    stage: Any,
+    stage: Stage,
 ) -> None:
     go = threading.Event()
     spec = stage.spec()
@@ -57,7 +58,7 @@ def test_a_runner_that_was_rebuilt_while_an_engine_is_prepared_hears_that_it_is_
 
 
 @pytest.mark.parametrize("keep", [None, 30.0], ids=["stops", "leaves its engines"])
-def test_an_engine_that_is_still_prepared_when_the_host_ends_never_runs(stage: Any, keep: Any) -> None:
+def test_an_engine_that_is_still_prepared_when_the_host_ends_never_runs(stage: Stage, keep: Any) -> None:
     go, prepared = threading.Event(), threading.Event()
     plain = stage.host()._prepare
 
@@ -83,7 +84,7 @@ def test_an_engine_that_is_still_prepared_when_the_host_ends_never_runs(stage: A
     [(errno.EMFILE, "too_many_files"), (errno.ENOSPC, "no_space"), (errno.EAGAIN, "no_process")],
 )
 def test_a_keeper_that_cannot_be_started_is_the_machines_failure(
-    stage: Any, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, number: int, code: str
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise OSError(number, os.strerror(number))
@@ -97,7 +98,7 @@ def test_a_keeper_that_cannot_be_started_is_the_machines_failure(
 
 
 def test_without_a_thread_left_a_start_fails_and_the_next_one_is_tried(
-    stage: Any, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines, spec = stage.host(), stage.spec()
 
@@ -113,7 +114,7 @@ def test_without_a_thread_left_a_start_fails_and_the_next_one_is_tried(
     stage.heard.wait("ready")
 
 
-def test_a_program_that_is_not_there_is_the_configurations_failure(stage: Any) -> None:
+def test_a_program_that_is_not_there_is_the_configurations_failure(stage: Stage) -> None:
     def prepare(*_: Any) -> Prepared:
         return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
@@ -123,7 +124,7 @@ def test_a_program_that_is_not_there_is_the_configurations_failure(stage: Any) -
 
 
 def test_an_end_that_cannot_be_written_for_want_of_room_is_told_all_the_same(
-    stage: Any, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines, spec = stage.host("--load-forever"), stage.spec()
     engines.start(spec)
@@ -138,7 +139,7 @@ def test_an_end_that_cannot_be_written_for_want_of_room_is_told_all_the_same(
 
 
 def test_a_start_whose_keeper_dies_on_a_full_disk_fails_and_wedges_nothing(
-    stage: Any, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> bool:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -162,7 +163,7 @@ def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> 
     for _ in range(3):
         left = [subprocess.Popen(["true"]) for _ in range(20)]
         for process in left:
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # type: ignore[attr-defined, unused-ignore]
         channel._DETACHED.extend(left)
         barrier = threading.Barrier(4)
 
@@ -182,7 +183,7 @@ def test_keepers_that_were_left_are_reaped_by_any_number_of_starts_at_once() -> 
     assert channel._DETACHED == []
 
 
-def test_the_watch_over_keepers_never_blocks_who_wakes_it(stage: Any) -> None:
+def test_the_watch_over_keepers_never_blocks_who_wakes_it(stage: Stage) -> None:
     watch = stage.host()._watch
     assert not watch._wakeup_write.getblocking()
     for _ in range(100_000):
@@ -190,7 +191,7 @@ def test_the_watch_over_keepers_never_blocks_who_wakes_it(stage: Any) -> None:
 
 
 def test_folders_of_starts_that_came_to_nothing_are_removed_too_and_those_of_living_engines_are_not(
-    stage: Any, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "_KEPT_MEANWHILE", 2)
     engines, spec = stage.host(), stage.spec()
@@ -216,7 +217,7 @@ def test_folders_of_starts_that_came_to_nothing_are_removed_too_and_those_of_liv
     ids=["thread", "files", "bug"],
 )
 def test_a_start_that_cannot_begin_is_reported_as_failed(
-    stage: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, blame: str
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, blame: str
 ) -> None:
     def broken(_: Any) -> None:
         raise error
@@ -229,7 +230,7 @@ def test_a_start_that_cannot_begin_is_reported_as_failed(
 
 
 def test_a_stop_that_cannot_begin_is_left_to_the_runner_which_asks_again(
-    stage: Any, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: str, *, reason: str) -> bool:
         raise OSError(errno.EMFILE, f"Too many open files ({reason})")

@@ -11,9 +11,11 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engine_stage import Stage
 from greenroom.runner.engines import host as host_module
 from greenroom.runner.engines import keeper, keeper_log
 from greenroom.runner.engines.channel import Channel, KeeperGone
@@ -26,7 +28,7 @@ BOUND = 30.0
 """For what takes milliseconds, on a machine that does much else."""
 
 
-def start_keeper(stage, engine_id: str, *flags: str, **fields) -> Channel:
+def start_keeper(stage: Stage, engine_id: str, *flags: str, **fields: Any) -> Channel:
     """A keeper driven by hand, without a host."""
     folder = EngineFolder.of(stage.folder, engine_id)
     sockets = folder.create()
@@ -48,7 +50,7 @@ def start_keeper(stage, engine_id: str, *flags: str, **fields) -> Channel:
     return channel
 
 
-def test_a_keeper_is_up_and_has_spawned_within_a_moment(stage):
+def test_a_keeper_is_up_and_has_spawned_within_a_moment(stage: Stage) -> None:
     took = []
     for attempt in range(5):  # the best of some: a busy machine says nothing of the keeper
         begun = time.monotonic()
@@ -64,7 +66,7 @@ def test_a_keeper_is_up_and_has_spawned_within_a_moment(stage):
     pytest.fail(f"{took} s")
 
 
-def test_the_second_keeper_to_claim_an_engine_gives_up(stage):
+def test_the_second_keeper_to_claim_an_engine_gives_up(stage: Stage) -> None:
     first = start_keeper(stage, "e-1")
     pid = first.await_event("spawned", BOUND)["pid"]
     second = start_keeper(stage, "e-1")
@@ -76,7 +78,7 @@ def test_the_second_keeper_to_claim_an_engine_gives_up(stage):
     first.close()
 
 
-def test_a_late_keeper_gives_up_when_recovery_has_claimed_the_start(stage):
+def test_a_late_keeper_gives_up_when_recovery_has_claimed_the_start(stage: Stage) -> None:
     folder = EngineFolder.of(stage.folder, "e-1")
     folder.create()
     assert keeper.create_claim(str(folder.claim), {"settled_by": 1})
@@ -86,8 +88,10 @@ def test_a_late_keeper_gives_up_when_recovery_has_claimed_the_start(stage):
     assert not stage.pids()
 
 
-def test_a_claim_is_exclusive_on_disks_without_hard_links_too(tmp_path, monkeypatch):
-    def link(*_):
+def test_a_claim_is_exclusive_on_disks_without_hard_links_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: Any) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
@@ -98,13 +102,13 @@ def test_a_claim_is_exclusive_on_disks_without_hard_links_too(tmp_path, monkeypa
     assert json.loads((tmp_path / "claim").read_text()) == {"by": 1}
 
 
-def test_connections_beyond_what_anybody_needs_are_let_go(stage):
+def test_connections_beyond_what_anybody_needs_are_let_go(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1")
     channel.await_event("spawned", BOUND)
     path = stage.claim("e-1")["keeper_socket"]
     many = [socket.socket(socket.AF_UNIX) for _ in range(40)]
     for one in many:
-        until(lambda one=one: one.connect_ex(path) == 0)  # the backlog is short
+        until(lambda one=one: one.connect_ex(path) == 0)  # type: ignore[misc]
         one.settimeout(BOUND)
     assert many[-1].recv(1) == b""
     channel.send("hold", grace=30.0)
@@ -116,14 +120,14 @@ def test_connections_beyond_what_anybody_needs_are_let_go(stage):
     channel.close()
 
 
-def test_a_keeper_whose_daemon_dies_before_the_start_message_ends(stage):
+def test_a_keeper_whose_daemon_dies_before_the_start_message_ends(stage: Stage) -> None:
     channel = Channel.spawn()
     pid = channel.pid
     channel.close(reap=False)
     until(lambda: not stage.alive(pid))
 
 
-def test_a_spare_keeper_that_has_died_is_replaced(stage):
+def test_a_spare_keeper_that_has_died_is_replaced(stage: Stage) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
     spare = until(lambda: host._spare)
     os.kill(spare.pid, signal.SIGKILL)
@@ -133,7 +137,7 @@ def test_a_spare_keeper_that_has_died_is_replaced(stage):
     assert stage.claim(spec.engine_id)["keeper_pid"] != spare.pid
 
 
-def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failure(stage):
+def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failure(stage: Stage) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
     spare = until(lambda: host._spare)
     os.kill(spare.pid, signal.SIGSTOP)
@@ -163,7 +167,7 @@ def test_a_keeper_that_dies_before_it_has_claimed_the_start_is_a_transient_failu
         {},
     ],
 )
-def test_what_a_keeper_cannot_follow_is_refused_and_its_engine_kept(stage, message):
+def test_what_a_keeper_cannot_follow_is_refused_and_its_engine_kept(stage: Stage, message: Any) -> None:
     channel = start_keeper(stage, "e-1")
     pid = channel.await_event("spawned", BOUND)["pid"]
     channel._socket.sendall(json.dumps(message).encode() + b"\n")
@@ -175,7 +179,7 @@ def test_what_a_keeper_cannot_follow_is_refused_and_its_engine_kept(stage, messa
     channel.close()
 
 
-def test_a_nested_message_closes_its_connection_and_nothing_else(stage):
+def test_a_nested_message_closes_its_connection_and_nothing_else(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1")
     channel.await_event("spawned", BOUND)
     claim = stage.claim("e-1")
@@ -191,13 +195,15 @@ def test_a_nested_message_closes_its_connection_and_nothing_else(stage):
     channel.close()
 
 
-def test_a_start_that_makes_no_sense_is_told_as_failed(stage):
+def test_a_start_that_makes_no_sense_is_told_as_failed(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1", argv=[])
     assert channel.await_event("failed", BOUND)["code"] == "refused"
     channel.close()
 
 
-def test_flags_of_a_megabyte_are_passed_on_and_far_longer_ones_refused_before_a_keeper_breaks(stage):
+def test_flags_of_a_megabyte_are_passed_on_and_far_longer_ones_refused_before_a_keeper_breaks(
+    stage: Stage,
+) -> None:
     channel = start_keeper(stage, "e-1", *["x" * 100_000] * 12)
     channel.await_event("spawned", BOUND)
     channel.send("stop")
@@ -207,7 +213,9 @@ def test_flags_of_a_megabyte_are_passed_on_and_far_longer_ones_refused_before_a_
         start_keeper(stage, "e-2", "x" * 5_000_000)
 
 
-def test_a_keeper_sees_nothing_of_its_environment_that_is_not_its_business(stage, monkeypatch):
+def test_a_keeper_sees_nothing_of_its_environment_that_is_not_its_business(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL"):
         monkeypatch.setenv(name, "hush")
     channel = start_keeper(stage, "e-1", env={})
@@ -219,7 +227,7 @@ def test_a_keeper_sees_nothing_of_its_environment_that_is_not_its_business(stage
     channel.close()
 
 
-def test_a_keeper_whose_socket_was_cleaned_away_makes_it_again(stage):
+def test_a_keeper_whose_socket_was_cleaned_away_makes_it_again(stage: Stage) -> None:
     (stage.folder / "e-1").mkdir()
     kept = keeper.Keeper.__new__(keeper.Keeper)
     kept._selector, kept._listener = selectors.DefaultSelector(), socket.socket(socket.AF_UNIX)
@@ -237,7 +245,9 @@ def test_a_keeper_whose_socket_was_cleaned_away_makes_it_again(stage):
         one.close()
 
 
-def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails(stage, monkeypatch):
+def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(host_module, "_SPAWN_SECONDS", 0.3)
     host, spec = stage.host(spare_keeper=True), stage.spec()
     spare = until(lambda: host._spare)
@@ -249,7 +259,7 @@ def test_a_keeper_that_hangs_before_it_has_claimed_is_killed_and_the_start_fails
     assert not stage.pids()
 
 
-def test_one_that_hangs_before_it_has_claimed_and_is_asked_to_stop_is_killed_too(stage):
+def test_one_that_hangs_before_it_has_claimed_and_is_asked_to_stop_is_killed_too(stage: Stage) -> None:
     host, spec = stage.host(spare_keeper=True), stage.spec()
     host._stop_bound = 0.3
     spare = until(lambda: host._spare)
@@ -261,7 +271,7 @@ def test_one_that_hangs_before_it_has_claimed_and_is_asked_to_stop_is_killed_too
     assert not stage.alive(spare.pid)
 
 
-def test_the_death_of_the_keeper_ends_the_engine(stage):
+def test_the_death_of_the_keeper_ends_the_engine(stage: Stage) -> None:
     host, spec = stage.host(), stage.spec()
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
@@ -277,7 +287,7 @@ def test_the_death_of_the_keeper_ends_the_engine(stage):
     assert written["last_lines"] == ["model loaded"]
 
 
-def test_a_deaf_engine_with_a_child_does_not_outlive_its_keeper_either(stage):
+def test_a_deaf_engine_with_a_child_does_not_outlive_its_keeper_either(stage: Stage) -> None:
     host, spec = stage.host("--deaf-to-sigterm", "--ignore-keeper", "--child"), stage.spec()
     host.start(spec)
     stage.heard.wait("ready")
@@ -287,7 +297,7 @@ def test_a_deaf_engine_with_a_child_does_not_outlive_its_keeper_either(stage):
     assert not stage.pids()
 
 
-def test_a_keeper_that_hangs_is_gone_round(stage):
+def test_a_keeper_that_hangs_is_gone_round(stage: Stage) -> None:
     host = stage.host(ladder=[("SIGINT", 0.1), ("SIGTERM", 0.1), ("SIGKILL", 0)])
     host._stop_bound = 0.5
     spec = stage.spec()
@@ -300,7 +310,7 @@ def test_a_keeper_that_hangs_is_gone_round(stage):
     assert not stage.alive(pid)
 
 
-def test_when_the_life_line_is_lost_the_engine_ends_after_the_grace(stage):
+def test_when_the_life_line_is_lost_the_engine_ends_after_the_grace(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1", grace=0.5)
     pid = channel.await_event("spawned", BOUND)["pid"]
     begun = time.monotonic()
@@ -311,7 +321,7 @@ def test_when_the_life_line_is_lost_the_engine_ends_after_the_grace(stage):
     assert end["stop_reason"] == "no daemon came back within 0.5 s"
 
 
-def test_a_new_life_line_within_the_grace_keeps_the_engine(stage):
+def test_a_new_life_line_within_the_grace_keeps_the_engine(stage: Stage) -> None:
     first = start_keeper(stage, "e-1", grace=1.0)
     pid = first.await_event("spawned", BOUND)["pid"]
     claim = stage.claim("e-1")
@@ -327,7 +337,7 @@ def test_a_new_life_line_within_the_grace_keeps_the_engine(stage):
     second.close()
 
 
-def test_the_engine_is_never_run_with_its_pid_missing_from_the_claim(stage):
+def test_the_engine_is_never_run_with_its_pid_missing_from_the_claim(stage: Stage) -> None:
     channel = start_keeper(stage, "e-1")
     state = channel.await_event("spawned", BOUND)
     claim = stage.claim("e-1")
@@ -338,7 +348,7 @@ def test_the_engine_is_never_run_with_its_pid_missing_from_the_claim(stage):
     channel.close()
 
 
-def test_sigterm_to_the_keeper_ends_the_engine_in_order(stage):
+def test_sigterm_to_the_keeper_ends_the_engine_in_order(stage: Stage) -> None:
     host, spec = stage.host(), stage.spec()
     host.start(spec)
     stage.heard.wait("ready")
@@ -348,7 +358,7 @@ def test_sigterm_to_the_keeper_ends_the_engine_in_order(stage):
     assert "told to end" in end.summary
 
 
-def test_output_is_kept_at_head_and_tail_and_bounded_between(stage):
+def test_output_is_kept_at_head_and_tail_and_bounded_between(stage: Stage) -> None:
     host, spec = stage.host("--say", "the very first line", "--flood", "4000000"), stage.spec()
     host.start(spec)
     stage.heard.wait("ready")
@@ -366,7 +376,7 @@ def test_output_is_kept_at_head_and_tail_and_bounded_between(stage):
     assert (end.first_lines, end.last_lines) == ((), ()), "it was ready, so these may be clients' words"
 
 
-def test_a_bounded_log_keeps_the_first_bytes_and_the_last(tmp_path):
+def test_a_bounded_log_keeps_the_first_bytes_and_the_last(tmp_path: Path) -> None:
     log = keeper_log.BoundedLog(str(tmp_path / "log"), head=100, tail=50)
     for index in range(1000):
         log.write(f"line {index}\r\n".encode())
@@ -379,5 +389,5 @@ def test_a_bounded_log_keeps_the_first_bytes_and_the_last(tmp_path):
     assert log.last[-2:] == ["line 999", "100%"]
 
 
-def _read(path):
+def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None

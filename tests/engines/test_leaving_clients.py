@@ -7,8 +7,10 @@ import json
 import queue
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,19 +31,21 @@ TIMING = (
 class Context:
     stopped = False
 
-    def stop(self):
+    def stop(self) -> None:
         self.stopped = True
 
 
 @pytest.fixture
-def pair():
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     yield ours, theirs
     ours.close()
     theirs.close()
 
 
-def test_a_connection_counts_as_left_only_when_its_other_end_is_closed(pair):
+def test_a_connection_counts_as_left_only_when_its_other_end_is_closed(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = pair
     assert not has_left(ours)
     theirs.send(b"more")
@@ -51,7 +55,9 @@ def test_a_connection_counts_as_left_only_when_its_other_end_is_closed(pair):
     assert has_left(ours)
 
 
-def test_a_generation_whose_client_leaves_is_told_to_stop_although_tokens_keep_coming(pair):
+def test_a_generation_whose_client_leaves_is_told_to_stop_although_tokens_keep_coming(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = pair
     replies, context = Replies(ours), Context()
     replies.put(context)
@@ -59,7 +65,7 @@ def test_a_generation_whose_client_leaves_is_told_to_stop_although_tokens_keep_c
     assert next(said) is context
     theirs.close()
 
-    def go_on():
+    def go_on() -> None:
         while True:
             replies.put("token")
             next(said)
@@ -69,7 +75,9 @@ def test_a_generation_whose_client_leaves_is_told_to_stop_although_tokens_keep_c
     assert context.stopped
 
 
-def test_one_that_left_before_its_turn_is_stopped_when_its_generation_begins(pair):
+def test_one_that_left_before_its_turn_is_stopped_when_its_generation_begins(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = pair
     replies, context = Replies(ours), Context()
     theirs.close()
@@ -80,7 +88,7 @@ def test_one_that_left_before_its_turn_is_stopped_when_its_generation_begins(pai
     assert context.stopped
 
 
-def test_a_prompt_that_is_read_for_nobody_is_given_up_between_two_pieces():
+def test_a_prompt_that_is_read_for_nobody_is_given_up_between_two_pieces() -> None:
     replies = Replies(None)
     pieces = []
     replies.piece = lambda tokens, seconds: pieces.append(tokens)
@@ -93,12 +101,12 @@ def test_a_prompt_that_is_read_for_nobody_is_given_up_between_two_pieces():
     assert pieces == [32]
 
 
-def test_a_request_whose_engine_died_does_not_wait_for_ever():
+def test_a_request_whose_engine_died_does_not_wait_for_ever() -> None:
     with pytest.raises(RuntimeError, match="died"):
         next(Replies(None).follow(lambda: False))
 
 
-def test_pieces_of_prompts_shrink_on_a_slow_machine_and_grow_on_a_fast_one():
+def test_pieces_of_prompts_shrink_on_a_slow_machine_and_grow_on_a_fast_one() -> None:
     pace = Pace()
     pace.took(32, 3.2)
     assert pace.step == 8
@@ -113,19 +121,20 @@ def test_pieces_of_prompts_shrink_on_a_slow_machine_and_grow_on_a_fast_one():
     assert pace.step == LEAST
 
 
-def mlx_launcher():
+def mlx_launcher() -> Any:
     spec = importlib.util.spec_from_file_location("launch_mlx_under_test", launcher("mlx"))
+    assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_mlxs_queue_drops_what_nobody_waits_for_any_more():
+def test_mlxs_queue_drops_what_nobody_waits_for_any_more() -> None:
     class Generator:
-        def __init__(self):
-            self.requests = queue.Queue()
+        def __init__(self) -> None:
+            self.requests: queue.Queue[Any] = queue.Queue()
 
-        def _next_request(self, timeout=None):
+        def _next_request(self, timeout: Any = None) -> Any:
             return self.requests.get_nowait()
 
     generator = mlx_launcher().attentive(Generator, Pace(), 100)()
@@ -137,12 +146,12 @@ def test_mlxs_queue_drops_what_nobody_waits_for_any_more():
     assert generator._next_request() == (waits, "c", "d")
 
 
-def test_mlxs_batches_take_the_pace_that_was_measured():
+def test_mlxs_batches_take_the_pace_that_was_measured() -> None:
     class Generator:
-        def __init__(self):
+        def __init__(self) -> None:
             self.prefill_step_size, self._prompt_batch = 2048, SimpleNamespace(prefill_step_size=2048)
 
-        def next(self):
+        def next(self) -> Any:
             return [SimpleNamespace(uid=1, progress=(self.prefill_step_size, 4000), end_of_prompt=False)], []
 
     pace = Pace()
@@ -152,11 +161,11 @@ def test_mlxs_batches_take_the_pace_that_was_measured():
     assert pace.step == 64
 
 
-def test_an_answer_is_read_by_one_thread_while_another_gives_it():
+def test_an_answer_is_read_by_one_thread_while_another_gives_it() -> None:
     replies = Replies(None)
     context = Context()
 
-    def give():
+    def give() -> None:
         for item in (context, (1, 2), "a", "b", None):
             replies.put(item)
 
@@ -171,7 +180,14 @@ def test_an_answer_is_read_by_one_thread_while_another_gives_it():
 # llama.cpp: the server looks between two batches
 
 
-def batches(speed=0.0, *, binary=None, mode="completion", flags=(), mmproj=None):
+def batches(
+    speed: float = 0.0,
+    *,
+    binary: Any = None,
+    mode: Any = "completion",
+    flags: tuple[str, ...] = (),
+    mmproj: Any = None,
+) -> Any:
     spec = EngineSpec(
         engine_id="e", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m", mode=mode,
         flags=flags,
@@ -188,23 +204,24 @@ def batches(speed=0.0, *, binary=None, mode="completion", flags=(), mmproj=None)
 @pytest.mark.parametrize(
     ("speed", "batch"), [(5, 32), (25.6, 32), (60, 64), (235, 256), (600, 1024), (9e4, 2048)]
 )
-def test_llama_cpps_batches_last_two_seconds_at_the_speed_that_was_measured(speed, batch):
+def test_llama_cpps_batches_last_two_seconds_at_the_speed_that_was_measured(speed: float, batch: int) -> None:
     assert batches(speed) == {"--batch-size": str(batch), "--ubatch-size": str(min(512, batch))}
 
 
-def test_batches_are_left_alone_where_an_input_must_fit_into_one():
+def test_batches_are_left_alone_where_an_input_must_fit_into_one() -> None:
     assert batches(60, mode="embedding") == batches(60, mode="reranking") == {}
     assert batches(60, mmproj=Path("/p.gguf")) == {"--batch-size": "512", "--ubatch-size": "512"}
 
 
-def test_a_users_own_server_begins_with_short_batches_and_a_users_own_flag_wins():
+def test_a_users_own_server_begins_with_short_batches_and_a_users_own_flag_wins() -> None:
     assert batches(binary=Path("/b"))["--batch-size"] == "512"
     argv = batches(60, flags=("--batch-size", "7"))
     assert argv["--batch-size"] == "64", "the user's comes later on the command line, and the last one counts"
 
 
-def test_before_anything_was_measured_batches_follow_from_the_models_size():
+def test_before_anything_was_measured_batches_follow_from_the_models_size() -> None:
     spec = importlib.util.spec_from_file_location("launch_llama_cpp_under_test", launcher("llama_cpp"))
+    assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.guess_batch(98_000_000, 2) == 256
@@ -212,7 +229,7 @@ def test_before_anything_was_measured_batches_follow_from_the_models_size():
     assert module.guess_batch(1000, 64) == 512
 
 
-def test_a_prompt_that_shared_the_engine_says_nothing_of_its_speed():
+def test_a_prompt_that_shared_the_engine_says_nothing_of_its_speed() -> None:
     begin = "I slot launch_slot_: id  0 | task %d | processing task, is_child = 0\n"
     timing = (
         "I slot print_timing: id  0 | task %d | prompt eval time = 9 ms / 100 tokens ( 1 ms per token, %s)\n"
@@ -228,10 +245,10 @@ def test_a_prompt_that_shared_the_engine_says_nothing_of_its_speed():
     assert LlamaCpp().prompt_speed(two) == 0.0
 
 
-def test_the_speed_is_the_one_the_last_engine_of_the_model_has_logged(tmp_path):
+def test_the_speed_is_the_one_the_last_engine_of_the_model_has_logged(tmp_path: Path) -> None:
     spec = EngineSpec(engine_id="e-9", backend="llama.cpp", installation_id="i", model_id="m", model_ref="m")
 
-    def engine(name, log, **fields):
+    def engine(name: str, log: str, **fields: Any) -> None:
         (tmp_path / name).mkdir()
         about = {
             "backend": "llama.cpp",
@@ -252,7 +269,7 @@ def test_the_speed_is_the_one_the_last_engine_of_the_model_has_logged(tmp_path):
     assert prompt_speed(tmp_path, spec, LlamaCpp().prompt_speed) == 25.58
 
 
-def test_mlx_is_never_asked_for_tokens_that_its_model_does_not_have():
+def test_mlx_is_never_asked_for_tokens_that_its_model_does_not_have() -> None:
     keep = mlx_launcher().keep_in_vocabulary
     args = SimpleNamespace(sampling=SimpleNamespace(top_k=100), logits=SimpleNamespace(logit_bias={99: 1.0}))
     keep(args, 101)

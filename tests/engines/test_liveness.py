@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from engine_stage import Stage
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
 from greenroom.runner.backends.base import CommandLine
 from greenroom.runner.engines import liveness, processes, reachability
@@ -163,7 +164,7 @@ def test_a_listener_is_found_without_a_connection(tmp_path: Path) -> None:
         with pytest.raises(BlockingIOError):
             listener.accept()
         # Where the system does not list it, a knock tells.
-        there = {"inode": reachability.inode_of(path), "listening": frozenset[bytes]()}
+        there: dict[str, Any] = {"inode": reachability.inode_of(path), "listening": frozenset[bytes]()}
         assert reachability.check(path, leader=os.getpid(), **there) is Reachability.REACHED
         assert reachability.check(path, leader=1, **there) is Reachability.STRANGER
     assert reachability.check(path, leader=1, **there) is Reachability.REFUSED
@@ -201,7 +202,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def test_a_stopped_process_is_seen_and_one_that_runs_is_not(stage: Any, sleeper: Any) -> None:
+def test_a_stopped_process_is_seen_and_one_that_runs_is_not(stage: Stage, sleeper: Any) -> None:
     until(lambda: not processes.wants_to_work([sleeper.pid]))
     assert not processes.stopped([sleeper.pid])
     assert not processes.traced([sleeper.pid])
@@ -213,7 +214,7 @@ def test_a_stopped_process_is_seen_and_one_that_runs_is_not(stage: Any, sleeper:
 class Odd:
     """An engine that goes wrong when it is told to, under a host; and who is inside it."""
 
-    def __init__(self, stage: Any, folder: Path, limit: float) -> None:
+    def __init__(self, stage: Stage, folder: Path, limit: float) -> None:
         self.stage = stage
         self.file = folder / "wish"
         self.gates = GateBoard()
@@ -252,7 +253,7 @@ class Odd:
 
 
 @pytest.fixture
-def odd(stage: Any, tmp_path: Path) -> Odd:
+def odd(stage: Stage, tmp_path: Path) -> Odd:
     return Odd(stage, tmp_path, 3.0)
 
 
@@ -276,7 +277,7 @@ def test_one_that_was_stopped_for_a_moment_is_left_alone(odd: Odd) -> None:
     odd.is_left_alone_for(1.5)
 
 
-def test_one_that_was_stopped_while_it_loads_is_given_up(stage: Any) -> None:
+def test_one_that_was_stopped_while_it_loads_is_given_up(stage: Stage) -> None:
     host, spec = stage.host("--load-forever"), stage.spec()
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")

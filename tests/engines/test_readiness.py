@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,16 +37,18 @@ from greenroom.runner.systems import here
         (Mlx, 503, Health.DEAD),
     ],
 )
-def test_the_same_status_means_different_things_to_different_backends(backend, status, health):
+def test_the_same_status_means_different_things_to_different_backends(
+    backend: Any, status: int | None, health: Any
+) -> None:
     assert judge(backend.readiness, status) is health
 
 
-def pulse(log=0, cpu=0.0, read=0) -> Pulse:
+def pulse(log: int = 0, cpu: float = 0.0, read: int = 0) -> Pulse:
     return Pulse(log_size=log, cpu_seconds=cpu, bytes_read=read)
 
 
 @pytest.mark.parametrize("life", [{"log": 1}, {"cpu": 0.5}, {"read": 1}])
-def test_any_sign_of_life_begins_the_wait_anew(life):
+def test_any_sign_of_life_begins_the_wait_anew(life: Any) -> None:
     patience = Patience(now=0)
     assert patience.moved(pulse(), 0)
     assert not patience.moved(pulse(), 9)
@@ -54,7 +58,7 @@ def test_any_sign_of_life_begins_the_wait_anew(life):
     assert patience.silent_for(20) == 10
 
 
-def test_the_processor_time_of_an_idle_server_is_no_sign_of_life():
+def test_the_processor_time_of_an_idle_server_is_no_sign_of_life() -> None:
     patience = Patience(now=0)
     assert [patience.moved(pulse(cpu=now * 0.01), now) for now in (0, 5, 9, 10)] == [
         True,
@@ -64,7 +68,7 @@ def test_the_processor_time_of_an_idle_server_is_no_sign_of_life():
     ]
 
 
-def test_the_pulse_counts_descendants_and_survives_the_death_of_the_process():
+def test_the_pulse_counts_descendants_and_survives_the_death_of_the_process() -> None:
     busy = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\n"
     code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {busy + 'input()'!r}])"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
@@ -80,7 +84,7 @@ def test_the_pulse_counts_descendants_and_survives_the_death_of_the_process():
     assert take_pulse(process.pid, 5) == pulse(log=5)
 
 
-def test_a_stranger_on_the_socket_is_never_taken_for_the_engine(tmp_path):
+def test_a_stranger_on_the_socket_is_never_taken_for_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -94,5 +98,5 @@ def test_a_stranger_on_the_socket_is_never_taken_for_the_engine(tmp_path):
     assert not belongs_to(os.getpid(), 1)
 
 
-def test_nobody_on_the_socket_is_silence(tmp_path):
+def test_nobody_on_the_socket_is_silence(tmp_path: Path) -> None:
     assert Probe(tmp_path / "none", Readiness()).look() is Health.SILENT

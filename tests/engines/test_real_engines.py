@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from greenroom.actors.values import Engine
+from engine_stage import Stage
+from greenroom.actors.values import Engine, EngineSpec
 from greenroom.runner.backends.base import Launch, ModelFiles
 from greenroom.runner.backends.flags import LLAMA_CPP
 from greenroom.runner.backends.llama_cpp import LlamaCpp
@@ -22,6 +24,7 @@ from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.handle import Prepared
 from greenroom.runner.engines.launchers import launcher
+from waiting import until
 
 pytestmark = pytest.mark.real
 
@@ -42,10 +45,10 @@ NOT_OFFERED = {
 
 
 @pytest.fixture
-def llama(stage, llama_cpp_python, smollm2_gguf):
+def llama(stage: Stage, llama_cpp_python: Path, smollm2_gguf: Path) -> Stage:
     """A stage on which llama.cpp plays."""
 
-    def prepare(spec, socket: Path) -> Prepared:
+    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
         model = ModelFiles(path=smollm2_gguf, format="gguf", name="ai/smollm2")
         launch = Launch(spec=spec, root=Path("/"), python=llama_cpp_python, model=model, socket=socket)
         return Prepared(LlamaCpp().command(launch), LlamaCpp.readiness)
@@ -54,7 +57,7 @@ def llama(stage, llama_cpp_python, smollm2_gguf):
     return stage
 
 
-def test_llama_cpp_loads_answers_streams_and_stops(llama):
+def test_llama_cpp_loads_answers_streams_and_stops(llama: Stage) -> None:
     host, spec = llama.host(**llama.options), llama.spec(backend="llama.cpp", context_size=2048)
     host.start(spec)
     pid, _, endpoint = llama.heard.wait("spawned")
@@ -70,7 +73,7 @@ def test_llama_cpp_loads_answers_streams_and_stops(llama):
     assert not llama.alive(pid)
 
 
-def test_llama_cpp_serves_embeddings(llama):
+def test_llama_cpp_serves_embeddings(llama: Stage) -> None:
     host, spec = (
         llama.host(**llama.options),
         llama.spec(backend="llama.cpp", mode="embedding", flags=("--pooling", "mean")),
@@ -83,7 +86,7 @@ def test_llama_cpp_serves_embeddings(llama):
     assert len(reply["data"][0]["embedding"]) == 576
 
 
-def test_llama_cpp_that_is_killed_says_so_and_one_stopped_while_loading_ends_at_once(llama):
+def test_llama_cpp_that_is_killed_says_so_and_one_stopped_while_loading_ends_at_once(llama: Stage) -> None:
     host, spec = llama.host(**llama.options), llama.spec(backend="llama.cpp")
     host.start(spec)
     pid, *_ = llama.heard.wait("spawned")
@@ -100,7 +103,7 @@ def test_llama_cpp_that_is_killed_says_so_and_one_stopped_while_loading_ends_at_
     assert heard.moment("exited") - heard.moment("spawned") < 5.0, "it waited for the second signal"
 
 
-def test_a_llama_cpp_adopted_by_the_next_host_has_not_loaded_again(llama):
+def test_a_llama_cpp_adopted_by_the_next_host_has_not_loaded_again(llama: Stage) -> None:
     host, spec = llama.host(**llama.options), llama.spec(backend="llama.cpp")
     host.start(spec)
     pid, started, endpoint = llama.heard.wait("spawned")
@@ -113,11 +116,13 @@ def test_a_llama_cpp_adopted_by_the_next_host_has_not_loaded_again(llama):
     assert llama.request(endpoint, "/v1/chat/completions", CHAT)[0] == 200
 
 
-def test_a_file_that_is_no_model_ends_with_a_sentence(llama, tmp_path, llama_cpp_python):
+def test_a_file_that_is_no_model_ends_with_a_sentence(
+    llama: Stage, tmp_path: Path, llama_cpp_python: Path
+) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"this is not a model" * 100)
 
-    def prepare(spec, socket):
+    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
         model = ModelFiles(path=broken, format="gguf", name="broken")
         launch = Launch(spec=spec, root=Path("/"), python=llama_cpp_python, model=model, socket=socket)
         return Prepared(LlamaCpp().command(launch), LlamaCpp.readiness)
@@ -131,7 +136,7 @@ def test_a_file_that_is_no_model_ends_with_a_sentence(llama, tmp_path, llama_cpp
     )
 
 
-def test_a_flag_xllamacpp_cannot_follow_is_refused_not_ignored(llama):
+def test_a_flag_xllamacpp_cannot_follow_is_refused_not_ignored(llama: Stage) -> None:
     llama.host(**llama.options).start(llama.spec(backend="llama.cpp", flags=("--device", "none")))
     (end,) = llama.heard.wait("exited", bound=60)
     assert end.code == 2
@@ -149,13 +154,15 @@ def test_a_flag_xllamacpp_cannot_follow_is_refused_not_ignored(llama):
         (("--chat-template", "{{ nope("), "its chat template cannot be read (Parser Error: Unexpected EOF)"),
     ],
 )
-def test_a_flag_that_cannot_be_is_named_with_what_it_takes(llama, flags, said):
+def test_a_flag_that_cannot_be_is_named_with_what_it_takes(llama: Stage, flags: Any, said: str) -> None:
     llama.host(**llama.options).start(llama.spec(backend="llama.cpp", flags=flags))
     (end,) = llama.heard.wait("exited", bound=60)
     assert said in end.summary
 
 
-def test_every_allowed_flag_is_followed_or_known_to_be_out_of_reach(llama_cpp_python, programs):
+def test_every_allowed_flag_is_followed_or_known_to_be_out_of_reach(
+    llama_cpp_python: Path, programs: Path
+) -> None:
     done = subprocess.run(
         [str(llama_cpp_python), str(programs / "llama_flags.py"), str(launcher("llama_cpp"))],
         input=json.dumps(sorted(LLAMA_CPP)),
@@ -169,8 +176,10 @@ def test_every_allowed_flag_is_followed_or_known_to_be_out_of_reach(llama_cpp_py
 
 
 @pytest.mark.timeout(300)
-def test_mlx_loads_answers_and_stops_on_a_unix_socket(stage, mlx_python, smollm2_mlx):
-    def prepare(spec, socket):
+def test_mlx_loads_answers_and_stops_on_a_unix_socket(
+    stage: Stage, mlx_python: Path, smollm2_mlx: Path
+) -> None:
+    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
         model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
         launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
         return Prepared(Mlx().command(launch), Mlx.readiness, model_name="default_model")
@@ -189,10 +198,10 @@ def test_mlx_loads_answers_and_stops_on_a_unix_socket(stage, mlx_python, smollm2
 
 
 @pytest.fixture
-def mlx(stage, mlx_python, smollm2_mlx):
+def mlx(stage: Stage, mlx_python: Path, smollm2_mlx: Path) -> Stage:
     """mlx with the real model, ready."""
 
-    def prepare(spec, socket):
+    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
         model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
         launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
         return Prepared(Mlx().command(launch), Mlx.readiness, model_name="default_model")
@@ -205,8 +214,8 @@ def mlx(stage, mlx_python, smollm2_mlx):
     return stage
 
 
-def test_mlx_whose_load_dies_ends_with_the_reason(stage, mlx_python, tmp_path):
-    def prepare(spec, socket):
+def test_mlx_whose_load_dies_ends_with_the_reason(stage: Stage, mlx_python: Path, tmp_path: Path) -> None:
+    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
         (tmp_path / "empty").mkdir()
         model = ModelFiles(path=tmp_path / "empty", format="safetensors-mlx", name="empty")
         launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
@@ -218,7 +227,7 @@ def test_mlx_whose_load_dies_ends_with_the_reason(stage, mlx_python, tmp_path):
     assert "config.json" in end.summary
 
 
-def leaving(endpoint, body):
+def leaving(endpoint: str, body: Any) -> Any:
     """A client that sends a request and is ready to leave."""
     connection = http.client.HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -227,49 +236,49 @@ def leaving(endpoint, body):
     return connection.sock
 
 
-def asking(words, **fields):
+def asking(words: str, **fields: Any) -> Any:
     return {"messages": [{"role": "user", "content": words}], "model": "default_model", **fields}
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
-def test_mlx_ends_what_nobody_reads_although_it_is_not_streamed(mlx, seed):
+def test_mlx_ends_what_nobody_reads_although_it_is_not_streamed(mlx: Stage, seed: int | None) -> None:
     never_ending = asking(
         "Count to a million.", max_tokens=20000, logit_bias={"2": -100, "0": -100}, seed=seed
     )
     client = leaving(mlx.endpoint, never_ending)
-    mlx.until(lambda: "Prompt processing progress: 1/1" in mlx.log().rpartition("Prompt Cache")[2], bound=100)
+    until(lambda: "Prompt processing progress: 1/1" in mlx.log().rpartition("Prompt Cache")[2], bound=100)
     client.close()
     # Another seed is served alone, after all that runs: so what nobody reads is over by then.
     assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
 
 
 @pytest.mark.timeout(300)
-def test_mlx_gives_up_a_prompt_that_is_read_for_nobody(mlx):
+def test_mlx_gives_up_a_prompt_that_is_read_for_nobody(mlx: Stage) -> None:
     client = leaving(mlx.endpoint, asking("word and again " * 1500, max_tokens=5))
-    mlx.until(lambda: re.search(r"Prompt processing progress: [1-9]\d*/4\d\d\d", mlx.log()), bound=100)
+    until(lambda: re.search(r"Prompt processing progress: [1-9]\d*/4\d\d\d", mlx.log()), bound=100)
     client.close()
     assert mlx.request(mlx.endpoint, "/v1/chat/completions", asking("Hello", max_tokens=1, seed=1))[0] == 200
 
 
-def test_llama_cpp_gives_up_a_prompt_that_is_read_for_nobody(llama):
+def test_llama_cpp_gives_up_a_prompt_that_is_read_for_nobody(llama: Stage) -> None:
     host = llama.host(**llama.options)
     host.start(spec := llama.spec(backend="llama.cpp", context_size=8192, flags=("--batch-size", "64")))
     _, _, endpoint = llama.heard.wait("spawned")
     llama.heard.wait("ready", bound=60)
 
-    def log():
+    def log() -> Any:
         return EngineFolder.of(llama.folder, spec.engine_id).read_log()
 
     client = leaving(endpoint, asking("word and again " * 2500, max_tokens=5))
-    llama.until(lambda: "launch_slot_" in log())
+    until(lambda: "launch_slot_" in log())
     client.close()
-    llama.until(lambda: "cancel task" in log())
-    (read,) = llama.until(lambda: re.findall(r"stop processing: n_tokens = (\d+)", log()), bound=60)
+    until(lambda: "cancel task" in log())
+    (read,) = until(lambda: re.findall(r"stop processing: n_tokens = (\d+)", log()), bound=60)
     assert int(read) < 2500, "of 7,500"
 
 
-def test_the_vllm_launcher_becomes_the_module_it_is_given(tmp_path):
+def test_the_vllm_launcher_becomes_the_module_it_is_given(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-I", str(launcher("vllm")), "json.tool", "--compact"],
         input='{"a": 1}',
@@ -280,7 +289,7 @@ def test_the_vllm_launcher_becomes_the_module_it_is_given(tmp_path):
     assert (done.stdout, done.returncode) == ('{"a":1}\n', 0)
 
 
-def test_where_the_kernel_does_not_a_child_ends_an_engine_that_holds_pythons_lock():
+def test_where_the_kernel_does_not_a_child_ends_an_engine_that_holds_pythons_lock() -> None:
     """The way of macOS, tried here: the main thread never gives up the interpreter lock."""
     code = (
         "import sys, re; sys.path.insert(0, sys.argv[1]); from keeper_watch import end_with_keeper;"
@@ -295,8 +304,8 @@ def test_where_the_kernel_does_not_a_child_ends_an_engine_that_holds_pythons_loc
         stdout=subprocess.PIPE,
     )
     os.close(watch)
-    assert engine.stdout.readline() == b"on\n"
+    assert engine.stdout.readline() == b"on\n"  # type: ignore[union-attr]
     assert engine.poll() is None
     os.close(keeper)
     assert engine.wait(10) == -signal.SIGKILL
-    engine.stdout.close()
+    engine.stdout.close()  # type: ignore[union-attr]

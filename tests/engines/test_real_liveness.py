@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from engine_stage import Stage
 from greenroom.actors.gates import GateBoard
 from greenroom.runner.backends.base import Backend, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
@@ -44,7 +45,7 @@ runpy.run_path({launcher!r}, run_name="__main__")
 class Real:
     """One real engine under a host, and who is inside."""
 
-    def __init__(self, stage: Any, backend: Backend, python: Path, model: ModelFiles, spoken: str) -> None:
+    def __init__(self, stage: Stage, backend: Backend, python: Path, model: ModelFiles, spoken: str) -> None:
         self.stage = stage
         self.backend = backend
         self.python = python
@@ -107,13 +108,13 @@ class Real:
 
 
 @pytest.fixture
-def llama(stage: Any, llama_cpp_python: Path, smollm2_gguf: Path) -> Real:
+def llama(stage: Stage, llama_cpp_python: Path, smollm2_gguf: Path) -> Real:
     model = ModelFiles(path=smollm2_gguf, format="gguf", name="ai/smollm2")
     return Real(stage, LlamaCpp(), llama_cpp_python, model, "ai/smollm2")
 
 
 @pytest.fixture
-def mlx(stage: Any, mlx_python: Path, smollm2_mlx: Path) -> Real:
+def mlx(stage: Stage, mlx_python: Path, smollm2_mlx: Path) -> Real:
     model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
     return Real(stage, Mlx(), mlx_python, model, "default_model")
 

@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import msgspec
 import pytest
 
-from greenroom.actors.values import Engine, Reservation
+from engine_stage import Stage
+from greenroom.actors.values import Engine, EngineSpec, Reservation
 from greenroom.runner.engines import recovery
 from greenroom.runner.engines.folders import EngineFolder
 from greenroom.runner.engines.identity import ProcessIdentity
@@ -21,13 +23,14 @@ from greenroom.runner.engines.recovery import distrust, end_processes
 from waiting import until
 
 
-def expected_of(spec, state="ready", pid=0, started=0.0) -> Engine:
+def expected_of(spec: EngineSpec, state: Any = "ready", pid: int = 0, started: float = 0.0) -> Engine:
     return Engine(spec=spec, state=state, since=0.0, pid=pid, started=started)
 
 
-def lines_until(process, name: str) -> list[list[str]]:
+def lines_until(process: subprocess.Popen[str], name: str) -> list[list[str]]:
     """What the daemon process said, up to and including the first line of this name."""
     said = []
+    assert process.stdout is not None
     for line in process.stdout:
         said.append(json.loads(line))
         if said[-1][0] == name:
@@ -35,7 +38,7 @@ def lines_until(process, name: str) -> list[list[str]]:
     raise AssertionError(f"the process ended before it said {name}: {said}")
 
 
-def killed_daemon(stage, engine_id: str, *flags: str, **options) -> tuple[int, float]:
+def killed_daemon(stage: Stage, engine_id: str, *flags: str, **options: Any) -> tuple[int, float]:
     """A daemon with one ready engine, killed; the engine's pid and start."""
     with stage.daemon(engine_id, *flags, **options) as process:
         said = lines_until(process, "ready")
@@ -43,7 +46,7 @@ def killed_daemon(stage, engine_id: str, *flags: str, **options) -> tuple[int, f
     return int(said[0][2]), float(said[0][3])
 
 
-def test_the_next_daemon_adopts_the_engine_of_one_that_was_killed(stage):
+def test_the_next_daemon_adopts_the_engine_of_one_that_was_killed(stage: Stage) -> None:
     pid, started = killed_daemon(stage, "e-1", "--echo")
     assert stage.alive(pid)
     host, spec = stage.host(), stage.spec("e-1")
@@ -58,7 +61,7 @@ def test_the_next_daemon_adopts_the_engine_of_one_that_was_killed(stage):
     assert not stage.alive(pid)
 
 
-def test_an_engine_with_flags_and_several_promises_is_the_same_after_a_restart(stage):
+def test_an_engine_with_flags_and_several_promises_is_the_same_after_a_restart(stage: Stage) -> None:
     """JSON has lists where a spec has tuples: no such engine was ever taken over."""
     promises = (Reservation(weights=7, cache=3, slots=4), Reservation(device="gpu-1", weights=9))
     spec = msgspec.structs.replace(stage.spec("e-1"), flags=("--echo", "--tokens"), promises=promises)
@@ -69,7 +72,7 @@ def test_an_engine_with_flags_and_several_promises_is_the_same_after_a_restart(s
     assert "another model or configuration" in recovery.distrust(expected_of(spec), {"engine_id": "e-1"})
 
 
-def test_an_adopted_engine_that_dies_is_noticed_like_any_other(stage):
+def test_an_adopted_engine_that_dies_is_noticed_like_any_other(stage: Stage) -> None:
     pid, started = killed_daemon(stage, "e-1")
     host = stage.host()
     host.recover([expected_of(stage.spec("e-1"), pid=pid, started=started)]).result(10)
@@ -78,7 +81,7 @@ def test_an_adopted_engine_that_dies_is_noticed_like_any_other(stage):
     assert end.signal == "SIGKILL"
 
 
-def test_an_engine_still_loading_is_adopted_and_becomes_ready_later(stage):
+def test_an_engine_still_loading_is_adopted_and_becomes_ready_later(stage: Stage) -> None:
     with stage.daemon("e-1", "--load-seconds", "2") as process:
         lines_until(process, "spawned")
         process.send_signal(signal.SIGKILL)
@@ -88,11 +91,11 @@ def test_an_engine_still_loading_is_adopted_and_becomes_ready_later(stage):
     stage.heard.wait("ready")
 
 
-def test_a_full_disk_at_the_next_start_costs_no_engine(stage, monkeypatch):
+def test_a_full_disk_at_the_next_start_costs_no_engine(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     pid, started = killed_daemon(stage, "e-1")
     expected = expected_of(stage.spec("e-1"), pid=pid, started=started)
 
-    def full(*_):
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(recovery, "create_claim", full)
@@ -101,12 +104,14 @@ def test_a_full_disk_at_the_next_start_costs_no_engine(stage, monkeypatch):
     assert stage.alive(pid)
 
 
-def test_an_engine_that_cannot_be_looked_at_is_looked_at_again(stage, monkeypatch):
+def test_an_engine_that_cannot_be_looked_at_is_looked_at_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pid, started = killed_daemon(stage, "e-1")
     expected = expected_of(stage.spec("e-1"), pid=pid, started=started)
     read, refused = recovery._claim_of, iter([True])
 
-    def sometimes(folder):
+    def sometimes(folder: EngineFolder) -> Any:
         if next(refused, False):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return read(folder)
@@ -117,10 +122,10 @@ def test_an_engine_that_cannot_be_looked_at_is_looked_at_again(stage, monkeypatc
     assert stage.alive(pid)
 
 
-def test_a_sweep_leaves_alone_what_it_cannot_look_at(stage, monkeypatch):
+def test_a_sweep_leaves_alone_what_it_cannot_look_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     pid, _ = killed_daemon(stage, "e-1")
 
-    def unreadable(_):
+    def unreadable(_: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(recovery, "_claim_of", unreadable)
@@ -128,7 +133,7 @@ def test_a_sweep_leaves_alone_what_it_cannot_look_at(stage, monkeypatch):
     assert stage.alive(pid)
 
 
-def test_a_daemon_killed_between_spawn_and_report_leaves_one_engine_not_two(stage):
+def test_a_daemon_killed_between_spawn_and_report_leaves_one_engine_not_two(stage: Stage) -> None:
     with stage.daemon("e-1", die_after_claim=True) as process:
         process.wait(10)
     host = stage.host()
@@ -137,7 +142,7 @@ def test_a_daemon_killed_between_spawn_and_report_leaves_one_engine_not_two(stag
     assert len(stage.pids()) == 1
 
 
-def test_a_start_nobody_has_claimed_is_lost_and_can_never_come_late(stage):
+def test_a_start_nobody_has_claimed_is_lost_and_can_never_come_late(stage: Stage) -> None:
     host = stage.host()
     host.recover([expected_of(stage.spec("e-1"), state="starting")]).result(10)
     assert stage.heard.wait("lost") == ("it had not been started before the daemon ended",)
@@ -147,7 +152,7 @@ def test_a_start_nobody_has_claimed_is_lost_and_can_never_come_late(stage):
     assert not stage.pids()
 
 
-def test_an_engine_whose_pid_is_not_the_recorded_one_is_ended_not_trusted(stage):
+def test_an_engine_whose_pid_is_not_the_recorded_one_is_ended_not_trusted(stage: Stage) -> None:
     pid, _ = killed_daemon(stage, "e-1")
     host = stage.host()
     host.recover([expected_of(stage.spec("e-1"), pid=os.getpid(), started=1.0)]).result(20)
@@ -156,7 +161,7 @@ def test_an_engine_whose_pid_is_not_the_recorded_one_is_ended_not_trusted(stage)
     assert stage.heard.names() == ["lost"]
 
 
-def test_an_engine_with_flags_slots_and_promises_is_known_again(stage):
+def test_an_engine_with_flags_slots_and_promises_is_known_again(stage: Stage) -> None:
     promise = Reservation(weights=5, cache=2, slots=4)
     spec = stage.spec("e-1", flags=("--threads", "2"), slots=4, promises=(promise,), memory=13)
     kept = json.loads(msgspec.json.encode({"engine_id": "e-1", "about": {"spec": spec}}))
@@ -165,7 +170,7 @@ def test_an_engine_with_flags_slots_and_promises_is_known_again(stage):
     assert distrust(expected_of(other), kept) == "it was started for another model or configuration"
 
 
-def test_an_engine_that_serves_another_model_is_ended_not_trusted(stage):
+def test_an_engine_that_serves_another_model_is_ended_not_trusted(stage: Stage) -> None:
     pid, started = killed_daemon(stage, "e-1")
     host = stage.host()
     host.recover([expected_of(stage.spec("e-1", model_id="another"), pid=pid, started=started)]).result(20)
@@ -173,7 +178,7 @@ def test_an_engine_that_serves_another_model_is_ended_not_trusted(stage):
     assert not stage.alive(pid)
 
 
-def test_an_engine_that_was_being_stopped_is_stopped_further(stage):
+def test_an_engine_that_was_being_stopped_is_stopped_further(stage: Stage) -> None:
     pid, started = killed_daemon(stage, "e-1")
     host = stage.host()
     host.recover([expected_of(stage.spec("e-1"), state="stopping", pid=pid, started=started)]).result(20)
@@ -182,7 +187,7 @@ def test_an_engine_that_was_being_stopped_is_stopped_further(stage):
     assert not stage.alive(pid)
 
 
-def test_an_engine_that_ended_while_no_daemon_ran_is_reported_with_its_end(stage):
+def test_an_engine_that_ended_while_no_daemon_ran_is_reported_with_its_end(stage: Stage) -> None:
     pid, started = killed_daemon(stage, "e-1", "--say", "farewell")
     os.kill(pid, signal.SIGKILL)
     until((stage.folder / "e-1" / "exit.json").exists)
@@ -195,7 +200,7 @@ def test_an_engine_that_ended_while_no_daemon_ran_is_reported_with_its_end(stage
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_with_daemon_and_keeper_both_killed_nothing_is_left(stage):
+def test_with_daemon_and_keeper_both_killed_nothing_is_left(stage: Stage) -> None:
     with stage.daemon("e-1", "--ignore-keeper", "--child") as process:
         pid = int(lines_until(process, "ready")[0][2])
         until(lambda: len(stage.pids()) == 2)
@@ -207,12 +212,13 @@ def test_with_daemon_and_keeper_both_killed_nothing_is_left(stage):
     assert not stage.pids()
 
 
-def test_a_claim_of_an_earlier_boot_is_lost_and_nobody_is_signalled(stage):
+def test_a_claim_of_an_earlier_boot_is_lost_and_nobody_is_signalled(stage: Stage) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     folder = EngineFolder.of(stage.folder, "e-1")
     folder.create()
     identity = ProcessIdentity.of(stranger.pid)
     claim = {"engine_id": "e-1", "boot_id": "earlier", "keeper_pid": stranger.pid, "pid": stranger.pid}
+    assert identity is not None
     folder.claim.write_text(
         json.dumps({**claim, "keeper_started": identity.started, "started": identity.started})
     )
@@ -222,9 +228,10 @@ def test_a_claim_of_an_earlier_boot_is_lost_and_nobody_is_signalled(stage):
     stranger.communicate(b"\n")
 
 
-def test_a_recycled_pid_is_never_signalled(stage):
+def test_a_recycled_pid_is_never_signalled(stage: Stage) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, process_group=0)
     real = ProcessIdentity.of(stranger.pid)
+    assert real is not None
     recycled = ProcessIdentity(real.pid, real.started - 1, real.boot)
     unknown = ProcessIdentity(real.pid, 0.0, real.boot)
     for identity in (recycled, unknown):
@@ -235,10 +242,11 @@ def test_a_recycled_pid_is_never_signalled(stage):
     assert stranger.poll() is None
     assert real.send(signal.SIGKILL)
     assert stranger.wait(5) == -signal.SIGKILL
+    assert stranger.stdin is not None
     stranger.stdin.close()
 
 
-def test_a_host_that_leaves_its_engines_hands_them_to_the_next(stage):
+def test_a_host_that_leaves_its_engines_hands_them_to_the_next(stage: Stage) -> None:
     host, spec = stage.host(), stage.spec()
     host.start(spec)
     pid, started, endpoint = stage.heard.wait("spawned")
@@ -251,7 +259,7 @@ def test_a_host_that_leaves_its_engines_hands_them_to_the_next(stage):
     assert heard.wait("adopted") == (pid, started, endpoint, True)
 
 
-def test_engines_left_for_a_time_end_when_it_is_over(stage):
+def test_engines_left_for_a_time_end_when_it_is_over(stage: Stage) -> None:
     host, spec = stage.host(), stage.spec()
     host.start(spec)
     pid, *_ = stage.heard.wait("spawned")
@@ -260,7 +268,7 @@ def test_engines_left_for_a_time_end_when_it_is_over(stage):
     until(lambda: not stage.alive(pid))
 
 
-def test_a_sweep_ends_engines_nobody_knows_and_leaves_those_somebody_does(stage):
+def test_a_sweep_ends_engines_nobody_knows_and_leaves_those_somebody_does(stage: Stage) -> None:
     known, _ = killed_daemon(stage, "e-known")
     unknown, _ = killed_daemon(stage, "e-unknown")
     assert stage.host().sweep({"e-known"}).result(20) == ["e-unknown"]
@@ -268,7 +276,9 @@ def test_a_sweep_ends_engines_nobody_knows_and_leaves_those_somebody_does(stage)
     assert not stage.alive(unknown)
 
 
-def test_a_sweep_removes_folders_of_ended_engines_but_the_newest(stage, monkeypatch):
+def test_a_sweep_removes_folders_of_ended_engines_but_the_newest(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("greenroom.runner.engines.folders._KEPT_AT_SWEEP", 2)
     for index in range(4):
         folder = EngineFolder.of(stage.folder, f"e-{index}")
@@ -279,7 +289,7 @@ def test_a_sweep_removes_folders_of_ended_engines_but_the_newest(stage, monkeypa
     assert sorted(path.name for path in stage.folder.iterdir()) == ["e-2", "e-3"]
 
 
-def test_the_claim_remembers_the_spec_as_it_was(stage):
+def test_the_claim_remembers_the_spec_as_it_was(stage: Stage) -> None:
     host, spec = stage.host(), stage.spec(flags=("--tokens", "7"), context_size=512)
     host.start(spec)
     stage.heard.wait("ready")

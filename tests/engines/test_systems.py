@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -11,8 +12,10 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +24,11 @@ from greenroom.actors.journal import disk
 from greenroom.runner.engines import keeper
 from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.engines.readiness import take_pulse
-from greenroom.runner.systems import here, linux, macos
+from greenroom.runner.systems import here, macos
+from greenroom.runner.systems import linux as linux_module
+
+linux: Any = linux_module
+"""To a type checker on another system it is empty."""
 
 STAT = (
     b"4711 (a) b) c) %c 1 4711 4711 0 -1 4194560 2511 0 21 0 12 3 0 0 20 0 1 0 8675309 109445120 2511 "
@@ -30,7 +37,7 @@ STAT = (
 
 
 @pytest.fixture
-def proc(tmp_path, monkeypatch):
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /proc of our own."""
     monkeypatch.setattr(linux, "PROC", tmp_path)
     (tmp_path / "4711").mkdir()
@@ -39,7 +46,7 @@ def proc(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def sleeper():
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A child that sleeps, leader of a group."""
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     yield child
@@ -51,33 +58,36 @@ def sleeper():
 # Linux
 
 
-def test_a_start_time_is_read_past_any_name(proc):
+def test_a_start_time_is_read_past_any_name(proc: Path) -> None:
     assert linux.start_time(4711) == 8675309.0
     (proc / "4711" / "stat").write_bytes(STAT % b"Z")
     assert linux.start_time(4711) == 0.0
     assert linux.start_time(99) == 0.0
 
 
-def test_a_process_that_cannot_be_looked_at_is_not_taken_for_dead(sleeper, monkeypatch):
+def test_a_process_that_cannot_be_looked_at_is_not_taken_for_dead(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     identity = ProcessIdentity.of(sleeper.pid)
 
-    def fail(pid):
+    def fail(pid: int) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("greenroom.runner.engines.identity.start_time", fail)
+    assert identity is not None
     assert identity.alive()
     monkeypatch.setattr(linux, "start_time", fail)
     assert not identity.send(signal.SIGKILL), "who it is is not known, so it is not signalled"
     assert sleeper.poll() is None
 
 
-def test_bytes_read_count_calls_disk_and_pages_waited_for(proc):
+def test_bytes_read_count_calls_disk_and_pages_waited_for(proc: Path) -> None:
     (proc / "4711" / "io").write_bytes(b"rchar: 1000\nwchar: 7\nsyscr: 1\nread_bytes: 200\nwrite_bytes: 9\n")
     assert linux.bytes_read(4711) == 1000 + 200 + 21 * os.sysconf("SC_PAGE_SIZE")
     assert linux.bytes_read(99) == 0
 
 
-def test_a_load_by_mapped_files_moves(tmp_path):
+def test_a_load_by_mapped_files_moves(tmp_path: Path) -> None:
     """The pulse of a process that only touches a mapped file that is not in memory."""
     path = tmp_path / "weights"
     with path.open("wb") as file:
@@ -93,8 +103,10 @@ def test_a_load_by_mapped_files_moves(tmp_path):
         [sys.executable, "-I", "-S", "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
+        assert reader.stdout is not None
         assert reader.stdout.readline() == b"on\n"
         before = take_pulse(reader.pid, 0)
+        assert reader.stdin is not None
         reader.stdin.write(b"\n")
         reader.stdin.flush()
         assert reader.stdout.readline() == b"done\n"
@@ -122,7 +134,9 @@ def _on_memory_only(folder: Path) -> bool:
         ({}, "0::/", 0),
     ],
 )  # fmt: skip
-def test_kills_for_memory_are_those_of_our_own_control_group(tmp_path, monkeypatch, files, place, kills):
+def test_kills_for_memory_are_those_of_our_own_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Any, place: str, kills: int
+) -> None:
     monkeypatch.setattr(linux, "PROC", tmp_path / "proc")
     monkeypatch.setattr(linux, "CGROUPS", tmp_path / "cgroup")
     for name, text in {
@@ -143,14 +157,16 @@ LOG = (
 )  # fmt: skip
 
 
-def test_only_the_one_that_the_kernel_names_was_killed_for_memory():
+def test_only_the_one_that_the_kernel_names_was_killed_for_memory() -> None:
     assert linux.names_victim(LOG, 4711, now=110)
     assert linux.names_victim(LOG, 812, now=210)
     assert not linux.names_victim(LOG, 471, now=110)
     assert not linux.names_victim(LOG, 4711, now=9999), "another process had that number long ago"
 
 
-def test_a_kill_by_hand_is_none_for_memory_although_another_was(monkeypatch, tmp_path):
+def test_a_kill_by_hand_is_none_for_memory_although_another_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(linux, "_kernel_log", lambda: LOG)
     (tmp_path / "self/ns").mkdir(parents=True)
     (tmp_path / "self/ns/pid").symlink_to(linux._FIRST_PID_NAMESPACE)
@@ -159,7 +175,9 @@ def test_a_kill_by_hand_is_none_for_memory_although_another_was(monkeypatch, tmp
     assert not linux.was_killed_for_memory(1234, kills_before=8)
 
 
-def test_without_the_kernels_log_our_control_group_tells(monkeypatch, tmp_path):
+def test_without_the_kernels_log_our_control_group_tells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(linux, "PROC", tmp_path)
     monkeypatch.setattr(linux, "memory_kills", lambda: 9)
     assert linux.was_killed_for_memory(1234, kills_before=8)
@@ -170,7 +188,7 @@ def test_without_the_kernels_log_our_control_group_tells(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("system", [linux, macos])
-def test_a_child_is_reaped_once_it_has_ended_and_its_group_ends_with_it(system):
+def test_a_child_is_reaped_once_it_has_ended_and_its_group_ends_with_it(system: Any) -> None:
     code = "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", code],
@@ -178,8 +196,10 @@ def test_a_child_is_reaped_once_it_has_ended_and_its_group_ends_with_it(system):
         stdout=subprocess.PIPE,
         process_group=0,
     )
+    assert child.stdout is not None
     left = psutil.Process(int(child.stdout.readline()))
     assert system.reap(child.pid) is None
+    assert child.stdin is not None
     child.stdin.close()
     child.stdout.close()
     deadline = time.monotonic() + 20
@@ -193,14 +213,16 @@ def test_a_child_is_reaped_once_it_has_ended_and_its_group_ends_with_it(system):
 
 
 @pytest.mark.parametrize("system", [linux, macos])
-def test_a_child_whose_state_no_tool_tells_is_not_taken_for_dead(system, sleeper, monkeypatch):
+def test_a_child_whose_state_no_tool_tells_is_not_taken_for_dead(
+    system: Any, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **b: pytest.fail("a child process was asked"))
     assert all(system.reap(sleeper.pid) is None for _ in range(100))
     os.kill(sleeper.pid, 0)
 
 
-def test_a_keeper_keeps_its_engine_the_way_of_macos_without_any_child_process(tmp_path):
+def test_a_keeper_keeps_its_engine_the_way_of_macos_without_any_child_process(tmp_path: Path) -> None:
     """Run with macOS's module, but for what only its kernel can answer."""
     program = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import keeper_main; keeper_main.find_packages()\n"
@@ -211,7 +233,7 @@ def test_a_keeper_keeps_its_engine_the_way_of_macos_without_any_child_process(tm
     )
     ours, theirs = socket.socketpair()
     engines = Path(keeper.__file__).parent
-    kept = subprocess.Popen(
+    kept = subprocess.Popen(  # type: ignore[call-overload]
         [sys.executable, "-I", "-S", "-c", program, str(engines)], stdin=theirs, start_new_session=True
     )
     theirs.close()
@@ -226,21 +248,21 @@ def test_a_keeper_keeps_its_engine_the_way_of_macos_without_any_child_process(tm
         "grace": 30,
     }
     stream = ours.makefile("rwb", buffering=0)
-    stream.write(keeper.json.dumps(start).encode() + b"\n")
-    engine = psutil.Process(keeper.json.loads(stream.readline())["pid"])
+    stream.write(json.dumps(start).encode() + b"\n")
+    engine = psutil.Process(json.loads(stream.readline())["pid"])
     before = sum(psutil.Process(kept.pid).cpu_times()[:2])
     stream.write(b'{"op":"hold","grace":30}\n')
-    assert keeper.json.loads(stream.readline())["event"] == "state"
+    assert json.loads(stream.readline())["event"] == "state"
     assert sum(psutil.Process(kept.pid).cpu_times()[:2]) - before < 0.5
     engine.kill()
-    end = keeper.json.loads(stream.readline())
+    end = json.loads(stream.readline())
     assert (end["event"], end["signal"], end["out_of_memory"]) == ("exited", "SIGKILL", False)
     assert kept.wait(20) == 0
     stream.close()
     ours.close()
 
 
-def test_a_full_backlog_is_no_death_on_either_system():
+def test_a_full_backlog_is_no_death_on_either_system() -> None:
     full, refused = BlockingIOError(errno.EAGAIN, "later"), ConnectionRefusedError(errno.ECONNREFUSED, "no")
     assert linux.may_be_crowded(full)
     assert not linux.may_be_crowded(refused)
@@ -249,7 +271,7 @@ def test_a_full_backlog_is_no_death_on_either_system():
 
 
 @pytest.mark.parametrize("system", [linux, macos])
-def test_a_port_is_bound_alone_and_soon_after_the_last_one_closed(system):
+def test_a_port_is_bound_alone_and_soon_after_the_last_one_closed(system: Any) -> None:
     first, caller, second, third = (socket.socket() for _ in range(4))
     first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     first.bind(("127.0.0.1", 0))
@@ -268,18 +290,20 @@ def test_a_port_is_bound_alone_and_soon_after_the_last_one_closed(system):
 
 
 @pytest.mark.parametrize("system", [linux, macos])
-def test_a_tree_is_handed_to_the_disk_with_links_left_alone(system, tmp_path):
+def test_a_tree_is_handed_to_the_disk_with_links_left_alone(system: Any, tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/file").write_bytes(b"x")
     (tmp_path / "a/dangling").symlink_to("nowhere")
     system.sync_tree(tmp_path)
 
 
-def test_forcing_to_the_disk_empties_the_drives_cache_where_the_system_can(tmp_path, monkeypatch):
+def test_forcing_to_the_disk_empties_the_drives_cache_where_the_system_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """macOS's fsync leaves bytes in the drive; some of its file systems know nothing else."""
-    calls = []
+    calls: list[Any] = []
 
-    def full(descriptor, command):
+    def full(descriptor: int, command: int) -> None:
         calls.append(command)
         if len(calls) > 1:
             raise OSError((len(calls) == 2 and errno.ENOTSUP) or errno.EIO, "no")
@@ -306,13 +330,13 @@ def kinfo(pid: int, *, state: int = 3, seconds: int = 1764446400, micro: int = 2
     return bytes(told)
 
 
-def test_macos_tells_start_times_to_the_microsecond_and_zombies_apart():
+def test_macos_tells_start_times_to_the_microsecond_and_zombies_apart() -> None:
     assert macos.start_of(kinfo(4242), 4242) == 1764446400.25
     assert macos.start_of(kinfo(4242, state=5), 4242) == 0.0
     assert macos.start_of(b"", 4242) == 0.0
 
 
-def test_macos_tells_the_stopped_the_traced_and_the_busy_apart():
+def test_macos_tells_the_stopped_the_traced_and_the_busy_apart() -> None:
     stopped = bytearray(kinfo(7, state=4))
     assert (macos.state_of(bytes(stopped)), macos.flags_of(bytes(stopped))) == (4, 0)
     struct.pack_into("=i", stopped, 32, 0x4804)
@@ -323,14 +347,14 @@ def test_macos_tells_the_stopped_the_traced_and_the_busy_apart():
     assert macos.running_of(bytes(task)) == 2
 
 
-def test_a_struct_that_is_not_known_is_no_sign_of_death():
+def test_a_struct_that_is_not_known_is_no_sign_of_death() -> None:
     with pytest.raises(OSError, match="unknown way"):
         macos.start_of(kinfo(1), 4242)
     with pytest.raises(OSError, match="unknown way"):
         macos.start_of(b"\0" * 20, 4242)
 
 
-def test_macos_counts_what_is_read_from_disks_and_the_footprint():
+def test_macos_counts_what_is_read_from_disks_and_the_footprint() -> None:
     numbers = [0] * 18
     numbers[4], numbers[7], numbers[16] = 3, 900, 5000
     usage = struct.pack("=16s18Q", b"u" * 16, *numbers)
@@ -339,7 +363,7 @@ def test_macos_counts_what_is_read_from_disks_and_the_footprint():
     assert macos.footprint_of(usage) == 900
 
 
-def test_on_macos_cached_files_are_available():
+def test_on_macos_cached_files_are_available() -> None:
     """A `struct vm_statistics64` of a Mac with 16 GiB and pages of 16 KiB: 8 GiB of cached files."""
     page, gib = 16384, 2**30 // 16384
     told = struct.pack(
@@ -355,13 +379,13 @@ def test_on_macos_cached_files_are_available():
     assert macos.available_of(told, page, 16 * 2**30) == 9 * 2**30
 
 
-def test_numbers_of_the_kernel_have_four_bytes_or_eight():
+def test_numbers_of_the_kernel_have_four_bytes_or_eight() -> None:
     assert macos.number_of(struct.pack("=i", 21845)) == 21845
     assert macos.number_of(struct.pack("=q", 2**33)) == 2**33
     assert macos.number_of(b"") == 0
 
 
-def test_here_is_the_module_of_this_system():
+def test_here_is_the_module_of_this_system() -> None:
     assert here is (macos if sys.platform == "darwin" else linux)
     assert here.boot_id() == here.boot_id() != ""
     assert here.start_time(os.getpid()) == here.start_time(os.getpid()) > 0

@@ -161,7 +161,8 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        root = site._server.sockets[0].getsockname()
+        assert site._server is not None
+        root = site._server.sockets[0].getsockname()  # type: ignore[attr-defined]
         house = House(greenroom, app, f"http://127.0.0.1:{root[1]}{prefix}", f"127.0.0.1:{root[1]}")
         stack.push_async_callback(house.session.close)
         await until_async(lambda: any(s.state == "installed" for s in greenroom.statuses()))

@@ -84,7 +84,7 @@ def test_idle_connections_beyond_the_limit_of_open_files_keep_nobody_from_being_
     file = make_gguf(short_path / "tiny.gguf")
     with contextlib.ExitStack() as stack:
         for number in range(clients):
-            one = stack.enter_context(socket.create_connection(daemon.address.split(":"), BOUND))
+            one = stack.enter_context(socket.create_connection(daemon.address.split(":"), BOUND))  # type: ignore[arg-type]
             if number % 2:
                 # Half of them have asked something once, half never say a word.
                 one.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")

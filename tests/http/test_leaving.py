@@ -173,7 +173,7 @@ async def test_a_client_that_stops_reading_holds_only_its_own_stream(open_house:
     house = await open_house("--tokens", "200000")
     reader, writer = await _dial(house)
     await reader.readuntil(b"word3 ")
-    writer.transport.pause_reading()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
     status, _ = await house.stream(max_tokens=3)
     assert status == 200
     writer.transport.abort()

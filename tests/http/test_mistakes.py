@@ -315,4 +315,4 @@ def test_each_answer_and_each_prompt_takes_a_slot() -> None:
         ({"prompt": [[1], [2], [3]]}, 3),
         ({"prompt": ["a"] * 200, "n": 100}, 256),
     ]:
-        assert _places(fields) == slots, fields
+        assert _places(fields) == slots, fields  # type: ignore[arg-type]

@@ -276,7 +276,7 @@ def test_whatever_a_client_calls_its_json_the_engine_is_told_that_it_is_json(sai
 
     from greenroom.runner.http.request_rewrite import forwarded
 
-    assert forwarded(make_mocked_request("POST", "/v1/completions", headers=said)).getall("Content-Type") == [
+    assert forwarded(make_mocked_request("POST", "/v1/completions", headers=said)).getall("Content-Type") == [  # type: ignore[arg-type]
         "application/json"
     ]
 
@@ -355,7 +355,7 @@ def test_only_headers_on_a_list_pass_in_either_direction() -> None:
 
     secrets = ["Api-Key", "x-goog-api-key", "X-Api-Key", "Authorization", "Cookie", "X-Whatever-Token"]
     asked = {**dict.fromkeys(secrets, "secret"), "Accept": "text/event-stream", "User-Agent": "me"}
-    passed = forwarded(make_mocked_request("POST", "/v1/completions", headers=asked))
+    passed = forwarded(make_mocked_request("POST", "/v1/completions", headers=asked))  # type: ignore[arg-type]
     assert dict(passed) == {
         "Accept": "text/event-stream", "User-Agent": "me", "Content-Type": "application/json",
     }  # fmt: skip

@@ -3,56 +3,56 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from greenroom.runner.backends.base import Backend, CommandLine, Environment
-from greenroom.runner.installations.lock import LockedFile, LockedPackage, render
+from greenroom.runner.installations.lock import LockedPackage, render
 from package_index import Index, Misbehaviour, serving
+from toys import Toy, toy_of
 
 
 @pytest.fixture
-def make_index():
+def make_index() -> Iterator[Callable[[], Index]]:
     """Makes further indexes."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(serving())
 
 
 @pytest.fixture
-def index(make_index) -> Index:
+def index(make_index: Callable[[], Index]) -> Index:
     """An index without wheels."""
     return make_index()
 
 
 @pytest.fixture
-def misbehave():
+def misbehave() -> type[Misbehaviour]:
     """Makes misbehaviours."""
     return Misbehaviour
 
 
 @pytest.fixture
-def noise():
+def noise() -> Callable[..., bytes]:
     """Bytes that cannot be compressed, always the same for a seed."""
     return lambda size, seed=1: random.Random(seed).randbytes(size)
 
 
-@dataclass
-class Toy:
-    """A backend small enough to be installed in a tenth of a second."""
-
-    source: Environment
-    files: tuple[LockedFile, ...]
-    backend: Backend
-
-
 @pytest.fixture
-def make_toy(index, tmp_path, noise):
+def make_toy(index: Index, tmp_path: Path, noise: Callable[..., bytes]) -> Callable[..., Toy]:
     """Puts a backend's wheels on the index and writes its lock."""
 
-    def make(name="toy", version="1.0", *, size=200_000, body=b"VALUE = 1\n", on=None, companion=True) -> Toy:
+    def make(
+        name: str = "toy",
+        version: str = "1.0",
+        *,
+        size: int = 200_000,
+        body: bytes = b"VALUE = 1\n",
+        on: Any = None,
+        companion: bool = True,
+    ) -> Toy:
         place = on or index
         files = [
             place.add(
@@ -70,36 +70,14 @@ def make_toy(index, tmp_path, noise):
     return make
 
 
-def toy_of(backend_name: str, stem: str, files: tuple[LockedFile, ...]) -> Toy:
-    declared = Environment(
-        distribution=backend_name, lock=stem, probe=(backend_name,), requirements=(backend_name,)
-    )
-
-    class Declared(Backend):
-        name = backend_name
-        title = "for tests"
-        formats = ("gguf",)
-        modes = ("completion",)
-        preference = install_preference = 1
-        source = declared
-
-        def verdict(self, platform) -> str:
-            return ""
-
-        def command(self, launch) -> CommandLine:
-            return CommandLine(argv=(str(launch.python),))
-
-    return Toy(declared, files, Declared())
-
-
 @pytest.fixture
-def toy(make_toy) -> Toy:
+def toy(make_toy: Callable[..., Toy]) -> Toy:
     """One such backend."""
     return make_toy()
 
 
 @pytest.fixture
-def program(tmp_path):
+def program(tmp_path: Path) -> Callable[[str, str], Path]:
     """Writes a fake program."""
 
     def write(name: str, text: str) -> Path:

@@ -31,7 +31,7 @@ STEPS = st.one_of(
 )
 """A command, or one in the middle of which the daemon is killed, so many seconds after it was given."""
 
-_RULES = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+_RULES: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 class Daemon:

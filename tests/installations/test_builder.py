@@ -1,10 +1,14 @@
+from __future__ import annotations
+
 import dataclasses
 import errno
 import os
 import queue
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,29 +37,31 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of
 from greenroom.runner.installations.disk import InstallationStore
 from greenroom.runner.installations.sources import PackageSources, Setting
+from package_index import Index, Misbehaviour
 from reports import build
+from toys import Toy
 from waiting import until
 
 
 class Heard:
     """Keeps what a builder reports, and how its jobs progress."""
 
-    def __init__(self):
-        self.reports = queue.Queue()
-        self.progressed = []
-        self.at_phase = {}
-        self.building = None
+    def __init__(self) -> None:
+        self.reports: queue.Queue[Any] = queue.Queue()
+        self.progressed: list[Any] = []
+        self.at_phase: dict[str, Callable[[], Any]] = {}
+        self.building: Any = None
         self.board = ProgressBoard()
 
-    def listen(self, backend):
+    def listen(self, backend: str) -> None:
         self.board.listen(install_job(backend), self.progress)
 
-    def progress(self, progress):
+    def progress(self, progress: Any) -> None:
         self.progressed.append(progress)
         if progress.phase in self.at_phase:
             self.at_phase[progress.phase]()
 
-    def tell(self, to, report):
+    def tell(self, to: Any, report: Any) -> None:
         assert to == INSTALLER
         match report:
             case Happened(event=InstallationCommitted() as e):
@@ -75,23 +81,23 @@ class Heard:
             case EffectEnded(event=InstallationRemoved() as e):
                 self.reports.put(("removed", e.backend, e.installation_id, e.freed))
 
-    def next(self):
+    def next(self) -> Any:
         return self.reports.get(timeout=30)
 
-    def silent(self):
+    def silent(self) -> Any:
         return self.reports.empty()
 
 
 @pytest.fixture
-def heard():
+def heard() -> Heard:
     return Heard()
 
 
 @pytest.fixture
-def make_builder(tmp_path, heard, index):
+def make_builder(tmp_path: Path, heard: Heard, index: Index) -> Iterator[Callable[..., Builder]]:
     made = []
 
-    def make(*toys, **kwargs):
+    def make(*toys: Toy, **kwargs: Any) -> Any:
         backends = {toy.backend.name: toy.backend for toy in toys}
         builder = Builder(
             tmp_path / "home",
@@ -109,7 +115,9 @@ def make_builder(tmp_path, heard, index):
         builder.close()
 
 
-def test_a_job_ends_with_exactly_one_report(make_builder, heard, toy):
+def test_a_job_ends_with_exactly_one_report(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+) -> None:
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
     kind, job, installation = heard.next()
@@ -118,7 +126,9 @@ def test_a_job_ends_with_exactly_one_report(make_builder, heard, toy):
     assert heard.silent()
 
 
-def test_a_job_started_twice_runs_once(make_builder, heard, toy, index, misbehave):
+def test_a_job_started_twice_runs_once(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+) -> None:
     gate = threading.Event()
     index.wrong["toy"] = misbehave(hang=gate)
     builder = make_builder(toy)
@@ -131,8 +141,8 @@ def test_a_job_started_twice_runs_once(make_builder, heard, toy, index, misbehav
 
 
 def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
-    make_builder, heard, toy, index, misbehave
-):
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+) -> None:
     gate = threading.Event()
     index.wrong["toy"] = misbehave(hang=gate)
     builder = make_builder(toy)
@@ -150,10 +160,12 @@ def test_a_look_in_the_middle_of_a_job_names_it_and_takes_nothing_away(
     assert heard.building == ()
 
 
-def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(make_builder, heard, toy):
+def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+) -> None:
     builder = make_builder(toy)
 
-    def look_once():
+    def look_once() -> None:
         heard.at_phase.clear()
         builder.look(["toy"])
         # The job stands still until the look is over.
@@ -168,7 +180,9 @@ def test_a_look_in_the_middle_of_unpacking_takes_nothing_away(make_builder, hear
     assert builder.verify("toy", installation.id) == []
 
 
-def test_after_a_failure_the_same_job_may_begin_another_attempt(make_builder, heard, toy, index, misbehave):
+def test_after_a_failure_the_same_job_may_begin_another_attempt(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+) -> None:
     index.wrong["toy"] = misbehave(status=500)
     builder = make_builder(toy)
     builder.start(build("j1", "toy", attempt=1))
@@ -179,24 +193,30 @@ def test_after_a_failure_the_same_job_may_begin_another_attempt(make_builder, he
     assert heard.next()[0] == "committed"
 
 
-def test_cancelling_reports_and_a_new_start_works(make_builder, heard, toy, index, misbehave):
+def test_cancelling_reports_and_a_new_start_works(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+) -> None:
     index.wrong["toy"] = misbehave(hang=threading.Event())
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
     until(lambda: index.requests)
     builder.cancel("j1")
     assert heard.next() == ("cancelled", "j1")
-    index.wrong.pop("toy").hang.set()
+    index.wrong.pop("toy").hang.set()  # type: ignore[union-attr]
     builder.start(build("j1", "toy"))
     assert heard.next()[0] == "committed"
 
 
-def test_cancelling_a_job_nobody_knows_is_passed_over(make_builder, heard, toy):
+def test_cancelling_a_job_nobody_knows_is_passed_over(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+) -> None:
     make_builder(toy).cancel("never")
     assert heard.silent()
 
 
-def test_backends_are_installed_side_by_side(make_builder, heard, make_toy):
+def test_backends_are_installed_side_by_side(
+    make_builder: Callable[..., Builder], heard: Heard, make_toy: Callable[..., Toy]
+) -> None:
     one, two = make_toy("one"), make_toy("two")
     both = threading.Barrier(2, timeout=20)
     # Each job stands still before it unpacks until the other is there as well.
@@ -207,7 +227,9 @@ def test_backends_are_installed_side_by_side(make_builder, heard, make_toy):
     assert {heard.next()[:2], heard.next()[:2]} == {("committed", "j1"), ("committed", "j2")}
 
 
-def test_looking_reports_every_backend_and_sweeps_what_was_left(make_builder, heard, make_toy, tmp_path):
+def test_looking_reports_every_backend_and_sweeps_what_was_left(
+    make_builder: Callable[..., Builder], heard: Heard, make_toy: Callable[..., Toy], tmp_path: Path
+) -> None:
     one, two = make_toy("one"), make_toy("two")
     builder = make_builder(one, two)
     builder.start(build("j1", "one"))
@@ -220,7 +242,7 @@ def test_looking_reports_every_backend_and_sweeps_what_was_left(make_builder, he
     assert not leftover.exists()
 
 
-def test_removing_reports_the_bytes(make_builder, heard, toy):
+def test_removing_reports_the_bytes(make_builder: Callable[..., Builder], heard: Heard, toy: Toy) -> None:
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
     installation = heard.next()[2]
@@ -232,7 +254,9 @@ def test_removing_reports_the_bytes(make_builder, heard, toy):
     assert heard.next() == ("seen", "toy", ())
 
 
-def test_what_was_fetched_is_dropped_unless_a_job_goes_on(make_builder, heard, toy, index, misbehave):
+def test_what_was_fetched_is_dropped_unless_a_job_goes_on(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+) -> None:
     gate = threading.Event()
     builder = make_builder(toy)
     index.wrong[toy.files[0].name] = misbehave(hang=gate, hang_after=100_000)
@@ -246,7 +270,14 @@ def test_what_was_fetched_is_dropped_unless_a_job_goes_on(make_builder, heard, t
     assert builder.drop_fetched() == 0
 
 
-def test_settings_are_read_anew_for_each_attempt(make_builder, heard, toy, index, tmp_path, monkeypatch):
+def test_settings_are_read_anew_for_each_attempt(
+    make_builder: Callable[..., Builder],
+    heard: Heard,
+    toy: Toy,
+    index: Index,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     conf = tmp_path / "pip.conf"
     conf.write_text(f"index-url = {index.sources.index.value}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -270,8 +301,13 @@ def test_settings_are_read_anew_for_each_attempt(make_builder, heard, toy, index
 
 @pytest.mark.parametrize("version", ["", "latest"])
 def test_an_index_that_is_not_there_is_told_from_one_that_has_a_problem(
-    make_builder, heard, toy, index, misbehave, version
-):
+    make_builder: Callable[..., Builder],
+    heard: Heard,
+    toy: Toy,
+    index: Index,
+    misbehave: type[Misbehaviour],
+    version: str,
+) -> None:
     nowhere = PackageSources(index=Setting("http://127.0.0.1:9/simple", "the test"))
     builder = make_builder(toy, sources=nowhere)
     builder.start(build("j1", "toy", version=version))
@@ -284,14 +320,18 @@ def test_an_index_that_is_not_there_is_told_from_one_that_has_a_problem(
     assert heard.reached
 
 
-def test_removing_under_a_name_that_could_mean_another_place_fails(make_builder, heard, toy):
+def test_removing_under_a_name_that_could_mean_another_place_fails(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+) -> None:
     removal = RemoveInstallation(backend="toy", installation_id="../../../etc")
     make_builder(toy).perform(removal, "cause")
     kind, _, _, failure = heard.next()
     assert (kind, failure.code) == ("remove_failed", "bad_name")
 
 
-def test_an_unknown_backend_names_the_known_ones(make_builder, heard, toy):
+def test_an_unknown_backend_names_the_known_ones(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy
+) -> None:
     builder = make_builder(toy)
     builder.start(build("j1", "nothing"))
     kind, _, failure = heard.next()
@@ -301,7 +341,9 @@ def test_an_unknown_backend_names_the_known_ones(make_builder, heard, toy):
         builder.plan("nothing")
 
 
-def test_a_platform_that_cannot_run_it_is_told_so_without_trying(make_builder, heard, index):
+def test_a_platform_that_cannot_run_it_is_told_so_without_trying(
+    make_builder: Callable[..., Builder], heard: Heard, index: Index
+) -> None:
     linux = Platform(system="linux", machine="x86_64", python=(3, 11))
     builder = make_builder(backends=BACKENDS, platform=linux)
     builder.start(build("j1", "vllm-metal"))
@@ -311,7 +353,13 @@ def test_a_platform_that_cannot_run_it_is_told_so_without_trying(make_builder, h
     assert index.requests == []
 
 
-def test_a_fault_of_ours_still_ends_the_job(make_builder, heard, toy, monkeypatch, caplog):
+def test_a_fault_of_ours_still_ends_the_job(
+    make_builder: Callable[..., Builder],
+    heard: Heard,
+    toy: Toy,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     builder = make_builder(toy)
     monkeypatch.setattr("greenroom.runner.installations.environment.inventory", lambda _: 1 / 0)
     builder.start(build("j1", "toy"))
@@ -322,8 +370,8 @@ def test_a_fault_of_ours_still_ends_the_job(make_builder, heard, toy, monkeypatc
 
 
 def test_a_fault_of_ours_while_looking_does_not_leave_the_installer_waiting(
-    make_builder, heard, toy, monkeypatch
-):
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     builder = make_builder(toy)
     monkeypatch.setattr("greenroom.runner.installations.disk.InstallationStore.judged", lambda *_: 1 / 0)
     builder.look()
@@ -332,10 +380,15 @@ def test_a_fault_of_ours_while_looking_does_not_leave_the_installer_waiting(
     assert "Greenroom failed to check it" in reason
 
 
-def test_what_cannot_be_looked_at_of_one_backend_costs_no_other(make_builder, heard, make_toy, monkeypatch):
+def test_what_cannot_be_looked_at_of_one_backend_costs_no_other(
+    make_builder: Callable[..., Builder],
+    heard: Heard,
+    make_toy: Callable[..., Toy],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = InstallationStore.judged
 
-    def judged(store, backend):
+    def judged(store: InstallationStore, backend: str) -> Any:
         if backend == "bad":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(store, backend)
@@ -347,7 +400,13 @@ def test_what_cannot_be_looked_at_of_one_backend_costs_no_other(make_builder, he
     assert heard.next() == ("seen", "good", ())
 
 
-def test_what_cannot_be_judged_is_told_with_the_reason(make_builder, heard, toy, tmp_path, monkeypatch):
+def test_what_cannot_be_judged_is_told_with_the_reason(
+    make_builder: Callable[..., Builder],
+    heard: Heard,
+    toy: Toy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
     _, _, installation = heard.next()
@@ -364,7 +423,9 @@ def test_what_cannot_be_judged_is_told_with_the_reason(make_builder, heard, toy,
     assert heard.unclear == {}
 
 
-def test_the_plan_of_a_real_backend_is_known_offline(make_builder, index):
+def test_the_plan_of_a_real_backend_is_known_offline(
+    make_builder: Callable[..., Builder], index: Index
+) -> None:
     builder = make_builder(backends=BACKENDS)
     plan = builder.plan("llama.cpp")
     assert plan.packages[0].startswith("xllamacpp==")
@@ -372,7 +433,9 @@ def test_the_plan_of_a_real_backend_is_known_offline(make_builder, index):
     assert index.requests == []
 
 
-def test_verifying_by_hash_names_what_has_changed(make_builder, heard, toy, tmp_path):
+def test_verifying_by_hash_names_what_has_changed(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, tmp_path: Path
+) -> None:
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
     installation = heard.next()[2]
@@ -384,7 +447,9 @@ def test_verifying_by_hash_names_what_has_changed(make_builder, heard, toy, tmp_
         builder.verify("toy", "9.9-aaaaaaaa.1")
 
 
-def test_the_users_own_environment_is_seen_and_never_removed(make_builder, heard, toy, tmp_path):
+def test_the_users_own_environment_is_seen_and_never_removed(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, tmp_path: Path
+) -> None:
     maker = make_builder(toy)
     maker.start(build("j1", "toy"))
     theirs = tmp_path / "home" / "backends" / "toy" / heard.next()[2].id / "env" / "bin" / "python"
@@ -402,8 +467,8 @@ def test_the_users_own_environment_is_seen_and_never_removed(make_builder, heard
 
 
 def test_an_environment_of_the_users_that_lacks_the_backend_is_broken_with_the_reason(
-    make_builder, heard, toy, tmp_path
-):
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, tmp_path: Path
+) -> None:
     for python, reason in [
         (Path(sys.executable), "it has no toy"),
         (tmp_path / "nowhere" / "python", "is not a Python interpreter"),
@@ -413,7 +478,9 @@ def test_an_environment_of_the_users_that_lacks_the_backend_is_broken_with_the_r
         assert reason in external.broken
 
 
-def test_a_program_of_the_users_tells_its_version(make_builder, heard, toy, program):
+def test_a_program_of_the_users_tells_its_version(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, program: Callable[[str, str], Path]
+) -> None:
     good = program("llama-server", "#!/bin/sh\necho 'version: 9879 (abcdef)' >&2\n")
     bad = program("other-server", "#!/bin/sh\necho 'libgomp.so.1: cannot open' >&2\nexit 127\n")
     make_builder(toy, external={"toy": ExternalBackend(binary=good)}).look()
@@ -424,7 +491,9 @@ def test_a_program_of_the_users_tells_its_version(make_builder, heard, toy, prog
     assert "libgomp.so.1" in external.broken
 
 
-def test_closing_ends_what_runs(make_builder, heard, toy, index, misbehave):
+def test_closing_ends_what_runs(
+    make_builder: Callable[..., Builder], heard: Heard, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+) -> None:
     index.wrong["toy"] = misbehave(hang=threading.Event())
     builder = make_builder(toy)
     builder.start(build("j1", "toy"))
@@ -433,15 +502,17 @@ def test_closing_ends_what_runs(make_builder, heard, toy, index, misbehave):
     assert heard.next() == ("cancelled", "j1")
 
 
-def test_what_was_made_for_other_processors_is_broken_until_they_are_back(make_builder, heard, make_toy):
+def test_what_was_made_for_other_processors_is_broken_until_they_are_back(
+    make_builder: Callable[..., Builder], heard: Heard, make_toy: Callable[..., Toy]
+) -> None:
     """A machine gains a GPU, or loses its driver: the other build does not fit any more."""
     cpu, gpu = make_toy("toy_cpu"), make_toy("toy_gpu")
 
-    class Split(type(cpu.backend)):
+    class Split(type(cpu.backend)):  # type: ignore[misc]
         name = "toy"
         source = cpu.source
 
-        def on(self, platform):
+        def on(self, platform: Platform) -> Any:
             return replaced if platform.cuda else self
 
     class Replaced(Split):
@@ -451,7 +522,7 @@ def test_what_was_made_for_other_processors_is_broken_until_they_are_back(make_b
     without = Platform(system="linux", machine="x86_64", python=(3, 11))
     with_gpu = dataclasses.replace(without, cuda=True)
 
-    def seen(platform):
+    def seen(platform: Platform) -> Any:
         builder = make_builder(backends={"toy": split}, platform=platform)
         builder.look(("toy",))
         kind, _, found = heard.next()
@@ -471,15 +542,15 @@ def test_what_was_made_for_other_processors_is_broken_until_they_are_back(make_b
     assert sorted(map(bool, seen(without))) == [False, True]
 
 
-def test_the_user_may_name_other_indexes_or_another_image():
+def test_the_user_may_name_other_indexes_or_another_image() -> None:
     vllm = BACKENDS["vllm"].on(Platform(system="linux", machine="x86_64", python=(3, 11)))
-    assert source_of(vllm).indexes == ("https://download.pytorch.org/whl/cpu",)
-    assert source_of(vllm, ExternalBackend(indexes=("https://m.example/whl",))).indexes == (
+    assert source_of(vllm).indexes == ("https://download.pytorch.org/whl/cpu",)  # type: ignore[union-attr]
+    assert source_of(vllm, ExternalBackend(indexes=("https://m.example/whl",))).indexes == (  # type: ignore[union-attr]
         "https://m.example/whl",
     )
-    assert source_of(vllm, ExternalBackend(indexes=())).indexes == ()
+    assert source_of(vllm, ExternalBackend(indexes=())).indexes == ()  # type: ignore[union-attr]
     metal = source_of(BACKENDS["vllm-metal"], ExternalBackend(image="r.example/metal:v1"))
-    assert (metal.reference, metal.version) == ("r.example/metal:v1", "v1")
+    assert (metal.reference, metal.version) == ("r.example/metal:v1", "v1")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -502,8 +573,10 @@ def test_the_user_may_name_other_indexes_or_another_image():
     ],
     ids=["thread", "files", "bug"],
 )
-def test_what_cannot_be_begun_is_reported_as_failed(tmp_path, toy, monkeypatch, effect, error, code, blame):
-    def refuse(*_):
+def test_what_cannot_be_begun_is_reported_as_failed(
+    tmp_path: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch, effect: Any, error: Any, code: str, blame: str
+) -> None:
+    def refuse(*_: Any) -> None:
         raise error
 
     told = []
@@ -513,7 +586,7 @@ def test_what_cannot_be_begun_is_reported_as_failed(tmp_path, toy, monkeypatch, 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     builder.perform(effect, "cause")
     (report,) = told
-    failure = report.event.failure if isinstance(report, Happened) else report.failure
+    failure = report.event.failure if isinstance(report, Happened) else report.failure  # type: ignore[attr-defined]
     assert (failure.code, failure.blame) == (code, blame)
     monkeypatch.undo()
     if isinstance(report, Happened):
@@ -522,11 +595,13 @@ def test_what_cannot_be_begun_is_reported_as_failed(tmp_path, toy, monkeypatch, 
         builder.close()
         assert len(told) == 2
     else:
-        assert report.effect == effect
+        assert report.effect == effect  # type: ignore[attr-defined]
 
 
-def test_what_no_caller_waits_for_is_left_to_the_installer_which_looks_again(tmp_path, monkeypatch):
-    def refuse(*_):
+def test_what_no_caller_waits_for_is_left_to_the_installer_which_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     builder = Builder(tmp_path, lambda *_: None, ProgressBoard())

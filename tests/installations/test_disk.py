@@ -1,8 +1,13 @@
+from __future__ import annotations
+
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -13,30 +18,34 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.disk import InstallationStore, discard, folder_of, segment, usage
 from greenroom.runner.installations.environment import Environments
+from package_index import Index, Misbehaviour
+from toys import Toy
 from waiting import until
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
 @pytest.fixture
-def environments(home, index):
+def environments(home: Path, index: Index) -> Environments:
     return Environments(home, index.sources)
 
 
 @pytest.fixture
-def built(environments, toy):
+def built(environments: Environments, toy: Toy) -> Installation:
     return environments.build("toy", toy.source, job="install-1")
 
 
 @pytest.fixture
-def start(home, index, toy, programs):
+def start(
+    home: Path, index: Index, toy: Toy, programs: Path
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts an installation in a process of its own."""
     running = []
 
-    def start(phase, *uv):
+    def start(phase: str, *uv: Any) -> subprocess.Popen[str]:
         argv = [sys.executable, programs / "install_process.py", home, index.url, toy.source.lock, phase, *uv]
         process = subprocess.Popen([str(part) for part in argv], stdout=subprocess.PIPE, text=True)
         running.append(process)
@@ -46,15 +55,23 @@ def start(home, index, toy, programs):
     for process in running:
         process.kill()
         process.wait()
+        assert process.stdout is not None
         process.stdout.close()
 
 
 @pytest.mark.parametrize("phase", ["downloading", "unpacking", "verifying"])
 def test_a_daemon_killed_in_any_phase_leaves_nothing_that_is_believed(
-    environments, toy, start, home, phase, index, misbehave
-):
+    environments: Environments,
+    toy: Toy,
+    start: Callable[..., subprocess.Popen[str]],
+    home: Path,
+    phase: str,
+    index: Index,
+    misbehave: type[Misbehaviour],
+) -> None:
     index.wrong[toy.files[0].name] = misbehave(rate=400_000)
     process = start(phase)
+    assert process.stdout is not None
     assert process.stdout.readline().strip() == phase
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -67,8 +84,12 @@ def test_a_daemon_killed_in_any_phase_leaves_nothing_that_is_believed(
 
 
 def test_a_uv_that_outlived_its_daemon_is_ended_before_its_folder_is_swept(
-    environments, start, home, program, tmp_path
-):
+    environments: Environments,
+    start: Callable[..., subprocess.Popen[str]],
+    home: Path,
+    program: Callable[[str, str], Path],
+    tmp_path: Path,
+) -> None:
     slow = program(
         "uv",
         f"#!/bin/sh\nif [ $1 = venv ]; then mkdir -p $2/bin; exit 0; fi\n"
@@ -86,34 +107,38 @@ def test_a_uv_that_outlived_its_daemon_is_ended_before_its_folder_is_swept(
     assert list((home / "backends" / "toy").iterdir()) == []
 
 
-def _runs(pid):
+def _runs(pid: int) -> Any:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def test_what_is_being_built_is_not_swept(environments, home):
+def test_what_is_being_built_is_not_swept(environments: Environments, home: Path) -> None:
     folder = environments.installed.new_folder("toy", "1.0", "a" * 64, "install-1")
     assert environments.installed.sweep() == []
     environments.installed.settled(folder)
     assert environments.installed.sweep() == [folder]
 
 
-def test_a_folder_counts_up_and_never_takes_the_place_of_another(environments):
+def test_a_folder_counts_up_and_never_takes_the_place_of_another(environments: Environments) -> None:
     store = environments.installed
     names = [store.new_folder("toy", "1.0", digest * 64, "x").name for digest in "aab"]
     assert names == ["1.0-aaaaaaaa.1", "1.0-aaaaaaaa.2", "1.0-bbbbbbbb.1"]
 
 
-def test_a_damaged_mark_is_broken_with_the_reason(environments, built, home):
+def test_a_damaged_mark_is_broken_with_the_reason(
+    environments: Environments, built: Installation, home: Path
+) -> None:
     (folder_of(home, built) / "installation.json").write_text('{"id": "1.0')
     [found] = environments.installed.look("toy")
     assert (found.id, found.version) == (built.id, "1.0")
     assert "installation.json is damaged" in found.broken
 
 
-def test_a_mark_of_a_newer_greenroom_is_not_guessed_at_and_left_to_it(environments, built, home):
+def test_a_mark_of_a_newer_greenroom_is_not_guessed_at_and_left_to_it(
+    environments: Environments, built: Installation, home: Path
+) -> None:
     mark = folder_of(home, built) / "installation.json"
     record = msgspec.json.decode(mark.read_bytes())
     mark.write_bytes(msgspec.json.encode({**record, "schema": 99}))
@@ -125,7 +150,9 @@ def test_a_mark_of_a_newer_greenroom_is_not_guessed_at_and_left_to_it(environmen
     assert mark.exists()
 
 
-def test_a_folder_that_was_moved_is_broken_since_environments_hold_their_path(environments, built, home):
+def test_a_folder_that_was_moved_is_broken_since_environments_hold_their_path(
+    environments: Environments, built: Installation, home: Path
+) -> None:
     folder = folder_of(home, built)
     folder.rename(folder.with_name("1.0-aaaaaaaa.7"))
     [found] = environments.installed.look("toy")
@@ -133,13 +160,16 @@ def test_a_folder_that_was_moved_is_broken_since_environments_hold_their_path(en
     assert "has been moved" in found.broken
 
 
-def test_a_base_interpreter_that_was_removed_is_named(environments, built, home, tmp_path):
+def test_a_base_interpreter_that_was_removed_is_named(
+    environments: Environments, built: Installation, home: Path, tmp_path: Path
+) -> None:
     folder = folder_of(home, built)
     record = records.read(folder)
     python = folder / "env" / "bin" / "python"
     gone = tmp_path / "python3.11"
     python.unlink()
     python.symlink_to(gone)
+    assert record is not None
     links = {**record.links, "env/bin/python": str(gone)}
     moved = msgspec.structs.replace(
         record, links=links, python=msgspec.structs.replace(record.python, base=str(gone))
@@ -149,31 +179,45 @@ def test_a_base_interpreter_that_was_removed_is_named(environments, built, home,
     assert found.broken == f"its Python is gone: {gone} no longer exists"
 
 
-def test_another_python_than_it_was_built_for_is_named(environments, built, home):
+def test_another_python_than_it_was_built_for_is_named(
+    environments: Environments, built: Installation, home: Path
+) -> None:
     folder = folder_of(home, built)
     record = records.read(folder)
+    assert record is not None
     older = msgspec.structs.replace(record.python, tag="cpython-27", version="2.7.18")
     records.write(folder, msgspec.structs.replace(record, python=older))
     [found] = environments.installed.look("toy")
     assert "and was 2.7.18" in found.broken
 
 
-def test_a_patch_release_of_the_same_python_is_the_same_python(environments, built, home):
+def test_a_patch_release_of_the_same_python_is_the_same_python(
+    environments: Environments, built: Installation, home: Path
+) -> None:
     folder = folder_of(home, built)
     record = records.read(folder)
+    assert record is not None
     other = msgspec.structs.replace(record.python, version="3.11.0")
     records.write(folder, msgspec.structs.replace(record, python=other))
     assert environments.installed.look("toy") == [built]
 
 
-def test_looking_needs_neither_uv_nor_a_network(home, built, index, program, monkeypatch):
+def test_looking_needs_neither_uv_nor_a_network(
+    home: Path,
+    built: Installation,
+    index: Index,
+    program: Callable[[str, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("GREENROOM_UV", str(program("uv", "#!/bin/sh\nexit 77\n")))
     index.requests.clear()
     assert InstallationStore(home).look("toy") == [built]
     assert index.requests == []
 
 
-def test_removing_takes_the_mark_first(environments, built, home, monkeypatch):
+def test_removing_takes_the_mark_first(
+    environments: Environments, built: Installation, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = folder_of(home, built)
     monkeypatch.setattr(shutil, "rmtree", _refuse)
     with pytest.raises(JobFailed, match="could not be removed"):
@@ -184,18 +228,23 @@ def test_removing_takes_the_mark_first(environments, built, home, monkeypatch):
     assert environments.installed.sweep() == [folder]
 
 
-def _refuse(path, ignore_errors=False):
+def _refuse(path: Path, ignore_errors: bool = False) -> None:
     if not ignore_errors:
         raise PermissionError(13, "Permission denied", str(path))
 
 
-def test_removing_what_is_gone_frees_nothing(environments, built, home):
+def test_removing_what_is_gone_frees_nothing(
+    environments: Environments, built: Installation, home: Path
+) -> None:
     discard(folder_of(home, built))
     assert environments.remove(built) == 0
 
 
-def test_the_record_lists_every_file_and_a_sum_for_what_no_wheel_speaks_for(built, home):
+def test_the_record_lists_every_file_and_a_sum_for_what_no_wheel_speaks_for(
+    built: Installation, home: Path
+) -> None:
     record = records.read(folder_of(home, built))
+    assert record is not None
     assert record.python.tag == sys.implementation.cache_tag
     names = set(record.files)
     assert {"lock.txt", "env/pyvenv.cfg"} <= names
@@ -205,7 +254,7 @@ def test_the_record_lists_every_file_and_a_sum_for_what_no_wheel_speaks_for(buil
     assert f"{site}/companion.py" not in record.sums
 
 
-def test_space_in_use_counts_hard_links_once(tmp_path):
+def test_space_in_use_counts_hard_links_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_bytes(b"x" * 100_000)
     alone = usage([tmp_path / "a"])
@@ -214,7 +263,7 @@ def test_space_in_use_counts_hard_links_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden", "a\0b", "a..b", "-x"])
-def test_a_name_that_could_mean_another_place_is_refused(name, home):
+def test_a_name_that_could_mean_another_place_is_refused(name: str, home: Path) -> None:
     with pytest.raises(JobFailed, match="is not a valid folder name"):
         segment(name)
     with pytest.raises(JobFailed):

@@ -1,46 +1,56 @@
+from __future__ import annotations
+
 import dataclasses
 import errno
 import io
 import os
 import shutil
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from greenroom.actors.values import Installation
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations import archive
 from greenroom.runner.installations.disk import discard, folder_of, python_of
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.uv import os_failure
+from package_index import Index, Misbehaviour
+from toys import Toy
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
 @pytest.fixture
-def environments(home, index):
+def environments(home: Path, index: Index) -> Environments:
     return Environments(home, index.sources)
 
 
 @pytest.fixture
-def offline(home):
+def offline(home: Path) -> Environments:
     """The same data directory on a machine without a network."""
     return Environments(home, PackageSources(index=Setting("http://127.0.0.1:9/simple", "test")))
 
 
-def build(environments, toy, **kwargs):
+def build(environments: Environments, toy: Toy, **kwargs: Any) -> Installation:
     return environments.build(toy.source.distribution, toy.source, job="install-1", **kwargs)
 
 
-def left_behind(home):
+def left_behind(home: Path) -> list[Path]:
     return [path for backend in (home / "backends").glob("*") for path in backend.iterdir()]
 
 
-def test_an_installation_is_built_verified_and_found_again(environments, toy, home):
+def test_an_installation_is_built_verified_and_found_again(
+    environments: Environments, toy: Toy, home: Path
+) -> None:
     built = build(environments, toy)
     assert (built.version, built.broken, built.managed) == ("1.0", "", True)
     assert built.id == f"1.0-{built.digest[:8]}.1"
@@ -50,22 +60,24 @@ def test_an_installation_is_built_verified_and_found_again(environments, toy, ho
     assert environments.installed.verify(built) == []
 
 
-def test_the_plan_is_known_before_anything_is_fetched_and_without_a_network(offline, toy, index):
+def test_the_plan_is_known_before_anything_is_fetched_and_without_a_network(
+    offline: Environments, toy: Toy, index: Index
+) -> None:
     plan = offline.plan("toy", toy.source)
     assert plan.packages == ("toy==1.0", "companion==2.0")
     assert plan.download_bytes == plan.total_bytes == sum(file.size for file in toy.files)
     assert index.requests == []
 
 
-def test_a_plan_leaves_out_what_is_here_already(environments, toy):
+def test_a_plan_leaves_out_what_is_here_already(environments: Environments, toy: Toy) -> None:
     build(environments, toy)
     plan = environments.plan("toy", toy.source)
     assert plan.download_bytes == 0
     assert plan.total_bytes > 0
 
 
-def test_progress_goes_through_its_phases_and_ends_at_its_total(environments, toy):
-    reports = []
+def test_progress_goes_through_its_phases_and_ends_at_its_total(environments: Environments, toy: Toy) -> None:
+    reports: list[Any] = []
     build(environments, toy, progress=reports.append)
     phases = list(dict.fromkeys(report.phase for report in reports))
     assert phases == ["downloading", "unpacking", "verifying"]
@@ -76,21 +88,25 @@ def test_progress_goes_through_its_phases_and_ends_at_its_total(environments, to
     assert {report.job for report in reports} == {"install-1"}
 
 
-def test_a_second_build_needs_no_network_and_a_folder_of_its_own(environments, offline, toy):
+def test_a_second_build_needs_no_network_and_a_folder_of_its_own(
+    environments: Environments, offline: Environments, toy: Toy
+) -> None:
     first = build(environments, toy)
     second = build(offline, toy)
     assert (first.id[-2:], second.id[-2:]) == (".1", ".2")
     assert [found.broken for found in offline.installed.look("toy")] == ["", ""]
 
 
-def test_without_a_network_and_with_nothing_here_it_fails_and_leaves_nothing(offline, toy, home):
+def test_without_a_network_and_with_nothing_here_it_fails_and_leaves_nothing(
+    offline: Environments, toy: Toy, home: Path
+) -> None:
     with pytest.raises(JobFailed) as caught:
         build(offline, toy)
     assert caught.value.failure.kind == "transient"
     assert left_behind(home) == []
 
 
-def test_a_missing_file_is_named(environments, toy, home):
+def test_a_missing_file_is_named(environments: Environments, toy: Toy, home: Path) -> None:
     built = build(environments, toy)
     path = next(folder_of(home, built).glob("env/lib/*/site-packages/companion.py"))
     path.unlink()
@@ -98,7 +114,7 @@ def test_a_missing_file_is_named(environments, toy, home):
     assert found.broken == f"{path.relative_to(folder_of(home, built))} is missing"
 
 
-def test_a_file_of_another_size_is_named(environments, toy, home):
+def test_a_file_of_another_size_is_named(environments: Environments, toy: Toy, home: Path) -> None:
     built = build(environments, toy)
     path = next(folder_of(home, built).glob("env/lib/*/site-packages/toy/weights.bin"))
     path.unlink()
@@ -107,7 +123,7 @@ def test_a_file_of_another_size_is_named(environments, toy, home):
     assert "weights.bin has 5 bytes instead of 200000" in found.broken
 
 
-def test_byte_code_that_python_writes_is_no_damage(environments, toy, home):
+def test_byte_code_that_python_writes_is_no_damage(environments: Environments, toy: Toy, home: Path) -> None:
     built = build(environments, toy)
     site = next(folder_of(home, built).glob("env/lib/*/site-packages"))
     (site / "__pycache__").mkdir(exist_ok=True)
@@ -116,7 +132,9 @@ def test_byte_code_that_python_writes_is_no_damage(environments, toy, home):
     assert environments.installed.look("toy") == [built]
 
 
-def test_one_flipped_byte_is_found_by_verify_and_healed_by_a_repair(environments, toy, home):
+def test_one_flipped_byte_is_found_by_verify_and_healed_by_a_repair(
+    environments: Environments, toy: Toy, home: Path
+) -> None:
     first = build(environments, toy)
     path = next(folder_of(home, first).glob("env/lib/*/site-packages/toy/weights.bin"))
     with path.open("r+b") as file:
@@ -134,7 +152,9 @@ def test_one_flipped_byte_is_found_by_verify_and_healed_by_a_repair(environments
     assert environments.installed.verify(later) == []
 
 
-def test_a_repair_fetches_again_what_is_damaged_in_the_cache(environments, toy, index):
+def test_a_repair_fetches_again_what_is_damaged_in_the_cache(
+    environments: Environments, toy: Toy, index: Index
+) -> None:
     build(environments, toy)
     wheel = environments.store.path(toy.files[0])
     wheel.write_bytes(b"y" * toy.files[0].size)
@@ -144,7 +164,9 @@ def test_a_repair_fetches_again_what_is_damaged_in_the_cache(environments, toy, 
     assert [path for path in index.paths() if path.startswith("/files/")] == [f"/files/{toy.files[0].name}"]
 
 
-def test_a_wheel_damaged_on_the_disk_is_thrown_away_and_worth_another_attempt(environments, toy, index):
+def test_a_wheel_damaged_on_the_disk_is_thrown_away_and_worth_another_attempt(
+    environments: Environments, toy: Toy, index: Index
+) -> None:
     built = build(environments, toy)
     discard(folder_of(environments.installed.home, built))
     shutil.rmtree(environments.installed.home / "cache" / "uv")
@@ -155,7 +177,9 @@ def test_a_wheel_damaged_on_the_disk_is_thrown_away_and_worth_another_attempt(en
     assert build(environments, toy).broken == ""
 
 
-def test_what_a_first_import_writes_is_no_part_of_what_was_installed(environments, make_toy, home):
+def test_what_a_first_import_writes_is_no_part_of_what_was_installed(
+    environments: Environments, make_toy: Callable[..., Toy], home: Path
+) -> None:
     body = b"import pathlib\nhere = pathlib.Path(__file__).parent\n"
     body += b"for n in range(300):\n  (here / f'{n}.tmp').write_text('x')\n  (here / f'{n}.tmp').unlink()\n"
     body += b"(here / 'cache.bin').write_text('x')\n"
@@ -167,7 +191,9 @@ def test_what_a_first_import_writes_is_no_part_of_what_was_installed(environment
     assert environments.installed.verify(built) == []
 
 
-def test_a_backend_whose_import_fails_is_not_installed(environments, make_toy, home):
+def test_a_backend_whose_import_fails_is_not_installed(
+    environments: Environments, make_toy: Callable[..., Toy], home: Path
+) -> None:
     toy = make_toy("bad", body=b"raise ImportError('libmissing.so.7: cannot open shared object file')\n")
     with pytest.raises(JobFailed, match="does not start here: ImportError: libmissing") as caught:
         build(environments, toy)
@@ -176,7 +202,9 @@ def test_a_backend_whose_import_fails_is_not_installed(environments, make_toy, h
     assert left_behind(home) == []
 
 
-def test_wrong_bytes_are_permanent_and_leave_nothing(environments, toy, index, misbehave, home):
+def test_wrong_bytes_are_permanent_and_leave_nothing(
+    environments: Environments, toy: Toy, index: Index, misbehave: type[Misbehaviour], home: Path
+) -> None:
     index.wrong[toy.files[0].name] = misbehave(body=b"x" * toy.files[0].size)
     with pytest.raises(JobFailed) as caught:
         build(environments, toy)
@@ -184,7 +212,9 @@ def test_wrong_bytes_are_permanent_and_leave_nothing(environments, toy, index, m
     assert left_behind(home) == []
 
 
-def test_too_little_space_is_said_before_anything_is_fetched(environments, toy, index, monkeypatch):
+def test_too_little_space_is_said_before_anything_is_fetched(
+    environments: Environments, toy: Toy, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
     with pytest.raises(
         JobFailed, match=r"Installing needs .* MB, .*; the disk of .* has 1 MB left"
@@ -194,7 +224,9 @@ def test_too_little_space_is_said_before_anything_is_fetched(environments, toy, 
     assert index.requests == []
 
 
-def test_a_disk_that_fills_up_while_unpacking_is_a_sentence_and_leaves_nothing(home, index, toy, program):
+def test_a_disk_that_fills_up_while_unpacking_is_a_sentence_and_leaves_nothing(
+    home: Path, index: Index, toy: Toy, program: Callable[[str, str], Path]
+) -> None:
     full = program("uv", "#!/bin/sh\necho 'cause: No space left on device (os error 28)' >&2\nexit 2\n")
     with pytest.raises(JobFailed, match="The disk is full") as caught:
         build(Environments(home, index.sources, uv_binary=full), toy)
@@ -202,7 +234,9 @@ def test_a_disk_that_fills_up_while_unpacking_is_a_sentence_and_leaves_nothing(h
     assert left_behind(home) == []
 
 
-def test_a_uv_that_fails_ends_the_fetching_too(home, index, toy, program, misbehave):
+def test_a_uv_that_fails_ends_the_fetching_too(
+    home: Path, index: Index, toy: Toy, program: Callable[[str, str], Path], misbehave: type[Misbehaviour]
+) -> None:
     index.wrong[toy.files[0].name] = misbehave(hang=threading.Event())
     broken = program("uv", "#!/bin/sh\necho 'cause: Read-only file system (os error 30)' >&2\nexit 2\n")
     with pytest.raises(JobFailed, match="data directory cannot be written to") as caught:
@@ -225,7 +259,9 @@ def test_a_uv_that_fails_ends_the_fetching_too(home, index, toy, program, misbeh
         (errno.EAGAIN, "no_process", "It could not be made: Resource temporarily unavailable."),
     ],
 )
-def test_what_the_system_refuses_becomes_a_sentence_and_is_the_machines(number, code, sentence):
+def test_what_the_system_refuses_becomes_a_sentence_and_is_the_machines(
+    number: Any, code: str, sentence: str
+) -> None:
     failure = os_failure(OSError(number, os.strerror(number), "/data"), "It could not be made").failure
     assert (failure.code, failure.message, failure.blame) == (code, sentence, "machine")
     # What may pass by itself is worth another attempt.
@@ -233,7 +269,9 @@ def test_what_the_system_refuses_becomes_a_sentence_and_is_the_machines(number, 
     assert failure.kind == ("transient" if passing else "permanent")
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_sentence(environments, toy, home):
+def test_a_file_in_the_place_of_the_folder_is_a_sentence(
+    environments: Environments, toy: Toy, home: Path
+) -> None:
     home.mkdir()
     (home / "backends").write_text("")
     with pytest.raises(JobFailed, match="could not be made"):
@@ -241,10 +279,12 @@ def test_a_file_in_the_place_of_the_folder_is_a_sentence(environments, toy, home
 
 
 @pytest.mark.parametrize("phase", ["downloading", "unpacking", "verifying"])
-def test_cancelling_in_any_phase_leaves_nothing(environments, toy, home, phase):
+def test_cancelling_in_any_phase_leaves_nothing(
+    environments: Environments, toy: Toy, home: Path, phase: str
+) -> None:
     cancel = threading.Event()
 
-    def watch(progress):
+    def watch(progress: Any) -> None:
         if progress.phase == phase:
             cancel.set()
 
@@ -255,7 +295,9 @@ def test_cancelling_in_any_phase_leaves_nothing(environments, toy, home, phase):
     assert build(environments, toy).broken == ""
 
 
-def test_another_version_is_resolved_locked_and_lies_beside_the_first(environments, toy, index, home):
+def test_another_version_is_resolved_locked_and_lies_beside_the_first(
+    environments: Environments, toy: Toy, index: Index, home: Path
+) -> None:
     first = build(environments, toy)
     index.add("toy", "2.0", {"toy/__init__.py": b"VALUE = 2\n"})
     plan = environments.plan("toy", toy.source, "2.0")
@@ -271,7 +313,7 @@ def test_another_version_is_resolved_locked_and_lies_beside_the_first(environmen
     assert first.digest != second.digest
 
 
-def test_a_version_that_does_not_exist_is_permanent(environments, toy):
+def test_a_version_that_does_not_exist_is_permanent(environments: Environments, toy: Toy) -> None:
     for version in ("99.0", "-r /etc/passwd", "LATEST", "1..0", "nonsense", "a" * 300):
         with pytest.raises(JobFailed) as caught:
             build(environments, toy, version=version)
@@ -282,7 +324,9 @@ def test_a_version_that_does_not_exist_is_permanent(environments, toy):
             assert failure.message == "toy 99.0 is not on the package index."
 
 
-def test_a_version_whose_needs_cannot_be_met_is_not_called_missing(environments, make_toy, index):
+def test_a_version_whose_needs_cannot_be_met_is_not_called_missing(
+    environments: Environments, make_toy: Callable[..., Toy], index: Index
+) -> None:
     toy = make_toy("toy")
     index.add("toy", "2.0", {"toy/__init__.py": b""}, requires=("nowhere>=1",))
     with pytest.raises(JobFailed) as caught:
@@ -292,7 +336,9 @@ def test_a_version_whose_needs_cannot_be_met_is_not_called_missing(environments,
     assert "nowhere" in failure.detail
 
 
-def test_removing_frees_the_measured_bytes_and_only_what_nothing_else_needs(environments, make_toy, index):
+def test_removing_frees_the_measured_bytes_and_only_what_nothing_else_needs(
+    environments: Environments, make_toy: Callable[..., Toy], index: Index
+) -> None:
     toy, other = make_toy("toy", size=3_000_000), make_toy("other", size=1_000_000)
     build(environments, toy)
     kept = build(environments, other)
@@ -307,7 +353,9 @@ def test_removing_frees_the_measured_bytes_and_only_what_nothing_else_needs(envi
     assert not environments.store.has(toy.files[0])
 
 
-def test_dropping_what_was_fetched_takes_what_came_to_nothing_and_only_that(environments, make_toy):
+def test_dropping_what_was_fetched_takes_what_came_to_nothing_and_only_that(
+    environments: Environments, make_toy: Callable[..., Toy]
+) -> None:
     failing = make_toy("failing", size=3_000_000, body=b"import libmissing\n")
     good = make_toy("good", size=1_000_000)
     build(environments, good)
@@ -323,7 +371,9 @@ def test_dropping_what_was_fetched_takes_what_came_to_nothing_and_only_that(envi
     assert environments.drop_fetched() == 0
 
 
-def test_removing_one_of_two_equal_installations_frees_what_is_its_own(environments, make_toy):
+def test_removing_one_of_two_equal_installations_frees_what_is_its_own(
+    environments: Environments, make_toy: Callable[..., Toy]
+) -> None:
     toy = make_toy("toy", size=3_000_000)
     build(environments, toy)
     second = build(environments, toy)
@@ -332,7 +382,7 @@ def test_removing_one_of_two_equal_installations_frees_what_is_its_own(environme
     assert environments.installed.look("toy") == [second]
 
 
-def test_a_find_links_folder_alone_is_enough(home, index, toy, tmp_path):
+def test_a_find_links_folder_alone_is_enough(home: Path, index: Index, toy: Toy, tmp_path: Path) -> None:
     folder = tmp_path / "links"
     folder.mkdir()
     for wheels in index.wheels.values():
@@ -347,7 +397,9 @@ def test_a_find_links_folder_alone_is_enough(home, index, toy, tmp_path):
     assert index.requests == []
 
 
-def test_further_indexes_of_a_declaration_are_asked_too(home, index, make_index, make_toy):
+def test_further_indexes_of_a_declaration_are_asked_too(
+    home: Path, index: Index, make_index: Callable[[], Index], make_toy: Callable[..., Toy]
+) -> None:
     wheels_elsewhere = make_index()
     toy = make_toy("toy", on=wheels_elsewhere)
     source = dataclasses.replace(toy.source, indexes=(f"{wheels_elsewhere.url}/simple",))
@@ -355,7 +407,9 @@ def test_further_indexes_of_a_declaration_are_asked_too(home, index, make_index,
     assert built.version == "1.0"
 
 
-def test_a_version_the_declaration_rules_out_is_not_blamed_on_the_index(environments, toy, index):
+def test_a_version_the_declaration_rules_out_is_not_blamed_on_the_index(
+    environments: Environments, toy: Toy, index: Index
+) -> None:
     source = dataclasses.replace(toy.source, requirements=("toy>=1.0", "companion"))
     with pytest.raises(JobFailed) as caught:
         environments.plan("toy", source, "0.9")
@@ -367,7 +421,9 @@ def test_a_version_the_declaration_rules_out_is_not_blamed_on_the_index(environm
 
 
 @pytest.mark.parametrize("version", ["9" * 5_000, "1!" + "9" * 4_400, "1." + "0." * 9_000 + "1", "not one"])
-def test_what_no_index_could_have_is_no_version_and_nobody_is_asked(environments, toy, index, version):
+def test_what_no_index_could_have_is_no_version_and_nobody_is_asked(
+    environments: Environments, toy: Toy, index: Index, version: Any
+) -> None:
     with pytest.raises(JobFailed, match="is not a version") as caught:
         environments.plan("toy", toy.source, version)
     assert caught.value.failure.code == "no_such_version"
@@ -376,8 +432,8 @@ def test_what_no_index_could_have_is_no_version_and_nobody_is_asked(environments
 
 
 def test_a_version_brought_from_another_release_is_built_from_what_it_brought(
-    environments, make_toy, home, tmp_path, index
-):
+    environments: Environments, make_toy: Callable[..., Toy], home: Path, tmp_path: Path, index: Index
+) -> None:
     theirs = Environments(tmp_path / "theirs", index.sources)
     other = make_toy(companion=False)
     carried = io.BytesIO()

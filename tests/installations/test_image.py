@@ -511,7 +511,7 @@ def test_nothing_is_believed_of_an_attempt_that_was_killed(
     published = shelf.push(tree_layer, heavy_layer)
     shelf.doorway.wrong[published.layers[1]] = Wrong(rate=400_000)
     program = [programs / "install_image_process.py", shelf.home, shelf.user_home, shelf.source.reference]
-    with subprocess.Popen([sys.executable, *program], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, *program], stdout=subprocess.PIPE, text=True) as process:  # type: ignore[list-item]
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) > published.size - 700_000:

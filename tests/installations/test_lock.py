@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import re
+from typing import Any, cast
 
 import pytest
 from packaging.markers import default_environment
@@ -12,7 +15,7 @@ from greenroom.runner.installations.lock import LOCKS, Lock, LockedFile, LockedP
 SHIPPED = sorted(LOCKS.glob("*.txt"))
 
 
-def linux(machine):
+def linux(machine: str) -> list[str]:
     return [f"manylinux_2_{minor}_{machine}" for minor in range(39, 4, -1)] + [f"manylinux2014_{machine}"]
 
 
@@ -27,7 +30,7 @@ MACHINES = {
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_a_shipped_lock_names_no_index_and_every_file_has_a_hash_and_a_size(file):
+def test_a_shipped_lock_names_no_index_and_every_file_has_a_hash_and_a_size(file: Any) -> None:
     text = file.read_text()
     assert "://" not in text
     assert "--index" not in text
@@ -44,7 +47,9 @@ def test_a_shipped_lock_names_no_index_and_every_file_has_a_hash_and_a_size(file
 @pytest.mark.parametrize("backend", ["llama.cpp", "mlx"])
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("minor", [11, 12, 13, 14])
-def test_shipped_locks_have_a_wheel_for_every_supported_machine(backend, machine, minor):
+def test_shipped_locks_have_a_wheel_for_every_supported_machine(
+    backend: str, machine: Any, minor: int
+) -> None:
     platforms, variables = MACHINES[machine]
     tags = [
         *cpython_tags((3, minor), platforms=platforms),
@@ -52,7 +57,7 @@ def test_shipped_locks_have_a_wheel_for_every_supported_machine(backend, machine
     ]
     version = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.5", "extra": ""}
     lock = Lock((LOCKS / f"{backend}.txt").read_text())
-    files = lock.files(tags, {**default_environment(), **variables, **version})
+    files = lock.files(tags, {**cast("dict[str, str]", default_environment()), **variables, **version})
     projects = [file.project for file in files]
     assert len(projects) == len(set(projects))
     assert ("mlx-metal" in projects) == (backend == "mlx" and machine == "macos-arm64")
@@ -61,7 +66,7 @@ def test_shipped_locks_have_a_wheel_for_every_supported_machine(backend, machine
 
 @pytest.mark.parametrize("machine", ["linux-x86_64", "linux-arm64"])
 @pytest.mark.parametrize("minor", [11, 12, 13])
-def test_the_lock_of_vllm_has_a_wheel_for_every_linux(machine, minor):
+def test_the_lock_of_vllm_has_a_wheel_for_every_linux(machine: str, minor: int) -> None:
     platforms, variables = MACHINES[machine]
     tags = [
         *cpython_tags((3, minor), platforms=platforms),
@@ -69,12 +74,12 @@ def test_the_lock_of_vllm_has_a_wheel_for_every_linux(machine, minor):
     ]
     version = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.5", "extra": ""}
     files = Lock((LOCKS / "vllm.txt").read_text()).files(
-        tags, {**default_environment(), **variables, **version}
+        tags, {**cast("dict[str, str]", default_environment()), **variables, **version}
     )
     assert {"vllm", "torch"} <= {file.project for file in files}
 
 
-def test_the_lock_satisfies_what_the_declaration_asks_for():
+def test_the_lock_satisfies_what_the_declaration_asks_for() -> None:
     from packaging.requirements import Requirement
 
     for backend in BACKENDS.values():
@@ -86,7 +91,7 @@ def test_the_lock_satisfies_what_the_declaration_asks_for():
             assert wanted.specifier.contains(lock.version_of(wanted.name)), text
 
 
-def test_what_is_rendered_is_read_back():
+def test_what_is_rendered_is_read_back() -> None:
     packages = [
         LockedPackage("a", "1.0", "", (LockedFile("a-1.0-py3-none-any.whl", "0" * 64, 7),)),
         LockedPackage(
@@ -104,7 +109,7 @@ def test_what_is_rendered_is_read_back():
     assert lock.digest == Lock(lock.text).digest
 
 
-def test_the_best_wheel_is_chosen_not_the_first():
+def test_the_best_wheel_is_chosen_not_the_first() -> None:
     names = [
         "a-1-py3-none-any.whl",
         "a-1-cp311-cp311-manylinux_2_17_x86_64.whl",
@@ -117,14 +122,14 @@ def test_the_best_wheel_is_chosen_not_the_first():
     assert [file.name for file in lock.files(tags)] == [names[1]]
 
 
-def test_a_package_without_a_wheel_for_here_says_so():
+def test_a_package_without_a_wheel_for_here_says_so() -> None:
     package = LockedPackage("a", "1", "", (LockedFile("a-1-cp27-none-win32.whl", "0" * 64, 1),))
     with pytest.raises(JobFailed, match="a 1 has no package for this platform and Python") as caught:
         Lock(render([package], [])).files()
     assert caught.value.failure.code == "unsupported_platform"
 
 
-def test_a_platform_without_a_lock_is_told_so():
+def test_a_platform_without_a_lock_is_told_so() -> None:
     source = Environment(distribution="nothing", lock="nothing", probe=(), requirements=())
     platform = Platform(system="linux", machine="riscv64", python=(3, 14))
     with pytest.raises(
@@ -133,6 +138,6 @@ def test_a_platform_without_a_lock_is_told_so():
         shipped(source, platform)
 
 
-def test_a_line_that_is_not_locked_is_refused():
+def test_a_line_that_is_not_locked_is_refused() -> None:
     with pytest.raises(ValueError, match="not a locked requirement"):
         Lock("numpy>=2\n").packages  # noqa: B018

@@ -1,21 +1,26 @@
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from greenroom.runner.installations.maker import ProgressReport
 
 
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def clock():
-    class Clock:
-        now = 100.0
-
-        def __call__(self):
-            return self.now
-
+def clock() -> Clock:
     return Clock()
 
 
-def test_the_speed_is_that_of_the_last_seconds(clock):
-    sent = []
+def test_the_speed_is_that_of_the_last_seconds(clock: Clock) -> None:
+    sent: list[Any] = []
     report = ProgressReport("j", sent.append, clock)
     for second in range(20):
         clock.now = 100.0 + second
@@ -24,8 +29,8 @@ def test_the_speed_is_that_of_the_last_seconds(clock):
     assert sent[19].rate == pytest.approx(500)
 
 
-def test_a_stall_is_said_and_its_end_too(clock):
-    sent = []
+def test_a_stall_is_said_and_its_end_too(clock: Clock) -> None:
+    sent: list[Any] = []
     report = ProgressReport("j", sent.append, clock)
     report.bytes("Downloading", 10, 100)
     clock.now += 7
@@ -35,8 +40,8 @@ def test_a_stall_is_said_and_its_end_too(clock):
     assert sent[-1].message == "Downloading"
 
 
-def test_counts_never_fall(clock):
-    sent = []
+def test_counts_never_fall(clock: Clock) -> None:
+    sent: list[Any] = []
     report = ProgressReport("j", sent.append, clock)
     report.bytes("Downloading", 50, 100)
     report.bytes("Downloading", 0, 100)

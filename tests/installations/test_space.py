@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,39 +12,43 @@ import pytest
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.space import RESERVE, need_space
+from package_index import Index, Misbehaviour
+from toys import Toy
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
 @pytest.fixture
-def environments(home, index):
+def environments(home: Path, index: Index) -> Environments:
     return Environments(home, index.sources)
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Has the disk say that so much is free, beyond the reserve."""
 
-    def make(beyond):
+    def make(beyond: int) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=RESERVE + beyond))
 
     return make
 
 
 @pytest.fixture
-def dense(make_toy):
+def dense(make_toy: Callable[..., Toy]) -> Toy:
     """A toy of 20 kB that unpacks to 10 MB, and its lock."""
     return make_toy("toy", size=1, body=b"#" * 10_000_000, companion=False)
 
 
-def fetched(index, toy):
+def fetched(index: Index, toy: Toy) -> int:
     return index.sent[toy.files[0].name]
 
 
-def test_what_does_not_fit_unpacked_is_refused_before_it_is_fetched(environments, index, dense, small):
+def test_what_does_not_fit_unpacked_is_refused_before_it_is_fetched(
+    environments: Environments, index: Index, dense: Toy, small: Callable[[int], None]
+) -> None:
     small(50_000)  # room for the wheel, and for as much again
     with pytest.raises(JobFailed) as told:
         environments.build("toy", dense.source, job="install-1")
@@ -55,14 +61,20 @@ def test_what_does_not_fit_unpacked_is_refused_before_it_is_fetched(environments
     assert fetched(index, dense) < dense.files[0].size * 2, "only its directory was asked for"
 
 
-def test_what_fits_unpacked_is_installed(environments, dense, small):
+def test_what_fits_unpacked_is_installed(
+    environments: Environments, dense: Toy, small: Callable[[int], None]
+) -> None:
     small(10_000_000 + 2 * dense.files[0].size)
     assert environments.build("toy", dense.source, job="install-1").version == "1.0"
 
 
 def test_a_server_that_gives_no_parts_of_files_is_believed_by_sizes_alone(
-    environments, index, dense, small, misbehave
-):
+    environments: Environments,
+    index: Index,
+    dense: Toy,
+    small: Callable[[int], None],
+    misbehave: type[Misbehaviour],
+) -> None:
     index.wrong[dense.files[0].name] = misbehave(ranges=False)
     small(50_000)
     with pytest.raises(JobFailed, match="the disk of") as told:
@@ -71,18 +83,22 @@ def test_a_server_that_gives_no_parts_of_files_is_believed_by_sizes_alone(
     assert environments.store.has(dense.files[0]), "what it unpacks to was known when it was here"
 
 
-def test_where_there_is_ample_room_nobody_is_asked(environments, index, dense):
+def test_where_there_is_ample_room_nobody_is_asked(
+    environments: Environments, index: Index, dense: Toy
+) -> None:
     environments.build("toy", dense.source, job="install-1")
     assert sum(path.startswith("/files/") for path in index.paths()) == 1
 
 
-def test_a_second_one_of_the_same_files_needs_no_room_but_what_stays_free(environments, dense, small):
+def test_a_second_one_of_the_same_files_needs_no_room_but_what_stays_free(
+    environments: Environments, dense: Toy, small: Callable[[int], None]
+) -> None:
     environments.build("toy", dense.source, job="install-1")
     small(100_000)
     assert environments.build("toy", dense.source, job="install-2").id.endswith(".2")
 
 
-def test_the_reserve_is_named_with_its_size(home, small):
+def test_the_reserve_is_named_with_its_size(home: Path, small: Callable[[int], None]) -> None:
     small(0)
     with pytest.raises(
         JobFailed, match=r"needs 68 MB, including 67 MB kept free for the journal and the logs"
@@ -91,8 +107,8 @@ def test_the_reserve_is_named_with_its_size(home, small):
 
 
 def test_a_disk_that_others_fill_while_bytes_come_stops_the_download_in_time(
-    environments, toy, small, monkeypatch
-):
+    environments: Environments, toy: Toy, small: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     small(-1)
     monkeypatch.setattr("greenroom.runner.installations.environment.is_ample", lambda *_: True)
     with pytest.raises(JobFailed, match="free for the journal and the logs") as told:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import verification
 from greenroom.runner.installations.builder import Builder
 from greenroom.runner.installations.disk import InstallationStore
+from package_index import Index, Misbehaviour
 from reports import build
+from toys import Toy
 from waiting import until
 
 BOUND = 8.0
@@ -44,7 +47,7 @@ def deaf() -> Deaf:
 
 
 @pytest.fixture
-def builder(tmp_path, deaf, toy, index):
+def builder(tmp_path: Path, deaf: Deaf, toy: Toy, index: Index) -> Callable[..., Builder]:
     def make(**more: Any) -> Builder:
         return Builder(
             tmp_path / "home",
@@ -84,7 +87,9 @@ def alive(pids: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("at", ["venv", "pip", "pip compile"])
-def test_with_a_uv_that_is_stopped(builder, deaf, program, tmp_path, at) -> None:
+def test_with_a_uv_that_is_stopped(
+    builder: Callable[..., Builder], deaf: Deaf, program: Callable[[str, str], Path], tmp_path: Path, at: str
+) -> None:
     pids = tmp_path / "pids"
     passed = {
         "venv": "",
@@ -100,7 +105,14 @@ def test_with_a_uv_that_is_stopped(builder, deaf, program, tmp_path, at) -> None
 
 
 @pytest.mark.parametrize("what", ["page", "file"])
-def test_with_an_index_that_hangs(builder, deaf, toy, index, misbehave, what) -> None:
+def test_with_an_index_that_hangs(
+    builder: Callable[..., Builder],
+    deaf: Deaf,
+    toy: Toy,
+    index: Index,
+    misbehave: type[Misbehaviour],
+    what: str,
+) -> None:
     name = "toy" if what == "page" else toy.files[0].name
     index.wrong[name] = misbehave(hang=threading.Event())
     one = builder()
@@ -110,7 +122,9 @@ def test_with_an_index_that_hangs(builder, deaf, toy, index, misbehave, what) ->
     assert deaf.heard == [InstallCancelled]
 
 
-def test_with_a_file_that_trickles(builder, deaf, toy, index, misbehave) -> None:
+def test_with_a_file_that_trickles(
+    builder: Callable[..., Builder], deaf: Deaf, toy: Toy, index: Index, misbehave: type[Misbehaviour]
+) -> None:
     index.wrong[toy.files[0].name] = misbehave(rate=1_000)
     one = builder()
     one.start(build("j1", "toy"))
@@ -119,7 +133,9 @@ def test_with_a_file_that_trickles(builder, deaf, toy, index, misbehave) -> None
     assert deaf.heard == [InstallCancelled]
 
 
-def test_with_a_probe_that_hangs(builder, deaf, make_toy, tmp_path, index) -> None:
+def test_with_a_probe_that_hangs(
+    builder: Callable[..., Builder], deaf: Deaf, make_toy: Callable[..., Toy], tmp_path: Path, index: Index
+) -> None:
     pids = tmp_path / "pids"
     body = f"import os, time\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(100)\n"
     toy = make_toy("hangs", body=body.encode(), companion=False)
@@ -132,7 +148,9 @@ def test_with_a_probe_that_hangs(builder, deaf, make_toy, tmp_path, index) -> No
 
 
 @pytest.mark.parametrize("hangs", ["flush", "sums", "look", "verify", "remove"])
-def test_with_a_disk_that_hangs(builder, deaf, monkeypatch, hangs) -> None:
+def test_with_a_disk_that_hangs(
+    builder: Callable[..., Builder], deaf: Deaf, monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
     gate, reached = threading.Event(), threading.Event()
 
     def hang(*_: Any, **__: Any) -> Any:
@@ -167,7 +185,9 @@ def test_with_a_disk_that_hangs(builder, deaf, monkeypatch, hangs) -> None:
     gate.set()
 
 
-def test_a_child_that_holds_the_pipes_of_a_probe_holds_up_nobody(tmp_path, monkeypatch) -> None:
+def test_a_child_that_holds_the_pipes_of_a_probe_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verification, "_END_SECONDS", 0.5)
     script = (
         "import subprocess, sys, time\n"

@@ -7,37 +7,42 @@ import os
 import re
 import subprocess
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from greenroom.actors.values import Installation
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations import record
 from greenroom.runner.installations.disk import folder_of
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.systems import linux, macos
+from package_index import Index
+from toys import Toy
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
 @pytest.fixture
-def environments(home, index):
+def environments(home: Path, index: Index) -> Environments:
     return Environments(home, index.sources)
 
 
 @pytest.fixture
-def built(environments, toy):
+def built(environments: Environments, toy: Toy) -> Installation:
     return environments.build("toy", toy.source, job="install-1")
 
 
-def failing(number):
+def failing(number: int) -> Callable[..., None]:
     """A call of the system that ends with this error."""
 
-    def fail(*_args, **_named):
+    def fail(*_args: Any, **_named: Any) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail
@@ -48,8 +53,8 @@ PASSING = [errno.EMFILE, errno.EIO, errno.EACCES, errno.ESTALE]
 
 @pytest.mark.parametrize("number", PASSING)
 def test_a_mark_that_cannot_be_read_now_is_neither_broken_nor_swept(
-    environments, built, home, monkeypatch, number
-):
+    environments: Environments, built: Installation, home: Path, monkeypatch: pytest.MonkeyPatch, number: Any
+) -> None:
     mark = folder_of(home, built) / "installation.json"
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: failing(number)() if path == mark else real(path))
@@ -62,7 +67,9 @@ def test_a_mark_that_cannot_be_read_now_is_neither_broken_nor_swept(
 
 
 @pytest.mark.parametrize("number", PASSING)
-def test_a_mark_that_cannot_be_looked_for_sweeps_nothing(environments, built, home, monkeypatch, number):
+def test_a_mark_that_cannot_be_looked_for_sweeps_nothing(
+    environments: Environments, built: Installation, home: Path, monkeypatch: pytest.MonkeyPatch, number: Any
+) -> None:
     mark = folder_of(home, built) / "installation.json"
     real = Path.lstat
     monkeypatch.setattr(Path, "lstat", lambda path: failing(number)() if path == mark else real(path))
@@ -73,13 +80,17 @@ def test_a_mark_that_cannot_be_looked_for_sweeps_nothing(environments, built, ho
 
 
 @pytest.mark.parametrize("number", PASSING)
-def test_a_file_that_cannot_be_looked_at_now_is_not_missing(environments, built, monkeypatch, number):
+def test_a_file_that_cannot_be_looked_at_now_is_not_missing(
+    environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch, number: Any
+) -> None:
     monkeypatch.setattr("greenroom.runner.installations.verification.os.lstat", failing(number))
     assert list(environments.installed.judged("toy")[1]) == [built.id]
 
 
 @pytest.mark.parametrize("number", PASSING)
-def test_a_file_that_cannot_be_read_now_has_not_changed(environments, built, monkeypatch, number):
+def test_a_file_that_cannot_be_read_now_has_not_changed(
+    environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch, number: Any
+) -> None:
     monkeypatch.setattr("greenroom.runner.installations.verification.sha256", failing(number))
     with pytest.raises(JobFailed) as told:
         environments.installed.verify(built)
@@ -95,8 +106,13 @@ def test_a_file_that_cannot_be_read_now_has_not_changed(environments, built, mon
     ],
 )
 def test_silence_of_a_python_is_no_proof_that_it_is_broken(
-    environments, built, home, monkeypatch, script, seconds
-):
+    environments: Environments,
+    built: Installation,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    seconds: float,
+) -> None:
     monkeypatch.setattr("greenroom.runner.installations.verification._IDENTITY_SECONDS", seconds)
     python = folder_of(home, built) / "env" / "bin" / "python"
     python.unlink()
@@ -108,12 +124,16 @@ def test_silence_of_a_python_is_no_proof_that_it_is_broken(
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
-def test_a_python_that_the_machine_cannot_start_now_is_not_broken(environments, built, monkeypatch, number):
+def test_a_python_that_the_machine_cannot_start_now_is_not_broken(
+    environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch, number: Any
+) -> None:
     monkeypatch.setattr(subprocess, "Popen", failing(number))
     assert os.strerror(number) in environments.installed.judged("toy")[1][built.id]
 
 
-def test_a_disk_that_does_not_answer_holds_up_no_look(environments, built, monkeypatch):
+def test_a_disk_that_does_not_answer_holds_up_no_look(
+    environments: Environments, built: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = threading.Event()
     monkeypatch.setattr("greenroom.runner.installations.disk._LOOK_SECONDS", 0.3)
     monkeypatch.setattr("greenroom.runner.installations.disk.records.read", lambda _: gate.wait(30))
@@ -121,7 +141,9 @@ def test_a_disk_that_does_not_answer_holds_up_no_look(environments, built, monke
     gate.set()
 
 
-def test_what_was_fetched_stays_while_a_mark_cannot_be_read(environments, built, home, monkeypatch):
+def test_what_was_fetched_stays_while_a_mark_cannot_be_read(
+    environments: Environments, built: Installation, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = folder_of(home, built) / "installation.json"
     kept = sorted(environments.store.root.rglob("*.whl"))
     real = Path.read_bytes
@@ -131,7 +153,9 @@ def test_what_was_fetched_stays_while_a_mark_cannot_be_read(environments, built,
     assert sorted(environments.store.root.rglob("*.whl")) == kept
 
 
-def test_a_disk_of_backends_that_is_not_mounted_is_not_an_empty_one(environments, built, home, tmp_path):
+def test_a_disk_of_backends_that_is_not_mounted_is_not_an_empty_one(
+    environments: Environments, built: Installation, home: Path, tmp_path: Path
+) -> None:
     (home / "backends").rename(tmp_path / "elsewhere")
     (home / "backends").symlink_to(tmp_path / "gone")
     with pytest.raises(OSError, match="No such file"):
@@ -139,13 +163,13 @@ def test_a_disk_of_backends_that_is_not_mounted_is_not_an_empty_one(environments
 
 
 def test_a_data_directory_mounted_noexec_is_said_before_anything_is_fetched(
-    environments, toy, index, monkeypatch
-):
+    environments: Environments, toy: Toy, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.statvfs
 
-    def noexec(place):
+    def noexec(place: Any) -> Any:
         told = real(place)
-        return os.statvfs_result((*tuple(told)[:8], os.ST_NOEXEC, *tuple(told)[9:]))
+        return os.statvfs_result((*tuple(told)[:8], os.ST_NOEXEC, *tuple(told)[9:]))  # type: ignore[attr-defined, unused-ignore]
 
     monkeypatch.setattr(os, "statvfs", noexec)
     with pytest.raises(JobFailed, match="is mounted noexec") as told:
@@ -156,20 +180,22 @@ def test_a_data_directory_mounted_noexec_is_said_before_anything_is_fetched(
 
 
 @pytest.mark.parametrize("system", [linux, macos])
-def test_everything_is_on_the_disk_before_the_mark_is_there(environments, built, home, monkeypatch, system):
+def test_everything_is_on_the_disk_before_the_mark_is_there(
+    environments: Environments, built: Installation, home: Path, monkeypatch: pytest.MonkeyPatch, system: Any
+) -> None:
     folder = folder_of(home, built)
     found = record.read(folder)
     (folder / "installation.json").unlink()
     order = []
     real = os.fsync
 
-    def fsync(handle):
+    def fsync(handle: int) -> None:
         order.append(Path(f"/proc/self/fd/{handle}").readlink())
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(record, "flush", partial(record.flush, system=system))
-    record.write(folder, found)
+    record.write(folder, found)  # type: ignore[arg-type]
     marks = [place for place, path in enumerate(order) if path.name.startswith(".tmp-")]
     assert len(marks) == 1
     before = set(order[: marks[0]])

@@ -1,6 +1,11 @@
+from __future__ import annotations
+
 import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -8,15 +13,18 @@ import pytest
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.installations.uv import Uv, classify
+from package_index import Index
 from waiting import until
 
 
 @pytest.fixture
-def uv(tmp_path):
+def uv(tmp_path: Path) -> Callable[..., Uv]:
     return lambda binary=None, sources=None: Uv(tmp_path / "cache", sources or PackageSources(), binary)
 
 
-def test_it_runs_with_a_cleaned_environment_in_an_empty_folder(uv, program, monkeypatch):
+def test_it_runs_with_a_cleaned_environment_in_an_empty_folder(
+    uv: Callable[..., Uv], program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", "/evil")
     monkeypatch.setenv("UV_LINK_MODE", "symlink")
     monkeypatch.setenv("PIP_CONSTRAINT", "/c.txt")
@@ -29,7 +37,9 @@ def test_it_runs_with_a_cleaned_environment_in_an_empty_folder(uv, program, monk
     assert "UV_NO_CONFIG=1" in printed
 
 
-def test_a_hostile_uv_file_in_the_working_directory_changes_nothing(uv, tmp_path, index, monkeypatch):
+def test_a_hostile_uv_file_in_the_working_directory_changes_nothing(
+    uv: Callable[..., Uv], tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index.add("thing", "1.0", {"thing.py": b""})
     (tmp_path / "uv.toml").write_text('index-url = "http://127.0.0.1:9/simple"\nno-index = true\n')
     monkeypatch.chdir(tmp_path)
@@ -40,11 +50,15 @@ def test_a_hostile_uv_file_in_the_working_directory_changes_nothing(uv, tmp_path
     assert (target / "thing.py").exists()
 
 
-def test_cancelling_ends_the_whole_process_group(uv, program, tmp_path):
+def test_cancelling_ends_the_whole_process_group(
+    uv: Callable[..., Uv], program: Callable[[str, str], Path], tmp_path: Path
+) -> None:
     fake = program("uv", f"#!/bin/sh\ntrap '' TERM\nsleep 100 &\necho $! > {tmp_path}/child\nwait\n")
-    cancel, started, ended = threading.Event(), [], []
+    cancel = threading.Event()
+    started: list[int] = []
+    ended: list[Any] = []
 
-    def run():
+    def run() -> None:
         try:
             uv(fake).run(["x"], cancel=cancel, on_start=started.append)
         except JobCancelled:
@@ -60,14 +74,16 @@ def test_cancelling_ends_the_whole_process_group(uv, program, tmp_path):
     until(lambda: not _alive(child))
 
 
-def _alive(pid):
+def _alive(pid: int) -> Any:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def test_a_run_that_shows_no_sign_of_life_is_ended(uv, program):
+def test_a_run_that_shows_no_sign_of_life_is_ended(
+    uv: Callable[..., Uv], program: Callable[[str, str], Path]
+) -> None:
     fake = program("uv", "#!/bin/sh\nexec sleep 100\n")
     with pytest.raises(JobFailed) as caught:
         uv(fake).run(["x"], idle=0.3)
@@ -75,7 +91,9 @@ def test_a_run_that_shows_no_sign_of_life_is_ended(uv, program):
     assert caught.value.failure.kind == "transient"
 
 
-def test_a_uv_that_works_in_silence_is_let_go_on(uv, program):
+def test_a_uv_that_works_in_silence_is_let_go_on(
+    uv: Callable[..., Uv], program: Callable[[str, str], Path]
+) -> None:
     fake = program("uv", f"#!/bin/sh\nexec {sys.executable} -c '{BUSY}'\n")
     uv(fake).run(["x"], idle=1.5)
 
@@ -83,26 +101,30 @@ def test_a_uv_that_works_in_silence_is_let_go_on(uv, program):
 BUSY = "import time; end = time.monotonic() + 3\nwhile time.monotonic() < end: sum(range(1000))"
 
 
-def test_a_uv_that_is_stopped_is_given_up_and_ended(uv, program, tmp_path):
+def test_a_uv_that_is_stopped_is_given_up_and_ended(
+    uv: Callable[..., Uv], program: Callable[[str, str], Path], tmp_path: Path
+) -> None:
     fake = program("uv", f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -STOP $$\nsleep 100\n")
     with pytest.raises(JobFailed, match="no activity"):
         uv(fake).run(["x"], idle=1.5)
     assert not _alive(int((tmp_path / "pid").read_text()))
 
 
-def test_what_it_prints_is_redacted(uv, program):
+def test_what_it_prints_is_redacted(uv: Callable[..., Uv], program: Callable[[str, str], Path]) -> None:
     sources = PackageSources(index=Setting("https://me:s3cret@mirror.example/simple", "test"))
     fake = program("uv", '#!/bin/sh\necho "fetching $UV_DEFAULT_INDEX" >&2\necho done >&2\n')
     result = uv(fake, sources).run(["x"])
     assert result.stderr.splitlines() == ["fetching https://***@mirror.example/simple", "done"]
 
 
-def test_the_program_can_be_replaced_by_a_variable(uv, program, monkeypatch):
+def test_the_program_can_be_replaced_by_a_variable(
+    uv: Callable[..., Uv], program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GREENROOM_UV", str(program("other", "#!/bin/sh\necho it is me\n")))
     assert "it is me" in uv().run([]).stdout
 
 
-def test_a_program_that_is_missing_is_a_sentence(uv, tmp_path):
+def test_a_program_that_is_missing_is_a_sentence(uv: Callable[..., Uv], tmp_path: Path) -> None:
     with pytest.raises(JobFailed, match="could not be started"):
         uv(tmp_path / "nothing").run([])
 
@@ -149,20 +171,22 @@ OFFLINE = "hint: Packages were unavailable because the network was disabled."
         ("error: something never seen before", "uv_failed", "permanent"),
     ],
 )
-def test_what_uv_says_becomes_a_code(output, code, kind):
+def test_what_uv_says_becomes_a_code(output: Any, code: str, kind: str) -> None:
     failure = classify(output, 2).failure
     assert (failure.code, failure.kind) == (code, kind)
     assert output in failure.detail
     assert "http" not in failure.message
 
 
-def test_being_killed_is_worth_another_attempt():
+def test_being_killed_is_worth_another_attempt() -> None:
     failure = classify("", -9).failure
     assert failure.kind == "transient"
     assert "SIGKILL" in failure.message
 
 
-def test_real_uv_and_an_index_that_refuses_connections_are_done_within_seconds(uv, tmp_path):
+def test_real_uv_and_an_index_that_refuses_connections_are_done_within_seconds(
+    uv: Callable[..., Uv], tmp_path: Path
+) -> None:
     nowhere = PackageSources(index=Setting("http://127.0.0.1:9/simple", "test"))
     began = time.monotonic()
     with pytest.raises(JobFailed) as caught:
@@ -171,7 +195,7 @@ def test_real_uv_and_an_index_that_refuses_connections_are_done_within_seconds(u
     assert time.monotonic() - began < 15
 
 
-def test_of_several_indexes_the_one_that_cannot_be_reached_is_named():
+def test_of_several_indexes_the_one_that_cannot_be_reached_is_named() -> None:
     told = "The package index at 127.0.0.1:9 could not be reached."
     assert classify(REFUSED, 2).failure.message == told
     hidden = "error sending request for url (https://user:secret@m.example:8443/whl/torch/)"

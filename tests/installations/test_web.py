@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -126,7 +127,7 @@ def test_a_page_without_an_end_is_refused_before_it_fills_the_memory(
     say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webs, "_PAGE_BYTES", 2**20)
-    monkeypatch.setattr(Web.fetch, "__kwdefaults__", {**Web.fetch.__kwdefaults__, "limit": 2**20})
+    monkeypatch.setattr(Web.fetch, "__kwdefaults__", {**(Web.fetch.__kwdefaults__ or {}), "limit": 2**20})
     with answering(say) as (url, _), pytest.raises(JobFailed, match="sent more than 1 MB") as told:
         Web(sources(url)).read(f"{url}/simple/x/", accept="*/*")
     assert told.value.failure.code == "bad_answer"
@@ -157,7 +158,7 @@ def wheel(size: int) -> LockedFile:
 
 
 @pytest.mark.parametrize("size", [1_000_000, 0])
-def test_a_server_that_breaks_off_each_time_is_not_asked_for_ever(tmp_path, size: int) -> None:
+def test_a_server_that_breaks_off_each_time_is_not_asked_for_ever(tmp_path: Path, size: int) -> None:
     def break_off(connection: socket.socket, number: int) -> None:
         length = 1_000_000 if number == 1 else 999_000
         connection.sendall(f"HTTP/1.1 206 Partial\r\nContent-Length: {length}\r\n\r\n".encode())
@@ -172,7 +173,7 @@ def test_a_server_that_breaks_off_each_time_is_not_asked_for_ever(tmp_path, size
 
 @pytest.mark.parametrize("size", [1_000_000, 0])
 def test_a_file_without_an_end_does_not_fill_the_disk(
-    tmp_path, size: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greenroom.runner.installations.fetch._UNKNOWN_MOST", 2_000_000)
     with answering(endless) as (url, asked), pytest.raises(JobFailed) as told:
@@ -182,7 +183,7 @@ def test_a_file_without_an_end_does_not_fill_the_disk(
     assert len(asked) == 1
 
 
-def test_what_is_kept_free_on_the_disk_is_not_fetched_into(tmp_path) -> None:
+def test_what_is_kept_free_on_the_disk_is_not_fetched_into(tmp_path: Path) -> None:
     def full() -> None:
         raise JobFailed.permanent("no_space", "The disk is full.")
 
@@ -192,7 +193,7 @@ def test_what_is_kept_free_on_the_disk_is_not_fetched_into(tmp_path) -> None:
 
 
 def test_a_download_that_trickles_is_given_up_and_what_came_is_kept(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greenroom.runner.installations.fetch._SILENCE", 0.6)
     with answering(trickle_body) as (url, _), pytest.raises(JobFailed, match="bytes arrived in") as told:

@@ -68,8 +68,10 @@ def live(shim: Path) -> Iterator[Life]:
         folder.mkdir()
         order = {"folder": str(folder), "kill_at": kill_at, "tear": int(tear), "fail_sync_at": fail_sync_at}
         order["break_at"] = break_at
+        assert process.stdin is not None
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
+        assert process.stdout is not None
         answer = process.stdout.readline()
         assert answer, "life.py ended"
         return json.loads(answer)

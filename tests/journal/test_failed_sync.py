@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from greenroom.actors.journal.reader import JournalReader
 
 
-def test_whichever_sync_fails_the_journal_ends_and_nothing_acknowledged_is_lost(live, folder: Path) -> None:
+def test_whichever_sync_fails_the_journal_ends_and_nothing_acknowledged_is_lost(
+    live: Any, folder: Path
+) -> None:
     undisturbed = live(folder / "undisturbed")
     syncs = undisturbed["heard"][-1]["syncs"]
     everything = acknowledged(undisturbed)
@@ -27,7 +30,7 @@ def test_whichever_sync_fails_the_journal_ends_and_nothing_acknowledged_is_lost(
     assert failed > syncs * 0.8
 
 
-def test_a_disk_that_breaks_is_not_taken_for_a_full_one(live, folder: Path) -> None:
+def test_a_disk_that_breaks_is_not_taken_for_a_full_one(live: Any, folder: Path) -> None:
     writes = live(folder / "undisturbed")["heard"][-1]["writes"]
     assert writes > 60
     ends = []
@@ -51,5 +54,5 @@ def stored_in(home: Path) -> list[str]:
         return []
 
 
-def acknowledged(came: dict) -> list[str]:
+def acknowledged(came: dict[str, Any]) -> list[str]:
     return [id_ for said in came["heard"] for id_ in said.get("acknowledged", ())]

@@ -33,7 +33,7 @@ from greenroom.runner.diagnosis.replay import replay
 
 JOURNALS = sorted(GOLDEN.glob("*.db"))
 LIVES = [path for path in JOURNALS if path.stem.endswith("-life")]
-name = {"ids": lambda path: path.name}
+name: dict[str, Any] = {"ids": lambda path: path.name}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def copied(tmp_path: Path) -> Any:
 
 
 def test_no_golden_journal_has_changed() -> None:
-    listed = dict(reversed(line.split("  ")) for line in DIGESTS.read_text().splitlines())
+    listed = {name: sum_ for sum_, name in (line.split("  ") for line in DIGESTS.read_text().splitlines())}
     there = {path.name: digest(path) for path in GOLDEN.glob("*") if path.suffix in (".db", ".jsonl")}
     assert there == listed, (
         "golden journals never change: put the old files back, record new ones beside them"

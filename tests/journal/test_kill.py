@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from greenroom.actors.journal.sqlite import SqliteJournal
     ],
 )
 def test_killed_at_any_step_nothing_acknowledged_is_lost_and_no_batch_is_half_there(
-    live, folder: Path, tear: bool, every: int
+    live: Any, folder: Path, tear: bool, every: int
 ) -> None:
     undisturbed = live(folder / "undisturbed")
     steps = undisturbed["heard"][-1]["steps"]
@@ -47,7 +48,7 @@ def test_killed_at_any_step_nothing_acknowledged_is_lost_and_no_batch_is_half_th
     assert kills == len(range(0, steps, every))
 
 
-def acknowledged(came: dict) -> list[str]:
+def acknowledged(came: dict[str, Any]) -> list[str]:
     return [id_ for said in came["heard"] for id_ in said.get("acknowledged", ())]
 
 

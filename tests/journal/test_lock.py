@@ -94,7 +94,7 @@ def test_a_child_that_outlives_its_killed_holder_for_a_moment_is_waited_for(
     if buried:
         holder.wait()
     else:
-        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # type: ignore[attr-defined, unused-ignore]
     taken: list[Any] = []
     taking = threading.Thread(target=lambda: taken.append(take(tmp_path)))
     taking.start()

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +34,7 @@ def path(folder: Path) -> Path:
 
 
 @pytest.fixture
-def killed(left_behind: LeftBehind, folder: Path) -> Iterator[Path]:
+def killed(left_behind: LeftBehind, folder: Path) -> Path:
     """A journal whose writer was killed: half of its 240 events are only in the log."""
     shutil.copytree(left_behind[0], folder / "killed")
     return folder / "killed" / "journal.db"
@@ -166,7 +166,7 @@ def test_an_import_into_a_journal_in_use_is_refused(killed: Path, path: Path) ->
     ids=["cut short", "a line missing", "a word changed", "a line broken off", "a line twice"],
 )
 def test_a_damaged_export_is_refused_with_the_number_and_nothing_is_made(
-    killed: Path, path: Path, spoil, seq: int
+    killed: Path, path: Path, spoil: Any, seq: int
 ) -> None:
     with pytest.raises(JournalDamaged) as caught:
         maintenance.import_(path, spoil(exported(killed)))

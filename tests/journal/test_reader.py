@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,7 +197,7 @@ def test_a_closed_journal_is_read_where_nothing_can_be_written(closed_folder: Pa
 
 
 def test_a_journal_whose_writer_was_killed_is_read_where_nothing_can_be_written(
-    closed_folder: Path, left_behind
+    closed_folder: Path, left_behind: Any
 ) -> None:
     source, history = left_behind
     for name in ("journal.db", "journal.db-wal", "journal.db-tail"):
@@ -345,7 +346,7 @@ def test_a_damaged_index_cannot_hide_the_end_of_a_stream(path: Path) -> None:
 
 
 def found_at(path: Path, seq: int) -> None:
-    got = []
+    got: list[Record] = []
     with pytest.raises(JournalDamaged) as caught, JournalReader(path) as reader:
         got.extend(reader.read())
     assert caught.value.seq == seq

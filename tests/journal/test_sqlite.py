@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,13 +40,13 @@ def test_callers_that_wait_together_are_committed_together(journal: SqliteJourna
     go_on = threading.Event()
     store = journal._store
 
-    def counting(jobs: list) -> bool:
+    def counting(jobs: list[Any]) -> bool:
         commits.append(len(jobs))
         started.set()
         assert go_on.wait(10)
         return store(jobs)
 
-    journal._store = counting  # type: ignore[method-assign]
+    journal._store = counting
     threads = [threading.Thread(target=journal.append, args=([entry(f"s{n}", 1)],)) for n in range(9)]
     threads[0].start()
     assert started.wait(10)
@@ -134,7 +135,7 @@ def test_left_alone_the_log_is_brought_into_the_database(path: Path, monkeypatch
         checkpointed.set()
         return done
 
-    journal._checkpoint = noticed  # type: ignore[method-assign]
+    journal._checkpoint = noticed
     journal.append([entry("a", 1)])
     assert checkpointed.wait(10)
     connection = sqlite3.connect(f"file:{path}?immutable=1", uri=True)
@@ -205,8 +206,8 @@ def test_a_reserve_that_can_never_be_laid_in_does_not_starve_the_journal_for_goo
     def cannot(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(reserve.os, "posix_fallocate", cannot)
-    monkeypatch.setattr(reserve.os, "write", cannot)
+    monkeypatch.setattr(reserve.os, "posix_fallocate", cannot)  # type: ignore[attr-defined]
+    monkeypatch.setattr(reserve.os, "write", cannot)  # type: ignore[attr-defined]
     journal._connection.execute("PRAGMA max_page_count=1000000")
     if goes_on:
         journal.append([entry("a", 2, data=long)])
@@ -222,7 +223,7 @@ def test_a_file_system_without_allocation_still_keeps_space_back(
     def cannot(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr(reserve.os, "posix_fallocate", cannot)
+    monkeypatch.setattr(reserve.os, "posix_fallocate", cannot)  # type: ignore[attr-defined]
     journal = SqliteJournal(path)
     journal.append([entry("a", 1)])
     assert path.with_name("journal.db-reserve").stat().st_size == module.RESERVE

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from counter_bench import Bench
 from counting import (
     COUNTER,
     Add,
@@ -38,13 +42,13 @@ class Strange(Event, frozen=True, kw_only=True):
 
 
 @pytest.fixture
-def disk(make_bench):
+def disk(make_bench: Callable[..., Bench]) -> Bench:
     """A bench whose journal has the faults a test gives it."""
     bench = make_bench(FaultyJournal(MemoryJournal()))
     return bench.start()
 
 
-def test_events_are_stored_then_applied_then_effects_run_then_the_reply_is_given(disk) -> None:
+def test_events_are_stored_then_applied_then_effects_run_then_the_reply_is_given(disk: Bench) -> None:
     order: list[tuple[str, int, float]] = []
 
     def look(what: str) -> None:
@@ -60,7 +64,7 @@ def test_events_are_stored_then_applied_then_effects_run_then_the_reply_is_given
     assert disk.counter.calls[-4:] == ["decide Add", "apply Counted", "react Counted", "settle"]
 
 
-def test_whoever_is_answered_finds_that_everybody_has_been_told_what_follows(disk) -> None:
+def test_whoever_is_answered_finds_that_everybody_has_been_told_what_follows(disk: Bench) -> None:
     last_call: list[str] = []
     replies = [disk.system.ask(Await(key="3"), to=COUNTER), disk.system.ask(Add(by=3), to=COUNTER)]
     for reply in (*replies, disk.system.ask(Release(key="3"), to=COUNTER)):
@@ -71,7 +75,7 @@ def test_whoever_is_answered_finds_that_everybody_has_been_told_what_follows(dis
     assert last_call == ["settle"] * 3
 
 
-def test_the_events_of_one_decision_are_one_batch(disk) -> None:
+def test_the_events_of_one_decision_are_one_batch(disk: Bench) -> None:
     disk.system.ask(Add(by=1, times=3), to=COUNTER, cause="request/7").get(timeout=5)
     assert [len(batch) for batch in disk.journal.attempts] == [3]
     assert [(record.id, record.cause) for record in disk.journal.read()] == [
@@ -81,14 +85,14 @@ def test_the_events_of_one_decision_are_one_batch(disk) -> None:
     ]
 
 
-def test_nobody_sees_half_a_batch(bench) -> None:
+def test_nobody_sees_half_a_batch(bench: Bench) -> None:
     seen: list[int] = []
-    bench.counter.react = lambda state, stored: seen.append(bench.system.state(COUNTER).events) or ()
+    bench.counter.react = lambda state, stored: seen.append(bench.system.state(COUNTER).events) or ()  # type: ignore[func-returns-value, redundant-expr]
     bench.system.ask(Add(by=1, times=3), to=COUNTER).get(timeout=5)
     assert set(seen) <= {0, 3}
 
 
-def test_effects_carry_the_event_that_made_them_necessary(bench) -> None:
+def test_effects_carry_the_event_that_made_them_necessary(bench: Bench) -> None:
     bench.system.ask(Add(by=1, times=2), to=COUNTER, cause="request/1").get(timeout=5)
     bench.system.ask(Do(what="look"), to=COUNTER, cause="request/2").get(timeout=5)
     assert bench.effect_handler.performed == [
@@ -98,7 +102,7 @@ def test_effects_carry_the_event_that_made_them_necessary(bench) -> None:
     ]
 
 
-def test_a_replay_runs_no_effects(bench, make_bench) -> None:
+def test_a_replay_runs_no_effects(bench: Bench, make_bench: Callable[..., Bench]) -> None:
     bench.system.ask(Add(by=4, times=2), to=COUNTER).get(timeout=5)
     again = make_bench(MemoryJournal(bench.journal.records)).start()
     assert again.system.state(COUNTER) == bench.system.state(COUNTER)
@@ -107,11 +111,11 @@ def test_a_replay_runs_no_effects(bench, make_bench) -> None:
     assert again.stored() == ["counted"] * 3
 
 
-def test_an_answer_among_the_effects_of_the_decision_that_said_later_is_not_missed(bench) -> None:
+def test_an_answer_among_the_effects_of_the_decision_that_said_later_is_not_missed(bench: Bench) -> None:
     assert bench.system.ask(AddAndAwait(by=3), to=COUNTER).get(timeout=5) == 3
 
 
-def test_everybody_who_waits_for_a_key_gets_its_answer_once(bench) -> None:
+def test_everybody_who_waits_for_a_key_gets_its_answer_once(bench: Bench) -> None:
     replies = [bench.system.ask(Await(key=key), to=COUNTER) for key in "aab"]
     bench.system.ask(Release(key="a", outcome=1), to=COUNTER).get(timeout=5)
     assert [reply.get(timeout=5) for reply in replies[:2]] == [1, 1]
@@ -120,16 +124,18 @@ def test_everybody_who_waits_for_a_key_gets_its_answer_once(bench) -> None:
     assert not replies[2].done()
 
 
-def test_what_the_live_state_is_folded_from_is_what_a_replay_will_read(make_bench) -> None:
+def test_what_the_live_state_is_folded_from_is_what_a_replay_will_read(
+    make_bench: Callable[..., Bench],
+) -> None:
     class Listed(Event, frozen=True, kw_only=True):
         TAG = "listed"
         names: tuple[str, ...]
 
     bench = make_bench()
     applied: list[object] = []
-    bench.counter.apply = lambda state, stored: applied.append(stored.event) or state
+    bench.counter.apply = lambda state, stored: applied.append(stored.event) or state  # type: ignore[func-returns-value, redundant-expr]
     bench.counter.on_settle = lambda state, now, volatile: (
-        Decision(events=(Listed(names=["a"]),)) if not applied else None
+        Decision(events=(Listed(names=["a"]),)) if not applied else None  # type: ignore[arg-type]
     )
     bench.system.store.codec.register([Listed])
     bench.start()
@@ -139,7 +145,7 @@ def test_what_the_live_state_is_folded_from_is_what_a_replay_will_read(make_benc
 # the journal takes nothing
 
 
-def test_what_is_known_not_written_is_refused_with_507_and_changes_nothing(disk) -> None:
+def test_what_is_known_not_written_is_refused_with_507_and_changes_nothing(disk: Bench) -> None:
     disk.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused, match="no space left on device") as caught:
         disk.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
@@ -151,13 +157,13 @@ def test_what_is_known_not_written_is_refused_with_507_and_changes_nothing(disk)
     assert disk.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 1
 
 
-def test_stops_are_recorded_on_a_full_disk(disk) -> None:
+def test_stops_are_recorded_on_a_full_disk(disk: Bench) -> None:
     disk.journal.fault = JournalFull("no space left on device")
     assert disk.system.ask(End(), to=COUNTER).get(timeout=5) == "ended"
     assert disk.system.state(COUNTER).ended
 
 
-def test_a_report_is_handled_again_until_it_can_be_stored(disk) -> None:
+def test_a_report_is_handled_again_until_it_can_be_stored(disk: Bench) -> None:
     disk.journal.fault = JournalFull("no space left on device")
     disk.system.tell(Add(by=7), to=COUNTER)
     disk.system.rest()
@@ -175,9 +181,9 @@ def test_a_report_is_handled_again_until_it_can_be_stored(disk) -> None:
     assert disk.system.state(COUNTER).total == 7
 
 
-def test_a_report_the_journal_refuses_for_another_reason_is_parked_in_the_end(disk) -> None:
+def test_a_report_the_journal_refuses_for_another_reason_is_parked_in_the_end(disk: Bench) -> None:
     def refuse(batch: object) -> None:
-        if batch[0].type == "counted":
+        if batch[0].type == "counted":  # type: ignore[index]
             raise NotWritten("the versions do not follow")
 
     disk.journal.inside = MemoryJournal(before_append=refuse)
@@ -191,7 +197,7 @@ def test_a_report_the_journal_refuses_for_another_reason_is_parked_in_the_end(di
     assert (caught.value.refusal.kind, caught.value.refusal.code) == ("exhausted", "journal_refused")
 
 
-def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
+def test_what_follows_from_the_state_waits_for_the_disk_too(disk: Bench) -> None:
     disk.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Ended(),)) if state.total and not state.ended else None
     )
@@ -200,7 +206,7 @@ def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
         refusing = [True]
 
         def refuse_ended(batch: object) -> None:
-            if refusing[0] and any(entry.type == "ended" for entry in batch):
+            if refusing[0] and any(entry.type == "ended" for entry in batch):  # type: ignore[attr-defined]
                 raise JournalFull("no space left on device")
 
         disk.journal.inside = MemoryJournal(before_append=refuse_ended)
@@ -215,7 +221,7 @@ def test_what_follows_from_the_state_waits_for_the_disk_too(disk) -> None:
         Ended.URGENT = True
 
 
-def test_an_actor_starts_on_a_full_disk(make_bench) -> None:
+def test_an_actor_starts_on_a_full_disk(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(FaultyJournal(MemoryJournal()))
     bench.journal.fault = JournalFull("no space left on device")
     bench.counter.on_settle = lambda state, now, volatile: (
@@ -233,13 +239,15 @@ def test_an_actor_starts_on_a_full_disk(make_bench) -> None:
     "event",
     [
         Counted(by=float("nan")),
-        Counted(by=object()),
+        Counted(by=object()),  # type: ignore[arg-type]
         Noted(what="\ud800"),
-        Noted(what=5),
+        Noted(what=5),  # type: ignore[arg-type]
         Strange(),
     ],
 )
-def test_what_cannot_be_stored_is_refused_before_it_poisons_the_journal(bench, make_bench, event) -> None:
+def test_what_cannot_be_stored_is_refused_before_it_poisons_the_journal(
+    bench: Bench, make_bench: Callable[..., Bench], event: Any
+) -> None:
     with pytest.raises(Refused) as caught:
         bench.system.ask(Store(event=event), to=COUNTER).get(timeout=5)
     assert (caught.value.refusal.kind, caught.value.refusal.code) == ("exhausted", "not_storable")
@@ -248,7 +256,7 @@ def test_what_cannot_be_stored_is_refused_before_it_poisons_the_journal(bench, m
     assert make_bench(MemoryJournal(bench.journal.records)).start().system.state(COUNTER).total == 1
 
 
-def test_a_report_that_cannot_be_stored_is_parked_and_not_tried_for_ever(bench) -> None:
+def test_a_report_that_cannot_be_stored_is_parked_and_not_tried_for_ever(bench: Bench) -> None:
     bench.system.tell(Add(by=float("nan")), to=COUNTER)
     bench.system.rest()
     assert bench.stored() == ["command_parked"]
@@ -261,7 +269,7 @@ def test_a_report_that_cannot_be_stored_is_parked_and_not_tried_for_ever(bench) 
 
 
 @pytest.mark.parametrize("fault", [JournalFailed("fsync failed"), OSError("input/output error")])
-def test_a_journal_that_does_not_know_stops_the_system_and_says_so(disk, fault) -> None:
+def test_a_journal_that_does_not_know_stops_the_system_and_says_so(disk: Bench, fault: Any) -> None:
     waiting = disk.system.ask(Await(key="never"), to=COUNTER)
     disk.journal.fault = fault
     with pytest.raises(SystemFailed) as caught:
@@ -277,7 +285,7 @@ def test_a_journal_that_does_not_know_stops_the_system_and_says_so(disk, fault) 
     assert len(disk.journal.attempts) == 1
 
 
-def test_nothing_that_was_queued_is_handled_once_the_journal_has_failed(disk) -> None:
+def test_nothing_that_was_queued_is_handled_once_the_journal_has_failed(disk: Bench) -> None:
     held = Turnstile()
     first = disk.system.ask(Run(what=held), to=COUNTER)
     assert held.came.wait(5)
@@ -291,7 +299,7 @@ def test_nothing_that_was_queued_is_handled_once_the_journal_has_failed(disk) ->
     assert disk.effect_handler.performed == []
 
 
-def test_two_actors_that_fail_at_once_are_one_failure(make_bench) -> None:
+def test_two_actors_that_fail_at_once_are_one_failure(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(FaultyJournal(MemoryJournal()))
     others = [Counter(f"other-{number}") for number in range(4)]
     for other in others:
@@ -306,10 +314,10 @@ def test_two_actors_that_fail_at_once_are_one_failure(make_bench) -> None:
     assert len(bench.failures) == 1
 
 
-def test_a_host_may_stop_the_system_from_on_failure(make_bench) -> None:
+def test_a_host_may_stop_the_system_from_on_failure(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(FaultyJournal(MemoryJournal()))
     stopped: list[str] = []
-    bench.system._on_failure = lambda error: (bench.system.stop(timeout=1), stopped.append("yes"))
+    bench.system._on_failure = lambda error: (bench.system.stop(timeout=1), stopped.append("yes"))  # type: ignore[assignment, func-returns-value]
     bench.start()
     bench.journal.fault = JournalFailed("fsync failed")
     with pytest.raises(SystemFailed):
@@ -320,7 +328,7 @@ def test_a_host_may_stop_the_system_from_on_failure(make_bench) -> None:
 # time
 
 
-def test_a_core_is_asked_what_follows_on_every_tick(bench) -> None:
+def test_a_core_is_asked_what_follows_on_every_tick(bench: Bench) -> None:
     bench.system.rest()
     before = bench.counter.calls.count("settle")
     for _ in range(3):
@@ -329,10 +337,10 @@ def test_a_core_is_asked_what_follows_on_every_tick(bench) -> None:
     assert bench.counter.calls.count("settle") == before + 3
 
 
-def test_a_core_is_woken_when_it_asked_to_be(bench) -> None:
+def test_a_core_is_woken_when_it_asked_to_be(bench: Bench) -> None:
     due = bench.clock.now().monotonic + 2
 
-    def settle(state, now, volatile):
+    def settle(state: Any, now: Any, volatile: Any) -> Any:
         if state.total and not state.ended:
             return Decision(events=(Ended(),)) if now.monotonic >= due else Decision(wake_at=due)
         return None
@@ -348,7 +356,7 @@ def test_a_core_is_woken_when_it_asked_to_be(bench) -> None:
     assert bench.system.state(COUNTER).ended
 
 
-def test_a_core_that_asks_to_be_woken_in_the_past_does_not_spin(make_bench) -> None:
+def test_a_core_that_asks_to_be_woken_in_the_past_does_not_spin(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     bench.counter.on_settle = lambda state, now, volatile: Decision(wake_at=now.monotonic - 5)
     bench.start()
@@ -357,13 +365,13 @@ def test_a_core_that_asks_to_be_woken_in_the_past_does_not_spin(make_bench) -> N
     assert bench.counter.calls.count("settle") == 1
 
 
-def test_a_busy_actor_sets_no_timer_a_message(bench) -> None:
+def test_a_busy_actor_sets_no_timer_a_message(bench: Bench) -> None:
     for _ in range(200):
         bench.system.ask(Total(), to=COUNTER).get(timeout=5)
     assert len(bench.clock._heap) <= 2
 
 
-def test_answers_wait_for_what_follows_from_another_actor(make_bench) -> None:
+def test_answers_wait_for_what_follows_from_another_actor(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     other = Counter("other")
     bench.system.register(other)
@@ -373,13 +381,15 @@ def test_answers_wait_for_what_follows_from_another_actor(make_bench) -> None:
     assert reply.get(timeout=5) == "gone"
 
 
-def test_a_command_to_nobody_is_logged_and_harms_nobody(bench, caplog) -> None:
+def test_a_command_to_nobody_is_logged_and_harms_nobody(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     assert bench.system.ask(Forward(to="nobody", command=Add(by=1)), to=COUNTER).get(timeout=5) == "sent"
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
     assert "undelivered Add" in caplog.text
 
 
-def test_settling_answers_those_who_wait(bench) -> None:
+def test_settling_answers_those_who_wait(bench: Bench) -> None:
     bench.counter.on_settle = lambda state, now, volatile: (
         Decision(events=(Ended(),), effects=(Answer(key="end", outcome="done"),))
         if state.total > 2 and not state.ended

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from counter_bench import Bench
 from counting import COUNTER, Add, Await, Counter, Do, Done, Release, Run, Total
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFull
@@ -30,7 +33,9 @@ class Moody(Counter):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_was_acknowledged_is_stored_once_and_everybody_is_answered(make_bench, seed) -> None:
+def test_what_was_acknowledged_is_stored_once_and_everybody_is_answered(
+    make_bench: Callable[..., Bench], seed: Any
+) -> None:
     chance = random.Random(seed)
     bench = make_bench(FaultyJournal(MemoryJournal()))
     core = Moody(chance)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,13 +12,13 @@ from greenroom.actors.kernel.clock import ManualClock, SystemClock
 
 
 @pytest.fixture
-def clock():
+def clock() -> Iterator[SystemClock]:
     clock = SystemClock()
     yield clock
     clock.close()
 
 
-def test_timers_fire_in_the_order_they_are_due(clock) -> None:
+def test_timers_fire_in_the_order_they_are_due(clock: SystemClock) -> None:
     fired: list[str] = []
     done = threading.Event()
     now = clock.now().monotonic
@@ -27,14 +29,14 @@ def test_timers_fire_in_the_order_they_are_due(clock) -> None:
     assert fired == ["first", "second"]
 
 
-def test_a_timer_that_comes_first_is_not_kept_waiting_by_a_later_one(clock) -> None:
+def test_a_timer_that_comes_first_is_not_kept_waiting_by_a_later_one(clock: SystemClock) -> None:
     done = threading.Event()
     clock.call_at(clock.now().monotonic + 3_600, lambda: None)
     clock.call_at(clock.now().monotonic, done.set)
     assert done.wait(5)
 
 
-def test_a_cancelled_timer_does_not_fire(clock) -> None:
+def test_a_cancelled_timer_does_not_fire(clock: SystemClock) -> None:
     fired: list[str] = []
     done = threading.Event()
     now = clock.now().monotonic
@@ -48,7 +50,7 @@ def test_a_cancelled_timer_does_not_fire(clock) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
-def test_a_timer_that_raises_stops_no_other(clock, error) -> None:
+def test_a_timer_that_raises_stops_no_other(clock: SystemClock, error: Any) -> None:
     done = threading.Event()
 
     def leave() -> None:
@@ -60,7 +62,7 @@ def test_a_timer_that_raises_stops_no_other(clock, error) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1e9, 1e11, 1e300, float("inf")])
-def test_a_timer_that_is_too_far_away_stops_no_other(clock, seconds) -> None:
+def test_a_timer_that_is_too_far_away_stops_no_other(clock: SystemClock, seconds: Any) -> None:
     done = threading.Event()
     clock.call_at(clock.now().monotonic + seconds, lambda: None)
     clock.call_at(clock.now().monotonic + 0.05, lambda: None)
@@ -71,13 +73,13 @@ def test_a_timer_that_is_too_far_away_stops_no_other(clock, seconds) -> None:
     assert done.wait(5)
 
 
-def test_a_timer_at_no_time_is_an_error_for_whoever_sets_it(clock) -> None:
+def test_a_timer_at_no_time_is_an_error_for_whoever_sets_it(clock: SystemClock) -> None:
     for one in (clock, ManualClock()):
         with pytest.raises(ValueError, match="NaN"):
             one.call_at(float("nan"), lambda: None)
 
 
-def test_cancelled_deadlines_do_not_pile_up(clock) -> None:
+def test_cancelled_deadlines_do_not_pile_up(clock: SystemClock) -> None:
     far = clock.now().monotonic + 3_600
     kept = [clock.call_at(far, lambda: None) for _ in range(10)]
     for _ in range(10_000):
@@ -92,6 +94,7 @@ def test_a_closed_clock_takes_timers_and_forgets_them() -> None:
     thread = clock._thread
     clock.close()
     clock.close()
+    assert thread is not None
     assert not thread.is_alive()
     clock.call_at(clock.now().monotonic, sys.exit).cancel()
 
@@ -107,7 +110,7 @@ def test_a_manual_clock_stands_still_until_it_is_moved() -> None:
     clock = ManualClock()
     at: list[float] = []
     clock.call_at(1_010, lambda: at.append(clock.now().monotonic))
-    clock.call_at(1_005, lambda: clock.call_at(1_007, lambda: at.append(clock.now().monotonic)))
+    clock.call_at(1_005, lambda: clock.call_at(1_007, lambda: at.append(clock.now().monotonic)))  # type: ignore[arg-type]
     clock.advance(9)
     assert at == [1_007]
     clock.advance(1)

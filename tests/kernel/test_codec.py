@@ -165,7 +165,7 @@ def test_retired_tags_are_skipped_and_still_count_as_versions() -> None:
         (entry("host/scales/1", 1, "weighed", "[]", 1), EventChanged, "schema 1"),
     ],
 )
-def test_what_cannot_be_read_stops_the_boot_with_a_sentence(bad, error, says) -> None:
+def test_what_cannot_be_read_stops_the_boot_with_a_sentence(bad: Any, error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
         started(journal(bad), Counter(), Scales())
 
@@ -174,7 +174,7 @@ def test_an_event_that_cannot_be_applied_is_left_out_and_noted_once() -> None:
     """Poison in a journal must not keep everything else in it from being used."""
 
     class Picky(Counter):
-        def apply(self, state, stored):
+        def apply(self, state: Any, stored: Any) -> Any:
             return state if 7 / (stored.event.by - 2) is None else super().apply(state, stored)
 
     past = journal(

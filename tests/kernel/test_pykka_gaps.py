@@ -7,11 +7,14 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pykka
 import pytest
 
+from counter_bench import Bench
 from counting import COUNTER, Add, Counter, Done, Run, Total, Turnstile
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.journal.port import JournalFailed
@@ -32,7 +35,7 @@ class HostActor(pykka.ThreadingActor):
 
 
 @pytest.fixture
-def host_actor():
+def host_actor() -> Iterator[Any]:
     actor = HostActor.start()
     yield actor
     if actor.is_alive():
@@ -40,7 +43,7 @@ def host_actor():
 
 
 @pytest.fixture
-def eager_switching():
+def eager_switching() -> Iterator[None]:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -50,7 +53,7 @@ def eager_switching():
 # the two private names of Pykka that we use
 
 
-def test_pykka_takes_the_mailbox_that_its_actor_makes(bench) -> None:
+def test_pykka_takes_the_mailbox_that_its_actor_makes(bench: Bench) -> None:
     actor = bench.system._actors[COUNTER]
     assert pykka.ThreadingActor._create_actor_inbox is not Actor._create_actor_inbox
     assert isinstance(actor.actor_inbox, Inbox)
@@ -109,22 +112,24 @@ def race(rounds: int, asks: int) -> None:
         deadline = time.monotonic() + 20
         for reply in (one for mine in replies for one in mine):
             try:
-                assert reply.get(timeout=max(0.0, deadline - time.monotonic())) == 0
+                assert reply.get(timeout=max(0.0, deadline - time.monotonic())) == 0  # type: ignore[attr-defined]
             except ActorStopped:
                 continue
 
 
-def test_an_ask_that_races_with_stop_is_always_answered(eager_switching) -> None:
+def test_an_ask_that_races_with_stop_is_always_answered(eager_switching: None) -> None:
     race(rounds=60, asks=100)
 
 
 @pytest.mark.slow
-def test_sixty_thousand_asks_that_race_with_stop_are_all_answered(eager_switching) -> None:
+def test_sixty_thousand_asks_that_race_with_stop_are_all_answered(eager_switching: None) -> None:
     race(rounds=600, asks=100)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
-def test_exiting_in_our_handler_leaves_the_hosts_actors_alive(bench, host_actor, error) -> None:
+def test_exiting_in_our_handler_leaves_the_hosts_actors_alive(
+    bench: Bench, host_actor: Any, error: Any
+) -> None:
     def leave() -> None:
         raise error
 
@@ -135,7 +140,7 @@ def test_exiting_in_our_handler_leaves_the_hosts_actors_alive(bench, host_actor,
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
-def test_exiting_in_our_effect_handler_leaves_the_hosts_actors_alive(bench, host_actor) -> None:
+def test_exiting_in_our_effect_handler_leaves_the_hosts_actors_alive(bench: Bench, host_actor: Any) -> None:
     def leave(effect: object, cause: str) -> None:
         del bench.effect_handler.on[Done]
         raise SystemExit(3)
@@ -147,7 +152,7 @@ def test_exiting_in_our_effect_handler_leaves_the_hosts_actors_alive(bench, host
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 1
 
 
-def test_exiting_in_on_failure_leaves_the_hosts_actors_alive(host_actor) -> None:
+def test_exiting_in_on_failure_leaves_the_hosts_actors_alive(host_actor: Any) -> None:
     journal = FaultyJournal(MemoryJournal())
     system = ActorSystem(journal, on_failure=lambda error: sys.exit(4))
     system.register(Counter(), effect_handler=RecordingEffectHandler())
@@ -158,24 +163,24 @@ def test_exiting_in_on_failure_leaves_the_hosts_actors_alive(host_actor) -> None
     assert host_actor.is_alive()
 
 
-def test_a_host_that_stops_all_its_actors_leaves_ours_alive(bench, host_actor) -> None:
+def test_a_host_that_stops_all_its_actors_leaves_ours_alive(bench: Bench, host_actor: Any) -> None:
     pykka.ActorRegistry.stop_all(timeout=5)
     assert not host_actor.is_alive()
     assert bench.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
 
 
-def test_a_hosts_actor_that_exits_leaves_ours_alive(bench, host_actor) -> None:
+def test_a_hosts_actor_that_exits_leaves_ours_alive(bench: Bench, host_actor: Any) -> None:
     host_actor.tell(SystemExit(1))
     host_actor.actor_stopped.wait(5)
     assert bench.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
 
 
-def test_we_are_never_in_the_registry_of_the_process(bench) -> None:
+def test_we_are_never_in_the_registry_of_the_process(bench: Bench) -> None:
     assert pykka.ActorRegistry.get_all() == []
 
 
 @pytest.mark.parametrize("error", [ValueError("no such backend"), SystemExit(1)])
-def test_a_failing_start_is_an_error_to_whoever_starts(make_bench, error) -> None:
+def test_a_failing_start_is_an_error_to_whoever_starts(make_bench: Callable[..., Bench], error: Any) -> None:
     bench = make_bench()
     bench.counter.faults["decide"] = [error] * 9
     with pytest.raises(StartFailed, match=f"counter could not start: {type(error).__name__}"):
@@ -184,9 +189,9 @@ def test_a_failing_start_is_an_error_to_whoever_starts(make_bench, error) -> Non
         bench.system.ask(Total(), to=COUNTER).get(timeout=5)
 
 
-def test_a_start_that_hangs_is_an_error_within_its_bound(make_bench) -> None:
+def test_a_start_that_hangs_is_an_error_within_its_bound(make_bench: Callable[..., Bench]) -> None:
     bench, held = make_bench(), Turnstile()
-    bench.counter.on_settle = lambda *_: held() and None
+    bench.counter.on_settle = lambda *_: held() and None  # type: ignore[assignment]
     with pytest.raises(StartFailed, match=r"counter did not start within 0\.05 seconds"):
         bench.system.start(timeout=0.05)
     held.open.set()

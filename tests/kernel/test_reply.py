@@ -10,12 +10,13 @@ import pykka
 import pytest
 from blockbuster import blockbuster_ctx
 
+from counter_bench import Bench
 from counting import COUNTER, Add, Await, Forward, Never, Release, Run, Total, Turnstile
 from greenroom.actors.kernel.errors import AskExpired, Refused
 from greenroom.actors.kernel.reply import Reply
 
 
-async def test_awaiting_an_answer_does_not_block_the_loop(bench) -> None:
+async def test_awaiting_an_answer_does_not_block_the_loop(bench: Bench) -> None:
     held = Turnstile()
     beats = 0
 
@@ -35,13 +36,13 @@ async def test_awaiting_an_answer_does_not_block_the_loop(bench) -> None:
     assert beats == 100
 
 
-async def test_a_thousand_tasks_await_at_once(bench) -> None:
+async def test_a_thousand_tasks_await_at_once(bench: Bench) -> None:
     with blockbuster_ctx():
         answers = await asyncio.gather(*(bench.system.ask(Add(by=1), to=COUNTER) for _ in range(1_000)))
     assert sorted(answers) == list(range(1, 1_001))
 
 
-async def test_a_refusal_is_raised_where_it_is_awaited(bench) -> None:
+async def test_a_refusal_is_raised_where_it_is_awaited(bench: Bench) -> None:
     reply = bench.system.ask(Await(key="door"), to=COUNTER)
     bench.system.tell(Release(key="door", outcome="open"), to=COUNTER)
     assert await reply == "open"
@@ -50,7 +51,7 @@ async def test_a_refusal_is_raised_where_it_is_awaited(bench) -> None:
     assert caught.value.refusal.kind == "conflict"
 
 
-async def test_a_cancelled_wait_leaves_the_answer_to_the_others(bench) -> None:
+async def test_a_cancelled_wait_leaves_the_answer_to_the_others(bench: Bench) -> None:
     reply = bench.system.ask(Await(key="door"), to=COUNTER)
     impatient = asyncio.ensure_future(_await(reply))
     patient = asyncio.ensure_future(_await(reply))
@@ -61,7 +62,7 @@ async def test_a_cancelled_wait_leaves_the_answer_to_the_others(bench) -> None:
     assert impatient.cancelled() or await asyncio.wait([impatient])
 
 
-def test_an_answer_that_comes_after_its_loop_has_closed_harms_nobody(bench) -> None:
+def test_an_answer_that_comes_after_its_loop_has_closed_harms_nobody(bench: Bench) -> None:
     reply = bench.system.ask(Await(key="door"), to=COUNTER)
 
     async def give_up() -> None:
@@ -74,13 +75,13 @@ def test_an_answer_that_comes_after_its_loop_has_closed_harms_nobody(bench) -> N
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
-async def test_an_answer_that_is_there_is_awaited_at_once(bench) -> None:
+async def test_an_answer_that_is_there_is_awaited_at_once(bench: Bench) -> None:
     reply = bench.system.ask(Total(), to=COUNTER)
     assert reply.get(timeout=5) == await reply == await reply == 0
 
 
 def test_only_the_first_answer_counts() -> None:
-    reply = Reply()
+    reply = Reply()  # type: ignore[var-annotated]
     reply.set(1)
     reply.set(2)
     reply.fail(AskExpired("too late"))
@@ -90,8 +91,8 @@ def test_only_the_first_answer_counts() -> None:
 def test_one_of_two_answers_that_race_is_heard_by_all() -> None:
     with ThreadPoolExecutor(2) as pool:
         for _ in range(500):
-            reply, heard = Reply(), []
-            reply.on_done(lambda heard=heard: heard.append("early"))
+            reply, heard = Reply(), []  # type: ignore[var-annotated]
+            reply.on_done(lambda heard=heard: heard.append("early"))  # type: ignore[misc]
             both = threading.Barrier(2)
 
             def give(value: int, reply: Reply[Any] = reply, both: threading.Barrier = both) -> None:
@@ -99,7 +100,7 @@ def test_one_of_two_answers_that_race_is_heard_by_all() -> None:
                 reply.set(value)
 
             list(pool.map(give, (1, 2)))
-            reply.on_done(lambda heard=heard: heard.append("late"))
+            reply.on_done(lambda heard=heard: heard.append("late"))  # type: ignore[misc]
             assert heard == ["early", "late"]
             assert reply.get() in (1, 2)
 
@@ -109,12 +110,12 @@ def test_map_is_refused_because_its_result_could_never_be_awaited() -> None:
         Reply().map(lambda value: value)
 
 
-def test_get_waits_no_longer_than_it_is_told(bench) -> None:
+def test_get_waits_no_longer_than_it_is_told(bench: Bench) -> None:
     with pytest.raises(pykka.Timeout):
         bench.system.ask(Await(key="never"), to=COUNTER).get(timeout=0.01)
 
 
-def test_a_handler_that_waits_for_another_actor_is_an_error_and_not_a_deadlock(bench) -> None:
+def test_a_handler_that_waits_for_another_actor_is_an_error_and_not_a_deadlock(bench: Bench) -> None:
     with pytest.raises(Refused, match="must not wait for an answer"):
         bench.system.ask(Run(what=lambda: bench.system.ask(Total(), to=COUNTER).get()), to=COUNTER).get(
             timeout=5
@@ -122,7 +123,7 @@ def test_a_handler_that_waits_for_another_actor_is_an_error_and_not_a_deadlock(b
     assert bench.system.ask(Forward(to="counter", command=Add(by=1)), to=COUNTER).get(timeout=5) == "sent"
 
 
-def test_forgotten_replies_are_freed(bench) -> None:
+def test_forgotten_replies_are_freed(bench: Bench) -> None:
     class Heavy:
         alive = 0
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from counter_bench import Bench
 from counting import (
     COUNTER,
     Add,
@@ -31,7 +33,7 @@ def fail(message: str = "broken") -> None:
     raise ValueError(message)
 
 
-def fail_in_effect(bench) -> None:
+def fail_in_effect(bench: Bench) -> None:
     """Have the effect handler fail on the next effect."""
 
     def once(effect: object, cause: str) -> None:
@@ -41,15 +43,15 @@ def fail_in_effect(bench) -> None:
     bench.effect_handler.on[Done] = once
 
 
-def parked(bench) -> list[CommandParked]:
+def parked(bench: Bench) -> list[CommandParked]:
     return [
-        bench.system.store.codec.decode(one).event
+        bench.system.store.codec.decode(one).event  # type: ignore[misc, union-attr]
         for one in bench.journal.read()
         if one.type == "command_parked"
     ]
 
 
-def test_a_command_that_fails_once_is_tried_again_and_succeeds(bench) -> None:
+def test_a_command_that_fails_once_is_tried_again_and_succeeds(bench: Bench) -> None:
     bench.system.ask(Add(by=4), to=COUNTER).get(timeout=5)
     bench.counter.faults["decide"] = [ValueError("once")]
     assert bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 5
@@ -58,7 +60,7 @@ def test_a_command_that_fails_once_is_tried_again_and_succeeds(bench) -> None:
     assert parked(bench) == []
 
 
-def test_what_was_volatile_is_lost_in_a_rebuild_and_what_is_durable_is_not(bench) -> None:
+def test_what_was_volatile_is_lost_in_a_rebuild_and_what_is_durable_is_not(bench: Bench) -> None:
     before: list[int] = []
     bench.counter.on_settle = lambda state, now, volatile: before.append(volatile)
     bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
@@ -71,7 +73,7 @@ def test_what_was_volatile_is_lost_in_a_rebuild_and_what_is_durable_is_not(bench
     assert bench.system.state(COUNTER) == Sum(3, 3)
 
 
-def test_a_command_that_fails_twice_is_parked_with_its_traceback_and_the_rest_goes_on(bench) -> None:
+def test_a_command_that_fails_twice_is_parked_with_its_traceback_and_the_rest_goes_on(bench: Bench) -> None:
     held = Turnstile()
     bench.system.tell(Run(what=held), to=COUNTER)
     assert held.came.wait(5)
@@ -90,13 +92,13 @@ def test_a_command_that_fails_twice_is_parked_with_its_traceback_and_the_rest_go
     assert (record.id, record.cause) == ("parked/counter/1", "request/9")
 
 
-def test_a_report_that_fails_twice_is_parked_too(bench) -> None:
+def test_a_report_that_fails_twice_is_parked_too(bench: Bench) -> None:
     bench.system.tell(Run(what=fail), to=COUNTER)
     bench.system.rest()
     assert [event.command for event in parked(bench)] == ["Run"]
 
 
-def test_those_who_wait_go_on_waiting_when_the_actor_is_rebuilt(bench) -> None:
+def test_those_who_wait_go_on_waiting_when_the_actor_is_rebuilt(bench: Bench) -> None:
     waiting = bench.system.ask(Await(key="later"), to=COUNTER)
     bench.system.rest()
     fail_in_effect(bench)
@@ -110,7 +112,7 @@ def test_those_who_wait_go_on_waiting_when_the_actor_is_rebuilt(bench) -> None:
     assert waiting.get(timeout=5) == "here"
 
 
-def test_who_waits_for_what_cannot_be_asked_twice_hears_of_the_rebuild(bench) -> None:
+def test_who_waits_for_what_cannot_be_asked_twice_hears_of_the_rebuild(bench: Bench) -> None:
     bench.counter.react = lambda state, stored: [Done(what="x")]
     waiting = bench.system.ask(AddAndAwait(by=1), to=COUNTER)
     bench.system.rest()
@@ -120,7 +122,7 @@ def test_who_waits_for_what_cannot_be_asked_twice_hears_of_the_rebuild(bench) ->
         waiting.get(timeout=5)
 
 
-def test_a_command_is_never_repeated_once_it_was_decided(bench) -> None:
+def test_a_command_is_never_repeated_once_it_was_decided(bench: Bench) -> None:
     fail_in_effect(bench)
     with pytest.raises(ActorStopped, match="failed on this command and was rebuilt"):
         bench.system.ask(Add(by=3), to=COUNTER).get(timeout=5)
@@ -132,7 +134,7 @@ def test_a_command_is_never_repeated_once_it_was_decided(bench) -> None:
     assert (event.command, event.fields) == ("Done", "counter/1")
 
 
-def test_an_effect_that_fails_keeps_no_other_from_being_carried_out(bench) -> None:
+def test_an_effect_that_fails_keeps_no_other_from_being_carried_out(bench: Bench) -> None:
     fail_in_effect(bench)
     bench.system.tell(Add(by=3, times=3), to=COUNTER)
     bench.system.rest()
@@ -143,7 +145,7 @@ def test_an_effect_that_fails_keeps_no_other_from_being_carried_out(bench) -> No
     ]
 
 
-def test_a_failure_to_settle_does_not_repeat_the_command_before_it(bench) -> None:
+def test_a_failure_to_settle_does_not_repeat_the_command_before_it(bench: Bench) -> None:
     bench.counter.faults["settle"] = [ValueError("once")]
     assert bench.system.ask(Add(by=3), to=COUNTER).get(timeout=5) == 3
     bench.system.rest()
@@ -152,7 +154,7 @@ def test_a_failure_to_settle_does_not_repeat_the_command_before_it(bench) -> Non
 
 
 @pytest.mark.parametrize("function", ["apply", "react"])
-def test_an_event_that_cannot_be_folded_is_never_stored(bench, function) -> None:
+def test_an_event_that_cannot_be_folded_is_never_stored(bench: Bench, function: str) -> None:
     bench.counter.faults[function] = [ValueError("not total"), ValueError("not total")]
     with pytest.raises(Refused, match="not total"):
         bench.system.ask(Add(by=3), to=COUNTER).get(timeout=5)
@@ -160,14 +162,14 @@ def test_an_event_that_cannot_be_folded_is_never_stored(bench, function) -> None
     assert bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 1
 
 
-def test_an_event_for_a_stream_the_actor_does_not_claim_is_never_stored(bench) -> None:
+def test_an_event_for_a_stream_the_actor_does_not_claim_is_never_stored(bench: Bench) -> None:
     bench.counter.stream_of = lambda event: "elsewhere"
     with pytest.raises(Refused, match="does not claim the stream 'elsewhere'"):
         bench.system.ask(Add(by=3), to=COUNTER).get(timeout=5)
     assert bench.stored() == ["command_parked"]
 
 
-def test_a_rebuild_may_itself_fail_and_be_tried_again(bench) -> None:
+def test_a_rebuild_may_itself_fail_and_be_tried_again(bench: Bench) -> None:
     fail_in_effect(bench)
     bench.counter.recovers = False
     bench.system.tell(Add(by=3), to=COUNTER)
@@ -180,7 +182,7 @@ def test_a_rebuild_may_itself_fail_and_be_tried_again(bench) -> None:
     assert bench.failures == []
 
 
-def test_an_actor_that_cannot_settle_goes_on_answering_and_is_tried_less_and_less_often(bench) -> None:
+def test_an_actor_that_cannot_settle_goes_on_answering_and_is_tried_less_and_less_often(bench: Bench) -> None:
     bench.counter.on_settle = lambda state, now, volatile: fail() if state.total else None
     assert bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5) == 1
     for _ in range(600):
@@ -192,7 +194,7 @@ def test_an_actor_that_cannot_settle_goes_on_answering_and_is_tried_less_and_les
     assert {event.command for event in parked(bench)} == {"settle"}
 
 
-def test_nobody_waits_for_an_actor_that_cannot_settle(bench) -> None:
+def test_nobody_waits_for_an_actor_that_cannot_settle(bench: Bench) -> None:
     waiting = bench.system.ask(Await(key="never"), to=COUNTER)
     bench.counter.on_settle = lambda state, now, volatile: fail() if state.total else None
     bench.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
@@ -211,7 +213,7 @@ def test_nobody_waits_for_an_actor_that_cannot_settle(bench) -> None:
     assert not waiting.done()
 
 
-def test_what_is_refused_because_its_actor_cannot_settle_is_withdrawn(bench) -> None:
+def test_what_is_refused_because_its_actor_cannot_settle_is_withdrawn(bench: Bench) -> None:
     class AwaitOrAddTen(Await, frozen=True, kw_only=True):
         def withdrawn(self) -> Command[Any]:
             return Add(by=10)
@@ -228,7 +230,9 @@ def test_what_is_refused_because_its_actor_cannot_settle_is_withdrawn(bench) -> 
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 11
 
 
-def test_a_command_after_which_nothing_can_follow_is_taken_back_and_others_go_on_waiting(bench) -> None:
+def test_a_command_after_which_nothing_can_follow_is_taken_back_and_others_go_on_waiting(
+    bench: Bench,
+) -> None:
     waiting = bench.system.ask(Await(key="a"), to=COUNTER)
     bench.system.rest()
     bench.counter.on_settle = lambda state, now, volatile: fail("too many") if volatile > 1 else None
@@ -241,8 +245,8 @@ def test_a_command_after_which_nothing_can_follow_is_taken_back_and_others_go_on
     assert waiting.get(timeout=5) == 1
 
 
-def test_a_fault_a_core_has_kept_to_one_item_is_stored_with_what_it_was_about(bench) -> None:
-    def settle(state, now, volatile):
+def test_a_fault_a_core_has_kept_to_one_item_is_stored_with_what_it_was_about(bench: Bench) -> None:
+    def settle(state: Any, now: Any, volatile: Any) -> Any:
         try:
             fail("this one")
         except ValueError as error:
@@ -256,7 +260,9 @@ def test_a_fault_a_core_has_kept_to_one_item_is_stored_with_what_it_was_about(be
     assert "ValueError: this one" in event.traceback
 
 
-def test_what_the_journal_holds_cannot_keep_an_actor_from_starting(bench, make_bench) -> None:
+def test_what_the_journal_holds_cannot_keep_an_actor_from_starting(
+    bench: Bench, make_bench: Callable[..., Bench]
+) -> None:
     bench.system.ask(Add(by=13), to=COUNTER).get(timeout=5)
     again = make_bench(MemoryJournal(bench.journal.records))
     again.counter.on_settle = lambda state, now, volatile: fail() if state.total == 13 else None
@@ -270,7 +276,7 @@ def test_what_the_journal_holds_cannot_keep_an_actor_from_starting(bench, make_b
     assert not waiting.done()
 
 
-def test_a_command_for_another_actor_is_refused_and_nothing_else(bench) -> None:
+def test_a_command_for_another_actor_is_refused_and_nothing_else(bench: Bench) -> None:
     class Strange(Command[Any], frozen=True, kw_only=True):
         pass
 
@@ -282,14 +288,16 @@ def test_a_command_for_another_actor_is_refused_and_nothing_else(bench) -> None:
     assert bench.stored() == []
 
 
-def test_an_observation_that_fails_costs_only_what_it_would_have_seen(make_bench) -> None:
+def test_an_observation_that_fails_costs_only_what_it_would_have_seen(
+    make_bench: Callable[..., Bench],
+) -> None:
     bench = make_bench(observe=lambda volatile: fail("no such sensor"))
     bench.start()
     assert bench.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
     assert {event.command for event in parked(bench)} == {"look at what others own"}
 
 
-def test_a_callback_that_fails_costs_nobody_an_answer(bench) -> None:
+def test_a_callback_that_fails_costs_nobody_an_answer(bench: Bench) -> None:
     first, second = (bench.system.ask(Await(key="k"), to=COUNTER) for _ in range(2))
     first.on_done(fail)
     bench.system.ask(Release(key="k", outcome=1), to=COUNTER).get(timeout=5)
@@ -297,7 +305,7 @@ def test_a_callback_that_fails_costs_nobody_an_answer(bench) -> None:
     assert parked(bench) == []
 
 
-def test_a_core_that_never_comes_to_rest_is_slowed_down(make_bench) -> None:
+def test_a_core_that_never_comes_to_rest_is_slowed_down(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     bench.counter.on_settle = lambda state, now, volatile: Decision(events=(Counted(by=1),))
     bench.system.start()
@@ -311,7 +319,7 @@ def test_a_core_that_never_comes_to_rest_is_slowed_down(make_bench) -> None:
     assert "does not settle" in parked(bench)[0].traceback
 
 
-def test_rebuilds_are_forgiven_after_a_while(bench) -> None:
+def test_rebuilds_are_forgiven_after_a_while(bench: Bench) -> None:
     for _ in range(3 * REBUILDS):
         bench.counter.faults["settle"] = [ValueError("now and then")]
         assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
@@ -321,7 +329,9 @@ def test_rebuilds_are_forgiven_after_a_while(bench) -> None:
     assert bench.failures == []
 
 
-def test_whoever_repeats_a_poisonous_command_neither_stops_the_system_nor_grows_the_journal(bench) -> None:
+def test_whoever_repeats_a_poisonous_command_neither_stops_the_system_nor_grows_the_journal(
+    bench: Bench,
+) -> None:
     for _ in range(150):
         with pytest.raises(Refused, match="broken"):
             bench.system.ask(Run(what=fail), to=COUNTER).get(timeout=5)
@@ -333,7 +343,7 @@ def test_whoever_repeats_a_poisonous_command_neither_stops_the_system_nor_grows_
     assert bench.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
 
 
-def test_a_parked_command_is_put_aside_even_on_a_full_disk(make_bench) -> None:
+def test_a_parked_command_is_put_aside_even_on_a_full_disk(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(FaultyJournal(MemoryJournal())).start()
     bench.journal.fault = JournalFull("no space left on device")
     with pytest.raises(Refused, match="broken"):
@@ -342,7 +352,9 @@ def test_a_parked_command_is_put_aside_even_on_a_full_disk(make_bench) -> None:
     assert bench.system.ask(Add(by=2), to=COUNTER).get(timeout=5) == 2
 
 
-def test_parked_commands_are_numbered_on_after_a_restart(bench, make_bench) -> None:
+def test_parked_commands_are_numbered_on_after_a_restart(
+    bench: Bench, make_bench: Callable[..., Bench]
+) -> None:
     with pytest.raises(Refused):
         bench.system.ask(Run(what=fail), to=COUNTER).get(timeout=5)
     again = make_bench(MemoryJournal(bench.journal.records)).start()
@@ -351,7 +363,7 @@ def test_parked_commands_are_numbered_on_after_a_restart(bench, make_bench) -> N
     assert [record.id for record in again.journal.read()] == ["parked/counter/1", "parked/counter/2"]
 
 
-def test_secrets_are_taken_out_of_what_is_parked(make_bench) -> None:
+def test_secrets_are_taken_out_of_what_is_parked(make_bench: Callable[..., Bench]) -> None:
     class Login(Run, frozen=True, kw_only=True):
         SECRETS = ("token",)
         token: str
@@ -368,7 +380,7 @@ def test_secrets_are_taken_out_of_what_is_parked(make_bench) -> None:
     assert "*** was not accepted by https://***@example.org" in event.traceback
 
 
-def test_an_error_that_cannot_even_be_printed_is_survived(bench) -> None:
+def test_an_error_that_cannot_even_be_printed_is_survived(bench: Bench) -> None:
     class Unprintable(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no")
@@ -381,7 +393,7 @@ def test_an_error_that_cannot_even_be_printed_is_survived(bench) -> None:
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
-def test_one_actors_failure_does_not_touch_another(make_bench) -> None:
+def test_one_actors_failure_does_not_touch_another(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     other = Counter("other")
     bench.system.register(other)
@@ -393,7 +405,7 @@ def test_one_actors_failure_does_not_touch_another(make_bench) -> None:
     assert other.calls.count("decide Recovered") == 1
 
 
-def test_an_address_outlives_a_rebuild(bench) -> None:
+def test_an_address_outlives_a_rebuild(bench: Bench) -> None:
     actor = bench.system._actors[COUNTER]
     with pytest.raises(Refused):
         bench.system.ask(Run(what=fail), to=COUNTER).get(timeout=5)
@@ -416,7 +428,7 @@ def test_intensity_counts_over_a_sliding_window() -> None:
 def test_complaints_tell_one_failure_from_another() -> None:
     complaints = Complaints()
 
-    def caught(function) -> Fault:
+    def caught(function: Callable[[], Any]) -> Fault:
         try:
             function()
         except ValueError as error:

@@ -6,11 +6,13 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 
+from counter_bench import Bench
 from counting import COUNTER, Add, Await, Counted, Counter, Done, Forward, Release, Run, Total, Turnstile
 from greenroom.actors.journal.memory import MemoryJournal
 from greenroom.actors.kernel.clock import SystemClock
@@ -52,7 +54,7 @@ async def test_a_system_is_a_context_manager_in_a_coroutine() -> None:
 
 async def test_a_start_that_is_cancelled_leaves_nothing_running() -> None:
     held, counter = Turnstile(), Counter()
-    counter.on_settle = lambda *_: held() and None
+    counter.on_settle = lambda *_: held() and None  # type: ignore[assignment]
     system = ActorSystem(MemoryJournal())
     system.register(counter)
 
@@ -66,7 +68,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_running() -> None:
     held.open.set()
     with pytest.raises(asyncio.CancelledError):
         await entering
-    assert not system._actors[COUNTER].thread.is_alive()
+    assert not system._actors[COUNTER].thread.is_alive()  # type: ignore[union-attr]
 
 
 def test_a_system_leaves_nothing_behind_in_its_process() -> None:
@@ -95,7 +97,9 @@ def test_a_stop_lets_everyone_finish_what_is_in_hand() -> None:
     assert len(journal.records) == 50
 
 
-def test_a_stop_is_bounded_whatever_an_actor_does(make_bench, caplog) -> None:
+def test_a_stop_is_bounded_whatever_an_actor_does(
+    make_bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
     inside = bench.system.ask(Run(what=held), to=COUNTER)
@@ -110,43 +114,45 @@ def test_a_stop_is_bounded_whatever_an_actor_does(make_bench, caplog) -> None:
     with pytest.raises(ActorStopped):
         bench.system.ask(Total(), to=COUNTER).get(timeout=1)
     held.open.set()
-    bench.system._actors[COUNTER].thread.join(5)
-    assert not bench.system._actors[COUNTER].thread.is_alive()
+    bench.system._actors[COUNTER].thread.join(5)  # type: ignore[union-attr]
+    assert not bench.system._actors[COUNTER].thread.is_alive()  # type: ignore[union-attr]
     assert inside.get(timeout=1) == "through"
     assert bench.failures == []
 
 
-def test_an_actor_left_behind_stores_nothing_any_more_and_says_nothing(make_bench) -> None:
+def test_an_actor_left_behind_stores_nothing_any_more_and_says_nothing(
+    make_bench: Callable[..., Bench],
+) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
-    bench.effect_handler.on[Done] = lambda effect, cause: held()
+    bench.effect_handler.on[Done] = lambda effect, cause: held()  # type: ignore[assignment]
     bench.system.tell(Add(by=1), to=COUNTER)
     assert held.came.wait(5)
     bench.system.stop(timeout=0.05)
     held.open.set()
-    bench.system._actors[COUNTER].thread.join(5)
+    bench.system._actors[COUNTER].thread.join(5)  # type: ignore[union-attr]
     assert bench.stored() == ["counted"]
     assert bench.failures == []
 
 
-def test_those_who_wait_for_an_answer_get_an_error_when_it_stops(bench) -> None:
+def test_those_who_wait_for_an_answer_get_an_error_when_it_stops(bench: Bench) -> None:
     waiting = bench.system.ask(Await(key="never"), to=COUNTER)
     bench.system.stop()
     with pytest.raises(ActorStopped, match="counter has stopped"):
         waiting.get(timeout=1)
 
 
-def test_stopping_twice_and_from_two_threads_is_one_stop(bench) -> None:
+def test_stopping_twice_and_from_two_threads_is_one_stop(bench: Bench) -> None:
     threads = [threading.Thread(target=bench.system.stop) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(5)
     bench.system.stop()
-    assert not bench.system._actors[COUNTER].thread.is_alive()
+    assert not bench.system._actors[COUNTER].thread.is_alive()  # type: ignore[union-attr]
 
 
-def test_a_system_is_started_once(bench) -> None:
+def test_a_system_is_started_once(bench: Bench) -> None:
     with pytest.raises(StartFailed, match="started once"):
         bench.system.start()
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
@@ -155,7 +161,7 @@ def test_a_system_is_started_once(bench) -> None:
         bench.system.start()
 
 
-def test_a_failing_start_closes_the_journal_and_stops_the_others(make_bench) -> None:
+def test_a_failing_start_closes_the_journal_and_stops_the_others(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     broken = Counter("broken")
     broken.faults["settle"] = [ValueError("no")] * 9
@@ -163,10 +169,10 @@ def test_a_failing_start_closes_the_journal_and_stops_the_others(make_bench) -> 
     with pytest.raises(StartFailed, match="broken could not start"):
         bench.system.start()
     assert bench.journal._closed
-    assert not bench.system._actors[COUNTER].thread.is_alive()
+    assert not bench.system._actors[COUNTER].thread.is_alive()  # type: ignore[union-attr]
 
 
-def test_actors_may_talk_to_each_other_in_their_first_breath(make_bench) -> None:
+def test_actors_may_talk_to_each_other_in_their_first_breath(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     early = Counter("early")
     early.on_settle = lambda state, now, volatile: (
@@ -181,7 +187,7 @@ def test_actors_may_talk_to_each_other_in_their_first_breath(make_bench) -> None
 # addresses
 
 
-def test_an_unknown_address_is_an_error_that_names_the_known_ones(bench) -> None:
+def test_an_unknown_address_is_an_error_that_names_the_known_ones(bench: Bench) -> None:
     with pytest.raises(UnknownActor, match=r"no actor 'couter' in this system \(there are: counter\)"):
         bench.system.ask(Total(), to="couter").get(timeout=1)
     with pytest.raises(UnknownActor):
@@ -190,26 +196,26 @@ def test_an_unknown_address_is_an_error_that_names_the_known_ones(bench) -> None
         bench.system.state("couter")
 
 
-def test_an_address_is_had_once(bench, make_bench) -> None:
+def test_an_address_is_had_once(bench: Bench, make_bench: Callable[..., Bench]) -> None:
     with pytest.raises(StartFailed, match="before the system starts"):
         bench.system.register(Counter("late"))
     with pytest.raises(StartFailed, match="an actor counter already"):
         make_bench().system.register(Counter())
 
 
-def test_an_ask_before_the_start_is_refused(make_bench) -> None:
+def test_an_ask_before_the_start_is_refused(make_bench: Callable[..., Bench]) -> None:
     with pytest.raises(ActorStopped, match="not running"):
         make_bench().system.ask(Total(), to=COUNTER).get(timeout=1)
 
 
-def test_a_tell_to_a_stopped_actor_goes_nowhere(bench) -> None:
+def test_a_tell_to_a_stopped_actor_goes_nowhere(bench: Bench) -> None:
     bench.system.stop()
     bench.system.tell(Add(by=1), to=COUNTER)
     bench.system.rest()
     assert bench.stored() == []
 
 
-def test_two_systems_in_one_process_have_two_journals(make_bench) -> None:
+def test_two_systems_in_one_process_have_two_journals(make_bench: Callable[..., Bench]) -> None:
     one, two = make_bench().start(), make_bench().start()
     one.system.ask(Add(by=1), to=COUNTER).get(timeout=5)
     two.system.ask(Add(by=2), to=COUNTER).get(timeout=5)
@@ -222,7 +228,9 @@ def test_two_systems_in_one_process_have_two_journals(make_bench) -> None:
 # mailbox and deadlines
 
 
-def test_more_asks_than_the_mailbox_holds_are_refused_and_tells_are_not(make_bench) -> None:
+def test_more_asks_than_the_mailbox_holds_are_refused_and_tells_are_not(
+    make_bench: Callable[..., Bench],
+) -> None:
     bench, held = make_bench(mailbox=3), Turnstile()
     bench.start()
     bench.system.tell(Run(what=held), to=COUNTER)
@@ -236,7 +244,9 @@ def test_more_asks_than_the_mailbox_holds_are_refused_and_tells_are_not(make_ben
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 1
 
 
-def test_an_ask_expires_at_its_deadline_even_while_the_actor_is_busy(make_bench) -> None:
+def test_an_ask_expires_at_its_deadline_even_while_the_actor_is_busy(
+    make_bench: Callable[..., Bench],
+) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
     bench.system.tell(Run(what=held), to=COUNTER)
@@ -252,7 +262,7 @@ def test_an_ask_expires_at_its_deadline_even_while_the_actor_is_busy(make_bench)
     assert bench.system.ask(Total(), to=COUNTER).get(timeout=5) == 0
 
 
-def test_an_ask_that_was_told_later_expires_too(bench) -> None:
+def test_an_ask_that_was_told_later_expires_too(bench: Bench) -> None:
     reply = bench.system.ask(Await(key="door"), to=COUNTER, timeout=10)
     bench.system.rest()
     bench.clock.advance(10)
@@ -263,7 +273,7 @@ def test_an_ask_that_was_told_later_expires_too(bench) -> None:
         reply.get(timeout=0)
 
 
-def test_expired_asks_leave_no_trail(bench) -> None:
+def test_expired_asks_leave_no_trail(bench: Bench) -> None:
     for _ in range(300):
         bench.system.ask(Await(key="door"), to=COUNTER, timeout=1)
         bench.system.rest()
@@ -281,11 +291,13 @@ def test_deadlines_run_on_the_real_clock_too() -> None:
 # what listeners hear, and what rest means
 
 
-def test_listeners_hear_every_stored_event_and_cannot_undo_it(bench, caplog) -> None:
+def test_listeners_hear_every_stored_event_and_cannot_undo_it(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     heard: list[str] = []
 
     def listen(record: object) -> None:
-        heard.append(record.id)
+        heard.append(record.id)  # type: ignore[attr-defined]
         raise ValueError("deaf")
 
     bench.system.on_record(listen)
@@ -294,20 +306,20 @@ def test_listeners_hear_every_stored_event_and_cannot_undo_it(bench, caplog) -> 
     assert "a listener failed on counter/1" in caplog.text
 
 
-def test_rest_waits_for_a_whole_conversation(make_bench) -> None:
+def test_rest_waits_for_a_whole_conversation(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     for number in range(5):
         bench.system.register(Counter(f"relay-{number}"))
     bench.start()
     command: object = Add(by=1)
     for hop in ["counter", *(f"relay-{number}" for number in range(4))]:
-        command = Forward(to=hop, command=command)
-    bench.system.tell(command, to="relay-4")
+        command = Forward(to=hop, command=command)  # type: ignore[arg-type]
+    bench.system.tell(command, to="relay-4")  # type: ignore[arg-type]
     bench.system.rest()
     assert bench.system.state(COUNTER).total == 1
 
 
-def test_rest_says_when_it_does_not_come(make_bench) -> None:
+def test_rest_says_when_it_does_not_come(make_bench: Callable[..., Bench]) -> None:
     bench, held = make_bench(), Turnstile()
     bench.start()
     bench.system.tell(Run(what=held), to=COUNTER)
@@ -318,7 +330,9 @@ def test_rest_says_when_it_does_not_come(make_bench) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["Total", Total, None, {"by": 1}, Counted(by=1)])
-def test_what_is_no_command_is_a_type_error_for_whoever_asks_and_nothing_else(bench, wrong) -> None:
+def test_what_is_no_command_is_a_type_error_for_whoever_asks_and_nothing_else(
+    bench: Bench, wrong: Any
+) -> None:
     for send in (bench.system.ask, bench.system.tell):
         with pytest.raises(TypeError, match="an actor accepts an instance of a Command, not"):
             send(wrong, to=COUNTER)
@@ -326,15 +340,15 @@ def test_what_is_no_command_is_a_type_error_for_whoever_asks_and_nothing_else(be
     assert (bench.failures, bench.stored()) == ([], [])
 
 
-def test_an_address_is_a_text_or_an_address(bench) -> None:
+def test_an_address_is_a_text_or_an_address(bench: Bench) -> None:
     with pytest.raises(TypeError, match="must be an address or a string, not 7"):
-        bench.system.ask(Total(), to=7)
+        bench.system.ask(Total(), to=7)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Total does not say which actor handles it"):
         bench.system.ask(Total())
 
 
-@pytest.mark.parametrize("wrong", [Add(by="1"), Add(by=1, times=2.5), Add(by=None), Add(by=[1])])
-def test_a_field_of_the_wrong_type_is_refused_before_the_actor_sees_it(bench, wrong) -> None:
+@pytest.mark.parametrize("wrong", [Add(by="1"), Add(by=1, times=2.5), Add(by=None), Add(by=[1])])  # type: ignore[arg-type]
+def test_a_field_of_the_wrong_type_is_refused_before_the_actor_sees_it(bench: Bench, wrong: Any) -> None:
     with pytest.raises(Refused, match=r'Add: "(by|times)": Expected') as caught:
         bench.system.ask(wrong, to=COUNTER).get(timeout=5)
     assert (caught.value.refusal.code, caught.value.refusal.kind) == ("bad_field", "invalid")
@@ -344,13 +358,15 @@ def test_a_field_of_the_wrong_type_is_refused_before_the_actor_sees_it(bench, wr
     assert "decide Add" not in bench.counter.calls
 
 
-def test_a_report_is_never_lost_for_its_form(bench) -> None:
+def test_a_report_is_never_lost_for_its_form(bench: Bench) -> None:
     bench.system.report(Add(by=2, times=True), to=COUNTER)
     bench.system.rest()
     assert bench.system.state(COUNTER).total == 2
 
 
-def test_a_limit_in_a_fields_type_is_kept_and_explained_in_the_hosts_words(make_bench) -> None:
+def test_a_limit_in_a_fields_type_is_kept_and_explained_in_the_hosts_words(
+    make_bench: Callable[..., Bench],
+) -> None:
     class Bounded(Command[Any], frozen=True, kw_only=True):
         size: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
         share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
@@ -363,7 +379,7 @@ def test_a_limit_in_a_fields_type_is_kept_and_explained_in_the_hosts_words(make_
             bench.system.ask(wrong, to=COUNTER).get(timeout=5)
 
 
-def test_an_ask_that_expires_takes_its_command_back(bench) -> None:
+def test_an_ask_that_expires_takes_its_command_back(bench: Bench) -> None:
     class Book(Await, frozen=True, kw_only=True):
         def withdrawn(self) -> Command[Any]:
             return Add(by=-1)
@@ -377,7 +393,7 @@ def test_an_ask_that_expires_takes_its_command_back(bench) -> None:
     assert bench.system.state(COUNTER).total == -1
 
 
-def test_an_ask_that_is_answered_in_time_takes_nothing_back(bench) -> None:
+def test_an_ask_that_is_answered_in_time_takes_nothing_back(bench: Bench) -> None:
     class Book(Await, frozen=True, kw_only=True):
         def withdrawn(self) -> Command[Any]:
             return Add(by=-1)
@@ -390,7 +406,7 @@ def test_an_ask_that_is_answered_in_time_takes_nothing_back(bench) -> None:
     assert bench.system.state(COUNTER).total == 0
 
 
-def test_a_leased_answer_withdraws_its_command_with_the_last_reference_to_it(bench) -> None:
+def test_a_leased_answer_withdraws_its_command_with_the_last_reference_to_it(bench: Bench) -> None:
     class Seat(msgspec.Struct, weakref=True):
         number: int
 
@@ -412,7 +428,9 @@ def test_a_leased_answer_withdraws_its_command_with_the_last_reference_to_it(ben
     assert bench.system.state(COUNTER).total == -1
 
 
-def test_leases_can_be_ended_at_once_and_an_answer_that_cannot_be_leased_is_given_all_the_same(bench) -> None:
+def test_leases_can_be_ended_at_once_and_an_answer_that_cannot_be_leased_is_given_all_the_same(
+    bench: Bench,
+) -> None:
     class Seat(msgspec.Struct, weakref=True):
         number: int
 

@@ -202,7 +202,7 @@ class Recorder(ProgressBoard):
                 self._note("tagged", e.model_id, e.tags)
             case ModelsSeen():
                 self._note("seen", report.models)
-                self.running, self.recovered = report.running, report.recovered
+                self.running, self.recovered = report.running, report.recovered  # type: ignore[assignment]
             case EffectEnded():
                 self._ended(report.effect, report.event or report.answer, report.failure)
 

@@ -94,7 +94,7 @@ def test_what_cannot_be_woken_is_left_alone(
     new_puller: NewPuller, recorder: Any, tmp_path: Path, gguf: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name server that does not answer, a disk that is frozen."""
-    frozen, real = threading.Event(), puller_module.source_for
+    frozen, real = threading.Event(), puller_module.source_for  # type: ignore[attr-defined]
     entered = threading.Semaphore(0)
 
     def hangs(reference: Any, context: Any) -> Any:
@@ -170,7 +170,7 @@ def test_what_a_job_has_changed_is_told_though_it_was_given_up() -> None:
 
     def run(_: Cancel) -> Ending:
         go.wait(BOUND)
-        return Ending(lambda: (heard.append("done"), told.set()), late=True)  # type: ignore[func-returns-value]
+        return Ending(lambda: (heard.append("done"), told.set()), late=True)  # type: ignore[arg-type, func-returns-value]
 
     crew.start("a", run, lambda: heard.append("gone"))
     crew.close()
@@ -200,7 +200,7 @@ def test_a_cancel_ends_what_is_registered_while_it_is_and_at_once_when_it_was_se
     calls: list[str] = []
     with cancel.ends(lambda: calls.append("over")):
         pass
-    with cancel.ends(lambda: 1 / 0), cancel.ends(lambda: calls.append("a")):  # type: ignore[arg-type,return-value]
+    with cancel.ends(lambda: 1 / 0), cancel.ends(lambda: calls.append("a")):  # type: ignore[arg-type]
         cancel.set()
     with cancel.ends(lambda: calls.append("late")):
         pass

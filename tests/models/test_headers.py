@@ -194,10 +194,10 @@ def test_hostile_headers_are_read_in_bounded_memory(tmp_path: Path, gguf: Make, 
     (tmp_path / "nested.safetensors").write_bytes(struct.pack("<Q", len(deep)) + deep)
     (tmp_path / "config.json").write_text("{}")
     # Texts and keys without end, each as long as it may be; as many tensors as there may be.
-    text, name = b"x" * (2 * 2**20), b"k" * 65_000
+    text, key = b"x" * (2 * 2**20), "k" * 65_000
     texts = {f"t{n}": struct.pack("<IQ", 8, len(text)) + text for n in range(60)}
     written(tmp_path, gguf(texts), "texts.gguf")
-    written(tmp_path, gguf({f"{name.decode()}{n}": 1 for n in range(100)}), "keys.gguf")
+    written(tmp_path, gguf({f"{key}{n}": 1 for n in range(100)}), "keys.gguf")
     tensors = [("t", (1,), 0, 32 * n) for n in range(60_000)]
     written(tmp_path, gguf(tensors=tensors, data=b"\0" * 32 * 60_000), "tensors.gguf")
     one = b'"%06d":{"dtype":"U8","shape":[1],"data_offsets":[%d,%d]}'

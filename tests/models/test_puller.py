@@ -414,7 +414,7 @@ def test_what_cannot_be_begun_is_reported_as_failed(
     monkeypatch.setattr(Crew, "start", refuse)
     puller.perform(effect, "cause")
     (report,) = told
-    failure = report.event.failure if isinstance(report, Happened) else report.failure
+    failure = report.event.failure if isinstance(report, Happened) else report.failure  # type: ignore[attr-defined]
     assert (failure.code, failure.blame) == (code, blame)
     assert isinstance(report, Happened) or report.effect == effect
 

@@ -57,7 +57,7 @@ def big(store: Store, tmp_path: Path, gguf: Make) -> Model:
 
 def push(puller: Puller, recorder: Any, model: Model, reference: str, **more: Any) -> tuple[str, Any]:
     before = len(recorder.told)
-    puller.push(model.id, reference, **more)
+    puller.push(model.id, reference, **more)  # type: ignore[attr-defined]
     recorder.wait(lambda *_: any(what in ("pushed", "push_failed") for what, _ in recorder.told[before:]))
     what, arguments = next(t for t in recorder.told[before:] if t[0] in ("pushed", "push_failed"))
     return what, arguments[-1]

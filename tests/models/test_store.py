@@ -483,7 +483,7 @@ def test_a_model_is_condemned_only_when_it_is_read_twice_as_changed(
 ) -> None:
     model = bring(store, "a")
     answers = ["sha256:" + "0" * 64]
-    real = sys.modules[Store.__module__].hash_file  # type: ignore[attr-defined]
+    real = sys.modules[Store.__module__].hash_file
 
     def misread(*arguments: Any) -> str:
         return answers.pop() if answers else str(real(*arguments))

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -46,7 +47,7 @@ def unpermuted(rows: mx.array, heads: int) -> mx.array:
     return rows.reshape(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def weights_of(gguf: dict, heads: int, kv_heads: int, dequantise: bool) -> dict:
+def weights_of(gguf: dict[str, Any], heads: int, kv_heads: int, dequantise: bool) -> dict[str, Any]:
     """All tensors under their Hugging Face names."""
     dtype = mx.float16 if dequantise else mx.float32
     weights = {}
@@ -72,13 +73,13 @@ def weights_of(gguf: dict, heads: int, kv_heads: int, dequantise: bool) -> dict:
     return plain
 
 
-def config_of(meta: dict, dequantise: bool) -> dict:
+def config_of(meta: dict[str, Any], dequantise: bool) -> dict[str, Any]:
     """`config.json`."""
 
     def number(key: str) -> float:
         return meta[key].item()
 
-    quantization = {"group_size": GROUP, "bits": BITS}
+    quantization: dict[str, Any] = {"group_size": GROUP, "bits": BITS}
     quantization["model.embed_tokens"] = {"group_size": GROUP, "bits": EMBEDDING_BITS}
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -105,7 +106,7 @@ def config_of(meta: dict, dequantise: bool) -> dict:
     )
 
 
-def tokenizer_of(meta: dict) -> dict:
+def tokenizer_of(meta: dict[str, Any]) -> dict[str, Any]:
     """`tokenizer.json`: byte-level BPE; the pre-tokenizer is the one llama.cpp calls `smollm`."""
     if (meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"]) != ("gpt2", "smollm"):
         raise SystemExit("This is not SmolLM2's tokenizer.")
@@ -139,7 +140,7 @@ def tokenizer_of(meta: dict) -> dict:
     }
 
 
-def tokenizer_config_of(meta: dict) -> dict:
+def tokenizer_config_of(meta: dict[str, Any]) -> dict[str, Any]:
     """`tokenizer_config.json`, with the chat template."""
     tokens = meta["tokenizer.ggml.tokens"]
 

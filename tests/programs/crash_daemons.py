@@ -237,8 +237,8 @@ def watch(boundary: Boundary) -> None:
         boundary.settled()
         return wake_at
 
-    ActorSystem.register = registered  # type: ignore[method-assign]
-    Executor._settle = settled  # type: ignore[method-assign]
+    ActorSystem.register = registered
+    Executor._settle = settled
 
 
 def live(home: Path, kill: dict[str, str] | None, late: str) -> int:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages")
 STATS = {"requests": 0, "active": 0, "aborted": 0, "tokens": 0, "most_at_once": 0}
@@ -182,7 +183,7 @@ class Engine:
             await answer(writer, 404, {"error": {"message": f"no such path: {path}"}})
         return headers.get("connection", "").lower() != "close"
 
-    async def complete(self, reader, writer, path: str, request: dict) -> None:
+    async def complete(self, reader: Any, writer: Any, path: str, request: dict[str, Any]) -> None:
         STATS["requests"] += 1
         STATS["active"] += 1
         STATS["most_at_once"] = max(STATS["most_at_once"], STATS["active"])
@@ -224,7 +225,7 @@ class Engine:
         while time.monotonic() < end:
             sum(range(100_000))
 
-    async def generate(self, reader, writer, path: str, request: dict) -> None:
+    async def generate(self, reader: Any, writer: Any, path: str, request: dict[str, Any]) -> None:
         chat = path == "/v1/chat/completions"
         words = self.words(request)
         words = words[: request.get("max_tokens") or request.get("max_completion_tokens") or len(words)]
@@ -266,7 +267,8 @@ class Engine:
                 else {"text": word}
             )
             await event(writer, {**common, "object": kind, "choices": [choice]})
-        last = {"index": 0, "finish_reason": "stop", **({"delta": {}} if chat else {"text": ""})}
+        empty: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+        last = {"index": 0, "finish_reason": "stop", **empty}
         await event(writer, {**common, "object": kind, "choices": [last]})
         if (request.get("stream_options") or {}).get("include_usage"):
             await event(writer, {**common, "object": kind, "choices": [], "usage": usage})
@@ -285,7 +287,7 @@ class Engine:
         if self.options.die_after_tokens and STATS["tokens"] > self.options.die_after_tokens:
             die(self.options.die_by)
 
-    def words(self, request: dict) -> list[str]:
+    def words(self, request: dict[str, Any]) -> list[str]:
         if not self.options.echo:
             return [f"word{index} " for index in range(self.options.tokens)]
         if "prompt" in request:
@@ -309,14 +311,14 @@ async def stream(writer: asyncio.StreamWriter, events: str) -> None:
     await writer.drain()
 
 
-async def answer(writer: asyncio.StreamWriter, status: int, body: dict | str) -> None:
+async def answer(writer: asyncio.StreamWriter, status: int, body: dict[str, Any] | str) -> None:
     data = (body if isinstance(body, str) else json.dumps(body)).encode()
     head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     writer.write(head.encode() + data)
     await writer.drain()
 
 
-async def event(writer: asyncio.StreamWriter, body: dict | None) -> None:
+async def event(writer: asyncio.StreamWriter, body: dict[str, Any] | None) -> None:
     data = b"data: " + (b"[DONE]" if body is None else json.dumps(body).encode()) + b"\n\n"
     writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
     await writer.drain()

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened
@@ -22,7 +23,7 @@ from greenroom.runner.engines.host import EngineHost
 FAKE = Path(__file__).with_name("fake_engine.py")
 
 
-def tell(_to, report):
+def tell(_to: Any, report: Any) -> None:
     what = report.event if isinstance(report, Happened) else report
     one, *rest = (getattr(what, field) for field in what.__struct_fields__)
     name = type(what).__name__.removeprefix("Engine").lower()
@@ -33,7 +34,7 @@ def main() -> None:
     engines_dir, engine_id, grace = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     flags = sys.argv[sys.argv.index("--") + 1 :]
 
-    def prepare(spec, socket):
+    def prepare(spec: Any, socket: Any) -> Any:
         argv = (sys.executable, "-I", str(FAKE), "--socket", str(socket), *flags)
         return Prepared(command=CommandLine(argv=argv), readiness=Readiness())
 

@@ -4,9 +4,12 @@ Arguments: data directory, index URL, stem of the lock, phase at which to print 
 and optionally a uv to use.
 """
 
+from __future__ import annotations
+
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from greenroom.runner.backends.base import Environment
 from greenroom.runner.installations.environment import Environments
@@ -15,7 +18,7 @@ from greenroom.runner.installations.sources import PackageSources, Setting
 home, url, stem, phase, *uv = sys.argv[1:]
 
 
-def watch(progress):
+def watch(progress: Any) -> None:
     if progress.phase == phase and (phase != "downloading" or progress.done):
         print(phase, flush=True)
         threading.Event().wait()

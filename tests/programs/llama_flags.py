@@ -26,6 +26,7 @@ SAMPLES = {
 }
 
 spec = importlib.util.spec_from_file_location("launch_llama_cpp", sys.argv[1])
+assert spec is not None and spec.loader is not None  # noqa: PT018
 launcher = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(launcher)
 

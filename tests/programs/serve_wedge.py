@@ -28,7 +28,7 @@ import psutil
 
 from greenroom.actors.journal.port import Entry, Journal, Record
 from greenroom.actors.journal.sqlite import SqliteJournal
-from greenroom.actors.scheduler.core import reconcile as scheduler_turn
+from greenroom.actors.scheduler import reconcile as scheduler_turn
 from greenroom.runner.backends.base import Backend
 from greenroom.runner.config import ExternalBackend, load
 from greenroom.runner.daemon import Greenroom

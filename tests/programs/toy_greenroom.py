@@ -36,7 +36,7 @@ with Greenroom(Settings(home=home), backends={"toy": toy.toy_backend(folder)}) a
         refused = ""
         if word != "status":
             try:
-                greenroom.system.ask(COMMANDS[word](*arguments)).get(timeout=60)
+                greenroom.system.ask(COMMANDS[word](*arguments)).get(timeout=60)  # type: ignore[operator]
             except Refused as error:
                 refused = error.refusal.code
         greenroom.system.rest()

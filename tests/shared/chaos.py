@@ -83,7 +83,7 @@ class Chaos:
         """Leave nothing behind, whatever went wrong."""
         for process in [self._daemon, *self._processes()]:
             with contextlib.suppress(psutil.Error, OSError):
-                process.kill()
+                process.kill()  # type: ignore[attr-defined]
         self._daemon.wait()
         os.close(self._log)
 
@@ -165,14 +165,14 @@ class Chaos:
         pid = self._daemon.pid
         try:
             # What it was at first: of two limits at a time, neither is what to go back to.
-            before = self._limits.setdefault((pid, kind), resource.prlimit(pid, kind))
-            resource.prlimit(pid, kind, (to, before[1]))
+            before = self._limits.setdefault((pid, kind), resource.prlimit(pid, kind))  # type: ignore[attr-defined, unused-ignore]
+            resource.prlimit(pid, kind, (to, before[1]))  # type: ignore[attr-defined, unused-ignore]
         except (OSError, ValueError):
             return None
 
         def undo() -> None:
             with contextlib.suppress(OSError):
-                resource.prlimit(pid, kind, before)
+                resource.prlimit(pid, kind, before)  # type: ignore[attr-defined, unused-ignore]
 
         return undo
 
@@ -315,7 +315,7 @@ class Chaos:
         self._until("it is ready", lambda: self._ask("GET", "/readyz")[0] == 200)
         for file in self._models:
             body = {"model": f"file:{file}", "messages": [{"role": "user", "content": "hello"}]}
-            self._until(f"{file.stem} answers", lambda body=body: self._answers(body))
+            self._until(f"{file.stem} answers", lambda body=body: self._answers(body))  # type: ignore[misc]
         self._daemon.terminate()
         assert self._daemon.wait(AT_REST_WITHIN) == 0, self.said()
         self._until("no process is left", lambda: not self._processes())

@@ -410,7 +410,7 @@ class Life:
         (self.home / "daemon.json").unlink(missing_ok=True)
         order = {"event": kill.event, "point": kill.point} if kill is not None else None
         self._pid = self.daemons.ask(home=str(self.home), kill=order, late=self.late)["pid"]
-        self._pidfd = os.pidfd_open(self._pid)
+        self._pidfd = os.pidfd_open(self._pid)  # type: ignore[attr-defined, unused-ignore]
         end = time.monotonic() + BOUND
         note = self.home / "daemon.json"
         while not note.exists():

@@ -26,7 +26,7 @@ KEY = "install/mlx"
 def built(name: str = "1-aaaa.1", backend: str = "mlx", **more: Any) -> Installation:
     """An installation whose id says its version and digest."""
     version, _, rest = name.partition("-")
-    fields = {"version": version, "digest": rest.split(".")[0], "built_at": NOW.wall}
+    fields: dict[str, Any] = {"version": version, "digest": rest.split(".")[0], "built_at": NOW.wall}
     return Installation(id=name, backend=backend, **(fields | more))
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from greenroom.runner.installations.lock import LockedFile
 from greenroom.runner.installations.sources import PackageSources, Setting
@@ -76,7 +77,7 @@ class Index:
     """By file name or project name."""
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     """Method, path, headers."""
-    sent: Counter = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
     """Body bytes by file name."""
     html: bool = False
     hashes: bool = True
@@ -109,13 +110,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     index: Index
 
-    def log_message(self, *_args):
+    def log_message(self, *_args: Any) -> None:
         pass
 
-    def do_HEAD(self):
+    def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_GET(self):
+    def do_GET(self) -> Any:
         index = self.index
         index.requests.append((self.command, self.path, dict(self.headers)))
         parts = [part for part in self.path.split("?")[0].split("/") if part]
@@ -131,7 +132,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     return self._file(parts[1], wheels[parts[1]])
         return self._answer(404, b"not here")
 
-    def _page(self, project):
+    def _page(self, project: str) -> Any:
         wrong = self.index.wrong.get(project, Misbehaviour())
         if wrong.hang is not None:
             wrong.hang.wait(30)
@@ -163,7 +164,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         page = json.dumps({"meta": {"api-version": "1.1"}, "name": project, "files": files, "versions": []})
         return self._answer(200, page.encode(), "application/vnd.pypi.simple.v1+json")
 
-    def _file(self, name, data):
+    def _file(self, name: str, data: bytes) -> Any:
         wrong = self.index.wrong.get(name, Misbehaviour())
         active = wrong.times > 0
         wrong.times -= 1
@@ -206,7 +207,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         return None
 
-    def _answer(self, status, body, media="text/plain"):
+    def _answer(self, status: int, body: bytes, media: str = "text/plain") -> None:
         self.send_response(status)
         self.send_header("Content-Type", media)
         self.send_header("Content-Length", str(len(body)))

@@ -146,7 +146,7 @@ class RealRegistry:
                 except http.client.IncompleteRead as error:
                     # Its answers with 416 say that they have the length of the blob.
                     body = error.partial
-                return response.status, body, response.headers
+                return response.status, body, dict(response.headers)
         finally:
             connection.close()
 

@@ -38,7 +38,7 @@ from greenroom.actors.values import (
     RequestSnapshot,
 )
 
-C = TypeVar("C", bound=Command)
+C = TypeVar("C", bound=Command)  # type: ignore[type-arg]
 
 GIB = 2**30
 
@@ -99,7 +99,7 @@ def absent(backend: str, **more: Any) -> BackendStatus:
 
 
 def exited(at: float = 0.0, **more: Any) -> EngineExit:
-    return EngineExit(at=at, **({"code": 1, "summary": "It died."} | more))
+    return EngineExit(at=at, **{"code": 1, "summary": "It died.", **more})
 
 
 class Stage(Case[Any, Any]):

@@ -78,6 +78,7 @@ class Soak:
             except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
                 outcome = "broken off"
                 # A daemon that is killed breaks everything off; nothing else may.
+                assert self.daemon.process is not None
                 if life == self.lives and self.restarting.is_set() and self.daemon.process.poll() is None:
                     self.wrong.append(
                         f"{way.__name__} {model}: {error!r} after {time.monotonic() - began:.1f} s"

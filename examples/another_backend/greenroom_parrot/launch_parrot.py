@@ -15,12 +15,12 @@ import bottle  # type: ignore[import-not-found,unused-ignore]
 parrot = bottle.Bottle()
 
 
-@parrot.get("/health")
+@parrot.get("/health")  # type: ignore[untyped-decorator]
 def health() -> str:
     return "{}"
 
 
-@parrot.post("/v1/chat/completions")
+@parrot.post("/v1/chat/completions")  # type: ignore[untyped-decorator]
 def complete() -> str:
     asked = bottle.request.json
     said = asked["messages"][-1]["content"]
@@ -73,6 +73,6 @@ if __name__ == "__main__":
     parser.add_argument("--name", required=True)
     parser.add_argument("--shout", action="store_true")
     OPTIONS = parser.parse_args()
-    server = Server(OPTIONS.socket, Quiet)  # type: ignore[arg-type]
+    server = Server(OPTIONS.socket, Quiet)
     server.set_app(parrot)
     server.serve_forever()

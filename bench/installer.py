@@ -36,7 +36,7 @@ from aiohttp import web
 from greenroom.actors.scheduler.messages import AwaitReady
 from greenroom.actors.values import Progress
 from greenroom.runner.backends.base import Environment, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.app import front_door

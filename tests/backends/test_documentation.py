@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from greenroom.runner.backends.catalog import OWN
+from greenroom.runner.backends.discovery import OWN
 from greenroom.runner.backends.table import MACHINES, insert, render
 
 ROOT = Path(__file__).resolve().parents[2]

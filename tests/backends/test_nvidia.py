@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from greenroom.runner.backends.base import Environment, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.backends.nvidia import answers
 from greenroom.runner.installations.lock import Lock, shipped
 

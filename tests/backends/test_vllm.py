@@ -10,7 +10,7 @@ from msgspec import structs
 
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import Image, Launch, ModelFiles, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.backends.flags import refusal
 from greenroom.runner.engines.launchers import launcher
 

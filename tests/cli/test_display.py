@@ -32,8 +32,8 @@ def job(**fields: Any) -> dict[str, Any]:
         ),
         ({"done": 9_999_999, "total": 10_000_000}, "downloading 10.0 MB of 10.0 MB (99 %)"),
         (
-            {"message": "Downloading mlx-lm 0.32.0: nothing has come for 6 s", "done": 5, "total": 10},
-            "Downloading mlx-lm 0.32.0, 5 B of 10 B (50 %): nothing has come for 6 s",
+            {"message": "Downloading mlx-lm 0.32.0: nothing received for 6 s", "done": 5, "total": 10},
+            "Downloading mlx-lm 0.32.0, 5 B of 10 B (50 %): nothing received for 6 s",
         ),
         ({"done": 10, "total": 10, "rate": 2e6}, "downloading 10 B of 10 B (100 %)"),
         ({"message": "mlx-lm"}, "downloading: mlx-lm"),

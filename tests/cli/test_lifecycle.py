@@ -397,7 +397,7 @@ def test_a_daemon_whose_data_directory_was_deleted_is_named_is_not_ready_and_can
             assert f"The data directory {place} is gone" in outcome.stderr
             assert f"process {daemon.pid} " in outcome.stderr
             assert not place.exists()
-        # It is ready again when the directory is there again.
+        # It is ready again when the directory is back.
         moved.rename(place)
         until(lambda: ready()[0] == 200, what="a green /readyz")
         place.rename(moved)

@@ -67,7 +67,7 @@ def a_folder_for_the_journal(home: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (a_link_to_nowhere, "models is a link to {parent}/unplugged, which is not there"),
+        (a_link_to_nowhere, "models is a link to {parent}/unplugged, which does not exist"),
         (a_file_for_a_folder, "models is a file and should be a folder"),
         (a_folder_for_the_journal, "journal.db is a folder and should be a file"),
     ],

@@ -273,14 +273,14 @@ def test_a_stall_is_said_wherever_it_is_waited_for(daemon: Any, stalled: Any) ->
     go_on, streams, command = stalled
 
     for stream in streams:
-        until(lambda lines=stream.lines: any("nothing has come for" in line for line in lines))  # type: ignore[misc]
-    until(lambda: "nothing has come for" in daemon.run("status").stdout)
+        until(lambda lines=stream.lines: any("nothing received for" in line for line in lines))  # type: ignore[misc]
+    until(lambda: "nothing received for" in daemon.run("status").stdout)
     told = []
-    while "nothing has come for" not in (line := command.stderr.readline()):
+    while "nothing received for" not in (line := command.stderr.readline()):
         told.append(line)
         assert line, told
     assert re.fullmatch(
-        r"  stalled: Downloading stalled 1\.0, \S+ kB of 1\.00 MB \(\d\d %\): nothing has come for \d+ s\n",
+        r"  stalled: Downloading stalled 1\.0, \S+ kB of 1\.00 MB \(\d\d %\): nothing received for \d+ s\n",
         line,
     )
 
@@ -288,5 +288,5 @@ def test_a_stall_is_said_wherever_it_is_waited_for(daemon: Any, stalled: Any) ->
     for stream in streams:
         *steps, last = stream.objects()
         assert last["type"] == "success"
-        assert "nothing has come" not in steps[-1]["message"]
+        assert "nothing received" not in steps[-1]["message"]
     assert ended(command)[0] == 0

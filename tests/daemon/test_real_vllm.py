@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from greenroom.runner.backends.base import Environment, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.installations.lock import shipped_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(1500)]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.base import Environment, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.installations.lock import shipped_version
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CUDA and CPUs runs on Linux")

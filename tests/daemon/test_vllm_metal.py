@@ -204,7 +204,7 @@ def test_a_newer_image_is_put_beside_the_old_one_and_can_be_gone_back_from(
 def tampered(mac: Mac, whole: Layer, _: Layer) -> str:
     published = mac.push(whole)
     mac.doorway.wrong[published.layers[0]] = Wrong(flip=1_000)
-    return f"{mac.doorway.host} sent other bytes for layer-{published.layers[0][7:19]}"
+    return f"{mac.doorway.host} sent bytes for layer-{published.layers[0][7:19]}"
 
 
 def for_another_machine(mac: Mac, whole: Layer, _: Layer) -> str:

@@ -31,7 +31,7 @@ from greenroom.actors.progress import ProgressBoard, install_job
 from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.values import Installation
 from greenroom.runner.backends.base import Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import ExternalBackend
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.builder import Builder, source_of

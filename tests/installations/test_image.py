@@ -19,7 +19,7 @@ import pytest
 
 from greenroom.actors.values import Installation, Progress
 from greenroom.runner.backends.base import Image, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.installations.disk import folder_of, python_of

@@ -8,7 +8,7 @@ from packaging.markers import default_environment
 from packaging.tags import compatible_tags, cpython_tags, mac_platforms
 
 from greenroom.runner.backends.base import Environment, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.lock import LOCKS, Lock, LockedFile, LockedPackage, render, shipped
 

@@ -35,7 +35,7 @@ def test_a_stall_is_said_and_its_end_too(clock: Clock) -> None:
     report.bytes("Downloading", 10, 100)
     clock.now += 7
     report.bytes("Downloading", 10, 100)
-    assert sent[-1].message == "Downloading: nothing has come for 7 s"
+    assert sent[-1].message == "Downloading: nothing received for 7 s"
     report.bytes("Downloading", 20, 100)
     assert sent[-1].message == "Downloading"
 

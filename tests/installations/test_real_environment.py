@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.installations.disk import python_of
 from greenroom.runner.installations.environment import Environments
 from greenroom.runner.installations.sources import PackageSources

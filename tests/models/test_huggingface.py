@@ -242,7 +242,7 @@ def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_
     assert not recorder.moved[job], "a server that trickles is not asked for ever"
     last = recorder.progress_of(job)[-1]
     assert (last.rate, last.phase) == (0.0, "downloading")
-    assert last.message.startswith("nothing has come for ")
+    assert last.message.startswith("nothing received for ")
     hub.hold_after = None
     hub.release.set()
     assert pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")[0] == "committed"

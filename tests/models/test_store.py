@@ -15,7 +15,7 @@ import pytest
 
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobCancelled, JobFailed
-from greenroom.runner.models.manifest import digest_of
+from greenroom.runner.models.references import digest_of
 from greenroom.runner.models.store import Store
 
 Bring = Callable[..., Model]
@@ -209,7 +209,7 @@ def test_an_original_that_is_written_to_makes_the_model_damaged(
         file.seek(-1, 2)
         file.write(b"\x00")
     assert store.look() == ()
-    assert "written to" in store.damaged()[0][1]
+    assert "modified since" in store.damaged()[0][1]
     assert store.known("f") is None
     assert code_of(lambda: store.open_model(model.id)) == "model_damaged"
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from greenroom.runner.backends.base import Image, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.installations.image import Images
 from greenroom.runner.installations.sources import PackageSources
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from greenroom.runner.backends.base import Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import load
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.server import run

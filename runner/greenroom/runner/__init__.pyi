@@ -5,7 +5,7 @@ from greenroom.runner.backends.base import Image as Image
 from greenroom.runner.backends.base import Launch as Launch
 from greenroom.runner.backends.base import Platform as Platform
 from greenroom.runner.backends.base import Readiness as Readiness
-from greenroom.runner.backends.catalog import BACKENDS as BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS as BACKENDS
 from greenroom.runner.config import BadSetting as BadSetting
 from greenroom.runner.config import ExternalBackend as ExternalBackend
 from greenroom.runner.config import Settings as Settings

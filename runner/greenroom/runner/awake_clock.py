@@ -1,4 +1,4 @@
-"""A clock that leaves out the time during which this process did not run.
+"""A clock that excludes the time during which this process did not run.
 
 When a process was suspended, or the machine slept, all its deadlines have passed when it continues. That time
 must not count: requests have not waited, engines have not been idle, a drain has not begun.
@@ -16,9 +16,9 @@ from greenroom.actors.kernel.clock import SystemClock
 _log = logging.getLogger(__name__)
 
 _EVERY = 0.5
-"""Seconds between two looks at the clock, so that a gap is noticed."""
+"""Seconds between two readings, so that a gap is noticed."""
 _GAP = 2.0
-"""Seconds without a look from which on we have not run; a busy machine keeps us waiting for less."""
+"""Seconds without a reading that mean the process did not run; a busy machine delays readings by less."""
 
 
 class AwakeTime:
@@ -31,7 +31,7 @@ class AwakeTime:
         self._lost = 0.0
 
     def __call__(self) -> float:
-        """The time now. Whoever asks first after a gap notices it."""
+        """The time now. The first call after a gap notices it."""
         with self._lock:
             now = self._source()
             gap, self._seen = now - self._seen, now
@@ -42,7 +42,7 @@ class AwakeTime:
 
 
 class AwakeClock(SystemClock):
-    """The machine's clocks, of which the monotonic one stands still while this process does."""
+    """The system's clocks, with a monotonic one that stands still while this process does."""
 
     def __init__(self, awake: AwakeTime) -> None:
         super().__init__(awake)

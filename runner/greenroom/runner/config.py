@@ -1,4 +1,4 @@
-"""The settings of one Greenroom, and where each value comes from.
+"""The settings of one Greenroom, and the origin of each value.
 
 Flags come before the environment, the environment before `<home>/config.toml` (or the file that
 `GREENROOM_CONFIG` names), that file before the defaults. Nothing is read at import time.
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from greenroom.actors.values import InstallPolicy
 
 _LONGEST = 4_096
-"""Characters of a text; a path is one."""
+"""Maximum characters of a text or path."""
 _MOST = 10**6
-"""The largest whole number: requests that wait, or a port."""
+"""Maximum integer: queued requests, or a port."""
 _SAID = 400
-"""Characters of what is said to be wrong with a value."""
+"""Characters of an error message about a value."""
 DEFAULT_PORT = 12400
 DEFAULT_HEADROOM = 512 * 2**20
 INSTALL_POLICIES = ("ask", "auto", "never")
@@ -36,23 +36,23 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class BadSetting(Exception):
-    """A setting cannot be used; the text names the file or variable, the key, and what would be right."""
+    """A setting cannot be used; the text names the file or variable, the key, and a valid value."""
 
 
 @dataclass(frozen=True)
 class ExternalBackend:
-    """An installation of the user's own: used as it is, never touched."""
+    """The user's own installation: used as it is, never changed."""
 
     binary: Path | None = None
     """llama.cpp: a `llama-server`."""
     python: Path | None = None
-    """mlx, vllm: the interpreter of an environment that has it."""
+    """mlx, vllm: the interpreter of an environment with the backend."""
     image: str = ""
-    """vllm-metal: the image to install it from instead of the vendor's; that one is ours to look after."""
+    """vllm-metal: the image to install from instead of the vendor's; Greenroom manages that installation."""
     gpu: bool = False
-    """llama.cpp: that binary computes on NVIDIA's graphics devices, whose memory it must be promised."""
+    """llama.cpp: the binary computes on NVIDIA's graphics devices, so memory is reserved there."""
     indexes: tuple[str, ...] | None = None
-    """vllm: package indexes to ask, beside pip's own, instead of the vendor's; empty for none."""
+    """vllm: package indexes in place of the vendor's, beside pip's own; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class RegistrySettings:
     mirrors: tuple[str, ...] = ()
     """`[scheme://]host[:port][/path]`, asked before the registry itself, in this order."""
     insecure: bool = False
-    """It speaks plain HTTP. Registries on this machine do anyway."""
+    """`[scheme://]host[:port][/path]`, asked in this order before the registry itself."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings, complete and checked. Seconds and bytes."""
+    """It uses plain HTTP, as registries on this machine do by default."""
 
     home: Path
     """The data directory."""
@@ -76,35 +76,37 @@ class Settings:
     port: int = DEFAULT_PORT
     """The port the daemon listens on; 0 lets the system choose."""
     host: str = ""
-    """URL clients talk to; empty means the daemon of this data directory, at `bind` and `port`."""
+    """URL for clients; empty means the daemon of this data directory, at `bind` and `port`."""
     instance: str = ""
-    """Instance id clients believe; empty means the one this data directory has."""
+    """Instance id expected by clients; empty means the data directory's."""
     install_policy: InstallPolicy = "ask"
     """Whether a request may install a deferred backend: `ask`, `auto`, `never`."""
     keep_alive: float = 300.0
-    """How long a model stays after its last request; negative means for ever."""
+    """How long a model stays loaded after its last request; negative means for ever."""
     memory_budget: int | None = None
     """What all engines together may use; None means 90 % of the memory less the headroom.
 
-    The memory is the machine's, or what the control group of a container or service is limited to.
+    The memory is the machine's, or the limit of a container's or service's control group.
     """
     headroom: int = DEFAULT_HEADROOM
-    """Memory left to the rest of the machine; unless it is set, an eighth of the memory at most."""
+    """Memory left to the rest of the machine; by default at most an eighth of it."""
     gpu_headroom: int = 512 * 2**20
     """Memory of each graphics device left to others."""
     max_wait: float = 300.0
     """How long a request may wait for its engine."""
     max_queued: float = 3600.0
-    """How long it may be queued for a slot of an engine that is ready, while nothing moves before it."""
+    """How long a request may be queued for a slot of a ready engine while nothing ahead of it moves."""
     progress_after: float = 5.0
     """After this a streaming client is told what it waits for."""
     unread_for: float = 30.0
-    """While others wait, a client that reads nothing of its answer for so long is cut off; 0: never."""
+    """While others wait, a client that reads nothing of its response for this long is disconnected; 0:
+    never.
+    """
     queue_limit: int = 256
-    """Requests that may wait at the same time."""
+    """Maximum requests waiting at the same time."""
     slots: int | None = None
-    """Requests an engine answers at once, each with the whole context; None means what its backend has by
-    default, or fewer where memory is short."""
+    """Requests an engine answers at once, each with the whole context; None for the backend's default, or
+    fewer if memory is short."""
     prompt_cache: int | None = None
     """Memory an engine may use for prompts it has read before; None lets the ledger decide, 0 is none."""
     max_body: int = 10 * 2**20
@@ -114,35 +116,35 @@ class Settings:
     stall_after: float = 60.0
     """How long an engine may show no sign of life before it is suspected to be dead."""
     warm: tuple[str, ...] = ()
-    """Models that are loaded whenever the daemon starts."""
+    """Models loaded whenever the daemon starts."""
     restore: Literal["pinned", "all", "never"] = "pinned"
-    """Which models that were loaded when the daemon ended are loaded again at once when it starts."""
+    """Which of the models loaded when the daemon ended are loaded again when it starts."""
     log_level: str = "info"
     models: Mapping[str, Any] = field(default_factory=dict)
-    """Short names of the user's own and the sources they stand for, as `[models]` has them."""
+    """The user's short names and their sources, from `[models]`."""
     backends: Mapping[str, ExternalBackend] = field(default_factory=dict)
-    """Installations of the user's own, by backend."""
+    """The user's own installations, by backend."""
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     """How container registries are reached, by `host[:port]`; Docker Hub is `docker.io`."""
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where values that are not defaults come from."""
     config_file: Path | None = field(default=None, compare=False)
-    """The file that was read, if there is one."""
+    """The file that was read, if any."""
 
     def origin(self, name: str) -> str:
         """`flag --port`, `environment GREENROOM_PORT`, the file's path, or `default`."""
         return self.origins.get(name, "default")
 
     def changed(self, origin: str, **values: Any) -> Settings:
-        """A copy with other values, whose origin is this."""
+        """A copy with other values of this origin."""
         return replace(self, **values, origins={**self.origins, **dict.fromkeys(values, origin)})
 
     @property
     def url(self) -> str:
-        """Where clients look for the daemon."""
+        """Where clients find the daemon."""
         if self.host:
             return self.host
-        # A wildcard is an address to listen on, not one to talk to.
+        # A wildcard is an address to listen on, not to connect to.
         address = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.bind, self.bind)  # noqa: S104
         return f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
 
@@ -152,15 +154,15 @@ def load(
     *,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Put the settings together.
+    """Collect the settings.
 
     Args:
-        flags: values of command-line flags by setting; None and absent ones were not given.
-        environment: instead of the process's own.
+        flags: Command-line flags by setting; None counts as absent.
+        environment: Instead of the process's own.
 
     Raises:
-        BadSetting: a value or a key cannot be used.
-        HomeUnusable: the data directory cannot be looked into.
+        BadSetting: A value or a key cannot be used.
+        HomeUnusable: The data directory cannot be read.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     variables = os.environ if environment is None else environment
@@ -199,7 +201,7 @@ def _default_home() -> Path:
         home = user_home()
         if home == NO_HOME:
             raise BadSetting(
-                f"There is no place for the data directory: HOME is not set, and user {os.getuid()} has "
+                f"There is no default data directory: HOME is not set, and user {os.getuid()} has "
                 "no home directory. Set GREENROOM_HOME, or use --home, with a folder you may write to."
             )
         shared = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
@@ -256,7 +258,7 @@ def _from_environment(variables: Mapping[str, str]) -> list[tuple[str, str, str]
     for name in _READERS:
         if name in ("home", "models", "backends", "registries"):
             continue
-        # Docker Model Runner's own names are understood; ours win.
+        # Docker Model Runner's own names are accepted; ours take precedence.
         for variable in (f"GREENROOM_{name.upper()}", f"MODEL_RUNNER_{name.upper()}"):
             if variable.startswith("MODEL_RUNNER_") and name not in ("host", "port"):
                 continue
@@ -268,7 +270,7 @@ def _from_environment(variables: Mapping[str, str]) -> list[tuple[str, str, str]
 
 
 def _bounded(text: str) -> str:
-    """What is wrong, as one line: it may quote a value of any length."""
+    """An error as one bounded line: it may quote a value of any length."""
     text = visible(text)
     return text if len(text) <= _SAID else f"{text[: _SAID // 2]} … {text[-_SAID // 2 :]}"
 
@@ -323,7 +325,7 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     def read(raw: Any) -> str:
         text = _text(raw).lower()
         if text not in words:
-            raise ValueError(f"{raw!r} is none of {', '.join(words)}")
+            raise ValueError(f"{raw!r} is not one of {', '.join(words)}")
         return text
 
     return read
@@ -331,16 +333,16 @@ def _one_of(*words: str) -> Callable[[Any], str]:
 
 def _text(raw: Any) -> str:
     if not isinstance(raw, str):
-        raise TypeError(f"{raw!r} should be text")
+        raise TypeError(f"{raw!r} must be text")
     if len(raw) > _LONGEST or visible(raw) != raw:
-        raise ValueError(f"{raw!r} should be one line of at most {_LONGEST} printable characters")
+        raise ValueError(f"{raw!r} must be one line of at most {_LONGEST} printable characters")
     return raw.strip()
 
 
 def _whole(raw: Any) -> int:
     if isinstance(raw, bool) or not isinstance(raw, (int, str)) or not str(raw).strip().isdigit():
         raise ValueError(f"{raw!r} is not a whole number")
-    # Python refuses to read very long ones; so do we, with a sentence.
+    # Python refuses to read very long ones; this says so in a sentence.
     if len(str(raw).strip()) > len(str(_MOST)) or int(raw) > _MOST:
         raise ValueError(f"that is too large; the limit is {_MOST}")
     return int(raw)
@@ -349,19 +351,19 @@ def _whole(raw: Any) -> int:
 def _names(raw: Any) -> tuple[str, ...]:
     words = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(words, (list, tuple)):
-        raise TypeError(f"{raw!r} should be a list of names")
+        raise TypeError(f"{raw!r} must be a list of names")
     return tuple(name for name in (_text(word) for word in words) if name)
 
 
 def _stall(raw: Any) -> float:
     seconds = parse_duration(raw)
     if seconds < 1:
-        raise ValueError(f"{raw!r} is too short; an engine may well think for a second")
+        raise ValueError(f"{raw!r} is too short; an engine may need a second to respond")
     return seconds
 
 
 def _slots(raw: Any) -> int | None:
-    # Read only where it is set: most commands need none of it, and it is no light load.
+    # Imported only if set: most commands do not need it, and it loads slowly.
     from greenroom.actors.limits import SLOTS
 
     if isinstance(raw, str) and raw.strip().lower() == "auto":
@@ -384,7 +386,7 @@ def _models(raw: Any) -> Mapping[str, Any]:
 
 def _yes_or_no(raw: Any) -> bool:
     if not isinstance(raw, bool):
-        raise TypeError(f"{raw!r} should be true or false")
+        raise TypeError(f"{raw!r} must be true or false")
     return raw
 
 
@@ -449,7 +451,7 @@ def _registries(raw: Any) -> Mapping[str, RegistrySettings]:
 
 def _table(raw: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(raw, Mapping):
-        raise TypeError(f"{name} should be a table")
+        raise TypeError(f"{name} must be a table")
     return raw
 
 
@@ -481,6 +483,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "backends": _backends,
     "registries": _registries,
 }
-"""How each setting is read, from any source; also the order in which they are shown."""
+"""The reader of each setting, from any source, in display order."""
 
 NAMES = tuple(_READERS)

@@ -43,7 +43,7 @@ from greenroom.actors.scheduler.state import SchedulerState, SchedulerVolatile
 from greenroom.actors.values import BackendFacts, Engine, EngineSpec, Model
 from greenroom.runner.awake_clock import AwakeClock, AwakeTime
 from greenroom.runner.backends.base import Backend, Environment, Image, Launch, Platform
-from greenroom.runner.backends.catalog import BACKENDS, Catalog
+from greenroom.runner.backends.discovery import BACKENDS, Catalog
 from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.engines.devices import Devices

@@ -1,4 +1,4 @@
-"""One daemon a data directory: a lock held for life, which names its holder."""
+"""One daemon per data directory: a lock held for the process's lifetime, which names its holder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from greenroom.actors.fork import on_fork
 from greenroom.actors.journal.lock import lock_exclusively, read_pid, unlock
 
 _SHOWN = 80
-"""Characters of a command line that are shown."""
+"""Characters of a command line to show."""
 _TRIES = 4
 _PAUSE = 0.05
-"""Seconds between two tries: a client that looks whether the lock is held has it for a moment itself."""
+"""Seconds between two tries: a client that checks the lock holds it for a moment itself."""
 
 
 class HomeLocked(Exception):
-    """Another process holds the data directory; `pid` is that process, 0 when it has not said so yet."""
+    """Another process holds the data directory; `pid` is 0 if it has not recorded it yet."""
 
     def __init__(self, home: Path, pid: int) -> None:
         holder = Holder.of(pid)
@@ -34,20 +34,20 @@ class HomeLocked(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a data directory."""
+    """The process that holds a data directory."""
 
     pid: int
-    """0 when it has not said so yet, or cannot be seen from here."""
+    """0 if not recorded yet, or not visible from here."""
     command: str = ""
-    """Its command line, where the system tells."""
+    """Its command line, if available."""
     is_stopped: bool = False
-    """By SIGSTOP, Ctrl-Z or a debugger: it does nothing until it is told to go on."""
+    """By SIGSTOP, Ctrl-Z or a debugger: it does nothing until continued."""
     is_daemon: bool = True
-    """False for another program, which has Greenroom inside it."""
+    """False for another program with Greenroom embedded."""
 
     @classmethod
     def of(cls, pid: int) -> Holder:
-        """What the system tells of a process."""
+        """From what the system reports about a process."""
         import psutil
 
         try:
@@ -70,7 +70,7 @@ class Holder:
 
 
 def holder_of(home: Path) -> Holder | None:
-    """Who holds a data directory now; None when nobody does, or when we may not look."""
+    """The current holder of a data directory; None if there is none, or it may not be checked."""
     try:
         descriptor = os.open(home / "daemon.lock", os.O_RDONLY)
     except OSError:
@@ -88,10 +88,10 @@ def holder_of(home: Path) -> Holder | None:
 
 
 class DaemonLock:
-    """`daemon.lock` in the data directory. The kernel lets go of it when the process ends."""
+    """`daemon.lock` in the data directory. The kernel releases it when the process ends."""
 
     def __init__(self, home: Path) -> None:
-        """Take it. Raises HomeLocked, OSError."""
+        """Raises HomeLocked, OSError."""
         self._path = home / "daemon.lock"
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
@@ -104,10 +104,10 @@ class DaemonLock:
                     pid = read_pid(self._file.fileno())
                     self._file.close()
                     raise HomeLocked(home, pid) from None
-            time.sleep(_PAUSE)  # nothing tells us but looking
+            time.sleep(_PAUSE)  # there is nothing to wait on
         status = os.fstat(self._file.fileno())
         self._identity = (status.st_dev, status.st_ino)
-        # On a full disk the lock holds all the same, only its holder stays unnamed.
+        # On a full disk the lock still holds, only its holder is not recorded.
         with contextlib.suppress(OSError):
             os.ftruncate(self._file.fileno(), 0)
             os.pwrite(self._file.fileno(), str(os.getpid()).encode(), 0)
@@ -118,17 +118,17 @@ class DaemonLock:
         try:
             status = os.stat(self._path)
         except PermissionError:
-            return True  # it is there, whatever its mode is now
+            return True  # it exists, whatever its mode is now
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity
 
     def release(self) -> None:
-        """Let go. Idempotent."""
+        """Idempotent."""
         if not self._file.closed:
             unlock(self._file.fileno())
             self._file.close()
 
     def forked(self) -> None:
-        """In a child there is nothing to let go of."""
+        """A child holds nothing to release."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""What a data directory takes on the disk, and for what: each byte once, however many names it has.
+"""Disk usage of a data directory by kind: each byte counts once, however many names it has.
 
 Environments share files with the cache and with each other, bundles with blobs, imported models with the
 user's own files. A file counts for the first kind that has it, in the order below.
@@ -17,31 +17,29 @@ class DiskUsage:
     """Bytes by kind."""
 
     models: int = 0
-    """What stored models consist of."""
+    """The files of stored models."""
     models_shared: int = 0
-    """The part of it that has names outside of the data directory too: removing models does not free it."""
+    """The part with names outside the data directory: removing models does not free it."""
     unfinished: int = 0
-    """Downloads under way or broken off, and what `greenroom prune` removes."""
+    """Downloads in progress or broken off, and what `greenroom prune` removes."""
     backends: dict[str, int] = field(default_factory=dict)
-    """By backend, all its installations."""
+    """All installations, by backend."""
     cache: int = 0
     engines: int = 0
-    """Logs and capsules of engines."""
+    """Logs and exit reports of engines."""
     journal: int = 0
     other: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
         kinds = (self.models, self.unfinished, self.cache, self.engines, self.journal, self.other)
         return sum(kinds) + sum(self.backends.values())
 
 
 def measure(home: Path, blobs: Collection[Path]) -> DiskUsage:
-    """Look at every file below `home`; `blobs` are those that stored models consist of.
+    """Measure every file below `home`; `blobs` are the files of stored models.
 
-    Takes as long as it takes to look at all files: about a second for 100,000 of them. What vanishes
-    meanwhile is not counted.
+    Takes about a second for 100,000 files. Files that vanish meanwhile are not counted.
     """
     seen: dict[tuple[int, int], int] = {}
     usage = DiskUsage()
@@ -64,7 +62,7 @@ def _size(paths: Iterable[Path | str], seen: dict[tuple[int, int], int]) -> int:
         try:
             status = os.lstat(path)
         except OSError:
-            continue  # gone between listing and looking
+            continue  # gone meanwhile
         key = (status.st_dev, status.st_ino)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] == 1:
@@ -79,7 +77,7 @@ def _known_elsewhere(blobs: Iterable[Path], seen: dict[tuple[int, int], int]) ->
             status = os.lstat(blob)
         except OSError:
             continue
-        # A blob and its name in a bundle are ours; one more is somebody else's.
+        # A blob and its name in a bundle are ours; further names are not.
         if status.st_nlink > seen.get((status.st_dev, status.st_ino), 0):
             total += status.st_size
     return total

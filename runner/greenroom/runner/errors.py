@@ -17,7 +17,7 @@ from greenroom.actors.values import Blame, Failure
 
 _DETAIL_LIMIT = 4_000
 _MODELS = frozenset({"model_damaged", "not_a_model", "unsupported_model"})
-"""Codes of what is wrong with the model itself, found before an engine runs."""
+"""Codes of problems with the model itself, found before an engine runs."""
 _CONFIGURATIONS = frozenset({"socket_path", "bad_settings", "cannot_start"})
 _MACHINES = frozenset(
     {
@@ -49,11 +49,11 @@ _SYSTEM: dict[int, tuple[str, str]] = {
     errno.EACCES: ("not_allowed", "Check who owns Greenroom's data directory."),
     errno.EPERM: ("not_allowed", "Check who owns Greenroom's data directory."),
 }
-"""What a system call that the machine refused is told as: code and advice."""
+"""Code and advice by errno."""
 
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN})
-"""What the machine refuses for a while."""
+"""Errors that pass after a while."""
 
 
 class JobFailed(Exception):
@@ -63,28 +63,28 @@ class JobFailed(Exception):
         super().__init__(failure.message)
         self.failure = failure
         self.reached = True
-        """False when no server has answered at all: there may be no network."""
+        """False if no server answered at all: there may be no network."""
 
     @classmethod
     def transient(cls, code: str, message: str, *, advice: str = "", detail: str = "") -> JobFailed:
-        """Worth another attempt: network, index, a lock held by somebody else."""
+        """Worth a retry: network, index, a lock held by another process."""
         return cls(_failure("transient", code, message, advice, detail))
 
     @classmethod
     def permanent(cls, code: str, message: str, *, advice: str = "", detail: str = "") -> JobFailed:
-        """Another attempt would end the same way: platform, hash, space, no such version."""
+        """A retry would fail the same way: platform, hash, space, no such version."""
         return cls(_failure("permanent", code, message, advice, detail))
 
 
 def refused_by_machine(doing: str, problem: OSError) -> Failure:
-    """A system call of our own that failed while `doing`, which is a whole clause."""
+    """The failure of a system call of our own while `doing`, a clause."""
     code, advice = _SYSTEM.get(problem.errno or 0, ("io_error", "Ask again; greenroom logs has the details."))
     why = problem.strerror or str(problem)
     return Failure(kind="transient", code=code, message=f"{doing}: {why}.", advice=advice, blame="machine")
 
 
 def machine_failure(error: BaseException) -> Failure | None:
-    """What the machine refused us while we answered somebody; None for anything else that failed."""
+    """The failure if the machine refused us something while answering a request; None for any other error."""
     doing = "Greenroom could not answer"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "new thread" in str(error)):
         return refused_by_machine(doing, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
@@ -114,12 +114,14 @@ def not_begun(error: Exception, what: str = "It") -> Failure:
 
 
 def is_machines(number: int) -> bool:
-    """Whether an errno says that the machine lacks something, and nothing of the program it was to run."""
+    """Whether an errno says that the machine lacks something, which has nothing to do with the program to
+    run.
+    """
     return number in _SYSTEM and number not in (errno.EACCES, errno.EPERM)
 
 
 def blamed(failure: Failure) -> Failure:
-    """A failure from before an engine ran, with whose it was: the model's only if its files are at fault."""
+    """A failure from before an engine ran, with its blame: the model's only if its files are at fault."""
     if failure.blame:
         return failure
     blame: Blame = "ours"
@@ -130,7 +132,7 @@ def blamed(failure: Failure) -> Failure:
 
 
 class JobCancelled(Exception):
-    """The job was asked to end; what it had built so far is removed."""
+    """The job was cancelled; what it built so far is removed."""
 
 
 def _failure(
@@ -141,5 +143,5 @@ def _failure(
 
 
 def _text(text: str) -> str:
-    """File names, arguments and output may hold bytes that are no text; what is stored may not."""
+    """Names, arguments and output may contain bytes that are not text; what is stored must not."""
     return text.encode("utf-8", "backslashreplace").decode()

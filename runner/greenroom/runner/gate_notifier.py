@@ -1,9 +1,9 @@
 """Tells the scheduler that engines have emptied, but not for each of a thousand quick requests.
 
-A request that enters and leaves the gate of a ready engine costs no message. Its leaving may be what
-somebody waits for, though (an eviction, a stop), so it is told: at once the first time, then all that
-happened since every 50 ms. Without the pause, the scheduler's thread competes with the requests for the
-interpreter: half as much work again for each of them.
+A request that enters and leaves the gate of a ready engine costs no message. But an eviction or a stop may be
+waiting for it to leave, so that is reported: at once the first time, then in batches every 50 ms. Without
+that pause the scheduler's thread competes with requests for the interpreter, which makes each cost half as
+much again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _PAUSE = 0.05
 
 
 class Emptied:
-    """What a `GateBoard` calls when the last request has left an engine. Thread-safe, quick."""
+    """Called by a `GateBoard` when the last request has left an engine. Thread-safe and quick."""
 
     def __init__(self, clock: Clock, tell: Callable[[str], None], pause: float = _PAUSE) -> None:
-        """`tell` is called with an engine's id, from the leaving thread or the clock's; it must not raise."""
+        """`tell` receives an engine's id, on the request's or the clock's thread; it must not raise."""
         self._clock = clock
         self._tell = tell
         self._pause = pause
@@ -29,7 +29,6 @@ class Emptied:
         self._since: dict[str, None] = {}
 
     def __call__(self, engine_id: str) -> None:
-        """An engine has emptied."""
         with self._lock:
             if self._pausing:
                 self._since[engine_id] = None

@@ -1,4 +1,4 @@
-"""The data directory: made private, looked at before it is used, and what is wrong with it in a sentence."""
+"""Checks the data directory, makes it private, and explains what is wrong with it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class HomeUnusable(OSError):
 
 
 def prepare_home(home: Path) -> None:
-    """Make it and its folders, for nobody else to write to whatever the umask, and see that it can be used.
+    """Create the directory and its folders, writable only by their owner whatever the umask, and check them.
 
-    Raises HomeUnusable; then nothing has been changed but what could be made.
+    Raises:
+        HomeUnusable: It cannot be used; nothing was changed except what could be created.
     """
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def prepare_home(home: Path) -> None:
 
 
 def _parts(home: Path) -> Iterator[Path]:
-    """What is looked at: enough to find what another user has left, without walking through everything."""
+    """What is checked: enough to find another user's files without walking through everything."""
     yield home
     yield from (home / name for name in _FILES)
     for name in _FOLDERS:
@@ -66,7 +67,7 @@ def _expect_usable(path: Path) -> None:
     is_folder = stat.S_ISDIR(status.st_mode)
     if path.name in _FILES and is_folder:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    # Models that can only be read are served; whoever wants to store one is told.
+    # Read-only models can be served; storing one fails with a reason.
     written = 0 if _MODELS in (path.name, path.parent.name) else os.W_OK
     if not os.access(path, os.R_OK | written | (os.X_OK if is_folder else 0)):
         number = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
@@ -95,7 +96,7 @@ def complaint(error: OSError, home: Path) -> tuple[str, str]:
 
 
 def _forbidden(path: Path, home: Path, begin: str) -> tuple[str, str]:
-    """Somebody else's, or with a mode that keeps its owner out."""
+    """It belongs to another user, or its mode excludes its owner."""
     culprit = path
     for one in (home, *reversed([parent for parent in path.parents if home in parent.parents]), path):
         if _is_others(one) or not os.access(one, os.R_OK | os.W_OK):
@@ -104,7 +105,7 @@ def _forbidden(path: Path, home: Path, begin: str) -> tuple[str, str]:
     if _is_others(culprit) and (home in culprit.parents or culprit == home):
         owner, you = _user_name(culprit.stat().st_uid), _user_name(os.geteuid())
         return (
-            f"{begin}{culprit} belongs to {owner}, and you are {you}: it was used by another user before.",
+            f"{begin}{culprit} belongs to {owner}, and you are {you}: another user has used it before.",
             f'Take it back: sudo chown -R {os.geteuid()} "{home}". Or set GREENROOM_HOME to another folder.',
         )
     if home not in culprit.parents and culprit != home:
@@ -121,7 +122,7 @@ def _forbidden(path: Path, home: Path, begin: str) -> tuple[str, str]:
 def _not_a_folder(path: Path, home: Path) -> str:
     for one in (*reversed(path.parents), path, home):
         if one.is_symlink() and not one.exists():
-            return f"{one} is a link to {os.readlink(one)}, which is not there"
+            return f"{one} is a link to {os.readlink(one)}, which does not exist"
         if one.exists() and not one.is_dir() and one.name not in _FILES:
             return f"{one} is a file and should be a folder"
     return f"there is no {path}"

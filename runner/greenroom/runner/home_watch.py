@@ -1,4 +1,4 @@
-"""Notices when the data directory is taken away under the daemon, or its disk does not answer any more."""
+"""Notices when the data directory is removed under the daemon, or its disk stops answering."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _log = logging.getLogger(__name__)
 
 _EVERY = 1.0
 _PATIENCE = 5.0
-"""Seconds a look may take before the disk is said to hang."""
+"""Seconds a check may take before the disk counts as hung."""
 
 
 class HomeWatch:
-    """Looks again and again, on a thread of its own: a look may hang as long as the disk does."""
+    """Checks regularly, on a thread of its own: a check may hang as long as the disk does."""
 
     def __init__(self, home: Path, is_in_place: Callable[[], bool], *, every: float = _EVERY) -> None:
         self._home = home
@@ -24,24 +24,23 @@ class HomeWatch:
         self._every = every
         self._closed = threading.Event()
         self._looking_since = 0.0
-        """When the look that is under way began; 0 between two looks."""
+        """When the current check began; 0 between checks."""
         self._is_gone = False
 
     def start(self) -> None:
-        """Begin."""
         threading.Thread(target=self._run, name="home-watch", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more. Does not wait for a look that hangs."""
+        """Stop checking. Does not wait for a check that hangs."""
         self._closed.set()
 
     @property
     def problem(self) -> str:
-        """What is wrong with the data directory; empty when nothing is."""
+        """What is wrong with the data directory; empty if nothing is."""
         if self._is_gone:
             return (
                 f"The data directory {self._home} was removed, replaced or unmounted while the daemon runs: "
-                "what it stores is lost. Put it back, or stop the daemon: greenroom stop"
+                "nothing it stores is kept. Put it back, or stop the daemon: greenroom stop"
             )
         since = self._looking_since
         if since and time.monotonic() - since > _PATIENCE:
@@ -58,4 +57,4 @@ class HomeWatch:
             self._looking_since = 0.0
             if is_gone != self._is_gone and not self._closed.is_set():
                 self._is_gone = is_gone
-                _log.error("%s", self.problem or f"The data directory {self._home} is there again.")
+                _log.error("%s", self.problem or f"The data directory {self._home} is back.")

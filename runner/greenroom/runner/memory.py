@@ -1,7 +1,7 @@
-"""How much memory engines may use: the machine's, or less where a container or a service has a limit.
+"""How much memory engines may use: the machine's, or less if a container or service has a limit.
 
-Linux limits memory by control groups, version 1 or 2, one inside another; each group on the way from ours to
-the top counts. Everything is read from files, so tests give a tree of their own.
+Linux limits memory by nested control groups, version 1 or 2; each group from ours up to the top counts.
+Everything is read from files, so tests provide their own tree.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from greenroom.runner.systems import here, macos
 _log = logging.getLogger(__name__)
 
 _RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
-"""What the kernel drops before it ends a process, by its name in `memory.stat`."""
+"""What the kernel reclaims before it kills a process, by name in `memory.stat`."""
 _V1_NAMES = {f"total_{name}": name for name in _RECLAIMABLE}
-"""Version 1 counts the groups below only under these names."""
+"""Version 1 includes nested groups only under these names."""
 _LOOK_AGAIN = 10.0
-"""Seconds after which the way from our control group to the top is read again."""
+"""Seconds between two searches for our control groups."""
 _HEADROOM_SHARE = 8
-"""A headroom that nobody has set is at most this part of the memory: 512 MiB are all of a small container."""
+"""The default headroom is at most this fraction of the memory: 512 MiB may be all of a small container."""
 
 
 class MachineMemory(NamedTuple):
     """One reading, in bytes."""
 
     total: int
-    """What there is, or what we are limited to."""
+    """The machine's, or our limit."""
     available: int
-    """What new programs can take without swapping, or before the limit is reached."""
+    """What new programs can use without swapping, or up to the limit."""
     limited_by: str = ""
-    """The control group whose limit is the smallest; empty where there is none below the machine's memory."""
+    """The control group with the smallest limit; empty if none is below the machine's memory."""
 
     metal: int | None = None
-    """What Apple's graphics processors can hold of it at once; None on other machines."""
+    """What Apple's graphics processors can use of it at once; None on other machines."""
 
     def left(self, headroom: int, *, is_default: bool) -> int:
-        """How many bytes to leave to everything that is no engine."""
+        """Bytes to leave to everything but engines."""
         return min(headroom, self.total // _HEADROOM_SHARE) if is_default else headroom
 
     def budget(self, left: int) -> int:
-        """What engines may use when nobody has said how much."""
+        """What engines may use by default."""
         most = max(0, self.total * 9 // 10 - left)
         return most if self.metal is None else min(most, self.metal)
 
 
 class MemoryReader:
-    """Reads the memory again and again; a reading that fails repeats the one before.
+    """Reads the memory; a reading that fails repeats the last one.
 
-    Too many open files or a strange kernel must not keep anybody from being served.
+    Too many open files or a strange kernel must not stop requests from being served.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -66,7 +66,6 @@ class MemoryReader:
         self._failing = False
 
     def now(self) -> MachineMemory:
-        """The memory as it is now."""
         try:
             self._last = self._read()
             self._failing = False
@@ -86,7 +85,7 @@ class MemoryReader:
         told = here.available_memory(total)
         available = int(machine.available) if told is None else told
         if time.monotonic() >= self._look_again:
-            # Where we are changes when somebody moves us; what may be used there is read each time.
+            # Our groups change only when we are moved; their limits and use are read each time.
             self._groups = tuple(memory_groups(self._root))
             self._look_again = time.monotonic() + _LOOK_AGAIN
         for group in self._groups:
@@ -100,19 +99,19 @@ class MemoryReader:
 
 
 class Group(NamedTuple):
-    """One control group that may limit memory."""
+    """A control group that may limit memory."""
 
     folder: Path
     version: int
 
     def limit(self) -> int | None:
-        """Bytes it may use; None for as many as there are."""
+        """Bytes it may use; None if unlimited."""
         names = ("memory.max", "memory.high") if self.version == 2 else ("memory.limit_in_bytes",)
         found = [number for name in names if (number := _number(self.folder / name)) is not None]
         return min(found, default=None)
 
     def used(self) -> int:
-        """Bytes it uses and cannot let go of."""
+        """Bytes in use that cannot be reclaimed."""
         name = "memory.current" if self.version == 2 else "memory.usage_in_bytes"
         usage = _number(self.folder / name) or 0
         return max(0, usage - self._reclaimable())
@@ -129,7 +128,7 @@ class Group(NamedTuple):
 
 
 def memory_groups(root: Path) -> Iterator[Group]:
-    """The groups this process is in that can limit its memory, from its own to the topmost one we can see."""
+    """The control groups that can limit this process's memory, from its own up to the topmost visible one."""
     paths = _own_paths(_text(root / "proc/self/cgroup"))
     for version, mounted_part, mount in _mounts(_text(root / "proc/self/mountinfo")):
         if version not in paths:
@@ -145,7 +144,7 @@ def memory_groups(root: Path) -> Iterator[Group]:
 
 
 def _own_paths(text: str) -> dict[int, str]:
-    """Where `/proc/self/cgroup` says that we are, by version."""
+    """Our groups' paths in `/proc/self/cgroup`, by version."""
     paths: dict[int, str] = {}
     for line in text.splitlines():
         number, _, rest = line.partition(":")
@@ -173,8 +172,8 @@ def _mounts(text: str) -> Iterator[tuple[int, str, str]]:
 def _inside(path: str, mounted_part: str) -> str:
     """Our group relative to the mount point.
 
-    A container may see its own group alone as the whole tree, under the path that it has outside; what does
-    not lie below the mounted part is taken for the mount point itself.
+    A container may see only its own group as the whole tree, under its path outside; a path that is not below
+    the mounted part means the mount point itself.
     """
     parts = [part for part in path.split("/") if part]
     above = [part for part in mounted_part.split("/") if part]
@@ -195,7 +194,7 @@ def _number(file: Path) -> int | None:
 
 
 def _text(file: Path) -> str:
-    """A file's text; nothing where there is no such file, since older kernels lack some."""
+    """A file's text; empty if there is none, since older kernels lack some."""
     try:
         return file.read_text("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -203,9 +202,9 @@ def _text(file: Path) -> str:
 
 
 def metal_limit(total: int, configured_mib: int) -> int:
-    """Bytes Metal lets programs keep resident, as `iogpu.wired_limit_mb` says; 0 there means its own rule.
+    """Bytes Metal lets programs keep resident, by `iogpu.wired_limit_mb`; 0 there means the default rule:
 
-    That rule is two thirds of up to 36 GiB of memory, and three quarters of more.
+    two thirds of up to 36 GiB of memory, and three quarters of more.
     """
     if configured_mib > 0:
         return configured_mib * 2**20

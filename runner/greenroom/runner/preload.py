@@ -1,6 +1,6 @@
-"""Models that are loaded when the daemon starts: those that shall be warm, and those that were loaded before.
+"""Models loaded when the daemon starts: those configured as warm, and those loaded before.
 
-What outlived the last daemon has been adopted by now and serves already: asking for it costs nothing.
+Engines that outlived the last daemon have been adopted by now, so requesting them costs nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from greenroom.runner.threads import start_thread
 _log = logging.getLogger(__name__)
 
 _GRACE = 15.0
-"""Seconds beyond the longest wait after which a scheduler that has not answered is given up."""
+"""Seconds beyond the longest wait after which to stop waiting for the scheduler."""
 
 
 class Wanted(NamedTuple):
-    """A model that shall be loaded."""
+    """A model to load."""
 
     model_id: str
     model_ref: str
@@ -42,9 +42,10 @@ def interrupted(
     since: float,
     keep_alive: float,
 ) -> Iterable[Wanted]:
-    """What was loaded when a daemon ended that started at `since` or later, as far as the policy wants it.
+    """The models that the policy restores, of those loaded when a daemon ended that started at `since` or
+    later.
 
-    `keep_alive` is the default one, in seconds.
+    `keep_alive` is the default, in seconds.
     """
     for one in state.interrupted.values() if policy != "never" else ():
         spec = one.spec
@@ -60,15 +61,15 @@ def _configured(configs: Mapping[str, ModelConfigState], model_id: str, mode: Mo
 
 
 class Warming:
-    """Asks for all of them at once, on a thread that ends when they are loaded or refused."""
+    """Requests all of them at once, on a thread that ends when they are loaded or refused."""
 
     def __init__(self, system: ActorSystem, max_wait: float) -> None:
-        """`max_wait` are the seconds the scheduler lets anybody wait."""
+        """`max_wait`: seconds the scheduler lets a request wait."""
         self._system = system
         self._max_wait = max_wait
 
     def start(self, wanted: Iterable[Wanted]) -> None:
-        """Begin. What comes of it is in the journal, and refusals in the log."""
+        """Begin. The outcome is in the journal, refusals also in the log."""
         distinct = list({(one.model_id, one.mode): one for one in wanted}.values())
         if distinct:
             start_thread(partial(self._load, distinct), "preload")
@@ -89,8 +90,8 @@ class Warming:
             )
             timeout = self._max_wait + _GRACE
             reply = self._system.ask(serve, cause=request_id, timeout=timeout)
-            # At once, not in turn: a model that has its place must not keep it while another one loads, since
-            # that one may need the memory, and clients the slot.
+            # At once, not in turn: a model with its place must not keep it while another loads, since that
+            # one may need the memory, and clients the slot.
             reply.on_done(partial(self._leave, request_id))
             asked.append((one, reply))
         for one, reply in asked:
@@ -101,7 +102,7 @@ class Warming:
 
     def _leave(self, request_id: str) -> None:
         try:
-            # It gives the place back that was granted, and takes the wish back that was not.
+            # Gives back a granted place, or withdraws the request.
             self._system.tell(Abandon(request_id=request_id), cause=request_id)
         except KernelError as error:
             _log.debug("%s needs no abandoning any more: %s", request_id, error)

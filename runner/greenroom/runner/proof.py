@@ -1,8 +1,8 @@
-"""How a daemon proves that it serves a data directory: it knows the secret in it, and never says it.
+"""How a daemon proves that it serves a data directory: by knowing the secret in it, without revealing it.
 
 A client sends a challenge; the answer is a hash over the secret, the challenge and the address at which the
-daemon was reached. Another user of this machine may listen where our daemon is expected, and may even pass
-challenges on to it: without the secret, or at another address, the answer is wrong.
+daemon was reached. Another user of this machine may listen at our daemon's address, and even pass challenges
+on to it: without the secret, or at another address, the answer is wrong.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ import secrets
 from pathlib import Path
 
 CHALLENGE = "Greenroom-Challenge"
-"""The header with which `GET /livez` is asked for a proof."""
+"""The request header of `GET /livez` that asks for a proof."""
 _FILE = "secret"
 _BYTES = 32
 _LONGEST = 128
-"""Characters of a challenge."""
+"""Maximum characters of a challenge."""
 
 
 def make_challenge() -> str:
-    """A new one."""
     return secrets.token_hex(_BYTES)
 
 
 def prove(secret: bytes, challenge: str, address: str) -> str:
-    """The answer to a challenge, given at `host:port`; empty when it cannot be given."""
+    """The answer to a challenge, given at `host:port`; empty if it cannot be given."""
     if not secret or not 0 < len(challenge) <= _LONGEST or not challenge.isalnum():
         return ""
     return hmac.digest(secret, f"greenroom {challenge} {address}".encode(), "sha256").hex()
 
 
 def is_proof(answer: object, secret: bytes, challenge: str, address: str) -> bool:
-    """Whether the answer came from a process that knows the secret."""
+    """Whether the answer comes from a process that knows the secret."""
     expected = prove(secret, challenge, address)
     if not expected or not isinstance(answer, str):
         return False
@@ -41,7 +40,7 @@ def is_proof(answer: object, secret: bytes, challenge: str, address: str) -> boo
 
 
 def read_secret(home: Path) -> bytes:
-    """What a data directory's daemon is recognised by; empty when there is none that we may read."""
+    """A data directory's secret; empty if there is none, or it is unreadable."""
     try:
         return (home / _FILE).read_bytes().strip()
     except OSError:
@@ -49,10 +48,7 @@ def read_secret(home: Path) -> bytes:
 
 
 def keep_secret(home: Path) -> bytes:
-    """The secret of a data directory, made when there is none or when others could have read it.
-
-    Raises OSError.
-    """
+    """A data directory's secret, created if there is none or others could read it. Raises OSError."""
     file = home / _FILE
     try:
         with file.open("rb") as open_file:
@@ -72,7 +68,7 @@ def write_privately(file: Path, content: bytes) -> None:
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
-        os.fchmod(descriptor, 0o600)  # one that was left behind may have another mode
+        os.fchmod(descriptor, 0o600)  # a leftover file may have another mode
         os.write(descriptor, content)
     finally:
         os.close(descriptor)
@@ -80,7 +76,7 @@ def write_privately(file: Path, content: bytes) -> None:
 
 
 def address_of(name: object) -> str:
-    """`host:port` of a socket's own or other end, as `getsockname` gives it; empty for other sockets."""
+    """`host:port` of a socket's end, from `getsockname`; empty for other kinds of sockets."""
     if isinstance(name, tuple) and len(name) >= 2:
         return f"{str(name[0]).partition('%')[0]}:{name[1]}"
     return ""

@@ -1,4 +1,4 @@
-"""Ends several things within one bound: what hangs is left behind, and holds up nothing else."""
+"""Ends several things within one time limit: what hangs is abandoned, and delays nothing else."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _LEAST = 0.2
 
 
 class Ending:
-    """One bound for everything that a stop ends."""
+    """One time limit for everything that a stop ends."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
 
     def left(self, *, spare: float = 0.0, most: float | None = None) -> float:
-        """Seconds that something may take now, so that `spare` are left for what comes after it."""
+        """Seconds that something may take now, leaving `spare` for what follows."""
         left = max(_LEAST, self._deadline - spare - time.monotonic())
         return left if most is None else min(left, most)
 
     def all_of(self, work: Mapping[str, Callable[[], None]], *, spare: float = 0.0) -> None:
-        """Do all of it at once, each on a thread of its own; leave `spare` seconds of the bound.
+        """Do all of it concurrently, each on a thread of its own, leaving `spare` seconds.
 
-        What raises is logged, what does not end is named in the log and left behind.
+        Errors are logged; what does not end is logged and abandoned.
         """
         threads: dict[str, Thread] = {}
         for name, do in work.items():
             try:
                 threads[name] = start_thread(partial(_one, name, do), f"ending {name}")
-            except RuntimeError:  # no thread left: one after the other, and the last resort if it hangs
+            except RuntimeError:  # no thread left: do it in turn; the last resort applies if it hangs
                 _one(name, do)
         deadline = time.monotonic() + self.left(spare=spare)
         for name, thread in threads.items():
@@ -47,9 +47,9 @@ class Ending:
 
 
 class LastResort:
-    """Ends the process when a stop hangs on what can be neither ended nor left behind.
+    """Ends the process when a stop hangs on something that can be neither ended nor abandoned.
 
-    Python waits for the threads of its executors before it exits, for ever.
+    Python waits without limit for executor threads before it exits.
     """
 
     def __init__(self, seconds: float, *, code: int = 1) -> None:
@@ -65,7 +65,7 @@ class LastResort:
         self._start()
 
     def __enter__(self) -> None:
-        # Now, since there may be no memory for a thread when it is needed.
+        # Started now, since there may be no memory for a thread later.
         self._start()
 
     def _start(self) -> None:
@@ -82,7 +82,7 @@ class LastResort:
         if self._over.wait(self._seconds):
             return
         _log.critical("the stop hangs; the process exits without waiting for it")
-        time.sleep(0.5)  # for the log's own thread
+        time.sleep(0.5)  # lets the log's own thread finish
         os._exit(self._code)
 
 

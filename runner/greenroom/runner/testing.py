@@ -1,4 +1,4 @@
-"""For tests of programs that embed Greenroom: a backend that is any program which speaks like an engine.
+"""For tests of programs that embed Greenroom: a backend that is any program which behaves like an engine.
 
 And a model it can be given: a whole GGUF file of a few hundred bytes.
 """
@@ -38,11 +38,11 @@ def fake_backend(
     uses_devices: bool = False,
     slots: int = 0,
 ) -> Backend:
-    """A backend whose engines are `program`, a Python file run by this very interpreter.
+    """A backend whose engines are `program`, a Python file run by this interpreter.
 
-    It gets `--socket`, `--model`, then `flags`, then the user's flags. It needs no installation: name one
-    with `managed=False` and any root. It answers `slots` requests at once, or all that come. `overhead` is
-    the memory an engine is promised beside its model.
+    It receives `--socket`, `--model`, then `flags`, then the user's flags. It needs no installation: name one
+    with `managed=False` and any root. It answers `slots` requests at once, or any number. `overhead` is the
+    memory reserved for an engine beside its model.
     """
     chosen_name, chosen_flags, chosen_deferred, chosen_preference = name, flags, deferred, preference
     chosen_readiness, chosen_dialect, chosen_allowed = readiness, dialect, allowed_flags
@@ -50,8 +50,6 @@ def fake_backend(
     on_devices, at_once = uses_devices, slots
 
     class FakeBackend(Backend):
-        """See `fake_backend`."""
-
         name = chosen_name
         title = f"{chosen_name} (a program for tests)"
         deferred = chosen_deferred
@@ -70,11 +68,9 @@ def fake_backend(
         slots = at_once
 
         def verdict(self, platform: Platform) -> str:  # noqa: ARG002 - the same everywhere
-            """What was asked for; empty by default."""
             return said
 
         def command(self, launch: Launch) -> CommandLine:
-            """The program, told where to listen."""
             argv = (sys.executable, "-I", str(program), "--socket", str(launch.socket))
             model = ("--model", str(launch.model.path))
             return CommandLine(argv=(*argv, *model, *chosen_flags, *launch.spec.flags))
@@ -83,7 +79,7 @@ def fake_backend(
 
 
 def tiny_gguf(path: Path, name: str = "tiny") -> Path:
-    """Write a whole GGUF file with one tensor of four numbers, and return its path."""
+    """Write a complete GGUF file with one tensor of four numbers, and return its path."""
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()

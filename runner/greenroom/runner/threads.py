@@ -1,7 +1,7 @@
 """Threads whose start cannot hang.
 
-`threading.Thread.start` waits, without a limit, for the new thread to report that it runs. A thread that
-finds no memory for its first call ends before that, and its starter waits for ever, with every lock it holds.
+`threading.Thread.start` waits without limit for the new thread to report that it runs. A thread that finds no
+memory for its first call ends before that, and its starter waits for ever, with every lock it holds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 BEGINS_WITHIN = 10.0
-"""Seconds within which a new thread must have begun, on a busy machine too."""
+"""Seconds within which a new thread must have begun, even on a busy machine."""
 
 
 class NoThread(RuntimeError):
@@ -41,24 +41,23 @@ class _Begun(threading.Event):
 class Thread(threading.Thread):
     """A daemon thread for one piece of work.
 
-    `start` raises RuntimeError when the machine has no thread or no memory left; the work is not done.
+    `start` raises RuntimeError when the machine has no thread or memory left; the work is not done.
     """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:
-        """`name` is for logs."""
         super().__init__(name=name, daemon=True)
         self._work = work
-        # The event that `start` waits for. It has no public name; the tests fail if it gets another.
+        # The event that `start` waits for. It has no public name; the tests fail if it is renamed.
         self._started = _Begun()
 
     def run(self) -> None:
-        """Do the work, unless its starter has given up."""
+        """Do the work, unless `start` has given up."""
         if not self._started.given_up:
             self._work()
 
 
 def start_thread(work: Callable[[], object], name: str) -> Thread:
-    """Begin work on a thread of its own. Raises RuntimeError (see `Thread`)."""
+    """Do work on a thread of its own. Raises RuntimeError (see `Thread`)."""
     thread = Thread(work, name)
     thread.start()
     return thread

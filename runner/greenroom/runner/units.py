@@ -1,4 +1,4 @@
-"""Durations and sizes as people write and read them: `5m`, `1h30m`, `10MiB`, `93.2 MB`."""
+"""Parses and formats durations and sizes: `5m`, `1h30m`, `10MiB`, `93.2 MB`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ _SIZES = {
     "b": 1,
     **{f"{letter}ib": 2 ** (10 * power) for power, letter in enumerate("kmgt", 1)},
     **{f"{letter}b": 10 ** (3 * power) for power, letter in enumerate("kmgt", 1)},
-    # A bare letter is what people type for memory, where powers of two are meant.
+    # A bare letter is usual for memory, where powers of two are meant.
     **{letter: 2 ** (10 * power) for power, letter in enumerate("kmgt", 1)},
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
 LONGEST = 10 * 365 * 86_400.0
-"""Seconds of a duration: ten years, as in `actors.limits`, which is too slow to import for a command."""
+"""Maximum seconds: ten years, as in `actors.limits`, which is too slow to import for a command."""
 LARGEST = 2**60
-"""Bytes of a size."""
+"""Maximum bytes of a size."""
 _SHOWN = 60
-"""Characters of what cannot be read that are repeated."""
+"""Characters of invalid input to repeat."""
 FOREVER = -1.0
-"""The keep-alive of a model that stays until it is told to go."""
+"""The keep-alive of a model that is never unloaded for being idle."""
 
 
 def parse_duration(text: str | float) -> float:
     """Seconds from `90`, `90s`, `5m`, `1h30m`, `500ms`; never negative. Raises ValueError or TypeError."""
     if isinstance(text, bool) or not isinstance(text, (int, float, str)):
         raise TypeError(_not_a_duration(text))
-    # Compared before it is made a float: a whole number may be too large for one.
+    # Compared before conversion: an integer may be too large for a float.
     seconds = _duration_from_text(text.strip()) if isinstance(text, str) else text
     if not 0 <= seconds < float("inf"):
         raise ValueError(_not_a_duration(text))
@@ -64,7 +64,7 @@ def parse_size(text: str | int) -> int:
             raise ValueError(f"{_shown(text)} is not a size; write 512MiB, 8GB or a number of bytes")
         size = int(float(match[1]) * unit)
     if size < 0:
-        raise ValueError(f"{_shown(text)} is negative; a size cannot be")
+        raise ValueError(f"{_shown(text)} is negative; sizes are not")
     if size > LARGEST:
         raise ValueError(f"{_shown(text)} is too large; write 512MiB, 8GB or a smaller number of bytes")
     return size
@@ -113,6 +113,6 @@ def _not_a_duration(text: object) -> str:
 
 def _shown(text: object) -> str:
     if isinstance(text, int) and abs(text) > LARGEST:
-        return "that number"  # Python refuses to write very long ones
+        return "that number"  # Python refuses to print very long ones
     shown = repr(text)
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"

@@ -1,4 +1,4 @@
-"""The home directory of the user, who may have none: in containers, for services, for a bare user id."""
+"""The user's home directory, if there is one: containers, services and bare user ids have none."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 NO_HOME = Path("/nonexistent")
-"""What systems enter for users without one: a folder in which nothing is found."""
+"""What systems enter for users without one: an empty folder."""
 
 
 def user_home(environment: Mapping[str, str] | None = None) -> Path:
-    """`HOME`, else what the system's list of users says, else `NO_HOME`. An empty `HOME` is none."""
+    """`HOME`, else the home in the system's list of users, else `NO_HOME`. An empty `HOME` counts as
+    unset.
+    """
     named = (os.environ if environment is None else environment).get("HOME", "").strip()
     if named:
         return Path(named)
@@ -23,7 +25,7 @@ def user_home(environment: Mapping[str, str] | None = None) -> Path:
 
 
 def expanded(text: str | os.PathLike[str]) -> Path:
-    """A path in which a leading `~` stands for a home directory; left alone where nobody has that one."""
+    """A path with a leading `~` expanded; unchanged if there is no such home."""
     first, _, rest = os.fspath(text).partition("/")
     if first == "~":
         return user_home() / rest

@@ -1,8 +1,8 @@
-"""Waits that can be cancelled, and threads that can be abandoned.
+"""Cancellable waits, and threads that can be abandoned.
 
 A thread cannot be ended from outside, but what it waits for can: sockets are shut down, children are killed.
-The rest (a name server that does not answer, a disk that is frozen) is abandoned: the job is over, its slot
-is free, and a later result of the thread is dropped. The threads are daemons, so that neither a stop nor the
+The rest (a name server that does not answer, a frozen disk) is abandoned: the job is over, its slot is free,
+and a later result of the thread is dropped. The threads are daemons, so that neither a stop nor the
 interpreter's exit waits for them.
 """
 
@@ -25,17 +25,17 @@ from greenroom.runner.threads import start_thread
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0
-"""Seconds that a cancelled job has to end by itself."""
+"""Seconds for which a cancelled job may end by itself."""
 
 _BEGUN_WITHIN = 5.0
-"""Seconds within which a thread must have begun to run, or there was no memory for it."""
+"""Seconds within which a thread must have begun, or there was no memory for it."""
 _TICK = 0.1
 
 T = TypeVar("T")
 
 
 class Cancel(threading.Event):
-    """An event that also ends waits: what has been registered is called once it is set."""
+    """An event that also interrupts waits: registered functions are called once it is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Cancel(threading.Event):
 
     @contextmanager
     def ends(self, end: Callable[[], None]) -> Iterator[None]:
-        """While inside, `end` is called when this is set, at once if it is already; on any thread."""
+        """Meanwhile, `end` is called when this is set, or at once if it already is; on any thread."""
         key = object()
         with self._guard:
             self._ends[key] = end
@@ -74,7 +74,7 @@ class Ending:
 
     tell: Callable[[], None]
     late: bool = False
-    """Told also if the job was given up before: it has changed something."""
+    """Reported even if the job was abandoned: it has changed something."""
 
 
 @dataclass(eq=False)
@@ -89,7 +89,9 @@ class _Job:
 
 
 class Crew:
-    """Runs jobs, a few at once and the others in order. Each ends, at the latest a while after its cancel."""
+    """Runs jobs, a few at once and others in order. Each ends, at the latest a while after it is
+    cancelled.
+    """
 
     def __init__(self, at_once: int, name: str, *, patience: float = PATIENCE) -> None:
         self._at_once = at_once
@@ -108,10 +110,10 @@ class Crew:
         gone: Callable[[], None],
         waits: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Begin a job, or have it wait its turn; False if one of this key is here, or all is closed.
+        """Start a job or queue it; False if there is one with this key, or the crew is closed.
 
-        `gone` is called if the job was cancelled before it began, or did not end in time afterwards; else the
-        ending that `work` returns is told. `waits` is called, before anything else, if it has to wait.
+        `gone` is called if the job is cancelled before it begins, or does not end in time afterwards;
+        otherwise the ending returned by `work` is reported. `waits` is called first if the job is queued.
         """
         job = _Job(key, work, gone)
         with self._changed:
@@ -124,16 +126,15 @@ class Crew:
         return True
 
     def has(self, key: str) -> bool:
-        """Whether a job runs or waits."""
+        """Whether a job runs or is queued."""
         return key in self.keys()
 
     def keys(self) -> tuple[str, ...]:
-        """The jobs that run or wait."""
+        """The running and queued jobs."""
         with self._changed:
             return (*self._running, *(job.key for job in self._waiting))
 
     def cancel(self, key: str) -> None:
-        """End a job."""
         with self._changed:
             job = next((one for one in self._waiting if one.key == key), None)
             if job is not None:
@@ -147,7 +148,7 @@ class Crew:
             self._end(running)
 
     def close(self) -> None:
-        """Cancel all, and wait for their end as long as patience lasts; nothing begins afterwards."""
+        """Cancel all jobs and wait for their end within the time limit; nothing starts afterwards."""
         with self._changed:
             self._closed = True
             keys = self.keys()
@@ -169,7 +170,7 @@ class Crew:
             self._running[job.key] = job
             try:
                 start_thread(partial(self._run, job), self._name)
-            except RuntimeError:  # the system lets us have no more threads
+            except RuntimeError:  # the system allows no more threads
                 log.exception("%s could not be started", job.key)
                 job.over = True
                 del self._running[job.key]
@@ -184,13 +185,13 @@ class Crew:
         self._leave(job, ending.tell, late=ending.late)
 
     def _leave(self, job: _Job, tell: Callable[[], None], *, late: bool = False) -> bool:
-        """Free its slot and tell how it has ended; False if that has been done before."""
+        """Free its slot and report its end; False if that was done before."""
         with self._changed:
             first = not job.over
             self._telling += 1
             if first:
                 self._free(job)
-        # Not before its slot is free: whoever hears of it may begin it again.
+        # Only after its slot is free: the report may lead to a new start of the same job.
         if first or late:
             _tell(tell)
         with self._changed:
@@ -212,7 +213,7 @@ class Crew:
             job.is_ending = True
         try:
             start_thread(partial(self._give_up_later, job), f"{self._name}-end")
-        except RuntimeError:  # nothing is left to wait with
+        except RuntimeError:  # no thread left to wait on
             self._give_up(job)
 
     def _give_up_later(self, job: _Job) -> None:
@@ -225,7 +226,7 @@ class Crew:
 
 
 class _Batch(Generic[T]):
-    """Calls that a few threads take one after another."""
+    """Calls taken one after another by a few threads."""
 
     def __init__(self, calls: Sequence[Callable[[], T]]) -> None:
         self._left = deque(enumerate(calls))
@@ -263,10 +264,10 @@ def side_by_side(
     tick: Callable[[], None],
     halt: Callable[[], None],
 ) -> list[T]:
-    """The results of some calls, in order, or what the first of them raised.
+    """The results of the calls, in order, or what the first failing one raised.
 
-    `tick` is called all the while, and may raise to end it all. At the end `halt` wakes those that wait for
-    others; they are waited for as long as patience lasts.
+    `tick` is called regularly, and may raise to abort. At the end `halt` wakes the calls that are waiting;
+    they get some seconds to end.
     """
     batch = _Batch(calls)
     for _ in range(min(at_once, len(calls))):
@@ -274,7 +275,7 @@ def side_by_side(
             batch.busy += 1
         try:
             start_thread(batch.work, name)
-        except RuntimeError:  # no thread left: fewer at once will do
+        except RuntimeError:  # no thread left: fewer at once
             with batch.changed:
                 batch.busy -= 1
                 if not batch.busy and not batch.results:
@@ -304,7 +305,7 @@ def _tell(call: Callable[[], None]) -> None:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Wait for something that blocks, on a thread of its own: one that hangs takes nobody else's place."""
+    """Await something that blocks, on a thread of its own: one that hangs takes no other's place."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -336,8 +337,8 @@ async def in_thread(work: Callable[[], T]) -> T:
         if not has_begun:
             settle(None, MemoryError("a thread could not start"))
 
-    # Not `Thread.start`, which waits for the thread: one that finds no memory to begin with would hold up the
-    # loop for ever.
+    # Not `Thread.start`, which waits for the thread: one that finds no memory to begin with would block
+    # the loop for ever.
     _thread.start_new_thread(run, ())
     check = loop.call_later(_BEGUN_WITHIN, expect_begun)
     try:

@@ -1,1 +1,1 @@
-"""One small declaration a backend: what to install, how to start it, what it can do."""
+"""One small declaration per backend: what to install, how to start it, what it can do."""

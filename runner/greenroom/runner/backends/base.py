@@ -1,4 +1,4 @@
-"""What a backend declares: where it runs, what to install, how to start it, how it speaks.
+"""What a backend declares: where it runs, what to install, how to start it, how it communicates.
 
 A declaration is data and two pure functions (`verdict`, `command`). Everything that acts on it lives
 elsewhere: `installations` builds it, `engines` starts it, the front door shapes requests by it.
@@ -17,24 +17,24 @@ from typing import Any, ClassVar
 
 from greenroom.actors.values import EngineSpec, Mode, ModelFormat
 from greenroom.runner.backends import nvidia
+from greenroom.runner.engines.launchers import launcher
 
 
 @dataclass(frozen=True)
 class Platform:
-    """The machine, as far as a backend cares; a value, so that tests can be on any machine."""
+    """The machine as backends see it; a value, so that tests can use any machine."""
 
     system: str
     """`linux`, `darwin` or `windows`."""
     machine: str
-    """`x86_64` or `arm64`, whatever the system calls them."""
+    """`x86_64` or `arm64`, whatever the system's names are."""
     python: tuple[int, int]
     macos: tuple[int, int] | None = None
     cuda: bool = False
-    """True where an NVIDIA graphics processor can be used."""
+    """Whether an NVIDIA graphics processor can be used."""
 
     @classmethod
     def here(cls) -> Platform:
-        """The machine this runs on."""
         machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(
             _platform.machine().lower(), _platform.machine().lower()
         )
@@ -54,45 +54,45 @@ class Platform:
 
 @dataclass(frozen=True)
 class Environment:
-    """Installed as a Python environment from a hash-locked requirement file that ships with us."""
+    """Installed as a Python environment from a hash-locked requirements file that ships with us."""
 
     distribution: str
     """The distribution whose version is the installation's version, such as `mlx-lm`."""
     lock: str
-    """Stem of the requirement file under `runner/installations/locks/`, such as `mlx`."""
+    """Stem of the requirements file under `runner/installations/locks/`, such as `mlx`."""
     probe: tuple[str, ...]
-    """Modules that must import in the finished environment."""
+    """Modules that must be importable in the finished environment."""
     requirements: tuple[str, ...]
     """What the lock was resolved from, and what `latest` resolves again."""
     indexes: tuple[str, ...] = ()
-    """Further package indexes its wheels live on, beside the user's own; the user may name others instead."""
+    """Package indexes for its wheels, after the user's own."""
     excluded: tuple[str, ...] = ()
-    """Distributions that are required by name but must not be there, such as builds for other processors."""
+    """Distributions to leave out although required, such as builds for other processors."""
     universal: bool = True
-    """One lock serves all platforms and Pythons; False: one for each, made on a machine of that kind."""
+    """One lock serves all platforms and Pythons; otherwise each has its own."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """Installed by unpacking a tree out of an OCI image."""
+    """Installed by unpacking a tree from an OCI image."""
 
     reference: str
     """Name and tag, or name and digest."""
     version: str
-    """What the reference's tag stands for."""
+    """The version the reference's tag stands for."""
     tree: str
-    """Path of the tree inside the image, such as `/vllm-metal`. It must have a `bin/python3`."""
+    """Path of the tree in the image, such as `/vllm-metal`. It must contain `bin/python3`."""
     executables: tuple[str, ...]
-    """Globs below the tree whose execute bits the image has lost."""
+    """Globs below the tree for files whose execute bits the image has lost."""
     probe: tuple[str, ...] = ()
-    """Modules that must import in the finished tree."""
+    """Modules that must be importable in the finished tree."""
     tags: str = "{version}"
-    """How the tag of any version is made from it, such as `vllm-metal-v{version}`."""
+    """The tag of a version, such as `vllm-metal-v{version}`."""
     prebuilt: Mapping[str, str] = field(default_factory=dict)
-    """Folders below the tree to copy to places under the user's home, where the backend looks for them."""
+    """Folders below the tree, and where below the user's home to copy them for the backend."""
 
     def out_of(self, reference: str) -> Image:
-        """The same tree out of another image, whose version is what its tag or digest says."""
+        """The same tree from another image; the version comes from its tag or digest."""
         name, _, digest = reference.partition("@")
         tag = name.rpartition("/")[2].partition(":")[2]
         pattern = re.escape(self.tags).replace(re.escape("{version}"), "(.+)")
@@ -107,53 +107,52 @@ class Image:
 
 @dataclass(frozen=True)
 class Readiness:
-    """How to tell loading from ready from dead."""
+    """How to distinguish loading, ready and dead."""
 
     path: str = "/health"
     loading: frozenset[int] = frozenset({503})
-    """Statuses that mean: alive and still loading."""
+    """Statuses that mean alive and still loading."""
     dead: frozenset[int] = frozenset()
-    """Statuses that mean: alive as a process, but this load will never succeed."""
+    """Statuses that mean the process is alive but its load will never succeed."""
     proof: bool = False
-    """True where 200 proves nothing: a one-token completion must succeed before the engine is ready."""
+    """A status of 200 does not prove readiness: a one-token completion must succeed too."""
     counters: tuple[str, ...] = ()
-    """Paths of the engine's own counters: what is told there changes with every batch it computes, and stands
-    still while it does nothing."""
+    """Paths of the engine's own counters, which change with every batch and are constant while it is idle."""
 
 
 @dataclass(frozen=True)
 class Cannot:
-    """Something a request may ask for that an engine would ignore in silence, or die of. It is refused."""
+    """A request parameter that an engine would silently ignore, or die of, and that is therefore refused."""
 
     param: str
-    """The field that asks for it."""
+    """The field's name."""
     asked: Callable[[Mapping[str, Any]], object]
-    """Whether these fields ask for it; they have passed the checks of their family."""
+    """Whether these validated fields ask for it."""
     instead: str = ""
-    """What to do instead, in a sentence."""
+    """What to do instead, one sentence."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How requests and answers differ from what the client sent and expects."""
+    """How the engine's requests and responses differ from the client's."""
 
     model_name: str | None = None
-    """Sent instead of the client's model name, and replaced by it again in answers; `{model_id}` in it stands
-    for the model's id. None where any name will do."""
+    """Sent in place of the client's model name, which replaces it again in responses; `{model_id}` stands for
+    the model's id. None if any name will do."""
     dropped: frozenset[str] = frozenset()
-    """Request fields the engine must never see, since they would load other weights."""
+    """Request fields the engine must not receive, since they would load other weights."""
     cannot: tuple[Cannot, ...] = ()
     pools_by_header: bool = False
-    """It makes embeddings only with a model whose header says how, or with `--pooling` among its flags."""
+    """Makes embeddings only with models whose header says how, or with the flag `--pooling`."""
 
     def spoken(self, model_id: str) -> str | None:
-        """What the engine calls the model, or None when it takes any name."""
+        """The engine's name for the model; None if any name will do."""
         return None if self.model_name is None else self.model_name.replace("{model_id}", model_id)
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model's bytes are, for an engine."""
+    """The paths and properties of a model that an engine needs."""
 
     path: Path
     """The GGUF file (first shard), or the folder with safetensors, tokenizer and config."""
@@ -161,16 +160,16 @@ class ModelFiles:
     name: str
     """The reference clients use."""
     context_length: int = 0
-    """Tokens it was trained for; 0 when unknown."""
+    """Tokens it was trained for; 0 if unknown."""
     kv_bytes_per_token: int = 0
-    """Bytes of 16-bit key/value cache a token needs; 0 when unknown."""
+    """Bytes of 16-bit key/value cache per token; 0 if unknown."""
     mmproj: Path | None = None
     chat_template: Path | None = None
 
 
 @dataclass(frozen=True)
 class Launch:
-    """All that a command line depends on."""
+    """Everything a command line depends on."""
 
     spec: EngineSpec
     root: Path
@@ -181,14 +180,18 @@ class Launch:
     socket: Path
     """Where the engine must listen; at most 100 bytes."""
     binary: Path | None = None
-    """A program of the user's own that is run instead of ours."""
+    """The user's own program, to run instead of ours."""
     prompt_speed: float = 0.0
-    """Tokens of a prompt that the last engine of this model has read in a second; 0 when unknown."""
+    """Tokens of a prompt per second, as read by the last engine of this model; 0 if unknown."""
+
+    def launched(self, name: str, *args: str) -> tuple[str, ...]:
+        """The argv of one of our launchers, run by the installation's own interpreter."""
+        return (str(self.python), "-I", str(launcher(name)), *args)
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A program to start: argv and the variables added to a cleaned environment."""
+    """A program to start: argv and variables to add to a clean environment."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -199,48 +202,48 @@ class Backend(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    """One line for people."""
+    """One line for display."""
     deferred: ClassVar[bool] = True
-    """Installed only when it is asked for."""
+    """Installed only on request."""
     formats: ClassVar[tuple[ModelFormat, ...]]
     modes: ClassVar[tuple[Mode, ...]]
     preference: ClassVar[int]
-    """Among backends that are installed and can serve a model, the lowest number serves."""
+    """Among installed backends that can serve a model, the lowest number serves it."""
     install_preference: ClassVar[int]
     """Among backends that could be installed to serve a model, the lowest number is offered."""
     source: ClassVar[Environment | Image]
     readiness: ClassVar[Readiness] = Readiness()
     dialect: ClassVar[Dialect] = Dialect()
     allowed_flags: ClassVar[frozenset[str]] = frozenset()
-    """User flags that pass; empty refuses all."""
+    """Permitted user flags; empty for none."""
     overhead_bytes: ClassVar[int] = 200 * 2**20
     """Memory an engine needs beyond weights and key/value cache."""
     slots: ClassVar[int] = 0
-    """Requests an engine takes at once unless somebody says otherwise; `command` must see to it that it does
-    (`EngineSpec.slots`). 0: it takes all that come, and its context is its own affair."""
+    """Default number of requests an engine serves at once; `command` must pass on `EngineSpec.slots`. 0 if
+    the engine takes any number and manages its context itself."""
     shares_cache: ClassVar[bool] = False
-    """Its slots share the key/value cache of one context, and it makes requests wait when that is full."""
+    """Its slots share one key/value cache, and requests wait when that is full."""
     keeps_prompts: ClassVar[bool] = False
-    """It keeps prompts in memory after their requests, as many bytes as `EngineSpec.prompt_cache` says."""
+    """Keeps prompts in memory after their requests, up to `EngineSpec.prompt_cache` bytes."""
     uses_devices: ClassVar[bool] = False
-    """Its engines compute on a graphics device with memory of its own, where there is one."""
+    """Its engines compute on a graphics device with memory of its own, if there is one."""
 
     def on(self, platform: Platform) -> Backend:  # noqa: ARG002 - the same everywhere, unless it says otherwise
-        """The declaration of this backend for a platform: what is installed may depend on its processors."""
+        """This backend's declaration for a platform: what is installed may depend on its processors."""
         return self
 
     @abstractmethod
     def verdict(self, platform: Platform) -> str:
-        """Empty when this platform can run it, else one sentence that says what it would need."""
+        """Empty if this platform can run it, else a sentence that says what is missing."""
 
     def prompt_speed(self, log: str) -> float:  # noqa: ARG002 - most do not say
-        """Tokens of a prompt read in a second, from what an engine has logged; 0.0 when it does not say."""
+        """Tokens of a prompt read per second, according to an engine's log; 0.0 if unknown."""
         return 0.0
 
     @abstractmethod
     def command(self, launch: Launch) -> CommandLine:
-        """The program that serves this model on this socket, through a launcher of ours if need be."""
+        """The program that serves this model on this socket, possibly through one of our launchers."""
 
 
 RESERVED_NAMES = frozenset({"v1", "status", "ps", "df", "unload", "requests"})
-"""Path segments under `/engines` that no backend may be called."""
+"""Path segments under `/engines` that cannot be backend names."""

@@ -1,7 +1,7 @@
-"""Which engine flags a user may set. Everything else is refused: a flag is an attack surface.
+"""The engine flags that users may set; all others are refused, since every flag is attack surface.
 
-Flags that name files, addresses or keys are absent on purpose, and values with a path are refused too. So are
-those that make an engine log what clients ask and are answered (`--verbose`).
+Flags for files, addresses or keys are left out on purpose, and values with a path are refused too. So are
+flags that make an engine log requests and responses (`--verbose`).
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ SIZES: Mapping[str, str] = {
     **dict.fromkeys(("--parallel", "-np", "--max-num-seqs"), "slots"),
     **dict.fromkeys(("--cache-ram", "-cram"), "prompt-cache"),
 }
-"""Flags for what the ledger promises memory for, and the setting of a model that each stands for. They are
-kept there and never passed on: two places for one size would be one too many."""
+"""Flags for sizes that memory is reserved for, and the model setting for each. They are converted to the
+setting and never passed on, so that each size has one place."""
 
 
 def without_sizes(flags: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
-    """Flags without those for sizes; and what these said: (setting, value as typed)."""
+    """Split off flags for sizes: the other flags, and (setting, value as typed) of each size."""
     kept: list[str] = []
     said: list[tuple[str, str]] = []
     words = iter(flags)
@@ -85,7 +85,7 @@ def without_sizes(flags: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str
 
 
 def refusal(flags: tuple[str, ...], allowed: frozenset[str], backend: str) -> str:
-    """Why these user flags cannot be passed on, as a sentence; empty when they can."""
+    """Why these user flags cannot be passed on, as a sentence; empty if they can."""
     for token in flags:
         if "/" in token or "\\" in token:
             return f"invalid runtime flag {token!r}: paths are not allowed (contains '/' or '\\')"

@@ -17,7 +17,6 @@ from greenroom.runner.backends.base import (
     Readiness,
 )
 from greenroom.runner.backends.flags import LLAMA_CPP, without_sizes
-from greenroom.runner.engines.launchers import launcher
 
 _CANNOT = (
     Cannot("id_slot", lambda fields: "id_slot" in fields, "Leave it out: Greenroom chooses the slot."),
@@ -30,27 +29,27 @@ _CANNOT = (
         "Leave it out: vectors have the length that the model gives them.",
     ),
 )
-"""What llama.cpp's server takes no notice of."""
+"""What llama.cpp's server ignores."""
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
-"""Else a failed assertion has a debugger print the stack, with whatever clients have said."""
+"""Otherwise a failed assertion prints the stack in a debugger, including clients' text."""
 _BATCH_SECONDS = 2.0
 _LEAST_BATCH = 32
 _MOST_BATCH = 2048
 _UBATCH = 512
-"""Tokens computed at once at most, as llama-server itself has it."""
+"""llama-server's own limit on tokens computed at once."""
 _LOGGED = re.compile(
     r"task (\d+) \| (?:(processing task)|(stop processing)"
     r"|prompt eval time = +[\d.]+ ms / +(\d+) tokens \(.*?([\d.]+) tokens per second\))"
 )
 _TELLING_TOKENS = 64
-"""Shorter prompts tell more of the overhead than of the speed."""
+"""Shorter prompts show the overhead rather than the speed."""
 _CHECKPOINTS = 4
-"""States a slot keeps to go back to, of models whose layers look at a window only. 32 by default, which no
-other bound counts and which may be gigabytes; these few fit into what such layers need less than reckoned."""
+"""States a slot keeps for models with windowed attention. The default of 32 can take gigabytes outside any
+other limit; these few fit into what such layers need less than estimated."""
 
 
 class LlamaCpp(Backend):
-    """GGUF everywhere, through `xllamacpp`, whose server is the whole llama-server API."""
+    """GGUF everywhere, through `xllamacpp`, whose server is the complete llama-server API."""
 
     name = "llama.cpp"
     title = "llama.cpp (GGUF, every platform)"
@@ -70,13 +69,12 @@ class LlamaCpp(Backend):
     keeps_prompts = True
 
     def verdict(self, platform: Platform) -> str:
-        """Linux and macOS; its wheels cover both."""
         if platform.system not in ("darwin", "linux"):
             return f"llama.cpp is packaged for Linux and macOS; this is {platform.system}."
         return ""
 
     def prompt_speed(self, log: str) -> float:
-        """The median of the last prompts that had the server to themselves, from its own timings."""
+        """The median of the last prompts that were served alone, from the server's own timings."""
         told: list[float] = []
         inside: set[str] = set()
         shared: set[str] = set()
@@ -91,10 +89,10 @@ class LlamaCpp(Backend):
         return statistics.median(told[-9:]) if told else 0.0
 
     def command(self, launch: Launch) -> CommandLine:
-        """llama-server's own arguments, handed to its server inside our launcher."""
+        """llama-server's own arguments, for its server inside our launcher."""
         spec = launch.spec
         args = ["--model", str(launch.model.path), "--host", str(launch.socket), "-ngl", "999", "--metrics"]
-        # Without an alias its answers would name the file on this machine.
+        # Without an alias its responses would name the file on this machine.
         args += ["--alias", launch.model.name]
         if spec.mode == "embedding":
             args += ["--embeddings"]
@@ -111,32 +109,31 @@ class LlamaCpp(Backend):
         args += ["--jinja"]
         if launch.binary is not None:
             return CommandLine(argv=(str(launch.binary), *args), env=_ENVIRONMENT)
-        # Older servers of the user's own do not know this one.
+        # A user's older server may not know this one.
         args += ["--ctx-checkpoints", str(_CHECKPOINTS)]
-        argv = (str(launch.python), "-I", str(launcher("llama_cpp")), *args)
-        return CommandLine(argv=argv, env=_ENVIRONMENT)
+        return CommandLine(argv=launch.launched("llama_cpp", *args), env=_ENVIRONMENT)
 
 
 def _batch(launch: Launch) -> int:
-    """Tokens of a prompt read at once, as many as fit into two seconds: only in between does the server
-    notice that a client has left. 0 leaves it to the launcher, which looks at the machine, or to the server.
+    """Tokens of a prompt read at once: as many as take two seconds, since the server notices only in between
+    that a client has left. 0 leaves it to the launcher, which measures the machine, or to the server.
     """
     if launch.spec.mode != "completion":
         return 0  # an input to embed must fit into one batch
     if not launch.prompt_speed:
         return 0 if launch.binary is None else _UBATCH
-    # The parts of an image may have to fit into one batch.
+    # All parts of an image may have to fit into one batch.
     least = _LEAST_BATCH if launch.model.mmproj is None else _UBATCH
     fitting = max(least, min(_MOST_BATCH, int(launch.prompt_speed * _BATCH_SECONDS)))
     return 1 << (fitting.bit_length() - 1)
 
 
 def _capacity(launch: Launch) -> list[str]:
-    """Slots, the context of each, and what is kept of prompts: what memory was promised for.
+    """Slots, the context of each, and kept prompts: what memory was reserved for.
 
-    Left to itself llama.cpp has four slots over one context, and cuts off all answers once they have filled
-    it together. It keeps 8 GiB of prompts, and takes the model's whole context: gigabytes of cache where that
-    is 128,000 tokens. Here every slot has a cache of its own, which no other can fill.
+    By default llama.cpp has four slots over one context, and truncates all answers once they have filled it
+    together; it keeps 8 GiB of prompts; and it takes the model's whole context: gigabytes of cache for
+    128,000 tokens. Here every slot has its own cache.
     """
     spec = launch.spec
     context = context_reckoned(spec.context_size, launch.model.context_length)

@@ -13,12 +13,11 @@ from greenroom.runner.backends.base import (
     Platform,
     Readiness,
 )
-from greenroom.runner.engines.launchers import launcher
 
 _TOP = 11
 
 _CANNOT = (
-    # A list ends its generation thread, and with it whatever else is inside.
+    # A list ends its generation thread, and with it every other request.
     Cannot(
         "prompt", lambda fields: not isinstance(fields.get("prompt", ""), str), "Send one prompt per request."
     ),
@@ -44,11 +43,11 @@ _CANNOT = (
         "Leave it out, and leave out the tools that the model must not call.",
     ),
 )
-"""What mlx-lm's server (0.32) takes no notice of, or ends of."""
+"""What mlx-lm's server (0.32) ignores, or dies of."""
 
 
 class Mlx(Backend):
-    """safetensors, MLX quantised ones too."""
+    """safetensors, including MLX quantised ones."""
 
     name = "mlx"
     title = "MLX through mlx-lm (Apple silicon; CPU on Linux)"
@@ -60,10 +59,10 @@ class Mlx(Backend):
         distribution="mlx-lm",
         lock="mlx",
         probe=("mlx.core", "mlx_lm.server"),
-        # Older releases import code out of model folders (CVE-2026-5843).
+        # Older releases import code from model folders (CVE-2026-5843).
         requirements=("mlx-lm>=0.32.0", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"),
     )
-    # Its server answers 200 while the model loads, 503 once the load has died, and never exits.
+    # Its server responds 200 while the model loads, 503 once the load has died, and never exits.
     readiness = Readiness(
         path="/health",
         loading=frozenset(),
@@ -71,7 +70,7 @@ class Mlx(Backend):
         proof=True,
         counters=("/progress",),
     )
-    # `adapters` and `draft_model` would load other weights than the ones that were admitted.
+    # `adapters` and `draft_model` would load other weights than the admitted ones.
     dialect = Dialect(
         model_name="default_model", dropped=frozenset({"adapters", "draft_model"}), cannot=_CANNOT
     )
@@ -80,7 +79,6 @@ class Mlx(Backend):
     keeps_prompts = True
 
     def verdict(self, platform: Platform) -> str:
-        """macOS on Apple silicon, or Linux."""
         if platform.system == "darwin" and platform.machine != "arm64":
             return "mlx needs a Mac with Apple silicon; this Mac has an Intel processor."
         if platform.system not in ("darwin", "linux"):
@@ -88,24 +86,16 @@ class Mlx(Backend):
         return ""
 
     def command(self, launch: Launch) -> CommandLine:
-        """mlx-lm's server cannot listen on a unix socket by itself; our launcher makes it."""
+        """mlx-lm's server cannot listen on a unix socket; our launcher adds that."""
+        args = ("--model", str(launch.model.path), "--socket", str(launch.socket), *_capacity(launch))
         return CommandLine(
-            argv=(
-                str(launch.python),
-                "-I",
-                str(launcher("mlx")),
-                "--model",
-                str(launch.model.path),
-                "--socket",
-                str(launch.socket),
-                *_capacity(launch),
-            ),
+            argv=launch.launched("mlx", *args),
             env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
 
 
 def _capacity(launch: Launch) -> list[str]:
-    """Requests at once, the context of each, and what is kept of prompts: what memory was promised for."""
+    """Concurrent requests, the context of each, and kept prompts: what memory was reserved for."""
     slots = str(launch.spec.slots or Mlx.slots)
     context = context_reckoned(launch.spec.context_size, launch.model.context_length)
     return [

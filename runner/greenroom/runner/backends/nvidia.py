@@ -1,8 +1,8 @@
-"""Whether an NVIDIA graphics processor can be used on this machine, without loading anything of NVIDIA's.
+"""Whether an NVIDIA graphics processor can be used, without loading NVIDIA's libraries.
 
-The driver lists its processors below `/proc/driver/nvidia/gpus`. A container sees its host's `/proc` also
-when it may not use the host's devices, so `/dev/nvidiactl` must be there as well. Where there is no such
-folder (WSL 2 has none) `nvidia-smi -L` is asked; it prints a line `GPU 0: …` for each.
+The driver lists its processors below `/proc/driver/nvidia/gpus`. A container sees its host's `/proc` even
+without access to the host's devices, so `/dev/nvidiactl` must exist too. Without that folder (as in WSL 2)
+`nvidia-smi -L` is used, which prints a line `GPU 0: …` for each.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from pathlib import Path
 
 _WSL = "/usr/lib/wsl/lib"
 _SECONDS = 10.0
-"""A driver that nobody uses is loaded by the question, which may take seconds."""
+"""An idle driver is loaded first, which may take seconds."""
 
 
 def answers(
     env: Mapping[str, str] | None = None, *, proc: Path = Path("/proc"), dev: Path = Path("/dev")
 ) -> bool:
-    """True when there is a processor that CUDA programs would be given.
+    """Whether CUDA programs would find a processor.
 
-    `CUDA_VISIBLE_DEVICES` set to nothing or to -1 is how users say that there shall be none. `proc` and `dev`
-    are for tests.
+    Users set `CUDA_VISIBLE_DEVICES` to nothing or to -1 to hide all. `proc` and `dev` are for tests.
     """
     env = os.environ if env is None else env
     if env.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):

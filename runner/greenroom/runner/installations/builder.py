@@ -42,7 +42,7 @@ from greenroom.actors.progress import ProgressBoard, install_job
 from greenroom.actors.reports import EffectEnded, Happened, TellActor
 from greenroom.actors.values import Failure, Installation, Plan, Progress
 from greenroom.runner.backends.base import Backend, Environment, Image, Platform
-from greenroom.runner.backends.catalog import BACKENDS
+from greenroom.runner.backends.discovery import BACKENDS
 from greenroom.runner.config import ExternalBackend, RegistrySettings
 from greenroom.runner.errors import JobCancelled, JobFailed, not_begun
 from greenroom.runner.installations import external

@@ -217,7 +217,7 @@ def _parse(text: str) -> Iterator[LockedPackage]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Regenerate the locks of the named backends for this machine, from the user's own package sources."""
-    from greenroom.runner.backends.catalog import BACKENDS
+    from greenroom.runner.backends.discovery import BACKENDS
     from greenroom.runner.installations.resolution import write_lock
 
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")

@@ -64,7 +64,7 @@ class ProgressReport:
         rate = (after - before) / (last - then) if last > then else 0.0
         still = now - self._moved_at
         if still >= _STALL_SECONDS and done < total:
-            message = f"{message}: nothing has come for {still:.0f} s"
+            message = f"{message}: nothing received for {still:.0f} s"
         self._send("downloading", message, rate)
 
     def _send(self, phase: str, message: str, rate: float) -> None:

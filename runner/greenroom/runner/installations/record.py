@@ -14,7 +14,7 @@ import msgspec
 
 from greenroom.actors.values import Installation
 from greenroom.runner.installations.lock import LockedFile
-from greenroom.runner.models.durable import sync_folder, write_atomically
+from greenroom.runner.models.files import sync_folder, write_atomically
 from greenroom.runner.systems import System, here
 
 MARK = "installation.json"

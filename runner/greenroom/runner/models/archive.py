@@ -1,4 +1,4 @@
-"""Models as tar files, in Docker Model Runner's layout: `blobs/sha256/<hex>` and `manifest.json`.
+"""Models as tar files in Docker Model Runner's layout: `blobs/sha256/<hex>` and `manifest.json`.
 
 Reading goes through a stream, so an archive may come out of a pipe; every blob is hashed on its way, and
 nothing that is not named by the manifest is kept.
@@ -16,17 +16,20 @@ from threading import Event
 from typing import IO
 
 from greenroom.actors.values import Model
-from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.installations.bounded import stop_if
+from greenroom.runner.installations.tar_stream import BadTar, TarStream
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.published import blobs_of, checked, complete
 from greenroom.runner.models.references import blob_name
 from greenroom.runner.models.store import Store
-from greenroom.runner.models.unpacking import BoundedTar, Ending, headers
 
 _CHUNK = 2**20
 _MANIFEST_LIMIT = 4 * 2**20
 _BLOBS_LIMIT = 10_000
+_ENTRIES_LIMIT = 100_000
+_ARCHIVE_LIMIT = 2**42
 _BLOB = re.compile(r"(?:\./)?blobs/sha256/([0-9a-f]{64})")
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -46,23 +49,26 @@ def load(store: Store, stream: IO[bytes], cancel: Event) -> Model:
                 path = blobs.get(blob.digest)
                 if path is None:
                     if arrival.reuse(blob.digest, blob.size, name) is None:
-                        raise not_a_model(f"The archive lacks the blob {blob.digest[:19]} of its manifest.")
+                        raise not_a_model(
+                            f"The archive has no blob {blob.digest[:19]}, which its manifest names."
+                        )
                     continue
                 if path.stat().st_size != blob.size:
-                    raise not_a_model(f"The blob {blob.digest[:19]} has another size than its manifest says.")
+                    raise not_a_model(
+                        f"The blob {blob.digest[:19]} does not have the size its manifest says."
+                    )
                 arrival.adopt(path, name, blob.digest)
             complete(arrival, manifest, manifest_bytes)
-            if cancel.is_set():
-                raise JobCancelled
+            stop_if(cancel)
             return store.commit(arrival, source="archive")
     except OSError as error:
         raise from_os_error(error, "storing the model") from error
 
 
 def export(store: Store, model_id: str) -> tuple[int, Iterator[bytes]]:
-    """A model's archive: how many bytes it has, and these bytes in pieces.
+    """A model's archive: its size in bytes, and its content in pieces.
 
-    What is removed while it is read stays readable: all files are open before the first byte.
+    Files removed meanwhile stay readable: all are open before the first byte.
 
     Raises:
         JobFailed: permanent, `no_such_model` or `model_damaged`.
@@ -79,7 +85,7 @@ def export(store: Store, model_id: str) -> tuple[int, Iterator[bytes]]:
 
 
 def archive_of(manifest_bytes: bytes, files: dict[str, Path]) -> tuple[int, Iterator[bytes]]:
-    """An archive of a manifest and its blobs (digest → file): its size, and its bytes in pieces.
+    """An archive of a manifest and its blobs (digest → file): its size, and its content in pieces.
 
     Raises:
         OSError: a file cannot be opened.
@@ -129,7 +135,7 @@ def _pieces(
 
 
 def _header(info: tarfile.TarInfo) -> bytes:
-    # GNU's form: PAX would need headers of its own for files beyond 8 GiB, and change the size.
+    # GNU format: PAX needs extra headers for files beyond 8 GiB, which change the size.
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
@@ -140,43 +146,45 @@ def _padded(size: int) -> int:
 def _read(stream: IO[bytes], arrival: Arrival, cancel: Event) -> tuple[bytes, dict[str, Path]]:
     manifest = b""
     blobs: dict[str, Path] = {}
+
+    def read(size: int) -> bytes:
+        stop_if(cancel)
+        return stream.read(size)
+
+    tar = TarStream(read, _ARCHIVE_LIMIT)
     try:
-        with BoundedTar.open(fileobj=Ending(stream, cancel), mode="r|") as tar:
-            for member in headers(tar):
-                if ".." in member.name.split("/"):
-                    raise not_a_model(f"The archive names a file outside of it: {member.name[:80]!r}.")
-                if not member.isreg():
-                    continue
-                content = tar.extractfile(member)
-                assert content is not None
-                found = _BLOB.fullmatch(member.name)
-                if member.name.removeprefix("./") == "manifest.json":
-                    manifest = content.read(_MANIFEST_LIMIT + 1)
-                elif found is not None and len(blobs) < _BLOBS_LIMIT:
-                    digest = f"sha256:{found[1]}"
-                    blobs[digest] = _keep(content, member.size, arrival, found[1], cancel)
-    except (tarfile.TarError, EOFError, UnicodeError, ValueError, RecursionError) as error:
-        raise not_a_model(f"It is no whole archive: {error}.") from error
+        for number, entry in enumerate(tar):
+            if number >= _ENTRIES_LIMIT:
+                raise not_a_model("The archive has more entries than any model.")
+            if ".." in entry.name.split("/"):
+                raise not_a_model(f"The archive names a file outside of it: {entry.name[:80]!r}.")
+            if entry.kind == "other":
+                raise not_a_model(f"{entry.name[:80]!r} in the archive is neither a file, folder nor link.")
+            if entry.kind != "file":
+                continue
+            found = _BLOB.fullmatch(entry.name)
+            if entry.name.removeprefix("./") == "manifest.json":
+                if entry.size > _MANIFEST_LIMIT:
+                    raise not_a_model("The manifest is larger than 4 MiB.")
+                manifest = b"".join(tar.content())
+            elif found is not None and len(blobs) < _BLOBS_LIMIT:
+                blobs[f"sha256:{found[1]}"] = _keep(tar, arrival, found[1])
+    except BadTar as error:
+        raise not_a_model(f"It is not a complete archive: {error}.") from error
     if not manifest:
-        raise not_a_model("It is no archive of a model: there is no manifest.json in it.")
+        raise not_a_model("It is not an archive of a model: it has no manifest.json.")
     return manifest, blobs
 
 
-def _keep(content: IO[bytes], size: int, arrival: Arrival, name: str, cancel: Event) -> Path:
+def _keep(tar: TarStream, arrival: Arrival, name: str) -> Path:
     sums = hashlib.sha256()
-    left = size
     target = arrival.work / name
     with target.open("wb") as file:
-        while chunk := content.read(_CHUNK):
-            if cancel.is_set():
-                raise JobCancelled
-            if not left // _CHUNK % 16:
+        for chunk in tar.content():
+            if not file.tell() // _CHUNK % 16:
                 arrival.check_room()
             file.write(chunk)
             sums.update(chunk)
-            left -= len(chunk)
-    if left:
-        raise not_a_model("The archive ended early.")
     if sums.hexdigest() != name:
-        raise not_a_model(f"The blob sha256:{name[:12]} in the archive is not what its name says.")
+        raise not_a_model(f"The blob sha256:{name[:12]} in the archive does not match its name.")
     return target

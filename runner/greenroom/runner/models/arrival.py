@@ -1,7 +1,7 @@
-"""A model on its way into the store: its files are hashed here and belong to nobody until the commit.
+"""A model on its way into the store: its files are hashed here and become part of the store on commit.
 
-Everything lies in one folder under `models/incoming/`, on the store's own file system, so that the commit
-only renames. A crash leaves that folder behind, which the next start sweeps; nothing in it is believed.
+Everything lies in one folder under `models/incoming/`, on the store's file system, so that the commit only
+renames. A crash leaves that folder behind, and the next start sweeps it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Literal
 
-from greenroom.runner.errors import JobCancelled
-from greenroom.runner.models.durable import sync_file
+from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.models.errors import from_os_error, hash_mismatch, nearly_full, not_a_model
+from greenroom.runner.models.files import sync_file
 from greenroom.runner.models.held import HeldFile, hold
 from greenroom.runner.models.manifest import Artifact, Layer
 from greenroom.runner.models.references import BadReference, blob_name, relative_name, shown
 
 _CHUNK = 2**20
 RESERVE = 64 * 2**20
-"""Bytes that models leave free on the disk: the journal and the logs need a place too."""
+"""Bytes that models leave free on the disk for the journal and the logs."""
 
 Count = Callable[[int], None]
-"""Told how many more bytes have been handled."""
+"""Receives how many more bytes have been handled."""
 
 
 class Arrival:
-    """Collects one model's files, hashed as they come. Used by one thread."""
+    """Collects one model's files and hashes them. Not thread-safe."""
 
     def __init__(self, incoming: Path, partial: Path, stored: Callable[[str, int], Path | None]) -> None:
         incoming.mkdir(parents=True, exist_ok=True)
@@ -47,9 +47,9 @@ class Arrival:
         self._files.mkdir()
         self.layers: list[Layer] = []
         self.artifact: Artifact | None = None
-        """The manifest it was published with, for sources that have one: it keeps its id."""
+        """The published manifest, for sources that have one: the model keeps its id."""
         self.extras: list[Path] = []
-        """Files out of archives among the layers: read for metadata, not stored."""
+        """Files from archives among the layers: read for metadata, not stored."""
         self.origin: dict[str, tuple[int, int]] = {}
 
     def take(
@@ -62,14 +62,14 @@ class Arrival:
         cancel: Event,
         count: Count = lambda _: None,
     ) -> Layer:
-        """Bring in a file that lies on disk, and hash it.
+        """Add a file from the disk, and hash it.
 
-        `move` is for files that are ours already; `link` leaves the original where it is and shares its
-        bytes where the file system can (else copies them), so the original's size and time are remembered.
+        `move` is for our own files; `link` leaves the original in place and shares its bytes if the file
+        system can (else copies them), so the original's size and time are recorded.
 
         Raises:
-            JobFailed: unreadable, no regular file, no space, changed while it was read, or not what
-                `expected` pins.
+            JobFailed: Unreadable, not a regular file, no space, modified meanwhile, or not the `expected`
+                hash.
             JobCancelled: `cancel` was set.
         """
         target = self._place(name)
@@ -92,22 +92,22 @@ class Arrival:
         return self._add(Layer(name=name, digest=digest, size=size))
 
     def reuse(self, digest: str, size: int, name: str) -> Layer | None:
-        """Take a file that another stored model has too; None when there is none."""
+        """Share a file of another stored model; None if there is none."""
         blob = self._stored(digest, size)
         if blob is None:
             return None
         target = self._place(name)
         try:
             os.link(blob, target)
-        except OSError:  # gone in between, or no hard links here
+        except OSError:  # removed meanwhile, or no hard links here
             return None
         return self._add(Layer(name=name, digest=digest, size=size))
 
     def adopt(self, path: Path, name: str, digest: str) -> Layer:
-        """Take a file of ours whose bytes have been hashed on their way to the disk.
+        """Add a file of ours whose bytes were hashed when written.
 
         Raises:
-            JobFailed: the disk refused.
+            JobFailed: It could not be moved.
         """
         target = self._place(name)
         try:
@@ -118,12 +118,12 @@ class Arrival:
             raise from_os_error(error, f"bringing in {name}") from error
 
     def partial(self, digest: str) -> Path:
-        """Where a download lies until it is whole; what broke off there before is gone on with."""
+        """Where a download lies until it is complete; a broken-off one there is resumed."""
         self._partial.mkdir(parents=True, exist_ok=True)
         return self._partial / blob_name(digest)
 
     def check_room(self) -> None:
-        """Raise JobFailed, permanent, `no_space`, when what is left on the disk is not for models."""
+        """Raise JobFailed, permanent, `no_space`, when the disk is down to the reserve."""
         free = shutil.disk_usage(self.folder).free
         if free < RESERVE:
             raise nearly_full(free, str(self._partial.parent))
@@ -133,11 +133,10 @@ class Arrival:
         return self._files / layer.name
 
     def paths(self) -> list[Path]:
-        """All files that have been taken."""
         return [self.path_of(layer) for layer in self.layers]
 
     def discard(self) -> None:
-        """Remove what is left; after a commit that is only the source's work."""
+        """Remove what is left; after a commit, only the source's work."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _add(self, layer: Layer) -> Layer:
@@ -151,21 +150,25 @@ class Arrival:
             raise not_a_model(str(error)) from error
         target = self._files / relative
         if target.exists():
-            raise not_a_model(f"The model has two files called {name}.")
+            raise not_a_model(f"The model has two files named {name}.")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise not_a_model(f"In the model a file and a folder have one name: {shown(name)}.") from error
+            raise not_a_model(
+                f"The model has a file and a folder of the same name: {shown(name)}."
+            ) from error
         return target
 
     def _share(self, original: HeldFile, target: Path, cancel: Event, count: Count) -> str:
-        """Link or copy a file; its digest. All is done through one descriptor: its name may mean another."""
+        """Link or copy a file; returns its digest. Uses one descriptor throughout, since the name may be
+        replaced.
+        """
         before = original.stat()
         if not _linked(original, before, target):
-            # Ours alone: no mode or owner of the original matters to engines.
+            # The copy is ours: engines need neither mode nor owner of the original.
             with original.open("rb") as reader, target.open("xb") as writer:
                 while chunk := reader.read(_CHUNK):
-                    _check(cancel)
+                    stop_if(cancel)
                     if not writer.tell() // _CHUNK % 16:
                         self.check_room()
                     writer.write(chunk)
@@ -174,7 +177,9 @@ class Arrival:
             digest = _hash_of(reader, cancel, count)
         after = original.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise not_a_model(f"{original.name} was written to while it was read. Try again when it is done.")
+            raise not_a_model(
+                f"{original.name} was modified while it was read. Try again when it is complete."
+            )
         self.origin[digest] = (after.st_size, after.st_mtime_ns)
         return digest
 
@@ -187,7 +192,7 @@ def _linked(original: HeldFile, known: os.stat_result, target: Path) -> bool:
     found = target.lstat()
     if os.path.samestat(found, known):
         return True
-    target.unlink()  # another file has been put in its place
+    target.unlink()  # the file was replaced
     return False
 
 
@@ -212,12 +217,7 @@ def _hash(path: Path, cancel: Event, count: Count) -> str:
 def _hash_of(file: IO[bytes] | io.FileIO, cancel: Event, count: Count) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK):
-        _check(cancel)
+        stop_if(cancel)
         digest.update(chunk)
         count(len(chunk))
     return f"sha256:{digest.hexdigest()}"
-
-
-def _check(cancel: Event) -> None:
-    if cancel.is_set():
-        raise JobCancelled

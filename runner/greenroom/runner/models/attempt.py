@@ -1,4 +1,4 @@
-"""One attempt at a pull or push, as far as others hear of it."""
+"""Progress of one attempt at a pull or push."""
 
 from __future__ import annotations
 
@@ -17,30 +17,25 @@ _WINDOW = 4.0
 """Seconds over which the rate is measured."""
 _TICK = 1.0
 STALL = 5.0
-"""Seconds without a byte after which that is said."""
+"""Seconds without a byte after which a stall is reported."""
 
 
 class Moving:
-    """One file on its way; whoever moves it counts."""
+    """Progress of one file."""
 
     def __init__(self, digest: str, name: str, size: int) -> None:
-        """`digest` may be empty: then its name tells it from the others."""
+        """`digest` may be empty: then the name identifies the file."""
         self._id = digest or f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
         self._name = name
         self._size = size
         self.done = 0
-        """Bytes."""
 
     def part(self) -> Part:
-        """How far it is."""
         return Part(id=self._id, name=self._name, size=self._size, done=self.done)
 
 
 class Attempt:
-    """Tells progress: not too often, with a rate, and nothing once it has ended. Thread-safe.
-
-    Where bytes move it is called also while none do, so that the rate falls and a stall is told.
-    """
+    """Reports progress: throttled, with a rate, and nothing after the end. Thread-safe."""
 
     def __init__(
         self, job: str, tell: Callable[[Progress], None], now: Callable[[], float] = time.monotonic
@@ -53,26 +48,26 @@ class Attempt:
         self._last = Progress(job=job, phase="")
         self._at = 0.0
         self._marks: deque[tuple[float, int]] = deque()
-        """(when, bytes) of late, in this phase."""
+        """Recent (time, bytes) in this phase."""
         self._moved_at = 0.0
         self._said = ""
         self._moving: tuple[Moving, ...] = ()
         self.reached = False
-        """The source has said what it has."""
+        """The source has listed what it has."""
         self.blobs: tuple[tuple[str, int], ...] = ()
-        """What it has to fetch: digests and sizes."""
+        """Digests and sizes of what must be fetched."""
         self.had = 0
-        """Bytes of these that were here when it began."""
+        """Bytes of these that were present at the start."""
 
     @property
     def last(self) -> Progress:
-        """Where it was when it was last told."""
+        """The last report."""
         return self._last
 
     def report(
         self, phase: str, done: int, total: int, message: str = "", moving: Iterable[Moving] = ()
     ) -> None:
-        """Sources call this as often as they like, from any of their threads."""
+        """Report progress; may be called at any rate, from any thread."""
         with self._lock:
             now, last, said, moved = self._now(), self._last, message, tuple(moving)
             begun = phase != last.phase
@@ -89,7 +84,7 @@ class Attempt:
             rate = (after - before) / (now - then) if now > then else 0.0
             still = now - self._moved_at
             if still >= STALL and done < total:
-                words = f"nothing has come for {still:.0f} s"
+                words = f"nothing received for {still:.0f} s"
                 message = f"{message}: {words}" if message else words
                 rate = 0.0
             self._last = Progress(
@@ -107,7 +102,7 @@ class Attempt:
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """While inside, what was told last is told again each second: a stalled disk is said too."""
+        """Meanwhile, repeat the last report each second, so that the rate falls and a stall shows."""
         over = threading.Event()
 
         def tick() -> None:
@@ -116,7 +111,7 @@ class Attempt:
                 if last.total and last.done < last.total and self._now() - self._at >= _TICK:
                     self.report(last.phase, last.done, last.total, self._said, self._moving)
 
-        with suppress(RuntimeError):  # without a thread to tell it, the pull goes on all the same
+        with suppress(RuntimeError):  # without a thread for it, the pull still works
             start_thread(tick, "progress")
         try:
             yield
@@ -124,6 +119,6 @@ class Attempt:
             over.set()
 
     def end(self) -> None:
-        """Nothing is told any more: the outcome is the last word."""
+        """Report nothing more: the outcome comes last."""
         with self._lock:
             self._ended = True

@@ -1,8 +1,8 @@
-"""A stored model as engines want it: files with proper names in one folder.
+"""A stored model as engines need it: files with proper names in one folder.
 
-`bundles/sha256/<hex>/model/` holds hard links to blobs (links where the file system has none). A bundle is
-derived: it can be made again from the blobs at any time, and is made beside and renamed, so two who need
-it at once both find a whole one.
+`bundles/sha256/<hex>/model/` holds hard links to blobs (symbolic links where the file system has none). A
+bundle can be rebuilt from the blobs at any time; it is built beside its place and renamed, so that concurrent
+users both find a whole one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from greenroom.runner.installations.tar_stream import BadTar, TarStream
+from greenroom.runner.models.errors import not_a_model
 from greenroom.runner.models.gguf import shard_of
 from greenroom.runner.models.manifest import (
     ARCHIVES,
@@ -24,16 +26,17 @@ from greenroom.runner.models.manifest import (
     file_names,
     kind_of,
 )
-from greenroom.runner.models.references import relative_name
+from greenroom.runner.models.references import BadReference, relative_name
 from greenroom.runner.models.selection import belongs
 from greenroom.runner.models.templates import JINJA, of_folder
-from greenroom.runner.models.unpacking import unpack
+
+ARCHIVE_LIMIT = 256 * 2**20
+"""Bytes of all files of one archive, and of the archive itself."""
+_ARCHIVED_FILES = 1_000
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The paths in one bundle."""
-
     path: Path
     """The first GGUF shard, or the folder."""
     mmproj: Path | None = None
@@ -41,14 +44,14 @@ class Bundle:
 
 
 def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -> Bundle:
-    """The bundle in `folder`, made first if it is missing or not whole. `blob` says where a digest lies.
+    """The bundle in `folder`, built first if missing or incomplete. `blob` maps a digest to its path.
 
     Raises:
-        BadReference: the manifest names a file outside the bundle.
-        JobFailed: permanent, `not_a_model`: an archive in the model is hostile.
-        OSError: a blob is missing, or the disk refused.
+        BadReference: The manifest names a file outside the bundle.
+        JobFailed: permanent, `not_a_model`: an archive in the model is unsafe.
+        OSError: A blob is missing, or the bundle cannot be written.
     """
-    # What else has been published, code above all, is kept for publishing it again, and never laid open.
+    # Other published files, above all code, are kept for publishing again, but never exposed to engines.
     files = [(layer, relative_name(name)) for layer, name in file_names(manifest) if belongs(name)]
     model = folder / "model"
     archives = [blob(layer.digest) for layer in manifest.layers if kind_of(layer) in ARCHIVES]
@@ -68,7 +71,6 @@ def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -
 
 
 def remove_bundle(folder: Path) -> None:
-    """Remove a bundle; the blobs stay."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -85,7 +87,7 @@ def _make(folder: Path, files: dict[Path, Path], archives: list[Path]) -> None:
             unpack(archive, fresh / "model")
         _lay_out_template(fresh / "model")
         if folder.exists():
-            # An engine that has the old files open keeps them; the name is free at once.
+            # An engine with the old files open keeps them; the name is free at once.
             folder.rename(fresh.with_name(f"{fresh.name}-old"))
         fresh.rename(folder)
     finally:
@@ -94,7 +96,7 @@ def _make(folder: Path, files: dict[Path, Path], archives: list[Path]) -> None:
 
 
 def _template_is_known(model: Path) -> bool:
-    """Whether an engine finds the chat template of safetensors by itself, or there is none."""
+    """Whether engines find the chat template of safetensors by themselves, or there is none."""
     return (model / JINJA).exists() or not _unknown_template(model)
 
 
@@ -126,3 +128,40 @@ def _same(path: Path, blob: Path) -> bool:
         return path.samefile(blob)
     except OSError:
         return False
+
+
+def unpack(archive: Path, folder: Path) -> list[Path]:
+    """Unpack a tar inside a model below a folder; returns the files.
+
+    Older artifacts keep `config.json` and the tokenizer in one. Only regular files with plain relative names
+    are accepted; links, devices, sparse files, `..` and absolute names refuse the whole archive, and so does
+    one that is larger than any configuration.
+
+    Raises:
+        JobFailed: permanent, `not_a_model`, for any other archive.
+        OSError: A file cannot be written.
+    """
+    files: list[Path] = []
+    left = ARCHIVE_LIMIT
+    try:
+        with archive.open("rb") as stream:
+            tar = TarStream(stream.read, archive.stat().st_size)
+            for entry in tar:
+                if entry.kind == "folder":
+                    continue
+                left -= entry.size
+                if entry.kind != "file" or left < 0 or len(files) >= _ARCHIVED_FILES:
+                    raise not_a_model(
+                        f"An archive in the model holds {entry.name[:80]!r}, which is not allowed."
+                    )
+                name = relative_name(entry.name.removeprefix("./"))
+                if not belongs(name.name):
+                    continue
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("xb") as out:
+                    out.writelines(tar.content())
+                files.append(target)
+    except (BadTar, BadReference, FileExistsError) as error:
+        raise not_a_model(f"An archive in the model is damaged or unsafe: {error}") from error
+    return files

@@ -1,4 +1,4 @@
-"""A model in the words of Docker Model Runner's API."""
+"""Models in the format of Docker Model Runner's API."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAPS = ("gguf", "safetensors", "diffusers")
 
 
 def described(model: Model, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A stored model; `config`, as it was published, adds what its headers say."""
+    """A stored model; `config`, as published, adds its header values."""
     about: dict[str, Any] = {
         "format": "safetensors" if model.format == "safetensors-mlx" else model.format,
         "quantization": model.quantization,
@@ -43,7 +43,7 @@ def described(model: Model, config: Mapping[str, Any] | None = None) -> dict[str
 
 
 def files_of(store: Store, model_id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The files of a stored model, and its configuration as it was published.
+    """The files of a stored model, and its configuration as published.
 
     Raises:
         JobFailed: permanent, `no_such_model` or `model_damaged`.
@@ -66,7 +66,7 @@ def files_of(store: Store, model_id: str) -> tuple[list[dict[str, Any]], dict[st
 
 
 def template_of(store: Store, model_id: str) -> dict[str, Any] | None:
-    """Where the chat template of a stored model is, and the names of several; None when it has none.
+    """Where the chat template of a stored model is, and the names if there are several; None without one.
 
     Raises:
         JobFailed: permanent, `no_such_model`, `model_damaged` or `not_a_model`.
@@ -79,7 +79,7 @@ def template_of(store: Store, model_id: str) -> dict[str, Any] | None:
     else:
         files = [path for path in bundle.path.iterdir() if path.is_file()]
         found = templates.of_folder(files)
-        # What was laid beside the model for engines is not where it came from.
+        # Our copy for engines is not the origin.
         source = templates.of_folder([path for path in files if path.name != templates.JINJA])
         if source is not None and source.text and source.text == _text_of(bundle.path / templates.JINJA):
             found = source
@@ -91,7 +91,9 @@ def _text_of(path: Path) -> str:
 
 
 def flat_config(data: bytes) -> dict[str, Any]:
-    """The inner `config` of a configuration; the CNCF's form in Docker's words. Empty when it has none."""
+    """The inner `config` of a configuration, with the CNCF's keys renamed to Docker's; empty if there is
+    none.
+    """
     try:
         config = msgspec.json.decode(data)["config"]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
@@ -109,7 +111,7 @@ def flat_config(data: bytes) -> dict[str, Any]:
 
 
 def described_remote(published: Published) -> dict[str, Any]:
-    """What a source has: like a stored model, without tags."""
+    """A source's model: like a stored one, without tags."""
     offer = published.offer
     config = flat_config(published.config)
     config.setdefault("format", offer.format)

@@ -1,4 +1,4 @@
-"""The failures a model's arrival can end in, each one sentence and what to do next."""
+"""The failures of storing a model, each one sentence and what to do next."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from greenroom.runner.units import format_size
 log = logging.getLogger(__name__)
 
 NO_ANSWER = "Check the name and the network; proxies are taken from pip's and uv's settings."
-"""Advice when a place models come from does not answer."""
+"""Advice when a source does not answer."""
 TOO_SLOW = "too_slow"
-"""The code of a transfer that was ended because next to nothing moved: what did is no progress."""
+"""The code for a transfer ended because almost nothing moved, which does not count as progress."""
 
 
 _BLAME: dict[Blame, str] = {
@@ -36,7 +36,7 @@ _WHOSE = {code: blame for blame, codes in _BLAME.items() for code in codes.split
 
 
 def failure_of(error: Exception, doing: str) -> Failure:
-    """What an exception of a job means for the user, and whose it was; what nobody foresaw is logged."""
+    """The failure an exception of a job means, with its blame; unexpected ones are logged."""
     failure = _failure_of(error, doing)
     return msgspec.structs.replace(failure, blame=failure.blame or _WHOSE.get(failure.code, ""))
 
@@ -54,27 +54,28 @@ def _failure_of(error: Exception, doing: str) -> Failure:
     return Failure(
         kind="permanent",
         code="internal",
-        message=f"Greenroom itself failed ({type(error).__name__}).",
+        message=f"Greenroom failed unexpectedly ({type(error).__name__}).",
         advice="Please report it; greenroom logs has the details.",
         detail=repr(error)[-4_000:],
     )
 
 
 def not_a_model(reason: str) -> JobFailed:
-    """The bytes are no model, or not a whole one; `reason` is a whole sentence."""
+    """The bytes are not a model, or not a complete one; `reason` is a sentence."""
     return JobFailed.permanent("not_a_model", reason)
 
 
 def no_such_model(name: str) -> JobFailed:
-    """No stored model has this id or tag."""
     known = name[7:19] if name.startswith("sha256:") else familiar(name)
     return JobFailed.permanent(
-        "no_such_model", f"The model {known} is not here.", advice="greenroom list shows what is."
+        "no_such_model",
+        f"The model {known} is not stored here.",
+        advice="greenroom list shows the stored models.",
     )
 
 
 def model_damaged(model: Model, problem: str) -> JobFailed:
-    """A stored model is not whole, or not what it was; `problem` is a whole sentence."""
+    """`problem` is a sentence."""
     name = familiar(model.tags[0]) if model.tags else model.id[7:19]
     return JobFailed.permanent(
         "model_damaged", f"The stored model {name} is damaged: {problem}", advice=f"greenroom pull {name}"
@@ -82,7 +83,7 @@ def model_damaged(model: Model, problem: str) -> JobFailed:
 
 
 def store_gone(root: Path) -> JobFailed:
-    """The folder of the store is not there any more, or another one: an unmounted disk, for one."""
+    """The store's folder is missing or another one, for example because a disk was unmounted."""
     return JobFailed.transient(
         "store_gone",
         f"The model store {root} is gone or was replaced.",
@@ -91,7 +92,6 @@ def store_gone(root: Path) -> JobFailed:
 
 
 def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
-    """What arrived is not what was pinned."""
     return JobFailed.permanent(
         "hash_mismatch",
         f"{what} does not match its pinned hash (expected {expected[:19]}…, got {found[:19]}…); "
@@ -101,7 +101,7 @@ def hash_mismatch(what: str, expected: str, found: str) -> JobFailed:
 
 
 def check_pin(model_id: str, pin: str) -> None:
-    """Check that a model is the one that its name is pinned to; an empty pin fits all.
+    """Check that a model is the one its name is pinned to; an empty pin matches any.
 
     Raises:
         JobFailed: permanent, `hash_mismatch`.
@@ -109,14 +109,14 @@ def check_pin(model_id: str, pin: str) -> None:
     if pin and model_id != pin:
         raise JobFailed.permanent(
             "hash_mismatch",
-            f"What is published under this name is another model ({model_id[:19]}…) than the one "
+            f"Another model is now published under this name ({model_id[:19]}…), not the one "
             f"it is pinned to ({pin[:19]}…); nothing was kept.",
-            advice="Leave the @sha256:… out to have it as it is now.",
+            advice="Leave out @sha256:… to pull the current one.",
         )
 
 
 def no_space(needed: int, free: int, folder: str) -> JobFailed:
-    """The disk is too small, known before or found while writing; bytes."""
+    """The disk is too small, as computed before (bytes) or found while writing (0)."""
     return JobFailed.permanent(
         "no_space",
         f"The model needs {format_size(needed)} and {folder} has {format_size(free)} free."
@@ -127,16 +127,16 @@ def no_space(needed: int, free: int, folder: str) -> JobFailed:
 
 
 def nearly_full(free: int, folder: str) -> JobFailed:
-    """So little is left on the disk that it is not for models."""
+    """The disk is down to the reserve."""
     return JobFailed.permanent(
         "no_space",
         f"The disk that holds {folder} has {format_size(free)} left, which is kept for the journal.",
-        advice="Free some space (greenroom df says what takes it) and try again. Partial downloads are kept.",
+        advice="Free some space (greenroom df shows what uses it) and try again. Partial downloads are kept.",
     )
 
 
 def from_os_error(error: OSError, doing: str) -> JobFailed:
-    """A failed system call while `doing` (such as "writing the model")."""
+    """A failed system call while `doing`, such as "writing the model"."""
     name = shown(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
     where = f": {name}" if name else ""
     why = error.strerror or str(error)
@@ -159,11 +159,11 @@ def from_os_error(error: OSError, doing: str) -> JobFailed:
     if error.errno in (errno.EEXIST, errno.EISDIR, errno.ELOOP):
         return JobFailed.permanent(
             "not_a_folder",
-            f"Something is in the way while {doing}{where} ({why}).",
+            f"A file is in the way while {doing}{where} ({why}).",
             advice="Move it away, or fix the link.",
         )
     if error.errno == errno.ENAMETOOLONG:
-        return not_a_model("A file of the model has a name that is longer than the disk allows.")
+        return not_a_model("A file of the model has a name longer than the disk allows.")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return JobFailed.transient(
             "too_many_files",
@@ -182,7 +182,7 @@ def from_os_error(error: OSError, doing: str) -> JobFailed:
 
 
 def size_text(size: int) -> str:
-    """Bytes for people, in powers of 1024: `93.81MiB`."""
+    """Bytes in powers of 1024: `93.81MiB`."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

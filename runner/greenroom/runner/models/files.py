@@ -1,15 +1,17 @@
-"""Small questions about files that may go at any moment."""
+"""Helpers for files that may disappear at any moment."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from greenroom.actors.journal.disk import force
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.errors import from_os_error
 
@@ -18,11 +20,11 @@ _LOCK_SECONDS = 30.0
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the file may be somebody else's, as long as it can be read.
+    """Hold a lock between processes; the file may belong to another user if it is readable.
 
     Raises:
-        OSError: it cannot be opened.
-        JobFailed: transient, `store_busy`: another process holds it on and on.
+        OSError: It cannot be opened.
+        JobFailed: transient, `store_busy`: another process holds it for too long.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -53,7 +55,7 @@ def _hold(descriptor: int, path: Path) -> None:
 
 
 def place_of(folder: Path) -> tuple[int, int] | None:
-    """Which folder this is, whatever it is called; None if there is none."""
+    """Identity of a folder, whatever its name; None if there is none."""
     try:
         status = folder.stat()
     except OSError:
@@ -62,13 +64,13 @@ def place_of(folder: Path) -> tuple[int, int] | None:
 
 
 def check_no_other(folder: Path) -> None:
-    """Raise JobFailed if what should be a folder is something else, such as a link that leads nowhere."""
+    """Raise JobFailed if a folder's name is taken by something else, such as a dangling link."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise from_os_error(FileExistsError(errno.EEXIST, "no folder", str(folder)), "reading the models")
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError if nothing can be put into a folder."""
+    """Raise OSError if nothing can be written to a folder."""
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -76,7 +78,6 @@ def check_writable(folder: Path) -> None:
 
 
 def has_size(path: Path, size: int) -> bool:
-    """True for a file of so many bytes."""
     try:
         return path.stat().st_size == size
     except OSError:
@@ -84,7 +85,7 @@ def has_size(path: Path, size: int) -> bool:
 
 
 def unlink(path: Path) -> int:
-    """Remove a file; the bytes that are free now, none while another name holds them."""
+    """Remove a file; returns the bytes freed, 0 if it has another name."""
     try:
         status = path.stat()
         path.unlink()
@@ -94,7 +95,7 @@ def unlink(path: Path) -> int:
 
 
 def children(folder: Path) -> list[Path]:
-    """What is in a folder; nothing if there is none."""
+    """A folder's entries; empty if there is none."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
@@ -105,14 +106,55 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def size_of(paths: Iterator[Path] | set[Path], seen: set[tuple[int, int]]) -> int:
-    """Bytes of files that have not been `seen`, which are counted once whatever their names."""
+    """Bytes of files not yet in `seen`; hard links count once."""
     total = 0
     for path in paths:
         try:
             status = path.lstat()
         except OSError:
-            continue  # gone between listing and looking
+            continue  # gone meanwhile
         if (status.st_dev, status.st_ino) not in seen:
             seen.add((status.st_dev, status.st_ino))
             total += status.st_size
     return total
+
+
+# crash-safe writing
+
+TEMPORARY = ".tmp-"
+"""Prefix of files that only a crash leaves behind."""
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace a file's content atomically; it is on disk when this returns.
+
+    Raises:
+        OSError: Nothing has changed.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            force(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        force(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk: a rename is durable only after this."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        force(descriptor)
+    finally:
+        os.close(descriptor)

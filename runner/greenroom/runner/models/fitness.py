@@ -1,4 +1,4 @@
-"""Whether a model can be kept and run here at all: said before anything is fetched, with the numbers.
+"""Whether a model can be stored and run here: checked before anything is fetched, with the numbers.
 
 Who knows better pulls with force: the disk may be made larger meanwhile, the model may be for another
 machine, or memory for other hours.
@@ -20,30 +20,30 @@ _ANYWAY = "greenroom pull --force fetches it anyway."
 
 @dataclass(frozen=True)
 class Reader:
-    """A backend, as far as it can read models."""
+    """A backend and the models it can read."""
 
     name: str
     formats: tuple[ModelFormat, ...]
     overhead: int
-    """Bytes an engine of it needs beyond the weights."""
+    """Bytes an engine needs beyond the weights."""
     verdict: str
-    """Why this machine cannot run it; empty when it can."""
+    """Why this machine cannot run it; empty if it can."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What models have to fit."""
+    """What models must fit."""
 
     memory: int = 0
-    """Bytes engines may use in all; 0 when that is not known."""
+    """Bytes engines may use in all; 0 if unknown."""
     readers: tuple[Reader, ...] = field(default_factory=tuple)
 
 
 def check_disk(offer: Offer, present: int, free: int, folder: str) -> None:
     """Raise JobFailed, permanent, `no_space`, when the rest of an offer does not fit on the disk.
 
-    `present` are bytes that need not be fetched, `free` those that may be written; both without what other
-    pulls still have to bring.
+    `present` bytes need not be fetched, `free` bytes may be written; both exclude what other pulls still
+    need.
     """
     needed = offer.writes - present
     if needed <= 0 or needed + RESERVE <= free:
@@ -53,15 +53,15 @@ def check_disk(offer: Offer, present: int, free: int, folder: str) -> None:
         "no_space",
         f"{_name(offer)} needs {format_size(needed)}{rest} on the disk, and {folder} has "
         f"{format_size(max(free, 0))} free, of which {format_size(RESERVE)} are kept for the journal.",
-        advice=f"Free some space: greenroom df says what takes it. {_ANYWAY}",
+        advice=f"Free some space: greenroom df shows what uses it. {_ANYWAY}",
     )
 
 
 def check_machine(offer: Offer, machine: Machine) -> None:
     """Raise JobFailed when no backend could ever run an offer here.
 
-    Permanent; `cannot_run_here` when none that reads it runs on this machine, `does_not_fit` when its
-    weights alone are more than engines may use.
+    Permanent; `cannot_run_here` when no backend that reads it runs on this machine, `does_not_fit` when its
+    weights alone exceed what engines may use.
     """
     if not offer.format or not machine.readers:
         return
@@ -85,7 +85,7 @@ def check_machine(offer: Offer, machine: Machine) -> None:
 
 
 def _reads(reader: Reader, format_: ModelFormat) -> bool:
-    # Whether safetensors are quantised the MLX way is known only once their configuration is here.
+    # Whether safetensors are quantised for MLX is known only from their configuration.
     family = {"gguf"} if format_ == "gguf" else {"safetensors", "safetensors-mlx"}
     wanted = {format_} if format_ == "safetensors-mlx" else family
     return bool(wanted & set(reader.formats))

@@ -1,10 +1,11 @@
-"""GGUF headers: read what is needed, believe nothing.
+"""Reads GGUF headers without trusting them.
 
-Our own reader, for two reasons. The `gguf` library imports numpy (some 30 MiB in a daemon that has 80) and
-materialises every token of the vocabulary; and it trusts counts and lengths, so a file of a hundred bytes
-can make it allocate gigabytes. Here each count is checked against the bytes that are left before anything
-is read, arrays are walked and not kept, and the whole header is bounded, so a hostile file costs at most a
-few seconds and a few MiB. Format: the specification in ggml's `docs/gguf.md`; type sizes: `ggml.c`.
+Our own reader, for two reasons: the `gguf` library imports numpy (some 30 MiB in a daemon that has 80) and
+materialises every token of the vocabulary; and it trusts counts and lengths, so a file of a hundred bytes can
+make it allocate gigabytes. Here each count is checked against the bytes left before anything is read, arrays
+are skipped, and the whole header is bounded, so a hostile file costs at most a few seconds and MiB. Format:
+ggml's `docs/gguf.md`; type
+sizes: `ggml.c`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _HEADER_LIMIT = 256 * 2**20
 _KEYS_LIMIT = 65_536
 _TENSORS_LIMIT = 65_536
 _ITEMS_LIMIT = 2_500_000
-"""Of all arrays of texts; real vocabularies have a quarter million tokens and twice the merges."""
+"""Items of all string arrays; real vocabularies have a quarter million tokens and twice the merges."""
 _TEXT_LIMIT = 2 * 2**20
 _NAME_LIMIT = 65_535
 _NAMES_LIMIT = 4 * 2**20
@@ -34,7 +35,7 @@ _NAMES_LIMIT = 4 * 2**20
 _BLOCK = 256 * 1024
 _KEPT_ITEMS = 4_096
 _KEPT_TEXT = 1_024
-"""Characters of a text that are kept: nothing here needs more of it."""
+"""Characters kept of a string."""
 _RAW_LIMIT = 200
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -50,7 +51,7 @@ _TYPES = {
     41: (128, 18),
 }  # fmt: skip
 
-# llama.cpp's `llama_ftype`, as `general.file_type` holds it
+# llama.cpp's `llama_ftype`, as stored in `general.file_type`
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
@@ -60,17 +61,17 @@ _FILE_TYPES = {
 }  # fmt: skip
 
 _GUESSED = 1024
-"""llama.cpp's mark on a file type that was not stored but derived."""
+"""llama.cpp's mark on a file type that was derived, not stored."""
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 Value = str | int | float | bool | tuple[int | float | bool, ...] | None
-"""Of arrays only short ones of numbers are kept; the others are None."""
+"""Only short arrays of numbers are kept; others are None."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """The keys of one GGUF file and the sums over its tensors."""
+    """The keys of one GGUF file and the totals of its tensors."""
 
     values: dict[str, Value] = field(default_factory=dict)
     parameters: int = 0
@@ -88,7 +89,7 @@ def read_shards(paths: Sequence[Readable]) -> Metadata:
     declared = _whole(first.get("split.count"))
     if declared > 1 and declared != len(paths):
         raise not_a_model(
-            f"{paths[0].name} is one part of a model in {declared} files, and {len(paths)} of them are here."
+            f"{paths[0].name} is one part of a model in {declared} files, of which {len(paths)} are present."
         )
     architecture = _text(first.get("general.architecture"))
     if not architecture:
@@ -109,7 +110,7 @@ def read_shards(paths: Sequence[Readable]) -> Metadata:
 
 
 def shard_of(name: str) -> tuple[str, int, int]:
-    """A shard's common stem, its number and their count; `("", 0, 0)` for a name that is no shard's."""
+    """A shard's common stem, number and count; `("", 0, 0)` for other names."""
     match = _SHARD.search(name)
     return (name[: match.start()], int(match[1]), int(match[2])) if match else ("", 0, 0)
 
@@ -128,7 +129,7 @@ def read_header(path: Readable) -> Header:
 
 
 class _Reader:
-    """Reads forward only, and never more than is left of the header's budget."""
+    """Reads forward only, within the header's budget."""
 
     def __init__(self, file: BinaryIO, name: str, size: int) -> None:
         self._file = file
@@ -148,7 +149,7 @@ class _Reader:
         if version not in (2, 3):
             raise self._bad(f"is a GGUF file of version {version}; versions 2 and 3 are known")
         tensors, keys = self._number("Q"), self._number("Q")
-        # A key takes at least 13 bytes and a tensor 24: counts beyond that are lies, told before any work.
+        # A key takes at least 13 bytes and a tensor 24: larger counts are refused before any work.
         if keys > min(_KEYS_LIMIT, self._left // 13) or tensors > min(_TENSORS_LIMIT, self._left // 24):
             raise self._bad(f"claims {keys} keys and {tensors} tensors, more than fit into it")
         values: dict[str, Value] = {}
@@ -165,7 +166,7 @@ class _Reader:
             raise self._bad("holds no weights (it may be a vocabulary only)")
         alignment = _whole(values.get("general.alignment")) or 32
         if alignment > 2**20 or alignment & (alignment - 1):
-            raise self._bad(f"has an alignment of {alignment}, which is no sensible power of two")
+            raise self._bad(f"has an alignment of {alignment}, which is not a valid power of two")
         return self._tensors(tensors, alignment, values)
 
     def _tensors(self, count: int, alignment: int, values: dict[str, Value]) -> Header:
@@ -184,18 +185,16 @@ class _Reader:
             kind, offset = self._number("I"), self._number("Q")
             parameters += elements
             block, width = _TYPES.get(kind, (0, 0))
-            # Types newer than this table are let through without a size: the engine knows them.
+            # Newer types than this table have no known size and are left to the engine.
             spans.append((offset, -(-elements // block) * width if block else 0))
         start = -(-self._file.tell() // alignment) * alignment
         end = 0
         for offset, length in sorted(spans):
             if offset < end:
-                raise self._bad("has tensors that overlap")
+                raise self._bad("has overlapping tensors")
             end = offset + length
         if start + end > self._size:
-            raise self._bad(
-                f"is cut short: it is {self._size} bytes long and its weights end at {start + end}"
-            )
+            raise self._bad(f"is truncated: it has {self._size} bytes and its weights end at {start + end}")
         return Header(values=values, parameters=parameters, tensors=count)
 
     def _value(self, kind: int) -> Value:
@@ -226,11 +225,11 @@ class _Reader:
             for _ in range(count):
                 self._array(depth + 1)
         else:
-            raise self._bad("has an array of a type that cannot be")
+            raise self._bad("has an array of an invalid type")
         return None
 
     def _skip_strings(self, count: int) -> None:
-        """Walk over texts in memory: a file operation for each would hold everybody else up for seconds."""
+        """Skip strings in memory: a file operation for each would block other threads for seconds."""
         length_at = struct.Struct("<Q").unpack_from
         while count:
             block = self._file.read(_BLOCK)
@@ -242,7 +241,7 @@ class _Reader:
                 at, count = end, count - 1
             self._file.seek(at - len(block), 1)
             self._spend(at)
-            if count and not at:  # longer than a block, or cut short
+            if count and not at:  # longer than a block, or truncated
                 self._skip(self._number("Q"))
                 count -= 1
             _let_others_go_on()
@@ -261,7 +260,7 @@ class _Reader:
         self._spend(length)
         data = self._file.read(length)
         if len(data) != length:
-            raise self._bad("is cut short within its header")
+            raise self._bad("is truncated within its header")
         return data
 
     def _skip(self, length: int) -> None:
@@ -270,7 +269,7 @@ class _Reader:
 
     def _spend(self, length: int) -> None:
         if length > self._left:
-            raise self._bad("is cut short within its header, or its header lies about its length")
+            raise self._bad("is truncated within its header, or has a wrong header length")
         self._left -= length
 
     def _bad(self, reason: str) -> JobFailed:
@@ -278,7 +277,7 @@ class _Reader:
 
 
 def _let_others_go_on() -> None:
-    """Other threads wait for the interpreter, the event loop's among them."""
+    """Release the interpreter to other threads, such as the event loop's."""
     time.sleep(0.0005)
 
 
@@ -292,14 +291,14 @@ def _kv_bytes(architecture: str, values: dict[str, Value]) -> int:
     heads = of("attention.head_count")
     kv_heads = of("attention.head_count_kv")
     kv_heads = heads if kv_heads is None else kv_heads
-    # Hybrid models give one number a layer; zero for a layer without attention.
+    # Hybrid models have one number per layer; zero for a layer without attention.
     total = sum(_whole(n) for n in kv_heads) if isinstance(kv_heads, tuple) else layers * _whole(kv_heads)
     query_heads = max((_whole(n) for n in heads), default=0) if isinstance(heads, tuple) else _whole(heads)
     head = _whole(of("embedding_length")) // query_heads if query_heads else 0
     key = _whole(of("attention.key_length")) or head
     value = _whole(of("attention.value_length")) or head
     size = total * (key + value) * 2
-    # A header may claim anything; what no machine could hold is as good as unknown.
+    # A header may claim anything; more than any machine could hold counts as unknown.
     return size if 0 <= size < 2**40 else 0
 
 

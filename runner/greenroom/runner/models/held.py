@@ -1,8 +1,8 @@
-"""Opens files of a folder without ever leaving it, and holds them: the file that is checked is the one used.
+"""Opens files without leaving a folder, and holds them: the file checked is the file used.
 
 A name can mean another file a moment later, and a link can lead anywhere. So each part of a path is opened
-separately without following links; links are read and followed by us as long as they stay inside. From then
-on the descriptor stands for the file: it is checked, read, hashed and copied through it.
+separately without following links; links are read and followed here as long as they stay inside. From then on
+the descriptor stands for the file: it is checked, read, hashed and copied through it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,19 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class HeldFile:
-    """One regular file, open. Read by one thread."""
+    """One open regular file. Not thread-safe."""
 
     def __init__(self, descriptor: int, path: Path, name: str) -> None:
-        """Owns the descriptor; `path` is where the file lay when it was opened, `name` what it is called."""
+        """Takes over the descriptor; `path` is where the file was when it was opened."""
         self._descriptor = descriptor
         self.path = path
         self.name = name
         self.suffix = PurePosixPath(name).suffix
 
     def close(self) -> None:
-        """Let it go."""
         os.close(self._descriptor)
 
     def stat(self) -> os.stat_result:
-        """As it is now."""
         return os.fstat(self._descriptor)
 
     def open(self, mode: Literal["rb"]) -> BinaryIO:
@@ -50,25 +48,24 @@ class HeldFile:
         return os.fdopen(os.dup(self._descriptor), mode)
 
     def read_bytes(self) -> bytes:
-        """All of it."""
         with self.open("rb") as file:
             return file.read()
 
 
 class HeldFolder:
-    """A folder that somebody has named: its files can be opened, and nothing else."""
+    """A folder the user named: only its files can be opened."""
 
     def __init__(self, folder: Path) -> None:
-        """The way to the folder may lead over links; they are followed once, now."""
+        """Links on the way to the folder are followed once, now."""
         self.path = Path(os.path.realpath(folder))
         self._root = _boundary(self.path)
 
     def names(self) -> list[str]:
-        """The files in it whose names are text, in one line.
+        """The files in it whose names are one line of text.
 
         Raises:
-            JobFailed: permanent, `not_a_model`: weights have a name that is not.
-            OSError: it cannot be read.
+            JobFailed: permanent, `not_a_model`: a weights file has another name.
+            OSError: It cannot be read.
         """
         with os.scandir(self.path) as entries:
             names = [entry.name for entry in entries if entry.is_file()]
@@ -80,10 +77,10 @@ class HeldFolder:
 
     @contextmanager
     def holding(self, names: list[str]) -> Iterator[list[HeldFile]]:
-        """Files of it, open while inside.
+        """Its files of these names, open meanwhile.
 
         Raises:
-            JobFailed: permanent; one is no regular file, cannot be read, or leads out of the folder.
+            JobFailed: permanent; one is not a regular file, is unreadable, or leads out of the folder.
         """
         with ExitStack() as stack:
             files = []
@@ -93,10 +90,10 @@ class HeldFolder:
             yield files
 
     def open(self, name: str) -> HeldFile:
-        """One file of it.
+        """Open one of its files.
 
         Raises:
-            JobFailed: permanent; it is no regular file, cannot be read, or leads out of the folder.
+            JobFailed: permanent; it is not a regular file, is unreadable, or leads out of the folder.
         """
         try:
             return _open_below(self._root, (*self.path.relative_to(self._root).parts, name), name)
@@ -105,22 +102,21 @@ class HeldFolder:
 
 
 class LinkedFile(HeldFolder):
-    """A link to a file that somebody has named: it may lead anywhere. What lies beside it may not."""
+    """A link to a file that the user named: it may lead anywhere; files beside it may not."""
 
     def __init__(self, link: Path) -> None:
         super().__init__(link.parent)
         self._link = link
 
     def open(self, name: str) -> HeldFile:
-        """The file the link means, or one beside it."""
         return hold(self._link) if name == self._link.name else super().open(name)
 
 
 def hold(path: Path) -> HeldFile:
-    """A file that somebody has named: a link is followed, once, to the file that it means.
+    """Open a file the user named, following a link once.
 
     Raises:
-        JobFailed: permanent; it is no regular file, or cannot be read.
+        JobFailed: permanent; it is not a regular file, or is unreadable.
     """
     target = Path(os.path.realpath(path))
     if not target.exists():
@@ -131,8 +127,9 @@ def hold(path: Path) -> HeldFile:
 
 
 def _boundary(folder: Path) -> Path:
-    """What a file of a folder may be linked from: the folder, or the repository in Hugging Face's cache,
-    whose snapshots are links to its blobs."""
+    """Where links from a folder may lead: the folder, or the repository in Hugging Face's cache, whose
+    snapshots are links to its blobs.
+    """
     repository = folder.parent.parent
     cached = folder.parent.name == "snapshots" and repository.name.startswith("models--")
     return repository if cached else folder
@@ -171,7 +168,7 @@ def _open_below(root: Path, parts: tuple[str, ...], name: str) -> HeldFile:
                 left.extendleft(reversed(target.parts))
                 continue
             if not (S_ISREG(mode) or S_ISDIR(mode)):
-                # Not even opened: a pipe would wait for its writer, a device may do anything.
+                # Not even opened: a pipe would block, and opening a device may have effects.
                 raise _not_regular(name)
             folders.append(os.open(part, _FLAGS, dir_fd=folders[-1]))
             way.append(part)
@@ -187,7 +184,7 @@ def _close(descriptors: list[int]) -> None:
 
 def _leads_out(name: str) -> JobFailed:
     return not_a_model(
-        f"{shown(name)} is a link that leads out of its folder. Put the file itself there, or give the "
+        f"{shown(name)} is a link that leads out of its folder. Put the file itself there, or name the "
         "folder that holds it."
     )
 

@@ -1,8 +1,8 @@
-"""The store's index: which models are here and what they are called. Pure.
+"""The store's index: the stored models and their tags. Pure.
 
-On disk it is an OCI image layout's `index.json`, one descriptor a tag (or one without a name for a model
-that has none), so that other OCI tools can read the folder. What we measured about a model lies in
-annotations of ours: the index is then the one file that changes, and it changes at once or not at all.
+On disk it is an OCI image layout's `index.json`, one descriptor per tag (one without a name for an untagged
+model), so that other OCI tools can read the folder. Our own measurements of a model lie in annotations, so
+the index is the only file that changes, and it changes atomically.
 """
 
 from __future__ import annotations
@@ -36,19 +36,16 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 @dataclass(frozen=True)
 class Entry:
-    """One model in the index."""
-
     model: Model
     manifest_size: int
     origin: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """For files imported by hard link: digest → (size, mtime in ns) when they were hashed, since whoever
-    named them can still write to them."""
+    """For files imported by hard link: digest → (size, mtime in ns) when they were hashed, since their owner
+    can still write to them."""
     fingerprints: tuple[str, ...] = ()
-    """What sources said of it before it was fetched: the same again means that it need not be fetched."""
+    """How sources identified it before it was fetched: the same again means it need not be fetched."""
 
     @property
     def id(self) -> str:
-        """The model's id, its manifest's digest."""
         return self.model.id
 
 
@@ -60,23 +57,20 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Index:
-    """All models in the order they came. Each change makes a new index; a tag is never on two models."""
+    """All models in order of arrival. Immutable; a tag is never on two models."""
 
     entries: tuple[Entry, ...] = ()
     recovered: bool = False
-    """It was lost and built again: it may not name all that is wanted, so only a person may have the files
-    removed that it does not name."""
+    """It was lost and rebuilt and may be incomplete, so only the user may remove files it does not name."""
 
     def find(self, model_id: str) -> Entry | None:
-        """The entry with this id."""
         return next((entry for entry in self.entries if entry.id == model_id), None)
 
     def tagged(self, tag: str) -> Entry | None:
-        """The entry this tag is on."""
         return next((entry for entry in self.entries if tag in entry.model.tags), None)
 
     def with_model(self, new: Entry) -> Index:
-        """Add a model, or more tags and newer facts to one that is here."""
+        """Add a model, or merge tags and newer values into a stored one."""
         old = self.find(new.id)
         tags = new.model.tags
         if old is None:
@@ -95,7 +89,7 @@ class Index:
         return replace(self, entries=entries)
 
     def with_tag(self, model_id: str, tag: str) -> Index:
-        """Put a tag on a model; taken from whichever had it.
+        """Put a tag on a model, moving it from another one.
 
         Raises:
             KeyError: no such model.
@@ -114,15 +108,14 @@ class Index:
         )
 
     def without_tag(self, tag: str) -> Index:
-        """Take a tag off whichever model has it; the model stays."""
+        """Remove a tag; the model stays."""
         return replace(self, entries=_without_tags(self.entries, (tag,)))
 
     def without_model(self, model_id: str) -> Index:
-        """Take a model and all its tags out."""
+        """Remove a model and all its tags."""
         return replace(self, entries=tuple(entry for entry in self.entries if entry.id != model_id))
 
     def encode(self) -> bytes:
-        """The bytes of `index.json`."""
         manifests = []
         for entry in self.entries:
             bare = msgspec.structs.replace(entry.model, tags=())
@@ -148,7 +141,7 @@ class Index:
         """Read `index.json`.
 
         Raises:
-            IndexDamaged: it is not one of ours.
+            IndexDamaged: It is not one of ours.
         """
         try:
             document = msgspec.json.decode(data, type=_Document)
@@ -172,7 +165,7 @@ class Index:
 
 
 def _newest(fingerprints: tuple[str, ...]) -> tuple[str, ...]:
-    """Bounded, the newest last: a file that changes every day must not grow the index for ever."""
+    """Bounded, the newest last: a file that changes every day must not grow the index without limit."""
     return tuple(reversed(dict.fromkeys(reversed(fingerprints))))[-_FINGERPRINTS:]
 
 

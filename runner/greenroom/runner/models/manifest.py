@@ -1,13 +1,12 @@
-"""A model as an OCI artifact: its layers, its configuration, its manifest. Pure.
+"""A model as an OCI artifact: layers, configuration, manifest. Pure.
 
-Media types and annotations are Docker Model Runner's, so that what lies in the store can be pushed to a
-registry as it is, and what comes from one can be stored as it is. A model's id is the SHA-256 of its
-manifest's bytes; nothing that varies between two arrivals of the same files goes into it.
+Media types and annotations are Docker Model Runner's, so that stored models can be pushed to a registry
+unchanged, and pulled ones stored unchanged. A model's id is the SHA-256 of its manifest; nothing in it varies
+between two imports of the same files.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,13 @@ from greenroom.actors.limits import CONTEXT
 from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.gguf import shard_of
 from greenroom.runner.models.metadata import Metadata
+from greenroom.runner.models.references import digest_of
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPED = "application/vnd.docker.ai.model.config.v0.1+json"
 """The layers' media types say what they are (GGUF)."""
 CONFIG_FILES = "application/vnd.docker.ai.model.config.v0.2+json"
-"""A layer a file, each with its path (safetensors)."""
+"""One layer per file, each with its path (safetensors)."""
 GGUF = "application/vnd.docker.ai.gguf.v3"
 SAFETENSORS = "application/vnd.docker.ai.safetensors"
 MMPROJ = "application/vnd.docker.ai.mmproj"
@@ -33,7 +33,7 @@ LICENSE = "application/vnd.docker.ai.license"
 ARCHIVES = frozenset({"application/vnd.docker.ai.vllm.config.tar", "application/vnd.docker.ai.dir.tar"})
 """Layers that are tars of small files, in older artifacts."""
 CONFIGS = (CONFIG_TYPED, CONFIG_FILES, "application/vnd.cncf.model.config.v1+json")
-"""The configurations of models; what has another is something else."""
+"""The configuration types of models; an artifact with another is something else."""
 
 _SYNONYMS = {
     "application/vnd.cncf.model.weight.v1.raw": MODEL_FILE,
@@ -50,7 +50,7 @@ _MANIFEST_LIMIT = 4 * 2**20
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
-    """OCI's pointer to a blob."""
+    """OCI's reference to a blob."""
 
     media_type: str
     digest: str
@@ -69,13 +69,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, re
     annotations: Mapping[str, str] = {}
 
     def blobs(self) -> tuple[Descriptor, ...]:
-        """All that it refers to, the configuration first."""
+        """All blobs it refers to, the configuration first."""
         return (self.config, *self.layers)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One file of a model, hashed."""
+    """One hashed file of a model."""
 
     name: str
     """Relative path within the model."""
@@ -84,7 +84,7 @@ class Layer:
 
     @property
     def media_type(self) -> str:
-        """What the file is, by its name."""
+        """The file's type, by its name."""
         lower = self.name.lower()
         if lower.endswith(".mmproj") or (lower.endswith(".gguf") and "mmproj" in lower):
             return MMPROJ
@@ -107,13 +107,7 @@ class Artifact:
 
     @property
     def id(self) -> str:
-        """The model's id."""
         return digest_of(self.manifest_bytes)
-
-
-def digest_of(data: bytes) -> str:
-    """`sha256:<hex>` of some bytes."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def build(
@@ -125,9 +119,9 @@ def build(
 ) -> Artifact:
     """Describe a model's files as an artifact. The same files always make the same one.
 
-    `context_size` is what it shall be loaded with, in tokens; 0 leaves that open.
+    `context_size`: tokens to load it with; 0 leaves that open.
     """
-    # GGUF shards must keep their order; everything else is sorted by name, whatever order it came in.
+    # GGUF shards must keep their order; everything else is sorted by name.
     layers = sorted(layers, key=lambda layer: (layer.media_type != GGUF, shard_of(layer.name), layer.name))
     size = sum(layer.size for layer in layers)
     descriptors = [*map(_described, layers), *(_described(one, LICENSE) for one in licenses)]
@@ -171,7 +165,7 @@ def _described(layer: Layer, media_type: str = "") -> Descriptor:
 
 
 def context_size(config_bytes: bytes) -> int:
-    """Tokens its publisher wants a model loaded with; 0 when its configuration leaves that open."""
+    """The publisher's context size in tokens; 0 if the configuration leaves it open."""
     try:
         size = msgspec.json.decode(config_bytes)["config"]["context_size"]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
@@ -180,10 +174,10 @@ def context_size(config_bytes: bytes) -> int:
 
 
 def reconfigured(manifest_bytes: bytes, config_bytes: bytes, *, context_size: int | None) -> Artifact:
-    """The same files with another configuration; everything else stays as it was published.
+    """The same files with another configuration; everything else stays as published.
 
     Raises:
-        ValueError: they are no manifest and configuration.
+        ValueError: They are not a manifest and configuration.
     """
     try:
         manifest, config = msgspec.json.decode(manifest_bytes), msgspec.json.decode(config_bytes)
@@ -194,14 +188,14 @@ def reconfigured(manifest_bytes: bytes, config_bytes: bytes, *, context_size: in
         new_manifest = msgspec.json.encode(manifest)
         return Artifact(msgspec.convert(manifest, Manifest), new_manifest, new_config)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
-        raise ValueError(f"It is no manifest: {error}.") from error
+        raise ValueError(f"It is not a manifest: {error}.") from error
 
 
 def decode(data: bytes, digest: str) -> Manifest:
     """Read a manifest, whose bytes must have this digest.
 
     Raises:
-        ValueError: it is not one, or not this one.
+        ValueError: Not a manifest, or not this one.
     """
     if digest_of(data) != digest:
         raise ValueError("Its manifest has changed.")
@@ -210,13 +204,13 @@ def decode(data: bytes, digest: str) -> Manifest:
     try:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"It is no manifest: {error}.") from error
+        raise ValueError(f"It is not a manifest: {error}.") from error
 
 
 def kind_of(layer: Descriptor) -> str:
     """What a layer is, as one of our media types; its own media type if it is none of them.
 
-    The CNCF's types and Docker's newer ones say only that it is a file: then its name says what it is.
+    The CNCF's types and Docker's newer ones only mean "file": then the file's name decides.
     """
     kind = _SYNONYMS.get(layer.media_type, layer.media_type)
     name = layer.annotations.get(FILEPATH, "")
@@ -226,9 +220,9 @@ def kind_of(layer: Descriptor) -> str:
 
 
 def file_names(manifest: Manifest) -> list[tuple[Descriptor, str]]:
-    """Each layer with the name its file has in a bundle; names come from annotations where there are any.
+    """Each layer with its file's name in a bundle, from its annotation if it has one.
 
-    Layers that are not files (tars, licences) are left out. The names are checked by whoever makes paths.
+    Layers that are not files (tars, licences) are left out. The names are not validated.
     """
     plain = {GGUF: "model.gguf", MMPROJ: "model.mmproj", CHAT_TEMPLATE: "template.jinja"}
     kinds = [kind_of(layer) for layer in manifest.layers]

@@ -1,4 +1,4 @@
-"""What a model's own files say about it, whatever their format."""
+"""Metadata of a model from its own files, whatever their format."""
 
 from __future__ import annotations
 
@@ -12,38 +12,24 @@ from greenroom.actors.values import ModelFormat
 _MOST_PARAMETERS = 2**50
 _LONGEST_CONTEXT = 2**27
 _MOST_KEYS = 2_000
-"""Of a header that are shown; models have a hundred."""
+"""Header keys shown; models have a hundred."""
 
 
 class Readable(Protocol):
-    """A file: a path, or one that is open."""
+    """A file: a path, or an open file."""
 
     @property
-    def name(self) -> str:
-        """Without its folder."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def suffix(self) -> str:
-        """The end of its name, from the last dot on."""
-        ...
-
-    def stat(self) -> os.stat_result:
-        """As it is now."""
-        ...
-
-    def open(self, mode: Literal["rb"]) -> BinaryIO:
-        """Its content."""
-        ...
-
-    def read_bytes(self) -> bytes:
-        """All of it."""
-        ...
+    def suffix(self) -> str: ...
+    def stat(self) -> os.stat_result: ...
+    def open(self, mode: Literal["rb"]) -> BinaryIO: ...
+    def read_bytes(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Facts about a model; zero and empty mean: its files do not say."""
+    """Metadata of a model; zero and empty mean unknown."""
 
     format: ModelFormat
     architecture: str = ""
@@ -52,15 +38,14 @@ class Metadata:
     context_length: int = 0
     """Tokens it was trained for."""
     kv_bytes_per_token: int = 0
-    """Bytes of 16-bit key/value cache one token of context needs, all layers together."""
+    """Bytes of 16-bit key/value cache per token of context, all layers together."""
     chat_template: bool = False
-    """True when it carries a chat template."""
     raw: Mapping[str, str] = field(default_factory=dict)
     """Scalar header keys as text, for `inspect`."""
 
     @property
     def parameters(self) -> str:
-        """The number of parameters for people: `134.52M`."""
+        """The number of parameters as text: `134.52M`."""
         return count_text(self.parameter_count) if self.parameter_count else ""
 
 
@@ -77,7 +62,7 @@ def read_metadata(files: Sequence[Readable]) -> Metadata:
 
 
 def _sane(said: Metadata) -> Metadata:
-    """What headers say, without what cannot be: numbers that nothing could hold are as good as unknown."""
+    """Without impossible numbers: those count as unknown."""
     return replace(
         said,
         parameter_count=said.parameter_count if said.parameter_count <= _MOST_PARAMETERS else 0,

@@ -1,4 +1,4 @@
-"""Making an artifact out of files on disk, as `greenroom package` does: without a daemon or copies."""
+"""Builds an artifact from files on disk for `greenroom package`, without a daemon or copies."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from threading import Event
 
 from greenroom.runner.models.arrival import hash_file
 from greenroom.runner.models.errors import from_os_error, not_a_model
-from greenroom.runner.models.manifest import Artifact, Layer, build, digest_of
+from greenroom.runner.models.manifest import Artifact, Layer, build
 from greenroom.runner.models.metadata import read_metadata
-from greenroom.runner.models.references import is_text
+from greenroom.runner.models.references import digest_of, is_text
 from greenroom.runner.models.selection import choose_files, with_shards
 
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What a model is made of."""
-
     weights: Path
-    """A GGUF file (the other parts of it lie beside it), or a folder of safetensors."""
+    """A GGUF file (its other shards lie beside it), or a folder of safetensors."""
     licenses: Sequence[Path] = field(default_factory=tuple)
     chat_template: Path | None = None
     mmproj: Path | None = None
     context_size: int = 0
-    """Tokens it shall be loaded with; 0 leaves that open."""
+    """Tokens to load it with; 0 leaves that open."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,11 @@ class Package:
 
     artifact: Artifact
     files: dict[str, Path]
-    """By digest, in the order of the manifest; the configuration is not among them."""
+    """By digest, in the order of the manifest, without the configuration."""
 
 
 def pack(ingredients: Ingredients, on_bytes: Callable[[int], None] = lambda _: None) -> Package:
-    """Read headers, hash every file. `on_bytes` is told how many more bytes have been hashed.
+    """Read headers and hash every file. `on_bytes` receives how many more bytes have been hashed.
 
     Raises:
         JobFailed: permanent, `not_a_model` or `not_found`.
@@ -49,10 +47,10 @@ def pack(ingredients: Ingredients, on_bytes: Callable[[int], None] = lambda _: N
         named = _named(ingredients)
         for path in (*named.values(), *ingredients.licenses):
             if not S_ISREG(path.stat().st_mode):
-                # To open a pipe would wait for its writer, for ever.
+                # Opening a pipe would block until it has a writer.
                 raise not_a_model(f"{path.name} is not a regular file.")
     except OSError as error:
-        raise from_os_error(error, "looking at the model") from error
+        raise from_os_error(error, "reading the model") from error
     metadata = read_metadata(list(named.values()))
     never = Event()
 
@@ -68,7 +66,7 @@ def pack(ingredients: Ingredients, on_bytes: Callable[[int], None] = lambda _: N
 
 
 def config_file(package: Package, folder: Path) -> dict[str, Path]:
-    """All blobs, the configuration too, which is written into a folder."""
+    """All blobs with the configuration, which is written into a folder."""
     config = folder / "config"
     config.write_bytes(package.artifact.config_bytes)
     return {**package.files, digest_of(package.artifact.config_bytes): config}
@@ -88,6 +86,6 @@ def _named(ingredients: Ingredients) -> dict[str, Path]:
         named["model.mmproj"] = ingredients.mmproj
     if ingredients.chat_template is not None:
         if ingredients.chat_template.suffix.lower() not in (".jinja", ".txt", ".j2"):
-            raise not_a_model(f"{ingredients.chat_template.name} is no Jinja template by its ending.")
+            raise not_a_model(f"{ingredients.chat_template.name} does not have a Jinja template's suffix.")
         named["template.jinja"] = ingredients.chat_template
     return named

@@ -1,4 +1,4 @@
-"""What comes with a manifest of its own, from a registry or an archive: checked before it is believed."""
+"""Validates models that come with a manifest of their own, from a registry or an archive."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from greenroom.actors.values import ModelFormat
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival
+from greenroom.runner.models.bundle import ARCHIVE_LIMIT, unpack
 from greenroom.runner.models.errors import not_a_model
-from greenroom.runner.models.manifest import ARCHIVES, CONFIGS, Artifact, Descriptor, Manifest, digest_of
-from greenroom.runner.models.references import BadReference, blob_name
-from greenroom.runner.models.unpacking import BYTES_LIMIT, unpack
+from greenroom.runner.models.manifest import ARCHIVES, CONFIGS, Artifact, Descriptor, Manifest
+from greenroom.runner.models.references import BadReference, blob_name, digest_of
 
 CONFIG_NAME = "other/config"
-"""What the configuration is called while it is on its way."""
+"""The configuration's name on its way."""
 CONFIG_LIMIT = 16 * 2**20
 _MOST_LAYERS = 5_000
 _LARGEST = 2**41
@@ -23,10 +23,10 @@ _WEIGHTS = (artifacts.GGUF, artifacts.SAFETENSORS)
 
 
 def checked(data: bytes, name: str) -> Manifest:
-    """The manifest in these bytes; `name` is for sentences.
+    """Decode and validate a manifest; `name` is for messages.
 
     Raises:
-        JobFailed: permanent; `not_a_model`, or `unsupported_artifact` when it is something else.
+        JobFailed: permanent; `not_a_model`, or `unsupported_artifact` for another kind of artifact.
     """
     try:
         manifest = artifacts.decode(data, digest_of(data))
@@ -41,31 +41,31 @@ def checked(data: bytes, name: str) -> Manifest:
             advice="It may be a container image, or need a newer Greenroom.",
         )
     if len(manifest.layers) > _MOST_LAYERS:
-        raise not_a_model(f"{name} is not a model: it has {len(manifest.layers)} parts.")
+        raise not_a_model(f"{name} is not a model: it has {len(manifest.layers)} layers.")
     impossible = any(not 0 <= blob.size <= _LARGEST for blob in manifest.blobs())
     if manifest.config.size > CONFIG_LIMIT or impossible:
         raise not_a_model(f"{name} is not a model: its manifest has impossible sizes.")
     if any(
-        artifacts.kind_of(layer) in ARCHIVES and layer.size > 2 * BYTES_LIMIT for layer in manifest.layers
+        artifacts.kind_of(layer) in ARCHIVES and layer.size > 2 * ARCHIVE_LIMIT for layer in manifest.layers
     ):
         raise not_a_model(f"{name} is not a model: an archive in it is larger than any configuration.")
     return manifest
 
 
 def blobs_of(manifest: Manifest) -> list[tuple[Descriptor, str]]:
-    """Each blob once, the configuration last, with the name it has on its way."""
+    """Each blob once, the configuration last, with its name on the way."""
     names = {layer.digest: name for layer, name in artifacts.file_names(manifest)}
-    # A layer that is in it twice is one blob.
+    # A layer may occur twice, but is one blob.
     layers = {layer.digest: layer for layer in manifest.layers}
     named = [(layer, names.get(one, f"other/{blob_name(one)}")) for one, layer in layers.items()]
     return [*named, (manifest.config, CONFIG_NAME)]
 
 
 def complete(arrival: Arrival, manifest: Manifest, manifest_bytes: bytes) -> None:
-    """All blobs of `blobs_of` have arrived: keep the manifest and with it the model's id.
+    """Once all blobs of `blobs_of` have arrived: keep the manifest and with it the model's id.
 
     Raises:
-        JobFailed: permanent, `not_a_model`: a size is not what the manifest says, or an archive is hostile.
+        JobFailed: permanent, `not_a_model`: a size differs from the manifest, or an archive is unsafe.
     """
     sizes = {layer.digest: layer.size for layer in arrival.layers}
     for blob in manifest.blobs():
@@ -84,7 +84,7 @@ def complete(arrival: Arrival, manifest: Manifest, manifest_bytes: bytes) -> Non
 
 
 def format_of(manifest: Manifest) -> ModelFormat | Literal[""]:
-    """As far as its layers say; whether safetensors are quantised the MLX way is in their configuration."""
+    """From the layers' types; whether safetensors are quantised for MLX is in their configuration."""
     kinds = {artifacts.kind_of(layer) for layer in manifest.layers}
     if artifacts.GGUF in kinds:
         return "gguf"
@@ -92,5 +92,4 @@ def format_of(manifest: Manifest) -> ModelFormat | Literal[""]:
 
 
 def weights_of(manifest: Manifest) -> int:
-    """Bytes of the weights."""
     return sum(layer.size for layer in manifest.layers if artifacts.kind_of(layer) in _WEIGHTS)

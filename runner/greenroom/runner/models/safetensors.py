@@ -1,4 +1,4 @@
-"""safetensors headers and the `config.json` beside them: the same distrust as for GGUF.
+"""Reads safetensors headers and `config.json` without trusting them.
 
 The header is JSON after an eight-byte length, so msgspec reads it into typed structs, which refuses wrong
 shapes while parsing; its length and the number of its entries are bounded before. The `safetensors`
@@ -31,7 +31,7 @@ _BITS = {
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
-# The order Docker Model Runner looks in.
+# The order in which Docker Model Runner looks.
 _CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_ctx",
@@ -64,7 +64,7 @@ def read_files(files: Sequence[Readable]) -> Metadata:
     for path in weights:
         tensors.update(read_header(path))
     config = _read_config(config_file)
-    # Multimodal models keep what matters here one level deeper.
+    # Multimodal models have these keys one level deeper.
     text = config.get("text_config")
     inner: dict[str, Any] = {**config, **text} if isinstance(text, dict) else config
     quantization = config.get("quantization")
@@ -95,16 +95,16 @@ def read_header(path: Readable) -> dict[str, _Tensor]:
         with path.open("rb") as file:
             head = file.read(8)
             if len(head) < 8:
-                raise not_a_model(f"{path.name} is cut short: it has {size} bytes.")
+                raise not_a_model(f"{path.name} is truncated: it has {size} bytes.")
             (length,) = struct.unpack("<Q", head)
             if length > min(_HEADER_LIMIT, size - 8):
-                raise not_a_model(f"{path.name} is not a safetensors file, or it is cut short.")
+                raise not_a_model(f"{path.name} is not a safetensors file, or it is truncated.")
             header = file.read(length)
     except OSError as error:
         raise from_os_error(error, "reading the model") from error
-    # Parsed headers take some hundred bytes an entry: bound the entries before making any.
+    # Parsed headers take some hundred bytes per entry: bound their number first.
     if not header.startswith(b"{") or header.count(b":") > _COLONS_LIMIT:
-        raise not_a_model(f"{path.name} is not a safetensors file: its header is no sensible JSON object.")
+        raise not_a_model(f"{path.name} is not a safetensors file: its header is not a valid JSON object.")
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
@@ -125,13 +125,13 @@ def read_header(path: Readable) -> dict[str, _Tensor]:
             or (bits and -(-elements * bits // 8) != stop - start)
         ):
             raise not_a_model(
-                f"{path.name} is damaged: the tensor {name[:60]!r} overlaps another, leaves a hole, "
-                "or is not as long as its shape says."
+                f"{path.name} is damaged: the tensor {name[:60]!r} overlaps another, leaves a gap, "
+                "or does not match its shape."
             )
         end = stop
     if end != size - 8 - length:
         raise not_a_model(
-            f"{path.name} is cut short or too long: its weights should end at byte {8 + length + end}."
+            f"{path.name} is truncated or too long: its weights should end at byte {8 + length + end}."
         )
     return tensors
 
@@ -151,10 +151,10 @@ def _read_config(path: Readable) -> dict[str, Any]:
 
 
 def _parameters(tensors: dict[str, _Tensor], quantization: object) -> int:
-    """Elements, where what MLX packed into 32-bit words counts as what it stands for.
+    """Elements, with MLX's 32-bit packed matrices counted unpacked.
 
-    Each packed matrix has one scale for a group of elements; the group's size is in the configuration,
-    for single matrices too.
+    Each packed matrix has one scale per group of elements; the group's size is in the configuration, possibly
+    per matrix.
     """
     mlx = quantization if isinstance(quantization, dict) else {}
     total = 0

@@ -1,4 +1,4 @@
-"""What there is to pull: the catalogue, Docker Hub's models, Hugging Face. Asked only when somebody asks."""
+"""Searches for models: in the catalogue, Docker Hub and Hugging Face. Only on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from greenroom.runner.waits import Cancel
 DOCKER_HUB = "https://hub.docker.com"
 _PAGE = 100
 _SECONDS = 30.0
-"""For all sources: who searches waits in front of a terminal."""
+"""For all sources: the user waits at a terminal."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Found:
     """A model that can be pulled."""
 
     name: str
-    """What to pull."""
+    """The name to pull."""
     source: str
     """`catalogue`, `Docker Hub` or `Hugging Face`."""
     description: str = ""
@@ -38,15 +38,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Results:
-    """What was found, and which sources did not answer."""
+    """The models found, and the sources that did not answer."""
 
     models: tuple[Found, ...]
     silent: tuple[str, ...] = ()
-    """A sentence for each."""
+    """One sentence each."""
 
 
 def search(query: str, *, limit: int, catalogue: Catalogue, docker_hub: str = DOCKER_HUB) -> Results:
-    """Ask all sources at once; one that does not answer does not keep the others from being shown."""
+    """Ask all sources at once; one that does not answer does not delay or hide the others."""
     cancel = Cancel()
     sources: dict[str, Callable[[], list[Found]]] = {
         "The catalogue": lambda: list(_catalogue(query, catalogue)),
@@ -71,7 +71,7 @@ def search(query: str, *, limit: int, catalogue: Catalogue, docker_hub: str = DO
 
 
 class _Question:
-    """One source that is asked, on a thread that nobody has to wait for."""
+    """A request to one source, on a thread that can be abandoned."""
 
     def __init__(self, source: Callable[[], list[Found]]) -> None:
         self.found: list[Found] = []
@@ -86,7 +86,7 @@ class _Question:
         except JobFailed as failed:
             self.problem = failed.failure.message
         except JobCancelled:
-            self.problem = "The search was ended."
+            self.problem = "The search was cancelled."
         except Exception as error:  # noqa: BLE001 - one source is no reason to show nothing
             self.problem = failure_of(error, "searching").message
         finally:
@@ -109,7 +109,7 @@ def _docker_hub(query: str, limit: int, base: str, cancel: Cancel) -> Iterator[F
         results = json.loads(page[0])["results"] if page is not None else []
         models = [one for one in results if query.lower() in str(one["name"]).lower()]
     except (ValueError, KeyError, TypeError):
-        raise JobFailed.transient("bad_answer", "Docker Hub answered with something else.") from None
+        raise JobFailed.transient("bad_answer", "Docker Hub sent an invalid answer.") from None
     models.sort(key=lambda one: -_number(one.get("pull_count")))
     for one in models[:limit]:
         yield Found(

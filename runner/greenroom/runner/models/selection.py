@@ -24,7 +24,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 def belongs(name: str) -> bool:
-    """Whether a file may lie beside an engine: weights that hold no code, and what describes them."""
+    """Whether engines may see a file: weights without code, and metadata."""
     suffix = _suffix(name)
     return suffix in _COMPANIONS or suffix in _WEIGHTS
 
@@ -34,14 +34,14 @@ def choose_files(names: Sequence[str], where: str) -> list[str]:
     with tokenizer and configuration.
 
     Raises:
-        JobFailed: permanent, `not_a_model`, when there is none, or when it is not clear which one is meant.
+        JobFailed: permanent, `not_a_model`, when there is none, or several.
     """
     names = sorted(name for name in names if "/" not in name and not name.startswith("."))
     ggufs = [name for name in names if _suffix(name) == ".gguf"]
     safetensors = [name for name in names if _suffix(name) == ".safetensors"]
     if ggufs and safetensors:
         raise not_a_model(
-            f"{where} holds both GGUF and safetensors files. Name the GGUF file, or move one kind away."
+            f"{where} holds both GGUF and safetensors files. Name the GGUF file, or remove one kind."
         )
     if ggufs:
         return _one_gguf(ggufs, where)
@@ -49,17 +49,17 @@ def choose_files(names: Sequence[str], where: str) -> list[str]:
         return [name for name in names if _suffix(name) in _COMPANIONS or name in safetensors]
     if any(_suffix(name) in _PICKLES for name in names):
         raise not_a_model(
-            f"{where} holds only PyTorch weights, which can run code when they are loaded. "
+            f"{where} holds only PyTorch weights, which can run code when loaded. "
             "Use a GGUF or safetensors version of the model."
         )
     raise not_a_model(f"{where} holds no model: neither .gguf nor .safetensors files.")
 
 
 def with_shards(name: str, names: Sequence[str]) -> list[str]:
-    """A GGUF file and, if it is one part of several, the other parts that lie beside it.
+    """A GGUF file and, if it is one shard of several, the others beside it.
 
     Raises:
-        JobFailed: permanent, `not_a_model`, when parts are missing.
+        JobFailed: permanent, `not_a_model`, when shards are missing.
     """
     stem, _, count = shard_of(name)
     if not stem:
@@ -77,11 +77,11 @@ def with_shards(name: str, names: Sequence[str]) -> list[str]:
 def choose_from_repository(names: Sequence[str], quantisation: str, where: str) -> list[str]:
     """The paths in a published repository that belong to one quantisation (empty: the usual one).
 
-    GGUF repositories hold one model in many quantisations, some in folders of their own. A name must be met
-    whole: `Q4_K` is not `Q4_K_M`, and `f16` is not `bf16`. What is not there is never replaced by another.
+    GGUF repositories hold one model in many quantisations, some in folders of their own. Names must match
+    exactly: `Q4_K` is not `Q4_K_M`, and `f16` is not `bf16`. A missing one is never replaced by another.
 
     Raises:
-        JobFailed: permanent; `no_such_quantisation` lists what there is.
+        JobFailed: permanent; `no_such_quantisation` lists the existing ones.
     """
     models = [n for n in names if _suffix(n) == ".gguf" and "mmproj" not in PurePosixPath(n).name.lower()]
     if not models:
@@ -103,7 +103,7 @@ def choose_from_repository(names: Sequence[str], quantisation: str, where: str) 
             advice=f"It has: {', '.join(sorted(filter(None, groups)))}.",
         )
     files = groups[chosen]
-    # Several files of one quantisation are the parts of one model, or several models.
+    # Several files of one quantisation are the shards of one model, or several models.
     whole = with_shards(files[0], files)
     if len(whole) != len(files):
         raise not_a_model(f"{where} holds several models of that quantisation: {', '.join(files[:8])}.")
@@ -113,13 +113,13 @@ def choose_from_repository(names: Sequence[str], quantisation: str, where: str) 
 
 
 def quantisation_of(name: str) -> str:
-    """What a GGUF file's name says of its quantisation, in capitals: `Q4_K_M`, `BF16`; empty if nothing."""
+    """The quantisation in a GGUF file's name, in capitals: `Q4_K_M`, `BF16`; empty if none."""
     match = _QUANTISATION.search(PurePosixPath(name).name)
     return match[1].upper() if match else ""
 
 
 def quantisations_of(sizes: Mapping[str, int]) -> dict[str, int]:
-    """The quantisations among published files, each with the bytes of its files."""
+    """The quantisations among published files, each with its bytes."""
     found: dict[str, int] = {}
     for name, size in sizes.items():
         if _suffix(name) == ".gguf" and "mmproj" not in PurePosixPath(name).name.lower():
@@ -135,7 +135,7 @@ def _group(groups: dict[str, list[str]], quantisation: str) -> str | None:
         return "Q4_K_M" if "Q4_K_M" in groups else next(iter(groups))
     if wanted in groups:
         return wanted
-    # Unsloth's dynamic ones are asked for without their prefix too, where no other has the name.
+    # Unsloth's dynamic ones may be named without their prefix unless another has that name.
     return next((group for group in groups if group == f"UD-{wanted}"), None)
 
 
@@ -148,7 +148,7 @@ def _safetensors(names: Sequence[str], where: str) -> list[str]:
 
 
 def _projector_order(name: str) -> tuple[bool, str]:
-    """Of several projectors the 16-bit one is what everybody publishes first."""
+    """Prefers the 16-bit projector, which is the usual one."""
     return ("f16" not in name.lower().replace("bf16", ""), name)
 
 

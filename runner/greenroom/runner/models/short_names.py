@@ -1,4 +1,4 @@
-"""Short names and the sources they stand for: a small list that ships, and what the user's config adds.
+"""Short names and their sources: a small shipped list, and the user's additions in the config.
 
 A name here is a name everywhere: `smollm2`, `ai/smollm2` and `smollm2:latest` are the same entry. Who types
 a registry (`docker.io/ai/smollm2`) means that registry, and the catalogue stays out of it.
@@ -25,23 +25,19 @@ class BadCatalogue(ValueError):
 class CatalogueEntry(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """One short name's source."""
-
     source: str
     """A reference of any scheme but an id."""
     title: str = ""
     sha256: str = ""
-    """Of the model file; empty leaves it unpinned."""
+    """Of the model file; empty if not pinned."""
     size: int = 0
-    """Bytes of the model file; 0 when unknown."""
+    """Bytes of the model file; 0 if unknown."""
     package_sha256: str = ""
-    """Of the distribution it comes in, for `pypi:`."""
+    """Of the distribution that contains it, for `pypi:`."""
     license: str = ""
 
 
 class Catalogue:
-    """Maps names to sources."""
-
     def __init__(self, entries: Mapping[str, CatalogueEntry]) -> None:
         self._entries: dict[str, tuple[str, CatalogueEntry]] = {}
         for name, entry in entries.items():
@@ -49,10 +45,11 @@ class Catalogue:
 
     @classmethod
     def load(cls, extra: Mapping[str, Any] | None = None) -> Catalogue:
-        """The shipped list and the user's (`{name: {"source": …}}` or `{name: "source"}`), who wins.
+        """The shipped list and the user's (`{name: {"source": …}}` or `{name: "source"}`), which takes
+        precedence.
 
         Raises:
-            BadCatalogue: one of the user's entries cannot be used.
+            BadCatalogue: One of the user's entries cannot be used.
         """
         import tomllib
 
@@ -65,7 +62,7 @@ class Catalogue:
         )
 
     def find(self, reference: Reference) -> CatalogueEntry | None:
-        """The entry a name stands for; None for names that are not in the list."""
+        """The entry for a name; None if there is none."""
         # The registry may be written out: a stored tag always has it, and one name means one model.
         if reference.scheme != "oci" or reference.digest:
             return None
@@ -94,7 +91,7 @@ def _entry(name: str, value: Any) -> CatalogueEntry:
         raise BadCatalogue(f"The model {name!r} in the config cannot be used: {error}") from error
     if source.scheme == "id":
         raise BadCatalogue(
-            f"The model {name!r} in the config names an id as its source; name where it comes from."
+            f"The model {name!r} in the config has an id as its source; name where it comes from."
         )
     for pin in (entry.sha256, entry.package_sha256):
         if pin and not _SHA256.fullmatch(pin):

@@ -34,9 +34,9 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival, Count, hash_file
 from greenroom.runner.models.bundle import open_bundle, remove_bundle
-from greenroom.runner.models.durable import TEMPORARY, sync_folder, write_atomically
 from greenroom.runner.models.errors import check_pin, from_os_error, model_damaged, no_such_model, store_gone
 from greenroom.runner.models.files import (
+    TEMPORARY,
     check_no_other,
     check_writable,
     children,
@@ -44,36 +44,36 @@ from greenroom.runner.models.files import (
     locked,
     place_of,
     size_of,
+    sync_folder,
     unlink,
     walk,
+    write_atomically,
 )
-from greenroom.runner.models.index_file import IndexFile
+from greenroom.runner.models.index_file import IndexFile, model_of
 from greenroom.runner.models.layout import LAYOUT_VERSION, Entry, Index
+from greenroom.runner.models.leftovers import Unnamed, sweep_partial
 from greenroom.runner.models.manifest import Manifest
 from greenroom.runner.models.metadata import read_metadata
-from greenroom.runner.models.partial import sweep_partial
-from greenroom.runner.models.recovery import model_of
-from greenroom.runner.models.references import BadReference, blob_name
-from greenroom.runner.models.unnamed import Unnamed
+from greenroom.runner.models.references import BadReference, blob_name, digest_of
 
 log = logging.getLogger(__name__)
 
 _KEPT = 7 * 86_400.0
-"""Seconds that a download which broke off, or a file that no model has, is kept."""
+"""Seconds for which partial downloads and unused blobs are kept."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes on disk, each counted once however many names it has."""
+    """Bytes on disk, hard links counted once."""
 
     models: int
     """What the index names."""
     other: int
-    """Arrivals in flight, and what the next sweep removes."""
+    """Arrivals in progress, and what the next sweep removes."""
 
 
 class Store:
-    """The models on disk. Thread-safe; changes are made one at a time, also between processes."""
+    """The models on disk. Thread-safe; changes are serialised, also between processes."""
 
     def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.root = root
@@ -87,56 +87,47 @@ class Store:
         self._lock = threading.Lock()
         self._arrivals: set[Path] = set()
         self._place: tuple[int, int] | None = None
-        """Identity of the folder, once prepared: another folder with its name is not this store."""
+        """Identity of the folder once prepared: another folder with its name is not this store."""
 
     # Reading
 
     def models(self) -> tuple[Model, ...]:
-        """What the index names, in the order it came; files are not looked at.
+        """The models in the index, in order; files are not checked.
 
         Raises:
             JobFailed: permanent, `store_damaged`.
         """
-        return tuple(entry.model for entry in self._read().entries)
+        return tuple(entry.model for entry in self._index.read()[0].entries)
 
     def model(self, model_id: str) -> Model:
-        """One model by its id.
-
-        Raises:
-            JobFailed: permanent, `no_such_model`.
-        """
+        """Raises JobFailed, permanent, `no_such_model`."""
         return self._entry(model_id).model
 
     def manifest(self, model_id: str) -> Manifest:
-        """The stored manifest of a model.
-
-        Raises:
-            JobFailed: permanent, `no_such_model` or `model_damaged`.
-        """
+        """Raises JobFailed, permanent, `no_such_model` or `model_damaged`."""
         self._entry(model_id)
         return self._manifest(model_id)
 
     def look(self) -> tuple[Model, ...]:
-        """The models that are whole: every file is there with its size, and what was linked from elsewhere
-        has not been written to since.
+        """The intact models: every file has its size, and files linked from elsewhere are unchanged.
 
         Raises:
-            JobFailed: the store cannot be read, or what should lead to it leads nowhere.
+            JobFailed: The store cannot be read, or its folder is not one.
         """
         check_no_other(self.root)
         self._check_place()
-        return tuple(e.model for e in self._read().entries if not self._problem(e))
+        return tuple(e.model for e in self._index.read()[0].entries if not self._problem(e))
 
     def recovered(self) -> bool:
-        """The index was lost and built again, without some names."""
-        return self._read().recovered
+        """Whether the index was lost and rebuilt, without some names."""
+        return self._index.read()[0].recovered
 
     def damaged(self) -> tuple[tuple[Model, str], ...]:
-        """The models that are not whole, each with the reason in one sentence."""
-        return tuple((e.model, p) for e in self._read().entries if (p := self._problem(e)))
+        """The damaged models, each with the reason in one sentence."""
+        return tuple((e.model, p) for e in self._index.read()[0].entries if (p := self._problem(e)))
 
     def problem(self, model_id: str) -> str:
-        """Why a model is not whole, in one sentence; empty when it is, as far as sizes tell.
+        """Why a model is damaged, in one sentence; empty if it is intact, judging by sizes.
 
         Raises:
             JobFailed: permanent, `no_such_model`.
@@ -144,8 +135,8 @@ class Store:
         return self._problem(self._entry(model_id))
 
     def known(self, fingerprint: str) -> Model | None:
-        """The whole model that a source announced by this fingerprint when it was fetched."""
-        entries = (e for e in self._read().entries if fingerprint and fingerprint in e.fingerprints)
+        """The intact model that a source identified by this fingerprint when it was fetched."""
+        entries = (e for e in self._index.read()[0].entries if fingerprint and fingerprint in e.fingerprints)
         return next((e.model for e in entries if not self._problem(e)), None)
 
     def verify(
@@ -156,7 +147,7 @@ class Store:
         count: Count = lambda _: None,
         condemn: bool = False,
     ) -> tuple[str, ...]:
-        """Read every byte of a model; one sentence for each file that is not what it was.
+        """Read every byte of a model; returns one sentence for each changed file.
 
         `condemn` removes such files, so that the model counts as damaged and the next pull repairs it.
 
@@ -171,8 +162,8 @@ class Store:
         cancel = cancel or threading.Event()
         problems = []
         for layer in self._manifest(model_id).blobs():
-            blob = self._blob(layer.digest)
-            # Looked at twice: what is condemned is removed, and memory and disks err too.
+            blob = self.blob(layer.digest)
+            # Read twice, since it may be removed, and memory and disks err too.
             if hash_file(blob, cancel, count) != layer.digest != hash_file(blob, cancel):
                 name = layer.annotations.get(artifacts.FILEPATH, layer.digest[:19])
                 problems.append(f"{name} has changed since it arrived.")
@@ -181,46 +172,37 @@ class Store:
         return tuple(problems)
 
     def blobs(self) -> frozenset[Path]:
-        """The files that stored models consist of."""
-        return frozenset(self._blob(one) for e in self._read().entries for one in self._digests(e))
+        """The files of stored models."""
+        return frozenset(self.blob(one) for e in self._index.read()[0].entries for one in self._digests(e))
 
     def usage(self) -> Usage:
-        """What the store takes on the disk."""
-        index = self._read()
-        kept = {self._blob(d) for entry in index.entries for d in self._digests(entry)}
+        index = self._index.read()[0]
+        kept = {self.blob(d) for entry in index.entries for d in self._digests(entry)}
         seen: set[tuple[int, int]] = set()
         named = size_of(kept, seen)
         return Usage(models=named, other=size_of(walk(self.root), seen))
 
-    def blob(self, digest: str) -> Path:
-        """Where a blob lies, for reading.
-
-        Raises:
-            BadReference: not a digest.
-        """
-        return self._blob(digest)
-
     def present(self, blobs: Iterable[tuple[str, int]]) -> int:
-        """Bytes of these blobs (digest, size) that need not be fetched: stored, or left of an earlier try."""
+        """Bytes of these blobs (digest, size) that need not be fetched: stored, or partially downloaded."""
         return sum(self._present(digest, size) for digest, size in blobs)
 
     def _present(self, digest: str, size: int) -> int:
         name = blob_name(digest)
         wheel = self._partial / "wheels" / f"{name}.part"
-        for place in (self._blob(digest), self._partial / name, wheel):
+        for place in (self.blob(digest), self._partial / name, wheel):
             with suppress(OSError):
                 return min(place.stat().st_size, size)
         return size if wheel.with_name(name).is_dir() else 0
 
     def free(self) -> int:
-        """Bytes that may still be written to the store's disk."""
+        """Bytes that can still be written to the store's disk."""
         folder = next(p for p in (self.root, *self.root.parents) if p.exists())
         return shutil.disk_usage(folder).free
 
     # Writing
 
     def prepare(self) -> None:
-        """Make the folders and remove what a crash has left. Called once, by the daemon, before any pull."""
+        """Create the folders and remove what a crash left. Called once, by the daemon, before any pull."""
         try:
             for folder in (self._blobs, self._bundles, self._incoming):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -230,17 +212,17 @@ class Store:
             self._place = place_of(self.root)
             with self._changing("preparing the model store") as index:
                 if not self._index.file.exists():
-                    # From now on an index that is not there has been lost.
-                    self._write(index)
+                    # From now on a missing index has been lost.
+                    self._index.write(index)
             self.sweep()
         except OSError as error:
             raise from_os_error(error, "preparing the model store") from error
 
     def check_writable(self) -> None:
-        """Find out whether models can be stored at all, before anything is fetched.
+        """Check whether models can be stored at all, before anything is fetched.
 
         Raises:
-            JobFailed: they cannot.
+            JobFailed: They cannot.
         """
         with self._changing("storing the model"):
             for folder in (self.root, self._blobs, self._bundles):
@@ -249,10 +231,10 @@ class Store:
 
     @contextmanager
     def arrival(self) -> Iterator[Arrival]:
-        """A place for a model's files to arrive in; removed at the end, whatever happened.
+        """A place for a model's files to arrive; removed at the end in any case.
 
         Raises:
-            JobFailed: the store cannot be written to, which is told before anything is fetched.
+            JobFailed: The store cannot be written to, which is found before anything is fetched.
         """
         self.check_writable()
         arrival = Arrival(self._incoming, self._partial, self._whole_blob)
@@ -272,13 +254,13 @@ class Store:
         fingerprint: str = "",
         pin: str = "",
     ) -> Model:
-        """Take an arrival's files into the store under their digests, and name the model in the index.
+        """Move an arrival's files into the store under their digests, and add the model to the index.
 
-        The tag is taken from whichever model had it. Files that are here already are kept, once.
+        The tag is moved from another model. Existing files are shared.
 
         Raises:
-            JobFailed: its files are no model, or not the one whose id is the `pin`, or the disk refused; the
-                store is as before.
+            JobFailed: The files are not a model, or not the pinned one, or cannot be written; the store is
+                unchanged.
         """
         metadata = read_metadata([*arrival.paths(), *arrival.extras])
         artifact = arrival.artifact or artifacts.build(arrival.layers, metadata)
@@ -296,34 +278,36 @@ class Store:
             self._blobs.mkdir(parents=True, exist_ok=True)
             origin = dict(arrival.origin)
             for layer in arrival.layers:
-                blob = self._blob(layer.digest)
+                blob = self.blob(layer.digest)
                 if self._is_fit(index, layer.digest, layer.size):
-                    # The bytes stay where they are, so what was remembered about them stays true too.
+                    # The existing bytes are used, so what was recorded about them stays true.
                     origin.pop(layer.digest, None)
                     origin |= {k: v for k, v in _origins(index).items() if k == layer.digest}
                 else:
                     arrival.path_of(layer).replace(blob)
             for data in (artifact.config_bytes, artifact.manifest_bytes):
-                write_atomically(self._blob(artifacts.digest_of(data)), data)
+                write_atomically(self.blob(digest_of(data)), data)
             sync_folder(self._blobs)
-            open_bundle(self._bundle(model.id), artifact.manifest, self._blob)
+            open_bundle(self._bundle(model.id), artifact.manifest, self.blob)
             fingerprints = (fingerprint,) if fingerprint else ()
-            self._write(index.with_model(Entry(model, len(artifact.manifest_bytes), origin, fingerprints)))
+            self._index.write(
+                index.with_model(Entry(model, len(artifact.manifest_bytes), origin, fingerprints))
+            )
         return self.model(model.id)
 
     def tag(self, model_id: str, tag: str) -> Model:
-        """Put a tag on a model; taken from whichever had it.
+        """Put a tag on a model, moving it from another one.
 
         Raises:
             JobFailed: permanent, `no_such_model`.
         """
         with self._changing("naming the model") as index:
             self._entry(model_id)
-            self._write(index.with_tag(model_id, tag))
+            self._index.write(index.with_tag(model_id, tag))
         return self.model(model_id)
 
     def untag(self, tag: str) -> str:
-        """Take a tag off; returns the id of the model that had it. The model stays, with or without tags.
+        """Remove a tag; returns the id of its model, which stays even without tags.
 
         Raises:
             JobFailed: permanent, `no_such_model`.
@@ -332,11 +316,11 @@ class Store:
             entry = index.tagged(tag)
             if entry is None:
                 raise no_such_model(tag)
-            self._write(index.without_tag(tag))
+            self._index.write(index.without_tag(tag))
             return entry.id
 
     def remove(self, model_id: str) -> int:
-        """Remove a model, its tags, and the files no other model has; returns the bytes that are free now.
+        """Remove a model, its tags, and the files no other model has; returns the bytes freed.
 
         Raises:
             JobFailed: permanent, `no_such_model`.
@@ -347,48 +331,48 @@ class Store:
                 raise no_such_model(model_id)
             mine = self._digests(entry)
             rest = index.without_model(model_id)
-            self._write(rest)
+            self._index.write(rest)
             remove_bundle(self._bundle(model_id))
             try:
                 gone = mine - self._named(rest)
             except JobFailed as failed:
                 log.warning("the files of %s are kept for now: %s", model_id[7:19], failed)
                 gone = {model_id}
-            return sum(unlink(self._blob(digest)) for digest in gone)
+            return sum(unlink(self.blob(digest)) for digest in gone)
 
     def repackage(self, model_id: str, *, tag: str, context_size: int | None) -> Model:
-        """Store a model once more with another configuration, under a tag. Its files are shared.
+        """Store a model again with another configuration, under a tag. Its files are shared.
 
         Raises:
-            JobFailed: permanent, `no_such_model` or `model_damaged`; the store is as before.
+            JobFailed: permanent, `no_such_model` or `model_damaged`; the store is unchanged.
         """
         with self._changing("storing the model") as index:
             entry = self._entry(model_id)
-            config = self._blob(self._manifest(model_id).config.digest)
+            config = self.blob(self._manifest(model_id).config.digest)
             try:
                 artifact = artifacts.reconfigured(
-                    self._blob(model_id).read_bytes(), config.read_bytes(), context_size=context_size
+                    self.blob(model_id).read_bytes(), config.read_bytes(), context_size=context_size
                 )
             except ValueError as error:
                 raise model_damaged(entry.model, str(error)) from error
             for data in (artifact.config_bytes, artifact.manifest_bytes):
-                write_atomically(self._blob(artifacts.digest_of(data)), data)
+                write_atomically(self.blob(digest_of(data)), data)
             sync_folder(self._blobs)
-            open_bundle(self._bundle(artifact.id), artifact.manifest, self._blob)
+            open_bundle(self._bundle(artifact.id), artifact.manifest, self.blob)
             size = context_size if context_size is not None else entry.model.context_size
             model = msgspec.structs.replace(
                 entry.model, id=artifact.id, tags=(tag,), created=self._clock(), context_size=size
             )
             fresh = Entry(model, len(artifact.manifest_bytes), entry.origin)
-            self._write(index.with_model(fresh))
+            self._index.write(index.with_model(fresh))
         return self.model(model.id)
 
     def sweep(self, *, kept: float = _KEPT, busy: Container[str] = ()) -> int:
-        """Remove what no index names: dead arrivals, bundles, blobs, and downloads that broke off.
+        """Remove what no index names: abandoned arrivals, bundles, blobs, and partial downloads.
 
-        Blobs and downloads only `kept` seconds after they were last needed, and no download that is (in hex)
-        `busy`. With 0 a person has asked for it. No blob goes while it cannot be said which ones models have.
-        Returns the bytes freed.
+        Blobs and downloads are kept for `kept` seconds after their last use (0: the user asked for it), and
+        downloads that are (in hex) `busy`. No blob is removed while a manifest is unreadable. Returns the
+        bytes freed.
         """
         with self._changing("sweeping the model store") as index:
             freed = 0
@@ -406,7 +390,7 @@ class Store:
                 if index.find(f"sha256:{folder.name}") is None:
                     remove_bundle(folder)
             try:
-                named = {self._blob(digest) for digest in self._named(index)}
+                named = {self.blob(digest) for digest in self._named(index)}
             except JobFailed as failed:
                 log.warning("no files are removed from the model store: %s", failed)
                 return freed
@@ -414,7 +398,7 @@ class Store:
                 return freed
             freed += self._unnamed.sweep(named, now, before)
             if index.recovered:
-                self._write(replace(index, recovered=False))
+                self._index.write(replace(index, recovered=False))
             return freed
 
     def open_model(self, model_id: str, *, name: str = "") -> ModelFiles:
@@ -430,7 +414,7 @@ class Store:
         model = entry.model
         try:
             with self._lock:
-                bundle = open_bundle(self._bundle(model_id), self._manifest(model_id), self._blob)
+                bundle = open_bundle(self._bundle(model_id), self._manifest(model_id), self.blob)
         except OSError as error:
             raise from_os_error(error, "opening the model") from error
         except BadReference as error:
@@ -445,17 +429,11 @@ class Store:
             chat_template=bundle.chat_template,
         )
 
-    # Inside
-
-    def _read(self) -> Index:
-        return self._index.read()[0]
-
-    def _write(self, index: Index) -> None:
-        self._index.write(index)
+    # Internals
 
     @contextmanager
     def _changing(self, doing: str) -> Iterator[Index]:
-        """Alone with the index, in this process and among processes."""
+        """Exclusive access to the index, in this process and between processes."""
         try:
             with self._lock:
                 self._check_place()
@@ -466,7 +444,7 @@ class Store:
             raise from_os_error(error, doing) from error
 
     def _entry(self, model_id: str) -> Entry:
-        entry = self._read().find(model_id)
+        entry = self._index.read()[0].find(model_id)
         if entry is None:
             self._check_place()
             raise no_such_model(model_id)
@@ -478,7 +456,7 @@ class Store:
 
     def _manifest(self, model_id: str) -> Manifest:
         try:
-            return artifacts.decode(self._blob(model_id).read_bytes(), model_id)
+            return artifacts.decode(self.blob(model_id).read_bytes(), model_id)
         except (OSError, ValueError) as error:
             raise JobFailed.permanent(
                 "model_damaged",
@@ -487,14 +465,13 @@ class Store:
             ) from error
 
     def _problem(self, entry: Entry) -> str:
-        """Why a model is not whole; empty when it is."""
         try:
             manifest = self._manifest(entry.id)
         except JobFailed as error:
             return error.failure.message
         for layer in manifest.blobs():
             name = layer.annotations.get(artifacts.FILEPATH, layer.digest[:19])
-            blob = self._blob(layer.digest)
+            blob = self.blob(layer.digest)
             try:
                 status = blob.stat()
             except OSError:
@@ -503,37 +480,37 @@ class Store:
                 return f"{name} has {status.st_size} bytes and should have {layer.size}."
             sealed = entry.origin.get(layer.digest)
             if sealed and sealed != (status.st_size, status.st_mtime_ns):
-                # The original was touched: only its content can tell whether it was written to.
+                # The original was touched: only its content shows whether it was changed.
                 if hash_file(blob, threading.Event()) != layer.digest:
-                    return f"{name} was imported without a copy, and its original has been written to since."
+                    return f"{name} was imported without a copy, and its original has been modified since."
                 try:
                     self._reseal(entry.id, layer.digest, (status.st_size, status.st_mtime_ns))
-                except JobFailed as failed:  # it is whole all the same, and is hashed again the next time
+                except JobFailed as failed:  # it is intact, and is hashed again the next time
                     log.warning("%s cannot be noted as unchanged: %s", name, failed)
         return ""
 
     def _reseal(self, model_id: str, digest: str, seal: tuple[int, int]) -> None:
-        with self._changing("looking at the model store") as index:
+        with self._changing("checking the model store") as index:
             entry = index.find(model_id)
             if entry is not None:
                 fresh = replace(entry, origin={**entry.origin, digest: seal})
                 entries = tuple(fresh if e.id == model_id else e for e in index.entries)
-                self._write(replace(index, entries=entries))
+                self._index.write(replace(index, entries=entries))
 
     def _written_to(self, index: Index, digest: str) -> bool:
-        """True when a blob that is linked from elsewhere is no longer what it was."""
+        """Whether a blob that is hard-linked elsewhere has changed."""
         sealed = _origins(index).get(digest)
-        blob = self._blob(digest)
+        blob = self.blob(digest)
         status = blob.stat()
         if sealed is None or sealed == (status.st_size, status.st_mtime_ns):
             return False
         return hash_file(blob, threading.Event()) != digest
 
     def _named(self, index: Index) -> set[str]:
-        """The digests of all blobs that models of an index consist of.
+        """The digests of all blobs of an index's models.
 
         Raises:
-            JobFailed: a manifest cannot be read, so that nobody knows what belongs to its model.
+            JobFailed: A manifest cannot be read, so its blobs are unknown.
         """
         manifests = [self._manifest(entry.id) for entry in index.entries]
         return {entry.id for entry in index.entries} | {
@@ -548,21 +525,22 @@ class Store:
         return {entry.id, *(layer.digest for layer in manifest.blobs())}
 
     def _whole_blob(self, digest: str, size: int) -> Path | None:
-        """A blob that is here and fit to be part of another model."""
-        blob = self._blob(digest)
+        """A stored blob that can be part of another model."""
+        blob = self.blob(digest)
         if not has_size(blob, size):
             return None
-        if self._is_fit(self._read(), digest, size):
+        if self._is_fit(self._index.read()[0], digest, size):
             return blob
-        # Of no model that is known it may be left of a crash, or of an index that was lost.
+        # A blob of no known model may be left of a crash, or of a lost index.
         return blob if hash_file(blob, threading.Event()) == digest else None
 
     def _is_fit(self, index: Index, digest: str, size: int) -> bool:
-        """True for a blob that a model has, and that is what it was."""
+        """Whether a blob belongs to a model and is unchanged."""
         named = any(digest in self._digests(entry) for entry in index.entries)
-        return named and has_size(self._blob(digest), size) and not self._written_to(index, digest)
+        return named and has_size(self.blob(digest), size) and not self._written_to(index, digest)
 
-    def _blob(self, digest: str) -> Path:
+    def blob(self, digest: str) -> Path:
+        """Where a blob lies, for reading. Raises BadReference for anything but a digest."""
         return self._blobs / blob_name(digest)
 
     def _bundle(self, model_id: str) -> Path:

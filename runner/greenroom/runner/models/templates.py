@@ -1,8 +1,8 @@
-"""Where a model keeps its chat template, and which ones it has.
+"""Finds a model's chat templates.
 
-Engines of safetensors models look for `chat_template.jinja`, then into `tokenizer_config.json`. Models are
-also published with a `chat_template.json` (as processors write it), or with a template under another name:
-these are laid beside the model under the name that engines know, or its chats would come out wrong.
+Engines of safetensors models look for `chat_template.jinja`, then in `tokenizer_config.json`. Models are also
+published with a `chat_template.json` (as processors write it), or a template under another name: these are
+copied to the name that engines know, or chats would be formatted wrongly.
 """
 
 from __future__ import annotations
@@ -24,18 +24,16 @@ _NAMES = 32
 
 @dataclass(frozen=True)
 class Templates:
-    """A model's chat templates."""
-
     file: str
     """Where they are: a file's name, or the header's key."""
     names: tuple[str, ...] = ()
-    """Those that have names; `default` is the one for plain chats."""
+    """The named ones; `default` is for plain chats."""
     text: str = field(default="", repr=False)
-    """The default one, where an engine does not find it by itself."""
+    """The default one, if an engine does not find it by itself."""
 
 
 def of_folder(files: Sequence[Readable]) -> Templates | None:
-    """The templates beside safetensors, from the place that engines would take them from."""
+    """The templates beside safetensors, from the place where engines would look."""
     named = {file.name: file for file in files}
     if JINJA in named:
         return Templates(JINJA)

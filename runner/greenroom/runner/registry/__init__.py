@@ -1,1 +1,1 @@
-"""A small client of OCI registries: for the images backends come in, and for models that are artifacts."""
+"""A small client of OCI registries, for the images of backends and for model artifacts."""

@@ -1,13 +1,12 @@
-"""One repository on one OCI registry: manifests, tags and blobs, behind tokens, mirrors and redirects.
+"""One repository on one OCI registry: manifests, tags and blobs, with tokens, mirrors and redirects.
 
-Nothing is retried here: whoever asked decides about another attempt, where it is seen and counted. Every
-manifest is checked against its digest before it is returned; blobs are streams, checked by whoever keeps
-them. OCI distribution specification 1.1; tokens as in distribution's `auth/token` and `auth/oauth`.
+Nothing is retried here: the caller decides about retries, where they are seen and counted. Every manifest is
+checked against its digest; blobs are streams, to be checked by the caller. OCI distribution specification
+1.1; tokens as in distribution's `auth/token` and `auth/oauth`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -15,13 +14,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
+from greenroom.runner.models.references import digest_of
 from greenroom.runner.registry.credentials import Credentials, credentials_for
-from greenroom.runner.registry.endpoints import Endpoint, endpoints_of
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
@@ -41,10 +41,10 @@ INDEXES = (
 )
 
 _LIMIT = 4 * 2**20
-"""Bytes of the largest manifest that registries are to take, by the specification."""
+"""Maximum bytes of a manifest, as registries must accept them by the specification."""
 _TAG_PAGES = 50
 _TAG_SECONDS = 120.0
-"""After which no further page of them is asked for."""
+"""After this no further page is requested."""
 _CHALLENGE = re.compile(r'\b(bearer|basic)\b((?:\s*,?\s*[a-z_]+=(?:"[^"]*"|[^\s,"]+))*)', re.IGNORECASE)
 _DETAIL = re.compile(r'([a-z_]+)=(?:"([^"]*)"|([^\s,"]+))', re.IGNORECASE)
 _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
@@ -52,13 +52,11 @@ _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 T = TypeVar("T")
 
 
-def digest_of(data: bytes) -> str:
-    """`sha256:<hex>` of some bytes."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
 class Registry:
     """One repository. Thread-safe."""
+
+    actions = "pull"
+    """What tokens are requested for."""
 
     def __init__(
         self,
@@ -69,16 +67,12 @@ class Registry:
         settings: Mapping[str, RegistrySettings] | None = None,
         environment: Mapping[str, str] | None = None,
         thing: str = "model",
-        actions: str = "pull",
     ) -> None:
-        """Touch nothing yet.
-
-        Args:
-            token: A bearer token the caller has; it goes before any other credentials.
-            settings: Mirrors and insecure registries.
-            environment: Instead of the process's own.
-            thing: What is looked for, for sentences.
-            actions: What tokens are asked for, such as `pull,push`.
+        """Args:
+        token: A bearer token from the caller, used before any other credentials.
+        settings: Mirrors and insecure registries.
+        environment: Instead of the process's own.
+        thing: What is looked for, for messages.
         """
         environment = os.environ if environment is None else environment
         self.host = reference.registry
@@ -88,71 +82,70 @@ class Registry:
         self._given = token
         self._environment = environment
         self._thing = thing
-        self._actions = actions
         self._lock = threading.RLock()
         self._now = 0
-        """The endpoint that has answered: what it has begun it goes on with."""
+        """The endpoint that answered, which is used from then on."""
         self._authorizations: dict[Endpoint, str] = {}
         if token:
-            # Meant for the registry that was named; a mirror is somebody else.
+            # Meant for the named registry, not for a mirror.
             self._authorizations[self._endpoints[-1]] = f"Bearer {token}"
 
     @property
     def base(self) -> str:
-        """The URL of the repository at the endpoint that has answered."""
+        """The repository's URL at the endpoint that answered."""
         return self._endpoints[self._now].repository(self.repository)
 
     def manifest(self, tag_or_digest: str) -> bytes:
         """The bytes of a manifest or an index.
 
         Raises:
-            JobFailed: It is not there, may not be read, or is not what its digest says.
+            JobFailed: It does not exist, may not be read, or does not match its digest.
         """
         return self._anywhere(lambda endpoint: self._manifest(endpoint, tag_or_digest))
 
     def tags(self) -> list[str]:
-        """All tags of the repository, a bounded number of pages of them.
+        """All tags of the repository, up to a number of pages.
 
         Raises:
-            JobFailed: They are not to be had.
+            JobFailed: They cannot be listed.
         """
         return self._anywhere(lambda endpoint: list(self._tags(endpoint)))
 
     def blob(self, digest: str, offset: int = 0) -> BaseHTTPResponse:
-        """A blob's bytes from an offset on, unread: status 200 (all of it), 206, or 416 (nothing there).
+        """A blob from an offset on, unread: status 200 (all of it), 206, or 416 (nothing there).
 
-        Redirects are followed without our credentials; a token that has run out is renewed.
+        Redirects are followed without our credentials; an expired token is renewed.
 
         Raises:
-            JobFailed: It is not there or may not be read.
+            JobFailed: It does not exist or may not be read.
         """
         return self._anywhere(lambda endpoint: self._blob(endpoint, digest, offset), begin=self._now)
 
     def small_blob(self, digest: str) -> bytes:
-        """All bytes of a blob that is as small as a manifest, such as a configuration; not checked.
+        """A blob no larger than a manifest, such as a configuration; not checked.
 
         Raises:
-            JobFailed: It is not there, may not be read, is too large, or does not come in time.
+            JobFailed: It does not exist, may not be read, is too large, or does not come in time.
         """
         return self._anywhere(lambda endpoint: self._small_blob(endpoint, digest), begin=self._now)
 
     def refused(self, status: int, body: bytes) -> JobFailed:
-        """What a status that is no success means for the user."""
+        """The failure that an unsuccessful status means."""
         return self._refused(self._endpoints[self._now], status, body)
 
     def unreachable(self, error: Exception) -> JobFailed:
-        """What a transfer that broke means for the user."""
+        """The failure that a broken transfer means."""
         return self._web.failure(self.base, error)
 
     def _anywhere(self, work: Callable[[Endpoint], T], *, begin: int = 0) -> T:
-        """Ask one endpoint after the other; a mirror that fails is passed over, and said in the log."""
+        """Try each endpoint in turn; a failing mirror is skipped and logged."""
         for number, endpoint in enumerate(self._endpoints[begin:], begin):
             try:
                 found = work(endpoint)
             except JobFailed as failed:
                 if not endpoint.mirror:
                     raise
-                log.warning("the mirror %s of %s is passed over: %s", endpoint.name, self.host, failed)
+                log.warning("the mirror %s of %s is skipped: %s", endpoint.name, self.host, failed)
             else:
                 self._now = number
                 return found
@@ -168,8 +161,8 @@ class Registry:
         if pinned.startswith("sha256:") and digest_of(body) != pinned:
             raise JobFailed.permanent(
                 "hash_mismatch",
-                f"{endpoint.name} sent a manifest of {self.repository} that is not the one it names.",
-                advice="Do not use that registry before its owner has looked into it.",
+                f"{endpoint.name} sent a manifest of {self.repository} that does not match its digest.",
+                advice="Do not use that registry until its owner has investigated.",
                 detail=f"expected {pinned}, got {digest_of(body)}",
             )
         return body
@@ -192,7 +185,7 @@ class Registry:
             if following is None:
                 return
             further = urljoin(url, following[1])
-            # Only the same server is told our credentials.
+            # Only the same server receives our credentials.
             if urlsplit(further)[:2] != urlsplit(url)[:2]:
                 return
             url = further
@@ -240,7 +233,7 @@ class Registry:
         return {"Authorization": authorization} if authorization else {}
 
     def _authorize(self, endpoint: Endpoint, challenge: str) -> None:
-        """Answer a challenge: with the password itself, or with a token got for it."""
+        """Answer a challenge with the password, or with a token obtained for it."""
         challenges = {
             kind.lower(): {name.lower(): quoted or bare for name, quoted, bare in _DETAIL.findall(details)}
             for kind, details in _CHALLENGE.findall(challenge)
@@ -257,7 +250,7 @@ class Registry:
 
     def _token(self, endpoint: Endpoint, details: Mapping[str, str], known: Credentials, given: str) -> str:
         realm = details["realm"]
-        scope = f"repository:{self._scope(endpoint)}:{self._actions}"
+        scope = f"repository:{self._scope(endpoint)}:{self.actions}"
         query = {"service": details.get("service", ""), "scope": scope}
         if known.identity_token:
             # In the body: URLs end up in logs.
@@ -285,18 +278,18 @@ class Registry:
         return token
 
     def _scope(self, endpoint: Endpoint) -> str:
-        """The repository's name as the endpoint knows it: mirrors may keep it below a path."""
+        """The repository's name at the endpoint: mirrors may keep it below a path."""
         return f"{urlsplit(endpoint.base).path}/{self.repository}".strip("/")
 
     def _may_learn(self, endpoint: Endpoint, realm: str) -> bool:
-        """Credentials go to a token server over TLS, or to one that is as near as an insecure registry."""
+        """Credentials go to a token server only over TLS, or over HTTP if the registry itself is insecure."""
         parts = urlsplit(realm)
         if parts.scheme == "https":
             return True
         return parts.scheme == "http" and endpoint.base.startswith("http://")
 
     def _open(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
-        # What pip's settings and ~/.netrc hold for this host is not meant for registries.
+        # The user's pip settings and ~/.netrc are not meant for registries.
         return self._web.send(url, headers=headers, anonymous=True)
 
     def _send(
@@ -307,13 +300,13 @@ class Registry:
         answer = found.body
         if len(answer) > _LIMIT:
             raise JobFailed.permanent(
-                "bad_answer", f"{urlsplit(url).netloc} sent more than any manifest may hold."
+                "bad_answer", f"{urlsplit(url).netloc} sent more than the largest possible manifest."
             )
         return found.status, answer, found.headers
 
     def _nonsense(self, endpoint: Endpoint) -> JobFailed:
         return JobFailed.transient(
-            "bad_answer", f"{endpoint.name} answered with something that is no registry's answer."
+            "bad_answer", f"{endpoint.name} sent an answer that no registry would send."
         )
 
     def _refused(self, endpoint: Endpoint, status: int, body: bytes, wanted: str = "") -> JobFailed:
@@ -339,8 +332,8 @@ class Registry:
         if status == 429:
             return JobFailed.transient(
                 "rate_limited",
-                f"{host} asks to slow down.",
-                advice=f"Log in with `docker login {host}` to be let through sooner.",
+                f"{host} limits our requests for now.",
+                advice=f"Log in with `docker login {host}` for a higher limit.",
                 detail=detail,
             )
         if status >= 500:
@@ -350,3 +343,59 @@ class Registry:
         return JobFailed.permanent(
             "refused", f"{host} refused the request (HTTP status {status}).", detail=detail
         )
+
+
+# the servers of a registry: its mirrors first, then itself
+
+_HUB = "docker.io"
+_HUB_ADDRESS = "registry-1.docker.io"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One server that may have a repository."""
+
+    base: str
+    """`scheme://host[:port]`, and for mirrors their base path."""
+    name: str
+    """Its name in Docker's configuration of credentials: `host[:port]`."""
+    mirror: bool = False
+
+    def repository(self, repository: str) -> str:
+        """The API's URL of a repository."""
+        parts = urlsplit(self.base)
+        return f"{parts.scheme}://{parts.netloc}/v2{parts.path}/{repository}"
+
+
+def endpoints_of(
+    registry: str,
+    settings: Mapping[str, RegistrySettings] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Endpoint, ...]:
+    """The servers to ask for a registry's (`host[:port]`) content, in order; itself last."""
+    settings = settings or {}
+    environment = os.environ if environment is None else environment
+    own = settings.get(registry, RegistrySettings())
+    found = [_mirror(text, settings, environment) for text in own.mirrors]
+    scheme = _scheme(registry, settings, environment)
+    address = _HUB_ADDRESS if registry == _HUB else registry
+    return (*found, Endpoint(f"{scheme}://{address}", registry))
+
+
+def _mirror(text: str, settings: Mapping[str, RegistrySettings], environment: Mapping[str, str]) -> Endpoint:
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        rest = text
+    host, _, path = rest.partition("/")
+    scheme = scheme.lower() if separator else _scheme(host, settings, environment)
+    path = path.strip("/")
+    return Endpoint(f"{scheme}://{host}" + (f"/{path}" if path else ""), host, mirror=True)
+
+
+def _scheme(host: str, settings: Mapping[str, RegistrySettings], environment: Mapping[str, str]) -> str:
+    """Plain HTTP if configured, and for local addresses, as in Docker."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    near = name == "localhost" or name.endswith(".local") or name.startswith("127.") or name == "[::1]"
+    said = settings.get(host, RegistrySettings()).insecure
+    everywhere = environment.get("INSECURE_REGISTRY", "").lower() in ("1", "t", "true")
+    return "http" if near or said or everywhere else "https"

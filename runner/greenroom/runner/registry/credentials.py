@@ -1,4 +1,6 @@
-"""Who we are to a registry: Docker's own configuration and credential helpers, read and never written."""
+"""Credentials for registries, from Docker's configuration and credential helpers, which are never
+modified.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from greenroom.runner.user_home import user_home
 log = logging.getLogger(__name__)
 
 DOCKER_HUB = "https://index.docker.io/v1/"
-"""The name under which Docker's configuration keeps the Hub."""
+"""The Hub's name in Docker's configuration."""
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SECONDS = 20.0
 _LIMIT = 2**20
@@ -29,7 +31,7 @@ _LIMIT = 2**20
 
 @dataclass(frozen=True)
 class Credentials:
-    """A user's name and password, or an identity token that stands for both."""
+    """A user name and password, or an identity token in place of both."""
 
     user: str = ""
     password: str = field(default="", repr=False)
@@ -46,7 +48,7 @@ class Credentials:
 def credentials_for(registry: str, environment: Mapping[str, str] | None = None) -> Credentials:
     """What Docker would use for this registry (`host[:port]`): `credHelpers`, `credsStore`, `auths`.
 
-    Each only ever gets its own: a name that does not match exactly gets none.
+    Names must match exactly, so that each registry only receives its own credentials.
     """
     environment = os.environ if environment is None else environment
     config = _config(environment)
@@ -105,7 +107,7 @@ def _ask_helper(helper: str, name: str, environment: Mapping[str, str]) -> Crede
     try:
         answer = json.loads(_run([program, "get"], name.encode(), environment) or b"{}")
     except (OSError, ValueError, RecursionError, subprocess.TimeoutExpired) as error:
-        log.warning("%s was no help: %s", program, type(error).__name__)
+        log.warning("%s failed: %s", program, type(error).__name__)
         return Credentials()
     if not isinstance(answer, dict):
         return Credentials()
@@ -115,11 +117,11 @@ def _ask_helper(helper: str, name: str, environment: Mapping[str, str]) -> Crede
 
 
 def _run(argv: list[str], asked: bytes, environment: Mapping[str, str]) -> bytes:
-    """What a helper answers; nothing if it refuses. Ends in time with all that it has begun.
+    """A helper's output; empty if it refuses. Ends in time with all its children.
 
     Raises:
         OSError: It cannot be started.
-        subprocess.TimeoutExpired: It takes too long, or holds its output open without end.
+        subprocess.TimeoutExpired: It takes too long, or keeps its output open.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -128,7 +130,7 @@ def _run(argv: list[str], asked: bytes, environment: Mapping[str, str]) -> bytes
         try:
             answer, _ = process.communicate(asked, timeout=_SECONDS)
         except subprocess.TimeoutExpired:
-            # With what it has begun, which may hold its output open.
+            # Including its children, which may hold its output open.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise

@@ -1,4 +1,4 @@
-"""Images as registries describe them: indexes, manifests, configurations, and the choice of a platform. Pure.
+"""Images on registries: indexes, manifests, configurations, and the choice of a platform. Pure.
 
 OCI image specification 1.1 and Docker's schema 2, which differ in their media types only.
 """
@@ -19,7 +19,7 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class ImagePlatform(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image runs on, in OCI's words."""
+    """The platform of an image, in OCI's terms."""
 
     os: str = ""
     architecture: str = ""
@@ -27,7 +27,7 @@ class ImagePlatform(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, system: str, machine: str) -> ImagePlatform:
-        """A machine as `platform` names it: `x86_64` is `amd64` here."""
+        """From Python's names: `x86_64` is `amd64` here."""
         return cls(os=system, architecture=_MACHINES.get(machine, machine))
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class ImagePlatform(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A pointer to a blob or a manifest."""
+    """A reference to a blob or manifest."""
 
     media_type: str = ""
     digest: str
@@ -45,12 +45,11 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def sha256(self) -> str:
-        """The digest's hex digits."""
         return self.digest.removeprefix("sha256:")
 
 
 class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One image: its configuration and its layers, the lowest first."""
+    """One image: its configuration and its layers, from the lowest up."""
 
     media_type: str = ""
     config: Descriptor
@@ -69,7 +68,7 @@ class _RootFs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image says about itself, as far as it matters here."""
+    """The relevant part of an image's configuration."""
 
     os: str = ""
     architecture: str = ""
@@ -78,26 +77,25 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def platform(self) -> ImagePlatform:
-        """What it runs on."""
         return ImagePlatform(os=self.os, architecture=self.architecture, variant=self.variant)
 
 
 class _Shape(msgspec.Struct, frozen=True):
-    """Enough to tell one kind of manifest from another."""
+    """Enough to distinguish the kinds of manifests."""
 
     manifests: object = None
     layers: object = None
 
 
 class NotAnImage(Exception):
-    """Bytes that describe no image; the text is one clause that says why."""
+    """The bytes describe no image; the text is a clause that says why."""
 
 
 def decode(data: bytes) -> ImageManifest | ImageIndex:
-    """Read what a registry has answered.
+    """Decode a manifest or index.
 
     Raises:
-        NotAnImage: It is something else, or makes no sense.
+        NotAnImage: It is something else, or invalid.
     """
     try:
         shape = msgspec.json.decode(data, type=_Shape)
@@ -115,17 +113,17 @@ def decode(data: bytes) -> ImageManifest | ImageIndex:
 
 
 def decode_config(data: bytes, manifest: ImageManifest) -> ImageConfig:
-    """Read an image's configuration.
+    """Decode an image's configuration.
 
     Raises:
-        NotAnImage: It makes no sense, or belongs to other layers.
+        NotAnImage: It is invalid, or belongs to other layers.
     """
     try:
         config = msgspec.json.decode(data, type=ImageConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NotAnImage(f"its configuration cannot be read: {error}") from error
     if len(config.rootfs.diff_ids) != len(manifest.layers):
-        raise NotAnImage("its configuration names other layers than its manifest")
+        raise NotAnImage("its configuration and its manifest name different layers")
     return config
 
 
@@ -133,26 +131,25 @@ def choose(index: ImageIndex, wanted: ImagePlatform, name: str) -> Descriptor:
     """The image for a platform.
 
     Raises:
-        JobFailed: Permanent, `wrong_platform`: it has none.
+        JobFailed: Permanent, `wrong_platform`: there is none.
     """
     fitting = [one for one in index.manifests if one.platform is not None and fits(one.platform, wanted)]
     if not fitting:
         there = sorted({str(one.platform) for one in index.manifests if _is_image(one)})
         raise wrong_platform(name, wanted, there)
-    # `arm64` means `arm64/v8`; any further variant needs more than every machine has.
+    # `arm64` means `arm64/v8`; other variants need more than every machine has.
     return min(fitting, key=lambda one: one.platform is not None and one.platform.variant not in ("", "v8"))
 
 
 def fits(offered: ImagePlatform, wanted: ImagePlatform) -> bool:
-    """True when an image for the one runs on the other."""
+    """Whether an image for `offered` runs on `wanted`."""
     return (offered.os, offered.architecture) == (wanted.os, wanted.architecture)
 
 
 def wrong_platform(name: str, wanted: ImagePlatform, there: Sequence[str]) -> JobFailed:
-    """The sentence for an image that is not for this machine."""
     return JobFailed.permanent(
         "wrong_platform",
-        f"The image {name} is not for {wanted}; it is for {', '.join(there) or 'no platform at all'}.",
+        f"The image {name} is not for {wanted}; it is for {', '.join(there) or 'no platform'}.",
         advice="Name an image for this machine, or use another backend: see `greenroom backends`.",
     )
 
@@ -167,6 +164,6 @@ def _check(blobs: Sequence[Descriptor]) -> None:
         raise NotAnImage(f"it has {len(blobs)} parts")
     for blob in blobs:
         if not _DIGEST.fullmatch(blob.digest):
-            raise NotAnImage(f"it names a part by {blob.digest[:80]!r}, which is no SHA-256 digest")
+            raise NotAnImage(f"it names a part by {blob.digest[:80]!r}, which is not a SHA-256 digest")
         if not 0 <= blob.size <= _SIZE:
             raise NotAnImage(f"it has a part of {blob.size} bytes")

@@ -1,8 +1,8 @@
-"""Publishing to one repository on one OCI registry: blobs it does not have yet, then a manifest.
+"""Publishing to one repository on one OCI registry: the missing blobs, then a manifest.
 
-Always to the registry itself, never to a mirror of it. Nothing is retried here, but for a token that has
-run out: whoever asked decides about another attempt, and what has arrived is not sent again. OCI
-distribution specification 1.1, monolithic uploads.
+Always to the registry itself, never to a mirror. Nothing is retried here except after an expired token: the
+caller decides about retries, and existing blobs are not sent again. OCI distribution specification 1.1,
+monolithic uploads.
 """
 
 from __future__ import annotations
@@ -13,55 +13,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.bounded import TookTooLong, bounded
-from greenroom.runner.registry.client import Registry, digest_of
+from greenroom.runner.models.references import digest_of
+from greenroom.runner.registry.client import Endpoint, Registry
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
-    from greenroom.runner.installations.web import Web
-    from greenroom.runner.models.references import Reference
 
 _CHUNK = 256 * 1024
 _ANSWER = 4_096
-"""Bytes of an answer that are read."""
+"""Bytes of a response to read."""
 _ANSWER_SECONDS = 10.0
 
 OnBytes = Callable[[int], None]
-"""Told how many more bytes have gone; less than none when some have to go again. May raise to end it all."""
+"""Receives how many more bytes were sent; negative if some must be sent again. May raise to abort."""
 
 
 class Repository(Registry):
     """One repository to write to. Thread-safe."""
 
-    def __init__(
-        self,
-        web: Web,
-        reference: Reference,
-        *,
-        token: str = "",
-        settings: Mapping[str, RegistrySettings] | None = None,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        """Touch nothing yet; the arguments are `Registry`'s."""
-        super().__init__(
-            web,
-            reference,
-            token=token,
-            settings=settings,
-            environment=environment,
-            actions="pull,push",
-        )
-        self._itself = self._endpoints[-1]
-        self._base = self._itself.repository(self.repository)
+    actions = "pull,push"
+
+    @property
+    def _itself(self) -> Endpoint:
+        return self._endpoints[-1]
+
+    @property
+    def _base(self) -> str:
+        return self._itself.repository(self.repository)
 
     def has(self, digest: str) -> bool:
-        """Whether the repository has a blob already.
+        """Whether the repository has a blob.
 
         Raises:
-            JobFailed: It does not say.
+            JobFailed: The registry does not say.
         """
         status, _, _ = self._ask("HEAD", f"{self._base}/blobs/{digest}")
         if status in (200, 404):
@@ -69,10 +56,10 @@ class Repository(Registry):
         raise self._not_written(status, b"")
 
     def mount(self, digest: str, source: str) -> bool:
-        """Have a blob taken over from another repository of the registry; False when it does not do that."""
+        """Mount a blob from another repository of the registry; False if it does not do that."""
         query = urlencode({"mount": digest, "from": source})
         status, body, _ = self._ask("POST", f"{self._base}/blobs/uploads/?{query}")
-        # Accepted means: not mounted, send it yourself. That upload is left to time out.
+        # Accepted means not mounted; the upload it opened is left to time out.
         if status in (201, 202):
             return status == 201
         raise self._not_written(status, body)
@@ -81,7 +68,7 @@ class Repository(Registry):
         """Upload a file as a blob.
 
         Raises:
-            JobFailed: The registry does not take it, or the connection broke.
+            JobFailed: The registry refuses it, or the connection broke.
             OSError: The file cannot be read.
         """
         for last in (False, True):
@@ -92,7 +79,9 @@ class Repository(Registry):
             place = urljoin(f"{self._base}/blobs/uploads/", place)
             place += ("&" if urlsplit(place).query else "?") + urlencode({"digest": digest})
             with _Counted(io.FileIO(path), on_bytes) as counted:
-                status, body, answered = self._put(place, counted, size, "application/octet-stream")
+                status, body, answered = self._exchange(
+                    "PUT", place, counted, size, "application/octet-stream"
+                )
                 if status == 201:
                     return
                 counted.take_back()
@@ -102,10 +91,10 @@ class Repository(Registry):
                 self._authorize(self._itself, answered.get("WWW-Authenticate", ""))
 
     def publish(self, manifest: bytes, media_type: str, tag_or_digest: str) -> None:
-        """Put a manifest under a tag; all its blobs are there.
+        """Put a manifest under a tag, after all its blobs.
 
         Raises:
-            JobFailed: The registry does not take it, or takes it for another.
+            JobFailed: The registry refuses it, or stores another one.
         """
         url = f"{self._base}/manifests/{tag_or_digest}"
         status, body, headers = self._ask("PUT", url, manifest, media_type)
@@ -115,8 +104,8 @@ class Repository(Registry):
         if said.startswith("sha256:") and said != digest_of(manifest):
             raise JobFailed.permanent(
                 "hash_mismatch",
-                f"{self.host} has stored another manifest of {self.repository} than it was sent.",
-                advice="Its owner should look into that.",
+                f"{self.host} has stored a different manifest of {self.repository}.",
+                advice="Its owner should investigate.",
                 detail=f"sent {digest_of(manifest)}, stored {said}",
             )
 
@@ -131,16 +120,13 @@ class Repository(Registry):
                 self._authorize(self._itself, answer[2].get("WWW-Authenticate", ""))
         return answer
 
-    def _put(self, url: str, body: _Counted, size: int, kind: str) -> tuple[int, bytes, Mapping[str, str]]:
-        return self._exchange("PUT", url, body, size, kind)
-
     def _exchange(
         self, method: str, url: str, body: bytes | _Counted, size: int, kind: str
     ) -> tuple[int, bytes, Mapping[str, str]]:
         headers = {"Content-Type": kind} if kind else {}
         if method != "HEAD":
             headers["Content-Length"] = str(size)
-        # Where an upload goes may be somebody else's host: it gets the bytes, not our credentials.
+        # Uploads may go to another host, which gets the bytes but not our credentials.
         if urlsplit(url)[:2] == urlsplit(self._base)[:2]:
             headers |= self._authorized(self._itself)
         if isinstance(body, bytes):
@@ -165,7 +151,7 @@ class Repository(Registry):
             )
         if status in (405, 415):
             return JobFailed.permanent(
-                "refused", f"{self.host} takes no models: it is read-only, or too old.", detail=detail
+                "refused", f"{self.host} does not accept models: it is read-only, or too old.", detail=detail
             )
         if status in (413, 507):
             return JobFailed.permanent(
@@ -175,7 +161,7 @@ class Repository(Registry):
 
 
 def _answer_of(response: BaseHTTPResponse) -> bytes:
-    """What a registry says to an upload; its status has said what matters, so it may be cut short."""
+    """The registry's response to an upload; the status is what matters, so it may be truncated."""
     from urllib3.exceptions import HTTPError
 
     try:
@@ -190,7 +176,7 @@ def _answer_of(response: BaseHTTPResponse) -> bytes:
 
 
 class _Counted(io.BufferedReader):
-    """A file that says how much of it has been read, and can be read again after a redirect."""
+    """A file that reports how much of it has been read, and can be read again after a redirect."""
 
     def __init__(self, file: io.FileIO, on_bytes: OnBytes) -> None:
         super().__init__(file, _CHUNK)
@@ -208,6 +194,6 @@ class _Counted(io.BufferedReader):
         return super().seek(target, whence)
 
     def take_back(self) -> None:
-        """What was sent does not count any more."""
+        """What was sent no longer counts."""
         told, self._told = self._told, 0
         self._on_bytes(-told)

@@ -1,4 +1,4 @@
-"""What depends on the operating system, behind one module for each.
+"""Everything that depends on the operating system, in one module each.
 
 Standard library only, since keepers use it too. `here` is the module of this system; both have the functions
 of `System`, and `make check` type-checks both.
@@ -16,54 +16,54 @@ from greenroom.runner.systems import macos
 
 
 class System(Protocol):
-    """What each module offers."""
+    """The functions of each module."""
 
     def boot_id(self) -> str:
-        """Changes with every boot, so that a pid of before is never taken for one of now; "" if unknown."""
+        """Changes with every boot, so that an old pid never matches a new process; "" if unknown."""
         ...
 
     def start_time(self, pid: int) -> float:
-        """Kernel start time of a process, only compared for equality; 0.0 when there is none, or a zombie.
+        """Kernel start time of a process, only compared for equality; 0.0 for none, or a zombie.
 
         Raises:
-            OSError: It cannot be told now, which means nothing.
+            OSError: It cannot be read now, which means nothing.
         """
         ...
 
     def bytes_read(self, pid: int) -> int:
-        """Bytes a process has read so far, through calls or by touching mapped files; 0 when unknown."""
+        """Bytes a process has read so far, through calls or mapped files; 0 if unknown."""
         ...
 
     def resident(self, pid: int) -> int:
-        """Bytes a process holds in memory, as the system shows them to people; 0 when unknown."""
+        """Bytes a process holds in memory, as the system displays them; 0 if unknown."""
         ...
 
     def is_traced(self, pid: int) -> bool:
-        """Whether a debugger holds a process; False when unknown."""
+        """Whether a debugger holds a process; False if unknown."""
         ...
 
     def is_stopped(self, pid: int) -> bool:
-        """Whether a signal has stopped a process; False when unknown."""
+        """Whether a signal has stopped a process; False if unknown."""
         ...
 
     def wants_to_work(self, pid: int) -> bool:
-        """Whether a thread of a process computes, would if the machine let it, or waits for a disk."""
+        """Whether a thread of a process is running, ready to run, or waiting for a disk."""
         ...
 
     def send_signal(self, pid: int, started: float, number: int) -> bool:
-        """Signal the process with this pid and start time, or nobody; True when it was sent."""
+        """Signal the process with this pid and start time, or none; True if it was sent."""
         ...
 
     def peer_pid(self, sock: socket.socket) -> int:
-        """Pid of the process at the other end of a unix socket; 0 where it cannot be told."""
+        """Pid of the process at the other end of a unix socket; 0 if unknown."""
         ...
 
     def may_be_crowded(self, error: OSError) -> bool:
-        """Whether a unix socket refuses a connection perhaps only because its backlog is full."""
+        """Whether a unix socket may have refused a connection only because its backlog is full."""
         ...
 
     def bind_alone(self, listener: socket.socket, address: Any) -> None:
-        """Bind a TCP socket, also soon after the last one closed, but never beside somebody who listens.
+        """Bind a TCP socket, even soon after the last one closed, but never beside another listener.
 
         Raises:
             OSError: EADDRINUSE and others.
@@ -71,7 +71,7 @@ class System(Protocol):
         ...
 
     def sync_tree(self, folder: Path) -> None:
-        """Hand everything below a folder to the disk. What is committed after it must be forced to it.
+        """Write everything below a folder to the disk. A later commit must be flushed separately.
 
         Raises:
             OSError: It cannot be written.
@@ -79,57 +79,55 @@ class System(Protocol):
         ...
 
     def available_memory(self, total: int) -> int | None:
-        """Bytes that programs could take without swapping; None where psutil's figure is right."""
+        """Bytes that programs could use without swapping; None where psutil's figure is right."""
         ...
 
     def graphics_registry(self) -> str | None:
-        """What the system knows of its graphics processors' users; "" when it does not say, None where there
-        is no such registry. Costs some milliseconds."""
+        """The system's text about users of graphics processors; "" if unavailable, None if there is no such
+        registry. Costs some milliseconds."""
         ...
 
-    # what only keepers need
+    # only for keepers
 
     def become_keeper(self) -> None:
-        """Orphans of the engine become our children, where the system can do that."""
+        """Have orphans of the engine become our children, where the system can do that."""
         ...
 
     def die_with_parent(self) -> None:
-        """In a child: end when the parent does, where the system can do that."""
+        """In a child: end with the parent, where the system can do that."""
         ...
 
     def reap(self, pid: int) -> tuple[int, Any] | None:
-        """Status and usage of our child once it has ended, its process group ended with it; else None."""
+        """Status and usage of our child once it has ended, and its process group with it; else None."""
         ...
 
     def halted(self, pid: int) -> bool | None:
-        """Whether a signal has just stopped our child (True) or continued it (False); None: no news."""
+        """Whether a signal has just stopped our child (True) or continued it (False); None for no change."""
         ...
 
     def reap_others(self, pid: int) -> None:
-        """Let go of our children that have ended, but for this one."""
+        """Reap our ended children except this one."""
         ...
 
-    def children(self) -> Sequence[int]:
-        """Living children of ours."""
-        ...
+    def children(self) -> Sequence[int]: ...
 
     def peak_bytes(self, max_rss: int) -> int:
         """Bytes out of `ru_maxrss`."""
         ...
 
     def memory_kills(self) -> int:
-        """How often processes like ours were ended for want of memory; compared only."""
+        """How often processes like ours were killed for lack of memory; for comparison only."""
         ...
 
     def was_killed_for_memory(self, pid: int, kills_before: int) -> bool:
-        """Whether this process, killed a moment ago, was ended for want of memory.
+        """Whether this process, killed a moment ago, was killed for lack of memory.
 
         `kills_before` is `memory_kills` of some seconds ago.
         """
         ...
 
 
-_MACOS: System = macos  # checked on every system, and importable for its tests
+_MACOS: System = macos  # type-checked on every system, and importable for its tests
 here: System
 if sys.platform == "darwin":
     here = macos

@@ -26,21 +26,20 @@ KERNEL_LOG = "/dev/kmsg"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _RECENT = 600.0
-"""Seconds; older lines are about another process with the same number. The log's clock drifts a little."""
+"""Seconds; older lines are about another process with the same pid. The log's clock drifts a little."""
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
-"""Of the whole machine: only in it are our pids those of the kernel's log."""
+"""That of the whole machine: only there are our pids those in the kernel's log."""
 
 
 @functools.cache
 def boot_id() -> str:
-    """The kernel's own."""
     with contextlib.suppress(OSError):
         return (PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
     return ""
 
 
 def start_time(pid: int) -> float:
-    """Clock ticks since boot: they do not move when the wall clock is set."""
+    """Clock ticks since boot, which do not change when the wall clock is set."""
     try:
         stat = (PROC / str(pid) / "stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -49,7 +48,7 @@ def start_time(pid: int) -> float:
 
 
 def start_of(stat: bytes) -> float:
-    """From `/proc/<pid>/stat`. The name in it, in brackets, may hold anything."""
+    """From `/proc/<pid>/stat`, where the name in brackets may contain anything."""
     fields = stat.rpartition(b") ")[2].split()
     return 0.0 if fields[0] in (b"Z", b"X") else float(fields[19])
 
@@ -69,7 +68,6 @@ def bytes_read(pid: int) -> int:
 
 
 def resident(pid: int) -> int:
-    """The resident set."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         pages = (PROC / str(pid) / "statm").read_bytes().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -77,19 +75,18 @@ def resident(pid: int) -> int:
 
 
 def is_traced(pid: int) -> bool:
-    """The kernel names the tracer."""
     with contextlib.suppress(OSError), (PROC / str(pid) / "status").open("rb") as file:
         return any(line.startswith(b"TracerPid:") and line.split()[1] != b"0" for line in file)
     return False
 
 
 def is_stopped(pid: int) -> bool:
-    """In state T, not t, which is a debugger's."""
+    """State T, not t, which is a debugger's."""
     return _state(PROC / str(pid) / "stat") == b"T"
 
 
 def wants_to_work(pid: int) -> bool:
-    """Runs or waits for a processor; waits for a disk that somebody must answer."""
+    """States R (running or ready) and D (waiting for a disk)."""
     with contextlib.suppress(OSError):
         return any(_state(task / "stat") in (b"R", b"D") for task in (PROC / str(pid) / "task").iterdir())
     return False
@@ -102,7 +99,7 @@ def _state(path: Path) -> bytes:
 
 
 def peer_pid(sock: socket.socket) -> int:
-    """As the kernel noted it when the other end began to listen."""
+    """As the kernel recorded it when the other end began to listen."""
     with contextlib.suppress(OSError):
         size = struct.calcsize("3i")
         return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
@@ -110,7 +107,7 @@ def peer_pid(sock: socket.socket) -> int:
 
 
 def send_signal(pid: int, started: float, number: int) -> bool:
-    """Through a descriptor that holds whoever has the number now: looked at again, it is this process."""
+    """Through a descriptor of the process that has the pid now, once its start time matches."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:
@@ -132,13 +129,13 @@ def may_be_crowded(error: OSError) -> bool:
 
 
 def bind_alone(listener: socket.socket, address: Any) -> None:
-    """SO_REUSEADDR lets nobody bind beside a listener here."""
+    """Here SO_REUSEADDR does not allow binding beside a listener."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
 
 
 def sync_tree(folder: Path) -> None:
-    """Its whole file system: thousands of small files one by one take far longer."""
+    """The whole file system: thousands of small files one by one take far longer."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         library = ctypes.CDLL(None, use_errno=True)
@@ -156,17 +153,15 @@ def available_memory(total: int) -> int | None:  # noqa: ARG001 - macOS needs it
 
 
 def graphics_registry() -> str | None:
-    """Drivers tell of each process by itself."""
+    """Drivers report each process separately."""
     return None
 
 
 def become_keeper() -> None:
-    """Be their subreaper."""
     _prctl()(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent() -> None:
-    """By SIGKILL."""
     _prctl()(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
@@ -176,7 +171,7 @@ def _prctl() -> Any:
 
 
 def reap(pid: int) -> tuple[int, Any] | None:
-    """While it is a zombie it holds the number of its group, so nobody else's is ended."""
+    """While it is a zombie it holds the number of its group, so no other group is killed."""
     if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         return None
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -186,20 +181,19 @@ def reap(pid: int) -> tuple[int, Any] | None:
 
 
 def halted(pid: int) -> bool | None:
-    """A debugger's stops (CLD_TRAPPED) are no news."""
+    """A debugger's stops (CLD_TRAPPED) do not count."""
     found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
     return None if found is None else found.si_code == os.CLD_STOPPED
 
 
 def reap_others(pid: int) -> None:
-    """Orphans of the engine came to us when their parent died."""
+    """Orphans of the engine became ours when their parent died."""
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid != pid:
             os.waitpid(found.si_pid, os.WNOHANG)
 
 
 def children() -> Sequence[int]:
-    """As the kernel lists them."""
     with contextlib.suppress(OSError, ValueError):
         path = PROC / "self/task" / str(os.getpid()) / "children"
         return [int(word) for word in path.read_text("ascii").split()]
@@ -212,14 +206,14 @@ def peak_bytes(max_rss: int) -> int:
 
 
 def memory_kills() -> int:
-    """In our own control group, whoever killed for memory there: the group's limit or the whole machine's."""
+    """Kills in our own control group, whether for the group's limit or the whole machine's."""
     with contextlib.suppress(OSError, ValueError):
         for line in (PROC / "self/cgroup").read_text("utf-8", "surrogateescape").splitlines():
             _, controllers, place = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):
                 continue
             top = CGROUPS / "memory" if controllers else CGROUPS
-            # In a container the path may be the machine's, and ours the top of what we see.
+            # In a container the path may be the machine's, and ours the top of the visible tree.
             for folder in (top / place.lstrip("/"), top):
                 for file in ("memory.events.local", "memory.events", "memory.oom_control"):
                     with contextlib.suppress(OSError):
@@ -233,7 +227,9 @@ def kills_in(told: str) -> int:
 
 
 def was_killed_for_memory(pid: int, kills_before: int) -> bool:
-    """The kernel's log names the process, where we may read it; else only our own control group tells."""
+    """The kernel's log names the process, where it is readable; otherwise only our own control group
+    counts.
+    """
     with contextlib.suppress(OSError):
         if os.readlink(PROC / "self/ns/pid") == _FIRST_PID_NAMESPACE:
             return names_victim(_kernel_log(), pid, time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -241,7 +237,7 @@ def was_killed_for_memory(pid: int, kills_before: int) -> bool:
 
 
 def names_victim(log: str, pid: int, now: float) -> bool:
-    """Whether the kernel's log tells that this process was ended for want of memory in the last minutes.
+    """Whether the kernel's log says that this process was killed for lack of memory in the last minutes.
 
     A line of it, with microseconds: `3,1287,512345678,-;Out of memory: Killed process 4711 (python3) …`.
     """
@@ -259,6 +255,6 @@ def _kernel_log() -> str:
             except BlockingIOError:
                 return b"".join(lines).decode("utf-8", "replace")
             except BrokenPipeError:
-                continue  # the ring has turned meanwhile: the next line is the oldest there is
+                continue  # the ring has turned meanwhile: the next line is the oldest
     finally:
         os.close(fd)

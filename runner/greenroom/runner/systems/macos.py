@@ -1,6 +1,6 @@
-"""macOS, through sysctl, libproc and Mach: no child process is ever asked.
+"""macOS, through sysctl, libproc and Mach: no child processes are used.
 
-Elsewhere only what reads bytes can be run, so it is apart from what gets them.
+On other systems only the parsing of bytes can be run, so it is separate from the calls that return them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _KINFO_PROC = 648
 _STOPPED, _ZOMBIE, _TRACED = 4, 5, 0x800
 """SSTOP, SZOMB and P_TRACED of <sys/proc.h>."""
 _PROC_PIDTASKINFO, _TASK_INFO = 4, 96
-"""The flavour and the size of `struct proc_taskinfo` of <sys/proc_info.h>."""
+"""The flavour and size of `struct proc_taskinfo` of <sys/proc_info.h>."""
 _RUSAGE_INFO_V2 = 2
 _PAGE_INS, _FOOTPRINT, _DISK_READ = 4, 7, 16
-"""Places among the 64-bit numbers of `struct rusage_info_v2`, which follow its 16 bytes of uuid."""
+"""Positions in the 64-bit numbers of `struct rusage_info_v2`, which follow its 16 bytes of uuid."""
 _USAGE = struct.Struct("=16s18Q")
 _VM_STATISTICS = struct.Struct("=4I9Q2I4Q4IQ")
 """`struct vm_statistics64` of <mach/vm_statistics.h>."""
@@ -38,20 +38,19 @@ _TOOL_SECONDS = 5.0
 
 @functools.cache
 def boot_id() -> str:
-    """The uuid of the boot session."""
     return _sysctl_by_name("kern.bootsessionuuid").rstrip(b"\0").decode("ascii", "replace")
 
 
 def start_time(pid: int) -> float:
-    """Seconds since the epoch, to the microsecond, as noted then: setting the clock does not move it."""
+    """Seconds since the epoch, to the microsecond, as recorded then: setting the clock does not change it."""
     return start_of(_sysctl((*_KERN_PROC_PID, pid), _KINFO_PROC), pid)
 
 
 def start_of(told: bytes, pid: int) -> float:
-    """From a `struct kinfo_proc`; nothing at all is what the kernel tells of a process that is not there.
+    """From a `struct kinfo_proc`, which is empty for a process that does not exist.
 
     Raises:
-        OSError: It is another struct than we know.
+        OSError: It is an unknown struct.
     """
     if not told:
         return 0.0
@@ -62,7 +61,7 @@ def start_of(told: bytes, pid: int) -> float:
 
 
 def bytes_read(pid: int) -> int:
-    """From disks, by calls or by touching mapped files, and pages that came in otherwise."""
+    """From disks, by calls or mapped files, and other page-ins."""
     usage = _usage(pid)
     return read_of(usage, os.sysconf("SC_PAGE_SIZE")) if usage else 0
 
@@ -74,7 +73,7 @@ def read_of(usage: bytes, page: int) -> int:
 
 
 def resident(pid: int) -> int:
-    """The footprint, as Activity Monitor shows it: it includes what Metal has wired for the process."""
+    """The footprint, as Activity Monitor shows it, including what Metal has wired for the process."""
     usage = _usage(pid)
     return footprint_of(usage) if usage else 0
 
@@ -85,18 +84,16 @@ def footprint_of(usage: bytes) -> int:
 
 
 def is_traced(pid: int) -> bool:
-    """P_TRACED among its flags."""
     return bool(flags_of(_process(pid)) & _TRACED)
 
 
 def is_stopped(pid: int) -> bool:
-    """SSTOP, and no debugger's doing."""
+    """SSTOP, and not by a debugger."""
     told = _process(pid)
     return state_of(told) == _STOPPED and not flags_of(told) & _TRACED
 
 
 def wants_to_work(pid: int) -> bool:
-    """Threads that run or could."""
     buffer = ctypes.create_string_buffer(_TASK_INFO)
     told = _libc().proc_pidinfo(pid, _PROC_PIDTASKINFO, ctypes.c_uint64(0), buffer, _TASK_INFO)
     return told == _TASK_INFO and running_of(buffer.raw) > 0
@@ -118,7 +115,7 @@ def running_of(told: bytes) -> int:
 
 
 def send_signal(pid: int, started: float, number: int) -> bool:
-    """There is no descriptor of a process here: it is looked at a moment before."""
+    """There are no process descriptors here: the process is checked just before."""
     with contextlib.suppress(OSError):
         if start_time(pid) == started:
             os.kill(pid, number)
@@ -134,14 +131,14 @@ def peer_pid(sock: socket.socket) -> int:
 
 
 def may_be_crowded(error: OSError) -> bool:
-    """A full backlog is ECONNREFUSED here, as if nobody listened."""
+    """A full backlog is ECONNREFUSED here, as if there were no listener."""
     return error.errno in (errno.EAGAIN, errno.ECONNREFUSED)
 
 
 def bind_alone(listener: socket.socket, address: Any) -> None:
-    """SO_REUSEADDR would let 127.0.0.1 be bound beside a stranger who listens on all addresses.
+    """SO_REUSEADDR would allow binding 127.0.0.1 beside another listener on all addresses.
 
-    Without it a port stays taken for half a minute after its listener has gone. So it is set only when nobody
+    Without it a port stays taken for half a minute after its listener has gone. So it is set only if nothing
     answers.
     """
     try:
@@ -161,12 +158,14 @@ def _answers(family: int, address: Any) -> bool:
         except ConnectionRefusedError:
             return False
         except OSError:
-            return True  # somebody is there, and slow
+            return True  # a slow listener
     return True
 
 
 def sync_tree(folder: Path) -> None:
-    """File by file: `sync` may return before it is done. What follows flushes the drive's own cache."""
+    """File by file: `sync` may return before it is done. The commit that follows flushes the drive's own
+    cache.
+    """
     for place, _, names in os.walk(folder):
         for path in (place, *(os.path.join(place, name) for name in names)):
             if os.path.islink(path):
@@ -179,7 +178,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def available_memory(total: int) -> int | None:
-    """What is neither wired, nor compressed, nor belongs to programs: psutil counts cached files as used."""
+    """What is neither wired, compressed, nor in use by programs: psutil counts cached files as used."""
     told = _vm_statistics()
     return available_of(told, os.sysconf("SC_PAGE_SIZE"), total) if told else None
 
@@ -193,7 +192,7 @@ def available_of(told: bytes, page: int, total: int) -> int:
 
 
 def graphics_registry() -> str | None:
-    """The I/O registry's, in words: asked for only when an engine is suspected to be dead."""
+    """The I/O registry as text; only read when an engine is suspected to be dead."""
     import subprocess
 
     argv = ("/usr/sbin/ioreg", "-r", "-c", "IOAccelerator", "-l", "-w", "0")
@@ -209,14 +208,14 @@ def become_keeper() -> None:
 
 
 def die_with_parent() -> None:
-    """Nothing kills it: the launchers watch the keeper's pipe."""
+    """Launchers watch the keeper's pipe instead."""
 
 
 def reap(pid: int) -> tuple[int, Any] | None:
-    """Of this one child, so that no tool's silence is taken for its death.
+    """Waits for this one child, so that no tool's silence is taken for its death.
 
-    Its number is free a moment before its group is ended; numbers are given out in turn, and no process gets
-    that of a group with members.
+    Its pid is free a moment before its group is killed; pids are given out in turn, and no process gets that
+    of a group with members.
     """
     done, status, usage = os.wait4(pid, os.WNOHANG)
     if done != pid:
@@ -227,7 +226,7 @@ def reap(pid: int) -> tuple[int, Any] | None:
 
 
 def halted(pid: int) -> bool | None:
-    """Python asks without reaping since 3.13 only; before, whoever watches the engine finds out by itself."""
+    """Python supports this only since 3.13; before that, the health monitor finds out."""
     system: Any = os
     if not hasattr(system, "waitid"):
         return None
@@ -240,7 +239,7 @@ def reap_others(pid: int) -> None:
 
 
 def children() -> Sequence[int]:
-    """One child is all there is, and the keeper knows it."""
+    """The keeper has only one child, which it knows."""
     return ()
 
 
@@ -250,17 +249,17 @@ def peak_bytes(max_rss: int) -> int:
 
 
 def memory_kills() -> int:
-    """Not told: the system pauses programs and asks people before it ends any."""
+    """Unknown: the system pauses programs and asks the user before it kills any."""
     return 0
 
 
 def was_killed_for_memory(pid: int, kills_before: int) -> bool:  # noqa: ARG001 - see above
-    """Never known for sure."""
+    """Never known."""
     return False
 
 
 def sysctl_number(name: str) -> int:
-    """A number of the kernel's; 0 where it has none of that name."""
+    """A number of the kernel's; 0 if there is none of that name."""
     return number_of(_sysctl_by_name(name))
 
 
@@ -269,7 +268,7 @@ def number_of(told: bytes) -> int:
     return int.from_bytes(told, "little") if len(told) in (4, 8) else 0
 
 
-# what asks the system
+# system calls
 
 
 def _sysctl_by_name(name: str) -> bytes:
@@ -280,7 +279,7 @@ def _sysctl_by_name(name: str) -> bytes:
 
 
 def _sysctl(place: tuple[int, ...], most: int) -> bytes:
-    """Raises OSError when the kernel does not tell."""
+    """Raises OSError when the kernel refuses."""
     names = (ctypes.c_int * len(place))(*place)
     buffer, size = ctypes.create_string_buffer(most), ctypes.c_size_t(most)
     failed = _libc().sysctl(names, len(place), buffer, ctypes.byref(size), None, ctypes.c_size_t(0))
@@ -309,4 +308,4 @@ def _vm_statistics() -> bytes:
 
 @functools.cache
 def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)  # libSystem holds libproc too
+    return ctypes.CDLL(None, use_errno=True)  # libSystem includes libproc

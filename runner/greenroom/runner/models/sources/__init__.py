@@ -1,4 +1,4 @@
-"""Where models come from: one module a source, and the one place that knows them all."""
+"""The sources of models, one module each, and the choice between them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from greenroom.runner.models.sources.base import Context, Source
 
 
 def source_for(reference: Reference, context: Context) -> Source:
-    """The source that can fetch this reference.
+    """The source for this reference.
 
     Raises:
         JobFailed: permanent, `no_such_model`: an id says nothing about where the model is.
@@ -28,8 +28,8 @@ def source_for(reference: Reference, context: Context) -> Source:
     if reference.scheme == "id":
         raise JobFailed.permanent(
             "no_such_model",
-            f"No model with the id {shown(reference.text)} is here, and an id does not say where to get it.",
-            advice="Name the model instead; greenroom list shows what is here.",
+            f"No model with the id {shown(reference.text)} is stored here, and an id has no source.",
+            advice="Name the model instead; greenroom list shows the stored models.",
         )
     from greenroom.runner.models.sources.oci import OciSource
 

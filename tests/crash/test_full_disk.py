@@ -59,6 +59,7 @@ def life(begin_life: Callable[[], Life]) -> Life:
     return life
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_engines_serve_stops_are_recorded_and_all_recovers(life: Life) -> None:
     (engine,) = life.engines()
     with small_disk(life):

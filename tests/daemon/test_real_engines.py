@@ -112,6 +112,7 @@ def test_a_killed_daemon_leaves_its_engine_to_the_next_one_which_serves_without_
     assert len(daemon.events("engine_adopted")) == 1
 
 
+@pytest.mark.slow
 def test_fifty_simultaneous_requests_for_an_absent_backend_make_one_installation(
     make_daemon: Callable[..., Any],
 ) -> None:

@@ -78,7 +78,7 @@ def test_tokens_that_the_model_does_not_have_end_no_engine(
     assert len(daemon.events("engine_spawned")) == 1
 
 
-@pytest.mark.parametrize("engine", ["llama.cpp", "mlx"])
+@pytest.mark.parametrize("engine", ["llama.cpp", pytest.param("mlx", marks=pytest.mark.slow)])
 def test_a_prompt_that_is_too_long_is_told_the_same_cold_in_a_stream_and_warm(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_gguf: Path, smollm2_mlx: Path, engine: str
 ) -> None:
@@ -96,7 +96,7 @@ def test_a_prompt_that_is_too_long_is_told_the_same_cold_in_a_stream_and_warm(
     assert error["n_ctx"] < 9000
 
 
-@pytest.mark.parametrize("engine", ["llama.cpp", "mlx"])
+@pytest.mark.parametrize("engine", ["llama.cpp", pytest.param("mlx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stream", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_whoever_leaves_ends_his_generation_and_nobody_is_inside_only_when_the_engine_is_still(
     furnished: Path,

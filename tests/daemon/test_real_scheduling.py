@@ -42,6 +42,7 @@ def loaded(daemon: Any, mode: str = "completion") -> Any:
     return rows[0] if rows else None
 
 
+@pytest.mark.slow
 def test_embeddings_and_reranking_each_have_an_engine_of_their_own(
     furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:
@@ -136,6 +137,7 @@ def test_one_that_stops_computing_while_it_answers_is_replaced_under_the_request
     assert "stopped by a signal" in stop["reason"]
 
 
+@pytest.mark.slow
 def test_a_prefill_that_takes_far_longer_than_silence_may_is_never_ended(
     furnished: Path, make_daemon: Callable[..., Any], model: str
 ) -> None:

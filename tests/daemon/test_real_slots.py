@@ -54,6 +54,7 @@ def test_long_answers_of_several_clients_each_have_a_context_of_their_own_on_lla
     assert daemon.events("load_failed") == []
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_not_fit_is_the_clients_mistake_and_costs_no_neighbour_on_mlx(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_mlx: Path
 ) -> None:

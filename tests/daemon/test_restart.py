@@ -77,6 +77,7 @@ def test_with_the_journal_deleted_installations_and_models_are_found_on_disk(
     assert not (tmp_path / "called").exists()
 
 
+@pytest.mark.slow
 def test_a_file_removed_behind_its_back_is_named_and_the_next_install_repairs_it(
     furnished: Path, make_daemon: Callable[..., Any], smollm2_mlx: Path
 ) -> None:

@@ -60,6 +60,7 @@ def folder_of(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_safetensors_model_is_fetched_its_backend_installed_and_it_answers_under_mlx(
     greenroom: Callable[..., Any], hub: LocalHub, smollm2_mlx: Path
 ) -> None:

@@ -103,6 +103,7 @@ def test_llama_cpp_that_is_killed_says_so_and_one_stopped_while_loading_ends_at_
     assert heard.moment("exited") - heard.moment("spawned") < 5.0, "it waited for the second signal"
 
 
+@pytest.mark.slow
 def test_a_llama_cpp_adopted_by_the_next_host_has_not_loaded_again(llama: Stage) -> None:
     host, spec = llama.host(**llama.options), llama.spec(backend="llama.cpp")
     host.start(spec)
@@ -176,6 +177,7 @@ def test_every_allowed_flag_is_followed_or_known_to_be_out_of_reach(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_mlx_loads_answers_and_stops_on_a_unix_socket(
     stage: Stage, mlx_python: Path, smollm2_mlx: Path
 ) -> None:
@@ -241,7 +243,7 @@ def asking(words: str, **fields: Any) -> Any:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
+@pytest.mark.parametrize("seed", [None, pytest.param(7, marks=pytest.mark.slow)], ids=["in a batch", "alone"])
 def test_mlx_ends_what_nobody_reads_although_it_is_not_streamed(mlx: Stage, seed: int | None) -> None:
     never_ending = asking(
         "Count to a million.", max_tokens=20000, logit_bias={"2": -100, "0": -100}, seed=seed

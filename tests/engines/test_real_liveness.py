@@ -119,7 +119,7 @@ def mlx(stage: Stage, mlx_python: Path, smollm2_mlx: Path) -> Real:
     return Real(stage, Mlx(), mlx_python, model, "default_model")
 
 
-@pytest.fixture(params=["llama", "mlx"])
+@pytest.fixture(params=["llama", pytest.param("mlx", marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest) -> Real:
     found: Real = request.getfixturevalue(request.param)
     return found

@@ -50,6 +50,7 @@ def test_the_converted_model_says_the_same(smollm2_gguf: Path, smollm2_mlx: Path
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_converted_model_answers_under_mlx(smollm2_mlx: Path, mlx_python: Path) -> None:
     done = subprocess.run([mlx_python, "-c", SPEAK, smollm2_mlx], capture_output=True, text=True, timeout=100)
     assert "Paris" in done.stdout, done.stderr

@@ -180,7 +180,7 @@ def test_an_event_of_a_newer_version(greenroom: Any, script: Any, home: Path) ->
     why = greenroom("why", "smollm2")
 
     assert replay.code == 6
-    assert "'load_moved', which this version of Greenroom does not know" in replay.err
+    assert "'load_moved', which this version does not know" in replay.err
     assert why.code == 0
     assert "Note: Not all of the journal can be understood" in why.out
     assert greenroom("replay", "--at", "5").code == 0

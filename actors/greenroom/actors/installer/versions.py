@@ -14,6 +14,7 @@ from greenroom.actors.installer.events import (
     InstallNotNeeded,
 )
 from greenroom.actors.installer.messages import (
+    INSTALLER,
     Activate,
     Ensured,
     Verified,
@@ -78,7 +79,7 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
         failed = InstallAttemptFailed(
             job=job.id, backend=here.backend, attempt=job.attempt, failure=failure, retry_at=0.0
         )
-        return Decision(effects=(Tell(command=Happened(event=failed)),))
+        return Decision(effects=(Tell(to=INSTALLER, command=Happened(event=failed)),))
     events: list[Event] = [
         InstallNotNeeded(job=job.id, backend=here.backend, installation_id=here.id, version=here.version)
     ]

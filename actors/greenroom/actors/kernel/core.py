@@ -209,11 +209,11 @@ class Core(Protocol[S, V]):
         """Every event it stores or has ever stored."""
         ...
 
-    def claims(self, stream: str) -> bool:
+    def claims(self, stream: str, /) -> bool:
         """True for the streams it owns."""
         ...
 
-    def stream_of(self, event: Event) -> str:
+    def stream_of(self, event: Event, /) -> str:
         """The stream an event of its own belongs to."""
         ...
 
@@ -225,19 +225,19 @@ class Core(Protocol[S, V]):
         """The volatile state at the start of each life."""
         ...
 
-    def decide(self, state: S, command: Command[Any], now: Moment, volatile: V) -> Decision[V]:
+    def decide(self, state: S, command: Command[Any], now: Moment, volatile: V, /) -> Decision[V]:
         """Turn a command into events, a reply and effects."""
         ...
 
-    def apply(self, state: S, stored: Stored[Any]) -> S:
+    def apply(self, state: S, stored: Stored[Any], /) -> S:
         """Fold one event into the state."""
         ...
 
-    def react(self, state: S, stored: Stored[Any]) -> Sequence[Effect]:
+    def react(self, state: S, stored: Stored[Any], /) -> Sequence[Effect]:
         """What a new event makes necessary; `state` has it already."""
         ...
 
-    def settle(self, state: S, now: Moment, volatile: V) -> Decision[V]:
+    def settle(self, state: S, now: Moment, volatile: V, /) -> Decision[V]:
         """What follows from state, desired against observed."""
         ...
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -41,7 +42,12 @@ FLAGS = (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS * 2 + 1800)]
 
-HELLO = [{"role": "user", "content": "hi"}]
+NUMBERS = itertools.count()
+
+
+def hello() -> list[dict[str, str]]:
+    """A prompt that no other request has: one that an engine died of is refused for a while."""
+    return [{"role": "user", "content": f"hi {next(NUMBERS)}"}]
 
 
 class Soak:
@@ -93,26 +99,26 @@ class Soak:
         return f"{status} {error.get('code')}"
 
     async def chat(self, model: str) -> str:
-        async with self.post({"model": model, "messages": HELLO}) as answer:
+        async with self.post({"model": model, "messages": hello()}) as answer:
             body = await answer.json()
             if answer.status != 200:
                 return self.judged(answer.status, body["error"])
             return "200"
 
     async def embed(self, model: str) -> str:
-        body = {"model": model, "input": "hello"}
+        body = {"model": model, "input": f"hello {next(NUMBERS)}"}
         async with self.daemon.session.post(f"{self.daemon.url}/v1/embeddings", json=body) as answer:
             content = await answer.json()
             return "200" if answer.status == 200 else self.judged(answer.status, content["error"])
 
     async def keep(self, model: str) -> str:
         wish = self.dice.choice([0, "0", 1, "2s", "5m", -1])
-        async with self.post({"model": model, "messages": HELLO, "keep_alive": wish}) as answer:
+        async with self.post({"model": model, "messages": hello(), "keep_alive": wish}) as answer:
             body = await answer.json()
             return "200" if answer.status == 200 else self.judged(answer.status, body["error"])
 
     async def stream(self, model: str) -> str:
-        async with self.post({"model": model, "messages": HELLO, "stream": True}) as answer:
+        async with self.post({"model": model, "messages": hello(), "stream": True}) as answer:
             text = await answer.text()
             if answer.status != 200:
                 return self.judged(answer.status, json.loads(text)["error"])
@@ -123,7 +129,7 @@ class Soak:
         return "error frame" if errors else "200"
 
     async def leave(self, model: str) -> str:
-        async with self.post({"model": model, "messages": HELLO, "stream": True}) as answer:
+        async with self.post({"model": model, "messages": hello(), "stream": True}) as answer:
             for _ in range(self.dice.randrange(1, 8)):
                 await answer.content.readline()
         return "left"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,54 @@ def test_an_original_that_is_written_to_makes_the_model_damaged(
     assert "modified since" in store.damaged()[0][1]
     assert store.known("f") is None
     assert code_of(lambda: store.open_model(model.id)) == "model_damaged"
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nothing can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_model_that_cannot_be_read_for_want_of_descriptors_is_not_taken_for_damaged(
+    store: Store, bring: Bring
+) -> None:
+    model = bring(store, "a")
+    with no_descriptors():
+        assert code_of(store.look) == "too_many_files"
+        assert code_of(lambda: store.open_model(model.id)) == "too_many_files"
+        assert code_of(lambda: store.verify(model.id, condemn=True)) == "too_many_files"
+    assert store.look() == (model,)
+
+
+def test_one_model_that_cannot_be_read_keeps_its_place_and_costs_no_other(store: Store, bring: Bring) -> None:
+    model, other = bring(store, "a"), bring(store, "b", filler=b"other")
+    manifest = store.root / "blobs" / "sha256" / model.id[7:]
+    manifest.unlink()
+    manifest.symlink_to(manifest)  # a loop: reading it fails, and says nothing about the model
+    assert store.look() == (model, other)
+    assert not store.damaged()
+    assert code_of(lambda: store.open_model(model.id)) == "not_a_folder"
+    assert store.open_model(other.id)
+
+
+def test_a_model_whose_disk_is_unmounted_is_not_taken_for_damaged(store: Store, bring: Bring) -> None:
+    model = bring(store, "a")
+    store.look()
+    store.root.rename(store.root.with_name("unmounted"))
+    store.root.mkdir()
+    assert code_of(lambda: store.open_model(model.id)) == "store_gone"
+    assert not store.damaged()
 
 
 @pytest.mark.parametrize("harm", ["missing", "short", "manifest"])

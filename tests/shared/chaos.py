@@ -224,6 +224,8 @@ class Chaos:
             what = chance.choice([self._chat, self._chat, self._stream, self._manage])
             try:
                 self.answers[what(chance)] += 1
+            except AssertionError as error:
+                self.wrong.append(str(error))
             except TimeoutError:
                 self.wrong.append(f"nobody answered {what.__name__} for {ANSWER_WITHIN:g} s")
             except (OSError, http.client.HTTPException) as error:

@@ -116,15 +116,15 @@ class Store:
         """
         check_no_other(self.root)
         self._check_place()
-        return tuple(e.model for e in self._index.read()[0].entries if not self._problem(e))
+        return tuple(e.model for e in self._index.read()[0].entries if not self._damage(e))
 
     def recovered(self) -> bool:
         """Whether the index was lost and rebuilt, without some names."""
         return self._index.read()[0].recovered
 
     def damaged(self) -> tuple[tuple[Model, str], ...]:
-        """The damaged models, each with the reason in one sentence."""
-        return tuple((e.model, p) for e in self._index.read()[0].entries if (p := self._problem(e)))
+        """The models that are not whole, each with the reason in one sentence."""
+        return tuple((e.model, p) for e in self._index.read()[0].entries if (p := self._damage(e)))
 
     def problem(self, model_id: str) -> str:
         """Why a model is damaged, in one sentence; empty if it is intact, judging by sizes.
@@ -163,8 +163,8 @@ class Store:
         problems = []
         for layer in self._manifest(model_id).blobs():
             blob = self.blob(layer.digest)
-            # Read twice, since it may be removed, and memory and disks err too.
-            if hash_file(blob, cancel, count) != layer.digest != hash_file(blob, cancel):
+            # Looked at twice: what is condemned is removed, and memory and disks err too.
+            if self._hash(blob, cancel, count) != layer.digest != self._hash(blob, cancel):
                 name = layer.annotations.get(artifacts.FILEPATH, layer.digest[:19])
                 problems.append(f"{name} has changed since it arrived.")
                 if condemn:
@@ -457,37 +457,68 @@ class Store:
     def _manifest(self, model_id: str) -> Manifest:
         try:
             return artifacts.decode(self.blob(model_id).read_bytes(), model_id)
-        except (OSError, ValueError) as error:
-            raise JobFailed.permanent(
-                "model_damaged",
-                f"The stored model {model_id[7:19]} is damaged: {error}",
-                advice="Pull it again.",
-            ) from error
+        except FileNotFoundError:
+            self._check_place()
+            problem = "its manifest is missing"
+        except OSError as error:
+            # Too many open files, say: not being able to look is no damage.
+            raise from_os_error(error, "reading the model") from error
+        except ValueError as error:
+            problem = str(error)
+        raise JobFailed.permanent(
+            "model_damaged",
+            f"The stored model {model_id[7:19]} is damaged: {problem}",
+            advice="Pull it again.",
+        )
+
+    def _damage(self, entry: Entry) -> str:
+        """Why a model is not whole; empty when it is, and when it cannot be looked at now."""
+        try:
+            return self._problem(entry)
+        except JobFailed as failed:
+            log.warning("the model %s cannot be checked now: %s", entry.id[7:19], failed)
+            return ""
 
     def _problem(self, entry: Entry) -> str:
+        """Why a model is not whole; empty when it is.
+
+        Raises:
+            JobFailed: It cannot be looked at now.
+        """
         try:
             manifest = self._manifest(entry.id)
         except JobFailed as error:
+            if error.failure.code != "model_damaged":
+                raise
             return error.failure.message
         for layer in manifest.blobs():
             name = layer.annotations.get(artifacts.FILEPATH, layer.digest[:19])
             blob = self.blob(layer.digest)
             try:
                 status = blob.stat()
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
+                self._check_place()
                 return f"{name} is missing."
+            except OSError as error:
+                raise from_os_error(error, "looking at the model") from error
             if status.st_size != layer.size:
                 return f"{name} has {status.st_size} bytes and should have {layer.size}."
             sealed = entry.origin.get(layer.digest)
             if sealed and sealed != (status.st_size, status.st_mtime_ns):
-                # The original was touched: only its content shows whether it was changed.
-                if hash_file(blob, threading.Event()) != layer.digest:
-                    return f"{name} was imported without a copy, and its original has been modified since."
+                # The original was touched: only its content can tell whether it was written to.
+                if self._hash(blob) != layer.digest:
+                    return f"{name} was imported without a copy, and its original has been written to since."
                 try:
                     self._reseal(entry.id, layer.digest, (status.st_size, status.st_mtime_ns))
                 except JobFailed as failed:  # it is intact, and is hashed again the next time
                     log.warning("%s cannot be noted as unchanged: %s", name, failed)
         return ""
+
+    def _hash(self, blob: Path, cancel: threading.Event | None = None, count: Count = lambda _: None) -> str:
+        try:
+            return hash_file(blob, cancel or threading.Event(), count)
+        except OSError as error:
+            raise from_os_error(error, "reading the model") from error
 
     def _reseal(self, model_id: str, digest: str, seal: tuple[int, int]) -> None:
         with self._changing("checking the model store") as index:

@@ -41,7 +41,7 @@ def rage(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[int, float], 
 
 def test_some_seconds_of_chaos_lose_nothing(rage: Callable[[int, float], Chaos]) -> None:
     chaos = rage(1, 6.0)
-    assert len(chaos.happened) >= 3
+    assert chaos.happened
 
 
 @pytest.mark.slow

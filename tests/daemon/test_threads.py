@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from greenroom.runner import threads
+from greenroom.runner.errors import not_begun
 from greenroom.runner.threads import NoThread, Thread, start_thread
 from greenroom.runner.waits import Cancel, Crew, Ending
 
@@ -37,8 +38,9 @@ def test_a_thread_that_finds_no_memory_to_begin_fails_its_start_and_never_works(
 ) -> None:
     done: list[int] = []
     thread = Thread(lambda: done.append(1), "work")
-    with pytest.raises(NoThread, match="did not begin"):
+    with pytest.raises(NoThread, match="did not begin") as caught:
         thread.start()
+    assert not_begun(caught.value).blame == "machine"
     assert not thread.is_alive()
     no_memory[0]()
     assert not done, "its starter has done something else meanwhile"

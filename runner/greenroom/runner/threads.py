@@ -6,6 +6,7 @@ memory for its first call ends before that, and its starter waits for ever, with
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 
@@ -13,8 +14,12 @@ BEGINS_WITHIN = 10.0
 """Seconds within which a new thread must have begun, even on a busy machine."""
 
 
-class NoThread(RuntimeError):
-    """The thread did not begin, and never will. (The system's own refusals are `RuntimeError` too.)"""
+class NoThread(RuntimeError, OSError):
+    """The machine has no thread or no memory for one. The work is not done, and never will be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.errno, self.strerror = errno.EAGAIN, text
 
 
 class _Begun(threading.Event):
@@ -29,7 +34,7 @@ class _Begun(threading.Event):
         with self.guard:
             if not self.is_set():
                 self.given_up = True
-                raise NoThread(f"a thread did not begin within {BEGINS_WITHIN:g} s; is there memory left?")
+                raise NoThread(f"a thread did not begin within {BEGINS_WITHIN:g} s")
         return True
 
     def set(self) -> None:
@@ -41,7 +46,7 @@ class _Begun(threading.Event):
 class Thread(threading.Thread):
     """A daemon thread for one piece of work.
 
-    `start` raises RuntimeError when the machine has no thread or memory left; the work is not done.
+    `start` raises NoThread.
     """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:
@@ -50,6 +55,15 @@ class Thread(threading.Thread):
         # The event that `start` waits for. It has no public name; the tests fail if it is renamed.
         self._started = _Begun()
 
+    def start(self) -> None:
+        """Begin. Raises NoThread."""
+        try:
+            super().start()
+        except NoThread:
+            raise
+        except RuntimeError as error:  # the system's limit of threads
+            raise NoThread(str(error)) from error
+
     def run(self) -> None:
         """Do the work, unless `start` has given up."""
         if not self._started.given_up:
@@ -57,7 +71,7 @@ class Thread(threading.Thread):
 
 
 def start_thread(work: Callable[[], object], name: str) -> Thread:
-    """Do work on a thread of its own. Raises RuntimeError (see `Thread`)."""
+    """Begin work on a thread of its own. Raises NoThread."""
     thread = Thread(work, name)
     thread.start()
     return thread

@@ -480,11 +480,7 @@ class Store:
             return ""
 
     def _problem(self, entry: Entry) -> str:
-        """Why a model is not whole; empty when it is.
-
-        Raises:
-            JobFailed: It cannot be looked at now.
-        """
+        """Why a model is not whole; empty when it is. Raises JobFailed when it cannot be looked at now."""
         try:
             manifest = self._manifest(entry.id)
         except JobFailed as error:

@@ -71,6 +71,7 @@ def built(version: str, number: int = 1, **more: Any) -> Installation:
 
 
 OLD, NEW = built("1"), built("2")
+CUDA = msgspec.structs.replace(OLD, id="cuda-1-bbbbbbbb.1", variant="cuda", digest="bbbbbbbb")
 
 
 def look(case: Case[Any, Any], *disk: Installation) -> Case[Any, Any]:
@@ -474,3 +475,35 @@ def test_the_newest_version_built_twice_is_no_version_to_go_back_to() -> None:
     refusal = ask(case, Activate(backend="mlx"))
     assert refusal.message == "mlx has no other version to go back to."
     assert status(case).current == again
+
+
+def test_a_variant_is_built_beside_the_usual_build_of_the_same_version() -> None:
+    case = new_life(disk=(OLD,))
+    assert isinstance(ensure(case, "1", variant="cuda"), Later)
+    assert [one.variant for one in case.of(BuildInstallation)] == ["cuda"]
+    commits(case, "mlx.1", CUDA)
+    assert case.answers["install/mlx@cuda/1"] == Ensured(installation=CUDA, fresh=True)
+    assert case.state.of("mlx").usable == CUDA
+    assert ensure(case, "1", variant="cuda").installation == CUDA
+    assert ensure(case, "1").installation == OLD
+    assert case.state.of("mlx").usable == OLD
+
+
+def test_a_wish_that_names_nothing_takes_any_variant() -> None:
+    case = new_life(disk=(CUDA,))
+    assert ensure(case).installation == CUDA
+    assert isinstance(ensure(case, "1"), Later)
+
+
+def test_a_variant_is_uninstalled_alone() -> None:
+    case = new_life(disk=(OLD, CUDA))
+    ask(case, Uninstall(backend="mlx", variant="cuda"))
+    assert case.state.of("mlx").retiring == {CUDA.id}
+
+
+def test_a_job_of_a_variant_goes_on_after_a_restart() -> None:
+    case = new_life(
+        InstallRequested(job="mlx.1", backend="mlx", variant="cuda", version="1", wanted_by="explicit")
+    )
+    case.rest()
+    assert [one.variant for one in case.of(BuildInstallation)] == ["cuda"]

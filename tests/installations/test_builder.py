@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from greenroom.actors.installer.effects import (
@@ -608,3 +609,12 @@ def test_what_no_caller_waits_for_is_left_to_the_installer_which_looks_again(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(OSError, match="Too many"):
         builder.perform(InspectInstallations(backends=("mlx",)), "cause")
+
+
+def test_a_variant_that_a_backend_does_not_have_is_refused(make_builder: Any, heard: Any, toy: Any) -> None:
+    builder = make_builder(toy)
+    builder.start(msgspec.structs.replace(build("j1", "toy"), variant="cuda"))
+    kind, _, failure = heard.next()
+    assert (kind, failure.code) == ("failed", "no_such_variant")
+    with pytest.raises(JobFailed, match="no variant"):
+        builder.plan("toy", variant="cuda")

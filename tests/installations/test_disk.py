@@ -268,3 +268,13 @@ def test_a_name_that_could_mean_another_place_is_refused(name: str, home: Path) 
         segment(name)
     with pytest.raises(JobFailed):
         folder_of(home, Installation(id=name, backend="toy", version="1"))
+
+
+def test_the_folder_and_the_record_of_a_variant_name_it(environments: Any, toy: Any) -> None:
+    usual = environments.build("toy", toy.source, job="install-1")
+    cuda = environments.build("toy", toy.source, job="install-2", variant="cuda")
+    assert (cuda.id, cuda.variant, cuda.version) == (f"cuda-{usual.id}", "cuda", usual.version)
+    found = environments.installed.look("toy")
+    assert sorted(one.variant for one in found) == ["", "cuda"]
+    assert environments.installed.whole("toy", "1.0", "cuda") == cuda
+    assert environments.installed.whole("toy", "1.0") == usual

@@ -120,6 +120,7 @@ class Plan(Fact, frozen=True, kw_only=True):
     """What an installation would fetch."""
 
     backend: str
+    variant: str = ""
     version: str
     packages: tuple[str, ...] = ()
     """`name==version`."""
@@ -130,11 +131,14 @@ class Plan(Fact, frozen=True, kw_only=True):
 
 
 class Installation(Fact, frozen=True, kw_only=True):
-    """One version of one backend on disk, complete and verified."""
+    """One version of one variant of a backend on disk, complete and verified."""
 
     id: str
-    """Folder name `<version>-<digest8>.<n>` under `backends/<backend>/`, or `external` for the user's own."""
+    """Folder name under `backends/<backend>/`, `[<variant>-]<version>-<digest8>.<n>`; or `external` for the
+    user's own."""
     backend: str
+    variant: str = ""
+    """Which build of the backend, such as one for other processors; empty for the usual one."""
     version: str
     digest: str = ""
     """SHA-256 of the lock it was built from."""

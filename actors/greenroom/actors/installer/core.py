@@ -64,7 +64,15 @@ from greenroom.actors.installer.messages import (
 )
 from greenroom.actors.installer.reconcile import InstallerTurn, between_attempts
 from greenroom.actors.installer.state import BackendInstallState, InstallerState, InstallerVolatile, apply
-from greenroom.actors.installer.versions import activate, not_needed, verified, verify, verify_key, whole_of
+from greenroom.actors.installer.versions import (
+    activate,
+    fits,
+    not_needed,
+    verified,
+    verify,
+    verify_key,
+    whole_of,
+)
 from greenroom.actors.installer.waiters import (
     answers,
     ensure_key,
@@ -243,7 +251,7 @@ class Installer:
                 volatile=heard(volatile, ask),
             )
         ask = self._named(ask)
-        key = ensure_key(ask.backend, ask.version)
+        key = ensure_key(ask.backend, ask.version, ask.variant)
         if ask.backend in volatile.unread:  # 2
             refusal = refusals.unread(ask.backend, state.of(ask.backend).unread)
             return Decision(reply=refusal, volatile=heard(volatile, ask))
@@ -256,28 +264,29 @@ class Installer:
         backend = state.of(ask.backend)
         usable = backend.usable
         volatile = heard(volatile, ask)
-        if usable is not None and not ask.repair and ask.version in ("", usable.version):  # 3
+        if usable is not None and not ask.repair and fits(usable, ask.version, ask.variant):  # 3
             # Who names the version that is in use wants models to be tried on it again.
-            again = ask.version and ask.wanted_by == "explicit"
+            again = (ask.version or ask.variant) and ask.wanted_by == "explicit"
             lift = Tell(command=LiftQuarantines(backend=ask.backend))
             reply = Ensured(installation=usable, fresh=False)
             return Decision(reply=reply, effects=(lift,) if again else (), volatile=volatile)
         if backend.theirs is not None:  # 4
             return Decision(reply=refusals.not_ours(backend.theirs), volatile=volatile)
-        if ask.version and not ask.repair and (here := whole_of(backend, ask.version)) is not None:  # 5
+        here = whole_of(backend, ask.version, ask.variant) if ask.version or ask.variant else None
+        if here is not None and not ask.repair:  # 5
             activated = InstallationActivated(
                 backend=ask.backend, installation_id=here.id, reason="this version was requested"
             )
             reply = Ensured(installation=here, fresh=False)
             return Decision(events=(activated,), reply=reply, volatile=volatile)
         events: tuple[Event, ...] = ()
-        job = job_for(backend.jobs_open, ask.version)
+        job = job_for(backend.jobs_open, ask.version, ask.variant)
         if job is None:  # 7
             if len(backend.jobs_open) >= _QUEUE:
                 return Decision(reply=refusals.busy(ask.backend, _QUEUE), volatile=volatile)
-            events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.version),)
+            events = (_requested(ask, f"{ask.backend}.{backend.jobs + 1}", ask.variant, ask.version),)
         elif job.wanted_by == "request" and ask.wanted_by == "explicit":  # 6
-            events = (_requested(ask, job.id, job.version),)
+            events = (_requested(ask, job.id, job.variant, job.version),)
         return Decision(events=events, reply=Later(key), volatile=waits(volatile, key, ask))
 
     def _named(self, ask: N) -> N:
@@ -325,8 +334,8 @@ class Installer:
                 reply=refuse("unsupported_platform", facts.verdict, kind="not_ready", subject=ask.backend)
             )
         return Decision(
-            reply=Later(_plan_key(ask.backend, ask.version)),
-            effects=(PlanInstallation(backend=ask.backend, version=ask.version),),
+            reply=Later(_plan_key(ask.backend, ask.version, ask.variant)),
+            effects=(PlanInstallation(backend=ask.backend, variant=ask.variant, version=ask.version),),
         )
 
     def _happened(
@@ -359,8 +368,8 @@ class Installer:
                 return verified(state.of(name), report.answer)
             case VerifyInstallations(backend=name):
                 key, subject = verify_key(name), name
-            case PlanInstallation(backend=name, version=version):
-                key, subject = _plan_key(name, version), ""
+            case PlanInstallation(backend=name, version=version, variant=variant):
+                key, subject = _plan_key(name, version, variant), ""
             case DropUnneeded():
                 key, subject = _DROP_KEY, ""
             case _:
@@ -381,7 +390,7 @@ class Installer:
         committed = msgspec.structs.replace(report, seconds=max(0.0, now.wall - job.requested_at))
         events: list[Event] = [committed]
         before = backend.usable
-        if before is not None and before.version != made.version:
+        if before is not None and (before.version, before.variant) != (made.version, made.variant):
             # Built beside the other one, and probed: only now does it take its place.
             reason = f"it was built for that, beside {before.id}"
             events.append(InstallationActivated(backend=name, installation_id=made.id, reason=reason))
@@ -513,12 +522,12 @@ def _unread(name: str, reason: str) -> Failure:
     )
 
 
-def _requested(ask: Ensure, job: str, version: str) -> InstallRequested:
+def _requested(ask: Ensure, job: str, variant: str, version: str) -> InstallRequested:
     wanted_by = "repair" if ask.repair else ask.wanted_by
     return InstallRequested(
-        job=job, backend=ask.backend, version=version, wanted_by=wanted_by, caller=ask.caller
+        job=job, backend=ask.backend, variant=variant, version=version, wanted_by=wanted_by, caller=ask.caller
     )
 
 
-def _plan_key(backend: str, version: str) -> str:
-    return f"plan/{backend}/{version}"
+def _plan_key(backend: str, version: str, variant: str) -> str:
+    return f"plan/{backend}/{variant}/{version}"

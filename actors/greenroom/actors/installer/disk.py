@@ -168,7 +168,7 @@ def _of_installations(
 
 def _made_by(job: JobState, one: Installation) -> bool:
     """Whether a job of an earlier life made this. A repair must not take what it was to replace."""
-    as_wanted = one.managed and job.version in ("", "latest", one.version)
+    as_wanted = one.managed and job.variant == one.variant and job.version in ("", "latest", one.version)
     return as_wanted and (job.wanted_by != "repair" or one.built_at >= job.requested_at)
 
 

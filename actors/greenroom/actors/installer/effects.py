@@ -10,6 +10,7 @@ class BuildInstallation(Effect, frozen=True, kw_only=True):
 
     job: str
     backend: str
+    variant: str = ""
     version: str
     attempt: int
     repair: bool
@@ -39,6 +40,7 @@ class PlanInstallation(Effect, frozen=True, kw_only=True):
     """Find out what would be fetched. Ends with a Plan."""
 
     backend: str
+    variant: str = ""
     version: str
 
 

@@ -12,6 +12,7 @@ from greenroom.actors.installer.events import InstallationRetiring, InstallCance
 from greenroom.actors.installer.messages import CancelInstall, LeaveInstall, Uninstall, Uninstalled
 from greenroom.actors.installer.state import BackendInstallState
 from greenroom.actors.installer.state import InstallerVolatile as Volatile
+from greenroom.actors.installer.versions import fits
 from greenroom.actors.installer.waiters import (
     answers,
     ensure_key,
@@ -33,14 +34,19 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) 
     if backend.theirs is not None:
         return Decision(reply=refusals.not_ours(backend.theirs))
     version = ask.version
-    going = [one for one in backend.installations.values() if version in ("", one.version)]
-    jobs = [job for job in backend.jobs_open if version in ("", job.version)]
-    key = ensure_key(ask.backend, version) if version else ""
-    if version and not going and not jobs and key not in volatile.pending:
+    named = bool(version or ask.variant)
+    going = [one for one in backend.installations.values() if fits(one, version, ask.variant)]
+    jobs = [
+        job
+        for job in backend.jobs_open
+        if not named or (job.variant == ask.variant and version in ("", job.version))
+    ]
+    key = ensure_key(ask.backend, version, ask.variant) if named else ""
+    if named and not going and not jobs and key not in volatile.pending:
         return Decision(reply=refusals.no_such_installation(backend, ask.backend, version))
     staying = backend.installations.keys() - backend.retiring - {one.id for one in going}
     others = bool(staying) or len(jobs) < len(backend.jobs_open)
-    reason = "it was uninstalled meanwhile" if version else "the backend was uninstalled meanwhile"
+    reason = "it was uninstalled meanwhile" if named else "the backend was uninstalled meanwhile"
     events: list[Event] = []
     effects: list[Effect] = []
     for job in jobs:
@@ -75,11 +81,11 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile)
     Which one: the one that is named; else the one of that version; else the one under way. Requests that
     wait for a backend wait for that.
     """
-    key = ensure_key(ask.backend, ask.version)
+    key = ensure_key(ask.backend, ask.version, ask.variant)
     if ask.job:
         job = next((one for one in backend.jobs_open if one.id == ask.job), None)
     else:
-        job = job_for(backend.jobs_open, ask.version)
+        job = job_for(backend.jobs_open, ask.version, ask.variant)
     if job is None and key not in volatile.pending:
         return Decision(reply=Cancelled(ended=False))
     if ask.leave:
@@ -105,5 +111,5 @@ def cancel(backend: BackendInstallState, ask: CancelInstall, volatile: Volatile)
 
 def leave(ask: LeaveInstall, volatile: Volatile) -> Decision[Volatile]:
     """Somebody waits no longer. Nothing ends for it."""
-    waiting = left(volatile.waiting, ensure_key(ask.backend, ask.version), ask.waiter)
+    waiting = left(volatile.waiting, ensure_key(ask.backend, ask.version, ask.variant), ask.waiter)
     return Decision(volatile=msgspec.structs.replace(volatile, waiting=waiting))

@@ -20,6 +20,7 @@ class InstallRequested(Event, frozen=True, kw_only=True):
     TAG = "install_requested"
     job: str
     backend: str
+    variant: str = ""
     version: str
     wanted_by: WantedBy
     caller: Caller = Caller()
@@ -65,6 +66,7 @@ class InstallNotNeeded(Event, frozen=True, kw_only=True):
     job: str
     backend: str
     installation_id: str
+    variant: str = ""
     version: str
 
 

@@ -49,6 +49,7 @@ class Activate(InstallerCommand[Ensured], frozen=True, kw_only=True):
     """Bring another installation that is here into use: `Ensured`. Nothing is fetched or built."""
 
     backend: BackendName
+    variant: Version = ""
     version: Version = ""
     """Empty means the one that was in use before the current one."""
 
@@ -138,6 +139,7 @@ class Ensure(InstallerCommand[Ensured], frozen=True, kw_only=True):
 
     REPEATABLE = True
     backend: BackendName
+    variant: Version = ""
     version: Version = ""
     """Empty means the pinned one."""
     wanted_by: WantedBy = "explicit"
@@ -164,6 +166,7 @@ class Uninstall(InstallerCommand[Uninstalled], frozen=True, kw_only=True):
 
     REPEATABLE = True
     backend: BackendName
+    variant: Version = ""
     version: Version = ""
     """Empty means all that is installed and on its way."""
     force: bool = False
@@ -174,6 +177,7 @@ class CancelInstall(InstallerCommand[Cancelled], frozen=True, kw_only=True):
     """End an installation: `Cancelled`. `leave` ends it only if nobody else waits for it."""
 
     backend: BackendName
+    variant: Version = ""
     version: Version = ""
     """What was asked for; empty means whichever is under way."""
     job: Id = ""
@@ -188,6 +192,7 @@ class LeaveInstall(InstallerCommand[None], frozen=True, kw_only=True):
     """A waiter has gone without a word: nothing ends for it, but he is not waited for either."""
 
     backend: BackendName
+    variant: Version = ""
     version: Version = ""
     waiter: Id
 
@@ -203,4 +208,5 @@ class PlanInstall(InstallerCommand[Plan], frozen=True, kw_only=True):
 
     REPEATABLE = True
     backend: BackendName
+    variant: Version = ""
     version: Version = ""

@@ -231,6 +231,7 @@ class InstallerTurn:
             BuildInstallation(
                 job=job.id,
                 backend=name,
+                variant=job.variant,
                 version=job.version,
                 attempt=job.attempt,
                 repair=job.wanted_by == "repair" or broken,
@@ -300,7 +301,10 @@ class InstallerTurn:
         busy = set(volatile.pending)
         for name, one in backends.items():
             if one.job is not None:
-                busy |= {ensure_key(name), *(ensure_key(name, job.version) for job in one.jobs_open)}
+                busy |= {
+                    ensure_key(name),
+                    *(ensure_key(name, job.version, job.variant) for job in one.jobs_open),
+                }
         retiring = {f"{name}/{one}" for name, backend in backends.items() for one in backend.retiring}
         return msgspec.structs.replace(
             volatile,

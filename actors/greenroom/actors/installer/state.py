@@ -34,6 +34,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     """The one job of a backend."""
 
     id: str
+    variant: str = ""
     version: str
     wanted_by: WantedBy
     requested_at: float
@@ -168,6 +169,7 @@ def _apply_to_backend(old: BackendInstallState, stored: Stored[Any]) -> BackendI
         case InstallRequested() as e:
             job = JobState(
                 id=e.job,
+                variant=e.variant,
                 version=e.version,
                 wanted_by=e.wanted_by,
                 requested_at=stored.at,

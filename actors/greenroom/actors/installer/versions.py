@@ -41,11 +41,11 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerV
        Another build of the current version is no way back.
     """
     current = backend.usable
-    if ask.version:  # 1
-        chosen = whole_of(backend, ask.version)
+    if ask.version or ask.variant:  # 1
+        chosen = whole_of(backend, ask.version, ask.variant)
     else:  # 2
-        number = current.version if current is not None else ""
-        whole = {one.id: one for one in backend.whole if one.version != number}
+        build = (current.version, current.variant) if current is not None else ("", "")
+        whole = {one.id: one for one in backend.whole if (one.version, one.variant) != build}
         before = [whole[one] for one in backend.past if one in whole]
         chosen = before[-1] if before else _built_before(current, whole.values())
     if chosen is None:
@@ -55,7 +55,7 @@ def activate(backend: BackendInstallState, ask: Activate) -> Decision[InstallerV
         # Nothing to switch; whoever names it wants models to be tried on it again.
         lift = Tell(command=LiftQuarantines(backend=ask.backend))
         return Decision(reply=reply, effects=(lift,))
-    reason = "this version was requested" if ask.version else "a rollback was requested"
+    reason = "this version was requested" if ask.version or ask.variant else "a rollback was requested"
     activated = InstallationActivated(backend=ask.backend, installation_id=chosen.id, reason=reason)
     return Decision(events=(activated,), reply=reply)
 
@@ -81,7 +81,13 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
         )
         return Decision(effects=(Tell(to=INSTALLER, command=Happened(event=failed)),))
     events: list[Event] = [
-        InstallNotNeeded(job=job.id, backend=here.backend, installation_id=here.id, version=here.version)
+        InstallNotNeeded(
+            job=job.id,
+            backend=here.backend,
+            installation_id=here.id,
+            variant=here.variant,
+            version=here.version,
+        )
     ]
     effects = [*answers(backend.jobs_open, job, events[0], here)]
     if backend.usable != here:  # 3
@@ -96,9 +102,16 @@ def not_needed(backend: BackendInstallState, report: InstallationCommitted) -> D
     return Decision(events=tuple(events), effects=tuple(effects), cause=job.cause)
 
 
-def whole_of(backend: BackendInstallState, version: str) -> Installation | None:
+def fits(one: Installation, version: str, variant: str) -> bool:
+    """Whether it is what a wish names. Without version and variant any is, else one of this very variant."""
+    if not (version or variant):
+        return True
+    return one.variant == variant and version in ("", one.version)
+
+
+def whole_of(backend: BackendInstallState, version: str, variant: str = "") -> Installation | None:
     """The latest whole installation of a version."""
-    named = [one for one in backend.whole if one.version == version]
+    named = [one for one in backend.whole if fits(one, version, variant)]
     return max(named, key=lambda one: one.built_at, default=None)
 
 

@@ -22,9 +22,10 @@ from greenroom.actors.values import Installation
 from greenroom.actors.waiters import joined
 
 
-def ensure_key(backend: str, version: str = "") -> str:
+def ensure_key(backend: str, version: str = "", variant: str = "") -> str:
     """Under which whoever wants a backend, or a version of it, waits."""
-    return f"install/{backend}@{version}" if version else f"install/{backend}"
+    build = f"{variant}/{version}" if variant else version
+    return f"install/{backend}@{build}" if build else f"install/{backend}"
 
 
 def uninstall_key(backend: str) -> str:
@@ -39,11 +40,11 @@ def waits(volatile: Volatile, key: str, ask: Ensure) -> Volatile:
     return msgspec.structs.replace(volatile, waiting=joined(volatile.waiting, key, ask.waiter))
 
 
-def job_for(jobs: Sequence[JobState], version: str) -> JobState | None:
+def job_for(jobs: Sequence[JobState], version: str, variant: str = "") -> JobState | None:
     """The job a wish joins: without a version whichever is under way."""
-    if not version:
+    if not (version or variant):
         return jobs[0] if jobs else None
-    return next((one for one in jobs if one.version == version), None)
+    return next((one for one in jobs if (one.version, one.variant) == (version, variant)), None)
 
 
 def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
@@ -53,7 +54,7 @@ def keys_of(jobs: Sequence[JobState], job: JobState) -> tuple[str, ...]:
     """
     backend = job.id.rpartition(".")[0]
     any_version = (ensure_key(backend),) if job == jobs[0] else ()
-    return tuple(dict.fromkeys((ensure_key(backend, job.version), *any_version)))
+    return tuple(dict.fromkeys((ensure_key(backend, job.version, job.variant), *any_version)))
 
 
 def answers(

@@ -196,7 +196,8 @@ class Builder:
                     removed = InstallationRemoved(backend=backend, installation_id=one, freed=freed)
                     ended = EffectEnded(effect=effect, event=removed)
                 case PlanInstallation():
-                    ended = EffectEnded(effect=effect, answer=self.plan(effect.backend, effect.version))
+                    plan = self.plan(effect.backend, effect.version, effect.variant)
+                    ended = EffectEnded(effect=effect, answer=plan)
                 case VerifyInstallations(backend=backend, installations=ids):
                     read = {one: tuple(self.verify(backend, one)) for one in ids}
                     damaged = {one: complaints for one, complaints in read.items() if complaints}
@@ -237,7 +238,7 @@ class Builder:
         names = tuple(self._backends if backends is None else backends)
         self._aside("look-at-installations", lambda: self._look(names))
 
-    def plan(self, backend: str, version: str = "", cancel: Event | None = None) -> Plan:
+    def plan(self, backend: str, version: str = "", variant: str = "", cancel: Event | None = None) -> Plan:
         """What an installation would fetch.
 
         Blocks: some milliseconds for an environment of the version this release was tested with, which needs
@@ -246,10 +247,13 @@ class Builder:
         Raises:
             JobFailed: The backend cannot be installed here, or the version cannot be resolved.
         """
-        source, makers, cancel = self._source(backend), self._makers_with_settings(), cancel or self._closing
+        source, makers = self._source(backend, variant), self._makers_with_settings()
+        cancel = cancel or self._closing
         if isinstance(source, Image):
-            return makers.images.plan(backend, source, version, cancel)
-        return makers.environments.plan(backend, source, version, cancel)
+            plan = makers.images.plan(backend, source, version, cancel)
+        else:
+            plan = makers.environments.plan(backend, source, version, cancel)
+        return msgspec.structs.replace(plan, variant=variant)
 
     def verify(self, backend: str, installation_id: str, cancel: Event | None = None) -> list[str]:
         """Every file of an installation whose bytes have changed, by hash; blocks for about a second.
@@ -332,7 +336,7 @@ class Builder:
         return _failed(build, failure, reached=reached)
 
     def _build(self, build: BuildInstallation, cancel: Event) -> Installation:
-        source, makers = self._source(build.backend), self._makers_with_settings()
+        source, makers = self._source(build.backend, build.variant), self._makers_with_settings()
         key = install_job(build.backend)
 
         def progress(progress: Progress) -> None:
@@ -344,6 +348,7 @@ class Builder:
                 build.backend,
                 source,
                 job=build.job,
+                variant=build.variant,
                 version=build.version,
                 repair=build.repair,
                 cancel=cancel,
@@ -353,13 +358,14 @@ class Builder:
             build.backend,
             source,
             job=build.job,
+            variant=build.variant,
             version=build.version,
             repair=build.repair,
             cancel=cancel,
             progress=progress,
         )
 
-    def _source(self, backend: str) -> Environment | Image:
+    def _source(self, backend: str, variant: str) -> Environment | Image:
         declared = self._backends.get(backend)
         if declared is None:
             raise JobFailed.permanent(
@@ -369,8 +375,9 @@ class Builder:
             )
         if sentence := declared.verdict(self._platform):
             raise JobFailed.permanent("unsupported_platform", sentence)
-        named = self._external.get(backend)
-        return source_of(declared, named)
+        if variant:
+            raise JobFailed.permanent("no_such_variant", f"{backend} has no variant {variant!r}.")
+        return source_of(declared, self._external.get(backend))
 
     def _look(self, names: tuple[str, ...]) -> None:
         makers = self._makers()

@@ -1,6 +1,6 @@
 """Installations on the disk: finds, checks, sweeps and removes them. Needs no network.
 
-<home>/backends/<backend>/<version>-<digest8>.<n>/
+<home>/backends/<backend>/[<variant>-]<version>-<digest8>.<n>/
     attempt.json         during a build: which process builds it
     env/                 the Python environment, or the tree from an image
     lock.txt             the lock an environment was built from
@@ -40,7 +40,7 @@ ATTEMPT = "attempt.json"
 LOCK = "lock.txt"
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
-_ID = re.compile(r"(?P<version>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
+_ID = re.compile(r"(?P<build>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 _END_SECONDS = 2.0
 _LOOK_SECONDS = 60.0
 UNREADABLE = "Check the disk and who owns the data directory. Greenroom checks again by itself."
@@ -103,9 +103,10 @@ class InstallationStore:
         """
         return list(self.judged(backend)[0])
 
-    def whole(self, backend: str, version: str) -> Installation | None:
+    def whole(self, backend: str, version: str, variant: str = "") -> Installation | None:
         """The latest intact installation of a version."""
-        named = [one for one in self.look(backend) if one.version == version and not one.broken]
+        wanted = (variant, version)
+        named = [one for one in self.look(backend) if (one.variant, one.version) == wanted and not one.broken]
         return named[-1] if named else None
 
     def judged(self, backend: str) -> tuple[tuple[Installation, ...], dict[str, str]]:
@@ -205,20 +206,21 @@ class InstallationStore:
         except Unclear as error:
             raise _unreadable(installation, error) from error
 
-    def new_folder(self, backend: str, version: str, digest: str, job: str) -> Path:
+    def new_folder(self, backend: str, version: str, digest: str, job: str, *, variant: str = "") -> Path:
         """A new folder for one attempt, marked as being built until `settled`.
 
         Raises:
             JobFailed: It cannot be created.
         """
-        stem = f"{segment(re.sub(r'[^0-9A-Za-z._+!-]', '_', version))}-{digest[:8]}"
+        build = f"{variant}-{version}" if variant else version
+        stem = f"{segment(re.sub(r'[^0-9A-Za-z._+!-]', '_', build))}-{digest[:8]}"
         place = self.root / segment(backend)
         # Created and marked in one step: a sweep in between would take it for a leftover.
         with self._guard:
             try:
                 place.mkdir(parents=True, exist_ok=True)
                 taken = [m for entry in os.scandir(place) if (m := _ID.fullmatch(entry.name))]
-                numbers = [int(m["number"]) for m in taken if f"{m['version']}-{m['digest']}" == stem]
+                numbers = [int(m["number"]) for m in taken if f"{m['build']}-{m['digest']}" == stem]
                 folder = place / f"{stem}.{max(numbers, default=0) + 1}"
                 folder.mkdir()
                 write_attempt(folder, Attempt(job=job))
@@ -347,7 +349,8 @@ def _seen(backend: str, folder: Path) -> Installation | None:
         found = records.read(folder)
     except ValueError as error:
         match = _ID.fullmatch(folder.name)
-        version = match["version"] if match else folder.name
+        # Without its mark, the name is all there is: it may begin with a variant.
+        version = match["build"] if match else folder.name
         return Installation(id=folder.name, backend=backend, version=version, broken=str(error))
     if found is None:
         return None

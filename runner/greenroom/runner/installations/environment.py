@@ -115,6 +115,7 @@ class Environments(Maker):
         source: Environment,
         *,
         job: str,
+        variant: str = "",
         version: str = "",
         repair: bool = False,
         cancel: Event | None = None,
@@ -124,6 +125,7 @@ class Environments(Maker):
         installed.
 
         Args:
+            variant: Of which build `source` is; empty for the usual one.
             version: Empty for the one this release was tested with; `latest`, or a version.
             repair: An installation of this backend is broken: verify cached files before use, since hard
                 links spread damage to all environments and the cache.
@@ -143,7 +145,7 @@ class Environments(Maker):
         files = lock.files()
         plan = self._plan(backend, source, lock, files)
         newest = version == "latest" and not repair
-        if newest and (here := self.installed.whole(backend, plan.version)) is not None:
+        if newest and (here := self.installed.whole(backend, plan.version, variant)) is not None:
             return here
         name = f"{source.distribution} {plan.version}"
         with self.store.using(files):
@@ -153,7 +155,7 @@ class Environments(Maker):
                 self._unpacker.run(["cache", "clean", *(file.project for file in files)], cancel=cancel)
             report.bytes(f"Downloading {name}", sum(self.store.arrived(f) for f in files), plan.total_bytes)
             self._need_all(source, lock, files, plan, cancel)
-            folder = self.installed.new_folder(backend, plan.version, lock.digest, job)
+            folder = self.installed.new_folder(backend, plan.version, lock.digest, job, variant=variant)
             try:
                 self._fill(folder, source, lock, files, cancel, report)
                 report.phase("verifying", f"Starting {source.distribution} once")
@@ -167,7 +169,7 @@ class Environments(Maker):
                 flushed.result(cancel=cancel)
                 contents = (sizes, links, sums.result(cancel=cancel))
                 stop_if(cancel)  # the last moment at which cancelling leaves nothing: the commit comes next
-                found = self._record(folder, backend, source, lock, files, contents)
+                found = self._record(folder, backend, variant, source, lock, files, contents)
                 (folder / ATTEMPT).unlink()
                 records.write(folder, found)
             except OSError as error:
@@ -271,6 +273,7 @@ class Environments(Maker):
         self,
         folder: Path,
         backend: str,
+        variant: str,
         source: Environment,
         lock: Lock,
         files: Sequence[LockedFile],
@@ -280,6 +283,7 @@ class Environments(Maker):
         return Record(
             id=folder.name,
             backend=backend,
+            variant=variant,
             version=lock.version_of(source.distribution),
             digest=lock.digest,
             built_at=time.time(),

@@ -22,6 +22,8 @@ from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from greenroom.actors.journal.disk import force
 from greenroom.actors.values import Installation, Plan, Progress
 from greenroom.runner.backends.base import Image, Platform
@@ -89,6 +91,7 @@ class Images(Maker):
         source: Image,
         *,
         job: str,
+        variant: str = "",
         version: str = "",
         repair: bool = False,
         cancel: Event | None = None,
@@ -98,6 +101,7 @@ class Images(Maker):
         installed.
 
         Args:
+            variant: Of which build `source` is; empty for the usual one.
             version: Empty for the one the declaration names; `latest`, or a version.
             repair: Verify everything cached before use.
             cancel: Stops the build and removes what it built; downloads are kept for the next attempt.
@@ -114,7 +118,7 @@ class Images(Maker):
         image = self._resolve(backend, source, version, cancel)
         plan = self._plan(backend, image)
         newest = version == "latest" and not repair
-        if newest and (here := self.installed.whole(backend, image.version)) is not None:
+        if newest and (here := self.installed.whole(backend, image.version, variant)) is not None:
             return here
         with self.store.using(image.parts):
             if repair:
@@ -124,11 +128,12 @@ class Images(Maker):
             report.bytes(name, sum(self.store.arrived(part) for part in image.parts), plan.total_bytes)
             self._need_all(image, plan)
             folder = self.installed.new_folder(
-                backend, image.version, image.digest.removeprefix("sha256:"), job
+                backend, image.version, image.digest.removeprefix("sha256:"), job, variant=variant
             )
             try:
                 self._fetch(image, cancel, lambda done, total: report.bytes(name, done, total))
                 found = self._fill(folder, backend, source, image, cancel, report)
+                found = msgspec.structs.replace(found, variant=variant)
                 _place_prebuilt(folder / ENVIRONMENT, source.prebuilt, self._home())
                 (folder / ATTEMPT).unlink()
                 records.write(folder, found)

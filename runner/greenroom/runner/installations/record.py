@@ -79,6 +79,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     id: str
     backend: str
+    variant: str = ""
     version: str
     digest: str
     """SHA-256 of the lock, or of the image's manifest."""
@@ -104,6 +105,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return Installation(
             id=self.id,
             backend=self.backend,
+            variant=self.variant,
             version=self.version,
             digest=self.digest,
             size=self.size,

@@ -146,11 +146,12 @@ class Script:
         backend: str = "llama.cpp",
         memory: int = 444_000_000,
         request: str = "",
-        reasons: tuple[str, ...] = ("llama.cpp reads gguf and is installed",),
+        reasons: tuple[str, ...] = ("it reads GGUF and is installed",),
         promised: int = 0,
         budget: int = 8 * GB,
         installation: str = "1.0-ab12cd34.1",
         mode: Any = "completion",
+        preferred: str = "",
     ) -> str:
         """A load is decided on and its engine asked for; the engine's id."""
         request = request or self.request()
@@ -173,6 +174,7 @@ class Script:
                 backend=backend,
                 installation_id=installation,
                 reasons=reasons,
+                preferred=preferred,
             ),
             cause=request,
         )
@@ -216,7 +218,7 @@ class Script:
             ),
             cause=cause,
         )
-        self.add(EngineStopRequested(engine_id=engine_id, reason="it is not wanted any more"), cause=decided)
+        self.add(EngineStopRequested(engine_id=engine_id, reason="it is no longer needed"), cause=decided)
         end = EngineExit(at=self.now, code=0, expected=True, summary="It was stopped.")
         self.add(EngineExited(engine_id=engine_id, exit=end), cause=self._chosen[engine_id], after=0.2)
 
@@ -246,7 +248,15 @@ class Script:
         )
 
     def refuse(
-        self, name: str, code: str, message: str, *, request: str = "", advice: str = "", **numbers: float
+        self,
+        name: str,
+        code: str,
+        message: str,
+        *,
+        request: str = "",
+        advice: str = "",
+        backends: tuple[str, ...] = (),
+        **numbers: float,
     ) -> None:
         """Requests for a model are refused."""
         refused = LoadRefused(
@@ -257,6 +267,7 @@ class Script:
             message=message,
             numbers=numbers,
             advice=advice,
+            backends=backends,
         )
         self.add(refused, cause=request or self.request())
 

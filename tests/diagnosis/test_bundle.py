@@ -140,7 +140,7 @@ def test_it_holds_what_a_bug_report_needs_and_says_what(
     events = [json.loads(line) for line in parts["journal.jsonl"].splitlines()]
     assert [one["seq"] for one in events] == list(range(1, len(events) + 1))
     assert json.loads(parts["state.json"])["seq"] == len(events)
-    assert "smollm2 is not loaded: its engine ended" in parts["why.txt"]
+    assert "smollm2 is not loaded: its engine crashed" in parts["why.txt"]
     assert "mlx is not installed: its installation failed" in parts["why.txt"]
     assert json.loads(parts["installations.json"])["mlx/0.32-ab.1"]["files"] == "500 of them"
     assert "It died." in parts["log.txt"]

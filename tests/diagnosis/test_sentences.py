@@ -89,7 +89,7 @@ def test_what_names_only_a_job_is_told_with_what_the_job_is_about() -> None:
 
     sentence = tell(narrator, PullFailed(job="pull-1", failure=FAILURE))
 
-    assert sentence == "smollm2 could not be fetched: The index did not answer. Wait."
+    assert sentence == "Pulling smollm2 failed: The index did not answer. Wait."
 
 
 def test_what_names_only_an_engine_is_told_with_its_model_and_backend() -> None:
@@ -104,12 +104,14 @@ def test_what_names_only_an_engine_is_told_with_its_model_and_backend() -> None:
 def test_a_start_without_a_stop_before_it_says_so() -> None:
     narrator = Narrator()
     start = DaemonStarted(pid=11, version="0.1", platform="Linux")
-    assert "did not stop" not in tell(narrator, start)
+    assert "cleanly" not in tell(narrator, start)
 
-    assert "(process 11) did not stop in order" in tell(narrator, msgspec.structs.replace(start, pid=12))
+    assert "The previous daemon (process 11) did not shut down cleanly." in tell(
+        narrator, msgspec.structs.replace(start, pid=12)
+    )
 
     tell(narrator, DaemonStopped(pid=12, reason="asked to stop"))
-    assert "did not stop" not in tell(narrator, msgspec.structs.replace(start, pid=13))
+    assert "cleanly" not in tell(narrator, msgspec.structs.replace(start, pid=13))
 
 
 def test_an_eviction_says_what_decided() -> None:
@@ -126,8 +128,8 @@ def test_an_eviction_says_what_decided() -> None:
     )
 
     assert tell(Narrator(), event) == (
-        "Engine e1 (smollm2 on llama.cpp) is to end: gemma3 needs the room "
-        "(2.00 GB needed, 1.90 GB free, it holds 312 MB)."
+        "Evicting smollm2 from llama.cpp (engine e1) to make room for gemma3: "
+        "2.00 GB needed, 1.90 GB free; smollm2 holds 312 MB."
     )
 
 
@@ -151,23 +153,23 @@ def test_a_fault_is_told_with_what_it_was_about_and_whose_it_was() -> None:
         return Narrator()._command_parked(msgspec.to_builtins(event))
 
     assert told("library", "Pull", "{}").startswith(
-        "A bug in Greenroom: library failed twice on Pull, and refused it: ZeroDivisionError: division"
+        "Bug in Greenroom: library failed twice on Pull and refused it: ZeroDivisionError: division"
     )
     assert told("scheduler", "serve a request", "r-7").startswith(
-        "A bug in Greenroom: scheduler could not serve a request (r-7), and skipped it: Zero"
+        "Bug in Greenroom: scheduler could not serve a request (r-7) and skipped it: Zero"
     )
     assert told("allowance", "settle", "").startswith(
-        "A bug in the program's own actor allowance: allowance could not settle, and skipped it: Zero"
+        "Bug in the program's own actor allowance: allowance could not settle and skipped it: Zero"
     )
 
 
 def test_a_job_names_the_process_that_asked_and_no_address_of_this_machine() -> None:
     process = Caller(kind="process", id="1000/7", name="curl (process 7)")
     pull = PullRequested(job="pull.1", reference="docker.io/ai/smollm2:latest", caller=process)
-    assert tell(Narrator(), pull) == "Fetching smollm2 begins: curl (process 7) asked for it."
+    assert tell(Narrator(), pull) == "Pulling smollm2, requested by curl (process 7)."
     here = Caller(kind="address", id="127.0.0.1", name="127.0.0.1")
     pull = msgspec.structs.replace(pull, caller=here)
-    assert tell(Narrator(), pull) == "Fetching smollm2 begins: it was requested."
+    assert tell(Narrator(), pull) == "Pulling smollm2, as requested."
 
 
 def test_a_load_tells_its_slots_and_who_wanted_it() -> None:
@@ -175,5 +177,7 @@ def test_a_load_tells_its_slots_and_who_wanted_it() -> None:
     spec = msgspec.structs.replace(SPEC, slots=4)
     admitted = LoadAdmitted(spec=spec, promised=312_000_000, budget=10**9, caller=there)
     told = tell(Narrator(), admitted)
-    assert told.startswith("smollm2 on llama.cpp may be loaded with 4 slots: 312 MB are promised to it")
-    assert told.endswith("in all. Requested by 192.0.2.7.")
+    assert told == (
+        "Loading smollm2 on llama.cpp with 4 slots for 192.0.2.7; 312 MB reserved "
+        "(312 MB of 1.00 GB in total)."
+    )

@@ -41,7 +41,7 @@ def test_an_installation_that_failed_on_a_wrong_hash(script: Any) -> None:
 
     assert (backend.state, backend.cause) == ("failed", "hash_mismatch")
     assert backend.numbers == {"attempts": 1.0}
-    assert "It is not tried again by itself." in backend.answer
+    assert "Greenroom does not retry it by itself." in backend.answer
     assert backend.words[0].lines == (
         "error: Hash mismatch",
         "  Expected: sha256:aa",
@@ -77,14 +77,14 @@ def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
 
     assert (found.state, found.cause) == ("waiting_to_retry", "unreachable")
     assert found.numbers == {"attempt": 3.0, "failures": 2.0, "elapsed": 16.0, "retry_at": script.now + 50.0}
-    assert "2 attempts have failed, the next one begins at 12:01:13 (in 50s)." in found.answer
-    assert found.also[0] == ("Attempt 1 failed, the next was set for 12:00:12: The index did not answer (1).")
+    assert "2 attempts have failed; retrying at 12:01:13 (in 50s)." in found.answer
+    assert found.also[0] == ("Attempt 1 failed, with a retry at 12:00:12: The index did not answer (1).")
     assert types(found) == ["install_requested", "install_attempt_failed", "install_attempt_failed"]
 
     script.add(InstallAttemptBegun(job="mlx.1", backend="mlx", attempt=3))
     begun = script.why("mlx")
     assert begun.state == "installing", "although by the clock of this machine it would still be waiting"
-    assert begun.answer.endswith("This is attempt 3. The one before: The index did not answer (2).")
+    assert begun.answer.endswith("This is attempt 3. The previous one: The index did not answer (2).")
     assert begun.steps[-1].text == "Attempt 3 to install mlx begins."
 
 
@@ -99,7 +99,7 @@ def test_an_installation_under_way(script: Any) -> None:
     assert (found.state, found.cause) == ("installing", "request")
     assert found.numbers == {"attempt": 1.0, "failures": 0.0, "elapsed": 10.0}
     assert model.cause == "never_asked"
-    assert "mlx is being installed because a request needs it, and it reads safetensors-mlx." in model.also
+    assert "mlx, which reads safetensors-mlx, is being installed for a request." in model.also
 
 
 def test_a_broken_installation(script: Any) -> None:
@@ -125,7 +125,7 @@ def test_an_installation_somebody_ended(script: Any) -> None:
     found = script.why("mlx")
 
     assert (found.state, found.cause) == ("absent", "cancelled")
-    assert "its installation was ended at 12:00:07 (just now): cancelled by the user." in found.answer
+    assert "its installation was cancelled at 12:00:07 (just now): cancelled by the user." in found.answer
 
 
 def test_an_installation_that_vanished_from_the_disk(script: Any) -> None:
@@ -150,7 +150,7 @@ def test_an_installation_that_waits_for_its_engines(script: Any) -> None:
 
     assert (found.state, found.cause) == ("retiring", "uninstalled")
     assert found.numbers == {"engines": 1.0}
-    assert f"It waits for {engine} to end." in found.answer
+    assert f"Waiting for engine {engine} to stop." in found.answer
 
 
 def test_a_backend_that_is_installed_says_for_whom_and_what_it_serves(script: Any) -> None:
@@ -198,7 +198,7 @@ def test_a_disk_that_cannot_be_looked_at_is_told_with_since_when(script: Any) ->
 
     assert (found.state, found.cause) == ("broken", "unreadable")
     assert "Input/output error" in found.answer
-    assert "They are not used, replaced or removed" in found.answer
+    assert "they are not used, replaced or removed" in found.answer
 
     script.add(InstallationsReadAgain(backend="mlx"))
     assert script.why("mlx").state == "installed"
@@ -211,10 +211,12 @@ def test_what_was_built_anew_is_told_apart_from_what_goes_for_it(script: Any) ->
 
     found = script.why("llama.cpp")
     assert "It was installed in 5s because a rebuild was requested." in found.answer
-    assert f"1.0 lies beside it (installation {old}, whole)." in found.also
+    assert f"Version 1.0 is also installed (installation {old}, complete)." in found.also
 
     script.add(InstallationRetiring(backend="llama.cpp", installation_id=old, reason="built anew"))
-    assert f"1.0 lies beside it (installation {old}, being removed)." in script.why("llama.cpp").also
+    assert (
+        f"Version 1.0 is also installed (installation {old}, being removed)." in script.why("llama.cpp").also
+    )
 
 
 def test_a_failed_attempt_at_another_version_is_told_beside_what_is_in_use(script: Any) -> None:
@@ -245,7 +247,7 @@ def test_a_version_that_was_gone_back_to_says_since_when_and_why(script: Any) ->
     script.add(InstallationActivated(backend="mlx", installation_id=old))
     assert "in use since" not in script.why("mlx").answer, "an older journal has no reasons"
 
-    assert found.answer.startswith("mlx 0.32 is installed since 12:00:")
-    assert "It is the one in use since 12:01:" in found.answer
+    assert found.answer.startswith("mlx 0.32 has been installed since 12:00:")
+    assert "It has been in use since 12:01:" in found.answer
     assert found.answer.endswith("a rollback was requested.")
-    assert found.steps[-1].text == f"New engines of mlx start from {old}: a rollback was requested."
+    assert found.steps[-1].text == f"New engines of mlx use installation {old}: a rollback was requested."

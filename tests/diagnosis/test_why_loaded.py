@@ -20,8 +20,8 @@ def test_a_daemon_that_was_killed_and_whose_engine_was_adopted(script: Any) -> N
     found = script.why("smollm2")
 
     assert (found.state, found.cause) == ("loaded", "adopted")
-    assert f"engine {engine} serves it on llama.cpp since 12:00:07 (15s ago)" in found.answer
-    assert "taken over by the next one at 12:00:17" in found.answer
+    assert f"engine {engine} has served it on llama.cpp since 12:00:07 (15s ago)" in found.answer
+    assert "the next daemon re-adopted it at 12:00:17" in found.answer
     assert found.numbers["load_seconds"] == 0.8
     assert types(found)[-2:] == ["daemon_started", "engine_adopted"]
     assert script.why(engine).cause == "adopted"
@@ -30,9 +30,9 @@ def test_a_daemon_that_was_killed_and_whose_engine_was_adopted(script: Any) -> N
 @pytest.mark.parametrize(
     ("request_id", "cause", "because"),
     [
-        ("warm-0a1b2c3d4e5f", "warm", "because the settings want smollm2 to be warm."),
-        ("restore-0a1b2c3d4e5f", "restored", "because smollm2 was loaded when the daemon before ended."),
-        ("r-0a1b2c3d-4", "asked_for", "because request r-0a1b2c3d-4 wanted smollm2."),
+        ("warm-0a1b2c3d4e5f", "warm", "because smollm2 is preloaded, as configured."),
+        ("restore-0a1b2c3d4e5f", "restored", "because smollm2 was loaded when the previous daemon ended."),
+        ("r-0a1b2c3d-4", "asked_for", "because request r-0a1b2c3d-4 needed smollm2."),
     ],
 )
 def test_who_a_model_is_loaded_for(script: Any, request_id: str, cause: str, because: str) -> None:
@@ -57,10 +57,10 @@ def test_why_it_runs_on_this_backend_and_not_on_that_one(script: Any) -> None:
     preferred = script.why("vllm", backends={"vllm": ""})
 
     assert (found.state, found.cause) == ("loaded", "asked_for")
-    assert found.also == (f"It runs on mlx because: {'; '.join(reasons)}.",)
+    assert found.also == (f"Why mlx: {'; '.join(reasons)}.",)
     assert commands(found)[0] == "greenroom install-runner --backend vllm"
     assert (preferred.state, preferred.cause) == ("absent", "never_asked")
-    assert "qwen3 was loaded on another backend, though it is preferred." in preferred.also
+    assert "qwen3 was loaded on another backend instead." in preferred.also
 
 
 def test_a_load_that_takes_much_longer_than_the_ones_before(script: Any) -> None:
@@ -77,7 +77,7 @@ def test_a_load_that_takes_much_longer_than_the_ones_before(script: Any) -> None
     assert found.numbers["usual_seconds"] == 2.0
     assert found.numbers["promised"] == GB
     assert "3 earlier loads on this installation took 2s (median)." in found.answer
-    assert "This one takes 10 times as long so far." in found.answer
+    assert "This one has taken 10 times as long so far." in found.answer
     assert commands(found)[0] == f"greenroom logs -f {engine}"
 
 
@@ -89,7 +89,7 @@ def test_a_first_load_has_nothing_to_be_compared_with(script: Any) -> None:
 
     assert (found.state, found.cause) == ("loading", "loading")
     assert found.numbers["elapsed"] == 3.0
-    assert "its engine is being started. It is the first on this installation" in found.answer
+    assert "its engine is starting. It is the first load on this installation" in found.answer
 
 
 def test_a_model_loaded_in_two_modes(script: Any) -> None:
@@ -99,7 +99,7 @@ def test_a_model_loaded_in_two_modes(script: Any) -> None:
     found = script.why("smollm2")
 
     assert second in found.answer
-    assert f"It is loaded in completion mode too, as engine {first}." in found.also
+    assert f"It is also loaded in completion mode, as engine {first}." in found.also
 
 
 def test_a_cold_load_that_had_to_install_its_backend_tells_that_first(script: Any) -> None:
@@ -113,7 +113,7 @@ def test_a_cold_load_that_had_to_install_its_backend_tells_that_first(script: An
 
     assert types(found)[:2] == ["install_requested", "installation_committed"]
     assert (asked.state, asked.cause) == ("served", "loaded")
-    assert "It made Greenroom install mlx. That is done. It made Greenroom load qwen3 on mlx" in asked.answer
+    assert "It made Greenroom install mlx, which is done. It made Greenroom load qwen3 on mlx" in asked.answer
     assert script.why("mlx").cause == "request"
 
 
@@ -124,9 +124,9 @@ def test_the_engine_of_one_mode_that_died_is_told_of_although_another_mode_is_lo
 
     found = script.why("smollm2")
 
-    assert f"engine {embedding} serves it on llama.cpp in embedding mode since" in found.answer
+    assert f"engine {embedding} has served it on llama.cpp in embedding mode since" in found.answer
     told = [
-        one for one in found.also if one.startswith("In completion mode it is not loaded: its engine ended")
+        one for one in found.also if one.startswith("In completion mode it is not loaded: its engine crashed")
     ]
     assert len(told) == 1
     assert "It was killed by SIGKILL." in told[0]

@@ -25,7 +25,7 @@ def test_an_engine_tells_from_its_request_to_its_last_words(script: Any) -> None
     found = script.why(engine)
 
     assert (found.kind, found.state, found.cause) == ("engine", "gone", "crashed")
-    assert f"because request {request} wanted smollm2." in found.answer
+    assert f"because request {request} needed smollm2." in found.answer
     assert found.numbers["load_seconds"] == 0.8
     assert found.words[0].lines == ("segfault",)
     assert types(found)[0] == "backend_chosen"
@@ -53,7 +53,7 @@ def test_a_request_tells_who_had_to_make_room_for_it(script: Any) -> None:
     assert (found.kind, found.state, found.cause) == ("request", "served", "loaded")
     assert found.numbers["needed"] == 5 * GB
     assert found.numbers["idle_seconds"] == 30.0
-    assert "smollm2 had to make room for it: 5.00 GB were needed and 4.00 GB free" in found.answer
+    assert "smollm2 was evicted to make room for it: 5.00 GB was needed and 4.00 GB free" in found.answer
 
 
 def test_a_request_that_began_an_installation_tells_how_that_stands(script: Any) -> None:

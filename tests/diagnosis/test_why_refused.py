@@ -42,9 +42,9 @@ def test_a_model_for_which_pinned_ones_leave_no_room(script: Any) -> None:
 
     assert (found.state, found.cause) == ("refused", "no_room")
     assert found.numbers == {"needed": 3.0, "budget": 8.0, "pinned": 6.0}
-    assert found.also == ("gemma3 holds 6.00 GB and stays: a request asked for that.",)
+    assert found.also == ("gemma3 holds 6.00 GB and is pinned: a request asked for it.",)
     assert commands(found)[0] == "greenroom ps"
-    assert "It stays until it is unloaded: a request asked for that." in script.why("gemma3").also
+    assert "It is pinned: a request asked for it." in script.why("gemma3").also
 
 
 ABSENT = 'backend "mlx" is not installed; run: greenroom install-runner --backend mlx'
@@ -88,7 +88,7 @@ def test_once_the_backend_is_there_it_says_that_the_next_request_is_served(scrip
     found = script.why("qwen3")
 
     assert found.cause == "backend_not_installed"
-    assert "mlx 0.32 is installed by now: the next request is served." in found.also
+    assert "mlx 0.32 has been installed since; the next request works." in found.also
     assert commands(found) == ["greenroom run qwen3"]
     assert types(found)[-1] == "installation_committed"
 

@@ -47,8 +47,8 @@ def test_a_model_that_made_room_for_another(script: Any) -> None:
         "free": 4.0 * GB,
     }
     assert found.answer == (
-        "smollm2 is not loaded: it was unloaded at 12:12:09 (3s ago) to make room for gemma3, which needed "
-        "5.00 GB while 4.00 GB were free. It held 2.00 GB and had been idle for 12m."
+        "smollm2 is not loaded: it was evicted at 12:12:09 (3s ago) to make room for gemma3, which needed "
+        "5.00 GB when 4.00 GB was free. It held 2.00 GB and had been idle for 12m."
     )
     assert "gemma3 holds 5.00 GB now." in found.also
     assert types(found)[-5:] == [
@@ -76,7 +76,7 @@ def test_room_that_the_budget_would_have_had(script: Any) -> None:
     found = script.why("smollm2")
 
     assert (
-        "The budget for engines would have done for both; the machine's memory was used otherwise."
+        "The memory budget had room for both, but other programs were using the machine's memory."
         in found.also
     )
     assert commands(found) == ["greenroom run smollm2"]
@@ -97,7 +97,7 @@ def test_the_model_the_room_was_made_for_tells_who_made_it(script: Any) -> None:
     assert found.numbers["promised"] == 5 * GB
     assert found.numbers["budget"] == 6 * GB
     told = [step.text for step in found.steps]
-    assert any("smollm2 on llama.cpp) is to end: gemma3 needs the room" in text for text in told)
+    assert any("Evicting smollm2 from llama.cpp" in text for text in told)
     assert types(found).index("engine_exited") < types(found).index("load_admitted")
 
 
@@ -109,7 +109,7 @@ def test_a_model_nobody_has_used_for_its_keep_alive(script: Any) -> None:
 
     assert (found.state, found.cause) == ("unloaded", "idle")
     assert found.numbers == {"memory": 444e6, "idle_seconds": 300.2}
-    assert "because it had been idle for 5m, which is as long as it is kept." in found.answer
+    assert "after being idle for 5m, which is its keep-alive." in found.answer
     assert commands(found) == ["greenroom run smollm2", "greenroom stop && greenroom serve --keep-alive 30m"]
 
 
@@ -120,7 +120,7 @@ def test_a_model_somebody_unloaded(script: Any) -> None:
     found = script.why("smollm2")
 
     assert (found.state, found.cause) == ("unloaded", "unload")
-    assert "its unload was requested at 12:00:07" in found.answer
+    assert "it was unloaded on request at 12:00:07" in found.answer
     assert found.numbers["idle_seconds"] == 12.0
 
 
@@ -142,7 +142,7 @@ def test_a_model_that_was_configured_differently(script: Any) -> None:
 
     assert (found.state, found.cause) == ("unloaded", "reconfigured")
     assert found.numbers["context_size"] == 8192
-    assert "It has a context of 8192 tokens from its next load on." in found.answer
+    assert "Its next load uses a context of 8192 tokens." in found.answer
 
 
 def test_a_model_whose_daemon_stopped(script: Any) -> None:
@@ -156,7 +156,9 @@ def test_a_model_whose_daemon_stopped(script: Any) -> None:
 
     assert (found.state, found.cause) == ("unloaded", "shutdown")
     assert "Greenroom stopped at 12:00:07" in found.answer
-    assert found.also[0] == "Greenroom runs again since 12:01:08; the model was not requested since."
+    assert (
+        found.also[0] == "Greenroom has been running again since 12:01:08, without a request for the model."
+    )
     assert types(found)[-2:] == ["daemon_stopped", "daemon_started"]
 
 
@@ -183,7 +185,7 @@ def test_a_model_whose_backend_was_uninstalled_meanwhile(script: Any) -> None:
     assert commands(found)[0] == "greenroom install-runner --backend mlx"
     assert (backend.state, backend.cause) == ("absent", "uninstalled")
     assert backend.numbers == {"freed": 297e6}
-    assert "297 MB were freed. It stays uninstalled until it is requested." in backend.answer
+    assert "That freed 297 MB. It stays uninstalled until it is requested." in backend.answer
 
 
 # not here, never asked for
@@ -194,8 +196,9 @@ def test_a_model_nobody_has_asked_for(script: Any) -> None:
 
     assert (found.state, found.cause) == ("unloaded", "never_asked")
     assert found.numbers == {"size": 98e6}
-    assert "it is here since 12:00:07 (just now) (98.0 MB, gguf, Q4_1), but was never requested." in (
-        found.answer
+    assert (
+        "it has been in the store since 12:00:07 (just now) (98.0 MB, gguf, Q4_1), but was never requested."
+        in (found.answer)
     )
     assert found.also == ("llama.cpp can serve it and is installed.",)
     assert commands(found) == ["greenroom run smollm2"]
@@ -253,7 +256,7 @@ def test_a_pull_that_waits_for_its_next_attempt(script: Any) -> None:
 
     assert (found.state, found.cause) == ("waiting_to_retry", "unreachable")
     assert found.numbers == {"attempts": 1.0, "retry_at": script.now + 30.0}
-    assert "one attempt to fetch it has failed, the next one begins at 12:00:38 (in 30s)." in found.answer
+    assert "one attempt to pull it has failed; retrying at 12:00:38 (in 30s)." in found.answer
 
 
 def test_pulls_under_way_and_ended(script: Any) -> None:
@@ -287,7 +290,7 @@ def test_a_model_that_was_removed_goes_by_the_name_it_had_then_and_not_by_one_gi
     script.add(ModelTagged(model_id=model.id, tags=(kept,)))
     script.add(ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
 
-    assert script.why("mine").answer.startswith("mine is not here any more")
+    assert script.why("mine").answer.startswith("mine was removed")
 
 
 def test_a_model_that_was_removed_is_fetched_again_by_what_it_was_fetched_as(script: Any) -> None:

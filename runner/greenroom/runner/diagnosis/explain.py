@@ -1,15 +1,17 @@
-"""`why`: from a journal and a name to the causal chain that led to the present."""
+"""`why`: from a journal and a name to the chain of events that led to the present."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
 
 from greenroom.actors.journal.port import Record
-from greenroom.runner.diagnosis.explanation import Explanation
-from greenroom.runner.diagnosis.finding import Finding, tell
-from greenroom.runner.diagnosis.history import History
+from greenroom.runner.diagnosis.explanation import FIRST, LAST, Explanation, Step
+from greenroom.runner.diagnosis.history import Happening, History
+from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.names import Meaning, UnknownName, meaning_of, shown_model
-from greenroom.runner.diagnosis.story import Story
+from greenroom.runner.diagnosis.sentences import Narrator
 from greenroom.runner.diagnosis.why_backend import WhyBackend
 from greenroom.runner.diagnosis.why_daemon import why_daemon
 from greenroom.runner.diagnosis.why_engine import why_engine
@@ -29,50 +31,38 @@ def explain(
 
     Args:
         records: a journal from its first event on. Damage ends it, with a notice in the answer.
-        name: what people call it: a model by any of its names, a backend, an engine or the beginning of its
-            id, a request, or `daemon`.
-        now: wall-clock second that `5m ago` and `until` are reckoned from.
-        backends: those this Greenroom knows, with why this machine cannot run them (empty: it can). For a
-            journal of another machine leave it out.
+        name: a model by any of its names, a backend, an engine or the beginning of its id, a request, or
+            `daemon`.
+        now: wall-clock second that `5m ago` and `in 5m` are counted from.
+        backends: those this Greenroom knows, with why this machine cannot run them (empty: it can). Leave it
+            out for a journal of another machine.
 
     Raises:
-        UnknownName: with names that are near.
+        UnknownName: with similar names.
     """
     return answer(History(name.strip()).read(records), name, now, backends=backends)
 
 
 def answer(history: History, name: str, now: float, *, backends: Mapping[str, str] = _NONE) -> Explanation:
-    """Like `explain`, of a history that is read already; an engine must be what it was read for."""
+    """Like `explain`, of a history that is read already; it must have been read for an engine's name."""
     meaning = meaning_of(name, history, backends)
     found = _find(meaning, history, now, backends)
-    steps, left_out = tell(found.steps, history)
-    as_of = history.last.at if history.last is not None else 0.0
-    notices = list(history.notices)
-    if as_of > now + 1:
-        ahead = format_duration(as_of - now)
-        notices.append(f"The last event is {ahead} ahead of this machine's clock, so times are off.")
-    return Explanation(
-        name=shown_model(meaning.id, history) if meaning.kind == "model" else meaning.id,
-        kind=meaning.kind,
-        id=meaning.id,
-        state=found.state,
-        cause=found.cause,
-        answer=found.answer,
-        numbers=found.numbers,
-        also=tuple(found.also),
-        steps=steps,
-        left_out=left_out,
-        words=found.words,
-        remedies=tuple(found.remedies),
-        notices=tuple(notices),
-        as_of=as_of,
-    )
+    found.name = shown_model(meaning.id, history) if meaning.kind == "model" else meaning.id
+    found.kind, found.id = meaning.kind, meaning.id
+    found.steps, found.left_out = _worded(found.steps, history)
+    found.as_of = history.last.at if history.last is not None else 0.0
+    found.notices = tuple(history.notices)
+    if found.as_of > now + 1:
+        ahead = format_duration(found.as_of - now)
+        notice = f"The last event is {ahead} ahead of this machine's clock, so the times are wrong."
+        found.notices = (*found.notices, notice)
+    return found
 
 
-def _find(meaning: Meaning, history: History, now: float, backends: Mapping[str, str]) -> Finding:
+def _find(meaning: Meaning, history: History, now: float, backends: Mapping[str, str]) -> Explanation:
     match meaning.kind:
         case "model":
-            return why_model(Story(meaning.id, history, now, backends))
+            return why_model(ModelHistory(meaning.id, history, now, backends))
         case "backend":
             return WhyBackend(meaning.id, history, now, backends).find()
         case "engine":
@@ -81,3 +71,31 @@ def _find(meaning: Meaning, history: History, now: float, backends: Mapping[str,
             return why_request(meaning.id, history, now)
         case "daemon":
             return why_daemon(history, now)
+
+
+def _worded(steps: Iterable[Step], history: History) -> tuple[tuple[Step, ...], int]:
+    """The steps in order, each once and as a sentence, and how many of the middle were left out."""
+    wanted = {one.seq: one for one in steps}
+    kept = history.kept()
+    # The narrator reads the events around them, too: many events name only a job or an engine.
+    around = {one.record.seq: one for one in _around([kept[seq] for seq in wanted], history)}
+    narrator = Narrator()
+    worded: list[Step] = []
+    for seq in sorted(around.keys() | wanted.keys()):
+        text = narrator.tell(kept[seq].record)
+        if seq in wanted:
+            worded.append(msgspec.structs.replace(wanted[seq], text=text))
+    if len(worded) <= FIRST + LAST:
+        return tuple(worded), 0
+    return (*worded[:FIRST], *worded[-LAST:]), len(worded) - FIRST - LAST
+
+
+def _around(steps: Iterable[Happening], history: History) -> Iterator[Happening]:
+    abouts = [one.about for one in steps]
+    yield from history.daemons
+    for model in {model for about in abouts for model in about.models}:
+        yield from history.events_of(model)
+    for backend in {backend for about in abouts for backend in about.backends}:
+        yield from history.backends.get(backend, ())
+    for reference in {reference for about in abouts for reference in about.references}:
+        yield from history.pulls.get(reference, ())

@@ -1,9 +1,9 @@
-"""An answer to `why`: what is the case, because of what, with which numbers, and what would change it."""
+"""The answer to `why`: the state, its cause, the numbers that decided, and what would change it."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -13,9 +13,9 @@ from greenroom.runner.diagnosis.times import clock
 Kind = Literal["model", "backend", "engine", "request", "daemon"]
 
 FIRST, LAST = 4, 14
-"""Steps that are shown of a long chain."""
+"""Steps shown of a long chain."""
 _WORDS = 12
-"""Lines shown of what an engine or a tool has said."""
+"""Lines shown of a program's output."""
 _WIDTH = 110
 
 
@@ -27,48 +27,52 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     event: str
     """`stream/version`."""
     type: str
-    text: str
+    text: str = ""
+    """The event as a sentence; `explain` fills it in."""
     cause: str = ""
 
 
 class Words(msgspec.Struct, frozen=True, kw_only=True):
-    """What a program said itself, as it said it."""
+    """A program's own output."""
 
     of: str
-    """Whose words they are, as a heading."""
+    """Heading: which program's output."""
     lines: tuple[str, ...]
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
-    """What would change it."""
+    """A command that would change it."""
 
     aim: str
     """Such as `To load it again`."""
     command: str
 
 
-class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why something is as it is."""
+class Explanation(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Why something is as it is, or why an engine stopped.
 
-    name: str
-    """What was asked about, as people call it."""
-    kind: Kind
-    id: str
+    `why_*` and `stop_reasons` make it; `explain` adds the name, puts the steps in order and words them.
+    """
+
+    name: str = ""
+    """The name people use for it."""
+    kind: Kind | Literal[""] = ""
+    id: str = ""
     """The model's, engine's or request's id; the backend's name."""
-    state: str
+    state: str = ""
     """In one word: `loaded`, `loading`, `unloaded`, `failed`, `refused`, `installed`, `absent`, …"""
-    cause: str
+    cause: str = ""
     """In one word, why: `idle`, `room`, `does_not_fit`, `hash_mismatch`, …"""
-    answer: str
+    answer: str = ""
     """In a sentence or two."""
     numbers: dict[str, float] = {}
     """What decided: bytes, seconds, counts, wall-clock seconds (`until`, `retry_at`)."""
     also: tuple[str, ...] = ()
-    """What one might ask next."""
+    """Sentences that answer the next questions."""
     steps: tuple[Step, ...] = ()
-    """How it came about, in order."""
+    """The events that led to it, in order."""
     left_out: int = 0
-    """Steps in the middle that are not among them."""
+    """Steps left out of the middle."""
     words: tuple[Words, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     notices: tuple[str, ...] = ()
@@ -77,13 +81,13 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """When the last event of the journal was stored."""
 
     def text(self, now: float, *, width: int = _WIDTH) -> str:
-        """For people, in lines of at most `width` characters."""
+        """Plain text, in lines of at most `width` characters."""
         parts = ["\n".join(_wrapped(self.answer, width))]
         if self.also:
             parts.append("\n".join(line for one in self.also for line in _wrapped(one, width)))
-        # A single one says what the answer says.
+        # A single step only repeats the answer.
         if len(self.steps) > 1:
-            parts.append("\n".join(["How it came about:", *self._told_steps(now, width)]))
+            parts.append("\n".join(["What happened:", *self._told_steps(now, width)]))
         parts += ["\n".join(_told_words(one)) for one in self.words]
         if self.notices:
             parts.append("\n".join(line for one in self.notices for line in _wrapped(f"Note: {one}", width)))
@@ -113,3 +117,25 @@ def _told_words(said: Words) -> Iterator[str]:
 
 def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def tool_output(detail: str) -> tuple[Words, ...]:
+    """The raw output of a tool that failed."""
+    lines = tuple(detail.strip().splitlines())
+    return (Words(of="Output of the tool", lines=lines),) if lines else ()
+
+
+def full_stop(text: str) -> str:
+    """With a full stop at its end: reasons come with and without."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def listed(names: Iterable[str], word: str = "and") -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *others, last = names
+    return f"{', '.join(others)} {word} {last}" if others else last
+
+
+def counted(number: int, what: str) -> str:
+    """`1 engine`, `2 engines`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

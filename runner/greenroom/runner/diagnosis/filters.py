@@ -7,8 +7,8 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 
 from greenroom.actors.journal.port import Record
+from greenroom.runner.diagnosis.history import About, Subjects
 from greenroom.runner.diagnosis.sentences import TOLD
-from greenroom.runner.diagnosis.subjects import About, Subjects
 from greenroom.runner.models.references import BadReference, Reference, familiar, is_id
 
 

@@ -1,16 +1,19 @@
-"""A journal as `why` needs it: the state it leads to, and the events by whom they are about.
+"""A journal as `why` needs it: the state it leads to, and the events by what they are about.
 
-One pass, and bounded however long the journal is: of each model and backend the latest events are kept, of
-what was asked for all of them.
+Many events name only an engine or a job; an earlier event says which model and backend that is, so the
+journal is read from its beginning. It is one pass with bounded memory: the latest events of each model and
+backend are kept, and all events of what the question names.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from greenroom.actors.daemon_log import DAEMON, DaemonState
+import msgspec
+
 from greenroom.actors.engine_runner.core import RunnerState
 from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.installer.messages import INSTALLER
@@ -22,8 +25,8 @@ from greenroom.actors.library.core import LibraryState
 from greenroom.actors.library.messages import LIBRARY
 from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import SchedulerState
+from greenroom.runner.diagnosis.explanation import Step
 from greenroom.runner.diagnosis.replay import Replay, Snapshot
-from greenroom.runner.diagnosis.subjects import About, Subjects
 
 E = TypeVar("E", bound=Event)
 
@@ -32,6 +35,187 @@ _KEPT = 600
 """Events of one model or one backend."""
 _REQUESTS = 2_000
 """Requests of which we know what they caused."""
+
+
+_ENGINES_AND_JOBS = 20_000
+"""Remembered; no later event names older ones."""
+_BACKEND_STREAMS = ("install/", "runner/")
+
+_UNKNOWN = ("", "")
+
+_decode = msgspec.json.Decoder().decode
+
+
+class About(NamedTuple):
+    """What one event concerns. Models by id, and by reference where there is no id yet."""
+
+    models: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    """Canonical references in the event: a model's tags, what is pulled, what a load was requested as."""
+    backends: tuple[str, ...] = ()
+    engine: str = ""
+    job: str = ""
+
+
+class _Fields(NamedTuple):
+    """Which of the fields that name its subjects an event type has."""
+
+    spec: bool
+    model: bool
+    installation: bool
+    engine_id: bool
+    model_id: bool
+    model_ref: bool
+    backend: bool
+    job: bool
+    reference: bool
+    tags: bool
+    in_favour_of: bool
+
+    @classmethod
+    def of(cls, kind: type[Event]) -> _Fields:
+        return cls(*(name in kind.__struct_fields__ for name in cls._fields))
+
+
+class Subjects:
+    """Learns from each record, in order, what later ones mean."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+        """Every reference a model has ever had → its latest id; the latest names come last."""
+        self._engines: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        """engine → model, backend."""
+        self._pulls: OrderedDict[str, str] = OrderedDict()
+        """pull → reference."""
+        self._fields: dict[type[Event], _Fields] = {}
+
+    def of(self, record: Record, event: Event | None = None) -> About:
+        """What the next record is about; `event`, where known, saves decoding it again."""
+        backend = record.stream.partition("/")[2] if record.stream.startswith(_BACKEND_STREAMS) else ""
+        if event is not None:
+            return self._of_event(event, backend)
+        try:
+            fields = _decode(record.data)
+        except msgspec.DecodeError:
+            fields = None
+        if not isinstance(fields, dict):
+            return About(backends=(backend,) if backend else ())
+        return self._of_fields(fields, backend)
+
+    def engine(self, engine_id: str) -> tuple[str, str]:
+        """The model and the backend of an engine; empty when unknown."""
+        return self._engines.get(engine_id, _UNKNOWN)
+
+    def _of_event(self, event: Any, backend: str) -> About:
+        """From an event that is decoded already."""
+        kind = type(event)
+        has = self._fields.get(kind)
+        if has is None:
+            has = self._fields[kind] = _Fields.of(kind)
+        engine = model_id = reference = job = favoured = ""
+        references: tuple[str, ...] = ()
+        if has.spec:
+            spec = event.spec
+            engine, model_id, reference = spec.engine_id, spec.model_id, spec.model_ref
+            backend = backend or spec.backend
+        if has.engine_id:
+            engine = event.engine_id
+        if has.model_id:
+            model_id = event.model_id
+        if has.model_ref:
+            reference = event.model_ref
+        if has.model:
+            model_id, references = event.model.id, event.model.tags
+        if has.tags:
+            references = event.tags
+        if has.reference:
+            reference = event.reference
+        if has.installation:
+            backend = backend or event.installation.backend
+        if has.backend:
+            backend = backend or event.backend
+        if has.job:
+            job = event.job
+        if has.in_favour_of:
+            favoured = event.in_favour_of
+        if reference:
+            references = (*references, reference)
+        return self._about(engine, model_id, backend, job, references, favoured, asks=has.reference)
+
+    def _of_fields(self, fields: Mapping[str, Any], backend: str) -> About:
+        """From the raw fields of an event of any type."""
+        spec, model = _mapping(fields, "spec"), _mapping(fields, "model")
+        backend = backend or _text(fields, "backend") or _text(spec, "backend")
+        references = (
+            *_texts(model, "tags"),
+            *_texts(fields, "tags"),
+            *filter(
+                None, (_text(fields, "model_ref") or _text(spec, "model_ref"), _text(fields, "reference"))
+            ),
+        )
+        return self._about(
+            _text(fields, "engine_id") or _text(spec, "engine_id"),
+            _text(fields, "model_id") or _text(spec, "model_id") or _text(model, "id"),
+            backend or _text(_mapping(fields, "installation"), "backend"),
+            _text(fields, "job"),
+            references,
+            _text(fields, "in_favour_of"),
+            asks="reference" in fields,
+        )
+
+    def _about(
+        self,
+        engine: str,
+        model_id: str,
+        backend: str,
+        job: str,
+        references: tuple[str, ...],
+        favoured: str,
+        *,
+        asks: bool,
+    ) -> About:
+        """Complete it with what earlier events named, and remember what later ones need."""
+        if engine:
+            if model_id:
+                _remember(self._engines, engine, (model_id, backend))
+            else:
+                model_id, known = self._engines.get(engine, _UNKNOWN)
+                backend = backend or known
+        if job and asks and references:
+            _remember(self._pulls, job, references[-1])
+        elif job in self._pulls:
+            # The catalogue's name of a model is not the one it is stored under.
+            references = (*references, self._pulls[job])
+        if model_id:
+            for name in reversed(references):
+                self.names.pop(name, None)
+                self.names[name] = model_id
+        models = (model_id,) if model_id else ()
+        other = self.names.get(favoured, "") if favoured else ""
+        if other and other != model_id:
+            models = (*models, other)
+        return About(models, references, (backend,) if backend else (), engine, job)
+
+
+def _mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = fields.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _texts(fields: Mapping[str, Any], name: str) -> list[str]:
+    value = fields.get(name)
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _remember(into: OrderedDict[str, Any], key: str, value: Any) -> None:
+    if key not in into and len(into) >= _ENGINES_AND_JOBS:
+        into.popitem(last=False)
+    into[key] = value
 
 
 class Happening(NamedTuple):
@@ -48,16 +232,17 @@ class Happening(NamedTuple):
         return self.record.at
 
     @property
-    def id(self) -> str:
-        """`stream/version`."""
-        return self.record.id
+    def step(self) -> Step:
+        """The event as a step of an explanation, not yet worded."""
+        one = self.record
+        return Step(seq=one.seq, at=one.at, event=one.id, type=one.type, cause=one.cause)
 
 
 class History:
     """Reads a journal for one question."""
 
     def __init__(self, asked: str) -> None:
-        """`asked` is the name in the question: engines and requests of that name are kept whole."""
+        """`asked` is the name in the question: all events of engines and requests of that name are kept."""
         self.subjects = Subjects()
         self.models: dict[str, deque[Happening]] = {}
         """By id."""
@@ -67,12 +252,12 @@ class History:
         self.engines: OrderedDict[str, None] = OrderedDict()
         """Ids of the latest engines."""
         self.named: dict[str, list[Happening]] = {}
-        """engine → its events, for engines whose id begins as the question does."""
+        """engine → its events, for engines whose id starts with the name in the question."""
         self.requests: OrderedDict[str, list[Happening]] = OrderedDict()
         """request → what it caused directly."""
         self.daemons: deque[Happening] = deque(maxlen=_KEPT)
         self.faults: deque[Happening] = deque(maxlen=_KEPT)
-        """Commands our own actors failed on."""
+        """Commands that actors failed on."""
         self.notices: list[str] = []
         self.first: Record | None = None
         self.last: Record | None = None
@@ -82,7 +267,7 @@ class History:
         self._is_sound = True
 
     def read(self, records: Iterable[Record]) -> History:
-        """Take in records; damage ends it with a notice, since what came before is still true."""
+        """Read records; damage ends it with a notice, since what came before is still true."""
         try:
             for record in records:
                 self._add(record)
@@ -98,40 +283,33 @@ class History:
 
     @property
     def snapshot(self) -> Snapshot:
-        """Of all actors."""
         return self._replay.snapshot
 
     @property
     def installer(self) -> InstallerState:
-        """What the journal says of installations."""
         state: InstallerState = self._state(INSTALLER, InstallerState())
         return state
 
     @property
     def scheduler(self) -> SchedulerState:
-        """What the journal says of loads."""
         state: SchedulerState = self._state(SCHEDULER, SchedulerState())
         return state
 
     @property
     def library(self) -> LibraryState:
-        """What the journal says of models."""
         state: LibraryState = self._state(LIBRARY, LibraryState())
         return state
 
     @property
     def daemon(self) -> DaemonState:
-        """What the journal says of the daemon."""
         state: DaemonState = self._state(DAEMON, DaemonState())
         return state
 
     def runner(self, backend: str) -> RunnerState:
-        """What the journal says of a backend's engines."""
         state: RunnerState = self._state(runner_address(backend), RunnerState())
         return state
 
     def backend(self, name: str) -> BackendInstallState:
-        """What the journal says of one backend."""
         return self.installer.of(name)
 
     # looking around
@@ -141,8 +319,13 @@ class History:
         return self.models.get(model, deque())
 
     def caused_by(self, request: str) -> list[Happening]:
-        """What a request caused directly."""
         return self.requests.get(request, [])
+
+    def kept(self) -> dict[int, Happening]:
+        """Every event that is still held, by its number."""
+        by_subject = (self.models, self.pulls, self.backends, self.named, self.requests)
+        shelves = [self.daemons, self.faults, *(shelf for one in by_subject for shelf in one.values())]
+        return {one.record.seq: one for shelf in shelves for one in shelf}
 
     # reading
 
@@ -157,9 +340,9 @@ class History:
         try:
             stored = self._replay.add(record)
         except JournalError as error:
-            # One of a newer version, or one whose actor cannot take it: the rest still says a lot.
+            # From a newer version, or rejected by its actor: the rest still says a lot.
             if self._is_sound:
-                self.notices.append(f"Not all of the journal can be understood: {error}")
+                self.notices.append(f"Part of the journal could not be read: {error}")
             self._is_sound = False
             return None
         return stored.event if stored is not None else None

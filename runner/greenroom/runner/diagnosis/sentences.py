@@ -1,7 +1,7 @@
-"""One sentence for each event, so that a journal can be read by somebody who has never seen one.
+"""One sentence for each event, for readers who have never seen a journal.
 
-Many events name a job or an engine only; a narrator that has been told the journal from its beginning
-knows which model and backend that is.
+Many events name only a job or an engine; a narrator that reads the journal from its beginning knows which
+model and backend that is.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from greenroom.actors.journal.port import Record
+from greenroom.runner.diagnosis.explanation import counted, full_stop
 from greenroom.runner.units import format_duration, format_size
 
 Fields = Mapping[str, Any]
 
 _WANTED_BY = {
     "default": "it is a default backend",
-    "explicit": "it was requested",
+    "explicit": "requested",
     "request": "a request needs it",
     "repair": "a rebuild was requested",
 }
 _EVICTED = {
     "idle": "it has been idle for {idle}",
-    "room": "{favoured} needs the room ({needed} needed, {free} free, it holds {memory})",
     "unload": "an unload was requested",
     "retiring": "its installation is being removed",
-    "removed": "its model is being removed",
-    "reconfigured": "its model is configured differently now",
-    "shutdown": "Greenroom stops",
+    "removed": "the model is being removed",
+    "reconfigured": "its configuration has changed",
+    "shutdown": "Greenroom is stopping",
 }
 _TOO_PRECISE = re.compile(r"^(?:docker\.io/)?(?:ai/)?(.*?)(?::latest)?$")
 
 
 class Narrator:
-    """Tells one journal in the order in which it was written."""
+    """Words one journal in the order in which it was written."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, str] = {}
-        """What a pull or an installation is about."""
+        """job → what it pulls or installs."""
         self._engines: dict[str, Fields] = {}
-        """The spec of each engine."""
+        """engine → its spec."""
         self._models: dict[str, str] = {}
-        """A name for each model's id."""
+        """id → name."""
         self._running_pid = 0
-        """The daemon that has not said that it stopped."""
+        """Of the daemon that has not shut down cleanly."""
 
     def tell(self, record: Record) -> str:
         """The sentence for a record; for one of an unknown type, its raw fields."""
@@ -61,7 +61,7 @@ class Narrator:
         try:
             return teller(self, fields)
         except (KeyError, TypeError, ValueError, AttributeError):
-            # An older or newer schema than this program's: better raw than not at all.
+            # Another schema than this version's: show it as it is.
             return f"{record.type}: {record.data}"
 
     def _remember(self, kind: str, fields: Any) -> None:
@@ -91,7 +91,7 @@ class Narrator:
     def _engine(self, fields: Fields) -> str:
         one = str(fields["engine_id"])
         spec = self._engines.get(one)
-        return f"Engine {one} ({_load(spec)})" if spec else f"Engine {one}"
+        return f"engine {one} ({_load(spec)})" if spec else f"engine {one}"
 
     def _model(self, fields: Fields) -> str:
         reference = fields.get("model_ref")
@@ -101,192 +101,197 @@ class Narrator:
     # installer
 
     def _install_requested(self, fields: Fields) -> str:
-        why = _WANTED_BY.get(str(fields["wanted_by"]), str(fields["wanted_by"]))
-        return f"The installation of {_versioned(fields)} begins: {_why(why, fields)}."
+        return f"Installing {_versioned(fields)}{_why(fields)}."
 
     def _install_attempt_failed(self, fields: Fields) -> str:
         return (
             f"Attempt {fields['attempt']} to install {fields['backend']} failed: "
-            f"{_failure(fields)} The next one begins at {_clock(fields['retry_at'])}."
+            f"{_failure(fields)} Retrying at {_clock(fields['retry_at'])}."
         )
 
     def _install_attempt_begun(self, fields: Fields) -> str:
-        return f"Attempt {fields['attempt']} to install {fields['backend']} begins."
+        return f"Started attempt {fields['attempt']} to install {fields['backend']}."
 
     def _installation_committed(self, fields: Fields) -> str:
-        seconds = float(fields.get("seconds") or 0)
-        took = f" in {format_duration(seconds)}" if seconds else ""
-        return f"{_installation(fields['installation'])} is installed and verified{took}."
+        made: Fields = fields["installation"]
+        return f"Installed {_versioned(made)}{_took(fields)} and verified it ({_installation(made)})."
 
     def _install_not_needed(self, fields: Fields) -> str:
         return (
             f"{fields['backend']} {fields['version']} is the newest version and is already installed "
-            f"({fields['installation_id']}): nothing was built."
+            f"(installation {fields['installation_id']}); nothing was built."
         )
 
     def _install_failed(self, fields: Fields) -> str:
-        return f"{self._job(fields, fields['backend'])} could not be installed: {_failure(fields)}"
+        return f"Installing {self._job(fields, fields['backend'])} failed: {_failure(fields)}"
 
     def _install_cancelled(self, fields: Fields) -> str:
-        subject = self._job(fields, fields["backend"])
-        return _ended(f"The installation of {subject} was ended: {fields['reason']}")
+        job = self._job(fields, fields["backend"])
+        return full_stop(f"Cancelled the installation of {job}: {fields['reason']}")
 
     def _installation_found(self, fields: Fields) -> str:
-        return f"Found on disk, complete and verified: {_installation(fields['installation'])}."
+        found: Fields = fields["installation"]
+        return f"Found {_versioned(found)} on disk, complete and verified ({_installation(found)})."
 
     def _installation_missing(self, fields: Fields) -> str:
-        return _ended(f"{_id(fields)} is not there any more: {fields['reason']}")
+        return full_stop(f"{_id(fields)} is missing: {fields['reason']}")
 
     def _installations_unread(self, fields: Fields) -> str:
-        return _ended(
-            f"The installations of {fields['backend']} cannot be read, so none of them is used: "
-            f"{fields['reason']}"
-        )
+        name = fields["backend"]
+        return full_stop(f"The installations of {name} cannot be read and are not used: {fields['reason']}")
 
     def _installations_read_again(self, fields: Fields) -> str:
         return f"The installations of {fields['backend']} can be read again."
 
     def _installation_broken(self, fields: Fields) -> str:
-        return _ended(f"{_id(fields)} is broken: {fields['reason']}")
+        return full_stop(f"{_id(fields)} is broken: {fields['reason']}")
 
     def _installation_activated(self, fields: Fields) -> str:
         reason = f": {fields['reason']}" if fields.get("reason") else ""
-        return f"New engines of {fields['backend']} start from {fields['installation_id']}{reason}."
+        return full_stop(
+            f"New engines of {fields['backend']} use installation {fields['installation_id']}{reason}"
+        )
 
     def _installation_retiring(self, fields: Fields) -> str:
-        stays = " It stays uninstalled until it is requested." if fields.get("unwanted") else ""
-        return f"{_id(fields)} will be removed once no engine uses it: {fields['reason']}.{stays}"
+        name = fields["backend"]
+        stays = f" {name} stays uninstalled until it is requested." if fields.get("unwanted") else ""
+        return f"{_id(fields)} will be removed when no engine uses it: {full_stop(fields['reason'])}{stays}"
 
     def _installation_removed(self, fields: Fields) -> str:
         freed = int(fields.get("freed") or 0)
-        return f"{_id(fields)} is removed{f', {format_size(freed)} are free again' if freed else ''}."
+        space = f", freeing {format_size(freed)}" if freed else ""
+        return f"Removed installation {fields['installation_id']} of {fields['backend']}{space}."
 
     # runner
 
     def _engine_start_requested(self, fields: Fields) -> str:
-        return f"{self._engine(fields['spec'])} is to be started."
+        return f"Starting {self._engine(fields['spec'])}."
 
     def _engine_spawned(self, fields: Fields) -> str:
-        return f"{self._engine(fields)} runs as process {fields['pid']} and loads its model."
+        return _capital(f"{self._engine(fields)} is loading its model as process {fields['pid']}.")
 
     def _engine_ready(self, fields: Fields) -> str:
         seconds = float(fields.get("seconds") or 0)
-        return f"{self._engine(fields)} is ready{f' after {format_duration(seconds)}' if seconds else ''}."
+        after = f" after {format_duration(seconds)}" if seconds else ""
+        return _capital(f"{self._engine(fields)} is ready{after}.")
 
     def _engine_stop_requested(self, fields: Fields) -> str:
-        return _ended(f"{self._engine(fields)} was asked to end: {fields['reason']}")
+        return full_stop(f"Stopping {self._engine(fields)}: {fields['reason']}")
 
     def _engine_exited(self, fields: Fields) -> str:
-        ending: Fields = fields["exit"]
-        how = ending.get("signal") or (f"code {ending['code']}" if ending.get("code") is not None else "")
-        subject = f"{self._engine(fields)} has ended{f' ({how})' if how else ''}"
-        if ending.get("expected"):
-            return f"{subject}, as it was asked to."
-        summary = str(ending.get("summary") or "")
-        return _ended(f"{subject}: {summary}" if summary else f"{subject} of its own accord")
+        end: Fields = fields["exit"]
+        how = end.get("signal") or (f"exit code {end['code']}" if end.get("code") is not None else "")
+        subject = _capital(self._engine(fields))
+        if end.get("expected"):
+            return f"{subject} stopped as requested{f' ({how})' if how else ''}."
+        subject += f" stopped unexpectedly{f' ({how})' if how else ''}"
+        return full_stop(f"{subject}: {end['summary']}" if end.get("summary") else subject)
 
     def _engine_adopted(self, fields: Fields) -> str:
-        return f"{self._engine(fields)} has outlived its daemon (process {fields['pid']}) and is ours again."
+        return (
+            f"Re-adopted {self._engine(fields)}, left running by an earlier daemon (process {fields['pid']})."
+        )
 
     def _engine_lost(self, fields: Fields) -> str:
-        return _ended(f"{self._engine(fields)} is gone: {fields['reason']}")
+        return full_stop(_capital(f"{self._engine(fields)} is gone: {fields['reason']}"))
 
     # scheduler
 
     def _backend_chosen(self, fields: Fields) -> str:
         reasons = "; ".join(str(reason) for reason in fields.get("reasons") or ())
-        return _ended(
-            f"{fields['backend']} serves {self._model(fields)} ({fields['mode']})"
-            + (f": {reasons}" if reasons else "")
-        )
+        chose = f"Chose {fields['backend']} for {self._model(fields)} ({fields['mode']})"
+        return full_stop(f"{chose}: {reasons}" if reasons else chose)
 
     def _load_admitted(self, fields: Fields) -> str:
         spec: Fields = fields["spec"]
         before = int(fields.get("refused_before") or 0)
         slots = int(spec.get("slots") or 0)
-        with_slots = f" with {slots} slot{'s' if slots > 1 else ''}" if slots else ""
+        by = _asked_by(fields)
+        with_slots = f" with {counted(slots, 'slot')}" if slots else ""
+        refused = f", after refusing {counted(before, 'request')}" if before else ""
         return (
-            f"{_load(spec)} may be loaded{with_slots}: "
-            f"{format_size(spec.get('memory') or 0)} are promised to it, "
-            f"{format_size(fields['promised'])} of {format_size(fields['budget'])} in all"
-            f"{_refused_before(before)}.{_asked_by(fields)}"
+            f"Loading {_load(spec)}{with_slots}{f' for {by}' if by else ''}; "
+            f"{format_size(spec.get('memory') or 0)} reserved "
+            f"({format_size(fields['promised'])} of {format_size(fields['budget'])} in total){refused}."
         )
 
     def _load_refused(self, fields: Fields) -> str:
         count = int(fields.get("count") or 1)
-        times = f" ({count} times so far)" if count > 1 else ""
         advice = fields.get("advice") if fields["code"] == "backend_not_installed" else ""
         said = f"{fields['message']} {advice or ''}".strip()
-        return _ended(f"Requests for {self._model(fields)} are refused{times}: {said}")
+        requests = "a request" if count == 1 else counted(count, "request")
+        latest = "" if count == 1 else ", the latest because"
+        return full_stop(f"Refused {requests} for {self._model(fields)}{latest}: {said}")
 
     def _load_failed(self, fields: Fields) -> str:
         load = f"{self._model(fields)} on {fields['backend']}"
-        what = "stopped working" if fields.get("was_ready") else "could not be loaded"
-        return f"{load} {what}: {_failure(fields)}"
+        what = f"{load} stopped working" if fields.get("was_ready") else f"Loading {load} failed"
+        return f"{what}: {_failure(fields)}"
 
     def _eviction_decided(self, fields: Fields) -> str:
-        reason = str(fields["reason"])
-        why = _EVICTED.get(reason, reason).format(
-            idle=format_duration(float(fields.get("idle_seconds") or 0)),
-            favoured=short(str(fields.get("in_favour_of") or "another model")),
-            needed=format_size(fields.get("needed") or 0),
-            free=format_size(fields.get("free") or 0),
-            memory=format_size(fields.get("memory") or 0),
-        )
-        engine = f"Engine {fields['engine_id']} ({self._model(fields)} on {fields['backend']})"
-        return f"{engine} is to end: {why}."
+        reason, model = str(fields["reason"]), self._model(fields)
+        engine = f"{model} from {fields['backend']} (engine {fields['engine_id']})"
+        if reason == "room":
+            needed, free, held = (format_size(fields.get(one) or 0) for one in ("needed", "free", "memory"))
+            other = short(str(fields.get("in_favour_of") or "another model"))
+            numbers = f"{needed} needed, {free} free; {model} holds {held}"
+            return f"Evicting {engine} to make room for {other}: {numbers}."
+        idle = format_duration(float(fields.get("idle_seconds") or 0))
+        return f"Unloading {engine}: {_EVICTED.get(reason, reason).format(idle=idle)}."
 
     def _breaker_opened(self, fields: Fields) -> str:
-        return _ended(
-            f"{self._model(fields)} on {fields['backend']} is left alone until {_clock(fields['until'])}, "
-            f"after {fields['failures']} failures: {fields['reason']}"
+        return full_stop(
+            f"{self._model(fields)} failed {counted(int(fields['failures']), 'time')} on {fields['backend']} "
+            f"and will not be retried before {_clock(fields['until'])}. The last failure: {fields['reason']}"
         )
 
     def _breaker_closed(self, fields: Fields) -> str:
-        return _ended(f"{self._model(fields)} on {fields['backend']} is trusted again: {fields['reason']}")
+        return full_stop(
+            f"{self._model(fields)} can be loaded on {fields['backend']} again: {fields['reason']}"
+        )
 
     def _model_quarantined(self, fields: Fields) -> str:
-        backend = fields["backend"]
-        return _ended(
-            f"{self._model(fields)} is quarantined on {backend} {fields['version']} and goes back to "
-            f"{backend} {fields['back_to_version']}, after {fields['failures']} failures in a row: "
-            f"{fields['reason']}"
+        backend, failures = fields["backend"], int(fields["failures"])
+        times = "once" if failures == 1 else f"{failures} times in a row"
+        return full_stop(
+            f"Quarantined {self._model(fields)} on {backend} {fields['version']}, where it failed {times}; "
+            f"{backend} {fields['back_to_version']} serves it. The last failure: {fields['reason']}"
         )
 
     def _quarantine_lifted(self, fields: Fields) -> str:
         where = f"installation {fields['installation_id']} of {fields['backend']}"
-        return _ended(f"{self._model(fields)} may be tried on {where} again: {fields['reason']}")
+        return full_stop(f"{self._model(fields)} is no longer quarantined on {where}: {fields['reason']}")
 
     def _config_changed(self, fields: Fields) -> str:
         parts = []
         if fields.get("context_size") is not None:
-            parts.append(f"context of {fields['context_size']} tokens")
+            parts.append(f"a context of {fields['context_size']} tokens")
         if fields.get("flags") is not None:
-            parts.append(f"flags {' '.join(fields['flags']) or '(none)'}")
+            parts.append(f"the flags {' '.join(fields['flags'])}" if fields["flags"] else "no flags")
         if fields.get("keep_alive") is not None:
-            parts.append(f"kept for {format_duration(float(fields['keep_alive']))} after its last request")
+            parts.append(f"a keep-alive of {format_duration(float(fields['keep_alive']))}")
+        if fields.get("slots"):
+            parts.append(counted(int(fields["slots"]), "slot"))
+        if (cache := fields.get("prompt_cache")) is not None and cache >= 0:
+            parts.append(f"a prompt cache of {format_size(cache)}")
         back = [name.replace("_", " ") for name in fields.get("reset") or () if fields.get(name) is None]
-        if back:
-            parts.append(f"{', '.join(back)} by default")
-        return (
-            f"{self._model(fields)} ({fields['mode']}) is configured: {', '.join(parts) or 'the defaults'}."
-        )
+        parts += [f"the default {name}" for name in back]
+        what = ", ".join(parts) or "the defaults"
+        return f"Configured {self._model(fields)} ({fields['mode']}) with {what}."
 
     def _keep_alive_wished(self, fields: Fields) -> str:
-        if float(fields["keep_alive"]) < 0:
-            return f"{self._model(fields)} stays for ever: a request asked for that."
-        return f"{self._model(fields)} no longer stays for ever: a request asked for that."
+        what = "Pinned" if float(fields["keep_alive"]) < 0 else "Unpinned"
+        return f"{what} {self._model(fields)}, as a request asked."
 
     # library
 
     def _pull_requested(self, fields: Fields) -> str:
-        why = _WANTED_BY.get(str(fields.get("wanted_by", "explicit")), "")
-        return f"Fetching {short(str(fields['reference']))} begins: {_why(why, fields)}."
+        return f"Pulling {short(str(fields['reference']))}{_why({'wanted_by': 'explicit', **fields})}."
 
     def _pull_attempt_failed(self, fields: Fields) -> str:
         return (
-            f"Attempt {fields['attempt']} to fetch {self._job(fields, 'a model')} failed: {_failure(fields)} "
-            f"What has arrived is kept; the next one begins at {_clock(fields['retry_at'])}."
+            f"Attempt {fields['attempt']} to pull {self._job(fields, 'a model')} failed: {_failure(fields)} "
+            f"Retrying at {_clock(fields['retry_at'])}; downloaded data is kept."
         )
 
     def _model_committed(self, fields: Fields) -> str:
@@ -294,45 +299,44 @@ class Narrator:
         facts = [str(model[name]) for name in ("parameters", "quantization", "format") if model.get(name)]
         if model.get("size"):
             facts.append(format_size(model["size"]))
-        seconds = float(fields.get("seconds") or 0)
-        took = f" after {format_duration(seconds)}" if seconds else ""
         name = self._models[str(model["id"])]
         if not fields.get("fresh", True):
-            return f"{name} is here already, as it is where it comes from: nothing had to be fetched."
-        return f"{name} is here, whole and verified{took} ({', '.join(facts)})."
+            return f"{name} is already up to date; nothing was downloaded."
+        did = "Pulled" if str(fields.get("job")) in self._jobs else "Stored"
+        return f"{did} {name}{_took(fields)} and verified it ({', '.join(facts)})."
 
     def _model_pushed(self, fields: Fields) -> str:
         sent = int(fields.get("sent") or 0)
-        how = f"{format_size(sent)} were sent" if sent else "the registry had all of it"
-        return f"{self._model(fields)} is published as {short(str(fields['reference']))} ({how})."
+        how = f"{format_size(sent)} sent" if sent else "the registry already had all of it"
+        return f"Pushed {self._model(fields)} as {short(str(fields['reference']))}{_took(fields)} ({how})."
 
     def _push_failed(self, fields: Fields) -> str:
         name = short(str(fields["reference"]))
-        return f"{self._model(fields)} could not be published as {name}: {_failure(fields)}"
+        return f"Pushing {self._model(fields)} as {name} failed: {_failure(fields)}"
 
     def _pull_failed(self, fields: Fields) -> str:
-        return f"{self._job(fields, 'A model')} could not be fetched: {_failure(fields)}"
+        return f"Pulling {self._job(fields, 'a model')} failed: {_failure(fields)}"
 
     def _pull_cancelled(self, fields: Fields) -> str:
-        return _ended(f"Fetching {self._job(fields, 'a model')} was ended: {fields['reason']}")
+        return full_stop(f"Cancelled the pull of {self._job(fields, 'a model')}: {fields['reason']}")
 
     def _model_tagged(self, fields: Fields) -> str:
         names = ", ".join(short(str(tag)) for tag in fields["tags"])
-        return f"Model {str(fields['model_id'])[7:19]} is now called {names or 'nothing but its id'}."
+        return f"Model {str(fields['model_id'])[7:19]} is now tagged {names or 'with no name'}."
 
     def _model_removed(self, fields: Fields) -> str:
         freed = int(fields.get("freed") or 0)
-        space = f" {format_size(freed)} are free again." if freed else ""
-        return f"{self._model(fields)} is gone: {fields['reason']}.{space}"
+        space = f" That freed {format_size(freed)}." if freed else ""
+        return f"Removed {self._model(fields)}: {full_stop(fields['reason'])}{space}"
 
     # idempotency
 
     def _command_keyed(self, fields: Fields) -> str:
-        return f"{fields['name']} came with an Idempotency-Key ({str(fields['key'])[:12]})."
+        return f"Received {fields['name']} with Idempotency-Key {str(fields['key'])[:12]}."
 
     def _command_answered(self, fields: Fields) -> str:
         key = str(fields["key"])[:12]
-        return f"What came with Idempotency-Key {key} was answered with status {fields['status']}."
+        return f"Answered the command with Idempotency-Key {key} with status {fields['status']}."
 
     # daemon
 
@@ -344,30 +348,30 @@ class Narrator:
             f"Greenroom {fields['version']} started{address} (process {fields['pid']}, {fields['platform']})."
         )
         if killed:
-            text += f" The one before it (process {killed}) did not stop in order: it was killed, or failed."
+            text += f" The previous daemon (process {killed}) did not shut down cleanly."
         return text
 
     def _daemon_stopped(self, fields: Fields) -> str:
         self._running_pid = 0
-        return _ended(f"Greenroom stopped in order (process {fields['pid']}): {fields['reason']}")
+        return full_stop(f"Greenroom shut down cleanly (process {fields['pid']}): {fields['reason']}")
 
     def _command_parked(self, fields: Fields) -> str:
         last = str(fields.get("traceback") or "").strip().rsplit("\n", 1)[-1]
         count = int(fields.get("count") or 1)
-        times = f" for the {count}th time" if count > 1 else ""
+        times = f" (time {count})" if count > 1 else ""
         actor, what = str(fields["actor"]), str(fields["command"])
         where = "Greenroom" if actor.partition("/")[0] in OUR_ACTORS else f"the program's own actor {actor}"
         if what.isidentifier() and what != "settle":
-            did = f"{actor} failed twice on {what}{times}, and refused it"
+            did = f"{actor} failed twice on {what}{times} and refused it"
         else:
-            # Not a command, but what was being done, and of what.
+            # Not a command, but the step that failed, and its subject.
             about = f" ({fields['fields']})" if fields.get("fields") else ""
-            did = f"{actor} could not {what}{about}{times}, and skipped it"
-        return _ended(f"A bug in {where}: {did}: {last}")
+            did = f"{actor} could not {what}{about}{times} and skipped it"
+        return full_stop(f"Bug in {where}: {did}: {last}")
 
 
 OUR_ACTORS = frozenset({"daemon", "idempotency", "installer", "library", "runner", "scheduler"})
-"""Names of our actors, `runner/<backend>` without its backend; any other is a host program's."""
+"""Greenroom's actors, `runner/<backend>` without its backend; any other is the embedding program's."""
 
 
 def short(reference: str) -> str:
@@ -376,31 +380,29 @@ def short(reference: str) -> str:
     return match[1] if match else reference
 
 
-def _why(why: str, fields: Fields) -> str:
-    """The reason of a job; with the process, key or address behind it where that is known."""
-    asked_by = _asked_by(fields).removeprefix(" Requested by ").removesuffix(".")
-    return f"{asked_by} asked for it" if asked_by and why == _WANTED_BY["explicit"] else why
+def _why(fields: Fields) -> str:
+    """Why a job runs: the process, key or address that requested it, where that is known."""
+    why = str(fields["wanted_by"])
+    if why == "explicit":
+        by = _asked_by(fields)
+        return f", requested by {by}" if by else ", as requested"
+    return f": {_WANTED_BY.get(why, why)}"
 
 
 def _asked_by(fields: Fields) -> str:
-    """Which process, key or address asked. An address of this machine says nothing, and Greenroom itself has
-    said its reason.
-    """
+    """The process, key or address that asked; empty for Greenroom itself and for this machine's address."""
     caller: Fields = fields.get("caller") or {}
     name = str(caller.get("name") or caller.get("id") or "")
-    if caller.get("kind") in ("", None, "greenroom") or name in ("127.0.0.1", "::1"):
-        return ""
-    return f" Requested by {name}."
+    return "" if caller.get("kind") in ("", None, "greenroom") or name in ("127.0.0.1", "::1") else name
 
 
-def _refused_before(count: int) -> str:
-    if not count:
-        return ""
-    return (
-        " (one request for it was refused before)"
-        if count == 1
-        else f" ({count} requests for it were refused before)"
-    )
+def _took(fields: Fields) -> str:
+    seconds = float(fields.get("seconds") or 0)
+    return f" in {format_duration(seconds)}" if seconds else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _load(spec: Fields) -> str:
@@ -414,9 +416,7 @@ def _versioned(fields: Fields) -> str:
 def _installation(fields: Fields) -> str:
     size = int(fields.get("size") or 0)
     where = f", in {fields['root']}" if fields.get("root") else ""
-    return (
-        f"{_versioned(fields)} (installation {fields['id']}{f', {format_size(size)}' if size else ''}{where})"
-    )
+    return f"installation {fields['id']}{f', {format_size(size)}' if size else ''}{where}"
 
 
 def _id(fields: Fields) -> str:
@@ -425,16 +425,11 @@ def _id(fields: Fields) -> str:
 
 def _failure(fields: Fields) -> str:
     failure: Fields = fields["failure"]
-    return _ended(f"{failure['message']} {failure.get('advice') or ''}".strip())
+    return full_stop(f"{failure['message']} {failure.get('advice') or ''}".strip())
 
 
 def _clock(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
-
-
-def _ended(text: str) -> str:
-    """With exactly one full stop: reasons come with and without."""
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 _TELLERS: Mapping[str, Callable[[Narrator, Fields], str]] = {

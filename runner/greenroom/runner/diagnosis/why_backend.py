@@ -1,4 +1,4 @@
-"""Why a backend is installed, not installed, or on its way, and who wants it."""
+"""Why a backend is installed, not installed, or being installed, and which models need it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ from greenroom.actors.installer.events import (
 from greenroom.actors.installer.state import JobState
 from greenroom.actors.scheduler.events import BackendChosen, LoadRefused
 from greenroom.actors.values import Failure, Installation
-from greenroom.runner.diagnosis.endings import install, named_backend
-from greenroom.runner.diagnosis.explanation import Remedy
-from greenroom.runner.diagnosis.finding import Finding, ended, listed, tool_words
+from greenroom.runner.diagnosis.explanation import (
+    Explanation,
+    Remedy,
+    Step,
+    counted,
+    full_stop,
+    listed,
+    tool_output,
+)
 from greenroom.runner.diagnosis.history import Happening, History, latest, of_type
 from greenroom.runner.diagnosis.names import shown_model
+from greenroom.runner.diagnosis.old_journals import missing_backends, preferred_backend
+from greenroom.runner.diagnosis.stop_reasons import install
 from greenroom.runner.diagnosis.times import clock, moment
-from greenroom.runner.diagnosis.why_loaded import preferred_absent
 from greenroom.runner.units import format_duration, format_size
 
 _WANTED_BY = {
@@ -37,7 +44,7 @@ _WANTED_BY = {
     "request": ("a request needs it", "a request needed it"),
     "repair": ("a rebuild was requested", "a rebuild was requested"),
 }
-"""Why a job runs, and why one has run."""
+"""Why a job is running, and why one ran."""
 _GONE = (InstallationRemoved, InstallationMissing, InstallCancelled)
 
 
@@ -55,16 +62,16 @@ class WhyBackend:
             one for one in history.backends.get(name, ()) if one.record.stream == f"install/{name}"
         ]
 
-    def find(self) -> Finding:
+    def find(self) -> Explanation:
         """Find what decided.
 
         1. It is installed.
-        2. What is on the disk cannot be looked at.
-        3. A job is under way, or waits for its next attempt.
+        2. Its installations cannot be read.
+        3. A job is running, or waiting for its next attempt.
         4. It is being removed.
         5. The last job ended without an installation.
-        6. What is there is broken.
-        7. It was removed, or has vanished.
+        6. Its installation is broken.
+        7. It was removed, or is missing.
         8. It was never installed.
         """
         state = self._state
@@ -73,7 +80,7 @@ class WhyBackend:
         if state.unread:  # 2
             return self._unread(state.unread)
         if state.job is not None:  # 3
-            return self._under_way(state.job)
+            return self._installing(state.job)
         if state.retiring:  # 4
             return self._retiring()
         broken = next((one for one in state.installations.values() if one.broken), None)
@@ -86,53 +93,51 @@ class WhyBackend:
 
     # 1
 
-    def _installed(self, usable: Installation) -> Finding:
+    def _installed(self, usable: Installation) -> Explanation:
         name, born = self._name, self._birth(usable)
-        since = moment(born.at, self._now) if born is not None else "the beginning"
-        finding = Finding(
+        since = f" since {moment(born.at, self._now)}" if born is not None else ""
+        found = Explanation(
             state="installed",
             cause="found",
-            answer=f"{name} {usable.version} is installed since {since} (installation {usable.id}).",
+            answer=f"{name} {usable.version} has been installed{since} (installation {usable.id}).",
             numbers={"size": float(usable.size)},
-            steps=[born] if born is not None else [],
-            remedies=[
+            steps=(born.step,) if born is not None else (),
+            remedies=(
                 Remedy(aim="To rebuild it", command=f"greenroom reinstall-runner --backend {name}"),
                 Remedy(aim="To remove it", command=f"greenroom uninstall-runner --backend {name}"),
-            ],
+            ),
         )
         if not usable.managed:
-            finding.cause = "named_in_the_config"
-            finding.answer += (
-                f" It is the user's own, named in the config ({usable.root}), and never touched."
+            found.cause = "named_in_the_config"
+            found.answer += (
+                f" It is your own, configured in config.toml ({usable.root}); Greenroom never changes it."
             )
-            finding.remedies = [Remedy(aim="Where that is said", command="greenroom config")]
+            found.remedies = (Remedy(aim="To see your settings", command="greenroom config"),)
         elif born is not None and isinstance(born.event, InstallationCommitted):
-            asked = latest(self._episode(born.event.job), InstallRequested)
-            finding.cause = asked[1].wanted_by if asked is not None else "explicit"
-            finding.numbers["seconds"] = born.event.seconds
+            episode = self._episode(born.event.job)
+            asked = latest(episode, InstallRequested)
+            found.cause = asked[1].wanted_by if asked is not None else "explicit"
+            found.numbers["seconds"] = born.event.seconds
             took = f" in {format_duration(born.event.seconds)}" if born.event.seconds else ""
-            finding.answer += f" It was installed{took} because {_WANTED_BY[finding.cause][1]}."
-            finding.steps = self._episode(born.event.job)
+            found.answer += f" It was installed{took} because {_WANTED_BY[found.cause][1]}."
+            found.steps = _steps(episode)
         else:
-            finding.answer += " It was found on disk, complete and verified."
-        self._tell_chosen(finding, usable, born)
+            found.answer += " It was found on disk, complete and verified."
+        self._tell_chosen(found, usable, born)
         if (passed := passed_over(self._state)) is not None:
-            finding.cause = passed.code
-            finding.answer += f" {passed.message}"
-            finding.remedies = [
-                Remedy(aim="To see where that is named", command="greenroom config"),
-                *finding.remedies,
-            ]
-        finding.also = [*self._serves(), *self._beside(usable)]
+            found.cause = passed.code
+            found.answer += f" {passed.message}"
+            found.remedies = (Remedy(aim="To see your settings", command="greenroom config"), *found.remedies)
+        found.also = (*self._serves(), *self._beside(usable))
         job, failure = self._state.job, self._state.failure
         if job is not None:
-            finding.steps = [*finding.steps, *self._episode(job.id)]
+            found.steps += _steps(self._episode(job.id))
         elif failure is not None:
-            self._tell_failed_beside(finding, failure)
-        return finding
+            self._tell_failed_beside(found, failure)
+        return found
 
-    def _tell_chosen(self, finding: Finding, usable: Installation, born: Happening | None) -> None:
-        """Where it was not simply installed: since when, and why it and no other is in use."""
+    def _tell_chosen(self, found: Explanation, usable: Installation, born: Happening | None) -> None:
+        """Since when it is in use, and why, where it was not simply installed."""
         mine = [
             one for one in of_type(self._events, InstallationActivated) if one[1].installation_id == usable.id
         ]
@@ -141,13 +146,13 @@ class WhyBackend:
         chosen, event = mine[-1]
         if not event.reason or (born is not None and chosen.record.seq < born.record.seq):
             return
-        finding.steps = [*finding.steps, chosen]
+        found.steps = (*found.steps, chosen.step)
         if born is None or not chosen.record.cause or chosen.record.cause != born.record.cause:
             since = moment(chosen.at, self._now)
-            finding.answer += f" It is the one in use since {since}: {ended(event.reason)}"
+            found.answer += f" It has been in use since {since}: {full_stop(event.reason)}"
 
-    def _tell_failed_beside(self, finding: Finding, failure: Failure) -> None:
-        """What is in use goes on, but somebody wanted another, and he or an operator asks why it is not."""
+    def _tell_failed_beside(self, found: Explanation, failure: Failure) -> None:
+        """The one in use still works, but an attempt to install another failed."""
         last = latest(self._events, InstallFailed)
         if last is None:
             return
@@ -156,10 +161,9 @@ class WhyBackend:
         version = asked[1].version if asked is not None else ""
         what = f"to install {version}" if version else "to rebuild it"
         at = moment(last[0].at, self._now)
-        told = f"The last attempt {what} failed at {at}. {failure.sentence()}"
-        finding.also = [*finding.also, told]
-        finding.words = tool_words(failure.detail)
-        finding.steps = [*finding.steps, *episode]
+        found.also = (*found.also, f"The last attempt {what} failed at {at}. {failure.sentence()}")
+        found.words = tool_output(failure.detail)
+        found.steps += _steps(episode)
 
     def _birth(self, usable: Installation) -> Happening | None:
         for one in reversed(self._events):
@@ -172,51 +176,53 @@ class WhyBackend:
         return None
 
     def _serves(self) -> list[str]:
-        loads = self._history.scheduler.loads.values()
-        served = [
+        served = sorted(
             f"{shown_model(one.spec.model_id, self._history)} (engine {one.spec.engine_id})"
-            for one in loads
+            for one in self._history.scheduler.loads.values()
             if one.spec.backend == self._name
-        ]
-        return [f"It serves {listed(served)}." if served else "It serves nothing at the moment."]
+        )
+        return [f"It serves {listed(served)}." if served else "No model is loaded on it."]
 
     def _beside(self, usable: Installation) -> list[str]:
         lines = []
         for one in self._state.installations.values():
             if one.id != usable.id:
                 retiring = one.id in self._state.retiring
-                how = f"broken: {one.broken}" if one.broken else "being removed" if retiring else "whole"
-                lines.append(f"{one.version} lies beside it (installation {one.id}, {how}).")
+                how = f"broken: {one.broken}" if one.broken else "being removed" if retiring else "complete"
+                lines.append(f"Version {one.version} is also installed (installation {one.id}, {how}).")
         job = self._state.job
         if job is not None:
-            lines.append(f"Another installation is being made since {clock(job.requested_at, self._now)}.")
+            since = clock(job.requested_at, self._now)
+            lines.append(f"Another installation has been in progress since {since}.")
         return lines
 
     # 2
 
-    def _unread(self, reason: str) -> Finding:
-        found = [one for one in self._events if isinstance(one.event, InstallationsUnread)]
-        since = moment(found[-1].at, self._now) if found else "the start"
-        return Finding(
+    def _unread(self, reason: str) -> Explanation:
+        unread = [one for one in self._events if isinstance(one.event, InstallationsUnread)]
+        since = moment(unread[-1].at, self._now) if unread else "the daemon started"
+        return Explanation(
             state="broken",
             cause="unreadable",
-            answer=f"The installations of {self._name} cannot be read since {since}: {ended(reason)} "
-            "They are not used, replaced or removed until then. Greenroom checks again every 30 s.",
-            steps=found[-1:],
-            remedies=[Remedy(aim="What else is known of it", command="greenroom logs")],
+            answer=(
+                f"The installations of {self._name} have been unreadable since {since}: {full_stop(reason)} "
+                "Until they can be read, they are not used, replaced or removed. Greenroom checks every 30 s."
+            ),
+            steps=_steps(unread[-1:]),
+            remedies=(Remedy(aim="To read the daemon's log", command="greenroom logs"),),
         )
 
     # 3
 
-    def _under_way(self, job: JobState) -> Finding:
+    def _installing(self, job: JobState) -> Explanation:
         now, name = self._now, self._name
         episode = self._episode(job.id)
         failures = [e for _, e in of_type(episode, InstallAttemptFailed)]
-        finding = Finding(
+        found = Explanation(
             state="installing",
             cause=job.wanted_by,
             answer=(
-                f"{name} is being installed since {moment(job.requested_at, now)}, because "
+                f"{name} has been installing since {moment(job.requested_at, now)}, because "
                 f"{_WANTED_BY[job.wanted_by][0]}."
             ),
             numbers={
@@ -225,109 +231,109 @@ class WhyBackend:
                 "elapsed": round(now - job.requested_at, 3),
             },
             also=self._tries(failures),
-            steps=episode,
-            words=tool_words(job.failure.detail) if job.failure is not None else (),
-            remedies=[
+            steps=_steps(episode),
+            words=tool_output(job.failure.detail) if job.failure is not None else (),
+            remedies=(
                 Remedy(aim="To wait for it", command=install(name)),
-                Remedy(aim="How far it is", command="greenroom status"),
-            ],
+                Remedy(aim="To see its progress", command="greenroom status"),
+            ),
         )
         if job.failure is not None and job.retry_at > now:
-            finding.state, finding.cause = "waiting_to_retry", job.failure.code
-            finding.numbers["retry_at"] = job.retry_at
+            found.state, found.cause = "waiting_to_retry", job.failure.code
+            found.numbers["retry_at"] = job.retry_at
             tried = f"{len(failures)} attempts have" if len(failures) > 1 else "one attempt has"
-            finding.answer = (
-                f"{name} is not installed yet: {tried} failed, the next one begins at "
-                f"{moment(job.retry_at, now)}. The last error: {job.failure.sentence()}"
+            found.answer = (
+                f"{name} is not installed yet: {tried} failed; retrying at {moment(job.retry_at, now)}. "
+                f"The last error: {job.failure.sentence()}"
             )
         elif job.failure is not None:
-            finding.answer += f" This is attempt {job.attempt}. The one before: {job.failure.sentence()}"
-        return finding
+            found.answer += f" This is attempt {job.attempt}. The previous one: {job.failure.sentence()}"
+        return found
 
     # 4
 
-    def _retiring(self) -> Finding:
-        users = [
+    def _retiring(self) -> Explanation:
+        users = sorted(
             one.spec.engine_id
             for one in self._history.runner(self._name).engines.values()
             if one.state != "gone" and one.spec.installation_id in self._state.retiring
-        ]
+        )
         last = latest(self._events, InstallationRetiring)
-        reason = last[1].reason if last is not None else "it is not wanted any more"
-        since = moment(last[0].at, self._now) if last is not None else "some time"
-        waits = f"It waits for {listed(users)} to end." if users else "No engine uses it any more."
-        return Finding(
+        reason = last[1].reason if last is not None else "it is no longer needed"
+        since = f" since {moment(last[0].at, self._now)}" if last is not None else ""
+        word = "engine" if len(users) == 1 else "engines"
+        waits = f"Waiting for {word} {listed(users)} to stop." if users else "No engine uses it any more."
+        return Explanation(
             state="retiring",
             cause="uninstalled" if last is not None and last[1].unwanted else "replaced",
-            answer=f"{self._name} is being removed since {since}: {ended(reason)} {waits}",
+            answer=f"The removal of {self._name} has been in progress{since}: {full_stop(reason)} {waits}",
             numbers={"engines": float(len(users))},
-            steps=self._events[-6:],
-            remedies=[
-                Remedy(aim="Who uses it", command="greenroom ps"),
+            steps=_steps(self._events[-6:]),
+            remedies=(
+                Remedy(aim="To see what uses it", command="greenroom ps"),
                 Remedy(aim="To install it again", command=install(self._name)),
-            ],
+            ),
         )
 
     # 5
 
-    def _failed(self, failure: Failure, broken: Installation | None) -> Finding:
+    def _failed(self, failure: Failure, broken: Installation | None) -> Explanation:
         last = latest(self._events, InstallFailed)
         episode = self._episode(last[1].job) if last is not None else []
         failures = [e for _, e in of_type(episode, InstallAttemptFailed)]
-        at = moment(last[0].at, self._now) if last is not None else "the last attempt"
-        after = f" after {len(failures) + 1} attempts" if failures else ""
+        at = f" at {moment(last[0].at, self._now)}" if last is not None else ""
+        after = f" after {counted(len(failures) + 1, 'attempt')}" if failures else ""
         then = (
-            "It is tried again at the next request."
+            "The next request retries it."
             if failure.kind == "transient"
-            else "It is not tried again by itself."
+            else "Greenroom does not retry it by itself."
         )
-        still = f" What is there is broken: {ended(broken.broken)}" if broken is not None else ""
-        return Finding(
+        still = f" The existing installation is broken: {full_stop(broken.broken)}" if broken else ""
+        return Explanation(
             state="failed",
             cause=failure.code,
             answer=(
-                f"{self._name} is not installed: its installation failed at {at}{after}. "
+                f"{self._name} is not installed: its installation failed{at}{after}. "
                 f"{failure.sentence()} {then}{still}"
             ),
             numbers={"attempts": len(failures) + 1.0},
-            also=[*self._tries(failures), *self._who_wants_it()],
-            steps=episode,
-            words=tool_words(failure.detail),
-            remedies=[Remedy(aim="To try again", command=install(self._name))],
+            also=(*self._tries(failures), *self._needed_by()),
+            steps=_steps(episode),
+            words=tool_output(failure.detail),
+            remedies=(Remedy(aim="To try again", command=install(self._name)),),
         )
 
     # 6
 
-    def _broken(self, broken: Installation) -> Finding:
+    def _broken(self, broken: Installation) -> Explanation:
         last = latest(self._events, InstallationBroken)
-        since = moment(last[0].at, self._now) if last is not None else "its last start"
+        since = f", as found at {moment(last[0].at, self._now)}" if last is not None else ""
         repair = Remedy(aim="To repair it", command=f"greenroom reinstall-runner --backend {self._name}")
-        theirs = Remedy(aim="Where it is named", command="greenroom config")
-        return Finding(
+        theirs = Remedy(aim="To see your settings", command="greenroom config")
+        return Explanation(
             state="broken",
             cause="broken",
             answer=(
-                f"{self._name} {broken.version} cannot be used: it is not as it was installed, as was found "
-                f"at {since}. {ended(broken.broken)}"
+                f"{self._name} {broken.version} cannot be used: its installation is damaged{since}. "
+                f"{full_stop(broken.broken)}"
             ),
             numbers={"size": float(broken.size)},
-            also=self._who_wants_it(),
-            steps=self._events[-8:],
-            remedies=[repair if broken.managed else theirs],
+            also=self._needed_by(),
+            steps=_steps(self._events[-8:]),
+            remedies=(repair if broken.managed else theirs,),
         )
 
     # 7
 
-    def _gone(self, last: Happening) -> Finding:
+    def _gone(self, last: Happening) -> Explanation:
         name, at = self._name, moment(last.at, self._now)
-        finding = Finding(
+        found = Explanation(
             state="absent",
             cause="gone",
-            answer="",
-            numbers={},
-            also=self._who_wants_it(),
-            steps=self._events[-8:],
-            remedies=[Remedy(aim="To install it", command=install(name))],
+            answer=f"{name} has not been installed since {at}.",
+            also=self._needed_by(),
+            steps=_steps(self._events[-8:]),
+            remedies=(Remedy(aim="To install it", command=install(name)),),
         )
         match last.event:
             case InstallationRemoved() as e:
@@ -336,72 +342,71 @@ class WhyBackend:
                     for _, one in of_type(self._events, InstallationRetiring)
                     if one.installation_id == e.installation_id
                 ]
-                reason = retired[-1].reason if retired else "it was not wanted any more"
-                finding.cause = "uninstalled" if retired and retired[-1].unwanted else "removed"
-                finding.numbers["freed"] = float(e.freed)
-                freed = f" {format_size(e.freed)} were freed." if e.freed else ""
-                finding.answer = f"{name} is not installed since {at}: {ended(reason)}{freed}"
+                reason = retired[-1].reason if retired else "it was no longer needed"
+                found.cause = "uninstalled" if retired and retired[-1].unwanted else "removed"
+                found.numbers["freed"] = float(e.freed)
+                freed = f" That freed {format_size(e.freed)}." if e.freed else ""
+                found.answer = f"{name} was removed at {at}: {full_stop(reason)}{freed}"
                 if self._state.wanted is False:
-                    finding.answer += " It stays uninstalled until it is requested."
+                    found.answer += " It stays uninstalled until it is requested."
             case InstallCancelled() as e:
-                finding.cause = "cancelled"
-                finding.answer = (
-                    f"{name} is not installed: its installation was ended at {at}: {ended(e.reason)}"
+                found.cause = "cancelled"
+                found.answer = (
+                    f"{name} is not installed: its installation was cancelled at {at}: {full_stop(e.reason)}"
                 )
             case InstallationMissing() as e:
-                finding.cause = "missing"
-                finding.answer = f"{name} is not installed any more, as was found at {at}: {ended(e.reason)}"
+                found.cause = "missing"
+                found.answer = f"{name} is missing, as found at {at}: {full_stop(e.reason)}"
             case _:
-                finding.answer = f"{name} is not installed since {at}."
-        return finding
+                pass
+        return found
 
     # 8
 
-    def _never(self) -> Finding:
+    def _never(self) -> Explanation:
         name = self._name
-        if self._verdict:
-            return Finding(
-                state="absent",
-                cause="unsupported_platform",
-                answer=f"{name} is not installed and cannot be on this machine: {ended(self._verdict)}",
-                also=self._who_wants_it(),
-                steps=self._refusals()[-4:],
-                remedies=[Remedy(aim="What each backend can do here", command="greenroom backends")],
-            )
-        return Finding(
+        found = Explanation(
             state="absent",
             cause="never_asked",
             answer=f"{name} is not installed: it was never requested.",
-            also=self._who_wants_it(),
-            steps=self._refusals()[-4:],
-            remedies=[Remedy(aim="To install it", command=install(name))],
+            also=self._needed_by(),
+            steps=_steps(self._refusals()[-4:]),
+            remedies=(Remedy(aim="To install it", command=install(name)),),
         )
+        if self._verdict:
+            found.cause = "unsupported_platform"
+            found.answer = f"{name} cannot be installed on this machine: {full_stop(self._verdict)}"
+            aim = "To see what each backend can do here"
+            found.remedies = (Remedy(aim=aim, command="greenroom backends"),)
+        return found
 
     # around it
 
     def _episode(self, job: str) -> list[Happening]:
-        """The events of one job, with those of the models it was begun for."""
+        """The events of one job, with those of the models it was started for."""
         mine = [one for one in self._events if job and one.about.job == job]
         root = mine[0].record.cause if mine else ""
         return [*(one for one in self._history.caused_by(root) if one.about.models), *mine]
 
-    def _tries(self, failures: Sequence[InstallAttemptFailed]) -> list[str]:
-        return [
-            f"Attempt {one.attempt} failed, the next was set for {clock(one.retry_at, self._now)}: "
+    def _tries(self, failures: Sequence[InstallAttemptFailed]) -> tuple[str, ...]:
+        return tuple(
+            f"Attempt {one.attempt} failed, with a retry at {clock(one.retry_at, self._now)}: "
             + one.failure.message
             for one in failures
-        ]
+        )
 
     def _refusals(self) -> list[Happening]:
-        """Requests that were refused for want of it, the last for each model."""
+        """Refused requests that needed it, the last for each model."""
         found = []
         for events in self._history.models.values():
-            mine = [one for one, e in of_type(events, LoadRefused) if named_backend(e.message) == self._name]
+            mine = [
+                one for one, e in of_type(events, LoadRefused) if missing_backends(e)[:1] == (self._name,)
+            ]
             found += mine[-1:]
         return sorted(found, key=lambda one: one.record.seq)
 
-    def _who_wants_it(self) -> list[str]:
-        """Models that are not served for want of it, or are served by another."""
+    def _needed_by(self) -> tuple[str, ...]:
+        """Models that are refused because it is not installed, or served by another backend."""
         history = self._history
         refused = {
             shown_model(one.event.model_id, history)
@@ -412,12 +417,17 @@ class WhyBackend:
         meanwhile = {
             shown_model(model, history)
             for model, one in chosen.items()
-            if one is not None and one[1].model_id == model and preferred_absent(one[1]) == self._name
+            if one is not None and one[1].model_id == model and preferred_backend(one[1]) == self._name
         }
         lines = []
         if refused:
-            lines.append(f"Requests for {listed(refused)} were refused because it is not installed.")
+            names = listed(sorted(refused))
+            lines.append(f"Requests for {names} were refused because it is not installed.")
         if meanwhile:
             verb = "was" if len(meanwhile) == 1 else "were"
-            lines.append(f"{listed(meanwhile)} {verb} loaded on another backend, though it is preferred.")
-        return lines
+            lines.append(f"{listed(sorted(meanwhile))} {verb} loaded on another backend instead.")
+        return tuple(lines)
+
+
+def _steps(happenings: Sequence[Happening]) -> tuple[Step, ...]:
+    return tuple(one.step for one in happenings)

@@ -1,4 +1,4 @@
-"""Whether the daemon runs, as far as its journal knows, and how the ones before it ended."""
+"""Whether the daemon runs, according to its journal, and how earlier daemons ended."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import itertools
 
 from greenroom.actors.daemon_log import DaemonStarted, DaemonStopped
 from greenroom.actors.kernel.supervision import CommandParked
-from greenroom.runner.diagnosis.explanation import Remedy
-from greenroom.runner.diagnosis.finding import Finding
+from greenroom.runner.diagnosis.explanation import Explanation, Remedy, counted, full_stop
 from greenroom.runner.diagnosis.history import History, latest
 from greenroom.runner.diagnosis.sentences import OUR_ACTORS
 from greenroom.runner.diagnosis.times import moment
 
 
-def why_daemon(history: History, now: float) -> Finding:
+def why_daemon(history: History, now: float) -> Explanation:
     """The last start or stop decides."""
     daemons = list(history.daemons)
     started, stopped = latest(daemons, DaemonStarted), latest(daemons, DaemonStopped)
@@ -21,36 +20,34 @@ def why_daemon(history: History, now: float) -> Finding:
         isinstance(one.event, DaemonStarted) and isinstance(following.event, DaemonStarted)
         for one, following in itertools.pairwise(daemons)
     )
-    finding = Finding(
+    found = Explanation(
         state="stopped",
         cause="never_started",
         answer="No daemon has ever run on this journal.",
         numbers={"starts": float(history.daemon.starts), "killed": float(killed)},
-        steps=[*daemons[-8:], *list(history.faults)[-4:]],
-        remedies=[Remedy(aim="To start it", command="greenroom serve")],
+        steps=tuple(one.step for one in (*daemons[-8:], *list(history.faults)[-4:])),
+        remedies=(Remedy(aim="To start it", command="greenroom serve"),),
     )
     parked = [one.event for one in history.faults if isinstance(one.event, CommandParked)]
     ours = sum(one.actor.partition("/")[0] in OUR_ACTORS for one in parked)
     if ours:
-        faults = f"{ours} faults" if ours > 1 else "One fault"
-        finding.also = [f"{faults} in Greenroom. Please report it with the output of greenroom bundle."]
+        report = "Please report it and attach the file that greenroom bundle writes."
+        found.also = (f"{counted(ours, 'command')} failed because of a bug in Greenroom. {report}",)
     if started is None:
-        return finding
+        return found
     if stopped is not None and stopped[0].record.seq > started[0].record.seq:
-        finding.cause = "stopped"
-        finding.answer = (
-            f"Greenroom does not run: it stopped in order at {moment(stopped[0].at, now)}: "
-            f"{stopped[1].reason}."
-        )
-        return finding
-    finding.state, finding.cause = "running", "started"
-    finding.answer = (
-        f"Greenroom {started[1].version} was started at {moment(started[0].at, now)} as process "
-        f"{started[1].pid} and has not said that it stopped. If it does not run, it was killed."
+        found.cause = "stopped"
+        at, reason = moment(stopped[0].at, now), full_stop(stopped[1].reason)
+        found.answer = f"Greenroom is not running: it shut down cleanly at {at}: {reason}"
+        return found
+    found.state, found.cause = "running", "started"
+    found.answer = (
+        f"Greenroom {started[1].version} started at {moment(started[0].at, now)} as process "
+        f"{started[1].pid} and has not shut down since. If it is not running, it crashed or was killed."
     )
-    finding.remedies = [Remedy(aim="To see whether it runs", command="greenroom status")]
+    found.remedies = (Remedy(aim="To see whether it runs", command="greenroom status"),)
     before = daemons[daemons.index(started[0]) - 1] if daemons[0] is not started[0] else None
     if before is not None and isinstance(before.event, DaemonStarted):
-        finding.cause = "after_a_kill"
-        finding.answer += " The one before it was killed or failed: it never said that it stopped."
-    return finding
+        found.cause = "after_a_kill"
+        found.answer += " The previous daemon did not shut down cleanly: it crashed or was killed."
+    return found

@@ -1,8 +1,9 @@
-"""Why a model is not loaded although it is here; and whether it is."""
+"""Why a model is loaded where it is, still loading, quarantined, or not loaded."""
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Collection, Iterator, Sequence
+from statistics import median
 
 from greenroom.actors.library.events import ModelCommitted
 from greenroom.actors.scheduler.events import (
@@ -13,214 +14,406 @@ from greenroom.actors.scheduler.events import (
     LoadRefused,
     ModelQuarantined,
 )
-from greenroom.actors.scheduler.state import NOT_THE_MODELS_FAULT, BreakerState, counts_against_model
+from greenroom.actors.scheduler.quarantine import in_a_row
+from greenroom.actors.scheduler.state import (
+    NOT_THE_MODELS_FAULT,
+    BreakerState,
+    LoadState,
+    Quarantine,
+    counts_against_model,
+)
 from greenroom.actors.values import Model
 from greenroom.runner.backends.discovery import BACKENDS
-from greenroom.runner.diagnosis import endings
-from greenroom.runner.diagnosis.endings import Ending
-from greenroom.runner.diagnosis.explanation import Remedy
-from greenroom.runner.diagnosis.finding import Finding, tool_words
+from greenroom.runner.diagnosis import stop_reasons
+from greenroom.runner.diagnosis.engine_history import EngineHistory, usual_seconds
+from greenroom.runner.diagnosis.explanation import Explanation, Remedy, Words, full_stop, listed, tool_output
 from greenroom.runner.diagnosis.history import Happening, latest
-from greenroom.runner.diagnosis.lives import Life
+from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.names import shown_model
-from greenroom.runner.diagnosis.story import Story
-from greenroom.runner.diagnosis.times import moment
-from greenroom.runner.diagnosis.why_loaded import why_backend_of, why_loaded
+from greenroom.runner.diagnosis.old_journals import missing_backends, preferred_backend
+from greenroom.runner.diagnosis.times import clock, moment
 from greenroom.runner.diagnosis.why_pull import why_not_here
-from greenroom.runner.diagnosis.why_quarantined import of_quarantine, with_quarantines
-from greenroom.runner.units import format_size
+from greenroom.runner.units import format_duration, format_size
 
 _DECISIVE = (LoadRefused, EvictionDecided, LoadFailed, BreakerOpened, ModelQuarantined)
+_SLOW = 3.0
+"""A load is slow when it takes so many times what earlier ones took."""
 
 
-def why_model(story: Story) -> Finding:
+def why_model(model: ModelHistory) -> Explanation:
     """Find what decided.
 
-    1. It is not here: because of its pull, its removal, or nobody.
+    1. It is not in the store: because of its pull or its removal, or it was never pulled.
     2. It is loaded, or being loaded.
-    3. The last thing that was decided about it: a refusal, an eviction, a failure.
-    4. Nothing was: nobody has asked for it.
+    3. The last decision about it: a refusal, an eviction, a failure.
+    4. There was none: it was never requested.
     """
-    model = story.history.library.models.get(story.id)
-    if model is None:  # 1
-        return why_not_here(story)
-    loads = [one for one in story.history.scheduler.loads.values() if one.spec.model_id == story.id]
+    stored = model.history.library.models.get(model.id)
+    if stored is None:  # 1
+        return why_not_here(model)
+    loads = [one for one in model.history.scheduler.loads.values() if one.spec.model_id == model.id]
     if loads:  # 2
-        return with_quarantines(story, why_loaded(story, loads))
-    decisive = next((one for one in reversed(story.own) if isinstance(one.event, _DECISIVE)), None)
-    finding = _never_asked(story, model) if decisive is None else _not_loaded(story, decisive)  # 4, 3
-    finding.also = [*finding.also, *_on_its_way(story, model)]
-    return with_quarantines(story, finding)
+        found = _loaded(model, loads)
+    else:
+        decisive = next((one for one in reversed(model.own) if isinstance(one.event, _DECISIVE)), None)
+        found = _never_requested(model, stored) if decisive is None else _not_loaded(model, decisive)  # 4, 3
+        found.also += tuple(_being_installed(model, stored))
+    for quarantine in model.quarantines():
+        _tell_quarantine(found, model, quarantine)
+    return found
 
 
-def _not_loaded(story: Story, decisive: Happening) -> Finding:
-    breaker = story.breaker()
-    quarantined = next(iter(reversed(story.quarantines())), None)
+# 2
+
+
+def _loaded(model: ModelHistory, loads: Sequence[LoadState]) -> Explanation:
+    """The latest of several loads, which are of several modes."""
+    load = max(loads, key=lambda one: one.admitted_at)
+    spec = load.spec
+    engine = model.engine(spec.engine_id)
+    engine = engine or EngineHistory(engine_id=spec.engine_id, admitted_at=load.admitted_at)
+    engine.spec = engine.spec or spec
+    found = _ready(model, engine) if engine.state == "ready" else _loading(model, engine)
+    also = [
+        f"It is also loaded in {one.spec.mode} mode, as engine {one.spec.engine_id}."
+        for one in loads
+        if one is not load
+    ]
+    also += _failed_modes(model, {one.spec.mode for one in loads})
+    also += _replaced(model, engine)
+    if pinned_by := model.pinned_by(load):
+        also.append(f"It is pinned: {pinned_by}.")
+    found.also = (*also, *_why_backend(engine.chosen), *found.also)
+    found.steps += tuple(one.step for one in (*engine.happenings, *model.done_for(engine)))
+    found.numbers["memory"] = float(spec.memory)
+    if engine.admitted is not None:
+        found.numbers["promised"] = float(engine.admitted.promised)
+        found.numbers["budget"] = float(engine.admitted.budget)
+    return found
+
+
+def _ready(model: ModelHistory, engine: EngineHistory) -> Explanation:
+    assert engine.spec is not None
+    now, backend = model.now, engine.spec.backend
+    cause, because = engine.wanted_by(model.name)
+    mode = "" if engine.spec.mode == "completion" else f" in {engine.spec.mode} mode"
+    found = Explanation(
+        state="loaded",
+        cause=cause,
+        answer=(
+            f"{model.name} is loaded: engine {engine.engine_id} has served it on {backend}{mode} since "
+            f"{moment(engine.ready_at or engine.began, now)}, because {because}."
+        ),
+        remedies=(Remedy(aim="To unload it", command=f"greenroom unload {model.name}"),),
+    )
+    if engine.ready is not None and engine.ready.seconds:
+        found.numbers["load_seconds"] = engine.ready.seconds
+    if engine.adopted_at:
+        found.cause = "adopted"
+        found.answer += (
+            " It outlived the daemon that started it; the next daemon re-adopted it at "
+            f"{clock(engine.adopted_at, now)}."
+        )
+        found.steps = tuple(one.step for one in model.daemons(engine.began, engine.adopted_at))
+    if model.history.daemon.running_pid == 0:
+        found.also = ("Greenroom is not running: it shut down cleanly and left its engines running.",)
+    if better := preferred_backend(engine.chosen):
+        aim = f"To load it on {better} next time"
+        found.remedies = (Remedy(aim=aim, command=stop_reasons.install(better)), *found.remedies)
+    return found
+
+
+def _loading(model: ModelHistory, engine: EngineHistory) -> Explanation:
+    assert engine.spec is not None
+    now = model.now
+    elapsed = max(0.0, now - engine.began)
+    doing = {
+        "waiting": "its engine is about to start",
+        "starting": "its engine is starting",
+        "loading": f"its process started at {clock(engine.spawned_at, now)} and is reading the model",
+        "stopping": f"its engine is being stopped: {engine.stop.reason if engine.stop is not None else ''}",
+    }.get(engine.state, "its engine has just stopped")
+    found = Explanation(
+        state="loading",
+        cause="loading",
+        answer=(
+            f"{model.name} has been loading on {engine.spec.backend} since {moment(engine.began, now)}: "
+            f"{doing}."
+        ),
+        numbers={"elapsed": round(elapsed, 3)},
+        remedies=(
+            Remedy(aim="To follow its log", command=f"greenroom logs -f {engine.engine_id}"),
+            Remedy(aim="To see its progress", command="greenroom status"),
+        ),
+    )
+    usual = usual_seconds(model.engines, engine.spec)
+    if usual:
+        typical = found.numbers["usual_seconds"] = median(usual)
+        some = f"{len(usual)} earlier loads on this installation" if len(usual) > 1 else "The previous load"
+        found.answer += f" {some} took {format_duration(typical)}{' (median)' if len(usual) > 2 else ''}."
+        if elapsed > _SLOW * typical:
+            found.cause = "slow"
+            found.answer += f" This one has taken {elapsed / typical:.0f} times as long so far."
+    else:
+        found.answer += " It is the first load on this installation, so there is nothing to compare it with."
+    if model.history.daemon.running_pid == 0:
+        found.cause = "not_running"
+        found.also = ("Greenroom is not running: it shut down cleanly while the engine was loading.",)
+    return found
+
+
+def _failed_modes(model: ModelHistory, loaded: Collection[str]) -> Iterator[str]:
+    """The modes whose last engine failed: a client may have lost an answer to one of these."""
+    last = {one.spec.mode: one for one in model.engines if one.spec is not None}
+    for mode, engine in last.items():
+        if mode not in loaded and engine.failed is not None:
+            answer = stop_reasons.of_failure(engine, model.name, model.now).answer
+            yield f"In {mode} mode it is not loaded: {answer}"
+
+
+def _replaced(model: ModelHistory, engine: EngineHistory) -> Iterator[str]:
+    """The engine before this one, if it stopped working and this one replaced it."""
+    before = [
+        one
+        for one in model.engines
+        if one.spec is not None
+        and engine.spec is not None
+        and one.spec.mode == engine.spec.mode
+        and one.began < engine.began
+    ]
+    if before and before[-1].failed is not None and before[-1].failed.was_ready:
+        answer = stop_reasons.of_failure(before[-1], model.name, model.now).answer
+        yield f"It replaced engine {before[-1].engine_id}: {answer}"
+
+
+def _why_backend(chosen: BackendChosen | None) -> Iterator[str]:
+    if chosen is not None and chosen.reasons:
+        yield f"Why {chosen.backend}: {'; '.join(chosen.reasons)}."
+
+
+# 3
+
+
+def _not_loaded(model: ModelHistory, decisive: Happening) -> Explanation:
+    breaker = model.breaker()
+    quarantined = next(iter(reversed(model.quarantines())), None)
     match decisive.event:
         case ModelQuarantined() if quarantined is not None:
-            state, ending = "unloaded", of_quarantine(story, quarantined)
+            found = _of_quarantine(model, quarantined)
+            found.state = "unloaded"
         case EvictionDecided() as e:
-            state, ending = "unloaded", endings.of_eviction(e, decisive.at, story.history, story.now)
+            found = stop_reasons.of_eviction(e, decisive.at, model.history, model.now)
+            found.state = "unloaded"
         case LoadRefused(code=code) if code == "breaker_open" and breaker is not None:
-            state, ending = "failed", _of_breaker(story, breaker)
+            found = _of_breaker(model, breaker)
+            found.state = "failed"
         case LoadRefused() as e:
-            state, ending = "refused", _of_refusal(story, e, decisive.at)
+            found = _of_refusal(model, e, decisive.at)
+            found.state = "refused"
         case _:
-            failed = story.life(decisive.about.engine) if decisive.about.engine else story.last_failed()
-            state = "failed"
-            ending = _of_breaker(story, breaker) if breaker is not None else _of_failure(story, failed)
-    also = [*ending.also]
-    chosen = latest(story.own, BackendChosen)
-    if state != "refused" and chosen is not None:
-        also += why_backend_of(chosen[1], was=True)
-    return Finding(
-        state=state,
-        cause=ending.cause,
-        answer=f"{story.name} is not loaded: {ending.sentence}",
-        numbers=ending.numbers,
-        also=also,
-        steps=[*_episode(story, decisive), *ending.steps],
-        words=ending.words,
-        remedies=ending.remedies,
-    )
+            failed = model.engine(decisive.about.engine) if decisive.about.engine else model.last_failed()
+            found = _of_breaker(model, breaker) if breaker is not None else _of_failure(model, failed)
+            found.state = "failed"
+    chosen = latest(model.own, BackendChosen)
+    if found.state != "refused" and chosen is not None:
+        found.also += tuple(_why_backend(chosen[1]))
+    found.answer = f"{model.name} is not loaded: {found.answer}"
+    found.steps = (*(one.step for one in _episode(model, decisive)), *found.steps)
+    return found
 
 
-def _of_failure(story: Story, failed: Life | None) -> Ending:
-    """It did not come up or stopped working, once or a few times."""
+def _of_failure(model: ModelHistory, failed: EngineHistory | None) -> Explanation:
+    """It did not start or stopped working, once or a few times."""
     assert failed is not None
-    ending = endings.of_failure(failed, story.name, story.now)
+    found = stop_reasons.of_failure(failed, model.name, model.now)
     assert failed.failed is not None
     failure = failed.failed.failure
     if failure.blame and not counts_against_model(failure):
-        return ending
+        return found
     if failure.code in NOT_THE_MODELS_FAULT:
-        # It says nothing of the model: what happened to the daemon says more.
-        return msgspec.structs.replace(ending, steps=tuple(story.daemons(failed.began, failed.failed_at)))
-    count = story.failures(failed)
-    others = [one for one in story.lives if one.failed is not None and one is not failed]
-    earlier = endings.attempts(others[-(count - 1) :], story.now) if count > 1 else ()
-    numbers = {**ending.numbers, "failures": float(max(count, 1))}
-    return msgspec.structs.replace(ending, numbers=numbers, also=(*ending.also, *earlier))
+        # It says nothing about the model: what happened to the daemon says more.
+        found.steps = tuple(one.step for one in model.daemons(failed.began, failed.failed_at))
+        return found
+    count = model.failures(failed)
+    if count > 1:
+        others = [one for one in model.engines if one.failed is not None and one is not failed]
+        found.also += stop_reasons.attempts(others[-(count - 1) :], model.now)
+    found.numbers["failures"] = float(max(count, 1))
+    return found
 
 
-def _of_breaker(story: Story, breaker: BreakerState) -> Ending:
-    """It keeps dying and is left alone."""
-    now, failed = story.now, story.last_failed()
-    last = endings.of_failure(failed, story.name, now) if failed is not None else None
-    is_open = breaker.until > now
+def _of_breaker(model: ModelHistory, breaker: BreakerState) -> Explanation:
+    """It keeps failing, so loads are suspended for a while."""
+    now, failed = model.now, model.last_failed()
+    found = Explanation(cause="breaker_open")
+    if failed is not None:
+        found = stop_reasons.of_failure(failed, model.name, now)
+    if breaker.until > now:
+        found.cause = "breaker_open"
     until = moment(breaker.until, now)
-    left_alone = (
-        f"it is left alone until {until}"
-        if is_open
-        else f"it was left alone until {until} and may be tried again"
+    then = f"will not be retried before {until}" if breaker.until > now else "will be retried on request"
+    tried = [one for one in model.engines if one.failed is not None][-breaker.failures :]
+    found.answer = (
+        f"it has failed {breaker.failures} times in a row and {then}. The last failure: {breaker.reason}"
     )
-    tried = [one for one in story.lives if one.failed is not None][-breaker.failures :]
-    return Ending(
-        cause="breaker_open" if is_open or last is None else last.cause,
-        at=last.at if last is not None else breaker.until,
-        sentence=(
-            f"it has failed {breaker.failures} times in a row, so {left_alone}. "
-            f"The last failure: {breaker.reason}"
-        ),
-        numbers={
-            **(last.numbers if last is not None else {}),
-            "failures": float(breaker.failures),
-            "until": breaker.until,
-            "retry_in": round(max(0.0, breaker.until - now), 3),
-        },
-        also=endings.attempts(tried, now),
-        steps=tuple(one for life in tried for one in life.happenings if isinstance(one.event, LoadFailed)),
-        words=last.words if last is not None else (),
-        remedies=last.remedies if last is not None else (),
+    found.numbers |= {
+        "failures": float(breaker.failures),
+        "until": breaker.until,
+        "retry_in": round(max(0.0, breaker.until - now), 3),
+    }
+    found.also = stop_reasons.attempts(tried, now)
+    found.steps = tuple(
+        one.step for engine in tried for one in engine.happenings if isinstance(one.event, LoadFailed)
     )
+    return found
 
 
-def _of_refusal(story: Story, refused: LoadRefused, at: float) -> Ending:
-    """With how the backend it names has been since."""
-    ending = endings.of_refusal(refused, at, story.name, story.now)
+def _of_refusal(model: ModelHistory, refused: LoadRefused, at: float) -> Explanation:
+    """With the present state of the backend it needs."""
+    found = stop_reasons.of_refusal(refused, at, model.name, model.now)
     if refused.code == "no_room":
-        return msgspec.structs.replace(ending, also=(*ending.also, *_pinned(story)))
-    backend = endings.named_backend(refused.message)
+        found.also = tuple(_pinned(model))
+    backend = next(iter(missing_backends(refused)), "")
     if not backend:
-        return ending
-    state = story.history.backend(backend)
+        return found
+    state = model.history.backend(backend)
     about = [
-        one for one in story.history.backends.get(backend, ()) if one.record.stream == f"install/{backend}"
+        one for one in model.history.backends.get(backend, ()) if one.record.stream == f"install/{backend}"
     ]
-    numbers, also, remedies, words = dict(ending.numbers), list(ending.also), ending.remedies, ending.words
+    found.steps = tuple(one.step for one in about[-6:])
     if state.usable is not None:
-        also.append(f"{backend} {state.usable.version} is installed by now: the next request is served.")
-        remedies = (Remedy(aim="To load it", command=endings.run(story.name)),)
+        found.also = (f"{backend} {state.usable.version} has been installed since; the next request works.",)
+        found.remedies = (Remedy(aim="To load it", command=stop_reasons.run(model.name)),)
     elif state.job is not None:
-        also.append(f"{backend} is being installed.")
-        remedies = (Remedy(aim="How far that is", command=f"greenroom why {backend}"), *remedies[-1:])
+        found.also = (f"{backend} is being installed.",)
+        progress = Remedy(aim="To see its progress", command=f"greenroom why {backend}")
+        found.remedies = (progress, *found.remedies[-1:])
     elif state.failure is not None:
-        numbers["attempts"] = float(_attempts(about))
-        words = tool_words(state.failure.detail)
-    return msgspec.structs.replace(
-        ending, numbers=numbers, also=tuple(also), steps=tuple(about[-6:]), words=words, remedies=remedies
-    )
+        found.numbers["attempts"] = float(_attempts(about))
+        found.words = tool_output(state.failure.detail)
+    return found
 
 
-def _pinned(story: Story) -> list[str]:
-    """Who holds memory and stays until told to go."""
-    return [
-        f"{shown_model(load.spec.model_id, story.history)} holds {format_size(load.spec.memory)} "
-        f"and stays: {why}."
-        for load in story.history.scheduler.loads.values()
-        if (why := story.stays(load))
-    ]
+def _pinned(model: ModelHistory) -> Iterator[str]:
+    for load in model.history.scheduler.loads.values():
+        if why := model.pinned_by(load):
+            name, held = shown_model(load.spec.model_id, model.history), format_size(load.spec.memory)
+            yield f"{name} holds {held} and is pinned: {why}."
 
 
-def _never_asked(story: Story, model: Model) -> Finding:
-    committed = latest(story.own, ModelCommitted)
-    since = moment(committed[0].at, story.now) if committed is not None else "the beginning"
-    facts = ", ".join(one for one in (format_size(model.size), model.format, model.quantization) if one)
-    able = [name for name, one in BACKENDS.items() if model.format in one.formats]
-    here = [name for name in able if story.history.backend(name).usable is not None]
-    possible = [name for name in able if not story.verdicts.get(name)]
-    remedies = [Remedy(aim="To load it", command=endings.run(story.name))]
-    if here:
-        also = f"{' or '.join(here)} can serve it and is installed."
-    else:
-        which = "which is not installed" if len(able) == 1 else "of which none is installed"
-        also = f"It needs {' or '.join(able)}, {which}."
-        if possible:
-            remedies.insert(0, Remedy(aim=f"To install {possible[0]}", command=endings.install(possible[0])))
-    return Finding(
-        state="unloaded",
-        cause="never_asked",
-        answer=(f"{story.name} is not loaded: it is here since {since} ({facts}), but was never requested."),
-        numbers={"size": float(model.size)},
-        also=[also],
-        steps=[one for one in story.own if one.record.stream == "library"][-4:],
-        remedies=remedies,
-    )
-
-
-def _episode(story: Story, decisive: Happening) -> list[Happening]:
-    """From the beginning of the engine in question, or from the refusal, to the present."""
-    life = story.life(decisive.about.engine) if decisive.about.engine else story.last_failed()
+def _episode(model: ModelHistory, decisive: Happening) -> list[Happening]:
+    """From the start of the engine in question, or from the refusal, to the present."""
+    engine = model.engine(decisive.about.engine) if decisive.about.engine else model.last_failed()
     if isinstance(decisive.event, LoadRefused) and decisive.event.code != "breaker_open":
-        life = None
-    begin = life.happenings[0].record.seq if life is not None else decisive.record.seq
-    daemons = story.daemons(life.began, life.adopted_at) if life is not None and life.adopted_at else []
-    return [*daemons, *(one for one in story.own if one.record.seq >= begin)]
+        engine = None
+    begin = engine.happenings[0].record.seq if engine is not None else decisive.record.seq
+    adopted = engine is not None and engine.adopted_at
+    daemons = model.daemons(engine.began, engine.adopted_at) if engine is not None and adopted else []
+    return [*daemons, *(one for one in model.own if one.record.seq >= begin)]
 
 
-def _on_its_way(story: Story, model: Model) -> list[str]:
-    """Installations that a request has begun and that would serve this model."""
-    return [
-        f"{name} is being installed because a request needs it, and it reads {model.format}."
-        for name, one in story.history.installer.backends.items()
-        if one.job is not None
-        and one.job.wanted_by == "request"
-        and name in BACKENDS
-        and model.format in BACKENDS[name].formats
-    ]
-
-
-def _attempts(about: list[Happening]) -> int:
+def _attempts(about: Sequence[Happening]) -> int:
     """Of the last job to install a backend."""
     job = next((one.about.job for one in reversed(about) if one.about.job), "")
     return 1 + sum(one.about.job == job and one.record.type == "install_attempt_failed" for one in about)
+
+
+# 4
+
+
+def _never_requested(model: ModelHistory, stored: Model) -> Explanation:
+    committed = latest(model.own, ModelCommitted)
+    since = f" since {moment(committed[0].at, model.now)}" if committed is not None else ""
+    facts = ", ".join(one for one in (format_size(stored.size), stored.format, stored.quantization) if one)
+    able = [name for name, one in BACKENDS.items() if stored.format in one.formats]
+    here = [name for name in able if model.history.backend(name).usable is not None]
+    possible = [name for name in able if not model.verdicts.get(name)]
+    found = Explanation(
+        state="unloaded",
+        cause="never_asked",
+        answer=(
+            f"{model.name} is not loaded: it has been in the store{since} ({facts}), but was never requested."
+        ),
+        numbers={"size": float(stored.size)},
+        steps=tuple([one.step for one in model.own if one.record.stream == "library"][-4:]),
+        remedies=(Remedy(aim="To load it", command=stop_reasons.run(model.name)),),
+    )
+    if here:
+        is_or_are = "is" if len(here) == 1 else "are"
+        found.also = (f"{listed(here)} can serve it and {is_or_are} installed.",)
+    else:
+        which = "which is not installed" if len(able) == 1 else "none of which is installed"
+        found.also = (f"It needs {listed(able, 'or')}, {which}.",)
+        if possible:
+            first = Remedy(aim=f"To install {possible[0]}", command=stop_reasons.install(possible[0]))
+            found.remedies = (first, *found.remedies)
+    return found
+
+
+def _being_installed(model: ModelHistory, stored: Model) -> Iterator[str]:
+    """Backends that are being installed for a request and could serve this model."""
+    for name, one in model.history.installer.backends.items():
+        wanted = one.job is not None and one.job.wanted_by == "request"
+        if wanted and name in BACKENDS and stored.format in BACKENDS[name].formats:
+            yield f"{name}, which reads {stored.format}, is being installed for a request."
+
+
+# quarantines
+
+
+def _of_quarantine(model: ModelHistory, one: Quarantine) -> Explanation:
+    """It failed on the newer version, and has not been loaded on the older one since."""
+    failed = [step for engine in _failed_there(model, one) for step in engine.happenings]
+    return Explanation(
+        cause="quarantined",
+        answer=(
+            f"it failed {in_a_row(one.failures)} on {one.backend} {one.version} and is quarantined there. "
+            f"{one.backend} {one.back_to_version} serves it from its next load on."
+        ),
+        steps=tuple(step.step for step in failed if isinstance(step.event, LoadFailed)),
+        remedies=(Remedy(aim="To load it", command=stop_reasons.run(model.name)),),
+    )
+
+
+def _tell_quarantine(found: Explanation, model: ModelHistory, one: Quarantine) -> None:
+    """Which version the model fails on, with the numbers, the last output and the way back."""
+    engines = _failed_there(model, one)
+    last = engines[-1].words if engines else ()
+    version = f"{one.backend} {one.version}"
+    told = full_stop(
+        f"It has been quarantined on {version} since {moment(one.since, model.now)}: it failed "
+        f"{in_a_row(one.failures)} there but has run on {one.backend} {one.back_to_version}, which serves it "
+        f"instead. The last failure: {one.reason}"
+    )
+    found.also = (*found.also, told)
+    found.numbers["quarantined_after"] = float(one.failures)
+    decided = [
+        happening.step
+        for happening in model.own
+        if isinstance(happening.event, ModelQuarantined)
+        and happening.event.installation_id == one.installation_id
+    ]
+    found.steps += tuple(decided[-1:])
+    if last and not any(words.lines == last for words in found.words):
+        found.words += (Words(of=f"Last lines on {version}", lines=last),)
+    found.remedies += (
+        Remedy(
+            aim=f"To try it on {version} again",
+            command=f"greenroom upgrade-runner --backend {one.backend} --version {one.version}",
+        ),
+        Remedy(
+            aim=f"To use {one.back_to_version} for every model",
+            command=f"greenroom rollback-runner --backend {one.backend} --version {one.back_to_version}",
+        ),
+    )
+
+
+def _failed_there(model: ModelHistory, one: Quarantine) -> list[EngineHistory]:
+    """The engines that led to it, the latest last."""
+    where = (one.backend, one.installation_id)
+    there = [
+        engine
+        for engine in model.engines
+        if engine.failed is not None and (engine.failed.backend, engine.failed.installation_id) == where
+    ]
+    return there[-one.failures :]

@@ -1,4 +1,4 @@
-"""Why a model is not here."""
+"""Why a model is not in the store."""
 
 from __future__ import annotations
 
@@ -11,102 +11,102 @@ from greenroom.actors.library.events import (
     PullFailed,
     PullRequested,
 )
-from greenroom.runner.diagnosis.explanation import Remedy
-from greenroom.runner.diagnosis.finding import Finding, ended, tool_words
+from greenroom.runner.diagnosis.explanation import Explanation, Remedy, full_stop, tool_output
 from greenroom.runner.diagnosis.history import Happening, latest, of_type
-from greenroom.runner.diagnosis.story import Story
+from greenroom.runner.diagnosis.model_history import ModelHistory
 from greenroom.runner.diagnosis.times import moment
 from greenroom.runner.models.references import familiar
 
 _DECISIVE = (PullRequested, PullAttemptFailed, PullFailed, PullCancelled, ModelRemoved)
 
 
-def why_not_here(story: Story) -> Finding:
-    """What came of its last pull, or who removed it; a model that nobody has fetched has neither."""
-    events = _library_events(story)
+def why_not_here(model: ModelHistory) -> Explanation:
+    """What became of its last pull, or why it was removed."""
+    events = _library_events(model)
     last = next((one for one in reversed(events) if isinstance(one.event, _DECISIVE)), None)
-    pull = Remedy(aim="To fetch it", command=f"greenroom pull {_fetched_as(events) or story.name}")
+    pull = f"greenroom pull {_pulled_as(events) or model.name}"
     if last is None:
-        return Finding(
+        return Explanation(
             state="not_here",
             cause="never_pulled",
-            answer=f"{story.name} is not here and was never pulled.",
-            steps=story.own[-6:],
-            remedies=[pull],
+            answer=f"{model.name} is not in the store and was never pulled.",
+            steps=tuple(one.step for one in model.own[-6:]),
+            remedies=(Remedy(aim="To pull it", command=pull),),
         )
     job = last.about.job
     episode = [one for one in events if job and one.about.job == job]
-    finding = _of(last, episode, story, pull)
-    finding.steps = finding.steps or episode
-    return finding
+    found = _of(last, episode, model, pull)
+    found.steps = found.steps or tuple(one.step for one in episode)
+    return found
 
 
-def _of(last: Happening, episode: Sequence[Happening], story: Story, pull: Remedy) -> Finding:
-    name, now, at = story.name, story.now, moment(last.at, story.now)
+def _of(last: Happening, episode: Sequence[Happening], model: ModelHistory, pull: str) -> Explanation:
+    name, now, at = model.name, model.now, moment(last.at, model.now)
     tried = sum(1 for _ in of_type(episode, PullAttemptFailed))
     match last.event:
         case ModelRemoved() as e:
-            return Finding(
+            before = [one for one in model.own if one.record.stream == "library"][-4:]
+            return Explanation(
                 state="not_here",
                 cause="removed",
-                answer=f"{name} is not here any more since {at}: {ended(e.reason)}",
+                answer=f"{name} was removed at {at}: {full_stop(e.reason)}",
                 numbers={"freed": float(e.freed)},
-                steps=[*[one for one in story.own if one.record.stream == "library"][-4:], last],
-                remedies=[pull],
+                steps=tuple(one.step for one in (*before, last)),
+                remedies=(Remedy(aim="To pull it again", command=pull),),
             )
         case PullFailed() as e:
             after = f" after {tried + 1} attempts" if tried else ""
-            return Finding(
+            return Explanation(
                 state="not_here",
                 cause=e.failure.code,
-                answer=f"{name} is not here: its last pull failed at {at}{after}. {e.failure.sentence()}",
+                answer=(
+                    f"{name} is not in the store: its last pull failed at {at}{after}. {e.failure.sentence()}"
+                ),
                 numbers={"attempts": tried + 1.0},
-                words=tool_words(e.failure.detail),
-                remedies=[Remedy(aim="To try again", command=pull.command)],
+                words=tool_output(e.failure.detail),
+                remedies=(Remedy(aim="To try again", command=pull),),
             )
         case PullCancelled() as e:
-            return Finding(
+            return Explanation(
                 state="not_here",
                 cause="cancelled",
-                answer=f"{name} is not here: its pull was ended at {at}: {ended(e.reason)}",
-                remedies=[Remedy(aim="To fetch the rest", command=pull.command)],
+                answer=f"{name} is not in the store: its pull was cancelled at {at}: {full_stop(e.reason)}",
+                remedies=(Remedy(aim="To pull the rest", command=pull),),
             )
         case PullAttemptFailed() as e:
-            many = (
-                f"{e.attempt} attempts to fetch it have" if e.attempt > 1 else "one attempt to fetch it has"
-            )
-            return Finding(
+            many = f"{e.attempt} attempts to pull it have" if e.attempt > 1 else "one attempt to pull it has"
+            return Explanation(
                 state="waiting_to_retry",
                 cause=e.failure.code,
                 answer=(
-                    f"{name} is not here yet: {many} failed, the next one begins at "
-                    f"{moment(e.retry_at, now)}. The last error: {e.failure.sentence()}"
+                    f"{name} is not in the store yet: {many} failed; retrying at {moment(e.retry_at, now)}. "
+                    f"The last error: {e.failure.sentence()}"
                 ),
                 numbers={"attempts": float(e.attempt), "retry_at": e.retry_at},
-                words=tool_words(e.failure.detail),
-                remedies=[Remedy(aim="To wait for it", command=pull.command)],
+                words=tool_output(e.failure.detail),
+                remedies=(Remedy(aim="To wait for it", command=pull),),
             )
         case _:
-            return Finding(
+            return Explanation(
                 state="pulling",
                 cause="pulling",
-                answer=f"{name} is being fetched since {at}.",
+                answer=f"{name} has been downloading since {at}.",
                 numbers={"elapsed": round(now - last.at, 3)},
-                remedies=[Remedy(aim="To wait for it", command=pull.command)],
+                remedies=(Remedy(aim="To wait for it", command=pull),),
             )
 
 
-def _fetched_as(events: Sequence[Happening]) -> str:
-    """What its last pull was asked for, as it is typed: a tag that somebody gave it later fetches nothing."""
+def _pulled_as(events: Sequence[Happening]) -> str:
+    """The name its last pull was for, as it is typed: a tag it was given later cannot be pulled."""
     asked = latest(events, PullRequested)
     return familiar(asked[1].reference) if asked is not None else ""
 
 
-def _library_events(story: Story) -> list[Happening]:
+def _library_events(model: ModelHistory) -> list[Happening]:
     """Of the model, and of every reference that ever meant it."""
-    history = story.history
-    found = [one for one in story.own if one.record.stream == "library"]
+    history = model.history
+    found = [one for one in model.own if one.record.stream == "library"]
     for reference, events in history.pulls.items():
-        if reference == story.id or history.subjects.names.get(reference) == story.id:
+        if reference == model.id or history.subjects.names.get(reference) == model.id:
             found += events
     return [one for _, one in sorted({one.record.seq: one for one in found}.items())]

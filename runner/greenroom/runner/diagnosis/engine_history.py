@@ -17,7 +17,6 @@ from greenroom.actors.engine_runner.events import (
 )
 from greenroom.actors.scheduler.events import (
     BackendChosen,
-    BreakerOpened,
     EvictionDecided,
     LoadAdmitted,
     LoadFailed,
@@ -26,8 +25,8 @@ from greenroom.actors.values import EngineExit, EngineSpec
 from greenroom.runner.diagnosis.history import Happening
 
 
-class Life(msgspec.Struct, kw_only=True):
-    """What the journal says of one engine. What is None has not happened, or was not stored."""
+class EngineHistory(msgspec.Struct, kw_only=True):
+    """One engine. What is None has not happened, or was not stored."""
 
     engine_id: str
     happenings: list[Happening] = []
@@ -42,20 +41,19 @@ class Life(msgspec.Struct, kw_only=True):
     ready: EngineReady | None = None
     ready_at: float = 0.0
     adopted_at: float = 0.0
-    """When the latest daemon took it over; 0 when it is still the one that started it."""
+    """When the latest daemon re-adopted it; 0 while the daemon that started it runs."""
     evicted: EvictionDecided | None = None
     evicted_at: float = 0.0
     stop: EngineStopRequested | None = None
     failed: LoadFailed | None = None
     failed_at: float = 0.0
-    breaker: BreakerOpened | None = None
     exit: EngineExit | None = None
     lost: EngineLost | None = None
     ended_at: float = 0.0
 
     @property
     def began(self) -> float:
-        """When it was decided on, or first heard of."""
+        """When it was decided on, or first mentioned."""
         return self.admitted_at or self.requested_at or (self.happenings[0].at if self.happenings else 0.0)
 
     @property
@@ -73,14 +71,23 @@ class Life(msgspec.Struct, kw_only=True):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Its last words, or its first ones when it had no others."""
+        """Its last lines of output, or its first ones when there were no others."""
         if self.exit is not None and (self.exit.last_lines or self.exit.first_lines):
             return self.exit.last_lines or self.exit.first_lines
         detail = self.failed.failure.detail if self.failed is not None else ""
         return tuple(detail.splitlines())
 
+    def wanted_by(self, name: str) -> tuple[str, str]:
+        """What it was started for: in a word, and as the end of `because …`; `name` is the model's."""
+        admitted = next((one for one in self.happenings if isinstance(one.event, LoadAdmitted)), None)
+        cause = admitted.record.cause if admitted is not None else ""
+        if cause.startswith("warm-"):
+            return "warm", f"{name} is preloaded, as configured"
+        if cause.startswith("restore-"):
+            return "restored", f"{name} was loaded when the previous daemon ended"
+        return "asked_for", f"request {cause} needed {name}" if cause else f"{name} was requested"
+
     def add(self, happening: Happening) -> None:
-        """Take in its next event."""
         self.happenings.append(happening)
         match happening.event:
             case LoadAdmitted() as e:
@@ -107,35 +114,30 @@ class Life(msgspec.Struct, kw_only=True):
                 pass
 
 
-def lives_in(happenings: Iterable[Happening]) -> list[Life]:
+def engines_in(happenings: Iterable[Happening]) -> list[EngineHistory]:
     """Every engine in these events, the oldest first."""
-    lives: dict[str, Life] = {}
+    engines: dict[str, EngineHistory] = {}
     chosen: Happening | None = None
-    last: Life | None = None
     for one in happenings:
         if isinstance(one.event, BackendChosen):
             chosen = one
-        elif isinstance(one.event, BreakerOpened) and last is not None:
-            last.breaker = one.event
         if not one.about.engine:
             continue
-        life = lives.setdefault(one.about.engine, Life(engine_id=one.about.engine))
+        engine = engines.setdefault(one.about.engine, EngineHistory(engine_id=one.about.engine))
         if isinstance(one.event, LoadAdmitted) and chosen is not None:
             # They are stored together, the choice first.
-            life.chosen = chosen.event if isinstance(chosen.event, BackendChosen) else None
-            life.happenings.append(chosen)
+            engine.chosen = chosen.event if isinstance(chosen.event, BackendChosen) else None
+            engine.happenings.append(chosen)
             chosen = None
-        life.add(one)
-        if isinstance(one.event, LoadFailed):
-            last = life
-    return list(lives.values())
+        engine.add(one)
+    return list(engines.values())
 
 
-def usual_seconds(lives: Sequence[Life], spec: EngineSpec) -> list[float]:
+def usual_seconds(engines: Sequence[EngineHistory], spec: EngineSpec) -> list[float]:
     """How long earlier loads of the same model in the same way took on the same installation."""
     return [
         one.ready.seconds
-        for one in lives
+        for one in engines
         if one.ready is not None
         and one.ready.seconds > 0
         and one.spec is not None

@@ -66,7 +66,7 @@ def lives() -> Iterator[tuple[str, Event]]:
                 engine_id=one, model_id="sha256:m", model_ref="tiny", backend="llama.cpp", reason="idle"
             ),
         )
-        yield "runner/llama.cpp", EngineStopRequested(engine_id=one, reason="it is not wanted any more")
+        yield "runner/llama.cpp", EngineStopRequested(engine_id=one, reason="it is no longer needed")
         yield "runner/llama.cpp", EngineExited(engine_id=one, exit=end)
 
 

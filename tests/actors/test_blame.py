@@ -152,7 +152,7 @@ def test_a_runner_keeps_kind_code_and_blame_to_the_end() -> None:
     case.when(EngineStalled(engine_id="e1", failure=HALTED))
     case.when(Happened(event=EngineExited(engine_id="e1", exit=exited(signal="SIGKILL"))))
     engine = case.state.engines["e1"]
-    assert engine.failure.message == "The llama.cpp engine of m was given up: it was stopped by SIGSTOP."
+    assert engine.failure.message == "The llama.cpp engine for m was stopped: it was stopped by SIGSTOP."
     assert (engine.exit.failure.code, engine.exit.failure.kind, engine.exit.failure.blame) == (
         "engine_halted",
         "transient",

@@ -36,16 +36,16 @@ def test_of_the_installed_ones_the_most_preferred_serves() -> None:
     assert isinstance(choice, Use)
     assert (choice.backend, choice.installation_id) == ("vllm", "1-aaaa.1")
     assert choice.reasons == (
-        "vllm reads safetensors and is installed",
-        "not mlx: vllm is preferred",
-        "not vllm-metal: vllm-metal needs macOS 15 or newer on Apple silicon only",
+        "it reads safetensors and is installed",
+        "it is preferred to mlx",
+        "vllm-metal needs macOS 15 or newer on Apple silicon only",
     )
 
 
 def test_a_better_one_that_is_absent_is_named_with_the_command_that_gets_it() -> None:
     choice = pick(SAFE, installed("mlx"))
     assert choice.backend == "mlx"
-    wanted = "vllm would be preferred but is not installed; run: greenroom install-runner --backend vllm"
+    wanted = "vllm is preferred but not installed (run: greenroom install-runner --backend vllm)"
     assert wanted in choice.reasons
 
 
@@ -87,7 +87,7 @@ def test_a_backend_this_platform_cannot_run_is_refused_with_its_verdict() -> Non
 def test_one_that_is_being_installed_is_waited_for_under_any_policy() -> None:
     for policy in ("ask", "auto", "never"):
         choice = pick(SAFE, absent("vllm", job="vllm.1"), policy=policy)
-        assert choice == Install(backend="vllm", reason="it is being installed already")
+        assert choice == Install(backend="vllm", reason="it is already being installed")
 
 
 def test_the_default_backend_is_installed_without_asking() -> None:
@@ -126,7 +126,7 @@ def test_an_absent_one_is_refused_under_ask_with_the_sentence_of_the_contract() 
 
 def test_a_broken_one_is_refused_with_what_is_wrong_with_it() -> None:
     refusal = refused(QUANTISED, broken("mlx"))
-    assert refusal.advice == "(What is there is broken: a file is missing)"
+    assert refusal.advice == "(The existing installation is broken: a file is missing)"
 
 
 def test_beside_the_users_own_broken_one_ours_is_not_installed() -> None:
@@ -150,4 +150,4 @@ def test_the_users_own_that_cannot_be_used_is_named_when_another_serves() -> Non
     both = msgspec.structs.replace(serving, installations=(*serving.installations, theirs))
     choice = pick(QUANTISED, both)
     assert isinstance(choice, Use)
-    assert "not the mlx named in the config: it does not start" in choice.reasons
+    assert "the mlx configured in config.toml cannot be used: it does not start" in choice.reasons

@@ -103,14 +103,16 @@ def test_an_engine_in_use_or_pinned_on_a_device_is_never_evicted() -> None:
     at.serve("r", "two")
     refusal = at.refused("r")
     assert (refusal.kind, refusal.code) == ("exhausted", "no_room")
-    assert "of the memory of card 0; pinned models hold 2.5 GiB of the 3.0 GiB" in refusal.message
+    assert "of the memory of card 0; pinned models hold 2.68 GB of the 3.22 GB" in refusal.message
 
 
 def test_what_fits_no_device_is_refused_at_once_and_the_largest_is_named() -> None:
     at = stage(device(0, 2 * GIB), device(1, 4 * GIB)).serve("r", "large")
     refusal = at.refused("r")
     assert (refusal.kind, refusal.code) == ("exhausted", "does_not_fit")
-    assert refusal.message == ("large needs 7.5 GiB of the memory of card 1; engines may use 4.0 GiB in all.")
+    assert refusal.message == (
+        "large needs 8.05 GB of the memory of card 1; engines may use 4.29 GB in total."
+    )
     assert "gpu_headroom" in refusal.advice
 
 
@@ -118,7 +120,7 @@ def test_whoever_waits_for_a_device_does_not_keep_others_from_the_machines_memor
     at = stage(device(0, 3 * GIB))
     spec = at.loaded("one")
     at.serve("busy", "one").serve("r", "two")
-    assert at.informed["r"].message == "waiting for memory: it needs 2.5 GiB, 512 MiB are free on card 0"
+    assert at.informed["r"].message == "waiting for memory: it needs 2.68 GB, 537 MB is free on card 0"
     at.loaded("cpu")
     # Room comes, and nobody overtakes whoever has waited for it.
     at.leave("busy").rest()

@@ -227,9 +227,9 @@ def test_a_configured_installation_that_cannot_be_used_is_reported_while_ours_se
     failure = status(case).failure
     assert failure is not None
     assert (failure.code, failure.blame) == ("configured_broken", "configuration")
-    assert "named in your configuration cannot be used" in failure.message
+    assert "configured in config.toml cannot be used" in failure.message
     assert "it does not start" in failure.message
-    assert "1, which Greenroom has installed, serves instead" in failure.message
+    assert "Greenroom uses its own 1 instead" in failure.message
 
 
 def test_a_configured_installation_that_can_be_used_is_used_and_nothing_is_reported() -> None:

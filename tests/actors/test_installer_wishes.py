@@ -233,7 +233,7 @@ def test_a_default_backend_that_is_the_users_own_and_broken_is_not_replaced_by_o
     case = life(disk=(own,))
     case.then(InstallationFound, InstallationBroken)
     refusal = case.when(Ensure(backend="llama.cpp")).refusal
-    assert "It cannot be used as it is: /opt/llama is no program" in refusal.message
+    assert "It cannot be used: /opt/llama is no program" in refusal.message
 
 
 def test_a_default_backend_that_is_no_longer_named_in_the_config_leaves_room_for_our_own() -> None:

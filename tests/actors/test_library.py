@@ -251,7 +251,7 @@ def test_a_pull_that_is_cancelled_ends() -> None:
     case.when(CancelPull(reference=REF))
     assert case.reply == Cancelled(ended=True)
     assert case.of(CancelFetch)
-    assert case.answers[KEY].message == "The pull was ended: cancelled by the user."
+    assert case.answers[KEY].message == "The pull was cancelled: requested by the user."
 
 
 def test_a_pull_that_one_caller_leaves_goes_on_while_another_waits() -> None:

@@ -100,7 +100,7 @@ def test_a_start_that_comes_twice_is_harmless() -> None:
 
 def test_a_start_that_was_forbidden_before_is_refused_for_good_and_the_list_says_so() -> None:
     case = runner().when(ForbidStart(backend="mlx", engine_id="e1"))
-    case.then(EngineLost(engine_id="e1", reason="it had not been started")).rest()
+    case.then(EngineLost(engine_id="e1", reason="it was never started")).rest()
     assert lists(case)[-1].forbidden == ("e1",)
     case.when(ForbidStart(backend="mlx", engine_id="e1")).then().rest()
     assert lists(case)[-1].forbidden == ("e1",)
@@ -157,7 +157,7 @@ def test_a_start_that_makes_no_progress_for_long_is_given_up_and_counts_as_a_fai
     case.when(Happened(event=EngineExited(engine_id="e1", exit=ENDED))).rest()
     end = case.state.engines["e1"].exit
     assert not end.expected
-    assert end.summary == "The engine was given up: no sign of progress for 900 s while starting."
+    assert end.summary == "The engine was stopped: no sign of progress for 900 s while starting."
 
 
 def test_a_start_that_makes_progress_is_given_all_the_time_it_needs() -> None:

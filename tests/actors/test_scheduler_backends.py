@@ -78,7 +78,7 @@ def test_a_preferred_backend_that_is_absent_never_blocks() -> None:
     stage.serve("r1", "gemma")
     assert stage.spec_of("gemma").backend == "mlx"
     (chosen,) = stage.stored(BackendChosen)
-    advice = "vllm would be preferred but is not installed; run: greenroom install-runner --backend vllm"
+    advice = "vllm is preferred but not installed (run: greenroom install-runner --backend vllm)"
     assert advice in chosen.reasons
 
 
@@ -186,7 +186,7 @@ def test_an_installation_that_keeps_failing_is_not_tried_on_every_poll() -> None
         stage.pass_time(1).serve(f"r{number}", "gemma")
     assert wishes < 12
     refusal = stage.refused("r498")
-    assert "It is tried again in" in refusal.message
+    assert "It will be retried in" in refusal.message
     assert refusal.retry_after > 0
     assert len(stage.stored(LoadRefused)) == 1
 
@@ -210,7 +210,7 @@ def test_an_installation_that_is_cancelled_answers_those_who_wait() -> None:
     stage = wanted()
     stage.hear_installer(absent("mlx", job="mlx.1"))
     stage.hear_installer(absent("mlx"))
-    assert stage.refused("r0").message == "The installation of mlx has ended without one."
+    assert stage.refused("r0").message == "mlx was not installed."
 
 
 def test_another_job_of_the_same_backend_is_waited_for_as_well() -> None:
@@ -251,7 +251,7 @@ def test_a_retiring_installation_does_not_wait_longer_than_the_drain_for_them() 
     stage.loaded("qwen")
     stage.serve("busy", "qwen").hear_installer(retiring()).pass_time(60)
     stops = stage.sent(StopEngine)
-    assert [one.reason for one in stops] == ["its requests did not end in time"]
+    assert [one.reason for one in stops] == ["its requests did not finish in time"]
 
 
 def test_a_retiring_installation_is_acknowledged_to_the_runner_behind_everything_that_was_sent_to_it() -> (

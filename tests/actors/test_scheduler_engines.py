@@ -283,7 +283,7 @@ def test_the_breaker_closes_once_the_model_has_been_running_for_a_while() -> Non
     assert not stage.stored(BreakerClosed)
     stage.pass_time(2)
     (closed,) = stage.stored(BreakerClosed)
-    assert closed.reason == "it has been running for a while"
+    assert closed.reason == "it has been running long enough"
     assert not stage.state.breakers
 
 

@@ -39,7 +39,7 @@ def test_an_idle_engine_ends_when_its_keep_alive_is_over_and_not_before() -> Non
     # Its gate is closed in this look, and the next one sees that nobody slipped in.
     stage.pass_time(0.01)
     assert stage.told("runner/llama.cpp") == [
-        StopEngine(backend=spec.backend, engine_id=spec.engine_id, reason="it is not wanted any more")
+        StopEngine(backend=spec.backend, engine_id=spec.engine_id, reason="it is no longer needed")
     ]
 
 

@@ -17,7 +17,7 @@ def test_what_can_never_fit_is_refused_at_once_with_the_numbers() -> None:
     stage.serve("r1", "huge")
     refusal = stage.refused("r1")
     assert (refusal.kind, refusal.code) == ("exhausted", "does_not_fit")
-    assert refusal.message == "huge needs 9.0 GiB of memory; engines may use 8.0 GiB in all."
+    assert refusal.message == "huge needs 9.66 GB of memory; engines may use 8.59 GB in total."
     assert refusal.numbers == {"needed": 9.0 * GIB, "budget": 8.0 * GIB, "promised": 0.0}
 
 
@@ -110,14 +110,14 @@ def test_a_pinned_model_is_never_evicted_and_the_refusal_names_what_it_holds() -
     stage.serve("r1", "phi")
     refusal = stage.refused("r1")
     assert (refusal.kind, refusal.code) == ("exhausted", "no_room")
-    assert "pinned models hold 1.0 GiB of the 1.0 GiB" in refusal.message
+    assert "pinned models hold 1.07 GB of the 1.07 GB" in refusal.message
     assert not stage.stored(EvictionDecided)
 
 
 def test_a_request_waits_while_other_programs_hold_the_memory() -> None:
     stage = begun(QWEN, memory=Memory(budget=8 * GIB, available=0))
     stage.serve("r1", "qwen")
-    assert stage.informed["r1"].message == "waiting for memory: it needs 1.0 GiB, 0 MiB are free"
+    assert stage.informed["r1"].message == "waiting for memory: it needs 1.07 GB, 0 B is free"
     stage.memory = room_for(8)
     stage.pass_time(5)
     assert stage.spec_of("qwen")
@@ -126,7 +126,7 @@ def test_a_request_waits_while_other_programs_hold_the_memory() -> None:
 def test_a_request_is_refused_with_the_numbers_when_other_programs_hold_the_memory_for_long() -> None:
     stage = begun(QWEN, memory=Memory(budget=8 * GIB, available=0), limits=Limits(max_wait=10))
     stage.serve("r1", "qwen").wake()
-    assert "it is still waiting for memory: it needs 1.0 GiB" in stage.refused("r1").message
+    assert "it is still waiting for memory: it needs 1.07 GB" in stage.refused("r1").message
 
 
 def test_no_request_takes_the_room_that_is_made_for_another() -> None:

@@ -60,7 +60,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_file(
 
     assert outcome.code == 1
     assert outcome.err.count("\n") == 1
-    assert f"ZeroDivisionError: division by zero). The details are in {home}/cli-errors.log." in outcome.err
+    assert f"ZeroDivisionError: division by zero. Details are in {home}/cli-errors.log." in outcome.err
     assert "Traceback" in (home / "cli-errors.log").read_text()
 
 
@@ -229,15 +229,15 @@ def test_an_empty_list_says_how_to_fill_it(greenroom: Any, our_daemon: Any) -> N
 
 def test_unload_says_how_many(greenroom: Any, our_daemon: Any) -> None:
     our_daemon.routes["POST /engines/unload"] = {"unloaded_runners": 2}
-    assert greenroom("unload", "smollm2", "--backend", "mlx").out == "Unloaded 2 model(s).\n"
+    assert greenroom("unload", "smollm2", "--backend", "mlx").out == "Unloaded 2 models.\n"
     assert our_daemon.bodies("/engines/unload") == [{"all": False, "backend": "mlx", "models": ["smollm2"]}]
 
     our_daemon.routes["POST /engines/unload"] = {"unloaded_runners": 0}
     assert greenroom("unload", "--all").out == (
-        "Nothing was unloaded: no model is loaded, or it is in use. See greenroom ps.\n"
+        "Nothing was unloaded: no model is loaded and idle. See: greenroom ps\n"
     )
     assert greenroom("unload", "x").out == (
-        "Nothing was unloaded: no such model is loaded, or it is in use. See greenroom ps.\n"
+        "Nothing was unloaded: no such model is loaded and idle. See: greenroom ps\n"
     )
     assert greenroom("unload").code == 2
 
@@ -299,7 +299,7 @@ def test_a_daemon_that_dies_while_installing_is_noticed(greenroom: Any, our_daem
     outcome = greenroom("install-runner", "--backend", "mlx")
 
     assert outcome.code == 3
-    assert "broke off while installing mlx" in outcome.err
+    assert "closed the connection while installing mlx" in outcome.err
 
 
 def test_a_dry_run_says_what_would_be_fetched(greenroom: Any, our_daemon: Any) -> None:
@@ -317,7 +317,7 @@ def test_a_dry_run_says_what_would_be_fetched(greenroom: Any, our_daemon: Any) -
         "mlx 0.32.2: 2 packages, 50.0 MB",
         "  mlx==0.32.0",
         "  mlx-lm==0.32.2",
-        "Would fetch 1.00 MB; the rest is in the cache.",
+        "To download: 1.00 MB; the rest is in the cache.",
     ]
     assert our_daemon.bodies("/engines/install-backend") == [{"backend": "mlx", "dry_run": True}]
 
@@ -336,7 +336,7 @@ def test_a_dry_run_of_what_is_all_here_says_so(greenroom: Any, our_daemon: Any) 
     assert outcome.out.splitlines() == [
         "toy 1.0: 1 package, 1.00 MB",
         "  toy==1.0",
-        "Would fetch nothing: all of it is in the cache.",
+        "Nothing to download: everything is in the cache.",
     ]
 
 
@@ -441,7 +441,7 @@ def test_version_never_fails(greenroom: Any, our_daemon: Any) -> None:
     del our_daemon.routes["GET /livez"]
     outcome = greenroom("version")
     assert outcome.code == 0
-    assert "Not Greenroom but a web server" in outcome.out
+    assert "Port in use: a web server" in outcome.out
 
 
 def test_backends_are_listed_without_a_daemon(
@@ -490,7 +490,7 @@ def test_logs_without_a_log_say_so(greenroom: Any, home: Path) -> None:
     outcome = greenroom("logs")
 
     assert outcome.code == 1
-    assert "no daemon has run on this data directory yet" in outcome.err
+    assert "no daemon has used this data directory yet" in outcome.err
 
 
 def test_logs_show_the_daemons_last_lines_and_an_engines(greenroom: Any, home: Path) -> None:

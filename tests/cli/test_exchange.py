@@ -116,7 +116,7 @@ def test_somebody_who_says_nothing_is_given_up() -> None:
     ("said", "told"),
     [
         (b"220 mail ready\r\n", "a program that does not speak HTTP"),
-        (b"", "closes connections without an answer"),
+        (b"", "closes connections without answering"),
         (HEAD + b"Server: nginx\r\nContent-Length: 3\r\n\r\nhey", "calling itself 'nginx', saying 'hey'"),
         (HEAD + b"Content-Length: 6\r\n\r\n<html>", "a web server with status 200"),
     ],

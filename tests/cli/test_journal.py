@@ -100,7 +100,7 @@ def test_a_backup_is_whole_and_never_replaces_a_file(greenroom: Any, journal: Pa
     assert [*read_journal(copy)] == [*read_journal(journal)]
     again = greenroom("journal", "backup", str(copy))
     assert again.code == exit_codes.FAILED
-    assert "exists already. Name a file that is not there yet." in again.err
+    assert "exists already. Choose a file that does not exist yet." in again.err
 
 
 def test_set_aside_renames_and_says_what_was_wrong(greenroom: Any, journal: Path) -> None:
@@ -116,7 +116,7 @@ def test_set_aside_renames_and_says_what_was_wrong(greenroom: Any, journal: Path
 def test_set_aside_can_keep_the_good_events(greenroom: Any, journal: Path) -> None:
     damage(journal, 12)
     outcome = greenroom("journal", "set-aside", "--keep")
-    assert "The new one begins with 11 events of it." in outcome.out
+    assert "The new journal starts with 11 events of it." in outcome.out
     assert len([*read_journal(journal)]) == 11
 
 

@@ -147,7 +147,7 @@ def test_a_daemon_that_was_killed_leaves_nothing_in_the_way_of_the_next(
     assert started.returncode == 1
     assert "backend not found" in started.stderr
     log = greenroom_process("log").stdout
-    assert f"(process {first.pid}) did not stop in order" in log
+    assert f"(process {first.pid}) did not shut down cleanly." in log
     assert greenroom_process("stop").returncode == 0
 
 
@@ -257,7 +257,7 @@ def test_stop_ends_the_daemon_and_restarting_it_replays_the_log(place: Path, gre
 
     lines = greenroom_process("log", "--stream", "daemon").stdout.splitlines()
     assert re.search(r"daemon/1 +Greenroom .* started at http://127.0.0.1:\d+ ", lines[1])
-    assert f"daemon/2                Greenroom stopped in order (process {first.pid})" in lines[2]
+    assert f"daemon/2                Greenroom shut down cleanly (process {first.pid})" in lines[2]
     assert "daemon/3" in lines[3]
 
 
@@ -339,7 +339,7 @@ def test_ctrl_c_ends_a_job_unless_somebody_else_waits_for_it(
     names = {one.body["waiter"] for one in our_daemon.seen if one.path in (route, cancel)}
     assert len(names) == 1, "who leaves is who came"
     assert client.returncode == 130
-    assert ("Ended: " in rest) is ended
+    assert ("Cancelled: " in rest) is ended
     assert ("goes on in the background" in rest) is not ended
 
 

@@ -95,7 +95,7 @@ def test_a_model_that_is_not_here_is_fetched_first(greenroom: Any, our_daemon: A
     outcome = greenroom("run", "smollm2", "Hi")
 
     assert outcome.out == "Hi.\n"
-    assert outcome.err == "smollm2 is not here yet; fetching it.\nModel pulled successfully\nwaiting\n"
+    assert outcome.err == "smollm2 is not in the store; pulling it.\nModel pulled successfully\nwaiting\n"
 
 
 def test_a_model_that_is_not_here_even_after_fetching_is_an_error(greenroom: Any, our_daemon: Any) -> None:
@@ -179,7 +179,7 @@ def test_a_stream_without_an_end_is_an_error(greenroom: Any, our_daemon: Any) ->
     outcome = greenroom("run", "smollm2", "Hi")
 
     assert outcome.code == 3
-    assert "broke off in the middle of its answer" in outcome.err
+    assert "closed the connection in the middle of its answer" in outcome.err
 
 
 def test_reasoning_is_set_apart(greenroom: Any, our_daemon: Any) -> None:

@@ -27,7 +27,7 @@ def test_a_daemon_has_ended_that_let_go_of_its_data_directory_though_its_pid_is_
         secret=b"known",
     )
     lock = DaemonLock(tmp_path)
-    with pytest.raises(Problem, match="still there"):
+    with pytest.raises(Problem, match="still running"):
         stop._wait(daemon, tmp_path)
     lock.release()
     stop._wait(daemon, tmp_path)

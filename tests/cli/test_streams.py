@@ -48,7 +48,7 @@ def test_an_output_that_is_full_is_said(our_daemon: Any) -> None:
     our_daemon.routes["GET /engines/status"] = {"llama.cpp": "Running"}
     done = shell('"$@" status > /dev/full')
     assert done.returncode == 1
-    assert done.stderr == "Error: The output could not be written: No space left on device.\n"
+    assert done.stderr == "Error: Cannot write the output: No space left on device.\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict"])

@@ -34,7 +34,7 @@ def test_backends_shows_versions_and_the_one_in_use(greenroom: Any, our_daemon: 
     assert lines["mlx"].endswith("failed: The disk is full.")
     busy = described("mlx", installed("1", current=True), state="installed", job={"id": "mlx.2"})
     our_daemon.routes["GET /engines"] = [busy]
-    assert "installed; another is being installed" in greenroom("backends").out
+    assert "installed; installing another version" in greenroom("backends").out
 
 
 def test_upgrading_asks_for_the_pinned_version_or_the_named_one(greenroom: Any, our_daemon: Any) -> None:
@@ -83,7 +83,7 @@ def test_verifying_names_what_is_damaged_and_how_to_repair_it(greenroom: Any, ou
     assert our_daemon.bodies("/engines/verify-backend")[1:] == [{"backend": "mlx"}] * 3
     both = greenroom("backends", "verify", "mlx", "--backend", "vllm")
     assert both.code == 2
-    assert "One backend at a time" in both.err
+    assert "Name one backend, mlx or vllm" in both.err
 
 
 def test_uninstalling_one_version_names_it_and_an_empty_one_is_not_all_of_them(
@@ -123,12 +123,12 @@ def test_a_job_is_ended_by_any_of_its_names(
     our_daemon.routes["GET /engines"] = [described("mlx", job=busy)]
     our_daemon.routes[f"POST {path}"] = {"ended": True}
     outcome = greenroom("cancel", job)
-    assert (outcome.code, outcome.out) == (0, f"Ended: {job}.\n")
+    assert (outcome.code, outcome.out) == (0, f"Cancelled: {job}.\n")
     assert our_daemon.bodies(path) == [body]
     our_daemon.routes[f"POST {path}"] = {"ended": False}
     outcome = greenroom("cancel", job)
     assert outcome.code == 1
-    assert "See what runs: greenroom status" in outcome.err
+    assert "List the jobs: greenroom status" in outcome.err
 
 
 def test_df_shows_what_uses_the_disk(greenroom: Any, our_daemon: Any) -> None:
@@ -183,7 +183,7 @@ def test_importing_into_the_daemon_of_another_data_directory_is_refused(
     (tmp_path / "mlx.tar").write_bytes(an_archive())
     outcome = greenroom("backends", "import", str(tmp_path / "mlx.tar"))
     assert outcome.code == 1
-    assert "has another data directory" in outcome.err
+    assert "uses another data directory" in outcome.err
 
 
 def test_importing_what_is_no_archive_says_how_to_make_one(

@@ -127,24 +127,25 @@ def test_a_person_ends_a_job_and_whoever_waits_is_told_with_what_to_do_next(
 
     by = daemon.run("cancel", "cancelled")
 
-    assert (by.returncode, by.stdout, by.stderr) == (0, "Ended: cancelled.\n", "")
+    assert (by.returncode, by.stdout, by.stderr) == (0, "Cancelled: cancelled.\n", "")
     code, _, err = ended(waiting)
     assert code == 1
     assert err.splitlines()[-1] == (
-        "Error: The installation of cancelled was ended: cancelled by the user. Downloads are kept. "
-        "Begin again: greenroom install-runner --backend cancelled"
+        "Error: The installation of cancelled was cancelled: requested by the user. Downloads are kept. "
+        "Start again: greenroom install-runner --backend cancelled"
     )
     until(lambda: not folder.exists())
     log = daemon.run("log", "--backend", "cancelled").stdout.splitlines()
-    assert "The installation of cancelled was ended: cancelled by the user.  <- r-" in log[-1]
+    assert "Cancelled the installation of cancelled: requested by the user.  <- r-" in log[-1]
     why = daemon.run("why", "cancelled").stdout
     assert re.search(
-        r"^cancelled is not installed: its installation was ended at \S+ \(.+\): cancelled by the user\.", why
+        r"^cancelled is not installed: its installation was cancelled at \S+ \(.+\): requested by the user\.",
+        why,
     )
     assert "To install it: greenroom install-runner --backend cancelled" in why
     again = daemon.run("cancel", "cancelled")
     assert again.returncode == 1
-    assert "There is no job 'cancelled' to end. See what runs: greenroom status" in again.stderr
+    assert "There is no job 'cancelled' to cancel. List the jobs: greenroom status" in again.stderr
 
     go_on()
     assert daemon.run("install-runner", "--backend", "cancelled").returncode == 0
@@ -165,10 +166,10 @@ def test_ctrl_c_ends_the_job_when_nobody_else_waits(command: str, name: str, dae
     only.send_signal(signal.SIGINT)
 
     code, _, err = ended(only)
-    assert (code, err.splitlines()[-2:]) == (130, [f"Ended: {name}.", ""])
+    assert (code, err.splitlines()[-2:]) == (130, [f"Cancelled: {name}.", ""])
     assert job_events(daemon, name) == [
         ("install_requested", ""),
-        ("install_cancelled", "all that waited for it have left"),
+        ("install_cancelled", "every client that waited for it has disconnected"),
     ]
     until(lambda: not folder.exists())
     assert daemon.get(f"/engines/{name}").json["state"] == "absent"
@@ -185,7 +186,7 @@ def test_ctrl_c_of_one_of_two_leaves_the_job_to_the_other(daemon: Any, hold: Any
 
     code, _, err = ended(first)
     assert code == 130
-    assert "shared goes on in the background, since it is wanted elsewhere too." in err
+    assert "shared continues in the background: another client is waiting for it." in err
     go_on()
     assert ended(second)[:2] == (0, "shared backend installed successfully\n")
     assert [kind for kind, _ in job_events(daemon, "shared")][:2] == [
@@ -209,7 +210,7 @@ def test_who_was_killed_is_not_waited_for(daemon: Any, hold: Any) -> None:
     left.send_signal(signal.SIGINT)
 
     code, _, err = ended(left)
-    assert (code, err.splitlines()[-2:]) == (130, ["Ended: killed.", ""])
+    assert (code, err.splitlines()[-2:]) == (130, ["Cancelled: killed.", ""])
 
 
 def test_a_client_that_is_killed_cancels_nothing(daemon: Any, hold: Any) -> None:

@@ -115,7 +115,7 @@ def test_stopped_with_its_engines_kept_the_next_daemon_serves_without_a_reload(
     engine = loaded(daemon)
     stopped = daemon.run("stop", "--keep-engines=1m")
     assert stopped.returncode == 0, stopped.stderr
-    assert "its engines stay for 1m" in stopped.stdout
+    assert "its engines keep running for 1m" in stopped.stdout
     until(lambda: daemon.process.poll() is not None)
     daemon.start()
     assert daemon.chat(model).status == 200

@@ -68,7 +68,7 @@ def test_a_safetensors_model_is_fetched_its_backend_installed_and_it_answers_und
     done = greenroom("run", "hf.co/Org/SmolLM2-MLX", "Name a colour.", "--max-tokens", "12")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    assert "hf.co/Org/SmolLM2-MLX is not here yet; fetching it." in done.stderr
+    assert "hf.co/Org/SmolLM2-MLX is not in the store; pulling it." in done.stderr
     assert "Model pulled successfully" in done.stderr
     assert "Installing mlx backend..." in done.stderr
     assert "mlx backend installed successfully" in done.stderr
@@ -128,7 +128,7 @@ def test_a_quantisation_is_fetched_and_answers_under_llama_cpp_and_is_managed_li
     assert "back is whole" in verified.stdout
     assert "short is whole" in verified.stdout
     assert "models             98.4 MB" in greenroom("df").stdout  # both share their weights
-    assert greenroom("prune").stdout == "There was nothing to remove.\n"
+    assert greenroom("prune").stdout == "Nothing to remove.\n"
     found = greenroom("search", "smollm2")
     assert "hf.co/org/SmolLM2-GGUF" in found.stdout
     assert "catalogue" in found.stdout

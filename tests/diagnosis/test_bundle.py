@@ -102,7 +102,7 @@ def test_no_secret_and_no_prompt_is_anywhere_in_it(greenroom: Any, planted: Path
         assert PROMPT not in text, name
         assert "diary" not in text, name
         assert str(tmp_path / "person") not in text, "the home directory has a name"
-    assert "Taken out: " in outcome.out
+    assert "Removed: " in outcome.out
     assert "possible prompts" in outcome.out
 
 
@@ -142,7 +142,7 @@ def test_it_holds_what_a_bug_report_needs_and_says_what(
     assert json.loads(parts["state.json"])["seq"] == len(events)
     assert "smollm2 is not loaded: its engine crashed" in parts["why.txt"]
     assert "mlx is not installed: its installation failed" in parts["why.txt"]
-    assert json.loads(parts["installations.json"])["mlx/0.32-ab.1"]["files"] == "500 of them"
+    assert json.loads(parts["installations.json"])["mlx/0.32-ab.1"]["files"] == "500 files"
     assert "It died." in parts["log.txt"]
     assert f"Written to {target}" in outcome.out
 
@@ -158,7 +158,7 @@ def test_only_its_owner_can_read_it_and_nothing_is_overwritten(
     outcome = greenroom("bundle", "-o", str(target))
 
     assert outcome.code == 1
-    assert f"There is a file {target} already. Name another one with -o." in outcome.err
+    assert f"{target} already exists. Choose another file with -o." in outcome.err
     assert target.read_bytes() == before
 
 

@@ -50,7 +50,7 @@ def test_why_as_json(greenroom: Any, journal: Path) -> None:
 def test_why_says_when_no_daemon_runs_that_could_go_on(greenroom: Any, script: Any, home: Path) -> None:
     script.load()
     script.write(home / "journal.db")
-    told = "Note: No daemon runs at the moment: this is how it was when the last one ended."
+    told = "Note: The daemon is not running; this was the state when it ended."
 
     assert told in greenroom("why", "smollm2").out
     assert told not in greenroom("why", "smollm2", "--journal", str(home)).out
@@ -64,7 +64,7 @@ def test_why_says_that_the_next_daemon_goes_on_with_a_job(greenroom: Any, script
 
     told = " ".join(greenroom("why", "mlx").out.split())
 
-    assert "ended. The next one goes on with what a person asked for." in told
+    assert "ended. The next daemon resumes what was requested by a command." in told
 
 
 def test_why_knows_the_backends_of_this_machine(greenroom: Any, journal: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_unknown_name_is_a_sentence_with_near_names(greenroom: Any, journal: 
     assert outcome.code == 1
     assert outcome.out == ""
     assert outcome.err.splitlines() == [
-        'Error: The journal knows no model, backend, engine or request "smolm2". Did you mean smollm2?'
+        'Error: The journal has no model, backend, engine or request "smolm2". Did you mean smollm2?'
     ]
 
 
@@ -220,10 +220,10 @@ def test_replay_at_a_time(greenroom: Any, journal: Path) -> None:
 @pytest.mark.parametrize(
     ("at", "code", "sentence"),
     [
-        ("2023-11-14T11:59", 1, "2023-11-14 11:59:00.000 is before the beginning of"),
+        ("2023-11-14T11:59", 1, "2023-11-14 11:59:00.000 is before the first event of"),
         ("0", 1, "There is no event 0 in"),
         ("14", 1, "its events are 1 to 13."),
-        ("soon", 2, "'soon' is no time; write 10m (ago)"),
+        ("soon", 2, "'soon' is not a time; write 10m (ago)"),
     ],
 )
 def test_replay_at_what_there_is_not(
@@ -299,15 +299,15 @@ def test_a_walk_on_a_terminal_goes_on_and_back(journal: Path) -> None:
         terminal.say("1")
         assert "Greenroom 0.1.0 started" in terminal.until("[1]")
         terminal.say("p")
-        assert "That is the beginning." in terminal.until("[1]")
+        assert "This is the first event." in terminal.until("[1]")
         terminal.say("13")
         terminal.until("[13]")
         terminal.say("n")
-        assert "That is the end." in terminal.until("[13]")
+        assert "This is the last event." in terminal.until("[13]")
         terminal.say("s")
         assert "After event 13, " in terminal.until("[13]")
         terminal.say("what")
-        assert "NUMBER go there" in terminal.until("[13]")
+        assert "NUMBER: go to event" in terminal.until("[13]")
         terminal.say("q")
         assert terminal.process.wait(20) == 0
     finally:
@@ -346,14 +346,14 @@ def test_a_name_nobody_has_is_told_and_so_is_that_nothing_is_like_what_was_asked
 
     outcome = greenroom("log", "--since", "2100-01-01")
     assert (outcome.code, outcome.out) == (0, "")
-    assert "No event is like that." in outcome.err
+    assert "No event matches." in outcome.err
 
 
 def test_a_bad_time_is_a_usage_error(greenroom: Any, journal: Path) -> None:
     outcome = greenroom("log", "--since", "soon")
 
     assert outcome.code == 2
-    assert "Invalid value for --since: 'soon' is no time" in outcome.err
+    assert "Invalid value for --since: 'soon' is not a time" in outcome.err
 
 
 def test_what_a_host_stored_is_shown_as_it_is(greenroom: Any, script: Any, home: Path) -> None:
@@ -383,14 +383,14 @@ def test_an_overview_tells_of_everybody(greenroom: Any, script: Any, home: Path)
     told = greenroom("replay").out
 
     for line in (
-        "  runs as process 100; start number 1",
+        "  running as process 100; start 1",
         "  llama.cpp: installed, 1.0",
         "    1.0-ab12cd34.1 (1.0, 106 MB, in use for new engines)",
         "  mlx: job mlx.9 (explicit) for 0s, attempt 1",
         "  pull pull.9 of gemma3 for 0s, attempt 1",
         "  smollm2: 736d6f6c6c6d (gguf, Q4_1, 98.0 MB)",
         "  configured 736d6f6c6c6d|completion: context_size 4096",
-        "  736d6f6c6c6d|llama.cpp|1.0-ab12cd34.1 has failed 1 times: It died.",
+        "  736d6f6c6c6d|llama.cpp|1.0-ab12cd34.1 failed 1 time: It died.",
         f"  {engine} (smollm2): gone for 0s: It died.",
     ):
         assert line in told.splitlines(), told

@@ -115,14 +115,14 @@ def test_a_pull_by_the_name_it_was_asked_by(script: Any) -> None:
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
-        ({"backend": "mlxx"}, "The journal knows no backend mlxx. Did you mean mlx?"),
-        ({"model": "smollm"}, "The journal knows no model smollm. Did you mean smollm2?"),
-        ({"engine": "zz"}, "The journal knows no engine zz."),
+        ({"backend": "mlxx"}, "The journal has no backend mlxx. Did you mean mlx?"),
+        ({"model": "smollm"}, "The journal has no model smollm. Did you mean smollm2?"),
+        ({"engine": "zz"}, "The journal has no engine zz."),
         (
             {"stream": "install/mlxx"},
-            "The journal knows no stream install/mlxx. Did you mean install/mlx or install/llama.cpp?",
+            "The journal has no stream install/mlxx. Did you mean install/mlx or install/llama.cpp?",
         ),
-        ({"cause": "r-9"}, "The journal knows no event and no request r-9."),
+        ({"cause": "r-9"}, "The journal has no event or request r-9."),
     ],
 )
 def test_a_name_no_event_has_is_told_with_a_near_one(life: Any, wanted: Any, sentence: str) -> None:
@@ -150,5 +150,5 @@ def test_an_engine_is_known_by_the_beginning_of_its_id(life: Any) -> None:
 def test_kinds_nobody_stores_are_told_with_a_near_one() -> None:
     assert unknown_kinds(["load_*", "engine_ready"]) == []
     assert unknown_kinds(["install_fialed"]) == [
-        "Greenroom itself stores no events of the type install_fialed. Did you mean install_failed?"
+        "Greenroom has no event type install_fialed. Did you mean install_failed?"
     ]

@@ -85,7 +85,7 @@ def test_an_installation_that_is_tried_again_and_again(script: Any) -> None:
     begun = script.why("mlx")
     assert begun.state == "installing", "although by the clock of this machine it would still be waiting"
     assert begun.answer.endswith("This is attempt 3. The previous one: The index did not answer (2).")
-    assert begun.steps[-1].text == "Attempt 3 to install mlx begins."
+    assert begun.steps[-1].text == "Started attempt 3 to install mlx."
 
 
 def test_an_installation_under_way(script: Any) -> None:
@@ -120,12 +120,12 @@ def test_a_broken_installation(script: Any) -> None:
 
 def test_an_installation_somebody_ended(script: Any) -> None:
     script.add(InstallRequested(job="mlx.1", backend="mlx", version="", wanted_by="explicit"))
-    script.add(InstallCancelled(job="mlx.1", backend="mlx", reason="cancelled by the user", unwanted=True))
+    script.add(InstallCancelled(job="mlx.1", backend="mlx", reason="requested by the user", unwanted=True))
 
     found = script.why("mlx")
 
     assert (found.state, found.cause) == ("absent", "cancelled")
-    assert "its installation was cancelled at 12:00:07 (just now): cancelled by the user." in found.answer
+    assert "its installation was cancelled at 12:00:07 (just now): requested by the user." in found.answer
 
 
 def test_an_installation_that_vanished_from_the_disk(script: Any) -> None:
@@ -186,7 +186,7 @@ def test_an_installation_of_the_users_own_that_cannot_be_used_is_told_beside_our
     found = script.why("mlx")
 
     assert (found.state, found.cause) == ("installed", "configured_broken")
-    assert "cannot be used, so 0.32, which Greenroom has installed, serves instead" in found.answer
+    assert "cannot be used, so Greenroom uses its own 0.32 instead" in found.answer
     assert "greenroom config" in found.remedies[0].command
 
 

@@ -48,10 +48,10 @@ def test_why_it_runs_on_this_backend_and_not_on_that_one(script: Any) -> None:
     mlx = script.install("mlx", "0.32", wanted_by="explicit")
     reasons = (
         "mlx reads safetensors and is installed",
-        "vllm would be preferred but is not installed; run: greenroom install-runner --backend vllm",
+        "vllm is preferred but not installed (run: greenroom install-runner --backend vllm)",
         "not vllm-metal: vllm-metal needs macOS",
     )
-    script.load("qwen3", backend="mlx", installation=mlx, reasons=reasons)
+    script.load("qwen3", backend="mlx", installation=mlx, reasons=reasons, preferred="vllm")
 
     found = script.why("qwen3")
     preferred = script.why("vllm", backends={"vllm": ""})

@@ -74,7 +74,7 @@ def test_a_request_that_began_a_pull_tells_how_that_stands(script: Any) -> None:
     script.add(PullRequested(job="pull.9", reference="docker.io/ai/gemma3:latest"), cause=request)
     assert (script.why(request).state, script.why(request).cause) == ("waiting", "pulling")
 
-    script.add(PullCancelled(job="pull.9", reason="cancelled by the user"))
+    script.add(PullCancelled(job="pull.9", reason="requested by the user"))
     assert (script.why(request).state, script.why(request).cause) == ("failed", "cancelled")
 
 

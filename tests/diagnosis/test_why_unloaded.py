@@ -264,13 +264,13 @@ def test_pulls_under_way_and_ended(script: Any) -> None:
     script.wait(4.0)
     assert (script.why("gemma3").state, script.why("gemma3").numbers) == ("pulling", {"elapsed": 4.0})
 
-    script.add(PullCancelled(job="pull.9", reason="cancelled by the user"))
+    script.add(PullCancelled(job="pull.9", reason="requested by the user"))
     assert (script.why("gemma3").state, script.why("gemma3").cause) == ("not_here", "cancelled")
 
 
 def test_a_model_that_was_removed(script: Any) -> None:
     script.load()
-    script.add(ModelRemoved(model_id=SMOLLM2, reason="removed by the user", freed=98_000_000))
+    script.add(ModelRemoved(model_id=SMOLLM2, reason="requested by the user", freed=98_000_000))
 
     found = script.why("smollm2")
 
@@ -288,7 +288,7 @@ def test_a_model_that_was_removed_goes_by_the_name_it_had_then_and_not_by_one_gi
     script.add(ModelCommitted(job="pull.7", model=model), cause=asked)
     script.add(ModelTagged(model_id=model.id, tags=(kept, given_up)))
     script.add(ModelTagged(model_id=model.id, tags=(kept,)))
-    script.add(ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
+    script.add(ModelRemoved(model_id=model.id, reason="requested by the user", freed=192))
 
     assert script.why("mine").answer.startswith("mine was removed")
 
@@ -300,7 +300,7 @@ def test_a_model_that_was_removed_is_fetched_again_by_what_it_was_fetched_as(scr
     script.add(ModelCommitted(job="pull.7", model=model), cause=asked)
     script.add(ModelTagged(model_id=model.id, tags=(reference, "docker.io/ai/mine:latest")))
     script.add(ModelTagged(model_id=model.id, tags=(reference,)))
-    script.add(ModelRemoved(model_id=model.id, reason="removed by the user", freed=192))
+    script.add(ModelRemoved(model_id=model.id, reason="requested by the user", freed=192))
 
     found = script.why("mine")
 

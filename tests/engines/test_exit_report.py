@@ -140,7 +140,7 @@ def test_a_kill_for_want_of_memory_says_how_much_it_had() -> None:
     end = {"signal": "SIGKILL", "out_of_memory": True, "peak_memory": 3 * 2**30}
     assert sentence(end) == (
         "The mlx engine for ai/smollm2 was killed by SIGKILL: "
-        "the system ran out of memory (it had used 3072 MiB)."
+        "the system ran out of memory (it had used 3.22 GB)."
     )
 
 

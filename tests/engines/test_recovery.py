@@ -145,7 +145,7 @@ def test_a_daemon_killed_between_spawn_and_report_leaves_one_engine_not_two(stag
 def test_a_start_nobody_has_claimed_is_lost_and_can_never_come_late(stage: Stage) -> None:
     host = stage.host()
     host.recover([expected_of(stage.spec("e-1"), state="starting")]).result(10)
-    assert stage.heard.wait("lost") == ("it had not been started before the daemon ended",)
+    assert stage.heard.wait("lost") == ("it was never started before the daemon ended",)
     host.start(stage.spec("e-1"))
     (failure,) = stage.heard.wait("failed")
     assert failure.code == "claimed"

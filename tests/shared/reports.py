@@ -87,5 +87,5 @@ def deleted(model_id: str, freed: int = 0, failure: Failure | None = None) -> Ef
     effect = DeleteModel(model_id=model_id)
     if failure is not None:
         return EffectEnded(effect=effect, failure=failure)
-    event = ModelRemoved(model_id=model_id, reason="removed by the user", freed=freed)
+    event = ModelRemoved(model_id=model_id, reason="requested by the user", freed=freed)
     return EffectEnded(effect=effect, event=event)

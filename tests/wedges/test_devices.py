@@ -165,7 +165,7 @@ async def test_what_fits_no_device_is_refused_with_the_device_and_the_numbers(ma
     refused = await daemon.chat("a")
     assert refused.status == 507
     assert refused.error["message"].startswith(
-        "a needs 64 MiB of the memory of NVIDIA Test 1; engines may use 50 MiB in all."
+        "a needs 67.1 MB of the memory of NVIDIA Test 1; engines may use 52.4 MB in total."
     )
     chat = (await daemon.get("/models/a")).json["serving"][0]
     assert (chat["memory_budget"] // MIB, chat["fits"]) == (50, False)

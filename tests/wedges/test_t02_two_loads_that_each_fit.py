@@ -29,6 +29,6 @@ async def test_what_can_never_fit_is_refused_at_once_with_the_numbers(make_daemo
     answer = await daemon.chat("big")
     assert answer.status == 507
     assert answer.seconds < 2.0
-    assert "64 MiB" in answer.error["message"]
-    assert "50 MiB" in answer.error["message"]
+    assert "67.1 MB" in answer.error["message"]
+    assert "52.4 MB" in answer.error["message"]
     assert daemon.spawned() == []

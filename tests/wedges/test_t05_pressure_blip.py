@@ -19,7 +19,7 @@ async def test_pressure_that_passes_leaves_nothing_behind(make_daemon: Any) -> N
     ask = asyncio.create_task(daemon.chat("waiting", stream=True))
     await until_async(lambda: _waits(daemon))
     (told,) = [job["message"] for job in (await daemon.get("/jobs")).json if "memory" in job["message"]]
-    assert told.startswith("waiting for memory: it needs 64 MiB, 48 MiB are free")
+    assert told.startswith("waiting for memory: it needs 67.1 MB, 50.3 MB is free")
     # What is loaded goes on serving, and is neither evicted for pressure from outside nor closed.
     assert (await daemon.chat("ready")).status == 200
     file.unlink()
@@ -41,7 +41,7 @@ async def test_pressure_that_stays_is_a_refusal_with_the_numbers_and_passes_too(
     answer = await daemon.chat("tiny")
     assert answer.status == 503
     assert int(answer.headers["Retry-After"]) > 0
-    assert "64 MiB" in answer.error["message"]
+    assert "67.1 MB" in answer.error["message"]
     file.unlink()
     assert (await daemon.chat("tiny")).status == 200
 

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 import re
 
+from greenroom.actors.sizes import format_size
+
+__all__ = [
+    "FOREVER",
+    "LARGEST",
+    "LONGEST",
+    "format_duration",
+    "format_size",
+    "parse_duration",
+    "parse_keep_alive",
+    "parse_size",
+]
+
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 _SIZES = {
@@ -85,15 +98,6 @@ def format_duration(seconds: float) -> str:
         elif parts:
             break
     return "".join(parts[:2]) or "0s"
-
-
-def format_size(size: float) -> str:
-    """`512 B`, `93.2 MB`, `1.61 GB`: powers of ten, three digits."""
-    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= step * 0.9995:
-            value = size / step
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
-    return f"{int(size)} B"
 
 
 def _duration_from_text(text: str) -> float:

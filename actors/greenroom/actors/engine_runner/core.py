@@ -214,7 +214,7 @@ class Runner:
             case ForbidStart(engine_id=one):
                 if one in state.engines or one in state.forbidden:
                     return Decision(volatile=msgspec.structs.replace(volatile, told=-1))
-                return Decision(events=(EngineLost(engine_id=one, reason="it had not been started"),))
+                return Decision(events=(EngineLost(engine_id=one, reason="it was never started"),))
             case RequestSnapshot() as ask:
                 return Decision(
                     volatile=msgspec.structs.replace(
@@ -354,8 +354,8 @@ class Runner:
                 moved[one] = now.monotonic
                 del overdue[one]
             else:  # 2
-                reason = "it was looked for and nothing was heard of it" if one in unsettled else ""
-                lost = reason or "it was asked to end and never reported"
+                reason = "it could not be found" if one in unsettled else ""
+                lost = reason or "it did not report that it stopped"
                 events.append(EngineLost(engine_id=one, reason=lost))
                 unsettled.discard(one)
         changing = {one for one, engine in state.engines.items() if engine.state in ("starting", "stopping")}
@@ -404,7 +404,7 @@ def _ready(engine: Engine, now: Moment) -> EngineReady:
 
 
 def _sentence(fault: str) -> str:
-    return f"The engine was given up: {fault}."
+    return f"The engine was stopped: {fault}."
 
 
 def _given_up(engine: Engine, failure: Failure) -> Failure:
@@ -412,7 +412,7 @@ def _given_up(engine: Engine, failure: Failure) -> Failure:
     spec, reason = engine.spec, failure.message.removesuffix(".")
     return msgspec.structs.replace(
         failure,
-        message=f"The {spec.backend} engine of {spec.model_ref} was given up: {reason}.",
+        message=f"The {spec.backend} engine for {spec.model_ref} was stopped: {reason}.",
         advice=failure.advice or f"`greenroom logs {spec.engine_id}` shows its output.",
     )
 

@@ -44,7 +44,7 @@ class EngineStopRequested(Event, frozen=True, kw_only=True):
     engine_id: str
     reason: str
     fault: bool = False
-    """True when its runner gives it up, False when it is not wanted any more."""
+    """True when its runner gives it up, False when it is no longer needed."""
     failure: Failure | None = None
     """Why it is given up, with kind, code and blame."""
 

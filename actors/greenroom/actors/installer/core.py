@@ -392,7 +392,7 @@ class Installer:
         before = backend.usable
         if before is not None and (before.version, before.variant) != (made.version, made.variant):
             # Built beside the other one, and probed: only now does it take its place.
-            reason = f"it was built for that, beside {before.id}"
+            reason = f"it replaces {before.id}"
             events.append(InstallationActivated(backend=name, installation_id=made.id, reason=reason))
         return Decision(events=tuple(events), effects=answers([job], job, committed), cause=job.cause)
 

@@ -155,7 +155,7 @@ def _of_installations(
         elif known is None or known.broken:  # 2
             events.append(InstallationFound(backend=name, installation=one))
         if not one.managed and not one.broken and backend.current != one.id:
-            reason = "it is the user's own, named in the config"
+            reason = "it is configured in config.toml"
             events.append(InstallationActivated(backend=name, installation_id=one.id, reason=reason))
     there = {one.id for one in found}
     events += [
@@ -173,7 +173,7 @@ def _made_by(job: JobState, one: Installation) -> bool:
 
 
 def _over(name: str, job: JobState) -> Event:
-    reason = "the daemon restarted and the request that wanted it is gone"
+    reason = "the daemon restarted, which ended the request that needed it"
     return InstallCancelled(job=job.id, backend=name, reason=reason)
 
 

@@ -46,7 +46,7 @@ def uninstall(backend: BackendInstallState, ask: Uninstall, volatile: Volatile) 
         return Decision(reply=refusals.no_such_installation(backend, ask.backend, version))
     staying = backend.installations.keys() - backend.retiring - {one.id for one in going}
     others = bool(staying) or len(jobs) < len(backend.jobs_open)
-    reason = "it was uninstalled meanwhile" if named else "the backend was uninstalled meanwhile"
+    reason = "it was uninstalled" if named else "the backend was uninstalled"
     events: list[Event] = []
     effects: list[Effect] = []
     for job in jobs:

@@ -55,7 +55,7 @@ def unread(backend: str, reason: str) -> Refusal:
     return refuse(
         "unreadable",
         f"The installations of {backend} cannot be read: {reason}.",
-        advice="Check the disk and who owns the data directory. Greenroom checks again by itself.",
+        advice="Check the disk and the owner of the data directory. Greenroom checks again by itself.",
         kind="unavailable",
         subject=backend,
         retry_after=30.0,
@@ -66,8 +66,8 @@ def cancelled(backend: str, reason: str) -> Refusal:
     """The job was ended."""
     return refuse(
         "cancelled",
-        f"The installation of {backend} was ended: {reason}.",
-        advice=f"Downloads are kept. Begin again: greenroom install-runner --backend {backend}",
+        f"The installation of {backend} was cancelled: {reason}.",
+        advice=f"Downloads are kept. Start again: greenroom install-runner --backend {backend}",
         kind="conflict",
         subject=backend,
     )
@@ -77,8 +77,8 @@ def busy(backend: str, jobs: int) -> Refusal:
     """So many versions wait already."""
     return refuse(
         "busy",
-        f"{jobs} versions of {backend} are waiting to be installed already.",
-        advice="Ask again when they have been.",
+        f"{jobs} versions of {backend} are already waiting to be installed.",
+        advice="Try again when they are installed.",
         kind="conflict",
         subject=backend,
     )
@@ -103,8 +103,8 @@ def passed_over(backend: BackendInstallState) -> Failure | None:
     return Failure(
         kind="permanent",
         code="configured_broken",
-        message=f"The {theirs.backend} that is named in your configuration cannot be used, so "
-        f"{usable.version}, which Greenroom has installed, serves instead: {theirs.broken}.",
+        message=f"The {theirs.backend} configured in config.toml cannot be used, so Greenroom uses its own "
+        f"{usable.version} instead: {theirs.broken}.",
         advice=f'Repair it, or remove [backends."{theirs.backend}"] from config.toml.',
         blame="configuration",
     )
@@ -113,10 +113,10 @@ def passed_over(backend: BackendInstallState) -> Failure | None:
 def not_ours(theirs: Installation) -> Refusal:
     """It is the user's own."""
     name = theirs.backend
-    broken = f" It cannot be used as it is: {theirs.broken}" if theirs.broken else ""
+    broken = f" It cannot be used: {theirs.broken}" if theirs.broken else ""
     return refuse(
         "not_managed",
-        f"{name} is named in your configuration; Greenroom uses it and never touches it.{broken}",
+        f"{name} is your own, configured in config.toml; Greenroom never changes it.{broken}",
         advice=f'Remove [backends."{name}"] from config.toml to let Greenroom install its own.',
         kind="conflict",
         subject=name,

@@ -182,7 +182,7 @@ class CancelInstall(InstallerCommand[Cancelled], frozen=True, kw_only=True):
     """What was asked for; empty means whichever is under way."""
     job: Id = ""
     """This one and no other."""
-    reason: Line = "cancelled by the user"
+    reason: Line = "requested by the user"
     leave: bool = False
     waiter: Id = ""
     """Who leaves: see `Ensure.waiter`."""

@@ -204,9 +204,9 @@ class InstallerTurn:
         if backend.whole:
             best = max(backend.whole, key=lambda one: one.built_at)
             last = backend.installations.get(backend.current)
-            reason = "no other was in use any more"
+            reason = "no other one was in use"
             if last is not None and last.broken:
-                reason = f"the one in use, {last.id}, is broken"
+                reason = f"{last.id}, which was in use, is broken"
             self._events.append(InstallationActivated(backend=name, installation_id=best.id, reason=reason))
 
     def _build(self, name: str, backend: BackendInstallState) -> None:  # 3

@@ -207,7 +207,7 @@ class Library:
             elif known.tags != model.tags and not any(tag.model_id == model.id for tag in lost):
                 events.append(ModelTagged(model_id=model.id, tags=model.tags))
         events += [
-            ModelRemoved(model_id=one, reason="it is not in the store any more")
+            ModelRemoved(model_id=one, reason="it is no longer in the store")
             for one in state.models
             if one not in there
         ]  # 2
@@ -216,7 +216,7 @@ class Library:
             if pull.job in fetched or pull.job in done:
                 continue
             if pull.wanted_by == "request":
-                reason = "the daemon restarted and the request that wanted it is gone"
+                reason = "the daemon restarted, which ended the request that needed it"
                 events.append(PullCancelled(job=pull.job, reason=reason))
             elif pull.retry_at <= now.wall:
                 failure = Failure(

@@ -80,7 +80,7 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.structs.replace(
                 refuse(
                     "too_many_failures",
-                    f"{len(own)} of your pulls have failed within the last minute.",
+                    f"{len(own)} of your pulls failed within the last minute.",
                     advice="Check the names of the models; greenroom log shows which pulls failed.",
                     kind="exhausted",
                 ),

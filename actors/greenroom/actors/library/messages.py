@@ -66,7 +66,7 @@ class CancelPull(LibraryCommand[Cancelled], frozen=True, kw_only=True):
     """End a pull: `Cancelled`."""
 
     reference: Name
-    reason: Line = "cancelled by the user"
+    reason: Line = "requested by the user"
     leave: bool = False
     """Only if nobody else waits for it."""
     waiter: Id = ""

@@ -242,7 +242,7 @@ def _one_more(volatile: LibraryVolatile, ask: Pull) -> LibraryVolatile:
 def _cancelled(reason: str) -> Refusal:
     return refuse(
         "cancelled",
-        f"The pull was ended: {reason}.",
+        f"The pull was cancelled: {reason}.",
         advice="What was fetched is kept: pull it again to go on, or drop it with greenroom prune.",
         kind="conflict",
     )

@@ -93,7 +93,7 @@ def choose(
     offered = sorted(runnable, key=lambda one: one.install_preference)
     for one in offered:  # 5
         if one.name in statuses and statuses[one.name].job:
-            return Install(backend=one.name, reason="it is being installed already")
+            return Install(backend=one.name, reason="it is already being installed")
     ours = [one for one in offered if _theirs(statuses, one) is None]  # 6
     if not ours:
         return _theirs_is_broken(offered[0], statuses)
@@ -114,7 +114,7 @@ def not_installed(
     broken = (
         status.failure.message if status is not None and status.state == "broken" and status.failure else ""
     )
-    advice = [f"(What is there is broken: {broken})"] if broken else []
+    advice = [f"(The existing installation is broken: {broken})"] if broken else []
     advice += [f"(or, with {one.name}: greenroom install-runner --backend {one.name})" for one in others]
     return NotInstalled(
         code="backend_not_installed",
@@ -145,7 +145,7 @@ def _theirs_is_broken(backend: BackendFacts, statuses: Mapping[str, BackendStatu
     why = (theirs.broken if theirs is not None else "") or "it is not in use"
     return refuse(
         "backend_broken",
-        f"The {backend.name} that is named in your configuration cannot be used: {why}.",
+        f"The {backend.name} configured in config.toml cannot be used: {why}.",
         advice=f'Repair it, or remove [backends."{backend.name}"] from config.toml.',
         kind="not_ready",
         subject=backend.name,
@@ -158,7 +158,8 @@ def _passed_over(
     theirs = _theirs(statuses, backend)
     if theirs is None or theirs.id == current.id:
         return ()
-    return (f"not the {backend.name} named in the config: {theirs.broken or 'it is not in use'}",)
+    why = theirs.broken or "it is not in use"
+    return (f"the {backend.name} configured in config.toml cannot be used: {why}",)
 
 
 def _reasons(
@@ -170,19 +171,17 @@ def _reasons(
 ) -> tuple[str, ...]:
     if binding:
         return (f"the request names {binding}",)
-    reasons = [f"{best.name} reads {model.format} and is installed"]
+    reasons = [f"it reads {'GGUF' if model.format == 'gguf' else model.format} and is installed"]
     for one in fitting:
         if one.name == best.name:
             continue
         if one.verdict:
-            reasons.append(f"not {one.name}: {one.verdict.rstrip('.')}")
+            reasons.append(one.verdict.rstrip("."))
         elif one in installed:
-            reasons.append(f"not {one.name}: {best.name} is preferred")
+            reasons.append(f"it is preferred to {one.name}")
         elif one.preference < best.preference:
-            reasons.append(
-                f"{one.name} would be preferred but is not installed; "
-                f"run: greenroom install-runner --backend {one.name}"
-            )
+            command = f"greenroom install-runner --backend {one.name}"
+            reasons.append(f"{one.name} is preferred but not installed (run: {command})")
     return tuple(reasons)
 
 

@@ -386,7 +386,7 @@ class Scheduler:
                 )
             events.append(eviction(engine, volatile, now, "reconfigured"))
         if reload:
-            events += lifted_by_hand(state, "it is configured differently now", model_id=ask.model_id)
+            events += lifted_by_hand(state, "its configuration has changed", model_id=ask.model_id)
             # What it failed of may have been the configuration it had.
             others = {
                 name: one

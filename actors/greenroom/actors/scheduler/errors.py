@@ -1,4 +1,4 @@
-"""The scheduler's longer noes: complete sentences with the numbers that decided."""
+"""The scheduler's longer refusals: complete sentences with the numbers that decided."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.backend_choice import NotInstalled
 from greenroom.actors.scheduler.ledger import Account
 from greenroom.actors.scheduler.state import BreakerState, Waiting, counts_against_model
+from greenroom.actors.sizes import format_size
 from greenroom.actors.values import Engine, EngineSpec, Failure
 
 
@@ -22,13 +23,13 @@ def failure_of(engine: Engine) -> Failure:
         return Failure(
             kind="permanent",
             code="engine_stalled",
-            message=f"The {spec.backend} engine of {spec.model_ref} was given up: {engine.fault}.",
-            advice=f"`greenroom logs {spec.engine_id}` shows its last words.",
+            message=f"The {spec.backend} engine for {spec.model_ref} was stopped: {engine.fault}.",
+            advice=f"See its log: greenroom logs {spec.engine_id}",
         )
-    summary = end.summary if end is not None and end.summary else "The engine ended without a word."
+    summary = end.summary if end is not None and end.summary else "The engine stopped for an unknown reason."
     code = "engine_failed"
     if end is not None and end.lost:
-        code, summary = "engine_lost", f"The engine of {engine.spec.model_ref} is gone: {summary}."
+        code, summary = "engine_lost", f"The engine for {engine.spec.model_ref} is gone: {summary}."
     elif end is not None and end.expected:
         code = "engine_ended"
     # One that neither exited nor died of a signal has not been seen to run: that was not its own doing.
@@ -37,7 +38,7 @@ def failure_of(engine: Engine) -> Failure:
         kind="permanent" if code == "engine_failed" else "transient",
         code=code,
         message=summary,
-        advice=f"`greenroom logs {engine.spec.engine_id}` shows its last words.",
+        advice=f"See its log: greenroom logs {engine.spec.engine_id}",
         detail="\n".join(end.last_lines) if end is not None else "",
         blame="machine" if initial_volatile and code == "engine_failed" else "",
     )
@@ -61,8 +62,8 @@ def undecided(waiting: Waiting) -> Refusal:
     """Deciding on this request raised: a fault of ours, which the journal has as `command_parked`."""
     return refuse(
         "internal_error",
-        f"Greenroom failed while it decided where {waiting.model_ref} can run.",
-        advice="`greenroom log --kind command_parked` shows where. Other models still work.",
+        f"Greenroom failed while deciding where {waiting.model_ref} can run.",
+        advice="See the error: greenroom log --kind command_parked. Other models are not affected.",
         kind="internal",
         subject=waiting.model_ref,
     )
@@ -73,15 +74,15 @@ def never_started(spec: EngineSpec) -> Failure:
     return Failure(
         kind="transient",
         code="engine_lost",
-        message=f"The engine of {spec.model_ref} is gone, and how it ended is not known.",
+        message=f"The engine for {spec.model_ref} is gone for an unknown reason.",
     )
 
 
 def not_installable(backend: str, failure: Failure | None, again_in: float = 0.0) -> NotInstalled:
     """What whoever waited for an installation hears when its job has ended without one."""
-    again = f" It is tried again in {again_in:.0f} s." if again_in else ""
+    again = f" It will be retried in {again_in:.0f} s." if again_in else ""
     if failure is None:
-        message = f"The installation of {backend} has ended without one.{again}"
+        message = f"{backend} was not installed.{again}"
         return NotInstalled(
             code="backend_not_installed",
             message=message,
@@ -106,7 +107,7 @@ def breaker_open(waiting: Waiting, backend: str, breaker: BreakerState, left: fl
     """A model that keeps dying and is left alone for a while."""
     return refuse(
         "breaker_open",
-        f"{waiting.model_ref} has failed {breaker.failures} times on {backend}; it is tried again in "
+        f"{waiting.model_ref} failed {breaker.failures} times on {backend} and will be retried in "
         f"{left:.0f} s. The last failure: {breaker.reason}",
         kind="unavailable",
         retry_after=left,
@@ -118,8 +119,8 @@ def not_stored() -> Refusal:
     """A request that would need an event while the journal takes none."""
     return refuse(
         "journal_full",
-        "Nothing new can be loaded: the journal cannot be written. What is loaded goes on serving.",
-        advice="Make room on the disk that holds Greenroom's data directory, and ask again.",
+        "No model can be loaded because the journal cannot be written. Loaded models still work.",
+        advice="Free space on the disk that holds Greenroom's data directory, then try again.",
         kind="exhausted",
     )
 
@@ -129,7 +130,7 @@ def not_ready_yet(waiting: Waiting, waited: float, text: str) -> Refusal:
     return refuse(
         "not_ready_yet",
         f"{waiting.model_ref} is not ready after {waited:.0f} s; it is still {text}.",
-        advice="That goes on; ask again.",
+        advice="It continues in the background; try again.",
         kind="unavailable",
         retry_after=10.0,
         subject=waiting.model_ref,
@@ -152,9 +153,9 @@ def pinned(waiting: Waiting, need: int, held: int, account: Account, device: str
     """A model that would fit if pinned ones did not hold the room; `device` is its name for people."""
     return refuse(
         "no_room",
-        f"{waiting.model_ref} needs {gib(need)} of {_memory_of(device)}; pinned models hold {gib(held)} "
-        f"of the {gib(account.memory.budget)} that engines may use.",
-        advice="Unload a pinned model, or give it a keep_alive that ends.",
+        f"{waiting.model_ref} needs {format_size(need)} of {_memory_of(device)}; pinned models hold "
+        f"{format_size(held)} of the {format_size(account.memory.budget)} that engines may use.",
+        advice="Unload a pinned model, or give it a finite keep_alive.",
         kind="exhausted",
         numbers={"needed": float(need), "budget": float(account.memory.budget), "pinned": float(held)},
         subject=waiting.model_ref,
@@ -166,8 +167,8 @@ def never_fits(model_ref: str, need: int, account: Account, device: str = "") ->
     setting = "lower gpu_headroom" if device else "raise memory_budget"
     return refuse(
         "does_not_fit",
-        f"{model_ref} needs {gib(need)} of {_memory_of(device)}; engines may use "
-        f"{gib(account.memory.budget)} in all.",
+        f"{model_ref} needs {format_size(need)} of {_memory_of(device)}; engines may use "
+        f"{format_size(account.memory.budget)} in total.",
         advice=f"Configure a smaller context, choose a smaller model, or {setting}.",
         kind="exhausted",
         numbers={
@@ -181,8 +182,3 @@ def never_fits(model_ref: str, need: int, account: Account, device: str = "") ->
 
 def _memory_of(device: str) -> str:
     return f"the memory of {device}" if device else "memory"
-
-
-def gib(size: int) -> str:
-    """Bytes for people; with enough digits that small models do not all look alike."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -36,7 +36,7 @@ def diverted(choice: Use, model_id: str, state: SchedulerState, statuses: Status
     if one is None or _whole(statuses, choice.backend).get(one.back_to) is None:
         return choice
     reason = (
-        f"it is served from {choice.backend} {one.back_to_version}, since it has failed "
+        f"{choice.backend} {one.back_to_version} serves it, since it failed "
         f"{in_a_row(one.failures)} on {one.version}"
     )
     return msgspec.structs.replace(choice, installation_id=one.back_to, reasons=(*choice.reasons, reason))
@@ -83,7 +83,7 @@ def cleared_by(spec: EngineSpec, failures: int, state: SchedulerState) -> Iterat
     """What follows from a breaker that opens where models went back to: the newer one was not to blame."""
     for one in state.quarantines.values():
         if _returns_to(one, spec):
-            yield lifted(one, f"it has failed {in_a_row(failures)} on {one.back_to_version} too")
+            yield lifted(one, f"it failed {in_a_row(failures)} on {one.back_to_version} too")
 
 
 def outlived(
@@ -97,9 +97,9 @@ def outlived(
         here = _whole(statuses, one.backend)
         quarantined, current = here.get(one.installation_id), status.current
         if quarantined is None:
-            yield lifted(one, f"{one.backend} {one.version} is not here any more")
+            yield lifted(one, f"{one.backend} {one.version} is no longer installed")
         elif one.back_to not in here:
-            yield lifted(one, f"{one.backend} {one.back_to_version}, which served it, is not here any more")
+            yield lifted(one, f"{one.backend} {one.back_to_version}, which served it, is no longer installed")
         elif current is not None and _is_newer(current, quarantined):
             yield lifted(one, f"a newer installation of {one.backend} ({current.version}) is in use")
         elif current == quarantined and before.get(one.backend, current.id) != current.id:

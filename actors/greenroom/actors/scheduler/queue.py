@@ -17,7 +17,6 @@ from greenroom.actors.scheduler.context import TurnContext, eviction, fits
 from greenroom.actors.scheduler.effects import AdmitRequest, HoldGates, PublishRequestProgress
 from greenroom.actors.scheduler.errors import (
     breaker_open,
-    gib,
     load_failed,
     never_fits,
     not_installable,
@@ -40,6 +39,7 @@ from greenroom.actors.scheduler.state import (
     breaker_key,
     config_key,
 )
+from greenroom.actors.sizes import format_size
 from greenroom.actors.values import Engine, EngineSpec, Model
 
 AGAIN = 5.0
@@ -443,7 +443,8 @@ class QueueStep:
             self._behind |= {need.device: waiting for need in lacking}
         need = lacking[0]
         where = f" on {need.name}" if need.device else ""
-        text = f"waiting for memory: it needs {gib(need.size)}, {gib(need.account.free)} are free{where}"
+        needed, free = format_size(need.size), format_size(need.account.free)
+        text = f"waiting for memory: it needs {needed}, {free} is free{where}"
         self._wait_for(waiting, _Wait("waiting_for_memory", text))
 
     # h, and whoever is refused

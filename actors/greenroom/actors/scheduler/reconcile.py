@@ -330,9 +330,9 @@ class Turn:
             overdue = now - since >= turn.limits.drain or turn.forced(engine)
             told = volatile.stop_told.get(one)
             if (drained or overdue) and (told is None or now - told >= AGAIN):
-                reason = "it is not wanted any more" if drained else "its requests did not end in time"
+                reason = "it is no longer needed" if drained else "its requests did not finish in time"
                 if not drained and turn.forced(engine):
-                    reason = "its backend is uninstalled by force"
+                    reason = "its backend is being uninstalled with --force"
                 stop = StopEngine(backend=engine.spec.backend, engine_id=one, reason=reason)
                 turn.effects.append(Tell(command=stop, cause=turn.state.ended.get(one, "")))
                 stop_told[one] = now
@@ -359,7 +359,7 @@ class Turn:
                     model_id=spec.model_id,
                     backend=spec.backend,
                     installation_id=spec.installation_id,
-                    reason="it has been running for a while",
+                    reason="it has been running long enough",
                 )
                 turn.record(closed, cause=load.cause)
                 return

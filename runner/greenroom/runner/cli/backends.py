@@ -21,19 +21,19 @@ from greenroom.runner.units import format_size
 DEFAULT_BACKEND = "llama.cpp"
 
 backend_option = click.option(
-    "--backend", default=DEFAULT_BACKEND, show_default=True, metavar="NAME", help="Which backend."
+    "--backend", default=DEFAULT_BACKEND, show_default=True, metavar="NAME", help="The backend."
 )
 
 
 @click.command("install-runner")
 @backend_option
-@click.option("--version", default="", metavar="VERSION", help="Another version than the pinned one.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be fetched, and how much.")
+@click.option("--version", default="", metavar="VERSION", help="A version other than the default one.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be downloaded.")
 @click.pass_context
 def install_runner_command(ctx: click.Context, backend: str, version: str, dry_run: bool) -> None:
-    """Install a backend. If it is installed already, say so.
+    """Install a backend, unless it is already installed.
 
-    Ctrl-C ends the installation, unless somebody else waits for it too.
+    Ctrl-C cancels the installation, unless another client is waiting for it.
     """
     client = ensure_daemon(settings_of(ctx), announce)
     if dry_run:
@@ -61,11 +61,11 @@ def planned(backend: str, plan: dict[str, object]) -> str:
     lines = [f"{backend} {plan.get('version', '')}: {count}, {format_size(whole)}".strip()]
     lines += [f"  {package}" for package in packages]
     if not fetch and whole:
-        lines.append("Would fetch nothing: all of it is in the cache.")
+        lines.append("Nothing to download: everything is in the cache.")
     elif fetch < whole:
-        lines.append(f"Would fetch {format_size(fetch)}; the rest is in the cache.")
+        lines.append(f"To download: {format_size(fetch)}; the rest is in the cache.")
     else:
-        lines.append(f"Would fetch {format_size(fetch)}.")
+        lines.append(f"To download: {format_size(fetch)}.")
     return "\n".join(lines)
 
 
@@ -73,9 +73,9 @@ def planned(backend: str, plan: dict[str, object]) -> str:
 @backend_option
 @click.pass_context
 def start_runner_command(ctx: click.Context, backend: str) -> None:
-    """Start the daemon, unless it runs, and install the backend, unless it is there.
+    """Start the daemon if it is not running, and install the backend if it is not installed.
 
-    Its engines start when a model is asked for.
+    Engines start when a model is requested.
     """
     client = ensure_daemon(settings_of(ctx), announce)
     report(backend, install(client, backend, announce=click.echo))
@@ -84,24 +84,23 @@ def start_runner_command(ctx: click.Context, backend: str) -> None:
 
 @click.command("reinstall-runner")
 @backend_option
-@click.option("--version", default="", metavar="VERSION", help="Another version than the pinned one.")
+@click.option("--version", default="", metavar="VERSION", help="A version other than the default one.")
 @click.pass_context
 def reinstall_runner_command(ctx: click.Context, backend: str, version: str) -> None:
-    """Build a backend's installation anew, beside the old one, which goes once nobody uses it."""
+    """Rebuild a backend's installation. The old one is removed when no engine uses it."""
     client = ensure_daemon(settings_of(ctx), announce)
     report(backend, install(client, backend, version=version, reinstall=True, announce=click.echo))
 
 
 @click.command("uninstall-runner")
-@click.option("--backend", required=True, metavar="NAME", help="Which backend.")
-@click.option("--version", metavar="VERSION", help="Only this one, of several.")
-@click.option("--force", is_flag=True, help="End its engines even while they answer requests.")
+@click.option("--backend", required=True, metavar="NAME", help="The backend.")
+@click.option("--version", metavar="VERSION", help="Remove only this version.")
+@click.option("--force", is_flag=True, help="Stop its engines even while they serve requests.")
 @click.pass_context
 def uninstall_runner_command(ctx: click.Context, backend: str, version: str | None, force: bool) -> None:
-    """Remove a backend, all versions or one, once its engines have answered what they were asked.
+    """Remove all versions of a backend, or one, when its engines have finished their requests.
 
-    It stays removed until it is requested. When the version in use goes, another that is here comes into
-    use.
+    It stays removed until it is requested. If another version is installed, new engines use that one.
     """
     client = ensure_daemon(settings_of(ctx), announce)
     body: dict[str, object] = {"backend": backend}
@@ -121,13 +120,13 @@ def uninstall_runner_command(ctx: click.Context, backend: str, version: str | No
     "--version",
     default="pinned",
     metavar="VERSION",
-    help="A version, or `latest`; otherwise the one this release was tested with.",
+    help="A version, or `latest`. Default: the version this release was tested with.",
 )
 @click.pass_context
 def upgrade_runner_command(ctx: click.Context, backend: str, version: str) -> None:
-    """Build a version beside the one in use, start it once on a probe, then switch to it.
+    """Install a version next to the one in use, test it, then switch to it.
 
-    Engines that run go on with what they have. The old version stays: rollback-runner goes back to it.
+    Running engines keep their version. The old version stays installed; rollback-runner switches back to it.
     """
     client = ensure_daemon(settings_of(ctx), announce)
     done = install(client, backend, version=version, announce=click.echo)
@@ -142,12 +141,12 @@ def upgrade_runner_command(ctx: click.Context, backend: str, version: str) -> No
 
 @click.command("rollback-runner")
 @backend_option
-@click.option("--version", default="", metavar="VERSION", help="Not the one before, but this one.")
+@click.option("--version", default="", metavar="VERSION", help="Switch to this version.")
 @click.pass_context
 def rollback_runner_command(ctx: click.Context, backend: str, version: str) -> None:
-    """Bring the version that was in use before back into use. Nothing is fetched or built.
+    """Switch back to the version that was in use before. Nothing is downloaded or built.
 
-    Engines that run go on with what they have; `greenroom unload` ends the idle ones.
+    Running engines keep their version; `greenroom unload` stops the idle ones.
     """
     client = ensure_daemon(settings_of(ctx), announce)
     answer = client.post("/engines/activate-backend", {"backend": backend, "version": version}) or {}
@@ -156,13 +155,17 @@ def rollback_runner_command(ctx: click.Context, backend: str, version: str) -> N
 
 @click.command("export")
 @click.argument("backend")
-@click.option("--version", default="", metavar="VERSION", help="Not the one in use, but this one.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; otherwise standard output.")
+@click.option(
+    "--version", default="", metavar="VERSION", help="Export this version instead of the one in use."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of standard output."
+)
 @click.pass_context
 def export_backend(ctx: click.Context, backend: str, version: str, output: Path | None) -> None:
-    """Write an installed BACKEND into one file: greenroom backends export mlx > mlx.tar
+    """Write an installed BACKEND to one file: greenroom backends export mlx > mlx.tar
 
-    It fits machines of the same kind with the same Python. Needs no daemon.
+    Machines of the same kind with the same Python can import it. Needs no daemon.
     """
     from greenroom.runner.backends.base import Environment, Platform
     from greenroom.runner.backends.discovery import BACKENDS
@@ -171,7 +174,7 @@ def export_backend(ctx: click.Context, backend: str, version: str, output: Path 
     from greenroom.runner.installations.disk import InstallationStore
 
     if output is None and sys.stdout.isatty():
-        raise click.UsageError(f"It is not for reading. Write it to a file: -o {backend}.tar")
+        raise click.UsageError(f"Cannot write an archive to a terminal. Write it to a file: -o {backend}.tar")
     settings = settings_of(ctx)
     current = _in_use(settings, backend)
     found = [one for one in InstallationStore(settings.home).records() if one.backend == backend]
@@ -196,14 +199,15 @@ def export_backend(ctx: click.Context, backend: str, version: str, output: Path 
             raise
     if draft is not None and output is not None:
         draft.replace(output)
-    click.echo(f"Exported {backend} {chosen.version}: {len(chosen.wheels)} packages.", err=True)
+    count = len(chosen.wheels)
+    click.echo(f"Exported {backend} {chosen.version}: {count} package{'' if count == 1 else 's'}.", err=True)
 
 
 @click.command("import")
 @click.argument("file", type=click.File("rb"))
 @click.pass_context
 def import_backend(ctx: click.Context, file: IO[bytes]) -> None:
-    """Install a backend from FILE (`-`: standard input), without a network."""
+    """Install a backend from FILE (`-` for standard input). Needs no network."""
     from greenroom.runner.errors import JobFailed
     from greenroom.runner.installations import archive
 
@@ -212,8 +216,8 @@ def import_backend(ctx: click.Context, file: IO[bytes]) -> None:
     daemon = find(settings)
     if daemon is None or Path(daemon.home).resolve() != settings.home.resolve():
         raise Problem(
-            "The daemon that answers has another data directory.",
-            "Import where the daemon runs, with its GREENROOM_HOME.",
+            "The running daemon uses another data directory.",
+            "Run the import on the daemon's machine, with the same GREENROOM_HOME.",
         )
     try:
         manifest = archive.read(settings.home, file)
@@ -247,9 +251,9 @@ _HEADINGS = ("BACKEND", "FORMATS", "MODES", "INSTALLED", "VERSIONS", "STATUS")
 @click.group("backends", invoke_without_command=True)
 @click.pass_context
 def backends_command(ctx: click.Context) -> int:
-    """List the backends: what each serves, whether this machine can run it, and what is installed.
+    """List the backends: what each serves, whether this machine can run it, and which versions are installed.
 
-    Of the versions that are installed, the one new engines start from has a star.
+    A star marks the version that new engines use.
     """
     if ctx.invoked_subcommand is not None:
         return exit_codes.OK
@@ -273,7 +277,7 @@ def backends_command(ctx: click.Context) -> int:
                 backend.name,
                 ", ".join(backend.formats),
                 ", ".join(backend.modes),
-                "when asked for" if backend.deferred else "from the start",
+                "on demand" if backend.deferred else "by default",
                 _versions(found) if found else ", ".join(on_disk.get(backend.name, ())),
                 verdict or (_state(found) if found else "(daemon not running)"),
             )
@@ -284,7 +288,7 @@ def backends_command(ctx: click.Context) -> int:
 
         name = short(one["model_ref"])
         click.echo(
-            f"{name} is served by {one['backend']} {one['back_to_version']}: it has failed "
+            f"{one['backend']} {one['back_to_version']} serves {name}, which failed "
             f"{in_a_row(one['failures'])} on {one['version']} (greenroom why {name})."
         )
     for problem in BACKENDS.problems:
@@ -294,15 +298,15 @@ def backends_command(ctx: click.Context) -> int:
 
 @backends_command.command("verify")
 @click.argument("name", default="", metavar="[BACKEND]")
-@click.option("--backend", default="", metavar="NAME", help="The same, as the other commands have it.")
+@click.option("--backend", default="", metavar="NAME", help="The same as the argument BACKEND.")
 @click.pass_context
 def verify_backends(ctx: click.Context, name: str, backend: str) -> int:
-    """Read every file of what is installed, or of BACKEND, and compare it with what was installed, by hash.
+    """Compare the hash of every installed file, or of BACKEND's, with what was installed.
 
-    What is damaged counts as broken from then on, and install-runner builds it anew. Exits 1 then.
+    Damaged installations are marked broken, and install-runner rebuilds them. Exits 1 if any is damaged.
     """
     if name and backend and name != backend:
-        raise click.UsageError(f"One backend at a time: {name} or {backend}, or none to verify all.")
+        raise click.UsageError(f"Name one backend, {name} or {backend}, or none to verify all.")
     backend = backend or name
     body = {"backend": backend} if backend else {}
     found = client_for(settings_of(ctx)).post("/engines/verify-backend", body, timeout=None) or []
@@ -347,9 +351,9 @@ def _state(found: dict[str, Any]) -> str:
     failure = (found.get("failure") or {}).get("message") or ""
     word = str(found["state"]).replace("_", " ")
     if word == "installed" and found.get("job"):
-        return f"{word}; another is being installed"
+        return f"{word}; installing another version"
     if word == "installed" and (found.get("failure") or {}).get("code") == "configured_broken":
         return f"{word} ({failure.rstrip('.')})"
     if word == "installed" and failure:
-        return f"{word} (the last attempt at another failed: {failure})"
+        return f"{word} (the last attempt to install another version failed: {failure})"
     return f"{word}: {failure}" if failure else word

@@ -259,7 +259,7 @@ class Gone(Problem):
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(
             f"The Greenroom daemon at {url} {reason}.",
-            "See what it wrote last: greenroom logs",
+            "See its log: greenroom logs",
             code=exit_codes.NOT_RUNNING,
         )
 
@@ -280,7 +280,9 @@ class Answer:
             try:
                 line = self._exchange.readline()
             except (BrokenOff, OSError) as error:
-                raise Gone(self._url, f"broke off in the middle of its answer ({error})") from error
+                raise Gone(
+                    self._url, f"closed the connection in the middle of its answer ({error})"
+                ) from error
             if not line:
                 return
             yield line.decode("utf-8", "replace").rstrip("\r\n")
@@ -299,7 +301,7 @@ class Answer:
         try:
             return self._exchange.read(limit)
         except (BrokenOff, OSError) as error:
-            raise Gone(self._url, f"broke off in the middle of its answer ({error})") from error
+            raise Gone(self._url, f"closed the connection in the middle of its answer ({error})") from error
 
 
 class Client:
@@ -369,9 +371,9 @@ class Client:
                 secret=self._secret,
             )
         except NotProven as error:
-            raise Gone(self.url, "is gone, and something else answers there; nothing was sent") from error
+            raise Gone(self.url, "is gone and another program answers there; nothing was sent") from error
         except TimeoutError as error:
-            raise Gone(self.url, f"has not answered {method} {path} within {timeout:g} seconds") from error
+            raise Gone(self.url, f"did not answer {method} {path} within {timeout:g} s") from error
         except (NobodyThere, NotHttp, BrokenOff, OSError) as error:
             raise Gone(self.url, f"does not answer ({error})") from error
         with contextlib.closing(exchange):

@@ -114,7 +114,7 @@ _HOW = {
 @click.argument("shell", type=click.Choice(list(_HOW)))
 @click.pass_context
 def completion_command(ctx: click.Context, shell: str) -> None:
-    """Print the script that makes SHELL complete greenroom's commands, flags and models."""
+    """Print the script that completes greenroom's commands, flags and model names in SHELL."""
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)

@@ -19,19 +19,19 @@ _DURATIONS = frozenset(
 )
 _SIZES = frozenset(("memory_budget", "headroom", "gpu_headroom", "prompt_cache", "max_body"))
 _UNSET = {
-    "memory_budget": "auto (90 % of memory, less the headroom)",
-    "slots": "auto (the backend's default, fewer where memory is short)",
-    "prompt_cache": "auto (two contexts, 1 GiB at most, less where memory is short)",
+    "memory_budget": "auto (90% of memory, minus the headroom)",
+    "slots": "auto (the backend's default, fewer if memory is short)",
+    "prompt_cache": "auto (two contexts, at most 1 GiB, less if memory is short)",
 }
 
 
 @click.command("config")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON: seconds and bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with seconds and bytes.")
 @click.pass_context
 def config_command(ctx: click.Context, as_json: bool) -> None:
-    """Show every setting and where its value comes from.
+    """Show every setting and the source of its value.
 
-    These are the settings this command line would use; a running daemon keeps those it was started with.
+    A running daemon keeps the settings it was started with.
     """
     settings = settings_of(ctx)
     if as_json:
@@ -43,7 +43,7 @@ def config_command(ctx: click.Context, as_json: bool) -> None:
         return
     click.echo(table(("SETTING", "VALUE", "FROM"), [row for name in NAMES for row in _rows(settings, name)]))
     if settings.config_file is None:
-        click.echo(f"\nNo config file; it would be {settings.home / 'config.toml'}.", err=True)
+        click.echo(f"\nThere is no config file. Its place is {settings.home / 'config.toml'}.", err=True)
 
 
 def _listed(indexes: tuple[str, ...] | None) -> str:

@@ -65,13 +65,13 @@ class Unresponsive(Problem):
     def __init__(self, holder: Holder) -> None:
         pid = holder.pid
         if holder.is_stopped:
-            said = f"The Greenroom daemon (process {pid}) is stopped, by SIGSTOP, Ctrl-Z or a debugger."
+            said = f"The Greenroom daemon (process {pid}) is suspended, by SIGSTOP, Ctrl-Z or a debugger."
             advice = f"Resume it: kill -CONT {pid}"
         else:
             said = (
                 f"The Greenroom daemon (process {pid}) does not answer: it is starting, stopping, or stuck."
             )
-            advice = f"See its last lines: greenroom logs. Kill it: kill -9 {pid}"
+            advice = f"See its log: greenroom logs. Kill it: kill -9 {pid}"
         super().__init__(said, advice, code=exit_codes.NOT_RUNNING)
         self.holder = holder
 
@@ -82,7 +82,7 @@ class InsideAnother(Problem):
     def __init__(self, settings: Settings, holder: Holder) -> None:
         super().__init__(
             f"The data directory {settings.home} is in use by another program that embeds Greenroom: "
-            f"{holder}. It does not listen for commands at {settings.url}.",
+            f"{holder}. It does not accept commands at {settings.url}.",
             "Stop that program, or choose another data directory with GREENROOM_HOME.",
             code=exit_codes.ALREADY_RUNNING,
         )
@@ -98,24 +98,24 @@ class Unproven(Problem):
         where, home = urlsplit(daemon.url).netloc, settings.home
         if not self.is_own_process:
             super().__init__(
-                f"A Greenroom daemon answers at {where} but does not prove that it is the one of {home}; "
+                f"A Greenroom daemon answers at {where} but cannot prove that it uses {home}; "
                 "nothing was sent to it.",
-                f"If you trust it, set GREENROOM_INSTANCE={daemon.instance_id}; otherwise give this data "
-                "directory a port of its own: GREENROOM_PORT=12401.",
+                f"If you trust it, set GREENROOM_INSTANCE={daemon.instance_id}; otherwise use another port "
+                "for this data directory: GREENROOM_PORT=12401.",
                 code=exit_codes.PORT_TAKEN,
             )
         elif not (home / "daemon.lock").exists():
             super().__init__(
                 f"The data directory {home} is gone: it was removed or unmounted while its daemon (process "
-                f"{daemon.pid} at {where}) was running, which can store nothing any more.",
-                "Put it back, or stop that daemon: greenroom stop",
+                f"{daemon.pid} at {where}) was running, which can no longer store anything.",
+                "Restore it, or stop that daemon: greenroom stop",
                 code=exit_codes.NOT_RUNNING,
             )
         else:
             super().__init__(
                 f"A Greenroom daemon (process {daemon.pid}, version {daemon.version}) answers at {where} "
-                f"but does not prove that it is the one of {home}: the directory was replaced, or the "
-                "daemon is of an older version.",
+                f"but cannot prove that it uses {home}: the directory was replaced, or the daemon "
+                "is an older version.",
                 "Stop it: greenroom stop",
                 code=exit_codes.PORT_TAKEN,
             )
@@ -133,12 +133,12 @@ def probe(url: str, secret: bytes = b"", *, patience: float = _PATIENCE) -> Daem
     except NobodyThere:
         return None
     except TimeoutError:
-        return Stranger(url, "something that accepts connections and does not answer them", silent=True)
+        return Stranger(url, "a program that accepts connections but sends nothing", silent=True)
     except NotHttp:
         return Stranger(url, "a program that does not speak HTTP")
     except (BrokenOff, OSError) as error:
         # A daemon that is just ending does this too, but not for long.
-        return Stranger(url, f"something that closes connections without an answer ({error})")
+        return Stranger(url, f"a program that closes connections without answering ({error})")
     found = _daemon(url, content, lambda proof: secret if is_proof(proof, secret, challenge, peer) else b"")
     return found or Stranger(url, _describe(exchange, content))
 
@@ -212,19 +212,20 @@ def taken(settings: Settings, found: Daemon | Stranger) -> Problem:
                 f" or GREENROOM_INSTANCE={found.instance_id}, or set GREENROOM_HOST to the right address."
             )
         else:
-            advice += ", or give this data directory a port of its own: GREENROOM_PORT=12401."
+            advice += ", or use another port for this data directory: GREENROOM_PORT=12401."
         return Problem(
-            f"The Greenroom daemon at {where} is that of another data directory "
-            f"({found.home or 'unknown'}, pid {found.pid}), not of {settings.home}.",
+            f"The Greenroom daemon at {where} (process {found.pid}) uses another data directory: "
+            f"{found.home or 'unknown'}, not {settings.home}.",
             advice,
             code=exit_codes.PORT_TAKEN,
         )
     holder = listener_at(found.url)
     return Problem(
-        f"Not Greenroom but {found.description} answers at {where}{f' ({holder})' if holder else ''}.",
+        f"Port in use: {found.description} answers at {where} instead of Greenroom"
+        f"{f' ({holder})' if holder else ''}.",
         "Set GREENROOM_HOST to the right address."
         if settings.host
-        else "Stop it, or give Greenroom another port: GREENROOM_PORT=12401.",
+        else "Stop it, or use another port for Greenroom: GREENROOM_PORT=12401.",
         code=exit_codes.PORT_TAKEN,
     )
 
@@ -285,7 +286,7 @@ def not_running(settings: Settings) -> Problem:
         )
     return Problem(
         f"Greenroom is not running (nothing answers at {settings.url}).",
-        "Start it: greenroom serve, or let greenroom run start it.",
+        "Start it: greenroom serve. greenroom run starts it by itself.",
         code=exit_codes.NOT_RUNNING,
     )
 
@@ -345,7 +346,7 @@ def ensure_daemon(settings: Settings, say: Callable[[str], None]) -> Client:
     except Unresponsive as silent:
         if silent.holder.is_stopped:
             raise
-        say(f"Waiting for the Greenroom daemon (process {silent.holder.pid}), which does not answer yet…")
+        say(f"Waiting for the Greenroom daemon (process {silent.holder.pid}), which is not answering yet…")
         daemon = await_answer(settings)
     if daemon is None:
         if settings.host and not is_on_this_machine(settings.host):
@@ -405,7 +406,7 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
                     raise
             if not has_said and time.monotonic() - began_at > _SAY_AFTER:
                 has_said = True
-                say("It is checking what is installed and running; on a slow disk that can take minutes…")
+                say("It is checking installations and engines; on a slow disk this can take minutes…")
             # Of two daemons that start at once, one finds the port taken before the other answers there.
             perhaps_ours = code == exit_codes.PORT_TAKEN and time.monotonic() - tried < _PORT_PATIENCE
             if code is not None and code != exit_codes.ALREADY_RUNNING and not perhaps_ours:
@@ -418,15 +419,15 @@ def _start(settings: Settings, say: Callable[[str], None]) -> Daemon:
         if process.poll() is None:
             process.terminate()
             raise Problem(
-                f"The Greenroom daemon (pid {process.pid}) was started but does not answer after "
-                f"{_START_SECONDS:g} seconds; it was stopped again.",
+                f"The Greenroom daemon (pid {process.pid}) started but did not answer within "
+                f"{_START_SECONDS:g} s, so it was stopped.",
                 f"Its log: {log_of(settings.home)}",
                 code=exit_codes.NOT_RUNNING,
                 detail=_log_since(settings.home, began),
             )
     pid = note(settings.home).get("pid")
     raise Problem(
-        f"Another daemon{f' (pid {pid})' if pid else ''} holds {settings.home} but does not answer.",
+        f"Another daemon{f' (pid {pid})' if pid else ''} uses {settings.home} but does not answer.",
         f"Stop it{f': kill {pid}' if pid else ''}, then try again. Its log: {log_of(settings.home)}",
         code=exit_codes.ALREADY_RUNNING,
     )

@@ -37,12 +37,14 @@ _ORDER = ("Running", "Error", "Installing", "Not Installed")
 
 
 @click.command("status")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON; exits 0 also when nothing runs.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON; exits 0 even if the daemon is not running."
+)
 @click.pass_context
 def status_command(ctx: click.Context, as_json: bool) -> int:
-    """Say whether the daemon runs and is ready, what it is doing, and how its backends are.
+    """Show whether the daemon is running and ready, its jobs, and the state of its backends.
 
-    In the table, `Running` means installed and usable, as Docker Model Runner has it.
+    In the table, `Running` means installed and usable, as in Docker Model Runner.
     """
     settings = settings_of(ctx)
     daemon = find(settings)
@@ -119,13 +121,13 @@ _CONFIGURED = "configured"
     is_flag=False,
     flag_value=_CONFIGURED,
     metavar="[DURATION]",
-    help="Leave the engines running, so that the next daemon takes them over; for at most this long.",
+    help="Leave engines running for the next daemon to adopt, for at most this long.",
 )
 @click.pass_context
 def stop_command(ctx: click.Context, keep_engines: str | None) -> None:
-    """Stop the daemon in order: no new requests, engines ended, the journal closed.
+    """Shut the daemon down: refuse new requests, stop the engines, close the journal.
 
-    Stopping what does not run is no error.
+    It is not an error if the daemon is not running.
     """
     settings = settings_of(ctx)
     seconds = None
@@ -162,7 +164,7 @@ def stop_command(ctx: click.Context, keep_engines: str | None) -> None:
     else:
         click.echo(
             f"Stopped the Greenroom daemon (pid {daemon.pid}); "
-            f"its engines stay for {format_duration(seconds)}."
+            f"its engines keep running for {format_duration(seconds)}."
         )
 
 
@@ -185,9 +187,9 @@ def _wait(daemon: Daemon, home: Path) -> None:
             click.echo(f"Waiting for the daemon (pid {daemon.pid}) to finish…", err=True)
         time.sleep(_CHECK_EVERY)  # waiting on another process, bounded
     raise Problem(
-        f"The Greenroom daemon (pid {daemon.pid}) has been told to stop but is still there after "
-        f"{_STOP_SECONDS:g} seconds.",
-        f"See what it waits for: greenroom logs. Kill it: kill -9 {daemon.pid}",
+        f"The Greenroom daemon (pid {daemon.pid}) was asked to stop but is still running after "
+        f"{_STOP_SECONDS:g} s.",
+        f"See its log: greenroom logs. Kill it: kill -9 {daemon.pid}",
     )
 
 
@@ -220,13 +222,13 @@ _POLL_EVERY = 0.2
 
 @click.command("logs")
 @click.argument("engine", required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Print only the last N lines.")
 @click.pass_context
 def logs_command(ctx: click.Context, engine: str | None, follow: bool, lines: int | None) -> None:
-    """Show the daemon's log, or that of ENGINE: the beginning of its id, its model or its backend.
+    """Show the daemon's log, or that of ENGINE, given by the start of its id, its model or its backend.
 
-    Of several engines that fit, the latest is shown. What has happened, in sentences: greenroom log.
+    If several engines match, the latest is shown. For events as sentences, see: greenroom log.
     """
     settings = settings_of(ctx)
     files = _engine_files(settings, engine) if engine else _daemon_files(settings)
@@ -240,7 +242,7 @@ def logs_command(ctx: click.Context, engine: str | None, follow: bool, lines: in
 def _daemon_files(settings: Settings) -> list[Path]:
     log = settings.home / "daemon.log"
     if not log.exists():
-        raise Problem(f"There is no log at {log}: no daemon has run on this data directory yet.")
+        raise Problem(f"There is no log at {log}: no daemon has used this data directory yet.")
     return [log.with_name("daemon.log.1"), log]
 
 
@@ -314,10 +316,10 @@ _OTHERS = ("cache", "unfinished", "engines", "journal", "other", "total")
 
 
 @click.command("df")
-@click.option("--json", "as_json", is_flag=True, help="Print the bytes as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with bytes.")
 @click.pass_context
 def df_command(ctx: click.Context, as_json: bool) -> None:
-    """Show what models and backends use of the disk. What several share is counted once."""
+    """Show the disk space that models and backends use. Shared data is counted once."""
     used: dict[str, Any] = client_for(settings_of(ctx)).get("/engines/df", timeout=120.0) or {}
     if as_json:
         click.echo(json.dumps(used))
@@ -332,7 +334,7 @@ def df_command(ctx: click.Context, as_json: bool) -> None:
 @click.command("version")
 @click.pass_context
 def version_command(ctx: click.Context) -> None:
-    """Show the versions of this program and of the daemon. Never fails."""
+    """Show the versions of the command and the daemon. Never fails."""
     import platform
     from importlib.metadata import version
 

@@ -23,7 +23,7 @@ _HEADINGS = (
         "MODE",
         "STATE",
         "PID",
-        "PROMISED",
+        "RESERVED",
         "USED",
         "SLOTS",
         "CONTEXT",
@@ -38,8 +38,10 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
 
 @click.command("ps")
-@click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
-@click.option("--all", "-a", "everything", is_flag=True, help="The last engines that ended too, and how.")
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
+@click.option(
+    "--all", "-a", "everything", is_flag=True, help="Include the latest engines that stopped, and why."
+)
 @click.option(
     "--watch",
     "-w",
@@ -47,11 +49,11 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
     flag_value=str(_EVERY),
     type=click.FloatRange(min=0.1),
     metavar="[SECONDS]",
-    help="Show it again and again, every second or as often as you say, until Ctrl-C.",
+    help="Refresh every second, or every SECONDS, until Ctrl-C.",
 )
 @click.pass_context
 def ps_command(ctx: click.Context, as_json: bool, everything: bool, watch: float | None) -> None:
-    """List the engines that run: the memory promised to each and used, who waits, how long each stays."""
+    """List the running engines: reserved and used memory, slots, queued requests, time until unload."""
     settings = settings_of(ctx)
     client = client_for(settings)
     if watch is None:
@@ -74,7 +76,7 @@ def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float)
         queue = [_waiting(one) for one in client.get("/engines/queue") or []]
     except Refused as refused:
         # What runs is known without the scheduler, who waits is not.
-        queue = [f"in the queue: not known, {refused.message}"]
+        queue = [f"queue unknown: {refused.message}"]
     return "\n".join([rows, *(f"{one}: {summary}" for one, summary in ends if summary), *queue])
 
 
@@ -172,11 +174,11 @@ def _seconds_since(moment: str) -> float:
 
 @click.command("unload")
 @click.argument("models", nargs=-1, type=ModelName())
-@click.option("--all", "everything", is_flag=True, help="All engines that are not in use.")
-@click.option("--backend", default="", metavar="NAME", help="Only engines of this backend.")
+@click.option("--all", "everything", is_flag=True, help="Unload all idle models.")
+@click.option("--backend", default="", metavar="NAME", help="Unload only from this backend.")
 @click.pass_context
 def unload_command(ctx: click.Context, models: tuple[str, ...], everything: bool, backend: str) -> None:
-    """End the engines of MODELS that nobody uses at the moment."""
+    """Unload MODELS that are not in use."""
     if not models and not everything:
         raise click.UsageError("Name a model, or use --all.")
     if models and everything:
@@ -186,8 +188,8 @@ def unload_command(ctx: click.Context, models: tuple[str, ...], everything: bool
     )
     count = int((answer or {}).get("unloaded_runners") or 0)
     if count:
-        click.echo(f"Unloaded {count} model(s).")
+        click.echo(f"Unloaded {count} model{'' if count == 1 else 's'}.")
     else:
         # The daemon counts what it ended; what is in use is left alone and counts as nothing too.
         what = "no model" if everything else "no such model"
-        click.echo(f"Nothing was unloaded: {what} is loaded, or it is in use. See greenroom ps.")
+        click.echo(f"Nothing was unloaded: {what} is loaded and idle. See: greenroom ps")

@@ -31,19 +31,22 @@ if TYPE_CHECKING:
 
 
 @click.command("log")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each event, as it is stored.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
-@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="Only the last N events.")
-@click.option("--model", default="", metavar="NAME", help="Only what is about this model.")
-@click.option("--backend", default="", metavar="NAME", help="Only what is about this backend.")
-@click.option("--engine", default="", metavar="ID", help="Only what is about this engine.")
+@click.option("--json", "as_json", is_flag=True, help="Print each stored event as a line of JSON.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new events.")
+@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="Print only the last N events.")
+@click.option("--model", default="", metavar="NAME", help="Only events about this model.")
+@click.option("--backend", default="", metavar="NAME", help="Only events about this backend.")
+@click.option("--engine", default="", metavar="ID", help="Only events about this engine.")
 @click.option(
-    "--kind", multiple=True, metavar="TYPE", help="Only events of this type, such as install_failed; load_*."
+    "--kind",
+    multiple=True,
+    metavar="TYPE",
+    help="Only events of this type, such as install_failed or load_*.",
 )
 @click.option("--stream", default="", metavar="NAME", help="Only this stream, such as install/mlx.")
-@click.option("--cause", default="", metavar="ID", help="Only what this event or request led to.")
-@click.option("--since", metavar="TIME", help="Not what was before: 10m (ago), 14:03, 2026-11-22T10:00.")
-@click.option("--until", metavar="TIME", help="Not what was after.")
+@click.option("--cause", default="", metavar="ID", help="Only this event or request, and what it led to.")
+@click.option("--since", metavar="TIME", help="Only events since 10m (ago), 14:03 or 2026-11-22T10:00.")
+@click.option("--until", metavar="TIME", help="Only events until this time.")
 @journal_option
 @click.pass_context
 def log_command(
@@ -58,9 +61,9 @@ def log_command(
     kind: tuple[str, ...],
     **filters: str,
 ) -> None:
-    """Show what has happened, from the beginning: an event a line, with its time, its id and its cause.
+    """Show what has happened, oldest first. Each line has an event's time, id, sentence and cause.
 
-    A cause is the id of another event (`install/mlx/1`), or that of a request (`r-…`).
+    A cause is the id of another event (`install/mlx/1`) or of a request (`r-…`).
     """
     narrator, printer = Narrator(), Printer(sys.stdout.isatty())
     wanted = Filter(
@@ -83,7 +86,7 @@ def log_command(
             click.echo(line)
         if seq and not shown:
             unknown = (*unknown_kinds(kind), *wanted.unknown_names())
-            for sentence in unknown or ("No event is like that.",):
+            for sentence in unknown or ("No event matches.",):
                 click.echo(sentence, err=True)
             if unknown and not follow:
                 ctx.exit(exit_codes.FAILED)
@@ -144,20 +147,20 @@ _NEEDS_A_DAEMON = (
     "loaded loading installing waiting_to_retry pulling retiring ready starting stopping running".split()
 )
 _JOBS = "installing waiting_to_retry pulling".split()
-_DOWN = "No daemon runs at the moment: this is how it was when the last one ended."
-_GOES_ON = "The next one goes on with what a person asked for."
+_DOWN = "The daemon is not running; this was the state when it ended."
+_GOES_ON = "The next daemon resumes what was requested by a command."
 
 
 @click.command("why")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON: bytes and seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with bytes and seconds.")
 @journal_option
 @click.pass_context
 def why_command(ctx: click.Context, name: str, as_json: bool, journal: Path | None) -> int:
-    """Say why NAME is as it is: a model, a backend, an engine, a request (`r-…`), or the daemon.
+    """Explain the state of NAME: a model, a backend, an engine, a request (`r-…`), or `daemon`.
 
-    Why it is not loaded, was unloaded, takes long, was refused or failed, runs on this backend and not on
-    that one; what led to it, with the numbers that decided; and what would change it. Needs no daemon.
+    Shows why it is not loaded, was unloaded, is slow, was refused, failed or uses this backend; the events
+    that led to it, with the numbers that decided; and commands that would change it. Needs no daemon.
     """
     from greenroom.runner.diagnosis.explain import UnknownName, explain
 
@@ -208,22 +211,22 @@ def _backends() -> Mapping[str, str]:
     return {name: one.on(here).verdict(here) for name, one in BACKENDS.items()}
 
 
-_KEYS = "n next, p back, NUMBER go there, s whole state, q end"
+_KEYS = "n: next, p: back, NUMBER: go to event, s: whole state, q: quit"
 
 
 @click.command("replay")
-@click.option("--at", metavar="TIME|NUMBER", help="As of this time or event; without it, of the last one.")
-@click.option("--step", is_flag=True, help="Event by event, with what each changed: walk on and back.")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, with --step a line an event.")
+@click.option("--at", metavar="TIME|NUMBER", help="State at this time or event. Default: the last event.")
+@click.option("--step", is_flag=True, help="Step through the events and what each changed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --step, a line for each event.")
 @journal_option
 @click.pass_context
 def replay_command(
     ctx: click.Context, /, at: str | None, step: bool, as_json: bool, journal: Path | None
 ) -> None:
-    """Show what every actor knew once an event was stored: the state a start of the daemon makes of it.
+    """Show the state of every actor after an event, rebuilt from the journal.
 
-    Needs no daemon and never changes anything. An event's number is the `seq` of greenroom log --json;
-    a TIME is 10m (ago), 14:03 or 2026-11-22T10:00. With --step on a terminal: n or Enter, p, a number, q.
+    Needs no daemon and changes nothing. An event's number is the `seq` of greenroom log --json; a TIME is
+    10m (ago), 14:03 or 2026-11-22T10:00. Keys with --step on a terminal: n or Enter, p, a number, s, q.
     """
     with reading(journal_path(ctx, journal), ours=journal is None) as reader:
         seq = _seq(reader, at)
@@ -258,7 +261,7 @@ def _seq(reader: JournalReader, at: str | None) -> int | None:
         begun = (
             f"its first event was stored at {precise(first.at)}" if first is not None else "it has no events"
         )
-        raise Problem(f"{precise(second)} is before the beginning of {reader.files.db}: {begun}.")
+        raise Problem(f"{precise(second)} is before the first event of {reader.files.db}: {begun}.")
     return seq
 
 
@@ -312,7 +315,9 @@ def _walk(reader: JournalReader, seq: int | None) -> None:
             click.echo(f"{_KEYS}.")
             continue
         if moved is None:
-            click.echo("That is the end." if answer in ("n", "next", "") else "That is the beginning.")
+            click.echo(
+                "This is the last event." if answer in ("n", "next", "") else "This is the first event."
+            )
         else:
             _tell(walk, told)
 
@@ -368,14 +373,14 @@ def _as_json(before: Snapshot, after: Snapshot) -> dict[str, object]:
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write it here (greenroom-bundle-….tar.gz).",
+    help="Write to this file (greenroom-bundle-….tar.gz).",
 )
 @journal_option
 @click.pass_context
 def bundle_command(ctx: click.Context, output: Path | None, journal: Path | None) -> None:
-    """Collect what happened, versions, settings, capsules and the daemon's log in one archive.
+    """Collect events, versions, settings, engine reports and the daemon's log in one archive.
 
-    Secrets and prompts are taken out, and what is in it is listed. Works without a daemon, and with a damaged
+    Secrets and prompts are removed, and the contents are listed. Works without a daemon and with a damaged
     journal.
     """
     from greenroom.runner.diagnosis.bundle import Bundle, contents, taken_out, write
@@ -393,15 +398,15 @@ def bundle_command(ctx: click.Context, output: Path | None, journal: Path | None
     try:
         size = write(parts, target, stem)
     except FileExistsError as error:
-        raise Problem(f"There is a file {target} already.", "Name another one with -o.") from error
+        raise Problem(f"{target} already exists.", "Choose another file with -o.") from error
     except OSError as error:
         raise Problem(
-            f"{target} cannot be written: {error.strerror or error}.", "Name another file with -o."
+            f"{target} cannot be written: {error.strerror or error}.", "Choose another file with -o."
         ) from error
-    click.echo(table(("FILE", "SIZE", "WHAT IT IS"), contents(parts)))
+    click.echo(table(("FILE", "SIZE", "CONTENTS"), contents(parts)))
     click.echo()
     for problem in bundle.problems:
-        click.echo(f"Not collected, or odd: {problem}", err=True)
+        click.echo(f"Not collected: {problem}", err=True)
     click.echo(taken_out(redactor))
-    click.echo("It names models, backends, paths and hosts. To look through it: tar xzOf FILE | less")
+    click.echo("It contains names of models, backends, paths and hosts. To review it: tar xzOf FILE | less")
     click.echo(f"Written to {target} ({format_size(size)}).")

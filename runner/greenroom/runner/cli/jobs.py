@@ -90,7 +90,7 @@ def install(
         left = {"backend": backend, "version": version, "waiter": body["waiter"]}
         _leave(client, "/engines/cancel-install", left)
         raise
-    raise Gone(client.url, f"broke off while installing {backend}")
+    raise Gone(client.url, f"closed the connection while installing {backend}")
 
 
 def pull(
@@ -116,7 +116,7 @@ def pull(
             client.open("POST", "/models/create", body, accept="application/json") as answer,
             _shared(shown) as bars,
         ):
-            return _follow(client, f"pull/{reference}", answer, bars, "could not be fetched")
+            return _follow(client, f"pull/{reference}", answer, bars, "could not be pulled")
     except KeyboardInterrupt:
         _leave(client, "/models/cancel", {"from": reference, "waiter": body["waiter"]})
         raise
@@ -182,7 +182,7 @@ def _follow(client: Client, job: str, answer: Answer, shown: Display, failed: st
                     "total": int(event.get("of") or 0),
                 }
             shown.update({"job": job, "rate": event.get("rate") or 0, **step})
-    raise Gone(client.url, f"broke off: {subject} {failed}")
+    raise Gone(client.url, f"closed the connection: {subject} {failed}")
 
 
 def _failure(event: dict[str, Any], otherwise: str) -> Problem:
@@ -204,9 +204,9 @@ def _leave(client: Client, path: str, body: dict[str, Any]) -> None:
         return
     subject = body.get("backend") or body.get("from")
     if ended:
-        print(f"\nEnded: {subject}.", file=sys.stderr)
+        print(f"\nCancelled: {subject}.", file=sys.stderr)
     else:
-        print(f"\n{subject} goes on in the background, since it is wanted elsewhere too.", file=sys.stderr)
+        print(f"\n{subject} continues in the background: another client is waiting for it.", file=sys.stderr)
 
 
 _QUIET = 0.3
@@ -297,9 +297,9 @@ class Watch:
 @click.argument("job")
 @click.pass_context
 def cancel_command(ctx: click.Context, job: str) -> None:
-    """End JOB: a backend that is being installed (`mlx`), one job of it (`mlx.2`), or a pull (`smollm2`).
+    """Cancel JOB: the installation of a backend (`mlx`), one job of it (`mlx.2`), or a pull (`smollm2`).
 
-    `greenroom status` lists what runs. What was fetched stays for the next attempt.
+    `greenroom status` lists the jobs. Downloaded data is kept.
     """
     client = client_for(settings_of(ctx))
     kind, _, subject = job.partition("/")
@@ -310,8 +310,8 @@ def cancel_command(ctx: click.Context, job: str) -> None:
         reference = subject if kind == "pull" and subject else job
         ended = (client.post("/models/cancel", {"from": reference}) or {}).get("ended")
     if not ended:
-        raise Problem(f"There is no job {job!r} to end.", "See what runs: greenroom status")
-    click.echo(f"Ended: {job}.")
+        raise Problem(f"There is no job {job!r} to cancel.", "List the jobs: greenroom status")
+    click.echo(f"Cancelled: {job}.")
 
 
 def _installation(client: Client, name: str) -> dict[str, Any] | None:

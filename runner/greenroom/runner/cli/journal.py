@@ -32,7 +32,7 @@ journal_option = click.option(
     "--journal",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Read this journal, or that of this data directory, instead of ours.",
+    help="Read this journal.db, or the one in this data directory.",
 )
 
 
@@ -58,7 +58,8 @@ def reading(path: Path, *, ours: bool = True) -> Iterator[JournalReader]:
         if not ours:
             raise Problem(f"There is no journal at {path}.", "Name a journal.db.") from error
         raise Problem(
-            f"There is no journal at {path}: nothing has happened here yet.", "Begin: greenroom run smollm2"
+            f"There is no journal at {path}: nothing has happened here yet.",
+            "To start: greenroom run smollm2",
         ) from error
     except (JournalDamaged, JournalTooNew, EventChanged, NotAJournal) as error:
         raise Problem(_sentence(error), code=exit_codes.JOURNAL) from error
@@ -80,18 +81,18 @@ _TYPES_SHOWN = 12
 
 @click.group("journal")
 def journal_command() -> None:
-    """Verify, count, copy, hand over or put away the journal: everything that has happened here.
+    """Verify, count, back up, export, import or set aside the journal.
 
-    What has happened is told by `greenroom log`, and why by `greenroom why`.
+    To read it, see `greenroom log` and `greenroom why`.
     """
 
 
 @journal_command.command("verify")
 @journal_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def verify(ctx: click.Context, journal: Path | None, as_json: bool) -> int:
-    """Check every event, every stream, the journal's end and the database itself. Changes nothing."""
+    """Check every event, every stream, the end of the journal and the database. Changes nothing."""
     from greenroom.actors.journal import maintenance
 
     path = journal_path(ctx, journal)
@@ -105,12 +106,14 @@ def verify(ctx: click.Context, journal: Path | None, as_json: bool) -> int:
         for problem in found.problems:
             click.echo(f"Problem: {_sentence(problem)}")
         state = "sound" if found.is_sound else "damaged"
-        click.echo(f"{path} is {state}: {_count(found.events, 'good event')} in {found.streams} streams.")
+        click.echo(
+            f"{path} is {state}: {_count(found.events, 'good event')} in {_count(found.streams, 'stream')}."
+        )
     if found.is_sound:
         return exit_codes.OK
     if not as_json:
         click.echo(
-            "Put it away with `greenroom journal set-aside`; with --keep the good events stay. Backends and "
+            "Set it aside with `greenroom journal set-aside`; --keep keeps the good events. Backends and "
             "models are found again on disk.",
             err=True,
         )
@@ -119,10 +122,10 @@ def verify(ctx: click.Context, journal: Path | None, as_json: bool) -> int:
 
 @journal_command.command("stats")
 @journal_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def stats(ctx: click.Context, journal: Path | None, as_json: bool) -> None:
-    """Count: events by stream and by type, since when, how many bytes."""
+    """Show the number of events by stream and type, their period and the journal's size."""
     from greenroom.actors.journal import maintenance
 
     path = journal_path(ctx, journal)
@@ -147,7 +150,7 @@ def stats(ctx: click.Context, journal: Path | None, as_json: bool) -> None:
 @journal_option
 @click.pass_context
 def export(ctx: click.Context, file: Path, journal: Path | None) -> None:
-    """Write the journal as JSON lines to FILE (standard output when there is none); `import` reads them."""
+    """Write the journal as lines of JSON to FILE (default: standard output), for `import`."""
     from greenroom.actors.journal import maintenance
 
     path = journal_path(ctx, journal)
@@ -164,7 +167,7 @@ def export(ctx: click.Context, file: Path, journal: Path | None) -> None:
 @click.argument("file", type=click.File("rb"))
 @click.pass_context
 def import_(ctx: click.Context, file: IO[bytes]) -> None:
-    """Make this data directory's journal from an export: all of FILE (`-` for standard input) or nothing."""
+    """Create this data directory's journal from an export FILE (`-` for standard input), all or nothing."""
     from greenroom.actors.journal import maintenance
 
     home = settings_of(ctx).home
@@ -180,7 +183,7 @@ def import_(ctx: click.Context, file: IO[bytes]) -> None:
 @journal_option
 @click.pass_context
 def backup(ctx: click.Context, file: Path, journal: Path | None) -> None:
-    """Copy the journal, also while a daemon writes to it, into one FILE that is whole by itself."""
+    """Copy the journal to FILE. Works while a daemon is writing to it."""
     from greenroom.actors.journal import maintenance
 
     path = journal_path(ctx, journal)
@@ -190,12 +193,12 @@ def backup(ctx: click.Context, file: Path, journal: Path | None) -> None:
 
 
 @journal_command.command("set-aside")
-@click.option("--keep", is_flag=True, help="Begin the new journal with the good events of the old one.")
+@click.option("--keep", is_flag=True, help="Start the new journal with the good events of the old one.")
 @click.pass_context
 def set_aside(ctx: click.Context, keep: bool) -> None:
-    """Rename a journal that cannot be used, so that the daemon can begin a new one. Removes nothing.
+    """Rename a journal that cannot be used, so that the daemon can start a new one. Deletes nothing.
 
-    Backends and models are found again on disk; only history is lost, and with --keep only what is damaged.
+    Backends and models are found again on disk; only history is lost (with --keep, only damaged events).
     """
     from greenroom.actors.journal import maintenance
 
@@ -203,12 +206,12 @@ def set_aside(ctx: click.Context, keep: bool) -> None:
     with _in_sentences(path):
         done = maintenance.set_aside(path, keep=keep)
     if done.reason:
-        click.echo(f"What was wrong: {_sentence(done.reason)}")
+        click.echo(f"Problem: {_sentence(done.reason)}")
     click.echo(f"The journal is now {done.path}, with {_count(done.events, 'good event')}.")
     if done.kept:
-        click.echo(f"The new one begins with {_count(done.kept, 'event')} of it.")
+        click.echo(f"The new journal starts with {_count(done.kept, 'event')} of it.")
     else:
-        click.echo("The next daemon begins a new one and finds backends and models on disk.")
+        click.echo("The next daemon starts a new one and finds backends and models on disk.")
 
 
 @contextlib.contextmanager
@@ -220,7 +223,7 @@ def _in_sentences(path: Path) -> Iterator[None]:
         advice = "Stop it first: greenroom stop"
         raise Problem(_sentence(error), advice, code=exit_codes.ALREADY_RUNNING) from error
     except JournalDamaged as error:
-        advice = "`greenroom journal verify` says more, `greenroom journal set-aside` puts it away."
+        advice = "To see more: greenroom journal verify. To set it aside: greenroom journal set-aside"
         raise Problem(_sentence(error), advice, code=exit_codes.JOURNAL) from error
     except (JournalTooNew, NotAJournal) as error:
         raise Problem(_sentence(error), code=exit_codes.JOURNAL) from error
@@ -230,7 +233,7 @@ def _in_sentences(path: Path) -> Iterator[None]:
         missing = error.filename or path
         raise Problem(f"There is no journal at {missing}: nothing has happened there yet.") from error
     except FileExistsError as error:
-        raise Problem(_sentence(error), "Name a file that is not there yet.") from error
+        raise Problem(_sentence(error), "Choose a file that does not exist yet.") from error
     except BrokenPipeError:
         raise
     except OSError as error:

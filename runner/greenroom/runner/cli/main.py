@@ -20,42 +20,42 @@ from greenroom.runner.config import BadSetting, Settings, load
 from greenroom.runner.home import HomeUnusable
 
 _COMMANDS: dict[str, tuple[str, str]] = {
-    "run": ("run", "Ask a model something, or chat with it."),
-    "pull": ("transfers", "Fetch a model."),
-    "list": ("models", "List the models that are here."),
-    "inspect": ("models", "Show what a model is, and what would serve it."),
-    "search": ("models", "Look for models to pull."),
+    "run": ("run", "Ask a model a question, or chat with it."),
+    "pull": ("transfers", "Download a model."),
+    "list": ("models", "List the models in the store."),
+    "inspect": ("models", "Show a model's details and which backend would serve it."),
+    "search": ("models", "Search for models to pull."),
     "tag": ("models", "Give a model another name."),
     "rm": ("models", "Remove models."),
-    "push": ("transfers", "Publish a model on a registry."),
-    "package": ("transfers", "Make a model out of files, and publish it if wanted."),
-    "export": ("transfers", "Write a model into one file."),
-    "load": ("transfers", "Store a model out of such a file."),
-    "models": ("models", "Verify the models that are here."),
-    "prune": ("models", "Remove downloads that broke off, and what no model needs."),
-    "ps": ("engines", "List the engines that run."),
-    "status": ("daemon", "Is the daemon running, and how are its backends?"),
-    "unload": ("engines", "End idle engines."),
+    "push": ("transfers", "Push a model to a registry."),
+    "package": ("transfers", "Make a model from files, and optionally push it."),
+    "export": ("transfers", "Write a model to one file."),
+    "load": ("transfers", "Import a model from a file that export wrote."),
+    "models": ("models", "List the models in the store, or verify their files."),
+    "prune": ("models", "Remove interrupted downloads and unused data."),
+    "ps": ("engines", "List the running engines."),
+    "status": ("daemon", "Show whether the daemon is running, and its backends."),
+    "unload": ("engines", "Unload idle models."),
     "serve": ("serve", "Run the daemon in the foreground."),
     "stop": ("daemon", "Stop the daemon."),
     "logs": ("daemon", "Show the daemon's log, or an engine's."),
-    "log": ("history", "Show what has happened: the journal, readably."),
-    "why": ("history", "Say why a model, backend, engine or request is as it is."),
-    "replay": ("history", "Show what every actor knew at any time, from the journal alone."),
-    "bundle": ("history", "Make one file to attach to a bug report, without secrets and prompts."),
-    "journal": ("journal", "Verify, count, copy, hand over or put away the journal."),
-    "backends": ("backends", "List the backends and what each can do here; verify their files."),
+    "log": ("history", "Show what has happened: the journal, as sentences."),
+    "why": ("history", "Explain the state of a model, backend, engine or request."),
+    "replay": ("history", "Show the state of every actor at any time, from the journal."),
+    "bundle": ("history", "Write an archive for a bug report, without secrets and prompts."),
+    "journal": ("journal", "Verify, count, back up, export, import or set aside the journal."),
+    "backends": ("backends", "List the backends; verify, export or import them."),
     "install-runner": ("backends", "Install a backend."),
-    "start-runner": ("backends", "Start the daemon and make sure that a backend is installed."),
+    "start-runner": ("backends", "Start the daemon and install a backend if needed."),
     "reinstall-runner": ("backends", "Rebuild a backend's installation."),
     "uninstall-runner": ("backends", "Remove a backend."),
-    "upgrade-runner": ("backends", "Build another version of a backend beside the one in use, and switch."),
-    "rollback-runner": ("backends", "Go back to the version of a backend that was in use before."),
-    "cancel": ("jobs", "End an installation or a pull."),
-    "df": ("daemon", "Show what models and backends use of the disk."),
-    "config": ("config", "Show every setting and where its value comes from."),
-    "completion": ("completion", "Make your shell complete commands and the names of models."),
-    "version": ("daemon", "Show the versions of this program and of the daemon."),
+    "upgrade-runner": ("backends", "Install another version of a backend and switch to it."),
+    "rollback-runner": ("backends", "Switch back to the previous version of a backend."),
+    "cancel": ("jobs", "Cancel an installation or a pull."),
+    "df": ("daemon", "Show the disk space that models and backends use."),
+    "config": ("config", "Show every setting and its source."),
+    "completion": ("completion", "Print a script that completes commands and model names."),
+    "version": ("daemon", "Show the versions of the command and the daemon."),
 }
 """Each command, the module it is in, and its line in the help: listing them must not import them."""
 
@@ -106,12 +106,12 @@ class CommandGroup(click.Group):
     epilog="Settings: docs/configuration.md. Exit codes: docs/cli.md.",
 )
 @click.option("--home", metavar="DIR", help="The data directory (GREENROOM_HOME).")
-@click.option("--host", metavar="URL", help="Talk to the daemon at this address (GREENROOM_HOST).")
+@click.option("--host", metavar="URL", help="The daemon's address (GREENROOM_HOST).")
 @click.option("--port", metavar="PORT", help="The daemon's port (GREENROOM_PORT; 12400).")
 @click.version_option(__version__, message="greenroom %(version)s")
 @click.pass_context
 def greenroom(ctx: click.Context, /, **flags: Any) -> None:
-    """Run models on this machine; backends are installed when they are needed."""
+    """Run models on this machine. Backends are installed when they are needed."""
     ctx.obj = flags
 
 
@@ -171,7 +171,7 @@ def _run(arguments: list[str] | None) -> int:
     except OSError as error:
         if is_about_output(error):
             drop_output()
-            return _fail(f"The output could not be written: {error.strerror}.", exit_codes.FAILED)
+            return _fail(f"Cannot write the output: {error.strerror}.", exit_codes.FAILED)
         unusable = _of_the_home(error)
         if unusable is not None:
             return _fail(str(unusable), exit_codes.NOT_RUNNING)
@@ -219,8 +219,8 @@ def _unexpected(error: Exception) -> str:
             file.writelines(traceback.format_exception(error))
     except (OSError, BadSetting):
         where = Path(error.__traceback__.tb_frame.f_code.co_filename).name if error.__traceback__ else "?"
-        return f"Something unexpected went wrong ({kind}: {error}; in {where})."
-    return f"Something unexpected went wrong ({kind}: {error}). The details are in {log}."
+        return f"Unexpected error: {kind}: {error} (in {where})."
+    return f"Unexpected error: {kind}: {error}. Details are in {log}."
 
 
 def _without_prompts(arguments: list[str]) -> list[str]:

@@ -33,11 +33,11 @@ _LISTED_SPARE = ("CONTEXT", "ARCHITECTURE", "QUANTIZATION", "PARAMETERS")
 
 @click.command("list")
 @click.argument("model", required=False, type=ModelName())
-@click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @click.pass_context
 def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bool) -> None:
-    """List the models that are here, or only MODEL."""
+    """List the models in the store, or only MODEL."""
     from greenroom.runner.models.references import familiar
 
     models = client_for(settings_of(ctx)).get("/models") or []
@@ -55,8 +55,11 @@ def list_command(ctx: click.Context, model: str | None, as_json: bool, quiet: bo
     elif quiet:
         click.echo("\n".join(_short_id(each) for each in models))
     elif not models:
-        click.echo(f"There is no model {model} here." if model else "There are no models here yet.", err=True)
-        click.echo(f"Fetch one: greenroom pull {model or 'smollm2'}", err=True)
+        click.echo(
+            f"There is no model {model} in the store." if model else "There are no models in the store yet.",
+            err=True,
+        )
+        click.echo(f"Pull one: greenroom pull {model or 'smollm2'}", err=True)
     else:
         rows = [row for each in models for row in _model_rows(each)]
         listed = sorted(rows, key=lambda row: row[0].lower())
@@ -100,12 +103,12 @@ _FACTS = (
 
 @click.command("inspect")
 @click.argument("model", type=ModelName(catalogue=True))
-@click.option("-r", "--remote", is_flag=True, help="What its source has, not what is here.")
-@click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
-@click.option("--openai", is_flag=True, help="Print it as OpenAI's clients see it, as JSON.")
+@click.option("-r", "--remote", is_flag=True, help="Ask its source instead of the store.")
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
+@click.option("--openai", is_flag=True, help="Print the OpenAI API's answer as JSON.")
 @click.pass_context
 def inspect_command(ctx: click.Context, model: str, remote: bool, as_json: bool, openai: bool) -> None:
-    """Show what MODEL is, of which files it is made, what would serve it here, and the memory that needs."""
+    """Show MODEL's details, its files, which backend would serve it and how much memory it needs."""
     client = client_for(settings_of(ctx))
     if openai:
         found = client.get(path_of("v1/models", model))
@@ -124,7 +127,7 @@ def _inspected(model: dict[str, Any]) -> list[str]:
 
     config = model.get("config") or {}
     facts = {
-        "Model": str(model.get("id") or "(it gets its id when it is pulled)"),
+        "Model": str(model.get("id") or "(assigned when it is pulled)"),
         "Tags": ", ".join(familiar(tag) for tag in model.get("tags") or ()),
         "Source": str(model.get("source") or ""),
         "Created": _moment(float(model.get("created") or 0)),
@@ -149,7 +152,7 @@ def _inspected(model: dict[str, Any]) -> list[str]:
 
 def _template(found: dict[str, Any] | None) -> str:
     if found is None:
-        return "none: the backend formats chats by its own rules"
+        return "none (the backend's default is used)"
     names = ", ".join(found.get("names") or ())
     return f"{found['file']} ({names})" if names else str(found["file"])
 
@@ -160,7 +163,7 @@ def _served(mode: dict[str, Any]) -> list[str]:
     memory = ""
     if mode.get("memory"):
         room = format_size(float(mode["memory_budget"]))
-        verdict = f"of {room}" if mode.get("fits") else f"more than the {room} that engines may use"
+        verdict = f"of {room}" if mode.get("fits") else f"more than the {room} available to engines"
         memory = f", needs {format_size(float(mode['memory']))} of memory ({verdict})"
     return [
         f"  {mode['mode']}: {backend}{state}{memory}",
@@ -179,13 +182,15 @@ _WIDTH = 60
 
 @click.command("search")
 @click.argument("query")
-@click.option("--limit", type=click.IntRange(1, 100), default=10, show_default=True, help="From each source.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100), default=10, show_default=True, help="Results from each source."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def search_command(ctx: click.Context, query: str, limit: int, as_json: bool) -> int:
-    """Look for QUERY among the short names, on Docker Hub and on Hugging Face. Needs no daemon.
+    """Search for QUERY in the short names, on Docker Hub and on Hugging Face. Needs no daemon.
 
-    Of Hugging Face only models are shown that come as GGUF or safetensors. HF_ENDPOINT names another hub.
+    From Hugging Face, only GGUF and safetensors models are shown. HF_ENDPOINT sets another hub.
     """
     from greenroom.runner.models.search import search
     from greenroom.runner.models.short_names import Catalogue
@@ -218,7 +223,7 @@ def search_command(ctx: click.Context, query: str, limit: int, as_json: bool) ->
         ]
         click.echo(table(("NAME", "SOURCE", "DESCRIPTION", "DOWNLOADS"), rows))
     else:
-        announce(f"Nothing was found for {query!r}.")
+        announce(f"No models found for {query!r}.")
     return exit_codes.FAILED if results.silent and not results.models else exit_codes.OK
 
 
@@ -231,7 +236,7 @@ def _short(text: str) -> str:
 @click.argument("target")
 @click.pass_context
 def tag_command(ctx: click.Context, source: str, target: str) -> None:
-    """Give the model SOURCE the name TARGET too; taken from whichever model had it."""
+    """Give the model SOURCE the name TARGET as well. If another model has that name, it loses it."""
     give_tag(client_for(settings_of(ctx)), source, target)
     click.echo(f'Model "{source}" tagged successfully with "{target}"')
 
@@ -262,22 +267,24 @@ def split(target: str) -> tuple[str, str]:
 
 @click.command("rm")
 @click.argument("models", nargs=-1, type=ModelName())
-@click.option("-f", "--force", is_flag=True, help="Also those that are in use, or have several names.")
-@click.option("--all", "everything", is_flag=True, help="All models.")
+@click.option("-f", "--force", is_flag=True, help="Also remove models that are in use or have several names.")
+@click.option("--all", "everything", is_flag=True, help="Remove all models.")
 @click.pass_context
 def rm_command(ctx: click.Context, models: tuple[str, ...], force: bool, everything: bool) -> int:
-    """Remove MODELS: by name a name, and with its last one the model; by id the model.
+    """Remove MODELS. A name removes that name, and the last name the model; an id removes the model.
 
-    Idle engines of a model end. One that is in use is refused; with --force it goes, and the requests that
-    are being served are served to the end. Of several the others are removed when one cannot be; exits 1.
+    A model in use is not removed unless --force is given; requests in progress then finish first. If one of
+    several models cannot be removed, the others are, and the exit code is 1.
     """
     if bool(models) == everything:
-        raise click.UsageError("Name models, or use --all." if not models else "Name models or use --all.")
+        raise click.UsageError(
+            "Name models, or use --all." if not models else "Name models or use --all, not both."
+        )
     client = client_for(settings_of(ctx))
     query = f"?force={'true' if force else 'false'}"
     if everything:
         client.delete(f"/models/purge{query}", timeout=None)
-        click.echo("All models are removed.")
+        click.echo("Removed all models.")
         return exit_codes.OK
     outcomes = [_remove(client, model, query) for model in models]
     return exit_codes.OK if all(outcomes) else exit_codes.FAILED
@@ -299,7 +306,7 @@ def _remove(client: Client, model: str, query: str) -> bool:
 @click.group("models", invoke_without_command=True)
 @click.pass_context
 def models_command(ctx: click.Context) -> int:
-    """List the models that are here."""
+    """List the models in the store."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_command, model=None, as_json=False, quiet=False)
     return exit_codes.OK
@@ -309,9 +316,10 @@ def models_command(ctx: click.Context) -> int:
 @click.argument("models", nargs=-1, type=ModelName())
 @click.pass_context
 def verify_models(ctx: click.Context, models: tuple[str, ...]) -> int:
-    """Read every byte of MODELS (of all, if none is named) and compare it with what arrived, by hash.
+    """Compare the hash of every file of MODELS (default: all) with what was downloaded.
 
-    One that is damaged counts as gone from then on, and the next pull fetches what is missing. Exits 1 then.
+    A damaged model is removed from the list, and the next pull downloads what is missing. Exits 1 if any is
+    damaged.
     """
     from greenroom.runner.cli.jobs import verify
 
@@ -330,11 +338,11 @@ def verify_models(ctx: click.Context, models: tuple[str, ...]) -> int:
 
 
 @click.command("prune")
-@click.option("--untagged", is_flag=True, help="Also models that have no name any more.")
-@click.option("--json", "as_json", is_flag=True, help="Print what the daemon says, as JSON.")
+@click.option("--untagged", is_flag=True, help="Also remove models without a name.")
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
 @click.pass_context
 def prune_command(ctx: click.Context, untagged: bool, as_json: bool) -> None:
-    """Remove downloads that broke off, and what no model or backend needs. Downloads under way go on."""
+    """Remove interrupted downloads and data that no model or backend needs. Running downloads continue."""
     pruned = client_for(settings_of(ctx)).post("/models/prune", {"untagged": untagged}, timeout=None) or {}
     if as_json:
         click.echo(json.dumps(pruned, indent=4))
@@ -342,7 +350,7 @@ def prune_command(ctx: click.Context, untagged: bool, as_json: bool) -> None:
     for model_id in pruned.get("deleted") or ():
         click.echo(f"Deleted: {model_id}")
     freed = float(pruned.get("freed") or 0)
-    click.echo(f"{format_size(freed)} are free again." if freed else "There was nothing to remove.")
+    click.echo(f"Freed {format_size(freed)}." if freed else "Nothing to remove.")
     if kept_for := pruned.get("kept_for"):
         names = ", ".join(kept_for)
-        click.echo(f"What was fetched for backends stays while one is being installed: {names}.")
+        click.echo(f"Downloads for backends were kept, because {names} is being installed.")

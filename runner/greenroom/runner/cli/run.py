@@ -104,7 +104,7 @@ class Conversation:
         backend = str(refused.fields.get("backend") or "")
         if refused.code == "model_not_found" and "model" not in done:
             done.add("model")
-            shown.note(f"{self._shown} is not here yet; fetching it.")
+            shown.note(f"{self._shown} is not in the store; pulling it.")
             shown.note(pull(self._client, self._model, token=self._token, shown=shown))
         elif refused.code == "backend_not_installed" and backend not in done | {""} and self._may_install:
             done.add(backend)
@@ -166,10 +166,11 @@ class Conversation:
             if error:
                 fields = error if isinstance(error, dict) else {"message": str(error)}
                 raise Problem(
-                    str(fields.get("message") or "The answer broke off."), str(fields.get("advice") or "")
+                    str(fields.get("message") or "The answer was interrupted."),
+                    str(fields.get("advice") or ""),
                 )
             yield event
-        raise Gone(self._client.url, "broke off in the middle of its answer")
+        raise Gone(self._client.url, "closed the connection in the middle of its answer")
 
     def _preload(self) -> None:
         """Ask for the model without a prompt: the answer comes when its engine is ready."""
@@ -208,11 +209,11 @@ _PIPE_SECONDS = 2.0
 @click.command("run")
 @click.argument("model", type=ModelName(catalogue=True))
 @click.argument("prompt", nargs=-1)
-@click.option("--system", default="", metavar="TEXT", help="An instruction that precedes the conversation.")
-@click.option("--backend", default="", metavar="NAME", help="Have it served by this backend and no other.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="End the answer after so many tokens.")
+@click.option("--system", default="", metavar="TEXT", help="The system prompt.")
+@click.option("--backend", default="", metavar="NAME", help="Use only this backend.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Limit the answer to so many tokens.")
 @click.option("-d", "--detach", is_flag=True, help="Only load the model.")
-@click.option("--stats", is_flag=True, help="Say afterwards how many tokens, and how quickly.")
+@click.option("--stats", is_flag=True, help="Print token counts and speed afterwards.")
 @click.pass_context
 def run_command(
     ctx: click.Context,
@@ -224,18 +225,18 @@ def run_command(
     detach: bool,
     stats: bool,
 ) -> None:
-    """Ask MODEL something, or chat with it.
+    """Ask MODEL a question, or chat with it.
 
-    The prompt is the rest of the line, or comes from a pipe (`cat letter | greenroom run smollm2
-    "Summarise this."` takes both); without one, a chat begins. The daemon is started, the model
-    fetched and its backend installed if need be. Only the answer goes to standard output.
+    The prompt is the rest of the line, standard input, or both (`cat letter | greenroom run smollm2
+    "Summarise this."`). Without a prompt, a chat starts. If needed, the daemon is started, the model pulled
+    and its backend installed. Only the answer is written to standard output.
     """
     settings = settings_of(ctx)
     question = readable(" ".join(prompt)).strip()
     if not question and not detach and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
         if not question:
-            raise click.UsageError("There is no prompt: standard input is empty.")
+            raise click.UsageError("The prompt is empty: standard input has no text.")
     conversation = Conversation(
         ensure_daemon(settings, announce),
         model,
@@ -280,14 +281,14 @@ def tell(conversation: Conversation, question: str) -> None:
     if not last.endswith("\n"):
         click.echo()
     if conversation.cut_off:
-        announce("(The answer was cut off: it reached the limit of --max-tokens, or of the model's context.)")
+        announce("(The answer was cut off at the limit of --max-tokens or of the model's context.)")
 
 
 def statistics(conversation: Conversation) -> str:
     """`27 tokens in 0.6s, the first after 0.12s; 45.0 tokens/s; prompt 38 tokens`."""
     usage = conversation.usage
     if usage is None:
-        return "There is no whole answer to count."
+        return "There is no complete answer yet."
     pace = usage.answer_tokens / max(usage.seconds - usage.first_token_after, 1e-3)
     return (
         f"{usage.answer_tokens} tokens in {usage.seconds:.2f}s, the first after "
@@ -305,7 +306,7 @@ def _with_pipe(question: str) -> str:
         more = sys.stdin.read()
     elif stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
         if not select.select([sys.stdin], [], [], _PIPE_SECONDS)[0]:
-            announce(f"Nothing came on standard input for {_PIPE_SECONDS:g} seconds; going on without it.")
+            announce(f"No standard input within {_PIPE_SECONDS:g} s; continuing without it.")
             return question
         more = sys.stdin.read()
     else:
@@ -314,12 +315,12 @@ def _with_pipe(question: str) -> str:
 
 
 _HELP = """\
-/system TEXT   start over with this instruction
+/system TEXT   start over with this system prompt
 /clear         start over
-/stats         how many tokens the last answer had, and how quickly they came
-/bye           leave (Ctrl-D too)
-\"\"\"            begins and ends a text of several lines
-Ctrl-C ends an answer."""
+/stats         show the token count and speed of the last answer
+/bye           quit (or Ctrl-D)
+\"\"\"            starts and ends a message of several lines
+Ctrl-C stops an answer."""
 
 
 def chat(conversation: Conversation, model: str) -> None:
@@ -328,7 +329,7 @@ def chat(conversation: Conversation, model: str) -> None:
         # Editing and history of the line, where Python has it.
         import readline  # noqa: F401
 
-    announce(f"Chatting with {model}. /bye to leave, /help for more.")
+    announce(f"Chatting with {model}. /bye to quit, /help for help.")
     while True:
         try:
             question = _read()
@@ -369,4 +370,4 @@ def _obey(conversation: Conversation, line: str) -> None:
     elif word == "/stats":
         announce(statistics(conversation))
     else:
-        announce(_HELP if word in ("/help", "/?") else f"There is no {word}.\n{_HELP}")
+        announce(_HELP if word in ("/help", "/?") else f"Unknown command {word}.\n{_HELP}")

@@ -35,15 +35,19 @@ if TYPE_CHECKING:
 @click.command("serve")
 @click.option("--bind", metavar="ADDRESS", help="Listen on this address (127.0.0.1).")
 @click.option("--port", metavar="PORT", help="Listen on this port (12400; 0 takes a free one).")
-@click.option("--install-policy", type=click.Choice(INSTALL_POLICIES), help="May requests install backends?")
-@click.option("--keep-alive", metavar="DURATION", help="How long models stay after their last request (5m).")
-@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="How much is logged (info).")
+@click.option(
+    "--install-policy", type=click.Choice(INSTALL_POLICIES), help="Whether requests may install backends."
+)
+@click.option(
+    "--keep-alive", metavar="DURATION", help="How long models stay loaded after their last request (5m)."
+)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="The log level (info).")
 @click.option("--detached", is_flag=True, hidden=True, help="Log to daemon.log alone.")
 @click.pass_context
 def serve_command(ctx: click.Context, /, detached: bool, **flags: str | None) -> None:
-    """Run the daemon in the foreground, until Ctrl-C or `greenroom stop`. It logs here and to daemon.log.
+    """Run the daemon in the foreground until Ctrl-C or `greenroom stop`. It logs here and to daemon.log.
 
-    A second Ctrl-C ends it at once.
+    A second Ctrl-C stops it at once.
     """
     settings = settings_of(ctx, **flags)
     as_first_process()
@@ -88,8 +92,8 @@ def _serve(settings: Settings, detached: bool) -> None:
         raise _journal(error) from error
     except SystemStopped as error:
         raise Problem(
-            f"Greenroom has stopped itself: {error}.",
-            "Nothing that was stored is lost. When the cause is mended, start it again: greenroom serve",
+            f"Greenroom stopped because of an error: {error}.",
+            "No stored data is lost. Fix the cause, then start it again: greenroom serve",
         ) from error
     except JobFailed as error:
         raise Problem(str(error), code=exit_codes.NOT_RUNNING) from error
@@ -106,7 +110,7 @@ def _port_taken(settings: Settings, error: PortTaken) -> Problem:
     if not isinstance(found, Daemon) or not is_ours(settings, found):
         return taken(settings.changed("here", host=""), found)
     return Problem(
-        f"Greenroom runs already, as process {found.pid} at {found.url}.",
+        f"Greenroom is already running as process {found.pid} at {found.url}.",
         "Stop it first: greenroom stop",
         code=exit_codes.ALREADY_RUNNING,
     )
@@ -120,8 +124,8 @@ def _journal(error: JournalError) -> Problem:
     if isinstance(error, JournalDamaged):
         return Problem(
             text,
-            "What can still be read: greenroom log. Put it away: greenroom journal set-aside (--keep keeps "
-            "what is good); backends and models on disk are found again without it.",
+            "To read what is left: greenroom log. To set it aside: greenroom journal set-aside (--keep keeps "
+            "the good events); backends and models are found again on disk.",
             code=exit_codes.JOURNAL,
         )
     if isinstance(error, JournalTooNew):

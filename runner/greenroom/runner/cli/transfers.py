@@ -25,14 +25,16 @@ from greenroom.runner.units import format_size
 
 @click.command("pull")
 @click.argument("model", type=ModelName(catalogue=True))
-@click.option("--force", is_flag=True, help="Also what cannot fit on the disk or run on this machine.")
+@click.option("--force", is_flag=True, help="Pull even if it does not fit on the disk or cannot run here.")
 @click.pass_context
 def pull_command(ctx: click.Context, model: str, force: bool) -> None:
-    """Fetch MODEL, unless it is here and unchanged: a short name, one on a registry or on Hugging Face
-    (hf.co/ORGANISATION/MODEL[:QUANTISATION]), a package's file, or a path on disk.
+    """Download MODEL, unless the store has the latest version.
 
-    What cannot fit on the disk or run on this machine is said before anything is fetched. Ctrl-C ends the
-    download, unless somebody else waits for it too; what has arrived is kept.
+    MODEL is a short name, a name on a registry or on Hugging Face (hf.co/ORGANISATION/MODEL[:QUANTISATION]),
+    a file in a package, or a path on disk.
+
+    Models that do not fit on the disk or cannot run here are refused before the download. Ctrl-C cancels the
+    download, unless another client is waiting for it; downloaded data is kept.
     """
     token = os.environ.get("HF_TOKEN", "") if model.lower().startswith(("hf.co/", "huggingface.co/")) else ""
     client = ensure_daemon(settings_of(ctx), announce)
@@ -43,9 +45,9 @@ def pull_command(ctx: click.Context, model: str, force: bool) -> None:
 @click.argument("model", type=ModelName())
 @click.pass_context
 def push_command(ctx: click.Context, model: str) -> None:
-    """Publish MODEL under its name: greenroom tag smollm2 REGISTRY/YOU/MODEL, then push that.
+    """Push MODEL under its name: greenroom tag smollm2 REGISTRY/YOU/MODEL, then push that.
 
-    Who you are to the registry is what `docker login` has stored. What it has already is not sent again.
+    Uses the credentials of `docker login`. Data that the registry already has is not sent again.
     """
     click.echo(push(client_for(settings_of(ctx)), model))
 
@@ -55,12 +57,14 @@ _CHUNK = 2**20
 
 @click.command("export")
 @click.argument("model", type=ModelName())
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; otherwise standard output.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of standard output."
+)
 @click.pass_context
 def export_command(ctx: click.Context, model: str, output: Path | None) -> None:
-    """Write MODEL into one file for `greenroom load`: greenroom export smollm2 -o smollm2.tar"""
+    """Write MODEL to one file for `greenroom load`: greenroom export smollm2 -o smollm2.tar"""
     if output is None and sys.stdout.isatty():
-        raise click.UsageError("It is not for reading. Write it to a file: -o model.tar")
+        raise click.UsageError("Cannot write an archive to a terminal. Write it to a file: -o model.tar")
     client = client_for(settings_of(ctx))
     with client.open("GET", path_of("models", model, "export"), accept="application/x-tar") as answer:
         if output is None:
@@ -87,10 +91,16 @@ def _copy(answer: Answer, target: int) -> int:
 
 @click.command("load")
 @click.argument("archive", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("-t", "--tag", default="", metavar="NAME", help="A name for the model; else it has only an id.")
+@click.option(
+    "-t",
+    "--tag",
+    default="",
+    metavar="NAME",
+    help="A name for the model. Without it, the model has only an id.",
+)
 @click.pass_context
 def load_command(ctx: click.Context, archive: Path, tag: str) -> None:
-    """Store the model in ARCHIVE, which `greenroom export` has made, here or elsewhere."""
+    """Import the model in ARCHIVE, a file that `greenroom export` wrote."""
     if tag:
         split(tag)
     client = ensure_daemon(settings_of(ctx), announce)
@@ -121,18 +131,16 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 @click.command("package")
 @click.argument("model")
-@click.option("--gguf", type=_FILE, help="The weights: a GGUF file, with its other parts beside it.")
+@click.option("--gguf", type=_FILE, help="The weights: a GGUF file, with its other parts in the same folder.")
 @click.option(
     "--safetensors-dir", type=_FOLDER, help="The weights: a folder of safetensors, tokenizer, config."
 )
-@click.option("--from", "source", type=ModelName(), help="Another model, whose files are shared.")
-@click.option(
-    "--license", "licenses", type=_FILE, multiple=True, help="A licence; may be given several times."
-)
-@click.option("--chat-template", type=_FILE, help="A Jinja template instead of the model's own.")
+@click.option("--from", "source", type=ModelName(), help="Another model, whose files are reused.")
+@click.option("--license", "licenses", type=_FILE, multiple=True, help="A licence file; may be repeated.")
+@click.option("--chat-template", type=_FILE, help="A Jinja template that replaces the model's own.")
 @click.option("--mmproj", type=_FILE, help="A multimodal projector.")
-@click.option("--context-size", type=click.IntRange(1, 2**31 - 1), help="Tokens the model is loaded with.")
-@click.option("--push", is_flag=True, help="Publish it as well.")
+@click.option("--context-size", type=click.IntRange(1, 2**31 - 1), help="The context size in tokens.")
+@click.option("--push", is_flag=True, help="Also push it to its registry.")
 @click.pass_context
 def package_command(
     ctx: click.Context,
@@ -146,18 +154,18 @@ def package_command(
     context_size: int | None,
     push: bool,
 ) -> None:
-    """Make MODEL out of files, or out of another model with another context.
+    """Make MODEL from files, or from another model with another context size.
 
-    The same files always make the same model. What a registry should call it is its name:
+    The same files always make the same model. To push it, use its name on the registry:
     greenroom package --gguf my.gguf REGISTRY/YOU/MODEL --push
     """
     if sum(one is not None for one in (gguf, safetensors_dir, source)) != 1:
-        raise click.UsageError("Name one of --gguf, --safetensors-dir and --from.")
+        raise click.UsageError("Use exactly one of --gguf, --safetensors-dir and --from.")
     split(model)
     settings = settings_of(ctx)
     if source is not None:
         if licenses or chat_template or mmproj or context_size is None:
-            raise click.UsageError("--from goes with --context-size, and with nothing else.")
+            raise click.UsageError("--from needs --context-size and allows no other option.")
         client = ensure_daemon(settings, announce)
         body = {"target": model, "context_size": context_size}
         client.post(path_of("models", source, "repackage"), body)
@@ -185,7 +193,7 @@ def _store(client: Client, model: str, ingredients: object) -> None:
         with tempfile.TemporaryDirectory(prefix="greenroom-package-") as folder:
             files = config_file(package, Path(folder))
             size, pieces = archive_of(package.artifact.manifest_bytes, files)
-            announce("Handing them to the daemon...")
+            announce("Sending them to the daemon...")
             model_id = send(client, size, pieces)
     except JobFailed as failed:
         raise Problem(failed.failure.message, failed.failure.advice) from failed

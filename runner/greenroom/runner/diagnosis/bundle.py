@@ -167,7 +167,7 @@ class Bundle:
         fields: dict[str, Any] = {
             name: {"value": getattr(settings, name), "origin": settings.origin(name)} for name in NAMES
         }
-        yield self._json("config.json", "every setting and where it comes from", fields)
+        yield self._json("config.json", "every setting and its source", fields)
         if settings.config_file is not None:
             text = settings.config_file.read_text("utf-8", "replace")
             yield self._text("config.toml", "the config file", text)
@@ -190,12 +190,12 @@ class Bundle:
             else f"all {count} events"
         )
         yield Part(name="journal.jsonl", about=f"{which}, from {first} on", content=_bytes(lines))
-        yield self._text("log.txt", "the same in sentences", "\n".join(told))
+        yield self._text("log.txt", "the events as sentences", "\n".join(told))
 
     def _state(self) -> Iterator[Part]:
         if not self._history.count:
             return
-        yield self._json("state.json", "what the journal adds up to", as_builtins(self._history.snapshot))
+        yield self._json("state.json", "the state of every actor", as_builtins(self._history.snapshot))
 
     def _why(self) -> Iterator[Part]:
         now = self._history.last.at if self._history.last is not None else time.time()
@@ -215,7 +215,7 @@ class Bundle:
             except (OSError, ValueError) as error:
                 fields = {"unreadable": str(error)}
             if isinstance(fields, dict) and isinstance(fields.get("files"), list | dict):
-                fields["files"] = f"{len(fields['files'])} of them"
+                fields["files"] = f"{len(fields['files'])} files"
             found[f"{file.parent.parent.name}/{file.parent.name}"] = fields
         if found:
             yield self._json("installations.json", ", ".join(found), found)
@@ -235,7 +235,7 @@ class Bundle:
                         for lines in ("first_lines", "last_lines"):
                             if isinstance(fields.get(lines), list):
                                 fields[lines] = own_words(map(str, fields[lines]))
-                    yield self._json(f"engines/{folder.name}/{name}", "how an engine was and ended", fields)
+                    yield self._json(f"engines/{folder.name}/{name}", "how an engine ran and stopped", fields)
 
     def _logs(self) -> Iterator[Part]:
         home = self._settings.home
@@ -244,11 +244,11 @@ class Bundle:
             yield self._text("daemon.log", "the end of the daemon's log", text[-_LOG_BYTES:])
         errors = _tail(home / "cli-errors.log", _LOG_BYTES // 4)
         if errors:
-            yield self._text("cli-errors.log", "what went wrong in commands", errors)
+            yield self._text("cli-errors.log", "errors of commands", errors)
 
     def _readme(self, parts: list[Part]) -> Part:
         lines = [
-            f"What happened in one Greenroom, collected by `greenroom bundle` at {precise(time.time())}.",
+            f"Diagnostics of this Greenroom, collected by `greenroom bundle` at {precise(time.time())}.",
             "",
             *(f"{part.name:<40} {part.about}" for part in parts),
             "",
@@ -256,8 +256,8 @@ class Bundle:
             "",
         ]
         if self.problems:
-            lines += ["What could not be collected, or is odd:", *(f"- {one}" for one in self.problems), ""]
-        return self._text("README.txt", "what is in it and what was taken out", "\n".join(lines))
+            lines += ["Not collected:", *(f"- {one}" for one in self.problems), ""]
+        return self._text("README.txt", "the contents, and what was removed", "\n".join(lines))
 
     # making them
 
@@ -291,9 +291,9 @@ def write(parts: list[Part], target: Path, stem: str) -> int:
 def taken_out(redactor: Redactor) -> str:
     """What was taken out, in a sentence."""
     if not redactor.taken:
-        return "No secrets and no prompts were found in it."
+        return "It contained no secrets or prompts."
     kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(redactor.taken.items()))
-    return f"Taken out: {kinds}."
+    return f"Removed: {kinds}."
 
 
 def contents(parts: list[Part]) -> list[tuple[str, str, str]]:

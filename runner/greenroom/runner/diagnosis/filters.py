@@ -110,14 +110,14 @@ class Filter:
             names = {familiar(one) for one in self._subjects.names}
             said.append(_unknown("model", self._model, names))
         if self._cause and not self._has_met_cause:
-            said.append(f"The journal knows no event and no request {self._cause}.")
+            said.append(f"The journal has no event or request {self._cause}.")
         return said
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"The journal knows no {what} {name}.{hint}"
+    return f"The journal has no {what} {name}.{hint}"
 
 
 def unknown_kinds(kinds: Collection[str]) -> list[str]:
@@ -128,7 +128,7 @@ def unknown_kinds(kinds: Collection[str]) -> list[str]:
             continue
         near = difflib.get_close_matches(kind, sorted(TOLD), n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        said.append(f"Greenroom itself stores no events of the type {kind}.{hint}")
+        said.append(f"Greenroom has no event type {kind}.{hint}")
     return said
 
 

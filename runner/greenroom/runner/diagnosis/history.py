@@ -11,9 +11,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from greenroom.actors.daemon_log import DAEMON, DaemonState
 import msgspec
 
+from greenroom.actors.daemon_log import DAEMON, DaemonState
 from greenroom.actors.engine_runner.core import RunnerState
 from greenroom.actors.engine_runner.messages import runner_address
 from greenroom.actors.installer.messages import INSTALLER

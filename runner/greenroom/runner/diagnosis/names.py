@@ -28,7 +28,7 @@ class UnknownName(LookupError):
     def __init__(self, name: str, near: Collection[str], message: str = "") -> None:
         name = shown(name)
         hint = f" Did you mean {_either(near)}?" if near else ""
-        super().__init__(message or f'The journal knows no model, backend, engine or request "{name}".{hint}')
+        super().__init__(message or f'The journal has no model, backend, engine or request "{name}".{hint}')
         self.name = name
         self.near = tuple(near)
 
@@ -78,7 +78,7 @@ def meaning_of(name: str, history: History, backends: Mapping[str, str]) -> Mean
     if len(name) >= _SHORTEST_PREFIX and history.named:
         if len(history.named) > 1:
             several = ", ".join(list(history.named)[-5:])
-            raise UnknownName(name, (), f'Several engines begin with "{shown(name)}": {several}.')
+            raise UnknownName(name, (), f'Several engines start with "{shown(name)}": {several}.')
         return Meaning("engine", next(iter(history.named)))
     if name in ("daemon", "greenroom"):  # 6
         return Meaning("daemon", "daemon")

@@ -13,6 +13,7 @@ from greenroom.actors.installer.state import BackendInstallState, InstallerState
 from greenroom.actors.library.core import LibraryState
 from greenroom.actors.scheduler.state import SchedulerState
 from greenroom.actors.values import Engine, Model
+from greenroom.runner.diagnosis.explanation import counted
 from greenroom.runner.diagnosis.replay import Snapshot, changes
 from greenroom.runner.diagnosis.sentences import short
 from greenroom.runner.diagnosis.times import clock, precise
@@ -26,7 +27,7 @@ def overview(snapshot: Snapshot) -> str:
     """What was the case once an event was stored, by owner. Times are told from that event."""
     record = snapshot.record
     if record is None:
-        return "Before the first event: nothing."
+        return "The journal is empty before the first event."
     head = f"After event {record.seq}, {record.id} ({record.type}), stored at {precise(record.at)}:"
     sections: list[str] = [head]
     for address, state in snapshot.states.items():
@@ -36,7 +37,7 @@ def overview(snapshot: Snapshot) -> str:
             sections.append("\n".join([title, *(f"  {row}" for row in rows)]))
     if snapshot.dormant:
         streams = ", ".join(f"{name} ({version})" for name, version in snapshot.dormant.items())
-        sections.append(f"Streams nobody here folds, with their last version: {streams}")
+        sections.append(f"Streams of other programs, with their last version: {streams}")
     return "\n\n".join(sections)
 
 
@@ -54,13 +55,13 @@ def told_changes(before: Snapshot, after: Snapshot) -> Iterator[str]:
 def _rows(state: Any, at: float) -> Iterator[str]:
     match state:
         case DaemonState():
-            runs = f"runs as process {state.running_pid}" if state.running_pid else "does not run"
-            yield f"{runs}; start number {state.starts}"
+            runs = f"running as process {state.running_pid}" if state.running_pid else "not running"
+            yield f"{runs}; start {state.starts}"
         case InstallerState():
             yield from _installer(state, at)
         case IdempotencyState():
             if state.keys:
-                yield f"{len(state.keys)} commands with a key are remembered"
+                yield f"{counted(len(state.keys), 'command')} with an Idempotency-Key"
         case LibraryState():
             yield from _library(state, at)
         case SchedulerState():
@@ -90,10 +91,10 @@ def _marks(backend: BackendInstallState, one: str, broken: str) -> list[tuple[st
 
 def _backend(backend: BackendInstallState, at: float) -> str:
     job = backend.job
-    wanted = " (not wanted any more)" if backend.wanted is False else ""
+    wanted = " (uninstalled)" if backend.wanted is False else ""
     if job is not None:
         since = format_duration(round(at - job.requested_at))
-        waits = f", which begins at {clock(job.retry_at, at)}" if job.retry_at > at else ""
+        waits = f", retrying at {clock(job.retry_at, at)}" if job.retry_at > at else ""
         return f"job {job.id} ({job.wanted_by}) for {since}, attempt {job.attempt}{waits}"
     if backend.usable is not None:
         return f"installed, {backend.usable.version}"
@@ -107,7 +108,7 @@ def _library(state: LibraryState, at: float) -> Iterator[str]:
         yield _model(model)
     for pull in state.pulls.values():
         since = format_duration(round(at - pull.requested_at))
-        waits = f", which begins at {clock(pull.retry_at, at)}" if pull.retry_at > at else ""
+        waits = f", retrying at {clock(pull.retry_at, at)}" if pull.retry_at > at else ""
         yield f"pull {pull.job} of {short(pull.reference)} for {since}, attempt {pull.attempt}{waits}"
 
 
@@ -120,8 +121,7 @@ def _model(model: Model) -> str:
 def _scheduler(state: SchedulerState, at: float) -> Iterator[str]:
     if state.loads:
         promised = sum(load.spec.memory for load in state.loads.values())
-        many = f"{len(state.loads)} engines" if len(state.loads) > 1 else "one engine"
-        yield f"{format_size(promised)} promised to {many}"
+        yield f"{format_size(promised)} reserved for {counted(len(state.loads), 'engine')}"
     for load in state.loads.values():
         spec = load.spec
         since = format_duration(round(at - load.admitted_at))
@@ -133,15 +133,15 @@ def _scheduler(state: SchedulerState, at: float) -> Iterator[str]:
         parts = [f"{name} {value}" for name, value in _set_values(config)]
         yield f"configured {_short_key(key)}: {', '.join(parts) or 'the defaults'}"
     for key, breaker in state.breakers.items():
-        until = f", left alone until {clock(breaker.until, at)}" if breaker.until else ""
-        yield f"{_short_key(key)} has failed {breaker.failures} times{until}: {breaker.reason}"
+        until = f", not retried before {clock(breaker.until, at)}" if breaker.until else ""
+        yield f"{_short_key(key)} failed {counted(breaker.failures, 'time')}{until}: {breaker.reason}"
     for one in state.quarantines.values():
         yield (
             f"{short(one.model_ref)} is quarantined on {one.backend} {one.version} and served by "
             f"{one.back_to_version}, since {clock(one.since, at)}: {one.reason}"
         )
     for key, codes in state.refusals.items():
-        yield f"refused since its last load {_short_key(key)}: {', '.join(codes)}"
+        yield f"refused {_short_key(key)} since its last load: {', '.join(codes)}"
 
 
 def _engine(engine: Engine, at: float) -> str:

@@ -40,12 +40,12 @@ def parse_time(text: str, now: float) -> float:
             return datetime.fromisoformat(text).timestamp()
         except (ValueError, OverflowError):
             pass
-    raise ValueError(f"{text!r} is no time; write 10m (ago), 14:03, 2026-11-22 or 2026-11-22T10:00")
+    raise ValueError(f"{text!r} is not a time; write 10m (ago), 14:03, 2026-11-22 or 2026-11-22T10:00")
 
 
 def _last(hour: int, minute: int, second: float, now: float, text: str) -> float:
     if hour > 23 or minute > 59 or second >= 60:
-        raise ValueError(f"{text!r} is no time of a day")
+        raise ValueError(f"{text!r} is not a time of day")
     today = datetime.fromtimestamp(now).astimezone()
     at = today.replace(hour=hour, minute=minute, second=0, microsecond=0).timestamp() + second
     return at if at <= now else at - 86_400

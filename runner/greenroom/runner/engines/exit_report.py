@@ -11,11 +11,10 @@ from typing import Any
 
 import msgspec
 
+from greenroom.actors.sizes import format_size
 from greenroom.actors.values import EngineExit, EngineSpec, Failure
 from greenroom.runner.engines.keeper import write_atomically
 from greenroom.runner.errors import is_machines, refused_by_machine
-
-_MIB = 2**20
 
 _NO_TEMPLATE = "its chat template cannot be read"
 _OTHER_TEMPLATE = (
@@ -171,8 +170,8 @@ def _summary(
     number, code = str(end.get("signal", "")), end.get("code")
     how = f"was killed by {number}" if number else "has gone" if code is None else f"exited with code {code}"
     if end.get("out_of_memory"):
-        peak = int(end.get("peak_memory", 0)) // _MIB
-        return f"{subject} {how}{when}: the system ran out of memory (it had used {peak} MiB)."
+        peak = format_size(float(end.get("peak_memory", 0)))
+        return f"{subject} {how}{when}: the system ran out of memory (it had used {peak})."
     if end.get("keeper_died"):
         return f"{subject} was ended{when}: its keeper process had died."
     cause = cause_of(lines)

@@ -546,7 +546,7 @@ class EngineHost:
         deadline = time.monotonic() + self._stop_bound + 5.0
         for handle in handles:
             if keep is None:
-                self.stop(handle.engine_id, reason="the daemon stops")
+                self.stop(handle.engine_id, reason="the daemon is stopping")
             else:
                 self._leave(handle, keep)
         for handle in handles:

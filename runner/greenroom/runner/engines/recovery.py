@@ -61,7 +61,7 @@ def look(folder: EngineFolder, grace: float | None) -> Ended | Missing | Running
     # Read first: on a full disk an existing claim could not be found by creating one.
     if not (claim := _claim_of(folder)):
         if claim_for_daemon(folder):
-            return Missing("it had not been started before the daemon ended")
+            return Missing("it was never started before the daemon ended")
         claim = _claim_of(folder)
     if "keeper_pid" not in claim:
         return Missing("another daemon had already cancelled its start")

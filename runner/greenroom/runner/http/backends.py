@@ -278,7 +278,7 @@ class Backends:
             backend=self._context.backend(body.backend),
             version=body.version,
             job=body.job,
-            reason="all that waited for it have left" if body.leave else "cancelled by the user",
+            reason="every client waiting for it disconnected" if body.leave else "requested by the user",
             leave=body.leave,
             waiter=body.waiter,
         )

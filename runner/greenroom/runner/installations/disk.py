@@ -43,7 +43,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,120}")
 _ID = re.compile(r"(?P<build>.+)-(?P<digest>[0-9a-f]{8})\.(?P<number>\d+)")
 _END_SECONDS = 2.0
 _LOOK_SECONDS = 60.0
-UNREADABLE = "Check the disk and who owns the data directory. Greenroom checks again by itself."
+UNREADABLE = "Check the disk and the owner of the data directory. Greenroom checks again by itself."
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

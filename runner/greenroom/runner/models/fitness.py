@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from greenroom.actors.scheduler.errors import gib
 from greenroom.actors.values import ModelFormat
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.arrival import RESERVE
@@ -78,8 +77,8 @@ def check_machine(offer: Offer, machine: Machine) -> None:
     if offer.weights and machine.memory and needed > machine.memory:
         raise JobFailed.permanent(
             "does_not_fit",
-            f"{_name(offer)} needs at least {gib(needed)} of memory to run, and engines may use "
-            f"{gib(machine.memory)} on this machine.",
+            f"{_name(offer)} needs at least {format_size(needed)} of memory to run, and engines may use "
+            f"{format_size(machine.memory)} on this machine.",
             advice=f"{_smaller(offer, machine.memory - min(one.overhead for one in able))}{_ANYWAY}",
         )
 

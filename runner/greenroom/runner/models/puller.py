@@ -327,7 +327,7 @@ class Puller:
                 yield ModelsSeen(models=models, running=running, recovered=self._store.recovered())
             case DeleteModel(model_id=one):
                 freed = self._store.remove(one)
-                removed = ModelRemoved(model_id=one, reason="removed by the user", freed=freed)
+                removed = ModelRemoved(model_id=one, reason="requested by the user", freed=freed)
                 yield EffectEnded(effect=effect, event=removed)
             case AddTag(model_id=one, tag=tag):
                 before = self._store.models()

@@ -188,9 +188,8 @@ class Narrator:
         return full_stop(f"{subject}: {end['summary']}" if end.get("summary") else subject)
 
     def _engine_adopted(self, fields: Fields) -> str:
-        return (
-            f"Re-adopted {self._engine(fields)}, left running by an earlier daemon (process {fields['pid']})."
-        )
+        engine, pid = self._engine(fields), fields["pid"]
+        return f"Re-adopted {engine}, which an earlier daemon had left running as process {pid}."
 
     def _engine_lost(self, fields: Fields) -> str:
         return full_stop(_capital(f"{self._engine(fields)} is gone: {fields['reason']}"))
@@ -303,7 +302,8 @@ class Narrator:
         if not fields.get("fresh", True):
             return f"{name} is already up to date; nothing was downloaded."
         did = "Pulled" if str(fields.get("job")) in self._jobs else "Stored"
-        return f"{did} {name}{_took(fields)} and verified it ({', '.join(facts)})."
+        of_it = f" ({', '.join(facts)})" if facts else ""
+        return f"{did} {name}{_took(fields)} and verified it{of_it}."
 
     def _model_pushed(self, fields: Fields) -> str:
         sent = int(fields.get("sent") or 0)

@@ -340,7 +340,7 @@ def test_ctrl_c_ends_a_job_unless_somebody_else_waits_for_it(
     assert len(names) == 1, "who leaves is who came"
     assert client.returncode == 130
     assert ("Cancelled: " in rest) is ended
-    assert ("goes on in the background" in rest) is not ended
+    assert ("continues in the background" in rest) is not ended
 
 
 def test_a_reader_who_leaves_early_is_no_error(place: Path) -> None:

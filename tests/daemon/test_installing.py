@@ -169,7 +169,7 @@ def test_ctrl_c_ends_the_job_when_nobody_else_waits(command: str, name: str, dae
     assert (code, err.splitlines()[-2:]) == (130, [f"Cancelled: {name}.", ""])
     assert job_events(daemon, name) == [
         ("install_requested", ""),
-        ("install_cancelled", "every client that waited for it has disconnected"),
+        ("install_cancelled", "every client waiting for it disconnected"),
     ]
     until(lambda: not folder.exists())
     assert daemon.get(f"/engines/{name}").json["state"] == "absent"

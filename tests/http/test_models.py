@@ -88,7 +88,7 @@ async def test_what_cannot_run_here_is_said_first_and_can_be_overruled(
     file = await asyncio.to_thread(make_gguf, short_path / "big.gguf", "big")
     status, lines = await pull(house, str(file))
     assert status == 507
-    assert "1 MiB" in lines[0]["message"]
+    assert "1.05 MB" in lines[0]["message"]
     assert "--force" in lines[0]["message"]
     status, lines = await pull(house, str(file), force=True)
     assert lines[-1]["type"] == "success"

@@ -32,7 +32,7 @@ def log() -> Iterator[str]:
     from greenroom.runner.diagnosis.explain import explain  # noqa: F401 - brings every event along
     from greenroom.runner.diagnosis.sentences import Narrator
 
-    from test_sentences import EVENT_TYPES, example, tell  # isort: skip
+    from test_sentences import EVENT_TYPES, example, tell  # type: ignore[import-not-found]  # isort: skip
 
     for kind in EVENT_TYPES:
         yield f"{kind.TAG:<26} {tell(Narrator(), example(kind))}"

@@ -141,7 +141,7 @@ def test_no_module_searches_in_a_sentence() -> None:
                 methods = "find index partition replace split startswith removeprefix search match findall"
                 if node.func.attr in methods.split():
                     searched = [node.func.value, *node.args]
-            found += [f"{name}:{node.lineno}" for one in searched if is_prose(one)]
+            found += [f"{name}:{one.lineno}" for one in searched if is_prose(one)]
     assert not found
 
 

@@ -15,9 +15,9 @@ from greenroom.runner.backends.base import Dialect
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.http.abilities import refuse_what_it_cannot
-from greenroom.runner.http.dialogues import CHAT, COMPLETION, EMBEDDING, MESSAGES, RERANKING, Dialogue
+from greenroom.runner.http.bodies import check_now
 from greenroom.runner.http.errors import HttpRefusal
-from greenroom.runner.http.request_check import check
+from greenroom.runner.http.fields import CHAT, COMPLETION, EMBEDDING, MESSAGES, RERANKING, Dialogue
 
 HELLO = [{"role": "user", "content": "hi"}]
 OTHER = {"type": "function", "function": {"name": "v"}}
@@ -72,7 +72,7 @@ CHAT_MISTAKES: dict[str, dict[str, Any]] = {
 
 def refused(body: dict[str, Any] | bytes, dialogue: Dialogue) -> HttpRefusal:
     with pytest.raises(HttpRefusal) as caught:
-        check(body if isinstance(body, bytes) else json.dumps(body).encode(), dialogue)
+        check_now(body if isinstance(body, bytes) else json.dumps(body).encode(), dialogue)
     return caught.value
 
 
@@ -139,7 +139,7 @@ def test_a_refusal_never_repeats_what_was_sent() -> None:
 
 def test_minus_one_token_means_no_limit_as_some_clients_say_it() -> None:
     for name in ("max_tokens", "max_completion_tokens"):
-        right = check(json.dumps({"model": "m", "messages": HELLO, name: -1}).encode(), CHAT)
+        right = check_now(json.dumps({"model": "m", "messages": HELLO, name: -1}).encode(), CHAT)
         assert json.loads(right.body) == {"model": "m", "messages": HELLO}
 
 
@@ -160,7 +160,7 @@ def test_null_means_left_out_and_nulls_inside_of_schemas_stay() -> None:
         "unknown": None,
         "kept": {"inner": None},
     }  # fmt: skip
-    right = msgspec.json.decode(check(json.dumps(body).encode(), CHAT).body)
+    right = msgspec.json.decode(check_now(json.dumps(body).encode(), CHAT).body)
     assert right == {
         "model": "m",
         "messages": [
@@ -177,7 +177,7 @@ def test_null_means_left_out_and_nulls_inside_of_schemas_stay() -> None:
 
 def test_what_is_right_passes_byte_for_byte() -> None:
     body = b'{ "model":"m","messages" : [{"role":"user","content":"h\\u00e9"}],"temperature":1.50,"x":1e400}'
-    assert check(body, CHAT).body is body
+    assert check_now(body, CHAT).body is body
 
 
 JSON = st.recursive(
@@ -196,7 +196,7 @@ def test_whatever_is_sent_is_right_or_refused_with_a_sentence(dialogue: Dialogue
     def hostile(fields: dict[str, Any]) -> None:
         body = json.dumps(fields).replace("NaN", "1e999").encode()
         try:
-            assert None not in check(body, dialogue).fields.values()
+            assert None not in check_now(body, dialogue).fields.values()
         except HttpRefusal:
             refusal = refused(body, dialogue).refusal
             assert (refusal.status, bool(refusal.message)) == (400, True)
@@ -219,7 +219,7 @@ MLX_CANNOT: dict[str, tuple[dict[str, Any], Dialogue]] = {
 @pytest.mark.parametrize("param", MLX_CANNOT)
 def test_what_mlx_cannot_do_is_refused_and_not_ignored(param: str) -> None:
     body, dialogue = MLX_CANNOT[param]
-    fields = check(json.dumps(body).encode(), dialogue).fields
+    fields = check_now(json.dumps(body).encode(), dialogue).fields
     with pytest.raises(HttpRefusal, match=f"{param}: mlx cannot do this") as caught:
         refuse_what_it_cannot("mlx", Mlx.dialect, fields)
     assert (caught.value.refusal.status, caught.value.param) == (400, param)
@@ -232,7 +232,7 @@ def test_what_engines_can_do_is_not_refused() -> None:
         ({"prompt": "a", "best_of": 1, "echo": False}, COMPLETION),
         ({"input": ["a", "b"]}, EMBEDDING),
     ]:
-        fields = check(json.dumps(body).encode(), dialogue).fields
+        fields = check_now(json.dumps(body).encode(), dialogue).fields
         refuse_what_it_cannot("mlx", Mlx.dialect, fields)
         refuse_what_it_cannot("llama.cpp", LlamaCpp.dialect, fields)
 

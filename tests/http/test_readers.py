@@ -39,7 +39,7 @@ async def test_a_client_that_does_not_read_is_cut_off_with_a_reason_when_others_
     await until_async(lambda: house.inside() == 1)
     await asyncio.sleep(1.0)
     assert house.inside() == 1, "while nobody waits it may stay"
-    caplog.set_level(logging.WARNING, logger="greenroom.runner.http.disconnects")
+    caplog.set_level(logging.WARNING, logger="greenroom.runner.http.clients")
     wanted = "another request waits"
     await until_async(lambda: house.inside() == 0)
     await house.nothing_is_held()

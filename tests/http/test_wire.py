@@ -206,7 +206,7 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
     import msgspec
 
-    from greenroom.runner.http.request_rewrite import Lines, Renaming
+    from greenroom.runner.http.sse import Lines, Renaming
 
     events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]
     data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events)
@@ -260,7 +260,7 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
     import msgspec
 
     from greenroom.runner.backends.base import Dialect
-    from greenroom.runner.http.request_rewrite import translate
+    from greenroom.runner.http.abilities import translate
 
     dialect = Dialect(model_name="{model_id}", dropped=frozenset({"adapters"}))
     body = b'{"\\u0061dapters": 1, "adapters": 2, "model": "x", "model": "y", "keep": 1.50}'
@@ -274,7 +274,7 @@ def test_fields_are_dropped_whatever_way_their_names_are_written() -> None:
 def test_whatever_a_client_calls_its_json_the_engine_is_told_that_it_is_json(said: dict[str, str]) -> None:
     from aiohttp.test_utils import make_mocked_request
 
-    from greenroom.runner.http.request_rewrite import forwarded
+    from greenroom.runner.http.upstream import forwarded
 
     assert forwarded(make_mocked_request("POST", "/v1/completions", headers=said)).getall("Content-Type") == [  # type: ignore[arg-type]
         "application/json"
@@ -351,7 +351,7 @@ def test_only_headers_on_a_list_pass_in_either_direction() -> None:
     from aiohttp.test_utils import make_mocked_request
     from multidict import CIMultiDict
 
-    from greenroom.runner.http.request_rewrite import forwarded, returned
+    from greenroom.runner.http.upstream import forwarded, returned
 
     secrets = ["Api-Key", "x-goog-api-key", "X-Api-Key", "Authorization", "Cookie", "X-Whatever-Token"]
     asked = {**dict.fromkeys(secrets, "secret"), "Accept": "text/event-stream", "User-Agent": "me"}

@@ -1,10 +1,13 @@
-"""What a model and its backend cannot do, told before anything is loaded for it."""
+"""What a model and its backend cannot do, refused before anything is loaded; and what a dialect asks
+for: fields it must not see, and what it calls the model."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import msgspec
 
 from greenroom.actors.kernel.errors import Refusal
 from greenroom.actors.scheduler.backend_choice import choose
@@ -18,6 +21,8 @@ from greenroom.runner.http.engine_errors import Asked, Told, too_long
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.models.description import files_of
 from greenroom.runner.models.manifest import MMPROJ
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 _REMEMBERED = 1000
 _MEDIA = {
@@ -49,6 +54,8 @@ class Abilities:
         self._greenroom = greenroom
         self._configs = configs
         self._traits: dict[str, Traits] = {}
+        self._contexts: dict[str, tuple[Model, Mapping[str, ModelConfigState], int]] = {}
+        """What was reckoned for a model as configured; see `_context_of`."""
 
     async def look(
         self, model: Model, mode: Mode, backend: str, fields: Mapping[str, Any], asked: Asked
@@ -67,9 +74,14 @@ class Abilities:
                 advice="Send text, or use a model with a projector.",
                 param=where,
             )
-        config = self._configs().get(config_key(model.id, mode), ModelConfigState())
+        configs = self._configs()
         if mode == "completion":
-            self._check_length(model, config, fields, asked)
+            known = self._contexts.get(model.id)
+            if known is None or known[0] is not model or known[1] is not configs:
+                if len(self._contexts) >= _REMEMBERED:
+                    self._contexts.clear()
+                known = self._contexts[model.id] = model, configs, _context_of(model, configs)
+            _check_length(known[2], fields, asked)
         dialects = self._greenroom.backends
         if mode != "embedding" and not any(
             cannot.asked(fields) for one in dialects.values() for cannot in one.dialect.cannot
@@ -81,7 +93,11 @@ class Abilities:
         dialect = dialects[name].dialect
         refuse_what_it_cannot(name, dialect, fields)
         by_header = mode == "embedding" and dialect.pools_by_header
-        if by_header and not _pooling(config.flags or ()) and not (await self._of(model)).pools:
+        if (
+            by_header
+            and not _pooling(_config(configs, model, mode).flags or ())
+            and not (await self._of(model)).pools
+        ):
             raise HttpRefusal(
                 422,
                 "not_an_embedding_model",
@@ -95,23 +111,6 @@ class Abilities:
         statuses = {one.name: one for one in greenroom.statuses()}
         choice = choose(model, mode, backend, greenroom.settings.install_policy, greenroom.facts, statuses)
         return None if isinstance(choice, Refusal) else choice.backend
-
-    def _check_length(
-        self, model: Model, config: ModelConfigState, fields: Mapping[str, Any], asked: Asked
-    ) -> None:
-        size = model.context_size if config.context_size is None else config.context_size
-        # llama.cpp and mlx are given a bound where nothing is configured; vLLM finds its own.
-        bounded = model.format in ("gguf", "safetensors-mlx")
-        given = context_reckoned(size, model.context_length) if bounded else size
-        context = given if given > 0 else model.context_length
-        flagged = {"-c", "--ctx-size", "--max-model-len"}.intersection(
-            flag.partition("=")[0] for flag in config.flags or ()
-        )
-        if context <= 0 or flagged:
-            return
-        tokens, exactly = _least_tokens(fields)
-        if tokens > context:
-            raise refusal_of_told(too_long(asked, tokens, context, at_least=not exactly))
 
     async def _of(self, model: Model) -> Traits:
         known = self._traits.get(model.id)
@@ -139,6 +138,53 @@ class Abilities:
         )
         sees = any(file["media_type"] == MMPROJ or "mmproj" in str(file["name"]).lower() for file in files)
         return Traits(sees=sees, pools=pools)
+
+
+def _config(configs: Mapping[str, ModelConfigState], model: Model, mode: Mode) -> ModelConfigState:
+    return configs.get(config_key(model.id, mode), ModelConfigState())
+
+
+def _context_of(model: Model, configs: Mapping[str, ModelConfigState]) -> int:
+    """Tokens that a completion may have; 0 where that is not known before the model is loaded."""
+    config = _config(configs, model, "completion")
+    size = model.context_size if config.context_size is None else config.context_size
+    # llama.cpp and mlx are given a bound where nothing is configured; vLLM finds its own.
+    bounded = model.format in ("gguf", "safetensors-mlx")
+    given = context_reckoned(size, model.context_length) if bounded else size
+    flagged = {"-c", "--ctx-size", "--max-model-len"}.intersection(
+        flag.partition("=")[0] for flag in config.flags or ()
+    )
+    return 0 if flagged else max(0, given if given > 0 else model.context_length)
+
+
+def _check_length(context: int, fields: Mapping[str, Any], asked: Asked) -> None:
+    if context:
+        tokens, exactly = _least_tokens(fields)
+        if tokens > context:
+            raise refusal_of_told(too_long(asked, tokens, context, at_least=not exactly))
+
+
+def spoken_by(dialect: Dialect, model: Model) -> str | None:
+    """What the engine calls the model, or None when it takes any name."""
+    return dialect.spoken(model.id) if dialect.model_name else None
+
+
+def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[str] = frozenset()) -> bytes:
+    """The body as the engine may see it, without what is `ours`; `name` is what it calls the model."""
+    dropped = dialect.dropped | ours if ours else dialect.dropped
+    if name is None and not dropped:
+        return body
+    fields = _fields.decode(body)
+    for field in dropped:
+        fields.pop(field, None)
+    if name is not None:
+        fields["model"] = msgspec.Raw(msgspec.json.encode(name))
+    return msgspec.json.encode(fields)
+
+
+def dropped_of(body: bytes, dialect: Dialect) -> list[str]:
+    """The fields of a body that the engine does not see, whose client is told so."""
+    return sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []
 
 
 def refuse_what_it_cannot(backend: str, dialect: Dialect, fields: Mapping[str, Any]) -> None:

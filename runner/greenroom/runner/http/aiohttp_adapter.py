@@ -131,9 +131,12 @@ async def _expected(request: web.Request) -> web.StreamResponse | None:
 
 class _Request(Request):
     def __init__(self, request: web.BaseRequest) -> None:
-        super().__init__(
-            request.method, request.path, request.raw_path, request.query_string, request.headers
-        )
+        self.method = request.method
+        self.path = request.path
+        self.target = request.raw_path
+        self.query_string = request.query_string
+        self.headers = request.headers
+        self.answer_headers = {}
         self._web = request
         self._stream: _Stream | None = None
 
@@ -160,7 +163,7 @@ class _Request(Request):
         return made
 
     def _all(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        return {**headers, **self.note_headers()}
+        return {**headers, **self.answer_headers}
 
     @property
     def query(self) -> Mapping[str, str]:

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import re
 import time
 from collections.abc import Collection
+from functools import lru_cache
+from urllib.parse import urlsplit
 
-from greenroom.actors.limits import escaped
+from greenroom.actors.limits import NAME, escaped, is_line
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.aiohttp_adapter import Application, holder, mount
+from greenroom.runner.http.bodies import invalid
 from greenroom.runner.http.context import Context, Stop
-from greenroom.runner.http.errors import HttpRefusal, answer, family_of, refusal_of
-from greenroom.runner.http.guard import Guard
-from greenroom.runner.http.idempotency import Idempotency
-from greenroom.runner.http.port import AnyResponse, Request
-from greenroom.runner.http.routes import all_routes, check_query
+from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of, refusal_of
+from greenroom.runner.http.idempotency import KEY, Idempotency
+from greenroom.runner.http.port import REQUEST_ID, AnyResponse, Request, Response
+from greenroom.runner.http.routes import all_routes
+from greenroom.runner.models.references import shown
 
 _access = logging.getLogger("greenroom.access")
 
 _METHOD = 20
 _PATH = 300
 """Characters of each that are logged."""
+_QUERIES = 32
+"""Parameters after the `?`."""
+_METHODS = "GET, POST, DELETE"
+_CHARS = 100
+"""Characters of the client's own text that are repeated to it."""
+_LONGEST = 300
+"""Characters of a host or an origin; names end at 253."""
+_ORIGIN = re.compile(r"https?://[^/?#@\s\\]+")
+"""As browsers write it. A page of an extension or a file is no page of this machine, whatever its name."""
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, \t-]{0,1024}")
 _POLLED = frozenset({"/livez", "/readyz", "/jobs"})
 """Clients that wait ask these several times a second; at level INFO they would fill the log."""
 
@@ -43,7 +58,7 @@ def front_door(
         stop: called by `POST /daemon/stop`.
     """
     context = Context(greenroom, stop)
-    door = _FrontDoor(context, Guard(allowed_hosts, allowed_origins))
+    door = _FrontDoor(context, _Guard(allowed_hosts, allowed_origins))
     return mount(
         all_routes(context),
         door.serve,
@@ -60,14 +75,14 @@ def context_of(app: Application) -> Context:
 
 
 class _FrontDoor:
-    def __init__(self, context: Context, guard: Guard) -> None:
+    def __init__(self, context: Context, guard: _Guard) -> None:
         self._ids = context.ids
         self._guard = guard
         self._idempotency = Idempotency(context)
 
     async def serve(self, request: Request) -> AnyResponse:
         """Answer a request, and log who asked for what and how it ended: never what was said."""
-        request.id = self._ids.next()
+        request.id = request.answer_headers[REQUEST_ID] = self._ids.next()
         began = time.perf_counter()
         status = 500
         try:
@@ -80,8 +95,8 @@ class _FrontDoor:
                 _access.log(
                     level,
                     "%s %s %d %.1f ms %s",
-                    escaped(request.method, _METHOD),
-                    escaped(request.path, _PATH),
+                    _shown(request.method, _METHOD),
+                    _shown(request.path, _PATH),
                     status,
                     (time.perf_counter() - began) * 1000,
                     request.id,
@@ -89,8 +104,10 @@ class _FrontDoor:
 
     async def _answer(self, request: Request) -> AnyResponse:
         try:
-            check_query(request)
-            return await self._idempotency.once(request, _handle)
+            _check_query(request)
+            if KEY in request.headers:
+                return await self._idempotency.once(request, _handle)
+            return await _handle(request)
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - `refusal_of` logs what is unexpected
@@ -120,3 +137,155 @@ def _no_route(request: Request) -> HttpRefusal:
         method, allowed = escaped(request.method, _METHOD), ", ".join(request.allowed)
         return HttpRefusal(405, "wrong_method", f"{method} is not supported here, only {allowed}.")
     return HttpRefusal(404, "no_such_path", f"There is nothing at {escaped(request.path)}.")
+
+
+def _check_query(request: Request) -> None:
+    """Raise HttpRefusal, 400, for a parameter that a strict route does not know; note it where it passes."""
+    route = request.route
+    if not request.query_string or route is None or (known := route.query) is None:
+        return
+    unknown = [name for name in request.query if name not in known]
+    if not unknown:
+        return
+    if route.strict:
+        only = f"only {' and '.join(sorted(known))}" if known else "nothing is"
+        raise invalid(f'"{shown(unknown[0])}" is not known here; {only}')
+    request.ignore(unknown)
+
+
+class _Guard:
+    """The checks of one front door."""
+
+    def __init__(self, allowed_hosts: Collection[str], allowed_origins: Collection[str]) -> None:
+        """`*` among the hosts or the origins accepts any."""
+        self._hosts, self._origins = frozenset(allowed_hosts), frozenset(allowed_origins)
+
+    def check(self, request: Request) -> Response | None:
+        """The answer to a request that no handler should see, or to a preflight; None for all others."""
+        refusal = _malformed(request) or self._foreign_host(request) or self._foreign_page(request)
+        if refusal is not None:
+            response = answer_error(request, refusal, family_of(request))
+            response.close = refusal.refusal.status == 415 and request.body_now() is None
+            return response
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return None
+        request.answer_headers |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+        return _preflight(request) if request.method == "OPTIONS" else None
+
+    def _foreign_host(self, request: Request) -> HttpRefusal | None:
+        """Refuse names that point here from elsewhere (DNS rebinding)."""
+        if "*" in self._hosts:
+            return None
+        named = [host] if (host := request.headers.get("Host")) is not None else []
+        target = request.target
+        if not target.startswith(("/", "*")):
+            # A whole URL: its authority counts, whatever `Host` says (RFC 9112, 3.2.2).
+            named.append(target.partition("://")[2].partition("/")[0].partition("?")[0])
+        for host in named:
+            name = _name_of(f"//{host}") if len(host) <= _LONGEST else ""
+            if not (_is_loopback(name) or name in self._hosts):
+                return HttpRefusal(
+                    403,
+                    "host_not_allowed",
+                    f"Host not allowed: {host[:_CHARS]!r}.",
+                    advice="Call Greenroom by localhost or 127.0.0.1.",
+                )
+        return None
+
+    def _foreign_page(self, request: Request) -> HttpRefusal | None:
+        """A page of another site may neither call us nor embed an image or a script from here."""
+        if "*" in self._origins:
+            return None
+        origin = request.headers.get("Origin")
+        if origin is not None:
+            if origin in self._origins or (
+                len(origin) <= _LONGEST and _ORIGIN.fullmatch(origin) and _is_loopback(_name_of(origin))
+            ):
+                return None
+            return HttpRefusal(403, "origin_not_allowed", f"Origin not allowed: {origin[:_CHARS]!r}.")
+        if request.headers.get("Sec-Fetch-Site") != "cross-site" or _is_a_plain_link(request):
+            return None
+        return HttpRefusal(403, "origin_not_allowed", "Pages of other sites may not use Greenroom.")
+
+
+def _malformed(request: Request) -> HttpRefusal | None:
+    if not _is_line(request.path, 2 * NAME):
+        return _bad("bad_path", "The path must be one line of printable characters.")
+    if request.query_string:
+        query = request.query
+        if len(query) > _QUERIES:
+            return _bad("bad_query", f"There are too many query parameters: the limit is {_QUERIES}.")
+        if not all(is_line(name) and is_line(value) for name, value in query.items()):
+            return _bad("bad_query", "The query must be one line of printable characters.")
+    for name, value in request.headers.items():
+        if not _is_line(value.replace("\t", " "), 2 * NAME):
+            # What is not UTF-8 was read as halves of characters.
+            return _bad("bad_header", f"The header {escaped(name, 60)} must be printable UTF-8.")
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        return HttpRefusal(
+            415,
+            "encoded_body",
+            f"A body with Content-Encoding {escaped(encoding, 40)} is not supported.",
+            advice="Send it uncompressed.",
+        )
+    return None
+
+
+def _is_line(text: str, longest: int) -> bool:
+    """The same as `is_line`, quick for plain text."""
+    return (len(text) <= longest and text.isascii() and text.isprintable()) or is_line(text, longest)
+
+
+def _shown(text: str, longest: int) -> str:
+    """The same as `escaped`, quick for plain text."""
+    plain = len(text) <= longest and text.isascii() and text.isprintable()
+    return text if plain else escaped(text, longest)
+
+
+def _bad(code: str, message: str) -> HttpRefusal:
+    return HttpRefusal(400, code, message)
+
+
+def _is_a_plain_link(request: Request) -> bool:
+    """A browser follows a plain link to here, which only reads."""
+    return (
+        request.method == "GET"
+        and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        and request.headers.get("Sec-Fetch-Dest") == "document"
+        and not request.query_string
+    )
+
+
+def _preflight(request: Request) -> Response:
+    asked = request.headers.get("Access-Control-Request-Headers", "*")
+    if not _HEADER_NAMES.fullmatch(asked):
+        refusal = _bad("bad_header", "Access-Control-Request-Headers must be a list of header names.")
+        return answer_error(request, refusal, family_of(request))
+    headers = {
+        "Access-Control-Allow-Credentials": "true",
+        "Access-Control-Allow-Methods": _METHODS,
+        "Access-Control-Allow-Headers": asked,
+        "Access-Control-Max-Age": "600",
+    }
+    return Response(status=204, headers=headers)
+
+
+@lru_cache(maxsize=256)
+def _name_of(url: str) -> str:
+    """The host of a URL, without brackets and port; empty when it has none."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+@lru_cache(maxsize=256)
+def _is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,4 +1,8 @@
-"""What a request says in its body, query and path, read within bounds of size and time."""
+"""What a request says in its body, query and path, read within bounds of size and time.
+
+A body that goes to an engine is checked first, against the fields of its family. The engine gets it byte for
+byte, unless something in it had to change.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, Self, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from greenroom.actors.limits import Name, complaint
 from greenroom.runner.http.errors import HttpRefusal
+from greenroom.runner.http.fields import Dialogue, Wrong, cleaned, missing
+from greenroom.runner.http.go_duration import keep_alive_of
 from greenroom.runner.http.port import BodyBroken, Request
 from greenroom.runner.models.references import shown
 
@@ -139,6 +145,16 @@ def routing_of(body: bytes) -> Routing:
     return routing
 
 
+def wished_keep_alive(routing: Routing) -> float | None:
+    """Seconds that the model is to stay after the request; None without a wish. Raises HttpRefusal: 400."""
+    if routing.keep_alive is None:
+        return None
+    try:
+        return keep_alive_of(routing.keep_alive)
+    except ValueError as error:
+        raise HttpRefusal(400, "invalid_request", f"keep_alive: {error}.", param="keep_alive") from None
+
+
 async def read_json(
     request: Request,
     kind: type[T],
@@ -159,7 +175,7 @@ async def read_json(
         body = body.strip() or b"{}"
         found = msgspec.json.decode(body, type=kind)
         if ignored := [*_unknown(body, kind)]:
-            request.ignored += ignored
+            request.ignore(ignored)
     except NOT_UNDERSTOOD as error:
         raise _not_understood(error, what) from None
     return found
@@ -255,3 +271,66 @@ def _too_large(limit: int) -> HttpRefusal:
         f"request too large: the body is bigger than {mebibytes:g} MiB.",
         advice="Send less." if limit <= NAMING else "Send less, or raise max_body in the configuration.",
     )
+
+
+# bodies that go to an engine
+
+_ASIDE = 128 * 1024
+"""Bytes of a body from which on it is looked at in a thread: other streams go on meanwhile."""
+
+_value = msgspec.json.Decoder()
+
+
+class Checked(NamedTuple):
+    """A body that is right as far as can be told without an engine."""
+
+    body: bytes
+    fields: dict[str, Any]
+    """What of it is known to its family, decoded."""
+
+
+async def check(body: bytes, dialogue: Dialogue) -> Checked:
+    """Check a body. Raises HttpRefusal: 400 with the field that is wrong."""
+    if len(body) > _ASIDE:
+        return await asyncio.to_thread(check_now, body, dialogue)
+    return check_now(body, dialogue)
+
+
+def check_now(body: bytes, dialogue: Dialogue) -> Checked:
+    """The same at once."""
+    try:
+        # Engines answer text in another encoding each in a way of its own, and some not at all.
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise invalid(f"the body is not UTF-8: see byte {error.start}") from None
+    try:
+        given = _fields.decode(body)
+        absent = [name for name, raw in given.items() if _stands_for_nothing(name, bytes(raw))]
+        known = {
+            name: _value.decode(raw)
+            for name, raw in given.items()
+            if name in dialogue.fields and name not in absent
+        }
+    except NOT_UNDERSTOOD as error:
+        deep = isinstance(error, RecursionError)
+        raise invalid("JSON is nested too deeply" if deep else str(error)) from None
+    try:
+        fields = cleaned(known, dialogue.fields)
+        for name in dialogue.required:
+            if name not in fields:
+                raise missing(name)
+        dialogue.together(fields)
+    except Wrong as wrong:
+        raise HttpRefusal(400, wrong.code, str(wrong), param=wrong.where) from None
+    except RecursionError:
+        raise invalid("JSON is nested too deeply") from None
+    if fields is known and not absent:
+        return Checked(body, fields)
+    passed: dict[str, Any] = {name: raw for name, raw in given.items() if name not in absent}
+    passed |= {name: value for name, value in fields.items() if value is not known[name]}
+    return Checked(msgspec.json.encode(passed), fields)
+
+
+def _stands_for_nothing(name: str, raw: bytes) -> bool:
+    """A field that might as well be left out. -1 tokens means no limit, in the words of LM Studio."""
+    return raw == b"null" or (raw == b"-1" and name in ("max_tokens", "max_completion_tokens"))

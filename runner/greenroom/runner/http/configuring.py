@@ -25,6 +25,7 @@ from greenroom.runner.http.bodies import invalid, read_json
 from greenroom.runner.http.context import Context, shown_name
 from greenroom.runner.http.errors import HttpRefusal, json_response
 from greenroom.runner.http.go_duration import go_duration, parse_go_duration
+from greenroom.runner.http.inference import preload
 from greenroom.runner.http.port import Request, Response
 from greenroom.runner.units import format_size
 
@@ -144,7 +145,7 @@ class Configuring:
             caller=await context.callers.looked_up(request),
         )
         await context.greenroom.system.ask(configure, cause=request.id)
-        context.preload(model, body.model.strip(), mode, backend)
+        preload(context, model, body.model.strip(), mode, backend)
         return Response(status=202)
 
     async def configurations(self, request: Request) -> Response:

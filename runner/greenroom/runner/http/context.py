@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -12,12 +14,10 @@ from greenroom.actors.limits import NAME, is_line
 from greenroom.actors.progress import request_job
 from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.scheduler.state import ModelConfigState, Quarantine, SchedulerState
-from greenroom.actors.values import Caller, Engine, Mode, Model
+from greenroom.actors.values import Engine, Model
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.http.abilities import Abilities
-from greenroom.runner.http.admission import Admission, RequestIds
-from greenroom.runner.http.callers import Callers
-from greenroom.runner.http.disconnects import Clients, Lingering
+from greenroom.runner.http.clients import Callers, Clients, Lingering
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import Request
 from greenroom.runner.http.suspects import Suspects
@@ -33,6 +33,18 @@ _log = logging.getLogger(__name__)
 
 Stop = Callable[[float | None], None]
 """Stops the daemon in order; the argument is for how many seconds its engines are kept (None: not)."""
+
+
+class RequestIds:
+    """Ids for requests: unique for ever, since they stand in the journal as causes."""
+
+    def __init__(self) -> None:
+        self._stem = secrets.token_hex(4)
+        self._count = itertools.count(1)
+
+    def next(self) -> str:
+        """A new id."""
+        return f"r-{self._stem}-{next(self._count)}"
 
 
 class Context:
@@ -64,15 +76,15 @@ class Context:
         failure = self.greenroom.failure
         if failure is not None:
             raise SystemFailed(str(failure)) from failure
-        if not is_line(name):
-            message = f"A model's name is one line of at most {NAME} printable characters."
-            raise HttpRefusal(400, "bad_model_name", message, param=param)
         models = self.greenroom.models()
         if models != self._models:
             self._models, self._named = models, {}
         known = self._named.get(name)
         if known is not None:
             return known
+        if not is_line(name):
+            message = f"A model's name is one line of at most {NAME} printable characters."
+            raise HttpRefusal(400, "bad_model_name", message, param=param)
         try:
             model = self.greenroom.find_model(name)
         except (BadReference, AmbiguousName) as error:
@@ -143,19 +155,6 @@ class Context:
         if then is not None:
             task.add_done_callback(lambda _: then())
 
-    def preload(self, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
-        """Have a model loaded in the background; what comes of it is in the journal."""
-        admission = Admission(
-            self.greenroom,
-            self.ids,
-            model,
-            asked_as=asked_as,
-            mode=mode,
-            backend=backend,
-            caller=Caller(kind="greenroom", id="preload", name="preload"),
-        )
-        self.keep(_preload(admission))
-
     async def close(self) -> None:
         """Let go of everything."""
         for task in self._tasks:
@@ -175,13 +174,3 @@ def shown_name(model: Model) -> str:
         if not tag.startswith(("file:", "pypi:")):
             return tag
     return model.tags[0] if model.tags else model.id
-
-
-async def _preload(admission: Admission) -> None:
-    try:
-        # Not through an open gate: it may be that of the engine which a new configuration is just ending.
-        await admission.enter(afresh=True)
-    except KernelError as error:
-        _log.info("a preload was refused: %s", error)
-    finally:
-        admission.leave()

@@ -29,12 +29,12 @@ from greenroom.actors.kernel.reply import Reply
 from greenroom.actors.kernel.system import ActorSystem
 from greenroom.actors.limits import escaped
 from greenroom.runner.http.bodies import read_body
+from greenroom.runner.http.clients import LEFT
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.disconnects import LEFT
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, refusal_of
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
 
-HEADER = "Idempotency-Key"
+KEY = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 """Says that an answer is that of an earlier request."""
 _LONGEST = 255
@@ -90,7 +90,7 @@ class Idempotency:
 
     async def once(self, request: Request, handler: Handler) -> AnyResponse:
         """Have the handler answer, unless an earlier request with the same key has been answered."""
-        given = request.headers.get(HEADER)
+        given = request.headers.get(KEY)
         if given is None or request.method not in _METHODS or not _is_command(request.path):
             return await handler(request)
         try:
@@ -283,7 +283,7 @@ def _checked(given: str) -> str:
         raise HttpRefusal(
             400,
             "bad_idempotency_key",
-            f"{HEADER} must be 1 to {_LONGEST} printable ASCII characters, such as a UUID.",
+            f"{KEY} must be 1 to {_LONGEST} printable ASCII characters, such as a UUID.",
         )
     return key
 

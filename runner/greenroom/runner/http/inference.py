@@ -14,39 +14,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from greenroom.actors.gates import Place
-from greenroom.actors.kernel.errors import Refusal
+from greenroom.actors.installer.messages import PlanInstall
+from greenroom.actors.kernel.errors import ActorStopped, KernelError, Refusal, Refused
 from greenroom.actors.limits import SLOTS
 from greenroom.actors.progress import request_job
-from greenroom.actors.values import EngineExit, Mode, Model
-from greenroom.runner.http.abilities import refusal_of_told, refuse_what_it_cannot
-from greenroom.runner.http.admission import Admission
-from greenroom.runner.http.bodies import Routing, read_body, routing_of
+from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, Keep, Serve
+from greenroom.actors.values import Caller, Mode, Model, Plan
+from greenroom.runner.http.abilities import (
+    dropped_of,
+    refusal_of_told,
+    refuse_what_it_cannot,
+    spoken_by,
+    translate,
+)
+from greenroom.runner.http.bodies import Checked, Routing, check, read_body, routing_of, wished_keep_alive
+from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.dialogues import Dialogue
-from greenroom.runner.http.disconnects import ReadWatch
 from greenroom.runner.http.engine_errors import Asked, told
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
-from greenroom.runner.http.go_duration import keep_alive_of
-from greenroom.runner.http.port import AnyResponse, Request, Response, Stream
+from greenroom.runner.http.fields import Dialogue
+from greenroom.runner.http.port import AnyResponse, Handler, Request, Response, Stream
 from greenroom.runner.http.progress_stream import sentence_of
-from greenroom.runner.http.request_check import Checked, checked
-from greenroom.runner.http.request_rewrite import Renaming, dropped_of, forwarded, returned, translate
-from greenroom.runner.http.sse import EVENT_STREAM, EventStream, KeepAlive, Said, Unfinished
-from greenroom.runner.http.suspects import fingerprint, own_doing
-from greenroom.runner.http.upstream import Answer, Lost, Unreached
+from greenroom.runner.http.sse import EVENT_STREAM, EventStream, KeepAlive, Renaming, Said, Unfinished
+from greenroom.runner.http.suspects import broke_off, fingerprint, lost, suspected
+from greenroom.runner.http.upstream import Answer, Lost, Unreached, forwarded, returned
 
+_log = logging.getLogger(__name__)
+
+_PLAN_WITHIN = 2.0
+"""Seconds a refusal waits to hear how much would be fetched."""
+_LOOK_AFTER = 0.1
+"""Seconds a request has to wait before it is found out which process asks."""
+_REBUILDS = 5
+"""How often a request survives a rebuild of the scheduler."""
 _REACH_FOR = 5.0
 """Seconds to go on asking for an engine that can be reached: an exit is noticed in hundredths of one."""
 _REACH_PAUSE = 0.025
 _OURS = frozenset({"keep_alive"})
 """Fields that are for us and that an engine might refuse."""
-_OBITUARY = 3.0
-"""Seconds to wait for the cause of an engine's death."""
 _TURN = 30.0
 """Seconds a request that was inside a dying engine with others waits for its turn to be retried alone."""
 _TOLD = 64 * 1024
@@ -75,6 +88,16 @@ class Kind:
     end: bytes = b""
     """What begins the last event of its streams, so that one which ends without was cut off; empty where it
     has no streams."""
+
+
+def inference(context: Context, kind: Kind) -> Handler:
+    """The handler of one inference route."""
+
+    async def serve(request: Request) -> AnyResponse:
+        exchange = Exchange(context, request, kind, context.backend_of(request))
+        return await context.clients.attend(request, exchange.serve, exchange.farewell)
+
+    return serve
 
 
 class Exchange:
@@ -158,12 +181,12 @@ class Exchange:
         if request.headers.get("X-Preload-Only", "").lower() == "true":
             await self._admit(model, routing, {}).enter()
             return Response()
-        right = await checked(body, kind.dialogue)
+        right = await check(body, kind.dialogue)
         await context.abilities.look(
             model, kind.mode, self._backend, right.fields, self._asked(self._backend)
         )
         if len(context.suspects) and context.suspects.counts(self._print_of(model, right.body)) > 1:
-            raise self._suspected()
+            raise suspected(self._asked_as)
         admission = self._admit(model, routing, right.fields)
         if right.fields.get("stream") and kind.end:
             self._keep_alive = KeepAlive(
@@ -177,11 +200,11 @@ class Exchange:
         try:
             return await self._pass_on(place, model, upstream, first)
         except Unfinished:
-            raise self._broke_off(place, "in mid-stream") from None
+            raise broke_off(place, self._asked_as, "in mid-stream") from None
         except Lost:
             # It has begun to answer, and perhaps the client to read, so there is no retry.
             when = "before its answer was complete" if self._events is None else "in mid-stream"
-            raise await self._died_of(place, model, right.body, when) from None
+            raise await self._lost(place, model, right.body, when) from None
         finally:
             context.suspects.leave(place.engine_id, admission.request_id, early=not upstream.complete)
 
@@ -189,8 +212,7 @@ class Exchange:
         """The way in for a request with these fields."""
         context, request, user = self._context, self._request, fields.get("user", "")
         self._admission = Admission(
-            context.greenroom,
-            context.ids,
+            context,
             model,
             asked_as=routing.model,
             mode=self._kind.mode,
@@ -199,7 +221,7 @@ class Exchange:
             look_up=lambda: context.callers.looked_up(request, user),
             places=_places(fields),
             request_id=request.id,
-            keep_alive=_keep_alive(routing),
+            keep_alive=wished_keep_alive(routing),
         )
         return self._admission
 
@@ -220,8 +242,8 @@ class Exchange:
             dialect = self._context.greenroom.backends[place.backend].dialect
             refuse_what_it_cannot(place.backend, dialect, right.fields)
             if dropped := dropped_of(right.body, dialect):
-                self._request.ignored = dropped
-            translated = translate(right.body, dialect, dialect.spoken(model.id), self._ours)
+                self._request.ignore(dropped)
+            translated = translate(right.body, dialect, spoken_by(dialect, model), self._ours)
             last_byte = self._context.greenroom.gates.last_byte(place.engine_id)
             suspects.enter(place.engine_id, admission.request_id)
             self._engine_id = place.engine_id
@@ -245,7 +267,7 @@ class Exchange:
                     ) from None
             except Lost:
                 losses += 1
-                died = await self._died_of(place, model, right.body, "before it had answered")
+                died = await self._lost(place, model, right.body, "before it had answered")
                 if losses > 1 or died.refusal.status < 500:
                     raise died from None
             else:
@@ -280,7 +302,7 @@ class Exchange:
             raise refusal_of_told(
                 told(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
             )
-        spoken = self._context.greenroom.backends[place.backend].dialect.spoken(model.id)
+        spoken = spoken_by(self._context.greenroom.backends[place.backend].dialect, model)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
         self._watch = ReadWatch(
             self._request,
@@ -356,51 +378,10 @@ class Exchange:
         self._request.abort()
         raise ConnectionResetError("the answer could not be completed")
 
-    async def _died_of(self, place: Place, model: Model, body: bytes, when: str) -> HttpRefusal:
-        """The refusal for an engine that broke off; a request it died of is remembered."""
-        suspects = self._context.suspects
-        in_company = suspects.in_company(place.engine_id)
-        end, gone = await self._end_of(place)
-        if not gone:
-            suspects.lives(place.engine_id)
-            self._context.greenroom.gates.doubt(place.engine_id)
-            return self._broke_off(place, when)
-        what = f'The {place.backend} engine that served "{self._asked_as}" ended {when}: {_how(end)}.'
-        print_ = self._print_of(model, body)
-        if own_doing(end) and suspects.blame(print_, in_company=in_company):
-            return self._suspected(what)
-        failure = end.failure if end is not None else None
-        return HttpRefusal(
-            502,
-            failure.code if failure is not None else "engine_died",
-            what,
-            advice="Send the request again; another engine will be started.",
-        )
-
-    def _broke_off(self, place: Place, when: str) -> HttpRefusal:
-        return HttpRefusal(
-            502,
-            "engine_broke_off",
-            f'The {place.backend} engine that serves "{self._asked_as}" broke off {when}.',
-            advice="Send the request again.",
-        )
-
-    async def _end_of(self, place: Place) -> tuple[EngineExit | None, bool]:
-        """How an engine ended, and whether it has, once its runner knows."""
-        for _ in range(round(_OBITUARY / _REACH_PAUSE)):
-            engines = self._context.greenroom.engines()
-            engine = next((one for one in engines if one.spec.engine_id == place.engine_id), None)
-            if engine is None or engine.state == "gone":
-                return (engine.exit if engine is not None else None), True
-            await asyncio.sleep(_REACH_PAUSE)
-        return None, False
-
-    def _suspected(self, what: str = "") -> HttpRefusal:
-        return HttpRefusal(
-            422,
-            "request_ended_engine",
-            what or f'An engine for "{self._asked_as}" ended while it worked on this request.',
-            advice="The request may be the cause, so it is refused for ten minutes; change it.",
+    async def _lost(self, place: Place, model: Model, body: bytes, when: str) -> HttpRefusal:
+        greenroom, suspects = self._context.greenroom, self._context.suspects
+        return await lost(
+            greenroom, suspects, place, self._asked_as, lambda: self._print_of(model, body), when
         )
 
     def _print_of(self, model: Model, body: bytes) -> bytes:
@@ -428,15 +409,6 @@ def _places(fields: Mapping[str, Any]) -> int:
     return min(prompts * int(answers), SLOTS)
 
 
-def _keep_alive(routing: Routing) -> float | None:
-    if routing.keep_alive is None:
-        return None
-    try:
-        return keep_alive_of(routing.keep_alive)
-    except ValueError as error:
-        raise HttpRefusal(400, "invalid_request", f"keep_alive: {error}.", param="keep_alive") from None
-
-
 async def _first_chunk(upstream: Answer) -> bytes:
     first = await upstream.read()
     if not first and upstream.status == 200 and upstream.length != 0:
@@ -454,12 +426,171 @@ async def _rest(upstream: Answer, chunk: bytes) -> bytes:
         return chunk
 
 
-def _how(end: EngineExit | None) -> str:
-    """How an engine ended, without anything it printed: that may be from other clients' requests."""
-    if end is None:
-        return "it is gone"
-    if end.failure is not None:
-        return end.failure.message.rstrip(".")
-    if end.signal:
-        return f"it was killed by {end.signal}"
-    return "it is gone" if end.code is None else f"it exited with code {end.code}"
+class Admission:
+    """One request's way in and out."""
+
+    def __init__(
+        self,
+        context: Context,
+        model: Model,
+        *,
+        asked_as: str,
+        mode: Mode,
+        backend: str = "",
+        caller: Caller = Caller(),  # noqa: B008 - frozen
+        look_up: Callable[[], Awaitable[Caller]] | None = None,
+        places: int = 1,
+        request_id: str = "",
+        keep_alive: float | None = None,
+    ) -> None:
+        """`asked_as` is the model's name as the client wrote it; `backend`, unless empty, is binding.
+
+        `caller` is what is known of it at once; `look_up` finds out more, for a request that has to queue.
+        `places` are the slots it needs. `keep_alive` are the seconds the model stays after this request;
+        negative means for ever.
+        `request_id` is used the first time; every further attempt has an id of its own.
+        """
+        self._greenroom = context.greenroom
+        self._ids = context.ids
+        self._model = model
+        self._asked_as = asked_as
+        self._mode: Mode = mode
+        self._backend = backend
+        self._caller = caller
+        self._look_up = look_up
+        self._places = places
+        self._first_id = request_id
+        self._keep_alive = keep_alive
+        self._asked = False
+        self._grant_due = False
+        self.request_id = ""
+        """What the place is held under; empty while there is none and none is wanted."""
+
+    async def enter(self, *, afresh: bool = False) -> Place:
+        """Wait for a place. Raises Refused and the kernel's other errors.
+
+        With `afresh` the scheduler is asked in any case: the gate that is open may be that of an engine
+        which has just died.
+        """
+        assert not self.request_id
+        self.request_id, self._first_id = self._first_id or self._ids.next(), ""
+        if not afresh:
+            place = self._greenroom.gates.enter(
+                self._model.id, self._mode, self._backend, self.request_id, self._caller, self._places
+            )
+            if place is not None:
+                self._wish()
+                return place
+        for rebuilds in range(_REBUILDS + 1):
+            try:
+                return await self._ask()
+            except ActorStopped:
+                # A scheduler that is rebuilt has forgotten who waits, and remembers everything else.
+                if rebuilds == _REBUILDS or self._greenroom.system.failure is not None:
+                    raise
+            self.leave()
+            await asyncio.sleep(0.05 * (rebuilds + 1))
+            self.request_id = self._ids.next()
+        raise AssertionError("the last round returns or raises")
+
+    def leave(self) -> None:
+        """Give the place back, or stop wanting one."""
+        request_id, self.request_id = self.request_id, ""
+        if not request_id:
+            return
+        self._greenroom.gates.leave(request_id)
+        if self._asked:
+            self._asked = False
+            self._greenroom.board.clear(request_job(request_id))
+        if self._grant_due:
+            self._grant_due = False
+            # Without a scheduler there is nobody who could still grant anything.
+            with contextlib.suppress(KernelError):
+                self._greenroom.system.tell(Abandon(request_id=request_id), cause=request_id)
+
+    async def _ask(self) -> Place:
+        serve = Serve(
+            request_id=self.request_id,
+            model_id=self._model.id,
+            model_ref=self._asked_as,
+            mode=self._mode,
+            backend=self._backend,
+            caller=self._caller,
+            places=self._places,
+            keep_alive=self._keep_alive,
+            held=True,
+        )
+        self._asked = self._grant_due = True
+        look = asyncio.create_task(self._find_caller()) if self._look_up is not None else None
+        # The scheduler bounds the wait, by whether what is waited for gets on. Should it end, so does this.
+        try:
+            granted: Granted = await self._greenroom.system.ask(serve, cause=self.request_id)
+        except Refused as refused:
+            self._grant_due = False
+            raise Refused(await self._sized(refused.refusal)) from None
+        finally:
+            if look is not None:
+                look.cancel()
+        self._grant_due = False
+        return Place(granted.engine_id, granted.backend, granted.endpoint)
+
+    async def _find_caller(self) -> None:
+        """Find out more of the caller while its request waits already: turns are counted by it."""
+        look_up, self._look_up = self._look_up, None
+        if look_up is None:
+            return
+        # What is granted at once takes no turn, and looking costs some hundredths of a second.
+        await asyncio.sleep(_LOOK_AFTER)
+        found = await look_up()
+        if found != self._caller:
+            self._caller = found
+            # It is about whose turn it is, and worth no error.
+            with contextlib.suppress(KernelError):
+                told = CallerFound(request_id=self.request_id, caller=found)
+                self._greenroom.system.tell(told, cause=self.request_id)
+
+    async def _sized(self, refusal: Refusal) -> Refusal:
+        """A refusal for want of a backend, with how much installing it would fetch."""
+        if refusal.code != "backend_not_installed" or refusal.numbers:
+            return refusal
+        try:
+            plan: Plan = await self._greenroom.system.ask(
+                PlanInstall(backend=refusal.subject), timeout=_PLAN_WITHIN
+            )
+        except KernelError as error:
+            # The size is a courtesy: without it the answer is still the right one.
+            _log.info("no size for %s: %s", refusal.subject, error)
+            return refusal
+        return msgspec.structs.replace(refusal, numbers={"download_bytes": float(plan.download_bytes)})
+
+    def _wish(self) -> None:
+        """Tell the scheduler how long the model is to stay: a request that walked in has not told it yet."""
+        if self._keep_alive is None:
+            return
+        keep = Keep(model_id=self._model.id, mode=self._mode, keep_alive=self._keep_alive)
+        # A wish is worth no error: it is about the time after this request.
+        with contextlib.suppress(KernelError):
+            self._greenroom.system.tell(keep, cause=self.request_id)
+
+
+def preload(context: Context, model: Model, asked_as: str, mode: Mode, backend: str = "") -> None:
+    """Have a model loaded in the background; what comes of it is in the journal."""
+    admission = Admission(
+        context,
+        model,
+        asked_as=asked_as,
+        mode=mode,
+        backend=backend,
+        caller=Caller(kind="greenroom", id="preload", name="preload"),
+    )
+    context.keep(_preload(admission))
+
+
+async def _preload(admission: Admission) -> None:
+    try:
+        # Not through an open gate: it may be that of the engine which a new configuration is just ending.
+        await admission.enter(afresh=True)
+    except KernelError as error:
+        _log.info("a preload was refused: %s", error)
+    finally:
+        admission.leave()

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from greenroom.actors.scheduler.state import ModelConfigState, config_key
 from greenroom.actors.values import Model
 from greenroom.runner.http.context import Context, shown_name
-from greenroom.runner.http.dialogues import (
+from greenroom.runner.http.errors import json_response
+from greenroom.runner.http.fields import (
     CHAT,
     COMPLETION,
     EMBEDDING,
@@ -19,9 +20,8 @@ from greenroom.runner.http.dialogues import (
     SCORING,
     TOKEN_COUNT,
 )
-from greenroom.runner.http.errors import json_response
-from greenroom.runner.http.inference import Exchange, Kind
-from greenroom.runner.http.port import AnyResponse, Handler, Request, Response
+from greenroom.runner.http.inference import Kind
+from greenroom.runner.http.port import Request, Response
 from greenroom.runner.models.errors import size_text
 
 _DONE = b"data: [DONE]"
@@ -36,16 +36,6 @@ INFERENCE = {
     "/score": Kind("reranking", "/score", SCORING, param="text_1"),
 }
 """What may follow a prefix, and what it asks of an engine (which has them all at its root)."""
-
-
-def inference(context: Context, kind: Kind) -> Handler:
-    """The handler of one inference route."""
-
-    async def serve(request: Request) -> AnyResponse:
-        exchange = Exchange(context, request, kind, context.backend_of(request))
-        return await context.clients.attend(request, exchange.serve, exchange.farewell)
-
-    return serve
 
 
 class Listing:

@@ -6,7 +6,7 @@ A server is attached by an adapter: it subclasses `Request` and `Stream`, and mo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,47 +88,40 @@ AnyResponse = Response | Stream
 class Request(ABC):
     """One request and its client."""
 
-    def __init__(
-        self, method: str, path: str, target: str, query_string: str, headers: Mapping[str, str]
-    ) -> None:
-        self.method = method
-        self.path = path
-        """Decoded, without the query; with the prefix under which the front door is mounted."""
-        self.target = target
-        """As it was sent."""
-        self.query_string = query_string
-        self.headers = headers
-        """Case does not matter in names; `items` lists repeated ones."""
-        self.params: Mapping[str, str] = {}
-        """What stands in place of the variables of the route's pattern."""
-        self.route: Route | None = None
-        """None when no route has this path and method."""
-        self.allowed: tuple[str, ...] = ()
-        """Methods that the path has, when it is only the method that fits no route."""
-        # Notes of the front door, for what comes after in the same request.
-        self.id = ""
-        self.ignored: list[str] = []
-        """Names in the request that have no meaning here; the client is told in a header."""
-        self.known_body: bytes | None = None
-        """The body, when it was read before its handler was called."""
-        self.cors: Mapping[str, str] = {}
-        """Headers of the answer to a web page that may call."""
-        self.served = 0
-        """The status of an answer that was sent whole: a client that hangs up then has not left early."""
-        self.keyed: KeyedCommand | None = None
-        """Set when the request has an `Idempotency-Key`."""
+    method: str
+    path: str
+    """Decoded, without the query; with the prefix under which the front door is mounted."""
+    target: str
+    """As it was sent."""
+    query_string: str
+    headers: Mapping[str, str]
+    """Case does not matter in names; `items` lists repeated ones."""
+    params: Mapping[str, str]
+    """What stands in place of the variables of the route's pattern."""
+    route: Route | None = None
+    """None when no route has this path and method."""
+    allowed: tuple[str, ...] = ()
+    """Methods that the path has, when it is only the method that fits no route."""
 
-    def note_headers(self) -> dict[str, str]:
-        """The headers that every answer to this request carries."""
-        headers = {REQUEST_ID: self.id, **self.cors}
-        if self.ignored:
-            names = [
-                escaped(name, 60).encode("ascii", "backslashreplace").decode()
-                for name in self.ignored[:_SHOWN]
-            ]
-            more = len(self.ignored) - _SHOWN
-            headers[IGNORED_HEADER] = ", ".join(names) + (f", and {more} more" if more > 0 else "")
-        return headers
+    # Notes of the front door, for what comes after in the same request.
+    id = ""
+    answer_headers: dict[str, str]
+    """Headers that every answer to this request carries; empty at first."""
+    known_body: bytes | None = None
+    """The body, when it was read before its handler was called."""
+    served = 0
+    """The status of an answer that was sent whole: a client that hangs up then has not left early."""
+    keyed: KeyedCommand | None = None
+    """Set when the request has an `Idempotency-Key`."""
+    ignored: tuple[str, ...] = ()
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Names in the request that have no meaning here; the answer lists them in a header."""
+        self.ignored += tuple(names)
+        shown = [escaped(name, 60).encode("ascii", "backslashreplace").decode() for name in self.ignored]
+        more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        if shown:
+            self.answer_headers[IGNORED_HEADER] = ", ".join(shown[:_SHOWN]) + more
 
     # what was sent
 

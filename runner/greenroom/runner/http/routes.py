@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from greenroom.runner.http.backends import Backends
-from greenroom.runner.http.bodies import invalid
 from greenroom.runner.http.configuring import Configuring
 from greenroom.runner.http.context import Context
 from greenroom.runner.http.engines import Engines
 from greenroom.runner.http.health import Health
+from greenroom.runner.http.inference import inference
 from greenroom.runner.http.models import Models
-from greenroom.runner.http.openai import INFERENCE, Listing, inference
-from greenroom.runner.http.port import Handler, Request, Route
+from greenroom.runner.http.openai import INFERENCE, Listing
+from greenroom.runner.http.port import Handler, Route
 from greenroom.runner.http.transfers import Transfers
-from greenroom.runner.models.references import shown
 
 PREFIXES = ("", "/engines", "/engines/{backend}")
 """A path that names a backend is binding: no other serves it."""
@@ -81,20 +80,6 @@ def all_routes(context: Context) -> Iterator[Route]:
     yield _ours("POST", "/engines/verify-backend", backends.verify)
     yield _ours("GET", "/engines/{name}", backends.inspect)
     yield _ours("DELETE", "/engines/{name}", backends.uninstall, "force", "version")
-
-
-def check_query(request: Request) -> None:
-    """Raise HttpRefusal, 400, for a parameter that a strict route does not know; note it where it passes."""
-    route = request.route
-    if not request.query_string or route is None or (known := route.query) is None:
-        return
-    unknown = [name for name in request.query if name not in known]
-    if not unknown:
-        return
-    if route.strict:
-        only = f"only {' and '.join(sorted(known))}" if known else "nothing is"
-        raise invalid(f'"{shown(unknown[0])}" is not known here; {only}')
-    request.ignored += unknown
 
 
 def _known(method: str, pattern: str, handler: Handler, *query: str) -> Route:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 
 import msgspec
 
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
-from greenroom.runner.http.disconnects import ReadWatch
+from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.port import Request, Stream
-from greenroom.runner.http.request_rewrite import Lines, Renaming
 from greenroom.runner.http.upstream import Answer, Lost
 
 _log = logging.getLogger(__name__)
@@ -24,8 +24,54 @@ _log = logging.getLogger(__name__)
 EVENT_STREAM = "text/event-stream"
 _ERROR = b'"error"'
 """What an event that tells of an error has in it: inside a JSON string the quotes would be escaped."""
+_LINE_LIMIT = 4 * 2**20
+"""Bytes of one unfinished line that are held back; past it, it passes as it is."""
 _EVERY = 5.0
 """Seconds between two comments."""
+
+
+class Renaming:
+    """Gives the model in an answer the name the client knows it by."""
+
+    def __init__(self, spoken: str, asked: str) -> None:
+        self._pattern = re.compile(rb'"model"(\s*:\s*)' + re.escape(msgspec.json.encode(spoken)))
+        self._name = msgspec.json.encode(asked)
+
+    def __call__(self, body: bytes) -> bytes:
+        """Whole lines, or a whole body."""
+        return self._pattern.sub(lambda match: b'"model"' + match.group(1) + self._name, body)
+
+
+class Lines:
+    """Passes whole lines on and holds back the beginning of one.
+
+    A client can do nothing with half a line, and if the engine dies there, an error frame must not be
+    glued to it.
+    """
+
+    __slots__ = ("_rename", "_rest")
+
+    def __init__(self, rename: Renaming | None = None) -> None:
+        self._rename = rename
+        self._rest = b""
+
+    @property
+    def held(self) -> bytes:
+        """The beginning of a line that is held back."""
+        return self._rest
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The whole lines there are now."""
+        if self._rest or not chunk.endswith(b"\n"):
+            data = self._rest + chunk
+            end = len(data) if len(data) > _LINE_LIMIT else data.rfind(b"\n") + 1
+            chunk, self._rest = data[:end], data[end:]
+        return chunk if self._rename is None else self._rename(chunk)
+
+    def flush(self) -> bytes:
+        """What was held back, at the end."""
+        rest, self._rest = self._rest, b""
+        return rest if self._rename is None else self._rename(rest)
 
 
 class Unfinished(Lost):

@@ -1,8 +1,8 @@
-"""Requests that may have crashed an engine, and are not sent to another.
+"""Engines that broke off, and the requests that may have crashed them: these are not sent to another.
 
 A request is a suspect when an engine crashed with this one alone inside, or when it was inside at two such
 crashes. It is remembered as a hash for ten minutes. Requests that were inside together at one crash are
-*candidates*: they are sent again one at a time, so that none is blamed for another.
+*candidates*: they are sent again one at a time, so that none is blamed for another's crash.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from greenroom.actors.gates import Place
 from greenroom.actors.values import EngineExit
+from greenroom.runner.daemon import Greenroom
+from greenroom.runner.http.errors import HttpRefusal
 
 KEPT = 600.0
 """Seconds a request is remembered."""
@@ -23,6 +26,9 @@ _ENGINES = 64
 """Engines that are remembered beyond those that run."""
 _AFTERMATH = 5.0
 """Seconds during which a crash is still blamed on a request whose client has left."""
+_END_WITHIN = 3.0
+"""Seconds to wait for the cause of an engine's death."""
+_PAUSE = 0.025
 _OWN_SIGNALS = frozenset(("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"))
 _TOLD_TO = frozenset((0, 130, 143))
 """Exit codes of a program that ended after SIGINT or SIGTERM."""
@@ -52,7 +58,7 @@ class Suspects:
         self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
         """How many crashes each request was inside at (alone counts two), and until when that is kept."""
         self._inside: dict[str, dict[str, float]] = {}
-        """Who is inside which engine, and for those that have left early, until when it may die of them."""
+        """Requests inside each engine; for those that left early, until when it may die of them."""
         self._company: dict[str, bool] = {}
         """Engines that broke off, and whether several were inside then."""
         self._turn = asyncio.Lock()
@@ -88,7 +94,7 @@ class Suspects:
             self._inside.pop(engine_id, None)
 
     def in_company(self, engine_id: str) -> bool:
-        """Whether several requests were inside an engine when it died; those who ask later hear the same."""
+        """Whether several requests were inside an engine when it died; later calls give the same answer."""
         known = self._company.get(engine_id)
         if known is None:
             known = self._company[engine_id] = self._present(self._inside.get(engine_id, {})) > 1
@@ -112,3 +118,75 @@ class Suspects:
         while len(self._deaths) > _MOST:
             self._deaths.popitem(last=False)
         return deaths > 1
+
+
+async def lost(
+    greenroom: Greenroom,
+    suspects: Suspects,
+    place: Place,
+    asked_as: str,
+    print_: Callable[[], bytes],
+    when: str,
+) -> HttpRefusal:
+    """The refusal for an engine that broke off; a request it died of is remembered.
+
+    `asked_as` is the model's name as the client wrote it, and `print_` makes the request's fingerprint.
+    """
+    in_company = suspects.in_company(place.engine_id)
+    end, gone = await _end_of(greenroom, place)
+    if not gone:
+        suspects.lives(place.engine_id)
+        greenroom.gates.doubt(place.engine_id)
+        return broke_off(place, asked_as, when)
+    what = f'The {place.backend} engine that served "{asked_as}" ended {when}: {_how(end)}.'
+    if own_doing(end) and suspects.blame(print_(), in_company=in_company):
+        return suspected(asked_as, what)
+    failure = end.failure if end is not None else None
+    return HttpRefusal(
+        502,
+        failure.code if failure is not None else "engine_died",
+        what,
+        advice="Send the request again; another engine will be started.",
+    )
+
+
+def broke_off(place: Place, asked_as: str, when: str) -> HttpRefusal:
+    """The refusal for an engine that closed a connection and lives on."""
+    return HttpRefusal(
+        502,
+        "engine_broke_off",
+        f'The {place.backend} engine that serves "{asked_as}" broke off {when}.',
+        advice="Send the request again.",
+    )
+
+
+def suspected(asked_as: str, what: str = "") -> HttpRefusal:
+    """The refusal of a request that may have crashed an engine."""
+    return HttpRefusal(
+        422,
+        "request_ended_engine",
+        what or f'An engine for "{asked_as}" ended while it worked on this request.',
+        advice="The request may be the cause, so it is refused for ten minutes; change it.",
+    )
+
+
+async def _end_of(greenroom: Greenroom, place: Place) -> tuple[EngineExit | None, bool]:
+    """How an engine ended, and whether it has, once its runner knows."""
+    for _ in range(round(_END_WITHIN / _PAUSE)):
+        engines = greenroom.engines()
+        engine = next((one for one in engines if one.spec.engine_id == place.engine_id), None)
+        if engine is None or engine.state == "gone":
+            return (engine.exit if engine is not None else None), True
+        await asyncio.sleep(_PAUSE)
+    return None, False
+
+
+def _how(end: EngineExit | None) -> str:
+    """How an engine ended, without anything it printed: that may be from other clients' requests."""
+    if end is None:
+        return "it is gone"
+    if end.failure is not None:
+        return end.failure.message.rstrip(".")
+    if end.signal:
+        return f"it was killed by {end.signal}"
+    return "it is gone" if end.code is None else f"it exited with code {end.code}"

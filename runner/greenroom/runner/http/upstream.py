@@ -8,6 +8,7 @@ where an answer ends.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from time import monotonic
@@ -18,6 +19,7 @@ import httptools
 from multidict import CIMultiDict
 
 from greenroom.actors.gates import LastByte
+from greenroom.runner.http.port import Request
 from greenroom.runner.systems import here
 
 _READ_AHEAD = 256 * 1024
@@ -33,6 +35,13 @@ _KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: less than any engine keeps it, so that none is found closed."""
 _CROWDED = 10.0
 """Seconds to go on knocking at an engine whose queue of new connections is full."""
+
+_FORWARDED = frozenset(
+    "accept accept-language anthropic-beta anthropic-version traceparent user-agent".split()
+)
+_RETURNED = frozenset("cache-control content-encoding content-type".split())
+_PLAIN = re.compile(r"[\x20-\x7e\t]*")
+"""A value that can be sent on: an engine's may hold anything."""
 
 Push = Callable[[bytes], bool]
 """Takes a piece of an answer at once, or declines it."""
@@ -474,3 +483,31 @@ class _Pool:
                 connection.abort()
         self._idle = [one for one in self._idle if one.usable]
         self._timer = self._loop.call_later(_KEEP_ALIVE, self._sweep) if self._idle else None
+
+
+# Only listed headers pass: an unknown one may carry a client's secret to an engine, or make a browser do what
+# the engine says.
+
+
+def forwarded(request: Request) -> CIMultiDict[str]:
+    """A request's headers, as the engine gets them.
+
+    What comes to an engine has been read as JSON. Clients that call it a form (`curl -d` by itself does) are
+    understood here, but vLLM would refuse them.
+    """
+    headers = CIMultiDict(
+        [(name, value) for name, value in request.headers.items() if name.lower() in _FORWARDED]
+    )
+    headers["Content-Type"] = "application/json"
+    return headers
+
+
+def returned(answer: Answer) -> CIMultiDict[str]:
+    """An answer's headers, as the client gets them."""
+    return CIMultiDict(
+        [
+            (name, value)
+            for name, value in answer.headers.items()
+            if name.lower() in _RETURNED and _PLAIN.fullmatch(value)
+        ]
+    )

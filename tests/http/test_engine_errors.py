@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.base import Dialect
-from greenroom.runner.http.engine_errors import Asked, told
+from greenroom.runner.http.engine_errors import Asked, engine_error
 
 ASKED = Asked("llama.cpp", "tiny")
 
@@ -60,21 +60,22 @@ CASES: list[tuple[int, str, int, str, str | None]] = [
 def test_one_mistake_has_one_code_and_our_sentence(
     status: int, body: str, ours: int, code: str, param: str | None
 ) -> None:
-    refusal, field = told(status, body.encode(), ASKED)
+    error = engine_error(status, body.encode(), ASKED)
+    refusal, field = error.refusal, error.param
     assert (refusal.status, refusal.code, field) == (ours, code, param)
     assert "SECRET" not in refusal.sentence()
 
 
 def test_the_numbers_of_a_prompt_that_is_too_long_are_kept() -> None:
     for body in (LLAMA_LONG, VLLM_LONG):
-        refusal, _ = told(400, body.encode(), ASKED)
+        refusal = engine_error(400, body.encode(), ASKED).refusal
         assert refusal.numbers == {"n_prompt_tokens": 9031.0, "n_ctx": 8192.0}
         assert "9031" in refusal.message
 
 
 def test_megabytes_that_an_engine_quotes_are_not_searched_through() -> None:
     body = json.dumps({"error": {"message": "x" * 2**20 + " grammar"}}).encode()
-    assert told(400, body, ASKED).refusal.code == "engine_refused"
+    assert engine_error(400, body, ASKED).refusal.code == "engine_refused"
 
 
 async def test_the_same_mistake_is_told_the_same_warm_and_cold_whole_and_in_a_stream(

@@ -17,7 +17,7 @@ from greenroom.actors.values import Mode, Model
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.http.engine_errors import Asked, Told, too_long
+from greenroom.runner.http.engine_errors import Asked, too_long
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.models.description import files_of
 from greenroom.runner.models.manifest import MMPROJ
@@ -38,7 +38,7 @@ one character, of 128 at most in those that are published."""
 
 
 class Traits(NamedTuple):
-    """What a model's files say of what it can take and give."""
+    """What a model can do, by its files."""
 
     sees: bool
     """It takes images or sound."""
@@ -47,7 +47,7 @@ class Traits(NamedTuple):
 
 
 class Abilities:
-    """What can be told of requests without an engine. One for a front context."""
+    """Refuses requests that no engine could serve. One for a front door."""
 
     def __init__(self, greenroom: Greenroom, configs: Callable[[], Mapping[str, ModelConfigState]]) -> None:
         """`configs` tells how models are configured, by `config_key`."""
@@ -131,8 +131,8 @@ class Abilities:
                 sees=bool(names & {"preprocessor_config.json", "processor_config.json"}), pools=True
             )
         header = config.get("gguf")
-        told = isinstance(header, dict) and bool(header)
-        pools = not told or any(
+        known = isinstance(header, dict) and bool(header)
+        pools = not known or any(
             name.endswith(".pooling_type") and str(value) not in ("0", "4")
             for name, value in (header or {}).items()
         )
@@ -161,7 +161,7 @@ def _check_length(context: int, fields: Mapping[str, Any], asked: Asked) -> None
     if context:
         tokens, exactly = _least_tokens(fields)
         if tokens > context:
-            raise refusal_of_told(too_long(asked, tokens, context, at_least=not exactly))
+            raise too_long(asked, tokens, context, at_least=not exactly)
 
 
 def spoken_by(dialect: Dialect, model: Model) -> str | None:
@@ -183,7 +183,7 @@ def translate(body: bytes, dialect: Dialect, name: str | None, ours: frozenset[s
 
 
 def dropped_of(body: bytes, dialect: Dialect) -> list[str]:
-    """The fields of a body that the engine does not see, whose client is told so."""
+    """The fields of a body that the engine does not get; the client gets a list of them."""
     return sorted(dialect.dropped & _fields.decode(body).keys()) if dialect.dropped else []
 
 
@@ -197,14 +197,6 @@ def refuse_what_it_cannot(backend: str, dialect: Dialect, fields: Mapping[str, A
                 f"{cannot.param}: {backend} cannot do this. {cannot.instead}".strip(),
                 param=cannot.param,
             )
-
-
-def refusal_of_told(told: Told) -> HttpRefusal:
-    """What was told of a request, to be raised."""
-    refusal = told.refusal
-    error = HttpRefusal(refusal.status, refusal.code, refusal.message, param=told.param)
-    error.refusal = refusal
-    return error
 
 
 def _media_in(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -193,17 +193,17 @@ class _Request(Request):
     def connection(self) -> asyncio.Transport | None:
         return self._web.transport
 
-    def _told(self, name: str) -> object:
+    def _info(self, name: str) -> object:
         transport = self._web.transport
         return None if transport is None else transport.get_extra_info(name)
 
     @property
     def peer(self) -> object:
-        return self._told("peername")
+        return self._info("peername")
 
     @property
     def local(self) -> object:
-        return self._told("sockname")
+        return self._info("sockname")
 
     @property
     def remote(self) -> str:
@@ -269,12 +269,12 @@ class _Stream(Stream):
 def _in_flight(transport: asyncio.BaseTransport) -> int:
     """Bytes the system holds that the other side has not taken; 0 where it does not tell."""
     own = transport.get_extra_info("socket")
-    told = array.array("i", [0])
+    held = array.array("i", [0])
     try:
-        fcntl.ioctl(own.fileno(), termios.TIOCOUTQ, told)
+        fcntl.ioctl(own.fileno(), termios.TIOCOUTQ, held)
     except (OSError, AttributeError):
         return 0
-    return max(0, told[0])
+    return max(0, held[0])
 
 
 class Runner(web.AppRunner):
@@ -325,7 +325,7 @@ class _Connection(web.RequestHandler):
             )
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has already begun")
-        told = answer(_Request(request), refusal, "openai")
-        response = web.Response(body=told.body, status=told.status, headers=told.headers)
+        made = answer(_Request(request), refusal, "openai")
+        response = web.Response(body=made.body, status=made.status, headers=made.headers)
         response.force_close()
         return response

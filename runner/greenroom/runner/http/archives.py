@@ -1,7 +1,7 @@
 """Models as archives over HTTP: imported from a request's body, exported as a response. A few at once.
 
-Blocking work has its own threads, so that a client that stalls does not block others. A client that sends or
-reads next to nothing is cut off after a while.
+Blocking work has threads of its own, so that a client that stalls does not block others. A client that sends
+or reads next to nothing is disconnected after a while.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ async def _load(request: Request, store: Store) -> Model:
     _, writer = await asyncio.open_unix_connection(sock=ours)
     transport = writer.transport
     try:
-        # A reader that has seen enough closes its end: what is wrong is told by `work`.
+        # A reader that has seen enough closes its end: `work` raises what is wrong.
         with contextlib.suppress(ConnectionError):
             async for chunk in _chunks(request):
                 writer.write(chunk)

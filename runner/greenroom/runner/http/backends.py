@@ -175,7 +175,7 @@ class Backends:
         return encoded(self._named(self._context.backend(request.params["name"])))
 
     async def install(self, request: Request) -> AnyResponse:
-        """Have a backend, or a version of it: 200 when it is here, 202 when it has to be built."""
+        """Have a backend, or a version of it: 200 when it is installed, 202 when it has to be built."""
         body = await read_json(request, WantedBody, "name is required")
         if not body.name:
             raise invalid("name is required")
@@ -201,7 +201,7 @@ class Backends:
         return encoded(gone)
 
     async def activate(self, request: Request) -> AnyResponse:
-        """Bring an installation that is here into use, without a version the one before the current."""
+        """Switch to another installation; without a version, to the one before the current."""
         body = await _named_body(request, NamedBody)
         ask = Activate(backend=self._context.backend(body.backend), version=body.version)
         ensured = await self._context.greenroom.system.ask(ask, cause=request.id)

@@ -166,7 +166,7 @@ async def read_json(
 
     `what` is said when it does not fit, such as `backend is required`; `aliases` are other spellings of
     fields. What is in the body and not in the struct is refused where the struct forbids it, and otherwise
-    told back as ignored.
+    listed in a header as ignored.
     """
     body = await read_body(request, NAMING)
     try:
@@ -282,7 +282,7 @@ _value = msgspec.json.Decoder()
 
 
 class Checked(NamedTuple):
-    """A body that is right as far as can be told without an engine."""
+    """A body that has passed the checks."""
 
     body: bytes
     fields: dict[str, Any]

@@ -1,7 +1,7 @@
-"""`/engines/_configure`: how a model is loaded from now on. Survives restarts, and goes with the model.
+"""`/engines/_configure`: how a model is loaded from now on, across restarts, until it is removed.
 
-What a client leaves out stays as it was; `null`, `0`, an empty text or an empty list take it back. A model in
-use answers 409 and names who uses it.
+A field that is left out stays as it was; `null`, `0`, an empty text or an empty list remove a setting. For a
+model in use the answer is 409 and names what uses it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ALIASES = {
     "num_parallel": "slots",
     "prompt_cache": "prompt-cache",
 }
-"""How other families and tired fingers spell a field; what is meant is not in doubt."""
+"""Other spellings of fields whose meaning is not in doubt."""
 
 
 _MOST = {"context-size": limits.CONTEXT, "slots": limits.SLOTS, "prompt-cache": limits.SIZE // 2**20}
@@ -52,7 +52,7 @@ _MOST = {"context-size": limits.CONTEXT, "slots": limits.SLOTS, "prompt-cache": 
 
 
 class Sizes(NamedTuple):
-    """What the ledger promises memory for; None where nothing is said."""
+    """The sizes for which the ledger reserves memory; None where nothing is said."""
 
     context: int | None
     slots: int | None
@@ -149,7 +149,7 @@ class Configuring:
         return Response(status=202)
 
     async def configurations(self, request: Request) -> Response:
-        """What was configured, for one model or for all that are here."""
+        """What was configured, for one model or for all."""
         greenroom = self._context.greenroom
         backend = self._context.backend_of(request) or DEFAULT_BACKEND
         configs = self._context.configs()

@@ -1,8 +1,8 @@
-"""What an engine answers when it refuses or fails, in our words.
+"""Errors of engines, in our words.
 
-An engine's own words may hold what a client has said, even another one's: engines serve several at once, and
-some quote whole requests. So nothing of them is passed on; they are matched against what is known of them,
-and each mistake has one code, one status and one sentence, whatever the engine. Numbers are kept.
+An engine's error may quote a client, even another one: engines serve several at once, and some quote whole
+requests. So none of its text is passed on. It is matched against known errors, and each mistake has one code,
+one status and one sentence, whichever the engine. Numbers are kept.
 """
 
 from __future__ import annotations
@@ -15,18 +15,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
-from greenroom.runner.http.errors import DoorRefusal
+from greenroom.runner.http.errors import HttpRefusal
 
 _LOOKED_AT = 4000
 """Characters of an engine's words that are looked at: it may have quoted megabytes."""
 TOO_LONG = "context_length_exceeded"
-
-
-class Told(NamedTuple):
-    """A refusal, and the field it is about."""
-
-    refusal: DoorRefusal
-    param: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +114,8 @@ _NAMED = re.compile(r"Field '([a-z_]{1,40})': ")
 _NO_PATH = re.compile(r"(?:file )?not found", re.IGNORECASE)
 
 
-def told(status: int, body: bytes, asked: Asked) -> Told:
-    """The refusal for what an engine has answered, or said in an event of its stream."""
+def engine_error(status: int, body: bytes, asked: Asked) -> HttpRefusal:
+    """The refusal for an engine's error: an answer with this status, or an event of its stream."""
     error = _error_of(body)
     words = _words_of(error, body)[:_LOOKED_AT]
     said = error.get("code") if isinstance(error, dict) else None
@@ -130,52 +123,36 @@ def told(status: int, body: bytes, asked: Asked) -> Told:
         status = said
     if status == 413:
         message = f'The {asked.backend} engine for "{asked.model}" does not accept a request this large.'
-        return Told(DoorRefusal(code="request_too_large", message=message, advice="Send less.", status=413))
+        return HttpRefusal(413, "request_too_large", message, advice="Send less.")
     if _LENGTHS.search(words) or _LENGTHS.search(_text(error, "type")):
         return _too_long(error, words, asked)
     if status in (404, 405, 501) and _NO_PATH.fullmatch(words.strip()):
-        return Told(
-            DoorRefusal(
-                code="not_offered",
-                message=f"{asked.backend} does not offer this route.",
-                status=404,
-                subject=asked.backend,
-            )
-        )
+        message = f"{asked.backend} does not offer this route."
+        return HttpRefusal(404, "not_offered", message, subject=asked.backend)
     for known in _KNOWN if 400 <= status < 600 and status != 503 else ():
         if known.pattern.search(words):
             message = known.message.format(model=asked.model)
-            refusal = DoorRefusal(code=known.code, message=message, advice=known.advice, status=known.status)
-            return Told(refusal, asked.param if known.param == "messages" else known.param)
+            param = asked.param if known.param == "messages" else known.param
+            return HttpRefusal(known.status, known.code, message, param=param, advice=known.advice)
     return _by_status(status, words, asked)
 
 
-def too_long(asked: Asked, tokens: int, context: int, *, at_least: bool = False) -> Told:
+def too_long(asked: Asked, tokens: int, context: int, *, at_least: bool = False) -> HttpRefusal:
     """A prompt that does not fit into the context."""
-    numbers: dict[str, float] = {}
-    if tokens:
-        numbers["n_prompt_tokens"] = float(tokens)
-    if context:
-        numbers["n_ctx"] = float(context)
+    numbers = {"n_prompt_tokens": float(tokens), "n_ctx": float(context)}
     has = f"has {'at least ' if at_least else ''}{tokens} tokens" if tokens else "is too long"
-    fits = (
-        f'"{asked.model}" accepts at most {context} here'
-        if context
-        else f'"{asked.model}" accepts fewer here'
-    )
-    return Told(
-        DoorRefusal(
-            code=TOO_LONG,
-            message=f"The prompt {has}, and {fits}.",
-            advice="Shorten it, or configure a larger context-size for the model.",
-            status=400,
-            numbers=numbers,
-        ),
-        asked.param,
+    most = f"at most {context}" if context else "fewer"
+    return HttpRefusal(
+        400,
+        TOO_LONG,
+        f'The prompt {has}, and "{asked.model}" accepts {most} here.',
+        advice="Shorten it, or configure a larger context-size for the model.",
+        numbers={name: number for name, number in numbers.items() if number},
+        param=asked.param,
     )
 
 
-def _too_long(error: Any, words: str, asked: Asked) -> Told:
+def _too_long(error: Any, words: str, asked: Asked) -> HttpRefusal:
     def number(name: str, pattern: re.Pattern[str]) -> int:
         value = error.get(name) if isinstance(error, dict) else None
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
@@ -186,42 +163,24 @@ def _too_long(error: Any, words: str, asked: Asked) -> Told:
     return too_long(asked, number("n_prompt_tokens", _PROMPT_TOKENS), number("n_ctx", _CONTEXT))
 
 
-def _by_status(status: int, words: str, asked: Asked) -> Told:
+def _by_status(status: int, words: str, asked: Asked) -> HttpRefusal:
+    engine = f'The {asked.backend} engine for "{asked.model}"'
     where = f"greenroom logs {asked.model} on the server may say more."
     if status == 503:
-        return Told(
-            DoorRefusal(
-                code="engine_busy",
-                message=f'The {asked.backend} engine for "{asked.model}" accepts no requests at the moment.',
-                status=503,
-                retry_after=2.0,
-            )
+        return HttpRefusal(
+            503, "engine_busy", f"{engine} accepts no requests at the moment.", retry_after=2.0
         )
     if status == 429:
-        message = f'The {asked.backend} engine for "{asked.model}" is overloaded.'
-        return Told(DoorRefusal(code="engine_busy", message=message, status=429, retry_after=2.0))
+        return HttpRefusal(429, "engine_busy", f"{engine} is overloaded.", retry_after=2.0)
     if 400 <= status < 500:
         field = _NAMED.match(words) or _FIELD.search(words)
         if field is not None:
             name = field[1].lower()
             message = f"{name} has a value that the {asked.backend} engine does not accept."
-            return Told(DoorRefusal(code="invalid_value", message=message, status=400), name)
-        return Told(
-            DoorRefusal(
-                code="engine_refused",
-                message=f'The {asked.backend} engine for "{asked.model}" does not accept this request.',
-                advice=f"A field is invalid; {where}",
-                status=400,
-            )
-        )
-    return Told(
-        DoorRefusal(
-            code="engine_failed",
-            message=f'The {asked.backend} engine for "{asked.model}" failed on this request.',
-            advice=where,
-            status=502,
-        )
-    )
+            return HttpRefusal(400, "invalid_value", message, param=name)
+        advice = f"A field is invalid; {where}"
+        return HttpRefusal(400, "engine_refused", f"{engine} does not accept this request.", advice=advice)
+    return HttpRefusal(502, "engine_failed", f"{engine} failed on this request.", advice=where)
 
 
 def _error_of(body: bytes) -> Any:

@@ -77,7 +77,7 @@ class Engines:
             ledger = await self._ledger()
             accounts = {one.engine_id: one for one in ledger.engines}
         except KernelError:
-            # What is known without the scheduler is worth the more while it does not answer.
+            # What is known without the scheduler is all the more useful while it does not answer.
             accounts = {}
         return json_response(
             [
@@ -95,7 +95,7 @@ class Engines:
         )
 
     async def ledger(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """What memory there is, what is promised to whom, and who waits."""
+        """How much memory there is, what is reserved for which engine, and which requests wait."""
         try:
             return json_response(msgspec.to_builtins(await self._ledger()))
         except KernelError as error:

@@ -39,7 +39,7 @@ class Health:
         self._one_at_a_time = asyncio.Lock()
 
     async def root(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """A line for whoever looks with a browser."""
+        """A line for a browser."""
         return Response(b"Greenroom is running", content_type=TEXT)
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 - a handler
@@ -47,7 +47,7 @@ class Health:
         return json_response({"version": __version__})
 
     async def livez(self, request: Request) -> Response:
-        """Says who it is, and proves it to a client that sends a challenge. Asks no actor.
+        """Says which daemon this is, and proves it to a client that sends a challenge. Asks no actor.
 
         503 once the actors have stopped themselves: only a new start helps then.
         """
@@ -66,7 +66,7 @@ class Health:
         return json_response(fields, status=200 if failure is None else 503)
 
     async def readyz(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """Green once everybody has looked, while the scheduler answers and the data directory is there."""
+        """200 once all actors have reported, while the scheduler answers and the data directory exists."""
         greenroom = self._context.greenroom
         if problem := greenroom.home_problem:
             return _not_ready(HttpRefusal(503, "data_directory_lost", problem))

@@ -5,9 +5,10 @@
 3. Send the request on and wait for the first byte of the answer. An engine that cannot be reached has
    seen nothing, so the scheduler is asked again; one that dies with the request inside is replaced once,
    unless it died of this request.
-4. Pass the bytes through as they come. What the engine says instead of an answer is told in our words. An
-   engine that dies now is one error frame, and the end of the connection.
-5. Whatever happened: close the way to the engine, then leave the gate.
+4. Pass the bytes through as they come. An engine's error is put in our words. An engine that
+   dies now is one error frame, and the end of the connection.
+5. In any case: close the connection to the engine, then leave the gate. The slot is given back exactly once:
+   `Admission.leave` is idempotent and does not wait. While a grant may be on its way, leaving abandons it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from greenroom.actors.scheduler.messages import Abandon, CallerFound, Granted, K
 from greenroom.actors.values import Caller, Mode, Model, Plan
 from greenroom.runner.http.abilities import (
     dropped_of,
-    refusal_of_told,
     refuse_what_it_cannot,
     spoken_by,
     translate,
@@ -38,7 +38,7 @@ from greenroom.runner.http.abilities import (
 from greenroom.runner.http.bodies import Checked, Routing, check, read_body, routing_of, wished_keep_alive
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.engine_errors import Asked, told
+from greenroom.runner.http.engine_errors import Asked, engine_error
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response, Stream
@@ -50,13 +50,13 @@ from greenroom.runner.http.upstream import Answer, Lost, Unreached, forwarded, r
 _log = logging.getLogger(__name__)
 
 _PLAN_WITHIN = 2.0
-"""Seconds a refusal waits to hear how much would be fetched."""
+"""Seconds to wait for the size of a download, for a refusal."""
 _LOOK_AFTER = 0.1
-"""Seconds a request has to wait before it is found out which process asks."""
+"""Seconds a request waits before the process that sent it is looked up."""
 _REBUILDS = 5
 """How often a request survives a rebuild of the scheduler."""
 _REACH_FOR = 5.0
-"""Seconds to go on asking for an engine that can be reached: an exit is noticed in hundredths of one."""
+"""Seconds to keep asking for an engine that can be reached: an exit is noticed within hundredths of one."""
 _REACH_PAUSE = 0.025
 _OURS = frozenset({"keep_alive"})
 """Fields that are for us and that an engine might refuse."""
@@ -67,7 +67,7 @@ _TOLD = 64 * 1024
 _TOLD_WITHIN = 5.0
 """Seconds to wait for that."""
 _WHOLE = 256 * 2**20
-"""Bytes of an answer that is not streamed and must be whole before it is sent on."""
+"""Bytes of an answer that must be whole before it is sent on."""
 _PIECE = 64 * 1024
 """Bytes of a body that are written at once."""
 
@@ -82,7 +82,7 @@ class Kind:
     dialogue: Dialogue
     """What its requests may hold."""
     family: Family = "openai"
-    """In whose form its errors are told."""
+    """The form of its errors."""
     param: str = "messages"
     """The field with the prompt."""
     end: bytes = b""
@@ -299,9 +299,7 @@ class Exchange:
     async def _pass_on(self, place: Place, model: Model, upstream: Answer, chunk: bytes) -> AnyResponse:
         begun = await self._keep_alive.end() if self._keep_alive is not None else None
         if not 200 <= upstream.status < 300:
-            raise refusal_of_told(
-                told(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
-            )
+            raise engine_error(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
         spoken = spoken_by(self._context.greenroom.backends[place.backend].dialect, model)
         rename = None if spoken in (None, self._asked_as) else Renaming(str(spoken), self._asked_as)
         self._watch = ReadWatch(
@@ -316,10 +314,10 @@ class Exchange:
             try:
                 await self._events.pass_on(upstream, chunk)
             except Said as said:
-                raise refusal_of_told(told(500, said.event, self._asked(place.backend))) from None
+                raise engine_error(500, said.event, self._asked(place.backend)) from None
             return stream
         if begun is not None:
-            # The stream has begun with comments, and a whole answer cannot be told in one.
+            # The stream has begun with comments, and cannot carry a whole answer.
             raise HttpRefusal(
                 502, "engine_failed", f"The {place.backend} engine did not answer with a stream."
             )
@@ -418,7 +416,7 @@ async def _first_chunk(upstream: Answer) -> bytes:
 
 
 async def _rest(upstream: Answer, chunk: bytes) -> bytes:
-    """What an engine says instead of an answer, as far as it is looked at."""
+    """An engine's error, as far as it is read."""
     try:
         async with asyncio.timeout(_TOLD_WITHIN):
             return chunk + await upstream.rest(_TOLD)
@@ -427,7 +425,7 @@ async def _rest(upstream: Answer, chunk: bytes) -> bytes:
 
 
 class Admission:
-    """One request's way in and out."""
+    """How one request gets a slot in an engine's gate, and gives it back."""
 
     def __init__(
         self,
@@ -464,10 +462,10 @@ class Admission:
         self._asked = False
         self._grant_due = False
         self.request_id = ""
-        """What the place is held under; empty while there is none and none is wanted."""
+        """The id under which the slot is held or awaited; else empty."""
 
     async def enter(self, *, afresh: bool = False) -> Place:
-        """Wait for a place. Raises Refused and the kernel's other errors.
+        """Wait for a slot. Raises Refused and the kernel's other errors.
 
         With `afresh` the scheduler is asked in any case: the gate that is open may be that of an engine
         which has just died.
@@ -485,7 +483,7 @@ class Admission:
             try:
                 return await self._ask()
             except ActorStopped:
-                # A scheduler that is rebuilt has forgotten who waits, and remembers everything else.
+                # A rebuilt scheduler has forgotten which requests wait, and nothing else.
                 if rebuilds == _REBUILDS or self._greenroom.system.failure is not None:
                     raise
             self.leave()
@@ -494,7 +492,7 @@ class Admission:
         raise AssertionError("the last round returns or raises")
 
     def leave(self) -> None:
-        """Give the place back, or stop wanting one."""
+        """Give the slot back, or stop waiting for one."""
         request_id, self.request_id = self.request_id, ""
         if not request_id:
             return
@@ -504,7 +502,7 @@ class Admission:
             self._greenroom.board.clear(request_job(request_id))
         if self._grant_due:
             self._grant_due = False
-            # Without a scheduler there is nobody who could still grant anything.
+            # Without a scheduler nothing can be granted any more.
             with contextlib.suppress(KernelError):
                 self._greenroom.system.tell(Abandon(request_id=request_id), cause=request_id)
 
@@ -522,7 +520,7 @@ class Admission:
         )
         self._asked = self._grant_due = True
         look = asyncio.create_task(self._find_caller()) if self._look_up is not None else None
-        # The scheduler bounds the wait, by whether what is waited for gets on. Should it end, so does this.
+        # The scheduler limits the wait; should it end, so does the wait.
         try:
             granted: Granted = await self._greenroom.system.ask(serve, cause=self.request_id)
         except Refused as refused:
@@ -535,16 +533,16 @@ class Admission:
         return Place(granted.engine_id, granted.backend, granted.endpoint)
 
     async def _find_caller(self) -> None:
-        """Find out more of the caller while its request waits already: turns are counted by it."""
+        """Look up the caller while its request waits already: callers take turns."""
         look_up, self._look_up = self._look_up, None
         if look_up is None:
             return
-        # What is granted at once takes no turn, and looking costs some hundredths of a second.
+        # A request that is granted at once takes no turn, and a look-up costs some hundredths of a second.
         await asyncio.sleep(_LOOK_AFTER)
         found = await look_up()
         if found != self._caller:
             self._caller = found
-            # It is about whose turn it is, and worth no error.
+            # It only decides about turns: not worth an error.
             with contextlib.suppress(KernelError):
                 told = CallerFound(request_id=self.request_id, caller=found)
                 self._greenroom.system.tell(told, cause=self.request_id)
@@ -558,17 +556,17 @@ class Admission:
                 PlanInstall(backend=refusal.subject), timeout=_PLAN_WITHIN
             )
         except KernelError as error:
-            # The size is a courtesy: without it the answer is still the right one.
+            # Without the size the refusal is still right.
             _log.info("no size for %s: %s", refusal.subject, error)
             return refusal
         return msgspec.structs.replace(refusal, numbers={"download_bytes": float(plan.download_bytes)})
 
     def _wish(self) -> None:
-        """Tell the scheduler how long the model is to stay: a request that walked in has not told it yet."""
+        """Send the scheduler the keep-alive of a request that found a free slot and so has not asked it."""
         if self._keep_alive is None:
             return
         keep = Keep(model_id=self._model.id, mode=self._mode, keep_alive=self._keep_alive)
-        # A wish is worth no error: it is about the time after this request.
+        # It is about the time after this request: not worth an error.
         with contextlib.suppress(KernelError):
             self._greenroom.system.tell(keep, cause=self.request_id)
 

@@ -58,7 +58,7 @@ class Models:
         """One at a time: it is the disk that takes the time."""
 
     async def all(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """Every model that is here."""
+        """Every model in the store."""
         return json_response([described(model) for model in self._context.greenroom.models()])
 
     async def one(self, request: Request) -> AnyResponse:
@@ -158,7 +158,7 @@ class Models:
             try:
                 await system.ask(remove, cause=request.id)
             except Refused as refused:
-                # Somebody else may have removed it a moment ago.
+                # Another client may have removed it a moment ago.
                 if refused.refusal.kind != "not_found":
                     kept.append(refused)
         await system.ask(Prune())
@@ -327,11 +327,11 @@ def prospects(context: Context, model: Model) -> list[dict[str, Any]]:
         choice = choose(model, mode, "", greenroom.settings.install_policy, greenroom.facts, statuses)
         config = configs.get(config_key(model.id, mode), ModelConfigState())
         size = model.context_size if config.context_size is None else config.context_size
-        found.append({"mode": mode, **_told(choice), **_memory(context, model, choice, size)})
+        found.append({"mode": mode, **_choice(choice), **_memory(context, model, choice, size)})
     return found
 
 
-def _told(choice: Use | Install | Refusal) -> dict[str, Any]:
+def _choice(choice: Use | Install | Refusal) -> dict[str, Any]:
     if isinstance(choice, Use):
         return {"backend": choice.backend, "installed": True, "reasons": list(choice.reasons)}
     if isinstance(choice, Install):
@@ -348,5 +348,5 @@ def _memory(context: Context, model: Model, choice: Use | Install | Refusal, siz
     # One slot is the least that it is loaded with.
     needed = reservation_for(model, size, overheads[0], Capacity()).total
     budget = context.greenroom.budget_for(name)
-    told: dict[str, Any] = {"memory": needed, "memory_budget": budget, "fits": needed <= budget}
-    return told | ({"context_size": size} if size > 0 else {})
+    fields: dict[str, Any] = {"memory": needed, "memory_budget": budget, "fits": needed <= budget}
+    return fields | ({"context_size": size} if size > 0 else {})

@@ -45,7 +45,7 @@ class Listing:
         self._context = context
 
     async def all(self, request: Request) -> Response:
-        """Every model that is here, once, by its first name."""
+        """Every model in the store, once, by its first name."""
         self._context.backend_of(request)
         configs = self._context.configs()
         entries = [_entry(model, configs) for model in self._context.greenroom.models()]

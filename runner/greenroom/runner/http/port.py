@@ -205,7 +205,7 @@ class Route:
     query: frozenset[str] | None = frozenset()
     """The parameters it knows; None when the query is not looked at."""
     strict: bool = False
-    """A parameter that is not known is refused; otherwise it is ignored, and the client is told."""
+    """A parameter that is not known is refused; otherwise it is ignored, and a header says so."""
 
     @property
     def path(self) -> str:

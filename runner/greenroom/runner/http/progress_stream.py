@@ -1,7 +1,7 @@
 """Watching a job over HTTP: its progress while an answer is awaited, then the answer.
 
-The client who leaves stops watching; the job goes on. Refusals that come before any progress carry their
-status; after that the status is 200 and the last line tells.
+A client that leaves stops watching; the job goes on. A refusal that comes before any progress has its own
+status; after that the status is 200 and the refusal is the last line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Lines(Protocol):
     content_type: str
 
     def again(self) -> Lines:
-        """The same for another client, who has been told nothing yet."""
+        """The same for another client, from the beginning."""
         ...
 
     def progress(self, progress: Progress) -> bytes:
@@ -66,11 +66,11 @@ class Feed:
             self._take(latest)
 
     def close(self) -> None:
-        """Hear no more."""
+        """Stop listening."""
         self._stop()
 
     def next(self) -> Progress | None:
-        """The oldest step nobody has seen yet."""
+        """The oldest step that has not been taken."""
         step = self._steps.popleft() if self._steps else None
         if not self._steps:
             self._news.clear()
@@ -102,11 +102,11 @@ async def stream_job(
     headers: Mapping[str, str] | None = None,
     unwatched: Callable[[Any], Response] | None = None,
 ) -> AnyResponse:
-    """Tell a job's progress until its answer is there. Raises the refusal that comes before any progress.
+    """Stream a job's progress, and its answer at the end. Raises a refusal that comes before any progress.
 
     Args:
         headers: Of the answer.
-        unwatched: Makes the answer to a job of which there was nothing to tell; its last line otherwise.
+        unwatched: Makes the answer to a job without any progress; by default, that is its last line.
     """
     feed = Feed(board, job)
     answer = asyncio.ensure_future(awaited(reply))
@@ -169,7 +169,7 @@ async def stream_job(
 
 
 class _Joined:
-    """The lines of whoever sends a command a second time: another's answer ends them."""
+    """The lines for a command that is sent a second time: the first one's answer ends them."""
 
     def __init__(self, lines: Lines) -> None:
         self.content_type = lines.content_type
@@ -216,5 +216,7 @@ def _said(lines: Lines, last: bytes) -> Outcome | None:
 
 
 async def _begin(request: Request, lines: Lines, headers: Mapping[str, str] | None) -> Stream:
-    told = {"Cache-Control": "no-cache", "Content-Type": lines.content_type, **(headers or {})}
-    return await request.start(headers=told)
+    more = headers or {}
+    return await request.start(
+        headers={"Cache-Control": "no-cache", "Content-Type": lines.content_type, **more}
+    )

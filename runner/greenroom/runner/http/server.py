@@ -79,10 +79,10 @@ def run(
 ) -> None:
     """Serve until SIGINT, SIGTERM, SIGHUP or `POST /daemon/stop`; a second SIGINT or SIGTERM ends at once.
 
-    `greenroom` is not started yet; it is started and stopped here. `opened` is told the URL once the front
-    door is open. `drain` are the seconds that requests under way have to end by themselves at a stop; then
-    they are ended with a sentence. A stop that has not come to its end after `bound` seconds more ends the
-    process, whatever it hangs on; engines then end with their keepers.
+    `greenroom` is not started yet; it is started and stopped here. `opened` is called with the URL once the
+    front door is open. `drain` are the seconds that requests under way have to end by themselves at a stop;
+    then they are ended with a sentence. A stop that has not come to its end after `bound` seconds more ends
+    the process, whatever it hangs on; engines then end with their keepers.
 
     Raises BadBind, PortTaken, HomeLocked (all before anything has changed), what `Greenroom.start` raises,
     and SystemStopped.
@@ -191,7 +191,7 @@ class _Serving:
         if self._stop.is_set() and number == signal.SIGHUP:
             return  # a terminal that closes says it more than once
         if self._stop.is_set():
-            # Whoever says it twice means it. Engines end with their keepers, which miss us soon.
+            # A second signal ends the process at once. Engines end with their keepers, which soon miss us.
             tidying = threading.Thread(target=_remove, args=(self._greenroom.home / NOTE,), daemon=True)
             tidying.start()
             tidying.join(0.5)  # not longer: the disk may hang

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
 _ERROR = b'"error"'
-"""What an event that tells of an error has in it: inside a JSON string the quotes would be escaped."""
+"""Part of every event with an error: inside a JSON string the quotes would be escaped."""
 _LINE_LIMIT = 4 * 2**20
 """Bytes of one unfinished line that are held back; past it, it passes as it is."""
 _EVERY = 5.0
@@ -111,7 +111,7 @@ class EventStream:
     async def pass_on(self, answer: Answer, chunk: bytes) -> None:
         """Pass on `chunk` and all that follows, to its end.
 
-        Raises Lost when the engine breaks off, Said when it tells of an error, and ConnectionError when the
+        Raises Lost when the engine breaks off, Said when it sends an error, and ConnectionError when the
         client has left.
         """
         while chunk:
@@ -164,7 +164,7 @@ class EventStream:
 
 
 def _error_in(lines: bytes) -> tuple[int, bytes] | None:
-    """The JSON of the first event that tells of an error, and where that event begins."""
+    """The JSON of the first event with an error, and where that event begins."""
     begin = offset = 0
     for line in lines.splitlines(keepends=True):
         if line.startswith((b"data:", b"error:")) and _ERROR in line:

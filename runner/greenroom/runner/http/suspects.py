@@ -42,7 +42,7 @@ def fingerprint(model_id: str, path: str, body: bytes) -> bytes:
 
 
 def own_doing(end: EngineExit | None) -> bool:
-    """Whether an engine ended by what it did itself: not killed or told from outside, not given up by us."""
+    """Whether an engine crashed by itself: not killed or stopped from outside, and not given up by us."""
     if end is None or end.expected or end.lost or end.failure is not None:
         return False
     if end.signal:

@@ -49,7 +49,7 @@ class CreateBody(msgspec.Struct, rename="kebab"):
     force: bool = False
     """Also what cannot fit on the disk or run on this machine."""
     waiter: Id = ""
-    """A name nobody else has, for `leave`."""
+    """A name that no other client has, for `leave`."""
 
 
 class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -57,7 +57,7 @@ class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
 
     reference: Name = msgspec.field(name="from", default="")
     leave: bool = False
-    """Only if nobody else waits for it."""
+    """Only if no other client waits for it."""
     waiter: Id = ""
     """Who leaves, as the pull was asked for."""
 
@@ -155,7 +155,7 @@ class Transfers:
 
 
 def canonical(text: str) -> str:
-    """The one form of a reference that everybody uses: wire, library, store. Raises HttpRefusal: 400."""
+    """The form of a reference that wire, library and store share. Raises HttpRefusal: 400."""
     try:
         reference = Reference.parse(text)
     except BadReference as error:
@@ -212,12 +212,12 @@ class TransferLines:
         # What has no files of its own to tell of is one layer; clients go by characters 7 to 19 of its id.
         self._whole = f"sha256:{hashlib.sha256(job.encode()).hexdigest()}"
         self._layers: dict[str, Part] = {}
-        """As told last."""
+        """As sent last."""
         self._done = 0
         self._total = 0
 
     def again(self) -> TransferLines:
-        """The same for another client, who has been told nothing yet."""
+        """The same for another client, from the beginning."""
         return TransferLines(self._job, self._mode, raw=self._raw)
 
     def progress(self, progress: Progress) -> bytes:
@@ -245,7 +245,7 @@ class TransferLines:
         return b"\n"
 
     def success(self, result: Pulled | Pushed | str) -> bytes:
-        """The last line; before it, the end of a transfer whose last steps nobody has seen."""
+        """The last line; before it, the rest of each layer whose last steps were not sent."""
         rest = b""
         for part in tuple(self._layers.values()):
             self._done = self._total
@@ -264,8 +264,8 @@ class TransferLines:
         return self._line("error", f"Error: {refusal.sentence()}", code=refusal.code)
 
     def _moved(self, part: Part, **more: Any) -> bytes:
-        told = self._layers.get(part.id)
-        if told is not None and part.done <= told.done:
+        sent = self._layers.get(part.id)
+        if sent is not None and part.done <= sent.done:
             return b""
         self._layers[part.id] = part
         layer: dict[str, Any] = {"id": part.id, "size": part.size, "current": part.done}

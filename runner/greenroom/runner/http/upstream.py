@@ -88,7 +88,7 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """One socket. Made by a pool, which hears by `on_free` when it may be used again."""
+    """One socket. Its pool is called by `on_free` when it may be used again."""
 
     def __init__(self, on_free: Callable[[Connection], None], last_byte: LastByte) -> None:
         """`last_byte` is set whenever something comes."""
@@ -120,12 +120,12 @@ class Connection(asyncio.Protocol):
         self._overhead = 0
         self._complete = False
         self._delimited = False
-        """Its end is told by its head or its chunks, not by the end of the connection."""
+        """Its head or its chunks say where it ends, not the end of the connection."""
         self._pieces: list[bytes] = []
         self._size = 0
         self._broken: Lost | None = None
 
-    # asked by whoever sends
+    # for the sender
 
     @property
     def usable(self) -> bool:
@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    # told by the transport
+    # called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is connected."""
@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
         """Bytes have come."""
         self._last_byte.at = monotonic()
         if not self._busy:
-            self.abort()  # nobody has asked
+            self.abort()  # nothing was asked for
             return
         self._overhead += len(data)
         try:
@@ -277,7 +277,7 @@ class Connection(asyncio.Protocol):
         """The engine has said all; the transport closes itself."""
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is closed, by whomever."""
+        """It is closed, by either side."""
         self._transport = None
         ended_so = self._has_head and not self._delimited and error is None
         if self._broken is None and ended_so:
@@ -298,7 +298,7 @@ class Connection(asyncio.Protocol):
         if writable is not None and not writable.done():
             writable.set_result(None)
 
-    # told by the parser
+    # called by the parser
 
     def on_message_begin(self) -> None:
         """An answer begins: the one that was asked for, or one that was not."""

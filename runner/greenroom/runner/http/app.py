@@ -154,8 +154,6 @@ def _check_query(request: Request) -> None:
 
 
 class _Guard:
-    """The checks of one front door."""
-
     def __init__(self, allowed_hosts: Collection[str], allowed_origins: Collection[str]) -> None:
         """`*` among the hosts or the origins accepts any."""
         self._hosts, self._origins = frozenset(allowed_hosts), frozenset(allowed_origins)

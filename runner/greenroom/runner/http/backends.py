@@ -119,7 +119,6 @@ class ObjectLines:
         return self.encode(line | ({"seconds_left": round(left, 1)} if left else {}))
 
     def heartbeat(self) -> bytes:
-        """An empty line."""
         return b"\n"
 
     def success(self, result: Ensured) -> bytes:
@@ -151,18 +150,14 @@ class EventLines(ObjectLines):
     content_type = EVENT_STREAM
 
     def heartbeat(self) -> bytes:
-        """A comment."""
         return b":\n\n"
 
     def encode(self, line: dict[str, Any]) -> bytes:
-        """One event."""
         name = b"event: error\n" if line["type"] == "error" else b""
         return name + b"data: " + _encode(line) + b"\n\n"
 
 
 class Backends:
-    """The handlers."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 
@@ -171,7 +166,6 @@ class Backends:
         return encoded([self._described(one) for one in self._context.greenroom.statuses()])
 
     async def inspect(self, request: Request) -> Response:
-        """One backend."""
         return encoded(self._named(self._context.backend(request.params["name"])))
 
     async def install(self, request: Request) -> AnyResponse:
@@ -224,7 +218,6 @@ class Backends:
         return await self._context.clients.attend(request, verify)
 
     async def install_and_wait(self, request: Request) -> AnyResponse:
-        """Have a backend installed."""
         body = await _named_body(request, InstallBody)
         backend = self._context.backend(body.backend)
         greenroom = self._context.greenroom
@@ -272,7 +265,6 @@ class Backends:
         return await self._context.clients.attend(request, uninstall)
 
     async def cancel(self, request: Request) -> Response:
-        """Cancel an installation."""
         body = await _named_body(request, CancelBody)
         cancel = CancelInstall(
             backend=self._context.backend(body.backend),

@@ -44,8 +44,6 @@ _READ_LOOK = 1.0
 
 
 class _Served:
-    """One request under way."""
-
     __slots__ = ("dismissed", "left", "request", "task")
 
     def __init__(self, request: Request, task: asyncio.Task[object]) -> None:
@@ -125,7 +123,6 @@ class Clients:
                 served.task.cancel()
 
     def close(self) -> None:
-        """Stop looking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -201,7 +198,6 @@ class ReadWatch:
         """Bytes written to the client so far; the writer adds to it."""
 
     def begin(self) -> None:
-        """Look from now on."""
         if self._patience > 0:
             loop = asyncio.get_running_loop()
             self._since = loop.time()

@@ -92,8 +92,6 @@ class ConfigureBody(msgspec.Struct, rename="kebab"):
 
 
 class Configuring:
-    """The handlers."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 

@@ -57,7 +57,6 @@ class Connections:
         self._busy[connection] = self._busy.get(connection, 0) + 1
 
     def end(self, connection: object) -> None:
-        """It has been."""
         left = self._busy.pop(connection) - 1
         if left:
             self._busy[connection] = left

@@ -43,7 +43,6 @@ class RequestIds:
         self._count = itertools.count(1)
 
     def next(self) -> str:
-        """A new id."""
         return f"r-{self._stem}-{next(self._count)}"
 
 
@@ -156,7 +155,6 @@ class Context:
             task.add_done_callback(lambda _: then())
 
     async def close(self) -> None:
-        """Let go of everything."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

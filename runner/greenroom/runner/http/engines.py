@@ -39,8 +39,6 @@ class UnloadBody(msgspec.Struct):
 
 
 class Engines:
-    """The handlers."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 

@@ -194,7 +194,6 @@ def family_of(request: Request) -> Family:
 
 
 def answer_error(request: Request, error: BaseException, family: Family) -> Response:
-    """The response for an exception."""
     return answer(request, refusal_of(error), family, getattr(error, "param", None))
 
 

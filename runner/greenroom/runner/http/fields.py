@@ -31,18 +31,14 @@ class Wrong(Exception):
 
 
 def wrong_type(where: str, expected: str, value: object) -> Wrong:
-    """The value is of another type."""
     return Wrong(where, f"{where} must be {expected}, not {_named(value)}.", "invalid_type")
 
 
 def missing(where: str) -> Wrong:
-    """A field that must be there is not."""
     return Wrong(where, f"{where} is required.", "missing_required_parameter")
 
 
 def text(least: int = 0, most: int | None = None) -> Check:
-    """A string of so many characters."""
-
     def check(value: Any, where: str) -> Any:
         if not isinstance(value, str):
             raise wrong_type(where, "a string", value)
@@ -56,15 +52,12 @@ def text(least: int = 0, most: int | None = None) -> Check:
 
 
 def flag(value: Any, where: str) -> Any:
-    """True or false."""
     if not isinstance(value, bool):
         raise wrong_type(where, "true or false", value)
     return value
 
 
 def number(least: float = -math.inf, most: float = math.inf) -> Check:
-    """A finite number in a range."""
-
     def check(value: Any, where: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong_type(where, "a number", value)
@@ -105,8 +98,6 @@ def tokens(value: Any, where: str) -> Any:
 
 
 def one_of(*words: str) -> Check:
-    """One of a few words."""
-
     def check(value: Any, where: str) -> Any:
         if not isinstance(value, str):
             raise wrong_type(where, "a string", value)

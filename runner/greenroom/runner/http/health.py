@@ -32,18 +32,14 @@ class StopBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Health:
-    """The handlers."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
         self._one_at_a_time = asyncio.Lock()
 
     async def root(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """A line for a browser."""
         return Response(b"Greenroom is running", content_type=TEXT)
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """Which Greenroom this is."""
         return json_response({"version": __version__})
 
     async def livez(self, request: Request) -> Response:
@@ -77,12 +73,10 @@ class Health:
         return json_response({"status": "ok"})
 
     async def jobs(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """The latest progress of every job that runs."""
         running: list[Any] = list(self._context.greenroom.board.running().values())
         return encoded(running)
 
     async def stop(self, request: Request) -> Response:
-        """Begin an orderly stop."""
         body = await read_json(request, StopBody)
         if self._context.stop is None:
             raise HttpRefusal(409, "not_a_daemon", "This Greenroom is part of another program.")

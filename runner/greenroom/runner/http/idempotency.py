@@ -77,8 +77,6 @@ class KeyedCommand:
 
 
 class Idempotency:
-    """The keyed commands of one front door."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
         self._under_way: dict[str, KeyedCommand] = {}

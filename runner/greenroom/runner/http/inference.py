@@ -91,8 +91,6 @@ class Kind:
 
 
 def inference(context: Context, kind: Kind) -> Handler:
-    """The handler of one inference route."""
-
     async def serve(request: Request) -> AnyResponse:
         exchange = Exchange(context, request, kind, context.backend_of(request))
         return await context.clients.attend(request, exchange.serve, exchange.farewell)
@@ -101,8 +99,6 @@ def inference(context: Context, kind: Kind) -> Handler:
 
 
 class Exchange:
-    """One request and its answer."""
-
     def __init__(self, context: Context, request: Request, kind: Kind, backend: str) -> None:
         """`backend`, unless empty, is binding."""
         self._context = context
@@ -126,7 +122,6 @@ class Exchange:
         self._has_turn = False
 
     async def serve(self) -> AnyResponse:
-        """Do all of it."""
         try:
             return await self._serve()
         except ConnectionError:

@@ -49,8 +49,6 @@ class RepackageBody(msgspec.Struct):
 
 
 class Models:
-    """The handlers."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
         self._remotes = asyncio.Semaphore(_REMOTES)
@@ -58,7 +56,6 @@ class Models:
         """One at a time: it is the disk that takes the time."""
 
     async def all(self, request: Request) -> Response:  # noqa: ARG002 - a handler
-        """Every model in the store."""
         return json_response([described(model) for model in self._context.greenroom.models()])
 
     async def one(self, request: Request) -> AnyResponse:
@@ -98,7 +95,6 @@ class Models:
         return json_response(described_remote(published))
 
     async def tag(self, request: Request) -> Response:
-        """Give a model another tag."""
         repository, tag = request.query.get("repo", ""), request.query.get("tag", "")
         if not repository or not tag:
             raise HttpRefusal(400, "invalid_request", "missing repo or tag query parameter")
@@ -132,7 +128,6 @@ class Models:
         )
 
     async def unknown_action(self, request: Request) -> Response:
-        """There are no others."""
         action = shown(request.params["action"])
         raise HttpRefusal(404, "no_such_path", f'unknown action "{action}"')
 

@@ -39,8 +39,6 @@ INFERENCE = {
 
 
 class Listing:
-    """The models, as OpenAI's clients list them."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
 
@@ -52,7 +50,6 @@ class Listing:
         return json_response({"object": "list", "data": entries})
 
     async def one(self, request: Request) -> Response:
-        """One model, by any of its names."""
         self._context.backend_of(request)
         model = self._context.model(request.params["name"])
         return json_response(_entry(model, self._context.configs()))

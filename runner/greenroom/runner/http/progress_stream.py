@@ -66,7 +66,6 @@ class Feed:
             self._take(latest)
 
     def close(self) -> None:
-        """Stop listening."""
         self._stop()
 
     def next(self) -> Progress | None:
@@ -77,7 +76,6 @@ class Feed:
         return step
 
     async def wait(self) -> None:
-        """Until there is a step."""
         await self._news.wait()
 
     def _hear(self, progress: Progress) -> None:

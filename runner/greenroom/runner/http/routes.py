@@ -23,7 +23,6 @@ PREFIXES = ("", "/engines", "/engines/{backend}")
 
 
 def all_routes(context: Context) -> Iterator[Route]:
-    """Every route, for one front door."""
     for path, kind in INFERENCE.items():
         handler = inference(context, kind)
         for prefix in PREFIXES:

@@ -97,8 +97,6 @@ def run(
 
 
 class _Serving:
-    """One life of the daemon."""
-
     def __init__(
         self,
         greenroom: Greenroom,

@@ -77,7 +77,6 @@ class Suspects:
         return self._turn
 
     def enter(self, engine_id: str, request_id: str) -> None:
-        """A request is sent to an engine."""
         if len(self._inside) > _ENGINES:
             for gone in [one for one, inside in self._inside.items() if not self._present(inside)]:
                 del self._inside[gone]

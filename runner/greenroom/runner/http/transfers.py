@@ -69,8 +69,6 @@ class PushBody(msgspec.Struct, rename="kebab"):
 
 
 class Transfers:
-    """The handlers."""
-
     def __init__(self, context: Context) -> None:
         self._context = context
         self._archives = Archives()
@@ -98,7 +96,6 @@ class Transfers:
         return await self._context.clients.attend(request, pull)
 
     async def cancel(self, request: Request) -> Response:
-        """End a pull."""
         body = await read_json(request, CancelBody, what="it is no JSON object with a from")
         cancel = CancelPull(reference=canonical(body.reference), leave=body.leave, waiter=body.waiter)
         cancelled = await self._context.greenroom.system.ask(cancel, cause=request.id)
@@ -142,7 +139,6 @@ class Transfers:
         return await self._context.clients.attend(request, load)
 
     async def export(self, request: Request) -> AnyResponse:
-        """A model as an archive."""
         name = request.params["reference"]
         model = self._context.model(name)
         quoted = shown(name).replace("\\", "_").replace('"', "_")

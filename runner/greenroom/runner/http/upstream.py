@@ -192,7 +192,6 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def abort(self) -> None:
-        """Cut it. Idempotent."""
         self._busy = False
         self._cut()
 
@@ -241,11 +240,9 @@ class Connection(asyncio.Protocol):
     # called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is connected."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
         self._last_byte.at = monotonic()
         if not self._busy:
             self.abort()  # nothing was asked for
@@ -311,7 +308,6 @@ class Connection(asyncio.Protocol):
             self._headers.add(name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
         if self._surplus:
             return
         self._status = status = self._parser.get_status_code()
@@ -322,7 +318,6 @@ class Connection(asyncio.Protocol):
         self._delimited = "Content-Length" in headers or "chunked" in coding or status in (204, 304)
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
         self._overhead = 0
         if self._surplus:
             return

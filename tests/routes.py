@@ -127,7 +127,7 @@ def route(journey: str) -> dict[str, str]:
         asyncio.run(walk(journey, trace, folder / "home"))
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
         shutil.rmtree(folder, ignore_errors=True)
     return trace.entered
 

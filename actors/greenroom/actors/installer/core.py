@@ -99,7 +99,7 @@ from greenroom.actors.kernel.core import (
     refuse,
 )
 from greenroom.actors.reports import EffectEnded, Happened
-from greenroom.actors.retry import CONTACT_RETRIES, INSTALL_RETRIES, NO_NETWORK_AFTER, RetryPolicy
+from greenroom.actors.retry import CONTACT_RETRIES, INSTALL_RETRIES, RetryPolicy
 from greenroom.actors.scheduler.messages import LiftQuarantines
 from greenroom.actors.values import BackendFacts, Failure, RequestSnapshot
 from greenroom.actors.waiters import count
@@ -409,10 +409,9 @@ class Installer:
         reached = report.reached or job.reached
         waited_for = name in volatile.awaited or count(volatile.waiting, *keys_of(backend.jobs_open, job))
         patient = reached or not waited_for
-        retry_at = None
-        if failure.kind == "transient" and (patient or now.wall - job.requested_at < NO_NETWORK_AFTER):
-            policy = self._retries if patient else self._contact
-            retry_at = policy.retry_at(job.attempt, now.wall, now.draw)
+        policy = self._retries if patient else self._contact
+        elapsed = now.wall - job.requested_at
+        retry_at = policy.retry_at(failure, attempt=job.attempt, now=now.wall, draw=now.draw, elapsed=elapsed)
         event: Event = InstallFailed(job=job.id, backend=name, failure=failure)
         if retry_at is not None:
             event = msgspec.structs.replace(report, attempt=job.attempt, retry_at=retry_at, reached=reached)

@@ -22,7 +22,7 @@ from greenroom.actors.library.messages import (
     Pulled,
 )
 from greenroom.actors.library.state import LibraryState, LibraryVolatile, PullState
-from greenroom.actors.retry import NO_NETWORK_AFTER, RetryPolicy
+from greenroom.actors.retry import RetryPolicy
 from greenroom.actors.values import Cancelled, Failure
 from greenroom.actors.waiters import count, joined, left
 
@@ -199,12 +199,11 @@ def attempt_failed(
         return Decision()
     failure, reference = report.failure, under_way.reference
     streak = under_way.streak + 1 if report.streak else 0
-    retry_at = None
     reached = report.reached or under_way.reached
     patient = reached or not count(volatile.waiting, reference)
-    if failure.kind == "transient" and (patient or now.wall - under_way.requested_at < NO_NETWORK_AFTER):
-        policy = policies[0] if patient else policies[1]
-        retry_at = policy.retry_at(max(streak, 1), now.wall, now.draw)
+    policy = policies[0] if patient else policies[1]
+    elapsed = now.wall - under_way.requested_at
+    retry_at = policy.retry_at(failure, attempt=max(streak, 1), now=now.wall, draw=now.draw, elapsed=elapsed)
     if retry_at is not None:
         failed = msgspec.structs.replace(
             report, attempt=under_way.attempt, retry_at=retry_at, streak=streak, reached=reached

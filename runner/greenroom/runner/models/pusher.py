@@ -175,8 +175,8 @@ class _Push:
                 # What has arrived is not sent again: an attempt that got on is no failure to count.
                 attempts = 1 if self._arrived > arrived else attempts + 1
                 draw = random.random()  # noqa: S311 - only spreads attempts
-                again = PUSH_RETRIES.retry_at(attempts, 0.0, draw)
-                if failed.failure.kind != "transient" or again is None:
+                again = PUSH_RETRIES.retry_at(failed.failure, attempt=attempts, now=0.0, draw=draw)
+                if again is None:
                     raise
                 self._pause(again, failed.failure.message)
         self._check_cancelled()

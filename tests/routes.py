@@ -72,14 +72,14 @@ async def walk(journey: str, trace: Trace, home: Path) -> None:
     from greenroom.actors.scheduler.messages import AwaitReady
     from greenroom.runner.config import Settings
     from greenroom.runner.daemon import Greenroom
-    from greenroom.runner.http.aiohttp_adapter import Runner
+    from greenroom.runner.http.aiohttp_adapter import ServerRunner
     from greenroom.runner.http.app import front_door
     from greenroom.runner.testing import tiny_gguf
 
     settings = Settings(home=home, install_policy="auto")
     greenroom = Greenroom(settings, backends={"toy": toy.toy_backend(home.parent)})
     await asyncio.to_thread(greenroom.start)
-    runner = Runner(front_door(greenroom), access_log=None)
+    runner = ServerRunner(front_door(greenroom), access_log=None)
     try:
         await greenroom.system.ask(AwaitReady())
         file = tiny_gguf(home.parent / "tiny.gguf")

@@ -404,3 +404,12 @@ def test_modules_are_of_a_readable_size() -> None:
         module.name: lines for module in MODULES if (lines := len(module.path.read_text().splitlines())) > 600
     }
     assert not long
+
+
+def test_no_public_class_name_means_two_things() -> None:
+    places: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module.name)
+    assert not {name: where for name, where in places.items() if len(where) > 1}

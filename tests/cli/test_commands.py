@@ -457,13 +457,13 @@ def test_backends_are_listed_without_a_daemon(
 def test_what_lies_on_the_disk_is_listed_without_a_daemon(
     greenroom: Any, home: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
-    from greenroom.runner.installations.record import Interpreter, Record, write
+    from greenroom.runner.installations.record import InstallationRecord, Interpreter, write
 
     monkeypatch.setenv("GREENROOM_PORT", str(unused_port))
     for built_at, version in enumerate(("0.31.0", "0.32.0")):
         folder = home / "backends" / "mlx" / f"{version}-00000000.1"
         folder.mkdir(parents=True)
-        record = Record(
+        record = InstallationRecord(
             id=folder.name,
             backend="mlx",
             version=version,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from greenroom.runner.cli import daemon_logging
-from greenroom.runner.cli.daemon_logging import DaemonLog, Handed
+from greenroom.runner.cli.daemon_logging import DaemonLogging, Handed
 
 
 class Frozen:
@@ -67,10 +67,10 @@ def test_the_end_waits_for_a_disk_that_hangs_no_longer_than_it_is_told(logger: l
 
 
 @pytest.fixture
-def daemon_log(tmp_path: Path) -> Iterator[DaemonLog]:
+def daemon_log(tmp_path: Path) -> Iterator[DaemonLogging]:
     root = logging.getLogger()
     before, level, raises = root.handlers[:], root.level, logging.raiseExceptions
-    log = DaemonLog(tmp_path / "daemon.log", terminal=False)
+    log = DaemonLogging(tmp_path / "daemon.log", terminal=False)
     yield log
     log.close()
     root.handlers[:], logging.raiseExceptions = before, raises
@@ -78,7 +78,7 @@ def daemon_log(tmp_path: Path) -> Iterator[DaemonLog]:
 
 
 def test_a_message_is_one_line_whatever_is_in_it_and_a_traceback_stays_readable(
-    daemon_log: DaemonLog, tmp_path: Path
+    daemon_log: DaemonLogging, tmp_path: Path
 ) -> None:
     path = "/x\n2026-01-01 00:00:00.000 INFO forged\x1b[31m\u2028\udce4"
     why = ValueError("why")
@@ -93,7 +93,7 @@ def test_a_message_is_one_line_whatever_is_in_it_and_a_traceback_stays_readable(
 
 
 def test_the_log_is_its_owners_and_is_put_aside_when_it_is_long(
-    daemon_log: DaemonLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    daemon_log: DaemonLogging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon_logging, "_LOG_BYTES", 1000)
     (tmp_path / "daemon.log").write_text("from before\n")
@@ -109,7 +109,9 @@ def test_the_log_is_its_owners_and_is_put_aside_when_it_is_long(
     assert "number 29" in files[0].read_text()
 
 
-def test_a_log_that_cannot_be_written_is_no_error_of_who_logs(daemon_log: DaemonLog, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_no_error_of_who_logs(
+    daemon_log: DaemonLogging, tmp_path: Path
+) -> None:
     (tmp_path / "daemon.log").mkdir()
     logging.getLogger("greenroom").warning("into the void")
     for _ in range(500):

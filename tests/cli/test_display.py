@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.cli.display import Bars, Lines, describe, display, title_of
+from greenroom.runner.cli.display import Bars, ProgressLines, describe, display, title_of
 
 
 class Terminal(io.StringIO):
@@ -57,7 +57,7 @@ def test_a_job_is_called_by_what_it_is_about() -> None:
 def test_a_pipe_gets_a_line_for_a_phase_not_one_for_each_step() -> None:
     stream = io.StringIO()
     shown = display(stream)
-    assert isinstance(shown, Lines)
+    assert isinstance(shown, ProgressLines)
 
     with shown:
         for done in range(0, 100, 10):

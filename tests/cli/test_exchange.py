@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from greenroom.runner.cli.client import BrokenOff, Exchange, NobodyThere, NotHttp
+from greenroom.runner.cli.client import BrokenOff, DaemonRequest, NobodyThere, NotHttp
 from greenroom.runner.cli.connect import Stranger, probe
 
 Speak = Callable[[bytes], str]
@@ -35,11 +35,11 @@ def speak() -> Iterator[Speak]:
         yield start
 
 
-def ask(url: str, timeout: float = 5) -> contextlib.closing[Exchange]:
-    return contextlib.closing(Exchange(url, "GET", "/", headers={}, timeout=timeout))
+def ask(url: str, timeout: float = 5) -> contextlib.closing[DaemonRequest]:
+    return contextlib.closing(DaemonRequest(url, "GET", "/", headers={}, timeout=timeout))
 
 
-def lines(exchange: Exchange) -> list[bytes]:
+def lines(exchange: DaemonRequest) -> list[bytes]:
     return list(iter(exchange.readline, b""))
 
 

@@ -20,7 +20,7 @@ from greenroom.runner.cli.client import Gone
 from greenroom.runner.cli.connect import Unresponsive, find, listener_at
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.config import Settings, load
-from greenroom.runner.daemon_lock import DaemonLock, Holder, HomeLocked, holder_of
+from greenroom.runner.daemon_lock import DaemonHolder, DaemonLock, HomeLocked, holder_of
 from greenroom.runner.proof import is_proof, keep_secret, prove, read_secret
 from quiet_server import QuietServer
 
@@ -282,7 +282,7 @@ def test_a_lock_on_a_full_disk_holds_without_a_name(home: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "pwrite", full)
     lock = DaemonLock(home)
-    assert holder_of(home) == Holder(0)
+    assert holder_of(home) == DaemonHolder(0)
     with pytest.raises(HomeLocked, match="in use by another process"):
         DaemonLock(home)
     lock.release()

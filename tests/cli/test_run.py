@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.cli.client import Exchange
+from greenroom.runner.cli.client import DaemonRequest
 
 CHAT = "POST /v1/chat/completions"
 
@@ -230,7 +230,7 @@ def test_a_chat_remembers_obeys_and_leaves(our_daemon: Any, monkeypatch: pytest.
 
 
 def test_a_request_that_is_left_closes_its_connection(our_daemon: Any) -> None:
-    exchange = Exchange(our_daemon.url, "GET", "/livez", headers={})
+    exchange = DaemonRequest(our_daemon.url, "GET", "/livez", headers={})
     assert exchange.status == 200
     exchange.close()
     exchange.close()

@@ -145,7 +145,7 @@ def test_df_shows_what_uses_the_disk(greenroom: Any, our_daemon: Any) -> None:
 def an_archive(content: bytes = b"a wheel") -> bytes:
     """As `backends export` writes it, of a backend `mlx` with one package."""
     wheel = archive.Wheel(name="a-1-py3-none-any.whl", sha256=sha256(content).hexdigest(), size=len(content))  # type: ignore[attr-defined]
-    manifest = archive.Manifest(
+    manifest = archive.ArchiveManifest(
         backend="mlx", distribution="mlx-lm", version="7", machine=archive.here(), wheels=(wheel,)
     )
     first = {"backend.json": msgspec.json.encode(manifest), "lock.txt": b"# a lock\n"}

@@ -23,7 +23,7 @@ from greenroom.runner import daemon as daemon_module
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.daemon_lock import DaemonLock
-from greenroom.runner.shutdown import Ending
+from greenroom.runner.shutdown import StopDeadline
 from greenroom.runner.testing import fake_backend, tiny_gguf
 
 BOUND = 1.5
@@ -149,7 +149,7 @@ def test_what_fails_at_the_end_holds_up_nothing_either(caplog: pytest.LogCapture
     def fails() -> None:
         raise OSError("no")
 
-    Ending(1.0).all_of({"one": fails, "two": lambda: ended.append("two")})
+    StopDeadline(1.0).all_of({"one": fails, "two": lambda: ended.append("two")})
     assert ended == ["two"]
     assert "ending one failed" in caplog.text
 

@@ -10,7 +10,7 @@ import pytest
 from greenroom.runner import threads
 from greenroom.runner.errors import not_begun
 from greenroom.runner.threads import NoThread, Thread, start_thread
-from greenroom.runner.waits import Cancel, Crew, Ending
+from greenroom.runner.waits import Cancel, Crew, JobEnding
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_a_job_without_a_thread_is_over_and_the_next_one_begins(no_memory: list[
     gone: list[str] = []
     crew = Crew(1, "test")
 
-    def work(_: Cancel) -> Ending:
-        return Ending(lambda: None)
+    def work(_: Cancel) -> JobEnding:
+        return JobEnding(lambda: None)
 
     assert crew.start("one", work, lambda: gone.append("one"))
     assert crew.start("two", work, lambda: gone.append("two"))

@@ -16,7 +16,7 @@ from engine_stage import Stage
 from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Measured
 from greenroom.runner.engines import devices, processes
-from greenroom.runner.engines.health_monitor import Memory
+from greenroom.runner.engines.health_monitor import ReportedMemory
 from waiting import until
 
 MIB = 2**20
@@ -27,7 +27,7 @@ def inside(count: int = 1, quiet_since: float = 0.0) -> GateReading:
 
 
 def test_memory_is_reported_with_its_peak_when_it_has_changed_noticeably() -> None:
-    memory = Memory()
+    memory = ReportedMemory()
     assert memory.measure(100 * MIB) == Measured(now=100 * MIB, peak=100 * MIB)
     assert memory.measure(100 * MIB - 10) is None
     assert memory.measure(40 * MIB) == Measured(now=40 * MIB, peak=100 * MIB)

@@ -14,7 +14,7 @@ from engine_stage import Stage
 from greenroom.actors.engine_runner.effects import EndEngine
 from greenroom.actors.values import EngineSpec, Failure
 from greenroom.runner.backends.base import CommandLine, Readiness
-from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.errors import JobFailed
 from waiting import until
 
@@ -144,8 +144,8 @@ def test_a_second_start_of_the_same_engine_is_the_same_start(stage: Stage) -> No
 
 
 def test_a_program_that_does_not_exist_fails_with_its_name(stage: Stage) -> None:
-    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
-        return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
+    def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
+        return PreparedEngine(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
     host = stage.host(prepare=prepare)
     host.start(stage.spec())
@@ -155,7 +155,7 @@ def test_a_program_that_does_not_exist_fails_with_its_name(stage: Stage) -> None
 
 
 def test_what_prepare_refuses_reaches_the_listener_as_it_is(stage: Stage) -> None:
-    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
+    def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         raise JobFailed.permanent("broken", "The installation is broken.", advice="Reinstall it.")
 
     stage.host(prepare=prepare).start(stage.spec())
@@ -262,8 +262,8 @@ def test_folders_of_ended_engines_do_not_pile_up_while_a_daemon_runs(
     monkeypatch.setattr(module, "_KEPT_MEANWHILE", 3)
     monkeypatch.setattr(module, "_PRUNED_EVERY", 4)
 
-    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
-        return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
+    def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
+        return PreparedEngine(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
     host, living = stage.host(prepare=prepare), stage.spec()
     stage.host().start(living)

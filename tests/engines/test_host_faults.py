@@ -17,7 +17,7 @@ from greenroom.actors.values import Engine
 from greenroom.runner.backends.base import CommandLine, Readiness
 from greenroom.runner.engines import channel, folders, host, recovery
 from greenroom.runner.engines.channel import Channel
-from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.handle import PreparedEngine
 
 
 def known(stage: Stage, spec: Any, state: Any = "ready") -> Engine:
@@ -44,7 +44,7 @@ def test_a_runner_that_was_rebuilt_while_an_engine_is_prepared_hears_that_it_is_
     spec = stage.spec()
     plain = stage.host()._prepare
 
-    def prepare(*given: Any) -> Prepared:
+    def prepare(*given: Any) -> PreparedEngine:
         assert go.wait(20)
         return plain(*given)
 
@@ -62,7 +62,7 @@ def test_an_engine_that_is_still_prepared_when_the_host_ends_never_runs(stage: S
     go, prepared = threading.Event(), threading.Event()
     plain = stage.host()._prepare
 
-    def prepare(*given: Any) -> Prepared:
+    def prepare(*given: Any) -> PreparedEngine:
         assert go.wait(60)
         made = plain(*given)
         prepared.set()
@@ -115,8 +115,8 @@ def test_without_a_thread_left_a_start_fails_and_the_next_one_is_tried(
 
 
 def test_a_program_that_is_not_there_is_the_configurations_failure(stage: Stage) -> None:
-    def prepare(*_: Any) -> Prepared:
-        return Prepared(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
+    def prepare(*_: Any) -> PreparedEngine:
+        return PreparedEngine(CommandLine(argv=("/nowhere/llama-server",)), Readiness())
 
     stage.host(prepare=prepare).start(stage.spec())
     (failure,) = stage.heard.wait("failed")

@@ -21,8 +21,8 @@ from engine_stage import Stage
 from greenroom.actors.gates import GateBoard, GateReading, LastByte
 from greenroom.runner.backends.base import CommandLine
 from greenroom.runner.engines import liveness, processes, reachability
-from greenroom.runner.engines.handle import Prepared, batch_of
-from greenroom.runner.engines.liveness import LIMIT, Life
+from greenroom.runner.engines.handle import PreparedEngine, batch_of
+from greenroom.runner.engines.liveness import LIMIT, EngineObservations
 from greenroom.runner.engines.reachability import Reachability
 from waiting import until
 
@@ -35,18 +35,18 @@ def reading(inside: int = 1, quiet_since: float = 0.0, **more: Any) -> GateReadi
 
 
 def test_silence_counts_from_the_last_byte_or_the_last_work_whichever_was_later() -> None:
-    life = Life(0.0)
+    life = EngineObservations(0.0)
     life.use(1.0, 10.0)
     assert life.still_for(reading(quiet_since=4.0), 30.0) == 20.0
     assert life.still_for(reading(quiet_since=25.0), 30.0) == 5.0
 
 
 def test_an_engine_without_requests_has_no_silence() -> None:
-    assert Life(0.0).quiet_for(reading(0), 1000.0) == 0.0
+    assert EngineObservations(0.0).quiet_for(reading(0), 1000.0) == 0.0
 
 
 def test_what_an_idle_server_uses_does_not_count_as_work() -> None:
-    life = Life(0.0)
+    life = EngineObservations(0.0)
     life.use(5.0, 0.0)
     for second in range(1, 101):
         life.use(5.0 + second * 0.01, float(second))
@@ -56,7 +56,7 @@ def test_what_an_idle_server_uses_does_not_count_as_work() -> None:
 
 
 def test_a_member_of_the_group_that_has_gone_is_a_change() -> None:
-    life = Life(0.0)
+    life = EngineObservations(0.0)
     life.use(50.0, 0.0)
     life.use(3.0, 20.0)
     assert life.still_for(reading(), 20.0) == 0.0
@@ -71,19 +71,19 @@ def test_clients_that_come_and_go_without_an_answer_do_not_begin_the_silence_ane
 
     for number in range(10):
         byte.ask(1.0 + 2 * number)
-        assert Life(0.0).quiet_for(told(1), 2.0 + 2 * number) == 1.0 + 2 * number
+        assert EngineObservations(0.0).quiet_for(told(1), 2.0 + 2 * number) == 1.0 + 2 * number
         byte.left_at = 2.5 + 2 * number
-    assert Life(0.0).quiet_for(told(0), 20.5) == 19.5
+    assert EngineObservations(0.0).quiet_for(told(0), 20.5) == 19.5
     byte.ask(25.0)
     byte.at = 30.0
-    assert Life(0.0).quiet_for(told(1), 31.0) == 1.0
+    assert EngineObservations(0.0).quiet_for(told(1), 31.0) == 1.0
     byte.left_at = 32.0
-    assert Life(0.0).quiet_for(told(0), 100.0) == 0.0
+    assert EngineObservations(0.0).quiet_for(told(0), 100.0) == 0.0
 
 
 def test_a_client_that_leaves_at_once_is_no_reason_to_ask_an_idle_engine() -> None:
     left = reading(0, 10.0, left_at=10.2, unanswered_since=10.0)
-    assert Life(0.0).quiet_for(left, 100.0) == 0.0
+    assert EngineObservations(0.0).quiet_for(left, 100.0) == 0.0
 
 
 def test_a_gate_tells_since_when_a_question_is_unanswered_and_when_the_last_one_left() -> None:
@@ -101,7 +101,7 @@ def test_a_gate_tells_since_when_a_question_is_unanswered_and_when_the_last_one_
 
 
 def test_counters_that_move_are_work_and_show_how_long_a_batch_takes() -> None:
-    life = Life(0.0)
+    life = EngineObservations(0.0)
     life.count(b"1", 10.0, since=0.0)
     life.count(b"1", 30.0, since=0.0)
     assert life.quiet_for(reading(), 30.0) == 30.0
@@ -111,7 +111,7 @@ def test_counters_that_move_are_work_and_show_how_long_a_batch_takes() -> None:
 
 
 def test_counters_that_moved_before_this_silence_prove_nothing_about_it() -> None:
-    life = Life(0.0)
+    life = EngineObservations(0.0)
     life.count(b"1", 10.0, since=0.0)
     life.count(b"9", 3604.0, since=3600.0)
     assert life.longest == 0.0
@@ -121,17 +121,19 @@ def test_counters_that_moved_before_this_silence_prove_nothing_about_it() -> Non
 
 
 def test_an_engine_at_work_has_five_times_its_longest_batch_reckoned_from_its_speed() -> None:
-    assert Life(0.0).patience(LIMIT) >= 600.0, "of one whose speed is not known a batch may take long"
-    life = Life(0.0, batch=512)
+    assert EngineObservations(0.0).patience(LIMIT) >= 600.0, (
+        "of one whose speed is not known a batch may take long"
+    )
+    life = EngineObservations(0.0, batch=512)
     life.count(COUNTED, 1.0, since=0.0)
     assert life.patience(LIMIT) == pytest.approx(5 * 5.12)
-    fast = Life(0.0, batch=128)
+    fast = EngineObservations(0.0, batch=128)
     fast.count(COUNTED, 1.0, since=0.0)
     assert fast.patience(LIMIT) == LIMIT
 
 
 def test_a_token_a_second_says_nothing_about_how_long_a_batch_of_a_prompt_takes() -> None:
-    life = Life(0.0)
+    life = EngineObservations(0.0)
     for second in range(1, 10):
         life.read(reading(quiet_since=float(second)))
     assert life.longest == 1.0
@@ -139,7 +141,7 @@ def test_a_token_a_second_says_nothing_about_how_long_a_batch_of_a_prompt_takes(
 
 
 def test_time_in_which_nothing_was_observed_does_not_count() -> None:
-    life = Life(0.0)
+    life = EngineObservations(0.0)
     life.excuse(5000.0)
     assert life.quiet_for(reading(quiet_since=1.0), 5001.0) == 1.0
     assert life.still_for(reading(quiet_since=1.0), 5001.0) == 1.0
@@ -221,8 +223,8 @@ class Odd:
         self.spec = stage.spec()
         argv = (sys.executable, "-I", str(stage.programs / "odd_engine.py"), "--wish", str(self.file))
 
-        def prepare(spec: Any, place: Path) -> Prepared:
-            return Prepared(
+        def prepare(spec: Any, place: Path) -> PreparedEngine:
+            return PreparedEngine(
                 command=CommandLine(argv=(*argv, "--socket", str(place))), readiness=stage.readiness
             )
 

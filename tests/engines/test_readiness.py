@@ -15,9 +15,9 @@ from greenroom.runner.backends.base import Readiness
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.readiness import (
-    Health,
-    Patience,
     Probe,
+    ProbeResult,
+    ProgressDeadline,
     Pulse,
     belongs_to,
     judge,
@@ -29,12 +29,12 @@ from greenroom.runner.systems import here
 @pytest.mark.parametrize(
     ("backend", "status", "health"),
     [
-        (LlamaCpp, None, Health.SILENT),
-        (LlamaCpp, 503, Health.LOADING),
-        (LlamaCpp, 200, Health.READY),
-        (LlamaCpp, 404, Health.LOADING),
-        (Mlx, 200, Health.READY),
-        (Mlx, 503, Health.DEAD),
+        (LlamaCpp, None, ProbeResult.SILENT),
+        (LlamaCpp, 503, ProbeResult.LOADING),
+        (LlamaCpp, 200, ProbeResult.READY),
+        (LlamaCpp, 404, ProbeResult.LOADING),
+        (Mlx, 200, ProbeResult.READY),
+        (Mlx, 503, ProbeResult.DEAD),
     ],
 )
 def test_the_same_status_means_different_things_to_different_backends(
@@ -49,7 +49,7 @@ def pulse(log: int = 0, cpu: float = 0.0, read: int = 0) -> Pulse:
 
 @pytest.mark.parametrize("life", [{"log": 1}, {"cpu": 0.5}, {"read": 1}])
 def test_any_sign_of_life_begins_the_wait_anew(life: Any) -> None:
-    patience = Patience(now=0)
+    patience = ProgressDeadline(now=0)
     assert patience.moved(pulse(), 0)
     assert not patience.moved(pulse(), 9)
     assert patience.silent_for(9) == 9
@@ -59,7 +59,7 @@ def test_any_sign_of_life_begins_the_wait_anew(life: Any) -> None:
 
 
 def test_the_processor_time_of_an_idle_server_is_no_sign_of_life() -> None:
-    patience = Patience(now=0)
+    patience = ProgressDeadline(now=0)
     assert [patience.moved(pulse(cpu=now * 0.01), now) for now in (0, 5, 9, 10)] == [
         True,
         False,
@@ -90,7 +90,7 @@ def test_a_stranger_on_the_socket_is_never_taken_for_the_engine(tmp_path: Path) 
         listener.bind(str(path))
         listener.listen()
         stranger = Probe(path, Readiness(), leader=1)
-        assert stranger.look() is Health.SILENT
+        assert stranger.look() is ProbeResult.SILENT
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
             assert here.peer_pid(client) == os.getpid()
@@ -99,4 +99,4 @@ def test_a_stranger_on_the_socket_is_never_taken_for_the_engine(tmp_path: Path) 
 
 
 def test_nobody_on_the_socket_is_silence(tmp_path: Path) -> None:
-    assert Probe(tmp_path / "none", Readiness()).look() is Health.SILENT
+    assert Probe(tmp_path / "none", Readiness()).look() is ProbeResult.SILENT

@@ -22,7 +22,7 @@ from greenroom.runner.backends.flags import LLAMA_CPP
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
 from greenroom.runner.engines.folders import EngineFolder
-from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.launchers import launcher
 from waiting import until
 
@@ -48,10 +48,10 @@ NOT_OFFERED = {
 def llama(stage: Stage, llama_cpp_python: Path, smollm2_gguf: Path) -> Stage:
     """A stage on which llama.cpp plays."""
 
-    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
+    def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         model = ModelFiles(path=smollm2_gguf, format="gguf", name="ai/smollm2")
         launch = Launch(spec=spec, root=Path("/"), python=llama_cpp_python, model=model, socket=socket)
-        return Prepared(LlamaCpp().command(launch), LlamaCpp.readiness)
+        return PreparedEngine(LlamaCpp().command(launch), LlamaCpp.readiness)
 
     stage.options = {"prepare": prepare}
     return stage
@@ -123,10 +123,10 @@ def test_a_file_that_is_no_model_ends_with_a_sentence(
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"this is not a model" * 100)
 
-    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
+    def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         model = ModelFiles(path=broken, format="gguf", name="broken")
         launch = Launch(spec=spec, root=Path("/"), python=llama_cpp_python, model=model, socket=socket)
-        return Prepared(LlamaCpp().command(launch), LlamaCpp.readiness)
+        return PreparedEngine(LlamaCpp().command(launch), LlamaCpp.readiness)
 
     llama.host(prepare=prepare).start(llama.spec(backend="llama.cpp", model_ref="broken"))
     (end,) = llama.heard.wait("exited", bound=60)
@@ -181,10 +181,10 @@ def test_every_allowed_flag_is_followed_or_known_to_be_out_of_reach(
 def test_mlx_loads_answers_and_stops_on_a_unix_socket(
     stage: Stage, mlx_python: Path, smollm2_mlx: Path
 ) -> None:
-    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
+    def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
         launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
-        return Prepared(Mlx().command(launch), Mlx.readiness, model_name="default_model")
+        return PreparedEngine(Mlx().command(launch), Mlx.readiness, model_name="default_model")
 
     host, spec = stage.host(prepare=prepare), stage.spec(backend="mlx")
     host.start(spec)
@@ -203,10 +203,10 @@ def test_mlx_loads_answers_and_stops_on_a_unix_socket(
 def mlx(stage: Stage, mlx_python: Path, smollm2_mlx: Path) -> Stage:
     """mlx with the real model, ready."""
 
-    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
+    def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         model = ModelFiles(path=smollm2_mlx, format="safetensors-mlx", name="smollm2")
         launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
-        return Prepared(Mlx().command(launch), Mlx.readiness, model_name="default_model")
+        return PreparedEngine(Mlx().command(launch), Mlx.readiness, model_name="default_model")
 
     host, stage.started = stage.host(prepare=prepare), stage.spec(backend="mlx")
     host.start(stage.started)
@@ -217,11 +217,11 @@ def mlx(stage: Stage, mlx_python: Path, smollm2_mlx: Path) -> Stage:
 
 
 def test_mlx_whose_load_dies_ends_with_the_reason(stage: Stage, mlx_python: Path, tmp_path: Path) -> None:
-    def prepare(spec: EngineSpec, socket: Path) -> Prepared:
+    def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
         (tmp_path / "empty").mkdir()
         model = ModelFiles(path=tmp_path / "empty", format="safetensors-mlx", name="empty")
         launch = Launch(spec=spec, root=Path("/"), python=mlx_python, model=model, socket=socket)
-        return Prepared(Mlx().command(launch), Mlx.readiness, model_name="default_model")
+        return PreparedEngine(Mlx().command(launch), Mlx.readiness, model_name="default_model")
 
     stage.host(prepare=prepare).start(stage.spec(backend="mlx"))
     (end,) = stage.heard.wait("exited", bound=100)

@@ -19,7 +19,7 @@ from greenroom.actors.gates import GateBoard
 from greenroom.runner.backends.base import Backend, Launch, ModelFiles
 from greenroom.runner.backends.llama_cpp import LlamaCpp
 from greenroom.runner.backends.mlx import Mlx
-from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.liveness import LIMIT
 from greenroom.runner.engines.readiness import Probe
 
@@ -54,14 +54,14 @@ class Real:
         self.gates = GateBoard()
 
     def start(self, *flags: str, context: int = 2048, hanging: Path | None = None) -> None:
-        def prepare(spec: Any, place: Path) -> Prepared:
+        def prepare(spec: Any, place: Path) -> PreparedEngine:
             launch = Launch(spec=spec, root=Path("/"), python=self.python, model=self.model, socket=place)
             command = self.backend.command(launch)
             if hanging is not None:
                 python, isolated, program, *rest = command.argv
                 code = HANGING.format(file=str(hanging), launcher=program)
                 command = replace(command, argv=(python, isolated, "-c", code, *rest))
-            return Prepared(command, self.backend.readiness, model_name=self.spoken)
+            return PreparedEngine(command, self.backend.readiness, model_name=self.spoken)
 
         spec = self.stage.spec(backend=self.backend.name, context_size=context, flags=flags)
         self.engine_id = spec.engine_id

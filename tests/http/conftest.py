@@ -23,7 +23,7 @@ from greenroom.actors.scheduler.messages import SCHEDULER
 from greenroom.actors.values import Engine, Model
 from greenroom.runner.config import ExternalBackend, Settings
 from greenroom.runner.daemon import Greenroom
-from greenroom.runner.http.aiohttp_adapter import Runner
+from greenroom.runner.http.aiohttp_adapter import ServerRunner
 from greenroom.runner.http.app import context_of, front_door
 from greenroom.runner.testing import fake_backend, tiny_gguf
 from waiting import until_async
@@ -155,7 +155,7 @@ async def open_house(prefix: str, short_path: Path, programs: Path) -> AsyncIter
             served = web.Application()
             served.add_subapp(prefix, app)
         # A host has its own; the daemon has this one.
-        kind = web.AppRunner if prefix else Runner
+        kind = web.AppRunner if prefix else ServerRunner
         runner = kind(served, access_log=None, shutdown_timeout=0.3, **(host or {}))
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from greenroom.runner.backends.base import Dialect
-from greenroom.runner.http.engine_errors import Asked, engine_error
+from greenroom.runner.http.engine_errors import RequestTarget, engine_error
 
-ASKED = Asked("llama.cpp", "tiny")
+ASKED = RequestTarget("llama.cpp", "tiny")
 
 # Answers of llama-server, mlx-lm 0.32 and vLLM, as they came.
 LLAMA_LONG = (

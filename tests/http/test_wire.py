@@ -206,11 +206,11 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 def test_lines_come_whole_and_renamed_whatever_is_in_them(texts: list[str], cuts: list[int]) -> None:
     import msgspec
 
-    from greenroom.runner.http.sse import Lines, Renaming
+    from greenroom.runner.http.sse import Renaming, WholeLines
 
     events = [{"model": "default_model", "text": text, "deep": '"model": "default_model"'} for text in texts]
     data = b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events)
-    lines = Lines(Renaming("default_model", 'a "b" é'))
+    lines = WholeLines(Renaming("default_model", 'a "b" é'))
     bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     pieces = [lines.feed(data[a:b]) for a, b in pairwise(bounds)]
     assert all(piece == b"" or piece.endswith(b"\n") for piece in pieces)

@@ -44,7 +44,7 @@ from greenroom.actors.progress import ProgressBoard, pull_job
 from greenroom.actors.reports import EffectEnded, Happened
 from greenroom.actors.values import Failure, Model, Progress
 from greenroom.runner.models.puller import Puller
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from quiet_server import QuietServer
 
 BOUND = 30.0
@@ -140,8 +140,8 @@ def model_folder() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "home" / "models")
+def store(tmp_path: Path) -> ModelStore:
+    store = ModelStore(tmp_path / "home" / "models")
     store.prepare()
     return store
 
@@ -150,7 +150,7 @@ def store(tmp_path: Path) -> Store:
 def bring(tmp_path: Path) -> Callable[..., Model]:
     """Stores a tiny GGUF model; `filler` makes its weights differ."""
 
-    def bring(store: Store, tag: str = "", filler: bytes = b"\x01", name: str = "tiny.gguf") -> Model:
+    def bring(store: ModelStore, tag: str = "", filler: bytes = b"\x01", name: str = "tiny.gguf") -> Model:
         source = tmp_path / f"source-{filler.hex()}-{name}"
         source.write_bytes(make_gguf(filler=filler))
         with store.arrival() as arrival:
@@ -259,7 +259,7 @@ class Recorder(ProgressBoard):
 class Asks:
     """A puller with what the library asks of it, in short."""
 
-    def __init__(self, store: Store, recorder: Recorder, **options: Any) -> None:
+    def __init__(self, store: ModelStore, recorder: Recorder, **options: Any) -> None:
         self.puller = Puller(store, recorder.tell, recorder, **options)
         self.look_up, self.close = self.puller.look_up, self.puller.close
         self._recorder = recorder
@@ -305,10 +305,10 @@ def recorder() -> Recorder:
 
 
 @pytest.fixture
-def new_puller(store: Store, recorder: Recorder) -> Iterator[Callable[..., Asks]]:
+def new_puller(store: ModelStore, recorder: Recorder) -> Iterator[Callable[..., Asks]]:
     made: list[Asks] = []
 
-    def make(other: Store | None = None, **options: Any) -> Asks:
+    def make(other: ModelStore | None = None, **options: Any) -> Asks:
         made.append(Asks(other or store, recorder, **options))
         return made[-1]
 

@@ -17,7 +17,7 @@ import pytest
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.archive import load
 from greenroom.runner.models.bundle import unpack
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 
 NAME = f"blobs/sha256/{'0' * 64}"
 
@@ -53,7 +53,7 @@ HOSTILE = [_old_sparse, _new_sparse, _endless_header]
 
 @pytest.mark.parametrize("make", HOSTILE)
 def test_an_archive_that_is_larger_than_it_looks_is_not_loaded(
-    make: Callable[[str], bytes], store: Store
+    make: Callable[[str], bytes], store: ModelStore
 ) -> None:
     with pytest.raises(JobFailed, match=r"neither a file|a header of|not allowed") as caught:
         load(store, io.BytesIO(make(NAME)), threading.Event())
@@ -119,7 +119,9 @@ def _long_names(count: int) -> bytes:
     ],
 )
 @pytest.mark.timeout(20)
-def test_an_archive_that_ends_before_its_members_do_is_refused_at_once(data: bytes, store: Store) -> None:
+def test_an_archive_that_ends_before_its_members_do_is_refused_at_once(
+    data: bytes, store: ModelStore
+) -> None:
     with pytest.raises(JobFailed) as caught:
         load(store, io.BytesIO(data), threading.Event())
     assert (caught.value.failure.kind, caught.value.failure.code) == ("permanent", "not_a_model")
@@ -135,7 +137,7 @@ def test_an_archive_in_a_model_whose_headers_lie_is_refused_at_once(data: bytes,
     assert caught.value.failure.code == "not_a_model"
 
 
-def test_a_load_ends_within_a_read_when_it_is_cancelled(store: Store) -> None:
+def test_a_load_ends_within_a_read_when_it_is_cancelled(store: ModelStore) -> None:
     cancel = threading.Event()
 
     class Endless(io.RawIOBase):
@@ -152,7 +154,7 @@ def test_a_load_ends_within_a_read_when_it_is_cancelled(store: Store) -> None:
         load(store, Endless(), cancel)  # type: ignore[arg-type]
 
 
-def test_a_load_stops_before_the_disk_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_stops_before_the_disk_is_full(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     member = tarfile.TarInfo(f"blobs/sha256/{'0' * 64}")
     member.size = 2**25
     data = member.tobuf(tarfile.GNU_FORMAT) + b"x" * 2**25
@@ -203,7 +205,7 @@ except JobFailed as error:
     assert done.stdout == "not_a_model\n", done.stderr
 
 
-def test_any_bytes_are_an_archive_or_refused(store: Store) -> None:
+def test_any_bytes_are_an_archive_or_refused(store: ModelStore) -> None:
     whole = _new_sparse(NAME) + _old_sparse("manifest.json")
     for cut in range(0, len(whole), 37):
         for flip in (0, 124, 156, 257, 511):

@@ -13,7 +13,7 @@ import pytest
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models import puller as puller_module
-from greenroom.runner.waits import Cancel, Crew, Ending, side_by_side
+from greenroom.runner.waits import Cancel, Crew, JobEnding, side_by_side
 from trickle import HANGS, Trickle
 
 NewPuller = Callable[..., Any]
@@ -135,13 +135,13 @@ def test_a_crew_runs_a_few_at_once_and_the_others_in_order() -> None:
     ended: list[str] = []
     news = threading.Condition()
 
-    def work(key: str) -> Callable[[Cancel], Ending]:
-        def run(_: Cancel) -> Ending:
+    def work(key: str) -> Callable[[Cancel], JobEnding]:
+        def run(_: Cancel) -> JobEnding:
             with news:
                 began.append(key)
                 news.notify_all()
             gates[key].wait(BOUND)
-            return Ending(lambda: ended.append(key))
+            return JobEnding(lambda: ended.append(key))
 
         return run
 
@@ -168,9 +168,9 @@ def test_what_a_job_has_changed_is_told_though_it_was_given_up() -> None:
     go, told = threading.Event(), threading.Event()
     heard: list[str] = []
 
-    def run(_: Cancel) -> Ending:
+    def run(_: Cancel) -> JobEnding:
         go.wait(BOUND)
-        return Ending(lambda: (heard.append("done"), told.set()), late=True)  # type: ignore[arg-type, func-returns-value]
+        return JobEnding(lambda: (heard.append("done"), told.set()), late=True)  # type: ignore[arg-type, func-returns-value]
 
     crew.start("a", run, lambda: heard.append("gone"))
     crew.close()
@@ -184,13 +184,13 @@ def test_a_job_that_raises_gives_its_slot_back() -> None:
     crew = Crew(1, "test")
     gone = threading.Event()
 
-    def fails(_: Cancel) -> Ending:
+    def fails(_: Cancel) -> JobEnding:
         raise RuntimeError("not foreseen")
 
     crew.start("a", fails, gone.set)
     assert gone.wait(BOUND)
     done = threading.Event()
-    crew.start("b", lambda _: Ending(done.set), lambda: None)
+    crew.start("b", lambda _: JobEnding(done.set), lambda: None)
     assert done.wait(BOUND)
     crew.close()
 

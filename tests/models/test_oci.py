@@ -18,7 +18,7 @@ import pytest
 from greenroom.runner.config import RegistrySettings
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.published import checked
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from greenroom.runner.registry.credentials import credentials_for
 from model_registry import (
     BASIC,
@@ -77,7 +77,7 @@ def pull(new_puller: NewPuller, recorder: Any, reference: str, **options: Any) -
 
 @needs_registry
 def test_a_model_keeps_the_id_it_was_published_with(
-    registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+    registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     published = registry.push(
         "ai/tiny", [(GGUF, gguf(), {}), ("application/vnd.docker.ai.license", b"MIT", {})]
@@ -97,7 +97,7 @@ def test_a_model_keeps_the_id_it_was_published_with(
 
 @needs_registry
 def test_a_digest_pins_and_moves_no_tag(
-    registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+    registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     old = registry.push("org/pinned", [(GGUF, gguf(filler=b"\x01"), {})])
     new = registry.push("org/pinned", [(GGUF, gguf(filler=b"\x02"), {})])
@@ -112,7 +112,7 @@ def test_a_digest_pins_and_moves_no_tag(
 
 @needs_registry
 def test_a_file_that_another_model_has_is_not_fetched_again(
-    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     shared = gguf(filler=b"\x09")
     registry.push("org/one", [(GGUF, shared, {})])
@@ -130,7 +130,7 @@ def test_safetensors_with_their_configuration_in_a_tar_are_one_folder(
     registry: RealRegistry,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     tmp_path: Path,
     model_folder: Callable[..., Path],
 ) -> None:
@@ -153,7 +153,7 @@ def test_newer_artifacts_name_each_file(
     registry: RealRegistry,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     tmp_path: Path,
     model_folder: Callable[..., Path],
 ) -> None:
@@ -199,7 +199,7 @@ def test_nothing_leaves_its_folder(
     registry: RealRegistry,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     safetensors: Make,
 ) -> None:
     registry.push("org/evil", [(SAFETENSORS, safetensors(), {}), layer])
@@ -222,7 +222,7 @@ def test_names_that_cannot_lie_side_by_side_are_the_models_fault(
     gguf: Make,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
 ) -> None:
     kind = "application/vnd.docker.ai.model.file"
     registry.push(
@@ -250,7 +250,7 @@ def test_a_size_that_no_file_has_is_refused_before_anything_is_fetched(lie: int,
 @needs_registry
 @pytest.mark.parametrize("lie", [-1, -2_000, 1, 2_000])
 def test_a_manifest_that_lies_about_a_size_is_no_success(
-    lie: int, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+    lie: int, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     registry.push("org/lie", [(GGUF, gguf(), {})], lie=lie)
     what, failure = pull(new_puller, recorder, f"{registry.host}/org/lie")
@@ -264,7 +264,7 @@ def test_code_and_pickles_of_a_registry_are_not_laid_beside_an_engine(
     registry: RealRegistry,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     tmp_path: Path,
     model_folder: Callable[..., Path],
 ) -> None:
@@ -284,7 +284,7 @@ def test_code_and_pickles_of_a_registry_are_not_laid_beside_an_engine(
 @needs_registry
 @pytest.mark.parametrize("name", ["x" * 300 + ".gguf", "é" * 200 + ".gguf", "a/" + "b" * 256 + "/m.gguf"])
 def test_a_layer_with_a_name_that_no_disk_takes_is_the_models_fault(
-    name: str, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+    name: str, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     registry.push("org/long", [(GGUF, gguf(), {FILEPATH: name})])
     what, failure = pull(new_puller, recorder, f"{registry.host}/org/long")
@@ -307,7 +307,7 @@ def test_what_is_no_model_is_refused_before_anything_is_fetched(
 
 @needs_registry
 def test_a_layer_that_broke_off_is_gone_on_with_and_the_others_are_not_fetched_twice(
-    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     shape = (1024, 512)
     big = gguf(tensors=[("t", shape, 1, 0)], data=os.urandom(2**20))
@@ -329,7 +329,7 @@ def test_a_layer_that_broke_off_is_gone_on_with_and_the_others_are_not_fetched_t
 
 @needs_registry
 def test_a_mirror_that_has_a_manifest_and_not_its_blobs_is_passed_over(
-    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store
+    gate: Gate, registry: RealRegistry, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     gate.blobs = False
     published = registry.push("org/mirrored", [(GGUF, gguf(filler=b"\x07"), {})])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 
 NewPuller = Callable[..., Any]
 Make = Callable[..., bytes]
@@ -42,7 +42,7 @@ def test_no_link_leaves_the_folder(
     model_folder: Folder,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     tmp_path: Path,
 ) -> None:
     folder = model_folder(tmp_path / "model")
@@ -66,7 +66,7 @@ def test_no_link_leaves_the_folder(
 
 
 def test_links_within_the_folder_are_followed(
-    model_folder: Folder, new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path
+    model_folder: Folder, new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path
 ) -> None:
     folder = model_folder(tmp_path / "model")
     (folder / "data").mkdir()
@@ -80,7 +80,7 @@ def test_links_within_the_folder_are_followed(
 
 
 def test_a_link_that_somebody_names_is_the_file_it_means_and_has_to_be_a_model(
-    gguf: Make, new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path, secret: Path
+    gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path, secret: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "blob").write_bytes(gguf())
@@ -99,7 +99,7 @@ def test_a_file_that_is_swapped_while_it_is_taken_is_neither_linked_nor_given_an
     model_folder: Folder,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     secret: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,7 +126,7 @@ def test_a_file_that_is_swapped_while_it_is_taken_is_neither_linked_nor_given_an
 
 
 def test_an_original_keeps_its_mode(
-    gguf: Make, new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path
+    gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.gguf"
     path.write_bytes(gguf())
@@ -152,7 +152,7 @@ NOT_UTF8 = b"caf\xe9"
 
 
 def test_a_file_name_that_is_not_utf8_beside_a_model_is_passed_over(
-    model_folder: Folder, gguf: Make, new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path
+    model_folder: Folder, gguf: Make, new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path
 ) -> None:
     folder = model_folder(tmp_path / "model")
     for name in (NOT_UTF8 + b".txt", NOT_UTF8, b"two\nlines.txt", "\u202etxt.json".encode()):
@@ -186,7 +186,7 @@ def test_a_copy_stops_before_the_disk_is_full(
     gguf: Make,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

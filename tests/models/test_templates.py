@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from greenroom.runner.models.description import template_of
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from greenroom.runner.models.templates import of_folder, of_header
 
 Folder = Callable[..., Path]
@@ -19,7 +19,7 @@ NAMED = [{"name": "default", "template": "{{ plain }}"}, {"name": "tool_use", "t
 
 
 @pytest.fixture
-def stored(store: Store, model_folder: Folder, tmp_path: Path) -> Callable[..., tuple[str, Path]]:
+def stored(store: ModelStore, model_folder: Folder, tmp_path: Path) -> Callable[..., tuple[str, Path]]:
     """Stores a folder with these files; its id, and what an engine gets."""
 
     def make(**files: Any) -> tuple[str, Path]:
@@ -46,7 +46,7 @@ def stored(store: Store, model_folder: Folder, tmp_path: Path) -> Callable[..., 
     ],
 )
 def test_a_chat_template_json_is_laid_where_engines_look(
-    content: Any, names: list[str], stored: Callable[..., tuple[str, Path]], store: Store
+    content: Any, names: list[str], stored: Callable[..., tuple[str, Path]], store: ModelStore
 ) -> None:
     model_id, folder = stored(chat_template__json=content)
     assert (folder / "chat_template.jinja").read_text() == "{{ plain }}"
@@ -56,7 +56,7 @@ def test_a_chat_template_json_is_laid_where_engines_look(
 
 
 def test_a_template_under_another_name_is_laid_where_engines_look(
-    stored: Callable[..., tuple[str, Path]], store: Store
+    stored: Callable[..., tuple[str, Path]], store: ModelStore
 ) -> None:
     model_id, folder = stored(template__jinja="{{ mine }}", chat_template__json={"chat_template": "{{ no }}"})
     assert (folder / "chat_template.jinja").read_text() == "{{ mine }}"
@@ -64,7 +64,7 @@ def test_a_template_under_another_name_is_laid_where_engines_look(
 
 
 def test_what_engines_find_by_themselves_is_left_as_it_is(
-    stored: Callable[..., tuple[str, Path]], store: Store
+    stored: Callable[..., tuple[str, Path]], store: ModelStore
 ) -> None:
     model_id, folder = stored(
         tokenizer_config__json={"chat_template": NAMED}, chat_template__json={"chat_template": "{{ no }}"}
@@ -74,7 +74,7 @@ def test_what_engines_find_by_themselves_is_left_as_it_is(
 
 
 def test_engines_own_name_goes_before_all_others(
-    stored: Callable[..., tuple[str, Path]], store: Store
+    stored: Callable[..., tuple[str, Path]], store: ModelStore
 ) -> None:
     model_id, folder = stored(
         chat_template__jinja="{{ a }}",
@@ -89,7 +89,7 @@ def test_engines_own_name_goes_before_all_others(
     "content", ["", "{torn", "[]", "{}", '{"chat_template": 7}', '{"chat_template": []}', "[" * 9000]
 )
 def test_what_holds_no_template_is_passed_over(
-    content: str, stored: Callable[..., tuple[str, Path]], store: Store
+    content: str, stored: Callable[..., tuple[str, Path]], store: ModelStore
 ) -> None:
     model_id, folder = stored(chat_template__json=content, tokenizer_config__json=content)
     assert not (folder / "chat_template.jinja").exists()
@@ -97,7 +97,7 @@ def test_what_holds_no_template_is_passed_over(
 
 
 def test_the_templates_of_a_gguf_file_are_named(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes]
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes]
 ) -> None:
     keys = {"tokenizer.chat_template": "{{ a }}", "tokenizer.chat_template.tool_use": "{{ b }}"}
     for name, some in (("none", {}), ("one", dict(list(keys.items())[:1])), ("two", keys)):

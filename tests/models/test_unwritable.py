@@ -23,7 +23,7 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.models import files
 from greenroom.runner.models.errors import failure_of
 from greenroom.runner.models.references import BadReference
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from greenroom.runner.testing import fake_backend
 
 Bring = Callable[..., Model]
@@ -47,17 +47,17 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         for name in ("mkdir", "link", "rename", "replace"):
             monkeypatch.setattr(os, name, refuses)
         monkeypatch.setattr(files, "check_writable", refuses)
-        monkeypatch.setattr(sys.modules[Store.__module__], "check_writable", refuses)
+        monkeypatch.setattr(sys.modules[ModelStore.__module__], "check_writable", refuses)
 
     return begin
 
 
 def test_models_in_a_store_that_can_only_be_read_are_listed_and_opened(
-    store: Store, bring: Bring, read_only: Callable[[], None]
+    store: ModelStore, bring: Bring, read_only: Callable[[], None]
 ) -> None:
     model = bring(store, "a")
     read_only()
-    assert Store(store.root).look() == (model,)
+    assert ModelStore(store.root).look() == (model,)
     assert store.open_model(model.id).path.read_bytes()[:4] == b"GGUF"
     with pytest.raises(JobFailed) as caught, store.arrival():
         pass
@@ -66,7 +66,7 @@ def test_models_in_a_store_that_can_only_be_read_are_listed_and_opened(
 
 
 def test_a_lock_that_is_somebody_elses_is_held_all_the_same(
-    store: Store, bring: Bring, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = bring(store, "a")
     real = os.open
@@ -82,7 +82,7 @@ def test_a_lock_that_is_somebody_elses_is_held_all_the_same(
 
 
 def test_a_touched_original_in_a_store_that_can_only_be_read_is_whole(
-    store: Store, tmp_path: Path, gguf: Callable[..., bytes], read_only: Callable[[], None]
+    store: ModelStore, tmp_path: Path, gguf: Callable[..., bytes], read_only: Callable[[], None]
 ) -> None:
     original = tmp_path / "mine.gguf"
     original.write_bytes(gguf())
@@ -98,7 +98,7 @@ def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
     tmp_path: Path, programs: Path, gguf: Callable[..., bytes], bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    store = Store(home / "models")
+    store = ModelStore(home / "models")
     store.prepare()
     model = bring(store, "docker.io/ai/here:latest")
     (tmp_path / "m.gguf").write_bytes(gguf())
@@ -113,7 +113,7 @@ def test_a_daemon_whose_store_can_only_be_read_starts_and_says_why_pulls_fail(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(os, "open", open_)
-    monkeypatch.setattr(sys.modules[Store.__module__], "check_writable", refuses)
+    monkeypatch.setattr(sys.modules[ModelStore.__module__], "check_writable", refuses)
     settings = Settings(home=home, port=0, backends={"fake": ExternalBackend(binary=Path(sys.executable))})
     with Greenroom(settings, backends={"fake": fake_backend(programs / "fake_engine.py")}) as greenroom:
         assert greenroom.models() == (model,)
@@ -152,7 +152,7 @@ def test_a_failed_system_call_keeps_what_kind_it_was(number: int, kind: str, cod
 
 
 def test_a_store_that_another_process_holds_is_waited_for_in_bounds(
-    store: Store, bring: Bring, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = bring(store, "a")
     monkeypatch.setattr(files, "_LOCK_SECONDS", 0.2)
@@ -168,7 +168,7 @@ def test_a_store_that_another_process_holds_is_waited_for_in_bounds(
 
 @pytest.mark.parametrize("there", [True, False])
 def test_a_store_whose_disk_is_gone_is_neither_empty_nor_made_anew(
-    there: bool, store: Store, bring: Bring
+    there: bool, store: ModelStore, bring: Bring
 ) -> None:
     model = bring(store, "a")
     store.root.rename(store.root.with_name("unmounted"))

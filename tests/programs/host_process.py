@@ -17,7 +17,7 @@ from greenroom.actors.progress import ProgressBoard
 from greenroom.actors.reports import Happened
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import CommandLine, Readiness
-from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
 
 FAKE = Path(__file__).with_name("fake_engine.py")
@@ -36,7 +36,7 @@ def main() -> None:
 
     def prepare(spec: Any, socket: Any) -> Any:
         argv = (sys.executable, "-I", str(FAKE), "--socket", str(socket), *flags)
-        return Prepared(command=CommandLine(argv=argv), readiness=Readiness())
+        return PreparedEngine(command=CommandLine(argv=argv), readiness=Readiness())
 
     host = EngineHost(
         engines_dir, prepare=prepare, tell=tell, board=ProgressBoard(), grace=grace, spare_keeper=False

@@ -13,25 +13,25 @@ import sys
 import threading
 from pathlib import Path
 
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
 NEVER = threading.Event()
 
 
-def arrive(store: Store, folder: Path, names: list[str], tag: str) -> str:
+def arrive(store: ModelStore, folder: Path, names: list[str], tag: str) -> str:
     with store.arrival() as arrival:
         for name in names:
             arrival.take(folder / name, name, how="link", cancel=NEVER)
         return store.commit(arrival, tag=tag).id
 
 
-def prepare(store: Store, folder: Path) -> None:
+def prepare(store: ModelStore, folder: Path) -> None:
     store.prepare()
     arrive(store, folder, ["a.gguf", "mmproj-a.gguf"], "t")
 
 
-def operate(store: Store, folder: Path, operation: str) -> None:
+def operate(store: ModelStore, folder: Path, operation: str) -> None:
     """Each shares a file with what is there, and moves or takes a tag."""
     if operation == "commit":
         arrive(store, folder, ["b.gguf", "mmproj-a.gguf"], "t")
@@ -63,7 +63,7 @@ def killed_at(change: int) -> None:
 def main() -> None:
     folder, operation = Path(sys.argv[1]), sys.argv[2]
     base = folder / "base"
-    prepare(Store(base), folder)
+    prepare(ModelStore(base), folder)
     (base / "blobs" / "sha256" / ("0" * 64)).write_bytes(b"left over")
     for change in range(1, 200):
         root = folder / "models"
@@ -71,10 +71,10 @@ def main() -> None:
         pid = os.fork()
         if not pid:
             killed_at(change)
-            operate(Store(root), folder, operation)
+            operate(ModelStore(root), folder, operation)
             os._exit(0)
         _, status = os.waitpid(pid, 0)
-        store = Store(root)
+        store = ModelStore(root)
         before = [(m.id, m.tags) for m in store.models()]
         store.prepare()
         wrong = [reason for _, reason in store.damaged()]

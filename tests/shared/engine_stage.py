@@ -25,7 +25,7 @@ from greenroom.actors.progress import ProgressBoard, load_job
 from greenroom.actors.reports import Happened
 from greenroom.actors.values import EngineSpec
 from greenroom.runner.backends.base import CommandLine, Readiness
-from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
@@ -133,9 +133,11 @@ class Stage:
         self.alive, self.programs, self.lag = alive, PROGRAMS, Lag
 
     def host(self, *flags: str, heard: Heard | None = None, **options: Any) -> EngineHost:
-        def prepare(spec: EngineSpec, socket: Path) -> Prepared:
+        def prepare(spec: EngineSpec, socket: Path) -> PreparedEngine:
             argv = (sys.executable, "-I", str(PROGRAMS / "fake_engine.py"), "--socket", str(socket))
-            return Prepared(command=CommandLine(argv=(*argv, *flags, *spec.flags)), readiness=self.readiness)
+            return PreparedEngine(
+                command=CommandLine(argv=(*argv, *flags, *spec.flags)), readiness=self.readiness
+            )
 
         options = {"spare_keeper": False, "prepare": prepare, "grace": 30.0, **options}
         heard = heard or self.heard

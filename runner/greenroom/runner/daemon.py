@@ -48,7 +48,7 @@ from greenroom.runner.config import DEFAULT_HEADROOM, ExternalBackend, Settings
 from greenroom.runner.daemon_lock import DaemonLock
 from greenroom.runner.engines.devices import Devices
 from greenroom.runner.engines.folders import prompt_speed
-from greenroom.runner.engines.handle import Prepared
+from greenroom.runner.engines.handle import PreparedEngine
 from greenroom.runner.engines.host import EngineHost
 from greenroom.runner.engines.identity import boot_id
 from greenroom.runner.errors import JobFailed
@@ -65,10 +65,10 @@ from greenroom.runner.models.fitness import Machine, Reader
 from greenroom.runner.models.puller import Puller
 from greenroom.runner.models.references import AmbiguousName, BadReference, find_model
 from greenroom.runner.models.short_names import Catalogue
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from greenroom.runner.preload import Wanted, Warming, interrupted
 from greenroom.runner.proof import keep_secret, prove, write_privately
-from greenroom.runner.shutdown import Ending
+from greenroom.runner.shutdown import StopDeadline
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Greenroom:
         self._host: EngineHost | None = None
         self._builder: Builder | None = None
         self._puller: Puller | None = None
-        self._store = Store(self.home / "models")
+        self._store = ModelStore(self.home / "models")
         self._memory = MemoryReader()
         self._devices = Devices(headroom=settings.gpu_headroom)
         self._guests: list[tuple[Core[Any, Any], EffectHandler | None]] = []
@@ -171,7 +171,7 @@ class Greenroom:
             self._watch.start()
         except BaseException:
             # Engines of the last daemon may have been adopted already: the next start finds them.
-            self._end_effects(self.settings.engine_grace, Ending(STOP_BOUND))
+            self._end_effects(self.settings.engine_grace, StopDeadline(STOP_BOUND))
             self._lock.release()
             raise
 
@@ -310,7 +310,7 @@ class Greenroom:
         system = self._system
         if system is None or os.getpid() != self._pid:
             return
-        ending = Ending(STOP_BOUND)
+        ending = StopDeadline(STOP_BOUND)
         if system.failure is not None and keep_engines is None:
             keep_engines = self.settings.engine_grace
         if self._watch is not None:
@@ -376,7 +376,7 @@ class Greenroom:
         return "" if self._watch is None else self._watch.problem
 
     @property
-    def store(self) -> Store:
+    def store(self) -> ModelStore:
         """The models on disk, for reading."""
         return self._store
 
@@ -461,7 +461,7 @@ class Greenroom:
         """Bytes to leave to the rest of the machine, or of the container."""
         return memory.left(self.settings.headroom, is_default=self.settings.headroom == DEFAULT_HEADROOM)
 
-    def _prepare(self, spec: EngineSpec, socket: Path) -> Prepared:
+    def _prepare(self, spec: EngineSpec, socket: Path) -> PreparedEngine:
         """The command line of one engine, from what is on disk now."""
         backend = self.backends[spec.backend]
         state: InstallerState = self.system.state(INSTALLER)
@@ -490,7 +490,7 @@ class Greenroom:
                     "device_gone", f"The graphics device {spec.device} that was chosen is gone."
                 )
             command = replace(command, env={**command.env, **variables})
-        return Prepared(
+        return PreparedEngine(
             command=command,
             readiness=backend.readiness,
             model_name=backend.dialect.spoken(spec.model_id) or files.name,
@@ -508,7 +508,7 @@ class Greenroom:
             # The system ends only a clock of its own, and this one is ours.
             system.clock.close()
 
-    def _end_effects(self, keep_engines: float | None, ending: Ending, *, spare: float = 0.0) -> None:
+    def _end_effects(self, keep_engines: float | None, ending: StopDeadline, *, spare: float = 0.0) -> None:
         """All at once: one that hangs takes nothing from the others. `spare` seconds are left over."""
         work: dict[str, Callable[[], None]] = {"the graphics devices": self._devices.close}
         if (host := self._host) is not None:

@@ -23,7 +23,7 @@ class HomeLocked(Exception):
     """Another process holds the data directory; `pid` is 0 if it has not recorded it yet."""
 
     def __init__(self, home: Path, pid: int) -> None:
-        holder = Holder.of(pid)
+        holder = DaemonHolder.of(pid)
         advice = "Stop it with `greenroom stop`" if holder.is_daemon else "Stop that program"
         super().__init__(
             f"The data directory {home} is in use by {holder}. "
@@ -33,7 +33,7 @@ class HomeLocked(Exception):
 
 
 @dataclass(frozen=True)
-class Holder:
+class DaemonHolder:
     """The process that holds a data directory."""
 
     pid: int
@@ -46,7 +46,7 @@ class Holder:
     """False for another program with Greenroom embedded."""
 
     @classmethod
-    def of(cls, pid: int) -> Holder:
+    def of(cls, pid: int) -> DaemonHolder:
         """From what the system reports about a process."""
         import psutil
 
@@ -69,7 +69,7 @@ class Holder:
         return f"process {self.pid}{f' ({self.command})' if self.command else ''}"
 
 
-def holder_of(home: Path) -> Holder | None:
+def holder_of(home: Path) -> DaemonHolder | None:
     """The current holder of a data directory; None if there is none, or it may not be checked."""
     try:
         descriptor = os.open(home / "daemon.lock", os.O_RDONLY)
@@ -78,7 +78,7 @@ def holder_of(home: Path) -> Holder | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return Holder.of(read_pid(descriptor))
+        return DaemonHolder.of(read_pid(descriptor))
     except OSError:
         return None
     else:

@@ -17,7 +17,7 @@ _LEAST = 0.2
 """Seconds that the last part gets even when the time is used up."""
 
 
-class Ending:
+class StopDeadline:
     """One time limit for everything that a stop ends."""
 
     def __init__(self, seconds: float) -> None:

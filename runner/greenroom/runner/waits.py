@@ -69,7 +69,7 @@ class Cancel(threading.Event):
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobEnding:
     """How a job has ended."""
 
     tell: Callable[[], None]
@@ -80,7 +80,7 @@ class Ending:
 @dataclass(eq=False)
 class _Job:
     key: str
-    work: Callable[[Cancel], Ending]
+    work: Callable[[Cancel], JobEnding]
     gone: Callable[[], None]
     cancel: Cancel = field(default_factory=Cancel)
     over: bool = False
@@ -106,7 +106,7 @@ class Crew:
     def start(
         self,
         key: str,
-        work: Callable[[Cancel], Ending],
+        work: Callable[[Cancel], JobEnding],
         gone: Callable[[], None],
         waits: Callable[[], None] = lambda: None,
     ) -> bool:
@@ -181,7 +181,7 @@ class Crew:
             ending = job.work(job.cancel)
         except BaseException:
             log.exception("%s failed unexpectedly", job.key)
-            ending = Ending(job.gone)
+            ending = JobEnding(job.gone)
         self._leave(job, ending.tell, late=ending.late)
 
     def _leave(self, job: _Job, tell: Callable[[], None], *, late: bool = False) -> bool:

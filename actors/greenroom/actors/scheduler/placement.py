@@ -43,7 +43,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, self.size - self.account.free)
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """One way to place an engine: its spec with its promises, and the pools they are from, a device first."""
 
     spec: EngineSpec
@@ -63,7 +63,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What must end for a place."""
 
-    place: Place
+    place: Placement
     victims: tuple[tuple[str, Need], ...]
     """Engine ids, and what each is ended for."""
 
@@ -72,13 +72,13 @@ def _with(spec: EngineSpec, capacity: Capacity) -> EngineSpec:
     return msgspec.structs.replace(spec, slots=capacity.slots, prompt_cache=capacity.prompt_cache)
 
 
-class Places:
+class Placements:
     """The places of one turn."""
 
     def __init__(self, turn: TurnContext) -> None:
         self._turn = turn
 
-    def of(self, spec: EngineSpec, model: Model, facts: BackendFacts) -> list[Place]:
+    def of(self, spec: EngineSpec, model: Model, facts: BackendFacts) -> list[Placement]:
         """Everywhere an engine could go with the fewest slots it may have; `spec` has no promises yet."""
         smallest, _ = self._range(spec, model, facts)
         devices = self._turn.volatile.memory.devices if facts.device else ()
@@ -86,7 +86,7 @@ class Places:
             return [self._on_machine(spec, model, facts, smallest)]
         return [self._on_device(spec, model, facts, smallest, device) for device in devices]
 
-    def grown(self, place: Place, model: Model, facts: BackendFacts) -> Place:
+    def grown(self, place: Placement, model: Model, facts: BackendFacts) -> Placement:
         """The same place with as many slots, and as large a prompt cache, as the ledger has room for."""
         device = next(
             (one for one in self._turn.volatile.memory.devices if one.id == place.spec.device), None
@@ -128,18 +128,20 @@ class Places:
         most = default_prompt_cache(model, spec.context_size) if facts.prompt_cache and not asked else 0
         return smallest, larger(smallest, slots or facts.slots, most)
 
-    def _on_machine(self, spec: EngineSpec, model: Model, facts: BackendFacts, capacity: Capacity) -> Place:
+    def _on_machine(
+        self, spec: EngineSpec, model: Model, facts: BackendFacts, capacity: Capacity
+    ) -> Placement:
         account = self._turn.account()
         reservation = reservation_for(model, spec.context_size, facts.overhead, capacity)
         spec = _with(spec, capacity)
         reservation = self._learned(spec, reservation, account)
         need = Need(device="", name="", size=reservation.total, account=account)
         placed = msgspec.structs.replace(spec, memory=reservation.total, promises=(reservation,))
-        return Place(spec=placed, needs=(need,))
+        return Placement(spec=placed, needs=(need,))
 
     def _on_device(
         self, spec: EngineSpec, model: Model, facts: BackendFacts, capacity: Capacity, device: Device
-    ) -> Place:
+    ) -> Placement:
         turn = self._turn
         there, beside = turn.account(device.id), turn.account()
         # Prompts that are kept lie in the machine's memory, wherever the engine computes.
@@ -156,7 +158,7 @@ class Places:
         placed = msgspec.structs.replace(
             placed, memory=rest.total, device_memory=reservation.total, promises=(reservation, rest)
         )
-        return Place(spec=placed, needs=needs)
+        return Placement(spec=placed, needs=needs)
 
     def _learned(self, spec: EngineSpec, reservation: Reservation, account: Account) -> Reservation:
         """The reservation with what engines of this kind were measured to hold."""
@@ -174,12 +176,12 @@ class Places:
             if turn.keep_alive(load.spec.model_id, load.spec.mode) < 0
         )
 
-    def room_for(self, places: Sequence[Place]) -> Room | None:
+    def room_for(self, places: Sequence[Placement]) -> Room | None:
         """The place for which the fewest idle engines must end; None when ending all would not suffice."""
         rooms = [room for place in places if (room := self._room(place)) is not None]
         return min(rooms, key=lambda room: len(room.victims), default=None)
 
-    def _room(self, place: Place) -> Room | None:
+    def _room(self, place: Placement) -> Room | None:
         volatile = self._turn.volatile
         victims: dict[str, Need] = {}
         for need in place.needs:

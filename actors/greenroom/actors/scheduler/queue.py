@@ -27,7 +27,7 @@ from greenroom.actors.scheduler.errors import (
 )
 from greenroom.actors.scheduler.events import BackendChosen, LoadAdmitted, LoadRefused
 from greenroom.actors.scheduler.messages import Granted
-from greenroom.actors.scheduler.placement import Need, Place, Places
+from greenroom.actors.scheduler.placement import Need, Placement, Placements
 from greenroom.actors.scheduler.quarantine import diverted
 from greenroom.actors.scheduler.setbacks import pause_left
 from greenroom.actors.scheduler.state import (
@@ -74,7 +74,7 @@ class QueueStep:
         self._turn = context
         self._place = 0
         """Of the last request that was left waiting."""
-        self._places = Places(context)
+        self._places = Placements(context)
         self._awaited: set[str] = set()
         """Backends whose installation is waited for."""
         self._behind: dict[str, Waiting] = {}
@@ -344,13 +344,13 @@ class QueueStep:
             place = max(fitting, key=lambda one: one.room)
             self._admit(waiting, self._places.grown(place, model, facts), choice)
 
-    def _refuse_for_ever(self, waiting: Waiting, places: Sequence[Place]) -> None:
+    def _refuse_for_ever(self, waiting: Waiting, places: Sequence[Placement]) -> None:
         """No place has so much: the largest of them is named."""
         needs = [need for one in places for need in one.needs if need.size > need.account.memory.budget]
         need = max(needs, key=lambda need: need.account.memory.budget)
         self._refuse(waiting, never_fits(waiting.model_ref, need.size, need.account, need.name))
 
-    def _pins_before(self, place: Place) -> list[tuple[Need, int]]:
+    def _pins_before(self, place: Placement) -> list[tuple[Need, int]]:
         """Pools of a place in which pinned models hold the room, and how much they hold."""
         held = [(need, self._places.pinned(need.device)) for need in place.needs]
         return [(need, size) for need, size in held if need.size > need.account.memory.budget - size]
@@ -382,7 +382,7 @@ class QueueStep:
             flags=config.flags or (),
         )
 
-    def _admit(self, waiting: Waiting, place: Place, choice: Use) -> None:
+    def _admit(self, waiting: Waiting, place: Placement, choice: Use) -> None:
         turn, spec = self._turn, place.spec
         chosen = BackendChosen(
             model_id=spec.model_id,
@@ -411,7 +411,7 @@ class QueueStep:
             refused={k: v for k, v in turn.volatile.refused.items() if k != key},
         )
 
-    def _make_room(self, waiting: Waiting, places: Sequence[Place]) -> None:
+    def _make_room(self, waiting: Waiting, places: Sequence[Placement]) -> None:
         turn = self._turn
         room = self._places.room_for(places)
         if room is not None and room.victims and not turn.storing:

@@ -35,7 +35,7 @@ class NotProven(Exception):
     """Whoever answers does not know the secret of our data directory."""
 
 
-class Exchange:
+class DaemonRequest:
     """A request that was sent and whose answer has begun: its head is here, its body can be read.
 
     One request a connection, after the proof: closing in the middle of an answer is how it is called off.
@@ -238,7 +238,7 @@ _TIMEOUT = 30.0
 """Seconds for answers that need no waiting; what may take long is asked with a longer one, or none."""
 
 
-class Refused(Problem):
+class DaemonRefused(Problem):
     """The daemon said no. `fields` is its error object, for whoever can do something about it."""
 
     def __init__(self, status: int, fields: Mapping[str, Any], message: str, advice: str = "") -> None:
@@ -264,10 +264,10 @@ class Gone(Problem):
         )
 
 
-class Answer:
+class DaemonResponse:
     """An answer that is still being read."""
 
-    def __init__(self, url: str, exchange: Exchange) -> None:
+    def __init__(self, url: str, exchange: DaemonRequest) -> None:
         self.status = exchange.status
         self.headers = exchange.headers
         """By lower-case name."""
@@ -338,7 +338,7 @@ class Client:
         accept: str = "application/json",
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[DaemonResponse]:
         """Ask, and read the answer as it comes; leaving ends the connection, and with it the request.
 
         Args:
@@ -360,7 +360,7 @@ class Client:
             payload = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"
         try:
-            exchange = Exchange(
+            exchange = DaemonRequest(
                 self.url,
                 method,
                 path,
@@ -377,12 +377,12 @@ class Client:
         except (NobodyThere, NotHttp, BrokenOff, OSError) as error:
             raise Gone(self.url, f"does not answer ({error})") from error
         with contextlib.closing(exchange):
-            answer = Answer(self.url, exchange)
+            answer = DaemonResponse(self.url, exchange)
             if not 200 <= exchange.status < 300:
                 raise _refused(exchange, answer.read())
             yield answer
 
-    def _json(self, path: str, answer: Answer) -> Any:
+    def _json(self, path: str, answer: DaemonResponse) -> Any:
         content = answer.read()
         if not content.strip():
             return None
@@ -397,13 +397,13 @@ def path_of(*parts: str) -> str:
     return "/" + "/".join(quote(part, safe="/:@") for part in parts)
 
 
-def _refused(exchange: Exchange, content: bytes) -> Refused:
+def _refused(exchange: DaemonRequest, content: bytes) -> DaemonRefused:
     status = exchange.status
     text = content.decode("utf-8", "replace").strip()
     try:
         fields = json.loads(text)["error"]
         message = str(fields["message"])
-        return Refused(status, fields, message, str(fields.get("advice") or ""))
+        return DaemonRefused(status, fields, message, str(fields.get("advice") or ""))
     except (ValueError, TypeError, KeyError):
         # The verbs under /engines and /models answer in plain text, as the contract has it.
-        return Refused(status, {}, text or f"The daemon answered {status} {exchange.reason}.")
+        return DaemonRefused(status, {}, text or f"The daemon answered {status} {exchange.reason}.")

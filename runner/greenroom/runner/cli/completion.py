@@ -77,7 +77,7 @@ def _here() -> list[str]:
     from greenroom.runner.config import BadSetting, load
     from greenroom.runner.errors import JobFailed
     from greenroom.runner.models.references import familiar
-    from greenroom.runner.models.store import Store
+    from greenroom.runner.models.store import ModelStore
 
     try:
         settings = load()
@@ -87,7 +87,9 @@ def _here() -> list[str]:
             return [familiar(tag) for model in models for tag in model.get("tags") or ()]
         if settings.host:
             return []
-        return [familiar(tag) for model in Store(settings.home / "models").models() for tag in model.tags]
+        return [
+            familiar(tag) for model in ModelStore(settings.home / "models").models() for tag in model.tags
+        ]
     except (BadSetting, Problem, JobFailed):
         # Nothing may be printed in the middle of somebody's command line.
         return []

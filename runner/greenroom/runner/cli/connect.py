@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import BrokenOff, Client, Exchange, Gone, NobodyThere, NotHttp, Refused
+from greenroom.runner.cli.client import (
+    BrokenOff,
+    Client,
+    DaemonRefused,
+    DaemonRequest,
+    Gone,
+    NobodyThere,
+    NotHttp,
+)
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.config import Settings
-from greenroom.runner.daemon_lock import Holder, holder_of
+from greenroom.runner.daemon_lock import DaemonHolder, holder_of
 from greenroom.runner.home import HomeUnusable, prepare_home
 from greenroom.runner.proof import CHALLENGE, is_proof, make_challenge, read_secret
 
@@ -62,7 +70,7 @@ class Stranger:
 class Unresponsive(Problem):
     """Our daemon is there and says nothing: it has only just been started, or it is stuck."""
 
-    def __init__(self, holder: Holder) -> None:
+    def __init__(self, holder: DaemonHolder) -> None:
         pid = holder.pid
         if holder.is_stopped:
             said = f"The Greenroom daemon (process {pid}) is suspended, by SIGSTOP, Ctrl-Z or a debugger."
@@ -79,7 +87,7 @@ class Unresponsive(Problem):
 class InsideAnother(Problem):
     """The data directory is in use by a program that has Greenroom inside it and listens nowhere we know."""
 
-    def __init__(self, settings: Settings, holder: Holder) -> None:
+    def __init__(self, settings: Settings, holder: DaemonHolder) -> None:
         super().__init__(
             f"The data directory {settings.home} is in use by another program that embeds Greenroom: "
             f"{holder}. It does not accept commands at {settings.url}.",
@@ -126,7 +134,7 @@ def probe(url: str, secret: bytes = b"", *, patience: float = _PATIENCE) -> Daem
     challenge = make_challenge()
     headers = {"Accept": "application/json", CHALLENGE: challenge}
     try:
-        exchange = Exchange(url, "GET", "/livez", headers=headers, timeout=patience)
+        exchange = DaemonRequest(url, "GET", "/livez", headers=headers, timeout=patience)
         with contextlib.closing(exchange):
             peer = exchange.peer
             content = exchange.read(_LIVEZ_LIMIT)
@@ -311,7 +319,7 @@ def _daemon(url: str, content: bytes, known: Callable[[object], bytes]) -> Daemo
         return None
 
 
-def _describe(exchange: Exchange, content: bytes) -> str:
+def _describe(exchange: DaemonRequest, content: bytes) -> str:
     server = exchange.headers.get("server", "")
     text = " ".join(content.decode("utf-8", "replace").split())
     if "<" in text or not text.isprintable():
@@ -467,7 +475,7 @@ def _wait_until_ready(client: Client) -> None:
     while time.monotonic() < give_up:
         try:
             client.get("/readyz")
-        except Refused as refused:
+        except DaemonRefused as refused:
             if refused.status != 503:
                 return
         except Gone:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, Gone, Refused
+from greenroom.runner.cli.client import Client, DaemonRefused, Gone
 from greenroom.runner.cli.connect import (
     Daemon,
     Unproven,
@@ -88,7 +88,7 @@ def _split(text: str) -> tuple[str, str]:
 def _not_ready(client: Client) -> str:
     try:
         client.get("/readyz")
-    except Refused as refused:
+    except DaemonRefused as refused:
         return refused.message
     return ""
 
@@ -200,7 +200,7 @@ def _is_there(daemon: Daemon) -> bool:
         return _runs(daemon.pid)
     try:
         found = probe(daemon.url)
-    except (Refused, Gone):
+    except (DaemonRefused, Gone):
         return False
     return isinstance(found, Daemon) and found.instance_id == daemon.instance_id and found.pid == daemon.pid
 

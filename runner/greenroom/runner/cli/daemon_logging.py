@@ -42,7 +42,7 @@ class OneLine(logging.Formatter):
         return visible(super().formatException(ei), lines=True)
 
 
-class DaemonLog:
+class DaemonLogging:
     """Where the daemon's lines go. `close` it in the end; it waits for a bounded time."""
 
     def __init__(self, file: Path | None, *, terminal: bool) -> None:

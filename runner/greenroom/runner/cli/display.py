@@ -66,7 +66,7 @@ def display(stream: TextIO | None = None) -> Display:
     """The display that suits a stream (stderr)."""
     stream = stream or sys.stderr
     # Bars draw with sequences of their own; lines need none.
-    return Bars(unfiltered(stream)) if stream.isatty() else Lines(stream)
+    return Bars(unfiltered(stream)) if stream.isatty() else ProgressLines(stream)
 
 
 def title_of(job: str) -> str:
@@ -104,7 +104,7 @@ def describe(job: Mapping[str, Any]) -> str:
     return f"{word}: {message}" if message else word
 
 
-class Lines:
+class ProgressLines:
     """For pipes and logs: a line when the phase changes, and every few seconds."""
 
     def __init__(self, stream: TextIO) -> None:

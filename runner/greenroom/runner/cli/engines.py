@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli.client import Client, Refused
+from greenroom.runner.cli.client import Client, DaemonRefused
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.main import settings_of
@@ -74,7 +74,7 @@ def _picture(client: Client, as_json: bool, everything: bool, keep_alive: float)
     ends = [(engine.get("engine_id"), (engine.get("exit") or {}).get("summary")) for engine in engines]
     try:
         queue = [_waiting(one) for one in client.get("/engines/queue") or []]
-    except Refused as refused:
+    except DaemonRefused as refused:
         # What runs is known without the scheduler, who waits is not.
         queue = [f"queue unknown: {refused.message}"]
     return "\n".join([rows, *(f"{one}: {summary}" for one, summary in ends if summary), *queue])

@@ -15,7 +15,7 @@ from typing import Any, Self
 import click
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Answer, Client, Gone, Refused, path_of
+from greenroom.runner.cli.client import Client, DaemonRefused, DaemonResponse, Gone, path_of
 from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.display import Display, display
 from greenroom.runner.cli.exit_codes import Problem
@@ -148,7 +148,7 @@ def _shared(shown: Display | None) -> Iterator[Display]:
         yield own
 
 
-def _follow(client: Client, job: str, answer: Answer, shown: Display, failed: str) -> str:
+def _follow(client: Client, job: str, answer: DaemonResponse, shown: Display, failed: str) -> str:
     """Show a transfer's lines until the last one."""
     subject = job.partition("/")[2]
     parts: dict[str, dict[str, Any]] = {}
@@ -200,7 +200,7 @@ def _leave(client: Client, path: str, body: dict[str, Any]) -> None:
     """We wait no longer; the job goes on if somebody else does."""
     try:
         ended = (client.post(path, body | {"leave": True}, timeout=5.0) or {}).get("ended")
-    except (Refused, Gone):
+    except (DaemonRefused, Gone):
         return
     subject = body.get("backend") or body.get("from")
     if ended:
@@ -254,7 +254,7 @@ class Watch:
     def _show(self, seen: set[str]) -> set[str]:
         try:
             running = self._jobs()
-        except (Refused, Gone):
+        except (DaemonRefused, Gone):
             return seen
         for name in seen - running.keys():
             self._shown.finish(name)
@@ -272,7 +272,7 @@ class Watch:
             return
         try:
             states = self._client.get("/engines/status")
-        except (Refused, Gone):
+        except (DaemonRefused, Gone):
             return
         for name in sorted(job.removeprefix("install/") for job in ended):
             if str(states.get(name, "")).startswith("Running"):

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import click
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Client, Refused, path_of
+from greenroom.runner.cli.client import Client, DaemonRefused, path_of
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import client_for
 from greenroom.runner.cli.exit_codes import Problem
@@ -293,7 +293,7 @@ def rm_command(ctx: click.Context, models: tuple[str, ...], force: bool, everyth
 def _remove(client: Client, model: str, query: str) -> bool:
     try:
         gone = client.delete(path_of("models", model) + query, timeout=None) or []
-    except Refused as refused:
+    except DaemonRefused as refused:
         sentence = f"There is no model {model} here." if refused.status == 404 else str(refused)
         click.echo(f"{style('Error:', fg='red')} {sentence}", err=True)
         return False
@@ -330,7 +330,7 @@ def verify_models(ctx: click.Context, models: tuple[str, ...]) -> int:
         try:
             click.echo(verify(client, name))
         except Problem as problem:
-            if isinstance(problem, Refused) and problem.status >= 500:
+            if isinstance(problem, DaemonRefused) and problem.status >= 500:
                 raise
             whole = False
             click.echo(f"{style('Error:', fg='red')} {problem}", err=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from greenroom.runner.cli.client import Client, Gone, Refused, path_of
+from greenroom.runner.cli.client import Client, DaemonRefused, Gone, path_of
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import ensure_daemon
 from greenroom.runner.cli.display import Display, display
@@ -94,12 +94,12 @@ class Conversation:
             while True:
                 try:
                     self._preload()
-                except Refused as refused:
+                except DaemonRefused as refused:
                     self._mend(refused, done, shown, watch)
                 else:
                     return
 
-    def _mend(self, refused: Refused, done: set[str], shown: Display, watch: Watch) -> None:
+    def _mend(self, refused: DaemonRefused, done: set[str], shown: Display, watch: Watch) -> None:
         """Do what a refusal asks for, once; raise it again when that is not for us to do."""
         backend = str(refused.fields.get("backend") or "")
         if refused.code == "model_not_found" and "model" not in done:

@@ -19,7 +19,7 @@ from greenroom.actors.journal.port import (
 )
 from greenroom.runner.cli import exit_codes
 from greenroom.runner.cli.connect import Daemon, is_ours, log_of, probe, taken, unusable
-from greenroom.runner.cli.daemon_logging import DaemonLog
+from greenroom.runner.cli.daemon_logging import DaemonLogging
 from greenroom.runner.cli.exit_codes import Problem
 from greenroom.runner.cli.first_process import as_first_process
 from greenroom.runner.cli.main import settings_of
@@ -59,7 +59,7 @@ def serve_command(ctx: click.Context, /, detached: bool, **flags: str | None) ->
         prepare_home(settings.home)
     except HomeUnusable as error:
         raise unusable(error) from error
-    log = DaemonLog(log_of(settings.home), terminal=not detached)
+    log = DaemonLogging(log_of(settings.home), terminal=not detached)
     logging.getLogger("greenroom").setLevel(settings.log_level.upper())
     try:
         _serve(settings, detached)

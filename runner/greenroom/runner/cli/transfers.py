@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from greenroom.runner.cli import exit_codes
-from greenroom.runner.cli.client import Answer, Client, path_of
+from greenroom.runner.cli.client import Client, DaemonResponse, path_of
 from greenroom.runner.cli.completion import ModelName
 from greenroom.runner.cli.connect import client_for, ensure_daemon
 from greenroom.runner.cli.exit_codes import Problem
@@ -80,7 +80,7 @@ def export_command(ctx: click.Context, model: str, output: Path | None) -> None:
     click.echo(f"Exported {model}: {format_size(float(size))}.", err=True)
 
 
-def _copy(answer: Answer, target: int) -> int:
+def _copy(answer: DaemonResponse, target: int) -> int:
     size = 0
     while piece := answer.read(_CHUNK):
         size += len(piece)

@@ -59,7 +59,7 @@ _ALSO = (
 )
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
+class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a bundle."""
 
     name: str
@@ -82,10 +82,10 @@ class Bundle:
         self.problems: list[str] = []
         """What could not be collected, a sentence each."""
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[BundleFile]:
         """Everything there is. Raises nothing for what is broken or not there."""
         self._read_journal()
-        collectors: tuple[Callable[[], Iterator[Part]], ...] = (
+        collectors: tuple[Callable[[], Iterator[BundleFile]], ...] = (
             self._versions,
             self._config,
             self._happened,
@@ -95,7 +95,7 @@ class Bundle:
             self._engines,
             self._logs,
         )
-        parts: list[Part] = []
+        parts: list[BundleFile] = []
         for collect in collectors:
             try:
                 parts += collect()
@@ -124,7 +124,7 @@ class Bundle:
 
     # the parts
 
-    def _versions(self) -> Iterator[Part]:
+    def _versions(self) -> Iterator[BundleFile]:
         import psutil
 
         memory, home = MemoryReader().now(), self._settings.home
@@ -162,7 +162,7 @@ class Bundle:
         # That a secret is set is worth knowing; even its length is not.
         return {name: "***" if is_secret_name(name) else value for name, value in sorted(taken.items())}
 
-    def _config(self) -> Iterator[Part]:
+    def _config(self) -> Iterator[BundleFile]:
         settings = self._settings
         fields: dict[str, Any] = {
             name: {"value": getattr(settings, name), "origin": settings.origin(name)} for name in NAMES
@@ -172,7 +172,7 @@ class Bundle:
             text = settings.config_file.read_text("utf-8", "replace")
             yield self._text("config.toml", "the config file", text)
 
-    def _happened(self) -> Iterator[Part]:
+    def _happened(self) -> Iterator[BundleFile]:
         if not self._events:
             return
         narrator = Narrator()
@@ -189,15 +189,15 @@ class Bundle:
             if count > len(self._events)
             else f"all {count} events"
         )
-        yield Part(name="journal.jsonl", about=f"{which}, from {first} on", content=_bytes(lines))
+        yield BundleFile(name="journal.jsonl", about=f"{which}, from {first} on", content=_bytes(lines))
         yield self._text("log.txt", "the events as sentences", "\n".join(told))
 
-    def _state(self) -> Iterator[Part]:
+    def _state(self) -> Iterator[BundleFile]:
         if not self._history.count:
             return
         yield self._json("state.json", "the state of every actor", as_builtins(self._history.snapshot))
 
-    def _why(self) -> Iterator[Part]:
+    def _why(self) -> Iterator[BundleFile]:
         now = self._history.last.at if self._history.last is not None else time.time()
         names = [*self._history.backends, *self._history.library.models, "daemon"][:_EXPLAINED]
         told = []
@@ -207,7 +207,7 @@ class Bundle:
         if told:
             yield self._text("why.txt", "greenroom why, for each backend and model", "\n\n\n".join(told))
 
-    def _installations(self) -> Iterator[Part]:
+    def _installations(self) -> Iterator[BundleFile]:
         found = {}
         for file in sorted((self._settings.home / "backends").glob("*/*/installation.json")):
             try:
@@ -220,7 +220,7 @@ class Bundle:
         if found:
             yield self._json("installations.json", ", ".join(found), found)
 
-    def _engines(self) -> Iterator[Part]:
+    def _engines(self) -> Iterator[BundleFile]:
         folders = [one for one in (self._settings.home / "engines").glob("*") if one.is_dir()]
         for folder in sorted(folders, key=lambda one: one.stat().st_mtime)[-_ENGINES:]:
             for name in ("claim", "exit.json", "capsule.json"):
@@ -237,7 +237,7 @@ class Bundle:
                                 fields[lines] = own_words(map(str, fields[lines]))
                     yield self._json(f"engines/{folder.name}/{name}", "how an engine ran and stopped", fields)
 
-    def _logs(self) -> Iterator[Part]:
+    def _logs(self) -> Iterator[BundleFile]:
         home = self._settings.home
         text = _tail(home / "daemon.log.1", _LOG_BYTES) + _tail(home / "daemon.log", _LOG_BYTES)
         if text:
@@ -246,7 +246,7 @@ class Bundle:
         if errors:
             yield self._text("cli-errors.log", "errors of commands", errors)
 
-    def _readme(self, parts: list[Part]) -> Part:
+    def _readme(self, parts: list[BundleFile]) -> BundleFile:
         lines = [
             f"Diagnostics of this Greenroom, collected by `greenroom bundle` at {precise(time.time())}.",
             "",
@@ -261,16 +261,16 @@ class Bundle:
 
     # making them
 
-    def _json(self, name: str, about: str, value: Any) -> Part:
+    def _json(self, name: str, about: str, value: Any) -> BundleFile:
         plain = self._redactor.value(msgspec.to_builtins(value, enc_hook=_plain))
         text = json.dumps(plain, indent=1, ensure_ascii=False, default=str)
-        return Part(name=name, about=about, content=_bytes([text]))
+        return BundleFile(name=name, about=about, content=_bytes([text]))
 
-    def _text(self, name: str, about: str, text: str) -> Part:
-        return Part(name=name, about=about, content=_bytes([self._redactor.text(text)]))
+    def _text(self, name: str, about: str, text: str) -> BundleFile:
+        return BundleFile(name=name, about=about, content=_bytes([self._redactor.text(text)]))
 
 
-def write(parts: list[Part], target: Path, stem: str) -> int:
+def write(parts: list[BundleFile], target: Path, stem: str) -> int:
     """Write the parts into one archive, readable by its owner only; its size in bytes.
 
     Raises FileExistsError, OSError.
@@ -296,7 +296,7 @@ def taken_out(redactor: Redactor) -> str:
     return f"Removed: {kinds}."
 
 
-def contents(parts: list[Part]) -> list[tuple[str, str, str]]:
+def contents(parts: list[BundleFile]) -> list[tuple[str, str, str]]:
     """Name, size and meaning of each part, those of one folder together."""
     rows: list[tuple[str, str, str]] = []
     for folder, group in itertools.groupby(

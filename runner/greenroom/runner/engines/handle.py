@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedEngine:
     """One engine's program and how to tell that it is ready."""
 
     command: CommandLine
@@ -47,7 +47,7 @@ class Prepared:
     """Version of the installation, for the exit report."""
 
 
-Prepare = Callable[[EngineSpec, Path], Prepared]
+Prepare = Callable[[EngineSpec, Path], PreparedEngine]
 
 
 Ladder = Sequence[tuple[str, float]]
@@ -134,7 +134,7 @@ class Handle:
             mode=self.spec.mode,
         )
 
-    def about(self, prepared: Prepared) -> dict[str, Any]:
+    def about(self, prepared: PreparedEngine) -> dict[str, Any]:
         """What the claim stores, so that the next daemon can adopt the engine."""
         return {
             "spec": msgspec.to_builtins(self.spec),

@@ -18,7 +18,7 @@ from greenroom.actors.gates import GateReading
 from greenroom.actors.values import Failure, Measured
 from greenroom.runner.engines import devices, liveness, processes, reachability
 from greenroom.runner.engines.handle import Handle, Ladder
-from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, Life
+from greenroom.runner.engines.liveness import ASK_AFTER, LIMIT, EngineObservations
 from greenroom.runner.engines.reachability import Reachability
 from greenroom.runner.engines.readiness import CPU_SHARE, Vitality
 from greenroom.runner.threads import start_thread
@@ -50,7 +50,7 @@ Readings = Callable[[], Mapping[str, GateReading]]
 DeviceUsage = Callable[[Sequence[int]], int | None]
 
 
-class Memory:
+class ReportedMemory:
     """The memory of one engine, as last reported."""
 
     def __init__(self) -> None:
@@ -78,8 +78,8 @@ class Watched:
     """One monitored engine."""
 
     def __init__(self, handle: Handle, now: float) -> None:
-        self.memory = Memory()
-        self.life = Life(now, handle.batch)
+        self.memory = ReportedMemory()
+        self.life = EngineObservations(now, handle.batch)
         self.doubted: Reachability | None = None
         """The problem found by the last socket check."""
         self.asking: set[str] = set()

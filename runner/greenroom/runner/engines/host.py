@@ -43,7 +43,7 @@ from greenroom.runner.engines.identity import ProcessIdentity, boot_id
 from greenroom.runner.engines.keeper import LADDER
 from greenroom.runner.engines.keeper_log import FIRST_LINES, LAST_LINES
 from greenroom.runner.engines.processes import is_kept_waiting
-from greenroom.runner.engines.readiness import Health, Patience, take_pulse
+from greenroom.runner.engines.readiness import ProbeResult, ProgressDeadline, take_pulse
 from greenroom.runner.engines.recovery import (
     Ended,
     Missing,
@@ -258,15 +258,15 @@ class EngineHost:
         """Probe until it is ready, dead, or has shown no sign of life for too long."""
         probe = handle.probe()
         begun = time.monotonic()
-        patience, next_pulse = Patience(begun), begun + _PULSE_SECONDS
+        patience, next_pulse = ProgressDeadline(begun), begun + _PULSE_SECONDS
         while handle.wanted and not handle.given_up_at:
-            health = probe.look() if handle.endpoint.exists() else Health.SILENT
+            health = probe.look() if handle.endpoint.exists() else ProbeResult.SILENT
             now = time.monotonic()
-            if health is Health.READY:
+            if health is ProbeResult.READY:
                 handle.tell_ready()
                 self._health.wake()  # from now on it is looked at more often
                 return
-            if health is Health.DEAD:
+            if health is ProbeResult.DEAD:
                 self._give_up(handle, "it says that its model could not be loaded")
                 return
             if now >= next_pulse:
@@ -506,7 +506,7 @@ class EngineHost:
             handle.over.wait(self._stop_bound + 10.0)
             return
         probe = handle.probe()
-        ready = probe.look() is Health.READY
+        ready = probe.look() is ProbeResult.READY
         handle.tell_adopted(ready)
         self._health.wake()
         self._watch.add(handle)

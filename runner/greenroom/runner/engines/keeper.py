@@ -92,7 +92,7 @@ def _create_claim_without_links(path: str, value: dict[str, Any]) -> bool:
     return True
 
 
-class Connection:
+class DaemonConnection:
     """One connection of a daemon; it keeps the engine once it has sent `hold`."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -138,7 +138,7 @@ class Keeper:
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._told_to_end = False
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, DaemonConnection] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._grace: float | None = 120.0
         self._orphaned_at: float | None = None
@@ -229,8 +229,8 @@ class Keeper:
         else:
             sock.close()
 
-    def _connect(self, sock: socket.socket) -> Connection:
-        connection = Connection(sock)
+    def _connect(self, sock: socket.socket) -> DaemonConnection:
+        connection = DaemonConnection(sock)
         self._connections[sock.fileno()] = connection
         self._selector.register(sock, selectors.EVENT_READ)
         return connection
@@ -243,13 +243,13 @@ class Keeper:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: DaemonConnection) -> None:
         messages = connection.receive()
         if messages is None:
             self._disconnect(connection)
         self._obey(connection, messages or [])
 
-    def _obey(self, connection: Connection, messages: list[dict[str, Any]]) -> None:
+    def _obey(self, connection: DaemonConnection, messages: list[dict[str, Any]]) -> None:
         for message in messages:
             try:
                 self._carry_out(connection, message)
@@ -258,7 +258,7 @@ class Keeper:
                 event = "refused" if self._started_once else "failed"
                 connection.send(event, code="refused", message=f"The keeper cannot do that: {problem}.")
 
-    def _carry_out(self, connection: Connection, message: dict[str, Any]) -> None:
+    def _carry_out(self, connection: DaemonConnection, message: dict[str, Any]) -> None:
         op = message.get("op")
         if op == "start" and not self._started_once:
             config = checked_start(message)
@@ -277,7 +277,7 @@ class Keeper:
         else:
             raise ValueError(f"{op!r} cannot be done now")
 
-    def _disconnect(self, connection: Connection) -> None:
+    def _disconnect(self, connection: DaemonConnection) -> None:
         self._selector.unregister(connection.socket)
         del self._connections[connection.socket.fileno()]
         connection.socket.close()

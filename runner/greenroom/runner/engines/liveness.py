@@ -43,7 +43,7 @@ _PROMPT_TOKENS = re.compile(rb"^llamacpp:prompt_tokens_total (\S+)", re.MULTILIN
 _PROMPT_SECONDS = re.compile(rb"^llamacpp:prompt_seconds_total (\S+)", re.MULTILINE)
 
 
-class Life:
+class EngineObservations:
     """Observations of one engine. Times are monotonic seconds."""
 
     def __init__(self, now: float, batch: int = 0) -> None:

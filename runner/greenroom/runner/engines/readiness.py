@@ -34,7 +34,7 @@ _SLEPT = 10.0
 """Seconds between two observations (normally one second apart) that count as not monitored."""
 
 
-class Health(Enum):
+class ProbeResult(Enum):
     """The result of one probe."""
 
     SILENT = "silent"
@@ -45,15 +45,15 @@ class Health(Enum):
     """The process lives, but its load has failed for good."""
 
 
-def judge(readiness: Readiness, status: int | None) -> Health:
+def judge(readiness: Readiness, status: int | None) -> ProbeResult:
     """What a health status means for this backend; None is no response."""
     if status is None:
-        return Health.SILENT
+        return ProbeResult.SILENT
     if status in readiness.dead:
-        return Health.DEAD
+        return ProbeResult.DEAD
     if status in readiness.loading:
-        return Health.LOADING
-    return Health.READY if 200 <= status < 300 else Health.LOADING
+        return ProbeResult.LOADING
+    return ProbeResult.READY if 200 <= status < 300 else ProbeResult.LOADING
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Pulse:
     """By calls, or by touching mapped files: a slow disk uses hardly any CPU."""
 
 
-class Patience:
+class ProgressDeadline:
     """Waits as long as the engine makes progress, and knows for how long it has not."""
 
     def __init__(self, now: float) -> None:
@@ -129,10 +129,10 @@ class Probe:
         self._mode: Mode = mode
         self._proofs = 0
 
-    def look(self) -> Health:
+    def look(self) -> ProbeResult:
         """One judgement: by the health path, and by a proof request where the health path is not reliable."""
         found = judge(self._readiness, self._request("GET", self._readiness.path, None, PROBE_SECONDS))
-        if found is not Health.READY or not self._readiness.proof:
+        if found is not ProbeResult.READY or not self._readiness.proof:
             return found
         return self._prove()
 
@@ -140,14 +140,14 @@ class Probe:
         """The health path's verdict on an engine that was ready."""
         answer = self._ask("GET", self._readiness.path, None, bound)
         if answer.status is not None:
-            well = judge(self._readiness, answer.status) is Health.READY
+            well = judge(self._readiness, answer.status) is ProbeResult.READY
             return Vitality.WELL if well else Vitality.ILL
         return answer.none
 
     def canary(self, bound: float) -> Vitality:
         """Whether it still computes: request one token."""
         health = self._ask("GET", self._readiness.path, None, PROBE_SECONDS)
-        if health.status is not None and judge(self._readiness, health.status) is Health.DEAD:
+        if health.status is not None and judge(self._readiness, health.status) is ProbeResult.DEAD:
             return Vitality.ILL
         path, body = _SMALLEST[self._mode]
         answer = self._ask("POST", path, {"model": self._model_name, **body}, bound)
@@ -165,11 +165,11 @@ class Probe:
                 told += answer.body
         return told or None
 
-    def _prove(self) -> Health:
+    def _prove(self) -> ProbeResult:
         bound = PROOF_SECONDS[min(self._proofs, len(PROOF_SECONDS) - 1)]
         self._proofs += 1
         status = self._compute(bound)
-        return Health.READY if status is not None and 200 <= status < 300 else Health.LOADING
+        return ProbeResult.READY if status is not None and 200 <= status < 300 else ProbeResult.LOADING
 
     def _compute(self, bound: float) -> int | None:
         path, body = _SMALLEST[self._mode]

@@ -17,7 +17,7 @@ from greenroom.actors.values import Mode, Model
 from greenroom.runner.backends.base import Dialect
 from greenroom.runner.daemon import Greenroom
 from greenroom.runner.errors import JobFailed
-from greenroom.runner.http.engine_errors import Asked, too_long
+from greenroom.runner.http.engine_errors import RequestTarget, too_long
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.models.description import files_of
 from greenroom.runner.models.manifest import MMPROJ
@@ -58,7 +58,7 @@ class Abilities:
         """What was reckoned for a model as configured; see `_context_of`."""
 
     async def look(
-        self, model: Model, mode: Mode, backend: str, fields: Mapping[str, Any], asked: Asked
+        self, model: Model, mode: Mode, backend: str, fields: Mapping[str, Any], asked: RequestTarget
     ) -> None:
         """Refuse what no engine for this model could do. Raises HttpRefusal: 400 or 422.
 
@@ -157,7 +157,7 @@ def _context_of(model: Model, configs: Mapping[str, ModelConfigState]) -> int:
     return 0 if flagged else max(0, given if given > 0 else model.context_length)
 
 
-def _check_length(context: int, fields: Mapping[str, Any], asked: Asked) -> None:
+def _check_length(context: int, fields: Mapping[str, Any], asked: RequestTarget) -> None:
     if context:
         tokens, exactly = _least_tokens(fields)
         if tokens > context:

@@ -1,9 +1,9 @@
 """The adapter to aiohttp, the server that carries the front door. No other module imports aiohttp.
 
-`mount` makes an application of the table of routes, and `Runner` serves it for the daemon. aiohttp by itself
-logs a traceback for each request that is not HTTP, with the line in question, and sends that line back to the
-client. With `Runner` it is one log line and one sentence, without anything that was sent, and bodies are not
-unpacked.
+`mount` makes an application of the table of routes; `ServerRunner` serves it for the daemon. Without it,
+aiohttp logs a traceback for each request that is not HTTP and sends the line in question back to the
+client. `ServerRunner` logs one line, answers one sentence without anything that was sent, and does not
+decompress bodies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from greenroom.actors.kernel.errors import Refusal
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of
 from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Response, Route, Stream
 
-__all__ = ["Application", "Runner", "holder", "mount", "watch"]
+__all__ = ["Application", "ServerRunner", "holder", "mount", "watch"]
 
 _log = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ def _in_flight(transport: asyncio.BaseTransport) -> int:
     return max(0, held[0])
 
 
-class Runner(web.AppRunner):
+class ServerRunner(web.AppRunner):
     """An `AppRunner` whose connections are ours."""
 
     __slots__ = ()

@@ -16,7 +16,7 @@ from greenroom.runner.http.aiohttp_adapter import Application, holder, mount
 from greenroom.runner.http.bodies import invalid
 from greenroom.runner.http.context import Context, Stop
 from greenroom.runner.http.errors import HttpRefusal, answer, answer_error, family_of, refusal_of
-from greenroom.runner.http.idempotency import KEY, Idempotency
+from greenroom.runner.http.idempotency import KEY, IdempotentRequests
 from greenroom.runner.http.port import REQUEST_ID, AnyResponse, Request, Response
 from greenroom.runner.http.routes import all_routes
 from greenroom.runner.models.references import shown
@@ -78,7 +78,7 @@ class _FrontDoor:
     def __init__(self, context: Context, guard: _Guard) -> None:
         self._ids = context.ids
         self._guard = guard
-        self._idempotency = Idempotency(context)
+        self._idempotency = IdempotentRequests(context)
 
     async def serve(self, request: Request) -> AnyResponse:
         """Answer a request, and log who asked for what and how it ended: never what was said."""

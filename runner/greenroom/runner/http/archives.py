@@ -19,7 +19,7 @@ from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.http.bodies import Patience
 from greenroom.runner.http.errors import HttpRefusal
 from greenroom.runner.http.port import AnyResponse, BodyBroken, Request, Stream
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from greenroom.runner.waits import Cancel, in_thread
 
 _AT_ONCE = 4
@@ -38,7 +38,7 @@ class Archives:
         self._loads = _Turns()
         self._exports = _Turns()
 
-    async def load(self, request: Request, store: Store) -> Model:
+    async def load(self, request: Request, store: ModelStore) -> Model:
         """Stream a request's body into the store; both go on side by side, and neither waits in memory.
 
         Raises:
@@ -49,7 +49,7 @@ class Archives:
             return await _load(request, store)
 
     async def send(
-        self, request: Request, headers: Mapping[str, str], store: Store, model: Model
+        self, request: Request, headers: Mapping[str, str], store: ModelStore, model: Model
     ) -> AnyResponse:
         """Answer with a model's archive.
 
@@ -97,7 +97,7 @@ class _Turns:
             self._slots.release()
 
 
-async def _load(request: Request, store: Store) -> Model:
+async def _load(request: Request, store: ModelStore) -> Model:
     from greenroom.runner.models.archive import load
 
     cancel = Cancel()

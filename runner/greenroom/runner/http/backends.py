@@ -46,7 +46,7 @@ NDJSON = "application/x-ndjson"
 _encode = msgspec.json.Encoder().encode
 
 
-N = TypeVar("N", "InstallBody", "UninstallBody", "CancelBody", "NamedBody")
+N = TypeVar("N", "InstallBody", "UninstallBody", "CancelInstallBody", "NamedBody")
 
 
 class WantedBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -86,7 +86,7 @@ class UninstallBody(msgspec.Struct, forbid_unknown_fields=True):
     """Do not wait for requests inside its engines."""
 
 
-class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
+class CancelInstallBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /engines/cancel-install`."""
 
     backend: BackendName = ""
@@ -265,7 +265,7 @@ class Backends:
         return await self._context.clients.attend(request, uninstall)
 
     async def cancel(self, request: Request) -> Response:
-        body = await _named_body(request, CancelBody)
+        body = await _named_body(request, CancelInstallBody)
         cancel = CancelInstall(
             backend=self._context.backend(body.backend),
             version=body.version,

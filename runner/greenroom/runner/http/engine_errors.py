@@ -23,7 +23,7 @@ TOO_LONG = "context_length_exceeded"
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestTarget:
     """What was asked of whom, for the sentences."""
 
     backend: str
@@ -114,7 +114,7 @@ _NAMED = re.compile(r"Field '([a-z_]{1,40})': ")
 _NO_PATH = re.compile(r"(?:file )?not found", re.IGNORECASE)
 
 
-def engine_error(status: int, body: bytes, asked: Asked) -> HttpRefusal:
+def engine_error(status: int, body: bytes, asked: RequestTarget) -> HttpRefusal:
     """The refusal for an engine's error: an answer with this status, or an event of its stream."""
     error = _error_of(body)
     words = _words_of(error, body)[:_LOOKED_AT]
@@ -137,7 +137,7 @@ def engine_error(status: int, body: bytes, asked: Asked) -> HttpRefusal:
     return _by_status(status, words, asked)
 
 
-def too_long(asked: Asked, tokens: int, context: int, *, at_least: bool = False) -> HttpRefusal:
+def too_long(asked: RequestTarget, tokens: int, context: int, *, at_least: bool = False) -> HttpRefusal:
     """A prompt that does not fit into the context."""
     numbers = {"n_prompt_tokens": float(tokens), "n_ctx": float(context)}
     has = f"has {'at least ' if at_least else ''}{tokens} tokens" if tokens else "is too long"
@@ -152,7 +152,7 @@ def too_long(asked: Asked, tokens: int, context: int, *, at_least: bool = False)
     )
 
 
-def _too_long(error: Any, words: str, asked: Asked) -> HttpRefusal:
+def _too_long(error: Any, words: str, asked: RequestTarget) -> HttpRefusal:
     def number(name: str, pattern: re.Pattern[str]) -> int:
         value = error.get(name) if isinstance(error, dict) else None
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
@@ -163,7 +163,7 @@ def _too_long(error: Any, words: str, asked: Asked) -> HttpRefusal:
     return too_long(asked, number("n_prompt_tokens", _PROMPT_TOKENS), number("n_ctx", _CONTEXT))
 
 
-def _by_status(status: int, words: str, asked: Asked) -> HttpRefusal:
+def _by_status(status: int, words: str, asked: RequestTarget) -> HttpRefusal:
     engine = f'The {asked.backend} engine for "{asked.model}"'
     where = f"greenroom logs {asked.model} on the server may say more."
     if status == 503:

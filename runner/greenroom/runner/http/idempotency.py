@@ -76,7 +76,7 @@ class KeyedCommand:
         self.telling.set()
 
 
-class Idempotency:
+class IdempotentRequests:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._under_way: dict[str, KeyedCommand] = {}

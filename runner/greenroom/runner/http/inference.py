@@ -38,14 +38,14 @@ from greenroom.runner.http.abilities import (
 from greenroom.runner.http.bodies import Checked, Routing, check, read_body, routing_of, wished_keep_alive
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.context import Context
-from greenroom.runner.http.engine_errors import Asked, engine_error
+from greenroom.runner.http.engine_errors import RequestTarget, engine_error
 from greenroom.runner.http.errors import Family, HttpRefusal, answer, answer_error, frame, refusal_of
 from greenroom.runner.http.fields import Dialogue
 from greenroom.runner.http.port import AnyResponse, Handler, Request, Response, Stream
 from greenroom.runner.http.progress_stream import sentence_of
 from greenroom.runner.http.sse import EVENT_STREAM, EventStream, KeepAlive, Renaming, Said, Unfinished
 from greenroom.runner.http.suspects import broke_off, fingerprint, lost, suspected
-from greenroom.runner.http.upstream import Answer, Lost, Unreached, forwarded, returned
+from greenroom.runner.http.upstream import EngineResponse, Lost, Unreached, forwarded, returned
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Exchange:
         self._ours: frozenset[str] = frozenset()
         self._admission: Admission | None = None
         self._keep_alive: KeepAlive | None = None
-        self._upstream: Answer | None = None
+        self._upstream: EngineResponse | None = None
         self._stream: Stream | None = None
         """The answer, once its head was sent by us."""
         self._events: EventStream | None = None
@@ -224,7 +224,7 @@ class Exchange:
 
     async def _first_byte(
         self, admission: Admission, model: Model, right: Checked
-    ) -> tuple[Place, Answer, bytes]:
+    ) -> tuple[Place, EngineResponse, bytes]:
         """Send the request until an engine has begun to answer it."""
         loop = asyncio.get_running_loop()
         suspects = self._context.suspects
@@ -291,7 +291,9 @@ class Exchange:
 
     # to the client
 
-    async def _pass_on(self, place: Place, model: Model, upstream: Answer, chunk: bytes) -> AnyResponse:
+    async def _pass_on(
+        self, place: Place, model: Model, upstream: EngineResponse, chunk: bytes
+    ) -> AnyResponse:
         begun = await self._keep_alive.end() if self._keep_alive is not None else None
         if not 200 <= upstream.status < 300:
             raise engine_error(upstream.status, await _rest(upstream, chunk), self._asked(place.backend))
@@ -338,7 +340,7 @@ class Exchange:
         self._request.served = stream.status
         return stream
 
-    async def _begin(self, upstream: Answer, length: int | None = None) -> Stream:
+    async def _begin(self, upstream: EngineResponse, length: int | None = None) -> Stream:
         self._stream = await self._request.start(
             status=upstream.status, headers=returned(upstream), length=length
         )
@@ -382,8 +384,8 @@ class Exchange:
             self._fingerprint = fingerprint(model.id, self._kind.path, body)
         return self._fingerprint
 
-    def _asked(self, backend: str) -> Asked:
-        return Asked(backend or "serving", self._asked_as, self._kind.param)
+    def _asked(self, backend: str) -> RequestTarget:
+        return RequestTarget(backend or "serving", self._asked_as, self._kind.param)
 
     def _what_goes_on(self) -> str:
         request_id = self._admission.request_id if self._admission is not None else ""
@@ -402,7 +404,7 @@ def _places(fields: Mapping[str, Any]) -> int:
     return min(prompts * int(answers), SLOTS)
 
 
-async def _first_chunk(upstream: Answer) -> bytes:
+async def _first_chunk(upstream: EngineResponse) -> bytes:
     first = await upstream.read()
     if not first and upstream.status == 200 and upstream.length != 0:
         # An answer that is delimited by the end of the connection ends the same way when its engine dies.
@@ -410,7 +412,7 @@ async def _first_chunk(upstream: Answer) -> bytes:
     return first
 
 
-async def _rest(upstream: Answer, chunk: bytes) -> bytes:
+async def _rest(upstream: EngineResponse, chunk: bytes) -> bytes:
     """An engine's error, as far as it is read."""
     try:
         async with asyncio.timeout(_TOLD_WITHIN):

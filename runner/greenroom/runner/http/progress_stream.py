@@ -27,12 +27,12 @@ _HEARTBEAT = 5.0
 _QUEUE = 100
 
 
-class Lines(Protocol):
+class ProgressFormat(Protocol):
     """How a stream of this content type says things. Empty bytes are not sent."""
 
     content_type: str
 
-    def again(self) -> Lines:
+    def again(self) -> ProgressFormat:
         """The same for another client, from the beginning."""
         ...
 
@@ -95,7 +95,7 @@ async def stream_job(
     board: ProgressBoard,
     job: str,
     reply: Awaitable[Any],
-    lines: Lines,
+    lines: ProgressFormat,
     *,
     headers: Mapping[str, str] | None = None,
     unwatched: Callable[[Any], Response] | None = None,
@@ -169,7 +169,7 @@ async def stream_job(
 class _Joined:
     """The lines for a command that is sent a second time: the first one's answer ends them."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: ProgressFormat) -> None:
         self.content_type = lines.content_type
         self.again = lines.again
         self.progress = lines.progress
@@ -186,7 +186,7 @@ class _Joined:
 
 
 async def _join(
-    request: Request, board: ProgressBoard, job: str, outcome: Awaitable[Outcome], lines: Lines
+    request: Request, board: ProgressBoard, job: str, outcome: Awaitable[Outcome], lines: ProgressFormat
 ) -> AnyResponse:
     joined = _Joined(lines.again())
     return await stream_job(
@@ -209,11 +209,11 @@ def sentence_of(progress: Progress, board: ProgressBoard | None = None) -> str:
     return text
 
 
-def _said(lines: Lines, last: bytes) -> Outcome | None:
+def _said(lines: ProgressFormat, last: bytes) -> Outcome | None:
     return Outcome(status=200, content_type=lines.content_type, body=last.decode())
 
 
-async def _begin(request: Request, lines: Lines, headers: Mapping[str, str] | None) -> Stream:
+async def _begin(request: Request, lines: ProgressFormat, headers: Mapping[str, str] | None) -> Stream:
     more = headers or {}
     return await request.start(
         headers={"Cache-Control": "no-cache", "Content-Type": lines.content_type, **more}

@@ -26,7 +26,7 @@ from greenroom import __version__
 from greenroom.runner.daemon import STOP_BOUND, Greenroom
 from greenroom.runner.daemon_lock import DaemonLock, HomeLocked
 from greenroom.runner.descriptors import connections_within, open_now, raise_soft_limit
-from greenroom.runner.http.aiohttp_adapter import Runner, watch
+from greenroom.runner.http.aiohttp_adapter import ServerRunner, watch
 from greenroom.runner.http.app import context_of, front_door
 from greenroom.runner.http.connections import Connections
 from greenroom.runner.proof import write_privately
@@ -137,7 +137,7 @@ class _Serving:
         app = front_door(
             greenroom, allowed_hosts=self._hosts, allowed_origins=self._origins, stop=self._asked_to_stop
         )
-        runner = Runner(
+        runner = ServerRunner(
             app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_CLOSE, handle_signals=False
         )
         most = connections_within(raise_soft_limit(), open_now())

@@ -17,7 +17,7 @@ import msgspec
 from greenroom.runner.http.bodies import NOT_UNDERSTOOD
 from greenroom.runner.http.clients import ReadWatch
 from greenroom.runner.http.port import Request, Stream
-from greenroom.runner.http.upstream import Answer, Lost
+from greenroom.runner.http.upstream import EngineResponse, Lost
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Renaming:
         return self._pattern.sub(lambda match: b'"model"' + match.group(1) + self._name, body)
 
 
-class Lines:
+class WholeLines:
     """Passes whole lines on and holds back the beginning of one.
 
     A client can do nothing with half a line, and if the engine dies there, an error frame must not be
@@ -97,7 +97,7 @@ class EventStream:
         self._request = request
         self._stream = stream
         self._watch = watch
-        self._lines = Lines(rename)
+        self._lines = WholeLines(rename)
         self._end = end
         self._tail = b"\n\n"
         self.whole = False
@@ -108,7 +108,7 @@ class EventStream:
         """Part of an event was sent, and its end was not."""
         return self._tail != b"\n\n"
 
-    async def pass_on(self, answer: Answer, chunk: bytes) -> None:
+    async def pass_on(self, answer: EngineResponse, chunk: bytes) -> None:
         """Pass on `chunk` and all that follows, to its end.
 
         Raises Lost when the engine breaks off, Said when it sends an error, and ConnectionError when the

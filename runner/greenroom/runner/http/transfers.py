@@ -52,7 +52,7 @@ class CreateBody(msgspec.Struct, rename="kebab"):
     """A name that no other client has, for `leave`."""
 
 
-class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
+class CancelPullBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /models/cancel`."""
 
     reference: Name = msgspec.field(name="from", default="")
@@ -96,7 +96,7 @@ class Transfers:
         return await self._context.clients.attend(request, pull)
 
     async def cancel(self, request: Request) -> Response:
-        body = await read_json(request, CancelBody, what="it is no JSON object with a from")
+        body = await read_json(request, CancelPullBody, what="it is no JSON object with a from")
         cancel = CancelPull(reference=canonical(body.reference), leave=body.leave, waiter=body.waiter)
         cancelled = await self._context.greenroom.system.ask(cancel, cause=request.id)
         return json_response({"ended": cancelled.ended})

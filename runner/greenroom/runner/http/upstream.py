@@ -51,7 +51,7 @@ class Lost(Exception):
     """The engine broke off: before it had answered, or before its answer was complete."""
 
 
-class Answer:
+class EngineResponse:
     """An answer, from its head on. Read it to the end or close it; a connection has one at a time."""
 
     def __init__(self, connection: Connection, status: int, headers: CIMultiDict[str]) -> None:
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
         """All of the answer has come."""
         return self._complete
 
-    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> EngineResponse:
         """Send a POST and wait for the head of its answer. Raises Lost."""
         self._begin()
         transport = self._transport
@@ -160,10 +160,10 @@ class Connection(asyncio.Protocol):
         finally:
             if spare is not None:
                 spare.close()
-        return Answer(self, self._status, self._headers)
+        return EngineResponse(self, self._status, self._headers)
 
     async def read(self, push: Push | None = None) -> bytes:
-        """See `Answer.read`."""
+        """See `EngineResponse.read`."""
         self._push = push
         try:
             while not self._pieces and not self._complete:
@@ -378,7 +378,7 @@ class Upstreams:
         body: bytes,
         headers: Mapping[str, str],
         last_byte: LastByte | None = None,
-    ) -> Answer:
+    ) -> EngineResponse:
         """Send a request and wait for the head of the answer. Raises Unreached or Lost.
 
         `last_byte` is the clock of the engine there: set whenever it sends anything.
@@ -497,7 +497,7 @@ def forwarded(request: Request) -> CIMultiDict[str]:
     return headers
 
 
-def returned(answer: Answer) -> CIMultiDict[str]:
+def returned(answer: EngineResponse) -> CIMultiDict[str]:
     """An answer's headers, as the client gets them."""
     return CIMultiDict(
         [

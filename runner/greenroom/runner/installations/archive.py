@@ -26,9 +26,9 @@ from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.disk import LOCK, InstallationStore, segment
 from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.lock import Lock, LockedFile
-from greenroom.runner.installations.record import Record, Wheel
+from greenroom.runner.installations.record import InstallationRecord, Wheel
 from greenroom.runner.installations.space import need_space
-from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
+from greenroom.runner.installations.tar_stream import BadTar, TarEntry, TarStream
 from greenroom.runner.installations.uv import os_failure
 
 MANIFEST = "backend.json"
@@ -39,7 +39,7 @@ _SMALL = 16 * 2**20
 _LARGEST = 2**40
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class ArchiveManifest(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     backend: str
     distribution: str
@@ -63,7 +63,7 @@ def kept_lock(home: Path, distribution: str, version: str) -> Path:
     return home / "cache" / "locks" / f"{segment(f'{distribution}-{version}')}.txt"
 
 
-def write(home: Path, found: Record, distribution: str, out: IO[bytes]) -> None:
+def write(home: Path, found: InstallationRecord, distribution: str, out: IO[bytes]) -> None:
     """Write an installation's archive.
 
     Raises:
@@ -83,7 +83,7 @@ def write(home: Path, found: Record, distribution: str, out: IO[bytes]) -> None:
             f"{missing[0].name} of {found.backend} {found.version} is not in the cache any more.",
             advice=f"Fetch it again: greenroom reinstall-runner --backend {found.backend}",
         )
-    manifest = Manifest(
+    manifest = ArchiveManifest(
         backend=found.backend,
         distribution=distribution,
         version=found.version,
@@ -107,7 +107,7 @@ def sums(contents: Mapping[str, bytes]) -> bytes:
     return "".join(lines).encode()
 
 
-def read(home: Path, source: IO[bytes]) -> Manifest:
+def read(home: Path, source: IO[bytes]) -> ArchiveManifest:
     """Store an archive's wheels and lock where the installer looks for them; installs nothing.
 
     Raises:
@@ -128,11 +128,11 @@ def read(home: Path, source: IO[bytes]) -> Manifest:
         raise os_failure(error, "The backend could not be imported") from error
 
 
-def _read(home: Path, archive: TarStream, wheels: FileStore, kept: list[LockedFile]) -> Manifest:
+def _read(home: Path, archive: TarStream, wheels: FileStore, kept: list[LockedFile]) -> ArchiveManifest:
     """Fills `kept` with the wheels that are new to the cache."""
     members = iter(archive)
     first = {MANIFEST: _small(archive, next(members, None), MANIFEST)}
-    manifest = msgspec.json.decode(first[MANIFEST], type=Manifest)
+    manifest = msgspec.json.decode(first[MANIFEST], type=ArchiveManifest)
     if manifest.schema != SCHEMA:
         raise _damaged(f"it was written by another release of Greenroom (schema {manifest.schema})")
     if manifest.machine != here():
@@ -200,7 +200,7 @@ def _draft(place: Path) -> Iterator[IO[bytes]]:
             place.parent.rmdir()  # only if it is empty
 
 
-def _small(archive: TarStream, member: Entry | None, name: str) -> bytes:
+def _small(archive: TarStream, member: TarEntry | None, name: str) -> bytes:
     if member is None or (member.name, member.kind) != (name, "file") or member.size > _SMALL:
         raise _damaged(f"{name} is missing or misplaced")
     return b"".join(archive.content())

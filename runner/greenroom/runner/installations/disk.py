@@ -29,7 +29,7 @@ from greenroom.runner.engines.identity import ProcessIdentity
 from greenroom.runner.errors import JobCancelled, JobFailed, blamed
 from greenroom.runner.installations import record as records
 from greenroom.runner.installations.bounded import Beside, TookTooLong
-from greenroom.runner.installations.record import MARK, Record, Unclear
+from greenroom.runner.installations.record import MARK, InstallationRecord, Unclear
 from greenroom.runner.installations.space import existing
 from greenroom.runner.installations.uv import os_failure
 from greenroom.runner.installations.verification import changed, complaint, walk
@@ -46,7 +46,7 @@ _LOOK_SECONDS = 60.0
 UNREADABLE = "Check the disk and the owner of the data directory. Greenroom checks again by itself."
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class BuildAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """`attempt.json`: the program that writes into a folder without a commit mark."""
 
     job: str
@@ -138,7 +138,7 @@ class InstallationStore:
             return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
         return []
 
-    def record(self, installation: Installation) -> Record:
+    def record(self, installation: Installation) -> InstallationRecord:
         """The contents of an installation's `installation.json`.
 
         Raises:
@@ -169,7 +169,7 @@ class InstallationStore:
             return found is not None and found.image is not None
         return False
 
-    def records(self, *, all_of_them: bool = False) -> Iterator[Record]:
+    def records(self, *, all_of_them: bool = False) -> Iterator[InstallationRecord]:
         """The readable records of all backends' committed installations.
 
         Args:
@@ -223,7 +223,7 @@ class InstallationStore:
                 numbers = [int(m["number"]) for m in taken if f"{m['build']}-{m['digest']}" == stem]
                 folder = place / f"{stem}.{max(numbers, default=0) + 1}"
                 folder.mkdir()
-                write_attempt(folder, Attempt(job=job))
+                write_attempt(folder, BuildAttempt(job=job))
             except OSError as error:
                 raise os_failure(error, "The installation's folder could not be made") from error
             self._live.add(folder)
@@ -269,7 +269,7 @@ def _unreadable(installation: Installation, error: Unclear) -> JobFailed:
     return JobFailed.transient("unreadable", message, advice=UNREADABLE)
 
 
-def write_attempt(folder: Path, attempt: Attempt) -> None:
+def write_attempt(folder: Path, attempt: BuildAttempt) -> None:
     (folder / ATTEMPT).write_bytes(msgspec.json.encode(attempt))
 
 
@@ -382,7 +382,7 @@ def _age(folder: Path) -> tuple[float, str]:
 
 def _end_builder(folder: Path) -> None:
     try:
-        attempt = msgspec.json.decode((folder / ATTEMPT).read_bytes(), type=Attempt)
+        attempt = msgspec.json.decode((folder / ATTEMPT).read_bytes(), type=BuildAttempt)
     except (OSError, msgspec.MsgspecError):
         return
     builder = ProcessIdentity(attempt.pid, attempt.started, attempt.boot)

@@ -26,7 +26,7 @@ from greenroom.runner.installations.bounded import Beside, stop_if
 from greenroom.runner.installations.disk import (
     ATTEMPT,
     LOCK,
-    Attempt,
+    BuildAttempt,
     InstallationStore,
     discard,
     need_exec,
@@ -36,7 +36,13 @@ from greenroom.runner.installations.disk import (
 from greenroom.runner.installations.file_store import FileStore
 from greenroom.runner.installations.lock import Lock, LockedFile, shipped
 from greenroom.runner.installations.maker import Maker, ProgressReport
-from greenroom.runner.installations.record import ENVIRONMENT, Interpreter, Record, Wheel, base_python
+from greenroom.runner.installations.record import (
+    ENVIRONMENT,
+    InstallationRecord,
+    Interpreter,
+    Wheel,
+    base_python,
+)
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.space import (
     is_ample,
@@ -278,9 +284,9 @@ class Environments(Maker):
         lock: Lock,
         files: Sequence[LockedFile],
         contents: Contents,
-    ) -> Record:
+    ) -> InstallationRecord:
         sizes, links, sums = contents
-        return Record(
+        return InstallationRecord(
             id=folder.name,
             backend=backend,
             variant=variant,
@@ -446,7 +452,7 @@ class _Unpacking:
     def _started(self, pid: int) -> None:
         who = ProcessIdentity.of(pid)
         if who is not None:
-            attempt = Attempt(job=self._job, pid=who.pid, started=who.started, boot=who.boot)
+            attempt = BuildAttempt(job=self._job, pid=who.pid, started=who.started, boot=who.boot)
             write_attempt(self._folder, attempt)
 
 

@@ -44,14 +44,14 @@ from greenroom.runner.installations.maker import Maker, ProgressReport
 from greenroom.runner.installations.record import (
     ENVIRONMENT,
     ImageOrigin,
+    InstallationRecord,
     Interpreter,
-    Record,
     Wheel,
 )
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.space import is_ample, keep_reserve, need_space
 from greenroom.runner.installations.uv import os_failure
-from greenroom.runner.installations.verification import NotRunning, identity, inventory, probe, sha256
+from greenroom.runner.installations.verification import InterpreterFailed, identity, inventory, probe, sha256
 from greenroom.runner.user_home import user_home
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Images(Maker):
         tree = folder_of(self.installed.home, installation) / ENVIRONMENT
         return _place_prebuilt(tree, record.image.prebuilt, self._home())
 
-    def _withdraw(self, folder: Path, record: Record | None) -> int:
+    def _withdraw(self, folder: Path, record: InstallationRecord | None) -> int:
         if record is None or record.image is None:
             return 0
         return _withdraw_prebuilt(folder / ENVIRONMENT, record.image.prebuilt, self._home())
@@ -213,7 +213,7 @@ class Images(Maker):
         image: ResolvedImage,
         cancel: Event,
         report: ProgressReport,
-    ) -> Record:
+    ) -> InstallationRecord:
         """Unpack, probe, and record the contents."""
         from greenroom.runner.installations.layers import Tree, unpacked_size
 
@@ -240,7 +240,7 @@ class Images(Maker):
         stop_if(cancel)
         files, links = inventory(folder)
         files.pop(ATTEMPT, None)
-        return Record(
+        return InstallationRecord(
             id=folder.name,
             backend=backend,
             version=image.version,
@@ -267,7 +267,7 @@ class Images(Maker):
 def _identity(python: Path, name: str, cancel: Event) -> tuple[str, str]:
     try:
         return identity(python, cancel)
-    except NotRunning as error:
+    except InterpreterFailed as error:
         if error.passing:
             raise JobFailed.transient(
                 "probe_ended",

@@ -187,7 +187,7 @@ class ImageResolver:
         cached = self._cached(MANIFEST, tag_or_digest)
         return registry.manifest(tag_or_digest) if cached is None else cached
 
-    def _config(self, registry: Registry, blob: images.Descriptor, cancel: Event) -> bytes:
+    def _config(self, registry: Registry, blob: images.ImageDescriptor, cancel: Event) -> bytes:
         if (cached := self._cached(CONFIG, blob.digest)) is not None:
             return cached
         if blob.size > _CONFIG_LIMIT:

@@ -27,7 +27,7 @@ from typing import IO, Protocol, Self
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.installations.bounded import stop_if
-from greenroom.runner.installations.tar_stream import BadTar, Entry, TarStream
+from greenroom.runner.installations.tar_stream import BadTar, TarEntry, TarStream
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
@@ -146,7 +146,7 @@ class Tree:
                 if file.is_file() and not file.is_symlink():
                     file.chmod(0o755)
 
-    def _take(self, tar: TarStream, entry: Entry) -> None:
+    def _take(self, tar: TarStream, entry: TarEntry) -> None:
         self._go_on()
         self._entries += 1
         if self._entries > _ENTRIES:
@@ -162,7 +162,7 @@ class Tree:
             elif entry.kind != "folder":
                 raise self._unsafe("unsafe_image", f"its {'/'.join(self._inside)} is not a folder")
 
-    def _place(self, tar: TarStream, entry: Entry, parts: Parts) -> None:
+    def _place(self, tar: TarStream, entry: TarEntry, parts: Parts) -> None:
         path = "/".join(parts)
         with _folder(self._parent(parts, make=True)) as folder:
             name = parts[-1]
@@ -183,7 +183,7 @@ class Tree:
                 raise self._unsafe("unsafe_image", f"its {path} is neither file, folder nor link")
         self._fresh.add(path)
 
-    def _write(self, tar: TarStream, entry: Entry, folder: int, name: str) -> str:
+    def _write(self, tar: TarStream, entry: TarEntry, folder: int, name: str) -> str:
         # Owner and group permissions do not matter here.
         mode = 0o755 if entry.mode & 0o100 else 0o644
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -197,7 +197,7 @@ class Tree:
                 out.write(piece)
         return digest.hexdigest()
 
-    def _link(self, entry: Entry, folder: int, name: str, path: str) -> None:
+    def _link(self, entry: TarEntry, folder: int, name: str, path: str) -> None:
         parts = self._parts(entry.link)
         below = parts[len(self._inside) :]
         if parts[: len(self._inside)] != self._inside or not below:

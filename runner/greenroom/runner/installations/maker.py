@@ -20,7 +20,7 @@ from greenroom.runner.installations.disk import (
     kept_if_unclear,
 )
 from greenroom.runner.installations.file_store import FileStore
-from greenroom.runner.installations.record import Record, Unclear
+from greenroom.runner.installations.record import InstallationRecord, Unclear
 from greenroom.runner.installations.sources import PackageSources
 from greenroom.runner.installations.uv import os_failure
 
@@ -145,7 +145,7 @@ class Maker:
     def _caches(self) -> list[Path]:
         return [self.store.root]
 
-    def _withdraw(self, folder: Path, record: Record | None) -> int:  # noqa: ARG002 - images have some
+    def _withdraw(self, folder: Path, record: InstallationRecord | None) -> int:  # noqa: ARG002 - images have some
         """Remove an installation's files outside of its folder; returns the bytes freed."""
         return 0
 

@@ -73,7 +73,7 @@ class ImageOrigin(msgspec.Struct, frozen=True, kw_only=True):
     """Folders in the tree, and where below the user's home the backend looks for what is in them."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class InstallationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of `installation.json`."""
 
     schema: int = SCHEMA
@@ -131,7 +131,7 @@ def base_python() -> Path:
     return Path(getattr(sys, "_base_executable", None) or sys.executable)
 
 
-def read(folder: Path) -> Record | None:
+def read(folder: Path) -> InstallationRecord | None:
     """The record of a folder; None when it has no commit mark.
 
     Raises:
@@ -145,7 +145,7 @@ def read(folder: Path) -> Record | None:
     except OSError as error:
         raise Unclear(f"{MARK} cannot be read: {error.strerror}") from error
     try:
-        record = msgspec.json.decode(data, type=Record)
+        record = msgspec.json.decode(data, type=InstallationRecord)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{MARK} is damaged: {error}") from error
     if record.schema != SCHEMA:
@@ -154,7 +154,7 @@ def read(folder: Path) -> Record | None:
     return record
 
 
-def write(folder: Path, record: Record) -> None:
+def write(folder: Path, record: InstallationRecord) -> None:
     """Make the folder an installation. Everything in it reaches the disk before the mark does."""
     flush(folder)
     write_atomically(folder / MARK, msgspec.json.format(msgspec.json.encode(record), indent=1))

@@ -51,7 +51,7 @@ class BadTar(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TarEntry:
     """The metadata of one entry."""
 
     name: str
@@ -75,7 +75,7 @@ class TarStream:
         """Bytes of the current entry's content still to come."""
         self._padding = 0
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[TarEntry]:
         """Every entry; unread content is skipped.
 
         Raises:
@@ -104,7 +104,7 @@ class TarStream:
         padding, self._padding = self._padding, 0
         self._exactly(padding)
 
-    def _next(self, *, first: bool) -> Entry | None:
+    def _next(self, *, first: bool) -> TarEntry | None:
         """The next entry, with its extended headers applied."""
         told: dict[str, str] = {}
         for number in range(_HEADERS):
@@ -125,7 +125,7 @@ class TarStream:
                 return self._entry(info, told)
         raise BadTar(f"more than {_HEADERS} headers speak of one entry")
 
-    def _entry(self, info: tarfile.TarInfo, told: dict[str, str]) -> Entry:
+    def _entry(self, info: tarfile.TarInfo, told: dict[str, str]) -> TarEntry:
         sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in told)
         if info.type == tarfile.GNUTYPE_SPARSE:
             self._pass_sparse_map(info)
@@ -139,7 +139,7 @@ class TarStream:
         if not 0 <= size <= self._room:
             raise BadTar(f"an entry claims {size} bytes")
         self._body, self._padding = size, -size % _BLOCK
-        return Entry(name, "other" if sparse else kind, size, info.mode, link)
+        return TarEntry(name, "other" if sparse else kind, size, info.mode, link)
 
     def _pass_sparse_map(self, info: tarfile.TarInfo) -> None:
         # `frombuf` leaves these to `_proc_sparse`, which reads as many blocks as announce another.

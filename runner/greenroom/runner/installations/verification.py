@@ -20,7 +20,7 @@ from threading import Event
 from greenroom.actors.values import Failure
 from greenroom.runner.errors import JobCancelled, JobFailed, is_machines, refused_by_machine
 from greenroom.runner.installations.bounded import stop_if
-from greenroom.runner.installations.record import MARK, Record, Unclear, interpreter
+from greenroom.runner.installations.record import MARK, InstallationRecord, Unclear, interpreter
 
 _IDENTITY = "import sys; print(sys.implementation.cache_tag, '%d.%d.%d' % sys.version_info[:3])"
 _IDENTITY_SECONDS = 20.0
@@ -56,7 +56,7 @@ def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
                 yield entry
 
 
-def complaint(folder: Path, record: Record, *, run: bool = True) -> str:
+def complaint(folder: Path, record: InstallationRecord, *, run: bool = True) -> str:
     """Why the installation cannot be used, from presence and size of every file; empty if it is intact.
 
     Args:
@@ -68,7 +68,7 @@ def complaint(folder: Path, record: Record, *, run: bool = True) -> str:
     return missing(folder, record) or (strange_python(folder, record) if run else "")
 
 
-def missing(folder: Path, record: Record) -> str:
+def missing(folder: Path, record: InstallationRecord) -> str:
     """A clause on the first file or link that is gone or has another size; empty if none is."""
     root = f"{folder}{os.sep}"
     regular, lstat = stat.S_IFREG, os.lstat
@@ -94,7 +94,7 @@ def missing(folder: Path, record: Record) -> str:
     return ""
 
 
-def strange_python(folder: Path, record: Record) -> str:
+def strange_python(folder: Path, record: InstallationRecord) -> str:
     """Why the installation's Python is not the one its packages were built for; empty if it is.
 
     Another patch release is the same Python: system updates replace those in place.
@@ -112,7 +112,7 @@ def strange_python(folder: Path, record: Record) -> str:
         raise Unclear(f"its Python cannot be read: {error.strerror}") from error
     try:
         tag, version = identity(python)
-    except NotRunning as error:
+    except InterpreterFailed as error:
         if error.passing:
             raise Unclear(f"its Python did not answer ({error})") from error
         return f"its Python does not run ({error})"
@@ -121,7 +121,7 @@ def strange_python(folder: Path, record: Record) -> str:
     return ""
 
 
-class NotRunning(Exception):
+class InterpreterFailed(Exception):
     """An interpreter does not run; the text says how it ended."""
 
     def __init__(self, how: str, *, passing: bool) -> None:
@@ -138,10 +138,10 @@ def identity(python: Path, cancel: Event | None = None) -> tuple[str, str]:
     """
     outcome = run_python(python, ["-S", "-c", _IDENTITY], seconds=_IDENTITY_SECONDS, cancel=cancel)
     if outcome.code != 0:
-        raise NotRunning(outcome.ending, passing=outcome.passing)
+        raise InterpreterFailed(outcome.ending, passing=outcome.passing)
     tag, _, version = outcome.output.strip().partition(" ")
     if not tag or not version:
-        raise NotRunning("it printed nothing", passing=True)
+        raise InterpreterFailed("it printed nothing", passing=True)
     return tag, version
 
 
@@ -168,7 +168,7 @@ def probe(folder: Path, name: str, modules: Sequence[str], cancel: Event) -> Non
         )
 
 
-def _not_probed(name: str, outcome: Outcome) -> Failure:
+def _not_probed(name: str, outcome: InterpreterRun) -> Failure:
     """The machine prevented the probe."""
     if outcome.refused is not None:
         return refused_by_machine(f"{name} was installed but could not be started", outcome.refused)
@@ -182,7 +182,7 @@ def _not_probed(name: str, outcome: Outcome) -> Failure:
     )
 
 
-def changed(folder: Path, record: Record, cancel: Event | None = None) -> list[str]:
+def changed(folder: Path, record: InstallationRecord, cancel: Event | None = None) -> list[str]:
     """Read everything and describe each file whose bytes have changed since it was installed.
 
     The sums come from the `RECORD` of each wheel, and the `RECORD`s' own from our record. For an image all
@@ -246,7 +246,7 @@ def _rows(folder: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class InterpreterRun:
     """How a short run of an interpreter ended."""
 
     code: int | None
@@ -276,7 +276,7 @@ class Outcome:
 
 def run_python(
     python: Path, args: Sequence[str], *, seconds: float, cancel: Event | None = None, cwd: Path | None = None
-) -> Outcome:
+) -> InterpreterRun:
     """Run an interpreter isolated from the user's settings (`-I`), in a process group that ends with it.
 
     Raises:
@@ -295,7 +295,7 @@ def run_python(
             start_new_session=True,
         )
     except OSError as error:
-        return Outcome(code=126, output=str(error), refused=error)
+        return InterpreterRun(code=126, output=str(error), refused=error)
     deadline = time.monotonic() + seconds
     try:
         while True:
@@ -306,7 +306,7 @@ def run_python(
                 if cancel is not None and cancel.is_set():
                     raise JobCancelled from None
                 if time.monotonic() >= deadline:
-                    return Outcome(code=None, output="")
+                    return InterpreterRun(code=None, output="")
     finally:
         if process.poll() is None:
             with suppress(ProcessLookupError, PermissionError):
@@ -315,4 +315,4 @@ def run_python(
             with suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=_END_SECONDS)
     text = out if process.returncode == 0 else err + out
-    return Outcome(code=process.returncode, output=text[-_OUTPUT_LIMIT:].decode("utf-8", "replace"))
+    return InterpreterRun(code=process.returncode, output=text[-_OUTPUT_LIMIT:].decode("utf-8", "replace"))

@@ -23,7 +23,7 @@ from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import from_os_error, not_a_model
 from greenroom.runner.models.published import blobs_of, checked, complete
 from greenroom.runner.models.references import blob_name
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 
 _CHUNK = 2**20
 _MANIFEST_LIMIT = 4 * 2**20
@@ -34,7 +34,7 @@ _BLOB = re.compile(r"(?:\./)?blobs/sha256/([0-9a-f]{64})")
 _BLOCK = tarfile.BLOCKSIZE
 
 
-def load(store: Store, stream: IO[bytes], cancel: Event) -> Model:
+def load(store: ModelStore, stream: IO[bytes], cancel: Event) -> Model:
     """Store the model in an archive, without a tag. Blocks until the stream ends.
 
     Raises:
@@ -65,7 +65,7 @@ def load(store: Store, stream: IO[bytes], cancel: Event) -> Model:
         raise from_os_error(error, "storing the model") from error
 
 
-def export(store: Store, model_id: str) -> tuple[int, Iterator[bytes]]:
+def export(store: ModelStore, model_id: str) -> tuple[int, Iterator[bytes]]:
     """A model's archive: its size in bytes, and its content in pieces.
 
     Files removed meanwhile stay readable: all are open before the first byte.

@@ -36,14 +36,14 @@ _ARCHIVED_FILES = 1_000
 
 
 @dataclass(frozen=True)
-class Bundle:
+class ModelBundle:
     path: Path
     """The first GGUF shard, or the folder."""
     mmproj: Path | None = None
     chat_template: Path | None = None
 
 
-def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -> Bundle:
+def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -> ModelBundle:
     """The bundle in `folder`, built first if missing or incomplete. `blob` maps a digest to its path.
 
     Raises:
@@ -63,7 +63,7 @@ def open_bundle(folder: Path, manifest: Manifest, blob: Callable[[str], Path]) -
         (str(name) for layer, name in files if kind_of(layer) == GGUF), key=lambda n: (shard_of(n), n)
     )
     kinds = {kind_of(layer): model / name for layer, name in files}
-    return Bundle(
+    return ModelBundle(
         path=model / weights[0] if weights else model,
         mmproj=kinds.get(MMPROJ),
         chat_template=kinds.get(CHAT_TEMPLATE) if weights else None,

@@ -14,7 +14,7 @@ from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models import templates
 from greenroom.runner.models.errors import size_text
 from greenroom.runner.models.gguf import read_header
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 
 if TYPE_CHECKING:
     from greenroom.runner.models.puller import Published
@@ -42,7 +42,7 @@ def described(model: Model, config: Mapping[str, Any] | None = None) -> dict[str
     }
 
 
-def files_of(store: Store, model_id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def files_of(store: ModelStore, model_id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The files of a stored model, and its configuration as published.
 
     Raises:
@@ -65,7 +65,7 @@ def files_of(store: Store, model_id: str) -> tuple[list[dict[str, Any]], dict[st
         return files, {}
 
 
-def template_of(store: Store, model_id: str) -> dict[str, Any] | None:
+def template_of(store: ModelStore, model_id: str) -> dict[str, Any] | None:
     """Where the chat template of a stored model is, and the names if there are several; None without one.
 
     Raises:

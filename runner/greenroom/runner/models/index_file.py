@@ -15,7 +15,7 @@ from greenroom.runner.models import manifest as artifacts
 from greenroom.runner.models.bundle import open_bundle
 from greenroom.runner.models.errors import from_os_error
 from greenroom.runner.models.files import TEMPORARY, children, write_atomically
-from greenroom.runner.models.layout import Entry, Index, IndexDamaged
+from greenroom.runner.models.layout import Index, IndexDamaged, IndexEntry
 from greenroom.runner.models.manifest import CONFIGS, Descriptor, Manifest
 from greenroom.runner.models.metadata import Metadata, read_metadata
 from greenroom.runner.models.references import BadReference, blob_name, is_id
@@ -181,7 +181,7 @@ def _candidates(blobs: Path) -> Iterator[str]:
     return (digest for _, digest in sorted(found))
 
 
-def _entry(digest: str, blob: Callable[[str], Path], bundles: Path) -> Entry | None:
+def _entry(digest: str, blob: Callable[[str], Path], bundles: Path) -> IndexEntry | None:
     """The model with this manifest, if it is one and complete."""
     path = blob(digest)
     try:
@@ -201,7 +201,7 @@ def _entry(digest: str, blob: Callable[[str], Path], bundles: Path) -> Entry | N
         # Most are configurations or tokenizers; an incomplete model can be pulled again.
         log.debug("%s is not a complete model: %s", digest[:19], error)
         return None
-    return Entry(model, len(data), origin)
+    return IndexEntry(model, len(data), origin)
 
 
 def _seal(file: Path, descriptor: Descriptor) -> tuple[int, int] | None:

@@ -35,7 +35,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     model: Model
     manifest_size: int
     origin: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -59,17 +59,17 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Index:
     """All models in order of arrival. Immutable; a tag is never on two models."""
 
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[IndexEntry, ...] = ()
     recovered: bool = False
     """It was lost and rebuilt and may be incomplete, so only the user may remove files it does not name."""
 
-    def find(self, model_id: str) -> Entry | None:
+    def find(self, model_id: str) -> IndexEntry | None:
         return next((entry for entry in self.entries if entry.id == model_id), None)
 
-    def tagged(self, tag: str) -> Entry | None:
+    def tagged(self, tag: str) -> IndexEntry | None:
         return next((entry for entry in self.entries if tag in entry.model.tags), None)
 
-    def with_model(self, new: Entry) -> Index:
+    def with_model(self, new: IndexEntry) -> Index:
         """Add a model, or merge tags and newer values into a stored one."""
         old = self.find(new.id)
         tags = new.model.tags
@@ -145,7 +145,7 @@ class Index:
         """
         try:
             document = msgspec.json.decode(data, type=_Document)
-            entries: dict[str, Entry] = {}
+            entries: dict[str, IndexEntry] = {}
             taken: set[str] = set()
             for descriptor in document.manifests:
                 tag = descriptor.annotations.get(_NAME, "")
@@ -157,7 +157,7 @@ class Index:
                     facts = msgspec.json.decode(descriptor.annotations[_FACTS], type=_Facts)
                     if facts.model.id != descriptor.digest:
                         raise IndexDamaged("a model's id is not its manifest's digest")
-                    known = Entry(facts.model, descriptor.size, facts.origin, facts.fingerprints)
+                    known = IndexEntry(facts.model, descriptor.size, facts.origin, facts.fingerprints)
                 entries[descriptor.digest] = _tagged(known, (*known.model.tags, tag)) if tag else known
         except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, RecursionError) as error:
             raise IndexDamaged(f"it cannot be read ({type(error).__name__}: {error})") from error
@@ -169,11 +169,11 @@ def _newest(fingerprints: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(reversed(dict.fromkeys(reversed(fingerprints))))[-_FINGERPRINTS:]
 
 
-def _tagged(entry: Entry, tags: Sequence[str]) -> Entry:
+def _tagged(entry: IndexEntry, tags: Sequence[str]) -> IndexEntry:
     return replace(entry, model=msgspec.structs.replace(entry.model, tags=tuple(tags)))
 
 
-def _without_tags(entries: tuple[Entry, ...], tags: Sequence[str]) -> tuple[Entry, ...]:
+def _without_tags(entries: tuple[IndexEntry, ...], tags: Sequence[str]) -> tuple[IndexEntry, ...]:
     return tuple(
         _tagged(e, [t for t in e.model.tags if t not in tags]) if set(tags) & set(e.model.tags) else e
         for e in entries

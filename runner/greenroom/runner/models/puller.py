@@ -48,11 +48,11 @@ from greenroom.runner.models.pusher import Pusher
 from greenroom.runner.models.references import Reference
 from greenroom.runner.models.short_names import Catalogue
 from greenroom.runner.models.sources import source_for
-from greenroom.runner.models.sources.base import Context, Offer, Pins, Source
+from greenroom.runner.models.sources.base import Offer, Pins, Source, SourceContext
 from greenroom.runner.models.sources.oci import OciSource
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 from greenroom.runner.threads import start_thread
-from greenroom.runner.waits import PATIENCE, Cancel, Crew, Ending
+from greenroom.runner.waits import PATIENCE, Cancel, Crew, JobEnding
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources
@@ -81,7 +81,7 @@ class Puller:
 
     def __init__(
         self,
-        store: Store,
+        store: ModelStore,
         tell: TellActor,
         board: ProgressBoard,
         *,
@@ -191,7 +191,7 @@ class Puller:
         for thread in closing:
             thread.join()
 
-    def _run(self, fetch: FetchModel, cancel: Cancel) -> Ending:
+    def _run(self, fetch: FetchModel, cancel: Cancel) -> JobEnding:
         attempt = Attempt(pull_job(fetch.reference), partial(self._publish, fetch.job))
         with self._lock:
             self._attempts[fetch.job] = attempt
@@ -200,20 +200,20 @@ class Puller:
                 reference = Reference.parse(fetch.reference)
                 model, fresh = self._pull(reference, fetch.token, fetch.force, attempt, cancel)
         except JobCancelled:
-            return Ending(lambda: self._end(PullCancelled(job=fetch.job, reason="cancelled")))
+            return JobEnding(lambda: self._end(PullCancelled(job=fetch.job, reason="cancelled")))
         except Exception as error:  # noqa: BLE001 - a pull that ends without a word would hang its job
             failure = failure_of(error, "pulling the model")
             # What a server that trickles has sent is kept, but is no reason to wait for it for ever.
             moved = failure.code != TOO_SLOW and self._store.present(attempt.blobs) > attempt.had
             failed = _failed(fetch, failure, reached=attempt.reached, moved=moved)
-            return Ending(lambda: self._end(failed))
+            return JobEnding(lambda: self._end(failed))
         finally:
             attempt.end()
             with self._lock:
                 self._attempts.pop(fetch.job, None)
         # Also if it was cancelled meanwhile: the model is here.
         committed = ModelCommitted(job=fetch.job, model=model, fresh=fresh)
-        return Ending(lambda: self._end(committed), late=True)
+        return JobEnding(lambda: self._end(committed), late=True)
 
     def _pull(
         self, reference: Reference, token: str, force: bool, attempt: Attempt, cancel: Cancel
@@ -248,14 +248,16 @@ class Puller:
             return self._named(known, wanted.stored_tag), False
         return self._fetch(source, offer, wanted, force, attempt, cancel), True
 
-    def _source_of(self, reference: Reference, token: str, cancel: Cancel) -> tuple[Reference, Context]:
+    def _source_of(self, reference: Reference, token: str, cancel: Cancel) -> tuple[Reference, SourceContext]:
         """Where a name stands for something else: that, and what must come from there."""
         entry = self._catalogue.find(reference)
         pins = Pins()
         if entry is not None:
             reference = Reference.parse(entry.source)
             pins = Pins(sha256=entry.sha256, size=entry.size, package_sha256=entry.package_sha256)
-        return reference, Context(self._store.root, self._packages, pins, token, self._registries, cancel)
+        return reference, SourceContext(
+            self._store.root, self._packages, pins, token, self._registries, cancel
+        )
 
     def _fetch(
         self,
@@ -299,7 +301,7 @@ class Puller:
         return self._store.tag(model.id, tag) if tag and tag not in model.tags else model
 
     def _change(self, effect: _Change | InspectModels) -> None:
-        def run(_: Cancel) -> Ending:
+        def run(_: Cancel) -> JobEnding:
             try:
                 reports = tuple(self._changed(effect))
             except Exception as error:  # noqa: BLE001 - the actor waits for an answer
@@ -307,7 +309,7 @@ class Puller:
                 if isinstance(effect, InspectModels):
                     log.error("the model store cannot be read: %s %s", failure.sentence(), failure.detail)  # noqa: TRY400
                 reports = (EffectEnded(effect=effect, failure=failure),)
-            return Ending(lambda: tell(*reports), late=True)
+            return JobEnding(lambda: tell(*reports), late=True)
 
         def tell(*reports: Command[Any]) -> None:
             for report in reports:

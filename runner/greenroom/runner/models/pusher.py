@@ -23,8 +23,8 @@ from greenroom.runner.models.attempt import Attempt, Moving
 from greenroom.runner.models.errors import NO_ANSWER, TOO_SLOW, failure_of
 from greenroom.runner.models.manifest import MANIFEST, Descriptor, file_names
 from greenroom.runner.models.references import DEFAULT_TAG, Reference, familiar
-from greenroom.runner.models.store import Store
-from greenroom.runner.waits import PATIENCE, Cancel, Crew, Ending, side_by_side
+from greenroom.runner.models.store import ModelStore
+from greenroom.runner.waits import PATIENCE, Cancel, Crew, JobEnding, side_by_side
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.sources import PackageSources
@@ -41,7 +41,7 @@ class Pusher:
 
     def __init__(
         self,
-        store: Store,
+        store: ModelStore,
         tell: TellActor,
         board: ProgressBoard,
         *,
@@ -89,7 +89,7 @@ class Pusher:
         """End all pushes, and wait for that, but not for ever."""
         self._pushes.close()
 
-    def _run(self, send: SendModel, cancel: Cancel) -> Ending:
+    def _run(self, send: SendModel, cancel: Cancel) -> JobEnding:
         attempt = Attempt(push_job(send.reference), self._board.publish)
         began = time.monotonic()
         try:
@@ -103,10 +103,10 @@ class Pusher:
         else:
             seconds = round(time.monotonic() - began, 3)
             pushed = ModelPushed(model_id=send.model_id, reference=send.reference, sent=sent, seconds=seconds)
-            return Ending(lambda: self._end(pushed))
+            return JobEnding(lambda: self._end(pushed))
         finally:
             attempt.end()
-        return Ending(lambda: self.fail(send, failure))
+        return JobEnding(lambda: self.fail(send, failure))
 
     def _repository(self, reference: Reference, token: str, cancel: Cancel) -> Repository:
         from greenroom.runner.installations.sources import PackageSources
@@ -128,7 +128,7 @@ class _Push:
     """One push."""
 
     def __init__(
-        self, store: Store, model_id: str, reference: Reference, attempt: Attempt, cancel: Cancel
+        self, store: ModelStore, model_id: str, reference: Reference, attempt: Attempt, cancel: Cancel
     ) -> None:
         self.reference = reference
         self._store = store

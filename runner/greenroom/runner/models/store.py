@@ -50,7 +50,7 @@ from greenroom.runner.models.files import (
     write_atomically,
 )
 from greenroom.runner.models.index_file import IndexFile, model_of
-from greenroom.runner.models.layout import LAYOUT_VERSION, Entry, Index
+from greenroom.runner.models.layout import LAYOUT_VERSION, Index, IndexEntry
 from greenroom.runner.models.leftovers import Unnamed, sweep_partial
 from greenroom.runner.models.manifest import Manifest
 from greenroom.runner.models.metadata import read_metadata
@@ -63,7 +63,7 @@ _KEPT = 7 * 86_400.0
 
 
 @dataclass(frozen=True)
-class Usage:
+class StoreUsage:
     """Bytes on disk, hard links counted once."""
 
     models: int
@@ -72,7 +72,7 @@ class Usage:
     """Arrivals in progress, and what the next sweep removes."""
 
 
-class Store:
+class ModelStore:
     """The models on disk. Thread-safe; changes are serialised, also between processes."""
 
     def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -175,12 +175,12 @@ class Store:
         """The files of stored models."""
         return frozenset(self.blob(one) for e in self._index.read()[0].entries for one in self._digests(e))
 
-    def usage(self) -> Usage:
+    def usage(self) -> StoreUsage:
         index = self._index.read()[0]
         kept = {self.blob(d) for entry in index.entries for d in self._digests(entry)}
         seen: set[tuple[int, int]] = set()
         named = size_of(kept, seen)
-        return Usage(models=named, other=size_of(walk(self.root), seen))
+        return StoreUsage(models=named, other=size_of(walk(self.root), seen))
 
     def present(self, blobs: Iterable[tuple[str, int]]) -> int:
         """Bytes of these blobs (digest, size) that need not be fetched: stored, or partially downloaded."""
@@ -291,7 +291,7 @@ class Store:
             open_bundle(self._bundle(model.id), artifact.manifest, self.blob)
             fingerprints = (fingerprint,) if fingerprint else ()
             self._index.write(
-                index.with_model(Entry(model, len(artifact.manifest_bytes), origin, fingerprints))
+                index.with_model(IndexEntry(model, len(artifact.manifest_bytes), origin, fingerprints))
             )
         return self.model(model.id)
 
@@ -363,7 +363,7 @@ class Store:
             model = msgspec.structs.replace(
                 entry.model, id=artifact.id, tags=(tag,), created=self._clock(), context_size=size
             )
-            fresh = Entry(model, len(artifact.manifest_bytes), entry.origin)
+            fresh = IndexEntry(model, len(artifact.manifest_bytes), entry.origin)
             self._index.write(index.with_model(fresh))
         return self.model(model.id)
 
@@ -443,7 +443,7 @@ class Store:
         except OSError as error:
             raise from_os_error(error, doing) from error
 
-    def _entry(self, model_id: str) -> Entry:
+    def _entry(self, model_id: str) -> IndexEntry:
         entry = self._index.read()[0].find(model_id)
         if entry is None:
             self._check_place()
@@ -471,7 +471,7 @@ class Store:
             advice="Pull it again.",
         )
 
-    def _damage(self, entry: Entry) -> str:
+    def _damage(self, entry: IndexEntry) -> str:
         """Why a model is not whole; empty when it is, and when it cannot be looked at now."""
         try:
             return self._problem(entry)
@@ -479,7 +479,7 @@ class Store:
             log.warning("the model %s cannot be checked now: %s", entry.id[7:19], failed)
             return ""
 
-    def _problem(self, entry: Entry) -> str:
+    def _problem(self, entry: IndexEntry) -> str:
         """Why a model is not whole; empty when it is. Raises JobFailed when it cannot be looked at now."""
         try:
             manifest = self._manifest(entry.id)
@@ -544,7 +544,7 @@ class Store:
             blob.digest for manifest in manifests for blob in manifest.blobs()
         }
 
-    def _digests(self, entry: Entry) -> set[str]:
+    def _digests(self, entry: IndexEntry) -> set[str]:
         try:
             manifest = self._manifest(entry.id)
         except JobFailed:

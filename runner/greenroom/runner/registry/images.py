@@ -34,7 +34,7 @@ class ImagePlatform(msgspec.Struct, frozen=True, kw_only=True):
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part) or "unknown"
 
 
-class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class ImageDescriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A reference to a blob or manifest."""
 
     media_type: str = ""
@@ -52,15 +52,15 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One image: its configuration and its layers, from the lowest up."""
 
     media_type: str = ""
-    config: Descriptor
-    layers: tuple[Descriptor, ...]
+    config: ImageDescriptor
+    layers: tuple[ImageDescriptor, ...]
 
 
 class ImageIndex(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One image for several platforms."""
 
     media_type: str = ""
-    manifests: tuple[Descriptor, ...]
+    manifests: tuple[ImageDescriptor, ...]
 
 
 class _RootFs(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ def decode_config(data: bytes, manifest: ImageManifest) -> ImageConfig:
     return config
 
 
-def choose(index: ImageIndex, wanted: ImagePlatform, name: str) -> Descriptor:
+def choose(index: ImageIndex, wanted: ImagePlatform, name: str) -> ImageDescriptor:
     """The image for a platform.
 
     Raises:
@@ -154,12 +154,12 @@ def wrong_platform(name: str, wanted: ImagePlatform, there: Sequence[str]) -> Jo
     )
 
 
-def _is_image(one: Descriptor) -> bool:
+def _is_image(one: ImageDescriptor) -> bool:
     """False for signatures and attestations, which are listed beside images."""
     return one.platform is not None and one.platform.os not in ("", "unknown")
 
 
-def _check(blobs: Sequence[Descriptor]) -> None:
+def _check(blobs: Sequence[ImageDescriptor]) -> None:
     if len(blobs) > _LAYERS:
         raise NotAnImage(f"it has {len(blobs)} parts")
     for blob in blobs:

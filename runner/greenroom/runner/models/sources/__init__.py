@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from greenroom.runner.errors import JobFailed
 from greenroom.runner.models.references import Reference, shown
-from greenroom.runner.models.sources.base import Context, Source
+from greenroom.runner.models.sources.base import Source, SourceContext
 
 
-def source_for(reference: Reference, context: Context) -> Source:
+def source_for(reference: Reference, context: SourceContext) -> Source:
     """The source for this reference.
 
     Raises:

@@ -64,7 +64,7 @@ class Pins:
 
 
 @dataclass(frozen=True)
-class Context:
+class SourceContext:
     """What sources need beside the reference."""
 
     store: Path

@@ -27,8 +27,8 @@ from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import NO_ANSWER, not_a_model
 from greenroom.runner.models.references import DEFAULT_TAG, BadReference, Reference, is_id, relative_name
 from greenroom.runner.models.selection import choose_from_repository, quantisations_of
-from greenroom.runner.models.sources.base import Context, Offer, Report, Source
-from greenroom.runner.models.sources.transfer import Piece, Transfer
+from greenroom.runner.models.sources.base import Offer, Report, Source, SourceContext
+from greenroom.runner.models.sources.transfer import FileToFetch, Transfer
 
 _SECONDS = 90.0
 _TICK = 0.1
@@ -56,7 +56,7 @@ class _Listing(msgspec.Struct, frozen=True):
 class HuggingFaceSource(Source):
     """Fetches one quantisation of one repository."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         self._context = context
         self._listing: _Listing | None = None
 
@@ -140,11 +140,11 @@ def _from_cache(file: _File, arrival: Arrival, cancel: Event) -> bool:
     return True
 
 
-def _piece(listing: _Listing, file: _File) -> Piece:
+def _piece(listing: _Listing, file: _File) -> FileToFetch:
     headers = {"User-Agent": "greenroom"}
     if listing.token:
         headers["Authorization"] = f"Bearer {listing.token}"
-    return Piece(
+    return FileToFetch(
         url=f"{listing.endpoint}/{listing.repository}/resolve/{listing.commit}/{quote(file.name)}",
         name=_flat(file.name),
         size=file.size,
@@ -239,7 +239,7 @@ def _failure(reference: Reference, answer: dict[str, str]) -> JobFailed:
     )
 
 
-def _refused(reference: Reference, piece: Piece, status: int) -> JobFailed:
+def _refused(reference: Reference, piece: FileToFetch, status: int) -> JobFailed:
     if status in (401, 403):
         return _failure(reference, {"error": "gated" if status == 403 else "unauthorized"})
     if status == 429:

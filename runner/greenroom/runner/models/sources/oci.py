@@ -15,13 +15,13 @@ from greenroom.runner.models.arrival import Arrival
 from greenroom.runner.models.errors import NO_ANSWER
 from greenroom.runner.models.published import blobs_of, checked, complete, format_of, weights_of
 from greenroom.runner.models.references import DEFAULT_TAG, Reference, digest_of
-from greenroom.runner.models.sources.base import Context, Offer, Report, Source
-from greenroom.runner.models.sources.transfer import Piece, Transfer
+from greenroom.runner.models.sources.base import Offer, Report, Source, SourceContext
+from greenroom.runner.models.sources.transfer import FileToFetch, Transfer
 from greenroom.runner.registry.client import Registry
 
 
 class OciSource(Source):
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         from greenroom.runner.installations.sources import PackageSources
         from greenroom.runner.installations.web import Web
 
@@ -56,7 +56,7 @@ class OciSource(Source):
         assert registry is not None, "describe comes first"
         manifest = artifacts.decode(self._manifest_bytes, digest_of(self._manifest_bytes))
         pieces = [
-            Piece(
+            FileToFetch(
                 url=f"{registry.base}/blobs/{blob.digest}",
                 name=name,
                 size=blob.size,

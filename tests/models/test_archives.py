@@ -193,10 +193,10 @@ import resource, sys, threading
 from pathlib import Path
 from greenroom.runner.errors import JobCancelled, JobFailed
 from greenroom.runner.models.archive import load
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 resource.setrlimit(resource.RLIMIT_AS, (300 * 2**20,) * 2)
 try:
-    load(Store(Path(sys.argv[1])), open(sys.argv[2], "rb"), threading.Event())
+    load(ModelStore(Path(sys.argv[1])), open(sys.argv[2], "rb"), threading.Event())
 except JobFailed as error:
     print(error.failure.code)
 """

@@ -50,14 +50,14 @@ from greenroom.actors.library.effects import FetchModel
 from greenroom.actors.progress import ProgressBoard
 from greenroom.runner.installations.sources import PackageSources, Setting
 from greenroom.runner.models.puller import Puller
-from greenroom.runner.models.store import Store
+from greenroom.runner.models.store import ModelStore
 
 def tell(to, report):
     print(type(report.event).__name__, report.event.job, flush=True)
     over.set()
 
 over = threading.Event()
-store = Store(Path(sys.argv[1]))
+store = ModelStore(Path(sys.argv[1]))
 store.prepare()
 index = Setting(sys.argv[2], "test")
 puller = Puller(store, tell, ProgressBoard(), packages=PackageSources(index=index))
